@@ -1,0 +1,107 @@
+// Package llb is the build graph: immutable vertices with one output and one digest each. It knows what a step is,
+// not how one runs, what it costs or whether it was run before.
+package llb
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+)
+
+// Digest identifies a vertex by what it does and what it is made from. It is neither a cache key nor a content digest:
+// two vertices with different digests may well have the same cache key.
+type Digest [sha256.Size]byte
+
+// String returns the digest in the form of OCI digests, "sha256:…".
+func (d Digest) String() string { return "sha256:" + hex.EncodeToString(d[:]) }
+
+// Op is what a vertex does. The implementations are Image, Scratch, Local, Exec, Copy, Mkdir and Merge; they are values
+// and must not be changed once they are in a graph.
+type Op interface {
+	// Kind returns the op's name as it enters digests and cache keys, for example "exec".
+	Kind() string
+}
+
+// Location is the place in a Dockerfile that a vertex comes from, for errors and progress. Lines count from 1.
+type Location struct {
+	File      string
+	StartLine int
+	EndLine   int
+}
+
+// Meta is what a vertex says of itself to people. Only NoCache and Platform are part of the vertex's identity.
+type Meta struct {
+	// Name is the line of progress output: "[build 2/5] RUN make".
+	Name string
+	// Location is where the instruction stands; the zero value where there is none.
+	Location Location
+	// NoCache says that no earlier result may stand in for this vertex.
+	NoCache bool
+	// Platform is "os/arch[/variant]" for which the step runs, as in Platform.String.
+	Platform string
+	// Stage is the index and name of the Dockerfile stage, for the frontend's own use in reports.
+	Stage string
+}
+
+// Vertex is a step of a build. Vertices are made by Graph.Add alone.
+type Vertex struct {
+	op     Op
+	inputs []*Vertex
+	meta   Meta
+	digest Digest
+}
+
+// Op returns what the vertex does.
+func (v *Vertex) Op() Op { return v.op }
+
+// Inputs returns the vertices whose outputs this one reads, in the op's own order. Input 0 of Exec, Copy, Mkdir and Merge
+// is the root file system that the op works on. The slice must not be changed.
+func (v *Vertex) Inputs() []*Vertex { return v.inputs }
+
+// Meta returns the vertex's description.
+func (v *Vertex) Meta() Meta { return v.meta }
+
+// Digest returns the vertex's identity.
+func (v *Vertex) Digest() Digest { return v.digest }
+
+// Graph holds the vertices of one build; equal vertices are one vertex, also across stages and platforms.
+// The zero value is an empty graph. It is not safe for concurrent use.
+type Graph struct {
+	byDigest map[Digest]*Vertex
+}
+
+// Add returns the vertex with this op, these inputs, and meta's NoCache and Platform. If the graph holds it already
+// that vertex is returned, with the Meta of the first Add.
+func (g *Graph) Add(op Op, meta Meta, inputs ...*Vertex) *Vertex {
+	d := digestOf(op, meta, inputs)
+	if v, ok := g.byDigest[d]; ok {
+		return v
+	}
+	v := &Vertex{op: op, inputs: inputs, meta: meta, digest: d}
+	if g.byDigest == nil {
+		g.byDigest = map[Digest]*Vertex{}
+	}
+	g.byDigest[d] = v
+	return v
+}
+
+func digestOf(op Op, meta Meta, inputs []*Vertex) Digest {
+	type identity struct {
+		Kind     string
+		Op       Op
+		NoCache  bool
+		Platform string
+		Inputs   []string
+	}
+	id := identity{Kind: op.Kind(), Op: op, NoCache: meta.NoCache, Platform: meta.Platform}
+	for _, in := range inputs {
+		id.Inputs = append(id.Inputs, in.digest.String())
+	}
+	// Ops are structs of plain values in a fixed order, so their JSON is canonical.
+	data, err := json.Marshal(id)
+	if err != nil {
+		panic(fmt.Sprintf("BUG: op %s cannot be encoded: %v", op.Kind(), err))
+	}
+	return sha256.Sum256(data)
+}
