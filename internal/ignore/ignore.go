@@ -1,0 +1,216 @@
+// Package ignore matches paths against the patterns of a .dockerignore file or of COPY --exclude; it knows patterns and
+// paths, not files.
+package ignore
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/moby/patternmatcher"
+	"github.com/moby/patternmatcher/ignorefile"
+)
+
+// Error is a pattern that cannot be read.
+type Error struct {
+	// Line is the pattern's line in its file, counted from 1; 0 where the patterns are from no file.
+	Line int
+	// Pattern is the pattern as it is written.
+	Pattern string
+	// Err says what is wrong with it.
+	Err error
+}
+
+// Error returns the line, where there is one, the pattern and what is wrong with it.
+func (e *Error) Error() string {
+	if e.Line > 0 {
+		return fmt.Sprintf("line %d: pattern %q: %v", e.Line, e.Pattern, e.Err)
+	}
+	return fmt.Sprintf("pattern %q: %v", e.Pattern, e.Err)
+}
+
+// Unwrap returns what is wrong with the pattern.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Matcher answers which paths a list of patterns excludes. A nil Matcher excludes nothing. A Matcher is not changed by
+// matching, so several goroutines may use one.
+type Matcher struct {
+	patterns []pattern
+}
+
+// pattern is one pattern in a PatternMatcher of its own: a common one compiles its patterns while it matches, which
+// several goroutines must not do.
+type pattern struct {
+	text string
+	// exception is set for "!".
+	exception bool
+	pm        *patternmatcher.PatternMatcher
+	elements  []string
+}
+
+// unmatched is what a PatternMatcher of one pattern returns for a directory that it does not match.
+var unmatched = func() patternmatcher.MatchInfo {
+	pm, err := patternmatcher.New([]string{"x"})
+	if err != nil {
+		panic("BUG: patternmatcher does not know a plain name: " + err.Error())
+	}
+	_, info, _ := pm.MatchesUsingParentResults("y", patternmatcher.MatchInfo{})
+	return info
+}()
+
+// Parse reads patterns in the syntax of a .dockerignore file from r: a pattern a line, "#" at the very beginning of a
+// line for a comment, "!" for an exception. An error is of type *Error or r's.
+func Parse(r io.Reader) (*Matcher, error) {
+	// The lines are read twice, as ignorefile forgets where a pattern comes from.
+	data, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	patterns, err := ignorefile.ReadAll(strings.NewReader(string(data)))
+	if err != nil {
+		return nil, err
+	}
+	m, err := New(patterns)
+	if e, ok := err.(*Error); ok {
+		e.Line = lineOf(string(data), e.Pattern)
+	}
+	return m, err
+}
+
+// lineOf returns the line of text that gives pattern, 0 for none.
+func lineOf(text, pattern string) int {
+	s := bufio.NewScanner(strings.NewReader(text))
+	for n := 1; s.Scan(); n++ {
+		got, err := ignorefile.ReadAll(strings.NewReader(s.Text()))
+		if err == nil && len(got) == 1 && got[0] == pattern {
+			return n
+		}
+	}
+	return 0
+}
+
+// New returns a Matcher of patterns, nil for none. An error is of type *Error.
+func New(patterns []string) (*Matcher, error) {
+	m := &Matcher{}
+	for _, text := range patterns {
+		p := strings.TrimSpace(text)
+		if p == "" {
+			continue
+		}
+		p = path.Clean(p)
+		compiled := pattern{text: p}
+		if rest, ok := strings.CutPrefix(p, "!"); ok {
+			if rest == "" {
+				return nil, &Error{Pattern: text, Err: errors.New("an exception has to name what it is for")}
+			}
+			compiled.exception = true
+			p = rest
+		}
+		compiled.elements = strings.Split(strings.Trim(path.Clean(p), "/"), "/")
+		if p[0] == '!' {
+			p = `\` + p
+		}
+		pm, err := patternmatcher.New([]string{p})
+		if err == nil {
+			// A pattern is compiled where it is first tried.
+			_, _, err = pm.MatchesUsingParentResults("x", patternmatcher.MatchInfo{})
+		}
+		if err != nil {
+			return nil, &Error{Pattern: text, Err: err}
+		}
+		compiled.pm = pm
+		m.patterns = append(m.patterns, compiled)
+	}
+	if len(m.patterns) == 0 {
+		return nil, nil
+	}
+	return m, nil
+}
+
+// Patterns returns the patterns, cleaned, in their order.
+func (m *Matcher) Patterns() []string {
+	if m == nil {
+		return nil
+	}
+	out := make([]string, len(m.patterns))
+	for i, p := range m.patterns {
+		out[i] = p.text
+	}
+	return out
+}
+
+// Exceptions says whether a pattern begins with "!".
+func (m *Matcher) Exceptions() bool {
+	return m != nil && slices.ContainsFunc(m.patterns, func(p pattern) bool { return p.exception })
+}
+
+// Info is what matching a directory found out, for the paths in it. The zero Info says that nothing is known.
+type Info struct {
+	// matched has an element for each pattern; it is nil in a zero Info.
+	matched []bool
+}
+
+// Ignored says whether the patterns exclude the slash-separated path name, which is relative to the root that the patterns
+// are for. parent is what Ignored returned for the directory that holds it; with the zero Info, name's parents are matched
+// too. The returned Info is the parent of what is in name.
+func (m *Matcher) Ignored(name string, parent Info) (bool, Info) {
+	if m == nil {
+		return false, Info{}
+	}
+	info := Info{make([]bool, len(m.patterns))}
+	ignored := false
+	for i, p := range m.patterns {
+		match := parent.matched != nil && parent.matched[i]
+		// A pattern that cannot change the answer is not tried, for what is in name neither: patternmatcher does so, and
+		// what a directory's exception means for the files in it depends on it.
+		if !match && p.exception == ignored {
+			match = p.match(name, parent.matched == nil)
+		}
+		info.matched[i] = match
+		if match {
+			ignored = !p.exception
+		}
+	}
+	return ignored, info
+}
+
+// match says whether p matches name or, if parents is set, a parent of it.
+func (p *pattern) match(name string, parents bool) bool {
+	from := unmatched
+	if parents {
+		from = patternmatcher.MatchInfo{}
+	}
+	// The pattern was tried when it was made, so there is no error.
+	ok, _, _ := p.pm.MatchesUsingParentResults(name, from)
+	return ok
+}
+
+// MayReinclude says whether a "!" pattern could match something below the directory dir, so that a walk has to enter it
+// though it is excluded.
+func (m *Matcher) MayReinclude(dir string) bool {
+	if m == nil {
+		return false
+	}
+	elements := strings.Split(strings.Trim(dir, "/"), "/")
+	return slices.ContainsFunc(m.patterns, func(p pattern) bool {
+		return p.exception && mayMatchBelow(p.elements, elements)
+	})
+}
+
+// mayMatchBelow compares as many elements as both have: the pattern can match below dir unless one differs.
+// A pattern that matches dir's parent also holds for all that is in dir.
+func mayMatchBelow(pattern, dir []string) bool {
+	for i := 0; i < len(pattern) && i < len(dir); i++ {
+		if strings.Contains(pattern[i], "**") {
+			return true
+		}
+		if ok, err := path.Match(pattern[i], dir[i]); err == nil && !ok {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,91 @@
+package parser
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
+)
+
+// Error is a fault of a Dockerfile, or of a step that one of its lines asks for.
+type Error struct {
+	// File is the name under which the Dockerfile is shown.
+	File string
+	// Line and EndLine are the first and the last line of the instruction, counted from 1; 0 where no line is to blame.
+	Line, EndLine int
+	// Msg says what is wrong, in one line without the position.
+	Msg string
+	// Hint is advice, for example "did you mean RUN?"; "" for none.
+	Hint string
+	// Err is the cause, nil where Msg is all there is.
+	Err error
+}
+
+// Error returns "file:line: message (hint)".
+func (e *Error) Error() string {
+	s := e.Msg
+	if e.Line > 0 {
+		s = fmt.Sprintf("%s:%d: %s", e.File, e.Line, s)
+	} else if e.File != "" {
+		s = e.File + ": " + s
+	}
+	if e.Hint != "" {
+		s += " (" + e.Hint + ")"
+	}
+	return s
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Lines returns the first and the last line of a location as instructions have it; 0, 0 for an empty one.
+func Lines(location []moby.Range) (start, end int) {
+	for _, r := range location {
+		if start == 0 || r.Start.Line < start {
+			start = r.Start.Line
+		}
+		end = max(end, r.End.Line)
+	}
+	return start, end
+}
+
+// At returns err as an Error at location in file. An Error in err's chain keeps its own position where it has one.
+// A nil err gives nil.
+func At(err error, file string, location []moby.Range) error {
+	if err == nil {
+		return nil
+	}
+	start, end := Lines(location)
+	var own *Error
+	if errors.As(err, &own) {
+		if own.Line > 0 || start == 0 {
+			return err
+		}
+		e := *own
+		e.File, e.Line, e.EndLine = file, start, end
+		return &e
+	}
+	var located *moby.LocationError
+	if errors.As(err, &located) {
+		// What wraps a LocationError only repeats the position in words.
+		if inner := located.Unwrap(); inner != nil {
+			err = inner
+		}
+		if start == 0 && len(located.Locations) > 0 {
+			start, end = Lines(located.Locations[0])
+		}
+	}
+	msg, hint := splitHint(err.Error())
+	return &Error{File: file, Line: start, EndLine: end, Msg: msg, Hint: hint, Err: err}
+}
+
+// splitHint takes the "(did you mean X?)" that BuildKit's packages put at a message's end off it.
+func splitHint(msg string) (text, hint string) {
+	const mark = " (did you mean "
+	i := strings.LastIndex(msg, mark)
+	if i < 0 || !strings.HasSuffix(msg, "?)") {
+		return msg, ""
+	}
+	return msg[:i], msg[i+2 : len(msg)-1]
+}
