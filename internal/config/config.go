@@ -1,0 +1,210 @@
+// Package config reads kiln.toml and finds kiln's directories. It does not know what the settings are used for.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// maxFile bounds kiln.toml in bytes, so that $KILN_CONFIG naming a device ends in an error.
+const maxFile = 1 << 20
+
+// DockerHub is the name under which the registry of short image names is configured.
+const DockerHub = "docker.io"
+
+// Config is what kiln.toml holds. The zero value is the configuration without one.
+type Config struct {
+	// Root is kiln's root directory, or "": see RootDir.
+	Root string `toml:"root"`
+	// Registries are the settings of registries by name.
+	Registries Registries `toml:"registry"`
+}
+
+// Registries holds settings by the registry's name as image names have it: "docker.io", "registry.corp:5000".
+type Registries map[string]Registry
+
+// Registry is the settings of one registry. The keys are those of buildkitd.toml, and Realms.
+type Registry struct {
+	// Mirrors are asked before the registry, in order, as "host[:port][/prefix]"; each may have settings of its own
+	// under its "host[:port]".
+	Mirrors []string `toml:"mirrors"`
+	// HTTP speaks plain http. Without it only loopback registries may.
+	HTTP bool `toml:"http"`
+	// Insecure speaks https without checking the certificate. It never falls back to http.
+	Insecure bool `toml:"insecure"`
+	// CA names files of PEM certificates that are trusted besides the system's.
+	CA []string `toml:"ca"`
+	// KeyPairs are client certificates.
+	KeyPairs []KeyPair `toml:"keypair"`
+	// Realms are the "host[:port]" of token servers that may be sent the registry's password over https although they are
+	// other hosts than the registry.
+	Realms []string `toml:"realms"`
+}
+
+// KeyPair names the PEM files of a client certificate.
+type KeyPair struct {
+	Key  string `toml:"key"`
+	Cert string `toml:"cert"`
+}
+
+// Load reads the first of $KILN_CONFIG, $XDG_CONFIG_HOME/kiln/kiln.toml (~/.config where that variable is not set) and
+// /etc/kiln/kiln.toml that exists; with none it returns an empty Config. The file that $KILN_CONFIG names must exist.
+// Errors name the file, and the line where there is one.
+func Load() (*Config, error) {
+	if path := os.Getenv("KILN_CONFIG"); path != "" {
+		return read(path)
+	}
+	for _, path := range places() {
+		c, err := read(path)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return c, err
+		}
+	}
+	return &Config{}, nil
+}
+
+func places() []string {
+	var paths []string
+	if dir, err := os.UserConfigDir(); err == nil {
+		paths = append(paths, filepath.Join(dir, "kiln", "kiln.toml"))
+	}
+	return append(paths, "/etc/kiln/kiln.toml")
+}
+
+func read(path string) (*Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("read configuration: %s is larger than %d bytes", path, maxFile)
+	}
+	return Parse(path, data)
+}
+
+// Parse returns the Config in the TOML text data. Path is the file's name in errors, and what relative names of files in it
+// are relative to its directory of. A key that kiln does not know is an error.
+func Parse(path string, data []byte) (*Config, error) {
+	var c Config
+	if err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&c); err != nil {
+		return nil, located(path, err)
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	abs := func(p *string) {
+		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+	abs(&c.Root)
+	registries := Registries{}
+	for name, r := range c.Registries {
+		if err := check(name, r); err != nil {
+			return nil, fmt.Errorf("%s: [registry.%q]: %w", path, name, err)
+		}
+		for i := range r.CA {
+			abs(&r.CA[i])
+		}
+		for i := range r.KeyPairs {
+			abs(&r.KeyPairs[i].Key)
+			abs(&r.KeyPairs[i].Cert)
+		}
+		if _, twice := registries[canonical(name)]; twice {
+			return nil, fmt.Errorf("%s: [registry.%q] is the same registry as [registry.%q]", path, name, canonical(name))
+		}
+		registries[canonical(name)] = r
+	}
+	c.Registries = registries
+	return &c, nil
+}
+
+// located puts the file and line before an error of the TOML decoder.
+func located(path string, err error) error {
+	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok && len(strict.Errors) > 0 {
+		first := strict.Errors[0]
+		line, _ := first.Position()
+		return fmt.Errorf("%s:%d: unknown key %s", path, line, strings.Join(first.Key(), "."))
+	}
+	if syntax, ok := errors.AsType[*toml.DecodeError](err); ok {
+		line, _ := syntax.Position()
+		return fmt.Errorf("%s:%d: %w", path, line, err)
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}
+
+func check(name string, r Registry) error {
+	if !isHost(name) {
+		return errors.New(`want a registry's name, "host" or "host:port"`)
+	}
+	for _, m := range r.Mirrors {
+		host, _, _ := strings.Cut(m, "/")
+		if !isHost(host) {
+			return fmt.Errorf(`mirror %q: want "host[:port][/prefix]" without https://`, m)
+		}
+	}
+	for _, realm := range r.Realms {
+		if !isHost(realm) {
+			return fmt.Errorf(`realm %q: want "host[:port]" without https://`, realm)
+		}
+	}
+	for _, p := range r.KeyPairs {
+		if p.Key == "" || p.Cert == "" {
+			return errors.New("a keypair needs both key and cert")
+		}
+	}
+	return nil
+}
+
+// isHost tells whether s is "host" or "host:port" and nothing else.
+func isHost(s string) bool {
+	u, err := url.Parse("//" + s)
+	return err == nil && s != "" && u.Host == s && u.Hostname() != "" && !strings.HasSuffix(s, ":") && !strings.ContainsAny(s, " \t%")
+}
+
+// canonical maps the names that Docker Hub has had to the one that image names have.
+func canonical(name string) string {
+	switch name {
+	case "index.docker.io", "registry-1.docker.io":
+		return DockerHub
+	}
+	return name
+}
+
+// RootDir returns the directory of the image store, layers and records as an absolute path: flag unless it is "", else
+// $KILN_ROOT, else the configuration's root, else /var/lib/kiln for root and $XDG_DATA_HOME/kiln (~/.local/share/kiln where
+// that variable is not set) for others. It makes nothing.
+func (c *Config) RootDir(flag string) (string, error) {
+	for _, dir := range []string{flag, os.Getenv("KILN_ROOT"), c.Root} {
+		if dir != "" {
+			return filepath.Abs(dir)
+		}
+	}
+	if os.Geteuid() == 0 {
+		return "/var/lib/kiln", nil
+	}
+	// The base directory specification has relative paths ignored.
+	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "kiln"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("find kiln's root directory: %w: name one with --root", err)
+	}
+	return filepath.Join(home, ".local", "share", "kiln"), nil
+}
