@@ -1,0 +1,170 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// at is a path inside a detached mount.
+func at(f *os.File, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), name) }
+
+func layer(t *testing.T, dir string, files ...string) string {
+	t.Helper()
+	for _, f := range files {
+		if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(f)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, f), []byte(dir), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func must(t *testing.T) func(f *os.File, err error) *os.File {
+	return func(f *os.File, err error) *os.File {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+}
+
+func TestOverlay(t *testing.T) {
+	tmp := t.TempDir()
+	// Names that mean something in an option string, and one that is longer than an option may be.
+	low := layer(t, filepath.Join(tmp, `a:b,c\d `), "one", "both", "dir/x")
+	top := layer(t, filepath.Join(tmp, strings.Repeat("long/", 80)), "two", "both")
+	o := Overlay{Lower: []string{top, low}, Upper: layer(t, tmp+"/upper"), Work: layer(t, tmp+"/work"), Volatile: true}
+	f := must(t)(o.Mount())
+	if b, err := os.ReadFile(at(f, "both")); err != nil || string(b) != top {
+		t.Errorf("both is %q, %v", b, err)
+	}
+	if _, err := os.Stat(at(f, "one")); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(at(f, "new"), nil, 0o600); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(tmp + "/upper/new"); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Rename(at(f, "dir"), at(f, "moved")); !errors.Is(err, unix.EXDEV) {
+		t.Errorf("rename of a lower directory: %v", err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(mounts), tmp) {
+		t.Errorf("the host sees the mount: %v", err)
+	}
+}
+
+func TestReadOnlyOverlays(t *testing.T) {
+	tmp := t.TempDir()
+	a, b := layer(t, tmp+"/a", "a"), layer(t, tmp+"/b", "b")
+	for _, lower := range [][]string{{a}, {a, b}} {
+		f := must(t)(Overlay{Lower: lower}.Mount())
+		if _, err := os.Stat(at(f, "a")); err != nil {
+			t.Error(err)
+		}
+		if err := os.WriteFile(at(f, "x"), nil, 0o644); !errors.Is(err, unix.EROFS) {
+			t.Errorf("%d lowers: %v", len(lower), err)
+		}
+	}
+	f := must(t)(Overlay{Upper: a, Work: b}.Mount())
+	if err := os.WriteFile(at(f, "x"), nil, 0o644); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestManyLowers(t *testing.T) {
+	tmp := t.TempDir()
+	var lower []string
+	for i := range MaxLower + 1 {
+		lower = append(lower, layer(t, fmt.Sprintf("%s/%d", tmp, i)))
+	}
+	layer(t, lower[0], "first")
+	layer(t, lower[MaxLower-1], "last")
+	f := must(t)(Overlay{Lower: lower[:MaxLower]}.Mount())
+	for _, name := range []string{"first", "last"} {
+		if _, err := os.Stat(at(f, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	var many *TooManyError
+	if _, err := (Overlay{Lower: lower}).Mount(); !errors.As(err, &many) || many.Lowers != MaxLower+1 {
+		t.Error(err)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	tmp := t.TempDir()
+	dir := layer(t, tmp+"/a", "file")
+	var e *Error
+	if _, err := (Overlay{Lower: []string{dir, tmp + "/none"}}).Mount(); !errors.As(err, &e) || !errors.Is(err, unix.ENOENT) {
+		t.Error(err)
+	}
+	if _, err := (Overlay{Lower: []string{dir, dir + "/file"}}).Mount(); !errors.Is(err, unix.ENOTDIR) {
+		t.Error(err)
+	}
+	if _, err := (Overlay{}).Mount(); !errors.Is(err, unix.EINVAL) {
+		t.Error(err)
+	}
+	if _, err := (Overlay{Lower: []string{dir}, Upper: dir}).Mount(); !errors.Is(err, unix.EINVAL) {
+		t.Error(err)
+	}
+	if _, err := New("tmpfs", 0, Option{"nonsense", "1"}); !errors.As(err, &e) || len(e.Messages) == 0 ||
+		!strings.Contains(err.Error(), "nonsense") {
+		t.Error(err)
+	}
+	if _, err := New("nosuchfs", 0); !errors.As(err, &e) || !errors.Is(err, unix.ENODEV) {
+		t.Error(err)
+	}
+}
+
+func TestTmpfs(t *testing.T) {
+	f := must(t)(Tmpfs(1<<20, 0o1777, 3, 4))
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	if st.Mode&0o7777 != 0o1777 || st.Uid != 3 || st.Gid != 4 {
+		t.Errorf("%o %d %d", st.Mode, st.Uid, st.Gid)
+	}
+	if err := os.WriteFile(at(f, "big"), make([]byte, 2<<20), 0o644); !errors.Is(err, unix.ENOSPC) {
+		t.Error(err)
+	}
+	if flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Error("not close-on-exec")
+	}
+}
+
+func TestCloneAndAttributes(t *testing.T) {
+	dir := layer(t, t.TempDir(), "a", "sub/b")
+	f := must(t)(os.Open(dir + "/sub"))
+	m := must(t)(Clone(f, true))
+	if err := os.WriteFile(at(m, "c"), nil, 0o644); err != nil {
+		t.Error(err)
+	}
+	if err := SetAttr(m, ReadOnly|NoDev|NoExec|NoSuid, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(at(m, "d"), nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Error(err)
+	}
+	if err := os.WriteFile(dir+"/sub/d", nil, 0o644); err != nil {
+		t.Error("the original is read-only too:", err)
+	}
+	file := must(t)(os.Open(dir + "/a"))
+	must(t)(Clone(file, false))
+}

@@ -1,0 +1,142 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxLower is the number of lower directories that the kernel stacks in one overlay.
+const MaxLower = 500
+
+// ErrOldKernel says that the kernel lacks the overlay option lowerdir+, which came with Linux 6.8.
+var ErrOldKernel = errors.New("the kernel cannot take overlay layers one by one: Linux 6.8 or later is needed")
+
+// TooManyError says that an overlay would have more than MaxLower lower directories.
+type TooManyError struct {
+	// Lowers is how many there are.
+	Lowers int
+}
+
+func (e *TooManyError) Error() string {
+	return fmt.Sprintf("%d layers are more than the %d that the kernel stacks in one overlay", e.Lowers, MaxLower)
+}
+
+// Overlay describes an overlay mount. See Documentation/filesystems/overlayfs.rst of the Linux source.
+type Overlay struct {
+	// Lower are the lower directories, topmost first. Any path will do, of any length.
+	Lower []string
+	// Upper is the directory that takes the changes, and Work an empty one on the same file system that the kernel needs.
+	// Without them the mount is read-only. With Upper alone and no Lower there is nothing to overlay, and the mount is
+	// Upper itself.
+	//
+	// Unmounting leaves Work/work and, if Volatile, Work/work/incompat/volatile behind: before Upper is mounted again the
+	// latter has to go, and when Upper becomes a lower directory all of Work can.
+	Upper, Work string
+	// Volatile leaves out every sync of Upper, also the one when the mount goes. After a crash of the machine Upper is worth
+	// nothing unless the caller has synced it.
+	Volatile bool
+	// UserXattr keeps the marks in user.overlay instead of trusted.overlay attributes, as a mount in a user namespace needs.
+	UserXattr bool
+}
+
+// Mount returns the overlay as a detached mount. Directories that are renamed are copied by whoever renames them (the kernel
+// says EXDEV), and marks of redirects and of metadata-only copies in lower layers are not followed. Errors are *Error,
+// *TooManyError or ErrOldKernel, wrapped.
+func (o Overlay) Mount() (*os.File, error) {
+	if len(o.Lower) > MaxLower {
+		return nil, &TooManyError{Lowers: len(o.Lower)}
+	}
+	if (o.Upper == "") != (o.Work == "") && len(o.Lower) > 0 {
+		return nil, &Error{FS: "overlay", Call: "upper and work directory go together", Err: unix.EINVAL}
+	}
+	switch {
+	case len(o.Lower) == 0 && o.Upper != "":
+		return bind(o.Upper, 0)
+	case len(o.Lower) == 1 && o.Upper == "":
+		return bind(o.Lower[0], ReadOnly)
+	case len(o.Lower) == 0:
+		return nil, &Error{FS: "overlay", Call: "no directories", Err: unix.EINVAL}
+	}
+	c, err := open("overlay")
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	for _, dir := range o.Lower {
+		if err := c.setDir("lowerdir+", dir); err != nil {
+			if errors.Is(err, unix.EINVAL) && !hasAppend() {
+				return nil, fmt.Errorf("%w: %w", ErrOldKernel, err)
+			}
+			return nil, err
+		}
+	}
+	attr := ReadOnly
+	if o.Upper != "" {
+		attr = 0
+		if err := c.setDir("upperdir", o.Upper); err != nil {
+			return nil, err
+		}
+		if err := c.setDir("workdir", o.Work); err != nil {
+			return nil, err
+		}
+	}
+	// An index would tie Upper to its lower directories; redirects and metadata-only copies would make it no layer.
+	options := []Option{{"index", "off"}, {"metacopy", "off"}, {"redirect_dir", "nofollow"}}
+	if o.Volatile && o.Upper != "" {
+		options = append(options, Option{"volatile", ""})
+	}
+	if o.UserXattr {
+		options = append(options, Option{"userxattr", ""})
+	}
+	for _, opt := range options {
+		if err := c.set(opt.Name, opt.Value); err != nil {
+			return nil, err
+		}
+	}
+	return c.mount(attr)
+}
+
+// setDir sets an option to a directory by way of a descriptor: a value is cut at 255 bytes, and some of its characters mean
+// something to the kernel.
+func (c *fscontext) setDir(name, dir string) error {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &Error{FS: c.fs, Call: "open " + dir, Err: err}
+	}
+	defer unix.Close(fd)
+	return c.check(unix.FsconfigSetString(c.fd, name, "/proc/self/fd/"+strconv.Itoa(fd)), "fsconfig "+name+"="+dir)
+}
+
+// hasAppend reports whether the kernel knows the option lowerdir+ at all.
+func hasAppend() bool {
+	c, err := open("overlay")
+	if err != nil {
+		return true
+	}
+	defer c.close()
+	return c.setDir("lowerdir+", "/") == nil
+}
+
+func bind(dir string, attr Attr) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &Error{FS: "overlay", Call: "open " + dir, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), dir)
+	defer f.Close()
+	m, err := Clone(f, false)
+	if err != nil {
+		return nil, err
+	}
+	if attr != 0 {
+		if err := SetAttr(m, attr, false); err != nil {
+			m.Close()
+			return nil, err
+		}
+	}
+	return m, nil
+}

@@ -1,0 +1,274 @@
+// Package passwd looks up users and groups in an image's /etc/passwd and /etc/group, as USER and COPY --chown mean them.
+// It knows nothing of file systems: the caller opens the two files.
+package passwd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// MaxFile is the size in bytes above which a passwd or group file is refused with ErrTooBig.
+const MaxFile = 10 << 20
+
+// MaxID is the highest number that Lookup takes for a user or a group, as Docker does.
+const MaxID = 1<<31 - 1
+
+// ErrTooBig says that a passwd or group file is larger than MaxFile.
+var ErrTooBig = errors.New("larger than 10 MiB")
+
+// User is what a process runs as.
+type User struct {
+	UID, GID uint32
+	// Groups is the complete supplementary group list for setgroups(2); GID is its first element.
+	Groups []uint32
+	// Home is the home directory of the passwd entry, "" if there is no entry or it names none.
+	Home string
+}
+
+// NotFoundError says that a name is in neither file.
+type NotFoundError struct {
+	// Kind is "user" or "group".
+	Kind string
+	// Name is the name as it was written.
+	Name string
+}
+
+func (e *NotFoundError) Error() string {
+	return fmt.Sprintf("%s %q is not in the image's /etc/%s", e.Kind, e.Name, fileOf(e.Kind))
+}
+
+// RangeError says that a number is no id: negative or too large.
+type RangeError struct {
+	// Kind is "user" or "group".
+	Kind string
+	// Value is the number as it was written.
+	Value string
+}
+
+func (e *RangeError) Error() string {
+	return fmt.Sprintf("%s id %s is out of range", e.Kind, e.Value)
+}
+
+func fileOf(kind string) string {
+	if kind == "group" {
+		return "group"
+	}
+	return "passwd"
+}
+
+// An Opener opens /etc/passwd or /etc/group; an error that is fs.ErrNotExist means an empty file.
+type Opener = func() (io.ReadCloser, error)
+
+// Lookup resolves the argument of USER: "", "user", "user:group", "user:" or ":group", each a name or a number. A number is
+// always an id, even if a user has that name. Without a user it is root's entry; without a group it is the entry's group and
+// the supplementary groups that name the user, and 0 for a number that has no entry. Errors are *NotFoundError,
+// *RangeError, ErrTooBig or what an Opener or a Read returned, wrapped.
+func Lookup(passwd, group Opener, spec string) (User, error) {
+	name, groupName, _ := strings.Cut(spec, ":")
+	users, err := read(passwd, "passwd", 7)
+	if err != nil {
+		return User{}, err
+	}
+	groups, err := read(group, "group", 4)
+	if err != nil {
+		return User{}, err
+	}
+
+	var u User
+	var entry []string
+	uid, numeric, err := number("user", name, MaxID)
+	switch {
+	case err != nil:
+		return User{}, err
+	case name == "" || numeric:
+		u.UID = uid
+		entry = findID(users, uid)
+	default:
+		if entry = findName(users, name); entry == nil {
+			return User{}, &NotFoundError{Kind: "user", Name: name}
+		}
+		if u.UID, err = id("user", entry[2], MaxID); err != nil {
+			return User{}, err
+		}
+	}
+	if entry != nil {
+		u.Home = entry[5]
+	}
+
+	if groupName != "" {
+		if u.GID, err = findGroup(groups, groupName, MaxID); err != nil {
+			return User{}, err
+		}
+		u.Groups = []uint32{u.GID}
+		return u, nil
+	}
+	if entry == nil {
+		u.Groups = []uint32{0}
+		return u, nil
+	}
+	if u.GID, err = id("group", entry[3], MaxID); err != nil {
+		return User{}, err
+	}
+	u.Groups = []uint32{u.GID}
+	for _, g := range groups {
+		if !slices.Contains(strings.Split(g[3], ","), entry[0]) {
+			continue
+		}
+		gid, err := id("group", g[2], MaxID)
+		if err != nil {
+			return User{}, err
+		}
+		if !slices.Contains(u.Groups, gid) {
+			u.Groups = append(u.Groups, gid)
+		}
+	}
+	return u, nil
+}
+
+// maxOwner is the highest owner a file can have: 2^32-1 means "leave as it is" to chown(2).
+const maxOwner = 1<<32 - 2
+
+// Owner resolves the value of COPY --chown, "user", "user:group" or ":group", each a name or a number. A user alone gives
+// the group of its entry if it is a name and the same number if it is a number; ":group", ":" and "" give user 0. The name
+// root is 0 whatever the files hold, and numbers do not read them. Errors are as with Lookup.
+func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
+	name, groupName, _ := strings.Cut(spec, ":")
+	uid, numeric, err := number("user", name, maxOwner)
+	if err != nil {
+		return 0, 0, err
+	}
+	gid = uid
+	if name != "" && name != "root" && !numeric {
+		users, err := read(passwd, "passwd", 7)
+		if err != nil {
+			return 0, 0, err
+		}
+		entry := findName(users, name)
+		if entry == nil {
+			return 0, 0, &NotFoundError{Kind: "user", Name: name}
+		}
+		if uid, err = id("user", entry[2], maxOwner); err != nil {
+			return 0, 0, err
+		}
+		if gid, err = id("group", entry[3], maxOwner); err != nil {
+			return 0, 0, err
+		}
+	}
+	if groupName == "" {
+		return uid, gid, nil
+	}
+	gid, numeric, err = number("group", groupName, maxOwner)
+	if err != nil || numeric || groupName == "root" {
+		return uid, gid, err
+	}
+	groups, err := read(group, "group", 4)
+	if err != nil {
+		return 0, 0, err
+	}
+	gid, err = findGroup(groups, groupName, maxOwner)
+	return uid, gid, err
+}
+
+// NeedsFiles reports whether Owner reads the image's files to resolve spec.
+func NeedsFiles(spec string) bool {
+	name, groupName, _ := strings.Cut(spec, ":")
+	for _, s := range []string{name, groupName} {
+		if s != "" && s != "root" && !digits(s) {
+			return true
+		}
+	}
+	return false
+}
+
+// digits reports whether s is a number, with a sign perhaps.
+func digits(s string) bool {
+	s = strings.TrimLeft(s, "+-")
+	return s != "" && strings.Trim(s, "0123456789") == ""
+}
+
+// number parses s if it is written as a number.
+func number(kind, s string, limit uint64) (n uint32, ok bool, err error) {
+	if !digits(s) {
+		return 0, false, nil
+	}
+	n, err = id(kind, s, limit)
+	return n, true, err
+}
+
+func id(kind, s string, limit uint64) (uint32, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil || n > limit {
+		return 0, &RangeError{Kind: kind, Value: s}
+	}
+	return uint32(n), nil
+}
+
+func findName(entries [][]string, name string) []string {
+	for _, e := range entries {
+		if e[0] == name {
+			return e
+		}
+	}
+	return nil
+}
+
+func findID(entries [][]string, want uint32) []string {
+	for _, e := range entries {
+		if n, err := strconv.ParseUint(e[2], 10, 32); err == nil && uint32(n) == want {
+			return e
+		}
+	}
+	return nil
+}
+
+func findGroup(groups [][]string, name string, limit uint64) (uint32, error) {
+	if gid, ok, err := number("group", name, limit); ok {
+		return gid, err
+	}
+	g := findName(groups, name)
+	if g == nil {
+		return 0, &NotFoundError{Kind: "group", Name: name}
+	}
+	return id("group", g[2], limit)
+}
+
+// read returns the entries of a file, each with n fields; what is missing at an entry's end is "". Lines that have no id
+// field or no name are left out, see passwd(5) and group(5).
+func read(open Opener, name string, n int) ([][]string, error) {
+	f, err := open()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the image's /etc/%s: %w", name, err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, MaxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the image's /etc/%s: %w", name, err)
+	}
+	if len(text) > MaxFile {
+		return nil, fmt.Errorf("read the image's /etc/%s: %w", name, ErrTooBig)
+	}
+	var entries [][]string
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' || line[0] == ':' {
+			continue
+		}
+		fields := strings.Split(line, ":")
+		if len(fields) < 3 {
+			continue
+		}
+		for len(fields) < n {
+			fields = append(fields, "")
+		}
+		entries = append(entries, fields)
+	}
+	return entries, nil
+}
