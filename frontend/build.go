@@ -1,0 +1,445 @@
+package frontend
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
+	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
+	"github.com/moby/buildkit/util/suggest"
+
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/parser"
+)
+
+// builder lowers a Dockerfile for one target platform.
+type builder struct {
+	ctx    context.Context
+	opts   *Options
+	graph  *llb.Graph
+	images *images
+	lint   *linter.Linter
+	target llb.Platform
+
+	// buildArgs are the Options', without a SOURCE_DATE_EPOCH that stands for no time.
+	buildArgs map[string]string
+	lex       *shell.Lex
+	// global are the ARGs above the first FROM and the predefined ones.
+	global environ
+	// declared are the names of the ARGs above the first FROM, with or without a value.
+	declared []string
+	epoch    *int64
+	// stages are those of the Dockerfile, in its order, and then the implicit ones.
+	stages []*stage
+	byName map[string]*stage
+	// external are the implicit stages by what from= says.
+	external map[string]*stage
+}
+
+// location returns the place of an instruction.
+func (b *builder) location(at []moby.Range) llb.Location {
+	start, end := parser.Lines(at)
+	return llb.Location{File: b.opts.Filename, StartLine: start, EndLine: end}
+}
+
+// at gives err a position.
+func (b *builder) at(err error, at []moby.Range) error { return parser.At(err, b.opts.Filename, at) }
+
+func (b *builder) build(dockerfile []byte) (*Image, error) {
+	df, err := parser.Parse(b.opts.Filename, dockerfile, b.lint)
+	if err != nil {
+		return nil, err
+	}
+	b.buildArgs = maps.Clone(b.opts.BuildArgs)
+	b.lex = shell.NewLex(df.Escape)
+	b.lintStages(df.Stages)
+	if err := b.setGlobalArgs(df); err != nil {
+		return nil, err
+	}
+	if err := b.setEpoch(df); err != nil {
+		return nil, err
+	}
+	if err := b.addStages(df.Stages); err != nil {
+		return nil, err
+	}
+	target, err := b.findTarget()
+	if err != nil {
+		return nil, err
+	}
+	if err := b.addDependencies(); err != nil {
+		return nil, err
+	}
+	if err := b.resolve(target); err != nil {
+		return nil, err
+	}
+	needed := b.needed(target)
+	// The implicit stages stand behind the Dockerfile's and in no order; nothing is lowered for them but their bases.
+	for _, implicit := range []bool{true, false} {
+		for _, s := range b.stages {
+			if s.implicit == implicit && needed[s] {
+				if err := b.lower(s); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	return b.finish(target), nil
+}
+
+// finish returns the image of the lowered target.
+func (b *builder) finish(s *stage) *Image {
+	platform := platformOf(s.image)
+	if len(b.opts.Platforms) > 0 || platform.OS == "" {
+		same := platform.OS == b.target.OS && platform.Architecture == b.target.Architecture
+		platform.OS, platform.Architecture = b.target.OS, b.target.Architecture
+		if b.target.Variant != "" || !same {
+			platform.Variant = b.target.Variant
+		}
+		if b.target.OSVersion != "" || !same {
+			platform.OSVersion = b.target.OSVersion
+		}
+	}
+	if len(b.opts.Labels) > 0 {
+		if s.config.Labels == nil {
+			s.config.Labels = map[string]string{}
+		}
+		maps.Copy(s.config.Labels, b.opts.Labels)
+	}
+	return &Image{
+		Platform: platform.Normalize(),
+		Root:     s.root,
+		Config:   s.config,
+		Author:   s.author,
+		History:  s.history,
+	}
+}
+
+// findTarget returns the stage to build.
+func (b *builder) findTarget() (*stage, error) {
+	if b.opts.Target == "" {
+		return b.stages[len(b.stages)-1], nil
+	}
+	if s, ok := b.byName[strings.ToLower(b.opts.Target)]; ok {
+		return s, nil
+	}
+	err := fmt.Errorf("target stage %q could not be found", b.opts.Target)
+	return nil, suggest.WrapError(err, b.opts.Target, b.stageNames(), true)
+}
+
+func (b *builder) stageNames() []string {
+	var names []string
+	for _, s := range b.stages {
+		if s.src.Name != "" {
+			names = append(names, s.src.Name)
+		}
+	}
+	return names
+}
+
+// addDependencies finds the stages that instructions read from.
+func (b *builder) addDependencies() error {
+	// The implicit stages that this appends have no instructions.
+	for _, s := range slices.Clone(b.stages) {
+		for _, c := range s.src.Commands {
+			cmd, err := b.command(s, c)
+			if err != nil {
+				return b.at(err, c.Location())
+			}
+			s.commands = append(s.commands, cmd)
+		}
+		if s.context != nil && s.context.replacesStage {
+			s.commands, s.deps = nil, nil
+		}
+	}
+	if err := b.checkCycles(); err != nil {
+		return err
+	}
+	if len(b.stages) == 1 {
+		b.stages[0].name = ""
+	}
+	return nil
+}
+
+// command returns the instruction c of s with its sources, and adds those to the dependencies of s.
+func (b *builder) command(s *stage, c instructions.Command) (command, error) {
+	cmd := command{Command: c}
+	switch c := c.(type) {
+	case *instructions.CopyCommand:
+		if c.From == "" {
+			break
+		}
+		expanded, err := b.lex.ProcessWordWithMatches(c.From, environ(nil))
+		if err != nil {
+			return cmd, err
+		}
+		if expanded.Result != c.From {
+			return cmd, &parser.Error{
+				Msg:  "variable expansion is not supported for --from",
+				Hint: "name a stage with FROM and an ARG above the first FROM, and copy from that",
+			}
+		}
+		source, err := b.copySource(c.From, c.Location())
+		if err != nil {
+			return cmd, err
+		}
+		cmd.sources = []*stage{source}
+	case *instructions.RunCommand:
+		for _, m := range instructions.GetMounts(c) {
+			var source *stage
+			if m.From != "" {
+				source = b.from(m.From, c.Location())
+			}
+			cmd.sources = append(cmd.sources, source)
+		}
+	}
+	for _, source := range cmd.sources {
+		if source != nil {
+			s.deps = append(s.deps, dependency{source, c.Location()})
+		}
+	}
+	return cmd, nil
+}
+
+// copySource returns the stage that COPY --from names, by number or name, or an implicit one for an image.
+func (b *builder) copySource(from string, at []moby.Range) (*stage, error) {
+	n, err := strconv.Atoi(from)
+	if err != nil {
+		return b.from(from, at), nil
+	}
+	if n < 0 || n >= len(b.stages) || b.stages[n].implicit {
+		return nil, fmt.Errorf("invalid stage index %d in --from", n)
+	}
+	return b.stages[n], nil
+}
+
+// from returns the stage that --from or from= names, or an implicit one for an image.
+func (b *builder) from(name string, at []moby.Range) *stage {
+	if s, ok := b.byName[strings.ToLower(name)]; ok {
+		return s
+	}
+	if s, ok := b.external[name]; ok {
+		return s
+	}
+	s := &stage{src: instructions.Stage{BaseName: name, Location: at}, implicit: true}
+	b.external[name] = s
+	b.stages = append(b.stages, s)
+	return s
+}
+
+// checkCycles reports stages that read from each other.
+func (b *builder) checkCycles() error {
+	const visiting, done = 1, 2
+	state := map[*stage]int{}
+	var visit func(s *stage) error
+	visit = func(s *stage) error {
+		state[s] = visiting
+		for _, d := range s.deps {
+			if state[d.stage] == visiting {
+				return b.at(fmt.Errorf("circular dependency detected on stage %s", cmp.Or(s.name, "0")), d.at)
+			}
+			if state[d.stage] == 0 {
+				if err := visit(d.stage); err != nil {
+					return err
+				}
+			}
+		}
+		state[s] = done
+		return nil
+	}
+	for _, s := range b.stages {
+		if state[s] == 0 {
+			if err := visit(s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// needed returns the stages that have to be lowered for target.
+func (b *builder) needed(target *stage) map[*stage]bool {
+	needed := map[*stage]bool{}
+	var add func(s *stage)
+	add = func(s *stage) {
+		if s == nil || needed[s] {
+			return
+		}
+		needed[s] = true
+		add(s.base)
+		for _, d := range s.deps {
+			add(d.stage)
+		}
+	}
+	add(target)
+	if b.opts.AllStages {
+		for _, s := range b.stages {
+			add(s)
+		}
+	}
+	return needed
+}
+
+// resolve finds the base images of the stages that target needs and the triggers in them, which may need more stages.
+func (b *builder) resolve(target *stage) error {
+	for {
+		needed := b.needed(target)
+		var stages []*stage
+		for _, s := range b.stages {
+			if needed[s] && s.base == nil && !s.resolved {
+				stages = append(stages, s)
+			}
+		}
+		if err := b.resolveBases(stages); err != nil {
+			return err
+		}
+		more := len(stages) > 0
+		for _, s := range slices.Clone(b.stages) {
+			if needed[s] && !s.triggered {
+				s.triggered = true
+				added, err := b.addTriggers(s)
+				if err != nil {
+					return err
+				}
+				more = more || added
+			}
+		}
+		if !more {
+			return nil
+		}
+	}
+}
+
+// lower turns the instructions of s into vertices.
+func (b *builder) lower(s *stage) error {
+	if s.base != nil {
+		if !s.base.lowered {
+			return b.at(fmt.Errorf("stage %q has to stand above the one that is built on it", s.base.name), s.src.Location)
+		}
+		s.inherit()
+	}
+	if s.platform == nil {
+		s.platform = &b.target
+	}
+	if _, ok := environ(s.config.Env).Get("PATH"); !ok {
+		s.config.Env = append(s.config.Env, "PATH="+defaultPath)
+	}
+	for _, kv := range s.config.Env {
+		k, v, _ := strings.Cut(kv, "=")
+		s.env = s.env.with(k, v)
+	}
+	if s.config.WorkingDir != "" {
+		s.config.WorkingDir = joinWorkdir("", s.config.WorkingDir)
+	}
+	for _, c := range s.commands {
+		if err := b.lowerCommand(s, c); err != nil {
+			return b.at(err, c.Location())
+		}
+	}
+	s.lowered = true
+	return nil
+}
+
+func (b *builder) lowerCommand(s *stage, c command) error {
+	s.onBuild = c.onBuild
+	lint := b.lint.WithMergedConfigFromComments(c.Comments())
+	if err := b.expand(s, c, lint); err != nil {
+		return err
+	}
+	switch cmd := c.Command.(type) {
+	case *instructions.AddCommand:
+		return b.add(s, cmd, lint)
+	case *instructions.ArgCommand:
+		return b.arg(s, cmd, lint)
+	case *instructions.CmdCommand:
+		b.cmd(s, cmd, lint)
+	case *instructions.CopyCommand:
+		return b.copy(s, cmd, c.sources, lint)
+	case *instructions.EntrypointCommand:
+		b.entrypoint(s, cmd, lint)
+	case *instructions.EnvCommand:
+		b.env(s, cmd, lint)
+	case *instructions.ExposeCommand:
+		return b.expose(s, cmd, lint)
+	case *instructions.HealthCheckCommand:
+		b.healthcheck(s, cmd, lint)
+	case *instructions.LabelCommand:
+		b.label(s, cmd, lint)
+	case *instructions.MaintainerCommand:
+		b.maintainer(s, cmd)
+	case *instructions.OnbuildCommand:
+		b.onbuild(s, cmd)
+	case *instructions.RunCommand:
+		return b.run(s, cmd, c.sources)
+	case *instructions.ShellCommand:
+		b.shell(s, cmd)
+	case *instructions.StopSignalCommand:
+		return b.stopSignal(s, cmd)
+	case *instructions.UserCommand:
+		b.user(s, cmd)
+	case *instructions.VolumeCommand:
+		return b.volume(s, cmd)
+	case *instructions.WorkdirCommand:
+		b.workdir(s, cmd, lint)
+	default:
+		return fmt.Errorf("%s is not supported", strings.ToUpper(c.Name()))
+	}
+	return nil
+}
+
+// expand replaces variables in the words of an instruction.
+func (b *builder) expand(s *stage, c command, lint *linter.Linter) error {
+	with := func(lex *shell.Lex) instructions.SingleWordExpander {
+		return func(word string) (string, error) {
+			expanded, unmatched, err := lex.ProcessWord(word, s.env)
+			lintUnmatched(s, c, unmatched, lint)
+			return expanded, err
+		}
+	}
+	// A default of ARG is only expanded where it is used.
+	_, isArg := c.Command.(*instructions.ArgCommand)
+	if e, ok := c.Command.(instructions.SupportsSingleWordExpansion); ok && !isArg {
+		if err := e.Expand(with(b.lex)); err != nil {
+			return err
+		}
+	}
+	if e, ok := c.Command.(instructions.SupportsSingleWordExpansionRaw); ok {
+		// In heredocs quotes are ordinary characters, and the escape directive does not hold.
+		lex := shell.NewLex('\\')
+		lex.SkipProcessQuotes = true
+		return e.ExpandRaw(with(lex))
+	}
+	return nil
+}
+
+// checkSyntax refuses a Dockerfile that asks for another frontend.
+func checkSyntax(dockerfile []byte, o *Options) error {
+	image, line := parser.Directive("syntax", dockerfile)
+	if v, ok := o.BuildArgs["BUILDKIT_SYNTAX"]; ok {
+		image, line = v, 0
+	}
+	image, _, _ = strings.Cut(image, " ")
+	name, _, _ := strings.Cut(strings.TrimPrefix(image, "docker.io/"), "@")
+	repository, tag, _ := strings.Cut(name, ":")
+	if image == "" || image == "dockerfile.v0" || repository == "docker/dockerfile" && !strings.HasPrefix(tag, "0") || repository == "docker/dockerfile-upstream" {
+		return nil
+	}
+	return &parser.Error{
+		File: o.Filename, Line: line, EndLine: line,
+		Msg:  fmt.Sprintf("the frontend %s is not supported", image),
+		Hint: "the Dockerfile language of docker/dockerfile:1 is built in",
+		Err:  errors.ErrUnsupported,
+	}
+}
+
+// unsupported returns the error for a part of the language that is refused.
+func unsupported(format string, args ...any) error {
+	return &parser.Error{Msg: fmt.Sprintf(format, args...) + " is not supported yet", Err: errors.ErrUnsupported}
+}

@@ -1,0 +1,29 @@
+package frontend
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
+)
+
+// cmd lowers CMD.
+func (b *builder) cmd(s *stage, c *instructions.CmdCommand, lint *linter.Linter) {
+	lintUsedOnce(c, &s.cmd, lint)
+	s.config.Cmd = commandLine(s, c, c.ShellDependantCmdLine, lint)
+	// Windows asks for this field; BuildKit sets it for all.
+	s.config.ArgsEscaped = true //nolint:staticcheck // deprecated, and part of the configuration that users compare
+	s.commit(fmt.Sprintf("CMD %q", s.config.Cmd), nil)
+}
+
+// commandLine returns the arguments of CMD and ENTRYPOINT: the shell form as the shell gets it.
+func commandLine(s *stage, c instructions.Command, line instructions.ShellDependantCmdLine, lint *linter.Linter) []string {
+	if !line.PrependShell {
+		return line.CmdLine
+	}
+	if len(s.config.Shell) == 0 {
+		lint.Run(&linter.RuleJSONArgsRecommended, c.Location(), linter.RuleJSONArgsRecommended.Format(c.Name()))
+	}
+	return append(s.shell(), strings.Join(line.CmdLine, " "))
+}

@@ -1,0 +1,90 @@
+package frontend
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// namedContext is a --build-context that stands for a stage or an image.
+type namedContext struct {
+	// name is the key in Options.NamedContexts.
+	name string
+	// dir is set for a directory; else the context is an image, the empty one if ref is "scratch".
+	dir         bool
+	ref, layout string
+	// replacesStage says that the context stands for a whole stage, and not only for the image that a FROM names.
+	replacesStage bool
+}
+
+// namedContext returns the context for a stage or image name, nil for none. A context "name::os/architecture" is for that
+// platform alone.
+func (b *builder) namedContext(name string, p llb.Platform) (*namedContext, error) {
+	if len(b.opts.NamedContexts) == 0 || strings.EqualFold(name, "scratch") || strings.EqualFold(name, "context") {
+		return nil, nil
+	}
+	want := familiarName(name)
+	var found, value string
+	for key, v := range b.opts.NamedContexts {
+		ref, platform, ok := strings.Cut(key, "::")
+		if familiarName(ref) != want {
+			continue
+		}
+		if ok {
+			kp, err := llb.ParsePlatform(platform, b.opts.BuildPlatform)
+			if err != nil {
+				return nil, fmt.Errorf("named context %s: %w", key, err)
+			}
+			if kp != p.Normalize() {
+				continue
+			}
+			found, value = key, v
+			break
+		}
+		// Of two spellings of one name the first in order is taken, whatever the map's order is.
+		if found == "" || key < found {
+			found, value = key, v
+		}
+	}
+	if found == "" {
+		return nil, nil
+	}
+	return parseContext(found, value)
+}
+
+// parseContext reads the value of a --build-context.
+func parseContext(name, value string) (*namedContext, error) {
+	c := &namedContext{name: name}
+	scheme, rest, _ := strings.Cut(value, "://")
+	switch {
+	case scheme == "docker-image" && rest == "scratch":
+		c.ref = "scratch"
+	case scheme == "docker-image":
+		ref, err := normalizeRef(rest)
+		if err != nil {
+			return nil, fmt.Errorf("named context %s: %w", name, err)
+		}
+		c.ref = ref
+	case scheme == "oci-layout":
+		dir, digest, isDigest := strings.Cut(rest, "@")
+		dir, tag := splitTag(dir)
+		c.layout, c.ref = dir, digest
+		if !isDigest {
+			c.ref = tag
+		}
+		if c.ref == "" {
+			c.ref = "latest"
+		}
+		if c.layout == "" {
+			return nil, fmt.Errorf("named context %s: %q names no directory", name, value)
+		}
+	case scheme == "http" || scheme == "https" || isGit(value):
+		return nil, unsupported("the named context %s=%s: a remote context", name, value)
+	case strings.HasPrefix(value, "target:") || strings.HasPrefix(value, "input:"):
+		return nil, unsupported("the named context %s=%s: a context from another target", name, value)
+	default:
+		c.dir = true
+	}
+	return c, nil
+}

@@ -1,0 +1,193 @@
+package frontend
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
+	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
+
+	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// copying is what COPY and ADD have in common.
+type copying struct {
+	// keyword is "COPY" or "ADD", text the whole instruction.
+	keyword, text string
+	instructions.SourcesAndDest
+	chown, chmod  string
+	link, parents bool
+	exclude       []string
+	unpack        bool
+	// from is what the paths are in.
+	from *llb.Vertex
+	at   []moby.Range
+}
+
+// copy lowers COPY.
+func (b *builder) copy(s *stage, c *instructions.CopyCommand, sources []*stage, lint *linter.Linter) error {
+	cp := copying{
+		keyword: "COPY", text: c.String(), SourcesAndDest: c.SourcesAndDest, chown: c.Chown, chmod: c.Chmod,
+		link: c.Link, parents: c.Parents, exclude: c.ExcludePatterns, at: c.Location(),
+	}
+	for _, src := range c.SourcePaths {
+		if isHTTP(src) {
+			return errors.New("source can't be a URL for COPY")
+		}
+		if isGit(src) {
+			return errors.New("source can't be a git ref for COPY")
+		}
+	}
+	if len(sources) > 0 {
+		from := sources[0]
+		if !from.lowered {
+			return fmt.Errorf("cannot copy from stage %q, it needs to be defined before current stage %q", c.From, s.name)
+		}
+		cp.from = from.root
+		if from.local != nil {
+			cp.from = from.local
+		}
+	} else {
+		cp.from = b.mainContext()
+		b.lintIgnored("Copy", c.SourcePaths, c.Location(), lint)
+	}
+	return b.copyFiles(s, cp)
+}
+
+// mainContext is the vertex of the build context.
+func (b *builder) mainContext() *llb.Vertex {
+	return b.graph.Add(llb.Local{Name: "context"}, llb.Meta{Name: "[internal] load build context"})
+}
+
+// copyFiles adds the vertices of COPY and ADD.
+func (b *builder) copyFiles(s *stage, cp copying) error {
+	if err := checkChmod(cp.chmod); err != nil {
+		return err
+	}
+	if cp.link && chownByName(cp.chown) {
+		return fmt.Errorf("--chown=%s: names of users and groups cannot be used with --link, use numeric uid[:gid] instead", cp.chown)
+	}
+	if _, err := ignore.New(cp.exclude); err != nil {
+		return fmt.Errorf("--exclude: %w", err)
+	}
+	op := llb.Copy{
+		Dest:    copyDest(s, cp.DestPath),
+		Chown:   cp.chown,
+		Chmod:   cp.chmod,
+		Exclude: cp.exclude,
+		Parents: cp.parents,
+		Unpack:  cp.unpack,
+		// As in BuildKit, --link is without effect beside --chmod.
+		Link:  cp.link && cp.chmod == "",
+		Epoch: b.epoch,
+	}
+	created := cp.keyword
+	if cp.parents {
+		created += " --parents"
+	}
+	if cp.chown != "" {
+		created += " --chown=" + cp.chown
+	}
+	if cp.chmod != "" {
+		created += " --chmod=" + cp.chmod
+	}
+	inputs := []*llb.Vertex{s.root}
+	if op.Link {
+		inputs[0] = b.scratch()
+	}
+	if len(cp.SourcePaths) > 0 {
+		inputs = append(inputs, cp.from)
+	}
+	for _, src := range cp.SourcePaths {
+		created += " " + src
+		op.Sources = append(op.Sources, llb.CopySource{Input: 1, Path: copySourcePath(src, cp.parents)})
+	}
+	for _, f := range cp.SourceContents {
+		created += " <<" + f.Path
+		if err := checkFileName(f.Path); err != nil {
+			return err
+		}
+		op.Sources = append(op.Sources, llb.CopySource{Inline: &llb.InlineFile{Name: f.Path, Content: []byte(f.Data)}})
+	}
+	created += " " + cp.DestPath + " # buildkit"
+
+	meta := b.meta(s, b.stepName(s, cp.text, b.lex, s.env), cp.at)
+	meta.NoCache = s.noCache
+	v := b.graph.Add(op, meta, inputs...)
+	if op.Link {
+		meta.NoCache = false
+		v = b.graph.Add(llb.Merge{}, meta, s.root, v)
+	}
+	s.root = v
+	s.commit(created, v)
+	return nil
+}
+
+// copyDest returns an absolute destination; a slash at its end says that it is a directory.
+func copyDest(s *stage, dest string) string {
+	isDir := dest == "" || dest == "." || strings.HasSuffix(dest, "/") || strings.HasSuffix(dest, "/.") ||
+		dest == ".." || strings.HasSuffix(dest, "/..")
+	if !path.IsAbs(dest) {
+		dest = path.Join(s.cwd(), dest)
+	}
+	dest = path.Clean(dest)
+	if isDir && dest != "/" {
+		dest += "/"
+	}
+	return dest
+}
+
+// copySourcePath returns the absolute path of a source: steps up do not lead out of its root. Of --parents, the first
+// "/./" stays.
+func copySourcePath(src string, parents bool) string {
+	if before, after, ok := strings.Cut(src, "/./"); parents && ok {
+		return strings.TrimSuffix(path.Join("/", before), "/") + "/." + path.Join("/", after)
+	}
+	return path.Join("/", src)
+}
+
+// chownByName says whether --chown has a name; root needs no file to be known.
+func chownByName(chown string) bool {
+	user, group, _ := strings.Cut(chown, ":")
+	for _, id := range []string{user, group} {
+		if _, err := strconv.ParseInt(id, 10, 32); err != nil && id != "" && id != "root" {
+			return true
+		}
+	}
+	return false
+}
+
+// checkChmod refuses a --chmod that is neither octal nor symbolic.
+func checkChmod(mode string) error {
+	if mode == "" {
+		return nil
+	}
+	if n, err := strconv.ParseUint(mode, 8, 32); err == nil && n <= 0o7777 {
+		return nil
+	}
+	bad := fmt.Errorf("invalid chmod parameter: '%s'. it should be octal string and between 0 and 07777, or symbolic like u=rwX,go=rX", mode)
+	for _, clause := range strings.Split(mode, ",") {
+		rest := strings.TrimLeft(clause, "ugoa")
+		if rest == "" {
+			return bad
+		}
+		for rest != "" {
+			if !strings.ContainsRune("+-=", rune(rest[0])) {
+				return bad
+			}
+			rest = rest[1:]
+			copied := strings.TrimLeft(rest, "ugo")
+			if len(rest)-len(copied) == 1 {
+				rest = copied
+			} else {
+				rest = strings.TrimLeft(rest, "rwxXst")
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,18 @@
+package frontend
+
+import (
+	"fmt"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
+)
+
+// entrypoint lowers ENTRYPOINT. A CMD of the base was for its own entry point, so it goes.
+func (b *builder) entrypoint(s *stage, c *instructions.EntrypointCommand, lint *linter.Linter) {
+	lintUsedOnce(c, &s.entrypoint, lint)
+	s.config.Entrypoint = commandLine(s, c, c.ShellDependantCmdLine, lint)
+	if s.cmd == nil {
+		s.config.Cmd = nil
+	}
+	s.commit(fmt.Sprintf("ENTRYPOINT %q", s.config.Entrypoint), nil)
+}

@@ -1,0 +1,300 @@
+package frontend
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
+	"github.com/moby/buildkit/util/suggest"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/parser"
+)
+
+// addStages makes the stages of the Dockerfile: FROM up to the resolving of images.
+func (b *builder) addStages(stages []instructions.Stage) error {
+	b.byName, b.external = map[string]*stage{}, map[string]*stage{}
+	for i, src := range stages {
+		s := &stage{src: src, name: src.Name}
+		if err := b.addStage(s, i); err != nil {
+			return b.at(err, src.Location)
+		}
+	}
+	return nil
+}
+
+func (b *builder) addStage(s *stage, index int) error {
+	lint := b.lint.WithMergedConfigFromComments(s.src.Comments)
+	base, err := b.lex.ProcessWordWithMatches(s.src.BaseName, b.global)
+	b.lintFromArgs(s, base.Unmatched, lint)
+	if err != nil {
+		return err
+	}
+	if base.Result == "" {
+		return suggestName(fmt.Errorf("base name (%s) should not be blank", s.src.BaseName), base.Unmatched, b.global.Keys())
+	}
+	s.src.BaseName = base.Result
+	if expr := s.src.Platform; expr != "" {
+		if err := b.setPlatform(s, expr, lint); err != nil {
+			return err
+		}
+	}
+	if s.name == "" {
+		s.name = fmt.Sprintf("stage-%d", index)
+	}
+	// The base is looked up before the stage has its name: "FROM busybox AS busybox" is built on the image.
+	s.base = b.byName[s.src.BaseName]
+	b.stages = append(b.stages, s)
+	if s.src.Name != "" {
+		b.byName[s.src.Name] = s
+		s.context, err = b.namedContext(s.src.Name, b.platformFor(s))
+		if err != nil {
+			return err
+		}
+		if s.context != nil {
+			s.context.replacesStage = true
+			s.base = nil
+		}
+	}
+	s.noCache = b.opts.NoCache || slices.ContainsFunc(b.opts.NoCacheFilter, func(name string) bool {
+		return strings.EqualFold(name, s.src.Name)
+	})
+	if s.base == nil && s.src.BaseName != "scratch" {
+		s.steps++
+	}
+	for _, c := range s.src.Commands {
+		s.steps += steps(c)
+	}
+	return nil
+}
+
+// steps returns how many progress lines an instruction has.
+func steps(c instructions.Command) int {
+	switch c.(type) {
+	case *instructions.AddCommand, *instructions.CopyCommand, *instructions.RunCommand, *instructions.WorkdirCommand:
+		return 1
+	}
+	return 0
+}
+
+// setPlatform reads FROM --platform.
+func (b *builder) setPlatform(s *stage, expr string, lint *linter.Linter) error {
+	v, err := b.lex.ProcessWordWithMatches(expr, b.global)
+	b.lintFromArgs(s, v.Unmatched, lint)
+	if err != nil {
+		return fmt.Errorf("--platform: %w", err)
+	}
+	b.lintPlatform(s, expr, v, lint)
+	if v.Result == "" {
+		return suggestName(fmt.Errorf("empty platform value from expression %s", expr), v.Unmatched, b.global.Keys())
+	}
+	p, err := llb.ParsePlatform(v.Result, b.opts.BuildPlatform)
+	if err != nil {
+		return suggestName(fmt.Errorf("--platform: %w", err), v.Unmatched, b.global.Keys())
+	}
+	s.platform = &p
+	return nil
+}
+
+// suggestName adds "did you mean" to err for the first of the names that is nearly one of known.
+func suggestName(err error, names map[string]struct{}, known []string) error {
+	for name := range names {
+		if ok, better := suggest.WrapErrorMaybe(err, name, known, true); ok {
+			return better
+		}
+	}
+	return err
+}
+
+// platformFor returns the platform that the stage's image is asked for.
+func (b *builder) platformFor(s *stage) llb.Platform {
+	if s.platform != nil {
+		return *s.platform
+	}
+	return b.target
+}
+
+// images resolves each image once in a build.
+type images struct {
+	resolver Resolver
+	mu       sync.Mutex
+	byKey    map[ImageRequest]*resolution
+}
+
+type resolution struct {
+	done  chan struct{}
+	image *BaseImage
+	err   error
+}
+
+// resolve starts to look for an image and returns the function that waits for it.
+func (m *images) resolve(b *builder, req ImageRequest) func() (*BaseImage, error) {
+	key := req
+	key.Name = ""
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, ok := m.byKey[key]
+	if !ok {
+		r = &resolution{done: make(chan struct{})}
+		if m.byKey == nil {
+			m.byKey = map[ImageRequest]*resolution{}
+		}
+		m.byKey[key] = r
+		go func() {
+			defer close(r.done)
+			r.image, r.err = m.resolver.ResolveImage(b.ctx, req)
+		}()
+	}
+	return func() (*BaseImage, error) {
+		<-r.done
+		return r.image, r.err
+	}
+}
+
+// resolveBases finds the base images of stages, all at a time. The error is that of the first stage that has one.
+func (b *builder) resolveBases(stages []*stage) error {
+	waits := make([]func() error, len(stages))
+	for i, s := range stages {
+		s.resolved = true
+		wait, err := b.resolveBase(s)
+		if err != nil {
+			wait = func() error { return err }
+		}
+		waits[i] = wait
+	}
+	var first error
+	for i, wait := range waits {
+		if err := wait(); err != nil && first == nil {
+			first = b.at(err, stages[i].src.Location)
+		}
+	}
+	return first
+}
+
+// resolveBase starts to find the base of a stage that is built on no other.
+func (b *builder) resolveBase(s *stage) (func() error, error) {
+	nothing := func() error { return nil }
+	if s.src.BaseName == "scratch" && s.context == nil {
+		// Nothing is there that could have another platform: FROM --platform=… scratch is for the target.
+		s.platform = &b.target
+		b.setScratch(s, b.target)
+		return nothing, nil
+	}
+	asked := s.src.BaseName
+	platform := b.platformFor(s)
+	req := ImageRequest{Platform: platform}
+	if s.context == nil {
+		ref, err := normalizeRef(asked)
+		if err != nil {
+			return nil, suggest.WrapError(err, asked, b.stageNames(), true)
+		}
+		req.Ref = ref
+		if s.context, err = b.namedContext(asked, platform); err != nil {
+			return nil, err
+		}
+	}
+	if c := s.context; c != nil {
+		if c.dir {
+			s.platform = &platform
+			b.setDirectory(s, platform)
+			return nothing, nil
+		}
+		if c.ref == "scratch" {
+			s.platform = &platform
+			b.setScratch(s, platform)
+			return nothing, nil
+		}
+		req.Ref, req.Layout = c.ref, c.layout
+	}
+	prefix := ""
+	if len(b.opts.Platforms) > 1 {
+		prefix = platform.String() + " "
+	}
+	req.Name = "[" + prefix + "internal] load metadata for " + req.Ref
+	wait := b.images.resolve(b, req)
+	return func() error {
+		image, err := wait()
+		if err != nil {
+			return b.imageError(asked, err)
+		}
+		b.setImage(s, asked, req, image)
+		return nil
+	}, nil
+}
+
+// imageError returns err, with advice where the name is nearly that of a stage or of a well-known image.
+func (b *builder) imageError(name string, err error) error {
+	known := append(b.stageNames(), "alpine", "busybox", "debian", "fedora", "golang", "node", "python", "ubuntu")
+	if match, ok := suggest.Search(name, known, true); ok {
+		return &parser.Error{Msg: err.Error(), Hint: "did you mean " + match + "?", Err: err}
+	}
+	return err
+}
+
+// setImage makes image the base of s; asked is its name in the Dockerfile.
+func (b *builder) setImage(s *stage, asked string, req ImageRequest, image *BaseImage) {
+	got := platformOf(image.Config)
+	if s.platform == nil {
+		s.platform = &b.target
+	}
+	s.image = image.Config
+	s.author = image.Config.Author
+	s.config = cloneConfig(image.Config.Config)
+	for _, h := range image.Config.History {
+		s.history = append(s.history, History{
+			CreatedBy: h.CreatedBy, Comment: h.Comment, Author: h.Author, Empty: h.EmptyLayer, Created: h.Created,
+		})
+	}
+	if len(image.Config.RootFS.DiffIDs) == 0 {
+		s.root = b.scratch()
+		return
+	}
+	name := "FROM " + req.Ref + "@" + image.Digest
+	if strings.Contains(req.Ref, "@") {
+		name = "FROM " + req.Ref
+	}
+	switch {
+	case s.context != nil:
+		name = "[context " + s.context.name + "] " + name
+	case s.implicit:
+	default:
+		name = b.stepName(s, name, b.lex, environ(nil))
+	}
+	s.root = b.graph.Add(llb.Image{Ref: req.Ref, Digest: image.Digest, Layout: req.Layout}, b.meta(s, name, s.src.Location))
+	if s.context == nil {
+		b.lintBasePlatform(s, asked, *s.platform, got)
+	}
+}
+
+// setScratch makes s begin with nothing.
+func (b *builder) setScratch(s *stage, p llb.Platform) {
+	s.root = b.scratch()
+	s.image.Platform = ocispecs.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion}
+	s.config.WorkingDir = "/"
+	s.config.Env = []string{"PATH=" + defaultPath}
+}
+
+// setDirectory makes s begin with the files of a named context.
+func (b *builder) setDirectory(s *stage, p llb.Platform) {
+	b.setScratch(s, p)
+	s.local = b.graph.Add(llb.Local{Name: s.context.name}, llb.Meta{Name: "[context " + s.context.name + "] load from client"})
+	if s.implicit {
+		return
+	}
+	op := llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/"}}, Dest: "/"}
+	s.root = b.graph.Add(op, b.meta(s, "[context "+s.context.name+"] FROM "+s.context.name, s.src.Location), s.root, s.local)
+	s.commit("FROM "+s.context.name+" # buildkit", s.root)
+}
+
+func (b *builder) scratch() *llb.Vertex {
+	return b.graph.Add(llb.Scratch{}, llb.Meta{Name: "[internal] scratch"})
+}
+
+func platformOf(image dockerspec.DockerOCIImage) llb.Platform {
+	return llb.Platform{OS: image.OS, Architecture: image.Architecture, Variant: image.Variant, OSVersion: image.OSVersion}
+}

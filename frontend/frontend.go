@@ -1,0 +1,162 @@
+// Package frontend lowers a Dockerfile to the build graph and the configuration of the images it describes; it does not
+// know how a step runs, where an image comes from or what is in the build context.
+package frontend
+
+import (
+	"context"
+	"time"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+
+	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/parser"
+)
+
+// Options is what a build is asked for beside the Dockerfile.
+type Options struct {
+	// Filename is the Dockerfile's name as errors show it.
+	Filename string
+	// Target is the stage to build, by name; "" is the last one.
+	Target string
+	// AllStages also lowers the stages that the target does not need, so that all of the Dockerfile is checked.
+	AllStages bool
+	// BuildArgs are the values of --build-arg. SOURCE_DATE_EPOCH of the client's environment belongs here as well.
+	BuildArgs map[string]string
+	// Labels are added to those of the target.
+	Labels map[string]string
+	// Platforms are the target platforms; none stands for BuildPlatform or, where the base image has one platform only, that.
+	Platforms []llb.Platform
+	// BuildPlatform is the platform that the build runs on.
+	BuildPlatform llb.Platform
+	// NoCache runs the steps of all stages again, NoCacheFilter those of the stages that it names.
+	NoCache       bool
+	NoCacheFilter []string
+	// NamedContexts are the values of --build-context by name: a directory, "docker-image://REF" or
+	// "oci-layout://DIR[:TAG|@DIGEST]". A directory becomes an llb.Local with the name of its key.
+	NamedContexts map[string]string
+	// Network is that of the RUNs without a --network of their own; "" is llb.NetworkDefault.
+	Network    llb.Network
+	ExtraHosts []llb.ExtraHost
+	Ulimits    []llb.Ulimit
+	// ShmSize is the size of /dev/shm in bytes; 0 for the default.
+	ShmSize      int64
+	CgroupParent string
+	// Allow are the entitlements that are granted: "network.host", "security.insecure". A Network of host grants the first.
+	Allow []string
+	// Ignore is the .dockerignore of the build context, for the check that warns of sources which it excludes; may be nil.
+	Ignore *ignore.Matcher
+}
+
+// ImageRequest asks for an image of one platform.
+type ImageRequest struct {
+	// Ref is a whole reference, "docker.io/library/debian:bookworm", or in an OCI layout a tag or a digest.
+	Ref string
+	// Layout is the directory of an OCI layout; "" for a registry or the local store.
+	Layout   string
+	Platform llb.Platform
+	// Name is the line of progress output.
+	Name string
+}
+
+// BaseImage is an image that was found.
+type BaseImage struct {
+	// Digest is that of the manifest of one platform, "sha256:…".
+	Digest string
+	// Config is the whole image configuration.
+	Config dockerspec.DockerOCIImage
+}
+
+// Resolver finds images.
+type Resolver interface {
+	// ResolveImage returns the image for req. Of an index it takes the requested platform, and it is an error where that is
+	// missing; an image without an index is taken whatever its platform is. It is called by several goroutines.
+	ResolveImage(ctx context.Context, req ImageRequest) (*BaseImage, error)
+}
+
+// Result is what Build returns.
+type Result struct {
+	// Images has an element for each of Options.Platforms, in that order, one where there is none.
+	Images []Image
+	// Warnings are the findings of the checks, each once, in the order of the lines.
+	Warnings []Warning
+	// Epoch is SOURCE_DATE_EPOCH in Unix seconds, from the build arguments or the Dockerfile; nil where it is not set.
+	Epoch *int64
+}
+
+// Image is the lowered target for one platform.
+type Image struct {
+	// Platform is that of the image's configuration.
+	Platform llb.Platform
+	// Root is the vertex of the root file system; an llb.Scratch for an image without layers.
+	Root *llb.Vertex
+	// Config is the image configuration without platform, times, root file system and history.
+	Config dockerspec.DockerOCIImageConfig
+	Author string
+	// History begins with that of the base image. From there on it has one entry that is not Empty for each vertex from the
+	// base to Root along the first inputs, in that order.
+	History []History
+}
+
+// History is an entry of an image's history.
+type History struct {
+	CreatedBy string
+	Comment   string
+	Author    string
+	// Empty says that no layer belongs to the entry.
+	Empty bool
+	// Created is set for the base image's entries alone.
+	Created *time.Time
+	// Vertex is the one whose layer the entry is about; for COPY --link that is the llb.Merge. Nil for an empty entry and
+	// for the base image's.
+	Vertex *llb.Vertex
+}
+
+// Warning is a finding of a check, as docs.docker.com/reference/build-checks lists them.
+type Warning struct {
+	// Rule is the check's name: "JSONArgsRecommended".
+	Rule string
+	// Description says what the check is about, Msg what it found.
+	Description string
+	Msg         string
+	// URL is the page about the check, "" for none.
+	URL      string
+	Location llb.Location
+}
+
+// Build lowers the Dockerfile for o.Platforms. Errors that a line is to blame for are of type *parser.Error; a Result with
+// the warnings found so far comes with an error as well.
+func Build(ctx context.Context, dockerfile []byte, o Options, r Resolver) (*Result, error) {
+	res := &Result{}
+	if o.Filename == "" {
+		o.Filename = "Dockerfile"
+	}
+	o.BuildPlatform = o.BuildPlatform.Normalize()
+	if err := checkSyntax(dockerfile, &o); err != nil {
+		return res, err
+	}
+	lint, warnings, err := newLinter(dockerfile, &o)
+	if err != nil {
+		return res, err
+	}
+	platforms := o.Platforms
+	if len(platforms) == 0 {
+		platforms = []llb.Platform{o.BuildPlatform}
+	}
+	graph := &llb.Graph{}
+	images := &images{resolver: r}
+	for _, p := range platforms {
+		b := &builder{ctx: ctx, opts: &o, graph: graph, images: images, lint: lint, target: p.Normalize()}
+		image, err := b.build(dockerfile)
+		res.Warnings = warnings.sorted()
+		if err != nil {
+			return res, parser.At(err, o.Filename, nil)
+		}
+		res.Images = append(res.Images, *image)
+		res.Epoch = b.epoch
+	}
+	if err := lintError(lint, o.Filename); err != nil {
+		return res, err
+	}
+	return res, nil
+}

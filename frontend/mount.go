@@ -1,0 +1,175 @@
+package frontend
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// mounts lowers the --mount flags of RUN and returns them with the inputs of the step, to which it adds.
+func (b *builder) mounts(s *stage, c *instructions.RunCommand, sources []*stage, inputs []*llb.Vertex) ([]llb.Mount, []*llb.Vertex, error) {
+	var mounts []llb.Mount
+	agents := 0
+	for i, m := range instructions.GetMounts(c) {
+		out := llb.Mount{Type: llb.MountType(m.Type), ReadOnly: m.ReadOnly, Required: m.Required}
+		var err error
+		switch m.Type {
+		case instructions.MountTypeSecret:
+			err = secretMount(&out, m)
+		case instructions.MountTypeSSH:
+			err = sshMount(&out, m, agents)
+			agents++
+		case instructions.MountTypeTmpfs:
+			out.Size = m.SizeLimit
+		case instructions.MountTypeCache:
+			b.cacheMount(&out, m)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		out.Target = m.Target
+		if m.Type == instructions.MountTypeSecret || m.Type == instructions.MountTypeSSH {
+			out.Target = targetOf(m, agents-1)
+		}
+		if out.Target != "" || out.Env == "" {
+			if out.Target, err = mountTarget(s, out.Target); err != nil {
+				return nil, nil, err
+			}
+		}
+		if m.Type == instructions.MountTypeBind || m.Type == instructions.MountTypeCache && m.From != "" {
+			if sources[i] != nil && !sources[i].lowered {
+				return nil, nil, fmt.Errorf("cannot mount from stage %q, it needs to be defined before the current stage", m.From)
+			}
+			input, source := b.mountSource(s, c, m, sources[i])
+			inputs = append(inputs, input)
+			out.Input, out.Source = len(inputs)-1, source
+		}
+		mounts = append(mounts, out)
+	}
+	return mounts, inputs, nil
+}
+
+// mountTarget returns where a mount is, absolute and cleaned. A relative one is below the working directory.
+func mountTarget(s *stage, target string) (string, error) {
+	if !path.IsAbs(target) {
+		target = path.Join(s.cwd(), target)
+	}
+	if target = path.Clean(target); target == "/" {
+		return "", fmt.Errorf("invalid mount target %q", target)
+	}
+	return target, nil
+}
+
+// mountSource returns the vertex that a bind or cache mount shows, and the path in it.
+func (b *builder) mountSource(s *stage, c *instructions.RunCommand, m *instructions.Mount, from *stage) (*llb.Vertex, string) {
+	source := path.Join("/", m.Source)
+	var local *llb.Vertex
+	switch {
+	case from == nil:
+		local = b.mainContext()
+	case from.local != nil:
+		local = from.local
+	default:
+		return from.root, source
+	}
+	// A local directory is no root file system, so what is mounted is copied, and that alone is read of it.
+	op := llb.Copy{
+		Sources: []llb.CopySource{{Input: 1, Path: escapeWildcards(source)}},
+		Dest:    path.Join("/", path.Base(source)),
+		Epoch:   b.epoch,
+	}
+	name := "[internal] load " + strings.TrimPrefix(source, "/") + " for a bind mount"
+	if source == "/" {
+		name = "[internal] load the context for a bind mount"
+	}
+	v := b.graph.Add(op, b.meta(s, name, c.Location()), b.scratch(), local)
+	return v, op.Dest
+}
+
+// escapeWildcards returns a pattern that matches p alone.
+func escapeWildcards(p string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(p)
+}
+
+func secretMount(out *llb.Mount, m *instructions.Mount) error {
+	out.ID = m.CacheID
+	if m.Source != "" {
+		out.ID = m.Source
+	}
+	if out.ID == "" {
+		if m.Target == "" {
+			return errors.New("a secret mount needs an id or a target")
+		}
+		out.ID = path.Base(m.Target)
+	}
+	if m.Env != nil {
+		out.Env = *m.Env
+		if out.Env == "" {
+			out.Env = out.ID
+		}
+	}
+	setOwner(out, m, 0o400)
+	return nil
+}
+
+func sshMount(out *llb.Mount, m *instructions.Mount, n int) error {
+	if m.Source != "" {
+		return errors.New("an ssh mount has no source")
+	}
+	out.ID = m.CacheID
+	if out.ID == "" {
+		out.ID = "default"
+	}
+	setOwner(out, m, 0o600)
+	return nil
+}
+
+// targetOf returns the path of a secret or of the n-th ssh agent; "" for a secret that is in the environment alone.
+func targetOf(m *instructions.Mount, n int) string {
+	switch {
+	case m.Target != "":
+		return m.Target
+	case m.Type == instructions.MountTypeSSH:
+		return fmt.Sprintf("/run/buildkit/ssh_agent.%d", n)
+	case m.Env != nil:
+		return ""
+	case m.Source != "":
+		return "/run/secrets/" + path.Base(m.Source)
+	default:
+		return "/run/secrets/" + path.Base(m.CacheID)
+	}
+}
+
+func (b *builder) cacheMount(out *llb.Mount, m *instructions.Mount) {
+	out.CacheID = m.CacheID
+	if out.CacheID == "" {
+		out.CacheID = path.Clean(m.Target)
+	}
+	if ns := b.buildArgs["BUILDKIT_CACHE_MOUNT_NS"]; ns != "" {
+		out.CacheID = ns + "/" + out.CacheID
+	}
+	out.Sharing = llb.Sharing(m.CacheSharing)
+	if out.Sharing == "" {
+		out.Sharing = llb.SharingShared
+	}
+	setOwner(out, m, 0o755)
+}
+
+// setOwner sets owner and mode, the mode to a default where there is none.
+func setOwner(out *llb.Mount, m *instructions.Mount, mode uint32) {
+	out.Mode = mode
+	if m.Mode != nil {
+		out.Mode = uint32(*m.Mode)
+	}
+	if m.UID != nil {
+		out.UID = int(*m.UID)
+	}
+	if m.GID != nil {
+		out.GID = int(*m.GID)
+	}
+}

@@ -1,0 +1,199 @@
+package frontend
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
+
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/parser"
+)
+
+// run lowers RUN.
+func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) error {
+	if len(instructions.GetDevices(c)) > 0 {
+		return unsupported("RUN --device")
+	}
+	inputs := []*llb.Vertex{s.root}
+	args, script, err := runArgs(s, c)
+	if err != nil {
+		return err
+	}
+	op := llb.Exec{
+		Args:         args,
+		Env:          slices.Clone([]string(s.env)),
+		Cwd:          s.cwd(),
+		User:         s.config.User,
+		ExtraHosts:   b.opts.ExtraHosts,
+		Ulimits:      b.opts.Ulimits,
+		Hostname:     b.buildArgs["BUILDKIT_SANDBOX_HOSTNAME"],
+		ShmSize:      b.opts.ShmSize,
+		CgroupParent: b.opts.CgroupParent,
+		Proxy:        b.proxy(),
+	}
+	if op.Network, err = b.network(c); err != nil {
+		return err
+	}
+	if op.Security, err = b.security(c); err != nil {
+		return err
+	}
+	if script != nil {
+		inputs = append(inputs, b.scriptFile(s, script, c.Location()))
+		op.Mounts = append(op.Mounts, llb.Mount{
+			Type: llb.MountBind, Target: pipes, Input: len(inputs) - 1, Source: "/", ReadOnly: true,
+		})
+	}
+	mounts, inputs, err := b.mounts(s, c, sources, inputs)
+	if err != nil {
+		return err
+	}
+	op.Mounts = append(op.Mounts, mounts...)
+	for _, m := range mounts {
+		if _, ok := s.env.Get("SSH_AUTH_SOCK"); m.Type == llb.MountSSH && !ok {
+			op.Env = append(op.Env, "SSH_AUTH_SOCK="+m.Target)
+			break
+		}
+	}
+
+	meta := b.meta(s, b.runName(s, c), c.Location())
+	meta.NoCache = s.noCache
+	meta.Platform = s.platform.String()
+	created := "RUN " + strings.Join(append(s.argsInHistory(), args...), " ") + " # buildkit"
+	s.root = b.graph.Add(op, meta, inputs...)
+	s.commit(created, s.root)
+	return nil
+}
+
+// pipes is where a heredoc that is a script of its own is seen.
+const pipes = "/dev/pipes"
+
+// runArgs returns the arguments that RUN executes, and the file to put below pipes where there is one.
+func runArgs(s *stage, c *instructions.RunCommand) ([]string, *llb.InlineFile, error) {
+	args := c.CmdLine
+	var script *llb.InlineFile
+	if len(c.Files) > 0 {
+		if len(args) != 1 || !c.PrependShell {
+			return nil, nil, errors.New("a heredoc needs the shell form of RUN")
+		}
+		first := c.Files[0]
+		switch {
+		case moby.MustParseHeredoc(args[0]) == nil:
+			// The heredoc belongs to a command, so the shell has to see it whole.
+			text := args[0]
+			for _, f := range c.Files {
+				text += "\n" + f.Data + f.Name
+			}
+			args = []string{text}
+		default:
+			data := first.Data
+			if first.Chomp {
+				data = moby.ChompHeredocContent(data)
+			}
+			args = []string{data}
+			if strings.HasPrefix(data, "#!") {
+				if err := checkFileName(first.Name); err != nil {
+					return nil, nil, err
+				}
+				script = &llb.InlineFile{Name: first.Name, Content: []byte(data)}
+				args = []string{path.Join(pipes, first.Name)}
+			}
+		}
+	}
+	if c.PrependShell {
+		args = append(s.shell(), strings.Join(args, " "))
+	}
+	if len(args) == 0 {
+		return nil, nil, errors.New("RUN has no command")
+	}
+	return args, script, nil
+}
+
+// checkFileName refuses a heredoc's delimiter that cannot be the name of a file.
+func checkFileName(name string) error {
+	if name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+		return fmt.Errorf("the heredoc's delimiter %q cannot be the name of a file", name)
+	}
+	return nil
+}
+
+func (b *builder) scriptFile(s *stage, f *llb.InlineFile, at []moby.Range) *llb.Vertex {
+	op := llb.Copy{Sources: []llb.CopySource{{Inline: f}}, Dest: path.Join("/", f.Name), Chmod: "0755", Epoch: b.epoch}
+	return b.graph.Add(op, b.meta(s, "[internal] preparing inline document", at), b.scratch())
+}
+
+// argsInHistory returns "|2 A=1 B=2": the ARGs that a RUN sees.
+func (s *stage) argsInHistory() []string {
+	var names []string
+	values := map[string]string{}
+	for _, a := range s.args {
+		if _, ok := values[a.Key]; !ok {
+			names = append(names, a.Key)
+		}
+		v, ok := s.env.Get(a.Key)
+		if !ok {
+			v = a.ValueString()
+		}
+		values[a.Key] = v
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	out := []string{fmt.Sprintf("|%d", len(names))}
+	for _, name := range names {
+		out = append(out, name+"="+values[name])
+	}
+	return out
+}
+
+// runName returns the progress line of RUN. What is not set stays as it is written, as the shell may set it.
+func (b *builder) runName(s *stage, c *instructions.RunCommand) string {
+	lex := *b.lex
+	lex.RawQuotes, lex.RawEscapes, lex.SkipUnsetEnv = true, true, true
+	env := s.env
+	for _, m := range instructions.GetMounts(c) {
+		if m.Type == instructions.MountTypeSecret && m.Env != nil {
+			env = env.with(*m.Env, "****")
+		}
+	}
+	text := c.String()
+	if len(c.Files) > 0 && len(c.CmdLine) == 1 && moby.MustParseHeredoc(c.CmdLine[0]) != nil {
+		body := strings.TrimSpace(c.Files[0].Data)
+		line, _, more := strings.Cut(body, "\n")
+		line = strings.TrimSuffix(line, "\r")
+		if more {
+			line += "..."
+		}
+		text += " (" + line + ")"
+	}
+	return b.stepName(s, text, &lex, env)
+}
+
+// network returns the network of RUN.
+func (b *builder) network(c *instructions.RunCommand) (llb.Network, error) {
+	n := llb.Network(instructions.GetNetwork(c))
+	if n == llb.NetworkDefault && b.opts.Network != "" {
+		n = b.opts.Network
+	}
+	if n == llb.NetworkHost && b.opts.Network != llb.NetworkHost && !slices.Contains(b.opts.Allow, "network.host") {
+		return "", notAllowed("RUN --network=host", "network.host")
+	}
+	return n, nil
+}
+
+// security returns the confinement of RUN.
+func (b *builder) security(c *instructions.RunCommand) (llb.Security, error) {
+	s := llb.Security(instructions.GetSecurity(c))
+	if s == llb.SecurityInsecure && !slices.Contains(b.opts.Allow, "security.insecure") {
+		return "", notAllowed("RUN --security=insecure", "security.insecure")
+	}
+	return s, nil
+}
+
+func notAllowed(what, entitlement string) error {
+	return &parser.Error{Msg: what + " is not allowed", Hint: "--allow " + entitlement + " allows it"}
+}

@@ -1,0 +1,175 @@
+package frontend
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// stage is a build stage while it is lowered: one of the Dockerfile, or one that a COPY --from or a mount of an image
+// stands for.
+type stage struct {
+	src instructions.Stage
+	// name is what progress output calls the stage.
+	name string
+	// base is the stage that FROM names; nil for an image.
+	base *stage
+	// platform is that of FROM --platform, else nil; after lowering it is the platform that the stage runs on.
+	platform *llb.Platform
+	// context is the named context that replaces the stage or its base image.
+	context *namedContext
+	// implicit is set for a stage that stands in no FROM.
+	implicit bool
+	noCache  bool
+	commands []command
+	deps     []dependency
+	// resolved says that the base is known, lowered that all fields below are final.
+	resolved, triggered, lowered bool
+
+	root *llb.Vertex
+	// local is the vertex of a named context that is a directory: what COPY --from and mounts read from.
+	local   *llb.Vertex
+	image   dockerspec.DockerOCIImage
+	config  dockerspec.DockerOCIImageConfig
+	author  string
+	history []History
+	// env are ENV and ARG, args the ARGs alone.
+	env  environ
+	args []instructions.KeyValuePairOptional
+
+	// step counts the progress lines of the stage, of steps.
+	step, steps int
+	onBuild     bool
+	// What the checks remember of the stage.
+	workdirSet                   bool
+	cmd, entrypoint, healthcheck []moby.Range
+}
+
+// command is an instruction with the stages that it reads from: of COPY one or none, of RUN one for each --mount, nil for
+// those without from.
+type command struct {
+	instructions.Command
+	sources []*stage
+	onBuild bool
+}
+
+// dependency is a stage that an instruction of another reads from.
+type dependency struct {
+	stage *stage
+	at    []moby.Range
+}
+
+// inherit takes over what a stage has from the stage that it is built on.
+func (s *stage) inherit() {
+	b := s.base
+	s.root, s.platform, s.author = b.root, b.platform, b.author
+	s.image = b.image
+	s.config = cloneConfig(b.config)
+	s.config.OnBuild = nil
+	s.history = slices.Clone(b.history)
+	s.env = slices.Clone(b.env)
+	s.args = slices.Clone(b.args)
+	s.workdirSet = b.workdirSet
+}
+
+// commit adds a history entry; vertex is nil for an instruction without a layer.
+func (s *stage) commit(createdBy string, vertex *llb.Vertex) {
+	s.history = append(s.history, History{
+		CreatedBy: createdBy,
+		Comment:   "buildkit.dockerfile.v0",
+		Empty:     vertex == nil,
+		Vertex:    vertex,
+	})
+}
+
+// cwd returns the working directory, absolute and cleaned.
+func (s *stage) cwd() string { return path.Join("/", s.config.WorkingDir) }
+
+// shell returns the command that shell forms are run by.
+func (s *stage) shell() []string {
+	if len(s.config.Shell) > 0 {
+		return slices.Clone(s.config.Shell)
+	}
+	return []string{"/bin/sh", "-c"}
+}
+
+// stepName returns the progress line of the stage's next step, "[build 2/5] RUN make", of the instruction's text. Variables
+// in the text are expanded by lex.
+func (b *builder) stepName(s *stage, text string, lex *shell.Lex, env shell.EnvGetter) string {
+	if expanded, _, err := lex.ProcessWord(text, env); err == nil {
+		text = expanded
+	}
+	if first, rest, ok := strings.Cut(text, " "); ok {
+		text = strings.ToUpper(first) + " " + rest
+	}
+	s.step++
+	var out strings.Builder
+	out.WriteString("[")
+	if len(b.opts.Platforms) > 1 && s.platform != nil {
+		out.WriteString(s.platform.String() + crossPlatform(*s.platform, env) + " ")
+	}
+	if s.name != "" {
+		out.WriteString(s.name + " ")
+	}
+	total := fmt.Sprint(s.steps)
+	fmt.Fprintf(&out, "%*d/%s] ", len(total), s.step, total)
+	if s.onBuild {
+		out.WriteString("ONBUILD ")
+	}
+	return out.String() + text
+}
+
+// crossPlatform returns "->arm64" for a stage that runs on another platform than the one its TARGET arguments name.
+func crossPlatform(on llb.Platform, env shell.EnvGetter) string {
+	v, ok := env.Get("TARGETPLATFORM")
+	if !ok {
+		arch, ok := env.Get("TARGETARCH")
+		if !ok {
+			return ""
+		}
+		v = on.OS + "/" + arch
+		if variant, _ := env.Get("TARGETVARIANT"); variant != "" {
+			v += "/" + variant
+		}
+	}
+	p, err := llb.ParsePlatform(v, on)
+	switch {
+	case err != nil || p.OS == on.OS && p.Architecture == on.Architecture:
+		return ""
+	case p.OS == on.OS:
+		return "->" + strings.TrimPrefix(p.String(), p.OS+"/")
+	default:
+		return "->" + p.String()
+	}
+}
+
+// meta returns the description of a vertex that an instruction of s makes.
+func (b *builder) meta(s *stage, name string, at []moby.Range) llb.Meta {
+	return llb.Meta{Name: name, Location: b.location(at), Stage: s.name}
+}
+
+func cloneConfig(c dockerspec.DockerOCIImageConfig) dockerspec.DockerOCIImageConfig {
+	c.Env = slices.Clone(c.Env)
+	c.Cmd = slices.Clone(c.Cmd)
+	c.Entrypoint = slices.Clone(c.Entrypoint)
+	c.OnBuild = slices.Clone(c.OnBuild)
+	c.Shell = slices.Clone(c.Shell)
+	c.ExposedPorts = maps.Clone(c.ExposedPorts)
+	c.Volumes = maps.Clone(c.Volumes)
+	c.Labels = maps.Clone(c.Labels)
+	if c.Healthcheck != nil {
+		h := *c.Healthcheck
+		h.Test = slices.Clone(h.Test)
+		c.Healthcheck = &h
+	}
+	return c
+}

@@ -1,0 +1,9 @@
+package frontend
+
+import "github.com/moby/buildkit/frontend/dockerfile/instructions"
+
+// user lowers USER. Who that is shows where something is done as the user.
+func (b *builder) user(s *stage, c *instructions.UserCommand) {
+	s.config.User = c.User
+	s.commit("USER "+c.User, nil)
+}
