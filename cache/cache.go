@@ -1,0 +1,304 @@
+// Package cache keeps records of steps on local disk, each a small self-checking text file under its key. It knows nothing
+// of ops, nor of where layers are.
+package cache
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/solver"
+	"golang.org/x/sys/unix"
+)
+
+// Cache is the records/ directory of kiln's root:
+//
+//	records/ab/<key>        the record of a step, key being 64 hexadecimal digits
+//	records/ab/<key>.log    what the step printed
+//	records/seals/<build>   there if everything that the build wrote is on disk
+//
+// A record is trusted as long as the machine has not been started again since it was written (its boot id tells). After
+// that it is trusted only if its build was sealed: the file system had been synced when the build was over. So no step
+// has to wait for the disk, and a crash of the machine costs work, never a wrong result.
+type Cache struct {
+	dir   string
+	locks string
+	tmp   string
+	build string
+	boot  string
+
+	mu      sync.Mutex
+	written bool
+}
+
+// Open opens the cache in kiln's root directory. tmp is a directory of this process's own on the same file system.
+func Open(root, tmp string) (*Cache, error) {
+	c := &Cache{dir: filepath.Join(root, "records"), locks: filepath.Join(root, "locks"), tmp: tmp}
+	for _, dir := range []string{c.dir, c.seals(), c.locks} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open the cache: %w", err)
+		}
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("open the cache: %w", err)
+	}
+	c.boot = strings.TrimSpace(string(boot))
+	var id [16]byte
+	rand.Read(id[:])
+	c.build = hex.EncodeToString(id[:])
+	return c, nil
+}
+
+func (c *Cache) seals() string { return filepath.Join(c.dir, "seals") }
+
+func (c *Cache) path(key solver.Key) string {
+	k := key.String()
+	return filepath.Join(c.dir, k[:2], k)
+}
+
+// maxRecord bounds a record, in bytes: a command line and an environment can be 6 MiB (execve(2)).
+const maxRecord = 16 << 20
+
+const header = "kiln record 1"
+
+// Get implements solver.Cache.
+func (c *Cache) Get(key solver.Key) (*solver.Record, error) {
+	path := c.path(key)
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &solver.Miss{Reason: "it has not run with these inputs before"}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read a record: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxRecord {
+		return nil, &solver.Miss{Reason: "its record is damaged: not a small file"}
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, &solver.Miss{Reason: "its record cannot be read: " + err.Error()}
+	}
+	r, from, err := decode(key, string(data))
+	if err != nil {
+		return nil, &solver.Miss{Reason: "its record is damaged: " + err.Error()}
+	}
+	if from.boot != c.boot {
+		if _, err := os.Lstat(filepath.Join(c.seals(), from.build)); err != nil {
+			return nil, &solver.Miss{Reason: "the machine was started again before its result was known to be on disk"}
+		}
+	}
+	return r, nil
+}
+
+// Put implements solver.Cache.
+func (c *Cache) Put(key solver.Key, r *solver.Record, log solver.Log) error {
+	path := c.path(key)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("write a record: %w", err)
+	}
+	if err := log.(*logFile).keep(path + ".log"); err != nil {
+		return fmt.Errorf("keep a step's log: %w", err)
+	}
+	f, err := os.CreateTemp(c.tmp, "record-")
+	if err != nil {
+		return fmt.Errorf("write a record: %w", err)
+	}
+	_, err = f.WriteString(encode(key, r, origin{c.boot, c.build}))
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("write a record: %w", err)
+	}
+	c.mu.Lock()
+	c.written = true
+	c.mu.Unlock()
+	return nil
+}
+
+// Lock implements solver.Cache.
+func (c *Cache) Lock(ctx context.Context, key solver.Key) (func(), error) {
+	l, err := lock.Acquire(ctx, filepath.Join(c.locks, "key-"+key.String()), false)
+	if err != nil {
+		return nil, err
+	}
+	return func() { l.Remove() }, nil
+}
+
+// Seal makes this process's records survive a crash of the machine: it syncs the file system that they and the layers are
+// on, and then says so. It does nothing if no record was written.
+func (c *Cache) Seal() error {
+	c.mu.Lock()
+	written := c.written
+	c.written = false
+	c.mu.Unlock()
+	if !written {
+		return nil
+	}
+	d, err := os.Open(c.seals())
+	if err != nil {
+		return fmt.Errorf("seal the cache: %w", err)
+	}
+	defer d.Close()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return fmt.Errorf("seal the cache: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(c.seals(), c.build), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("seal the cache: %w", err)
+	}
+	return errors.Join(f.Sync(), f.Close(), d.Sync())
+}
+
+// NewLog implements solver.Cache.
+func (c *Cache) NewLog() (solver.Log, error) {
+	f, err := os.CreateTemp(c.tmp, "log-")
+	if err != nil {
+		return nil, fmt.Errorf("open a step's log: %w", err)
+	}
+	return &logFile{file: f, buf: bufio.NewWriter(f)}, nil
+}
+
+// logFile is a step's log. An empty one leaves no file behind.
+type logFile struct {
+	file  *os.File
+	buf   *bufio.Writer
+	n     int64
+	ended bool
+}
+
+func (l *logFile) Write(p []byte) (int, error) {
+	l.n += int64(len(p))
+	return l.buf.Write(p)
+}
+
+func (l *logFile) keep(path string) error {
+	l.ended = true
+	err := errors.Join(l.buf.Flush(), l.file.Close())
+	if err == nil && l.n > 0 {
+		err = os.Rename(l.file.Name(), path)
+		if err == nil {
+			return nil
+		}
+	}
+	os.Remove(l.file.Name())
+	if l.n == 0 {
+		os.Remove(path)
+	}
+	return err
+}
+
+// Close throws the log away unless it was kept.
+func (l *logFile) Close() error {
+	if l.ended {
+		return nil
+	}
+	l.ended = true
+	return errors.Join(l.file.Close(), os.Remove(l.file.Name()))
+}
+
+// origin says which build of which boot wrote a record.
+type origin struct{ boot, build string }
+
+func encode(key solver.Key, r *solver.Record, o origin) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\nkey %s\nlayer %s %s\nname %q\nstarted %s\ntook %d\nlog %d\nboot %s\nbuild %s\n", header, key,
+		r.Layer.ID, r.Layer.Content, r.Name, r.Started.UTC().Format(time.RFC3339Nano), int64(r.Took), r.LogSize, o.boot, o.build)
+	for _, in := range r.Inputs {
+		fmt.Fprintf(&b, "input %q %q\n", in.Name, in.Value)
+	}
+	text := b.String()
+	sum := sha256.Sum256([]byte(text))
+	return text + "sum " + hex.EncodeToString(sum[:]) + "\n"
+}
+
+func decode(key solver.Key, data string) (*solver.Record, origin, error) {
+	text, sum, ok := strings.Cut(data, "sum ")
+	if i := strings.LastIndex(data, "\nsum "); i >= 0 {
+		text, sum, ok = data[:i+1], data[i+len("\nsum "):], true
+	}
+	want := sha256.Sum256([]byte(text))
+	if !ok || strings.TrimSuffix(sum, "\n") != hex.EncodeToString(want[:]) {
+		return nil, origin{}, errors.New("its checksum is wrong")
+	}
+	r, o := &solver.Record{}, origin{}
+	for i, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {
+		word, rest, _ := strings.Cut(line, " ")
+		var err error
+		switch {
+		case i == 0:
+			if line != header {
+				err = fmt.Errorf("it is of another version: %q", line)
+			}
+		case word == "key":
+			if rest != key.String() {
+				err = errors.New("it is that of another key")
+			}
+		case word == "layer":
+			id, content, _ := strings.Cut(rest, " ")
+			r.Layer.ID = id
+			r.Layer.Content, err = solver.ParseContent(content)
+		case word == "name":
+			r.Name, err = strconv.Unquote(rest)
+		case word == "started":
+			r.Started, err = time.Parse(time.RFC3339Nano, rest)
+		case word == "took":
+			var n int64
+			n, err = strconv.ParseInt(rest, 10, 64)
+			r.Took = time.Duration(n)
+		case word == "log":
+			r.LogSize, err = strconv.ParseInt(rest, 10, 64)
+		case word == "boot":
+			o.boot = rest
+		case word == "build":
+			var id []byte
+			if id, err = hex.DecodeString(rest); err == nil && len(id) != 16 {
+				err = errors.New("its build id is wrong")
+			}
+			o.build = rest
+		case word == "input":
+			var in solver.Input
+			if in, err = parseInput(rest); err == nil {
+				r.Inputs = append(r.Inputs, in)
+			}
+		default:
+			err = fmt.Errorf("line %d is not known", i+1)
+		}
+		if err != nil {
+			return nil, o, err
+		}
+	}
+	if solver.KeyOf(r.Inputs) != key {
+		return nil, o, errors.New("its inputs have another key")
+	}
+	return r, o, nil
+}
+
+func parseInput(s string) (solver.Input, error) {
+	name, err := strconv.QuotedPrefix(s)
+	if err != nil {
+		return solver.Input{}, err
+	}
+	value := strings.TrimPrefix(s[len(name):], " ")
+	var in solver.Input
+	if in.Name, err = strconv.Unquote(name); err != nil {
+		return in, err
+	}
+	in.Value, err = strconv.Unquote(value)
+	return in, err
+}

@@ -1,0 +1,126 @@
+// Package layer is the form of one layer: its entries, the manifest that lists them, and the tar that carries them. It
+// does not know where layers are kept, nor what lies above or below one.
+package layer
+
+import (
+	"context"
+	"crypto/sha256"
+	"io"
+	"strings"
+	"time"
+)
+
+// Type is the kind of an entry.
+type Type byte
+
+// The types of entries.
+const (
+	File     Type = 'f'
+	Dir      Type = 'd'
+	Symlink  Type = 'l'
+	Hardlink Type = 'h' // a further name of a file of the same layer; Link is the name that has the file
+	Char     Type = 'c'
+	Block    Type = 'b'
+	Fifo     Type = 'p'
+	Whiteout Type = 'w' // what lower layers have under this name is deleted
+)
+
+// Digest is the SHA-256 of a file's bytes.
+type Digest [sha256.Size]byte
+
+// Xattr is one extended attribute.
+type Xattr struct {
+	Name  string
+	Value string
+}
+
+// Entry is one name of a layer or tree.
+type Entry struct {
+	// Path is relative to the root, without leading or trailing slash: "usr/bin/env"; "" is the root itself.
+	Path string
+	Type Type
+	// Mode holds the permission bits with setuid, setgid and sticky: at most 07777.
+	Mode uint32
+	UID  uint32
+	GID  uint32
+	// Size is the length of a File in bytes; 0 for other types.
+	Size int64
+	// Digest is of a File's bytes. In a tree that has not read the file yet it is zero: see Tree.Sum.
+	Digest Digest
+	// Link is a Symlink's target as it stands, or the Path that a Hardlink is another name of.
+	Link  string
+	Major uint32
+	Minor uint32
+	// Xattrs are sorted by name.
+	Xattrs  []Xattr
+	ModTime time.Time
+	// Clock says that ModTime came from the clock while the layer was made, so that it is not part of the layer's identity.
+	Clock bool
+	// Opaque says that nothing of lower layers' directory of this name is seen.
+	Opaque bool
+	// Implied says that the layer named something below this directory, but not the directory.
+	Implied bool
+	// LinkID is not part of the layer: entries of one Tree that have the same one, not "", are names of the same file.
+	LinkID string
+}
+
+// Name returns the last component of the path.
+func (e *Entry) Name() string { return e.Path[strings.LastIndexByte(e.Path, '/')+1:] }
+
+// Parent returns the path of the directory that a path's last component is in; "" for a name in the root.
+func Parent(path string) string { return path[:max(0, strings.LastIndexByte(path, '/'))] }
+
+// Compare orders paths so that a directory's whole content follows it directly: as strings.Compare, with the slash below
+// every other byte.
+func Compare(a, b string) int {
+	for i := 0; i < len(a) && i < len(b); i++ {
+		x, y := a[i], b[i]
+		if x == y {
+			continue
+		}
+		switch {
+		case x == '/':
+			return -1
+		case y == '/':
+			return 1
+		case x < y:
+			return -1
+		default:
+			return 1
+		}
+	}
+	return len(a) - len(b)
+}
+
+// Within reports whether path is dir or lies below it; "" is the root, which everything lies below.
+func Within(path, dir string) bool {
+	return dir == "" || path == dir || len(path) > len(dir) && path[len(dir)] == '/' && path[:len(dir)] == dir
+}
+
+// Tree is a file tree that can be read: a build context or a root file system. Paths are as in Entry; none is resolved
+// through symbolic links. Implementations are safe for concurrent use.
+type Tree interface {
+	// Lookup returns the entry of a path; false where there is none. It is never a Whiteout or Hardlink: every name of a
+	// file is a File, with the LinkID that it shares with the others.
+	Lookup(path string) (Entry, bool, error)
+	// List returns the entries directly in a directory, as Lookup has them, sorted by name.
+	List(dir string) ([]Entry, error)
+	// Sum fills in the digests of the Files among entries, all of which came from this tree.
+	Sum(ctx context.Context, entries []*Entry) error
+	// Open opens the bytes of a File or Hardlink of this tree.
+	Open(e *Entry) (io.ReadCloser, error)
+}
+
+// KeepXattr reports whether an extended attribute is content: those of the overlay file system itself and those that the
+// host's security modules put on every file are not.
+func KeepXattr(name string) bool {
+	switch {
+	case name == "security.capability":
+		return true
+	case strings.HasPrefix(name, "security."), strings.HasPrefix(name, "system."):
+		return false
+	case strings.HasPrefix(name, "trusted.overlay."), strings.HasPrefix(name, "user.overlay."):
+		return false
+	}
+	return true
+}

@@ -1,0 +1,399 @@
+package layer
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"iter"
+	"os"
+	"sort"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The file is: magic; the entries in order of Compare, each with its length; a table of the entries' offsets, 8 bytes
+// each; and a footer of the table's offset, the number of entries, the layer's time, flags, its content digest, its
+// identity, and the SHA-256 of everything before. Numbers are little endian. It is read in place, by mmap(2).
+const (
+	magic      = "kiln layer manifest 1\n"
+	footerSize = 8 + 8 + 8 + 8 + 3*sha256.Size
+)
+
+// maxEntry bounds one entry: a path and a link of 64 KiB each and 1 MiB of extended attributes are far above what a
+// kernel gives, and a damaged length must not make anything large.
+const maxEntry = 4 << 20
+
+// Summary is what is known of a layer as a whole.
+type Summary struct {
+	// Content is the digest of all entries without their times; the zero value for a layer without entries.
+	Content [sha256.Size]byte
+	// Identity is the digest of all entries with those times that did not come from the clock. Layers of the same
+	// identity stand in for each other.
+	Identity [sha256.Size]byte
+	// Entries is their number.
+	Entries int
+	// Implied says that some entry is.
+	Implied bool
+	// Created is when the layer was made.
+	Created time.Time
+}
+
+// Writer writes a manifest. Entries must come in the order of Compare, each path once.
+type Writer struct {
+	file     *os.File
+	buf      *bufio.Writer
+	sum      hash.Hash
+	content  hash.Hash
+	identity hash.Hash
+	offsets  []uint64
+	offset   uint64
+	scratch  []byte
+	last     string
+	implied  bool
+}
+
+// NewWriter starts a manifest in a new file of that name.
+func NewWriter(name string) (*Writer, error) {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	w := &Writer{file: f, sum: sha256.New(), content: sha256.New(), identity: sha256.New()}
+	w.buf = bufio.NewWriterSize(io.MultiWriter(f, w.sum), 1<<16)
+	w.write([]byte(magic))
+	return w, nil
+}
+
+func (w *Writer) write(p []byte) {
+	w.buf.Write(p) // bufio keeps the first error for Flush
+	w.offset += uint64(len(p))
+}
+
+// Add appends an entry.
+func (w *Writer) Add(e *Entry) error {
+	if len(w.offsets) > 0 && Compare(w.last, e.Path) >= 0 {
+		return fmt.Errorf("BUG: manifest entry %q after %q", e.Path, w.last)
+	}
+	w.last = e.Path
+	w.implied = w.implied || e.Implied
+	body := appendBody(w.scratch[:0], e)
+	n := len(body)
+	hashPart(w.content, body)
+	hashPart(w.identity, body)
+	body = appendTime(body, e)
+	if e.Clock {
+		hashPart(w.identity, nil)
+	} else {
+		hashPart(w.identity, body[n:])
+	}
+	w.scratch = body
+	if len(body) > maxEntry {
+		return fmt.Errorf("entry %q is too large", e.Path)
+	}
+	w.offsets = append(w.offsets, w.offset)
+	var size [4]byte
+	binary.LittleEndian.PutUint32(size[:], uint32(len(body)))
+	w.write(size[:])
+	w.write(body)
+	return nil
+}
+
+func hashPart(h hash.Hash, p []byte) {
+	var n [8]byte
+	binary.LittleEndian.PutUint64(n[:], uint64(len(p)))
+	h.Write(n[:])
+	h.Write(p)
+}
+
+// Close ends the manifest of a layer that was made at created.
+func (w *Writer) Close(created time.Time) (Summary, error) {
+	s := Summary{Entries: len(w.offsets), Implied: w.implied, Created: created}
+	w.identity.Sum(s.Identity[:0])
+	if len(w.offsets) > 0 {
+		w.content.Sum(s.Content[:0])
+	}
+	table := w.offset
+	var b [8]byte
+	put := func(v uint64) {
+		binary.LittleEndian.PutUint64(b[:], v)
+		w.write(b[:])
+	}
+	for _, o := range w.offsets {
+		put(o)
+	}
+	put(table)
+	put(uint64(len(w.offsets)))
+	put(uint64(created.UnixNano()))
+	flags := uint64(0)
+	if s.Implied {
+		flags = 1
+	}
+	put(flags)
+	w.write(s.Content[:])
+	w.write(s.Identity[:])
+	err := w.buf.Flush()
+	if err == nil {
+		_, err = w.file.Write(w.sum.Sum(nil))
+	}
+	return s, errors.Join(err, w.file.Close())
+}
+
+// Abort ends the writing of a manifest that is not wanted; the file is the caller's to remove.
+func (w *Writer) Abort() { w.file.Close() }
+
+func appendString(b []byte, s string) []byte {
+	b = binary.AppendUvarint(b, uint64(len(s)))
+	return append(b, s...)
+}
+
+func appendBody(b []byte, e *Entry) []byte {
+	flags := byte(0)
+	if e.Opaque {
+		flags |= 1
+	}
+	if e.Implied {
+		flags |= 2
+	}
+	b = appendString(b, e.Path)
+	b = append(b, byte(e.Type), flags)
+	b = binary.AppendUvarint(b, uint64(e.Mode))
+	b = binary.AppendUvarint(b, uint64(e.UID))
+	b = binary.AppendUvarint(b, uint64(e.GID))
+	b = appendString(b, e.Link)
+	switch e.Type {
+	case File:
+		b = binary.AppendUvarint(b, uint64(e.Size))
+		b = append(b, e.Digest[:]...)
+	case Char, Block:
+		b = binary.AppendUvarint(b, uint64(e.Major))
+		b = binary.AppendUvarint(b, uint64(e.Minor))
+	}
+	b = binary.AppendUvarint(b, uint64(len(e.Xattrs)))
+	for _, x := range e.Xattrs {
+		b = appendString(b, x.Name)
+		b = appendString(b, x.Value)
+	}
+	return b
+}
+
+func appendTime(b []byte, e *Entry) []byte {
+	clock := byte(0)
+	if e.Clock {
+		clock = 1
+	}
+	b = binary.AppendVarint(b, e.ModTime.Unix())
+	b = binary.AppendUvarint(b, uint64(e.ModTime.Nanosecond()))
+	return append(b, clock)
+}
+
+// Identify computes a layer's Summary from its entries without writing anything. The entries are as for Writer.Add.
+func Identify(entries iter.Seq[*Entry]) Summary {
+	content, identity := sha256.New(), sha256.New()
+	var s Summary
+	var scratch []byte
+	for e := range entries {
+		body := appendBody(scratch[:0], e)
+		n := len(body)
+		hashPart(content, body)
+		hashPart(identity, body)
+		body = appendTime(body, e)
+		if e.Clock {
+			hashPart(identity, nil)
+		} else {
+			hashPart(identity, body[n:])
+		}
+		scratch = body
+		s.Entries++
+		s.Implied = s.Implied || e.Implied
+	}
+	identity.Sum(s.Identity[:0])
+	if s.Entries > 0 {
+		content.Sum(s.Content[:0])
+	}
+	return s
+}
+
+// Manifest is a manifest file that is open. It is safe for concurrent use.
+type Manifest struct {
+	Summary
+	data  []byte
+	table []byte
+}
+
+// ErrDamaged is the error of a manifest that is not what Writer wrote.
+var ErrDamaged = errors.New("the layer's manifest is damaged")
+
+// OpenManifest opens a manifest and checks it as a whole.
+func OpenManifest(name string) (*Manifest, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	size := info.Size()
+	if size < int64(len(magic))+footerSize || size > 1<<40 {
+		return nil, fmt.Errorf("open %s: %w", name, ErrDamaged)
+	}
+	data, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %s: %w", name, err)
+	}
+	m, err := parse(data)
+	if err != nil {
+		unix.Munmap(data)
+		return nil, fmt.Errorf("open %s: %w", name, err)
+	}
+	return m, nil
+}
+
+func parse(data []byte) (*Manifest, error) {
+	end := len(data) - sha256.Size
+	if string(data[:len(magic)]) != magic || sha256.Sum256(data[:end]) != [sha256.Size]byte(data[end:]) {
+		return nil, ErrDamaged
+	}
+	footer := data[len(data)-footerSize:]
+	number := func(i int) uint64 { return binary.LittleEndian.Uint64(footer[8*i:]) }
+	m := &Manifest{data: data}
+	table, n := number(0), number(1)
+	if n > uint64(len(data))/8 || table+8*n+footerSize != uint64(len(data)) {
+		return nil, ErrDamaged
+	}
+	m.table = data[table : table+8*n]
+	m.Entries = int(n)
+	m.Created = time.Unix(0, int64(number(2)))
+	m.Implied = number(3)&1 != 0
+	copy(m.Content[:], footer[32:])
+	copy(m.Identity[:], footer[32+sha256.Size:])
+	return m, nil
+}
+
+// Close unmaps the file; entries that were returned stay valid.
+func (m *Manifest) Close() error { return unix.Munmap(m.data) }
+
+func (m *Manifest) record(i int) decoder {
+	o := binary.LittleEndian.Uint64(m.table[8*i:])
+	n := binary.LittleEndian.Uint32(m.data[o:])
+	return decoder{m.data[o+4 : o+4+uint64(n)]}
+}
+
+func (m *Manifest) path(i int) []byte {
+	d := m.record(i)
+	return d.bytes()
+}
+
+// At returns the entry number i, from 0 to Entries-1.
+func (m *Manifest) At(i int) Entry {
+	d := m.record(i)
+	e := Entry{Path: string(d.bytes())}
+	e.Type = Type(d.byte())
+	flags := d.byte()
+	e.Opaque, e.Implied = flags&1 != 0, flags&2 != 0
+	e.Mode, e.UID, e.GID = uint32(d.uvarint()), uint32(d.uvarint()), uint32(d.uvarint())
+	e.Link = string(d.bytes())
+	switch e.Type {
+	case File:
+		e.Size = int64(d.uvarint())
+		d.b = d.b[copy(e.Digest[:], d.b):]
+	case Char, Block:
+		e.Major, e.Minor = uint32(d.uvarint()), uint32(d.uvarint())
+	}
+	if n := d.uvarint(); n > 0 {
+		e.Xattrs = make([]Xattr, n)
+		for i := range e.Xattrs {
+			e.Xattrs[i] = Xattr{Name: string(d.bytes()), Value: string(d.bytes())}
+		}
+	}
+	sec := d.varint()
+	e.ModTime = time.Unix(sec, int64(d.uvarint()))
+	e.Clock = d.byte() != 0
+	return e
+}
+
+// search returns the number of the first entry that does not sort before path.
+func (m *Manifest) search(path string) int {
+	return sort.Search(m.Entries, func(i int) bool { return Compare(string(m.path(i)), path) >= 0 })
+}
+
+// Lookup returns the layer's own entry of a path.
+func (m *Manifest) Lookup(path string) (Entry, bool) {
+	i := m.search(path)
+	if i == m.Entries || string(m.path(i)) != path {
+		return Entry{}, false
+	}
+	return m.At(i), true
+}
+
+// All yields every entry in order.
+func (m *Manifest) All() iter.Seq[*Entry] {
+	return func(yield func(*Entry) bool) {
+		for i := range m.Entries {
+			e := m.At(i)
+			if !yield(&e) {
+				return
+			}
+		}
+	}
+}
+
+// List yields the layer's own entries directly in a directory, in order.
+func (m *Manifest) List(dir string) iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		i := m.search(dir)
+		if i < m.Entries && string(m.path(i)) == dir {
+			i++
+		}
+		for i < m.Entries {
+			e := m.At(i)
+			if !Within(e.Path, dir) {
+				return
+			}
+			if !yield(e) {
+				return
+			}
+			if e.Type != Dir {
+				i++
+				continue
+			}
+			// Everything below e lies before the next name that is not below it.
+			low, sub := i+1, e.Path
+			i = low + sort.Search(m.Entries-low, func(k int) bool { return !Within(string(m.path(low+k)), sub) })
+		}
+	}
+}
+
+// decoder reads what appendBody and appendTime wrote, in data that a checksum has vouched for.
+type decoder struct{ b []byte }
+
+func (d *decoder) byte() byte {
+	c := d.b[0]
+	d.b = d.b[1:]
+	return c
+}
+
+func (d *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.b)
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) varint() int64 {
+	v, n := binary.Varint(d.b)
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) bytes() []byte {
+	n := d.uvarint()
+	s := d.b[:n]
+	d.b = d.b[n:]
+	return s
+}

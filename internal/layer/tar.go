@@ -1,0 +1,184 @@
+package layer
+
+import (
+	"archive/tar"
+	"fmt"
+	"io"
+	"iter"
+	"math"
+	"path"
+	"slices"
+	"strings"
+	"time"
+)
+
+// WhiteoutPrefix and OpaqueName are how a layer's tar says what is deleted (image-spec, layer.md, "Whiteouts").
+const (
+	WhiteoutPrefix = ".wh."
+	OpaqueName     = ".wh..wh..opq"
+	xattrRecord    = "SCHILY.xattr."
+)
+
+// WriteTar writes the tar of a layer whose entries come in the order of Compare: the same bytes for the same entries.
+// open gives the bytes of a File, and must give as many as its Size says. Headers are ustar where that holds everything,
+// else PAX.
+func WriteTar(w io.Writer, entries iter.Seq[*Entry], open func(*Entry) (io.ReadCloser, error)) error {
+	tw := tar.NewWriter(w)
+	buf := make([]byte, 256<<10)
+	for e := range entries {
+		if err := tw.WriteHeader(header(e)); err != nil {
+			return fmt.Errorf("write the tar header of /%s: %w", e.Path, err)
+		}
+		if e.Opaque {
+			opq := &tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(e.Path+"/"+OpaqueName, "/"), ModTime: time.Unix(0, 0)}
+			if err := tw.WriteHeader(opq); err != nil {
+				return fmt.Errorf("write the tar header of /%s: %w", e.Path, err)
+			}
+		}
+		if e.Type != File || e.Size == 0 {
+			continue
+		}
+		if err := writeBody(tw, e, open, buf); err != nil {
+			return fmt.Errorf("write /%s to the tar: %w", e.Path, err)
+		}
+	}
+	return tw.Close()
+}
+
+func writeBody(tw *tar.Writer, e *Entry, open func(*Entry) (io.ReadCloser, error), buf []byte) error {
+	f, err := open(e)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.CopyBuffer(struct{ io.Writer }{tw}, struct{ io.Reader }{f}, buf)
+	return err
+}
+
+func header(e *Entry) *tar.Header {
+	h := &tar.Header{Name: e.Path, Mode: int64(e.Mode), Uid: int(e.UID), Gid: int(e.GID), ModTime: e.ModTime}
+	switch e.Type {
+	case File:
+		h.Typeflag, h.Size = tar.TypeReg, e.Size
+	case Dir:
+		h.Typeflag, h.Name = tar.TypeDir, e.Path+"/"
+		if e.Path == "" {
+			h.Name = "./"
+		}
+	case Symlink:
+		h.Typeflag, h.Linkname = tar.TypeSymlink, e.Link
+	case Hardlink:
+		h.Typeflag, h.Linkname = tar.TypeLink, e.Link
+	case Char:
+		h.Typeflag, h.Devmajor, h.Devminor = tar.TypeChar, int64(e.Major), int64(e.Minor)
+	case Block:
+		h.Typeflag, h.Devmajor, h.Devminor = tar.TypeBlock, int64(e.Major), int64(e.Minor)
+	case Fifo:
+		h.Typeflag = tar.TypeFifo
+	case Whiteout:
+		dir, base := path.Split(e.Path)
+		return &tar.Header{Typeflag: tar.TypeReg, Name: dir + WhiteoutPrefix + base, ModTime: time.Unix(0, 0)}
+	}
+	if e.ModTime.Nanosecond() != 0 {
+		h.Format = tar.FormatPAX // ustar has whole seconds only
+	}
+	if len(e.Xattrs) > 0 {
+		h.PAXRecords = map[string]string{}
+		for _, x := range e.Xattrs {
+			h.PAXRecords[xattrRecord+x.Name] = x.Value
+		}
+	}
+	return h
+}
+
+// HeaderError is what is wrong with an entry of an archive.
+type HeaderError struct {
+	Name string
+	Msg  string
+}
+
+func (e *HeaderError) Error() string { return fmt.Sprintf("archive entry %q: %s", e.Name, e.Msg) }
+
+// FromHeader returns the entry that a tar header describes, with the path cleaned of "." and of a leading slash. A path or
+// link that leads out of the root by "..", a number out of range and an unknown type are a *HeaderError. ok is false for
+// headers that are no entries, as global PAX headers. A Hardlink's Link is cleaned as the path is.
+func FromHeader(h *tar.Header) (e Entry, ok bool, err error) {
+	bad := func(format string, args ...any) (Entry, bool, error) {
+		return Entry{}, false, &HeaderError{Name: clip(h.Name), Msg: fmt.Sprintf(format, args...)}
+	}
+	p, inside := CleanPath(h.Name)
+	if !inside {
+		return bad("the name leads out of the archive")
+	}
+	e = Entry{Path: p, Mode: uint32(h.Mode) & 0o7777, ModTime: h.ModTime}
+	if h.Uid < 0 || h.Uid > math.MaxUint32-1 || h.Gid < 0 || h.Gid > math.MaxUint32-1 {
+		return bad("owner %d:%d is out of range", h.Uid, h.Gid)
+	}
+	e.UID, e.GID = uint32(h.Uid), uint32(h.Gid)
+	switch h.Typeflag {
+	case tar.TypeReg, '\x00', tar.TypeCont, tar.TypeGNUSparse:
+		e.Type, e.Size = File, h.Size
+	case tar.TypeDir:
+		e.Type = Dir
+	case tar.TypeSymlink:
+		e.Type, e.Link, e.Mode = Symlink, h.Linkname, 0o777
+		if h.Linkname == "" || len(h.Linkname) >= 4096 || strings.IndexByte(h.Linkname, 0) >= 0 {
+			return bad("the symbolic link's target is not a path")
+		}
+	case tar.TypeLink:
+		target, inside := CleanPath(h.Linkname)
+		if !inside || target == "" {
+			return bad("the hard link to %q leads out of the archive", clip(h.Linkname))
+		}
+		e.Type, e.Link = Hardlink, target
+	case tar.TypeChar, tar.TypeBlock:
+		e.Type = Char
+		if h.Typeflag == tar.TypeBlock {
+			e.Type = Block
+		}
+		if h.Devmajor < 0 || h.Devmajor > 0xfff || h.Devminor < 0 || h.Devminor > 0xfffff {
+			return bad("device %d:%d is out of range", h.Devmajor, h.Devminor)
+		}
+		e.Major, e.Minor = uint32(h.Devmajor), uint32(h.Devminor)
+		if e.Type == Char && e.Major == 0 && e.Minor == 0 {
+			return bad("character device 0:0 is how an overlay marks a deletion, and cannot be kept")
+		}
+	case tar.TypeFifo:
+		e.Type = Fifo
+	case tar.TypeXGlobalHeader:
+		return Entry{}, false, nil
+	default:
+		return bad("type %q is not known", h.Typeflag)
+	}
+	if p == "" && e.Type != Dir {
+		return bad("the root of the archive is not a directory")
+	}
+	if strings.IndexByte(p, 0) >= 0 {
+		return bad("the name has a NUL byte")
+	}
+	for key, value := range h.PAXRecords {
+		if name, found := strings.CutPrefix(key, xattrRecord); found && KeepXattr(name) {
+			e.Xattrs = append(e.Xattrs, Xattr{Name: name, Value: value})
+		}
+	}
+	slices.SortFunc(e.Xattrs, func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) })
+	return e, true, nil
+}
+
+// CleanPath returns a name of an archive as a path below its root, and whether it stays there: ".." may not lead above
+// it. An absolute name starts at the root.
+func CleanPath(name string) (string, bool) {
+	clean := path.Clean(strings.TrimLeft(name, "/"))
+	if clean == "." || clean == "/" {
+		return "", true
+	}
+	return clean, clean != ".." && !strings.HasPrefix(clean, "../")
+}
+
+// clip keeps a hostile name from filling an error.
+func clip(s string) string {
+	if len(s) > 200 {
+		return s[:200] + "…"
+	}
+	return s
+}

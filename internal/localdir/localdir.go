@@ -1,0 +1,321 @@
+// Package localdir reads a directory of the client, a build context, as a tree: what its .dockerignore excludes is not
+// there, and the digests of unchanged files come from a cache. It does not know what the tree is for.
+package localdir
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/rootfs"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Dir is a directory of the client. It implements layer.Tree: everything in it belongs to user and group 0 and has no
+// extended attributes, as for docker build. It is safe for concurrent use.
+type Dir struct {
+	root   *rootfs.Root
+	ignore *ignore.Matcher
+	stats  *statCache
+
+	mu     sync.Mutex
+	stamps map[string]stamp // of the files that were looked up, for Sum
+	infos  map[string]dirInfo
+}
+
+// dirInfo is what the ignore patterns say of a directory.
+type dirInfo struct {
+	ignored bool
+	info    ignore.Info
+}
+
+// Open opens the directory name. cacheFile is where digests are kept from build to build. m may be nil.
+func Open(name string, m *ignore.Matcher, cacheFile string) (*Dir, error) {
+	root, err := rootfs.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	return &Dir{root: root, ignore: m, stats: openStatCache(cacheFile), stamps: map[string]stamp{}, infos: map[string]dirInfo{}}, nil
+}
+
+// Close frees the directory, after keeping the digests that were learnt in the cache file by way of the directory tmp.
+func (d *Dir) Close(tmp string) error {
+	return errors.Join(d.stats.save(tmp), d.root.Close())
+}
+
+// Ignored reports whether .dockerignore excludes a path that exists in the directory, for errors to say so.
+func (d *Dir) Ignored(path string) bool {
+	excluded, _ := d.match(path)
+	return excluded
+}
+
+// match returns whether a path is excluded, from what is known of its parent.
+func (d *Dir) match(path string) (bool, ignore.Info) {
+	if d.ignore == nil || path == "" {
+		return false, ignore.Info{}
+	}
+	var parent ignore.Info
+	if dir := layer.Parent(path); dir != "" {
+		parent = d.dirInfo(dir).info
+	}
+	return d.ignore.Ignored(path, parent)
+}
+
+func (d *Dir) dirInfo(path string) dirInfo {
+	d.mu.Lock()
+	info, ok := d.infos[path]
+	d.mu.Unlock()
+	if ok {
+		return info
+	}
+	info.ignored, info.info = d.match(path)
+	d.mu.Lock()
+	d.infos[path] = info
+	d.mu.Unlock()
+	return info
+}
+
+// visible reports whether an entry of this type at path is part of the tree. An excluded directory is if an exception may
+// bring something in it back, and something is there.
+func (d *Dir) visible(path string, t layer.Type) (bool, error) {
+	if d.ignore == nil || path == "" {
+		return true, nil
+	}
+	if t != layer.Dir {
+		excluded, _ := d.match(path)
+		return !excluded, nil
+	}
+	if !d.dirInfo(path).ignored {
+		return true, nil
+	}
+	if !d.ignore.MayReinclude(path) {
+		return false, nil
+	}
+	below, err := d.List(path)
+	return len(below) > 0, err
+}
+
+// Lookup implements layer.Tree.
+func (d *Dir) Lookup(path string) (layer.Entry, bool, error) {
+	f, err := d.root.OpenNoSymlinks(path, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return layer.Entry{}, false, nil
+	}
+	if err != nil {
+		return layer.Entry{}, false, err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return layer.Entry{}, false, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	e, err := d.entry(int(f.Fd()), "", path, &st)
+	if err != nil {
+		return layer.Entry{}, false, err
+	}
+	ok, err := d.visible(path, e.Type)
+	return e, ok, err
+}
+
+// stat looks at the last component of path in the directory dir.
+func (d *Dir) stat(dir int, path string) (layer.Entry, bool, error) {
+	var st unix.Stat_t
+	name := path[len(layer.Parent(path)):]
+	name = strings.TrimPrefix(name, "/")
+	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err == unix.ENOENT {
+			return layer.Entry{}, false, nil
+		}
+		return layer.Entry{}, false, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	e, err := d.entry(dir, name, path, &st)
+	if err != nil {
+		return layer.Entry{}, false, err
+	}
+	ok, err := d.visible(path, e.Type)
+	return e, ok, err
+}
+
+// entry makes an entry of what was found out about name in the directory dir, or with "" about dir itself.
+func (d *Dir) entry(dir int, name, path string, st *unix.Stat_t) (layer.Entry, error) {
+	e := layer.Entry{Path: path, Mode: st.Mode & 0o7777, ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec)}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		e.Type = layer.Dir
+	case unix.S_IFREG:
+		e.Type, e.Size = layer.File, st.Size
+		d.mu.Lock()
+		d.stamps[path] = stampOf(st)
+		d.mu.Unlock()
+		if st.Nlink > 1 {
+			e.LinkID = strconv.FormatUint(uint64(st.Dev), 16) + ":" + strconv.FormatUint(st.Ino, 16)
+		}
+	case unix.S_IFLNK:
+		e.Type, e.Mode = layer.Symlink, 0o777
+		b := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(dir, name, b)
+		if err != nil {
+			return e, &os.PathError{Op: "readlink", Path: path, Err: err}
+		}
+		e.Link = string(b[:n])
+	case unix.S_IFCHR:
+		e.Type, e.Major, e.Minor = layer.Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
+	case unix.S_IFBLK:
+		e.Type, e.Major, e.Minor = layer.Block, unix.Major(st.Rdev), unix.Minor(st.Rdev)
+	case unix.S_IFIFO:
+		e.Type = layer.Fifo
+	default:
+		// A socket becomes an empty file, as for docker build.
+		e.Type = layer.File
+	}
+	return e, nil
+}
+
+// List implements layer.Tree.
+func (d *Dir) List(path string) ([]layer.Entry, error) {
+	f, err := d.root.OpenNoSymlinks(path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(names)
+	out := make([]layer.Entry, 0, len(names))
+	for _, name := range names {
+		p := name
+		if path != "" {
+			p = path + "/" + name
+		}
+		e, ok, err := d.stat(int(f.Fd()), p)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+// Sum implements layer.Tree: files whose digest is not known are read, several at a time.
+func (d *Dir) Sum(ctx context.Context, entries []*layer.Entry) error {
+	g, ctx := errgroup.WithContext(ctx)
+	work := make(chan *layer.Entry)
+	for range runtime.GOMAXPROCS(0) {
+		g.Go(func() error {
+			buf := make([]byte, 256<<10)
+			for e := range work {
+				if err := d.sum(e, buf); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	g.Go(func() error {
+		defer close(work)
+		for _, e := range entries {
+			if e.Type != layer.File {
+				continue
+			}
+			d.mu.Lock()
+			s, ok := d.stamps[e.Path]
+			d.mu.Unlock()
+			if ok {
+				if digest, known := d.stats.get(s); known {
+					e.Digest = digest
+					continue
+				}
+			}
+			select {
+			case work <- e:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// ChangedError is a file that another program changed while it was being read.
+type ChangedError struct{ Path string }
+
+func (e *ChangedError) Error() string {
+	return fmt.Sprintf("%s changed while it was read: build again when nothing writes to the context", e.Path)
+}
+
+func (d *Dir) sum(e *layer.Entry, buf []byte) error {
+	f, err := d.open(e)
+	if errors.Is(err, errSocket) {
+		digest, _, err := sum(strings.NewReader(""), buf)
+		e.Digest = digest
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var before, after unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &before); err != nil {
+		return err
+	}
+	digest, n, err := sum(f, buf)
+	if err != nil {
+		return err
+	}
+	if err := unix.Fstat(int(f.Fd()), &after); err != nil {
+		return err
+	}
+	if stampOf(&before) != stampOf(&after) || n != e.Size {
+		return &ChangedError{e.Path}
+	}
+	e.Digest = digest
+	d.stats.put(stampOf(&before), digest)
+	return nil
+}
+
+var errSocket = errors.New("is a socket")
+
+// open opens a regular file of the directory, never anything that could block.
+func (d *Dir) open(e *layer.Entry) (*os.File, error) {
+	f, err := d.root.OpenNoSymlinks(e.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ENXIO) {
+		return nil, errSocket
+	}
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = &ChangedError{e.Path}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Open implements layer.Tree.
+func (d *Dir) Open(e *layer.Entry) (io.ReadCloser, error) {
+	f, err := d.open(e)
+	if errors.Is(err, errSocket) {
+		return io.NopCloser(strings.NewReader("")), nil
+	}
+	return f, err
+}

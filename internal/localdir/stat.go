@@ -1,0 +1,181 @@
+package localdir
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"sync"
+	"time"
+
+	"crypto/sha256"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"golang.org/x/sys/unix"
+)
+
+// stamp is what tells one state of a file from another without reading it. The kernel changes ctime at every change of
+// bytes or attributes, and no program can set it, so an edit that keeps size and mtime is seen.
+type stamp struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime int64 // nanoseconds
+}
+
+func stampOf(st *unix.Stat_t) stamp {
+	return stamp{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, mtime: st.Mtim.Nano(), ctime: st.Ctim.Nano()}
+}
+
+func compareStamps(a, b stamp) int {
+	switch {
+	case a.dev != b.dev:
+		return less(a.dev < b.dev)
+	case a.ino != b.ino:
+		return less(a.ino < b.ino)
+	}
+	return 0
+}
+
+func less(b bool) int {
+	if b {
+		return -1
+	}
+	return 1
+}
+
+// settled is how old a file's last change must be for its stamp to be remembered: the kernel's stamps have the
+// resolution of its tick, at most 10 ms, so a file that changed just now may change again and keep its stamp.
+const settled = 2 * time.Second
+
+const (
+	statMagic  = "kiln stat cache 1\n"
+	recordSize = 5*8 + sha256.Size
+)
+
+// statCache remembers digests of files by their stamps. Its file is: magic, records sorted by device and inode, and the
+// SHA-256 of both. It is only a cache: whatever is wrong with the file, the file is as good as empty.
+type statCache struct {
+	path string
+	data []byte // the records of the file
+
+	mu    sync.Mutex
+	fresh map[stamp]layer.Digest
+}
+
+func openStatCache(path string) *statCache {
+	c := &statCache{path: path, fresh: map[stamp]layer.Digest{}}
+	data, err := os.ReadFile(path)
+	if err != nil || len(data) < len(statMagic)+sha256.Size || !bytes.HasPrefix(data, []byte(statMagic)) {
+		return c
+	}
+	end := len(data) - sha256.Size
+	if sum := sha256.Sum256(data[:end]); !bytes.Equal(sum[:], data[end:]) || (end-len(statMagic))%recordSize != 0 {
+		return c
+	}
+	c.data = data[len(statMagic):end]
+	return c
+}
+
+func (c *statCache) count() int { return len(c.data) / recordSize }
+
+func (c *statCache) at(i int) (stamp, layer.Digest) {
+	b := c.data[i*recordSize:]
+	n := func(k int) uint64 { return binary.LittleEndian.Uint64(b[8*k:]) }
+	return stamp{n(0), n(1), int64(n(2)), int64(n(3)), int64(n(4))}, layer.Digest(b[40:recordSize])
+}
+
+func (c *statCache) get(s stamp) (layer.Digest, bool) {
+	i := sort.Search(c.count(), func(i int) bool {
+		other, _ := c.at(i)
+		return compareStamps(other, s) >= 0
+	})
+	if i < c.count() {
+		if other, d := c.at(i); other == s {
+			return d, true
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d, ok := c.fresh[s]
+	return d, ok
+}
+
+func (c *statCache) put(s stamp, d layer.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fresh[s] = d
+}
+
+// save writes what was learnt. A file that has changed takes the place of its earlier state; records of files that are
+// gone are dropped when they are more than half.
+func (c *statCache) save(tmp string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	limit := time.Now().Add(-settled).UnixNano()
+	var added []stamp
+	for s := range c.fresh {
+		if s.ctime < limit && s.mtime < limit {
+			added = append(added, s)
+		}
+	}
+	if len(added) == 0 {
+		return nil
+	}
+	slices.SortFunc(added, compareStamps)
+	out := bytes.NewBuffer(make([]byte, 0, len(statMagic)+len(c.data)+len(added)*recordSize+sha256.Size))
+	out.WriteString(statMagic)
+	write := func(s stamp, d layer.Digest) {
+		var b [40]byte
+		for i, v := range []uint64{s.dev, s.ino, uint64(s.size), uint64(s.mtime), uint64(s.ctime)} {
+			binary.LittleEndian.PutUint64(b[8*i:], v)
+		}
+		out.Write(b[:])
+		out.Write(d[:])
+	}
+	i := 0
+	for _, s := range added {
+		for ; i < c.count(); i++ {
+			old, d := c.at(i)
+			order := compareStamps(old, s)
+			if order > 0 {
+				break
+			}
+			if order < 0 {
+				write(old, d)
+			}
+		}
+		write(s, c.fresh[s])
+	}
+	for ; i < c.count(); i++ {
+		write(c.at(i))
+	}
+	sum := sha256.Sum256(out.Bytes())
+	out.Write(sum[:])
+	if err := os.MkdirAll(filepath.Dir(c.path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(tmp, "stat-")
+	if err != nil {
+		return err
+	}
+	_, err = out.WriteTo(f)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), c.path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}
+
+// sum reads a file to its end and returns the digest of its bytes and their number.
+func sum(f io.Reader, buf []byte) (d layer.Digest, n int64, err error) {
+	h := sha256.New()
+	n, err = io.CopyBuffer(h, struct{ io.Reader }{f}, buf)
+	h.Sum(d[:0])
+	return d, n, err
+}

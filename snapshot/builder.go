@@ -1,0 +1,430 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"golang.org/x/sys/unix"
+)
+
+// maxLinks is how many symbolic links one path may lead through, as in path_resolution(7).
+const maxLinks = 40
+
+// Builder puts one layer together, over a root file system that it can read: paths are resolved as they would be if the
+// layer were already in place. With a pending layer behind it files are written as they come; without one it only
+// works out what the layer's entries would be. It is not safe for concurrent use.
+type Builder struct {
+	parent layer.Tree // nil: what is below is not known
+	nodes  map[string]*node
+	disk   *disk
+	now    time.Time
+}
+
+// node is an entry by its physical path. Names of one file share links, and have all of the file's attributes.
+type node struct {
+	layer.Entry
+	links *int
+}
+
+// NewBuilder returns a builder over parent. A nil parent is for the layer of an image, whose entries may be in
+// directories that only lower layers name: such are made and marked Implied. p may be nil: then nothing is written.
+// Directories that nobody asked for get the time now.
+func NewBuilder(parent layer.Tree, p *Pending, now time.Time) *Builder {
+	b := &Builder{parent: parent, nodes: map[string]*node{}, now: now}
+	if p != nil {
+		b.disk = newDisk(p.fs, p.store.opaque)
+	}
+	return b
+}
+
+// Close frees the builder's descriptors.
+func (b *Builder) Close() {
+	if b.disk != nil {
+		b.disk.close()
+	}
+}
+
+// PathError is an error about one path of the root file system that is being built.
+type PathError struct {
+	Path string
+	Msg  string
+}
+
+func (e *PathError) Error() string { return fmt.Sprintf("/%s: %s", e.Path, e.Msg) }
+
+// Lookup returns the entry of a physical path as it will be; false where there is none.
+func (b *Builder) Lookup(p string) (layer.Entry, bool, error) {
+	if n, ok := b.nodes[p]; ok {
+		return n.Entry, n.Type != layer.Whiteout, nil
+	}
+	if p == "" {
+		if b.parent != nil {
+			if e, ok, err := b.parent.Lookup(""); ok || err != nil {
+				return e, ok, err
+			}
+		}
+		return layer.Entry{Type: layer.Dir, Mode: 0o755}, true, nil
+	}
+	if b.parent == nil {
+		return layer.Entry{}, false, nil
+	}
+	// What lies below a name that the layer has in another way is hidden.
+	for dir := layer.Parent(p); dir != ""; dir = layer.Parent(dir) {
+		if n, ok := b.nodes[dir]; ok {
+			if n.Type != layer.Dir || n.Opaque {
+				return layer.Entry{}, false, nil
+			}
+		}
+	}
+	return b.parent.Lookup(p)
+}
+
+// Resolve returns the physical path that name stands for, following symbolic links inside the root, the last one only if
+// followLast. What does not exist is taken as it is written. The entry is nil if there is nothing at the path.
+func (b *Builder) Resolve(name string, followLast bool) (string, *layer.Entry, error) {
+	return Resolve(b.Lookup, name, followLast)
+}
+
+// Resolve is path resolution as in a chroot over any look-up function of physical paths.
+func Resolve(lookup func(string) (layer.Entry, bool, error), name string, followLast bool) (string, *layer.Entry, error) {
+	cur := ""
+	var at *layer.Entry
+	rest := strings.Split(name, "/")
+	links := 0
+	for len(rest) > 0 {
+		c := rest[0]
+		rest = rest[1:]
+		switch c {
+		case "", ".":
+			continue
+		case "..":
+			cur, at = layer.Parent(cur), nil
+			continue
+		}
+		next := c
+		if cur != "" {
+			next = cur + "/" + c
+		}
+		e, ok, err := lookup(next)
+		if err != nil {
+			return "", nil, err
+		}
+		if !ok {
+			cur, at = next, nil
+			continue
+		}
+		if e.Type == layer.Symlink && (followLast || !last(rest)) {
+			if links++; links > maxLinks {
+				return "", nil, &PathError{Path: next, Msg: "too many levels of symbolic links"}
+			}
+			if strings.HasPrefix(e.Link, "/") {
+				cur, at = "", nil
+			}
+			rest = append(strings.Split(e.Link, "/"), rest...)
+			continue
+		}
+		cur, at = next, &e
+	}
+	if at == nil {
+		// A path that ends in "..", or the root: look again at where it led.
+		e, ok, err := lookup(cur)
+		if err != nil || !ok {
+			return cur, nil, err
+		}
+		at = &e
+	}
+	return cur, at, nil
+}
+
+// last reports whether none of the components names anything.
+func last(rest []string) bool {
+	for _, c := range rest {
+		if c != "" && c != "." {
+			return false
+		}
+	}
+	return true
+}
+
+// Mkdirs makes the directory at a physical path, and its missing parents, each with what made gives for its path. Those
+// that exist are left as they are; a path where something else is, is an error.
+func (b *Builder) Mkdirs(p string, made func(path string) layer.Entry) error {
+	e, ok, err := b.Lookup(p)
+	if err != nil {
+		return err
+	}
+	if ok {
+		if e.Type != layer.Dir {
+			return &PathError{Path: p, Msg: "is not a directory"}
+		}
+		return b.copyUp(p)
+	}
+	if err := b.Mkdirs(layer.Parent(p), made); err != nil {
+		return err
+	}
+	dir := made(p)
+	dir.Path, dir.Type = p, layer.Dir
+	if err := b.replace(&dir); err != nil {
+		return err
+	}
+	return b.add(&dir, nil)
+}
+
+// copyUp makes sure that the layer itself has an entry for a directory of the root, and for its parents.
+func (b *Builder) copyUp(p string) error {
+	if _, ok := b.nodes[p]; ok || p == "" {
+		return nil
+	}
+	e, ok, err := b.Lookup(p)
+	if err != nil {
+		return err
+	}
+	if !ok || e.Type != layer.Dir {
+		return fmt.Errorf("BUG: %q is no directory", p)
+	}
+	if err := b.copyUp(layer.Parent(p)); err != nil {
+		return err
+	}
+	// The time is not this layer's own, but that of the directory it found.
+	e.Clock, e.Opaque, e.Implied = true, false, false
+	return b.add(&e, nil)
+}
+
+// add puts an entry in the layer whose parent directory is there, and that is not.
+func (b *Builder) add(e *layer.Entry, body io.Reader) error {
+	if b.disk != nil {
+		if err := b.disk.put(e, body); err != nil {
+			return err
+		}
+	}
+	b.nodes[e.Path] = &node{Entry: *e}
+	return nil
+}
+
+// Put adds an entry at its physical path; a directory gives its attributes to one that is there, anything else replaces
+// what is there. Missing parent directories are made, mode 0755 and owned by root. For a File body is read to its end, if
+// the builder writes, and the layer's Size and Digest are what was read; if it does not, e must have them. Hardlinks are
+// made by Link.
+func (b *Builder) Put(e layer.Entry, body io.Reader) error {
+	if msg := badName(e.Path); msg != "" {
+		return &PathError{Path: e.Path, Msg: msg}
+	}
+	if err := b.Mkdirs(layer.Parent(e.Path), b.implied); err != nil {
+		return err
+	}
+	old, ok, err := b.Lookup(e.Path)
+	if err != nil {
+		return err
+	}
+	if ok && old.Type == layer.Dir && e.Type == layer.Dir {
+		if err := b.copyUp(e.Path); err != nil {
+			return err
+		}
+		if mine := b.nodes[e.Path]; mine != nil {
+			e.Opaque = mine.Opaque
+		}
+		if b.disk != nil {
+			if err := b.disk.setDir(&e); err != nil {
+				return err
+			}
+		}
+		b.nodes[e.Path] = &node{Entry: e}
+		return nil
+	}
+	if err := b.replace(&e); err != nil {
+		return err
+	}
+	return b.add(&e, body)
+}
+
+// replace makes room for an entry, and makes a directory opaque that must not show what was in a lower one.
+func (b *Builder) replace(e *layer.Entry) error {
+	if mine := b.nodes[e.Path]; mine != nil {
+		if e.Type == layer.Dir && b.parent == nil {
+			e.Opaque = mine.Type == layer.Whiteout
+		}
+		if err := b.forget(e.Path); err != nil {
+			return err
+		}
+	}
+	if e.Type == layer.Dir && b.parent != nil {
+		lower, ok, err := b.Lookup(e.Path)
+		if err != nil {
+			return err
+		}
+		e.Opaque = ok && lower.Type == layer.Dir
+	}
+	return nil
+}
+
+// Link makes a further name at path p of the file that has the physical path target in this layer.
+func (b *Builder) Link(p, target string) error {
+	if msg := badName(p); msg != "" {
+		return &PathError{Path: p, Msg: msg}
+	}
+	if p == target {
+		return nil
+	}
+	if err := b.Mkdirs(layer.Parent(p), b.implied); err != nil {
+		return err
+	}
+	file, ok := b.nodes[target]
+	if !ok || file.Type == layer.Dir || file.Type == layer.Whiteout {
+		return &PathError{Path: target, Msg: "is not a file of this layer, so that /" + p + " cannot be linked to it"}
+	}
+	if err := b.forget(p); err != nil {
+		return err
+	}
+	if file.links == nil {
+		file.links = new(int)
+	}
+	if b.disk != nil {
+		if err := b.disk.put(&layer.Entry{Path: p, Type: layer.Hardlink, Link: target}, nil); err != nil {
+			return err
+		}
+	}
+	link := *file
+	link.Path = p
+	b.nodes[p] = &link
+	return nil
+}
+
+func (b *Builder) implied(p string) layer.Entry {
+	return layer.Entry{Mode: 0o755, ModTime: b.now, Clock: true, Implied: b.parent == nil}
+}
+
+// forget takes a path and what is below it out of the layer.
+func (b *Builder) forget(p string) error {
+	n, ok := b.nodes[p]
+	if !ok {
+		return nil
+	}
+	if b.disk != nil {
+		if err := b.disk.remove(p); err != nil {
+			return err
+		}
+	}
+	delete(b.nodes, p)
+	if n.Type == layer.Dir {
+		for q := range b.nodes {
+			if layer.Within(q, p) {
+				delete(b.nodes, q)
+			}
+		}
+	}
+	return nil
+}
+
+// Delete removes what is at a physical path, in the layer and below it.
+func (b *Builder) Delete(p string) error {
+	if p == "" {
+		return &PathError{Path: p, Msg: "the root cannot be deleted"}
+	}
+	if err := b.forget(p); err != nil {
+		return err
+	}
+	if _, ok, err := b.Lookup(p); err != nil || !ok && b.parent != nil {
+		return err
+	}
+	return b.Whiteout(p)
+}
+
+// Whiteout hides what lower layers have at a physical path. What the layer itself has there stays (image-spec, layer.md:
+// a whiteout applies to lower layers only).
+func (b *Builder) Whiteout(p string) error {
+	if mine, ok := b.nodes[p]; ok {
+		if mine.Type == layer.Dir {
+			return b.Opaque(p)
+		}
+		return nil
+	}
+	if err := b.Mkdirs(layer.Parent(p), b.implied); err != nil {
+		return err
+	}
+	return b.add(&layer.Entry{Path: p, Type: layer.Whiteout}, nil)
+}
+
+// Opaque hides what lower layers have in the directory at a physical path, which the layer has or gets.
+func (b *Builder) Opaque(p string) error {
+	if err := b.Mkdirs(p, b.implied); err != nil {
+		return err
+	}
+	n := b.nodes[p]
+	if n == nil {
+		n = &node{Entry: layer.Entry{Type: layer.Dir, Mode: 0o755, ModTime: b.now, Clock: true, Implied: b.parent == nil}}
+		b.nodes[p] = n
+	}
+	n.Opaque = true
+	if b.disk != nil {
+		return b.disk.setDir(&n.Entry)
+	}
+	return nil
+}
+
+// Entries returns what the layer has so far, in the order of layer.Compare. Of the names of one file the first is the
+// File, and the others are Hardlinks to it.
+func (b *Builder) Entries() []*layer.Entry {
+	nodes := make([]*node, 0, len(b.nodes))
+	for _, n := range b.nodes {
+		nodes = append(nodes, n)
+	}
+	slices.SortFunc(nodes, func(x, y *node) int { return layer.Compare(x.Path, y.Path) })
+	list := make([]*layer.Entry, len(nodes))
+	first := map[*int]string{}
+	for i, n := range nodes {
+		list[i] = &n.Entry
+		if n.links == nil {
+			continue
+		}
+		name, ok := first[n.links]
+		if !ok {
+			first[n.links] = n.Path
+			continue
+		}
+		link := n.Entry
+		link.Type, link.Link, link.Size, link.Digest, link.Xattrs = layer.Hardlink, name, 0, layer.Digest{}, nil
+		list[i] = &link
+	}
+	return list
+}
+
+// badName says what is wrong with a path that a layer cannot hold; "" if nothing is.
+func badName(p string) string {
+	for c := range strings.SplitSeq(p, "/") {
+		if strings.HasPrefix(c, ".wh.") {
+			return "a file whose name begins with .wh. cannot be kept in an image: the layer format takes it for a deletion"
+		}
+		if len(c) > unix.NAME_MAX {
+			return "the name is longer than 255 bytes"
+		}
+	}
+	if strings.IndexByte(p, 0) >= 0 {
+		return "the name has a NUL byte"
+	}
+	if p != "" && path.Clean(p) != p {
+		return "the path is not clean"
+	}
+	return ""
+}
+
+// Finish sets what can only be set when everything is written.
+func (b *Builder) Finish() error {
+	if b.disk == nil {
+		return errors.New("BUG: nothing was written")
+	}
+	for _, e := range b.Entries() {
+		if e.Type == layer.Dir {
+			if err := b.disk.times(e); err != nil {
+				return err
+			}
+		}
+	}
+	b.disk.close()
+	return nil
+}

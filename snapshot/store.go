@@ -1,0 +1,239 @@
+// Package snapshot keeps committed layers on disk, as lower directories of overlays with a manifest each, and reads root
+// file systems from them. It does not know what made a layer, nor how a process runs in one.
+package snapshot
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/rootfs"
+	"golang.org/x/sys/unix"
+)
+
+// Store is the layers/ directory of kiln's root:
+//
+//	layers/<id>/fs         the layer as an overlay's lower directory
+//	layers/<id>/manifest   its entries
+//
+// A layer appears there complete, by one rename, and is never changed. It is safe for concurrent use, also by several
+// processes.
+type Store struct {
+	dir    string // layers/
+	tmp    string // a directory of this process's own on the same file system
+	opaque string
+	user   bool
+
+	mu        sync.Mutex
+	manifests map[string]*layer.Manifest
+}
+
+// Open opens the store in the directory root, with tmp, on the same file system, for what is unfinished. userXattr is for
+// a process that is not root in the first user namespace: overlay then keeps its own attributes under "user." names
+// (kernel, Documentation/filesystems/overlayfs.rst).
+func Open(root, tmp string, userXattr bool) (*Store, error) {
+	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", user: userXattr, manifests: map[string]*layer.Manifest{}}
+	if userXattr {
+		s.opaque = "user.overlay.opaque"
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open the layer store: %w", err)
+	}
+	return s, nil
+}
+
+func (s *Store) fsDir(id string) string { return filepath.Join(s.dir, id, "fs") }
+
+// Has reports whether a layer with a sound manifest is there.
+func (s *Store) Has(id string) bool {
+	_, err := s.Manifest(id)
+	return err == nil
+}
+
+// Manifest returns a layer's manifest, which stays open for the life of the store. The error of a layer that is not
+// there is fs.ErrNotExist; that of one that is damaged, layer.ErrDamaged.
+func (s *Store) Manifest(id string) (*layer.Manifest, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m, ok := s.manifests[id]; ok {
+		return m, nil
+	}
+	if !validID(id) {
+		return nil, fmt.Errorf("layer id %q: %w", id, fs.ErrNotExist)
+	}
+	m, err := layer.OpenManifest(filepath.Join(s.dir, id, "manifest"))
+	if err != nil {
+		return nil, err
+	}
+	s.manifests[id] = m
+	return m, nil
+}
+
+func validID(id string) bool {
+	b, err := hex.DecodeString(id)
+	return err == nil && len(b) == 32
+}
+
+// Pending is a layer that is being made.
+type Pending struct {
+	store *Store
+	dir   string
+	fs    *rootfs.Root
+}
+
+// New begins a layer: an empty directory. Close must be called; after a Commit it does nothing.
+func (s *Store) New() (*Pending, error) {
+	dir, err := os.MkdirTemp(s.tmp, "layer-")
+	if err != nil {
+		return nil, fmt.Errorf("begin a layer: %w", err)
+	}
+	p := &Pending{store: s, dir: dir}
+	if err = os.Mkdir(p.Dir(), 0o755); err == nil {
+		if err = os.Chmod(p.Dir(), 0o755); err == nil {
+			p.fs, err = rootfs.Open(p.Dir())
+		}
+	}
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, fmt.Errorf("begin a layer: %w", err)
+	}
+	return p, nil
+}
+
+// Dir returns the directory that the layer's files are in.
+func (p *Pending) Dir() string { return filepath.Join(p.dir, "fs") }
+
+// Root returns that directory to resolve paths in.
+func (p *Pending) Root() *rootfs.Root { return p.fs }
+
+// WorkDir makes and returns a directory beside it, for an overlay's work.
+func (p *Pending) WorkDir() (string, error) {
+	dir := filepath.Join(p.dir, "work")
+	return dir, os.Mkdir(dir, 0o700)
+}
+
+// Close throws the layer away.
+func (p *Pending) Close() error {
+	if p.dir == "" {
+		return nil
+	}
+	p.fs.Close()
+	dir := p.dir
+	p.dir = ""
+	return removeTree(dir)
+}
+
+// Commit puts the layer in the store, with the manifest of entries, which are in the order of layer.Compare. id is "" for
+// a layer that is named by its identity: then one of the same identity that is there already is taken instead.
+func (p *Pending) Commit(entries []*layer.Entry, id string) (Committed, error) {
+	w, err := layer.NewWriter(filepath.Join(p.dir, "manifest"))
+	if err != nil {
+		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
+	}
+	for _, e := range entries {
+		if err := w.Add(e); err != nil {
+			w.Abort()
+			return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
+		}
+	}
+	sum, err := w.Close(time.Now())
+	if err != nil {
+		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
+	}
+	if id == "" {
+		id = hex.EncodeToString(sum.Identity[:])
+	}
+	if err := removeTree(filepath.Join(p.dir, "work")); err != nil {
+		return Committed{}, fmt.Errorf("remove the overlay's work directory: %w", err)
+	}
+	target := filepath.Join(p.store.dir, id)
+	err = unix.Renameat2(unix.AT_FDCWD, p.dir, unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EEXIST) {
+		if _, damaged := p.store.Manifest(id); damaged != nil {
+			err = p.replace(target)
+		} else {
+			err = p.Close()
+		}
+	}
+	if err != nil {
+		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
+	}
+	if p.dir != "" {
+		p.fs.Close()
+		p.dir = ""
+	}
+	m, err := p.store.Manifest(id)
+	if err != nil {
+		return Committed{}, fmt.Errorf("commit layer: %w", err)
+	}
+	return Committed{ID: id, Summary: m.Summary}, nil
+}
+
+// replace puts the layer in the place of a damaged one.
+func (p *Pending) replace(target string) error {
+	if err := unix.Renameat2(unix.AT_FDCWD, p.dir, unix.AT_FDCWD, target, unix.RENAME_EXCHANGE); err != nil {
+		return err
+	}
+	old := p.dir
+	p.fs.Close()
+	p.dir = ""
+	return removeTree(old)
+}
+
+// Committed is a layer that is in the store.
+type Committed struct {
+	ID string
+	layer.Summary
+}
+
+// Overlay returns the mount of a root file system made of these layers, the lowest first. Without a pending layer it is
+// read-only; with one, what is written goes there.
+func (s *Store) Overlay(ids []string, up *Pending) (mount.Overlay, error) {
+	o := mount.Overlay{Volatile: true, UserXattr: s.user}
+	for i := len(ids) - 1; i >= 0; i-- {
+		m, err := s.Manifest(ids[i])
+		if err != nil {
+			return o, err
+		}
+		if m.Entries > 0 {
+			o.Lower = append(o.Lower, s.fsDir(ids[i]))
+		}
+	}
+	if up == nil {
+		return o, nil
+	}
+	work, err := up.WorkDir()
+	if err != nil {
+		return o, err
+	}
+	o.Upper, o.Work = up.Dir(), work
+	return o, nil
+}
+
+// Sync makes everything on the store's file system durable: see syncfs(2).
+func (s *Store) Sync(ctx context.Context) error {
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return unix.Syncfs(int(d.Fd()))
+}
+
+// removeTree deletes a directory tree by descriptors; one that is not there is no error.
+func removeTree(dir string) error {
+	parent, err := unix.Open(filepath.Dir(dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(parent)
+	return removeAt(parent, filepath.Base(dir))
+}

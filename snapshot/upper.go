@@ -1,0 +1,242 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"golang.org/x/sys/unix"
+)
+
+// clockSlack is how far the times that the kernel gives files may lie before the clock's: it stamps them once a tick,
+// which is 10 ms at the slowest (CONFIG_HZ=100).
+const clockSlack = 20 * time.Millisecond
+
+// Changes reads what a step left in a pending layer that was the upper directory of its overlay. Times between started and
+// now are the clock's. rootBefore is the root directory's entry as it was before the step: the root is part of the layer
+// only if it changed.
+func (p *Pending) Changes(ctx context.Context, rootBefore layer.Entry, started time.Time) ([]*layer.Entry, error) {
+	r := &upperReader{ctx: ctx, store: p.store, from: started.Add(-clockSlack), to: time.Now(), links: map[inode]string{}, buf: make([]byte, 256<<10)}
+	dir, err := p.fs.OpenFile("", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("read the layer: %w", err)
+	}
+	defer dir.Close()
+	root, _, err := r.entry(int(dir.Fd()), "", "")
+	if err != nil {
+		return nil, fmt.Errorf("read the layer: %w", err)
+	}
+	if root.Mode != rootBefore.Mode || root.UID != rootBefore.UID || root.GID != rootBefore.GID || !slices.Equal(root.Xattrs, rootBefore.Xattrs) {
+		r.list = append(r.list, root)
+	}
+	if err := r.dir(dir, ""); err != nil {
+		return nil, fmt.Errorf("read the layer: %w", err)
+	}
+	return r.list, nil
+}
+
+type inode struct{ dev, ino uint64 }
+
+type upperReader struct {
+	ctx      context.Context
+	store    *Store
+	from, to time.Time
+	links    map[inode]string
+	list     []*layer.Entry
+	buf      []byte
+}
+
+func (r *upperReader) dir(dir *os.File, path string) error {
+	if err := r.ctx.Err(); err != nil {
+		return context.Cause(r.ctx)
+	}
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		p := name
+		if path != "" {
+			p = path + "/" + name
+		}
+		if msg := badName(name); msg != "" {
+			return &PathError{Path: p, Msg: msg}
+		}
+		e, _, err := r.entry(int(dir.Fd()), name, p)
+		if err != nil {
+			return err
+		}
+		if e == nil {
+			continue
+		}
+		r.list = append(r.list, e)
+		if e.Type != layer.Dir {
+			continue
+		}
+		fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &os.PathError{Op: "open", Path: p, Err: err}
+		}
+		sub := os.NewFile(uintptr(fd), p)
+		err = r.dir(sub, p)
+		sub.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// entry describes a name in a directory, or for the name "" the directory itself; nil for what no layer can hold.
+func (r *upperReader) entry(dir int, name, p string) (*layer.Entry, *unix.Stat_t, error) {
+	var st unix.Stat_t
+	flags := unix.AT_SYMLINK_NOFOLLOW
+	if name == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	if err := unix.Fstatat(dir, name, &st, flags); err != nil {
+		return nil, nil, &os.PathError{Op: "stat", Path: p, Err: err}
+	}
+	e := &layer.Entry{Path: p, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec)}
+	e.Clock = !e.ModTime.Before(r.from) && !e.ModTime.After(r.to)
+	fail := func(op string, err error) (*layer.Entry, *unix.Stat_t, error) {
+		return nil, nil, &os.PathError{Op: op, Path: p, Err: err}
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		e.Type = layer.Dir
+	case unix.S_IFREG:
+		e.Type = layer.File
+	case unix.S_IFLNK:
+		e.Type = layer.Symlink
+		e.Mode = 0o777
+		b := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(dir, name, b)
+		if err != nil {
+			return fail("readlink", err)
+		}
+		e.Link = string(b[:n])
+	case unix.S_IFCHR:
+		e.Type, e.Major, e.Minor = layer.Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
+		if st.Rdev == 0 {
+			return &layer.Entry{Path: p, Type: layer.Whiteout}, &st, nil
+		}
+	case unix.S_IFBLK:
+		e.Type, e.Major, e.Minor = layer.Block, unix.Major(st.Rdev), unix.Minor(st.Rdev)
+	case unix.S_IFIFO:
+		e.Type = layer.Fifo
+	case unix.S_IFSOCK:
+		return nil, &st, nil // a tar has no sockets
+	}
+	if e.Type != layer.Dir && st.Nlink > 1 {
+		id := inode{st.Dev, st.Ino}
+		if first, ok := r.links[id]; ok {
+			e.Type, e.Link, e.Size = layer.Hardlink, first, 0
+			return e, &st, nil
+		}
+		r.links[id] = p
+	}
+	switch e.Type {
+	case layer.File, layer.Dir:
+		how := unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+		at := name
+		if name == "" {
+			at = "."
+		}
+		fd, err := unix.Openat(dir, at, how, 0)
+		if err != nil {
+			return fail("open", err)
+		}
+		f := os.NewFile(uintptr(fd), p)
+		defer f.Close()
+		if err := r.xattrs(fd, e); err != nil {
+			return fail("read extended attributes of", err)
+		}
+		if e.Type == layer.File {
+			if err := r.sum(f, e); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	return e, &st, nil
+}
+
+func (r *upperReader) sum(f *os.File, e *layer.Entry) error {
+	h := sha256.New()
+	for {
+		if r.ctx.Err() != nil {
+			return context.Cause(r.ctx)
+		}
+		n, err := f.Read(r.buf)
+		h.Write(r.buf[:n])
+		e.Size += int64(n)
+		if err == io.EOF {
+			h.Sum(e.Digest[:0])
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (r *upperReader) xattrs(fd int, e *layer.Entry) error {
+	names, err := listXattrs(fd)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name == r.store.opaque {
+			e.Opaque = true
+			continue
+		}
+		if !layer.KeepXattr(name) {
+			continue
+		}
+		value, err := getXattr(fd, name)
+		if err != nil {
+			return err
+		}
+		e.Xattrs = append(e.Xattrs, layer.Xattr{Name: name, Value: value})
+	}
+	return nil
+}
+
+// listXattrs returns the names of a file's extended attributes, sorted; none where the file system has no such thing.
+func listXattrs(fd int) ([]string, error) {
+	n, err := unix.Flistxattr(fd, nil)
+	if errors.Is(err, unix.ENOTSUP) || n == 0 && err == nil {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, n)
+	if n, err = unix.Flistxattr(fd, b); err != nil {
+		return nil, err
+	}
+	names := strings.Split(strings.TrimSuffix(string(b[:n]), "\x00"), "\x00")
+	slices.Sort(names)
+	return names, nil
+}
+
+func getXattr(fd int, name string) (string, error) {
+	b := make([]byte, 256)
+	n, err := unix.Fgetxattr(fd, name, b)
+	if errors.Is(err, unix.ERANGE) {
+		b = make([]byte, 64<<10) // XATTR_SIZE_MAX
+		n, err = unix.Fgetxattr(fd, name, b)
+	}
+	if err != nil {
+		return "", err
+	}
+	return string(b[:n]), nil
+}
