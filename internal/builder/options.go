@@ -1,0 +1,133 @@
+package builder
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// Options say what one build has to do. They are checked values, as far as they can be checked without looking at files:
+// names are in full, environment variables are resolved. Paths are as the user gave them, relative to the working directory.
+type Options struct {
+	// ContextDir is the build context, a directory.
+	ContextDir string
+	// Dockerfile is the file's path; "" for the one in the context, as DockerfilePath finds it.
+	Dockerfile string
+	// Tags are names for the image, each a valid reference without digest, as written: "app", "registry:5000/app:v1".
+	Tags []string
+	// Target names the stage to build; "" for the last one.
+	Target string
+	// BuildArgs are values of ARG, SOURCE_DATE_EPOCH included.
+	BuildArgs map[string]string
+	// BuildContexts are named contexts: a directory, docker-image://REF or oci-layout://PATH[:TAG][@DIGEST] by name.
+	BuildContexts map[string]string
+	// NoCache makes every step run; NoCacheFilter those of the stages it names.
+	NoCache       bool
+	NoCacheFilter []string
+	// Pull asks the registry about images even where the store has them.
+	Pull bool
+	// Platforms are what to build for, normalised, without repeats; empty for the machine's own.
+	Platforms []llb.Platform
+	// Labels are added to the image's.
+	Labels map[string]string
+	// Outputs are what becomes of the result; empty to put it in the store alone.
+	Outputs []Output
+	// IIDFile is a file that the image's id is written to; "" for none.
+	IIDFile string
+	// MetadataFile is a file for the result's digests and names, as JSON; "" for none.
+	MetadataFile string
+	// Network is that of steps whose RUN names none; NetworkDefault where the user named none.
+	Network    llb.Network
+	ExtraHosts []llb.ExtraHost
+	Ulimits    []llb.Ulimit
+	// ShmSize is the size of steps' /dev/shm in bytes; 0 for the default.
+	ShmSize int64
+	// Allow are the entitlements granted to the build: "network.host", "security.insecure".
+	Allow   []string
+	Secrets []Secret
+	// Epoch is the build argument SOURCE_DATE_EPOCH in Unix seconds; nil where it is not given or empty.
+	Epoch *int64
+	// Check asks for the Dockerfile's warnings in place of a build.
+	Check bool
+}
+
+// OutputType is a kind of Output.
+type OutputType string
+
+// The types of --output. "image" with push=true is OutputRegistry: they ask for the same.
+const (
+	// OutputImage puts the image into the store.
+	OutputImage OutputType = "image"
+	// OutputRegistry puts the image into the store and pushes it.
+	OutputRegistry OutputType = "registry"
+	// OutputDocker writes a tar that docker load reads; with no Dest the image is loaded into the store.
+	OutputDocker OutputType = "docker"
+	// OutputOCI writes an OCI image layout: a tar, or with tar=false a directory.
+	OutputOCI OutputType = "oci"
+	// OutputLocal writes the root file system's files to a directory.
+	OutputLocal OutputType = "local"
+	// OutputTar writes the root file system as a tar.
+	OutputTar OutputType = "tar"
+	// OutputCacheOnly fills the cache and keeps no image.
+	OutputCacheOnly OutputType = "cacheonly"
+)
+
+// Output is one thing to do with the result.
+type Output struct {
+	Type OutputType
+	// Dest is a file or directory; "-" is standard output, "" none. OutputOCI, OutputLocal and OutputTar always have one.
+	Dest string
+	// Attrs are the other keys of --output, in lower case, as written: "name", "compression", "tar", …
+	Attrs map[string]string
+}
+
+// Secret is a secret that RUN --mount=type=secret can ask for by ID. Exactly one of Src, a file's path, and Env, an
+// environment variable's name, says where it is.
+type Secret struct {
+	ID  string
+	Src string
+	Env string
+}
+
+// Warning is what a check found in a Dockerfile.
+type Warning struct {
+	// Rule is the check's name, for example "JSONArgsRecommended".
+	Rule string
+	// Message says what is wrong with this Dockerfile; Description what the rule is about; URL where to read more.
+	Message     string
+	Description string
+	URL         string
+	Location    llb.Location
+}
+
+// InputError says that what was asked for cannot be done whatever the machine does: a Dockerfile that does not parse or
+// is not there, an option that contradicts the Dockerfile. Its message is that of the cause.
+type InputError struct{ Err error }
+
+func (e *InputError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *InputError) Unwrap() error { return e.Err }
+
+// DockerfilePath returns the path of the Dockerfile: the option, or Dockerfile or dockerfile in the context, whichever
+// is there first. The error, an *InputError, says that neither is.
+func (o *Options) DockerfilePath() (string, error) {
+	if o.Dockerfile != "" {
+		return o.Dockerfile, nil
+	}
+	for _, name := range []string{"Dockerfile", "dockerfile"} {
+		path := filepath.Join(o.ContextDir, name)
+		_, err := os.Stat(path)
+		if err == nil {
+			return path, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return "", &InputError{fmt.Errorf("look for the Dockerfile: %w", err)}
+		}
+	}
+	return "", &InputError{fmt.Errorf("there is no Dockerfile in %s; name one with -f", o.ContextDir)}
+}
