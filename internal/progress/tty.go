@@ -1,0 +1,156 @@
+package progress
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+)
+
+// detailLines is how many lines of each kind a running task has below its own: log, transfers.
+const detailLines = 6
+
+// tty shows tasks that ended as lines that stay, and below them those that run, redrawn in place. What is drawn is one write:
+// the cursor is never left anywhere but at the end of the view, and no mode of the terminal outlives a write.
+type tty struct {
+	w    io.Writer
+	size func() (width, height int)
+	now  func() time.Time
+
+	began   time.Time
+	running []*Task
+	ended   int
+	lasting []string // lines to be left above the view with the next redraw
+	drawn   []int    // columns of each line of the view on the screen
+}
+
+func newTTY(w io.Writer, size func() (width, height int), now func() time.Time) *tty {
+	return &tty{w: w, size: size, now: now, began: now()}
+}
+
+func (d *tty) start(t *Task)        { d.running = append(d.running, t) }
+func (*tty) log(*Task, int, []byte) {}
+func (*tty) status(*Task, *status)  {}
+func (*tty) note(*Task, string)     {}
+func (d *tty) warn(text string)     { d.lasting = append(d.lasting, "WARN: "+text) }
+func (d *tty) tick() {
+	if len(d.running) > 0 || len(d.lasting) > 0 || len(d.drawn) > 0 {
+		d.draw(true)
+	}
+}
+func (d *tty) close() { d.draw(false) }
+
+func (d *tty) finish(t *Task) {
+	d.running = slices.DeleteFunc(d.running, func(o *Task) bool { return o == t })
+	d.ended++
+	mark := ""
+	switch t.outcome {
+	case cached:
+		mark = "CACHED "
+	case canceled:
+		mark = "CANCELED "
+	case failed:
+		mark = "ERROR "
+	}
+	width, _ := d.size()
+	d.lasting = append(d.lasting, taskLine(mark+t.name, t.ended.Sub(t.started), width))
+	for _, n := range t.notes {
+		d.lasting = append(d.lasting, " => => "+n)
+	}
+	// The lines of tasks that end within one tick are written together, but not any number of them.
+	if len(d.lasting) >= 1000 {
+		d.draw(true)
+	}
+}
+
+// draw writes the lasting lines and, if live, the view, over the view that is there.
+func (d *tty) draw(live bool) {
+	width, height := d.size()
+	var b bytes.Buffer
+	if rows := rowsOf(d.drawn, width); rows > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA\r\x1b[J", rows)
+	}
+	for _, l := range d.lasting {
+		b.WriteString(truncate(l, width))
+		b.WriteByte('\n')
+	}
+	d.lasting, d.drawn = nil, nil
+	if live {
+		for _, l := range d.view(width, height) {
+			l = truncate(l, width)
+			b.WriteString(l)
+			b.WriteByte('\n')
+			d.drawn = append(d.drawn, columns(l))
+		}
+	}
+	if b.Len() == 0 {
+		return
+	}
+	// Without automatic margins a line that the terminal finds wider than we do is cut, and does not become two.
+	_, _ = fmt.Fprintf(d.w, "\x1b[?7l%s\x1b[?7h", b.Bytes())
+}
+
+// rowsOf returns how many rows lines of these widths take on a terminal that became width columns wide and has wrapped them.
+func rowsOf(lines []int, width int) int {
+	rows := 0
+	for _, n := range lines {
+		rows += max(1, (n+width-1)/width)
+	}
+	return rows
+}
+
+// view returns the lines for what is running, fewer than height.
+func (d *tty) view(width, height int) []string {
+	if len(d.running) == 0 {
+		return nil
+	}
+	now := d.now()
+	lines := []string{fmt.Sprintf("[+] %.1fs, %d done, %d running", now.Sub(d.began).Seconds(), d.ended, len(d.running))}
+	room := max(1, height-3)
+	shown := d.running
+	if len(shown) > room {
+		shown = shown[:room]
+	}
+	// Every task has its line before any has details; tasks that began first have theirs first.
+	details := room - len(shown)
+	for _, t := range shown {
+		lines = append(lines, taskLine(t.name, now.Sub(t.started), width))
+		for _, l := range taskDetails(t) {
+			if details > 0 {
+				details--
+				lines = append(lines, l)
+			}
+		}
+	}
+	if more := len(d.running) - len(shown); more > 0 {
+		lines = append(lines, fmt.Sprintf(" => and %d more", more))
+	}
+	return lines
+}
+
+// taskLine returns " => text    1.2s" with the time at the right edge.
+func taskLine(text string, took time.Duration, width int) string {
+	elapsed := fmt.Sprintf(" %.1fs", took.Seconds())
+	text = truncate(" => "+text, max(0, width-len(elapsed)))
+	return text + strings.Repeat(" ", max(0, width-columns(text)-len(elapsed))) + elapsed
+}
+
+func taskDetails(t *Task) []string {
+	var lines []string
+	for _, n := range t.notes {
+		lines = append(lines, " => => "+n)
+	}
+	transfers := 0
+	for _, s := range t.statuses {
+		if s.completed.IsZero() && transfers < detailLines {
+			transfers++
+			lines = append(lines, " => => "+cleanLine(s.id)+" "+progressOf(s))
+		}
+	}
+	for _, l := range t.tail.lines(detailLines) {
+		lines = append(lines, " => => # "+l)
+	}
+	return lines
+}
