@@ -81,10 +81,10 @@ func (b *builder) build(dockerfile []byte) (*Image, error) {
 		return nil, err
 	}
 	needed := b.needed(target)
-	// The implicit stages stand behind the Dockerfile's and in no order; nothing is lowered for them but their bases.
-	for _, implicit := range []bool{true, false} {
+	// Stages without instructions come first: images that are copied from stand behind the others, in no order.
+	for _, first := range []bool{true, false} {
 		for _, s := range b.stages {
-			if s.implicit == implicit && needed[s] {
+			if (s.implicit || s.replaced()) == first && needed[s] {
 				if err := b.lower(s); err != nil {
 					return nil, err
 				}
@@ -155,7 +155,7 @@ func (b *builder) addDependencies() error {
 			}
 			s.commands = append(s.commands, cmd)
 		}
-		if s.context != nil && s.context.replacesStage {
+		if s.replaced() {
 			s.commands, s.deps = nil, nil
 		}
 	}
@@ -427,8 +427,9 @@ func checkSyntax(dockerfile []byte, o *Options) error {
 	}
 	image, _, _ = strings.Cut(image, " ")
 	name, _, _ := strings.Cut(strings.TrimPrefix(image, "docker.io/"), "@")
-	repository, tag, _ := strings.Cut(name, ":")
-	if image == "" || image == "dockerfile.v0" || repository == "docker/dockerfile" && !strings.HasPrefix(tag, "0") || repository == "docker/dockerfile-upstream" {
+	repository, _ := splitTag(name)
+	switch repository {
+	case "", "dockerfile.v0", "docker/dockerfile", "docker/dockerfile-upstream":
 		return nil
 	}
 	return &parser.Error{

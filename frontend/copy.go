@@ -10,6 +10,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
+	filemode "github.com/tonistiigi/dchapes-mode"
 
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/llb"
@@ -170,24 +171,8 @@ func checkChmod(mode string) error {
 	if n, err := strconv.ParseUint(mode, 8, 32); err == nil && n <= 0o7777 {
 		return nil
 	}
-	bad := fmt.Errorf("invalid chmod parameter: '%s'. it should be octal string and between 0 and 07777, or symbolic like u=rwX,go=rX", mode)
-	for _, clause := range strings.Split(mode, ",") {
-		rest := strings.TrimLeft(clause, "ugoa")
-		if rest == "" {
-			return bad
-		}
-		for rest != "" {
-			if !strings.ContainsRune("+-=", rune(rest[0])) {
-				return bad
-			}
-			rest = rest[1:]
-			copied := strings.TrimLeft(rest, "ugo")
-			if len(rest)-len(copied) == 1 {
-				rest = copied
-			} else {
-				rest = strings.TrimLeft(rest, "rwxXst")
-			}
-		}
+	if _, err := filemode.Parse(mode); err != nil {
+		return fmt.Errorf("invalid chmod parameter: '%s'. it should be octal string and between 0 and 07777, or symbolic like u=rwX,go=rX", mode)
 	}
 	return nil
 }

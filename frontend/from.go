@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -103,7 +104,7 @@ func (b *builder) setPlatform(s *stage, expr string, lint *linter.Linter) error 
 
 // suggestName adds "did you mean" to err for the first of the names that is nearly one of known.
 func suggestName(err error, names map[string]struct{}, known []string) error {
-	for name := range names {
+	for _, name := range slices.Sorted(maps.Keys(names)) {
 		if ok, better := suggest.WrapErrorMaybe(err, name, known, true); ok {
 			return better
 		}

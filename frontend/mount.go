@@ -157,6 +157,7 @@ func (b *builder) cacheMount(out *llb.Mount, m *instructions.Mount) {
 	if out.Sharing == "" {
 		out.Sharing = llb.SharingShared
 	}
+	out.Source = path.Join("/", m.Source)
 	setOwner(out, m, 0o755)
 }
 

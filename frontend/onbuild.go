@@ -13,7 +13,7 @@ func (b *builder) onbuild(s *stage, c *instructions.OnbuildCommand) {
 
 // addTriggers puts the triggers of the base of s before its own instructions, and says whether they read from other stages.
 func (b *builder) addTriggers(s *stage) (bool, error) {
-	if s.implicit || s.context != nil && s.context.replacesStage {
+	if s.implicit || s.replaced() {
 		return false, nil
 	}
 	triggers := s.config.OnBuild

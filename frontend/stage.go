@@ -68,6 +68,9 @@ type dependency struct {
 	at    []moby.Range
 }
 
+// replaced says that a named context stands for the whole stage.
+func (s *stage) replaced() bool { return s.context != nil && s.context.replacesStage }
+
 // inherit takes over what a stage has from the stage that it is built on.
 func (s *stage) inherit() {
 	b := s.base

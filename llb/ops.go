@@ -77,7 +77,7 @@ type Mount struct {
 	Target string
 	// Input is the index, among the vertex's inputs, of what a bind mount shows or a cache mount starts from; 0 for none.
 	Input int
-	// Source is the path below Input that is mounted; absolute.
+	// Source is the path below Input, or in a cache without one below the cache itself, that is mounted; absolute.
 	Source string
 	// ReadOnly is false for a bind mount with rw, whose writes are thrown away, and for a cache mount without ro.
 	ReadOnly bool

@@ -3,9 +3,14 @@ package parser
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
+	"github.com/moby/buildkit/frontend/dockerfile/command"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/util/suggest"
 )
 
 // Error is a fault of a Dockerfile, or of a step that one of its lines asks for.
@@ -77,6 +82,10 @@ func At(err error, file string, location []moby.Range) error {
 		}
 	}
 	msg, hint := splitHint(err.Error())
+	var unknown *instructions.UnknownInstructionError
+	if errors.As(err, &unknown) {
+		hint = suggestInstruction(unknown.Instruction)
+	}
 	return &Error{File: file, Line: start, EndLine: end, Msg: msg, Hint: hint, Err: err}
 }
 
@@ -88,4 +97,25 @@ func splitHint(msg string) (text, hint string) {
 		return msg, ""
 	}
 	return msg[:i], msg[i+2 : len(msg)-1]
+}
+
+// suggestInstruction returns the hint for an unknown instruction, "" where none is near it. Letters that only changed
+// places count as nearer than others.
+func suggestInstruction(name string) string {
+	known := slices.Sorted(maps.Keys(command.Commands))
+	letters := func(s string) string {
+		b := []byte(strings.ToLower(s))
+		slices.Sort(b)
+		return string(b)
+	}
+	match, _ := suggest.Search(name, known, false)
+	for _, k := range known {
+		if letters(k) == letters(name) {
+			match = k
+		}
+	}
+	if match == "" {
+		return ""
+	}
+	return "did you mean " + strings.ToUpper(match) + "?"
 }
