@@ -1,0 +1,321 @@
+package registry
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/config"
+)
+
+// maxToken bounds a token server's answer in bytes; tokens have a few thousand.
+const maxToken = 256 << 10
+
+// minLifetime is how long a token lives when its server does not say: see "Token Authentication Specification" of
+// distribution, "expires_in".
+const minLifetime = time.Minute
+
+// tokenServers are the hosts that registries whose token servers have other names are known to use.
+var tokenServers = map[string]string{
+	config.DockerHub:      "auth.docker.io",
+	"registry.gitlab.com": "gitlab.com",
+}
+
+// authorizer gets one host's requests the authorization that the host asks for.
+type authorizer struct {
+	host  *host
+	creds *keychain // nil asks for nobody's
+
+	// turn is held by who reads or changes what follows, also while a token is fetched, so that it is fetched once.
+	turn   chan struct{}
+	basic  string     // the header of Basic authentication, once that was asked for
+	bearer *challenge // what was asked for last
+	tokens map[string]token
+}
+
+type token struct {
+	header string
+	ends   time.Time
+}
+
+func newAuthorizer(h *host, creds *keychain) *authorizer {
+	return &authorizer{host: h, creds: creds, turn: make(chan struct{}, 1), tokens: map[string]token{}}
+}
+
+func (a *authorizer) lock(ctx context.Context) error {
+	select {
+	case a.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (a *authorizer) unlock() { <-a.turn }
+
+// header returns the Authorization header for a request that needs the scopes, or "" as long as the host has not asked.
+func (a *authorizer) header(ctx context.Context, scopes []string) (string, error) {
+	if err := a.lock(ctx); err != nil {
+		return "", err
+	}
+	defer a.unlock()
+	if a.basic != "" {
+		return a.basic, nil
+	}
+	if a.bearer == nil {
+		return "", nil
+	}
+	return a.token(ctx, *a.bearer, scopes)
+}
+
+// renew answers a 401 to a request that had the header used, and tells whether the request is worth making again.
+func (a *authorizer) renew(ctx context.Context, header http.Header, scopes []string, used string) (bool, error) {
+	if err := a.lock(ctx); err != nil {
+		return false, err
+	}
+	defer a.unlock()
+	for _, ch := range parseChallenges(header.Values("WWW-Authenticate")) {
+		switch ch.scheme {
+		case "bearer":
+			a.bearer = &ch
+			key := strings.Join(scopes, " ")
+			if a.tokens[key].header == used {
+				delete(a.tokens, key)
+			}
+			_, err := a.token(ctx, ch, scopes)
+			return err == nil, err
+		case "basic":
+			cred, err := a.credential(ctx)
+			if err != nil {
+				return false, err
+			}
+			if cred.password == "" {
+				return false, nil
+			}
+			a.basic = basicHeader(cred)
+			return a.basic != used, nil
+		}
+	}
+	return false, nil
+}
+
+func basicHeader(cred credential) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(cred.username+":"+cred.password))
+}
+
+func (a *authorizer) credential(ctx context.Context) (credential, error) {
+	if a.creds == nil {
+		return credential{}, nil
+	}
+	cred, err := a.creds.lookup(ctx, a.host.name)
+	if err != nil {
+		return credential{}, &credentialsError{a.host.name, err}
+	}
+	return cred, nil
+}
+
+// token returns the header with a token for the scopes, fetched if there is none that lives.
+func (a *authorizer) token(ctx context.Context, ch challenge, scopes []string) (string, error) {
+	key := strings.Join(scopes, " ")
+	if t, ok := a.tokens[key]; ok && time.Now().Before(t.ends) {
+		return t.header, nil
+	}
+	cred, err := a.credential(ctx)
+	if err != nil {
+		return "", err
+	}
+	if cred.registryToken != "" {
+		return "Bearer " + cred.registryToken, nil
+	}
+	if asked := ch.params["scope"]; asked != "" && !slices.Contains(scopes, asked) {
+		scopes = append(slices.Clone(scopes), asked)
+	}
+	value, life, err := a.fetch(ctx, ch, scopes, cred)
+	if err != nil {
+		return "", err
+	}
+	// The server's clock is not asked: the token lives from when it came, less a tenth for the way.
+	a.tokens[key] = token{header: "Bearer " + value, ends: time.Now().Add(life * 9 / 10)}
+	return a.tokens[key].header, nil
+}
+
+// fetch gets a token from the server that the challenge names. See "Token Authentication Specification" and "Oauth2 Token
+// Authentication" of distribution.
+func (a *authorizer) fetch(ctx context.Context, ch challenge, scopes []string, cred credential) (string, time.Duration, error) {
+	u, err := a.realm(ch.params["realm"], cred != credential{})
+	if err != nil {
+		return "", 0, err
+	}
+	form := url.Values{"scope": scopes}
+	if service := ch.params["service"]; service != "" {
+		form.Set("service", service)
+	}
+	r := request{method: http.MethodGet, url: u}
+	var authorization string
+	if cred.identityToken != "" {
+		form.Set("scope", strings.Join(scopes, " "))
+		form.Set("grant_type", "refresh_token")
+		form.Set("refresh_token", cred.identityToken)
+		form.Set("client_id", userAgent)
+		body := form.Encode()
+		r.method = http.MethodPost
+		r.header = http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+		r.open, r.length = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(body)), nil }, int64(len(body))
+	} else {
+		query := u.Query()
+		for name, values := range form {
+			query[name] = values
+		}
+		if cred.password != "" {
+			query.Set("account", cred.username)
+			authorization = basicHeader(cred)
+		}
+		u.RawQuery = query.Encode()
+	}
+	hc := a.host.http
+	if !a.host.owns(u) {
+		s, err := a.host.stranger(u)
+		if err != nil {
+			return "", 0, err
+		}
+		hc = s.http
+	}
+	// Redirections are not followed here: the request may hold a password.
+	resp, err := a.host.client.send(ctx, hc, r, u, authorization)
+	if err != nil {
+		return "", 0, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", 0, newStatusError(resp)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxToken))
+	if err != nil {
+		return "", 0, err
+	}
+	var answer struct {
+		Token       string `json:"token"`
+		AccessToken string `json:"access_token"`
+		ExpiresIn   int    `json:"expires_in"`
+	}
+	if err := json.Unmarshal(data, &answer); err != nil {
+		return "", 0, invalid("%s sent no token: %w", u.Host, errors.New(quote(err.Error())))
+	}
+	value := answer.Token
+	if value == "" {
+		value = answer.AccessToken
+	}
+	if value == "" || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return "", 0, invalid("%s sent no token", u.Host)
+	}
+	life := minLifetime
+	if answer.ExpiresIn > 0 && answer.ExpiresIn < 1<<30 {
+		life = time.Duration(answer.ExpiresIn) * time.Second
+	}
+	return value, life, nil
+}
+
+// realm returns the address of a token server if it may be asked, with the host's credentials or without. A password goes
+// to the registry itself, to another port of its host over https, and to the token servers that are known or that kiln.toml
+// names; never over plain http unless the registry speaks that too.
+func (a *authorizer) realm(address string, secret bool) (*url.URL, error) {
+	u, err := url.Parse(address)
+	if err != nil || u.Hostname() == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" {
+		return nil, invalid("%s names the token server %q, which is no address", a.host.addr, quote(address))
+	}
+	u.Fragment = ""
+	scheme := a.host.currentScheme()
+	if u.Scheme == "http" && scheme != "http" {
+		return nil, &realmError{a.host.name, u.Host, "over plain http"}
+	}
+	if !secret || a.host.owns(u) {
+		return u, nil
+	}
+	set := a.host.client.settings[a.host.name]
+	if slices.Contains(set.Realms, u.Host) {
+		return u, nil
+	}
+	if u.Scheme == "https" {
+		if u.Host == tokenServers[a.host.name] {
+			return u, nil
+		}
+		if !loopback(u.Host) && strings.EqualFold(u.Hostname(), (&url.URL{Host: a.host.addr}).Hostname()) {
+			return u, nil // on loopback the next port may be another user's
+		}
+	}
+	return nil, &realmError{a.host.name, u.Host, "which is another host"}
+}
+
+// challenge is one way in which a server offers to be convinced (RFC 9110, 11.3).
+type challenge struct {
+	scheme string // in lower case
+	params map[string]string
+}
+
+// parseChallenges reads the values of WWW-Authenticate headers. What is malformed ends a value's reading.
+func parseChallenges(values []string) []challenge {
+	var list []challenge
+	for _, s := range values {
+		for {
+			s = strings.TrimLeft(s, " \t,")
+			word, rest := cutToken(s)
+			if word == "" {
+				break
+			}
+			after := strings.TrimLeft(rest, " \t")
+			if !strings.HasPrefix(after, "=") {
+				list = append(list, challenge{scheme: strings.ToLower(word), params: map[string]string{}})
+				s = rest
+				continue
+			}
+			value, rest, ok := cutValue(strings.TrimLeft(after[1:], " \t"))
+			if !ok || len(list) == 0 {
+				break
+			}
+			if last := list[len(list)-1]; last.params[strings.ToLower(word)] == "" {
+				last.params[strings.ToLower(word)] = value
+			}
+			s = rest
+		}
+	}
+	return list
+}
+
+// cutToken takes a token (RFC 9110, 5.6.2) off s.
+func cutToken(s string) (token, rest string) {
+	i := strings.IndexFunc(s, func(r rune) bool {
+		return r <= ' ' || r >= 0x7f || strings.ContainsRune(`()<>@,;:\"/[]?={}`, r)
+	})
+	if i < 0 {
+		i = len(s)
+	}
+	return s[:i], s[i:]
+}
+
+// cutValue takes a token or a quoted string (RFC 9110, 5.6.4) off s.
+func cutValue(s string) (value, rest string, ok bool) {
+	if !strings.HasPrefix(s, `"`) {
+		value, rest = cutToken(s)
+		return value, rest, value != ""
+	}
+	var b strings.Builder
+	for i := 1; i < len(s); i++ {
+		switch s[i] {
+		case '"':
+			return b.String(), s[i+1:], true
+		case '\\':
+			if i++; i == len(s) {
+				return "", "", false
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return "", "", false
+}

@@ -1,0 +1,280 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/config"
+)
+
+// hubKey is the name that Docker's configuration has for docker.io.
+const hubKey = "https://index.docker.io/v1/"
+
+// Limits of what is read of others.
+const (
+	// maxCredentials bounds config.json, and what a helper prints, in bytes.
+	maxCredentials = 1 << 20
+	// helperTimeout is how long a helper may take: some ask the user to unlock a key store.
+	helperTimeout = time.Minute
+)
+
+// credential is what convinces a registry. The zero value is none.
+type credential struct {
+	username, password string
+	identityToken      string // a refresh token of OAuth 2
+	registryToken      string // a bearer token as it is
+}
+
+// keychain finds credentials where Docker keeps them: in config.json and in the helpers that it names. Each is looked up
+// once.
+type keychain struct {
+	mu    sync.Mutex
+	file  *dockerConfig
+	err   error
+	known map[string]credential
+}
+
+// dockerConfig is what is used of config.json.
+type dockerConfig struct {
+	path        string
+	Auths       map[string]authEntry `json:"auths"`
+	CredsStore  string               `json:"credsStore"`
+	CredHelpers map[string]string    `json:"credHelpers"`
+}
+
+type authEntry struct {
+	Auth          string `json:"auth"`
+	Username      string `json:"username"`
+	Password      string `json:"password"`
+	IdentityToken string `json:"identitytoken"`
+	RegistryToken string `json:"registrytoken"`
+}
+
+func newKeychain() *keychain { return &keychain{known: map[string]credential{}} }
+
+// lookup returns the credentials for a registry by its name in image names, or the zero value when there are none.
+func (k *keychain) lookup(ctx context.Context, registry string) (credential, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if cred, ok := k.known[registry]; ok {
+		return cred, nil
+	}
+	if k.file == nil && k.err == nil {
+		k.file, k.err = readDockerConfig()
+	}
+	if k.err != nil {
+		return credential{}, k.err
+	}
+	cred, err := k.file.lookup(ctx, registry)
+	if err != nil {
+		return credential{}, err
+	}
+	k.known[registry] = cred
+	return cred, nil
+}
+
+// describe says where credentials were looked for, and whether there were any.
+func (k *keychain) describe(registry string) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	cred, asked := k.known[registry]
+	switch {
+	case !asked || k.file == nil:
+		return "kiln was not asked for credentials"
+	case k.file.path == "":
+		return "there is no file of credentials"
+	case cred == credential{}:
+		return fmt.Sprintf("%s has no credentials for %s", k.file.path, registry)
+	}
+	return "the credentials are those of " + k.file.path
+}
+
+// configPaths returns where the configuration may be: Docker's place first, then those of podman, skopeo and buildah, whose
+// file has the same form.
+func configPaths() []string {
+	var paths []string
+	if dir := os.Getenv("DOCKER_CONFIG"); dir != "" {
+		paths = append(paths, filepath.Join(dir, "config.json"))
+	} else if home, err := os.UserHomeDir(); err == nil {
+		paths = append(paths, filepath.Join(home, ".docker", "config.json"))
+	}
+	if file := os.Getenv("REGISTRY_AUTH_FILE"); file != "" {
+		paths = append(paths, file)
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		paths = append(paths, filepath.Join(dir, "containers", "auth.json"))
+	}
+	if dir, err := os.UserConfigDir(); err == nil {
+		paths = append(paths, filepath.Join(dir, "containers", "auth.json"))
+	}
+	return paths
+}
+
+func readDockerConfig() (*dockerConfig, error) {
+	for _, path := range configPaths() {
+		c, err := readConfigFile(path)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return c, err
+		}
+	}
+	return &dockerConfig{}, nil
+}
+
+func readConfigFile(path string) (*dockerConfig, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxCredentials+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxCredentials {
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxCredentials)
+	}
+	return parseDockerConfig(path, data)
+}
+
+func parseDockerConfig(path string, data []byte) (*dockerConfig, error) {
+	c := &dockerConfig{path: path}
+	if err := json.Unmarshal(data, c); err != nil {
+		// The decoder's message could quote what is in the file.
+		return nil, fmt.Errorf("%s is not as Docker writes it", path)
+	}
+	return c, nil
+}
+
+func (c *dockerConfig) lookup(ctx context.Context, registry string) (credential, error) {
+	key := registry
+	if registry == config.DockerHub {
+		key = hubKey
+	}
+	helper := c.CredsStore
+	for name, h := range c.CredHelpers {
+		if hostOf(name) == hostOf(key) {
+			helper, key = h, name
+		}
+	}
+	if helper != "" {
+		cred, err := askHelper(ctx, helper, key)
+		if err != nil || cred != (credential{}) {
+			return cred, err
+		}
+	}
+	entry, ok := c.Auths[key]
+	for name, e := range c.Auths {
+		if !ok && hostOf(name) == hostOf(key) {
+			entry = e
+		}
+	}
+	return entry.credential(c.path)
+}
+
+// hostOf returns the host in a key of config.json, which may be an address of Docker's first protocol.
+func hostOf(key string) string {
+	key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
+	key = strings.TrimSuffix(strings.TrimSuffix(key, "/"), "/v1")
+	key = strings.TrimSuffix(key, "/v2")
+	if key == config.DockerHub || key == hubHost {
+		key = "index.docker.io"
+	}
+	return key
+}
+
+func (e authEntry) credential(path string) (credential, error) {
+	cred := credential{username: e.Username, password: e.Password, identityToken: e.IdentityToken, registryToken: e.RegistryToken}
+	if e.Auth != "" {
+		data, err := base64.StdEncoding.DecodeString(e.Auth)
+		user, password, ok := strings.Cut(string(data), ":")
+		if err != nil || !ok {
+			return credential{}, fmt.Errorf("an auth in %s is no base64 of user:password", path)
+		}
+		cred.username, cred.password = user, strings.TrimRight(password, "\x00")
+	}
+	return cred, nil
+}
+
+// helperEnvironment are the variables, or beginnings of their names, that helpers get of kiln's environment: what those for
+// the well-known clouds and key stores are configured by. A build's own variables, and those that make a program load code,
+// are not among them.
+var helperEnvironment = []string{"HOME=", "PATH=", "USER=", "LOGNAME=", "LANG=", "LC_ALL=", "TMPDIR=", "DISPLAY=", "WAYLAND_DISPLAY=", "DBUS_SESSION_BUS_ADDRESS=",
+	"HTTP_PROXY=", "HTTPS_PROXY=", "NO_PROXY=", "http_proxy=", "https_proxy=", "no_proxy=", "SSL_CERT_FILE=", "SSL_CERT_DIR=", "GNUPGHOME=", "GPG_TTY=", "PASSWORD_STORE_DIR=",
+	"XDG_", "AWS_", "AZURE_", "GOOGLE_", "CLOUDSDK_", "ACR_", "DOCKER_CONFIG="}
+
+// maxHelperQuote bounds how much of a helper's complaint an error repeats, in bytes.
+const maxHelperQuote = 1 << 10
+
+// askHelper runs docker-credential-NAME of PATH for the credentials of a server. A helper that is not there is an error:
+// going on without would ask another account's images, or send what belongs to one server to another. See
+// docker-credential-helpers, "Credential helper protocol".
+func askHelper(ctx context.Context, name, server string) (credential, error) {
+	program := "docker-credential-" + name
+	if strings.ContainsAny(name, "/\x00") {
+		return credential{}, fmt.Errorf("%q is no name of a credential helper", name)
+	}
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return credential{}, fmt.Errorf("run credential helper: %w", err)
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return credential{}, fmt.Errorf("run credential helper: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, "get")
+	cmd.Env = []string{}
+	for _, v := range os.Environ() {
+		for _, p := range helperEnvironment {
+			if strings.HasPrefix(v, p) {
+				cmd.Env = append(cmd.Env, v)
+				break
+			}
+		}
+	}
+	cmd.Dir = "/"
+	cmd.Stdin = strings.NewReader(server)
+	cmd.WaitDelay = time.Second // for pipes that a helper's children hold open
+	out, complaint := &limitedBuffer{limit: maxCredentials}, &limitedBuffer{limit: maxHelperQuote}
+	cmd.Stdout, cmd.Stderr = out, complaint
+	if err := cmd.Run(); err != nil {
+		said := strings.TrimSpace(out.String() + complaint.String())
+		if strings.Contains(said, "credentials not found") {
+			return credential{}, nil
+		}
+		return credential{}, fmt.Errorf("run %s: %w: %s", path, err, quote(said))
+	}
+	var answer struct{ Username, Secret string }
+	if err := json.Unmarshal(out.Bytes(), &answer); err != nil {
+		return credential{}, fmt.Errorf("run %s: it printed no credentials", path)
+	}
+	if answer.Username == "<token>" {
+		return credential{identityToken: answer.Secret}, nil
+	}
+	return credential{username: answer.Username, password: answer.Secret}, nil
+}
+
+// limitedBuffer keeps the first limit bytes of what is written to it.
+type limitedBuffer struct {
+	bytes.Buffer
+	limit int
+}
+
+func (b *limitedBuffer) Write(p []byte) (int, error) {
+	if room := b.limit - b.Len(); room > 0 {
+		b.Buffer.Write(p[:min(room, len(p))])
+	}
+	return len(p), nil
+}
