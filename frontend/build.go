@@ -325,6 +325,9 @@ func (b *builder) lower(s *stage) error {
 		}
 		s.inherit()
 	}
+	if s.op.Ref != "" {
+		b.addImage(s)
+	}
 	if s.platform == nil {
 		s.platform = &b.target
 	}

@@ -12,8 +12,8 @@ import (
 func (b *builder) cmd(s *stage, c *instructions.CmdCommand, lint *linter.Linter) {
 	lintUsedOnce(c, &s.cmd, lint)
 	s.config.Cmd = commandLine(s, c, c.ShellDependantCmdLine, lint)
-	// Windows asks for this field; BuildKit sets it for all.
-	s.config.ArgsEscaped = true //nolint:staticcheck // deprecated, and part of the configuration that users compare
+	//lint:ignore SA1019 BuildKit sets the field, so an image is the same only with it
+	s.config.ArgsEscaped = true
 	s.commit(fmt.Sprintf("CMD %q", s.config.Cmd), nil)
 }
 

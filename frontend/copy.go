@@ -122,6 +122,7 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	v := b.graph.Add(op, meta, inputs...)
 	if op.Link {
 		meta.NoCache = false
+		meta.Name = strings.Replace(meta.Name, "] ", "] LINK ", 1)
 		v = b.graph.Add(llb.Merge{}, meta, s.root, v)
 	}
 	s.root = v

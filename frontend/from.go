@@ -251,25 +251,30 @@ func (b *builder) setImage(s *stage, asked string, req ImageRequest, image *Base
 			CreatedBy: h.CreatedBy, Comment: h.Comment, Author: h.Author, Empty: h.EmptyLayer, Created: h.Created,
 		})
 	}
-	if len(image.Config.RootFS.DiffIDs) == 0 {
+	s.op = llb.Image{Ref: req.Ref, Digest: image.Digest, Layout: req.Layout}
+	if s.context == nil {
+		b.lintBasePlatform(s, asked, *s.platform, got)
+	}
+}
+
+// addImage adds the vertex of the image that s begins with. The triggers in the image are known by now, and so is the
+// number of steps.
+func (b *builder) addImage(s *stage) {
+	if len(s.image.RootFS.DiffIDs) == 0 {
 		s.root = b.scratch()
 		return
 	}
-	name := "FROM " + req.Ref + "@" + image.Digest
-	if strings.Contains(req.Ref, "@") {
-		name = "FROM " + req.Ref
+	name := "FROM " + s.op.Ref
+	if !strings.Contains(s.op.Ref, "@") {
+		name += "@" + s.op.Digest
 	}
 	switch {
 	case s.context != nil:
 		name = "[context " + s.context.name + "] " + name
-	case s.implicit:
-	default:
+	case !s.implicit:
 		name = b.stepName(s, name, b.lex, environ(nil))
 	}
-	s.root = b.graph.Add(llb.Image{Ref: req.Ref, Digest: image.Digest, Layout: req.Layout}, b.meta(s, name, s.src.Location))
-	if s.context == nil {
-		b.lintBasePlatform(s, asked, *s.platform, got)
-	}
+	s.root = b.graph.Add(s.op, b.meta(s, name, s.src.Location))
 }
 
 // setScratch makes s begin with nothing.

@@ -37,7 +37,9 @@ type stage struct {
 
 	root *llb.Vertex
 	// local is the vertex of a named context that is a directory: what COPY --from and mounts read from.
-	local   *llb.Vertex
+	local *llb.Vertex
+	// op is the image that the stage begins with, if Ref is set; image is its whole configuration.
+	op      llb.Image
 	image   dockerspec.DockerOCIImage
 	config  dockerspec.DockerOCIImageConfig
 	author  string

@@ -18,7 +18,7 @@ func (b *builder) workdir(s *stage, c *instructions.WorkdirCommand, lint *linter
 	s.workdirSet = true
 	s.config.WorkingDir = joinWorkdir(s.config.WorkingDir, c.Path)
 	created := "WORKDIR " + s.config.WorkingDir
-	if s.config.WorkingDir == "/" {
+	if s.cwd() == "/" {
 		s.commit(created, nil)
 		return
 	}

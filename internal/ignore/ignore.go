@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/moby/patternmatcher"
 	"github.com/moby/patternmatcher/ignorefile"
@@ -42,14 +43,15 @@ type Matcher struct {
 	patterns []pattern
 }
 
-// pattern is one pattern in a PatternMatcher of its own: a common one compiles its patterns while it matches, which
-// several goroutines must not do.
+// pattern is one pattern. It is matched by its elements; one that that is too simple for has a PatternMatcher of its own, as a
+// common one compiles its patterns while it matches, which several goroutines must not do.
 type pattern struct {
 	text string
 	// exception is set for "!".
 	exception bool
-	pm        *patternmatcher.PatternMatcher
-	elements  []string
+	// elements are what stands between the slashes, without "!".
+	elements []string
+	pm       *patternmatcher.PatternMatcher
 }
 
 // unmatched is what a PatternMatcher of one pattern returns for a directory that it does not match.
@@ -110,7 +112,7 @@ func New(patterns []string) (*Matcher, error) {
 			compiled.exception = true
 			p = rest
 		}
-		compiled.elements = strings.Split(strings.Trim(path.Clean(p), "/"), "/")
+		compiled.elements = strings.Split(p, "/")
 		if p[0] == '!' {
 			p = `\` + p
 		}
@@ -122,7 +124,9 @@ func New(patterns []string) (*Matcher, error) {
 		if err != nil {
 			return nil, &Error{Pattern: text, Err: err}
 		}
-		compiled.pm = pm
+		if !simple(compiled.elements) {
+			compiled.pm = pm
+		}
 		m.patterns = append(m.patterns, compiled)
 	}
 	if len(m.patterns) == 0 {
@@ -180,13 +184,87 @@ func (m *Matcher) Ignored(name string, parent Info) (bool, Info) {
 
 // match says whether p matches name or, if parents is set, a parent of it.
 func (p *pattern) match(name string, parents bool) bool {
-	from := unmatched
-	if parents {
-		from = patternmatcher.MatchInfo{}
+	if p.pm != nil {
+		from := unmatched
+		if parents {
+			from = patternmatcher.MatchInfo{}
+		}
+		// The pattern was tried when it was made, so there is no error.
+		ok, _, _ := p.pm.MatchesUsingParentResults(name, from)
+		return ok
 	}
-	// The pattern was tried when it was made, so there is no error.
-	ok, _, _ := p.pm.MatchesUsingParentResults(name, from)
-	return ok
+	if matchElements(p.elements, name) {
+		return true
+	}
+	for i := 0; parents && i < len(name); i++ {
+		if name[i] == '/' && matchElements(p.elements, name[:i]) {
+			return true
+		}
+	}
+	return false
+}
+
+// simple says whether a pattern has but plain characters, "*", "?" and elements that are "**". Others are left to
+// patternmatcher, whose regular expressions take some ten times as long.
+func simple(elements []string) bool {
+	return !slices.ContainsFunc(elements, func(e string) bool {
+		return strings.ContainsAny(e, `[]\`) || e != "**" && strings.Contains(e, "**")
+	})
+}
+
+// matchElements says whether the elements of a pattern match all of name. "**" stands for any number of elements, at the
+// end for at least one.
+func matchElements(elements []string, name string) bool {
+	for ; len(elements) > 0; elements = elements[1:] {
+		if name == "" {
+			return false
+		}
+		if elements[0] == "**" {
+			if len(elements) == 1 {
+				return true
+			}
+			for ok := true; ok; _, name, ok = strings.Cut(name, "/") {
+				if matchElements(elements[1:], name) {
+					return true
+				}
+			}
+			return false
+		}
+		var element string
+		element, name, _ = strings.Cut(name, "/")
+		if !matchElement(elements[0], element) {
+			return false
+		}
+	}
+	return name == ""
+}
+
+// matchElement matches "*" and "?" in one element.
+func matchElement(pattern, s string) bool {
+	// star and after are where the last "*" was met; it takes a character more each time that what follows does not match.
+	star, after := -1, 0
+	p, i := 0, 0
+	for i < len(s) {
+		switch {
+		case p < len(pattern) && pattern[p] == '*':
+			star, after = p, i
+			p++
+		case p < len(pattern) && pattern[p] == '?':
+			_, n := utf8.DecodeRuneInString(s[i:])
+			p++
+			i += n
+		case p < len(pattern) && pattern[p] == s[i]:
+			p++
+			i++
+		case star >= 0:
+			_, n := utf8.DecodeRuneInString(s[after:])
+			after += n
+			p, i = star+1, after
+		default:
+			return false
+		}
+	}
+	return strings.Trim(pattern[p:], "*") == ""
 }
 
 // MayReinclude says whether a "!" pattern could match something below the directory dir, so that a walk has to enter it

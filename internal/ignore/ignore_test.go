@@ -1,0 +1,204 @@
+package ignore
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path"
+	"strings"
+	"testing"
+
+	"github.com/moby/patternmatcher"
+)
+
+func TestIgnored(t *testing.T) {
+	for _, tt := range []struct {
+		patterns, ignored, kept string
+	}{
+		{"a", "a a/b a/b/c", "b b/a ab"},
+		{"/a/", "a a/b", "b/a"},
+		{"./a/../b", "b b/c", "a"},
+		{"*", "a a/b .x", ""},
+		{"*.o", "a.o", "x/a.o a.oo"},
+		{"**/*.o", "a.o x/a.o x/y/a.o", "a.c"},
+		{"a/**", "a/b a/b/c", "a b"},
+		{"a?c", "abc", "ac a/c"},
+		{"[a-c]x", "ax bx", "dx"},
+		{`\*`, "*", "a"},
+		{`\#a`, "#a", "a"},
+		{"*\n!a", "b b/a", "a a/b"},
+		{"d\n!d/keep\nd/keep/not", "d d/x d/keep/not", "d/keep d/keep/yes"},
+		{"! a\n", "", "a"},
+		{"!a\na", "a", "b"},
+		{"# a\n\n   \n  b  \n", "b", "a #"},
+		{" # a", "# a", "a"},
+		{"\xef\xbb\xbfa\r\nb\r\n", "a b", "c"},
+		{".", "", "a"},
+		{"!!a\n*\n", "a !a", ""},
+		{"*\n!!a\n", "a", "!a"},
+		{"ä ö", "ä ö", "ä"},
+		{"A", "A", "a"},
+	} {
+		m, err := Parse(strings.NewReader(tt.patterns))
+		if err != nil {
+			t.Errorf("%q: %v", tt.patterns, err)
+			continue
+		}
+		check := func(list string, want bool) {
+			names := strings.Fields(list)
+			if strings.HasPrefix(tt.patterns, "ä") || strings.HasPrefix(tt.patterns, " #") {
+				names = []string{list}
+			}
+			for _, name := range names {
+				if got, _ := m.Ignored(name, Info{}); got != want {
+					t.Errorf("%q: Ignored(%q) = %v", tt.patterns, name, got)
+				}
+			}
+		}
+		check(tt.ignored, true)
+		check(tt.kept, false)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	for text, line := range map[string]int{"a\n!\n": 2, "# x\n\n[\n": 3, "a/[b\n": 1, "x\n!a[\n": 2, "a\\": 1, "a": 0, "[a-": 1} {
+		_, err := Parse(strings.NewReader(text))
+		var e *Error
+		if ok := errors.As(err, &e); ok != (line > 0) || ok && e.Line != line {
+			t.Errorf("%q: %v, want line %d", text, err, line)
+		}
+	}
+	if _, err := New([]string{"a", "["}); err == nil || !strings.Contains(err.Error(), `"["`) {
+		t.Errorf("New: %v", err)
+	}
+}
+
+func TestNothing(t *testing.T) {
+	m, err := Parse(strings.NewReader("# nothing\n"))
+	if m != nil || err != nil {
+		t.Fatal(m, err)
+	}
+	ignored, info := m.Ignored("a", Info{})
+	if again, _ := m.Ignored("a/b", info); ignored || again || m.MayReinclude("a") || m.Exceptions() || m.Patterns() != nil {
+		t.Error("a nil Matcher excludes something")
+	}
+}
+
+func TestMayReinclude(t *testing.T) {
+	for _, tt := range []struct {
+		pattern, dir string
+		want         bool
+	}{
+		{"!a/b/c", "a", true},
+		{"!a/b/c", "a/b", true},
+		{"!a/b/c", "a/b/c", true},
+		{"!a/b/c", "x", false},
+		{"!a/b/c", "a/x", false},
+		{"!*/b", "a", true},
+		{"!*/b", "a/c", false},
+		{"!**/b", "x/y/z", true},
+		{"!a/**/b", "a/x/y", true},
+		{"!a/**/b", "x", false},
+		{"!*.c", "src", false},
+		{"a", "a", false},
+	} {
+		m, err := New([]string{tt.pattern})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := m.MayReinclude(tt.dir); got != tt.want {
+			t.Errorf("%q: MayReinclude(%q) = %v", tt.pattern, tt.dir, got)
+		}
+	}
+}
+
+// TestAsPatternMatcher compares with patternmatcher on random patterns and trees, walked from the root and asked for alone,
+// and sees that what MayReinclude skips holds nothing.
+func TestAsPatternMatcher(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	words := []string{"a", "b", "c", "*", "**", "a*", "?", "[ab]", "!a", "*b", "**b", "a**", "ä?"}
+	var tree []string
+	var grow func(dir string, depth int)
+	grow = func(dir string, depth int) {
+		for _, name := range []string{"a", "b", "c", "ab", "!a", "äb"} {
+			p := path.Join(dir, name)
+			tree = append(tree, p)
+			if depth > 1 {
+				grow(p, depth-1)
+			}
+		}
+	}
+	grow("", 3)
+	for range 3000 {
+		var patterns []string
+		for range 1 + r.IntN(4) {
+			var p []string
+			for range 1 + r.IntN(3) {
+				p = append(p, words[r.IntN(len(words))])
+			}
+			s := strings.Join(p, "/")
+			if r.IntN(3) == 0 {
+				s = "!" + s
+			}
+			patterns = append(patterns, s)
+		}
+		compare(t, patterns, tree)
+	}
+}
+
+func compare(t *testing.T, patterns, tree []string) {
+	t.Helper()
+	theirs, err := patternmatcher.New(patterns)
+	ours, ourErr := New(patterns)
+	if (err == nil) != (ourErr == nil) {
+		t.Fatalf("%q: %v, patternmatcher %v", patterns, ourErr, err)
+	}
+	if err != nil {
+		return
+	}
+	infos := map[string]Info{}
+	theirInfos := map[string]patternmatcher.MatchInfo{}
+	skipped := map[string]bool{}
+	for _, p := range tree {
+		dir := path.Dir(p)
+		if dir == "." {
+			dir = ""
+		}
+		want, theirInfo, err := theirs.MatchesUsingParentResults(p, theirInfos[dir])
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, info := ours.Ignored(p, infos[dir])
+		infos[p], theirInfos[p] = info, theirInfo
+		if got != want {
+			t.Fatalf("%q: walk: Ignored(%q) = %v", patterns, p, got)
+		}
+		skipped[p] = skipped[dir] || got && !ours.MayReinclude(p)
+		if skipped[dir] && !got {
+			t.Fatalf("%q: %q is kept in a directory that a walk skips", patterns, p)
+		}
+		alone, err := theirs.MatchesOrParentMatches(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := ours.Ignored(p, Info{}); got != alone {
+			t.Fatalf("%q: Ignored(%q) = %v", patterns, p, got)
+		}
+	}
+}
+
+func BenchmarkIgnored(b *testing.B) {
+	var patterns []string
+	for i := range 20 {
+		patterns = append(patterns, fmt.Sprintf("**/*.%d", i))
+	}
+	m, err := New(patterns)
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, dir := m.Ignored("src", Info{})
+	b.ReportAllocs()
+	for b.Loop() {
+		m.Ignored("src/main.go", dir)
+	}
+}
