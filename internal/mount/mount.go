@@ -52,7 +52,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // An Option is a mount option of a file system; Value is "" for a flag.
 type Option struct{ Name, Value string }
 
-// New mounts a new instance of the file system that the kernel calls fs. The descriptor that it returns can be used as a
+// New mounts a new instance of the file system that the kernel calls fs, which is also its source in mountinfo. The descriptor that it returns can be used as a
 // directory for openat(2) and the like, and is close-on-exec. The error is an *Error.
 func New(fs string, attr Attr, options ...Option) (*os.File, error) {
 	c, err := open(fs)
@@ -60,6 +60,9 @@ func New(fs string, attr Attr, options ...Option) (*os.File, error) {
 		return nil, err
 	}
 	defer c.close()
+	if err := c.set("source", fs); err != nil {
+		return nil, err
+	}
 	for _, o := range options {
 		if err := c.set(o.Name, o.Value); err != nil {
 			return nil, err

@@ -84,8 +84,10 @@ func (o Overlay) Mount() (*os.File, error) {
 			return nil, err
 		}
 	}
-	// An index would tie Upper to its lower directories; redirects and metadata-only copies would make it no layer.
-	options := []Option{{"index", "off"}, {"metacopy", "off"}, {"redirect_dir", "nofollow"}}
+	// An index would tie Upper to its lower directories; redirects and metadata-only copies would make it no layer; a UUID
+	// would be written to it.
+	options := []Option{{"source", "overlay"}, {"index", "off"}, {"metacopy", "off"}, {"redirect_dir", "nofollow"},
+		{"uuid", "null"}}
 	if o.Volatile && o.Upper != "" {
 		options = append(options, Option{"volatile", ""})
 	}

@@ -1,0 +1,570 @@
+// Package sandbox runs one process in one root file system, isolated as Docker isolates a build step. It knows nothing of
+// layers, caches or Dockerfiles: file systems come as detached mounts, users as numbers.
+//
+// Nothing is mounted outside the process's own mount namespace and nothing is left when kiln dies, however it dies: the
+// process's pid namespace lies inside another one, whose only other member is a keeper that dies with kiln and takes
+// everything with it.
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/passwd"
+)
+
+// Spec says what to run and in which surroundings.
+type Spec struct {
+	// Root is a detached mount that becomes the file system of the process. Run uses it up: it can still be read through
+	// the descriptor, which stays the caller's to close, but not be given to Run again.
+	Root *os.File
+	// Args is the program and its arguments. A program without a slash is looked for in the PATH of Env.
+	Args []string
+	// Env is the environment, "NAME=value" each. HOME is added if it is missing: the user's home directory, or "/".
+	Env []string
+	// Cwd is the working directory, an absolute path in Root; "" is "/". If it is missing it is made, owned by root with
+	// mode 0755, and stays.
+	Cwd string
+	// User is whom the process runs as.
+	User passwd.User
+	// Mounts are attached in their order, on top of what the sandbox itself mounts.
+	Mounts []Mount
+	// Hostname is the host name, DefaultHostname if "".
+	Hostname string
+	// ExtraHosts are added to /etc/hosts.
+	ExtraHosts []Host
+	// Network says which network the process has.
+	Network Network
+	// Insecure runs the process with all of kiln's capabilities, without a system call filter, with /proc and /sys
+	// writable and devices usable.
+	Insecure bool
+	// Rlimits are set in place of those that kiln runs with.
+	Rlimits []Rlimit
+	// ShmSize is the size of /dev/shm in bytes, 64 MiB if 0.
+	ShmSize int64
+	// CgroupParent must be "": control groups are not supported, and Run says so.
+	CgroupParent string
+	// Stdout and Stderr take what the process writes, as it writes it; nil discards it. If they are equal, at most one
+	// Write is called at a time and the order of the process's writes is kept. Standard input is /dev/null.
+	Stdout, Stderr io.Writer
+	// Debug takes the list of system calls that set the process up, before they are made; nil is for none.
+	Debug io.Writer
+}
+
+// Mount is a file system, directory or file that the process finds at a path.
+type Mount struct {
+	// Source is a detached mount of a directory or a file. Run uses it up as it does Spec.Root.
+	Source *os.File
+	// Target is an absolute path. Links in it are followed inside the root; what is missing is made for the time of the
+	// run.
+	Target string
+}
+
+// Host is a line of /etc/hosts.
+type Host struct{ Name, IP string }
+
+// Network is which network a process has.
+type Network int
+
+const (
+	// NetworkHost is the network of kiln itself.
+	NetworkHost Network = iota
+	// NetworkNone is a loopback interface and nothing else.
+	NetworkNone
+)
+
+// Rlimit is a resource limit, see getrlimit(2).
+type Rlimit struct {
+	// Name is the resource as in "nofile": the constant's name without RLIMIT_, in lower case.
+	Name string
+	// Soft and Hard are the limits in the resource's unit; the highest number means unlimited.
+	Soft, Hard uint64
+}
+
+// Status is how a process ended.
+type Status struct {
+	// ExitCode is the exit status, 128 plus the signal's number if a signal ended the process. A program that could not be
+	// executed gives 127 if it was not found and 126 otherwise.
+	ExitCode int
+	// Signal is the signal that ended the process, or 0.
+	Signal syscall.Signal
+	// CPU is the processor time that the process and the descendants that it waited for took.
+	CPU time.Duration
+	// MaxRSS is the largest resident size of one of them in bytes.
+	MaxRSS int64
+}
+
+// SetupError says which of the preparations failed inside the sandbox, before the program was executed.
+type SetupError struct {
+	// Op says what was to be done: "mount /proc".
+	Op string
+	// Errno is why it was not done.
+	Errno syscall.Errno
+}
+
+func (e *SetupError) Error() string { return "set up the sandbox: " + e.Op + ": " + e.Errno.Error() }
+
+// Unwrap returns Errno.
+func (e *SetupError) Unwrap() error { return e.Errno }
+
+// ExecError says that the program could not be executed.
+type ExecError struct {
+	// Name is the program as in Spec.Args.
+	Name string
+	// Reason is why, in words.
+	Reason string
+	// Errno is what execve(2) said.
+	Errno syscall.Errno
+}
+
+func (e *ExecError) Error() string { return fmt.Sprintf("exec: %q: %s", e.Name, e.Reason) }
+
+// Unwrap returns Errno.
+func (e *ExecError) Unwrap() error { return e.Errno }
+
+const defaultShmSize = 64 << 20
+
+// Run runs a process to its end and returns how it ended. An exit status other than 0 is no error. When ctx is done the
+// process and all its descendants are killed, and the error is ctx's cause. Whatever happens, no process and no mount is
+// left when Run returns. Errors are *SetupError, *ExecError, *mount.Error or ctx's, wrapped, or say what is wrong with s or
+// with the image.
+func Run(ctx context.Context, s Spec) (Status, error) {
+	if err := ctx.Err(); err != nil {
+		return Status{}, context.Cause(ctx)
+	}
+	if err := s.check(); err != nil {
+		return Status{}, err
+	}
+	r := &run{spec: s, tree: tree{root: s.Root}}
+	defer r.close()
+	if err := r.prepare(); err != nil {
+		return Status{}, errors.Join(err, r.tree.clean())
+	}
+	status, err := r.run(ctx)
+	if cleanErr := r.tree.clean(); cleanErr != nil {
+		err = errors.Join(err, cleanErr)
+	}
+	return status, err
+}
+
+// check returns what cannot be done about s.
+func (s *Spec) check() error {
+	if len(s.Args) == 0 || s.Args[0] == "" {
+		return errors.New("run: no program")
+	}
+	for _, list := range [][]string{s.Args, s.Env, {s.Hostname}} {
+		for _, v := range list {
+			if strings.IndexByte(v, 0) >= 0 {
+				return fmt.Errorf("run: %q holds a zero byte", v)
+			}
+		}
+	}
+	if s.CgroupParent != "" {
+		return fmt.Errorf("run in control group %s: not supported yet", s.CgroupParent)
+	}
+	if s.Network != NetworkHost && s.Network != NetworkNone {
+		return fmt.Errorf("run with network %d: no such mode", s.Network)
+	}
+	if s.Cwd != "" && !path.IsAbs(s.Cwd) {
+		return fmt.Errorf("run in %q: not an absolute path", s.Cwd)
+	}
+	for _, h := range s.ExtraHosts {
+		if strings.ContainsAny(h.Name+h.IP, "\n\x00") {
+			return fmt.Errorf("run with host %q: not a name and an address", h.Name+" "+h.IP)
+		}
+	}
+	for _, m := range s.Mounts {
+		if !path.IsAbs(m.Target) || strings.IndexByte(m.Target, 0) >= 0 {
+			return fmt.Errorf("mount at %q: not an absolute path", m.Target)
+		}
+	}
+	for _, l := range s.Rlimits {
+		if _, ok := resources[l.Name]; !ok {
+			return fmt.Errorf("set limit %s: no such resource", l.Name)
+		}
+		if l.Soft > l.Hard {
+			return fmt.Errorf("set limit %s: the soft limit is above the hard limit", l.Name)
+		}
+	}
+	return nil
+}
+
+// run is a Run that is under way.
+type run struct {
+	spec    Spec
+	tree    tree
+	supply  *supply
+	files   []*os.File // to be closed at the end
+	keeper  *plan
+	process *plan
+	status  *buffer
+	usage   *buffer
+	execs   []*op // the attempts to execute the program
+	exists  []*op // for each of them, whether the file is there
+	outs    []*output
+	arena   *arena
+}
+
+func (r *run) close() {
+	for _, f := range r.files {
+		f.Close()
+	}
+	if r.supply != nil {
+		r.supply.close()
+	}
+	for _, o := range r.outs {
+		o.read.Close()
+	}
+	r.tree.close()
+	if r.arena != nil {
+		r.arena.free()
+	}
+}
+
+// own closes f when the run is over.
+func (r *run) own(f *os.File, err error) (*os.File, error) {
+	if err == nil {
+		r.files = append(r.files, f)
+	}
+	return f, err
+}
+
+// prepare makes everything that kiln can make outside the sandbox, and the plan of the rest.
+func (r *run) prepare() error {
+	s := &r.spec
+	conf, err := resolver()
+	if err != nil {
+		return err
+	}
+	if s.Hostname == "" {
+		s.Hostname = DefaultHostname
+	}
+	if s.ShmSize == 0 {
+		s.ShmSize = defaultShmSize
+	}
+	r.supply, err = newSupply(map[string]string{"hosts": hosts(s.Hostname, s.ExtraHosts), "resolv.conf": conf})
+	if err != nil {
+		return err
+	}
+	p := parts{}
+	if p.dev, err = r.own(newDev()); err != nil {
+		return err
+	}
+	if p.pts, err = r.own(mount.New("devpts", mount.NoSuid|mount.NoExec, mount.Option{Name: "mode", Value: "620"},
+		mount.Option{Name: "gid", Value: "5"}, mount.Option{Name: "ptmxmode", Value: "666"})); err != nil {
+		return err
+	}
+	if p.shm, err = r.own(mount.New("tmpfs", mount.NoSuid|mount.NoDev|mount.NoExec, mount.Option{Name: "mode", Value: "1777"},
+		mount.Option{Name: "size", Value: fmt.Sprint(s.ShmSize)})); err != nil {
+		return err
+	}
+	for _, k := range []struct {
+		at   string
+		root *os.File
+		f    **os.File
+	}{{"/proc", nil, &p.procAt}, {"/sys", nil, &p.sysAt}, {"/dev", p.dev, &p.devAt}} {
+		f, _, err := r.tree.mountPoint(k.at, how{want: directory, strict: true, keep: true})
+		if *k.f, err = r.own(f, err); err != nil {
+			return fmt.Errorf("mount %s: %w", k.at, err)
+		}
+		r.tree.cover(k.at, k.root)
+	}
+	r.tree.cover("/dev/pts", p.pts)
+	r.tree.cover("/dev/shm", p.shm)
+	r.tree.cover("/dev/mqueue", nil)
+	for _, name := range []string{"hosts", "resolv.conf"} {
+		f, at, err := r.tree.mountPoint("/etc/"+name, how{want: file})
+		if f, err = r.own(f, err); err != nil {
+			return fmt.Errorf("mount /etc/%s: %w", name, err)
+		}
+		r.tree.cover(at, nil)
+		p.etc = append(p.etc, f)
+	}
+	for _, m := range s.Mounts {
+		var st unix.Stat_t
+		if err := unix.Fstat(int(m.Source.Fd()), &st); err != nil {
+			return fmt.Errorf("mount at %s: %w", m.Target, err)
+		}
+		want := file
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			want = directory
+		}
+		f, at, err := r.tree.mountPoint(m.Target, how{want: want})
+		if f, err = r.own(f, err); err != nil {
+			return fmt.Errorf("mount at %s: %w", m.Target, err)
+		}
+		r.tree.cover(at, m.Source)
+		p.targets = append(p.targets, f)
+	}
+	if s.Cwd == "" {
+		s.Cwd = "/"
+	}
+	if err := r.makeCwd(); err != nil {
+		return fmt.Errorf("make working directory: %w", err)
+	}
+	if err := r.tree.ready(); err != nil {
+		return err
+	}
+	if p.null, err = r.own(os.Open(os.DevNull)); err != nil {
+		return err
+	}
+	if p.out, p.err, err = r.pipes(); err != nil {
+		return err
+	}
+	fd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if p.kiln, err = r.own(os.NewFile(uintptr(max(fd, 0)), "kiln"), err); err != nil {
+		return fmt.Errorf("open kiln's own process: %w", err)
+	}
+	return r.plan(p)
+}
+
+// makeCwd makes the working directory if it is missing. One inside a file system of the kernel is left to the process, which
+// looks whether it is there.
+func (r *run) makeCwd() error {
+	clean := path.Clean(r.spec.Cwd)
+	if clean == "/" {
+		return nil
+	}
+	for at, f := range r.tree.covers {
+		if f == nil && (clean == at || strings.HasPrefix(clean, at+"/")) {
+			return nil
+		}
+	}
+	f, _, err := r.tree.mountPoint(r.spec.Cwd, how{want: directory, keep: true})
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// output copies what comes through a pipe to a writer.
+type output struct {
+	read *os.File
+	fd   int // of read
+	w    io.Writer
+	err  error
+	done chan struct{}
+}
+
+// pipes returns the process's standard output and standard error.
+func (r *run) pipes() (stdout, stderr *os.File, err error) {
+	if stdout, err = r.pipe(r.spec.Stdout); err != nil {
+		return nil, nil, err
+	}
+	if same(r.spec.Stdout, r.spec.Stderr) {
+		return stdout, stdout, nil
+	}
+	stderr, err = r.pipe(r.spec.Stderr)
+	return stdout, stderr, err
+}
+
+func same(a, b io.Writer) bool {
+	return a != nil && b != nil && reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.TypeOf(a).Comparable() && a == b
+}
+
+func (r *run) pipe(w io.Writer) (*os.File, error) {
+	if w == nil {
+		return r.own(os.OpenFile(os.DevNull, os.O_WRONLY, 0))
+	}
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("make pipe: %w", err)
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		return nil, fmt.Errorf("make pipe: %w", err)
+	}
+	r.outs = append(r.outs, &output{read: os.NewFile(uintptr(fds[0]), "pipe"), fd: fds[0], w: w, done: make(chan struct{})})
+	return r.own(os.NewFile(uintptr(fds[1]), "pipe"), nil)
+}
+
+// copy copies until the end of the pipe, or, after a deadline was set on it, until it is empty. When the writer fails the
+// rest is read and thrown away, so that the process does not block.
+func (o *output) copy() {
+	defer close(o.done)
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := o.read.Read(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if n, err = unix.Read(o.fd, buf); err != nil || n <= 0 {
+				return
+			}
+		}
+		if n > 0 && o.err == nil {
+			_, o.err = o.w.Write(buf[:n])
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// run starts the process and waits for its end.
+func (r *run) run(ctx context.Context) (Status, error) {
+	if r.spec.Debug != nil {
+		if _, err := io.WriteString(r.spec.Debug, r.keeper.String()); err != nil {
+			return Status{}, fmt.Errorf("write the plan of the sandbox: %w", err)
+		}
+	}
+	var err error
+	if r.arena, err = newArena(r.keeper.size() + 4096); err != nil {
+		return Status{}, err
+	}
+	r.keeper.assemble(r.arena)
+	pidfdAt := r.arena.alloc(wordSize)
+	r.keeper.clone.flags |= unix.CLONE_PIDFD
+	r.keeper.clone.pidfd = uint64(r.arena.address(pidfdAt))
+
+	// The keeper is told when the thread dies that started it, so this one must live as long.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if pid := start(r.keeper.clone); int(pid) < 0 {
+		return Status{}, &SetupError{Op: "start a process", Errno: syscall.Errno(-int(pid))}
+	}
+	pidfd := os.NewFile(uintptr(*(*int32)(r.arena.pointer(pidfdAt))), "keeper")
+	defer pidfd.Close()
+	for _, f := range r.files {
+		f.Close()
+	}
+	r.files = nil
+	for _, o := range r.outs {
+		go o.copy()
+	}
+	var killed sync.WaitGroup
+	killed.Add(1)
+	stop := context.AfterFunc(ctx, func() {
+		defer killed.Done()
+		_ = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0)
+	})
+	if err := wait(pidfd); err != nil {
+		return Status{}, err
+	}
+	if !stop() {
+		killed.Wait()
+	}
+	for _, o := range r.outs {
+		// Every process that had the other end is dead, unless one sent it away.
+		_ = o.read.SetReadDeadline(time.Unix(1, 0))
+		<-o.done
+	}
+	if ctx.Err() != nil {
+		return Status{}, context.Cause(ctx)
+	}
+	return r.result()
+}
+
+// wait waits for the process of a pidfd and reaps it. See waitid(2).
+func wait(pidfd *os.File) error {
+	for {
+		err := unix.Waitid(unix.P_PIDFD, int(pidfd.Fd()), nil, unix.WEXITED, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return os.NewSyscallError("waitid", err)
+		}
+	}
+}
+
+// result reads what the two processes left in the arena.
+func (r *run) result() (Status, error) {
+	step := r.process
+	if err := r.execError(step.prog); err != nil {
+		return Status{ExitCode: err.code()}, err
+	}
+	for _, p := range []*plan{r.keeper, step} {
+		if i := p.prog.failed; i != 0 {
+			return Status{}, &SetupError{Op: p.ops[i-1].name, Errno: syscall.Errno(p.prog.errno)}
+		}
+	}
+	if r.keeper.prog.pc < r.keeper.prog.n-1 {
+		return Status{ExitCode: 137, Signal: syscall.SIGKILL}, nil
+	}
+	ws := syscall.WaitStatus(*(*uint32)(r.arena.pointer(r.status.offset)))
+	usage := (*unix.Rusage)(r.arena.pointer(r.usage.offset))
+	status := Status{
+		ExitCode: ws.ExitStatus(),
+		CPU:      time.Duration(usage.Utime.Nano() + usage.Stime.Nano()),
+		MaxRSS:   int64(usage.Maxrss) << 10,
+	}
+	if ws.Signaled() {
+		status.Signal = ws.Signal()
+		status.ExitCode = 128 + int(status.Signal)
+	}
+	for _, o := range r.outs {
+		if o.err != nil {
+			return status, fmt.Errorf("write the output of the process: %w", o.err)
+		}
+	}
+	return status, nil
+}
+
+// code is the exit status that a shell gives for the error.
+func (e *ExecError) code() int {
+	if e.Errno == syscall.ENOENT {
+		return 127
+	}
+	return 126
+}
+
+// execError returns why no attempt to execute the program went well, nil if one did or none was made.
+func (r *run) execError(prog *program) *ExecError {
+	name := r.spec.Args[0]
+	e := &ExecError{Name: name, Errno: syscall.ENOENT, Reason: "executable file not found in $PATH"}
+	if strings.Contains(name, "/") {
+		e.Reason = "no such file or directory"
+	}
+	if prog.failed != 0 {
+		if !slices.ContainsFunc(r.execs, func(o *op) bool { return o.index == int(prog.failed)-1 }) {
+			return nil
+		}
+		e.Errno = syscall.Errno(prog.errno)
+		e.Reason = e.Errno.Error()
+		return e
+	}
+	if prog.pc < prog.n {
+		return nil
+	}
+	result := func(o *op) syscall.Errno {
+		return syscall.Errno(-*(*int)(r.arena.pointer(prog.results + uintptr(o.index)*wordSize)))
+	}
+	for i, o := range r.execs {
+		switch errno := result(o); {
+		case errno == syscall.ENOENT && result(r.exists[i]) == 0:
+			e.Reason = "the interpreter or loader that it names does not exist"
+			return e
+		case errno == syscall.EACCES:
+			e.Errno, e.Reason = errno, errno.Error()
+		}
+	}
+	return e
+}
+
+// candidates are the paths that the program may be at, in the order of PATH.
+func candidates(name string, env []string) []string {
+	if strings.Contains(name, "/") {
+		return []string{name}
+	}
+	i := slices.IndexFunc(env, func(v string) bool { return strings.HasPrefix(v, "PATH=") })
+	if i < 0 {
+		return nil
+	}
+	var list []string
+	for _, dir := range strings.Split(strings.TrimPrefix(env[i], "PATH="), ":") {
+		if dir == "" {
+			dir = "."
+		}
+		list = append(list, dir+"/"+name)
+	}
+	return list
+}

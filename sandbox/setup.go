@@ -1,0 +1,360 @@
+package sandbox
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/sandbox/internal/seccomp"
+)
+
+// parts are the descriptors that the process is given to set itself up with; none of them survives that.
+type parts struct {
+	dev, pts, shm        *os.File // detached file systems
+	procAt, sysAt, devAt *os.File // mount points in the root
+	etc                  []*os.File
+	targets              []*os.File // of Spec.Mounts
+	null, out, err       *os.File
+	kiln                 *os.File // kiln's pidfd
+}
+
+// capabilities are those that a process has, which are Docker's.
+const capabilities uint64 = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID |
+	1<<unix.CAP_KILL | 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETPCAP | 1<<unix.CAP_NET_BIND_SERVICE |
+	1<<unix.CAP_NET_RAW | 1<<unix.CAP_SYS_CHROOT | 1<<unix.CAP_MKNOD | 1<<unix.CAP_AUDIT_WRITE | 1<<unix.CAP_SETFCAP
+
+// Paths below /proc and /sys that a process sees empty, and those below /proc that it may not write: Docker's.
+var (
+	maskedProcFiles = []string{"interrupts", "kcore", "keys", "latency_stats", "sched_debug", "timer_list", "timer_stats"}
+	maskedProcDirs  = []string{"acpi", "asound", "scsi"}
+	maskedSysDirs   = []string{"devices/virtual/powercap", "firmware"}
+	readOnlyProc    = []string{"bus", "fs", "irq", "sys", "sysrq-trigger"}
+)
+
+// thermalThrottle finds the directories below /sys that count how often each processor was too hot.
+var thermalThrottle = sync.OnceValue(func() []string {
+	dirs, _ := filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle") // the pattern is well-formed
+	for i, d := range dirs {
+		dirs[i] = strings.TrimPrefix(d, "/sys/")
+	}
+	return dirs
+})
+
+// filter is the compiled system call filter of this machine.
+var filter = sync.OnceValues(func() ([]unix.SockFilter, error) { return seccomp.Compile(runtime.GOARCH) })
+
+// resources are the resource limits by name, see getrlimit(2).
+var resources = map[string]int{
+	"as": unix.RLIMIT_AS, "core": unix.RLIMIT_CORE, "cpu": unix.RLIMIT_CPU, "data": unix.RLIMIT_DATA,
+	"fsize": unix.RLIMIT_FSIZE, "locks": unix.RLIMIT_LOCKS, "memlock": unix.RLIMIT_MEMLOCK,
+	"msgqueue": unix.RLIMIT_MSGQUEUE, "nice": unix.RLIMIT_NICE, "nofile": unix.RLIMIT_NOFILE,
+	"nproc": unix.RLIMIT_NPROC, "rss": unix.RLIMIT_RSS, "rtprio": unix.RLIMIT_RTPRIO, "rttime": unix.RLIMIT_RTTIME,
+	"sigpending": unix.RLIMIT_SIGPENDING, "stack": unix.RLIMIT_STACK,
+}
+
+const (
+	moveFromFd  = unix.MOVE_MOUNT_F_EMPTY_PATH
+	moveToFd    = unix.MOVE_MOUNT_T_EMPTY_PATH
+	cloneTree   = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC
+	sizeofIfreq = 40 // struct ifreq, see netdevice(7)
+	standard    = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+)
+
+func atCwd() uintptr { n := unix.AT_FDCWD; return uintptr(n) }
+
+func fd(f *os.File) int { return int(f.Fd()) }
+
+// raw is the memory of a structure.
+func raw[T any](v T) []byte {
+	return append([]byte(nil), unsafe.Slice((*byte)(unsafe.Pointer(&v)), unsafe.Sizeof(v))...)
+}
+
+// plan makes the plans of the keeper and of the process.
+func (r *run) plan(p parts) error {
+	var err error
+	if r.process, err = r.processPlan(p); err != nil {
+		return err
+	}
+	k := &plan{flags: unix.CLONE_NEWPID}
+	k.add("die with kiln", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL), 0, 0, 0)
+	k.add("see that kiln is alive", unix.SYS_PPOLL, raw(unix.PollFd{Fd: int32(fd(p.kiln)), Events: unix.POLLIN}), 1,
+		raw(unix.Timespec{}), 0, 8).mustBeZero()
+	k.add("leave kiln's session", unix.SYS_SETSID)
+	k.add("start the process", nrClone, r.process)
+	k.add("close files", unix.SYS_CLOSE_RANGE, 0, uint32(1<<32-1), 0)
+	r.status, r.usage = &buffer{size: 4}, &buffer{size: int(unsafe.Sizeof(unix.Rusage{}))}
+	k.add("wait for the process", unix.SYS_WAIT4, k.ops[3], r.status, 0, r.usage)
+	k.add("exit", unix.SYS_EXIT_GROUP, 0)
+	r.keeper = k
+	return nil
+}
+
+func (r *run) processPlan(p parts) (*plan, error) {
+	s := &r.spec
+	l := &plan{flags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP}
+	if s.Network == NetworkNone {
+		l.flags |= unix.CLONE_NEWNET
+	}
+	l.add("start a session", unix.SYS_SETSID)
+	l.add("leave kiln's keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).or(syscall.ENOSYS)
+	for sig := 1; sig <= 31; sig++ {
+		if sig != int(unix.SIGKILL) && sig != int(unix.SIGSTOP) {
+			// struct sigaction of the kernel: the handler is its first word and SIG_DFL is 0.
+			l.add(fmt.Sprintf("reset signal %d", sig), unix.SYS_RT_SIGACTION, sig, make([]byte, 32), 0, 8)
+		}
+	}
+
+	r.planRoot(l, p)
+	if s.Network == NetworkNone {
+		sock := l.add("open a socket", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		req := make([]byte, sizeofIfreq)
+		copy(req, "lo")
+		binary.NativeEndian.PutUint16(req[unix.IFNAMSIZ:], unix.IFF_UP|unix.IFF_RUNNING)
+		l.add("bring up the loopback interface", unix.SYS_IOCTL, sock, unix.SIOCSIFFLAGS, req)
+	}
+	l.add("set the host name", unix.SYS_SETHOSTNAME, s.Hostname, len(s.Hostname))
+	if err := r.planLimits(l); err != nil {
+		return nil, err
+	}
+
+	l.add("set the umask", unix.SYS_UMASK, 0o022)
+	dir := l.add("open working directory "+s.Cwd, unix.SYS_OPENAT2, atCwd(), s.Cwd,
+		raw(unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}), unix.SizeofOpenHow)
+	l.add("change to working directory "+s.Cwd, unix.SYS_FCHDIR, dir)
+	cwd := &buffer{size: unix.PathMax}
+	l.add("read the working directory", unix.SYS_GETCWD, cwd, cwd.size)
+	l.add("see that the working directory is in the root", nrByte, cwd, int('/'), int(unix.EXDEV))
+
+	l.add("set standard input", unix.SYS_DUP3, fd(p.null), 0, 0)
+	l.add("set standard output", unix.SYS_DUP3, fd(p.out), 1, 0)
+	l.add("set standard error", unix.SYS_DUP3, fd(p.err), 2, 0)
+	if err := r.planPrivileges(l); err != nil {
+		return nil, err
+	}
+	l.add("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, make([]byte, 8), 0, 8)
+	l.add("close files on exec", unix.SYS_CLOSE_RANGE, 3, uint32(1<<32-1), unix.CLOSE_RANGE_CLOEXEC)
+
+	env := s.Env
+	if !hasName(env, "HOME") {
+		home := s.User.Home
+		if home == "" {
+			home = "/"
+		}
+		env = append(append([]string(nil), env...), "HOME="+home)
+	}
+	paths := candidates(s.Args[0], env)
+	for _, name := range paths {
+		r.execs = append(r.execs, l.add("execute "+name, unix.SYS_EXECVE, name, s.Args, env).
+			or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES))
+	}
+	for _, name := range paths {
+		r.exists = append(r.exists, l.add("look for "+name, unix.SYS_FACCESSAT, atCwd(), name, unix.F_OK).
+			or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES, syscall.ELOOP, syscall.ENAMETOOLONG))
+	}
+	return l, nil
+}
+
+func hasName(env []string, name string) bool {
+	for _, v := range env {
+		if strings.HasPrefix(v, name+"=") {
+			return true
+		}
+	}
+	return false
+}
+
+// planRoot attaches everything that is mounted and makes it the only file tree.
+func (r *run) planRoot(l *plan, p parts) {
+	s := &r.spec
+	private := raw(unix.MountAttr{Propagation: unix.MS_PRIVATE})
+	contained := private
+	if !s.Insecure {
+		// Device nodes that the process makes do not work: there is no device controller to say which may.
+		contained = raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE})
+	}
+	setattr := func(name string, f *os.File, attr []byte) {
+		l.add(name, unix.SYS_MOUNT_SETATTR, fd(f), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr, len(attr))
+	}
+
+	// The supplies can be cloned while they are attached, which they are on top of the old root.
+	l.add("keep mounts from the host", unix.SYS_MOUNT_SETATTR, atCwd(), "/", unix.AT_RECURSIVE, private, len(private))
+	l.add("attach the supplies", unix.SYS_MOVE_MOUNT, fd(r.supply.fs), "", atCwd(), "/", moveFromFd)
+	clone := func(name string) *op {
+		return l.add("clone supply "+name, unix.SYS_OPEN_TREE, fd(r.supply.fs), name, cloneTree)
+	}
+	nodes := map[string]any{}
+	for _, d := range devices {
+		if f := r.supply.nodes[d.name]; f != nil {
+			nodes[d.name] = fd(f)
+		} else {
+			nodes[d.name] = clone(d.name)
+		}
+	}
+	etc := []*op{clone("hosts"), clone("resolv.conf")}
+	type mask struct {
+		over  *op
+		name  string
+		below string
+	}
+	var masks []mask
+	if !s.Insecure {
+		add := func(below, with string, names []string) {
+			for _, n := range names {
+				masks = append(masks, mask{clone(with), n, below})
+			}
+		}
+		add("/proc", "nothing", maskedProcFiles)
+		add("/proc", "empty", maskedProcDirs)
+		add("/sys", "empty", maskedSysDirs)
+		add("/sys", "empty", thermalThrottle())
+	}
+
+	l.add("detach the supplies", unix.SYS_UMOUNT2, "/", unix.MNT_DETACH)
+
+	setattr("contain the root", s.Root, contained)
+	l.add("attach the root", unix.SYS_MOVE_MOUNT, fd(s.Root), "", atCwd(), "/", moveFromFd)
+	l.add("enter the root", unix.SYS_FCHDIR, fd(s.Root))
+	l.add("change the root", unix.SYS_PIVOT_ROOT, ".", ".")
+	l.add("detach the old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
+
+	proc := r.planMount(l, "proc", "/proc", standard)
+	l.add("attach /proc", unix.SYS_MOVE_MOUNT, proc, "", fd(p.procAt), "", moveFromFd|moveToFd)
+	sysAttr := standard
+	if !s.Insecure {
+		sysAttr |= unix.MOUNT_ATTR_RDONLY
+	}
+	sys := r.planMount(l, "sysfs", "/sys", sysAttr)
+	l.add("attach /sys", unix.SYS_MOVE_MOUNT, sys, "", fd(p.sysAt), "", moveFromFd|moveToFd)
+	if unified() {
+		cgroup := r.planMount(l, "cgroup2", "/sys/fs/cgroup", sysAttr)
+		l.add("attach /sys/fs/cgroup", unix.SYS_MOVE_MOUNT, cgroup, "", sys, "fs/cgroup", moveFromFd)
+	}
+	for _, m := range masks {
+		dir := proc
+		if m.below == "/sys" {
+			dir = sys
+		}
+		l.add("mask "+m.below+"/"+m.name, unix.SYS_MOVE_MOUNT, m.over, "", dir, m.name, moveFromFd).or(syscall.ENOENT)
+	}
+	if !s.Insecure {
+		readOnly := raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+		for _, name := range readOnlyProc {
+			c := l.add("clone /proc/"+name, unix.SYS_OPEN_TREE, proc, name, cloneTree).or(syscall.ENOENT).skipping(2)
+			l.add("make /proc/"+name+" read-only", unix.SYS_MOUNT_SETATTR, c, "", unix.AT_EMPTY_PATH, readOnly, len(readOnly))
+			l.add("attach /proc/"+name, unix.SYS_MOVE_MOUNT, c, "", proc, name, moveFromFd)
+		}
+	}
+
+	l.add("attach /dev", unix.SYS_MOVE_MOUNT, fd(p.dev), "", fd(p.devAt), "", moveFromFd|moveToFd)
+	l.add("attach /dev/pts", unix.SYS_MOVE_MOUNT, fd(p.pts), "", fd(p.dev), "pts", moveFromFd)
+	l.add("attach /dev/shm", unix.SYS_MOVE_MOUNT, fd(p.shm), "", fd(p.dev), "shm", moveFromFd)
+	for _, d := range devices {
+		l.add("attach /dev/"+d.name, unix.SYS_MOVE_MOUNT, nodes[d.name], "", fd(p.dev), d.name, moveFromFd)
+	}
+	mqueue := r.planMount(l, "mqueue", "/dev/mqueue", standard)
+	l.add("attach /dev/mqueue", unix.SYS_MOVE_MOUNT, mqueue, "", fd(p.dev), "mqueue", moveFromFd)
+
+	for i, name := range []string{"hosts", "resolv.conf"} {
+		l.add("attach /etc/"+name, unix.SYS_MOVE_MOUNT, etc[i], "", fd(p.etc[i]), "", moveFromFd|moveToFd)
+	}
+	for i, m := range s.Mounts {
+		setattr("contain "+m.Target, m.Source, contained)
+		l.add("attach "+m.Target, unix.SYS_MOVE_MOUNT, fd(m.Source), "", fd(p.targets[i]), "", moveFromFd|moveToFd)
+	}
+}
+
+// planMount mounts a file system of the kernel, detached; the result is its descriptor.
+func (r *run) planMount(l *plan, fs, at string, attr int) *op {
+	c := l.add("open "+fs, unix.SYS_FSOPEN, fs, unix.FSOPEN_CLOEXEC)
+	l.add("name "+fs, unix.SYS_FSCONFIG, c, unix.FSCONFIG_SET_STRING, "source", fs, 0)
+	l.add("make "+fs, unix.SYS_FSCONFIG, c, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)
+	return l.add("mount "+at, unix.SYS_FSMOUNT, c, unix.FSMOUNT_CLOEXEC, attr)
+}
+
+// unified reports whether the host has the second version of control groups at their usual place.
+func unified() bool {
+	var st unix.Statfs_t
+	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// maxFiles is how many open files a process may have unless Spec says otherwise: some programs try to close them all.
+const maxFiles = 1 << 20
+
+// planLimits sets the resource limits.
+func (r *run) planLimits(l *plan) error {
+	limits := r.spec.Rlimits
+	given := false
+	for _, lim := range limits {
+		given = given || lim.Name == "nofile"
+	}
+	if !given {
+		var own unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
+			return fmt.Errorf("get limit nofile: %w", err)
+		}
+		limits = append([]Rlimit{{Name: "nofile", Soft: min(own.Max, maxFiles), Hard: own.Max}}, limits...)
+	}
+	for _, lim := range limits {
+		l.add("set limit "+lim.Name, unix.SYS_PRLIMIT64, 0, resources[lim.Name],
+			raw(unix.Rlimit{Cur: lim.Soft, Max: lim.Hard}), 0)
+	}
+	return nil
+}
+
+// planPrivileges takes the process's privileges away. The filter comes first: without no_new_privs, which would disable
+// programs like sudo, it takes CAP_SYS_ADMIN to install one.
+func (r *run) planPrivileges(l *plan) error {
+	s := &r.spec
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var own [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &own[0]); err != nil {
+		return fmt.Errorf("get capabilities: %w", err)
+	}
+	keep := uint64(own[0].Permitted) | uint64(own[1].Permitted)<<32
+	if !s.Insecure {
+		keep &= capabilities
+		prog, err := filter()
+		if err != nil {
+			return err
+		}
+		for c := range 64 {
+			if capabilities&(1<<c) == 0 {
+				// EINVAL is for numbers beyond the last capability.
+				left := 64 - c - 1 - bits.OnesCount64(capabilities>>(c+1))
+				l.add(fmt.Sprintf("drop capability %d", c), unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0, 0, 0).
+					or(syscall.EINVAL).skipping(left)
+			}
+		}
+		text := make([]byte, 0, len(prog)*8)
+		for _, in := range prog {
+			text = append(text, raw(in)...)
+		}
+		l.add("install the system call filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0,
+			&fprog{n: len(prog), text: text})
+	}
+	l.add("clear ambient capabilities", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+	groups := make([]byte, 4*len(s.User.Groups))
+	for i, g := range s.User.Groups {
+		binary.NativeEndian.PutUint32(groups[4*i:], g)
+	}
+	l.add("set supplementary groups", unix.SYS_SETGROUPS, len(s.User.Groups), groups)
+	l.add("set the group", unix.SYS_SETRESGID, s.User.GID, s.User.GID, s.User.GID)
+	l.add("set the user", unix.SYS_SETRESUID, s.User.UID, s.User.UID, s.User.UID)
+	if s.User.UID != 0 {
+		keep = 0
+	}
+	low, high := uint32(keep), uint32(keep>>32)
+	l.add("set capabilities", unix.SYS_CAPSET, raw(hdr), raw([2]unix.CapUserData{
+		{Effective: low, Permitted: low}, {Effective: high, Permitted: high}}))
+	return nil
+}
