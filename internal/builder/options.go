@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/registry"
 )
 
 // Options say what one build has to do. They are checked values, as far as they can be checked without looking at files:
@@ -46,6 +47,8 @@ type Options struct {
 	Ulimits    []llb.Ulimit
 	// ShmSize is the size of steps' /dev/shm in bytes; 0 for the default.
 	ShmSize int64
+	// CgroupParent is the control group that steps' groups are made in; "" for none.
+	CgroupParent string
 	// Allow are the entitlements granted to the build: "network.host", "security.insecure".
 	Allow   []string
 	Secrets []Secret
@@ -112,6 +115,18 @@ func (e *InputError) Error() string { return e.Err.Error() }
 
 // Unwrap returns the cause.
 func (e *InputError) Unwrap() error { return e.Err }
+
+// CheckTag returns an error unless s can be a new image's name: "app", "registry:5000/app:v1", without digest.
+func CheckTag(s string) error {
+	r, err := registry.ParseReference(s)
+	if err != nil {
+		return err
+	}
+	if r.Digest != "" {
+		return fmt.Errorf("%q has a digest, which is not for the user to choose", s)
+	}
+	return nil
+}
 
 // DockerfilePath returns the path of the Dockerfile: the option, or Dockerfile or dockerfile in the context, whichever
 // is there first. The error, an *InputError, says that neither is.

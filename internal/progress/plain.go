@@ -1,7 +1,6 @@
 package progress
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"slices"
@@ -76,14 +75,21 @@ func (d *plain) logLine(t *Task, b *block) func([]byte) {
 	}
 }
 
+// flush takes lines that have no end as they are.
+func (d *plain) flush(t *Task, b *block) {
+	for i := range b.streams {
+		b.streams[i].flush(d.logLine(t, b))
+	}
+}
+
 func (d *plain) status(t *Task, s *status) {
 	now := d.now()
-	if s.completed.IsZero() && now.Sub(s.started) < statusInterval || now.Sub(s.shown) < statusInterval && s.completed.IsZero() {
+	if s.completed.IsZero() && (now.Sub(s.started) < statusInterval || now.Sub(s.shown) < statusInterval) {
 		return
 	}
 	s.shown = now
 	b := d.blocks[t]
-	text := cleanLine(s.id) + " " + progressOf(s)
+	text := CleanLine(s.id) + " " + progressOf(s)
 	if !s.completed.IsZero() {
 		text += fmt.Sprintf(" %.1fs done", s.completed.Sub(s.started).Seconds())
 	}
@@ -91,10 +97,10 @@ func (d *plain) status(t *Task, s *status) {
 	d.show(b)
 }
 
-// progressOf returns "1.2MB / 3.4MB", or one of them where the total is not known or reached.
+// progressOf returns "1.2MB / 3.4MB", or "1.2MB" where the total is not known.
 func progressOf(s *status) string {
 	current := units.HumanSizeWithPrecision(float64(s.current), 3)
-	if s.total <= 0 || s.current >= s.total {
+	if s.total <= 0 {
 		return current
 	}
 	return current + " / " + units.HumanSizeWithPrecision(float64(s.total), 3)
@@ -109,16 +115,14 @@ func (d *plain) note(t *Task, text string) {
 func (d *plain) finish(t *Task) {
 	b := d.blocks[t]
 	delete(d.blocks, t)
-	for i := range b.streams {
-		b.streams[i].flush(d.logLine(t, b))
-	}
+	d.flush(t, b)
 	switch t.outcome {
 	case cached:
 		b.line("CACHED")
 	case canceled:
 		b.line("CANCELED")
 	case failed:
-		b.line("ERROR: " + cleanLine(t.err.Error()))
+		b.line("ERROR: " + CleanLine(t.err.Error()))
 	default:
 		b.line(fmt.Sprintf("DONE %.1fs", t.ended.Sub(t.started).Seconds()))
 	}
@@ -177,10 +181,11 @@ func (d *plain) tick() {
 }
 
 func (d *plain) close() {
+	for t, b := range d.blocks {
+		d.flush(t, b)
+		d.show(b)
+	}
 	for len(d.waiting) > 0 {
 		d.give(d.waiting[0])
-	}
-	if d.current != nil && bytes.HasSuffix(d.current.text, []byte("\n")) {
-		d.give(d.current)
 	}
 }

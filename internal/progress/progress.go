@@ -22,6 +22,8 @@ type Printer interface {
 	Warn(text string)
 	// Failures returns the tasks that ended with an error so far, first one first.
 	Failures() []Failure
+	// Quiet reports whether the mode is "quiet", in which the result is all that a command shows.
+	Quiet() bool
 	// Close shows what is still held back and leaves the terminal as it was. Later events are dropped; a second Close
 	// does nothing.
 	Close()
@@ -79,7 +81,7 @@ func New(mode string, w io.Writer) (Printer, error) {
 	default:
 		return nil, fmt.Errorf("progress mode %q is not known; there are auto, plain, tty, rawjson, quiet and none", mode)
 	}
-	p := &printer{display: d, now: time.Now, stop: make(chan struct{}), stopped: make(chan struct{})}
+	p := &printer{display: d, quiet: mode == "quiet", now: time.Now, stop: make(chan struct{}), stopped: make(chan struct{})}
 	go p.ticks()
 	return p, nil
 }
@@ -100,7 +102,8 @@ type display interface {
 }
 
 type printer struct {
-	now func() time.Time
+	now   func() time.Time
+	quiet bool
 
 	mu       sync.Mutex
 	display  display
@@ -128,14 +131,14 @@ func (p *printer) ticks() {
 }
 
 func (p *printer) Task(name string) *Task {
-	return &Task{printer: p, name: cleanLine(name)}
+	return &Task{printer: p, name: CleanLine(name)}
 }
 
 func (p *printer) Warn(text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.closed {
-		p.display.warn(cleanLine(text))
+		p.display.warn(CleanLine(text))
 	}
 }
 
@@ -144,6 +147,8 @@ func (p *printer) Failures() []Failure {
 	defer p.mu.Unlock()
 	return append([]Failure(nil), p.failures...)
 }
+
+func (p *printer) Quiet() bool { return p.quiet }
 
 func (p *printer) Close() {
 	p.mu.Lock()
@@ -250,7 +255,7 @@ func (t *Task) Status(id string, current, total int64) {
 // Note shows one line about the task, for example why it was not cached.
 func (t *Task) Note(text string) {
 	t.event(func(d display) {
-		text := cleanLine(text)
+		text := CleanLine(text)
 		if len(t.notes) < maxNotes {
 			t.notes = append(t.notes, text)
 		}

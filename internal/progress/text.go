@@ -2,6 +2,7 @@ package progress
 
 import (
 	"bytes"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -56,21 +57,22 @@ func (t *tail) lines(n int) []string {
 // a line is longer than maxLine.
 type splitter struct {
 	partial []byte
-	cr      bool // a carriage return ended the last line, so a line feed that follows belongs to it
+	ended   bool // the last line ended without a line feed, so that one that follows belongs to it
 }
 
 // feed calls emit with each line that p completes, without its end; the line is valid during the call.
 func (s *splitter) feed(p []byte, emit func(line []byte)) {
 	for len(p) > 0 {
-		i := bytes.IndexAny(p, "\r\n")
-		if i < 0 || i > maxLine-len(s.partial) {
-			n := min(len(p), maxLine-len(s.partial))
-			s.partial = append(s.partial, p[:n]...)
-			p = p[n:]
+		room := min(len(p), maxLine-len(s.partial))
+		i := bytes.IndexAny(p[:room], "\r\n")
+		if i < 0 {
+			s.partial = append(s.partial, p[:room]...)
+			p = p[room:]
 			if len(s.partial) == maxLine {
 				n := runeBoundary(s.partial)
 				emit(s.partial[:n])
 				s.partial = append(s.partial[:0], s.partial[n:]...)
+				s.ended = true
 			}
 			continue
 		}
@@ -83,12 +85,12 @@ func (s *splitter) feed(p []byte, emit func(line []byte)) {
 		switch {
 		case len(line) > 0:
 			emit(line)
-			s.cr = end == '\r'
+			s.ended = end == '\r'
 		case end == '\n':
-			if !s.cr {
+			if !s.ended {
 				emit(line)
 			}
-			s.cr = false
+			s.ended = false
 		}
 		s.partial = s.partial[:0]
 	}
@@ -115,12 +117,38 @@ func runeBoundary(b []byte) int {
 	return len(b)
 }
 
-// cleanLine returns text as one line without control characters and escape sequences.
-func cleanLine(text string) string {
+// CleanLine returns text as one line that is fit for a terminal and a log: without control characters and escape
+// sequences, line ends as spaces, and the user and password of URLs replaced by xxxxx.
+func CleanLine(text string) string {
 	b := bytes.TrimRight([]byte(text), "\r\n")
 	b = bytes.ReplaceAll(b, []byte("\r\n"), []byte(" "))
 	b = bytes.ReplaceAll(b, []byte("\n"), []byte(" "))
-	return string(clean(nil, b, false))
+	return redact(string(clean(nil, b, false)))
+}
+
+// redact replaces "user:password@" and "token@" in URLs. The user of ssh://, who is no secret, stays.
+func redact(text string) string {
+	const mark = "://"
+	var out strings.Builder
+	for {
+		i := strings.Index(text, mark)
+		if i < 0 {
+			break
+		}
+		out.WriteString(text[:i+len(mark)])
+		scheme := text[:i]
+		text = text[i+len(mark):]
+		authority := text
+		if end := strings.IndexAny(text, "/?# \t\"'<>"); end >= 0 {
+			authority = text[:end]
+		}
+		if at := strings.LastIndexByte(authority, '@'); at >= 0 && (!strings.HasSuffix(scheme, "ssh") || strings.Contains(authority[:at], ":")) {
+			out.WriteString("xxxxx")
+			text = text[at:]
+		}
+	}
+	out.WriteString(text)
+	return out.String()
 }
 
 const escape = 0x1b

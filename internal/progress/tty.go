@@ -146,7 +146,7 @@ func taskDetails(t *Task) []string {
 	for _, s := range t.statuses {
 		if s.completed.IsZero() && transfers < detailLines {
 			transfers++
-			lines = append(lines, " => => "+cleanLine(s.id)+" "+progressOf(s))
+			lines = append(lines, " => => "+CleanLine(s.id)+" "+progressOf(s))
 		}
 	}
 	for _, l := range t.tail.lines(detailLines) {

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/spf13/cobra"
+)
+
+// buildFlags are the flags of build as written.
+type buildFlags struct {
+	tags          []string
+	file          string
+	target        string
+	buildArgs     []string
+	buildContexts []string
+	noCache       bool
+	noCacheFilter []string
+	pull          bool
+	platforms     []string
+	labels        []string
+	outputs       []string
+	push          bool
+	load          bool
+	iidFile       string
+	metadataFile  string
+	progress      string
+	quiet         bool
+	network       string
+	addHosts      []string
+	ulimits       []string
+	shmSize       string
+	secrets       []string
+	allow         []string
+	check         bool
+	call          string
+}
+
+func (a *app) buildCommand() *cobra.Command {
+	var f buildFlags
+	cmd := &cobra.Command{
+		Use:   "build [flags] PATH",
+		Short: "Build an image from a Dockerfile",
+		Args:  exactArgs("a PATH (the build context)"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o, err := f.options(args[0])
+			if err != nil {
+				return err
+			}
+			return a.withBuilder(func(b *builder.Builder) error { return a.build(cmd.Context(), b, o, f.mode()) })
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringArrayVarP(&f.tags, "tag", "t", nil, "name of the image, as name[:tag]")
+	flags.StringVarP(&f.file, "file", "f", "", "the Dockerfile (default PATH/Dockerfile)")
+	flags.StringVar(&f.target, "target", "", "the stage to build (default the last)")
+	flags.StringArrayVar(&f.buildArgs, "build-arg", nil, "value of an ARG, as NAME[=VALUE]")
+	flags.StringArrayVar(&f.buildContexts, "build-context", nil, "another context, as NAME=DIRECTORY, NAME=docker-image://IMAGE or NAME=oci-layout://DIRECTORY")
+	flags.BoolVar(&f.noCache, "no-cache", false, "run every step")
+	flags.StringArrayVar(&f.noCacheFilter, "no-cache-filter", nil, "run every step of these stages, as STAGE,…")
+	flags.BoolVar(&f.pull, "pull", false, "ask the registry for newer base images")
+	flags.StringArrayVar(&f.platforms, "platform", nil, "what to build for, as os/arch[/variant],… (default $DOCKER_DEFAULT_PLATFORM, else this machine)")
+	flags.StringArrayVar(&f.labels, "label", nil, "label of the image, as KEY=VALUE")
+	flags.StringArrayVarP(&f.outputs, "output", "o", nil, "what to make, as type=TYPE[,dest=PATH][,KEY=VALUE…], a directory, or - for a tar")
+	flags.BoolVar(&f.push, "push", false, "push the image: --output=type=registry")
+	flags.BoolVar(&f.load, "load", false, "load the image: --output=type=docker")
+	flags.StringVar(&f.iidFile, "iidfile", "", "write the image's id to a file")
+	flags.StringVar(&f.metadataFile, "metadata-file", "", "write what was built to a file, as JSON")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print the image's id alone")
+	flags.StringVar(&f.network, "network", "", "network of RUN: default, host, none")
+	flags.StringArrayVar(&f.addHosts, "add-host", nil, "line of /etc/hosts, as HOST:IP")
+	flags.StringArrayVar(&f.ulimits, "ulimit", nil, "resource limit, as NAME=SOFT[:HARD]")
+	flags.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm, as 64m")
+	flags.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN, as id=ID[,src=FILE|,env=VARIABLE]")
+	flags.StringArrayVar(&f.allow, "allow", nil, "entitlement: network.host, security.insecure")
+	flags.BoolVar(&f.check, "check", false, "check the Dockerfile and build nothing: --call=check")
+	flags.StringVar(&f.call, "call", "build", "what to do: build, check")
+	progressFlag(cmd, &f.progress)
+	addUnsupported(flags, slices.Clone(unsupportedBuildFlags))
+	return cmd
+}
+
+// mode returns the progress mode that the flags ask for. --quiet wins, as with docker.
+func (f *buildFlags) mode() string { return quietMode(f.quiet, f.progress) }
+
+// options returns what the flags ask for.
+func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
+	switch {
+	case contextDir == "-":
+		return o, usageErrorf("a build context from standard input is not supported yet; give a directory")
+	case isRemote(contextDir):
+		return o, usageErrorf("a remote build context (%s) is not supported yet; give a directory", contextDir)
+	case f.file == "-":
+		return o, usageErrorf("a Dockerfile from standard input is not supported yet; name a file with -f")
+	case isRemote(f.file):
+		return o, usageErrorf("a remote Dockerfile (%s) is not supported yet; name a file with -f", f.file)
+	}
+	o = builder.Options{
+		ContextDir:    contextDir,
+		Dockerfile:    f.file,
+		Tags:          f.tags,
+		Target:        f.target,
+		NoCache:       f.noCache,
+		NoCacheFilter: splitLists(f.noCacheFilter),
+		Pull:          f.pull,
+		IIDFile:       f.iidFile,
+		MetadataFile:  f.metadataFile,
+	}
+	if o.Check, err = f.wantsCheck(); err != nil {
+		return o, err
+	}
+	for _, tag := range o.Tags {
+		if err := builder.CheckTag(tag); err != nil {
+			return o, usageErrorf("--tag: %w", err)
+		}
+	}
+	if o.BuildArgs, err = parseBuildArgs(f.buildArgs); err != nil {
+		return o, err
+	}
+	if o.Epoch, err = parseEpoch(o.BuildArgs); err != nil {
+		return o, err
+	}
+	if o.BuildContexts, err = parseBuildContexts(f.buildContexts); err != nil {
+		return o, err
+	}
+	if o.Platforms, err = parsePlatforms(f.platforms); err != nil {
+		return o, err
+	}
+	if o.Labels, err = parseLabels(f.labels); err != nil {
+		return o, err
+	}
+	if o.Outputs, err = parseOutputs(f.outputs, f.push, f.load); err != nil {
+		return o, err
+	}
+	if o.Network, err = parseNetwork(f.network); err != nil {
+		return o, err
+	}
+	if o.ExtraHosts, err = parseExtraHosts(f.addHosts); err != nil {
+		return o, err
+	}
+	if o.Ulimits, err = parseUlimits(f.ulimits); err != nil {
+		return o, err
+	}
+	if o.ShmSize, err = parseShmSize(f.shmSize); err != nil {
+		return o, err
+	}
+	if o.Secrets, err = parseSecrets(f.secrets); err != nil {
+		return o, err
+	}
+	if o.Allow, err = parseAllow(f.allow); err != nil {
+		return o, err
+	}
+	// Who asks for the host's network on the command line has allowed it.
+	if o.Network == llb.NetworkHost && !slices.Contains(o.Allow, "network.host") {
+		o.Allow = append(o.Allow, "network.host")
+	}
+	if o.IIDFile != "" {
+		for _, out := range o.Outputs {
+			if out.Type == builder.OutputLocal || out.Type == builder.OutputTar {
+				return o, usageErrorf("--iidfile cannot be written for output type=%s, which is no image", out.Type)
+			}
+		}
+	}
+	if err := checkDir(o.ContextDir); err != nil {
+		return o, usageErrorf("build context: %w", err)
+	}
+	return o, nil
+}
+
+func (f *buildFlags) wantsCheck() (bool, error) {
+	switch f.call {
+	case "", "build":
+		return f.check, nil
+	case "check":
+		return true, nil
+	}
+	return false, usageErrorf("--call %q is not supported yet; there are build and check", f.call)
+}
+
+// build runs a build and prints its result.
+func (a *app) build(ctx context.Context, b *builder.Builder, o builder.Options, mode string) error {
+	var result *builder.Result
+	quiet := false
+	err := a.withProgress(ctx, mode, func(ctx context.Context, p progress.Printer) (err error) {
+		quiet = p.Quiet()
+		result, err = b.Build(ctx, o, p)
+		return err
+	})
+	// Without a Dockerfile there is nothing to quote, and the build has said so.
+	dockerfile, _ := o.DockerfilePath()
+	if err != nil {
+		return &buildError{err: err, dockerfile: dockerfile}
+	}
+	if o.Check {
+		return a.printCheck(result.Warnings, dockerfile)
+	}
+	if !quiet {
+		a.printWarnings(result.Warnings)
+		return nil
+	}
+	if result.ImageID == "" || slices.ContainsFunc(o.Outputs, func(o builder.Output) bool { return o.Dest == "-" }) {
+		return nil
+	}
+	_, err = fmt.Fprintln(a.stdout, result.ImageID)
+	return err
+}
+
+// printWarnings prints a build's warnings, one line each.
+func (a *app) printWarnings(warnings []builder.Warning) {
+	if len(warnings) == 0 {
+		return
+	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "\n%s found (kiln build --check says more):\n", count(len(warnings), "warning"))
+	for _, w := range warnings {
+		fmt.Fprintf(&b, " - %s: %s", w.Rule, progress.CleanLine(w.Message))
+		if w.Location.StartLine > 0 {
+			fmt.Fprintf(&b, " (line %d)", w.Location.StartLine)
+		}
+		b.WriteByte('\n')
+	}
+	_, _ = a.stderr.Write(b.Bytes())
+}
+
+// printCheck prints the result of --check, which fails where there are warnings.
+func (a *app) printCheck(warnings []builder.Warning, dockerfile string) error {
+	if len(warnings) == 0 {
+		_, err := fmt.Fprintln(a.stdout, "Check complete, no warnings found.")
+		return err
+	}
+	text := readExcerptSource(dockerfile)
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "Check complete, %s found.\n", count(len(warnings), "warning"))
+	for _, w := range warnings {
+		fmt.Fprintf(&b, "\nWARNING: %s\n%s\n", strings.TrimSuffix(w.Rule+" - "+w.URL, " - "), progress.CleanLine(w.Message))
+		if w.Location.StartLine > 0 {
+			b.Write(excerpt(w.Location, text))
+		}
+	}
+	if _, err := a.stdout.Write(b.Bytes()); err != nil {
+		return err
+	}
+	return errFound
+}

@@ -1,0 +1,199 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/parser"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/spf13/cobra"
+)
+
+// Exit statuses, besides 128 + the number of a signal.
+const (
+	exitFailed   = 1
+	exitUsage    = 2
+	exitInternal = 125
+)
+
+// usageError is a command line that cannot be carried out as it is written.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usageErrorf(format string, args ...any) error {
+	return &usageError{fmt.Errorf(format, args...)}
+}
+
+// internalError is a failure of kiln itself: its configuration, its store.
+type internalError struct{ err error }
+
+func (e *internalError) Error() string { return e.err.Error() }
+func (e *internalError) Unwrap() error { return e.err }
+
+// progressError is an error of something whose progress was shown, and the tasks that failed on the way.
+type progressError struct {
+	err      error
+	failures []progress.Failure
+}
+
+func (e *progressError) Error() string { return e.err.Error() }
+func (e *progressError) Unwrap() error { return e.err }
+
+// buildError is a failed build, with what is needed to quote its Dockerfile.
+type buildError struct {
+	err        error
+	dockerfile string // its path
+}
+
+func (e *buildError) Error() string { return e.err.Error() }
+func (e *buildError) Unwrap() error { return e.err }
+
+// errFound is a check that found something and has printed it.
+var errFound = errors.New("the check has found something")
+
+// flagError turns an error of the flag parser into a usage error. That of an unsupported flag is the message itself.
+func flagError(cmd *cobra.Command, err error) error {
+	if u, ok := errors.AsType[*usageError](err); ok {
+		return u
+	}
+	return usageErrorf("%w; see %s --help", err, cmd.CommandPath())
+}
+
+func exitStatus(err error) int {
+	if _, ok := errors.AsType[*usageError](err); ok {
+		return exitUsage
+	}
+	if _, ok := errors.AsType[*builder.InputError](err); ok {
+		return exitUsage
+	}
+	if _, ok := errors.AsType[*internalError](err); ok {
+		return exitInternal
+	}
+	// A Dockerfile is not at fault for a step that fails, or for a registry that does not give an image.
+	if _, ok := errors.AsType[*parser.Error](err); ok && !errors.As(err, new(*solver.VertexError)) && !errors.As(err, new(*registry.Error)) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// complain prints one line.
+func (a *app) complain(text string) {
+	_, _ = fmt.Fprintf(a.stderr, "kiln: %s\n", progress.CleanLine(text))
+}
+
+// printError prints what went wrong in one line, then the lines of the Dockerfile, then the last lines of the log of the
+// step that failed, as far as there are any.
+func (a *app) printError(err error) {
+	if errors.Is(err, errFound) {
+		return
+	}
+	if several, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, err := range several.Unwrap() {
+			a.printError(err)
+		}
+		return
+	}
+	text := err.Error()
+	location, _ := locate(err)
+	step, isStep := errors.AsType[*solver.VertexError](err)
+	if isStep {
+		text = shorten(step.Vertex.Meta().Name) + ": " + text
+	}
+	a.complain(text)
+	if location.StartLine > 0 {
+		var dockerfile []byte
+		if b, ok := errors.AsType[*buildError](err); ok && filepath.Base(location.File) == filepath.Base(b.dockerfile) {
+			dockerfile = readExcerptSource(b.dockerfile)
+		}
+		_, _ = a.stderr.Write(excerpt(location, dockerfile))
+	}
+	if shown, ok := errors.AsType[*progressError](err); ok && isStep {
+		_, _ = a.stderr.Write(quoteLog(shown.failures, step.Vertex.Meta().Name))
+	}
+}
+
+// locate returns the place in a Dockerfile that an error is about.
+func locate(err error) (llb.Location, bool) {
+	if e, ok := errors.AsType[*solver.VertexError](err); ok && e.Vertex.Meta().Location.StartLine > 0 {
+		return e.Vertex.Meta().Location, true
+	}
+	if e, ok := errors.AsType[*parser.Error](err); ok && e.Line > 0 {
+		return llb.Location{File: e.File, StartLine: e.Line, EndLine: e.EndLine}, true
+	}
+	return llb.Location{}, false
+}
+
+// shorten cuts a step's name, which may be a script, to what fits into a message.
+func shorten(name string) string {
+	const most = 100
+	if r := []rune(name); len(r) > most {
+		return string(r[:most]) + "…"
+	}
+	return name
+}
+
+const (
+	// excerptMargin is how many lines around those meant are shown, excerptMost how many of those meant.
+	excerptMargin = 2
+	excerptMost   = 20
+)
+
+// readExcerptSource returns the text of a Dockerfile, nil where it cannot be read: a message is still one without its
+// illustration.
+func readExcerptSource(path string) []byte {
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() || info.Size() > 16<<20 {
+		return nil
+	}
+	text, _ := os.ReadFile(path)
+	return text
+}
+
+// excerpt returns the lines of a Dockerfile around a location, those meant marked; only the location where there is no text.
+func excerpt(l llb.Location, dockerfile []byte) []byte {
+	const rule = "--------------------\n"
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s:%d\n", progress.CleanLine(l.File), l.StartLine)
+	lines := strings.Split(strings.TrimSuffix(string(dockerfile), "\n"), "\n")
+	if len(dockerfile) == 0 || l.StartLine > len(lines) {
+		return b.Bytes()
+	}
+	b.WriteString(rule)
+	end := min(max(l.EndLine, l.StartLine), len(lines))
+	last := min(end, l.StartLine+excerptMost-1)
+	for n := max(1, l.StartLine-excerptMargin); n <= min(last+excerptMargin, len(lines)); n++ {
+		if n > last && last < end {
+			b.WriteString("     | >>> …\n")
+			break
+		}
+		mark := "   "
+		if n >= l.StartLine && n <= end {
+			mark = ">>>"
+		}
+		line := fmt.Sprintf("%4d | %s %s", n, mark, progress.CleanLine(lines[n-1]))
+		b.WriteString(strings.TrimRight(line, " \t") + "\n")
+	}
+	b.WriteString(rule)
+	return b.Bytes()
+}
+
+// quoteLog returns the end of the log of the step of that name, or nothing.
+func quoteLog(failures []progress.Failure, name string) []byte {
+	const rule = "------\n"
+	for _, f := range failures {
+		if f.Name != progress.CleanLine(name) || len(f.Log) == 0 {
+			continue
+		}
+		return []byte(rule + " > " + shorten(f.Name) + ":\n" + strings.Join(f.Log, "\n") + "\n" + rule)
+	}
+	return nil
+}

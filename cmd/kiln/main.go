@@ -1,0 +1,21 @@
+// Kiln builds OCI images from Dockerfiles. This package is its command line: flags, the terminal, exit statuses. It does not
+// know how anything is done.
+package main
+
+import (
+	"io"
+	"os"
+)
+
+func main() { os.Exit(newApp(os.Stdout, os.Stderr).run(os.Args[1:])) }
+
+// app is one run of the command line.
+type app struct {
+	stdout io.Writer
+	stderr io.Writer
+	// rootDir and debug are the flags of all commands.
+	rootDir string
+	debug   bool
+}
+
+func newApp(stdout, stderr io.Writer) *app { return &app{stdout: stdout, stderr: stderr} }

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"context"
+
+	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) pullCommand() *cobra.Command {
+	var mode, platform string
+	var quiet bool
+	cmd := &cobra.Command{
+		Use:   "pull NAME[:TAG|@DIGEST]",
+		Short: "Fetch an image from its registry",
+		Args:  exactArgs("a NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var values []string
+			if platform != "" {
+				values = []string{platform}
+			}
+			platforms, err := parsePlatforms(values)
+			if err != nil {
+				return err
+			}
+			if len(platforms) > 1 {
+				return usageErrorf("pull takes one --platform")
+			}
+			one := ""
+			if len(platforms) == 1 {
+				one = platforms[0].String()
+			}
+			return a.withBuilder(func(b *builder.Builder) error {
+				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, p progress.Printer) error {
+					return b.Pull(ctx, args[0], one, p)
+				})
+			})
+		},
+	}
+	progressFlag(cmd, &mode)
+	cmd.Flags().StringVar(&platform, "platform", "", "the platform of an image for several, as os/arch[/variant] (default $DOCKER_DEFAULT_PLATFORM)")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
+	return cmd
+}

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"context"
+
+	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) pushCommand() *cobra.Command {
+	var mode string
+	var quiet bool
+	cmd := &cobra.Command{
+		Use:   "push NAME[:TAG]",
+		Short: "Send an image to its registry",
+		Args:  exactArgs("a NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withBuilder(func(b *builder.Builder) error {
+				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, p progress.Printer) error {
+					return b.Push(ctx, args[0], p)
+				})
+			})
+		},
+	}
+	progressFlag(cmd, &mode)
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
+	return cmd
+}
+
+// quietMode returns the progress mode that -q and --progress ask for together.
+func quietMode(quiet bool, mode string) string {
+	if quiet {
+		return "quiet"
+	}
+	return mode
+}

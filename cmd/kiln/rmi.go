@@ -1,0 +1,36 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) rmiCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "rmi IMAGE...",
+		Short: "Remove names of images",
+		Args:  minArgs("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withBuilder(func(b *builder.Builder) error {
+				// One name that is not there does not keep the others.
+				var errs []error
+				for _, name := range args {
+					if err := b.Remove(cmd.Context(), name); err != nil {
+						errs = append(errs, err)
+						continue
+					}
+					if _, err := fmt.Fprintf(a.stdout, "Untagged: %s\n", name); err != nil {
+						return err
+					}
+				}
+				return errors.Join(errs...)
+			})
+		},
+	}
+	// Nothing in kiln keeps a name from being removed, so that there is nothing to force.
+	cmd.Flags().BoolP("force", "f", false, "accepted as docker does")
+	return cmd
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/spf13/cobra"
+)
+
+// run carries out a command line and returns the exit status. All that goes wrong is printed here.
+func (a *app) run(args []string) (exit int) {
+	ctx, stop := a.notify(context.Background())
+	defer stop()
+	defer func() {
+		if r := recover(); r != nil {
+			a.complain(fmt.Sprintf("internal error: %v; please report it with the output of --debug", r))
+			if a.debug {
+				_, _ = a.stderr.Write(debug.Stack())
+			}
+			exit = exitInternal
+		}
+	}()
+	root := a.rootCommand()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	if s := causeSignal(ctx); s != nil {
+		a.complain(s.Error())
+		return s.status()
+	}
+	a.printError(err)
+	return exitStatus(err)
+}
+
+func (a *app) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "kiln",
+		Short:         "Build OCI images from Dockerfiles, without a daemon",
+		Version:       version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			hint := "; kiln --help lists the commands"
+			if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+				hint = "; did you mean " + strings.Join(s, " or ") + "?"
+			}
+			return usageErrorf("there is no command %q%s", args[0], hint)
+		},
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+	}
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SetVersionTemplate("kiln {{.Version}}\n")
+	root.SetFlagErrorFunc(flagError)
+	root.PersistentFlags().StringVar(&a.rootDir, "root", "", "directory of images, layers and cache (default $KILN_ROOT, else /var/lib/kiln)")
+	root.PersistentFlags().BoolVarP(&a.debug, "debug", "D", false, "print the stack of an internal error")
+	root.SuggestionsMinimumDistance = 2
+	root.AddCommand(a.buildCommand(), a.imagesCommand(), a.tagCommand(), a.rmiCommand(), a.inspectCommand(), a.pushCommand(),
+		a.pullCommand(), a.versionCommand())
+	return root
+}
+
+// exactArgs asks for the arguments that are named.
+func exactArgs(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != len(names) {
+			return usageErrorf("%s takes %s, and got %s", cmd.CommandPath(), strings.Join(names, " and "), count(len(args), "argument"))
+		}
+		return nil
+	}
+}
+
+func minArgs(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usageErrorf("%s takes at least one %s", cmd.CommandPath(), name)
+		}
+		return nil
+	}
+}
+
+// count returns "1 thing", "2 things".
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// withBuilder calls f with an open builder.
+func (a *app) withBuilder(f func(b *builder.Builder) error) (err error) {
+	cfg, err := config.Load()
+	if err != nil {
+		return &internalError{err}
+	}
+	root, err := cfg.RootDir(a.rootDir)
+	if err != nil {
+		return &internalError{err}
+	}
+	b, err := builder.New(root, cfg)
+	if err != nil {
+		return &internalError{err}
+	}
+	defer func() {
+		if closeErr := b.Close(); closeErr != nil && err == nil {
+			err = &internalError{closeErr}
+		}
+	}()
+	return f(b)
+}
+
+// withProgress calls f with a printer of the mode that the flag, or else the environment, says. A broken standard error ends
+// ctx: nobody sees the build any more.
+func (a *app) withProgress(ctx context.Context, flag string, f func(ctx context.Context, p progress.Printer) error) error {
+	mode, from := flag, "--progress"
+	for _, name := range []string{"KILN_PROGRESS", "BUILDKIT_PROGRESS"} {
+		if mode == "" {
+			mode, from = os.Getenv(name), name
+		}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p, err := progress.New(mode, watch(a.stderr, cancel))
+	if err != nil {
+		return usageErrorf("%s: %w", from, err)
+	}
+	err = f(ctx, p)
+	p.Close()
+	if err != nil {
+		return &progressError{err: err, failures: p.Failures()}
+	}
+	return nil
+}
+
+// progressFlag adds --progress, without its default: that is looked up when the command runs.
+func progressFlag(cmd *cobra.Command, mode *string) {
+	cmd.Flags().StringVar(mode, "progress", "", "how progress is shown: auto, plain, tty, rawjson, quiet, none (default $KILN_PROGRESS, $BUILDKIT_PROGRESS, else auto)")
+}

@@ -1,0 +1,412 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/docker/go-units"
+	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/llb"
+	csvvalue "github.com/tonistiigi/go-csvvalue"
+)
+
+// The functions of this file read the values of flags. Their errors are usage errors that name flag and value.
+
+// parseOutputs reads --output: "type=oci,dest=x,…", a directory, or "-" for a tar on standard output; push and load
+// are those flags, which stand for an output of their type where there is none.
+func parseOutputs(values []string, push, load bool) ([]builder.Output, error) {
+	var outputs []builder.Output
+	for _, v := range values {
+		o, err := parseOutput(v)
+		if err != nil {
+			return nil, err
+		}
+		outputs = append(outputs, o)
+	}
+	if push {
+		pushed := false
+		for i := range outputs {
+			if outputs[i].Type == builder.OutputImage {
+				outputs[i].Type = builder.OutputRegistry
+			}
+			pushed = pushed || outputs[i].Type == builder.OutputRegistry
+		}
+		if !pushed {
+			outputs = append(outputs, builder.Output{Type: builder.OutputRegistry, Attrs: map[string]string{}})
+		}
+	}
+	if load && !slices.ContainsFunc(outputs, func(o builder.Output) bool { return o.Type == builder.OutputDocker && o.Dest == "" }) {
+		outputs = append(outputs, builder.Output{Type: builder.OutputDocker, Attrs: map[string]string{}})
+	}
+	onStdout := 0
+	for _, o := range outputs {
+		if o.Dest == "-" {
+			onStdout++
+		}
+	}
+	if onStdout > 1 {
+		return nil, usageErrorf("--output: only one output can go to standard output; give the others a dest=")
+	}
+	return outputs, nil
+}
+
+func parseOutput(value string) (builder.Output, error) {
+	bad := func(format string, args ...any) (builder.Output, error) {
+		return builder.Output{}, usageErrorf("--output %q: %w", value, fmt.Errorf(format, args...))
+	}
+	o := builder.Output{Attrs: map[string]string{}}
+	fields, err := csvvalue.Fields(value, nil)
+	if err != nil {
+		return bad("it is not a comma separated list: %w", err)
+	}
+	if len(fields) == 0 {
+		return bad("it is empty")
+	}
+	if len(fields) == 1 && fields[0] == value && !strings.HasPrefix(value, "type=") {
+		if value == "-" {
+			return builder.Output{Type: builder.OutputTar, Dest: "-", Attrs: o.Attrs}, nil
+		}
+		return builder.Output{Type: builder.OutputLocal, Dest: value, Attrs: o.Attrs}, nil
+	}
+	kind := ""
+	for _, field := range fields {
+		key, v, ok := strings.Cut(field, "=")
+		if !ok {
+			return bad("%q is not key=value", field)
+		}
+		switch key = strings.ToLower(strings.TrimSpace(key)); key {
+		case "type":
+			kind = v
+		case "dest":
+			o.Dest = v
+		default:
+			o.Attrs[key] = v
+		}
+	}
+	switch o.Type = builder.OutputType(kind); o.Type {
+	case builder.OutputImage:
+		if v, ok := o.Attrs["push"]; ok {
+			push, err := strconv.ParseBool(v)
+			if err != nil {
+				return bad("push is true or false, not %q", v)
+			}
+			delete(o.Attrs, "push")
+			if push {
+				o.Type = builder.OutputRegistry
+			}
+		}
+		fallthrough
+	case builder.OutputRegistry, builder.OutputCacheOnly:
+		if o.Dest != "" {
+			return bad("type=%s has no dest", kind)
+		}
+	case builder.OutputOCI, builder.OutputTar:
+		if o.Dest == "" {
+			o.Dest = "-"
+		}
+	case builder.OutputLocal:
+		if o.Dest == "" || o.Dest == "-" {
+			return bad("type=local needs dest=DIRECTORY")
+		}
+	case builder.OutputDocker:
+	case "":
+		return bad("it has no type=")
+	default:
+		return bad("there is no type %q; there are image, registry, docker, oci, local, tar and cacheonly", kind)
+	}
+	return o, nil
+}
+
+// parsePlatforms reads --platform, any number of lists; with none $DOCKER_DEFAULT_PLATFORM, and with neither the result is
+// empty.
+func parsePlatforms(values []string) ([]llb.Platform, error) {
+	from := "--platform"
+	if len(values) == 0 {
+		if v := os.Getenv("DOCKER_DEFAULT_PLATFORM"); v != "" {
+			from, values = "DOCKER_DEFAULT_PLATFORM", []string{v}
+		}
+	}
+	host := llb.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}.Normalize()
+	var platforms []llb.Platform
+	for _, v := range values {
+		for one := range strings.SplitSeq(v, ",") {
+			p := host
+			if one = strings.TrimSpace(one); one != "local" {
+				var err error
+				if p, err = llb.ParsePlatform(one, host); err != nil {
+					return nil, usageErrorf("%s: %w", from, err)
+				}
+			}
+			if !slices.Contains(platforms, p) {
+				platforms = append(platforms, p)
+			}
+		}
+	}
+	return platforms, nil
+}
+
+// parseBuildArgs reads --build-arg NAME=VALUE; NAME alone takes the variable's value from the environment, and is left out
+// where there is none.
+func parseBuildArgs(values []string) (map[string]string, error) {
+	args := map[string]string{}
+	for _, v := range values {
+		name, value, ok := strings.Cut(v, "=")
+		if name == "" {
+			return nil, usageErrorf("--build-arg %q: it is not NAME=VALUE", v)
+		}
+		if !ok {
+			if value, ok = os.LookupEnv(name); !ok {
+				continue
+			}
+		}
+		args[name] = value
+	}
+	// Like buildx: the variable of the environment goes for the argument.
+	const epoch = "SOURCE_DATE_EPOCH"
+	if v := os.Getenv(epoch); v != "" {
+		if _, ok := args[epoch]; !ok {
+			args[epoch] = v
+		}
+	}
+	return args, nil
+}
+
+// parseEpoch reads the build argument SOURCE_DATE_EPOCH, in Unix seconds; nil where it is not given or empty.
+func parseEpoch(args map[string]string) (*int64, error) {
+	v := args["SOURCE_DATE_EPOCH"]
+	if v == "" {
+		return nil, nil
+	}
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil || n < 0 {
+		return nil, usageErrorf("SOURCE_DATE_EPOCH %q: it has to be seconds since 1970", v)
+	}
+	return &n, nil
+}
+
+// parseLabels reads --label KEY=VALUE; KEY alone is an empty label.
+func parseLabels(values []string) (map[string]string, error) {
+	labels := map[string]string{}
+	for _, v := range values {
+		key, value, _ := strings.Cut(v, "=")
+		if key == "" {
+			return nil, usageErrorf("--label %q: it is not KEY=VALUE", v)
+		}
+		labels[key] = value
+	}
+	return labels, nil
+}
+
+// parseBuildContexts reads --build-context NAME=VALUE.
+func parseBuildContexts(values []string) (map[string]string, error) {
+	contexts := map[string]string{}
+	for _, v := range values {
+		name, value, _ := strings.Cut(v, "=")
+		if name == "" || value == "" {
+			return nil, usageErrorf("--build-context %q: it is not NAME=VALUE", v)
+		}
+		if strings.HasPrefix(value, "docker-image://") || strings.HasPrefix(value, "oci-layout://") {
+			contexts[name] = value
+			continue
+		}
+		if isRemote(value) || strings.HasPrefix(value, "target:") || value == "-" {
+			return nil, usageErrorf("--build-context %s: a context like %q is not supported yet; there are directories, docker-image:// and oci-layout://", name, value)
+		}
+		if err := checkDir(value); err != nil {
+			return nil, usageErrorf("--build-context %s: %w", name, err)
+		}
+		contexts[name] = value
+	}
+	return contexts, nil
+}
+
+// isRemote reports whether a context is a URL or git repository in the forms that docker build knows.
+func isRemote(context string) bool {
+	return strings.Contains(context, "://") || strings.HasPrefix(context, "git@") || strings.HasPrefix(context, "github.com/")
+}
+
+// checkDir returns an error unless path is a directory.
+func checkDir(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%s is not a directory", path)
+	}
+	return nil
+}
+
+// parseNetwork reads --network.
+func parseNetwork(value string) (llb.Network, error) {
+	switch n := llb.Network(value); n {
+	case "":
+		return llb.NetworkDefault, nil
+	case llb.NetworkDefault, llb.NetworkHost, llb.NetworkNone:
+		return n, nil
+	}
+	return "", usageErrorf("--network %q: there are default, host and none", value)
+}
+
+// parseExtraHosts reads --add-host HOST:IP or HOST=IP. The address may be in brackets, or host-gateway.
+func parseExtraHosts(values []string) ([]llb.ExtraHost, error) {
+	var hosts []llb.ExtraHost
+	for _, v := range values {
+		host, ip, ok := strings.Cut(v, "=")
+		if !ok {
+			host, ip, ok = strings.Cut(v, ":")
+		}
+		if !ok || host == "" || strings.ContainsAny(host, " \t\r\n") {
+			return nil, usageErrorf("--add-host %q: it is not HOST:IP", v)
+		}
+		if ip != "host-gateway" {
+			if strings.HasPrefix(ip, "[") && strings.HasSuffix(ip, "]") {
+				ip = ip[1 : len(ip)-1]
+			}
+			addr, err := netip.ParseAddr(ip)
+			if err != nil || addr.Zone() != "" {
+				return nil, usageErrorf("--add-host %q: %q is not an IP address", v, ip)
+			}
+		}
+		hosts = append(hosts, llb.ExtraHost{Host: host, IP: ip})
+	}
+	return hosts, nil
+}
+
+// parseUlimits reads --ulimit NAME=SOFT[:HARD]; -1 is no limit. The last of a name counts.
+func parseUlimits(values []string) ([]llb.Ulimit, error) {
+	var limits []llb.Ulimit
+	for _, v := range values {
+		u, err := units.ParseUlimit(v)
+		if err != nil {
+			return nil, usageErrorf("--ulimit %q: %w", v, err)
+		}
+		if u.Soft < -1 || u.Hard < -1 {
+			return nil, usageErrorf("--ulimit %q: a limit is a number, or -1 for none", v)
+		}
+		limits = slices.DeleteFunc(limits, func(o llb.Ulimit) bool { return o.Name == u.Name })
+		// -1 as an unsigned number is the kernel's RLIM_INFINITY.
+		limits = append(limits, llb.Ulimit{Name: u.Name, Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
+	}
+	return limits, nil
+}
+
+// parseShmSize reads --shm-size, as "64m" or "1.5g", and returns bytes; 0 for the default.
+func parseShmSize(value string) (int64, error) {
+	if value == "" {
+		return 0, nil
+	}
+	n, err := units.RAMInBytes(value)
+	if err != nil {
+		return 0, usageErrorf("--shm-size %q: %w", value, err)
+	}
+	return n, nil
+}
+
+// parseSecrets reads --secret id=ID[,src=FILE|,env=VARIABLE][,type=file|env]. With neither src nor env the secret is the
+// environment variable named as the id, or if there is none, the file.
+func parseSecrets(values []string) ([]builder.Secret, error) {
+	var secrets []builder.Secret
+	for _, value := range values {
+		s, err := parseSecret(value)
+		if err != nil {
+			return nil, usageErrorf("--secret %q: %w", value, err)
+		}
+		if slices.ContainsFunc(secrets, func(o builder.Secret) bool { return o.ID == s.ID }) {
+			return nil, usageErrorf("--secret %q: there are two secrets with id %q", value, s.ID)
+		}
+		secrets = append(secrets, s)
+	}
+	return secrets, nil
+}
+
+func parseSecret(value string) (builder.Secret, error) {
+	fields, err := csvvalue.Fields(value, nil)
+	if err != nil {
+		return builder.Secret{}, fmt.Errorf("it is not a comma separated list: %w", err)
+	}
+	var s builder.Secret
+	kind := ""
+	for _, field := range fields {
+		key, v, ok := strings.Cut(field, "=")
+		if !ok {
+			return s, fmt.Errorf("%q is not key=value", field)
+		}
+		switch strings.ToLower(key) {
+		case "id":
+			s.ID = v
+		case "src", "source":
+			s.Src = v
+		case "env":
+			s.Env = v
+		case "type":
+			kind = v
+		default:
+			return s, fmt.Errorf("there is no key %q; there are id, src, env and type", key)
+		}
+	}
+	if s.ID == "" {
+		return s, fmt.Errorf("it has no id=")
+	}
+	switch kind {
+	case "env":
+		if s.Env == "" {
+			s.Env, s.Src = s.Src, ""
+		}
+		if s.Env == "" {
+			s.Env = s.ID
+		}
+	case "file":
+		if s.Src == "" && s.Env == "" {
+			s.Src = s.ID
+		}
+	case "":
+		if s.Src == "" && s.Env == "" {
+			if _, ok := os.LookupEnv(s.ID); ok {
+				s.Env = s.ID
+			} else {
+				s.Src = s.ID
+			}
+		}
+	default:
+		return s, fmt.Errorf("there is no type %q; there are file and env", kind)
+	}
+	if s.Src != "" && s.Env != "" || kind == "file" && s.Env != "" {
+		return s, fmt.Errorf("it is a file or an environment variable, and not both")
+	}
+	return s, nil
+}
+
+// parseAllow reads --allow.
+func parseAllow(values []string) ([]string, error) {
+	var allow []string
+	for _, v := range values {
+		switch v {
+		case "network.host", "security.insecure":
+			if !slices.Contains(allow, v) {
+				allow = append(allow, v)
+			}
+		default:
+			return nil, usageErrorf("--allow %q is not supported yet; there are network.host and security.insecure", v)
+		}
+	}
+	return allow, nil
+}
+
+// splitLists returns the elements of comma separated lists without empty ones.
+func splitLists(values []string) []string {
+	var all []string
+	for _, v := range values {
+		for one := range strings.SplitSeq(v, ",") {
+			if one = strings.TrimSpace(one); one != "" {
+				all = append(all, one)
+			}
+		}
+	}
+	return all
+}
