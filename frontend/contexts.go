@@ -88,3 +88,9 @@ func parseContext(name, value string) (*namedContext, error) {
 	}
 	return c, nil
 }
+
+// IsDirContext says whether the value of a --build-context is a directory of the client.
+func IsDirContext(value string) bool {
+	c, err := parseContext("", value)
+	return err == nil && c.dir
+}

@@ -428,3 +428,9 @@ func (b *Builder) Finish() error {
 	b.disk.close()
 	return nil
 }
+
+// Own reports whether the layer itself has something at a physical path.
+func (b *Builder) Own(p string) bool {
+	n, ok := b.nodes[p]
+	return ok && n.Type != layer.Whiteout
+}

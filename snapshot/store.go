@@ -237,3 +237,40 @@ func removeTree(dir string) error {
 	defer unix.Close(parent)
 	return removeAt(parent, filepath.Base(dir))
 }
+
+// SetRoot gives the pending layer's own directory the attributes of e, so that it can be the top of a root file system.
+func (p *Pending) SetRoot(e layer.Entry) error {
+	e.Path, e.Opaque = "", false
+	d := newDisk(p.fs, p.store.opaque)
+	defer d.close()
+	if err := d.attributes(&e); err != nil {
+		return err
+	}
+	return d.times(&e)
+}
+
+// Note returns what SetNote kept of a layer under a name; the error is fs.ErrNotExist for nothing.
+func (s *Store) Note(id, name string) ([]byte, error) {
+	if !validID(id) {
+		return nil, fmt.Errorf("layer id %q: %w", id, fs.ErrNotExist)
+	}
+	return os.ReadFile(filepath.Join(s.dir, id, name))
+}
+
+// SetNote keeps a few bytes about a layer beside it, under a name that is neither "fs" nor "manifest", replacing what it
+// kept before. A crash of the machine may damage them, so they have to say themselves whether they are whole.
+func (s *Store) SetNote(id, name string, data []byte) error {
+	f, err := os.CreateTemp(s.tmp, "note-")
+	if err != nil {
+		return fmt.Errorf("keep a note of layer %s: %w", id, err)
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), filepath.Join(s.dir, id, name))
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("keep a note of layer %s: %w", id, err)
+	}
+	return nil
+}

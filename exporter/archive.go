@@ -1,0 +1,193 @@
+package exporter
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Archive is what WriteOCI and WriteOCIDir write beside the image.
+type Archive struct {
+	// Names are the image's names in full, for the annotations that skopeo, containerd and docker load look for.
+	Names []string
+	// DockerManifest adds the manifest.json of docker save, for engines that do not read OCI layouts.
+	DockerManifest bool
+}
+
+// files returns the small files of an OCI layout that holds the image alone, in order of their names.
+func (b *Blobs) files(a *Assembled, ar Archive) ([]file, error) {
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	desc := a.Desc
+	if len(ar.Names) == 0 {
+		index.Manifests = []ocispec.Descriptor{desc}
+	}
+	for _, name := range ar.Names {
+		d := desc
+		d.Annotations = map[string]string{"io.containerd.image.name": name, ocispec.AnnotationRefName: tagOf(name)}
+		index.Manifests = append(index.Manifests, d)
+	}
+	var out []file
+	add := func(name string, v any) error {
+		data, err := json.Marshal(v)
+		out = append(out, file{name, data})
+		return err
+	}
+	err := errors.Join(add(ocispec.ImageIndexFile, index), add(ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}))
+	if !ar.DockerManifest || err != nil {
+		return out, err
+	}
+	type saved struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}
+	if len(a.Manifests) != 1 {
+		return nil, errors.New("a tar for docker load holds one image: give one platform, or use type=oci")
+	}
+	m := a.Manifests[0].Manifest
+	s := saved{Config: blobPath(m.Config), RepoTags: ar.Names, Layers: []string{}}
+	for _, l := range m.Layers {
+		s.Layers = append(s.Layers, blobPath(l))
+	}
+	return out, add("manifest.json", []saved{s})
+}
+
+type file struct {
+	name string
+	data []byte
+}
+
+// tagOf returns the tag of a full name.
+func tagOf(name string) string {
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		return name[i+1:]
+	}
+	return "latest"
+}
+
+func blobPath(d ocispec.Descriptor) string {
+	return "blobs/" + d.Digest.Algorithm().String() + "/" + d.Digest.Encoded()
+}
+
+// blobs returns every blob of the image, each once, in order of their digests.
+func (a *Assembled) blobs() []ocispec.Descriptor {
+	all := []ocispec.Descriptor{a.Desc}
+	for _, m := range a.Manifests {
+		all = append(all, m.Desc, m.Manifest.Config)
+		all = append(all, m.Manifest.Layers...)
+	}
+	slices.SortFunc(all, func(x, y ocispec.Descriptor) int { return strings.Compare(x.Digest.String(), y.Digest.String()) })
+	return slices.CompactFunc(all, func(x, y ocispec.Descriptor) bool { return x.Digest == y.Digest })
+}
+
+// WriteOCI writes the image as the tar of an OCI image layout. All its blobs must be in the store.
+func (b *Blobs) WriteOCI(ctx context.Context, w io.Writer, a *Assembled, ar Archive) error {
+	files, err := b.files(a, ar)
+	if err != nil {
+		return err
+	}
+	tw := tar.NewWriter(ctxWriter{ctx, w})
+	for _, dir := range []string{"blobs/", "blobs/sha256/"} {
+		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: entryTime}); err != nil {
+			return err
+		}
+	}
+	buf := make([]byte, blockSize)
+	for _, d := range a.blobs() {
+		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: blobPath(d), Mode: 0o644, Size: d.Size, ModTime: entryTime}); err != nil {
+			return err
+		}
+		if err := b.copyBlob(tw, d, buf); err != nil {
+			return err
+		}
+	}
+	for _, f := range files {
+		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: 0o644, Size: int64(len(f.data)), ModTime: entryTime}); err != nil {
+			return err
+		}
+		if _, err := tw.Write(f.data); err != nil {
+			return err
+		}
+	}
+	return tw.Close()
+}
+
+func (b *Blobs) copyBlob(w io.Writer, d ocispec.Descriptor, buf []byte) error {
+	r, err := b.Store.Open(d)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, buf)
+	return err
+}
+
+// WriteOCIDir writes the image as an OCI image layout into a directory, which is made if it is missing. Blobs that are
+// there already stay; the index is replaced last.
+func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Archive) error {
+	files, err := b.files(a, ar)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "blobs", "sha256"), 0o755); err != nil {
+		return err
+	}
+	buf := make([]byte, blockSize)
+	for _, d := range a.blobs() {
+		path := filepath.Join(dir, blobPath(d))
+		if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && info.Size() == d.Size {
+			continue
+		}
+		if err := WriteFile(path, func(w io.Writer) error { return b.copyBlob(ctxWriter{ctx, w}, d, buf) }); err != nil {
+			return err
+		}
+	}
+	slices.Reverse(files) // the index names what must be there before it
+	for _, f := range files {
+		err := WriteFile(filepath.Join(dir, f.name), func(w io.Writer) error {
+			_, err := w.Write(f.data)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// WriteFile writes a file by way of a temporary one beside it, so that nobody ever sees half of it; what is there is
+// replaced. A path that is no regular file, as /dev/stdout, is written to as it is.
+func WriteFile(path string, write func(io.Writer) error) error {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		if info.IsDir() {
+			return fmt.Errorf("write %s: it is a directory", path)
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(write(f), f.Close())
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	err = errors.Join(write(f), f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}

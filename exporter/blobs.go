@@ -1,0 +1,308 @@
+package exporter
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/pgzip"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Layer is one layer of a finished image: one that steps made, which is in the snapshot store under ID, or one of a base
+// image, which Image then describes.
+type Layer struct {
+	ID    string
+	Image *ImageLayer
+}
+
+// ImageLayer is a layer that came from an image, as that image has it.
+type ImageLayer struct {
+	Blob   ocispec.Descriptor
+	DiffID digest.Digest
+	// Repository is where it came from, as "docker.io/library/debian"; "" for an image that is not of a registry.
+	Repository string
+	// Fetch makes sure that the blob is in the store.
+	Fetch func(ctx context.Context) error
+}
+
+// Compression is the form of the layers that steps made.
+type Compression struct {
+	// Type is "uncompressed", "gzip" or "zstd".
+	Type string
+	// Level is that of the compressor; -1 for its default.
+	Level int
+}
+
+// Uncompressed leaves layers as they are.
+var Uncompressed = Compression{Type: "uncompressed", Level: -1}
+
+func (c Compression) String() string {
+	if c.Level < 0 {
+		return c.Type
+	}
+	return c.Type + "-" + strconv.Itoa(c.Level)
+}
+
+// ParseCompression reads the keys compression and compression-level of an output.
+func ParseCompression(kind, level string) (Compression, error) {
+	c := Compression{Type: kind, Level: -1}
+	limit := 0
+	switch kind {
+	case "", "gzip":
+		c.Type, limit = "gzip", 9
+	case "uncompressed":
+	case "zstd":
+		limit = 22
+	default:
+		return c, fmt.Errorf("compression=%s is not supported: use uncompressed, gzip or zstd", kind)
+	}
+	if level == "" {
+		return c, nil
+	}
+	n, err := strconv.Atoi(level)
+	if err != nil || n < 0 || n > limit {
+		return c, fmt.Errorf("compression-level=%s of %s is not between 0 and %d", level, c.Type, limit)
+	}
+	c.Level = n
+	return c, nil
+}
+
+// blob is a layer's blob in the store.
+type blob struct {
+	desc   ocispec.Descriptor
+	diffID digest.Digest
+}
+
+// Blobs makes blobs of layers and remembers which it made, so that a layer is written and compressed once.
+type Blobs struct {
+	Store     *cas.Store
+	Snapshots *snapshot.Store
+}
+
+// get returns the blob of a layer in the given form. Layers of images stay in the form that they came in.
+func (b *Blobs) get(ctx context.Context, l Layer, c Compression) (blob, error) {
+	if l.Image != nil {
+		desc := ocispec.Descriptor{MediaType: ociMediaType(l.Image.Blob.MediaType), Digest: l.Image.Blob.Digest, Size: l.Image.Blob.Size}
+		return blob{desc, l.Image.DiffID}, nil
+	}
+	plain, err := b.tar(ctx, l.ID)
+	if err != nil {
+		return blob{}, fmt.Errorf("write the tar of layer %s: %w", l.ID, err)
+	}
+	if c.Type == Uncompressed.Type {
+		return plain, nil
+	}
+	desc, err := b.compress(ctx, plain.desc, c)
+	return blob{desc, plain.diffID}, err
+}
+
+// fetch makes sure that the blob of a layer is in the store.
+func (b *Blobs) fetch(ctx context.Context, l Layer) error {
+	if l.Image == nil || b.Store.Has(l.Image.Blob) {
+		return nil
+	}
+	return l.Image.Fetch(ctx)
+}
+
+// tar returns the blob of the layer's tar, which is written once, every file being checked against the manifest on the way.
+func (b *Blobs) tar(ctx context.Context, id string) (blob, error) {
+	note, err := b.Snapshots.Note(id, "tar")
+	if err == nil {
+		if desc, ok := b.remembered(note); ok {
+			return blob{desc, desc.Digest}, nil
+		}
+	}
+	m, err := b.Snapshots.Manifest(id)
+	if err != nil {
+		return blob{}, err
+	}
+	tree, err := b.Snapshots.Tree([]string{id})
+	if err != nil {
+		return blob{}, err
+	}
+	w, err := b.Store.Create(ctx)
+	if err != nil {
+		return blob{}, err
+	}
+	defer w.Close()
+	err = layer.WriteTar(ctxWriter{ctx, w}, m.All(), func(e *layer.Entry) (io.ReadCloser, error) {
+		f, err := tree.Open(e)
+		if err != nil {
+			return nil, err
+		}
+		return &verifiedFile{ReadCloser: f, hash: sha256.New(), entry: e}, nil
+	})
+	if err != nil {
+		return blob{}, err
+	}
+	desc, err := w.Commit("", -1)
+	if err != nil {
+		return blob{}, err
+	}
+	desc.MediaType = ocispec.MediaTypeImageLayer
+	return blob{desc, desc.Digest}, b.Snapshots.SetNote(id, "tar", remember(desc))
+}
+
+// A note of a blob is its media type, digest and size, and a checksum of these.
+func remember(desc ocispec.Descriptor) []byte {
+	text := fmt.Sprintf("%s %s %d", desc.MediaType, desc.Digest, desc.Size)
+	return fmt.Appendf(nil, "%s %x\n", text, sha256.Sum256([]byte(text)))
+}
+
+// remembered reads what remember wrote; ok is false if it is damaged, or the blob is not in the store any more.
+func (b *Blobs) remembered(note []byte) (desc ocispec.Descriptor, ok bool) {
+	f := strings.Fields(string(note))
+	if len(f) != 4 || f[3] != fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(f[:3], " ")))) {
+		return desc, false
+	}
+	size, err := strconv.ParseInt(f[2], 10, 64)
+	if err != nil {
+		return desc, false
+	}
+	desc = ocispec.Descriptor{MediaType: f[0], Digest: digest.Digest(f[1]), Size: size}
+	return desc, b.Store.Has(desc)
+}
+
+// verifiedFile ends in io.EOF only if its bytes have the digest that the manifest gives.
+type verifiedFile struct {
+	io.ReadCloser
+	hash  hash.Hash
+	entry *layer.Entry
+}
+
+func (v *verifiedFile) Read(p []byte) (int, error) {
+	n, err := v.ReadCloser.Read(p)
+	v.hash.Write(p[:n])
+	if err == io.EOF && !bytes.Equal(v.hash.Sum(nil), v.entry.Digest[:]) {
+		return n, fmt.Errorf("/%s is not what it was when the layer was made: the disk has changed it", v.entry.Path)
+	}
+	return n, err
+}
+
+// ctxWriter fails once its context has ended.
+type ctxWriter struct {
+	ctx context.Context
+	w   io.Writer
+}
+
+func (c ctxWriter) Write(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.w.Write(p)
+}
+
+// blockSize is how much each core compresses at a time: it is part of the result's bytes, so it must not depend on the
+// machine. Blocks this long cost less than 1 % in size.
+const blockSize = 1 << 20
+
+// compress returns the blob of a tar of the store in compressed form, which is made once.
+func (b *Blobs) compress(ctx context.Context, plain ocispec.Descriptor, c Compression) (ocispec.Descriptor, error) {
+	memo := filepath.Join(b.Store.Root(), "compressed", plain.Digest.Encoded()+"."+c.String())
+	if note, err := os.ReadFile(memo); err == nil {
+		if desc, ok := b.remembered(note); ok {
+			return desc, nil
+		}
+	}
+	desc, err := b.compressNow(ctx, plain, c)
+	if err != nil {
+		return desc, fmt.Errorf("compress layer %s: %w", plain.Digest, err)
+	}
+	if err := os.MkdirAll(filepath.Dir(memo), 0o700); err != nil {
+		return desc, err
+	}
+	return desc, WriteFile(memo, func(w io.Writer) error {
+		_, err := w.Write(remember(desc))
+		return err
+	})
+}
+
+func (b *Blobs) compressNow(ctx context.Context, plain ocispec.Descriptor, c Compression) (ocispec.Descriptor, error) {
+	r, err := b.Store.Open(plain)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	defer r.Close()
+	w, err := b.Store.Create(ctx)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	defer w.Close()
+	z, mediaType, err := compressor(ctxWriter{ctx, w}, c)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	_, err = io.CopyBuffer(struct{ io.Writer }{z}, struct{ io.Reader }{r}, make([]byte, blockSize))
+	if err = errors.Join(err, z.Close()); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	desc, err := w.Commit("", -1)
+	desc.MediaType = mediaType
+	return desc, err
+}
+
+func compressor(w io.Writer, c Compression) (io.WriteCloser, string, error) {
+	switch c.Type {
+	case "gzip":
+		z, err := pgzip.NewWriterLevel(w, max(c.Level, gzip.DefaultCompression))
+		if err != nil {
+			return nil, "", err
+		}
+		return z, ocispec.MediaTypeImageLayerGzip, z.SetConcurrency(blockSize, max(2, runtime.GOMAXPROCS(0)))
+	case "zstd":
+		level := zstd.SpeedDefault
+		if c.Level >= 0 {
+			level = zstd.EncoderLevelFromZstd(c.Level)
+		}
+		z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(level))
+		return z, ocispec.MediaTypeImageLayerZstd, err
+	}
+	return nil, "", fmt.Errorf("BUG: no compression %q", c.Type)
+}
+
+// ociMediaType returns OCI's name of a layer's media type for Docker's.
+func ociMediaType(t string) string {
+	switch t {
+	case "application/vnd.docker.image.rootfs.diff.tar.gzip":
+		return ocispec.MediaTypeImageLayerGzip
+	case "application/vnd.docker.image.rootfs.diff.tar.zstd":
+		return ocispec.MediaTypeImageLayerZstd
+	case "application/vnd.docker.image.rootfs.diff.tar":
+		return ocispec.MediaTypeImageLayer
+	}
+	return t
+}
+
+// Docker's media types: docker image manifest version 2, schema 2.
+const (
+	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
+	dockerIndex    = "application/vnd.docker.distribution.manifest.list.v2+json"
+	dockerConfig   = "application/vnd.docker.container.image.v1+json"
+)
+
+// dockerMediaType returns Docker's name of a layer's media type for OCI's.
+func dockerMediaType(t string) (string, error) {
+	switch t {
+	case ocispec.MediaTypeImageLayerGzip:
+		return "application/vnd.docker.image.rootfs.diff.tar.gzip", nil
+	case ocispec.MediaTypeImageLayer:
+		return "application/vnd.docker.image.rootfs.diff.tar", nil
+	}
+	return "", fmt.Errorf("Docker's media types have none for %s: leave out oci-mediatypes=false", t)
+}

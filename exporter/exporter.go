@@ -1,0 +1,187 @@
+// Package exporter turns finished root file systems and their configs into images, and writes those to the store, to
+// files and to directories. It does not know how they were built.
+package exporter
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	digest "github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+// Image is a finished build for one platform.
+type Image struct {
+	// Config is the whole image config but for RootFS, which the layers decide. Its history has one entry that is not
+	// empty for each layer.
+	Config dockerspec.DockerOCIImage
+	// Layers are the lowest first.
+	Layers []Layer
+}
+
+// Form is how an image is written down.
+type Form struct {
+	Compression Compression
+	// Docker uses Docker's media types instead of OCI's.
+	Docker bool
+}
+
+// Assembled is an image, or an index of several, whose manifests and configs are in the store.
+type Assembled struct {
+	// Desc is the manifest of a single image, or the index.
+	Desc ocispec.Descriptor
+	// Manifests are the images' manifests, one a platform, and Configs their configs.
+	Manifests []Manifest
+}
+
+// Manifest is one image's manifest.
+type Manifest struct {
+	Desc     ocispec.Descriptor
+	Manifest ocispec.Manifest
+	Layers   []Layer
+}
+
+// Assemble makes the layers' blobs in the given form, side by side, writes configs, manifests and, for several images, an
+// index to the store. The same images give the same bytes. Blobs of base images are not fetched for it.
+func (b *Blobs) Assemble(ctx context.Context, images []Image, f Form) (*Assembled, error) {
+	a := &Assembled{}
+	for _, img := range images {
+		m, err := b.manifest(ctx, img, f)
+		if err != nil {
+			return nil, err
+		}
+		a.Manifests = append(a.Manifests, *m)
+	}
+	if len(a.Manifests) == 1 {
+		a.Desc = a.Manifests[0].Desc
+		return a, nil
+	}
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	if f.Docker {
+		index.MediaType = dockerIndex
+	}
+	for _, m := range a.Manifests {
+		index.Manifests = append(index.Manifests, m.Desc)
+	}
+	desc, err := b.putJSON(index.MediaType, index)
+	a.Desc = desc
+	return a, err
+}
+
+func (b *Blobs) manifest(ctx context.Context, img Image, f Form) (*Manifest, error) {
+	blobs := make([]blob, len(img.Layers))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(2) // each compresses on all cores already
+	for i, l := range img.Layers {
+		g.Go(func() (err error) {
+			blobs[i], err = b.get(gctx, l, f.Compression)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	config := img.Config
+	config.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
+	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Layers: []ocispec.Descriptor{}}
+	configType := ocispec.MediaTypeImageConfig
+	if f.Docker {
+		m.MediaType, configType = dockerManifest, dockerConfig
+	}
+	for _, l := range blobs {
+		if f.Docker {
+			var err error
+			if l.desc.MediaType, err = dockerMediaType(l.desc.MediaType); err != nil {
+				return nil, err
+			}
+		}
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.diffID)
+		m.Layers = append(m.Layers, l.desc)
+	}
+	var err error
+	if m.Config, err = b.putJSON(configType, config); err != nil {
+		return nil, err
+	}
+	desc, err := b.putJSON(m.MediaType, m)
+	if err != nil {
+		return nil, err
+	}
+	desc.Platform = &ocispec.Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant, OSVersion: config.OSVersion}
+	return &Manifest{Desc: desc, Manifest: m, Layers: img.Layers}, nil
+}
+
+func (b *Blobs) putJSON(mediaType string, v any) (ocispec.Descriptor, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("encode %s: %w", mediaType, err)
+	}
+	return b.Store.Put(mediaType, data)
+}
+
+// Fetch makes sure that every blob of the image is in the store.
+func (b *Blobs) Fetch(ctx context.Context, a *Assembled) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(4)
+	for _, m := range a.Manifests {
+		for _, l := range m.Layers {
+			g.Go(func() error { return b.fetch(gctx, l) })
+		}
+	}
+	return g.Wait()
+}
+
+// entryTime is the time of everything in a tar that is not part of an image: archives of the same image are the same bytes.
+var entryTime = time.Unix(0, 0)
+
+// Recompress returns the image or index with those layers compressed that are not, and everything that refers to them
+// changed accordingly. All of it is in the store.
+func (b *Blobs) Recompress(ctx context.Context, desc ocispec.Descriptor, c Compression) (ocispec.Descriptor, error) {
+	data, err := b.Store.ReadAll(desc, 0)
+	if err != nil {
+		return desc, err
+	}
+	if desc.MediaType == ocispec.MediaTypeImageIndex || desc.MediaType == dockerIndex {
+		var index ocispec.Index
+		if err := json.Unmarshal(data, &index); err != nil {
+			return desc, fmt.Errorf("read index %s: %w", desc.Digest, err)
+		}
+		changed := false
+		for i, m := range index.Manifests {
+			small, err := b.Recompress(ctx, m, c)
+			if err != nil {
+				return desc, err
+			}
+			changed = changed || small.Digest != m.Digest
+			index.Manifests[i] = small
+		}
+		if !changed {
+			return desc, nil
+		}
+		return b.putJSON(desc.MediaType, index)
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(data, &m); err != nil {
+		return desc, fmt.Errorf("read manifest %s: %w", desc.Digest, err)
+	}
+	changed := false
+	for i, l := range m.Layers {
+		if l.MediaType != ocispec.MediaTypeImageLayer {
+			continue
+		}
+		if m.Layers[i], err = b.compress(ctx, l, c); err != nil {
+			return desc, err
+		}
+		changed = true
+	}
+	if !changed {
+		return desc, nil
+	}
+	small, err := b.putJSON(m.MediaType, m)
+	small.Platform, small.Annotations = desc.Platform, desc.Annotations
+	return small, err
+}

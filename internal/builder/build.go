@@ -1,0 +1,254 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"crypto/sha256"
+
+	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/internal/localdir"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/ops"
+)
+
+// Result is what a build made.
+type Result struct {
+	// ImageID is the digest of the image's config, or for several platforms that of the index; "" where no image was made.
+	ImageID string
+	// Digest is that of the manifest or index.
+	Digest string
+	// Names are the image's names in full.
+	Names []string
+	// Warnings are the findings of the checks. A build that failed has those that were found before.
+	Warnings []Warning
+}
+
+// maxDockerfile bounds a Dockerfile, and maxIgnore a .dockerignore, in bytes: far above any that a person or a generator
+// has reason to write.
+const (
+	maxDockerfile = 16 << 20
+	maxIgnore     = 16 << 20
+)
+
+// parallelism is how many steps are worked on at once. Most wait for processes and disks; what is heavy on the processors
+// inside kiln limits itself to their number.
+const parallelism = 64
+
+// Build builds an image and does what o.Outputs says with it. The error of a Dockerfile that is wrong is an *InputError or a
+// *parser.Error, that of a step a *solver.VertexError. The Result is never nil.
+func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Result, error) {
+	res := &Result{}
+	if err := b.open(); err != nil {
+		return res, err
+	}
+	names, err := fullNames(o.Tags)
+	if err != nil {
+		return res, &InputError{err}
+	}
+	plans, err := b.outputs(o, names)
+	if err != nil {
+		return res, &InputError{err}
+	}
+	path, err := o.DockerfilePath()
+	if err != nil {
+		return res, err
+	}
+	text, err := readFile(path, maxDockerfile)
+	if err != nil {
+		return res, &InputError{fmt.Errorf("read the Dockerfile: %w", err)}
+	}
+	locals, err := b.contexts(o, path)
+	if err != nil {
+		return res, &InputError{err}
+	}
+	defer locals.close(b.scratch.Path())
+
+	bases := newBases(b, o.Pull, p)
+	defer bases.Close()
+	lowered, err := frontend.Build(ctx, text, frontend.Options{
+		Filename: shownName(path, o.ContextDir), Target: o.Target, BuildArgs: o.BuildArgs, Labels: o.Labels, Platforms: o.Platforms, BuildPlatform: HostPlatform(),
+		NoCache: o.NoCache, NoCacheFilter: o.NoCacheFilter, NamedContexts: o.BuildContexts, Network: o.Network, ExtraHosts: o.ExtraHosts,
+		Ulimits: o.Ulimits, ShmSize: o.ShmSize, CgroupParent: o.CgroupParent, Allow: o.Allow, Ignore: locals.ignore, AllStages: o.Check,
+	}, bases)
+	if lowered != nil {
+		for _, w := range lowered.Warnings {
+			res.Warnings = append(res.Warnings, Warning{Rule: w.Rule, Message: w.Msg, Description: w.Description, URL: w.URL, Location: w.Location})
+		}
+	}
+	if err != nil || o.Check {
+		return res, err
+	}
+	runner := ops.New(ops.Config{
+		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Local: locals.dirs, Root: b.store.Root(), Tmp: b.scratch.Path(),
+	})
+	roots := make([]*llb.Vertex, len(lowered.Images))
+	for i, img := range lowered.Images {
+		roots[i] = img.Root
+	}
+	outputs, err := solver.Solve(ctx, roots, solver.Options{Cache: b.cache, Runner: runner, Observer: newObserver(p), Parallelism: parallelism})
+	if err != nil {
+		return res, err
+	}
+	fin := &finished{builder: b, bases: bases, runner: runner, lowered: lowered, chains: outputs, names: names, progress: p}
+	return res, fin.export(ctx, o, plans, res)
+}
+
+// HostPlatform returns the platform that kiln runs on.
+func HostPlatform() llb.Platform {
+	return llb.Platform{OS: "linux", Architecture: runtime.GOARCH}.Normalize()
+}
+
+// fullNames returns image names in full: "app" is "docker.io/library/app:latest".
+func fullNames(tags []string) ([]string, error) {
+	var names []string
+	for _, t := range tags {
+		ref, err := registry.ParseReference(t)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, ref.String())
+	}
+	return names, nil
+}
+
+// shownName is how errors name the Dockerfile: as it is in the context, or as it was given.
+func shownName(path, contextDir string) string {
+	if rel, err := filepath.Rel(contextDir, path); err == nil && filepath.IsLocal(rel) {
+		return rel
+	}
+	return path
+}
+
+// readFile reads a regular file of at most limit bytes.
+func readFile(path string, limit int64) ([]byte, error) {
+	// Opening a fifo would wait for somebody to write to it.
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.New("is not a regular file")}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s is larger than the %d MiB that are allowed", path, limit>>20)
+	}
+	return data, err
+}
+
+// localDirs are the client's directories of a build.
+type localDirs struct {
+	dirs   map[string]*localdir.Dir
+	ignore *ignore.Matcher // of the build context
+}
+
+func (l *localDirs) close(tmp string) {
+	for _, d := range l.dirs {
+		// What the cache of digests loses is read again by the next build.
+		d.Close(tmp)
+	}
+}
+
+// contexts opens the build context and the named contexts that are directories.
+func (b *Builder) contexts(o Options, dockerfile string) (*localDirs, error) {
+	out := &localDirs{dirs: map[string]*localdir.Dir{}}
+	open := func(name, dir string, m *ignore.Matcher) error {
+		abs, err := filepath.Abs(dir)
+		if err != nil {
+			return err
+		}
+		id := fmt.Sprintf("%x", sha256.Sum256([]byte(abs)))
+		d, err := localdir.Open(abs, m, filepath.Join(b.store.Root(), "context", id[:32]))
+		if err != nil {
+			return fmt.Errorf("open the build context: %w", err)
+		}
+		out.dirs[name] = d
+		return nil
+	}
+	m, err := readIgnore(dockerfile+".dockerignore", filepath.Join(o.ContextDir, ".dockerignore"))
+	if err != nil {
+		return nil, err
+	}
+	out.ignore = m
+	if err := open("context", o.ContextDir, m); err != nil {
+		return nil, err
+	}
+	for name, value := range o.BuildContexts {
+		if !frontend.IsDirContext(value) {
+			continue
+		}
+		m, err := readIgnore(filepath.Join(value, ".dockerignore"))
+		if err == nil {
+			err = open(name, value, m)
+		}
+		if err != nil {
+			out.close(b.scratch.Path())
+			return nil, fmt.Errorf("named context %q: %w", name, err)
+		}
+	}
+	return out, nil
+}
+
+// readIgnore reads the first of these ignore files that exists; nil for none.
+func readIgnore(paths ...string) (*ignore.Matcher, error) {
+	for _, path := range paths {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if _, err := readFile(path, maxIgnore); err != nil {
+			return nil, fmt.Errorf("read the ignore file: %w", err)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		m, err := ignore.Parse(f)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		return m, nil
+	}
+	return nil, nil
+}
+
+// secrets gives the values of --secret.
+type secrets []Secret
+
+// maxSecret bounds a secret, in bytes, as BuildKit does.
+const maxSecret = 500 << 10
+
+// Secret implements ops.Secrets.
+func (s secrets) Secret(id string) ([]byte, bool, error) {
+	for _, secret := range s {
+		if secret.ID != id {
+			continue
+		}
+		if secret.Env != "" {
+			v, ok := os.LookupEnv(secret.Env)
+			return []byte(v), ok, nil
+		}
+		data, err := readFile(secret.Src, maxSecret)
+		if err != nil {
+			return nil, false, fmt.Errorf("read secret %q: %w", id, err)
+		}
+		return data, true, nil
+	}
+	return nil, false, nil
+}

@@ -1,0 +1,72 @@
+// Package builder puts kiln together: it is the only package that knows frontend, solver, stores, registries and exporters.
+package builder
+
+import (
+	"errors"
+	"path/filepath"
+	"sync"
+
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/scratch"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/snapshot"
+)
+
+// Builder builds images and keeps them in one root directory. Its methods may be called from several goroutines.
+type Builder struct {
+	store  *cas.Store
+	client *registry.Client
+
+	// What only builds need is opened by the first one.
+	once      sync.Once
+	openErr   error
+	scratch   *scratch.Dir
+	snapshots *snapshot.Store
+	cache     *cache.Cache
+}
+
+// New opens the root directory, which it makes if it is missing. Close must be called.
+func New(root string, cfg *config.Config) (*Builder, error) {
+	store, err := cas.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	return &Builder{store: store, client: registry.New(cfg.Registries)}, nil
+}
+
+// open makes ready what builds and exports work with.
+func (b *Builder) open() error {
+	b.once.Do(func() {
+		b.openErr = func() (err error) {
+			root := b.store.Root()
+			if b.scratch, err = scratch.Open(filepath.Join(root, "tmp")); err != nil {
+				return err
+			}
+			if b.snapshots, err = snapshot.Open(root, b.scratch.Path(), false); err != nil {
+				return err
+			}
+			b.cache, err = cache.Open(root, b.scratch.Path())
+			return err
+		}()
+	})
+	return b.openErr
+}
+
+// Close seals the cache and frees what the builder holds.
+func (b *Builder) Close() error {
+	if b.scratch == nil {
+		return nil
+	}
+	var err error
+	if b.cache != nil {
+		err = b.cache.Seal()
+	}
+	return errors.Join(err, b.scratch.Close())
+}
+
+func (b *Builder) blobs() *exporter.Blobs {
+	return &exporter.Blobs{Store: b.store, Snapshots: b.snapshots}
+}

@@ -1,0 +1,173 @@
+package builder
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"sync"
+
+	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/solver/ops"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// bases finds the images that a build starts from, and their layers. It implements frontend.Resolver and ops.Images.
+type bases struct {
+	store    *cas.Store
+	client   *registry.Client
+	progress progress.Printer
+	pull     bool
+
+	mu      sync.Mutex
+	found   map[string]base // by manifest digest
+	layouts map[string]*registry.Layout
+}
+
+// base is an image that was resolved.
+type base struct {
+	image  *registry.Image
+	source registry.Source
+	ref    string
+}
+
+func newBases(b *Builder, pull bool, p progress.Printer) *bases {
+	return &bases{store: b.store, client: b.client, progress: p, pull: pull, found: map[string]base{}, layouts: map[string]*registry.Layout{}}
+}
+
+// Close closes the layouts that were opened.
+func (b *bases) Close() {
+	for _, l := range b.layouts {
+		l.Close()
+	}
+}
+
+// ResolveImage implements frontend.Resolver. An image of the local store comes before one of a registry, unless the build
+// was asked to pull.
+func (b *bases) ResolveImage(ctx context.Context, req frontend.ImageRequest) (*frontend.BaseImage, error) {
+	task := b.progress.Task(req.Name)
+	task.Start()
+	found, err := b.resolve(ctx, req)
+	task.Done(err)
+	if err != nil {
+		return nil, err
+	}
+	out := &frontend.BaseImage{Digest: found.image.Desc.Digest.String()}
+	if err := json.Unmarshal(found.image.Config, &out.Config); err != nil {
+		return nil, fmt.Errorf("read the config of %s: %w", found.ref, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := b.found[out.Digest]; !ok {
+		b.found[out.Digest] = *found
+	}
+	return out, nil
+}
+
+func (b *bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, error) {
+	platform := ociPlatform(req.Platform)
+	if req.Layout != "" {
+		l, err := b.layout(req.Layout)
+		if err != nil {
+			return nil, err
+		}
+		img, err := l.Resolve(ctx, req.Ref, platform, b.store)
+		return &base{img, l, req.Ref}, err
+	}
+	if !b.pull {
+		if local, err := b.store.Lookup(req.Ref); err == nil && local.Name == req.Ref {
+			l, err := b.layout(b.store.Root())
+			if err != nil {
+				return nil, err
+			}
+			img, err := l.Resolve(ctx, local.Desc.Digest.String(), platform, b.store)
+			var other *registry.PlatformError
+			if !errors.As(err, &other) {
+				return &base{img, l, req.Ref}, err
+			}
+		}
+	}
+	img, err := b.client.Resolve(ctx, req.Ref, platform, b.store)
+	return &base{img, b.client, req.Ref}, err
+}
+
+func (b *bases) layout(dir string) (*registry.Layout, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if l := b.layouts[dir]; l != nil {
+		return l, nil
+	}
+	l, err := registry.OpenLayout(dir)
+	if err == nil {
+		b.layouts[dir] = l
+	}
+	return l, err
+}
+
+func (b *bases) get(op llb.Image) (base, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	found, ok := b.found[op.Digest]
+	if !ok {
+		return base{}, fmt.Errorf("BUG: image %s was not resolved", op.Ref)
+	}
+	return found, nil
+}
+
+// Layers implements ops.Images.
+func (b *bases) Layers(_ context.Context, op llb.Image) ([]ops.ImageLayer, error) {
+	found, err := b.get(op)
+	if err != nil {
+		return nil, err
+	}
+	layers := make([]ops.ImageLayer, len(found.image.DiffIDs))
+	for i, d := range found.image.DiffIDs {
+		layers[i] = ops.ImageLayer{Blob: found.image.Manifest.Layers[i], DiffID: d}
+	}
+	return layers, nil
+}
+
+// Open implements ops.Images: the blob is brought into the store and read from there.
+func (b *bases) Open(ctx context.Context, op llb.Image, l ops.ImageLayer) (io.ReadCloser, error) {
+	if err := b.download(ctx, op, l.Blob); err != nil {
+		return nil, err
+	}
+	return b.store.Open(l.Blob)
+}
+
+func (b *bases) download(ctx context.Context, op llb.Image, blob ocispec.Descriptor) error {
+	if b.store.Has(blob) {
+		return nil
+	}
+	found, err := b.get(op)
+	if err != nil {
+		return err
+	}
+	return registry.Download(ctx, found.source, found.ref, blob, b.store)
+}
+
+// repository returns the repository that an image came from, "" for one that is not of a registry.
+func (b *bases) repository(op llb.Image) string {
+	if op.Layout != "" {
+		return ""
+	}
+	ref, err := registry.ParseReference(op.Ref)
+	if err != nil {
+		return ""
+	}
+	return ref.Name()
+}
+
+func ociPlatform(p llb.Platform) ocispec.Platform {
+	return ocispec.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion}
+}

@@ -1,0 +1,58 @@
+package builder
+
+import (
+	"sync"
+
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/solver"
+)
+
+// observer shows the solver's vertices as tasks.
+type observer struct {
+	printer progress.Printer
+	mu      sync.Mutex
+	tasks   map[*llb.Vertex]*progress.Task
+}
+
+func newObserver(p progress.Printer) *observer {
+	return &observer{printer: p, tasks: map[*llb.Vertex]*progress.Task{}}
+}
+
+// Started implements solver.Observer. Vertices that stand for something that is there already are not shown.
+func (o *observer) Started(v *llb.Vertex) {
+	switch v.Op().(type) {
+	case llb.Scratch, llb.Local, llb.Merge:
+		return
+	}
+	t := o.printer.Task(v.Meta().Name)
+	o.mu.Lock()
+	o.tasks[v] = t
+	o.mu.Unlock()
+	t.Start()
+}
+
+func (o *observer) task(v *llb.Vertex) *progress.Task {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.tasks[v]
+}
+
+// Log implements solver.Observer.
+func (o *observer) Log(v *llb.Vertex, stream int, p []byte) {
+	if t := o.task(v); t != nil {
+		t.Log(stream, p)
+	}
+}
+
+// Finished implements solver.Observer.
+func (o *observer) Finished(v *llb.Vertex, out solver.Outcome) {
+	t := o.task(v)
+	switch {
+	case t == nil:
+	case out.Err == nil && out.Cached:
+		t.Cached()
+	default:
+		t.Done(out.Err)
+	}
+}

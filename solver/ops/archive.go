@@ -1,0 +1,138 @@
+package ops
+
+import (
+	"archive/tar"
+	"bufio"
+	"compress/bzip2"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/ulikunitz/xz"
+)
+
+// openArchive returns the tar in a file, which is compressed by gzip, bzip2, xz or zstd, or not at all, positioned behind
+// the first header; ok is false for a file that is none. Only the content tells, never the name.
+func openArchive(r io.Reader) (tr *tar.Reader, first *tar.Header, ok bool) {
+	buf := bufio.NewReaderSize(r, 64<<10)
+	head, _ := buf.Peek(6)
+	var plain io.Reader
+	switch {
+	case strings.HasPrefix(string(head), "BZh"):
+		plain = bzip2.NewReader(buf)
+	case string(head) == "\xfd7zXZ\x00":
+		z, err := xz.ReaderConfig{DictCap: maxXZWindow}.NewReader(buf)
+		if err != nil {
+			return nil, nil, false
+		}
+		plain = z
+	default:
+		z, err := uncompress(buf)
+		if err != nil {
+			return nil, nil, false
+		}
+		plain = z
+	}
+	tr = tar.NewReader(plain)
+	first, err := tr.Next()
+	return tr, first, err == nil
+}
+
+// maxXZWindow bounds the memory that an xz file may ask for: 64 MiB is what xz -9 needs.
+const maxXZWindow = 64 << 20
+
+// archive unpacks a file of the source into the destination if it is an archive, and reports whether it is.
+func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
+	f, err := tree.Open(e)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	tr, h, ok := openArchive(f)
+	if !ok {
+		return false, nil
+	}
+	dest, _, err := c.b.Resolve(c.op.Dest, true)
+	if err != nil {
+		return true, err
+	}
+	if err := c.b.Mkdirs(dest, c.newDir); err != nil {
+		return true, err
+	}
+	if !c.writing {
+		if err := tree.Sum(c.ctx, []*layer.Entry{e}); err != nil {
+			return true, err
+		}
+		c.archives = append(c.archives, fmt.Sprintf("%x into /%s", e.Digest, dest))
+		return true, nil
+	}
+	c.archives = append(c.archives, e.Path)
+	if err := c.unpack(tr, h, dest); err != nil {
+		return true, fmt.Errorf("unpack the archive /%s: %w", e.Path, err)
+	}
+	return true, nil
+}
+
+func (c *copying) unpack(tr *tar.Reader, h *tar.Header, dest string) error {
+	for {
+		if c.ctx.Err() != nil {
+			return context.Cause(c.ctx)
+		}
+		e, ok, err := layer.FromHeader(h)
+		if err != nil {
+			return err
+		}
+		// The archive's own top says nothing about the directory that it is unpacked into.
+		if ok && e.Path != "" {
+			if err := c.member(e, tr, dest); err != nil {
+				return err
+			}
+		}
+		if h, err = tr.Next(); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// member puts one entry of an archive below dest. Its directories are followed where they are symbolic links, inside the
+// root; what it replaces is not.
+func (c *copying) member(e layer.Entry, body io.Reader, dest string) error {
+	name := e.Name()
+	dir, _, err := c.b.Resolve(join(dest, layer.Parent(e.Path)), true)
+	if err != nil {
+		return err
+	}
+	e.Path = join(dir, name)
+	if c.owner != nil {
+		e.UID, e.GID = c.owner.uid, c.owner.gid
+	}
+	if e.Type != layer.Hardlink {
+		return c.b.Put(e, body)
+	}
+	linkDir, _, err := c.b.Resolve(join(dest, layer.Parent(e.Link)), true)
+	if err != nil {
+		return err
+	}
+	target := join(linkDir, e.Link[strings.LastIndexByte(e.Link, '/')+1:])
+	file, ok, err := c.b.Lookup(target)
+	if err != nil {
+		return err
+	}
+	if !ok || file.Type == layer.Dir {
+		return &layer.HeaderError{Name: e.Path, Msg: fmt.Sprintf("is a hard link to /%s, which is no file", target)}
+	}
+	if !c.b.Own(target) {
+		if file.Type != layer.File {
+			return errors.New("a hard link to a special file of a lower layer is not supported")
+		}
+		if err := c.b.CopyUp(file, target); err != nil {
+			return err
+		}
+	}
+	return c.b.Link(e.Path, target)
+}

@@ -1,0 +1,437 @@
+package ops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"strconv"
+	"strings"
+
+	mode "github.com/tonistiigi/dchapes-mode"
+
+	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/localdir"
+	"github.com/kilnbuild/kiln/internal/passwd"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/solver"
+)
+
+// NotFoundError is a source that does not exist.
+type NotFoundError struct {
+	Path string
+	// Ignored says that .dockerignore excludes it.
+	Ignored bool
+}
+
+func (e *NotFoundError) Error() string {
+	if e.Ignored {
+		return fmt.Sprintf("%q is excluded by .dockerignore", "/"+e.Path)
+	}
+	return fmt.Sprintf("%q not found", "/"+e.Path)
+}
+
+// planCopy plans COPY and ADD. The layer's entries are worked out without writing anything: their digest is the key, so
+// that nothing but what is selected and what decides where it goes has any part in it. Archives that are to be unpacked
+// enter with their own digest, and with the whole content of the root that they are unpacked over.
+func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []*solver.Chain) (solver.Step, error) {
+	c := &copying{ctx: ctx, op: op, now: made(op.Epoch), trees: make([]layer.Tree, len(in))}
+	for i, vertex := range v.Inputs() {
+		t, err := r.tree(ctx, vertex, in[i])
+		if err != nil {
+			return solver.Step{}, err
+		}
+		c.trees[i] = t
+	}
+	if err := c.prepare(); err != nil {
+		return solver.Step{}, err
+	}
+	planned, err := c.build(nil)
+	if err != nil {
+		return solver.Step{}, err
+	}
+	inputs := append(common(v), entriesInput(planned), epochInput(op.Epoch))
+	if len(c.archives) > 0 {
+		inputs = append(inputs, contentInput("root", in[0].Content()), solver.Input{Name: "chown", Value: op.Chown})
+		for _, a := range c.archives {
+			inputs = append(inputs, solver.Input{Name: "archive", Value: a})
+		}
+	}
+	return solver.Step{
+		Inputs: inputs,
+		Run: func(ctx context.Context, _ solver.Streams) (solver.Layer, error) {
+			c.ctx = ctx
+			return r.write(func(p *snapshot.Pending) ([]*layer.Entry, error) {
+				entries, err := c.build(p)
+				if err != nil || len(c.archives) > 0 {
+					return entries, err
+				}
+				// Another program may have written to the context since it was looked at.
+				if got := entriesInput(entries); got != inputs[1] {
+					return nil, errors.New("the files changed while they were copied: build again when nothing writes to them")
+				}
+				return entries, nil
+			})
+		},
+	}, nil
+}
+
+// copying is one COPY or ADD. build does it, with or without writing.
+type copying struct {
+	ctx   context.Context
+	op    llb.Copy
+	now   moment
+	trees []layer.Tree // of the inputs
+
+	exclude  *ignore.Matcher
+	owner    *owner // nil: as in the source
+	chmod    *mode.Set
+	octal    bool
+	archives []string // what is unpacked, in words, as the last build without writing found it
+
+	b        *snapshot.Builder
+	writing  bool
+	links    map[string]string // physical path of the first copy of a file, by LinkID, of one source
+	selected []*layer.Entry
+}
+
+type owner struct{ uid, gid uint32 }
+
+func (c *copying) prepare() error {
+	var err error
+	if c.exclude, err = ignore.New(c.op.Exclude); err != nil {
+		return fmt.Errorf("read --exclude: %w", err)
+	}
+	if c.op.Chown != "" {
+		etc := c.trees[0]
+		uid, gid, err := passwd.Owner(opener(etc, "/etc/passwd"), opener(etc, "/etc/group"), c.op.Chown)
+		if err != nil {
+			return fmt.Errorf("look up --chown=%s: %w", c.op.Chown, err)
+		}
+		c.owner = &owner{uid, gid}
+	}
+	if c.op.Chmod == "" {
+		return nil
+	}
+	n, err := strconv.ParseUint(c.op.Chmod, 8, 32)
+	c.octal = err == nil
+	if c.octal && n > 0o7777 {
+		return fmt.Errorf("--chmod=%s is out of range: an octal mode is between 0 and 07777", c.op.Chmod)
+	}
+	set, err := mode.ParseWithUmask(c.op.Chmod, 0)
+	if err != nil {
+		return fmt.Errorf("--chmod=%s is neither an octal mode, as 0644, nor a symbolic one, as u=rwX,go=rX", c.op.Chmod)
+	}
+	c.chmod = &set
+	return nil
+}
+
+// build puts everything into a builder; with p it writes it there.
+func (c *copying) build(p *snapshot.Pending) ([]*layer.Entry, error) {
+	c.b = snapshot.NewBuilder(c.trees[0], p, c.now.time)
+	defer c.b.Close()
+	c.writing = p != nil
+	c.archives = nil
+	for _, src := range c.op.Sources {
+		if err := c.source(src); err != nil {
+			return nil, err
+		}
+	}
+	if p != nil {
+		if err := c.b.Finish(); err != nil {
+			return nil, err
+		}
+	}
+	return c.b.Entries(), nil
+}
+
+func (c *copying) source(src llb.CopySource) error {
+	c.links = map[string]string{}
+	if src.Inline != nil {
+		return c.inline(src.Inline)
+	}
+	tree := c.trees[src.Input]
+	if c.op.Parents {
+		return c.parents(tree, src)
+	}
+	matches, err := glob(tree, src.Path)
+	if err != nil {
+		return err
+	}
+	for _, m := range matches {
+		if err := c.match(tree, m, src); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// match copies one path that a source selects.
+func (c *copying) match(tree layer.Tree, name string, src llb.CopySource) error {
+	physical, e, err := snapshot.Resolve(tree.Lookup, name, true)
+	if err != nil {
+		return err
+	}
+	if e == nil {
+		if src.AllowMissing {
+			return nil
+		}
+		return notFound(tree, name, physical)
+	}
+	if c.op.Unpack && e.Type == layer.File {
+		ok, err := c.archive(tree, e)
+		if ok || err != nil {
+			return err
+		}
+	}
+	dest, err := c.dest()
+	if err != nil {
+		return err
+	}
+	if e.Type == layer.Dir {
+		return c.dir(tree, *e, dest)
+	}
+	target, err := c.target(dest, path.Base("/"+name))
+	if err != nil {
+		return err
+	}
+	return c.leaf(tree, *e, target)
+}
+
+func notFound(tree layer.Tree, name, physical string) error {
+	err := &NotFoundError{Path: strings.TrimPrefix(path.Clean("/"+name), "/")}
+	if d, ok := tree.(*localdir.Dir); ok {
+		err.Ignored = d.Ignored(physical)
+	}
+	return err
+}
+
+// dest makes the directories that the destination names, all of it if it ends in a slash, else all but the last
+// component, and returns its physical path.
+func (c *copying) dest() (string, error) {
+	dir := c.op.Dest
+	if !strings.HasSuffix(dir, "/") {
+		dir = path.Dir(dir)
+	}
+	physical, _, err := c.b.Resolve(dir, true)
+	if err != nil {
+		return "", err
+	}
+	if err := c.b.Mkdirs(physical, c.newDir); err != nil {
+		return "", err
+	}
+	physical, _, err = c.b.Resolve(c.op.Dest, !c.op.Link)
+	return physical, err
+}
+
+// target returns the physical path that a single file goes to.
+func (c *copying) target(dest, base string) (string, error) {
+	e, ok, err := c.b.Lookup(dest)
+	if err != nil {
+		return "", err
+	}
+	if !ok || e.Type != layer.Dir {
+		return dest, nil
+	}
+	return join(dest, base), nil
+}
+
+// newDir is what a directory is like that only the destination names.
+func (c *copying) newDir(string) layer.Entry {
+	e := layer.Entry{Type: layer.Dir, Mode: 0o755, ModTime: c.now.time, Clock: c.now.clock}
+	if c.octal {
+		e.Mode = c.mode(&e)
+	}
+	if c.owner != nil {
+		e.UID, e.GID = c.owner.uid, c.owner.gid
+	}
+	return e
+}
+
+func (c *copying) mode(e *layer.Entry) uint32 {
+	m := fs.FileMode(e.Mode & 0o777)
+	for bit, flag := range map[uint32]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
+		if e.Mode&bit != 0 {
+			m |= flag
+		}
+	}
+	if e.Type == layer.Dir {
+		m |= fs.ModeDir
+	}
+	m = c.chmod.Apply(m)
+	out := uint32(m.Perm())
+	for bit, flag := range map[uint32]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
+		if m&flag != 0 {
+			out |= bit
+		}
+	}
+	return out
+}
+
+// attributes gives an entry the owner and mode that the flags ask for.
+func (c *copying) attributes(e *layer.Entry) {
+	if c.owner != nil {
+		e.UID, e.GID = c.owner.uid, c.owner.gid
+	}
+	if c.chmod != nil && e.Type != layer.Symlink {
+		e.Mode = c.mode(e)
+	}
+}
+
+// dir copies what is in a source directory into dest.
+func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string) error {
+	old, ok, err := c.b.Lookup(dest)
+	if err != nil {
+		return err
+	}
+	if ok && old.Type != layer.Dir {
+		return &snapshot.PathError{Path: dest, Msg: "is not a directory, and a directory cannot be copied to it"}
+	}
+	top := old
+	if !ok {
+		top = c.newDir(dest)
+		top.Path = dest
+	}
+	// The directory that is copied into gets the source's time and keeps its own attributes.
+	top.ModTime, top.Clock = src.ModTime, src.Clock
+	if dest != "" {
+		if err := c.b.Put(top, nil); err != nil {
+			return err
+		}
+	}
+	selected, err := c.selectBelow(tree, src.Path)
+	if err != nil {
+		return err
+	}
+	return c.put(tree, selected, func(p string) string { return join(dest, strings.TrimPrefix(p[len(src.Path):], "/")) })
+}
+
+// selectBelow returns what is in a directory of the source, and not excluded, in tree order, with digests.
+func (c *copying) selectBelow(tree layer.Tree, dir string) ([]*layer.Entry, error) {
+	var out []*layer.Entry
+	var walk func(at string, info ignore.Info, excluded bool) error
+	walk = func(at string, info ignore.Info, excluded bool) error {
+		if c.ctx.Err() != nil {
+			return context.Cause(c.ctx)
+		}
+		list, err := tree.List(at)
+		if err != nil {
+			return err
+		}
+		for i := range list {
+			e := &list[i]
+			rel := strings.TrimPrefix(e.Path[len(dir):], "/")
+			no, below := c.exclude.Ignored(rel, info)
+			if !no {
+				out = append(out, e)
+			}
+			if e.Type != layer.Dir || no && !c.exclude.MayReinclude(rel) {
+				continue
+			}
+			n := len(out)
+			if err := walk(e.Path, below, no); err != nil {
+				return err
+			}
+			if no && len(out) > n {
+				// An exception brought something back, and with it the directories on the way.
+				out = append(out[:n], append([]*layer.Entry{e}, out[n:]...)...)
+			}
+		}
+		return nil
+	}
+	if err := walk(dir, ignore.Info{}, false); err != nil {
+		return nil, err
+	}
+	return out, tree.Sum(c.ctx, out)
+}
+
+// put copies selected entries of one tree, parents first, to the physical paths that to gives for theirs.
+func (c *copying) put(tree layer.Tree, selected []*layer.Entry, to func(string) string) error {
+	for _, src := range selected {
+		if c.ctx.Err() != nil {
+			return context.Cause(c.ctx)
+		}
+		if err := c.nested(tree, *src, to(src.Path)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nested copies an entry that lies below a source directory.
+func (c *copying) nested(tree layer.Tree, src layer.Entry, target string) error {
+	if src.Type != layer.Dir {
+		return c.leaf(tree, src, target)
+	}
+	old, ok, err := c.b.Lookup(target)
+	if err != nil {
+		return err
+	}
+	if ok && old.Type != layer.Dir {
+		return &snapshot.PathError{Path: target, Msg: "is not a directory, and a directory cannot be copied to it"}
+	}
+	src.Path, src.Implied, src.Opaque, src.LinkID = target, false, false, ""
+	c.attributes(&src)
+	return c.b.Put(src, nil)
+}
+
+// leaf copies anything but a directory to a physical path.
+func (c *copying) leaf(tree layer.Tree, src layer.Entry, target string) error {
+	old, ok, err := c.b.Lookup(target)
+	if err != nil {
+		return err
+	}
+	if ok && old.Type == layer.Dir {
+		return &snapshot.PathError{Path: target, Msg: "is a directory, and a file cannot be copied to it"}
+	}
+	if first, ok := c.links[src.LinkID]; ok && src.LinkID != "" {
+		return c.b.Link(target, first)
+	}
+	if src.LinkID != "" {
+		c.links[src.LinkID] = target
+	}
+	var body io.ReadCloser
+	if src.Type == layer.File {
+		if c.writing {
+			if body, err = tree.Open(&src); err != nil {
+				return err
+			}
+			defer body.Close()
+		} else if src.Digest == (layer.Digest{}) {
+			if err := tree.Sum(c.ctx, []*layer.Entry{&src}); err != nil {
+				return err
+			}
+		}
+	}
+	src.Path, src.LinkID = target, ""
+	c.attributes(&src)
+	return c.b.Put(src, body)
+}
+
+// inline copies a heredoc.
+func (c *copying) inline(f *llb.InlineFile) error {
+	dest, err := c.dest()
+	if err != nil {
+		return err
+	}
+	target, err := c.target(dest, f.Name)
+	if err != nil {
+		return err
+	}
+	tree := inlineTree{f.Content}
+	return c.leaf(tree, layer.Entry{Type: layer.File, Mode: 0o644, Size: int64(len(f.Content)), ModTime: c.now.time, Clock: c.now.clock}, target)
+}
+
+func join(dir, name string) string {
+	switch {
+	case dir == "":
+		return name
+	case name == "":
+		return dir
+	}
+	return dir + "/" + name
+}

@@ -1,0 +1,287 @@
+package ops
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/sandbox"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/solver"
+	"golang.org/x/sys/unix"
+)
+
+// ExitError is a process that did not succeed.
+type ExitError struct {
+	Args   []string
+	Status sandbox.Status
+}
+
+func (e *ExitError) Error() string {
+	s := fmt.Sprintf("process %q did not complete successfully: ", strings.Join(e.Args, " "))
+	switch {
+	case e.Status.Signal != 0:
+		return s + fmt.Sprintf("killed by %s", unix.SignalName(e.Status.Signal))
+	}
+	return s + fmt.Sprintf("exit code: %d", e.Status.ExitCode)
+}
+
+// planExec plans RUN. The predefined proxy variables, the values of secrets, agents and the contents and names of caches
+// are no part of the key.
+func (r *Runner) planExec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*solver.Chain) (solver.Step, error) {
+	inputs := append(common(v), contentInput("root", in[0].Content()), solver.Input{Name: "platform", Value: v.Meta().Platform})
+	add := func(name, value string) { inputs = append(inputs, solver.Input{Name: name, Value: value}) }
+	for _, a := range op.Args {
+		add("arg", a)
+	}
+	for _, e := range op.Env {
+		add("env", e)
+	}
+	add("cwd", op.Cwd)
+	add("user", op.User)
+	add("network", string(op.Network))
+	add("security", string(op.Security))
+	add("hostname", op.Hostname)
+	for _, h := range op.ExtraHosts {
+		add("host", h.Host)
+	}
+	for _, u := range op.Ulimits {
+		add("ulimit", fmt.Sprintf("%s=%d:%d", u.Name, u.Soft, u.Hard))
+	}
+	if op.ShmSize != 0 {
+		add("shm size", fmt.Sprint(op.ShmSize))
+	}
+	if op.CgroupParent != "" {
+		add("cgroup parent", op.CgroupParent)
+	}
+	for _, m := range op.Mounts {
+		what := fmt.Sprintf("type=%s,target=%s,ro=%t", m.Type, m.Target, m.ReadOnly)
+		switch m.Type {
+		case llb.MountBind, llb.MountCache:
+			what += ",source=" + m.Source
+			if m.Input > 0 {
+				d, err := r.pathContent(ctx, in[m.Input], m.Source)
+				if err != nil {
+					return solver.Step{}, err
+				}
+				what += ",content=" + d.String()
+			}
+		case llb.MountSecret, llb.MountSSH:
+			what += fmt.Sprintf(",id=%s,env=%s", m.ID, m.Env)
+		case llb.MountTmpfs:
+			what += fmt.Sprintf(",size=%d", m.Size)
+		}
+		if m.Type != llb.MountBind && m.Type != llb.MountTmpfs {
+			what += fmt.Sprintf(",mode=%o,owner=%d:%d", m.Mode, m.UID, m.GID)
+		}
+		add("mount", what)
+	}
+	return solver.Step{
+		Inputs: inputs,
+		Run: func(ctx context.Context, out solver.Streams) (solver.Layer, error) {
+			return r.exec(ctx, v, op, in, out)
+		},
+	}, nil
+}
+
+// pathContent returns the digest of what is at a path of a root file system, links followed.
+func (r *Runner) pathContent(ctx context.Context, c *solver.Chain, name string) (solver.Content, error) {
+	if path.Clean("/"+name) == "/" {
+		return c.Content(), nil
+	}
+	tree, err := r.rootTree(ctx, c)
+	if err != nil {
+		return solver.Content{}, err
+	}
+	physical, e, err := snapshot.Resolve(tree.Lookup, name, true)
+	if err != nil {
+		return solver.Content{}, err
+	}
+	if e == nil {
+		return solver.Content{}, notFound(tree, name, physical)
+	}
+	var list []*layer.Entry
+	var walk func(e layer.Entry) error
+	walk = func(e layer.Entry) error {
+		dir := e.Path
+		e.Path, e.LinkID, e.Opaque, e.Implied = strings.TrimPrefix(e.Path[len(physical):], "/"), "", false, false
+		list = append(list, &e)
+		if e.Type != layer.Dir {
+			return nil
+		}
+		below, err := tree.List(dir)
+		for i := 0; err == nil && i < len(below); i++ {
+			err = walk(below[i])
+		}
+		return err
+	}
+	if err := walk(*e); err != nil {
+		return solver.Content{}, err
+	}
+	return solver.Content(layer.Identify(func(yield func(*layer.Entry) bool) {
+		for _, e := range list {
+			if !yield(e) {
+				return
+			}
+		}
+	}).Content), nil
+}
+
+func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*solver.Chain, out solver.Streams) (l solver.Layer, err error) {
+	ids, err := r.Realise(ctx, in[0])
+	if err != nil {
+		return l, err
+	}
+	tree, err := r.Snapshots.Tree(ids)
+	if err != nil {
+		return l, err
+	}
+	top, _, err := tree.Lookup("")
+	if err != nil {
+		return l, err
+	}
+	p, err := r.Snapshots.New()
+	if err != nil {
+		return l, err
+	}
+	defer p.Close()
+	if err := p.SetRoot(top); err != nil {
+		return l, err
+	}
+	overlay, err := r.Snapshots.Overlay(ids, p)
+	if err != nil {
+		return l, err
+	}
+	root, err := overlay.Mount()
+	if err != nil {
+		return l, err
+	}
+	defer root.Close()
+	user, err := sandbox.LookupUser(root, op.User)
+	if err != nil {
+		return l, err
+	}
+	m := &mounting{ctx: ctx, r: r, op: op, in: in}
+	defer m.close()
+	if err := m.all(); err != nil {
+		return l, err
+	}
+	spec := sandbox.Spec{
+		Root: root, Args: op.Args, Env: slices.Concat(op.Env, m.env, op.Proxy), Cwd: op.Cwd, User: user,
+		Mounts: m.mounts, Hostname: op.Hostname, ShmSize: op.ShmSize, CgroupParent: op.CgroupParent,
+		Insecure: op.Security == llb.SecurityInsecure, Network: sandbox.NetworkHost,
+		Stdout: out.Stdout, Stderr: out.Stderr,
+	}
+	if op.Network == llb.NetworkNone {
+		spec.Network = sandbox.NetworkNone
+	}
+	for _, h := range op.ExtraHosts {
+		spec.ExtraHosts = append(spec.ExtraHosts, sandbox.Host{Name: h.Host, IP: h.IP})
+	}
+	for _, u := range op.Ulimits {
+		spec.Rlimits = append(spec.Rlimits, sandbox.Rlimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+	}
+	started := time.Now()
+	status, err := sandbox.Run(ctx, spec)
+	if err != nil {
+		return l, err
+	}
+	if status.ExitCode != 0 || status.Signal != 0 {
+		return l, &ExitError{Args: op.Args, Status: status}
+	}
+	// What was written has to be in the upper directory before it is read there.
+	if err := root.Close(); err != nil {
+		return l, err
+	}
+	entries, err := p.Changes(ctx, top, started)
+	if err != nil {
+		return l, err
+	}
+	c, err := p.Commit(entries, "")
+	return committed(c), err
+}
+
+// mounting collects what a step's mounts need, and lets it go.
+type mounting struct {
+	ctx context.Context
+	r   *Runner
+	op  llb.Exec
+	in  []*solver.Chain
+
+	mounts  []sandbox.Mount
+	env     []string
+	closers []func()
+}
+
+func (m *mounting) close() {
+	for _, f := range slices.Backward(m.closers) {
+		f()
+	}
+}
+
+func (m *mounting) add(f *os.File, target string) {
+	m.closers = append(m.closers, func() { f.Close() })
+	m.mounts = append(m.mounts, sandbox.Mount{Source: f, Target: target})
+}
+
+func (m *mounting) all() error {
+	for _, spec := range m.op.Mounts {
+		var err error
+		switch spec.Type {
+		case llb.MountBind:
+			err = m.bind(spec)
+		case llb.MountCache:
+			err = m.cache(spec)
+		case llb.MountTmpfs:
+			var f *os.File
+			if f, err = mount.Tmpfs(spec.Size, 0o1777, 0, 0); err == nil {
+				m.add(f, spec.Target)
+			}
+		case llb.MountSecret:
+			err = m.secret(spec)
+		case llb.MountSSH:
+			if spec.Required {
+				err = fmt.Errorf("ssh agent %q is required, and forwarding agents is not supported yet", spec.ID)
+			}
+		default:
+			err = fmt.Errorf("BUG: no mount type %q", spec.Type)
+		}
+		if err != nil {
+			return fmt.Errorf("mount %s at %s: %w", spec.Type, spec.Target, err)
+		}
+	}
+	return nil
+}
+
+// bind mounts a path of another root file system. What is written to it, if that is allowed, goes to a layer that is
+// thrown away.
+func (m *mounting) bind(spec llb.Mount) error {
+	ids, err := m.r.Realise(m.ctx, m.in[spec.Input])
+	if err != nil {
+		return err
+	}
+	var up *snapshot.Pending
+	if !spec.ReadOnly || len(ids) == 0 {
+		if up, err = m.r.Snapshots.New(); err != nil {
+			return err
+		}
+		m.closers = append(m.closers, func() { up.Close() })
+	}
+	overlay, err := m.r.Snapshots.Overlay(ids, up)
+	if err != nil {
+		return err
+	}
+	root, err := overlay.Mount()
+	if err != nil {
+		return err
+	}
+	m.closers = append(m.closers, func() { root.Close() })
+	return m.below(root, spec)
+}

@@ -1,0 +1,248 @@
+package ops
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot"
+)
+
+// glob returns the paths in a tree that a source selects. A source without wildcards selects itself, whether it exists or
+// not. Wildcards are those of path.Match and do not cross slashes; the directories before the first are followed if they
+// are symbolic links, those that a wildcard matches are not.
+func glob(tree layer.Tree, pattern string) ([]string, error) {
+	parts := components(pattern)
+	n := 0
+	for n < len(parts) && !wild(parts[n]) {
+		parts[n] = unescape(parts[n])
+		n++
+	}
+	literal := strings.Join(parts[:n], "/")
+	if n == len(parts) {
+		return []string{literal}, nil
+	}
+	for _, p := range parts[n:] {
+		if _, err := path.Match(p, ""); err != nil {
+			return nil, fmt.Errorf("the wildcard %q is malformed", pattern)
+		}
+	}
+	base, e, err := snapshot.Resolve(tree.Lookup, literal, true)
+	if err != nil || e == nil || e.Type != layer.Dir {
+		return nil, err
+	}
+	return match(tree, []string{base}, parts[n:])
+}
+
+// match returns what the pattern's components select below directories, in tree order for each directory.
+func match(tree layer.Tree, dirs, parts []string) ([]string, error) {
+	for i, part := range parts {
+		var next []string
+		for _, dir := range dirs {
+			list, err := tree.List(dir)
+			if err != nil {
+				return nil, err
+			}
+			for _, e := range list {
+				ok, err := path.Match(part, e.Name())
+				if err != nil {
+					return nil, err
+				}
+				if ok && (i == len(parts)-1 || e.Type == layer.Dir) {
+					next = append(next, e.Path)
+				}
+			}
+		}
+		dirs = next
+	}
+	return dirs, nil
+}
+
+// components splits a source into its cleaned components; none for the root.
+func components(p string) []string {
+	p = path.Clean("/" + p)
+	if p == "/" {
+		return nil
+	}
+	return strings.Split(p[1:], "/")
+}
+
+func wild(s string) bool {
+	for i := 0; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++
+		case '*', '?', '[':
+			return true
+		}
+	}
+	return false
+}
+
+func unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+1 < len(s) {
+			i++
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// parents copies a source of COPY --parents: what it selects keeps its directories, those after the first "/./" of the
+// source if there is one.
+func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
+	before, after, pivot := cutPivot(src.Path)
+	bases := []string{""}
+	if pivot {
+		var err error
+		if bases, err = glob(tree, before); err != nil {
+			return err
+		}
+	}
+	dest, _, err := c.b.Resolve(c.op.Dest, true)
+	if err != nil {
+		return err
+	}
+	if err := c.b.Mkdirs(dest, c.newDir); err != nil {
+		return err
+	}
+	for _, base := range bases {
+		physical, e, err := snapshot.Resolve(tree.Lookup, base, true)
+		if err != nil {
+			return err
+		}
+		if e == nil || e.Type != layer.Dir {
+			if !pivot || wild(before) {
+				continue
+			}
+			return notFound(tree, base, physical)
+		}
+		if err := c.below(tree, physical, after, dest); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cutPivot splits a source at its first "/./" that has something on both sides.
+func cutPivot(p string) (before, after string, ok bool) {
+	p = strings.TrimPrefix(p, "./")
+	before, after, ok = strings.Cut(p, "/./")
+	if !ok || strings.Trim(after, "/.") == "" {
+		return "", p, false
+	}
+	return before, after, true
+}
+
+// below copies what pattern selects below base, with its directories up to base, into dest.
+func (c *copying) below(tree layer.Tree, base, pattern, dest string) error {
+	parts := components(pattern)
+	literal := true
+	for i, p := range parts {
+		if wild(p) {
+			literal = false
+			if _, err := path.Match(p, ""); err != nil {
+				return fmt.Errorf("the wildcard %q is malformed", pattern)
+			}
+		} else {
+			parts[i] = unescape(p)
+		}
+	}
+	var selected []*layer.Entry
+	if err := c.walkParents(tree, base, base, parts, ignore.Info{}, &selected); err != nil {
+		return err
+	}
+	if len(selected) == 0 && literal {
+		name := join(base, strings.Join(parts, "/"))
+		if _, ok, err := tree.Lookup(name); err != nil || !ok {
+			if err != nil {
+				return err
+			}
+			return notFound(tree, name, name)
+		}
+	}
+	if err := tree.Sum(c.ctx, selected); err != nil {
+		return err
+	}
+	return c.put(tree, selected, func(p string) string { return join(dest, strings.TrimPrefix(p[len(base):], "/")) })
+}
+
+// walkParents appends to out what the components select in dir, with each selected entry's parents up to base before it.
+// An empty list of components selects everything.
+func (c *copying) walkParents(tree layer.Tree, base, dir string, parts []string, info ignore.Info, out *[]*layer.Entry) error {
+	if c.ctx.Err() != nil {
+		return context.Cause(c.ctx)
+	}
+	list, err := tree.List(dir)
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		e := &list[i]
+		taken, rest := step(parts, e.Name())
+		if !taken && rest == nil {
+			continue
+		}
+		rel := strings.TrimPrefix(e.Path[len(base):], "/")
+		excluded, below := c.exclude.Ignored(rel, info)
+		if taken && !excluded {
+			*out = append(*out, e)
+		}
+		if e.Type != layer.Dir || excluded && !c.exclude.MayReinclude(rel) {
+			continue
+		}
+		n := len(*out)
+		if taken {
+			rest = [][]string{{}}
+		}
+		var found []*layer.Entry
+		for _, r := range rest {
+			if err := c.walkParents(tree, base, e.Path, r, below, &found); err != nil {
+				return err
+			}
+		}
+		if len(found) > 0 {
+			if !taken || excluded {
+				*out = append((*out)[:n], e)
+			}
+			*out = append(*out, found...)
+		}
+	}
+	return nil
+}
+
+// step matches a name against the first of the components: whether it is selected as a whole, and else which components
+// are left for what is in it. "**" stands for any number of names, none included.
+func step(parts []string, name string) (taken bool, rest [][]string) {
+	if len(parts) == 0 {
+		return true, nil
+	}
+	if parts[0] == "**" {
+		if len(parts) == 1 {
+			return true, nil
+		}
+		taken, rest = step(parts[1:], name)
+		return taken, append(rest, parts)
+	}
+	if ok, err := path.Match(parts[0], name); err != nil || !ok {
+		if !wild(parts[0]) && parts[0] == name {
+			ok = true
+		}
+		if !ok {
+			return false, nil
+		}
+	}
+	if len(parts) == 1 {
+		return true, nil
+	}
+	return false, [][]string{parts[1:]}
+}

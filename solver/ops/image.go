@@ -1,0 +1,210 @@
+package ops
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"path/filepath"
+	"sync"
+
+	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
+)
+
+// image returns an image's root as its layers are named in its config: nothing is unpacked for that. The content of such a
+// layer is its diff id, which vouches for every byte of it.
+func (r *Runner) image(ctx context.Context, op llb.Image) (*solver.Chain, error) {
+	layers, err := r.Images.Layers(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	var root *solver.Chain
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range layers {
+		id := l.DiffID.Encoded()
+		if _, ok := r.sources[id]; !ok {
+			r.sources[id] = source{op, l}
+		}
+		root = root.Push(solver.Layer{ID: id, Content: sha256.Sum256([]byte("diff id " + l.DiffID.String()))})
+	}
+	return root, nil
+}
+
+// Realise makes sure that every layer of a root is in the snapshot store, unpacking those of images side by side, and
+// returns the ids under which they are there, the lowest first.
+func (r *Runner) Realise(ctx context.Context, c *solver.Chain) ([]string, error) {
+	layers := c.Layers()
+	ids := make([]string, len(layers))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(4)
+	for i, l := range layers {
+		ids[i] = l.ID
+		if r.Snapshots.Has(l.ID) {
+			continue
+		}
+		g.Go(func() error { return r.materialise(gctx, l.ID, nil) })
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	// A layer that names something in a directory, but not the directory, looks different over different roots.
+	at := c
+	chains := make([]*solver.Chain, len(layers))
+	for i := len(layers) - 1; i >= 0; i-- {
+		chains[i], at = at, at.Parent()
+	}
+	for i := range layers {
+		m, err := r.Snapshots.Manifest(ids[i])
+		if err != nil {
+			return nil, err
+		}
+		if !m.Implied || i == 0 {
+			continue
+		}
+		parent := chains[i].Parent().Content()
+		id := fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s over %s", layers[i].ID, parent)))
+		if !r.Snapshots.Has(id) {
+			if err := r.materialise(ctx, id, &variant{of: layers[i].ID, below: ids[:i]}); err != nil {
+				return nil, err
+			}
+		}
+		ids[i] = id
+	}
+	return ids, nil
+}
+
+// variant is a layer as it is over the layers below.
+type variant struct {
+	of    string
+	below []string
+}
+
+// materialising is the unpacking of one layer, which everybody in this process waits for.
+type materialising struct {
+	once sync.Once
+	err  error
+}
+
+func (r *Runner) materialise(ctx context.Context, id string, v *variant) error {
+	r.mu.Lock()
+	m := r.ready[id]
+	if m == nil {
+		m = &materialising{}
+		r.ready[id] = m
+	}
+	r.mu.Unlock()
+	m.once.Do(func() {
+		m.err = r.unpack(ctx, id, v)
+		if m.err != nil {
+			// Whoever comes later, perhaps with a context that still lives, tries again.
+			r.mu.Lock()
+			delete(r.ready, id)
+			r.mu.Unlock()
+		}
+	})
+	return m.err
+}
+
+func (r *Runner) unpack(ctx context.Context, id string, v *variant) error {
+	from := id
+	if v != nil {
+		from = v.of
+	}
+	r.mu.Lock()
+	src, ok := r.sources[from]
+	r.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("layer %s is neither in the store nor of an image of this build", from)
+	}
+	l, err := lock.Acquire(ctx, filepath.Join(r.Root, "locks", "layer-"+id), false)
+	if err != nil {
+		return err
+	}
+	defer l.Remove()
+	if r.Snapshots.Has(id) {
+		return nil // another process unpacked it while we waited
+	}
+	blob, err := r.Images.Open(ctx, src.image, src.layer)
+	if err != nil {
+		return err
+	}
+	defer blob.Close()
+	tarball, err := uncompress(blob)
+	if err != nil {
+		return fmt.Errorf("unpack layer %s of %s: %w", src.layer.Blob.Digest, src.image.Ref, err)
+	}
+	defer tarball.Close()
+	verified := &diffIDReader{r: tarball, hash: sha256.New(), want: src.layer.DiffID.Encoded()}
+	if v != nil {
+		below, err := r.Snapshots.Tree(v.below)
+		if err != nil {
+			return err
+		}
+		_, err = r.Snapshots.Unpack(ctx, id, verified, below)
+		return layerError(src, err)
+	}
+	_, err = r.Snapshots.Unpack(ctx, id, verified, nil)
+	return layerError(src, err)
+}
+
+func layerError(src source, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("layer %s of %s: %w", src.layer.Blob.Digest, src.image.Ref, err)
+}
+
+// diffIDReader ends in io.EOF only if its bytes have the diff id. The tar's reader stops at the end of the archive, so
+// what comes after that is read here as well.
+type diffIDReader struct {
+	r    io.Reader
+	hash hash.Hash
+	want string
+}
+
+func (d *diffIDReader) Read(p []byte) (int, error) {
+	n, err := d.r.Read(p)
+	d.hash.Write(p[:n])
+	if err == io.EOF {
+		if got := fmt.Sprintf("%x", d.hash.Sum(nil)); got != d.want {
+			return n, fmt.Errorf("its uncompressed bytes have digest sha256:%s, and the image's config says sha256:%s", got, d.want)
+		}
+	}
+	return n, err
+}
+
+// uncompress returns the uncompressed bytes of r, which is gzip, zstd or neither, by what it begins with.
+func uncompress(r io.Reader) (io.ReadCloser, error) {
+	buf := bufio.NewReaderSize(r, 64<<10)
+	head, err := buf.Peek(4)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	switch {
+	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
+		z, err := gzip.NewReader(buf)
+		if err != nil {
+			return nil, err
+		}
+		return z, nil
+	case len(head) == 4 && string(head) == "\x28\xb5\x2f\xfd":
+		z, err := zstd.NewReader(buf, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxZstdWindow))
+		if err != nil {
+			return nil, err
+		}
+		return z.IOReadCloser(), nil
+	}
+	return io.NopCloser(buf), nil
+}
+
+// maxZstdWindow bounds the memory that a zstd stream may ask for: 128 MiB is what zstd itself accepts without --long.
+const maxZstdWindow = 128 << 20

@@ -1,0 +1,160 @@
+package ops
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/llb"
+	"golang.org/x/sys/unix"
+)
+
+// below mounts the path spec.Source of a tree at spec.Target. The path is resolved inside the tree by descriptor, and what
+// was opened is what gets mounted.
+func (m *mounting) below(tree *os.File, spec llb.Mount) error {
+	f, err := rootfs.At(tree).OpenFile(spec.Source, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	clone, err := mount.Clone(f, true)
+	if err != nil {
+		return err
+	}
+	m.add(clone, spec.Target)
+	if spec.ReadOnly {
+		return mount.SetAttr(clone, mount.ReadOnly, true)
+	}
+	return nil
+}
+
+// cache mounts a directory that lasts from build to build: mounts/<id>/fs in kiln's root.
+func (m *mounting) cache(spec llb.Mount) error {
+	name := fmt.Sprintf("%s\n%o %d:%d", spec.CacheID, spec.Mode, spec.UID, spec.GID)
+	if spec.Input > 0 {
+		name += "\n" + m.in[spec.Input].Content().String()
+	}
+	id := fmt.Sprintf("%x", sha256.Sum256([]byte(name)))
+	dir, l, err := m.cacheDir(id, spec.Sharing)
+	if err != nil {
+		return err
+	}
+	m.closers = append(m.closers, func() { l.Release() })
+	if err := m.fill(dir, spec); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "fs"), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if spec.Source == "" {
+		spec.Source = "/"
+	}
+	return m.below(f, spec)
+}
+
+// cacheDir locks and returns the directory of a cache. A private cache that is in use is replaced by the next free one of
+// the same id.
+func (m *mounting) cacheDir(id string, sharing llb.Sharing) (string, *lock.Lock, error) {
+	parent := filepath.Join(m.r.Root, "mounts")
+	for n := 0; ; n++ {
+		dir := filepath.Join(parent, id)
+		if n > 0 {
+			dir = fmt.Sprintf("%s-%d", dir, n)
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return "", nil, err
+		}
+		file := filepath.Join(dir, "lock")
+		switch sharing {
+		case llb.SharingPrivate:
+			l, err := lock.Try(file, false)
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				continue
+			}
+			return dir, l, err
+		case llb.SharingLocked:
+			l, err := lock.Acquire(m.ctx, file, false)
+			return dir, l, err
+		default:
+			l, err := lock.Acquire(m.ctx, file, true)
+			return dir, l, err
+		}
+	}
+}
+
+// fill makes the cache's directory, with what it starts from, unless it is there. A build without cache starts anew.
+func (m *mounting) fill(dir string, spec llb.Mount) error {
+	l, err := lock.Acquire(m.ctx, filepath.Join(dir, "filling"), false)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	target := filepath.Join(dir, "fs")
+	if _, err := os.Lstat(target); err == nil || !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	fresh, err := os.MkdirTemp(m.r.Tmp, "cache-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(fresh)
+	if spec.Input > 0 {
+		tree, err := m.r.rootTree(m.ctx, m.in[spec.Input])
+		if err != nil {
+			return err
+		}
+		if err := m.r.Snapshots.Export(context.WithoutCancel(m.ctx), tree, fresh); err != nil {
+			return err
+		}
+	} else if err := errors.Join(os.Chown(fresh, spec.UID, spec.GID), unix.Chmod(fresh, spec.Mode&0o7777)); err != nil {
+		return err
+	}
+	return os.Rename(fresh, target)
+}
+
+// secret mounts a secret as a file on a file system of its own in memory, or puts it into the environment.
+func (m *mounting) secret(spec llb.Mount) error {
+	var value []byte
+	ok := false
+	if m.r.Secrets != nil {
+		var err error
+		if value, ok, err = m.r.Secrets.Secret(spec.ID); err != nil {
+			return err
+		}
+	}
+	if !ok {
+		if spec.Required {
+			return fmt.Errorf("secret %q is required, and the build was not given it: use --secret id=%s,src=FILE or --secret id=%s,env=VARIABLE", spec.ID, spec.ID, spec.ID)
+		}
+		return nil
+	}
+	if spec.Env != "" {
+		m.env = append(m.env, spec.Env+"="+string(value))
+	}
+	if spec.Target == "" {
+		return nil
+	}
+	fs, err := mount.Tmpfs(int64(len(value))+1<<20, 0o700, 0, 0)
+	if err != nil {
+		return err
+	}
+	defer fs.Close()
+	f, err := rootfs.At(fs).OpenFile("secret", unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(value)
+	err = errors.Join(err, f.Chown(spec.UID, spec.GID), unix.Fchmod(int(f.Fd()), spec.Mode&0o7777), f.Close())
+	if err != nil {
+		return err
+	}
+	return m.below(fs, llb.Mount{Source: "/secret", Target: spec.Target, ReadOnly: true})
+}

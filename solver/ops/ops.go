@@ -1,0 +1,144 @@
+// Package ops knows what each op does: it is the solver's Runner. It does not know Dockerfiles, nor when or why a step
+// runs.
+package ops
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/localdir"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/solver"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Images gives the layers of images that have been resolved. It is safe for concurrent use.
+type Images interface {
+	// Layers returns the layers of an image, the lowest first. Nothing is fetched for it but the manifest and config.
+	Layers(ctx context.Context, op llb.Image) ([]ImageLayer, error)
+	// Open returns the bytes of a layer's blob as it is in the registry, compressed perhaps; they end in io.EOF only if
+	// they have the descriptor's digest and size.
+	Open(ctx context.Context, op llb.Image, l ImageLayer) (io.ReadCloser, error)
+}
+
+// ImageLayer is a layer of an image as its manifest and its config name it.
+type ImageLayer struct {
+	Blob   ocispec.Descriptor
+	DiffID digest.Digest
+}
+
+// Secrets gives the values of secrets.
+type Secrets interface {
+	// Secret returns a secret's value; false if the build was given none of that id.
+	Secret(id string) ([]byte, bool, error)
+}
+
+// Config is what a Runner needs.
+type Config struct {
+	Snapshots *snapshot.Store
+	Images    Images
+	Secrets   Secrets
+	// Local are the client's directories by the names of llb.Local.
+	Local map[string]*localdir.Dir
+	// Root is kiln's root directory, for cache mounts and locks.
+	Root string
+	// Tmp is a directory of this process's own on the same file system.
+	Tmp string
+	// NoCache says that cache mounts begin empty.
+	NoCache bool
+}
+
+// Runner implements solver.Runner.
+type Runner struct {
+	Config
+
+	mu      sync.Mutex
+	sources map[string]source         // of layers of images, by id
+	ready   map[string]*materialising // by id
+}
+
+// source is where a layer of an image comes from.
+type source struct {
+	image llb.Image
+	layer ImageLayer
+}
+
+// New returns a Runner.
+func New(c Config) *Runner {
+	return &Runner{Config: c, sources: map[string]source{}, ready: map[string]*materialising{}}
+}
+
+// Has implements solver.Runner.
+func (r *Runner) Has(l solver.Layer) bool { return r.Snapshots.Has(l.ID) }
+
+// Plan implements solver.Runner.
+func (r *Runner) Plan(ctx context.Context, v *llb.Vertex, in []*solver.Chain) (solver.Step, error) {
+	switch op := v.Op().(type) {
+	case llb.Scratch, llb.Local:
+		return solver.Step{Done: true}, nil
+	case llb.Image:
+		root, err := r.image(ctx, op)
+		return solver.Step{Done: true, Root: root}, err
+	case llb.Merge:
+		return solver.Step{Done: true, Root: merge(in)}, nil
+	case llb.Exec:
+		return r.planExec(ctx, v, op, in)
+	case llb.Copy:
+		return r.planCopy(ctx, v, op, in)
+	case llb.Mkdir:
+		return r.planMkdir(ctx, v, op, in)
+	default:
+		return solver.Step{}, fmt.Errorf("BUG: no op %q", v.Op().Kind())
+	}
+}
+
+// merge stacks the layers of the later inputs onto the first.
+func merge(in []*solver.Chain) *solver.Chain {
+	root := in[0]
+	for _, c := range in[1:] {
+		for _, l := range c.Layers() {
+			root = root.Push(l)
+		}
+	}
+	return root
+}
+
+// tree returns the file tree of an input, realising its layers.
+func (r *Runner) tree(ctx context.Context, v *llb.Vertex, c *solver.Chain) (layer.Tree, error) {
+	if local, ok := v.Op().(llb.Local); ok {
+		d := r.Local[local.Name]
+		if d == nil {
+			return nil, fmt.Errorf("BUG: no local directory %q", local.Name)
+		}
+		return d, nil
+	}
+	return r.rootTree(ctx, c)
+}
+
+func (r *Runner) rootTree(ctx context.Context, c *solver.Chain) (*snapshot.Tree, error) {
+	ids, err := r.Realise(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return r.Snapshots.Tree(ids)
+}
+
+// committed turns a layer of the store into the solver's.
+func committed(c snapshot.Committed) solver.Layer {
+	return solver.Layer{ID: c.ID, Content: solver.Content(c.Content)}
+}
+
+// common are the key inputs that every op has.
+func common(v *llb.Vertex) []solver.Input {
+	return []solver.Input{{Name: "op", Value: v.Op().Kind()}}
+}
+
+func contentInput(name string, c solver.Content) solver.Input {
+	return solver.Input{Name: name, Value: hex.EncodeToString(c[:])}
+}
