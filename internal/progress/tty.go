@@ -117,12 +117,9 @@ func (d *tty) view(width, height int) []string {
 	details := room - len(shown)
 	for _, t := range shown {
 		lines = append(lines, taskLine(t.name, now.Sub(t.started), width))
-		for _, l := range taskDetails(t) {
-			if details > 0 {
-				details--
-				lines = append(lines, l)
-			}
-		}
+		more := taskDetails(t, details)
+		details -= len(more)
+		lines = append(lines, more...)
 	}
 	if more := len(d.running) - len(shown); more > 0 {
 		lines = append(lines, fmt.Sprintf(" => and %d more", more))
@@ -137,10 +134,11 @@ func taskLine(text string, took time.Duration, width int) string {
 	return text + strings.Repeat(" ", max(0, width-columns(text)-len(elapsed))) + elapsed
 }
 
-func taskDetails(t *Task) []string {
+// taskDetails returns at most n lines: notes, transfers, and the end of the log.
+func taskDetails(t *Task, n int) []string {
 	var lines []string
-	for _, n := range t.notes {
-		lines = append(lines, " => => "+n)
+	for _, text := range t.notes {
+		lines = append(lines, " => => "+text)
 	}
 	transfers := 0
 	for _, s := range t.statuses {
@@ -149,7 +147,8 @@ func taskDetails(t *Task) []string {
 			lines = append(lines, " => => "+CleanLine(s.id)+" "+progressOf(s))
 		}
 	}
-	for _, l := range t.tail.lines(detailLines) {
+	lines = lines[:min(n, len(lines))]
+	for _, l := range t.tail.lines(min(detailLines, n-len(lines))) {
 		lines = append(lines, " => => # "+l)
 	}
 	return lines
