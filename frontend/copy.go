@@ -50,8 +50,8 @@ func (b *builder) copy(s *stage, c *instructions.CopyCommand, sources []*stage, 
 			return fmt.Errorf("cannot copy from stage %q, it needs to be defined before current stage %q", c.From, s.name)
 		}
 		cp.from = from.root
-		if from.local != nil {
-			cp.from = from.local
+		if dir := from.directory(); dir != nil {
+			cp.from = dir
 		}
 	} else {
 		cp.from = b.mainContext()

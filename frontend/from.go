@@ -294,6 +294,7 @@ func (b *builder) setDirectory(s *stage, p llb.Platform) {
 	}
 	op := llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/"}}, Dest: "/"}
 	s.root = b.graph.Add(op, b.meta(s, "[context "+s.context.name+"] FROM "+s.context.name, s.src.Location), s.root, s.local)
+	s.localRoot = s.root
 	s.commit("FROM "+s.context.name+" # buildkit", s.root)
 }
 

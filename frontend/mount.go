@@ -72,8 +72,8 @@ func (b *builder) mountSource(s *stage, c *instructions.RunCommand, m *instructi
 	switch {
 	case from == nil:
 		local = b.mainContext()
-	case from.local != nil:
-		local = from.local
+	case from.directory() != nil:
+		local = from.directory()
 	default:
 		return from.root, source
 	}

@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path"
@@ -25,9 +26,10 @@ func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) er
 		return err
 	}
 	op := llb.Exec{
-		Args:         args,
-		Env:          slices.Clone([]string(s.env)),
-		Cwd:          s.cwd(),
+		Args: args,
+		Env:  slices.Clone([]string(s.env)),
+		// As it is written: the kernel wants the directories before a "..", so those are made as well.
+		Cwd:          cmp.Or(s.config.WorkingDir, "/"),
 		User:         s.config.User,
 		ExtraHosts:   b.opts.ExtraHosts,
 		Ulimits:      b.opts.Ulimits,

@@ -38,6 +38,8 @@ type stage struct {
 	root *llb.Vertex
 	// local is the vertex of a named context that is a directory: what COPY --from and mounts read from.
 	local *llb.Vertex
+	// localRoot is the root file system made of local, before the stage's own instructions.
+	localRoot *llb.Vertex
 	// op is the image that the stage begins with, if Ref is set; image is its whole configuration.
 	op      llb.Image
 	image   dockerspec.DockerOCIImage
@@ -98,6 +100,15 @@ func (s *stage) commit(createdBy string, vertex *llb.Vertex) {
 
 // cwd returns the working directory, absolute and cleaned.
 func (s *stage) cwd() string { return path.Join("/", s.config.WorkingDir) }
+
+// directory returns the client's directory that the stage is, nil for a stage that is anything else, as one that was changed
+// since: what is taken from it is then read where it is, and not copied first.
+func (s *stage) directory() *llb.Vertex {
+	if s.root == s.localRoot {
+		return s.local
+	}
+	return nil
+}
 
 // shell returns the command that shell forms are run by.
 func (s *stage) shell() []string {

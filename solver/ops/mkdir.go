@@ -23,7 +23,7 @@ func (r *Runner) planMkdir(ctx context.Context, v *llb.Vertex, op llb.Mkdir, in 
 	if err != nil {
 		return solver.Step{}, err
 	}
-	user, err := passwd.Lookup(opener(tree, "/etc/passwd"), opener(tree, "/etc/group"), op.User)
+	uid, gid, err := passwd.Owner(opener(tree, "/etc/passwd"), opener(tree, "/etc/group"), op.User)
 	if err != nil {
 		return solver.Step{}, err
 	}
@@ -43,7 +43,7 @@ func (r *Runner) planMkdir(ctx context.Context, v *llb.Vertex, op llb.Mkdir, in 
 			return nil, nil
 		}
 		err = b.Mkdirs(dir, func(path string) layer.Entry {
-			e := layer.Entry{Mode: 0o755, UID: user.UID, GID: user.GID, ModTime: now.time, Clock: now.clock}
+			e := layer.Entry{Mode: 0o755, UID: uid, GID: gid, ModTime: now.time, Clock: now.clock}
 			if parent, ok, _ := b.Lookup(layer.Parent(path)); ok {
 				e.Mode |= parent.Mode & 0o2000 // mkdir(2) passes the set-group-ID bit on
 			}
@@ -64,7 +64,7 @@ func (r *Runner) planMkdir(ctx context.Context, v *llb.Vertex, op llb.Mkdir, in 
 		return solver.Step{}, err
 	}
 	return solver.Step{
-		Inputs: append(common(v), solver.Input{Name: "path", Value: op.Path}, solver.Input{Name: "owner", Value: fmt.Sprintf("%d:%d", user.UID, user.GID)}, entriesInput(planned), epochInput(op.Epoch)),
+		Inputs: append(common(v), solver.Input{Name: "path", Value: op.Path}, solver.Input{Name: "owner", Value: fmt.Sprintf("%d:%d", uid, gid)}, entriesInput(planned), epochInput(op.Epoch)),
 		Run:    func(ctx context.Context, _ solver.Streams) (solver.Layer, error) { return r.write(build) },
 	}, nil
 }
