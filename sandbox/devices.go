@@ -27,7 +27,7 @@ var links = [][2]string{
 	{"core", "/proc/kcore"}, {"ptmx", "pts/ptmx"},
 }
 
-// supply is a read-only file system that the process attaches where it alone sees it, to bind single files of it elsewhere:
+// supply is a file system that the process attaches where it alone sees it, to bind single files of it elsewhere:
 // the device nodes, an empty directory, an empty file called nothing, and
 // generated files of /etc.
 type supply struct {
@@ -37,18 +37,22 @@ type supply struct {
 }
 
 // newSupply makes a supply with the files, to which it adds.
-func newSupply(files map[string]string) (s *supply, err error) {
-	fs, err := mount.Tmpfs(1<<20, 0o755, 0, 0)
+func newSupply(files map[string]string) (*supply, error) {
+	fs, err := mount.New("tmpfs", mount.NoSuid|mount.NoExec, mount.Option{Name: "mode", Value: "755"},
+		mount.Option{Name: "size", Value: "1m"})
 	if err != nil {
 		return nil, err
 	}
-	s = &supply{fs: fs, nodes: map[string]*os.File{}}
-	defer func() {
-		if err != nil {
-			s.close()
-		}
-	}()
-	dir := int(fs.Fd())
+	s := &supply{fs: fs, nodes: map[string]*os.File{}}
+	if err := s.fill(files); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *supply) fill(files map[string]string) error {
+	dir := int(s.fs.Fd())
 	for _, d := range devices {
 		err := unix.Mknodat(dir, d.name, unix.S_IFCHR|0o666, int(unix.Mkdev(d.major, d.minor)))
 		if errors.Is(err, unix.EPERM) {
@@ -60,22 +64,19 @@ func newSupply(files map[string]string) (s *supply, err error) {
 			err = unix.Fchmodat(dir, d.name, 0o666, 0)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("make device %s: %w", d.name, err)
+			return fmt.Errorf("make device %s: %w", d.name, err)
 		}
 	}
 	if err := unix.Mkdirat(dir, "empty", 0o555); err != nil {
-		return nil, fmt.Errorf("make an empty directory: %w", err)
+		return fmt.Errorf("make an empty directory: %w", err)
 	}
 	files["nothing"] = ""
 	for name, content := range files {
 		if err := writeFile(dir, name, content); err != nil {
-			return nil, fmt.Errorf("write %s for the sandbox: %w", name, err)
+			return fmt.Errorf("write %s for the sandbox: %w", name, err)
 		}
 	}
-	if err := mount.SetAttr(fs, mount.ReadOnly|mount.NoSuid|mount.NoExec, false); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return nil
 }
 
 func (s *supply) close() {

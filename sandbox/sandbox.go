@@ -104,8 +104,6 @@ type Status struct {
 	Signal syscall.Signal
 	// CPU is the processor time that the process and the descendants that it waited for took.
 	CPU time.Duration
-	// MaxRSS is the largest resident size of one of them in bytes.
-	MaxRSS int64
 }
 
 // SetupError says which of the preparations failed inside the sandbox, before the program was executed.
@@ -495,7 +493,6 @@ func (r *run) result() (Status, error) {
 	status := Status{
 		ExitCode: ws.ExitStatus(),
 		CPU:      time.Duration(usage.Utime.Nano() + usage.Stime.Nano()),
-		MaxRSS:   int64(usage.Maxrss) << 10,
 	}
 	if ws.Signaled() {
 		status.Signal = ws.Signal()

@@ -186,46 +186,21 @@ func (r *run) planRoot(l *plan, p parts) {
 		l.add(name, unix.SYS_MOUNT_SETATTR, fd(f), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr, len(attr))
 	}
 
-	// The supplies can be cloned while they are attached, which they are on top of the old root.
 	l.add("keep mounts from the host", unix.SYS_MOUNT_SETATTR, atCwd(), "/", unix.AT_RECURSIVE, private, len(private))
-	l.add("attach the supplies", unix.SYS_MOVE_MOUNT, fd(r.supply.fs), "", atCwd(), "/", moveFromFd)
+	// The supplies can be cloned while they are attached. Somewhere below the old root they vanish with it.
+	l.add("attach the supplies", unix.SYS_MOVE_MOUNT, fd(r.supply.fs), "", atCwd(), "/proc", moveFromFd)
 	clone := func(name string) *op {
-		return l.add("clone supply "+name, unix.SYS_OPEN_TREE, fd(r.supply.fs), name, cloneTree)
+		return l.add("clone "+name+" of the supplies", unix.SYS_OPEN_TREE, fd(r.supply.fs), name, cloneTree)
 	}
-	nodes := map[string]any{}
-	for _, d := range devices {
-		if f := r.supply.nodes[d.name]; f != nil {
-			nodes[d.name] = fd(f)
-		} else {
-			nodes[d.name] = clone(d.name)
-		}
+	// The whole cannot be made read-only while a process that another step is starting still has one of its files open.
+	readOnly := raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	cloneReadOnly := func(name string) *op {
+		c := clone(name)
+		l.add("make "+name+" read-only", unix.SYS_MOUNT_SETATTR, c, "", unix.AT_EMPTY_PATH, readOnly, len(readOnly))
+		return c
 	}
-	etc := []*op{clone("hosts"), clone("resolv.conf")}
-	type mask struct {
-		over  *op
-		name  string
-		below string
-	}
-	var masks []mask
-	if !s.Insecure {
-		add := func(below, with string, names []string) {
-			for _, n := range names {
-				masks = append(masks, mask{clone(with), n, below})
-			}
-		}
-		add("/proc", "nothing", maskedProcFiles)
-		add("/proc", "empty", maskedProcDirs)
-		add("/sys", "empty", maskedSysDirs)
-		add("/sys", "empty", thermalThrottle())
-	}
-
-	l.add("detach the supplies", unix.SYS_UMOUNT2, "/", unix.MNT_DETACH)
-
 	setattr("contain the root", s.Root, contained)
 	l.add("attach the root", unix.SYS_MOVE_MOUNT, fd(s.Root), "", atCwd(), "/", moveFromFd)
-	l.add("enter the root", unix.SYS_FCHDIR, fd(s.Root))
-	l.add("change the root", unix.SYS_PIVOT_ROOT, ".", ".")
-	l.add("detach the old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
 
 	proc := r.planMount(l, "proc", "/proc", standard)
 	l.add("attach /proc", unix.SYS_MOVE_MOUNT, proc, "", fd(p.procAt), "", moveFromFd|moveToFd)
@@ -239,15 +214,18 @@ func (r *run) planRoot(l *plan, p parts) {
 		cgroup := r.planMount(l, "cgroup2", "/sys/fs/cgroup", sysAttr)
 		l.add("attach /sys/fs/cgroup", unix.SYS_MOVE_MOUNT, cgroup, "", sys, "fs/cgroup", moveFromFd)
 	}
-	for _, m := range masks {
-		dir := proc
-		if m.below == "/sys" {
-			dir = sys
+	mask := func(below string, dir *op, with string, names []string) {
+		for _, name := range names {
+			at := l.add("open "+below+"/"+name, unix.SYS_OPENAT, dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC).
+				or(syscall.ENOENT).skipping(3)
+			l.add("mask "+below+"/"+name, unix.SYS_MOVE_MOUNT, cloneReadOnly(with), "", at, "", moveFromFd|moveToFd)
 		}
-		l.add("mask "+m.below+"/"+m.name, unix.SYS_MOVE_MOUNT, m.over, "", dir, m.name, moveFromFd).or(syscall.ENOENT)
 	}
 	if !s.Insecure {
-		readOnly := raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+		mask("/proc", proc, "nothing", maskedProcFiles)
+		mask("/proc", proc, "empty", maskedProcDirs)
+		mask("/sys", sys, "empty", maskedSysDirs)
+		mask("/sys", sys, "empty", thermalThrottle())
 		for _, name := range readOnlyProc {
 			c := l.add("clone /proc/"+name, unix.SYS_OPEN_TREE, proc, name, cloneTree).or(syscall.ENOENT).skipping(2)
 			l.add("make /proc/"+name+" read-only", unix.SYS_MOUNT_SETATTR, c, "", unix.AT_EMPTY_PATH, readOnly, len(readOnly))
@@ -259,18 +237,32 @@ func (r *run) planRoot(l *plan, p parts) {
 	l.add("attach /dev/pts", unix.SYS_MOVE_MOUNT, fd(p.pts), "", fd(p.dev), "pts", moveFromFd)
 	l.add("attach /dev/shm", unix.SYS_MOVE_MOUNT, fd(p.shm), "", fd(p.dev), "shm", moveFromFd)
 	for _, d := range devices {
-		l.add("attach /dev/"+d.name, unix.SYS_MOVE_MOUNT, nodes[d.name], "", fd(p.dev), d.name, moveFromFd)
+		var node any
+		if f := r.supply.nodes[d.name]; f != nil {
+			node = fd(f)
+		} else {
+			node = clone(d.name)
+		}
+		l.add("attach /dev/"+d.name, unix.SYS_MOVE_MOUNT, node, "", fd(p.dev), d.name, moveFromFd)
 	}
 	mqueue := r.planMount(l, "mqueue", "/dev/mqueue", standard)
 	l.add("attach /dev/mqueue", unix.SYS_MOVE_MOUNT, mqueue, "", fd(p.dev), "mqueue", moveFromFd)
 
 	for i, name := range []string{"hosts", "resolv.conf"} {
-		l.add("attach /etc/"+name, unix.SYS_MOVE_MOUNT, etc[i], "", fd(p.etc[i]), "", moveFromFd|moveToFd)
+		l.add("attach /etc/"+name, unix.SYS_MOVE_MOUNT, cloneReadOnly(name), "", fd(p.etc[i]), "", moveFromFd|moveToFd)
 	}
 	for i, m := range s.Mounts {
 		setattr("contain "+m.Target, m.Source, contained)
 		l.add("attach "+m.Target, unix.SYS_MOVE_MOUNT, fd(m.Source), "", fd(p.targets[i]), "", moveFromFd|moveToFd)
 	}
+
+	// pivot_root(2) stacks the old root on the new one; by its descriptor it is sure that it is what goes.
+	old := l.add("open the old root", unix.SYS_OPENAT, atCwd(), "/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	l.add("enter the root", unix.SYS_FCHDIR, fd(s.Root))
+	l.add("change the root", unix.SYS_PIVOT_ROOT, ".", ".")
+	l.add("enter the old root", unix.SYS_FCHDIR, old)
+	l.add("detach the old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
+	l.add("enter the root again", unix.SYS_FCHDIR, fd(s.Root))
 }
 
 // planMount mounts a file system of the kernel, detached; the result is its descriptor.
