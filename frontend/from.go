@@ -289,6 +289,7 @@ func (b *builder) setScratch(s *stage, p llb.Platform) {
 func (b *builder) setDirectory(s *stage, p llb.Platform) {
 	b.setScratch(s, p)
 	s.local = b.graph.Add(llb.Local{Name: s.context.name}, llb.Meta{Name: "[context " + s.context.name + "] load from client"})
+	s.localRoot = s.root
 	if s.implicit {
 		return
 	}
