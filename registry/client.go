@@ -109,8 +109,9 @@ type host struct {
 
 	mu     sync.Mutex
 	scheme string
-	// mayFall says that the scheme is https and becomes http if that is what the server speaks: a loopback registry.
-	mayFall bool
+	// mayFall says that the scheme is https and becomes http if that is what the server speaks: a loopback registry. Fell
+	// says that it did.
+	mayFall, fell bool
 }
 
 // endpoint is where a registry's images are: at the registry itself or at a mirror of it.
@@ -267,9 +268,20 @@ func (h *host) fall() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.mayFall {
-		h.scheme, h.mayFall = "http", false
+		h.scheme, h.mayFall, h.fell = "http", false, true
 	}
-	return h.scheme == "http"
+	return h.fell
+}
+
+// settle returns the address with the scheme that the host turned out to speak after the address was made.
+func (h *host) settle(u *url.URL) *url.URL {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	settled := *u
+	if h.fell && u.Host == h.addr {
+		settled.Scheme = h.scheme
+	}
+	return &settled
 }
 
 // owns tells whether an address is on this host: the same scheme, name and port.
@@ -336,8 +348,8 @@ const maxChallenges = 3
 // status. Redirections are not followed. The answer's body fails with errStalled when the server falls silent.
 func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 	for challenge := 0; ; challenge++ {
-		u := *r.url
-		own := h.owns(&u)
+		u := h.settle(r.url)
+		own := h.owns(u)
 		var authorization string
 		if own {
 			var err error
@@ -345,12 +357,9 @@ func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 				return nil, err
 			}
 		}
-		resp, err := h.client.send(ctx, h.http, r, &u, authorization)
-		if own && errors.Is(err, http.ErrSchemeMismatch) && h.fall() {
-			again := *r.url
-			again.Scheme = "http"
-			r.url = &again
-			continue // happens once: the scheme is http now
+		resp, err := h.client.send(ctx, h.http, r, u, authorization)
+		if own && u.Scheme == "https" && errors.Is(err, http.ErrSchemeMismatch) && h.fall() {
+			continue // it is plain http now
 		}
 		if err != nil {
 			return nil, err
@@ -417,13 +426,18 @@ func (c *Client) send(ctx context.Context, hc *http.Client, r request, u *url.UR
 		}
 	}
 	resp, err := hc.Do(req)
-	if err != nil {
-		if body != nil && body.failure() != nil {
-			return fail(body.failure()) // our own source's, not the network's
+	timer.Stop()
+	if body != nil {
+		if own := body.answered(); own != nil { // our own source's, not the network's
+			if err == nil {
+				resp.Body.Close()
+			}
+			return fail(own)
 		}
+	}
+	if err != nil {
 		return fail(&transportError{withoutURL(u.Host, err)})
 	}
-	timer.Stop()
 	resp.Body = &receivedBody{body: resp.Body, ctx: ctx, cancel: cancel, idle: c.idle, host: u.Host}
 	return resp, nil
 }
@@ -434,26 +448,31 @@ type sentBody struct {
 	timer *time.Timer
 	wait  time.Duration
 
-	mu  sync.Mutex
-	err error
+	mu   sync.Mutex
+	err  error // of the source
+	done bool  // the answer is there, though the transport may still read
 }
 
 func (b *sentBody) Read(p []byte) (int, error) {
 	b.timer.Stop()
 	n, err := b.ReadCloser.Read(p)
-	b.timer.Reset(b.wait)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.done {
+		b.timer.Reset(b.wait)
+	}
 	if err != nil && err != io.EOF {
-		b.mu.Lock()
 		b.err = err
-		b.mu.Unlock()
 	}
 	return n, err
 }
 
-// failure returns the error that ended the reading of the body, if one did.
-func (b *sentBody) failure() error {
+// answered ends the timer's use and returns the error that ended the reading of the source, if one did.
+func (b *sentBody) answered() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.done = true
+	b.timer.Stop()
 	return b.err
 }
 

@@ -223,6 +223,9 @@ func transient(err error) bool {
 		return slices.Contains([]int{http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
 			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}, s.status)
 	}
+	if _, ok := errors.AsType[*lostUpload](err); ok {
+		return true
+	}
 	if errors.Is(err, errStalled) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		return true
 	}

@@ -157,9 +157,6 @@ func checkManifest(m *ocispec.Manifest) error {
 	if len(m.Layers) > maxLayers {
 		return invalid("read manifest: it has %d layers, more than %d", len(m.Layers), maxLayers)
 	}
-	if t := m.Config.MediaType; t != ocispec.MediaTypeImageConfig && t != MediaTypeDockerConfig {
-		return invalid("it is no container image: its config is %q", t)
-	}
 	return checkDescriptors(append([]ocispec.Descriptor{m.Config}, m.Layers...))
 }
 

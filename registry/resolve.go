@@ -321,6 +321,9 @@ func (r *resolver) descend(ctx context.Context, desc ocispec.Descriptor, data []
 
 // image reads the config of a manifest and checks that both tell the same.
 func (r *resolver) image(ctx context.Context, desc ocispec.Descriptor, m *ocispec.Manifest) (*Image, error) {
+	if t := m.Config.MediaType; t != ocispec.MediaTypeImageConfig && t != MediaTypeDockerConfig {
+		return nil, invalid("it is no container image: its config is %q", quote(t))
+	}
 	data, err := r.src.blob(ctx, m.Config)
 	if err != nil {
 		return nil, err

@@ -60,9 +60,6 @@ func StartWith(t testing.TB, more string) *Registry {
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it has ended already, then
 		<-ended
-		if t.Failed() && log.Len() > 0 {
-			t.Logf("the registry's log:\n%s", log.String())
-		}
 	})
 	for until := time.Now().Add(startTimeout); ; time.Sleep(20 * time.Millisecond) {
 		resp, err := http.Get("http://" + r.Host + "/v2/")

@@ -1,0 +1,163 @@
+package registry
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+var amd64 = ocispec.Platform{OS: "linux", Architecture: "amd64"}
+
+// TestMain keeps the credentials of whoever runs the tests out of them.
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "registry-test-")
+	if err != nil {
+		panic(err)
+	}
+	for _, name := range []string{"HOME", "DOCKER_CONFIG", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"} {
+		os.Setenv(name, dir)
+	}
+	os.Unsetenv("REGISTRY_AUTH_FILE")
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// quick returns a Client that waits for little.
+func quick(settings config.Registries) *Client {
+	c := New(settings)
+	c.pause, c.idle = time.Millisecond, 400*time.Millisecond
+	return c
+}
+
+func newStore(t *testing.T) *cas.Store {
+	t.Helper()
+	s, err := cas.Open(filepath.Join(t.TempDir(), "root"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func put(t *testing.T, s *cas.Store, mediaType string, v any) ocispec.Descriptor {
+	t.Helper()
+	data, ok := v.([]byte)
+	if !ok {
+		var err error
+		if data, err = json.Marshal(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	desc, err := s.Put(mediaType, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return desc
+}
+
+// makeImage puts an image with layers of about so many random bytes into the store and returns its manifest.
+func makeImage(t *testing.T, s *cas.Store, p ocispec.Platform, sizes ...int) ocispec.Descriptor {
+	t.Helper()
+	var layers []ocispec.Descriptor
+	var ids []digest.Digest
+	for _, size := range sizes {
+		data := make([]byte, size)
+		rng := rand.NewChaCha8([32]byte{byte(size), byte(size >> 8), byte(len(layers)), byte(len(p.Architecture))})
+		rng.Read(data)
+		var tarball, zipped bytes.Buffer
+		tw := tar.NewWriter(&tarball)
+		if err := tw.WriteHeader(&tar.Header{Name: "data", Mode: 0o644, Size: int64(size)}); err != nil {
+			t.Fatal(err)
+		}
+		tw.Write(data)
+		tw.Close()
+		zw := gzip.NewWriter(&zipped)
+		zw.Write(tarball.Bytes())
+		zw.Close()
+		layers = append(layers, put(t, s, ocispec.MediaTypeImageLayerGzip, zipped.Bytes()))
+		ids = append(ids, digest.FromBytes(tarball.Bytes()))
+	}
+	cfg := put(t, s, ocispec.MediaTypeImageConfig, ocispec.Image{Platform: p, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: ids}})
+	desc := put(t, s, ocispec.MediaTypeImageManifest, ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: cfg, Layers: layers})
+	desc.Platform = &p
+	return desc
+}
+
+func makeIndex(t *testing.T, s *cas.Store, entries ...ocispec.Descriptor) ocispec.Descriptor {
+	t.Helper()
+	return put(t, s, ocispec.MediaTypeImageIndex, ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: entries})
+}
+
+func wantKind(t *testing.T, err error, kind Kind) *Error {
+	t.Helper()
+	e, ok := errors.AsType[*Error](err)
+	if !ok || e.Kind != kind {
+		t.Fatalf("error = %v (%T), want an *Error of kind %q", err, err, kind)
+	}
+	if strings.ContainsAny(e.Error(), "\n\x1b") {
+		t.Errorf("the error is not one line: %q", e.Error())
+	}
+	return e
+}
+
+// fault is a server that stands before a registry: f answers a request, or returns false to have it passed on.
+type fault struct {
+	host  string
+	mu    sync.Mutex
+	calls []string // "METHOD path"
+}
+
+func (f *fault) count(prefix string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for _, c := range f.calls {
+		if strings.HasPrefix(c, prefix) {
+			n++
+		}
+	}
+	return n
+}
+
+func newFault(t *testing.T, behind string, f func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool) *fault {
+	t.Helper()
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.SetURL(&url.URL{Scheme: "http", Host: behind})
+			p.Out.Host = p.In.Host // Locations then name the proxy
+		},
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { panic(http.ErrAbortHandler) },
+	}
+	flt := &fault{}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		flt.mu.Lock()
+		flt.calls = append(flt.calls, r.Method+" "+r.URL.Path)
+		flt.mu.Unlock()
+		if f == nil || !f(w, r, proxy) {
+			proxy.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
+	srv.Config.ErrorLog = nil
+	flt.host = strings.TrimPrefix(srv.URL, "http://")
+	return flt
+}

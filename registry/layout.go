@@ -1,0 +1,237 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// LayoutScheme begins the name of an image in an OCI layout.
+const LayoutScheme = "oci-layout://"
+
+// maxLayoutFile bounds the file oci-layout in bytes: it holds a version.
+const maxLayoutFile = 4 << 10
+
+// ParseLayout splits "oci-layout://DIR[:TAG|@DIGEST]" into the directory and what Layout.Resolve takes: a tag or a digest, or
+// "" for the only image there. A ":" that a "/" follows belongs to the directory.
+func ParseLayout(s string) (dir, ref string, err error) {
+	rest, ok := strings.CutPrefix(s, LayoutScheme)
+	if !ok || rest == "" {
+		return "", "", fmt.Errorf("parse image name %.200q: want %sDIR[:TAG|@DIGEST]", s, LayoutScheme)
+	}
+	if dir, sum, ok := strings.Cut(rest, "@"); ok {
+		d, err := cas.ParseDigest(sum)
+		if err != nil || dir == "" {
+			return "", "", fmt.Errorf("parse image name %.200q: want %sDIR[:TAG|@DIGEST]", s, LayoutScheme)
+		}
+		return dir, string(d), nil
+	}
+	if i := strings.LastIndexByte(rest, ':'); i > 0 && !strings.Contains(rest[i:], "/") {
+		return rest[:i], rest[i+1:], nil
+	}
+	return rest, "", nil
+}
+
+// Layout is an OCI layout in a directory as a Source (image-spec, image-layout.md). What is in it is not trusted: sizes are
+// limited, blobs verified, and no path leads out of the directory.
+type Layout struct {
+	dir  string
+	root *rootfs.Root
+}
+
+// OpenLayout opens the layout in a directory. The caller closes it.
+func OpenLayout(dir string) (*Layout, error) {
+	root, err := rootfs.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open OCI layout: %w", err)
+	}
+	l := &Layout{dir: dir, root: root}
+	if err := l.check(); err != nil {
+		root.Close()
+		return nil, l.wrap(err)
+	}
+	return l, nil
+}
+
+// Close closes the directory. Readers that Fetch returned stay valid.
+func (l *Layout) Close() error { return l.root.Close() }
+
+func (l *Layout) wrap(err error) error { return fmt.Errorf("read OCI layout %s: %w", l.dir, err) }
+
+func (l *Layout) check() error {
+	data, err := l.read(ocispec.ImageLayoutFile, maxLayoutFile)
+	if err != nil {
+		return err
+	}
+	var v ocispec.ImageLayout
+	if err := json.Unmarshal(data, &v); err != nil {
+		return invalid("read %s: %w", ocispec.ImageLayoutFile, err)
+	}
+	if v.Version != ocispec.ImageLayoutVersion {
+		return invalid("it has version %q and this kiln knows %s", quote(v.Version), ocispec.ImageLayoutVersion)
+	}
+	return nil
+}
+
+// open opens a regular file of the layout; symbolic links are followed inside it.
+func (l *Layout) open(name string) (*os.File, os.FileInfo, error) {
+	f, err := l.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0) // a fifo would block
+	if err != nil {
+		return nil, nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = invalid("%s is no regular file", name)
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, fi, nil
+}
+
+func (l *Layout) read(name string, limit int64) ([]byte, error) {
+	f, _, err := l.open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, invalid("%s is larger than %d bytes", name, limit)
+	}
+	return data, nil
+}
+
+func blobName(d digest.Digest) string { return "blobs/sha256/" + d.Encoded() }
+
+// Resolve finds the image that ref names: a tag or full name that an entry of index.json has, a digest, or "" for the only
+// image of the layout. Entries for several platforms are chosen from as from an index. See Source.
+func (l *Layout) Resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*Image, error) {
+	img, err := l.resolve(ctx, ref, platform, store)
+	if err != nil {
+		return nil, l.wrap(err)
+	}
+	return img, nil
+}
+
+func (l *Layout) resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*Image, error) {
+	target, err := l.target(ref, platform)
+	if err != nil {
+		return nil, err
+	}
+	name := LayoutScheme + l.dir
+	switch {
+	case strings.HasPrefix(ref, "sha256:"):
+		name += "@" + ref
+	case ref != "":
+		name += ":" + ref
+	}
+	data, declared, err := l.document(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	return resolve(ctx, l, name, target, data, declared, platform, store)
+}
+
+func (l *Layout) target(ref string, platform ocispec.Platform) (ocispec.Descriptor, error) {
+	var none ocispec.Descriptor
+	data, err := l.read(ocispec.ImageIndexFile, cas.MaxManifest)
+	if err != nil {
+		return none, err
+	}
+	var index ocispec.Index
+	if err := json.Unmarshal(data, &index); err != nil {
+		return none, invalid("read %s: %w", ocispec.ImageIndexFile, err)
+	}
+	if err := checkDescriptors(index.Manifests); err != nil {
+		return none, err
+	}
+	var fitting []ocispec.Descriptor
+	var names []string
+	for _, d := range index.Manifests {
+		names = append(names, entryNames(d)...)
+		if ref != "" && string(d.Digest) != ref && !slices.Contains(entryNames(d), ref) {
+			continue
+		}
+		same := func(o ocispec.Descriptor) bool { return o.Digest == d.Digest }
+		if !slices.ContainsFunc(fitting, same) { // one image may have several names
+			fitting = append(fitting, d)
+		}
+	}
+	switch {
+	case len(fitting) == 1:
+		return fitting[0], nil
+	case len(fitting) == 0:
+		if d, err := cas.ParseDigest(ref); err == nil {
+			f, fi, err := l.open(blobName(d)) // one of an index that is not listed itself
+			if err != nil {
+				return none, err
+			}
+			f.Close()
+			return ocispec.Descriptor{Digest: d, Size: fi.Size()}, nil
+		}
+		return none, invalid("it has no image %q; it has %s", ref, quote(strings.Join(names, ", ")))
+	}
+	best, _ := choose(fitting, platform)
+	if len(best) == 0 {
+		return none, &PlatformError{Ref: LayoutScheme + l.dir, Want: platformName(platform), Have: describePlatforms(fitting)}
+	}
+	if len(best) > 1 && fit(platform, *best[0].Platform) == fit(platform, *best[1].Platform) {
+		return none, invalid("it has several images: name one of %s", quote(strings.Join(names, ", ")))
+	}
+	return best[0], nil
+}
+
+// entryNames returns the names of an entry of index.json.
+func entryNames(d ocispec.Descriptor) []string {
+	var names []string
+	for _, key := range []string{ocispec.AnnotationRefName, cas.NameAnnotation} {
+		if name := d.Annotations[key]; name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func (l *Layout) document(ctx context.Context, desc ocispec.Descriptor) ([]byte, string, error) {
+	data, err := l.blob(ctx, desc)
+	return data, desc.MediaType, err
+}
+
+func (l *Layout) blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	if desc.Size > cas.MaxManifest {
+		return nil, errTooLarge
+	}
+	rc, err := l.Fetch(ctx, "", desc)
+	if err != nil {
+		return nil, err
+	}
+	defer rc.Close()
+	return cas.ReadAll(rc, desc, 0)
+}
+
+// Fetch opens a blob of the layout; ref is not needed and ignored. See Source.
+func (l *Layout) Fetch(_ context.Context, _ string, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	if _, err := cas.ParseDigest(string(desc.Digest)); err != nil {
+		return nil, l.wrap(err)
+	}
+	f, _, err := l.open(blobName(desc.Digest))
+	if err != nil {
+		return nil, l.wrap(err)
+	}
+	return cas.VerifyReader(f, desc, l.dir), nil
+}

@@ -1,0 +1,450 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+// Blobs is where Push gets what it sends. Open may be called several times for one blob and at once for several; it may
+// make the blob, as by compressing a layer, and is called only for those that the registry lacks. A *cas.Store is one.
+type Blobs interface {
+	// Open returns a reader of desc's bytes, which fails when they are others.
+	Open(desc ocispec.Descriptor) (io.ReadCloser, error)
+}
+
+// PushOptions are what Push can be told besides. The zero value is good.
+type PushOptions struct {
+	// MountFrom names for blobs, mostly those of a base image, the repository that they came from, as in
+	// "docker.io/library/debian". Where that is in the same registry the blob is not sent but mounted.
+	MountFrom map[digest.Digest]string
+	// Progress is called with how many of a blob's bytes the registry has, from several goroutines. A broken upload may
+	// take the number back.
+	Progress func(desc ocispec.Descriptor, done int64)
+}
+
+// Push sends the image or index that desc names, with all that it refers to, to the registry of ref and gives it ref's tag
+// there, last of all. Blobs that the registry has are not sent; the others go side by side. Errors are *Error, or ctx's,
+// or those of blobs.
+func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec.Descriptor, o PushOptions) error {
+	r, err := ParseReference(ref)
+	if err != nil {
+		return err
+	}
+	if r.Digest != "" && r.Digest != desc.Digest {
+		return fmt.Errorf("push %s: the image's digest is %s", r, desc.Digest)
+	}
+	p := &pushPlan{blobs: blobs, seen: map[digest.Digest]bool{}}
+	if err := p.add(desc, 0); err != nil {
+		return fmt.Errorf("push %s: %w", r, err)
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
+	for _, b := range p.leaves {
+		g.Go(func() error { return c.pushBlob(gctx, blobs, r, b, o) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, m := range p.manifests[:len(p.manifests)-1] {
+		if err := c.pushManifest(ctx, r, string(m.desc.Digest), m); err != nil {
+			return err
+		}
+	}
+	id := r.Tag
+	if id == "" {
+		id = string(r.Digest)
+	}
+	return c.pushManifest(ctx, r, id, p.manifests[len(p.manifests)-1])
+}
+
+// PushBlob sends one blob to the repository of ref unless it is there: for a caller who has layers before the manifest that
+// Push needs.
+func (c *Client) PushBlob(ctx context.Context, blobs Blobs, ref string, desc ocispec.Descriptor, o PushOptions) error {
+	r, err := ParseReference(ref)
+	if err != nil {
+		return err
+	}
+	if _, err := cas.ParseDigest(string(desc.Digest)); err != nil {
+		return err
+	}
+	return c.pushBlob(ctx, blobs, r, desc, o)
+}
+
+// pushPlan is what there is to send.
+type pushPlan struct {
+	blobs     Blobs
+	leaves    []ocispec.Descriptor // configs and layers
+	manifests []pushManifest       // each after those that it refers to
+	seen      map[digest.Digest]bool
+}
+
+type pushManifest struct {
+	desc ocispec.Descriptor
+	data []byte
+}
+
+func (p *pushPlan) add(desc ocispec.Descriptor, depth int) error {
+	if p.seen[desc.Digest] {
+		return nil
+	}
+	p.seen[desc.Digest] = true
+	if depth > maxDepth {
+		return invalid("its indexes lie more than %d deep", maxDepth)
+	}
+	if _, err := cas.ParseDigest(string(desc.Digest)); err != nil {
+		return err
+	}
+	rc, err := p.blobs.Open(desc)
+	if err != nil {
+		return err
+	}
+	data, err := cas.ReadAll(rc, desc, 0)
+	rc.Close()
+	if err != nil {
+		return err
+	}
+	doc, err := parseDocument(data, desc.MediaType)
+	if err != nil {
+		return err
+	}
+	desc.MediaType = doc.mediaType
+	if doc.index != nil {
+		for _, d := range doc.index.Manifests {
+			if err := p.add(d, depth+1); err != nil {
+				return err
+			}
+		}
+	} else {
+		for _, d := range append([]ocispec.Descriptor{doc.manifest.Config}, doc.manifest.Layers...) {
+			if !p.seen[d.Digest] && !foreign(d) {
+				p.seen[d.Digest] = true
+				p.leaves = append(p.leaves, d)
+			}
+		}
+	}
+	p.manifests = append(p.manifests, pushManifest{desc, data})
+	return nil
+}
+
+// foreign tells whether a layer stays where its addresses say, because its licence forbids to pass it on.
+func foreign(d ocispec.Descriptor) bool {
+	return len(d.URLs) > 0 && (strings.Contains(d.MediaType, ".nondistributable.") || strings.Contains(d.MediaType, ".foreign."))
+}
+
+// pushManifest puts a manifest under a tag or its digest (distribution-spec, "Pushing Manifests").
+func (c *Client) pushManifest(ctx context.Context, ref Reference, id string, m pushManifest) error {
+	h, err := c.host(ref.Registry)
+	if err != nil {
+		return err
+	}
+	ep := endpoint{host: h}
+	err = c.retry(ctx, func() error {
+		resp, err := h.do(ctx, request{
+			method: http.MethodPut,
+			url:    ep.url(ref.Repository, "manifests", id),
+			header: http.Header{"Content-Type": {m.desc.MediaType}},
+			open:   func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(string(m.data))), nil },
+			length: int64(len(m.data)),
+			scopes: []string{pushScope(ref.Repository)},
+			wait:   max(commitTimeout, c.idle),
+		})
+		if err != nil {
+			return err
+		}
+		if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusAccepted {
+			return newStatusError(resp)
+		}
+		drain(resp)
+		if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != string(m.desc.Digest) {
+			return invalid("%s stored the manifest as %s instead of %s", h.addr, quote(got), m.desc.Digest)
+		}
+		return nil
+	})
+	return c.explain("push", ref, h, err)
+}
+
+func pushScope(repository string) string { return "repository:" + repository + ":pull,push" }
+
+func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref Reference, desc ocispec.Descriptor, o PushOptions) error {
+	h, err := c.host(ref.Registry)
+	if err != nil {
+		return err
+	}
+	u := &upload{client: c, ep: endpoint{host: h}, ref: ref, desc: desc, blobs: blobs, tries: tries{client: c}, progress: func(int64) {}}
+	if o.Progress != nil {
+		u.progress = func(n int64) { o.Progress(desc, n) }
+	}
+	if from, err := ParseReference(o.MountFrom[desc.Digest]); err == nil && from.Registry == ref.Registry && from.Repository != ref.Repository {
+		u.from = from.Repository
+	}
+	for {
+		err := u.run(ctx)
+		if err == nil {
+			u.progress(desc.Size)
+			return nil
+		}
+		if err := u.tries.again(ctx, err); err != nil {
+			return c.explain("push", ref, h, err)
+		}
+	}
+}
+
+// upload is a blob on its way to a registry (distribution-spec, "Pushing a blob in chunks"). A try goes on where the one
+// before it ended.
+type upload struct {
+	client   *Client
+	ep       endpoint
+	ref      Reference
+	desc     ocispec.Descriptor
+	blobs    Blobs
+	from     string // the repository to mount it from, or ""
+	tries    tries
+	progress func(int64)
+
+	location *url.URL // of the session; nil is none
+	offset   int64    // what the registry has of the blob
+}
+
+// lostUpload says that the registry does not know the session any more: a new one begins.
+type lostUpload struct{ err error }
+
+func (e *lostUpload) Error() string { return e.err.Error() }
+func (e *lostUpload) Unwrap() error { return e.err }
+
+func (u *upload) run(ctx context.Context) error {
+	// Also after a failure: the registry may have had it all, and only its answer got lost.
+	there, err := u.exists(ctx)
+	if there || err != nil {
+		return err
+	}
+	if u.location != nil {
+		if err := u.status(ctx); err != nil {
+			return err
+		}
+	}
+	if u.location == nil {
+		mounted, err := u.begin(ctx)
+		if mounted || err != nil {
+			return err
+		}
+	}
+	for u.offset < u.desc.Size {
+		if err := u.send(ctx); err != nil {
+			return err
+		}
+	}
+	return u.commit(ctx)
+}
+
+func (u *upload) exists(ctx context.Context) (bool, error) {
+	resp, err := u.client.get(ctx, u.ep.host, request{
+		method: http.MethodHead,
+		url:    u.ep.url(u.ref.Repository, "blobs", string(u.desc.Digest)),
+		scopes: []string{pushScope(u.ref.Repository)},
+	})
+	if err == nil {
+		resp.Body.Close()
+		return resp.ContentLength < 0 || resp.ContentLength == u.desc.Size, nil
+	}
+	if _, ok := errors.AsType[*statusError](err); ok && !transient(err) {
+		return false, nil // whatever is wrong, the upload's own answer says it better
+	}
+	return false, err
+}
+
+// do makes a request of the session: with credentials only where the session is on the registry's own host.
+func (u *upload) do(ctx context.Context, r request) (*http.Response, error) {
+	at := u.ep.host
+	if !at.owns(r.url) {
+		var err error
+		if at, err = u.ep.stranger(r.url); err != nil {
+			return nil, err
+		}
+	} else if r.scopes == nil {
+		r.scopes = []string{pushScope(u.ref.Repository)}
+	}
+	return at.do(ctx, r)
+}
+
+// begin opens a session, or finds the blob mounted from another repository.
+func (u *upload) begin(ctx context.Context) (mounted bool, err error) {
+	target := u.ep.url(u.ref.Repository, "blobs/uploads", "")
+	scopes := []string{pushScope(u.ref.Repository)}
+	if u.from != "" {
+		target.RawQuery = url.Values{"mount": {string(u.desc.Digest)}, "from": {u.from}}.Encode()
+		scopes = append(scopes, u.ep.pullScope(u.from))
+	}
+	none := func() (io.ReadCloser, error) { return http.NoBody, nil }
+	resp, err := u.do(ctx, request{method: http.MethodPost, url: target, open: none, scopes: scopes})
+	if err == nil && resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusAccepted {
+		err = newStatusError(resp)
+	}
+	if u.from != "" && err != nil && !transient(err) && ctx.Err() == nil {
+		u.from = "" // whatever was wrong with the mount, sending needs less
+		return u.begin(ctx)
+	}
+	if err != nil {
+		return false, err
+	}
+	drain(resp)
+	if resp.StatusCode == http.StatusCreated {
+		if u.from != "" {
+			return true, nil
+		}
+		return false, invalid("%s answered 201 to the beginning of an upload", u.ep.addr)
+	}
+	u.from = "" // once is enough
+	u.offset = 0
+	u.progress(0)
+	return false, u.moved(resp, true)
+}
+
+// moved notes where the session is now.
+func (u *upload) moved(resp *http.Response, must bool) error {
+	location := resp.Header.Get("Location")
+	if location == "" && !must {
+		return nil
+	}
+	next, err := u.ep.locate(resp.Request.URL, location)
+	if err != nil {
+		return err
+	}
+	u.location = next
+	return nil
+}
+
+// status asks how much of the blob the registry has.
+func (u *upload) status(ctx context.Context) error {
+	resp, err := u.do(ctx, request{method: http.MethodGet, url: u.location})
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusNoContent && resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusAccepted {
+		if err := newStatusError(resp); transient(err) {
+			return err
+		}
+		u.location = nil // gone, or never to be asked: begin again
+		return nil
+	}
+	drain(resp)
+	has, ok := uploaded(resp)
+	if !ok || has > u.desc.Size {
+		u.location = nil
+		return nil
+	}
+	if has-u.offset >= minProgress {
+		u.tries.progress()
+	}
+	u.offset = has
+	u.progress(has)
+	return u.moved(resp, false)
+}
+
+// uploaded returns the number of bytes that the Range of an answer, "0-N", says the registry has.
+func uploaded(resp *http.Response) (int64, bool) {
+	value := strings.TrimPrefix(resp.Header.Get("Range"), "bytes=")
+	begin, end, ok := strings.Cut(value, "-")
+	n, err := strconv.ParseInt(end, 10, 64)
+	if !ok || begin != "0" || err != nil || n < 0 {
+		return 0, false
+	}
+	if n == 0 {
+		return 0, true // "0-0" is an empty upload, as registries say it; a byte that they have comes once more then
+	}
+	return n + 1, true
+}
+
+// send sends the rest of the blob.
+func (u *upload) send(ctx context.Context) error {
+	header := http.Header{"Content-Type": {"application/octet-stream"}}
+	begin := u.offset
+	if begin > 0 {
+		header.Set("Content-Range", fmt.Sprintf("%d-%d", begin, u.desc.Size-1))
+	}
+	resp, err := u.do(ctx, request{method: http.MethodPatch, url: u.location, header: header, open: u.open, length: u.desc.Size - begin})
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusAccepted && resp.StatusCode != http.StatusNoContent && resp.StatusCode != http.StatusCreated {
+		return u.refused(newStatusError(resp))
+	}
+	drain(resp)
+	has, ok := uploaded(resp)
+	switch {
+	case !ok || has == u.desc.Size || u.desc.Size == 1:
+		u.offset = u.desc.Size
+	case has > begin && has < u.desc.Size:
+		u.offset = has // it took a part
+	default:
+		u.location = nil
+		return &lostUpload{invalid("%s says that it has %d of %d bytes sent", u.ep.addr, has, u.desc.Size)}
+	}
+	u.progress(u.offset)
+	return u.moved(resp, false)
+}
+
+// refused ends the session when the registry knows it no more, or has another offset than kiln.
+func (u *upload) refused(err *statusError) error {
+	if slices.Contains([]int{http.StatusNotFound, http.StatusConflict, http.StatusRequestedRangeNotSatisfiable}, err.status) {
+		u.location = nil
+		return &lostUpload{err}
+	}
+	return err
+}
+
+// open opens the blob at the offset.
+func (u *upload) open() (io.ReadCloser, error) {
+	rc, err := u.blobs.Open(u.desc)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.CopyN(io.Discard, rc, u.offset); err != nil {
+		rc.Close()
+		return nil, err
+	}
+	return &countedBody{ReadCloser: rc, done: u.offset, progress: u.progress}, nil
+}
+
+type countedBody struct {
+	io.ReadCloser
+	done     int64
+	progress func(int64)
+}
+
+func (b *countedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.done += int64(n)
+	b.progress(b.done)
+	return n, err
+}
+
+// commit gives the upload its digest, which the registry checks.
+func (u *upload) commit(ctx context.Context) error {
+	target := *u.location
+	if target.RawQuery != "" {
+		target.RawQuery += "&" // the rest stays as it is: it may be signed
+	}
+	target.RawQuery += url.Values{"digest": {string(u.desc.Digest)}}.Encode()
+	none := func() (io.ReadCloser, error) { return http.NoBody, nil }
+	resp, err := u.do(ctx, request{method: http.MethodPut, url: &target, header: http.Header{"Content-Type": {"application/octet-stream"}}, open: none, wait: max(commitTimeout, u.client.idle)})
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusNoContent && resp.StatusCode != http.StatusOK {
+		return u.refused(newStatusError(resp))
+	}
+	drain(resp)
+	return nil
+}

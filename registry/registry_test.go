@@ -1,0 +1,287 @@
+package registry
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/registry/registrytest"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// TestRoundTrip pushes an image, has skopeo and go-containerregistry check it, and pulls it into another store.
+func TestRoundTrip(t *testing.T) {
+	reg := registrytest.Start(t)
+	from, to := newStore(t), newStore(t)
+	desc := makeImage(t, from, amd64, 10, 3<<20, 0)
+	ref := reg.Host + "/team/app:v1"
+	var mu sync.Mutex
+	done := map[digest.Digest]int64{}
+	c := New(nil)
+	err := c.Push(t.Context(), from, ref, desc, PushOptions{Progress: func(d ocispec.Descriptor, n int64) {
+		mu.Lock()
+		done[d.Digest] = n
+		mu.Unlock()
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := Pull(t.Context(), c, ref, amd64, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img.Desc.Digest != desc.Digest || img.Target.Digest != desc.Digest || !img.PlatformMatches || img.Ref != ref {
+		t.Errorf("pulled %+v", img)
+	}
+	for _, layer := range img.Manifest.Layers {
+		if !to.Has(layer) {
+			t.Errorf("layer %s is not in the store", layer.Digest)
+		}
+		if done[layer.Digest] != layer.Size {
+			t.Errorf("progress of %s ended at %d of %d", layer.Digest, done[layer.Digest], layer.Size)
+		}
+	}
+	if out, err := exec.Command("skopeo", "inspect", "--tls-verify=false", "docker://"+ref).CombinedOutput(); err != nil {
+		t.Errorf("skopeo inspect: %v\n%s", err, out)
+	}
+	dir := filepath.Join(t.TempDir(), "copy")
+	if out, err := exec.Command("skopeo", "copy", "--src-tls-verify=false", "docker://"+ref, "oci:"+dir+":x").CombinedOutput(); err != nil {
+		t.Fatalf("skopeo copy: %v\n%s", err, out)
+	}
+	p, err := layout.FromPath(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := p.ImageIndex()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate.Index(index); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestIndexRoundTrip(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	arm := ocispec.Platform{OS: "linux", Architecture: "arm64", Variant: "v8"}
+	a, b := makeImage(t, from, amd64, 100), makeImage(t, from, arm, 100)
+	inner := makeIndex(t, from, b)
+	index := makeIndex(t, from, a, inner)
+	ref := reg.Host + "/multi"
+	c := New(nil)
+	if err := c.Push(t.Context(), from, ref, index, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		p    ocispec.Platform
+		want digest.Digest
+	}{{amd64, a.Digest}, {arm, b.Digest}, {ocispec.Platform{OS: "linux", Architecture: "aarch64"}, b.Digest}} {
+		s := newStore(t)
+		for range 2 { // the second time most comes from the store
+			img, err := c.Resolve(t.Context(), ref, x.p, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if img.Desc.Digest != x.want || img.Target.Digest != index.Digest || img.Target.MediaType != ocispec.MediaTypeImageIndex || !img.PlatformMatches {
+				t.Errorf("for %s: %+v", platformName(x.p), img)
+			}
+		}
+		if img, err := c.Resolve(t.Context(), ref+"@"+string(index.Digest), x.p, s); err != nil || img.Desc.Digest != x.want {
+			t.Errorf("by digest: %+v, %v", img, err)
+		}
+	}
+	_, err := c.Resolve(t.Context(), ref, ocispec.Platform{OS: "linux", Architecture: "s390x"}, newStore(t))
+	p, ok := errors.AsType[*PlatformError](err)
+	if !ok || p.Want != "linux/s390x" || !slices.Contains(p.Have, "linux/amd64") {
+		t.Errorf("a platform that is not there: %v", err)
+	}
+}
+
+// TestSingleImage uses an image for another platform when there is no choice, and says so.
+func TestSingleImage(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	desc := makeImage(t, from, ocispec.Platform{OS: "linux", Architecture: "arm64"}, 10)
+	c := New(nil)
+	if err := c.Push(t.Context(), from, reg.Host+"/arm", desc, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	img, err := c.Resolve(t.Context(), reg.Host+"/arm", amd64, newStore(t))
+	if err != nil || img.PlatformMatches || img.Platform.Architecture != "arm64" {
+		t.Errorf("Resolve = %+v, %v", img, err)
+	}
+}
+
+func TestMirrors(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	desc := makeImage(t, from, amd64, 10)
+	c := quick(config.Registries{"docker.io": {Mirrors: []string{"127.0.0.1:1", reg.Host}}, reg.Host: {HTTP: true}})
+	if err := c.Push(t.Context(), from, reg.Host+"/library/thing", desc, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	img, err := Pull(t.Context(), c, "thing", amd64, newStore(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img.Ref != "docker.io/library/thing:latest" || img.Desc.Digest != desc.Digest {
+		t.Errorf("%+v", img)
+	}
+	proxy := newFault(t, reg.Host, func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
+		if !strings.HasPrefix(r.URL.Path, "/v2/cache/hub/") || r.URL.Query().Get("ns") != "docker.io" {
+			http.NotFound(w, r)
+			return true
+		}
+		r.URL.Path = "/v2/" + strings.TrimPrefix(r.URL.Path, "/v2/cache/hub/")
+		return false
+	})
+	c = quick(config.Registries{"docker.io": {Mirrors: []string{proxy.host + "/cache/hub/"}}})
+	if _, err := Pull(t.Context(), c, "thing", amd64, newStore(t)); err != nil {
+		t.Errorf("a mirror with a prefix: %v", err)
+	}
+}
+
+// TestMirrorFallback goes from a mirror that lacks the image, or has a wrong one, to the next.
+func TestMirrorFallback(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	desc := makeImage(t, from, amd64, 200_000)
+	if err := New(nil).Push(t.Context(), from, reg.Host+"/library/thing", desc, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	liar := newFault(t, reg.Host, func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
+		if !strings.Contains(r.URL.Path, "/blobs/") {
+			return false
+		}
+		rec := recordResponse(pass, r)
+		rec.body[len(rec.body)/2] ^= 1
+		rec.write(w)
+		return true
+	})
+	c := quick(config.Registries{"docker.io": {Mirrors: []string{liar.host, reg.Host}}})
+	if _, err := Pull(t.Context(), c, "thing", amd64, newStore(t)); err != nil {
+		t.Errorf("the second mirror has it: %v", err)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	reg := registrytest.Start(t)
+	c := quick(nil)
+	_, err := c.Resolve(t.Context(), reg.Host+"/nothing/here:x", amd64, newStore(t))
+	e := wantKind(t, err, NotFound)
+	if e.Status != 404 || e.Registry != reg.Host || e.Repository != "nothing/here" || !strings.Contains(e.Error(), "access is denied or it does not exist") {
+		t.Errorf("%+v", e)
+	}
+	_, err = c.Resolve(t.Context(), "127.0.0.1:1/x", amd64, newStore(t))
+	wantKind(t, err, Unreachable)
+	for _, bad := range []string{"", "UPPER/case", "a/../b", "a//b", "a/./b", "x:ta g", "x@sha256:abc", "x@sha512:" + strings.Repeat("a", 128), "host:99999999/x", strings.Repeat("a", 2000), "x@", "x:-tag", "a b", "../etc"} {
+		if _, err := c.Resolve(t.Context(), bad, amd64, newStore(t)); err == nil {
+			t.Errorf("resolved %q", bad)
+		}
+	}
+}
+
+// TestMount finds the base's blobs mounted instead of sent.
+func TestMount(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	desc := makeImage(t, from, amd64, 100_000)
+	front := newFault(t, reg.Host, nil)
+	c := quick(nil)
+	if err := c.Push(t.Context(), from, front.host+"/base", desc, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	sent := front.count("PATCH")
+	mounts := map[digest.Digest]string{}
+	if err := from.Blobs(func(d digest.Digest, _ int64) error { mounts[d] = front.host + "/base"; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Push(t.Context(), from, front.host+"/derived", desc, PushOptions{MountFrom: mounts}); err != nil {
+		t.Fatal(err)
+	}
+	if n := front.count("PATCH") - sent; n != 0 {
+		t.Errorf("%d blobs were sent", n)
+	}
+	// What is there is not even asked to be mounted, and a source that has nothing does not hinder.
+	posts := front.count("POST")
+	if err := c.Push(t.Context(), from, front.host+"/derived:again", desc, PushOptions{MountFrom: mounts}); err != nil {
+		t.Fatal(err)
+	}
+	if n := front.count("POST") - posts; n != 0 {
+		t.Errorf("%d uploads were begun for blobs that are there", n)
+	}
+	other := makeImage(t, from, amd64, 50_000)
+	if err := from.Blobs(func(d digest.Digest, _ int64) error { mounts[d] = front.host + "/nowhere"; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Push(t.Context(), from, front.host+"/other", other, PushOptions{MountFrom: mounts}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPushOrder has every blob there before a manifest, and the tag last.
+func TestPushOrder(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	index := makeIndex(t, from, makeImage(t, from, amd64, 10, 20), makeImage(t, from, ocispec.Platform{OS: "linux", Architecture: "arm64"}, 30))
+	front := newFault(t, reg.Host, nil)
+	if err := quick(nil).Push(t.Context(), from, front.host+"/app:v1", index, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	firstManifest, lastBlob := -1, -1
+	for i, call := range front.calls {
+		if strings.HasPrefix(call, "PUT /v2/app/manifests/") && firstManifest < 0 {
+			firstManifest = i
+		}
+		if strings.Contains(call, "/blobs/") {
+			lastBlob = i
+		}
+	}
+	if firstManifest < lastBlob {
+		t.Errorf("a manifest went before the last blob:\n%s", strings.Join(front.calls, "\n"))
+	}
+	if last := front.calls[len(front.calls)-1]; last != "PUT /v2/app/manifests/v1" {
+		t.Errorf("last came %s", last)
+	}
+}
+
+// TestPushCorrupt refuses to send what the store has wrong.
+func TestPushCorrupt(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	desc := makeImage(t, from, amd64, 100_000)
+	bad := corrupt{from}
+	front := newFault(t, reg.Host, nil)
+	err := quick(nil).Push(t.Context(), bad, front.host+"/app", desc, PushOptions{})
+	if err == nil {
+		t.Fatal("pushed")
+	}
+	if n := front.count("PUT /v2/app/manifests/"); n != 0 {
+		t.Errorf("%d manifests were put", n)
+	}
+}
+
+// corrupt is a store whose layers have a wrong byte.
+type corrupt struct{ *cas.Store }
+
+func (c corrupt) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
+	data, err := c.ReadAll(desc, 0)
+	if err != nil || desc.MediaType != ocispec.MediaTypeImageLayerGzip {
+		return io.NopCloser(bytes.NewReader(data)), err
+	}
+	data[len(data)/2] ^= 1
+	return cas.VerifyReader(io.NopCloser(bytes.NewReader(data)), desc, "test"), nil
+}
