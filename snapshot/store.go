@@ -198,7 +198,13 @@ type Committed struct {
 // read-only; with one, what is written goes there.
 func (s *Store) Overlay(ids []string, up *Pending) (mount.Overlay, error) {
 	o := mount.Overlay{Volatile: true, UserXattr: s.user}
+	seen := map[string]bool{}
 	for i := len(ids) - 1; i >= 0; i-- {
+		// A layer that lies below itself adds nothing there, and the kernel does not stack a directory twice.
+		if seen[ids[i]] {
+			continue
+		}
+		seen[ids[i]] = true
 		m, err := s.Manifest(ids[i])
 		if err != nil {
 			return o, err

@@ -19,21 +19,23 @@ import (
 // which is 10 ms at the slowest (CONFIG_HZ=100).
 const clockSlack = 20 * time.Millisecond
 
-// Changes reads what a step left in a pending layer that was the upper directory of its overlay. Times between started and
-// now are the clock's. rootBefore is the root directory's entry as it was before the step: the root is part of the layer
-// only if it changed.
-func (p *Pending) Changes(ctx context.Context, rootBefore layer.Entry, started time.Time) ([]*layer.Entry, error) {
-	r := &upperReader{ctx: ctx, store: p.store, from: started.Add(-clockSlack), to: time.Now(), links: map[inode]string{}, buf: make([]byte, 256<<10)}
+// Changes reads what a step left in a pending layer that was the upper directory of its overlay over the root file system
+// below. Times between started and now are the clock's. The overlay also copies directories up in which, in the end, nothing
+// was changed but their own time: those are no changes, and are taken away.
+func (p *Pending) Changes(ctx context.Context, below layer.Tree, started time.Time) ([]*layer.Entry, error) {
+	r := &upperReader{ctx: ctx, store: p.store, below: below, from: started.Add(-clockSlack), to: time.Now(), links: map[inode]string{}, buf: make([]byte, 256<<10)}
 	dir, err := p.fs.OpenFile("", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("read the layer: %w", err)
 	}
 	defer dir.Close()
-	root, _, err := r.entry(int(dir.Fd()), "", "")
+	root, err := r.entry(int(dir.Fd()), "", "")
 	if err != nil {
 		return nil, fmt.Errorf("read the layer: %w", err)
 	}
-	if root.Mode != rootBefore.Mode || root.UID != rootBefore.UID || root.GID != rootBefore.GID || !slices.Equal(root.Xattrs, rootBefore.Xattrs) {
+	if same, err := r.unchanged(root); err != nil {
+		return nil, fmt.Errorf("read the layer: %w", err)
+	} else if !same {
 		r.list = append(r.list, root)
 	}
 	if err := r.dir(dir, ""); err != nil {
@@ -42,11 +44,22 @@ func (p *Pending) Changes(ctx context.Context, rootBefore layer.Entry, started t
 	return r.list, nil
 }
 
+// unchanged reports whether a directory is below as it is here, but for a time that came from the clock.
+func (r *upperReader) unchanged(e *layer.Entry) (bool, error) {
+	old, ok, err := r.below.Lookup(e.Path)
+	if err != nil || !ok || e.Opaque {
+		return false, err
+	}
+	return old.Type == layer.Dir && old.Mode == e.Mode && old.UID == e.UID && old.GID == e.GID && slices.Equal(old.Xattrs, e.Xattrs) &&
+		(e.Clock || e.Path == "" || e.ModTime.Equal(old.ModTime)), nil
+}
+
 type inode struct{ dev, ino uint64 }
 
 type upperReader struct {
 	ctx      context.Context
 	store    *Store
+	below    layer.Tree
 	from, to time.Time
 	links    map[inode]string
 	list     []*layer.Entry
@@ -70,7 +83,7 @@ func (r *upperReader) dir(dir *os.File, path string) error {
 		if msg := badName(name); msg != "" {
 			return &PathError{Path: p, Msg: msg}
 		}
-		e, _, err := r.entry(int(dir.Fd()), name, p)
+		e, err := r.entry(int(dir.Fd()), name, p)
 		if err != nil {
 			return err
 		}
@@ -78,6 +91,7 @@ func (r *upperReader) dir(dir *os.File, path string) error {
 			continue
 		}
 		r.list = append(r.list, e)
+		n := len(r.list)
 		if e.Type != layer.Dir {
 			continue
 		}
@@ -91,24 +105,37 @@ func (r *upperReader) dir(dir *os.File, path string) error {
 		if err != nil {
 			return err
 		}
+		if len(r.list) > n {
+			continue
+		}
+		same, err := r.unchanged(e)
+		if err != nil {
+			return err
+		}
+		if same {
+			r.list = r.list[:n-1]
+			if err := removeAt(int(dir.Fd()), name); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
 
 // entry describes a name in a directory, or for the name "" the directory itself; nil for what no layer can hold.
-func (r *upperReader) entry(dir int, name, p string) (*layer.Entry, *unix.Stat_t, error) {
+func (r *upperReader) entry(dir int, name, p string) (*layer.Entry, error) {
 	var st unix.Stat_t
 	flags := unix.AT_SYMLINK_NOFOLLOW
 	if name == "" {
 		flags |= unix.AT_EMPTY_PATH
 	}
 	if err := unix.Fstatat(dir, name, &st, flags); err != nil {
-		return nil, nil, &os.PathError{Op: "stat", Path: p, Err: err}
+		return nil, &os.PathError{Op: "stat", Path: p, Err: err}
 	}
 	e := &layer.Entry{Path: p, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec)}
 	e.Clock = !e.ModTime.Before(r.from) && !e.ModTime.After(r.to)
-	fail := func(op string, err error) (*layer.Entry, *unix.Stat_t, error) {
-		return nil, nil, &os.PathError{Op: op, Path: p, Err: err}
+	fail := func(op string, err error) (*layer.Entry, error) {
+		return nil, &os.PathError{Op: op, Path: p, Err: err}
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
@@ -127,20 +154,20 @@ func (r *upperReader) entry(dir int, name, p string) (*layer.Entry, *unix.Stat_t
 	case unix.S_IFCHR:
 		e.Type, e.Major, e.Minor = layer.Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
 		if st.Rdev == 0 {
-			return &layer.Entry{Path: p, Type: layer.Whiteout}, &st, nil
+			return &layer.Entry{Path: p, Type: layer.Whiteout}, nil
 		}
 	case unix.S_IFBLK:
 		e.Type, e.Major, e.Minor = layer.Block, unix.Major(st.Rdev), unix.Minor(st.Rdev)
 	case unix.S_IFIFO:
 		e.Type = layer.Fifo
 	case unix.S_IFSOCK:
-		return nil, &st, nil // a tar has no sockets
+		return nil, nil // a tar has no sockets
 	}
 	if e.Type != layer.Dir && st.Nlink > 1 {
 		id := inode{st.Dev, st.Ino}
 		if first, ok := r.links[id]; ok {
 			e.Type, e.Link, e.Size = layer.Hardlink, first, 0
-			return e, &st, nil
+			return e, nil
 		}
 		r.links[id] = p
 	}
@@ -162,11 +189,11 @@ func (r *upperReader) entry(dir int, name, p string) (*layer.Entry, *unix.Stat_t
 		}
 		if e.Type == layer.File {
 			if err := r.sum(f, e); err != nil {
-				return nil, nil, err
+				return nil, err
 			}
 		}
 	}
-	return e, &st, nil
+	return e, nil
 }
 
 func (r *upperReader) sum(f *os.File, e *layer.Entry) error {

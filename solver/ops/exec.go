@@ -200,7 +200,7 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	if err := root.Close(); err != nil {
 		return l, err
 	}
-	entries, err := p.Changes(ctx, top, started)
+	entries, err := p.Changes(ctx, tree, started)
 	if err != nil {
 		return l, err
 	}
