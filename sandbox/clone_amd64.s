@@ -2,10 +2,12 @@
 
 // func clone(args *cloneArgs, size uintptr) uintptr
 //
-// The new process starts on the stack that args name. There is a *program at 0(SP) and a zero at 8(SP), the arguments of
-// interpret. interpret returns its program when it wants to clone in turn, with the address of the cloneArgs in the
-// program's first word; the old process goes on with its program and the result, the new one with what is on its stack.
-TEXT ·clone(SB),NOSPLIT,$24-24
+// The new process starts on the stack that args name. At 32(SP) is the address of interpret and at 40(SP) its program. The
+// call is in Go's register convention, to which a call by name would go through a wrapper that the race detector fills with
+// code that must not run here. interpret returns its program when it wants to clone in turn; the address of the cloneArgs is
+// in the program's first word. The old process goes on with its program and the result, the new one with what is on its
+// own stack.
+TEXT ·clone(SB),NOSPLIT,$48-24
 	MOVQ args+0(FP), DI
 	MOVQ size+8(FP), SI
 	MOVQ $435, AX // clone3
@@ -16,13 +18,17 @@ TEXT ·clone(SB),NOSPLIT,$24-24
 	RET
 child:
 	XORL BP, BP
+	XORL BX, BX
+	MOVQ 40(SP), AX
 next:
-	MOVQ AX, 8(SP)
-	CALL ·interpret(SB)
-	MOVQ 16(SP), R12
-	MOVQ R12, 0(SP)
-	MOVQ 0(R12), DI
+	XORPS X15, X15
+	MOVQ 32(SP), R12
+	CALL R12 // AX: program, BX: result of its last clone
+	MOVQ AX, 40(SP)
+	MOVQ 0(AX), DI
 	MOVQ $88, SI // sizeof(cloneArgs)
 	MOVQ $435, AX
 	SYSCALL
+	MOVQ AX, BX
+	MOVQ 40(SP), AX
 	JMP  next

@@ -2,7 +2,7 @@ package sandbox
 
 import (
 	"fmt"
-	"runtime"
+	"reflect"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -271,15 +271,11 @@ func (p *plan) assemble(a *arena) {
 			}
 		}
 	}
-	// The assembly code finds interpret's first argument at the start of the stack, behind the link register's place where
-	// the architecture has one.
+	// What clone finds on the new stack.
 	stack := a.alloc(stackSize)
 	top := uintptr(stackSize - 64)
-	first := stack + top
-	if runtime.GOARCH == "arm64" {
-		first += wordSize
-	}
-	*(*uintptr)(a.pointer(first)) = uintptr(unsafe.Pointer(prog))
+	*(*uintptr)(a.pointer(stack + top + 32)) = reflect.ValueOf(interpret).Pointer()
+	*(*uintptr)(a.pointer(stack + top + 40)) = uintptr(unsafe.Pointer(prog))
 	p.prog = prog
 	p.clone = (*cloneArgs)(a.pointer(cloneAt))
 	*p.clone = cloneArgs{
