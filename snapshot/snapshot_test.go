@@ -1,0 +1,494 @@
+package snapshot
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/rootfs"
+	"golang.org/x/sys/unix"
+)
+
+func newStore(t *testing.T) *Store {
+	t.Helper()
+	root := t.TempDir()
+	tmp := filepath.Join(root, "tmp")
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(root, tmp, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if left, _ := os.ReadDir(tmp); len(left) > 0 {
+			t.Errorf("left in tmp: %v", left)
+		}
+	})
+	return s
+}
+
+// step runs f on a mounted root file system made of the layers, as a RUN would, and commits what it changed.
+func step(t *testing.T, s *Store, ids []string, f func(root *rootfs.Root)) Committed {
+	t.Helper()
+	tree, err := s.Tree(ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	top, _, err := tree.Lookup("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.SetRoot(top); err != nil {
+		t.Fatal(err)
+	}
+	o, err := s.Overlay(ids, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := o.Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := time.Now()
+	f(rootfs.At(m))
+	m.Close()
+	entries, err := p.Changes(context.Background(), tree, started)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.Commit(entries, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// listing describes a tree by look-ups and listings, in words.
+func listing(t *testing.T, tree layer.Tree) string {
+	t.Helper()
+	var out []string
+	names := map[string]string{} // first name of a file
+	var walk func(dir string)
+	walk = func(dir string) {
+		list, err := tree.List(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range list {
+			found, ok, err := tree.Lookup(e.Path)
+			if err != nil || !ok || found.Type != e.Type || found.Mode != e.Mode {
+				t.Fatalf("List has %+v, Lookup %+v, %v, %v", e, found, ok, err)
+			}
+			line := fmt.Sprintf("%s %c %o %d:%d %q", e.Path, e.Type, e.Mode, e.UID, e.GID, e.Link)
+			if e.Type == layer.File {
+				f, err := tree.Open(&e)
+				if err != nil {
+					t.Fatal(err)
+				}
+				data, err := io.ReadAll(f)
+				f.Close()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if first, ok := names[e.LinkID]; ok && e.LinkID != "" {
+					line += " = " + first
+				} else {
+					names[e.LinkID] = e.Path
+				}
+				line += fmt.Sprintf(" %q", data)
+			}
+			out = append(out, line)
+			if e.Type == layer.Dir {
+				walk(e.Path)
+			}
+		}
+	}
+	walk("")
+	return strings.Join(out, "\n")
+}
+
+// mounted describes the same root by mounting it.
+func mounted(t *testing.T, s *Store, ids []string) string {
+	t.Helper()
+	p, err := s.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	o, err := s.Overlay(ids, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := o.Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	var out []string
+	names := map[uint64]string{}
+	err = filepath.WalkDir(fmt.Sprintf("/proc/self/fd/%d/", m.Fd()), func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel := strings.TrimPrefix(name, fmt.Sprintf("/proc/self/fd/%d/", m.Fd()))
+		if rel == "" {
+			return nil
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(name, &st); err != nil {
+			return err
+		}
+		kind, link := byte('?'), ""
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+			kind = 'f'
+		case unix.S_IFDIR:
+			kind = 'd'
+		case unix.S_IFLNK:
+			kind = 'l'
+			link, _ = os.Readlink(name)
+		}
+		line := fmt.Sprintf("%s %c %o %d:%d %q", rel, kind, st.Mode&0o7777, st.Uid, st.Gid, link)
+		if kind == 'f' {
+			data, err := os.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			if first, ok := names[st.Ino]; ok && st.Nlink > 1 {
+				line += " = " + first
+			} else {
+				names[st.Ino] = rel
+			}
+			line += fmt.Sprintf(" %q", data)
+		}
+		out = append(out, line)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(out, func(a, b string) int {
+		return layer.Compare(a[:strings.IndexByte(a, ' ')], b[:strings.IndexByte(b, ' ')])
+	})
+	return strings.Join(out, "\n")
+}
+
+// Whatever steps do, the manifests tell of the root file system exactly what the kernel's overlay shows.
+func TestTreeIsTheOverlay(t *testing.T) {
+	for seed := range uint64(12) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(seed, 1))
+			s := newStore(t)
+			var ids []string
+			for range 6 {
+				c := step(t, s, ids, func(root *rootfs.Root) {
+					for range 12 {
+						change(rnd, fmt.Sprintf("/proc/self/fd/%d/", root.Fd()))
+					}
+				})
+				ids = append(ids, c.ID)
+				tree, err := s.Tree(ids)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got, want := listing(t, tree), mounted(t, s, ids); got != want {
+					t.Fatalf("after %d layers the manifests say\n%s\nand the mount\n%s", len(ids), got, want)
+				}
+			}
+		})
+	}
+}
+
+// change does something at random to a directory tree. What fails, fails.
+func change(rnd *rand.Rand, root string) {
+	name := func() string {
+		parts := []string{"a", "b", "c", "d.e"}
+		p := parts[rnd.IntN(len(parts))]
+		for range rnd.IntN(3) {
+			p += "/" + parts[rnd.IntN(len(parts))]
+		}
+		return root + p
+	}
+	p := name()
+	switch rnd.IntN(9) {
+	case 0, 1:
+		os.MkdirAll(p, os.FileMode(0o700+rnd.IntN(64)))
+	case 2, 3:
+		os.MkdirAll(filepath.Dir(p), 0o755)
+		os.WriteFile(p, []byte(fmt.Sprint(rnd.IntN(1000))), 0o644)
+	case 4:
+		os.RemoveAll(p)
+	case 5:
+		os.RemoveAll(p)
+		os.Symlink("x"+fmt.Sprint(rnd.IntN(9)), p)
+	case 6:
+		os.Link(p, name())
+	case 7:
+		os.Chmod(p, os.FileMode(rnd.IntN(0o1000)))
+	case 8:
+		os.Rename(p, name())
+	}
+}
+
+// What a step leaves as it was is not in its layer, though the overlay copied directories up for it.
+func TestChangesLeavesOutWhatIsTheSame(t *testing.T) {
+	s := newStore(t)
+	base := step(t, s, nil, func(root *rootfs.Root) {
+		if _, err := root.MkdirAll("/a/b", 0o755); err != nil {
+			t.Fatal(err)
+		}
+	})
+	empty := step(t, s, []string{base.ID}, func(root *rootfs.Root) {
+		f, err := root.OpenFile("/a/b/f", unix.O_CREAT|unix.O_WRONLY, 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		dir, name, err := root.Parent("/a/b/f")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if empty.Entries != 0 {
+		t.Errorf("the layer has %d entries", empty.Entries)
+	}
+}
+
+func TestChangesRefusesWhiteoutNames(t *testing.T) {
+	s := newStore(t)
+	p, err := s.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := os.WriteFile(filepath.Join(p.Dir(), ".wh.x"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	tree, _ := s.Tree(nil)
+	_, err = p.Changes(context.Background(), tree, time.Now())
+	var bad *PathError
+	if !errors.As(err, &bad) || bad.Path != ".wh.x" {
+		t.Errorf("got %v", err)
+	}
+}
+
+type member struct {
+	tar.Header
+	body string
+}
+
+func tarball(t *testing.T, members ...member) *bytes.Buffer {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, m := range members {
+		h := m.Header
+		h.Size = int64(len(m.body))
+		if h.Typeflag == 0 {
+			h.Typeflag = tar.TypeReg
+		}
+		if h.Mode == 0 {
+			h.Mode = 0o755
+		}
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(w, m.body)
+	}
+	w.Close()
+	return &b
+}
+
+func file(name, body string) member { return member{tar.Header{Name: name}, body} }
+func link(name, to string) member {
+	return member{tar.Header{Name: name, Linkname: to, Typeflag: tar.TypeSymlink}, ""}
+}
+func hard(name, to string) member {
+	return member{tar.Header{Name: name, Linkname: to, Typeflag: tar.TypeLink}, ""}
+}
+func dir(name string) member { return member{tar.Header{Name: name, Typeflag: tar.TypeDir}, ""} }
+
+func id(n int) string { return fmt.Sprintf("%064x", n) }
+
+// Image layers of every make show, over what lies below them, what the image-spec says.
+func TestUnpack(t *testing.T) {
+	base := []member{dir("usr/lib"), file("usr/lib/x", "old"), link("lib", "usr/lib"), dir("d"), file("d/f", "f"), file("d/g", "g")}
+	for name, c := range map[string]struct {
+		layer []member
+		want  string // entries that are looked for, "path=content", "path=" for any, "!path" for none
+		err   string
+	}{
+		"replace":                  {[]member{file("d/f", "new")}, "d/f=new d/g=g", ""},
+		"whiteout":                 {[]member{file("d/.wh.f", "")}, "!d/f d/g=g", ""},
+		"whiteout of a dir":        {[]member{file(".wh.d", "")}, "!d !d/f", ""},
+		"opaque":                   {[]member{file("d/.wh..wh..opq", ""), file("d/new", "n")}, "!d/f !d/g d/new=n", ""},
+		"opaque last":              {[]member{file("d/new", "n"), file("d/.wh..wh..opq", "")}, "!d/f d/new=n", ""},
+		"whiteout, then dir":       {[]member{file(".wh.d", ""), dir("d"), file("d/new", "n")}, "!d/f d/new=n", ""},
+		"dir, then whiteout":       {[]member{dir("d"), file("d/new", "n"), file(".wh.d", "")}, "!d/f d/new=n", ""},
+		"file, then whiteout":      {[]member{file("d/f", "new"), file("d/.wh.f", "")}, "d/f=new", ""},
+		"through a lower link":     {[]member{file("lib/y", "y")}, "lib= usr/lib/y=y usr/lib/x=old", ""},
+		"own entry for a link":     {[]member{dir("lib"), file("lib/y", "y")}, "lib/y=y !usr/lib/y usr/lib/x=old", ""},
+		"through its own link":     {[]member{link("l", "d"), file("l/new", "n")}, "d/new=n d/f=f", ""},
+		"its own link out":         {[]member{link("l", "../../../etc"), file("l/new", "n")}, "etc/new=n", ""},
+		"dot prefix, slashes":      {[]member{dir("./"), dir(".//d/"), file("./d//f", "new")}, "d/f=new d/g=g", ""},
+		"absolute":                 {[]member{file("/d/f", "new")}, "d/f=new", ""},
+		"hard link":                {[]member{file("a", "1"), hard("b", "a")}, "a=1 b=1", ""},
+		"hard link below":          {[]member{hard("b", "d/f")}, "b=f d/f=f", ""},
+		"twice":                    {[]member{file("a", "1"), file("a", "2")}, "a=2", ""},
+		"dir replaced by file":     {[]member{file("d", "now a file")}, "d=now_a_file !d/f", ""},
+		"file replaced by dir":     {[]member{dir("d/f"), file("d/f/x", "x")}, "d/f/x=x", ""},
+		"aufs bookkeeping":         {[]member{dir(".wh..wh.plnk"), file("a", "1")}, "a=1 d/f=f", ""},
+		"up":                       {[]member{file("../x", "")}, "", "leads out"},
+		"hard link up":             {[]member{hard("x", "../../etc/passwd")}, "", "leads out"},
+		"hard link to nothing":     {[]member{hard("x", "nothing")}, "", "nothing"},
+		"below a file":             {[]member{file("a", "1"), file("a/b", "2")}, "", "not a directory"},
+		"root is a link":           {[]member{link("./", "/tmp")}, "", "not a directory"},
+		"whiteout of nothing":      {[]member{file("d/.wh.", "")}, "", "whiteout"},
+		"whiteout of the parent":   {[]member{file("d/.wh..", "")}, "", "whiteout"},
+		"overlay's own attributes": {[]member{{tar.Header{Name: "d", Typeflag: tar.TypeDir, PAXRecords: map[string]string{"SCHILY.xattr.trusted.overlay.opaque": "y"}}, ""}}, "d/f=f", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			ctx := context.Background()
+			if _, err := s.Unpack(ctx, id(1), tarball(t, base...), nil); err != nil {
+				t.Fatal(err)
+			}
+			// As for a real image: alone first, and over what lies below if that is not enough.
+			below, err := s.Tree([]string{id(1)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			top := id(2)
+			made, err := s.Unpack(ctx, top, tarball(t, c.layer...), nil)
+			if err == nil && made.Implied || err != nil && strings.Contains(err.Error(), "is not a file of this layer") {
+				top = id(3)
+				_, err = s.Unpack(ctx, top, tarball(t, c.layer...), below)
+			}
+			if c.err != "" {
+				if err == nil || !strings.Contains(err.Error(), c.err) {
+					t.Errorf("error %v, want one about %q", err, c.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			tree, err := s.Tree([]string{id(1), top})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, want := listing(t, tree), mounted(t, s, []string{id(1), top}); got != want {
+				t.Errorf("the manifests say\n%s\nand the mount\n%s", got, want)
+			}
+			for _, w := range strings.Fields(c.want) {
+				path, content, _ := strings.Cut(w, "=")
+				none := strings.HasPrefix(path, "!")
+				e, ok, err := tree.Lookup(strings.TrimPrefix(path, "!"))
+				if err != nil || ok == none {
+					t.Errorf("%s: found %v, %v", path, ok, err)
+					continue
+				}
+				if content == "" {
+					continue
+				}
+				f, err := tree.Open(&e)
+				if err != nil {
+					t.Fatal(err)
+				}
+				data, _ := io.ReadAll(f)
+				f.Close()
+				if string(data) != strings.ReplaceAll(content, "_", " ") {
+					t.Errorf("%s holds %q, want %q", path, data, content)
+				}
+			}
+		})
+	}
+}
+
+// A layer that cannot be read to its end is not there at all.
+func TestUnpackBreaksOff(t *testing.T) {
+	s := newStore(t)
+	whole := tarball(t, file("a", strings.Repeat("x", 5000))).Bytes()
+	for _, n := range []int{100, 600, 3000} {
+		if _, err := s.Unpack(context.Background(), id(1), bytes.NewReader(whole[:n]), nil); err == nil {
+			t.Errorf("%d bytes were enough", n)
+		}
+		if s.Has(id(1)) {
+			t.Fatal("half a layer is in the store")
+		}
+	}
+}
+
+// A layer whose manifest the disk has damaged is as good as none, and is replaced by the next of its id.
+func TestCommitReplacesDamaged(t *testing.T) {
+	s := newStore(t)
+	ctx := context.Background()
+	if _, err := s.Unpack(ctx, id(1), tarball(t, file("a", "1")), nil); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(s.dir, id(1), "manifest")
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[30] ^= 1
+	if err := os.WriteFile(name, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(filepath.Dir(s.dir), s.tmp, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.Has(id(1)) {
+		t.Fatal("the damage was not noticed")
+	}
+	if _, err := again.Unpack(ctx, id(1), tarball(t, file("a", "1")), nil); err != nil {
+		t.Fatal(err)
+	}
+	if !again.Has(id(1)) {
+		t.Error("the layer was not replaced")
+	}
+}
+
+// Zeros become holes, and the bytes stay the same.
+func TestSparse(t *testing.T) {
+	s := newStore(t)
+	body := strings.Repeat("\x00", 1<<20) + "end" + strings.Repeat("\x00", 300000)
+	if _, err := s.Unpack(context.Background(), id(1), tarball(t, file("sparse", body)), nil); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(s.fsDir(id(1)), "sparse")
+	data, err := os.ReadFile(name)
+	if err != nil || string(data) != body {
+		t.Fatalf("%d bytes, %v", len(data), err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(name, &st); err != nil {
+		t.Fatal(err)
+	}
+	if st.Blocks*512 > 64<<10 {
+		t.Errorf("%d bytes on disk", st.Blocks*512)
+	}
+}
