@@ -219,12 +219,12 @@ func isTLS(err error) bool {
 
 // transient tells whether the same request may succeed when it is made again.
 func transient(err error) bool {
+	if _, ok := errors.AsType[*lostUpload](err); ok {
+		return true
+	}
 	if s, ok := errors.AsType[*statusError](err); ok {
 		return slices.Contains([]int{http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
 			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}, s.status)
-	}
-	if _, ok := errors.AsType[*lostUpload](err); ok {
-		return true
 	}
 	if errors.Is(err, errStalled) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		return true

@@ -176,7 +176,7 @@ func (b *blobReader) request(ep endpoint) error {
 	resp, err := b.client.get(b.ctx, ep.host, r)
 	if s, ok := errors.AsType[*statusError](err); ok && s.status == http.StatusRequestedRangeNotSatisfiable && ranged {
 		b.noRange = true
-		return &transportError{err}
+		return &transportError{fmt.Errorf("%s sends no part of the blob", ep.addr)}
 	}
 	if err != nil {
 		return err

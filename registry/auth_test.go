@@ -1,0 +1,432 @@
+package registry
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/registry/registrytest"
+)
+
+const canary = "c4n4ry-p4ssword"
+
+// dockerConfig has the tests' config.json hold v.
+func useDockerConfig(t *testing.T, v any) string {
+	t.Helper()
+	dir := t.TempDir()
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("DOCKER_CONFIG", dir)
+	return filepath.Join(dir, "config.json")
+}
+
+func auths(host string) map[string]any {
+	return map[string]any{"auths": map[string]any{host: map[string]string{"auth": base64.StdEncoding.EncodeToString([]byte("user:" + canary))}}}
+}
+
+// listener is a server that notes every Authorization and every body that reaches it.
+type listener struct {
+	*httptest.Server
+	mu    sync.Mutex
+	heard []string
+}
+
+func newListener(t *testing.T, h http.Handler) *listener {
+	t.Helper()
+	l := &listener{}
+	l.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		l.mu.Lock()
+		l.heard = append(l.heard, r.Header.Get("Authorization")+" "+r.URL.RawQuery)
+		l.mu.Unlock()
+		h.ServeHTTP(w, r)
+	}))
+	t.Cleanup(l.Close)
+	return l
+}
+
+func (l *listener) host() string { return strings.TrimPrefix(l.URL, "http://") }
+
+func (l *listener) checkNoSecrets(t *testing.T) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, h := range l.heard {
+		if strings.Contains(h, "Basic") || strings.Contains(h, "Bearer") || strings.Contains(h, canary) {
+			t.Errorf("another host was sent %q", h)
+		}
+	}
+}
+
+// guarded puts a token server and a demand for its tokens before a registry. Each token is good for so many uses.
+func guarded(t *testing.T, behind string, uses int32, extra func(w http.ResponseWriter, r *http.Request) bool) *fault {
+	var front *fault
+	var n, left atomic.Int32
+	var current atomic.Value
+	current.Store("")
+	front = newFault(t, behind, func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
+		if r.URL.Path == "/token" {
+			user, password, _ := r.BasicAuth()
+			if user != "user" || password != canary {
+				w.WriteHeader(http.StatusUnauthorized)
+				return true
+			}
+			tok := fmt.Sprintf("tok%d", n.Add(1))
+			current.Store(tok)
+			left.Store(uses)
+			fmt.Fprintf(w, `{"token":%q,"expires_in":300}`, tok)
+			return true
+		}
+		if r.Header.Get("Authorization") != "Bearer "+current.Load().(string) || left.Add(-1) < 0 {
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="test"`, r.Host))
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		}
+		r.Header.Del("Authorization")
+		return extra != nil && extra(w, r)
+	})
+	return front
+}
+
+func TestToken(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	desc := makeImage(t, from, amd64, 300_000, 200_000)
+	for _, uses := range []int32{1 << 30, 5, 1} {
+		t.Run(fmt.Sprint(uses), func(t *testing.T) {
+			front := guarded(t, reg.Host, uses, nil)
+			useDockerConfig(t, auths(front.host))
+			ref := fmt.Sprintf("%s/app:v%d", front.host, uses)
+			c := quick(nil)
+			if uses > 1 { // with one use several blobs side by side take each other's tokens
+				if err := c.Push(t.Context(), from, ref, desc, PushOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := quick(nil).Push(t.Context(), from, reg.Host+"/app:v1", desc, PushOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Resolve(t.Context(), ref, amd64, newStore(t)); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func TestUnauthorized(t *testing.T) {
+	reg := registrytest.Start(t)
+	front := guarded(t, reg.Host, 100, nil)
+	path := useDockerConfig(t, map[string]any{"auths": map[string]any{}})
+	_, err := quick(nil).Resolve(t.Context(), front.host+"/app", amd64, newStore(t))
+	e := wantKind(t, err, Unauthorized)
+	if !strings.Contains(e.Error(), path+" has no credentials") || !strings.Contains(e.Error(), "docker login "+front.host) {
+		t.Errorf("no advice: %v", e)
+	}
+	useDockerConfig(t, map[string]any{"auths": map[string]any{front.host: map[string]string{"username": "user", "password": "wrong"}}})
+	_, err = quick(nil).Resolve(t.Context(), front.host+"/app", amd64, newStore(t))
+	wantKind(t, err, Unauthorized)
+	if n := front.count(""); n > 10 {
+		t.Errorf("%d requests with a wrong password", n)
+	}
+}
+
+func TestBasic(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	desc := makeImage(t, from, amd64, 1000)
+	front := newFault(t, reg.Host, func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		if user, password, _ := r.BasicAuth(); user == "user" && password == canary {
+			r.Header.Del("Authorization")
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	useDockerConfig(t, auths(front.host))
+	c := quick(nil)
+	if err := c.Push(t.Context(), from, front.host+"/app", desc, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Pull(t.Context(), c, front.host+"/app", amd64, newStore(t)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestEvilRealm has a registry that names another host's token server.
+func TestEvilRealm(t *testing.T) {
+	evil := newListener(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"token":"x"}`) }))
+	front := newFault(t, "127.0.0.1:1", func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="x"`, evil.URL))
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	useDockerConfig(t, auths(front.host))
+	_, err := quick(nil).Resolve(t.Context(), front.host+"/app", amd64, newStore(t))
+	e := wantKind(t, err, Credentials)
+	if !strings.Contains(e.Error(), "realms = [") || strings.Contains(e.Error(), canary) {
+		t.Errorf("%v", e)
+	}
+	evil.checkNoSecrets(t)
+	if len(evil.heard) != 0 {
+		t.Error("it was asked at all")
+	}
+	// With the user's word for it, it is.
+	c := quick(config.Registries{front.host: {HTTP: true, Realms: []string{evil.host()}}})
+	if _, err := c.Resolve(t.Context(), front.host+"/app", amd64, newStore(t)); err == nil || len(evil.heard) == 0 {
+		t.Errorf("realms is without effect: %v", err)
+	}
+}
+
+func TestRealm(t *testing.T) {
+	for _, c := range []struct {
+		registry, realm string
+		secret, ok      bool
+	}{
+		{"docker.io", "https://auth.docker.io/token", true, true},
+		{"docker.io", "https://registry-1.docker.io/token", true, true},
+		{"docker.io", "http://auth.docker.io/token", true, false},
+		{"docker.io", "http://auth.docker.io/token", false, false},
+		{"docker.io", "https://auth.docker.io.evil.com/token", true, false},
+		{"docker.io", "https://auth.docker.io@evil.com/token", true, false},
+		{"docker.io", "https://auth.docker.io:8443/token", true, false},
+		{"docker.io", "https://evil.com/token", false, true},
+		{"ghcr.io", "https://ghcr.io/token", true, true},
+		{"ghcr.io", "https://auth.docker.io/token", true, false},
+		{"reg.corp:5000", "https://reg.corp:5001/auth", true, true},
+		{"reg.corp:5000", "http://reg.corp:5001/auth", true, false},
+		{"reg.corp:5000", "https://auth.corp/auth", true, false},
+		{"named.corp", "https://auth.corp/auth", true, true},
+		{"named.corp", "http://auth.corp/auth", true, false},
+		{"127.0.0.1:5000", "https://127.0.0.1:5001/auth", true, false},
+		{"ghcr.io", "file:///etc/passwd", false, false},
+		{"ghcr.io", "", true, false},
+		{"ghcr.io", "https://", false, false},
+		{"ghcr.io", "//ghcr.io/token", true, false},
+	} {
+		client := New(config.Registries{"named.corp": {Realms: []string{"auth.corp"}}})
+		h, err := client.host(c.registry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if u, err := h.auth.realm(c.realm, c.secret); (err == nil) != c.ok {
+			t.Errorf("%s to %q (secret %v) = %v, %v", c.registry, c.realm, c.secret, u, err)
+		}
+	}
+}
+
+// TestRedirect sends blobs to another host and from there on and back: nobody but the registry sees the token.
+func TestRedirect(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	desc := makeImage(t, from, amd64, 100_000)
+	if err := New(nil).Push(t.Context(), from, reg.Host+"/app", desc, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	b2 := newListener(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://"+reg.Host+r.URL.Path, http.StatusTemporaryRedirect)
+	}))
+	b := newListener(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, b2.URL+r.URL.Path, http.StatusFound)
+	}))
+	front := guarded(t, reg.Host, 1000, func(w http.ResponseWriter, r *http.Request) bool {
+		if isBlob(r) {
+			http.Redirect(w, r, b.URL+r.URL.Path+"?X-Signature=abc", http.StatusTemporaryRedirect)
+			return true
+		}
+		return false
+	})
+	useDockerConfig(t, auths(front.host))
+	if _, err := Pull(t.Context(), quick(nil), front.host+"/app", amd64, newStore(t)); err != nil {
+		t.Fatal(err)
+	}
+	b.checkNoSecrets(t)
+	b2.checkNoSecrets(t)
+	if len(b.heard) == 0 || len(b2.heard) == 0 {
+		t.Error("nothing was redirected")
+	}
+}
+
+// TestRedirectBack sends to another host and back to the registry, which does not get the token then either.
+func TestRedirectBack(t *testing.T) {
+	var front *fault
+	back := newListener(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://"+front.host+"/steal", http.StatusFound)
+	}))
+	var stolen atomic.Value
+	front = guarded(t, "127.0.0.1:1", 1000, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == "/steal" {
+			stolen.Store("with a token")
+		}
+		http.Redirect(w, r, back.URL, http.StatusFound)
+		return true
+	})
+	useDockerConfig(t, auths(front.host))
+	if _, err := quick(nil).Resolve(t.Context(), front.host+"/app", amd64, newStore(t)); err == nil {
+		t.Fatal("resolved")
+	}
+	if stolen.Load() != nil {
+		t.Error("the way back had a token")
+	}
+	back.checkNoSecrets(t)
+}
+
+// TestLocation has the upload go to another host, which gets the blob but no token.
+func TestLocation(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	desc := makeImage(t, from, amd64, 100_000)
+	other := newListener(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPatch {
+			w.WriteHeader(http.StatusAccepted)
+			return
+		}
+		w.WriteHeader(http.StatusCreated)
+	}))
+	front := guarded(t, reg.Host, 1000, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPost {
+			w.Header().Set("Location", other.URL+"/upload?sig=1")
+			w.WriteHeader(http.StatusAccepted)
+			return true
+		}
+		return false
+	})
+	useDockerConfig(t, auths(front.host))
+	_ = quick(nil).Push(t.Context(), from, front.host+"/app", desc, PushOptions{}) // fails at the manifest: the registry has no blob
+	other.checkNoSecrets(t)
+	if len(other.heard) == 0 {
+		t.Error("the upload did not go there")
+	}
+}
+
+func TestHelpers(t *testing.T) {
+	bin := t.TempDir()
+	script := "#!/bin/sh\nread s\ncase \"$s\" in known*) printf '{\"Username\":\"u\",\"Secret\":\"%s\"}' \"$LD_CANARY$s\";; token*) printf '{\"Username\":\"<token>\",\"Secret\":\"idt\"}';; none*) echo 'credentials not found in native keychain'; exit 1;; *) echo broken >&2; exit 1;; esac\n"
+	if err := os.WriteFile(filepath.Join(bin, "docker-credential-test"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	t.Setenv("LD_CANARY", canary)
+	useDockerConfig(t, map[string]any{"credsStore": "test", "credHelpers": map[string]string{"absent.corp": "absent", "slash.corp": "../x"}})
+	for host, want := range map[string]credential{
+		"known.corp": {username: "u", password: "known.corp"},
+		"token.corp": {identityToken: "idt"},
+		"none.corp":  {},
+	} {
+		if got, err := newKeychain().lookup(t.Context(), host); err != nil || got != want {
+			t.Errorf("%s = %+v, %v", host, got, err)
+		}
+	}
+	for _, host := range []string{"absent.corp", "slash.corp", "other.corp"} {
+		if got, err := newKeychain().lookup(t.Context(), host); err == nil {
+			t.Errorf("%s = %+v", host, got)
+		}
+	}
+}
+
+// TestAbsentHelper makes no second request when the helper that has the credentials is not there.
+func TestAbsentHelper(t *testing.T) {
+	reg := registrytest.Start(t)
+	front := guarded(t, reg.Host, 100, nil)
+	useDockerConfig(t, map[string]any{"credHelpers": map[string]string{front.host: "absent"}})
+	_, err := quick(nil).Resolve(t.Context(), front.host+"/app", amd64, newStore(t))
+	e := wantKind(t, err, Credentials)
+	if !strings.Contains(e.Error(), "docker-credential-absent") || front.count("GET /token") != 0 {
+		t.Errorf("%v, calls %v", e, front.calls)
+	}
+}
+
+func TestDockerConfig(t *testing.T) {
+	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+	c, err := parseDockerConfig("config.json", []byte(`{"auths":{
+		"https://index.docker.io/v1/":{"auth":"`+b64("hub:p:w")+`"}, "https://reg.corp/v2/":{"auth":"`+b64("u:p")+`"},
+		"id.corp":{"identitytoken":"t"}, "raw.corp":{"registrytoken":"r"}, "bad.corp":{"auth":"%%%"}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host, want := range map[string]credential{
+		"docker.io": {username: "hub", password: "p:w"}, "reg.corp": {username: "u", password: "p"}, "id.corp": {identityToken: "t"},
+		"raw.corp": {registryToken: "r"}, "evil.reg.corp": {}, "corp": {}, "reg.corp:443": {},
+	} {
+		if got, err := c.lookup(t.Context(), host); err != nil || got != want {
+			t.Errorf("%s = %+v, %v", host, got, err)
+		}
+	}
+	if _, err := c.lookup(t.Context(), "bad.corp"); err == nil {
+		t.Error("took an auth that is no base64")
+	}
+	if _, err := parseDockerConfig("config.json", []byte(`{"auths":{"x":{"auth":"`+canary+`"`)); err == nil || strings.Contains(err.Error(), canary) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestParseChallenges(t *testing.T) {
+	for value, want := range map[string][]challenge{
+		``: nil,
+		`Bearer realm="https://a/b",service="s",scope="repository:x:pull,push"`: {{"bearer", map[string]string{"realm": "https://a/b", "service": "s", "scope": "repository:x:pull,push"}}},
+		`Basic realm=x, Bearer realm="y\"z"`:                                    {{"basic", map[string]string{"realm": "x"}}, {"bearer", map[string]string{"realm": `y"z`}}},
+		`Negotiate, Basic realm="q"`:                                            {{"negotiate", map[string]string{}}, {"basic", map[string]string{"realm": "q"}}},
+		`Bearer realm = "a" , service=b`:                                        {{"bearer", map[string]string{"realm": "a", "service": "b"}}},
+		`Bearer realm="unterminated`:                                            {{"bearer", map[string]string{}}},
+		`realm="x"`:                                                             nil,
+	} {
+		if got := parseChallenges([]string{value}); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s = %v, want %v", value, got, want)
+		}
+	}
+}
+
+func FuzzParseChallenges(f *testing.F) {
+	f.Add(`Basic realm=x, Bearer realm="y\"z"`)
+	f.Fuzz(func(t *testing.T, s string) { parseChallenges([]string{s}) })
+}
+
+func FuzzParseDocument(f *testing.F) {
+	f.Add([]byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`), "")
+	f.Fuzz(func(t *testing.T, data []byte, declared string) {
+		doc, err := parseDocument(data, declared)
+		if err == nil && (doc.manifest == nil) == (doc.index == nil) {
+			t.Error("it is both or neither")
+		}
+	})
+}
+
+func FuzzParseReference(f *testing.F) {
+	f.Add("docker.io/library/debian:12")
+	f.Fuzz(func(t *testing.T, s string) {
+		r, err := ParseReference(s)
+		if err != nil {
+			return
+		}
+		again, err := ParseReference(r.String())
+		if err != nil || again != r {
+			t.Errorf("%q = %+v, and %q = %+v, %v", s, r, r, again, err)
+		}
+		if strings.Contains(r.Repository, "..") && strings.Contains("/"+r.Repository+"/", "/../") {
+			t.Errorf("%q leads elsewhere", r)
+		}
+	})
+}
+
+func FuzzDockerConfig(f *testing.F) {
+	f.Add([]byte(`{"auths":{"x":{"auth":"dTpw"}}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := parseDockerConfig("config.json", data)
+		if err == nil && c.CredsStore == "" && len(c.CredHelpers) == 0 {
+			_, _ = c.lookup(t.Context(), "x") // must not panic
+		}
+	})
+}

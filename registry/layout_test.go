@@ -1,0 +1,175 @@
+package registry
+
+import (
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/cas"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+func TestParseLayout(t *testing.T) {
+	sum := "sha256:" + strings.Repeat("a", 64)
+	for s, want := range map[string][2]string{
+		"oci-layout:///a/b":            {"/a/b", ""},
+		"oci-layout://a:tag":           {"a", "tag"},
+		"oci-layout://../a:b/c":        {"../a:b/c", ""},
+		"oci-layout:///a@" + sum:       {"/a", sum},
+		"oci-layout://":                {},
+		"oci-layout:///a@sha256:x":     {},
+		"/a":                           {},
+		"oci-layout://@" + sum:         {},
+		"oci-layout:///a@" + sum + "x": {},
+	} {
+		dir, ref, err := ParseLayout(s)
+		if dir != want[0] || ref != want[1] || (err == nil) != (want[0] != "") {
+			t.Errorf("ParseLayout(%q) = %q, %q, %v", s, dir, ref, err)
+		}
+	}
+}
+
+func openLayout(t *testing.T, dir string) *Layout {
+	t.Helper()
+	l, err := OpenLayout(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// TestLayout reads images from kiln's own store, and from a layout that skopeo made of it.
+func TestLayout(t *testing.T) {
+	s := newStore(t)
+	arm := ocispec.Platform{OS: "linux", Architecture: "arm64"}
+	a, b := makeImage(t, s, amd64, 1000), makeImage(t, s, arm, 1000)
+	index := makeIndex(t, s, a, b)
+	const one, all = "docker.io/library/one:latest", "docker.io/library/all:latest"
+	if err := errors.Join(s.Tag(one, a), s.Tag(all, index)); err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(t.TempDir(), "copy")
+	if out, err := exec.Command("skopeo", "copy", "oci:"+s.Root()+":"+one, "oci:"+copied+":v1").CombinedOutput(); err != nil {
+		t.Fatalf("skopeo copy: %v\n%s", err, out)
+	}
+	for _, c := range []struct {
+		dir, ref string
+		p        ocispec.Platform
+		want     ocispec.Descriptor
+	}{
+		{s.Root(), one, amd64, a}, {s.Root(), all, arm, b}, {s.Root(), string(index.Digest), amd64, a}, {s.Root(), string(b.Digest), arm, b},
+		{copied, "v1", amd64, a}, {copied, "", amd64, a},
+	} {
+		to := newStore(t)
+		img, err := Pull(t.Context(), openLayout(t, c.dir), c.ref, c.p, to)
+		if err != nil {
+			t.Errorf("%s %s: %v", c.dir, c.ref, err)
+			continue
+		}
+		if img.Desc.Digest != c.want.Digest || !to.Has(img.Manifest.Layers[0]) {
+			t.Errorf("%s %s = %+v", c.dir, c.ref, img)
+		}
+	}
+	for _, ref := range []string{"v2", "sha256:" + strings.Repeat("0", 64), "../../etc"} {
+		if _, err := openLayout(t, copied).Resolve(t.Context(), ref, amd64, newStore(t)); err == nil || !strings.Contains(err.Error(), copied) {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	_, err := openLayout(t, s.Root()).Resolve(t.Context(), all, ocispec.Platform{OS: "linux", Architecture: "riscv64"}, newStore(t))
+	if _, ok := errors.AsType[*PlatformError](err); !ok {
+		t.Errorf("a platform that is not there: %v", err)
+	}
+}
+
+// TestHostileLayout has blobs that are links out of the layout, fifos, wrong or too large.
+func TestHostileLayout(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte(canary), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func(root, blob string) error{
+		"a link to a file outside": func(_, blob string) error { return errors.Join(os.Remove(blob), os.Symlink(secret, blob)) },
+		"a relative link outside": func(_, blob string) error {
+			return errors.Join(os.Remove(blob), os.Symlink("../../../../../../../.."+secret, blob))
+		},
+		"a fifo":         func(_, blob string) error { return errors.Join(os.Remove(blob), syscall.Mkfifo(blob, 0o600)) },
+		"a directory":    func(_, blob string) error { return errors.Join(os.Remove(blob), os.Mkdir(blob, 0o700)) },
+		"a device":       func(_, blob string) error { return errors.Join(os.Remove(blob), os.Symlink("/dev/zero", blob)) },
+		"other content":  func(_, blob string) error { return os.WriteFile(blob, []byte("{}"), 0o600) },
+		"longer":         func(_, blob string) error { return os.Truncate(blob, 1<<30) },
+		"index.json big": func(root, _ string) error { return os.Truncate(root+"/index.json", 1<<30) },
+		"index.json is a fifo": func(root, _ string) error {
+			return errors.Join(os.Remove(root+"/index.json"), syscall.Mkfifo(root+"/index.json", 0o600))
+		},
+		"blobs is a link": func(root, _ string) error {
+			return errors.Join(os.RemoveAll(root+"/blobs"), os.Symlink("/", root+"/blobs"))
+		},
+		"a digest that is a path": func(root, _ string) error {
+			return os.WriteFile(root+"/index.json", []byte(`{"schemaVersion":2,"manifests":[{"digest":"sha256:../../../`+secret+`","size":15}]}`), 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			desc := makeImage(t, s, amd64, 1000)
+			if err := s.Tag("x:1", desc); err != nil {
+				t.Fatal(err)
+			}
+			l := openLayout(t, s.Root())
+			blob, _ := s.Path(desc.Digest)
+			if err := spoil(s.Root(), blob); err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			go func() {
+				_, err := l.Resolve(t.Context(), "x:1", amd64, newStore(t))
+				done <- err
+			}()
+			select {
+			case err := <-done:
+				if err == nil || strings.Contains(err.Error(), canary) {
+					t.Errorf("%v", err)
+				}
+			case <-time.After(5 * time.Second):
+				t.Fatal("it hangs")
+			}
+		})
+	}
+	// A link inside the layout is followed.
+	s := newStore(t)
+	desc := makeImage(t, s, amd64, 1000)
+	if err := s.Tag("x:1", desc); err != nil {
+		t.Fatal(err)
+	}
+	blob, _ := s.Path(desc.Digest)
+	if err := errors.Join(os.Rename(blob, s.Root()+"/moved"), os.Symlink("/moved", blob)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openLayout(t, s.Root()).Resolve(t.Context(), "x:1", amd64, newStore(t)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLayoutFetchVerifies(t *testing.T) {
+	s := newStore(t)
+	desc := makeImage(t, s, amd64, 1000)
+	path, _ := s.Path(desc.Digest)
+	data, _ := os.ReadFile(path)
+	data[3] ^= 1
+	os.WriteFile(path, data, 0o644)
+	rc, err := openLayout(t, s.Root()).Fetch(t.Context(), "", desc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rc.Close()
+	_, err = io.ReadAll(rc)
+	if _, ok := errors.AsType[*cas.MismatchError](err); !ok {
+		t.Errorf("ReadAll = %v", err)
+	}
+}
