@@ -31,7 +31,7 @@ type openDir struct {
 }
 
 func newDisk(root *rootfs.Root, opaque string) *disk {
-	return &disk{root: root, opaque: opaque, buf: make([]byte, 128<<10)}
+	return &disk{root: root, opaque: opaque}
 }
 
 func (d *disk) close() {
@@ -158,6 +158,9 @@ var zero [4096]byte
 
 // copy moves body into the file and the hash; blocks of zeros become holes.
 func (d *disk) copy(f *os.File, h io.Writer, body io.Reader) (int64, error) {
+	if d.buf == nil {
+		d.buf = make([]byte, 128<<10) // most layers have no file at all
+	}
 	var n int64
 	hole := false
 	for {

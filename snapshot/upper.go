@@ -23,7 +23,7 @@ const clockSlack = 20 * time.Millisecond
 // below. Times between started and now are the clock's. The overlay also copies directories up in which, in the end, nothing
 // was changed but their own time: those are no changes, and are taken away.
 func (p *Pending) Changes(ctx context.Context, below layer.Tree, started time.Time) ([]*layer.Entry, error) {
-	r := &upperReader{ctx: ctx, store: p.store, below: below, from: started.Add(-clockSlack), to: time.Now(), links: map[inode]string{}, buf: make([]byte, 256<<10)}
+	r := &upperReader{ctx: ctx, store: p.store, below: below, from: started.Add(-clockSlack), to: time.Now(), links: map[inode]string{}}
 	dir, err := p.fs.OpenFile("", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("read the layer: %w", err)
@@ -197,6 +197,9 @@ func (r *upperReader) entry(dir int, name, p string) (*layer.Entry, error) {
 }
 
 func (r *upperReader) sum(f *os.File, e *layer.Entry) error {
+	if r.buf == nil {
+		r.buf = make([]byte, 256<<10)
+	}
 	h := sha256.New()
 	for {
 		if r.ctx.Err() != nil {

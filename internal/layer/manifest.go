@@ -64,7 +64,7 @@ func NewWriter(name string) (*Writer, error) {
 		return nil, err
 	}
 	w := &Writer{file: f, sum: sha256.New(), content: sha256.New(), identity: sha256.New()}
-	w.buf = bufio.NewWriterSize(io.MultiWriter(f, w.sum), 1<<16)
+	w.buf = bufio.NewWriterSize(io.MultiWriter(f, w.sum), 1<<14)
 	w.write([]byte(magic))
 	return w, nil
 }

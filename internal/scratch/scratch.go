@@ -41,9 +41,27 @@ func Open(tmp string) (*Dir, error) {
 		os.RemoveAll(path)
 		return nil, fmt.Errorf("make a temporary directory: %w", err)
 	}
+	spread(own)
 	sweep(tmp, own)
 	return &Dir{path: own, lock: l}, nil
 }
+
+// spread asks ext4 to put each directory that is made in dir into a part of the disk of its own (chattr +T, ioctl_iflags(2)).
+// Without that all of them go where kiln's root is, and the search for a free inode in parts of the disk that are full costs
+// more than half a millisecond for every file. Other file systems have no such flag and no such cost.
+func spread(dir string) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS); err == nil {
+		unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags|topDir)
+	}
+}
+
+// topDir is FS_TOPDIR_FL of linux/fs.h.
+const topDir = 0x20000
 
 // Path returns the directory.
 func (d *Dir) Path() string { return d.path }
