@@ -1,0 +1,86 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
+)
+
+// Every kind of output is read by the tools that others have: skopeo, umoci, go-containerregistry.
+func TestOutputs(t *testing.T) {
+	name := registry + "/outputs:latest"
+	out := t.TempDir()
+	p := open(t, "outputs", "-t", name)
+	image := p.build("--push",
+		"--output", "type=image",
+		"--output", "type=oci,dest="+out+"/oci.tar",
+		"--output", "type=oci,tar=false,dest="+out+"/oci",
+		"--output", "type=oci,compression=zstd,tar=false,dest="+out+"/zstd",
+		"--output", "type=docker,dest="+out+"/docker.tar",
+	)
+	command(t, "mkdir", out+"/untarred")
+	command(t, "tar", "-C", out+"/untarred", "-xf", out+"/oci.tar")
+	// umoci does not read zstd; skopeo does, and writes what is not compressed.
+	command(t, "skopeo", "copy", "--quiet", "oci:"+out+"/zstd", "docker-archive:"+out+"/zstd.tar")
+
+	for what, source := range map[string]string{
+		"registry":    "docker://" + name,
+		"store":       "oci:" + os.Getenv("KILN_ROOT") + ":" + name,
+		"oci tar":     "oci-archive:" + out + "/oci.tar",
+		"oci dir":     "oci:" + out + "/oci",
+		"oci in zstd": "docker-archive:" + out + "/zstd.tar",
+		"docker tar":  "docker-archive:" + out + "/docker.tar",
+	} {
+		t.Run(what, func(t *testing.T) {
+			var inspected struct{ Labels map[string]string }
+			text := command(t, "skopeo", "inspect", "--tls-verify=false", source)
+			if err := json.Unmarshal([]byte(text), &inspected); err != nil || inspected.Labels["what"] != "outputs" {
+				t.Errorf("skopeo inspect says %s", text)
+			}
+			rootfs := unpack(t, source)
+			if got := command(t, "chroot", rootfs, "cat", "/made"); got != "made by RUN" {
+				t.Errorf("/made holds %q", got)
+			}
+			if _, err := os.Lstat(filepath.Join(rootfs, "etc/debian_version")); err == nil {
+				t.Error("/etc/debian_version was removed, and is there")
+			}
+		})
+	}
+
+	check := func(what string, open func() (v1.Image, error)) {
+		t.Run(what+" validated", func(t *testing.T) {
+			img, err := open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := validate.Image(img); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, dir := range []string{"oci", "untarred", "zstd"} {
+		index, err := layout.ImageIndexFromPath(filepath.Join(out, dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := index.IndexManifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, desc := range m.Manifests {
+			check(dir, func() (v1.Image, error) { return index.Image(desc.Digest) })
+		}
+	}
+	check("docker tar", func() (v1.Image, error) { return tarball.ImageFromPath(out+"/docker.tar", nil) })
+
+	// A step that does the same again makes the same image, without any cache as well.
+	p.build("--no-cache").wantSame(image)
+}

@@ -1,0 +1,12 @@
+// Hello greets.
+package main
+
+import (
+	"fmt"
+
+	"rsc.io/quote"
+)
+
+func main() { fmt.Println(quote.Hello()) }
+
+// the end

@@ -1,0 +1,3 @@
+const pad = require('left-pad');
+// a remark
+console.log(pad('hello', 10, '.'));
