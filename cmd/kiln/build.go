@@ -123,9 +123,6 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 	if o.BuildArgs, err = parseBuildArgs(f.buildArgs); err != nil {
 		return o, err
 	}
-	if o.Epoch, err = parseEpoch(o.BuildArgs); err != nil {
-		return o, err
-	}
 	if o.BuildContexts, err = parseBuildContexts(f.buildContexts); err != nil {
 		return o, err
 	}

@@ -176,19 +176,6 @@ func parseBuildArgs(values []string) (map[string]string, error) {
 	return args, nil
 }
 
-// parseEpoch reads the build argument SOURCE_DATE_EPOCH, in Unix seconds; nil where it is not given or empty.
-func parseEpoch(args map[string]string) (*int64, error) {
-	v := args["SOURCE_DATE_EPOCH"]
-	if v == "" {
-		return nil, nil
-	}
-	n, err := strconv.ParseInt(v, 10, 64)
-	if err != nil || n < 0 {
-		return nil, usageErrorf("SOURCE_DATE_EPOCH %q: it has to be seconds since 1970", v)
-	}
-	return &n, nil
-}
-
 // parseLabels reads --label KEY=VALUE; KEY alone is an empty label.
 func parseLabels(values []string) (map[string]string, error) {
 	labels := map[string]string{}

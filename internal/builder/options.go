@@ -52,8 +52,6 @@ type Options struct {
 	// Allow are the entitlements granted to the build: "network.host", "security.insecure".
 	Allow   []string
 	Secrets []Secret
-	// Epoch is the build argument SOURCE_DATE_EPOCH in Unix seconds; nil where it is not given or empty.
-	Epoch *int64
 	// Check asks for the Dockerfile's warnings in place of a build.
 	Check bool
 }

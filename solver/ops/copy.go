@@ -95,7 +95,7 @@ type copying struct {
 
 	b        *snapshot.Builder
 	writing  bool
-	links    map[string]string // physical path of the first copy of a file, by LinkID, of one source
+	links    map[string]string // physical path of the first copy of a file, by LinkID, below one selected path
 	selected []*layer.Entry
 }
 
@@ -150,7 +150,6 @@ func (c *copying) build(p *snapshot.Pending) ([]*layer.Entry, error) {
 }
 
 func (c *copying) source(src llb.CopySource) error {
-	c.links = map[string]string{}
 	if src.Inline != nil {
 		return c.inline(src.Inline)
 	}
@@ -163,6 +162,7 @@ func (c *copying) source(src llb.CopySource) error {
 		return err
 	}
 	for _, m := range matches {
+		c.links = map[string]string{}
 		if err := c.match(tree, m, src); err != nil {
 			return err
 		}

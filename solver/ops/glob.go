@@ -116,6 +116,7 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 		return err
 	}
 	for _, base := range bases {
+		c.links = map[string]string{}
 		physical, e, err := snapshot.Resolve(tree.Lookup, base, true)
 		if err != nil {
 			return err
