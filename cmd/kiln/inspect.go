@@ -21,13 +21,17 @@ func (a *app) inspectCommand() *cobra.Command {
 				return err
 			}
 			return a.withBuilder(func(b *builder.Builder) error {
-				all := make([]json.RawMessage, 0, len(args))
+				var all []json.RawMessage
 				for _, name := range args {
 					data, err := b.Inspect(cmd.Context(), name)
 					if err != nil {
 						return err
 					}
-					all = append(all, data)
+					var platforms []json.RawMessage
+					if err := json.Unmarshal(data, &platforms); err != nil {
+						return fmt.Errorf("print image: %w", err)
+					}
+					all = append(all, platforms...)
 				}
 				var out bytes.Buffer
 				if print == nil {

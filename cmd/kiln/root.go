@@ -13,8 +13,11 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// run carries out a command line and returns the exit status. All that goes wrong is printed here.
-func (a *app) run(args []string) (exit int) {
+// run carries out a command line and returns the exit status.
+func (a *app) run(args []string) int { return a.execute(a.rootCommand(), args) }
+
+// execute carries out a command line of root. All that goes wrong is printed here.
+func (a *app) execute(root *cobra.Command, args []string) (exit int) {
 	ctx, stop := a.notify(context.Background())
 	defer stop()
 	defer func() {
@@ -26,7 +29,6 @@ func (a *app) run(args []string) (exit int) {
 			exit = exitInternal
 		}
 	}()
-	root := a.rootCommand()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

@@ -60,12 +60,12 @@ func parseOutput(value string) (builder.Output, error) {
 		return builder.Output{}, usageErrorf("--output %q: %w", value, fmt.Errorf(format, args...))
 	}
 	o := builder.Output{Attrs: map[string]string{}}
+	if value == "" {
+		return bad("it is empty")
+	}
 	fields, err := csvvalue.Fields(value, nil)
 	if err != nil {
 		return bad("it is not a comma separated list: %w", err)
-	}
-	if len(fields) == 0 {
-		return bad("it is empty")
 	}
 	if len(fields) == 1 && fields[0] == value && !strings.HasPrefix(value, "type=") {
 		if value == "-" {

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"kiln":      main,
+		"kiln-test": testMain,
+	})
+}
+
+// testMain is kiln with commands for what no command of kiln does on request.
+func testMain() {
+	a := newApp(os.Stdout, os.Stderr)
+	root := a.rootCommand()
+	root.AddCommand(
+		&cobra.Command{Use: "panic", RunE: func(*cobra.Command, []string) error { panic("oops") }},
+		// wait says when it is ready for a signal, and once more if it is stubborn.
+		&cobra.Command{Use: "wait [stubborn]", RunE: func(cmd *cobra.Command, args []string) error {
+			fmt.Println("ready")
+			<-cmd.Context().Done()
+			fmt.Fprintln(os.Stderr, "cleaning up")
+			if len(args) > 0 {
+				fmt.Println("ready")
+				select {}
+			}
+			return cmd.Context().Err()
+		}},
+	)
+	os.Exit(a.execute(root, os.Args[1:]))
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("KILN_ROOT", filepath.Join(env.WorkDir, ".kiln"))
+			env.Setenv("KILN_CONFIG", os.DevNull)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": cmdStatus},
+	})
+}
+
+// cmdStatus is "status N PROGRAM ARG…": the program has to end with exit status N.
+func cmdStatus(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N PROGRAM ARG...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	if exit, ok := err.(interface{ ExitCode() int }); ok {
+		got = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("exit status %d, want %d", got, want)
+	}
+}
+
+func TestSignals(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		args   []string
+		send   []syscall.Signal
+		status int
+		stderr string
+	}{
+		{"interrupt", nil, []syscall.Signal{syscall.SIGINT}, 130, "cleaning up\nkiln: interrupted\n"},
+		{"terminate", nil, []syscall.Signal{syscall.SIGTERM}, 143, "cleaning up\nkiln: terminated\n"},
+		{"hang up", nil, []syscall.Signal{syscall.SIGHUP}, 129, "cleaning up\nkiln: stopped by signal: hangup\n"},
+		{"twice", []string{"stubborn"}, []syscall.Signal{syscall.SIGINT, syscall.SIGINT}, 130, "cleaning up\n"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, "kiln-test", append([]string{"wait"}, tc.args...)...)
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			stdout, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewScanner(stdout)
+			for _, s := range tc.send {
+				lines.Scan() // it is ready for the next one
+				if err := cmd.Process.Signal(s); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_ = cmd.Wait()
+			if got := cmd.ProcessState.ExitCode(); got != tc.status || stderr.String() != tc.stderr {
+				t.Errorf("exit status %d, want %d; it said:\n%s", got, tc.status, stderr.String())
+			}
+		})
+	}
+}
+
+// TestBrokenPipe shows that writing to a closed pipe is an error that can be dealt with, and not the end.
+func TestBrokenPipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer w.Close()
+	cmd := exec.Command("kiln", "version")
+	var stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = w, &stderr
+	_ = cmd.Run()
+	if got := cmd.ProcessState.ExitCode(); got != exitFailed || !strings.Contains(stderr.String(), "broken pipe") {
+		t.Errorf("exit status %d; it said:\n%s", got, stderr.String())
+	}
+}
+
+// TestBrokenProgress shows that a command whose progress nobody reads is stopped.
+func TestBrokenProgress(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer w.Close()
+	a := newApp(io.Discard, w)
+	err = a.withProgress(t.Context(), "plain", func(ctx context.Context, p progress.Printer) error {
+		p.Task("x").Start()
+		<-ctx.Done()
+		return context.Cause(ctx)
+	})
+	if err == nil || !strings.Contains(err.Error(), "write progress") {
+		t.Errorf("error %v", err)
+	}
+}

@@ -1,0 +1,256 @@
+package main
+
+import (
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// check compares what a parser made of its input. A wanted error is a part of its text.
+func check(t *testing.T, in any, got any, err error, want any, wantErr string) {
+	t.Helper()
+	if wantErr != "" {
+		if err == nil || !strings.Contains(err.Error(), wantErr) {
+			t.Errorf("%q: error %v, want %q", in, err, wantErr)
+		} else if exitStatus(err) != exitUsage {
+			t.Errorf("%q: exit status %d", in, exitStatus(err))
+		}
+		return
+	}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%q: got %+v, %v; want %+v", in, got, err, want)
+	}
+}
+
+func TestParseOutputs(t *testing.T) {
+	type attrs = map[string]string
+	for _, tc := range []struct {
+		in         []string
+		push, load bool
+		want       []builder.Output
+		err        string
+	}{
+		{in: nil},
+		{in: []string{"out/dir"}, want: []builder.Output{{Type: "local", Dest: "out/dir", Attrs: attrs{}}}},
+		{in: []string{"-"}, want: []builder.Output{{Type: "tar", Dest: "-", Attrs: attrs{}}}},
+		{in: []string{"type=oci,dest=a b,tar=false"}, want: []builder.Output{{Type: "oci", Dest: "a b", Attrs: attrs{"tar": "false"}}}},
+		{in: []string{`type=image,"name=a,b",Push=true`}, want: []builder.Output{{Type: "registry", Attrs: attrs{"name": "a,b"}}}},
+		{in: []string{"type=image,push=false"}, want: []builder.Output{{Type: "image", Attrs: attrs{}}}},
+		{in: []string{"type=tar"}, want: []builder.Output{{Type: "tar", Dest: "-", Attrs: attrs{}}}},
+		{in: []string{"type=docker", "type=cacheonly"}, want: []builder.Output{{Type: "docker", Attrs: attrs{}}, {Type: "cacheonly", Attrs: attrs{}}}},
+		{push: true, want: []builder.Output{{Type: "registry", Attrs: attrs{}}}},
+		{in: []string{"type=image,name=x"}, push: true, want: []builder.Output{{Type: "registry", Attrs: attrs{"name": "x"}}}},
+		{in: []string{"type=local,dest=d"}, push: true, want: []builder.Output{{Type: "local", Dest: "d", Attrs: attrs{}}, {Type: "registry", Attrs: attrs{}}}},
+		{load: true, want: []builder.Output{{Type: "docker", Attrs: attrs{}}}},
+		{in: []string{"type=docker"}, load: true, want: []builder.Output{{Type: "docker", Attrs: attrs{}}}},
+		{in: []string{"type=docker,dest=f"}, load: true, want: []builder.Output{{Type: "docker", Dest: "f", Attrs: attrs{}}, {Type: "docker", Attrs: attrs{}}}},
+		{in: []string{""}, err: "it is empty"},
+		{in: []string{"type=oci,tar"}, err: `"tar" is not key=value`},
+		{in: []string{"a=b,c=d"}, err: "it has no type="},
+		{in: []string{"type=local"}, err: "needs dest="},
+		{in: []string{"type=image,dest=x"}, err: "has no dest"},
+		{in: []string{"type=image,push=maybe"}, err: "true or false"},
+		{in: []string{`type=oci,"dest=x`}, err: "comma separated list"},
+		{in: []string{"-", "type=docker,dest=-"}, err: "only one output"},
+	} {
+		got, err := parseOutputs(tc.in, tc.push, tc.load)
+		check(t, tc.in, got, err, tc.want, tc.err)
+	}
+}
+
+func TestParsePlatforms(t *testing.T) {
+	for _, tc := range []struct {
+		in   []string
+		env  string
+		want string
+		err  string
+	}{
+		{},
+		{in: []string{"linux/amd64,linux/arm64", "linux/aarch64"}, want: "linux/amd64 linux/arm64"},
+		{in: []string{"linux/arm64/v8", "linux/x86_64", "linux/arm"}, want: "linux/arm64 linux/amd64 linux/arm/v7"},
+		{env: "linux/s390x", want: "linux/s390x"},
+		{in: []string{"linux/riscv64"}, env: "linux/s390x", want: "linux/riscv64"},
+		{in: []string{"local,local"}, want: builder.HostPlatform().String()},
+		{in: []string{"linux/"}, err: "--platform"},
+		{in: []string{"linux/a,,linux/b"}, err: "--platform"},
+		{env: "/", err: "DOCKER_DEFAULT_PLATFORM"},
+	} {
+		t.Setenv("DOCKER_DEFAULT_PLATFORM", tc.env)
+		got, err := parsePlatforms(tc.in)
+		var names []string
+		for _, p := range got {
+			names = append(names, p.String())
+		}
+		check(t, tc.in, strings.Join(names, " "), err, tc.want, tc.err)
+	}
+}
+
+func TestParseBuildArgs(t *testing.T) {
+	t.Setenv("FROM_ENV", "e=1")
+	for _, tc := range []struct {
+		in    []string
+		epoch string
+		want  map[string]string
+		err   string
+	}{
+		{in: []string{"A=1", "B=", "C=a=b", "FROM_ENV", "NOT_THERE", "A=2"}, want: map[string]string{"A": "2", "B": "", "C": "a=b", "FROM_ENV": "e=1"}},
+		{epoch: "5", want: map[string]string{"SOURCE_DATE_EPOCH": "5"}},
+		{in: []string{"SOURCE_DATE_EPOCH="}, epoch: "5", want: map[string]string{"SOURCE_DATE_EPOCH": ""}},
+		{in: []string{"=1"}, err: "--build-arg"},
+		{in: []string{""}, err: "--build-arg"},
+	} {
+		t.Setenv("SOURCE_DATE_EPOCH", tc.epoch)
+		got, err := parseBuildArgs(tc.in)
+		check(t, tc.in, got, err, tc.want, tc.err)
+	}
+}
+
+func TestParseExtraHosts(t *testing.T) {
+	for _, tc := range []struct {
+		in   string
+		want llb.ExtraHost
+		err  string
+	}{
+		{in: "a:1.2.3.4", want: llb.ExtraHost{Host: "a", IP: "1.2.3.4"}},
+		{in: "a=::1", want: llb.ExtraHost{Host: "a", IP: "::1"}},
+		{in: "a:fe80::1", want: llb.ExtraHost{Host: "a", IP: "fe80::1"}},
+		{in: "a:[::1]", want: llb.ExtraHost{Host: "a", IP: "::1"}},
+		{in: "a:host-gateway", want: llb.ExtraHost{Host: "a", IP: "host-gateway"}},
+		{in: "a:fe80::1%eth0", err: "not an IP address"},
+		{in: ":1.2.3.4", err: "not HOST:IP"},
+		{in: "a b:1.2.3.4", err: "not HOST:IP"},
+		{in: "a\n1.1.1.1 b:1.2.3.4", err: "not HOST:IP"},
+		{in: "a:", err: "not an IP address"},
+	} {
+		got, err := parseExtraHosts([]string{tc.in})
+		check(t, tc.in, got, err, []llb.ExtraHost{tc.want}, tc.err)
+	}
+}
+
+func TestParseUlimits(t *testing.T) {
+	for _, tc := range []struct {
+		in   []string
+		want []llb.Ulimit
+		err  string
+	}{
+		{in: []string{"nofile=1024:2048"}, want: []llb.Ulimit{{Name: "nofile", Soft: 1024, Hard: 2048}}},
+		{in: []string{"core=0", "cpu=5", "core=-1"}, want: []llb.Ulimit{{Name: "cpu", Soft: 5, Hard: 5}, {Name: "core", Soft: math.MaxUint64, Hard: math.MaxUint64}}},
+		{in: []string{"nofile=2048:1024"}, err: "--ulimit"},
+		{in: []string{"nofiles=1"}, err: "--ulimit"},
+		{in: []string{"core=-2"}, err: "-1 for none"},
+		{in: []string{"core="}, err: "--ulimit"},
+	} {
+		got, err := parseUlimits(tc.in)
+		check(t, tc.in, got, err, tc.want, tc.err)
+	}
+}
+
+func TestParseShmSize(t *testing.T) {
+	for _, tc := range []struct {
+		in   string
+		want int64
+		err  string
+	}{
+		{"", 0, ""}, {"0", 0, ""}, {"64m", 64 << 20, ""}, {"1.5g", 3 << 29, ""}, {"1024", 1024, ""},
+		{"-1", 0, "--shm-size"}, {"big", 0, "--shm-size"},
+	} {
+		got, err := parseShmSize(tc.in)
+		check(t, tc.in, got, err, tc.want, tc.err)
+	}
+}
+
+func TestParseSecrets(t *testing.T) {
+	t.Setenv("TOKEN", "x")
+	for _, tc := range []struct {
+		in   string
+		want builder.Secret
+		err  string
+	}{
+		{in: "id=a,src=f", want: builder.Secret{ID: "a", Src: "f"}},
+		{in: "id=a,source=f,type=file", want: builder.Secret{ID: "a", Src: "f"}},
+		{in: "id=a,env=V", want: builder.Secret{ID: "a", Env: "V"}},
+		{in: "type=env,id=a,src=V", want: builder.Secret{ID: "a", Env: "V"}},
+		{in: "type=env,id=a", want: builder.Secret{ID: "a", Env: "a"}},
+		{in: "id=TOKEN", want: builder.Secret{ID: "TOKEN", Env: "TOKEN"}},
+		{in: "id=file.txt", want: builder.Secret{ID: "file.txt", Src: "file.txt"}},
+		{in: `id=a,"src=f,g"`, want: builder.Secret{ID: "a", Src: "f,g"}},
+		{in: "src=f", err: "it has no id="},
+		{in: "id=a,src=f,env=V", err: "not both"},
+		{in: "id=a,env=V,type=file", err: "not both"},
+		{in: "id=a,type=vault", err: "there is no type"},
+		{in: "id=a,mode=1", err: "there is no key"},
+		{in: "a", err: "not key=value"},
+	} {
+		got, err := parseSecrets([]string{tc.in})
+		check(t, tc.in, got, err, []builder.Secret{tc.want}, tc.err)
+	}
+	if _, err := parseSecrets([]string{"id=a,src=f", "id=a,src=g"}); err == nil {
+		t.Error("two secrets with one id")
+	}
+}
+
+func TestOptions(t *testing.T) {
+	f := buildFlags{network: "host", noCacheFilter: []string{"a, b", "c"}, call: "check", labels: []string{"a", "b=c=d"}}
+	o, err := f.options(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !o.Check || !reflect.DeepEqual(o.Allow, []string{"network.host"}) || !reflect.DeepEqual(o.NoCacheFilter, []string{"a", "b", "c"}) ||
+		!reflect.DeepEqual(o.Labels, map[string]string{"a": "", "b": "c=d"}) {
+		t.Errorf("%+v", o)
+	}
+}
+
+func TestExcerpt(t *testing.T) {
+	text := []byte("FROM busybox\n\nRUN false\n")
+	want := `Dockerfile:3
+--------------------
+   1 |     FROM busybox
+   2 |
+   3 | >>> RUN false
+--------------------
+`
+	if got := string(excerpt(llb.Location{File: "Dockerfile", StartLine: 3, EndLine: 3}, text)); got != want {
+		t.Errorf("got:\n%s", got)
+	}
+	for _, l := range []llb.Location{{File: "Dockerfile", StartLine: 9, EndLine: 9}, {File: "Dockerfile", StartLine: 9}} {
+		if got := string(excerpt(l, text)); got != "Dockerfile:9\n" {
+			t.Errorf("got:\n%s", got)
+		}
+	}
+	long := []byte(strings.Repeat("x \\\n\x1b[2J", 100))
+	got := string(excerpt(llb.Location{File: "D", StartLine: 3, EndLine: 90}, long))
+	if n := strings.Count(got, "\n"); n != 3+2+excerptMost+1 || strings.Contains(got, "\x1b") || !strings.Contains(got, "…") {
+		t.Errorf("%d lines:\n%s", n, got)
+	}
+}
+
+func TestImageRows(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	rows := imageRows([]builder.ImageInfo{
+		{Names: []string{"docker.io/library/app:v1", "docker.io/me/app:latest", "localhost:5000/a/b:c"}, ID: "sha256:0123456789abcdef", Created: now.Add(-3 * time.Hour), Size: 1_500_000},
+		{ID: "sha256:fedcba9876543210"},
+	}, false, now)
+	var out strings.Builder
+	printTable(&out, rows)
+	want := `REPOSITORY           TAG       IMAGE ID       CREATED       SIZE
+app                  v1        0123456789ab   3 hours ago   1.5MB
+me/app               latest    0123456789ab   3 hours ago   1.5MB
+localhost:5000/a/b   c         0123456789ab   3 hours ago   1.5MB
+<none>               <none>    fedcba987654   N/A           0B
+`
+	if out.String() != want {
+		t.Errorf("got:\n%s", out.String())
+	}
+	if got := matching(rows, "app"); len(got) != 1 || got[0].Tag != "v1" {
+		t.Errorf("%+v", got)
+	}
+	if got := matching(rows, "me/app:v2"); len(got) != 0 {
+		t.Errorf("%+v", got)
+	}
+}
