@@ -1,0 +1,668 @@
+package solver_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/solvertest"
+)
+
+// runner is a solver.Runner for graphs of Mkdir vertices. What a vertex does is looked up by its path.
+type runner struct {
+	mu   sync.Mutex
+	ran  []string        // paths of the vertices that Run was called for, in the order of their ends
+	gone map[string]bool // layers that are not in the store any more
+	held int             // steps planned, and not closed
+
+	// content says what a step makes, its layer's content, from its path; nil for the path itself.
+	content func(path string) string
+	// key says what decides it beside the contents of its inputs; nil for its path.
+	key func(path string) string
+	// run, where not nil, is called in Run.
+	run func(ctx context.Context, path string, out solver.Streams) error
+	// unique is part of every layer's id, as the time of a RUN would be.
+	unique string
+}
+
+func digest(s string) (c solver.Content) {
+	if s != "" {
+		c = solver.Content(solver.KeyOf([]solver.Input{{Name: s}}))
+	}
+	return c
+}
+
+func (r *runner) Plan(ctx context.Context, v *llb.Vertex, in []*solver.Chain) (solver.Step, error) {
+	op, ok := v.Op().(llb.Mkdir)
+	if !ok {
+		return solver.Step{Done: true}, nil
+	}
+	name := op.Path
+	if r.key != nil {
+		name = r.key(op.Path)
+	}
+	inputs := []solver.Input{{Name: "path", Value: name}}
+	for _, c := range in {
+		inputs = append(inputs, solver.Input{Name: "root", Value: c.Content().String()})
+	}
+	r.mu.Lock()
+	r.held++
+	r.mu.Unlock()
+	return solver.Step{
+		Inputs: inputs,
+		Run: func(ctx context.Context, out solver.Streams) (solver.Layer, error) {
+			if r.run != nil {
+				if err := r.run(ctx, op.Path, out); err != nil {
+					return solver.Layer{}, err
+				}
+			}
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.ran = append(r.ran, op.Path)
+			made := op.Path
+			if r.content != nil {
+				made = r.content(op.Path)
+			}
+			return solver.Layer{ID: op.Path + r.unique, Content: digest(made)}, nil
+		},
+		Close: func() {
+			r.mu.Lock()
+			r.held--
+			r.mu.Unlock()
+		},
+	}, nil
+}
+
+func (r *runner) Has(l solver.Layer) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.gone[l.ID]
+}
+
+// outcomes is a solver.Observer.
+type outcomes struct {
+	mu      sync.Mutex
+	by      map[string]solver.Outcome
+	started int
+	log     strings.Builder
+}
+
+func (o *outcomes) Started(*llb.Vertex) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.started++
+}
+
+func (o *outcomes) Log(v *llb.Vertex, stream int, p []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	fmt.Fprintf(&o.log, "%d:%s", stream, p)
+}
+
+func (o *outcomes) Finished(v *llb.Vertex, out solver.Outcome) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.by == nil {
+		o.by = map[string]solver.Outcome{}
+	}
+	if op, ok := v.Op().(llb.Mkdir); ok {
+		o.by[op.Path] = out
+	}
+}
+
+func (o *outcomes) cached() (names []string) {
+	for name, out := range o.by {
+		if out.Cached {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// build is a graph under construction.
+type build struct {
+	llb.Graph
+	scratch *llb.Vertex
+}
+
+func newBuild() *build {
+	b := &build{}
+	b.scratch = b.Add(llb.Scratch{}, llb.Meta{Name: "scratch"})
+	return b
+}
+
+func (b *build) step(name string, inputs ...*llb.Vertex) *llb.Vertex {
+	if len(inputs) == 0 {
+		inputs = []*llb.Vertex{b.scratch}
+	}
+	return b.Add(llb.Mkdir{Path: name}, llb.Meta{Name: name}, inputs...)
+}
+
+func solve(t *testing.T, r *runner, c solver.Cache, roots ...*llb.Vertex) ([]*solver.Chain, *outcomes, error) {
+	t.Helper()
+	o := &outcomes{}
+	out, err := solver.Solve(t.Context(), roots, solver.Options{Cache: c, Runner: r, Observer: o, Parallelism: 8})
+	if r.held != 0 {
+		t.Errorf("%d steps were not closed", r.held)
+	}
+	return out, o, err
+}
+
+func mustSolve(t *testing.T, r *runner, c solver.Cache, roots ...*llb.Vertex) ([]*solver.Chain, *outcomes) {
+	t.Helper()
+	out, o, err := solve(t, r, c, roots...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out, o
+}
+
+func TestMemory(t *testing.T) {
+	c := solvertest.NewMemory()
+	solvertest.TestCache(t, func() solver.Cache { return c })
+}
+
+// forEachCache runs a test with the double and with the cache that kiln has.
+func forEachCache(t *testing.T, f func(t *testing.T, c solver.Cache)) {
+	t.Run("memory", func(t *testing.T) { f(t, solvertest.NewMemory()) })
+	t.Run("disk", func(t *testing.T) {
+		c, err := cache.Open(t.TempDir(), t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		f(t, c)
+	})
+}
+
+func TestIndependentStepsRunTogether(t *testing.T) {
+	b := newBuild()
+	var roots []*llb.Vertex
+	const n = 5
+	for i := range n {
+		roots = append(roots, b.step(fmt.Sprint(i)))
+	}
+	// Each waits until all have come, so this ends only if they run side by side.
+	var all sync.WaitGroup
+	all.Add(n)
+	r := &runner{run: func(ctx context.Context, path string, _ solver.Streams) error {
+		all.Done()
+		all.Wait()
+		return nil
+	}}
+	mustSolve(t, r, solvertest.NewMemory(), roots...)
+	if len(r.ran) != n {
+		t.Fatalf("ran %v", r.ran)
+	}
+}
+
+func TestParallelismIsTheLimit(t *testing.T) {
+	b := newBuild()
+	var roots []*llb.Vertex
+	for i := range 30 {
+		roots = append(roots, b.step(fmt.Sprint(i)))
+	}
+	var mu sync.Mutex
+	now, most := 0, 0
+	r := &runner{run: func(context.Context, string, solver.Streams) error {
+		mu.Lock()
+		now++
+		most = max(most, now)
+		mu.Unlock()
+		runtime.Gosched()
+		mu.Lock()
+		now--
+		mu.Unlock()
+		return nil
+	}}
+	_, err := solver.Solve(t.Context(), roots, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Observer: &outcomes{}, Parallelism: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if most > 3 {
+		t.Fatalf("%d steps at once, of at most 3", most)
+	}
+}
+
+// TestInputsBeforeUsers builds random graphs: a step never runs before what it reads, and each step once.
+func TestInputsBeforeUsers(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for range 30 {
+		b := newBuild()
+		var steps []*llb.Vertex
+		for i := range 60 {
+			var inputs []*llb.Vertex
+			for range rnd.IntN(4) {
+				if i > 0 {
+					inputs = append(inputs, steps[rnd.IntN(i)])
+				}
+			}
+			steps = append(steps, b.step(fmt.Sprint(i), inputs...))
+		}
+		done := map[string]bool{}
+		var mu sync.Mutex
+		needs := map[string][]string{}
+		for _, v := range steps {
+			for _, in := range v.Inputs() {
+				needs[v.Meta().Name] = append(needs[v.Meta().Name], in.Meta().Name)
+			}
+		}
+		r := &runner{run: func(_ context.Context, path string, _ solver.Streams) error {
+			mu.Lock()
+			defer mu.Unlock()
+			for _, in := range needs[path] {
+				if in != "scratch" && !done[in] {
+					return fmt.Errorf("%s runs before its input %s", path, in)
+				}
+			}
+			if done[path] {
+				return fmt.Errorf("%s runs twice", path)
+			}
+			done[path] = true
+			return nil
+		}}
+		mustSolve(t, r, solvertest.NewMemory(), steps...)
+		if len(done) != len(steps) {
+			t.Fatalf("%d of %d steps ran", len(done), len(steps))
+		}
+	}
+}
+
+func TestEqualVerticesAreOne(t *testing.T) {
+	b := newBuild()
+	a1, a2 := b.step("a"), b.step("a")
+	r := &runner{}
+	out, o := mustSolve(t, r, solvertest.NewMemory(), b.step("x", a1), b.step("y", a2), a1)
+	slices.Sort(r.ran)
+	if got := strings.Join(r.ran, " "); got != "a x y" {
+		t.Fatalf("ran %s", got)
+	}
+	if o.started != 4 { // and scratch
+		t.Errorf("%d vertices started", o.started)
+	}
+	if got := out[0].Parent().Top().ID + " " + out[1].Parent().Top().ID + " " + out[2].Top().ID; got != "a a a" {
+		t.Errorf("outputs stand on %s", got)
+	}
+}
+
+// TestEqualKeysRunOnce has different vertices of one key, as two stages that copy the same files.
+func TestEqualKeysRunOnce(t *testing.T) {
+	forEachCache(t, func(t *testing.T, c solver.Cache) {
+		b := newBuild()
+		var roots []*llb.Vertex
+		for i := range 6 {
+			roots = append(roots, b.step(fmt.Sprint(i)))
+		}
+		r := &runner{key: func(string) string { return "same" }, content: func(string) string { return "same" }}
+		out, o := mustSolve(t, r, c, roots...)
+		if len(r.ran) != 1 || len(o.cached()) != 5 {
+			t.Fatalf("ran %v, cached %v", r.ran, o.cached())
+		}
+		for _, chain := range out {
+			if chain.Top().ID != r.ran[0] {
+				t.Errorf("an output is layer %s, and %s ran", chain.Top().ID, r.ran[0])
+			}
+		}
+	})
+}
+
+func TestSecondBuildIsCached(t *testing.T) {
+	forEachCache(t, func(t *testing.T, c solver.Cache) {
+		b := newBuild()
+		root := b.step("c", b.step("b", b.step("a")))
+		first, o := mustSolve(t, &runner{}, c, root)
+		for name, out := range o.by {
+			if out.Miss == nil || out.Miss.Reason == "" || out.Cached || out.Record == nil {
+				t.Errorf("%s ran with outcome %+v, want a reason and a record", name, out)
+			}
+		}
+		r := &runner{}
+		second, o := mustSolve(t, r, c, root)
+		if len(r.ran) != 0 || len(o.cached()) != 3 {
+			t.Fatalf("ran %v, cached %v", r.ran, o.cached())
+		}
+		if !slices.Equal(first[0].Layers(), second[0].Layers()) {
+			t.Errorf("layers %v, then %v", first[0].Layers(), second[0].Layers())
+		}
+	})
+}
+
+// TestEarlyCutOff: a step whose inputs changed runs again; if it makes the same content, also none, what follows is cached.
+func TestEarlyCutOff(t *testing.T) {
+	for _, made := range []string{"same", ""} {
+		forEachCache(t, func(t *testing.T, c solver.Cache) {
+			b := newBuild()
+			root := b.step("c", b.step("b", b.step("a")))
+			content := func(path string) string {
+				if path == "a" {
+					return made
+				}
+				return path
+			}
+			mustSolve(t, &runner{content: content}, c, root)
+			r := &runner{content: content, unique: "'", key: func(path string) string {
+				if path == "a" {
+					return "a was edited"
+				}
+				return path
+			}}
+			_, o := mustSolve(t, r, c, root)
+			if got := strings.Join(r.ran, " "); got != "a" {
+				t.Errorf("content %q: ran %s, want a alone", made, got)
+			}
+			if got := strings.Join(o.cached(), " "); got != "b c" {
+				t.Errorf("content %q: cached %s, want b c", made, got)
+			}
+			// And other content is not cut off.
+			r.content, r.ran = func(path string) string { return path + " is new" }, nil
+			r.key = func(path string) string { return path + " again" }
+			mustSolve(t, r, c, root)
+			if got := strings.Join(r.ran, " "); got != "a b c" {
+				t.Errorf("ran %s, want all", got)
+			}
+		})
+	}
+}
+
+func TestNoCache(t *testing.T) {
+	forEachCache(t, func(t *testing.T, c solver.Cache) {
+		b := newBuild()
+		a := b.step("a")
+		root := b.Add(llb.Mkdir{Path: "b"}, llb.Meta{Name: "b", NoCache: true}, a)
+		mustSolve(t, &runner{}, c, root)
+		r := &runner{unique: "'"}
+		out, o := mustSolve(t, r, c, root)
+		if got := strings.Join(r.ran, " "); got != "b" {
+			t.Fatalf("ran %s, want b alone", got)
+		}
+		if miss := o.by["b"].Miss; miss == nil || miss.Reason == "" {
+			t.Errorf("b's miss is %v", miss)
+		}
+		if out[0].Top().ID != "b'" {
+			t.Errorf("the output is %s, want the new layer", out[0].Top().ID)
+		}
+		// Its result is remembered for those who allow that.
+		r = &runner{}
+		mustSolve(t, r, c, b.step("b", a))
+		if len(r.ran) != 0 {
+			t.Errorf("ran %v", r.ran)
+		}
+	})
+}
+
+func TestLayerGone(t *testing.T) {
+	c := solvertest.NewMemory()
+	b := newBuild()
+	root := b.step("b", b.step("a"))
+	mustSolve(t, &runner{}, c, root)
+	r := &runner{gone: map[string]bool{"a": true}, unique: "'"}
+	_, o := mustSolve(t, r, c, root)
+	if got := strings.Join(r.ran, " "); got != "a" {
+		t.Fatalf("ran %s, want a", got)
+	}
+	if miss := o.by["a"].Miss; miss == nil || !strings.Contains(miss.Reason, "layer a") {
+		t.Errorf("the reason is %v, want one that names the layer", miss)
+	}
+	if !o.by["b"].Cached {
+		t.Error("b ran, and it reads the same content")
+	}
+}
+
+// broken is a cache whose disk fails.
+type broken struct {
+	*solvertest.Memory
+	err error
+}
+
+func (b broken) Get(solver.Key) (*solver.Record, error) { return nil, b.err }
+
+func TestCacheFails(t *testing.T) {
+	want := errors.New("input/output error")
+	r := &runner{}
+	_, _, err := solve(t, r, broken{solvertest.NewMemory(), want}, newBuild().step("a"))
+	if !errors.Is(err, want) {
+		t.Fatalf("Solve = %v, want the cache's error", err)
+	}
+	if len(r.ran) != 0 {
+		t.Errorf("ran %v", r.ran)
+	}
+}
+
+// TestFirstFailure: when a step fails, the others are cancelled, what has not begun never does, Solve waits for those that
+// run, and the error is the first one's.
+func TestFirstFailure(t *testing.T) {
+	b := newBuild()
+	boom := errors.New("boom")
+	slow, failing := b.step("slow"), b.step("failing")
+	after := b.step("after", slow, failing)
+	slowRuns := make(chan struct{})
+	var ended []string
+	r := &runner{run: func(ctx context.Context, path string, _ solver.Streams) error {
+		switch path {
+		case "slow":
+			close(slowRuns)
+			<-ctx.Done()
+			runtime.Gosched()
+			ended = append(ended, "slow") // Solve must not return before this: the race detector would tell
+			return errors.New("killed")
+		case "failing":
+			<-slowRuns
+			return boom
+		}
+		t.Errorf("%s runs", path)
+		return nil
+	}}
+	_, o, err := solve(t, r, solvertest.NewMemory(), after)
+	failed, ok := errors.AsType[*solver.VertexError](err)
+	if !ok || failed.Vertex != failing || !errors.Is(err, boom) {
+		t.Fatalf("Solve = %v, want the failure of the step that failed first", err)
+	}
+	if len(ended) != 1 {
+		t.Error("Solve returned before the other step had ended")
+	}
+	if out := o.by["failing"]; !errors.Is(out.Err, boom) || out.Miss == nil {
+		t.Errorf("the outcome is %+v", out)
+	}
+}
+
+// TestFailureIsNotRemembered: what failed runs again, and its log is thrown away.
+func TestFailureIsNotRemembered(t *testing.T) {
+	forEachCache(t, func(t *testing.T, c solver.Cache) {
+		root := newBuild().step("a")
+		_, _, err := solve(t, &runner{run: func(context.Context, string, solver.Streams) error { return errors.New("boom") }}, c, root)
+		if err == nil {
+			t.Fatal("no error")
+		}
+		r := &runner{}
+		mustSolve(t, r, c, root)
+		if len(r.ran) != 1 {
+			t.Errorf("ran %v", r.ran)
+		}
+	})
+}
+
+func TestCancel(t *testing.T) {
+	b := newBuild()
+	root := b.step("b", b.step("a"))
+	cause := errors.New("interrupted")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	r := &runner{run: func(ctx context.Context, path string, _ solver.Streams) error {
+		cancel(cause)
+		<-ctx.Done()
+		return errors.New("process killed by SIGKILL")
+	}}
+	_, err := solver.Solve(ctx, []*llb.Vertex{root}, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Observer: &outcomes{}, Parallelism: 8})
+	if !errors.Is(err, cause) {
+		t.Fatalf("Solve = %v, want the cause", err)
+	}
+	if r.held != 0 {
+		t.Errorf("%d steps were not closed", r.held)
+	}
+	// A context that has ended already starts nothing.
+	o := &outcomes{}
+	_, err = solver.Solve(ctx, []*llb.Vertex{root}, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Observer: o, Parallelism: 8})
+	if !errors.Is(err, cause) || o.started != 0 {
+		t.Fatalf("Solve = %v after %d starts", err, o.started)
+	}
+}
+
+// TestCancelWhileWaiting: a step that waits for the one that does the same work elsewhere ends with the build.
+func TestCancelWhileWaiting(t *testing.T) {
+	forEachCache(t, func(t *testing.T, c solver.Cache) {
+		root := newBuild().step("a")
+		running := make(chan struct{})
+		finish := make(chan struct{})
+		other := make(chan error)
+		go func() {
+			_, err := solver.Solve(t.Context(), []*llb.Vertex{root}, solver.Options{Cache: c, Observer: &outcomes{}, Runner: &runner{
+				run: func(context.Context, string, solver.Streams) error {
+					close(running)
+					<-finish
+					return nil
+				},
+			}})
+			other <- err
+		}()
+		<-running
+		cause := errors.New("interrupted")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(time.Millisecond, func() { cancel(cause) })
+		_, err := solver.Solve(ctx, []*llb.Vertex{root}, solver.Options{Cache: c, Observer: &outcomes{}, Runner: &runner{}})
+		if !errors.Is(err, cause) {
+			t.Errorf("Solve = %v, want the cause", err)
+		}
+		close(finish)
+		if err := <-other; err != nil {
+			t.Errorf("the other build: %v", err)
+		}
+	})
+}
+
+func TestLog(t *testing.T) {
+	c := solvertest.NewMemory()
+	r := &runner{run: func(_ context.Context, _ string, out solver.Streams) error {
+		fmt.Fprint(out.Stdout, "out\n")
+		fmt.Fprint(out.Stderr, "err\n")
+		return nil
+	}}
+	_, o := mustSolve(t, r, c, newBuild().step("a"))
+	if got := o.log.String(); got != "1:out\n2:err\n" {
+		t.Errorf("the observer saw %q", got)
+	}
+	rec := o.by["a"].Record
+	if got := c.Log(solver.KeyOf(rec.Inputs)); got != "out\nerr\n" || rec.LogSize != int64(len(got)) {
+		t.Errorf("the record has the log %q and says it has %d bytes", got, rec.LogSize)
+	}
+}
+
+// TestLargeGraphs: neither depth nor width costs stack, nor time that grows with the square.
+func TestLargeGraphs(t *testing.T) {
+	const n = 10000
+	chain := newBuild()
+	top := chain.scratch
+	for i := range n {
+		top = chain.step(fmt.Sprint(i), top)
+	}
+	fan := newBuild()
+	var leaves []*llb.Vertex
+	for i := range n {
+		leaves = append(leaves, fan.step(fmt.Sprint(i)))
+	}
+	for name, root := range map[string]*llb.Vertex{"chain": top, "fan": fan.step("all", leaves...)} {
+		t.Run(name, func(t *testing.T) {
+			c := solvertest.NewMemory()
+			for _, want := range []int{n, 0} {
+				r := &runner{}
+				out, _ := mustSolve(t, r, c, root)
+				if got := len(r.ran); got != want && got != want+1 {
+					t.Errorf("%d steps ran, want %d", got, want)
+				}
+				if name == "chain" && (out[0].Depth() != n || len(out[0].Layers()) != n) {
+					t.Errorf("the output has %d layers", out[0].Depth())
+				}
+			}
+		})
+	}
+}
+
+func TestNoGoroutinesAreLeft(t *testing.T) {
+	before := runtime.NumGoroutine()
+	for i := range 50 {
+		b := newBuild()
+		var inputs []*llb.Vertex
+		for n := range 20 {
+			inputs = append(inputs, b.step(fmt.Sprint(n)))
+		}
+		r := &runner{run: func(ctx context.Context, path string, _ solver.Streams) error {
+			if i%2 == 0 && path == "7" {
+				return errors.New("boom")
+			}
+			return nil
+		}}
+		_, _, err := solve(t, r, solvertest.NewMemory(), b.step("all", inputs...))
+		if (err != nil) != (i%2 == 0) {
+			t.Fatal(err)
+		}
+	}
+	// Goroutines that have delivered their result may need a moment to end.
+	deadline := time.Now().Add(5 * time.Second)
+	for runtime.NumGoroutine() > before {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines, and %d before", runtime.NumGoroutine(), before)
+		}
+		runtime.Gosched()
+	}
+}
+
+func TestKeyOf(t *testing.T) {
+	// No two different lists of inputs may be the same bytes, however names and values are cut.
+	pieces := []string{"", "a", "b", "ab", "a\x00", "\x01\x00\x00\x00\x00\x00\x00\x00a"}
+	seen := map[solver.Key]string{}
+	add := func(in []solver.Input) {
+		key, text := solver.KeyOf(in), fmt.Sprintf("%q", in)
+		if other, ok := seen[key]; ok && other != text {
+			t.Errorf("%s and %s have one key", text, other)
+		}
+		seen[key] = text
+	}
+	add(nil)
+	for _, a := range pieces {
+		for _, b := range pieces {
+			add([]solver.Input{{Name: a, Value: b}})
+			for _, c := range pieces {
+				for _, d := range pieces {
+					add([]solver.Input{{Name: a, Value: b}, {Name: c, Value: d}})
+				}
+			}
+		}
+	}
+	key := solver.KeyOf(nil)
+	if back, err := solver.ParseKey(key.String()); err != nil || back != key {
+		t.Errorf("ParseKey(%s) = %s, %v", key, back, err)
+	}
+}
+
+func TestChainContent(t *testing.T) {
+	var empty *solver.Chain
+	layer := func(n byte) solver.Layer { return solver.Layer{ID: fmt.Sprint(n), Content: solver.Content{n}} }
+	a := empty.Push(layer(1))
+	if a.Content() == empty.Content() || a.Push(layer(2)).Content() == a.Content() {
+		t.Error("a layer that changes something leaves the content as it was")
+	}
+	if a.Push(solver.Layer{ID: "x"}).Content() != a.Content() {
+		t.Error("a layer without entries changes the content")
+	}
+	if empty.Push(layer(1)).Push(layer(2)).Content() == empty.Push(layer(2)).Push(layer(1)).Content() {
+		t.Error("the order of layers does not matter")
+	}
+}
