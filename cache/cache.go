@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/lock"
@@ -36,11 +37,13 @@ type Cache struct {
 	dir   string
 	locks string
 	tmp   string
-	build string
 	boot  string
 
-	mu      sync.Mutex
-	written bool
+	// mu guards build. Put holds it for reading while it writes, so that no record of a build appears after
+	// Seal has begun to sync that build.
+	mu      sync.RWMutex
+	build   string
+	written atomic.Bool
 }
 
 // Open opens the cache in kiln's root directory. tmp is a directory of this process's own on the same file system.
@@ -56,10 +59,14 @@ func Open(root, tmp string) (*Cache, error) {
 		return nil, fmt.Errorf("open the cache: %w", err)
 	}
 	c.boot = strings.TrimSpace(string(boot))
+	c.build = newBuild()
+	return c, nil
+}
+
+func newBuild() string {
 	var id [16]byte
 	rand.Read(id[:])
-	c.build = hex.EncodeToString(id[:])
-	return c, nil
+	return hex.EncodeToString(id[:])
 }
 
 func (c *Cache) seals() string { return filepath.Join(c.dir, "seals") }
@@ -112,6 +119,8 @@ func (c *Cache) Put(key solver.Key, r *solver.Record, log solver.Log) error {
 	if err := log.(*logFile).keep(path + ".log"); err != nil {
 		return fmt.Errorf("keep a step's log: %w", err)
 	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
 	f, err := os.CreateTemp(c.tmp, "record-")
 	if err != nil {
 		return fmt.Errorf("write a record: %w", err)
@@ -125,9 +134,7 @@ func (c *Cache) Put(key solver.Key, r *solver.Record, log solver.Log) error {
 		os.Remove(f.Name())
 		return fmt.Errorf("write a record: %w", err)
 	}
-	c.mu.Lock()
-	c.written = true
-	c.mu.Unlock()
+	c.written.Store(true)
 	return nil
 }
 
@@ -141,11 +148,15 @@ func (c *Cache) Lock(ctx context.Context, key solver.Key) (func(), error) {
 }
 
 // Seal makes this process's records survive a crash of the machine: it syncs the file system that they and the layers are
-// on, and then says so. It does nothing if no record was written.
+// on, and then says so. It does nothing if no record was written. Records that are put later belong to a build of their
+// own, which this seal does not speak for.
 func (c *Cache) Seal() error {
 	c.mu.Lock()
-	written := c.written
-	c.written = false
+	build := c.build
+	written := c.written.Swap(false)
+	if written {
+		c.build = newBuild()
+	}
 	c.mu.Unlock()
 	if !written {
 		return nil
@@ -158,7 +169,7 @@ func (c *Cache) Seal() error {
 	if err := unix.Syncfs(int(d.Fd())); err != nil {
 		return fmt.Errorf("seal the cache: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(c.seals(), c.build), os.O_WRONLY|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(c.seals(), build), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("seal the cache: %w", err)
 	}

@@ -1,0 +1,227 @@
+package cache
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/solvertest"
+)
+
+func open(t *testing.T, root string) *Cache {
+	t.Helper()
+	c, err := Open(root, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestContract(t *testing.T) {
+	root := t.TempDir()
+	var all []*Cache
+	solvertest.TestCache(t, func() solver.Cache {
+		c := open(t, root)
+		all = append(all, c)
+		return c
+	})
+	for _, c := range all {
+		if left, _ := os.ReadDir(c.tmp); len(left) > 0 {
+			t.Errorf("left in tmp: %v", left)
+		}
+	}
+	if left, _ := os.ReadDir(filepath.Join(root, "locks")); len(left) > 0 {
+		t.Errorf("left in locks: %v", left)
+	}
+}
+
+// put stores a record with a log and returns the path of its file.
+func put(t *testing.T, c *Cache, key solver.Key, r *solver.Record, text string) string {
+	t.Helper()
+	log, err := c.NewLog()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.Write([]byte(text))
+	if err := c.Put(key, r, log); err != nil {
+		t.Fatal(err)
+	}
+	return c.path(key)
+}
+
+func TestEveryDamageIsAMiss(t *testing.T) {
+	c := open(t, t.TempDir())
+	key, r := solvertest.Record(1)
+	path := put(t, c, key, r, "")
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(what string, at int, data []byte) {
+		t.Helper()
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.Get(key)
+		miss, ok := errors.AsType[*solver.Miss](err)
+		if got != nil || !ok || !strings.Contains(miss.Reason, "damaged") {
+			t.Fatalf("%s at byte %d: Get = %+v, %v, want a miss that says why", what, at, got, err)
+		}
+	}
+	for i := range whole {
+		for bit := range 8 {
+			data := bytes.Clone(whole)
+			data[i] ^= 1 << bit
+			check("a flipped bit", i, data)
+		}
+		// The checksum's last line may lack its newline: nothing is lost with that.
+		if i < len(whole)-1 {
+			check("a cut", i, whole[:i])
+		}
+		zeros := append(bytes.Clone(whole[:i]), make([]byte, len(whole)-i)...)
+		check("zeros", i, zeros)
+	}
+	check("something more", len(whole), append(bytes.Clone(whole), 'x'))
+	check("itself twice", len(whole), append(bytes.Clone(whole), whole...))
+
+	// Another key's record in its place, though sound.
+	other, r2 := solvertest.Record(2)
+	foreign, err := os.ReadFile(put(t, c, other, r2, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("the record of another key", 0, foreign)
+
+	// Things that are no files.
+	for _, make := range []func() error{
+		func() error { return os.Mkdir(path, 0o700) },
+		func() error { return os.Symlink(c.path(other), path) },
+	} {
+		if err := errors.Join(os.Remove(path), make()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Get(key); !errors.As(err, new(*solver.Miss)) {
+			t.Errorf("Get = %v, want a miss", err)
+		}
+	}
+	// A damaged record is replaced by a sound one.
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, whole[:9], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	put(t, c, key, r, "")
+	if got, err := c.Get(key); err != nil || !reflect.DeepEqual(got, r) {
+		t.Errorf("Get = %+v, %v", got, err)
+	}
+}
+
+// TestOtherBoot: what was written before the machine was started again counts only if it was known to be on disk.
+func TestOtherBoot(t *testing.T) {
+	root := t.TempDir()
+	before := open(t, root)
+	before.boot = "the-boot-before"
+	key, r := solvertest.Record(1)
+	put(t, before, key, r, "")
+	if _, err := before.Get(key); err != nil {
+		t.Fatalf("in the same boot: %v", err)
+	}
+
+	now := open(t, root)
+	_, err := now.Get(key)
+	if miss, ok := errors.AsType[*solver.Miss](err); !ok || !strings.Contains(miss.Reason, "started again") {
+		t.Fatalf("Get = %v, want a miss that says why", err)
+	}
+	if err := before.Seal(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := now.Get(key); err != nil {
+		t.Errorf("Get of a sealed record = %v", err)
+	}
+	// What the same build writes after its seal is not sealed until it seals again.
+	other, r2 := solvertest.Record(2)
+	late := open(t, root)
+	late.boot = before.boot
+	put(t, late, other, r2, "")
+	if _, err := now.Get(other); !errors.As(err, new(*solver.Miss)) {
+		t.Errorf("Get of a record whose build was never sealed = %v, want a miss", err)
+	}
+}
+
+// TestSealThenPut: a process that seals more than once must not let its first seal vouch for what it wrote later.
+func TestSealThenPut(t *testing.T) {
+	root := t.TempDir()
+	before := open(t, root)
+	before.boot = "the-boot-before"
+	k1, r1 := solvertest.Record(1)
+	put(t, before, k1, r1, "")
+	if err := before.Seal(); err != nil {
+		t.Fatal(err)
+	}
+	k2, r2 := solvertest.Record(2)
+	put(t, before, k2, r2, "")
+	now := open(t, root)
+	if _, err := now.Get(k1); err != nil {
+		t.Errorf("Get of what was sealed = %v", err)
+	}
+	if _, err := now.Get(k2); !errors.As(err, new(*solver.Miss)) {
+		t.Errorf("Get of what was written after the seal = %v, want a miss", err)
+	}
+}
+
+func TestSealOfNothing(t *testing.T) {
+	c := open(t, t.TempDir())
+	if err := c.Seal(); err != nil {
+		t.Fatal(err)
+	}
+	if seals, _ := os.ReadDir(c.seals()); len(seals) > 0 {
+		t.Errorf("a build that wrote nothing left a seal: %v", seals)
+	}
+}
+
+func TestLogIsKept(t *testing.T) {
+	c := open(t, t.TempDir())
+	key, r := solvertest.Record(1)
+	text := strings.Repeat("line\n", 10000)
+	r.LogSize = int64(len(text))
+	path := put(t, c, key, r, text)
+	if got, err := os.ReadFile(path + ".log"); err != nil || string(got) != text {
+		t.Fatalf("the log has %d bytes, %v", len(got), err)
+	}
+	// The step runs again and prints nothing: the old log must not stay beside the new record.
+	put(t, c, key, r, "")
+	if _, err := os.Lstat(path + ".log"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the log of the earlier run is still there: %v", err)
+	}
+	log, err := c.NewLog()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.Write([]byte("x"))
+	if err := errors.Join(log.Close(), log.Close()); err != nil {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(c.tmp); len(left) > 0 {
+		t.Errorf("left in tmp: %v", left)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	key, r := solvertest.Record(1)
+	text := encode(key, r, origin{"boot", strings.Repeat("0f", 16)})
+	f.Add(text)
+	f.Add(text[:len(text)/2])
+	f.Add("")
+	f.Add("kiln record 1\nsum ")
+	f.Fuzz(func(t *testing.T, data string) {
+		if got, _, err := decode(key, data); err == nil && !reflect.DeepEqual(got.Inputs, r.Inputs) {
+			t.Errorf("a record with other inputs is taken for that of the key: %+v", got)
+		}
+	})
+}
