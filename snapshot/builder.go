@@ -22,6 +22,7 @@ const maxLinks = 40
 type Builder struct {
 	parent layer.Tree // nil: what is below is not known
 	nodes  map[string]*node
+	order  []*node // the nodes as they came, and some that are no more
 	disk   *disk
 	now    time.Time
 }
@@ -30,6 +31,23 @@ type Builder struct {
 type node struct {
 	layer.Entry
 	links *int
+	// alone says of a directory that nothing that lies below the layer can be seen in it.
+	alone bool
+	// gone says that the node is not part of the layer any more.
+	gone bool
+}
+
+func (b *Builder) set(n *node) {
+	if old := b.nodes[n.Path]; old != nil {
+		old.gone = true
+	}
+	b.nodes[n.Path] = n
+	b.order = append(b.order, n)
+}
+
+func (b *Builder) unset(n *node) {
+	n.gone = true
+	delete(b.nodes, n.Path)
 }
 
 // NewBuilder returns a builder over parent. A nil parent is for the layer of an image, whose entries may be in
@@ -74,12 +92,14 @@ func (b *Builder) Lookup(p string) (layer.Entry, bool, error) {
 	if b.parent == nil {
 		return layer.Entry{}, false, nil
 	}
-	// What lies below a name that the layer has in another way is hidden.
+	// What lies below a name that the layer has in another way is hidden. Every directory of the layer knows that of those
+	// above it, so the nearest one decides.
 	for dir := layer.Parent(p); dir != ""; dir = layer.Parent(dir) {
 		if n, ok := b.nodes[dir]; ok {
-			if n.Type != layer.Dir || n.Opaque {
+			if n.Type != layer.Dir || n.alone {
 				return layer.Entry{}, false, nil
 			}
+			break
 		}
 	}
 	return b.parent.Lookup(p)
@@ -203,7 +223,20 @@ func (b *Builder) add(e *layer.Entry, body io.Reader) error {
 			return err
 		}
 	}
-	b.nodes[e.Path] = &node{Entry: *e}
+	n := &node{Entry: *e}
+	if e.Type == layer.Dir && e.Path != "" {
+		n.alone = e.Opaque
+		if up := b.nodes[layer.Parent(e.Path)]; up != nil && up.alone {
+			n.alone = true
+		} else if b.parent != nil && !n.alone {
+			lower, ok, err := b.parent.Lookup(e.Path)
+			if err != nil {
+				return err
+			}
+			n.alone = !ok || lower.Type != layer.Dir
+		}
+	}
+	b.set(n)
 	return nil
 }
 
@@ -234,7 +267,11 @@ func (b *Builder) Put(e layer.Entry, body io.Reader) error {
 				return err
 			}
 		}
-		b.nodes[e.Path] = &node{Entry: e}
+		n := &node{Entry: e}
+		if mine := b.nodes[e.Path]; mine != nil {
+			n.alone = mine.alone
+		}
+		b.set(n)
 		return nil
 	}
 	if err := b.replace(&e); err != nil {
@@ -291,7 +328,7 @@ func (b *Builder) Link(p, target string) error {
 	}
 	link := *file
 	link.Path = p
-	b.nodes[p] = &link
+	b.set(&link)
 	return nil
 }
 
@@ -310,11 +347,11 @@ func (b *Builder) forget(p string) error {
 			return err
 		}
 	}
-	delete(b.nodes, p)
+	b.unset(n)
 	if n.Type == layer.Dir {
-		for q := range b.nodes {
+		for q, below := range b.nodes {
 			if layer.Within(q, p) {
-				delete(b.nodes, q)
+				b.unset(below)
 			}
 		}
 	}
@@ -358,9 +395,9 @@ func (b *Builder) Opaque(p string) error {
 	n := b.nodes[p]
 	if n == nil {
 		n = &node{Entry: layer.Entry{Type: layer.Dir, Mode: 0o755, ModTime: b.now, Clock: true, Implied: b.parent == nil}}
-		b.nodes[p] = n
+		b.set(n)
 	}
-	n.Opaque = true
+	n.Opaque, n.alone = true, true
 	if b.disk != nil {
 		return b.disk.setDir(&n.Entry)
 	}
@@ -370,11 +407,12 @@ func (b *Builder) Opaque(p string) error {
 // Entries returns what the layer has so far, in the order of layer.Compare. Of the names of one file the first is the
 // File, and the others are Hardlinks to it.
 func (b *Builder) Entries() []*layer.Entry {
-	nodes := make([]*node, 0, len(b.nodes))
-	for _, n := range b.nodes {
-		nodes = append(nodes, n)
+	nodes := slices.DeleteFunc(b.order, func(n *node) bool { return n.gone })
+	order := func(x, y *node) int { return layer.Compare(x.Path, y.Path) }
+	if !slices.IsSortedFunc(nodes, order) {
+		slices.SortFunc(nodes, order)
 	}
-	slices.SortFunc(nodes, func(x, y *node) int { return layer.Compare(x.Path, y.Path) })
+	b.order = nodes
 	list := make([]*layer.Entry, len(nodes))
 	first := map[*int]string{}
 	for i, n := range nodes {

@@ -32,8 +32,8 @@ const maxEntry = 4 << 20
 type Summary struct {
 	// Content is the digest of all entries without their times; the zero value for a layer without entries.
 	Content [sha256.Size]byte
-	// Identity is the digest of all entries with those times that did not come from the clock. Layers of the same
-	// identity stand in for each other.
+	// Identity is the digest of Content and of those times that did not come from the clock. Layers of the same identity
+	// stand in for each other.
 	Identity [sha256.Size]byte
 	// Entries is their number.
 	Entries int
@@ -43,18 +43,57 @@ type Summary struct {
 	Created time.Time
 }
 
+// digester computes a layer's digests from its entries' encodings.
+type digester struct {
+	content hash.Hash
+	times   hash.Hash
+	scratch []byte
+	Summary
+}
+
+func newDigester() *digester { return &digester{content: sha256.New(), times: sha256.New()} }
+
+// add takes an entry and returns its encoding, which is valid until the next call.
+func (d *digester) add(e *Entry) []byte {
+	// Room for the length that goes before what is hashed, so that each digest is fed by one call.
+	b := appendBody(append(d.scratch[:0], 0, 0, 0, 0), e)
+	binary.LittleEndian.PutUint32(b, uint32(len(b)-4))
+	d.content.Write(b)
+	var t [13]byte // all of one length, so that no two lists of times are the same bytes
+	if e.Clock {
+		t[12] = 1
+	} else {
+		binary.LittleEndian.PutUint64(t[:], uint64(e.ModTime.Unix()))
+		binary.LittleEndian.PutUint32(t[8:], uint32(e.ModTime.Nanosecond()))
+	}
+	d.times.Write(t[:])
+	b = appendTime(b, e)
+	d.scratch = b
+	d.Entries++
+	d.Implied = d.Implied || e.Implied
+	return b[4:]
+}
+
+func (d *digester) sum() Summary {
+	var content, times [sha256.Size]byte
+	d.content.Sum(content[:0])
+	d.times.Sum(times[:0])
+	d.Identity = sha256.Sum256(append(content[:], times[:]...))
+	if d.Entries > 0 {
+		d.Content = content
+	}
+	return d.Summary
+}
+
 // Writer writes a manifest. Entries must come in the order of Compare, each path once.
 type Writer struct {
-	file     *os.File
-	buf      *bufio.Writer
-	sum      hash.Hash
-	content  hash.Hash
-	identity hash.Hash
-	offsets  []uint64
-	offset   uint64
-	scratch  []byte
-	last     string
-	implied  bool
+	file    *os.File
+	buf     *bufio.Writer
+	sum     hash.Hash
+	digests *digester
+	offsets []uint64
+	offset  uint64
+	last    string
 }
 
 // NewWriter starts a manifest in a new file of that name.
@@ -63,7 +102,7 @@ func NewWriter(name string) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{file: f, sum: sha256.New(), content: sha256.New(), identity: sha256.New()}
+	w := &Writer{file: f, sum: sha256.New(), digests: newDigester()}
 	w.buf = bufio.NewWriterSize(io.MultiWriter(f, w.sum), 1<<14)
 	w.write([]byte(magic))
 	return w, nil
@@ -80,18 +119,7 @@ func (w *Writer) Add(e *Entry) error {
 		return fmt.Errorf("BUG: manifest entry %q after %q", e.Path, w.last)
 	}
 	w.last = e.Path
-	w.implied = w.implied || e.Implied
-	body := appendBody(w.scratch[:0], e)
-	n := len(body)
-	hashPart(w.content, body)
-	hashPart(w.identity, body)
-	body = appendTime(body, e)
-	if e.Clock {
-		hashPart(w.identity, nil)
-	} else {
-		hashPart(w.identity, body[n:])
-	}
-	w.scratch = body
+	body := w.digests.add(e)
 	if len(body) > maxEntry {
 		return fmt.Errorf("entry %q is too large", e.Path)
 	}
@@ -103,20 +131,10 @@ func (w *Writer) Add(e *Entry) error {
 	return nil
 }
 
-func hashPart(h hash.Hash, p []byte) {
-	var n [8]byte
-	binary.LittleEndian.PutUint64(n[:], uint64(len(p)))
-	h.Write(n[:])
-	h.Write(p)
-}
-
 // Close ends the manifest of a layer that was made at created.
 func (w *Writer) Close(created time.Time) (Summary, error) {
-	s := Summary{Entries: len(w.offsets), Implied: w.implied, Created: created}
-	w.identity.Sum(s.Identity[:0])
-	if len(w.offsets) > 0 {
-		w.content.Sum(s.Content[:0])
-	}
+	s := w.digests.sum()
+	s.Created = created
 	table := w.offset
 	var b [8]byte
 	put := func(v uint64) {
@@ -193,29 +211,11 @@ func appendTime(b []byte, e *Entry) []byte {
 
 // Identify computes a layer's Summary from its entries without writing anything. The entries are as for Writer.Add.
 func Identify(entries iter.Seq[*Entry]) Summary {
-	content, identity := sha256.New(), sha256.New()
-	var s Summary
-	var scratch []byte
+	d := newDigester()
 	for e := range entries {
-		body := appendBody(scratch[:0], e)
-		n := len(body)
-		hashPart(content, body)
-		hashPart(identity, body)
-		body = appendTime(body, e)
-		if e.Clock {
-			hashPart(identity, nil)
-		} else {
-			hashPart(identity, body[n:])
-		}
-		scratch = body
-		s.Entries++
-		s.Implied = s.Implied || e.Implied
+		d.add(e)
 	}
-	identity.Sum(s.Identity[:0])
-	if s.Entries > 0 {
-		content.Sum(s.Content[:0])
-	}
-	return s
+	return d.sum()
 }
 
 // Manifest is a manifest file that is open. It is safe for concurrent use.

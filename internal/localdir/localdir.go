@@ -29,9 +29,8 @@ type Dir struct {
 	ignore *ignore.Matcher
 	stats  *statCache
 
-	mu     sync.Mutex
-	stamps map[string]stamp // of the files that were looked up, for Sum
-	infos  map[string]dirInfo
+	mu    sync.Mutex
+	infos map[string]dirInfo
 }
 
 // dirInfo is what the ignore patterns say of a directory.
@@ -46,7 +45,7 @@ func Open(name string, m *ignore.Matcher, cacheFile string) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Dir{root: root, ignore: m, stats: openStatCache(cacheFile), stamps: map[string]stamp{}, infos: map[string]dirInfo{}}, nil
+	return &Dir{root: root, ignore: m, stats: openStatCache(cacheFile), infos: map[string]dirInfo{}}, nil
 }
 
 // Close frees the directory, after keeping the digests that were learnt in the cache file by way of the directory tmp.
@@ -155,9 +154,7 @@ func (d *Dir) entry(dir int, name, path string, st *unix.Stat_t) (layer.Entry, e
 		e.Type = layer.Dir
 	case unix.S_IFREG:
 		e.Type, e.Size = layer.File, st.Size
-		d.mu.Lock()
-		d.stamps[path] = stampOf(st)
-		d.mu.Unlock()
+		e.Digest, _ = d.stats.get(stampOf(st))
 		if st.Nlink > 1 {
 			e.LinkID = strconv.FormatUint(uint64(st.Dev), 16) + ":" + strconv.FormatUint(st.Ino, 16)
 		}
@@ -211,8 +208,11 @@ func (d *Dir) List(path string) ([]layer.Entry, error) {
 	return out, nil
 }
 
-// Sum implements layer.Tree: files whose digest is not known are read, several at a time.
+// Sum implements layer.Tree: files whose digest was not in the cache are read, several at a time.
 func (d *Dir) Sum(ctx context.Context, entries []*layer.Entry) error {
+	if !slices.ContainsFunc(entries, func(e *layer.Entry) bool { return e.Type == layer.File && e.Digest == (layer.Digest{}) }) {
+		return nil
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	work := make(chan *layer.Entry)
 	for range runtime.GOMAXPROCS(0) {
@@ -229,17 +229,8 @@ func (d *Dir) Sum(ctx context.Context, entries []*layer.Entry) error {
 	g.Go(func() error {
 		defer close(work)
 		for _, e := range entries {
-			if e.Type != layer.File {
+			if e.Type != layer.File || e.Digest != (layer.Digest{}) {
 				continue
-			}
-			d.mu.Lock()
-			s, ok := d.stamps[e.Path]
-			d.mu.Unlock()
-			if ok {
-				if digest, known := d.stats.get(s); known {
-					e.Digest = digest
-					continue
-				}
 			}
 			select {
 			case work <- e:
