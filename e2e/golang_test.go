@@ -27,7 +27,7 @@ func TestGo(t *testing.T) {
 		}
 		return command(t, filepath.Join(dir, "hello"))
 	}
-	if got := hello(); got != "Hello, world." {
+	if got := hello(); got != "I can eat glass and it doesn't hurt me." {
 		t.Errorf("the program printed %q", got)
 	}
 	p.build().wantAllCached(first)
@@ -37,7 +37,7 @@ func TestGo(t *testing.T) {
 	comment.wantRan("COPY *.go", "RUN --mount=type=cache") // which makes the program that it made before
 	comment.wantSame(first)
 
-	p.edit("main.go", "quote.Hello()", "quote.Go()")
+	p.edit("main.go", "quote.Glass()", "quote.Go()")
 	edited := p.build()
 	edited.wantRan("COPY *.go", "RUN --mount=type=cache", "COPY --from=build")
 	edited.wantOther(first)

@@ -19,7 +19,8 @@ func TestOutputs(t *testing.T) {
 	name := registry + "/outputs:latest"
 	out := t.TempDir()
 	p := open(t, "outputs", "-t", name)
-	image := p.build("--push",
+	p.build("--push")
+	image := p.build(
 		"--output", "type=image",
 		"--output", "type=oci,dest="+out+"/oci.tar",
 		"--output", "type=oci,tar=false,dest="+out+"/oci",
@@ -66,7 +67,8 @@ func TestOutputs(t *testing.T) {
 			}
 		})
 	}
-	for _, dir := range []string{"oci", "untarred", "zstd"} {
+	// The validator does not read zstd.
+	for _, dir := range []string{"oci", "untarred"} {
 		index, err := layout.ImageIndexFromPath(filepath.Join(out, dir))
 		if err != nil {
 			t.Fatal(err)

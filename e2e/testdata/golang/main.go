@@ -7,6 +7,6 @@ import (
 	"rsc.io/quote"
 )
 
-func main() { fmt.Println(quote.Hello()) }
+func main() { fmt.Println(quote.Glass()) }
 
 // the end
