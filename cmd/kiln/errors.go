@@ -103,13 +103,13 @@ func (a *app) printError(err error) {
 		}
 		return
 	}
-	text := err.Error()
-	location, _ := locate(err)
+	location := locate(err)
 	step, isStep := errors.AsType[*solver.VertexError](err)
 	if isStep {
-		text = shorten(step.Vertex.Meta().Name) + ": " + text
+		a.complain(stepText(step, location) + ": " + err.Error())
+	} else {
+		a.complain(err.Error())
 	}
-	a.complain(text)
 	if location.StartLine > 0 {
 		var dockerfile []byte
 		if b, ok := errors.AsType[*buildError](err); ok && filepath.Base(location.File) == filepath.Base(b.dockerfile) {
@@ -122,15 +122,23 @@ func (a *app) printError(err error) {
 	}
 }
 
-// locate returns the place in a Dockerfile that an error is about.
-func locate(err error) (llb.Location, bool) {
+// stepText says which step failed. The error of a RUN names its command, so that the place is enough.
+func stepText(step *solver.VertexError, l llb.Location) string {
+	if _, ok := step.Vertex.Op().(llb.Exec); ok && l.StartLine > 0 {
+		return fmt.Sprintf("%s:%d", l.File, l.StartLine)
+	}
+	return shorten(step.Vertex.Meta().Name)
+}
+
+// locate returns the place in a Dockerfile that an error is about; the zero value for none.
+func locate(err error) llb.Location {
 	if e, ok := errors.AsType[*solver.VertexError](err); ok && e.Vertex.Meta().Location.StartLine > 0 {
-		return e.Vertex.Meta().Location, true
+		return e.Vertex.Meta().Location
 	}
 	if e, ok := errors.AsType[*parser.Error](err); ok && e.Line > 0 {
-		return llb.Location{File: e.File, StartLine: e.Line, EndLine: e.EndLine}, true
+		return llb.Location{File: e.File, StartLine: e.Line, EndLine: e.EndLine}
 	}
-	return llb.Location{}, false
+	return llb.Location{}
 }
 
 // shorten cuts a step's name, which may be a script, to what fits into a message.

@@ -23,6 +23,9 @@ func (e *signalError) Error() string {
 	return "stopped by signal: " + e.signal.String()
 }
 
+// Is makes the error a kind of context.Canceled, so that what it stops counts as stopped and not as failed.
+func (e *signalError) Is(target error) bool { return target == context.Canceled }
+
 // status returns the exit status that a shell gives to a process that the signal ended.
 func (e *signalError) status() int { return 128 + int(e.signal) }
 

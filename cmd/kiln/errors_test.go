@@ -1,0 +1,81 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/parser"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/solver"
+)
+
+func TestPrintError(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "Dockerfile")
+	if err := os.WriteFile(path, []byte("FROM busybox\nCOPY a /a\nRUN make\n"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	var g llb.Graph
+	base := g.Add(llb.Scratch{}, llb.Meta{})
+	at := func(line int) llb.Location { return llb.Location{File: "Dockerfile", StartLine: line, EndLine: line} }
+	run := g.Add(llb.Exec{}, llb.Meta{Name: "[2/2] RUN make", Location: at(3)}, base)
+	cp := g.Add(llb.Copy{}, llb.Meta{Name: "[1/2] COPY a /a", Location: at(2)}, base)
+	nowhere := g.Add(llb.Copy{Dest: "/"}, llb.Meta{Name: "made up"}, base)
+	failed := errors.New(`process "make" did not complete successfully: exit code: 2`)
+
+	const runExcerpt = `Dockerfile:3
+--------------------
+   1 |     FROM busybox
+   2 |     COPY a /a
+   3 | >>> RUN make
+--------------------
+`
+	for _, tc := range []struct {
+		name   string
+		err    error
+		status int
+		want   string
+	}{
+		{"usage", usageErrorf("--x: bad\nvalue \x1b[2J"), 2, "kiln: --x: bad value \n"},
+		{"internal", &internalError{errors.New("open store: no")}, 125, "kiln: open store: no\n"},
+		{"plain", errors.New("push https://u:canary@h: no"), 1, "kiln: push https://xxxxx@h: no\n"},
+		{"several", errors.Join(errors.New("a"), errors.New("b")), 1, "kiln: a\nkiln: b\n"},
+		{
+			"run", &buildError{dockerfile: path, err: &progressError{
+				err:      &solver.VertexError{Vertex: run, Err: failed},
+				failures: []progress.Failure{{Name: "other", Log: []string{"no"}}, {Name: "[2/2] RUN make", Log: []string{"one", "two"}}},
+			}}, 1,
+			`kiln: Dockerfile:3: process "make" did not complete successfully: exit code: 2` + "\n" + runExcerpt + "------\n > [2/2] RUN make:\none\ntwo\n------\n",
+		},
+		{"copy", &solver.VertexError{Vertex: cp, Err: errors.New(`"/a" not found`)}, 1, "kiln: [1/2] COPY a /a: \"/a\" not found\nDockerfile:2\n"},
+		{"step without a place", &solver.VertexError{Vertex: nowhere, Err: errors.New("no")}, 1, "kiln: made up: no\n"},
+		{
+			"parse", &buildError{dockerfile: path, err: &parser.Error{File: "Dockerfile", Line: 3, EndLine: 3, Msg: "unknown instruction: RNU", Hint: "did you mean RUN?"}}, 2,
+			"kiln: Dockerfile:3: unknown instruction: RNU (did you mean RUN?)\n" + runExcerpt,
+		},
+		{
+			"image", &parser.Error{File: "Dockerfile", Line: 1, EndLine: 1, Msg: "not found", Err: &registry.Error{}}, 1,
+			"kiln: Dockerfile:1: not found\nDockerfile:1\n",
+		},
+		{"input", &builder.InputError{Err: errors.New("no Dockerfile")}, 2, "kiln: no Dockerfile\n"},
+		{"wrapped", fmt.Errorf("x: %w", usageErrorf("y")), 2, "kiln: x: y\n"},
+		{"found", errFound, 1, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var out bytes.Buffer
+			newApp(nil, &out).printError(tc.err)
+			if out.String() != tc.want {
+				t.Errorf("got:\n%s\nwant:\n%s", out.String(), tc.want)
+			}
+			if got := exitStatus(tc.err); got != tc.status {
+				t.Errorf("exit status %d, want %d", got, tc.status)
+			}
+		})
+	}
+}
