@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"time"
 
 	"github.com/kilnbuild/kiln/llb"
@@ -217,7 +218,23 @@ func Solve(ctx context.Context, roots []*llb.Vertex, o Options) ([]*Chain, error
 	return outputs, nil
 }
 
-var errSibling = errors.New("another step failed")
+// errSibling is why the work of a vertex ends that has not failed itself.
+var errSibling error = siblingError{}
+
+type siblingError struct{}
+
+func (siblingError) Error() string { return "another step failed" }
+
+// Is makes it a kind of cancellation to whoever asks.
+func (siblingError) Is(target error) bool { return target == context.Canceled }
+
+// PanicError is a defect of kiln that showed while it worked on a vertex.
+type PanicError struct {
+	Value any
+	Stack []byte
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("internal error: %v", e.Value) }
 
 type solve struct {
 	opts        Options
@@ -308,6 +325,9 @@ func (s *solve) work(ctx context.Context, n *node) (out *Chain, err error) {
 	s.opts.Observer.Started(v)
 	var o Outcome
 	defer func() {
+		if p := recover(); p != nil {
+			err = &PanicError{Value: p, Stack: debug.Stack()}
+		}
 		o.Err = err
 		s.opts.Observer.Finished(v, o)
 	}()
