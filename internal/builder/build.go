@@ -49,6 +49,9 @@ const parallelism = 64
 // *parser.Error, that of a step a *solver.VertexError. The Result is never nil.
 func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Result, error) {
 	res := &Result{}
+	if !o.Check && os.Geteuid() != 0 {
+		return res, errors.New("building needs root, for now: run kiln as root")
+	}
 	if err := b.open(); err != nil {
 		return res, err
 	}

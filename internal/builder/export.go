@@ -143,6 +143,18 @@ func (f *finished) export(ctx context.Context, o Options, outputs []output, res 
 			return fmt.Errorf("write the image id: %w", err)
 		}
 	}
+	if o.MetadataFile != "" {
+		err := exporter.WriteFile(o.MetadataFile, func(w io.Writer) error {
+			data, err := res.metadata()
+			if err == nil {
+				_, err = w.Write(data)
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("write the metadata: %w", err)
+		}
+	}
 	return nil
 }
 
@@ -379,8 +391,8 @@ func (f *finished) baseLayer(img llb.Image, l ops.ImageLayer) exporter.Layer {
 	}}
 }
 
-// Metadata returns what --metadata-file holds, in BuildKit's words.
-func (r *Result) Metadata() ([]byte, error) {
+// metadata returns what --metadata-file holds, in BuildKit's words.
+func (r *Result) metadata() ([]byte, error) {
 	m := map[string]any{}
 	if r.Digest != "" {
 		m["containerimage.digest"] = r.Digest
