@@ -19,7 +19,9 @@ func TestOutputs(t *testing.T) {
 	name := registry + "/outputs:latest"
 	out := t.TempDir()
 	p := open(t, "outputs", "-t", name)
-	p.build("--push")
+	metadata := filepath.Join(out, "metadata.json")
+	pushed := p.build("--push", "--metadata-file", metadata)
+	checkMetadata(t, metadata, remoteDigest(t, name), pushed.id)
 	image := p.build(
 		"--output", "type=image",
 		"--output", "type=oci,dest="+out+"/oci.tar",
@@ -85,4 +87,20 @@ func TestOutputs(t *testing.T) {
 
 	// A step that does the same again makes the same image, without any cache as well.
 	p.build("--no-cache").wantSame(image)
+}
+
+// checkMetadata checks a --metadata-file.
+func checkMetadata(t *testing.T, file, digest, config string) {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m map[string]string
+	if err := json.Unmarshal(data, &m); err != nil {
+		t.Fatal(err)
+	}
+	if m["containerimage.digest"] != digest || m["containerimage.config.digest"] != config {
+		t.Errorf("the metadata are %s, and should name %s and %s", data, digest, config)
+	}
 }
