@@ -93,10 +93,9 @@ type copying struct {
 	octal    bool
 	archives []string // what is unpacked, in words, as the last build without writing found it
 
-	b        *snapshot.Builder
-	writing  bool
-	links    map[string]string // physical path of the first copy of a file, by LinkID, below one selected path
-	selected []*layer.Entry
+	b       *snapshot.Builder
+	writing bool
+	links   map[string]string // physical path of the first copy of a file, by LinkID, below one selected path
 }
 
 type owner struct{ uid, gid uint32 }
