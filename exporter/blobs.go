@@ -304,5 +304,5 @@ func dockerMediaType(t string) (string, error) {
 	case ocispec.MediaTypeImageLayer:
 		return "application/vnd.docker.image.rootfs.diff.tar", nil
 	}
-	return "", fmt.Errorf("Docker's media types have none for %s: leave out oci-mediatypes=false", t)
+	return "", fmt.Errorf("there is no Docker media type for %s: leave out oci-mediatypes=false", t)
 }

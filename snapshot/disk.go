@@ -259,7 +259,8 @@ func (d *disk) setDir(e *layer.Entry) error { return d.attributes(e) }
 
 // times sets a directory's time, after its content is complete.
 func (d *disk) times(e *layer.Entry) error {
-	dir, name := d.root.Fd(), ""
+	var dir int
+	var name string
 	if e.Path != "" {
 		var err error
 		if dir, err = d.parent(e.Path); err != nil {
