@@ -4,8 +4,10 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -31,16 +33,13 @@ func TestOutputs(t *testing.T) {
 	)
 	command(t, "mkdir", out+"/untarred")
 	command(t, "tar", "-C", out+"/untarred", "-xf", out+"/oci.tar")
-	// umoci does not read zstd; skopeo does, and writes what is not compressed.
-	command(t, "skopeo", "copy", "--quiet", "oci:"+out+"/zstd", "docker-archive:"+out+"/zstd.tar")
 
 	for what, source := range map[string]string{
-		"registry":    "docker://" + name,
-		"store":       "oci:" + os.Getenv("KILN_ROOT") + ":" + name,
-		"oci tar":     "oci-archive:" + out + "/oci.tar",
-		"oci dir":     "oci:" + out + "/oci",
-		"oci in zstd": "docker-archive:" + out + "/zstd.tar",
-		"docker tar":  "docker-archive:" + out + "/docker.tar",
+		"registry":   "docker://" + name,
+		"store":      "oci:" + os.Getenv("KILN_ROOT") + ":" + name,
+		"oci tar":    "oci-archive:" + out + "/oci.tar",
+		"oci dir":    "oci:" + out + "/oci",
+		"docker tar": "docker-archive:" + out + "/docker.tar",
 	} {
 		t.Run(what, func(t *testing.T) {
 			var inspected struct{ Labels map[string]string }
@@ -58,7 +57,7 @@ func TestOutputs(t *testing.T) {
 		})
 	}
 
-	check := func(what string, open func() (v1.Image, error)) {
+	validated := func(what string, open func() (v1.Image, error)) {
 		t.Run(what+" validated", func(t *testing.T) {
 			img, err := open()
 			if err != nil {
@@ -69,24 +68,65 @@ func TestOutputs(t *testing.T) {
 			}
 		})
 	}
-	// The validator does not read zstd.
-	for _, dir := range []string{"oci", "untarred"} {
-		index, err := layout.ImageIndexFromPath(filepath.Join(out, dir))
-		if err != nil {
-			t.Fatal(err)
-		}
-		m, err := index.IndexManifest()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, desc := range m.Manifests {
-			check(dir, func() (v1.Image, error) { return index.Image(desc.Digest) })
-		}
-	}
-	check("docker tar", func() (v1.Image, error) { return tarball.ImageFromPath(out+"/docker.tar", nil) })
+	validated("oci tar", func() (v1.Image, error) { return onlyImage(out + "/untarred") })
+	validated("oci dir", func() (v1.Image, error) { return onlyImage(out + "/oci") })
+	validated("docker tar", func() (v1.Image, error) { return tarball.ImageFromPath(out+"/docker.tar", nil) })
+	t.Run("oci in zstd", func(t *testing.T) { checkLayers(t, out+"/zstd") })
 
 	// A step that does the same again makes the same image, without any cache as well.
 	p.build("--no-cache").wantSame(image)
+}
+
+// onlyImage opens the image of an OCI layout.
+func onlyImage(dir string) (v1.Image, error) {
+	index, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		return nil, err
+	}
+	m, err := index.IndexManifest()
+	if err != nil {
+		return nil, err
+	}
+	if len(m.Manifests) != 1 {
+		return nil, fmt.Errorf("%s has %d images", dir, len(m.Manifests))
+	}
+	return index.Image(m.Manifests[0].Digest)
+}
+
+// checkLayers uncompresses the layers of a layout: neither umoci nor the validator reads zstd.
+func checkLayers(t *testing.T, dir string) {
+	img, err := onlyImage(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	inZstd := 0
+	for _, l := range layers {
+		want, err := l.DiffID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := l.Uncompressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, _, err := v1.SHA256(r)
+		r.Close()
+		if err != nil || got != want {
+			t.Errorf("a layer has diff id %s, and should have %s: %v", got, want, err)
+		}
+		if kind, err := l.MediaType(); err != nil {
+			t.Error(err)
+		} else if strings.HasSuffix(string(kind), "+zstd") {
+			inZstd++
+		}
+	}
+	if inZstd == 0 || inZstd == len(layers) {
+		t.Errorf("%d of %d layers are in zstd; those of steps should be, and the base's not", inZstd, len(layers))
+	}
 }
 
 // checkMetadata checks a --metadata-file.
