@@ -176,51 +176,58 @@ func (c *Cache) Seal() error {
 	return errors.Join(f.Sync(), f.Close(), d.Sync())
 }
 
-// NewLog implements solver.Cache.
-func (c *Cache) NewLog() (solver.Log, error) {
-	f, err := os.CreateTemp(c.tmp, "log-")
-	if err != nil {
-		return nil, fmt.Errorf("open a step's log: %w", err)
-	}
-	return &logFile{file: f, buf: bufio.NewWriter(f)}, nil
-}
+// NewLog implements solver.Cache. A step that prints nothing never has a file.
+func (c *Cache) NewLog() (solver.Log, error) { return &logFile{tmp: c.tmp}, nil }
 
-// logFile is a step's log. An empty one leaves no file behind.
+// logFile is a step's log, from the first byte on in a file of tmp.
 type logFile struct {
-	file  *os.File
-	buf   *bufio.Writer
-	n     int64
-	ended bool
+	tmp  string
+	file *os.File
+	buf  *bufio.Writer
 }
 
 func (l *logFile) Write(p []byte) (int, error) {
-	l.n += int64(len(p))
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if l.file == nil {
+		f, err := os.CreateTemp(l.tmp, "log-")
+		if err != nil {
+			return 0, fmt.Errorf("open a step's log: %w", err)
+		}
+		l.file, l.buf = f, bufio.NewWriter(f)
+	}
 	return l.buf.Write(p)
 }
 
+// keep puts the log at path, in the place of an earlier one.
 func (l *logFile) keep(path string) error {
-	l.ended = true
-	err := errors.Join(l.buf.Flush(), l.file.Close())
-	if err == nil && l.n > 0 {
-		err = os.Rename(l.file.Name(), path)
-		if err == nil {
-			return nil
+	if l.file == nil {
+		if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
+		return nil
 	}
-	os.Remove(l.file.Name())
-	if l.n == 0 {
-		os.Remove(path)
+	err := l.buf.Flush()
+	if err == nil {
+		err = os.Rename(l.file.Name(), path)
 	}
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	err = l.file.Close()
+	l.file = nil
 	return err
 }
 
 // Close throws the log away unless it was kept.
 func (l *logFile) Close() error {
-	if l.ended {
+	if l.file == nil {
 		return nil
 	}
-	l.ended = true
-	return errors.Join(l.file.Close(), os.Remove(l.file.Name()))
+	f := l.file
+	l.file = nil
+	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
 // origin says which build of which boot wrote a record.

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -134,6 +135,13 @@ func (p *Pending) Close() error {
 // Commit puts the layer in the store, with the manifest of entries, which are in the order of layer.Compare. id is "" for
 // a layer that is named by its identity: then one of the same identity that is there already is taken instead.
 func (p *Pending) Commit(entries []*layer.Entry, id string) (Committed, error) {
+	if id == "" {
+		sum := layer.Identify(slices.Values(entries))
+		id = hex.EncodeToString(sum.Identity[:])
+		if m, err := p.store.Manifest(id); err == nil {
+			return Committed{ID: id, Summary: m.Summary}, p.Close()
+		}
+	}
 	w, err := layer.NewWriter(filepath.Join(p.dir, "manifest"))
 	if err != nil {
 		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
@@ -144,12 +152,8 @@ func (p *Pending) Commit(entries []*layer.Entry, id string) (Committed, error) {
 			return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
 		}
 	}
-	sum, err := w.Close(time.Now())
-	if err != nil {
+	if _, err := w.Close(time.Now()); err != nil {
 		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
-	}
-	if id == "" {
-		id = hex.EncodeToString(sum.Identity[:])
 	}
 	if err := removeTree(filepath.Join(p.dir, "work")); err != nil {
 		return Committed{}, fmt.Errorf("remove the overlay's work directory: %w", err)
