@@ -1,9 +1,11 @@
 package frontend
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -11,13 +13,12 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 )
 
-// mounts lowers the --mount flags of RUN and returns them with the inputs of the step, to which it adds.
-func (b *builder) mounts(s *stage, c *instructions.RunCommand, sources []*stage, inputs []*llb.Vertex) ([]llb.Mount, []*llb.Vertex, error) {
-	var mounts []llb.Mount
+// mounts lowers the --mount flags of RUN and returns them, in the order in which they are to be mounted, the path of
+// the first ssh agent, and the inputs of the step, to which it adds.
+func (b *builder) mounts(s *stage, c *instructions.RunCommand, sources []*stage, inputs []*llb.Vertex) (mounts []llb.Mount, agent string, with []*llb.Vertex, err error) {
 	agents := 0
 	for i, m := range instructions.GetMounts(c) {
 		out := llb.Mount{Type: llb.MountType(m.Type), ReadOnly: m.ReadOnly, Required: m.Required}
-		var err error
 		switch m.Type {
 		case instructions.MountTypeSecret:
 			err = secretMount(&out, m)
@@ -30,7 +31,7 @@ func (b *builder) mounts(s *stage, c *instructions.RunCommand, sources []*stage,
 			b.cacheMount(&out, m)
 		}
 		if err != nil {
-			return nil, nil, err
+			return nil, "", nil, err
 		}
 		out.Target = m.Target
 		if m.Type == instructions.MountTypeSecret || m.Type == instructions.MountTypeSSH {
@@ -38,20 +39,29 @@ func (b *builder) mounts(s *stage, c *instructions.RunCommand, sources []*stage,
 		}
 		if out.Target != "" || out.Env == "" {
 			if out.Target, err = mountTarget(s, out.Target); err != nil {
-				return nil, nil, err
+				return nil, "", nil, err
 			}
 		}
 		if m.Type == instructions.MountTypeBind || m.Type == instructions.MountTypeCache && m.From != "" {
 			if sources[i] != nil && !sources[i].lowered {
-				return nil, nil, fmt.Errorf("cannot mount from stage %q, it needs to be defined before the current stage", m.From)
+				return nil, "", nil, fmt.Errorf("cannot mount from stage %q, it needs to be defined before the current stage", m.From)
 			}
 			input, source := b.mountSource(s, c, m, sources[i])
 			inputs = append(inputs, input)
 			out.Input, out.Source = len(inputs)-1, source
 		}
+		if m.Type == instructions.MountTypeSSH && agent == "" {
+			agent = out.Target
+		}
 		mounts = append(mounts, out)
 	}
-	return mounts, inputs, nil
+	// As in BuildKit: a mount below another is mounted after it, wherever they stand, and at one target secrets and agents
+	// come last.
+	late := map[llb.MountType]int{llb.MountSecret: 1, llb.MountSSH: 2}
+	slices.SortStableFunc(mounts, func(a, b llb.Mount) int {
+		return cmp.Or(cmp.Compare(a.Target, b.Target), late[a.Type]-late[b.Type])
+	})
+	return mounts, agent, inputs, nil
 }
 
 // mountTarget returns where a mount is, absolute and cleaned. A relative one is below the working directory.

@@ -50,16 +50,13 @@ func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) er
 			Type: llb.MountBind, Target: pipes, Input: len(inputs) - 1, Source: "/", ReadOnly: true,
 		})
 	}
-	mounts, inputs, err := b.mounts(s, c, sources, inputs)
+	mounts, agent, inputs, err := b.mounts(s, c, sources, inputs)
 	if err != nil {
 		return err
 	}
 	op.Mounts = append(op.Mounts, mounts...)
-	for _, m := range mounts {
-		if _, ok := s.env.Get("SSH_AUTH_SOCK"); m.Type == llb.MountSSH && !ok {
-			op.Env = append(op.Env, "SSH_AUTH_SOCK="+m.Target)
-			break
-		}
+	if _, ok := s.env.Get("SSH_AUTH_SOCK"); !ok && agent != "" {
+		op.Env = append(op.Env, "SSH_AUTH_SOCK="+agent)
 	}
 
 	meta := b.meta(s, b.runName(s, c), c.Location())
