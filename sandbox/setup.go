@@ -106,7 +106,8 @@ func (r *run) processPlan(p parts) (*plan, error) {
 	}
 	l.add("start a session", unix.SYS_SETSID)
 	l.add("leave kiln's keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).or(syscall.ENOSYS)
-	for sig := 1; sig <= 31; sig++ {
+	// Real-time signals too: a parent that used posix_spawn, as make does, leaves the first of them ignored.
+	for sig := 1; sig <= 64; sig++ {
 		if sig != int(unix.SIGKILL) && sig != int(unix.SIGSTOP) {
 			// struct sigaction of the kernel: the handler is its first word and SIG_DFL is 0.
 			l.add(fmt.Sprintf("reset signal %d", sig), unix.SYS_RT_SIGACTION, sig, make([]byte, 32), 0, 8)
