@@ -12,7 +12,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// Unpack reads the tar of an image's layer and commits it under id, unless it is there already. parent is the root file
+// Unpack reads the tar of an image's layer to its end and commits it under id, unless it is there already; an error of
+// tarball, also in its last Read, leaves nothing. parent is the root file
 // system that the layer was made over, or nil: without it directories that the tar does not name itself are marked
 // Implied. What the tar writes through its own symbolic links stays inside the layer (image-spec, layer.md).
 func (s *Store) Unpack(ctx context.Context, id string, tarball io.Reader, parent layer.Tree) (Committed, error) {
@@ -26,7 +27,12 @@ func (s *Store) Unpack(ctx context.Context, id string, tarball io.Reader, parent
 	defer p.Close()
 	b := NewBuilder(parent, p, time.Unix(0, 0))
 	defer b.Close()
-	if err := unpackLayer(ctx, b, tar.NewReader(tarball)); err != nil {
+	err = unpackLayer(ctx, b, tar.NewReader(tarball))
+	if err == nil {
+		// What follows the end of the archive is part of what tarball vouches for in its last Read.
+		_, err = io.Copy(io.Discard, tarball)
+	}
+	if err != nil {
 		return Committed{}, fmt.Errorf("unpack the layer: %w", err)
 	}
 	if err := b.Finish(); err != nil {

@@ -137,12 +137,13 @@ func (b *bases) Layers(_ context.Context, op llb.Image) ([]ops.ImageLayer, error
 	return layers, nil
 }
 
-// Open implements ops.Images: the blob is brought into the store and read from there.
+// Open implements ops.Images: a blob that is not in the store yet is brought there while it is read.
 func (b *bases) Open(ctx context.Context, op llb.Image, l ops.ImageLayer) (io.ReadCloser, error) {
-	if err := b.download(ctx, op, l.Blob); err != nil {
+	found, err := b.get(op)
+	if err != nil {
 		return nil, err
 	}
-	return b.store.Open(l.Blob)
+	return registry.Stream(ctx, found.source, found.ref, l.Blob, b.store)
 }
 
 func (b *bases) download(ctx context.Context, op llb.Image, blob ocispec.Descriptor) error {

@@ -320,4 +320,3 @@ func (b *Builder) Pull(ctx context.Context, name, platform string, p progress.Pr
 	task.Done(err)
 	return err
 }
-

@@ -11,11 +11,14 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/readahead"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -133,27 +136,55 @@ func (r *Runner) unpack(ctx context.Context, id string, v *variant) error {
 	if r.Snapshots.Has(id) {
 		return nil // another process unpacked it while we waited
 	}
+	// A mirror may have sent other bytes than asked for, which shows at their end: then another is asked.
+	for try := 1; ; try++ {
+		err := r.unpackBlob(ctx, id, src, v)
+		if _, other := errors.AsType[*cas.MismatchError](err); !other || try == maxTries {
+			return layerError(src, err)
+		}
+	}
+}
+
+// maxTries is how often a layer is fetched whose bytes turned out to be others.
+const maxTries = 3
+
+// Reading ahead lets the network, the decompression and the writing of files each have a core. Three blocks of 512 KiB on
+// each side are enough to even out their speeds.
+const (
+	aheadBlock  = 512 << 10
+	aheadBlocks = 3
+)
+
+func (r *Runner) unpackBlob(ctx context.Context, id string, src source, v *variant) error {
 	blob, err := r.Images.Open(ctx, src.image, src.layer)
 	if err != nil {
 		return err
 	}
 	defer blob.Close()
-	tarball, err := uncompress(blob)
+	ahead, err := readahead.NewReadCloserSize(io.NopCloser(blob), aheadBlocks, aheadBlock)
 	if err != nil {
-		return fmt.Errorf("unpack layer %s of %s: %w", src.layer.Blob.Digest, src.image.Ref, err)
+		return err
+	}
+	defer ahead.Close()
+	plain, err := uncompress(ahead)
+	if err != nil {
+		return err
+	}
+	defer plain.Close()
+	verified := &diffIDReader{r: plain, rest: ahead, hash: sha256.New(), want: src.layer.DiffID.Encoded()}
+	tarball, err := readahead.NewReadCloserSize(io.NopCloser(verified), aheadBlocks, aheadBlock)
+	if err != nil {
+		return err
 	}
 	defer tarball.Close()
-	verified := &diffIDReader{r: tarball, hash: sha256.New(), want: src.layer.DiffID.Encoded()}
+	var below layer.Tree
 	if v != nil {
-		below, err := r.Snapshots.Tree(v.below)
-		if err != nil {
+		if below, err = r.Snapshots.Tree(v.below); err != nil {
 			return err
 		}
-		_, err = r.Snapshots.Unpack(ctx, id, verified, below)
-		return layerError(src, err)
 	}
-	_, err = r.Snapshots.Unpack(ctx, id, verified, nil)
-	return layerError(src, err)
+	_, err = r.Snapshots.Unpack(ctx, id, tarball, below)
+	return err
 }
 
 func layerError(src source, err error) error {
@@ -163,10 +194,11 @@ func layerError(src source, err error) error {
 	return fmt.Errorf("layer %s of %s: %w", src.layer.Blob.Digest, src.image.Ref, err)
 }
 
-// diffIDReader ends in io.EOF only if its bytes have the diff id. The tar's reader stops at the end of the archive, so
-// what comes after that is read here as well.
+// diffIDReader ends in io.EOF only if its bytes have the diff id, and if the compressed bytes that they came from, rest, are
+// read to their end as well.
 type diffIDReader struct {
 	r    io.Reader
+	rest io.Reader
 	hash hash.Hash
 	want string
 }
@@ -174,12 +206,16 @@ type diffIDReader struct {
 func (d *diffIDReader) Read(p []byte) (int, error) {
 	n, err := d.r.Read(p)
 	d.hash.Write(p[:n])
-	if err == io.EOF {
-		if got := fmt.Sprintf("%x", d.hash.Sum(nil)); got != d.want {
-			return n, fmt.Errorf("its uncompressed bytes have digest sha256:%s, and the image's config says sha256:%s", got, d.want)
-		}
+	if err != io.EOF {
+		return n, err
 	}
-	return n, err
+	if _, err := io.Copy(io.Discard, d.rest); err != nil {
+		return n, err
+	}
+	if got := fmt.Sprintf("%x", d.hash.Sum(nil)); got != d.want {
+		return n, fmt.Errorf("its uncompressed bytes have digest sha256:%s, and the image's config says sha256:%s", got, d.want)
+	}
+	return n, io.EOF
 }
 
 // uncompress returns the uncompressed bytes of r, which is gzip, zstd or neither, by what it begins with.
