@@ -38,10 +38,10 @@ e2e: build
 
 # go test takes one fuzz target of one package at a time.
 fuzz:
-	@set -e; for file in $$(git ls-files '*_test.go' | xargs grep -l '^func Fuzz'); do \
+	@set -e; for file in $$(grep -rl --include='*_test.go' '^func Fuzz' . | sort); do \
 	    for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
-	        echo "go test ./$$(dirname $$file) -fuzz=^$$target\$$"; \
-	        go test ./$$(dirname $$file) -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME); \
+	        echo "go test $$(dirname $$file) -fuzz=^$$target\$$"; \
+	        go test $$(dirname $$file) -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME); \
 	    done; \
 	done
 
