@@ -2,9 +2,14 @@ package snapshot
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
+	"hash"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -151,28 +156,75 @@ func (t *Tree) List(dir string) ([]layer.Entry, error) {
 // Sum implements layer.Tree: manifests have every digest already.
 func (t *Tree) Sum(ctx context.Context, entries []*layer.Entry) error { return nil }
 
-// Open implements layer.Tree.
+// Open implements layer.Tree. The reader ends in io.EOF only if the bytes are those that the manifest speaks of, else with
+// a *DamagedError.
 func (t *Tree) Open(e *layer.Entry) (io.ReadCloser, error) {
-	_, i, ok := t.find(e.Path)
+	entry, i, ok := t.find(e.Path)
 	if !ok || i < 0 {
 		return nil, &os.PathError{Op: "open", Path: e.Path, Err: unix.ENOENT}
 	}
-	root, err := rootfs.Open(t.store.fsDir(t.layers[i].id))
+	id := t.layers[i].id
+	root, err := rootfs.Open(t.store.fsDir(id))
 	if err != nil {
 		return nil, err
 	}
 	defer root.Close()
 	f, err := root.OpenNoSymlinks(e.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, t.store.damaged(id, entry.Path)
+	}
 	if err != nil {
 		return nil, err
 	}
 	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("open /%s in layer %s: the manifest has a file, the disk has not", e.Path, t.layers[i].id)
+	if err == nil && (!info.Mode().IsRegular() || info.Size() != entry.Size) {
+		err = t.store.damaged(id, entry.Path)
 	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
-	return f, nil
+	return &verifiedFile{ReadCloser: f, hash: sha256.New(), store: t.store, id: id, entry: entry}, nil
+}
+
+// verifiedFile is a file of a layer that is compared with the manifest while it is read. It has no method of the file's
+// that would read past the comparison.
+type verifiedFile struct {
+	io.ReadCloser
+	hash  hash.Hash
+	store *Store
+	id    string
+	entry layer.Entry
+}
+
+func (v *verifiedFile) Read(p []byte) (int, error) {
+	n, err := v.ReadCloser.Read(p)
+	v.hash.Write(p[:n])
+	if err == io.EOF && layer.Digest(v.hash.Sum(nil)) != v.entry.Digest {
+		err = v.store.damaged(v.id, v.entry.Path)
+	}
+	return n, err
+}
+
+// DamagedError is a file of a layer that is not what it was when the layer was made. The layer has been given up: it is in
+// the store no more, and whoever needs it makes it again.
+type DamagedError struct {
+	ID   string
+	Path string
+}
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("/%s of layer %.12s is not what it was when the layer was made: the disk, or a program that is not kiln, has changed it; the layer is given up, and the next build makes it again", e.Path, e.ID)
+}
+
+// damaged gives a layer up. Its files stay until it is made again, since steps that run may have them mounted.
+func (s *Store) damaged(id, path string) error {
+	s.mu.Lock()
+	delete(s.manifests, id)
+	s.mu.Unlock()
+	err := &DamagedError{ID: id, Path: path}
+	if rm := os.Remove(filepath.Join(s.dir, id, "manifest")); rm != nil && !errors.Is(rm, fs.ErrNotExist) {
+		return errors.Join(err, rm)
+	}
+	return err
 }
