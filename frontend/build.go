@@ -91,6 +91,7 @@ func (b *builder) build(dockerfile []byte) (*Image, error) {
 			}
 		}
 	}
+	b.advise(target)
 	return b.finish(target), nil
 }
 

@@ -86,7 +86,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	}, bases)
 	if lowered != nil {
 		for _, w := range lowered.Warnings {
-			res.Warnings = append(res.Warnings, Warning{Rule: w.Rule, Message: w.Msg, Description: w.Description, URL: w.URL, Location: w.Location})
+			res.Warnings = append(res.Warnings, Warning{Rule: w.Rule, Message: w.Msg, Description: w.Description, URL: w.URL, Location: w.Location, Advice: frontend.IsAdvice(w.Rule)})
 		}
 	}
 	if err != nil || o.Check {

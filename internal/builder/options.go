@@ -103,6 +103,8 @@ type Warning struct {
 	Description string
 	URL         string
 	Location    llb.Location
+	// Advice says that BuildKit has no such check, so that it alone makes no check fail.
+	Advice bool
 }
 
 // InputError says that what was asked for cannot be done whatever the machine does: a Dockerfile that does not parse or
