@@ -1,0 +1,372 @@
+package git
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/remoteurl"
+)
+
+// Bounds of what one commit may bring in through its submodules: above what any project is known to have.
+const (
+	maxSubmodules      = 1000
+	maxSubmoduleDepth  = 16
+	lfsPointer         = "version https://git-lfs.github.com/spec/v1\n"
+	maxLFSPointer      = 1024 // bytes: what the specification of git-lfs allows
+	maxReportedPointer = 5    // files that are named
+)
+
+// Options say what of a commit is wanted.
+type Options struct {
+	// KeepGitDir adds .git; it is without effect for a subdirectory.
+	KeepGitDir bool
+	// SkipSubmodules leaves their directories empty.
+	SkipSubmodules bool
+	// Agent allows the user's own ssh agent and keys.
+	Agent bool
+	// Log takes lines about what was done.
+	Log io.Writer
+}
+
+// options are those of one repository.
+type options struct {
+	agent   bool
+	anyHost bool // secrets that name no host may be used
+}
+
+// export is the writing of one commit and its submodules.
+type export struct {
+	c        *Client
+	ctx      context.Context
+	o        Options
+	host     string
+	put      func(e layer.Entry, body io.Reader) error
+	modules  int
+	pointers []string
+}
+
+// Export fetches a commit and gives put the entries of its tree, or of that of the source's Subdir, below which paths then are:
+// directories before what is in them. Files are 0644 or 0755, directories 0755, owned by root, with the time of the
+// commit. A file's body is valid during the call.
+func (c *Client) Export(ctx context.Context, s *remoteurl.Git, commit Commit, o Options, put func(e layer.Entry, body io.Reader) error) error {
+	x := &export{c: c, ctx: ctx, o: o, host: s.Host(), put: put}
+	if err := x.commit(s, commit, s.Subdir, "", 0); err != nil {
+		return err
+	}
+	if len(x.pointers) > 0 {
+		shown := strings.Join(x.pointers[:min(len(x.pointers), maxReportedPointer)], ", ")
+		fmt.Fprintf(o.Log, "%d files are kept by git-lfs and are pointers here, as the program git-lfs is not installed: %s\n", len(x.pointers), shown)
+	}
+	return nil
+}
+
+// commit puts the tree of a commit, or of its directory subdir, at the path at.
+func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, depth int) error {
+	m, err := x.c.fetch(x.ctx, s, commit, options{agent: x.o.Agent, anyHost: s.Host() == x.host})
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	say := func(args ...string) (string, error) {
+		return x.c.output(x.ctx, call{source: s, local: true, doing: "read " + short(commit) + " of", args: m.git(args...)})
+	}
+	out, err := say("rev-parse", "--verify", "--end-of-options", commit.Object+"^{commit}")
+	if err != nil {
+		return err
+	}
+	id := strings.TrimSpace(out)
+	if out, err = say("show", "-s", "--format=%ct", "--end-of-options", id); err != nil {
+		return err
+	}
+	seconds, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	if err != nil {
+		return fmt.Errorf("read the time of commit %s of %s: %w", id, s.Remote, err)
+	}
+	made := time.Unix(seconds, 0)
+	if subdir != "" {
+		// Git follows no symbolic link of the commit here.
+		if kind, err := say("cat-file", "-t", id+":"+subdir); err != nil || strings.TrimSpace(kind) != "tree" {
+			return &Error{Doing: "look in", Remote: s.Remote, Said: fmt.Sprintf("%q is not a directory of commit %s", subdir, id), Hint: "symbolic links are not followed there"}
+		}
+	}
+	if at == "" {
+		fmt.Fprintf(x.o.Log, "%s at commit %s\n", s.Remote, id)
+	} else {
+		fmt.Fprintf(x.o.Log, "submodule %s: %s at commit %s\n", at, s.Remote, id)
+	}
+	if err := x.put(layer.Entry{Path: at, Type: layer.Dir, Mode: 0o755, ModTime: made}, nil); err != nil {
+		return err
+	}
+	if err := x.archive(s, m, id, subdir, at, made); err != nil {
+		return fmt.Errorf("read commit %s of %s: %w", id, s.Remote, err)
+	}
+	if x.o.KeepGitDir && at == "" && subdir == "" {
+		if err := x.gitDir(s, m, commit, id, made); err != nil {
+			return err
+		}
+	}
+	if x.o.SkipSubmodules {
+		return nil
+	}
+	return x.submodules(s, m, id, subdir, at, depth)
+}
+
+// archive puts the files of a commit.
+func (x *export) archive(s *remoteurl.Git, m *mirror, id, subdir, at string, made time.Time) error {
+	args := m.git("archive", "--format=tar", id)
+	if subdir != "" {
+		args = append(args, "--", subdir)
+	}
+	auth, err := x.c.authorization(s, s.Host() == x.host) // git-lfs fetches
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(x.ctx)
+	defer cancel()
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := x.c.run(ctx, call{source: s, local: true, doing: "read", authorization: auth, agent: x.o.Agent, stdout: w, args: args})
+		w.CloseWithError(err)
+		done <- err
+	}()
+	err = x.entries(tar.NewReader(r), subdir, at, made)
+	if err == nil {
+		_, err = io.Copy(io.Discard, r) // the padding
+	}
+	r.CloseWithError(errStopped)
+	if err != nil {
+		cancel()
+	}
+	ran := <-done
+	var failed *Error
+	if errors.As(ran, &failed) && (err == nil || errors.Is(err, ran)) {
+		return ran
+	}
+	return err
+}
+
+var errStopped = errors.New("no more is wanted")
+
+func (x *export) entries(tr *tar.Reader, subdir, at string, made time.Time) error {
+	for {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		e, ok, err := layer.FromHeader(h)
+		if err != nil {
+			return err
+		}
+		if !ok || !layer.Within(e.Path, subdir) || e.Path == subdir {
+			continue
+		}
+		for part := range strings.SplitSeq(e.Path, "/") {
+			if strings.EqualFold(part, ".git") {
+				return &layer.HeaderError{Name: e.Path, Msg: "a commit cannot hold .git: whoever runs git there would run what it says"}
+			}
+		}
+		e.Path = strings.TrimPrefix(strings.TrimPrefix(e.Path, subdir), "/")
+		if at != "" {
+			e.Path = at + "/" + e.Path
+		}
+		e.UID, e.GID, e.ModTime, e.Xattrs = 0, 0, made, nil
+		body := io.Reader(tr)
+		switch e.Type {
+		case layer.Dir:
+			e.Mode = 0o755
+		case layer.File:
+			if e.Mode&0o111 != 0 {
+				e.Mode = 0o755
+			} else {
+				e.Mode = 0o644
+			}
+			if e.Size < maxLFSPointer && !x.c.lfs() {
+				data, err := io.ReadAll(tr)
+				if err != nil {
+					return err
+				}
+				if bytes.HasPrefix(data, []byte(lfsPointer)) {
+					x.pointers = append(x.pointers, e.Path)
+				}
+				body = bytes.NewReader(data)
+			}
+		case layer.Symlink:
+		default:
+			return &layer.HeaderError{Name: e.Path, Msg: "a commit has files, directories and symbolic links only"}
+		}
+		if err := x.put(e, body); err != nil {
+			return err
+		}
+	}
+}
+
+// module is a commit of another repository that a commit has at a path.
+type module struct{ path, commit string }
+
+// gitlinks keeps the submodules of what git ls-tree -z prints, which lists every file there is.
+type gitlinks struct {
+	partial []byte
+	found   []module
+}
+
+func (g *gitlinks) Write(p []byte) (int, error) {
+	n := len(p)
+	for {
+		i := bytes.IndexByte(p, 0)
+		if i < 0 {
+			g.partial = append(g.partial, p...)
+			return n, nil
+		}
+		line := string(append(g.partial, p[:i]...))
+		g.partial, p = g.partial[:0], p[i+1:]
+		info, path, _ := strings.Cut(line, "\t")
+		if hash, ok := strings.CutPrefix(info, "160000 commit "); ok {
+			if g.found = append(g.found, module{path, hash}); len(g.found) > maxSubmodules {
+				return 0, fmt.Errorf("it has more than %d submodules", maxSubmodules)
+			}
+		}
+	}
+}
+
+// submodules puts the submodules of a commit.
+func (x *export) submodules(s *remoteurl.Git, m *mirror, id, subdir, at string, depth int) error {
+	links := &gitlinks{}
+	if err := x.c.run(x.ctx, call{source: s, local: true, doing: "list the submodules of", stdout: links, args: m.git("ls-tree", "-r", "-z", "--full-tree", id)}); err != nil {
+		return err
+	}
+	if len(links.found) == 0 {
+		return nil
+	}
+	out, err := x.c.output(x.ctx, call{source: s, local: true, doing: "read .gitmodules of", args: m.git("config", "--blob", id+":.gitmodules", "-z", "--get-regexp", `^submodule\..*\.(path|url)$`)})
+	if err != nil {
+		return nil // a commit of another repository that .gitmodules does not name is left alone by git as well
+	}
+	urls := moduleURLs(out)
+	for _, link := range links.found {
+		address, ok := urls[link.path]
+		if !ok || !layer.Within(link.path, subdir) || link.path == subdir {
+			continue
+		}
+		if x.modules++; x.modules > maxSubmodules || depth == maxSubmoduleDepth {
+			return fmt.Errorf("fetch the submodule %s of %s: there are more than %d, or they are more than %d deep", link.path, s.Remote, maxSubmodules, maxSubmoduleDepth)
+		}
+		sub, err := s.Join(address)
+		if err != nil {
+			return fmt.Errorf("fetch the submodule %s of %s: %w", link.path, s.Remote, err)
+		}
+		if !remoteurl.IsHash(link.commit) {
+			return fmt.Errorf("fetch the submodule %s of %s: %q is not a commit", link.path, s.Remote, link.commit)
+		}
+		path := strings.TrimPrefix(strings.TrimPrefix(link.path, subdir), "/")
+		if at != "" {
+			path = at + "/" + path
+		}
+		clean, inside := layer.CleanPath(path)
+		if !inside || clean == "" {
+			return fmt.Errorf("fetch the submodule %q of %s: its place is not in the repository", link.path, s.Remote)
+		}
+		if err := x.commit(sub, Commit{ID: link.commit, Object: link.commit}, "", clean, depth+1); err != nil {
+			return fmt.Errorf("fetch the submodule %s of %s: %w", link.path, s.Remote, err)
+		}
+	}
+	return nil
+}
+
+// moduleURLs returns the addresses of submodules by their paths, from what git config -z printed.
+func moduleURLs(out string) map[string]string {
+	paths, urls := map[string]string{}, map[string]string{}
+	for item := range strings.SplitSeq(out, "\x00") {
+		key, value, _ := strings.Cut(item, "\n")
+		name := strings.TrimPrefix(key, "submodule.")
+		if n, ok := strings.CutSuffix(name, ".path"); ok {
+			paths[n] = strings.TrimSuffix(value, "/")
+		} else if n, ok := strings.CutSuffix(name, ".url"); ok {
+			urls[n] = value
+		}
+	}
+	byPath := map[string]string{}
+	for name, p := range paths {
+		if u, ok := urls[name]; ok {
+			byPath[p] = u
+		}
+	}
+	return byPath
+}
+
+// gitDir puts a .git directory with this commit alone, and the remote's address without credentials.
+func (x *export) gitDir(s *remoteurl.Git, m *mirror, commit Commit, id string, made time.Time) error {
+	top, err := os.MkdirTemp(x.c.tmp, "git-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(top)
+	dir := filepath.Join(top, ".git")
+	format := "sha1"
+	if len(id) == 64 {
+		format = "sha256"
+	}
+	in := func(args ...string) []string { return append([]string{"--git-dir=" + dir}, args...) }
+	steps := [][]string{
+		{"init", "--quiet", "--template=", "--object-format=" + format, "--initial-branch=main", "--", top},
+		in("-c", "pack.threads=1", "fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-gc", "--", m.path, commit.Object),
+		in("update-ref", "--no-deref", "HEAD", id),
+		in("config", "remote.origin.url", s.Remote),
+		in("config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*"),
+		// An index that was not checked out has no times or inodes of this machine in it.
+		in("read-tree", id),
+	}
+	if strings.HasPrefix(commit.Name, "refs/tags/") {
+		steps = append(steps, in("update-ref", commit.Name, commit.Object))
+	}
+	for _, args := range steps {
+		if err := x.c.run(x.ctx, call{source: s, local: true, protocol: "file", doing: "make .git of", args: args}); err != nil {
+			return err
+		}
+	}
+	return filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(top, name)
+		if err != nil {
+			return err
+		}
+		e := layer.Entry{Path: rel, ModTime: made, Mode: 0o644}
+		switch {
+		case d.IsDir():
+			e.Type, e.Mode = layer.Dir, 0o755
+			return x.put(e, nil)
+		case !d.Type().IsRegular():
+			return fmt.Errorf("make .git of %s: %s is not a file", s.Remote, rel)
+		}
+		if strings.HasPrefix(rel, ".git/logs/") {
+			return nil // says when this build was
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		e.Type, e.Size = layer.File, info.Size()
+		return x.put(e, f)
+	})
+}

@@ -1,0 +1,243 @@
+// Package httpsource fetches files from http(s) addresses and remembers what servers said of them, so that one that has not
+// changed is not fetched again. It does not know what the files are for, and keeps none.
+package httpsource
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	_ "crypto/sha512" // sha384 and sha512 checksums
+
+	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/opencontainers/go-digest"
+)
+
+// How often and how long things are tried: as for a registry.
+const (
+	// maxTries is how often a request is made until it succeeds. Bytes that need not be asked for again begin the count anew.
+	maxTries = 5
+	// maxStalls is how many of the tries may end because the server fell silent.
+	maxStalls = 2
+	// idleTimeout is how long a server may send less than minProgress bytes.
+	idleTimeout = 28 * time.Second
+	minProgress = 16 << 10
+	// firstPause is how long to wait before the second try, and it doubles from there, up to maxPause.
+	firstPause = 200 * time.Millisecond
+	maxPause   = 5 * time.Second
+	// maxRetryAfter is how long to wait at most when the server asks for more with Retry-After.
+	maxRetryAfter = 20 * time.Second
+	// connectTimeout bounds a connection's making, and the TLS handshake's.
+	connectTimeout = 10 * time.Second
+	// maxRedirects is what browsers follow at least.
+	maxRedirects = 10
+	// maxHeader bounds the header of an answer in bytes.
+	maxHeader = 64 << 10
+	// maxState bounds what is remembered of one address in bytes: headers that are longer are not kept.
+	maxState = 64 << 10
+)
+
+// MaxSize bounds a file in bytes, so that an answer without end does not fill the disk: no layer is as large.
+const MaxSize = 64 << 30
+
+// settled is how much older than the answer a Last-Modified must be to tell one state of a file from the next: it counts
+// whole seconds (RFC 9110, 8.8.2.2).
+const settled = time.Minute
+
+// Client fetches files. Its methods may be called from several goroutines, and several processes may share its directory.
+type Client struct {
+	dir, tmp    string
+	secret      func(id string) ([]byte, bool, error)
+	idle, pause time.Duration // idleTimeout and firstPause, or less in tests
+	limit       int64         // MaxSize, or less in tests
+}
+
+// New returns a Client that remembers in the directory dir what servers said, which is made when it is first needed. Files
+// are put in the directory tmp. secret gives the values of secrets by id: HTTP_AUTH_HEADER_HOST and HTTP_AUTH_TOKEN_HOST
+// are asked for; false is for none.
+func New(dir, tmp string, secret func(id string) ([]byte, bool, error)) *Client {
+	return &Client{dir: dir, tmp: tmp, secret: secret, idle: idleTimeout, pause: firstPause, limit: MaxSize}
+}
+
+// Request is a file to be fetched.
+type Request struct {
+	remoteurl.HTTP
+	// Checksum is the digest that the file must have; "" for none.
+	Checksum digest.Digest
+}
+
+// File is what is known of a file.
+type File struct {
+	Digest digest.Digest
+	Size   int64
+	// Modified is the server's Last-Modified; the zero time where it said nothing.
+	Modified time.Time
+	// Path is where the file is, the caller's to remove; "" when the server said, or the checksum did, that it is what it
+	// was the last time.
+	Path string
+}
+
+// state is what is remembered of an address.
+type state struct {
+	ETag         string
+	LastModified string
+	// Settled says that LastModified alone can tell whether the file has changed.
+	Settled bool
+	Digest  digest.Digest
+	Size    int64
+	// Also are digests of other algorithms that the file was found to have.
+	Also []digest.Digest
+}
+
+func (s *state) file() *File {
+	f := &File{Digest: s.Digest, Size: s.Size}
+	if t, err := http.ParseTime(s.LastModified); err == nil {
+		f.Modified = t
+	}
+	return f
+}
+
+// has reports whether the file is known to have a digest.
+func (s *state) has(d digest.Digest) bool {
+	if s.Digest == d {
+		return true
+	}
+	for _, also := range s.Also {
+		if also == d {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *Client) statePath(r Request) string {
+	return filepath.Join(c.dir, fmt.Sprintf("%x", sha256.Sum256([]byte(r.URL)))[:32])
+}
+
+// known returns what is remembered; nil for nothing that can be read. It is only a cache.
+func (c *Client) known(r Request) *state {
+	data, err := os.ReadFile(c.statePath(r))
+	if err != nil || len(data) > maxState {
+		return nil
+	}
+	sum, text, _ := strings.Cut(string(data), "\n")
+	s := &state{}
+	if fmt.Sprintf("%x", sha256.Sum256([]byte(text))) != sum || json.Unmarshal([]byte(text), s) != nil || s.Digest.Validate() != nil {
+		return nil
+	}
+	return s
+}
+
+func (c *Client) remember(r Request, s *state) error {
+	text, err := json.Marshal(s)
+	if err != nil || len(text) > maxState/2 {
+		return err
+	}
+	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(c.tmp, "http-")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(f, "%x\n%s", sha256.Sum256(text), text)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), c.statePath(r))
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}
+
+// Look returns what the file is now. The server is asked whether it has changed, unless it is known to have the checksum; and
+// it is fetched if it has. A file without the checksum is an error.
+func (c *Client) Look(ctx context.Context, r Request) (*File, error) {
+	old := c.known(r)
+	if old != nil && r.Checksum != "" {
+		if old.has(r.Checksum) {
+			return old.file(), nil
+		}
+		old = nil // what the server has now is another file, or this is another algorithm
+	}
+	return c.fetch(ctx, r, old)
+}
+
+// Get fetches the file, whatever is known of it.
+func (c *Client) Get(ctx context.Context, r Request) (*File, error) { return c.fetch(ctx, r, nil) }
+
+func (c *Client) fetch(ctx context.Context, r Request, old *state) (_ *File, err error) {
+	f, err := os.CreateTemp(c.tmp, "http-")
+	if err != nil {
+		return nil, fmt.Errorf("download %s: %w", remoteurl.Shown(r.URL), err)
+	}
+	d := &download{c: c, request: r, old: old, file: f}
+	keep := false
+	defer func() {
+		if closeErr := f.Close(); err == nil {
+			err = closeErr
+		}
+		if err != nil || !keep {
+			os.Remove(f.Name())
+		}
+	}()
+	if d.authorization, err = c.authorization(r); err != nil {
+		return nil, err
+	}
+	if err := d.run(ctx); err != nil {
+		return nil, fmt.Errorf("download %s: %w", remoteurl.Shown(r.URL), err)
+	}
+	if d.unchanged {
+		return old.file(), nil
+	}
+	s := &state{ETag: d.etag, LastModified: d.modified, Settled: d.settled, Digest: digest.NewDigest(digest.SHA256, d.sum), Size: d.size}
+	if r.Checksum != "" {
+		got := s.Digest
+		if d.other != nil {
+			got = digest.NewDigest(r.Checksum.Algorithm(), d.other)
+			s.Also = []digest.Digest{got}
+		}
+		if got != r.Checksum {
+			return nil, fmt.Errorf("download %s: the file has digest %s, and the checksum says %s", remoteurl.Shown(r.URL), got, r.Checksum)
+		}
+	}
+	if err := c.remember(r, s); err != nil {
+		return nil, fmt.Errorf("remember %s: %w", remoteurl.Shown(r.URL), err)
+	}
+	keep = true
+	file := s.file()
+	file.Path = f.Name()
+	return file, nil
+}
+
+// hashes begins the digests of a download anew.
+func (d *download) hashes() {
+	d.sum, d.other, d.size = sha256.New(), nil, 0
+	if want := d.request.Checksum; want != "" && want.Algorithm() != digest.SHA256 {
+		d.other = want.Algorithm().Hash()
+	}
+}
+
+// download is one fetching of one file.
+type download struct {
+	c             *Client
+	request       Request
+	old           *state
+	authorization string
+	file          *os.File
+
+	sum, other hash.Hash
+	size       int64
+	// Of the answer that the bytes so far are of; validator is an ETag by which the rest can be asked for.
+	etag, modified, validator string
+	settled                   bool
+	unchanged                 bool
+}

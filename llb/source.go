@@ -1,0 +1,43 @@
+package llb
+
+// HTTP is a file from an http(s) address: a root file system with that one file, mode 0600, owned by root, with the time of
+// Last-Modified or else that of Unix 0. Input 0 is Scratch.
+type HTTP struct {
+	// URL is the address without credentials.
+	URL string
+	// User is "user[:password]" of the address; "" for none. It reaches neither digest nor key.
+	User string `json:"-"`
+	// Filename is the name of the file in the root.
+	Filename string
+	// Checksum is what the file has to be, "sha256:…", "sha384:…" or "sha512:…"; "" for whatever comes.
+	Checksum string
+}
+
+// Kind implements Op.
+func (HTTP) Kind() string { return "http" }
+
+// Git is the tree of a commit: a root file system whose files are 0644 or 0755 and directories 0755, owned by root, with
+// the time of the commit. Input 0 is Scratch.
+type Git struct {
+	// Remote is the repository's address without credentials, as git takes it.
+	Remote string
+	// User is "user[:password]" of the address; "" for none. It reaches neither digest nor key.
+	User string `json:"-"`
+	// Ref is a branch, a tag, any other ref or a commit's whole hash; "" is the default branch.
+	Ref string
+	// Subdir is the directory of the repository that becomes the root; "" for its top.
+	Subdir string
+	// Checksum is a commit's hash, or the beginning of one, that Ref has to be; "" for none.
+	Checksum string
+	// FetchByCommit takes the commit Checksum whatever Ref is now.
+	FetchByCommit bool
+	// KeepGitDir keeps .git, without submodules' own; not where there is a Subdir.
+	KeepGitDir bool
+	// SkipSubmodules leaves the directories of submodules empty.
+	SkipSubmodules bool
+	// Context says that the user named the repository, and not a Dockerfile: then the user's ssh agent and keys may be used.
+	Context bool
+}
+
+// Kind implements Op.
+func (Git) Kind() string { return "git" }
