@@ -22,15 +22,22 @@ import (
 type ExitError struct {
 	Args   []string
 	Status sandbox.Status
+	// FullDisk is kiln's root directory if its file system had no room left when the process ended; many programs do not
+	// say why they could not write.
+	FullDisk string
 }
 
 func (e *ExitError) Error() string {
 	s := fmt.Sprintf("process %q did not complete successfully: ", strings.Join(e.Args, " "))
-	switch {
-	case e.Status.Signal != 0:
-		return s + fmt.Sprintf("killed by %s", unix.SignalName(e.Status.Signal))
+	if e.Status.Signal != 0 {
+		s += "killed by " + unix.SignalName(e.Status.Signal)
+	} else {
+		s += fmt.Sprintf("exit code: %d", e.Status.ExitCode)
 	}
-	return s + fmt.Sprintf("exit code: %d", e.Status.ExitCode)
+	if e.FullDisk != "" {
+		s += fmt.Sprintf("; there is no space left on device for %s", e.FullDisk)
+	}
+	return s
 }
 
 // planExec plans RUN. The predefined proxy variables, the values of secrets, agents and the contents and names of caches
@@ -194,7 +201,11 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 		return l, err
 	}
 	if status.ExitCode != 0 || status.Signal != 0 {
-		return l, &ExitError{Args: op.Args, Status: status}
+		failed := &ExitError{Args: op.Args, Status: status}
+		if full(r.Root) {
+			failed.FullDisk = r.Root
+		}
+		return l, failed
 	}
 	// What was written has to be in the upper directory before it is read there.
 	if err := root.Close(); err != nil {
@@ -206,6 +217,15 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	}
 	c, err := p.Commit(entries, "")
 	return committed(c), err
+}
+
+// full reports whether next to nothing can be written to a file system any more.
+func full(dir string) bool {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) != nil {
+		return false
+	}
+	return st.Bavail < (1<<20)/uint64(st.Bsize) || st.Files > 0 && st.Ffree == 0
 }
 
 // mounting collects what a step's mounts need, and lets it go.
