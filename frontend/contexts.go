@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 )
 
@@ -11,8 +12,10 @@ import (
 type namedContext struct {
 	// name is the key in Options.NamedContexts.
 	name string
-	// dir is set for a directory; else the context is an image, the empty one if ref is "scratch".
+	// dir is set for a directory, remote for files from elsewhere: an llb.Git or llb.HTTP. Else the context is an image, the
+	// empty one if ref is "scratch".
 	dir         bool
+	remote      llb.Op
 	ref, layout string
 	// replacesStage says that the context stands for a whole stage, and not only for the image that a FROM names.
 	replacesStage bool
@@ -79,14 +82,51 @@ func parseContext(name, value string) (*namedContext, error) {
 		if c.layout == "" {
 			return nil, fmt.Errorf("named context %s: %q names no directory", name, value)
 		}
-	case scheme == "http" || scheme == "https" || isGit(value):
-		return nil, unsupported("the named context %s=%s: a remote context", name, value)
+	case isGit(value):
+		source, err := remoteurl.ParseGit(value)
+		if err != nil {
+			return nil, fmt.Errorf("named context %s: %w", name, err)
+		}
+		c.remote = GitContext(source)
+	case isHTTP(value):
+		op, err := httpOp(value, "context")
+		if err != nil {
+			return nil, fmt.Errorf("named context %s: %w", name, err)
+		}
+		c.remote = op
 	case strings.HasPrefix(value, "target:") || strings.HasPrefix(value, "input:"):
 		return nil, unsupported("the named context %s=%s: a context from another target", name, value)
 	default:
 		c.dir = true
 	}
 	return c, nil
+}
+
+// contextVertex returns the vertex whose files a context that is no image has.
+func (b *builder) contextVertex(c *namedContext) *llb.Vertex {
+	name := "[context " + c.name + "] "
+	switch op := c.remote.(type) {
+	case llb.Git:
+		return b.graph.Add(op, llb.Meta{Name: name + "load git source " + gitName(op)}, b.scratch())
+	case llb.HTTP:
+		file := b.graph.Add(op, llb.Meta{Name: name + "download " + remoteurl.Shown(op.URL)}, b.scratch())
+		return b.graph.Add(UnpackContext(op.Filename), llb.Meta{Name: name + "unpack " + remoteurl.Shown(op.URL)}, b.scratch(), file)
+	}
+	return b.graph.Add(llb.Local{Name: c.name}, llb.Meta{Name: name + "load from client"})
+}
+
+// GitContext returns the op that fetches a repository which the user named as a context.
+func GitContext(s *remoteurl.Git) llb.Git {
+	op := gitOp(s)
+	op.Context = true
+	return op
+}
+
+// UnpackContext returns the op that makes a context of the file filename in input 1: what is in it if it is an archive,
+// else the file itself. Everything belongs to root, as in a directory of the client.
+func UnpackContext(filename string) llb.Copy {
+	epoch := int64(0)
+	return llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/" + filename, Unpack: true}}, Dest: "/", Chown: "0:0", Epoch: &epoch}
 }
 
 // IsDirContext says whether the value of a --build-context is a directory of the client.

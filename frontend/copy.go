@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -13,6 +14,7 @@ import (
 	filemode "github.com/tonistiigi/dchapes-mode"
 
 	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 )
 
@@ -25,9 +27,11 @@ type copying struct {
 	link, parents bool
 	exclude       []string
 	unpack        bool
-	// from is what the paths are in.
-	from *llb.Vertex
-	at   []moby.Range
+	// from is what the paths are in. remote, where not nil, returns the vertex of a source that is in no context, and what is
+	// taken of it; a nil vertex for a path in from.
+	from   *llb.Vertex
+	remote func(src string) (*llb.Vertex, llb.CopySource, error)
+	at     []moby.Range
 }
 
 // copy lowers COPY.
@@ -82,7 +86,6 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 		Chmod:   cp.chmod,
 		Exclude: cp.exclude,
 		Parents: cp.parents,
-		Unpack:  cp.unpack,
 		// As in BuildKit, --link is without effect beside --chmod.
 		Link:  cp.link && cp.chmod == "",
 		Epoch: b.epoch,
@@ -101,12 +104,23 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	if op.Link {
 		inputs[0] = b.scratch()
 	}
-	if len(cp.SourcePaths) > 0 {
-		inputs = append(inputs, cp.from)
-	}
 	for _, src := range cp.SourcePaths {
-		created += " " + src
-		op.Sources = append(op.Sources, llb.CopySource{Input: 1, Path: copySourcePath(src, cp.parents)})
+		created += " " + remoteurl.WithoutUser(src)
+		from, source := cp.from, llb.CopySource{Path: copySourcePath(src, cp.parents), Unpack: cp.unpack}
+		if cp.remote != nil {
+			v, remote, err := cp.remote(src)
+			if err != nil {
+				return err
+			}
+			if v != nil {
+				from, source = v, remote
+			}
+		}
+		if source.Input = slices.Index(inputs[1:], from) + 1; source.Input == 0 {
+			inputs = append(inputs, from)
+			source.Input = len(inputs) - 1
+		}
+		op.Sources = append(op.Sources, source)
 	}
 	for _, f := range cp.SourceContents {
 		created += " <<" + f.Path
@@ -117,7 +131,11 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	}
 	created += " " + cp.DestPath + " # buildkit"
 
-	meta := b.meta(s, b.stepName(s, cp.text, b.lex, s.env), cp.at)
+	name := b.stepName(s, cp.text, b.lex, s.env)
+	for _, src := range cp.SourcePaths {
+		name = strings.ReplaceAll(name, src, remoteurl.WithoutUser(src))
+	}
+	meta := b.meta(s, name, cp.at)
 	meta.NoCache = s.noCache
 	v := b.graph.Add(op, meta, inputs...)
 	if op.Link {

@@ -200,7 +200,7 @@ func (b *builder) resolveBase(s *stage) (func() error, error) {
 		}
 	}
 	if c := s.context; c != nil {
-		if c.dir {
+		if c.dir || c.remote != nil {
 			s.platform = &platform
 			b.setDirectory(s, platform)
 			return nothing, nil
@@ -288,7 +288,7 @@ func (b *builder) setScratch(s *stage, p llb.Platform) {
 // setDirectory makes s begin with the files of a named context.
 func (b *builder) setDirectory(s *stage, p llb.Platform) {
 	b.setScratch(s, p)
-	s.local = b.graph.Add(llb.Local{Name: s.context.name}, llb.Meta{Name: "[context " + s.context.name + "] load from client"})
+	s.local = b.contextVertex(s.context)
 	s.localRoot = s.root
 	if s.implicit {
 		return

@@ -32,8 +32,8 @@ type Options struct {
 	// NoCache runs the steps of all stages again, NoCacheFilter those of the stages that it names.
 	NoCache       bool
 	NoCacheFilter []string
-	// NamedContexts are the values of --build-context by name: a directory, "docker-image://REF" or
-	// "oci-layout://DIR[:TAG|@DIGEST]". A directory becomes an llb.Local with the name of its key.
+	// NamedContexts are the values of --build-context by name: a directory, "docker-image://REF", "oci-layout://DIR[:TAG|@DIGEST]",
+	// or the address of a git repository or of a file. A directory becomes an llb.Local with the name of its key.
 	NamedContexts map[string]string
 	// Network is that of the RUNs without a --network of their own; "" is llb.NetworkDefault.
 	Network    llb.Network

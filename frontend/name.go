@@ -5,6 +5,8 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+
+	"github.com/kilnbuild/kiln/internal/remoteurl"
 )
 
 // normalizeRef returns the whole reference for an image name as a Dockerfile has it: "debian" is
@@ -85,23 +87,10 @@ var (
 	pathPattern = sync.OnceValue(func() *regexp.Regexp {
 		return regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
 	})
-	scpPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_-]+@[A-Za-z0-9.-]+:.`) })
 )
 
 // isHTTP says whether a source is a URL of a file.
-func isHTTP(source string) bool {
-	return (strings.HasPrefix(source, "http://") || strings.HasPrefix(source, "https://")) && !isGit(source)
-}
+func isHTTP(source string) bool { return remoteurl.IsHTTP(source) }
 
 // isGit says whether a source is a git repository.
-func isGit(source string) bool {
-	if strings.HasPrefix(source, "git://") || strings.HasPrefix(source, "ssh://") || scpPattern().MatchString(source) {
-		return true
-	}
-	if !strings.HasPrefix(source, "http://") && !strings.HasPrefix(source, "https://") {
-		return false
-	}
-	repository, _, _ := strings.Cut(source, "#")
-	repository, _, _ = strings.Cut(repository, "?")
-	return strings.HasSuffix(repository, ".git")
-}
+func isGit(source string) bool { return remoteurl.IsGit(source) }

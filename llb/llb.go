@@ -16,8 +16,8 @@ type Digest [sha256.Size]byte
 // String returns the digest in the form of OCI digests, "sha256:…".
 func (d Digest) String() string { return "sha256:" + hex.EncodeToString(d[:]) }
 
-// Op is what a vertex does. The implementations are Image, Scratch, Local, Exec, Copy, Mkdir and Merge; they are values
-// and must not be changed once they are in a graph.
+// Op is what a vertex does. The implementations are Image, Scratch, Local, HTTP, Git, Exec, Copy, Mkdir and Merge; they are
+// values and must not be changed once they are in a graph.
 type Op interface {
 	// Kind returns the op's name as it enters digests and cache keys, for example "exec".
 	Kind() string

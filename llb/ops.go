@@ -155,6 +155,8 @@ type CopySource struct {
 	Inline *InlineFile
 	// AllowMissing makes a path without wildcards that does not exist select nothing.
 	AllowMissing bool
+	// Unpack puts the content of a file that is an archive in place of it: ADD of a local file.
+	Unpack bool
 }
 
 // Copy puts files into its root file system, input 0, as one new layer: COPY and ADD.
@@ -172,8 +174,6 @@ type Copy struct {
 	Exclude []string
 	// Parents keeps the sources' parent directories, from a "/./" on.
 	Parents bool
-	// Unpack puts the content of a source that is an archive in place of it: ADD of a local file.
-	Unpack bool
 	// Link ignores what is at the destination: input 0 is Scratch and symbolic links of the final root are not followed.
 	Link bool
 	// Epoch, where not nil, is the time in Unix seconds of directories that the copy creates (SOURCE_DATE_EPOCH).

@@ -45,23 +45,24 @@ type buildFlags struct {
 func (a *app) buildCommand() *cobra.Command {
 	var f buildFlags
 	cmd := &cobra.Command{
-		Use:   "build [flags] PATH",
+		Use:   "build [flags] PATH | URL | -",
 		Short: "Build an image from a Dockerfile",
-		Args:  exactArgs("a PATH (the build context)"),
+		Args:  exactArgs("a PATH, URL or - (the build context)"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o, err := f.options(args[0])
 			if err != nil {
 				return err
 			}
+			o.Stdin = cmd.InOrStdin()
 			return a.withBuilder(func(b *builder.Builder) error { return a.build(cmd.Context(), b, o, f.mode()) })
 		},
 	}
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&f.tags, "tag", "t", nil, "name of the image, as name[:tag]")
-	flags.StringVarP(&f.file, "file", "f", "", "the Dockerfile (default PATH/Dockerfile)")
+	flags.StringVarP(&f.file, "file", "f", "", "the Dockerfile: a file, a URL, or - for standard input (default PATH/Dockerfile)")
 	flags.StringVar(&f.target, "target", "", "the stage to build (default the last)")
 	flags.StringArrayVar(&f.buildArgs, "build-arg", nil, "value of an ARG, as NAME[=VALUE]")
-	flags.StringArrayVar(&f.buildContexts, "build-context", nil, "another context, as NAME=DIRECTORY, NAME=docker-image://IMAGE or NAME=oci-layout://DIRECTORY")
+	flags.StringArrayVar(&f.buildContexts, "build-context", nil, "another context, as NAME=DIRECTORY, NAME=URL, NAME=docker-image://IMAGE or NAME=oci-layout://DIRECTORY")
 	flags.BoolVar(&f.noCache, "no-cache", false, "run every step")
 	flags.StringArrayVar(&f.noCacheFilter, "no-cache-filter", nil, "run every step of these stages, as STAGE,…")
 	flags.BoolVar(&f.pull, "pull", false, "ask the registry for newer base images")
@@ -91,15 +92,12 @@ func (f *buildFlags) mode() string { return quietMode(f.quiet, f.progress) }
 
 // options returns what the flags ask for.
 func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
-	switch {
-	case contextDir == "-":
-		return o, usageErrorf("a build context from standard input is not supported yet; give a directory")
-	case isRemote(contextDir):
-		return o, usageErrorf("a remote build context (%s) is not supported yet; give a directory", contextDir)
-	case f.file == "-":
-		return o, usageErrorf("a Dockerfile from standard input is not supported yet; name a file with -f")
-	case isRemote(f.file):
-		return o, usageErrorf("a remote Dockerfile (%s) is not supported yet; name a file with -f", f.file)
+	isDir, err := builder.CheckContext(contextDir)
+	if err != nil {
+		return o, usageErrorf("build context: %w", err)
+	}
+	if contextDir == "-" && f.file == "-" {
+		return o, usageErrorf("standard input cannot be both the build context and the Dockerfile (-f -)")
 	}
 	o = builder.Options{
 		ContextDir:    contextDir,
@@ -164,8 +162,10 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 			}
 		}
 	}
-	if err := checkDir(o.ContextDir); err != nil {
-		return o, usageErrorf("build context: %w", err)
+	if isDir {
+		if err := checkDir(o.ContextDir); err != nil {
+			return o, usageErrorf("build context: %w", err)
+		}
 	}
 	return o, nil
 }
@@ -189,13 +189,11 @@ func (a *app) build(ctx context.Context, b *builder.Builder, o builder.Options, 
 		result, err = b.Build(ctx, o, p)
 		return err
 	})
-	// Without a Dockerfile there is nothing to quote, and the build has said so.
-	dockerfile, _ := o.DockerfilePath()
 	if err != nil {
-		return &buildError{err: err, dockerfile: dockerfile}
+		return &buildError{err: err, dockerfile: result.Dockerfile, name: result.DockerfileName}
 	}
 	if o.Check {
-		return a.printCheck(result.Warnings, dockerfile)
+		return a.printCheck(result.Warnings, result.Dockerfile)
 	}
 	if !quiet {
 		a.printWarnings(result.Warnings)
@@ -226,18 +224,17 @@ func (a *app) printWarnings(warnings []builder.Warning) {
 }
 
 // printCheck prints the result of --check, which fails where there are warnings.
-func (a *app) printCheck(warnings []builder.Warning, dockerfile string) error {
+func (a *app) printCheck(warnings []builder.Warning, dockerfile []byte) error {
 	if len(warnings) == 0 {
 		_, err := fmt.Fprintln(a.stdout, "Check complete, no warnings found.")
 		return err
 	}
-	text := readExcerptSource(dockerfile)
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "Check complete, %s found.\n", count(len(warnings), "warning"))
 	for _, w := range warnings {
 		fmt.Fprintf(&b, "\nWARNING: %s\n%s\n", strings.TrimSuffix(w.Rule+" - "+w.URL, " - "), progress.CleanLine(w.Message))
 		if w.Location.StartLine > 0 {
-			b.Write(excerpt(w.Location, text))
+			b.Write(excerpt(w.Location, dockerfile))
 		}
 	}
 	if _, err := a.stdout.Write(b.Bytes()); err != nil {

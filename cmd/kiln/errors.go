@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/builder"
@@ -52,7 +50,8 @@ func (e *progressError) Unwrap() error { return e.err }
 // buildError is a failed build, with what is needed to quote its Dockerfile.
 type buildError struct {
 	err        error
-	dockerfile string // its path
+	dockerfile []byte
+	name       string // of the Dockerfile, as errors call it
 }
 
 func (e *buildError) Error() string { return e.err.Error() }
@@ -112,8 +111,8 @@ func (a *app) printError(err error) {
 	}
 	if location.StartLine > 0 {
 		var dockerfile []byte
-		if b, ok := errors.AsType[*buildError](err); ok && filepath.Base(location.File) == filepath.Base(b.dockerfile) {
-			dockerfile = readExcerptSource(b.dockerfile)
+		if b, ok := errors.AsType[*buildError](err); ok && location.File == b.name {
+			dockerfile = b.dockerfile
 		}
 		_, _ = a.stderr.Write(excerpt(location, dockerfile))
 	}
@@ -155,16 +154,6 @@ const (
 	excerptMargin = 2
 	excerptMost   = 20
 )
-
-// readExcerptSource returns the text of a Dockerfile, nil where it cannot be read: a message is still one without its
-// illustration.
-func readExcerptSource(path string) []byte {
-	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() || info.Size() > 16<<20 {
-		return nil
-	}
-	text, _ := os.ReadFile(path)
-	return text
-}
 
 // excerpt returns the lines of a Dockerfile around a location, those meant marked; only the location where there is no text.
 func excerpt(l llb.Location, dockerfile []byte) []byte {

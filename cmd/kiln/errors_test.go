@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/kilnbuild/kiln/internal/builder"
@@ -17,10 +15,7 @@ import (
 )
 
 func TestPrintError(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "Dockerfile")
-	if err := os.WriteFile(path, []byte("FROM busybox\nCOPY a /a\nRUN make\n"), 0o666); err != nil {
-		t.Fatal(err)
-	}
+	dockerfile := []byte("FROM busybox\nCOPY a /a\nRUN make\n")
 	var g llb.Graph
 	base := g.Add(llb.Scratch{}, llb.Meta{})
 	at := func(line int) llb.Location { return llb.Location{File: "Dockerfile", StartLine: line, EndLine: line} }
@@ -47,7 +42,7 @@ func TestPrintError(t *testing.T) {
 		{"plain", errors.New("push https://u:canary@h: no"), 1, "kiln: push https://xxxxx@h: no\n"},
 		{"several", errors.Join(errors.New("a"), errors.New("b")), 1, "kiln: a\nkiln: b\n"},
 		{
-			"run", &buildError{dockerfile: path, err: &progressError{
+			"run", &buildError{dockerfile: dockerfile, name: "Dockerfile", err: &progressError{
 				err:      &solver.VertexError{Vertex: run, Err: failed},
 				failures: []progress.Failure{{Name: "other", Log: []string{"no"}}, {Name: "[2/2] RUN make", Log: []string{"one", "two"}}},
 			}}, 1,
@@ -56,7 +51,7 @@ func TestPrintError(t *testing.T) {
 		{"copy", &solver.VertexError{Vertex: cp, Err: errors.New(`"/a" not found`)}, 1, "kiln: [1/2] COPY a /a: \"/a\" not found\nDockerfile:2\n"},
 		{"step without a place", &solver.VertexError{Vertex: nowhere, Err: errors.New("no")}, 1, "kiln: made up: no\n"},
 		{
-			"parse", &buildError{dockerfile: path, err: &parser.Error{File: "Dockerfile", Line: 3, EndLine: 3, Msg: "unknown instruction: RNU", Hint: "did you mean RUN?"}}, 2,
+			"parse", &buildError{dockerfile: dockerfile, name: "Dockerfile", err: &parser.Error{File: "Dockerfile", Line: 3, EndLine: 3, Msg: "unknown instruction: RNU", Hint: "did you mean RUN?"}}, 2,
 			"kiln: Dockerfile:3: unknown instruction: RNU (did you mean RUN?)\n" + runExcerpt,
 		},
 		{

@@ -201,20 +201,19 @@ func parseBuildContexts(values []string) (map[string]string, error) {
 			contexts[name] = value
 			continue
 		}
-		if isRemote(value) || strings.HasPrefix(value, "target:") || value == "-" {
-			return nil, usageErrorf("--build-context %s: a context like %q is not supported yet; there are directories, docker-image:// and oci-layout://", name, value)
+		if strings.HasPrefix(value, "target:") || strings.HasPrefix(value, "input:") || value == "-" {
+			return nil, usageErrorf("--build-context %s: a context like %q is not supported yet; there are directories, http, https and git addresses, docker-image:// and oci-layout://", name, value)
 		}
-		if err := checkDir(value); err != nil {
+		isDir, err := builder.CheckContext(value)
+		if err == nil && isDir {
+			err = checkDir(value)
+		}
+		if err != nil {
 			return nil, usageErrorf("--build-context %s: %w", name, err)
 		}
 		contexts[name] = value
 	}
 	return contexts, nil
-}
-
-// isRemote reports whether a context is a URL or git repository in the forms that docker build knows.
-func isRemote(context string) bool {
-	return strings.Contains(context, "://") || strings.HasPrefix(context, "git@") || strings.HasPrefix(context, "github.com/")
 }
 
 // checkDir returns an error unless path is a directory.

@@ -14,8 +14,10 @@ import (
 
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/localdir"
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
@@ -30,6 +32,9 @@ type Result struct {
 	Digest string
 	// Names are the image's names in full.
 	Names []string
+	// Dockerfile is the text that was built, and DockerfileName what errors call it; empty where the build did not get that far.
+	Dockerfile     []byte
+	DockerfileName string
 	// Warnings are the findings of the checks. A build that failed has those that were found before.
 	Warnings []Warning
 }
@@ -63,24 +68,20 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	if err != nil {
 		return res, &InputError{err}
 	}
-	path, err := o.DockerfilePath()
+	locals := &localDirs{trees: map[string]layer.Tree{}}
+	defer locals.close(b.scratch.Path())
+	bases := newBases(b, o.Pull, p)
+	defer bases.Close()
+	runner := ops.New(ops.Config{
+		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Local: locals.trees, Root: b.store.Root(), Tmp: b.scratch.Path(),
+	})
+	r := &remote{builder: b, runner: runner, progress: p}
+	res.Dockerfile, res.DockerfileName, err = b.contexts(ctx, o, r, locals)
 	if err != nil {
 		return res, err
 	}
-	text, err := readFile(path, maxDockerfile)
-	if err != nil {
-		return res, &InputError{fmt.Errorf("read the Dockerfile: %w", err)}
-	}
-	locals, err := b.contexts(o, path)
-	if err != nil {
-		return res, &InputError{err}
-	}
-	defer locals.close(b.scratch.Path())
-
-	bases := newBases(b, o.Pull, p)
-	defer bases.Close()
-	lowered, err := frontend.Build(ctx, text, frontend.Options{
-		Filename: shownName(path, o.ContextDir), Target: o.Target, BuildArgs: o.BuildArgs, Labels: o.Labels, Platforms: o.Platforms, BuildPlatform: HostPlatform(),
+	lowered, err := frontend.Build(ctx, res.Dockerfile, frontend.Options{
+		Filename: res.DockerfileName, Target: o.Target, BuildArgs: o.BuildArgs, Labels: o.Labels, Platforms: o.Platforms, BuildPlatform: HostPlatform(),
 		NoCache: o.NoCache, NoCacheFilter: o.NoCacheFilter, NamedContexts: o.BuildContexts, Network: o.Network, ExtraHosts: o.ExtraHosts,
 		Ulimits: o.Ulimits, ShmSize: o.ShmSize, CgroupParent: o.CgroupParent, Allow: o.Allow, Ignore: locals.ignore, AllStages: o.Check,
 	}, bases)
@@ -92,9 +93,6 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	if err != nil || o.Check {
 		return res, err
 	}
-	runner := ops.New(ops.Config{
-		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Local: locals.dirs, Root: b.store.Root(), Tmp: b.scratch.Path(),
-	})
 	roots := make([]*llb.Vertex, len(lowered.Images))
 	for i, img := range lowered.Images {
 		roots[i] = img.Root
@@ -155,9 +153,10 @@ func readFile(path string, limit int64) ([]byte, error) {
 	return data, err
 }
 
-// localDirs are the client's directories of a build.
+// localDirs are the contexts of a build: directories of the client, and what took the place of the build context.
 type localDirs struct {
-	dirs   map[string]*localdir.Dir
+	trees  map[string]layer.Tree
+	dirs   []*localdir.Dir
 	ignore *ignore.Matcher // of the build context
 }
 
@@ -168,29 +167,15 @@ func (l *localDirs) close(tmp string) {
 	}
 }
 
-// contexts opens the build context and the named contexts that are directories.
-func (b *Builder) contexts(o Options, dockerfile string) (*localDirs, error) {
-	out := &localDirs{dirs: map[string]*localdir.Dir{}}
-	open := func(name, dir string, m *ignore.Matcher) error {
-		abs, err := filepath.Abs(dir)
-		if err != nil {
-			return err
-		}
-		id := fmt.Sprintf("%x", sha256.Sum256([]byte(abs)))
-		d, err := localdir.Open(abs, m, filepath.Join(b.store.Root(), "context", id[:32]))
-		if err != nil {
-			return fmt.Errorf("open the build context: %w", err)
-		}
-		out.dirs[name] = d
-		return nil
+// contexts opens the build context and the named contexts that are directories, and returns the Dockerfile and its name.
+func (b *Builder) contexts(ctx context.Context, o Options, r *remote, out *localDirs) (dockerfile []byte, name string, err error) {
+	if isDir(o.ContextDir) {
+		dockerfile, name, err = b.contextDir(ctx, o, r, out)
+	} else {
+		dockerfile, name, err = b.contextElsewhere(ctx, o, r, out)
 	}
-	m, err := readIgnore(dockerfile+".dockerignore", filepath.Join(o.ContextDir, ".dockerignore"))
 	if err != nil {
-		return nil, err
-	}
-	out.ignore = m
-	if err := open("context", o.ContextDir, m); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	for name, value := range o.BuildContexts {
 		if !frontend.IsDirContext(value) {
@@ -198,14 +183,75 @@ func (b *Builder) contexts(o Options, dockerfile string) (*localDirs, error) {
 		}
 		m, err := readIgnore(filepath.Join(value, ".dockerignore"))
 		if err == nil {
-			err = open(name, value, m)
+			err = b.openDir(out, name, value, m)
 		}
 		if err != nil {
-			out.close(b.scratch.Path())
-			return nil, fmt.Errorf("named context %q: %w", name, err)
+			return nil, "", &InputError{fmt.Errorf("named context %q: %w", name, err)}
 		}
 	}
-	return out, nil
+	return dockerfile, name, nil
+}
+
+// openDir adds a directory of the client.
+func (b *Builder) openDir(out *localDirs, name, dir string, m *ignore.Matcher) error {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	id := fmt.Sprintf("%x", sha256.Sum256([]byte(abs)))
+	d, err := localdir.Open(abs, m, filepath.Join(b.store.Root(), "context", id[:32]))
+	if err != nil {
+		return fmt.Errorf("open the build context: %w", err)
+	}
+	out.trees[name], out.dirs = d, append(out.dirs, d)
+	return nil
+}
+
+// contextDir opens a build context that is a directory, whose Dockerfile may come from anywhere.
+func (b *Builder) contextDir(ctx context.Context, o Options, r *remote, out *localDirs) (dockerfile []byte, name string, err error) {
+	ignored := []string{filepath.Join(o.ContextDir, ".dockerignore")}
+	if elsewhere(o.Dockerfile) {
+		dockerfile, name, err = r.dockerfile(ctx, o)
+	} else {
+		var path string
+		if path, err = o.DockerfilePath(); err != nil {
+			return nil, "", err
+		}
+		ignored = append([]string{path + ".dockerignore"}, ignored...)
+		name = shownName(path, o.ContextDir)
+		if dockerfile, err = readFile(path, maxDockerfile); err != nil {
+			err = &InputError{fmt.Errorf("read the Dockerfile: %w", err)}
+		}
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	if out.ignore, err = readIgnore(ignored...); err == nil {
+		err = b.openDir(out, "context", o.ContextDir, out.ignore)
+	}
+	if err != nil {
+		return nil, "", &InputError{err}
+	}
+	return dockerfile, name, nil
+}
+
+// contextElsewhere brings in a build context that is no directory. Its .dockerignore, if it has one, is a file as any other.
+func (b *Builder) contextElsewhere(ctx context.Context, o Options, r *remote, out *localDirs) (dockerfile []byte, name string, err error) {
+	if o.ContextDir == stdin && o.Dockerfile == stdin {
+		return nil, "", &InputError{errors.New("standard input cannot be both the build context and the Dockerfile")}
+	}
+	tree, bare, err := r.source(ctx, o)
+	if err != nil {
+		return nil, "", err
+	}
+	out.trees["context"] = tree
+	switch {
+	case elsewhere(o.Dockerfile):
+		return r.dockerfile(ctx, o)
+	case bare != nil:
+		return bare, "Dockerfile", nil
+	}
+	return dockerfileIn(tree, o.Dockerfile, remoteurl.WithoutUser(o.ContextDir))
 }
 
 // readIgnore reads the first of these ignore files that exists; nil for none.

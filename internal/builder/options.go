@@ -3,6 +3,7 @@ package builder
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -14,17 +15,22 @@ import (
 // Options say what one build has to do. They are checked values, as far as they can be checked without looking at files:
 // names are in full, environment variables are resolved. Paths are as the user gave them, relative to the working directory.
 type Options struct {
-	// ContextDir is the build context, a directory.
+	// ContextDir is the build context: a directory, the address of a git repository or of an archive or Dockerfile, or "-" for
+	// an archive or Dockerfile on Stdin.
 	ContextDir string
-	// Dockerfile is the file's path; "" for the one in the context, as DockerfilePath finds it.
+	// Dockerfile is the file's path; "" for the one in the context, as DockerfilePath finds it. It is relative to the root of a
+	// context that is no directory. An http or https address and "-", for Stdin, stand for a file from there.
 	Dockerfile string
+	// Stdin is read where ContextDir or Dockerfile say so.
+	Stdin io.Reader
 	// Tags are names for the image, each a valid reference without digest, as written: "app", "registry:5000/app:v1".
 	Tags []string
 	// Target names the stage to build; "" for the last one.
 	Target string
 	// BuildArgs are values of ARG, SOURCE_DATE_EPOCH included.
 	BuildArgs map[string]string
-	// BuildContexts are named contexts: a directory, docker-image://REF or oci-layout://PATH[:TAG][@DIGEST] by name.
+	// BuildContexts are named contexts: a directory, docker-image://REF, oci-layout://PATH[:TAG][@DIGEST], the address of a git
+	// repository or of an archive or file, by name.
 	BuildContexts map[string]string
 	// NoCache makes every step run; NoCacheFilter those of the stages it names.
 	NoCache       bool

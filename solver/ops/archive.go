@@ -41,6 +41,12 @@ func openArchive(r io.Reader) (tr *tar.Reader, first *tar.Header, ok bool) {
 	return tr, first, err == nil
 }
 
+// IsArchive reports whether a file is what openArchive reads.
+func IsArchive(r io.Reader) bool {
+	_, _, ok := openArchive(r)
+	return ok
+}
+
 // maxXZWindow bounds the memory that an xz file may ask for: 64 MiB is what xz -9 needs.
 const maxXZWindow = 64 << 20
 

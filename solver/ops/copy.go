@@ -181,7 +181,7 @@ func (c *copying) match(tree layer.Tree, name string, src llb.CopySource) error 
 		}
 		return notFound(tree, name, physical)
 	}
-	if c.op.Unpack && e.Type == layer.File {
+	if src.Unpack && e.Type == layer.File {
 		ok, err := c.archive(tree, e)
 		if ok || err != nil {
 			return err

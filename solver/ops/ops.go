@@ -7,10 +7,11 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"path/filepath"
 	"sync"
 
+	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/internal/localdir"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
@@ -44,8 +45,8 @@ type Config struct {
 	Snapshots *snapshot.Store
 	Images    Images
 	Secrets   Secrets
-	// Local are the client's directories by the names of llb.Local.
-	Local map[string]*localdir.Dir
+	// Local are the trees of llb.Local by their names: directories of the client, or what took the place of one.
+	Local map[string]layer.Tree
 	// Root is kiln's root directory, for cache mounts and locks.
 	Root string
 	// Tmp is a directory of this process's own on the same file system.
@@ -61,6 +62,9 @@ type Runner struct {
 	mu      sync.Mutex
 	sources map[string]source         // of layers of images, by id
 	ready   map[string]*materialising // by id
+	commits map[string]*resolving     // of git repositories
+
+	git *git.Client
 }
 
 // source is where a layer of an image comes from.
@@ -71,7 +75,9 @@ type source struct {
 
 // New returns a Runner.
 func New(c Config) *Runner {
-	return &Runner{Config: c, sources: map[string]source{}, ready: map[string]*materialising{}}
+	r := &Runner{Config: c, sources: map[string]source{}, ready: map[string]*materialising{}, commits: map[string]*resolving{}}
+	r.git = git.New(filepath.Join(c.Root, "git"), c.Tmp, r.secret)
+	return r
 }
 
 // Has implements solver.Runner.
@@ -93,6 +99,10 @@ func (r *Runner) Plan(ctx context.Context, v *llb.Vertex, in []*solver.Chain) (s
 		return r.planCopy(ctx, v, op, in)
 	case llb.Mkdir:
 		return r.planMkdir(ctx, v, op, in)
+	case llb.HTTP:
+		return r.planHTTP(ctx, v, op)
+	case llb.Git:
+		return r.planGit(ctx, v, op)
 	default:
 		return solver.Step{}, fmt.Errorf("BUG: no op %q", v.Op().Kind())
 	}
