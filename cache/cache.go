@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
 	"golang.org/x/sys/unix"
 )
@@ -29,6 +30,7 @@ import (
 //	records/ab/<key>        the record of a step, key being 64 hexadecimal digits
 //	records/ab/<key>.log    what the step printed
 //	records/seals/<build>   there if everything that the build wrote is on disk
+//	records/steps/<step>    a symbolic link whose target is the key of what the step made last
 //
 // A record is trusted as long as the machine has not been started again since it was written (its boot id tells). After
 // that it is trusted only if its build was sealed: the file system had been synced when the build was over. So no step
@@ -49,7 +51,7 @@ type Cache struct {
 // Open opens the cache in kiln's root directory. tmp is a directory of this process's own on the same file system.
 func Open(root, tmp string) (*Cache, error) {
 	c := &Cache{dir: filepath.Join(root, "records"), locks: filepath.Join(root, "locks"), tmp: tmp}
-	for _, dir := range []string{c.dir, c.seals(), c.locks} {
+	for _, dir := range []string{c.dir, c.seals(), c.steps(), c.locks} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open the cache: %w", err)
 		}
@@ -70,6 +72,8 @@ func newBuild() string {
 }
 
 func (c *Cache) seals() string { return filepath.Join(c.dir, "seals") }
+
+func (c *Cache) steps() string { return filepath.Join(c.dir, "steps") }
 
 func (c *Cache) path(key solver.Key) string {
 	k := key.String()
@@ -174,6 +178,57 @@ func (c *Cache) Seal() error {
 		return fmt.Errorf("seal the cache: %w", err)
 	}
 	return errors.Join(f.Sync(), f.Close(), d.Sync())
+}
+
+// Last implements solver.History. What a step made last is only ever a hint: a link that is wrong leads to nothing, or to
+// a record that says less.
+func (c *Cache) Last(v *llb.Vertex) *solver.Record {
+	for _, name := range stepNames(v) {
+		target, err := os.Readlink(filepath.Join(c.steps(), name))
+		if err != nil {
+			continue
+		}
+		key, err := solver.ParseKey(target)
+		if err != nil {
+			continue
+		}
+		if r, err := c.Get(key); err == nil {
+			return r
+		}
+	}
+	return nil
+}
+
+// SetLast implements solver.History.
+func (c *Cache) SetLast(v *llb.Vertex, key solver.Key) error {
+	for _, name := range stepNames(v) {
+		path := filepath.Join(c.steps(), name)
+		if target, err := os.Readlink(path); err == nil && target == key.String() {
+			continue
+		}
+		var id [8]byte
+		rand.Read(id[:])
+		tmp := filepath.Join(c.tmp, "step-"+hex.EncodeToString(id[:]))
+		err := os.Symlink(key.String(), tmp)
+		if err == nil {
+			err = os.Rename(tmp, path)
+		}
+		if err != nil {
+			os.Remove(tmp)
+			return fmt.Errorf("remember a step: %w", err)
+		}
+	}
+	return nil
+}
+
+// stepNames returns the names that a step is remembered by: what it is, and, for one that was edited itself or stands on
+// something that was, the place that it has in its stage.
+func stepNames(v *llb.Vertex) []string {
+	d := v.Digest()
+	m := v.Meta()
+	place, _, _ := strings.Cut(m.Name, "/") // "[build 2/5] RUN make"
+	at := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%s\n%s", v.Op().Kind(), m.Location.File, place, m.Platform))
+	return []string{hex.EncodeToString(d[:]), hex.EncodeToString(at[:])}
 }
 
 // NewLog implements solver.Cache. A step that prints nothing never has a file.

@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -20,6 +21,7 @@ import (
 	"github.com/klauspost/pgzip"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/singleflight"
 )
 
 // Layer is one layer of a finished image: one that steps made, which is in the snapshot store under ID, or one of a base
@@ -88,9 +90,18 @@ type blob struct {
 }
 
 // Blobs makes blobs of layers and remembers which it made, so that a layer is written and compressed once.
+// It must not be copied once it is used, and is safe for concurrent use.
 type Blobs struct {
 	Store     *cas.Store
 	Snapshots *snapshot.Store
+
+	working singleflight.Group // by layer and form
+}
+
+// Prepare makes the blob of a layer in the given form before an image is assembled from it, as while later steps run.
+func (b *Blobs) Prepare(ctx context.Context, l Layer, c Compression) error {
+	_, err := b.get(ctx, l, c)
+	return err
 }
 
 // get returns the blob of a layer in the given form. Layers of images stay in the form that they came in.
@@ -99,15 +110,19 @@ func (b *Blobs) get(ctx context.Context, l Layer, c Compression) (blob, error) {
 		desc := ocispec.Descriptor{MediaType: ociMediaType(l.Image.Blob.MediaType), Digest: l.Image.Blob.Digest, Size: l.Image.Blob.Size}
 		return blob{desc, l.Image.DiffID}, nil
 	}
-	plain, err := b.tar(ctx, l.ID)
+	made, err, _ := b.working.Do(l.ID, func() (any, error) { return b.tar(ctx, l.ID) })
 	if err != nil {
 		return blob{}, fmt.Errorf("write the tar of layer %s: %w", l.ID, err)
 	}
+	plain := made.(blob)
 	if c.Type == Uncompressed.Type {
 		return plain, nil
 	}
-	desc, err := b.compress(ctx, plain.desc, c)
-	return blob{desc, plain.diffID}, err
+	small, err, _ := b.working.Do(l.ID+" "+c.String(), func() (any, error) { return b.compress(ctx, plain.desc, c) })
+	if err != nil {
+		return blob{}, err
+	}
+	return blob{small.(ocispec.Descriptor), plain.diffID}, nil
 }
 
 // fetch makes sure that the blob of a layer is in the store.
@@ -139,8 +154,10 @@ func (b *Blobs) tar(ctx context.Context, id string) (blob, error) {
 		return blob{}, err
 	}
 	defer w.Close()
-	err = layer.WriteTar(ctxWriter{ctx, w}, m.All(), tree.Open)
-	if err != nil {
+	// Headers and most files are small: they go to the disk and through the hash in blocks.
+	buf := bufio.NewWriterSize(ctxWriter{ctx, w}, blockSize)
+	err = layer.WriteTar(buf, m.All(), tree.Open)
+	if err = errors.Join(err, buf.Flush()); err != nil {
 		return blob{}, err
 	}
 	desc, err := w.Commit("", -1)

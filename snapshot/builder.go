@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -59,6 +60,21 @@ func NewBuilder(parent layer.Tree, p *Pending, now time.Time) *Builder {
 		b.disk = newDisk(p.fs, p.store.opaque)
 	}
 	return b
+}
+
+// Reuse lets the builder take files from a committed layer that are the same in everything, by hard links, instead of
+// reading them again: those that are put with a Digest. A layer that is not there is no error.
+func (b *Builder) Reuse(s *Store, id string) {
+	if b.disk == nil || b.disk.earlier != nil {
+		return
+	}
+	m, err := s.Manifest(id)
+	if err != nil {
+		return
+	}
+	if root, err := rootfs.Open(s.fsDir(id)); err == nil {
+		b.disk.earlier = &earlier{manifest: m, disk: newDisk(root, s.opaque)}
+	}
 }
 
 // Close frees the builder's descriptors.

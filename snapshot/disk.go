@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +24,15 @@ type disk struct {
 	dirs   []openDir
 	opaque string // name of the opaque attribute
 	buf    []byte
+	// earlier is a layer that files can be taken from which are the same here; nil for none.
+	earlier *earlier
+}
+
+// earlier is a committed layer. Its files are never changed, so one that is the same in another layer can be the same file
+// there, by a hard link.
+type earlier struct {
+	manifest *layer.Manifest
+	disk     *disk
 }
 
 type openDir struct {
@@ -39,6 +49,26 @@ func (d *disk) close() {
 		o.file.Close()
 	}
 	d.dirs = nil
+	if d.earlier != nil {
+		d.earlier.disk.close()
+		d.earlier.disk.root.Close()
+		d.earlier = nil
+	}
+}
+
+// link makes the entry a further name of the earlier layer's file of the same path, if that is the same in everything.
+func (d *disk) link(dir int, e *layer.Entry) bool {
+	if d.earlier == nil || e.Digest == (layer.Digest{}) {
+		return false
+	}
+	old, ok := d.earlier.manifest.Lookup(e.Path)
+	if !ok || old.Type != layer.File || old.Digest != e.Digest || old.Size != e.Size || old.Mode != e.Mode || old.UID != e.UID || old.GID != e.GID ||
+		!old.ModTime.Equal(e.ModTime) || !slices.Equal(old.Xattrs, e.Xattrs) {
+		return false
+	}
+	from, err := d.earlier.disk.parent(e.Path)
+	// The file can have as many names as it may have, or be gone: then it is written.
+	return err == nil && unix.Linkat(from, e.Name(), dir, e.Name(), 0) == nil
 }
 
 // parent returns a descriptor of the directory that holds path, which stays open until the next call.
@@ -134,6 +164,9 @@ func (d *disk) put(e *layer.Entry, body io.Reader) error {
 }
 
 func (d *disk) file(dir int, e *layer.Entry, body io.Reader) error {
+	if d.link(dir, e) {
+		return nil
+	}
 	fd, err := unix.Openat(dir, e.Name(), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return &os.PathError{Op: "create", Path: e.Path, Err: err}

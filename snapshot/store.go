@@ -35,13 +35,14 @@ type Store struct {
 
 	mu        sync.Mutex
 	manifests map[string]*layer.Manifest
+	roots     map[string]*rootfs.Root
 }
 
 // Open opens the store in the directory root, with tmp, on the same file system, for what is unfinished. userXattr is for
 // a process that is not root in the first user namespace: overlay then keeps its own attributes under "user." names
 // (kernel, Documentation/filesystems/overlayfs.rst).
 func Open(root, tmp string, userXattr bool) (*Store, error) {
-	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", user: userXattr, manifests: map[string]*layer.Manifest{}}
+	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", user: userXattr, manifests: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}}
 	if userXattr {
 		s.opaque = "user.overlay.opaque"
 	}
@@ -76,6 +77,20 @@ func (s *Store) Manifest(id string) (*layer.Manifest, error) {
 	}
 	s.manifests[id] = m
 	return m, nil
+}
+
+// root returns a layer's files, which stay open for the life of the store.
+func (s *Store) root(id string) (*rootfs.Root, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r, ok := s.roots[id]; ok {
+		return r, nil
+	}
+	r, err := rootfs.Open(s.fsDir(id))
+	if err == nil {
+		s.roots[id] = r
+	}
+	return r, err
 }
 
 func validID(id string) bool {

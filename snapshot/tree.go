@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -164,11 +163,10 @@ func (t *Tree) Open(e *layer.Entry) (io.ReadCloser, error) {
 		return nil, &os.PathError{Op: "open", Path: e.Path, Err: unix.ENOENT}
 	}
 	id := t.layers[i].id
-	root, err := rootfs.Open(t.store.fsDir(id))
+	root, err := t.store.root(id)
 	if err != nil {
 		return nil, err
 	}
-	defer root.Close()
 	f, err := root.OpenNoSymlinks(e.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil, t.store.damaged(id, entry.Path)
@@ -221,6 +219,7 @@ func (e *DamagedError) Error() string {
 func (s *Store) damaged(id, path string) error {
 	s.mu.Lock()
 	delete(s.manifests, id)
+	delete(s.roots, id) // readers may still use it, so it is left to the end of the process
 	s.mu.Unlock()
 	err := &DamagedError{ID: id, Path: path}
 	if rm := os.Remove(filepath.Join(s.dir, id, "manifest")); rm != nil && !errors.Is(rm, fs.ErrNotExist) {

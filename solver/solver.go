@@ -45,6 +45,14 @@ type Cache interface {
 	NewLog() (Log, error)
 }
 
+// History is what a Cache may also know: what a step made when it last ran, whatever has changed since then.
+type History interface {
+	// Last returns the record that SetLast named last for the vertex's digest, or else for its name; nil for none.
+	Last(v *llb.Vertex) *Record
+	// SetLast remembers that the record under key is the vertex's.
+	SetLast(v *llb.Vertex, key Key) error
+}
+
 // Log takes the output of one step. Close without a Put throws it away.
 type Log interface {
 	io.WriteCloser
@@ -57,17 +65,19 @@ type Step struct {
 	Root *Chain
 	// Inputs decide the result of Run.
 	Inputs []Input
-	// Run does the work, writes the output of processes to the streams, and returns the layer that comes on top of the
-	// vertex's input 0.
-	Run func(ctx context.Context, out Streams) (Layer, error)
+	// Run does the work and returns the layer that comes on top of the vertex's input 0.
+	Run func(ctx context.Context, job Job) (Layer, error)
 	// Close, where not nil, frees what the step holds; it is called once, whether or not Run was.
 	Close func()
 }
 
-// Streams are where a running step's output goes.
-type Streams struct {
+// Job is what a running step is given.
+type Job struct {
+	// Stdout and Stderr take the output of processes.
 	Stdout io.Writer
 	Stderr io.Writer
+	// Last is the layer that the step made when it last ran, for what can be taken from it; the zero Layer for none.
+	Last Layer
 }
 
 // Runner knows what ops do. Implementations are safe for concurrent use.
@@ -93,8 +103,9 @@ type Outcome struct {
 	// the vertex is not of a kind that is recorded.
 	Cached bool
 	Record *Record
-	// Miss is why the step ran; nil for one that did not.
+	// Miss is why the step ran; nil for one that did not. Last is what the step made before, where that is known.
 	Miss *Miss
+	Last *Record
 	Err  error
 }
 
@@ -383,8 +394,12 @@ func (s *solve) probeOrRun(ctx context.Context, v *llb.Vertex, step Step) (Outco
 			return Outcome{}, err
 		}
 	}
-	r, err := s.run(ctx, v, key, step)
-	return Outcome{Record: r, Miss: miss}, err
+	var last *Record
+	if h, ok := s.opts.Cache.(History); ok {
+		last = h.Last(v)
+	}
+	r, err := s.run(ctx, v, key, step, last)
+	return Outcome{Record: r, Miss: miss, Last: last}, err
 }
 
 func (s *solve) get(key Key) (*Record, error) {
@@ -398,7 +413,7 @@ func (s *solve) get(key Key) (*Record, error) {
 	return r, nil
 }
 
-func (s *solve) run(ctx context.Context, v *llb.Vertex, key Key, step Step) (*Record, error) {
+func (s *solve) run(ctx context.Context, v *llb.Vertex, key Key, step Step, last *Record) (*Record, error) {
 	log, err := s.opts.Cache.NewLog()
 	if err != nil {
 		return nil, err
@@ -406,13 +421,20 @@ func (s *solve) run(ctx context.Context, v *llb.Vertex, key Key, step Step) (*Re
 	defer log.Close()
 	tee := &tee{observer: s.opts.Observer, vertex: v, log: log}
 	started := time.Now()
-	layer, err := step.Run(ctx, Streams{Stdout: tee.stream(1), Stderr: tee.stream(2)})
+	job := Job{Stdout: tee.stream(1), Stderr: tee.stream(2)}
+	if last != nil {
+		job.Last = last.Layer
+	}
+	layer, err := step.Run(ctx, job)
 	if err != nil {
 		return nil, err
 	}
 	r := &Record{Layer: layer, Inputs: step.Inputs, Name: v.Meta().Name, Started: started, Took: time.Since(started), LogSize: tee.size()}
 	if err := s.opts.Cache.Put(key, r, log); err != nil {
 		return nil, err
+	}
+	if h, ok := s.opts.Cache.(History); ok {
+		return r, h.SetLast(v, key)
 	}
 	return r, nil
 }

@@ -30,7 +30,7 @@ type runner struct {
 	// key says what decides it beside the contents of its inputs; nil for its path.
 	key func(path string) string
 	// run, where not nil, is called in Run.
-	run func(ctx context.Context, path string, out solver.Streams) error
+	run func(ctx context.Context, path string, out solver.Job) error
 	// unique is part of every layer's id, as the time of a RUN would be.
 	unique string
 }
@@ -60,7 +60,7 @@ func (r *runner) Plan(ctx context.Context, v *llb.Vertex, in []*solver.Chain) (s
 	r.mu.Unlock()
 	return solver.Step{
 		Inputs: inputs,
-		Run: func(ctx context.Context, out solver.Streams) (solver.Layer, error) {
+		Run: func(ctx context.Context, out solver.Job) (solver.Layer, error) {
 			if r.run != nil {
 				if err := r.run(ctx, op.Path, out); err != nil {
 					return solver.Layer{}, err
@@ -195,7 +195,7 @@ func TestIndependentStepsRunTogether(t *testing.T) {
 	// Each waits until all have come, so this ends only if they run side by side.
 	var all sync.WaitGroup
 	all.Add(n)
-	r := &runner{run: func(ctx context.Context, path string, _ solver.Streams) error {
+	r := &runner{run: func(ctx context.Context, path string, _ solver.Job) error {
 		all.Done()
 		all.Wait()
 		return nil
@@ -214,7 +214,7 @@ func TestParallelismIsTheLimit(t *testing.T) {
 	}
 	var mu sync.Mutex
 	now, most := 0, 0
-	r := &runner{run: func(context.Context, string, solver.Streams) error {
+	r := &runner{run: func(context.Context, string, solver.Job) error {
 		mu.Lock()
 		now++
 		most = max(most, now)
@@ -257,7 +257,7 @@ func TestInputsBeforeUsers(t *testing.T) {
 				needs[v.Meta().Name] = append(needs[v.Meta().Name], in.Meta().Name)
 			}
 		}
-		r := &runner{run: func(_ context.Context, path string, _ solver.Streams) error {
+		r := &runner{run: func(_ context.Context, path string, _ solver.Job) error {
 			mu.Lock()
 			defer mu.Unlock()
 			for _, in := range needs[path] {
@@ -447,7 +447,7 @@ func TestFirstFailure(t *testing.T) {
 	after := b.step("after", slow, failing)
 	slowRuns := make(chan struct{})
 	var ended []string
-	r := &runner{run: func(ctx context.Context, path string, _ solver.Streams) error {
+	r := &runner{run: func(ctx context.Context, path string, _ solver.Job) error {
 		switch path {
 		case "slow":
 			close(slowRuns)
@@ -479,7 +479,7 @@ func TestFirstFailure(t *testing.T) {
 func TestFailureIsNotRemembered(t *testing.T) {
 	forEachCache(t, func(t *testing.T, c solver.Cache) {
 		root := newBuild().step("a")
-		_, _, err := solve(t, &runner{run: func(context.Context, string, solver.Streams) error { return errors.New("boom") }}, c, root)
+		_, _, err := solve(t, &runner{run: func(context.Context, string, solver.Job) error { return errors.New("boom") }}, c, root)
 		if err == nil {
 			t.Fatal("no error")
 		}
@@ -496,7 +496,7 @@ func TestCancel(t *testing.T) {
 	root := b.step("b", b.step("a"))
 	cause := errors.New("interrupted")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	r := &runner{run: func(ctx context.Context, path string, _ solver.Streams) error {
+	r := &runner{run: func(ctx context.Context, path string, _ solver.Job) error {
 		cancel(cause)
 		<-ctx.Done()
 		return errors.New("process killed by SIGKILL")
@@ -525,7 +525,7 @@ func TestCancelWhileWaiting(t *testing.T) {
 		other := make(chan error)
 		go func() {
 			_, err := solver.Solve(t.Context(), []*llb.Vertex{root}, solver.Options{Cache: c, Observer: &outcomes{}, Runner: &runner{
-				run: func(context.Context, string, solver.Streams) error {
+				run: func(context.Context, string, solver.Job) error {
 					close(running)
 					<-finish
 					return nil
@@ -550,7 +550,7 @@ func TestCancelWhileWaiting(t *testing.T) {
 
 func TestLog(t *testing.T) {
 	c := solvertest.NewMemory()
-	r := &runner{run: func(_ context.Context, _ string, out solver.Streams) error {
+	r := &runner{run: func(_ context.Context, _ string, out solver.Job) error {
 		fmt.Fprint(out.Stdout, "out\n")
 		fmt.Fprint(out.Stderr, "err\n")
 		return nil
@@ -603,7 +603,7 @@ func TestNoGoroutinesAreLeft(t *testing.T) {
 		for n := range 20 {
 			inputs = append(inputs, b.step(fmt.Sprint(n)))
 		}
-		r := &runner{run: func(ctx context.Context, path string, _ solver.Streams) error {
+		r := &runner{run: func(ctx context.Context, path string, _ solver.Job) error {
 			if i%2 == 0 && path == "7" {
 				return errors.New("boom")
 			}

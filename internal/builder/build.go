@@ -97,11 +97,16 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	for i, img := range lowered.Images {
 		roots[i] = img.Root
 	}
-	outputs, err := solver.Solve(ctx, roots, solver.Options{Cache: b.cache, Runner: runner, Observer: newObserver(p), Parallelism: parallelism})
+	ctx, cancel := context.WithCancel(ctx)
+	blobs := b.blobs()
+	early := newEarly(ctx, blobs, roots, plans)
+	defer early.wait()
+	defer cancel()
+	outputs, err := solver.Solve(ctx, roots, solver.Options{Cache: b.cache, Runner: runner, Observer: newObserver(p, early), Parallelism: parallelism})
 	if err != nil {
 		return res, err
 	}
-	fin := &finished{builder: b, bases: bases, runner: runner, lowered: lowered, chains: outputs, names: names, progress: p}
+	fin := &finished{builder: b, blobs: blobs, bases: bases, runner: runner, lowered: lowered, chains: outputs, names: names, progress: p}
 	return res, fin.export(ctx, o, plans, res)
 }
 
@@ -272,6 +277,7 @@ func readIgnore(paths ...string) (*ignore.Matcher, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
+		m.File = filepath.Base(path)
 		return m, nil
 	}
 	return nil, nil

@@ -112,6 +112,7 @@ func (p output) image() bool {
 // finished is a build whose steps are done.
 type finished struct {
 	builder  *Builder
+	blobs    *exporter.Blobs
 	bases    *bases
 	runner   *ops.Runner
 	lowered  *frontend.Result
@@ -182,7 +183,7 @@ func (f *finished) output(ctx context.Context, out output, images []exporter.Ima
 
 // write assembles the image in the output's form and puts it where it is wanted.
 func (f *finished) write(ctx context.Context, out output, images []exporter.Image, task *progress.Task, res *Result) error {
-	blobs := f.builder.blobs()
+	blobs := f.blobs
 	a, err := blobs.Assemble(ctx, images, out.form)
 	if err != nil {
 		return err
@@ -226,7 +227,7 @@ func (b *Builder) tag(desc ocispec.Descriptor, names []string, task *progress.Ta
 
 func (f *finished) push(ctx context.Context, out output, a *exporter.Assembled, task *progress.Task) error {
 	mounts := map[digest.Digest]string{}
-	source := lazyBlobs{ctx: ctx, store: f.builder.blobs(), layers: map[digest.Digest]exporter.Layer{}}
+	source := lazyBlobs{ctx: ctx, store: f.blobs, layers: map[digest.Digest]exporter.Layer{}}
 	for _, m := range a.Manifests {
 		for i, l := range m.Layers {
 			d := m.Manifest.Layers[i].Digest

@@ -11,12 +11,13 @@ import (
 // observer shows the solver's vertices as tasks.
 type observer struct {
 	printer progress.Printer
+	early   *early
 	mu      sync.Mutex
 	tasks   map[*llb.Vertex]*progress.Task
 }
 
-func newObserver(p progress.Printer) *observer {
-	return &observer{printer: p, tasks: map[*llb.Vertex]*progress.Task{}}
+func newObserver(p progress.Printer, e *early) *observer {
+	return &observer{printer: p, early: e, tasks: map[*llb.Vertex]*progress.Task{}}
 }
 
 // Started implements solver.Observer. Vertices that stand for something that is there already are not shown.
@@ -47,6 +48,9 @@ func (o *observer) Log(v *llb.Vertex, stream int, p []byte) {
 
 // Finished implements solver.Observer.
 func (o *observer) Finished(v *llb.Vertex, out solver.Outcome) {
+	if out.Err == nil && out.Record != nil && !out.Cached {
+		o.early.made(v, out.Record.Layer)
+	}
 	t := o.task(v)
 	switch {
 	case t == nil:

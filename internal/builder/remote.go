@@ -59,7 +59,7 @@ type remote struct {
 
 // tree returns the files that a vertex makes.
 func (r *remote) tree(ctx context.Context, v *llb.Vertex) (layer.Tree, error) {
-	out, err := solver.Solve(ctx, []*llb.Vertex{v}, solver.Options{Cache: r.builder.cache, Runner: r.runner, Observer: newObserver(r.progress), Parallelism: 1})
+	out, err := solver.Solve(ctx, []*llb.Vertex{v}, solver.Options{Cache: r.builder.cache, Runner: r.runner, Observer: newObserver(r.progress, nil), Parallelism: 1})
 	if err != nil {
 		return nil, err
 	}

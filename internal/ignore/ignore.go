@@ -40,6 +40,9 @@ func (e *Error) Unwrap() error { return e.Err }
 // Matcher answers which paths a list of patterns excludes. A nil Matcher excludes nothing. A Matcher is not changed by
 // matching, so several goroutines may use one.
 type Matcher struct {
+	// File is the name of the file of the patterns, for errors to name it; "" where they are from none.
+	File string
+
 	patterns []pattern
 }
 
@@ -49,6 +52,8 @@ type pattern struct {
 	text string
 	// exception is set for "!".
 	exception bool
+	// line is the pattern's line in its file, 0 where it is from none.
+	line int
 	// elements are what stands between the slashes, without "!".
 	elements []string
 	pm       *patternmatcher.PatternMatcher
@@ -80,7 +85,13 @@ func Parse(r io.Reader) (*Matcher, error) {
 	if e, ok := err.(*Error); ok {
 		e.Line = lineOf(string(data), e.Pattern)
 	}
-	return m, err
+	if err != nil {
+		return nil, err
+	}
+	for i := range m.patterns {
+		m.patterns[i].line = lineOf(string(data), m.patterns[i].text)
+	}
+	return m, nil
 }
 
 // lineOf returns the line of text that gives pattern, 0 for none.
@@ -180,6 +191,40 @@ func (m *Matcher) Ignored(name string, parent Info) (bool, Info) {
 		}
 	}
 	return ignored, info
+}
+
+// Reason is the pattern that excludes a path.
+type Reason struct {
+	// File and Line say where the pattern stands; "" and 0 where it is from no file.
+	File string
+	Line int
+	// Pattern is the pattern, cleaned.
+	Pattern string
+}
+
+// String returns ".dockerignore, line 3 (*.log)", as far as it is known.
+func (r Reason) String() string {
+	s := r.File
+	if s == "" {
+		s = ".dockerignore"
+	}
+	if r.Line > 0 {
+		s += fmt.Sprintf(", line %d", r.Line)
+	}
+	return fmt.Sprintf("%s (%s)", s, r.Pattern)
+}
+
+// Reason returns the last pattern that excludes name or a directory that it is in; false where the patterns do not exclude it.
+func (m *Matcher) Reason(name string) (Reason, bool) {
+	if ignored, _ := m.Ignored(name, Info{}); !ignored {
+		return Reason{}, false
+	}
+	for i := len(m.patterns) - 1; i >= 0; i-- {
+		if p := &m.patterns[i]; !p.exception && p.match(name, true) {
+			return Reason{File: m.File, Line: p.line, Pattern: p.text}, true
+		}
+	}
+	return Reason{}, false
 }
 
 // match says whether p matches name or, if parents is set, a parent of it.

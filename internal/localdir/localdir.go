@@ -53,11 +53,8 @@ func (d *Dir) Close(tmp string) error {
 	return errors.Join(d.stats.save(tmp), d.root.Close())
 }
 
-// Ignored reports whether .dockerignore excludes a path that exists in the directory, for errors to say so.
-func (d *Dir) Ignored(path string) bool {
-	excluded, _ := d.match(path)
-	return excluded
-}
+// Ignored returns what of .dockerignore excludes a path of the directory, for errors to say so; false where nothing does.
+func (d *Dir) Ignored(path string) (ignore.Reason, bool) { return d.ignore.Reason(path) }
 
 // match returns whether a path is excluded, from what is known of its parent.
 func (d *Dir) match(path string) (bool, ignore.Info) {

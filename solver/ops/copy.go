@@ -14,26 +14,11 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/internal/localdir"
 	"github.com/kilnbuild/kiln/internal/passwd"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
 )
-
-// NotFoundError is a source that does not exist.
-type NotFoundError struct {
-	Path string
-	// Ignored says that .dockerignore excludes it.
-	Ignored bool
-}
-
-func (e *NotFoundError) Error() string {
-	if e.Ignored {
-		return fmt.Sprintf("%q is excluded by .dockerignore", "/"+e.Path)
-	}
-	return fmt.Sprintf("%q not found", "/"+e.Path)
-}
 
 // planCopy plans COPY and ADD. The layer's entries are worked out without writing anything: their digest is the key, so
 // that nothing but what is selected and what decides where it goes has any part in it. Archives that are to be unpacked
@@ -63,8 +48,9 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 	}
 	return solver.Step{
 		Inputs: inputs,
-		Run: func(ctx context.Context, _ solver.Streams) (solver.Layer, error) {
+		Run: func(ctx context.Context, job solver.Job) (solver.Layer, error) {
 			c.ctx = ctx
+			c.reuse = func(b *snapshot.Builder) { b.Reuse(r.Snapshots, job.Last.ID) }
 			return r.write(func(p *snapshot.Pending) ([]*layer.Entry, error) {
 				entries, err := c.build(p)
 				if err != nil || len(c.archives) > 0 {
@@ -93,6 +79,7 @@ type copying struct {
 	octal    bool
 	archives []string // what is unpacked, in words, as the last build without writing found it
 
+	reuse   func(*snapshot.Builder)
 	b       *snapshot.Builder
 	writing bool
 	links   map[string]string // physical path of the first copy of a file, by LinkID, below one selected path
@@ -133,7 +120,9 @@ func (c *copying) prepare() error {
 func (c *copying) build(p *snapshot.Pending) ([]*layer.Entry, error) {
 	c.b = snapshot.NewBuilder(c.trees[0], p, c.now.time)
 	defer c.b.Close()
-	c.writing = p != nil
+	if c.writing = p != nil; c.writing {
+		c.reuse(c.b)
+	}
 	c.archives = nil
 	for _, src := range c.op.Sources {
 		if err := c.source(src); err != nil {
@@ -199,14 +188,6 @@ func (c *copying) match(tree layer.Tree, name string, src llb.CopySource) error 
 		return err
 	}
 	return c.leaf(tree, *e, target)
-}
-
-func notFound(tree layer.Tree, name, physical string) error {
-	err := &NotFoundError{Path: strings.TrimPrefix(path.Clean("/"+name), "/")}
-	if d, ok := tree.(*localdir.Dir); ok {
-		err.Ignored = d.Ignored(physical)
-	}
-	return err
 }
 
 // dest makes the directories that the destination names, all of it if it ends in a slash, else all but the last
@@ -393,17 +374,17 @@ func (c *copying) leaf(tree layer.Tree, src layer.Entry, target string) error {
 	if src.LinkID != "" {
 		c.links[src.LinkID] = target
 	}
-	var body io.ReadCloser
+	var body io.Reader
 	if src.Type == layer.File {
-		if c.writing {
-			if body, err = tree.Open(&src); err != nil {
-				return err
-			}
-			defer body.Close()
-		} else if src.Digest == (layer.Digest{}) {
+		if src.Digest == (layer.Digest{}) {
 			if err := tree.Sum(c.ctx, []*layer.Entry{&src}); err != nil {
 				return err
 			}
+		}
+		if c.writing {
+			f := &lazyFile{tree: tree, entry: src}
+			defer f.Close()
+			body = f
 		}
 	}
 	src.Path, src.LinkID = target, ""
@@ -433,4 +414,29 @@ func join(dir, name string) string {
 		return dir
 	}
 	return dir + "/" + name
+}
+
+// lazyFile is a file of a tree that is opened when somebody reads it.
+type lazyFile struct {
+	tree  layer.Tree
+	entry layer.Entry
+	file  io.ReadCloser
+}
+
+func (l *lazyFile) Read(p []byte) (int, error) {
+	if l.file == nil {
+		f, err := l.tree.Open(&l.entry)
+		if err != nil {
+			return 0, err
+		}
+		l.file = f
+	}
+	return l.file.Read(p)
+}
+
+func (l *lazyFile) Close() error {
+	if l.file == nil {
+		return nil
+	}
+	return l.file.Close()
 }

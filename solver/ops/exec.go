@@ -25,15 +25,12 @@ type ExitError struct {
 	// FullDisk is kiln's root directory if its file system had no room left when the process ended; many programs do not
 	// say why they could not write.
 	FullDisk string
+	// OutOfMemory says that the kernel killed processes for want of memory meanwhile.
+	OutOfMemory bool
 }
 
 func (e *ExitError) Error() string {
-	s := fmt.Sprintf("process %q did not complete successfully: ", strings.Join(e.Args, " "))
-	if e.Status.Signal != 0 {
-		s += "killed by " + unix.SignalName(e.Status.Signal)
-	} else {
-		s += fmt.Sprintf("exit code: %d", e.Status.ExitCode)
-	}
+	s := fmt.Sprintf("process %q did not complete successfully: %s", strings.Join(e.Args, " "), ended(e.Status, e.OutOfMemory))
 	if e.FullDisk != "" {
 		s += fmt.Sprintf("; there is no space left on device for %s", e.FullDisk)
 	}
@@ -92,8 +89,8 @@ func (r *Runner) planExec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []
 	}
 	return solver.Step{
 		Inputs: inputs,
-		Run: func(ctx context.Context, out solver.Streams) (solver.Layer, error) {
-			return r.exec(ctx, v, op, in, out)
+		Run: func(ctx context.Context, job solver.Job) (solver.Layer, error) {
+			return r.exec(ctx, v, op, in, job)
 		},
 	}, nil
 }
@@ -141,7 +138,7 @@ func (r *Runner) pathContent(ctx context.Context, c *solver.Chain, name string) 
 	}).Content), nil
 }
 
-func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*solver.Chain, out solver.Streams) (l solver.Layer, err error) {
+func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*solver.Chain, job solver.Job) (l solver.Layer, err error) {
 	ids, err := r.Realise(ctx, in[0])
 	if err != nil {
 		return l, err
@@ -184,7 +181,7 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 		Root: root, Args: op.Args, Env: slices.Concat(op.Env, m.env, op.Proxy), Cwd: op.Cwd, User: user,
 		Mounts: m.mounts, Hostname: op.Hostname, ShmSize: op.ShmSize, CgroupParent: op.CgroupParent,
 		Insecure: op.Security == llb.SecurityInsecure, Network: sandbox.NetworkHost,
-		Stdout: out.Stdout, Stderr: out.Stderr,
+		Stdout: job.Stdout, Stderr: job.Stderr,
 	}
 	if op.Network == llb.NetworkNone {
 		spec.Network = sandbox.NetworkNone
@@ -195,13 +192,13 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	for _, u := range op.Ulimits {
 		spec.Rlimits = append(spec.Rlimits, sandbox.Rlimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
-	started := time.Now()
+	started, killed := time.Now(), oomKills()
 	status, err := sandbox.Run(ctx, spec)
 	if err != nil {
-		return l, err
+		return l, explain(err, v.Meta().Platform)
 	}
 	if status.ExitCode != 0 || status.Signal != 0 {
-		failed := &ExitError{Args: op.Args, Status: status}
+		failed := &ExitError{Args: op.Args, Status: status, OutOfMemory: oomKills() > killed}
 		if full(r.Root) {
 			failed.FullDisk = r.Root
 		}

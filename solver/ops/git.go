@@ -50,7 +50,7 @@ func (r *Runner) planGit(ctx context.Context, v *llb.Vertex, op llb.Git) (solver
 	}
 	return solver.Step{
 		Inputs: inputs,
-		Run: func(ctx context.Context, job solver.Streams) (solver.Layer, error) {
+		Run: func(ctx context.Context, job solver.Job) (solver.Layer, error) {
 			o := git.Options{KeepGitDir: op.KeepGitDir, SkipSubmodules: op.SkipSubmodules, Agent: op.Context, Log: job.Stderr}
 			return r.fill(func(put func(layer.Entry, io.Reader) error) error { return r.git.Export(ctx, s, commit, o, put) })
 		},

@@ -47,7 +47,7 @@ func (r *Runner) planHTTP(ctx context.Context, v *llb.Vertex, op llb.HTTP) (solv
 	file := f.Path
 	return solver.Step{
 		Inputs: inputs,
-		Run: func(ctx context.Context, job solver.Streams) (solver.Layer, error) {
+		Run: func(ctx context.Context, job solver.Job) (solver.Layer, error) {
 			if file == "" {
 				// It has not changed, and the layer that held it is gone, or not wanted.
 				again, err := client.Get(ctx, req)

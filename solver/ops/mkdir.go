@@ -65,7 +65,7 @@ func (r *Runner) planMkdir(ctx context.Context, v *llb.Vertex, op llb.Mkdir, in 
 	}
 	return solver.Step{
 		Inputs: append(common(v), solver.Input{Name: "path", Value: op.Path}, solver.Input{Name: "owner", Value: fmt.Sprintf("%d:%d", uid, gid)}, entriesInput(planned), epochInput(op.Epoch)),
-		Run:    func(ctx context.Context, _ solver.Streams) (solver.Layer, error) { return r.write(build) },
+		Run:    func(ctx context.Context, _ solver.Job) (solver.Layer, error) { return r.write(build) },
 	}, nil
 }
 
