@@ -54,8 +54,17 @@ func Try(path string, shared bool) (*Lock, error) {
 	if shared {
 		how = unix.LOCK_SH
 	}
+	return try(path, unix.O_RDWR|unix.O_CREAT, how)
+}
+
+// TryDir is Try, not shared, for a directory, which it does not make: the error is fs.ErrNotExist when there is none.
+func TryDir(path string) (*Lock, error) {
+	return try(path, unix.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_EX)
+}
+
+func try(path string, flags, how int) (*Lock, error) {
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("open lock: %w", err)
 		}
@@ -75,7 +84,7 @@ func Try(path string, shared bool) (*Lock, error) {
 	}
 }
 
-// File returns the locked file, open for reading and writing; it stays the Lock's and is closed by Release.
+// File returns the locked file, open for reading and writing unless it is a directory; it stays the Lock's and is closed by Release.
 func (l *Lock) File() *os.File { return l.file }
 
 // Release ends the lock and leaves the file where it is. Releasing twice, or the zero Lock, does nothing.

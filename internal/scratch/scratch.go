@@ -5,6 +5,7 @@ package scratch
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,10 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	prefix   = "process-"
-	lockName = "lock"
-)
+const prefix = "process-"
 
 // Dir is a directory below tmp that belongs to this process until Close, or until the process dies however it does.
 type Dir struct {
@@ -26,25 +24,35 @@ type Dir struct {
 
 // Open makes the directory in tmp, which exists, and removes those of processes that are dead.
 func Open(tmp string) (*Dir, error) {
-	// The directory is made under a name that sweeping does not look at, so that nobody finds it before it is locked.
-	path, err := os.MkdirTemp(tmp, "new-"+prefix)
+	d, err := create(tmp)
 	if err != nil {
 		return nil, fmt.Errorf("make a temporary directory: %w", err)
 	}
-	l, err := lock.Try(filepath.Join(path, lockName), false)
-	if err != nil {
-		os.RemoveAll(path)
-		return nil, fmt.Errorf("make a temporary directory: %w", err)
-	}
-	own := filepath.Join(tmp, prefix+strings.TrimPrefix(filepath.Base(path), "new-"+prefix))
-	if err := os.Rename(path, own); err != nil {
-		os.RemoveAll(path)
-		return nil, fmt.Errorf("make a temporary directory: %w", err)
-	}
-	spread(own)
-	sweep(tmp, own)
-	return &Dir{path: own, lock: l}, nil
+	spread(d.path)
+	d.sweep()
+	return d, nil
 }
+
+// create makes the directory and locks it. Until it is locked another process may take it for that of a dead one and
+// remove it; then there is another try.
+func create(tmp string) (*Dir, error) {
+	for tries := 0; ; tries++ {
+		path, err := os.MkdirTemp(tmp, prefix)
+		if err != nil {
+			return nil, err
+		}
+		l, err := lock.TryDir(path)
+		if err == nil {
+			return &Dir{path: path, lock: l}, nil
+		}
+		if tries == maxTries || !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, fs.ErrNotExist) {
+			return nil, errors.Join(err, removeAll(path))
+		}
+	}
+}
+
+// maxTries bounds how often other processes may be faster: each looks for dead ones when it begins and when it ends.
+const maxTries = 1000
 
 // spread asks ext4 to put each directory that is made in dir into a part of the disk of its own (chattr +T, ioctl_iflags(2)).
 // Without that all of them go where kiln's root is, and the search for a free inode in parts of the disk that are full costs
@@ -66,46 +74,36 @@ const topDir = 0x20000
 // Path returns the directory.
 func (d *Dir) Path() string { return d.path }
 
-// Close removes the directory and everything in it.
+// Close removes the directory and everything in it, and what dead processes have left meanwhile: one that was killed
+// shortly before Open may have had children that held its lock while they were dying.
 func (d *Dir) Close() error {
-	// The lock goes last, with its file already removed: nobody can take a directory for dead that is half removed.
-	return errors.Join(removeAll(d.path), d.lock.Release())
+	// The lock goes last: nobody takes the directory for that of a dead process while it is being removed.
+	err := errors.Join(removeAll(d.path), d.lock.Release())
+	d.sweep()
+	return err
 }
 
 // sweep removes the directories of dead processes. What cannot be removed now is only a matter of space; the next
 // process tries again.
-func sweep(tmp, own string) {
+func (d *Dir) sweep() {
+	tmp := filepath.Dir(d.path)
 	entries, err := os.ReadDir(tmp)
 	if err != nil {
 		return
 	}
 	for _, e := range entries {
 		path := filepath.Join(tmp, e.Name())
-		name := strings.TrimPrefix(e.Name(), "new-")
-		if path == own || !strings.HasPrefix(name, prefix) {
+		if path == d.path || !strings.HasPrefix(e.Name(), prefix) {
 			continue
 		}
-		if name != e.Name() && young(path) {
-			continue
-		}
-		l, err := lock.Try(filepath.Join(path, lockName), false)
+		l, err := lock.TryDir(path)
 		if err != nil {
 			continue
 		}
+		// Nobody can get the lock of a directory that is gone, so whoever was just about to lock it makes another.
 		removeAll(path)
 		l.Release()
 	}
-}
-
-// young reports whether a directory that has not got its final name may still be about to get it.
-func young(path string) bool {
-	var st unix.Stat_t
-	var now unix.Timespec
-	if unix.Lstat(path, &st) != nil || unix.ClockGettime(unix.CLOCK_REALTIME, &now) != nil {
-		return true
-	}
-	age := now.Sec - st.Ctim.Sec
-	return age >= 0 && age < 60
 }
 
 // removeAll is os.RemoveAll for trees in which directories may lack permissions that their owner, not being root, needs.
