@@ -16,6 +16,9 @@ const defaultTag = "latest"
 // maxReference bounds an image name in bytes: a repository has 255 at most, a tag 128, a host name 253.
 const maxReference = 1024
 
+// maxRepository is the most that registries take for a name with what is put before a short one, in bytes.
+const maxRepository = 255
+
 // Reference is an image name in full.
 type Reference struct {
 	// Registry is the registry's name: "docker.io", "ghcr.io", "127.0.0.1:5000".
@@ -56,6 +59,9 @@ func parseReference(s string) (Reference, error) {
 		return r, err
 	}
 	r.Registry, r.Repository, r.Tag = tag.RegistryStr(), tag.RepositoryStr(), tag.TagStr()
+	if len(r.Repository) > maxRepository {
+		return r, fmt.Errorf("its repository, %.40s…, is longer than %d bytes", r.Repository, maxRepository)
+	}
 	// The library checks the characters alone; "a/../b" would lead elsewhere in an address.
 	for part := range strings.SplitSeq(r.Repository, "/") {
 		if part == "" || !alphanumeric(part[0]) || !alphanumeric(part[len(part)-1]) {
