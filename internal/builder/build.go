@@ -277,7 +277,9 @@ func readIgnore(paths ...string) (*ignore.Matcher, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
-		m.File = filepath.Base(path)
+		if m != nil {
+			m.File = filepath.Base(path)
+		}
 		return m, nil
 	}
 	return nil, nil
