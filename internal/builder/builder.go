@@ -10,6 +10,7 @@ import (
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/scratch"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/snapshot"
@@ -45,6 +46,7 @@ func (b *Builder) open() error {
 			if b.scratch, err = scratch.Open(filepath.Join(root, "tmp")); err != nil {
 				return err
 			}
+			lock.Sweep(filepath.Join(root, "locks"), "key-", "layer-")
 			if b.snapshots, err = snapshot.Open(root, b.scratch.Path(), false); err != nil {
 				return err
 			}

@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -108,6 +111,23 @@ func (l *Lock) Remove() error {
 		err = nil
 	}
 	return errors.Join(err, l.Release())
+}
+
+// Sweep removes files of dir whose names begin with one of the prefixes and whose lock nobody holds: those of processes that
+// died before they called Remove. What it cannot remove is only a matter of space.
+func Sweep(dir string, prefixes ...string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if !slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(e.Name(), p) }) {
+			continue
+		}
+		if l, err := Try(filepath.Join(dir, e.Name()), false); err == nil {
+			_ = l.Remove() // a matter of space, as above
+		}
+	}
 }
 
 // flock is flock(2) without interruptions.

@@ -98,3 +98,25 @@ func TestRefusesSymlink(t *testing.T) {
 		t.Fatal("made the link's target")
 	}
 }
+
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	held, err := Acquire(t.Context(), filepath.Join(dir, "key-held"), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Release()
+	for _, name := range []string{"key-dead", "index"} {
+		l, err := Acquire(t.Context(), filepath.Join(dir, name), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Release() // without Remove, as the kernel does when a process dies
+	}
+	Sweep(dir, "key-")
+	for name, want := range map[string]bool{"key-held": true, "key-dead": false, "index": true} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
+			t.Errorf("%s is there: %v, want %v", name, err == nil, want)
+		}
+	}
+}
