@@ -85,7 +85,7 @@ func Parse(r io.Reader) (*Matcher, error) {
 	if e, ok := err.(*Error); ok {
 		e.Line = lineOf(string(data), e.Pattern)
 	}
-	if err != nil {
+	if m == nil || err != nil {
 		return nil, err
 	}
 	for i := range m.patterns {
