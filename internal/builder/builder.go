@@ -46,7 +46,7 @@ func (b *Builder) open() error {
 			if b.scratch, err = scratch.Open(filepath.Join(root, "tmp")); err != nil {
 				return err
 			}
-			lock.Sweep(filepath.Join(root, "locks"), "key-", "layer-")
+			lock.Sweep(filepath.Join(root, "locks"), "index") // that one stays, and is the store's
 			if b.snapshots, err = snapshot.Open(root, b.scratch.Path(), false); err != nil {
 				return err
 			}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -113,15 +112,15 @@ func (l *Lock) Remove() error {
 	return errors.Join(err, l.Release())
 }
 
-// Sweep removes files of dir whose names begin with one of the prefixes and whose lock nobody holds: those of processes that
-// died before they called Remove. What it cannot remove is only a matter of space.
-func Sweep(dir string, prefixes ...string) {
+// Sweep removes files of dir whose lock nobody holds, those of processes that died before they called Remove, but not the
+// files that are to be kept. What it cannot remove is only a matter of space.
+func Sweep(dir string, keep ...string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return
 	}
 	for _, e := range entries {
-		if !slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(e.Name(), p) }) {
+		if slices.Contains(keep, e.Name()) {
 			continue
 		}
 		if l, err := Try(filepath.Join(dir, e.Name()), false); err == nil {

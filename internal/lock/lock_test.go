@@ -113,7 +113,7 @@ func TestSweep(t *testing.T) {
 		}
 		l.Release() // without Remove, as the kernel does when a process dies
 	}
-	Sweep(dir, "key-")
+	Sweep(dir, "index")
 	for name, want := range map[string]bool{"key-held": true, "key-dead": false, "index": true} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); (err == nil) != want {
 			t.Errorf("%s is there: %v, want %v", name, err == nil, want)
