@@ -56,7 +56,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("KILN_CONFIG", os.DevNull)
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": cmdStatus},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": cmdStatus, "serve": cmdServe},
 	})
 }
 

@@ -109,6 +109,9 @@ func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, dept
 		return err
 	}
 	if err := x.archive(s, m, id, subdir, at, made); err != nil {
+		if errors.As(err, new(*Error)) {
+			return err
+		}
 		return fmt.Errorf("read commit %s of %s: %w", id, s.Remote, err)
 	}
 	if x.o.KeepGitDir && at == "" && subdir == "" {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -286,12 +287,15 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// boilerplate is what git says after every failure of ssh.
+var boilerplate = []string{"fatal: Could not read from remote repository.", "Please make sure you have the correct access rights", "and the repository exists."}
+
 // line returns it as one line without what is progress.
 func (t *tail) line() string {
 	var out []string
 	for l := range strings.Lines(string(t.text)) {
 		l = strings.TrimSpace(l[strings.LastIndexByte(strings.TrimRight(l, "\r\n"), '\r')+1:])
-		if l == "" || strings.HasSuffix(l, "%") || strings.Contains(l, "% (") {
+		if l == "" || strings.HasSuffix(l, "%") || strings.Contains(l, "% (") || slices.Contains(boilerplate, l) {
 			continue
 		}
 		l = strings.TrimPrefix(strings.TrimPrefix(l, "fatal: "), "error: ")
