@@ -123,9 +123,6 @@ func (r *run) processPlan(p parts) (*plan, error) {
 		l.add("bring up the loopback interface", unix.SYS_IOCTL, sock, unix.SIOCSIFFLAGS, req)
 	}
 	l.add("set the host name", unix.SYS_SETHOSTNAME, s.Hostname, len(s.Hostname))
-	if err := r.planLimits(l); err != nil {
-		return nil, err
-	}
 
 	l.add("set the umask", unix.SYS_UMASK, 0o022)
 	dir := l.add("open working directory "+s.Cwd, unix.SYS_OPENAT2, atCwd(), s.Cwd,
@@ -139,6 +136,10 @@ func (r *run) processPlan(p parts) (*plan, error) {
 	l.add("set standard input", unix.SYS_DUP3, fd(p.null), 0, 0)
 	l.add("set standard output", unix.SYS_DUP3, fd(p.out), 1, 0)
 	l.add("set standard error", unix.SYS_DUP3, fd(p.err), 2, 0)
+	// Only now, when nothing more is opened: kiln may have more files open than the process may have. It takes privileges.
+	if err := r.planLimits(l); err != nil {
+		return nil, err
+	}
 	if err := r.planPrivileges(l); err != nil {
 		return nil, err
 	}
