@@ -17,7 +17,8 @@ import (
 const module = "github.com/kilnbuild/kiln/"
 
 // allowed says for each package which others it may import; "internal" stands for the small nouns, which are all
-// packages below internal that are not listed here; they know each other and nothing else of ours. A package may always import its own internal packages.
+// packages below internal that are not listed here: they know each other and nothing else of ours. A package may always
+// import its own internal packages.
 var allowed = map[string][]string{
 	"cmd/kiln":         {"internal/builder", "internal", "llb", "parser", "registry", "solver"}, // past the builder for types of errors and options only
 	"internal/builder": {"cache", "exporter", "frontend", "llb", "parser", "registry", "sandbox", "snapshot", "solver", "solver/ops", "internal"},
@@ -27,7 +28,7 @@ var allowed = map[string][]string{
 	"frontend": {"parser", "llb", "internal/ignore", "internal/remoteurl"},
 
 	"solver":     {"llb"},
-	"cache":      {"solver", "internal"},
+	"cache":      {"solver", "llb", "internal"},
 	"solver/ops": {"solver", "llb", "snapshot", "sandbox", "internal"},
 
 	// Neither knows the other; both speak internal/mount.
