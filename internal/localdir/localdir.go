@@ -258,6 +258,7 @@ func (d *Dir) sum(e *layer.Entry, buf []byte) error {
 		return err
 	}
 	defer f.Close()
+	opened := time.Now()
 	var before, after unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &before); err != nil {
 		return err
@@ -273,7 +274,7 @@ func (d *Dir) sum(e *layer.Entry, buf []byte) error {
 		return &ChangedError{e.Path}
 	}
 	e.Digest = digest
-	d.stats.put(stampOf(&before), digest)
+	d.stats.put(stampOf(&before), digest, opened)
 	return nil
 }
 

@@ -63,11 +63,19 @@ type statCache struct {
 	data []byte // the records of the file
 
 	mu    sync.Mutex
-	fresh map[stamp]layer.Digest
+	fresh map[stamp]learnt
+}
+
+// learnt is a digest that this process computed.
+type learnt struct {
+	digest layer.Digest
+	// settled says that the stamp was old enough when the file was read, and not only now: a file that changed after it was
+	// read, within the same tick, has the stamp of what was read.
+	settled bool
 }
 
 func openStatCache(path string) *statCache {
-	c := &statCache{path: path, fresh: map[stamp]layer.Digest{}}
+	c := &statCache{path: path, fresh: map[stamp]learnt{}}
 	data, err := os.ReadFile(path)
 	if err != nil || len(data) < len(statMagic)+sha256.Size || !bytes.HasPrefix(data, []byte(statMagic)) {
 		return c
@@ -100,25 +108,25 @@ func (c *statCache) get(s stamp) (layer.Digest, bool) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	d, ok := c.fresh[s]
-	return d, ok
+	l, ok := c.fresh[s]
+	return l.digest, ok
 }
 
-func (c *statCache) put(s stamp, d layer.Digest) {
+// put keeps the digest of a file that had the stamp when it was opened, at the time opened, and when it had been read.
+func (c *statCache) put(s stamp, d layer.Digest, opened time.Time) {
+	limit := opened.Add(-settled).UnixNano()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.fresh[s] = d
+	c.fresh[s] = learnt{d, s.ctime < limit && s.mtime < limit}
 }
 
-// save writes what was learnt. A file that has changed takes the place of its earlier state; records of files that are
-// gone are dropped when they are more than half.
+// save writes what was learnt. A file that has changed takes the place of its earlier state.
 func (c *statCache) save(tmp string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	limit := time.Now().Add(-settled).UnixNano()
 	var added []stamp
-	for s := range c.fresh {
-		if s.ctime < limit && s.mtime < limit {
+	for s, l := range c.fresh {
+		if l.settled {
 			added = append(added, s)
 		}
 	}
@@ -148,7 +156,7 @@ func (c *statCache) save(tmp string) error {
 				write(old, d)
 			}
 		}
-		write(s, c.fresh[s])
+		write(s, c.fresh[s].digest)
 	}
 	for ; i < c.count(); i++ {
 		write(c.at(i))

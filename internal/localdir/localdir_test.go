@@ -1,0 +1,394 @@
+package localdir
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"golang.org/x/sys/unix"
+)
+
+// place is a build context, and where its digests are kept.
+type place struct {
+	t     *testing.T
+	dir   string
+	cache string
+	tmp   string
+}
+
+func newPlace(t *testing.T) *place {
+	return &place{t: t, dir: t.TempDir(), cache: filepath.Join(t.TempDir(), "context", "id"), tmp: t.TempDir()}
+}
+
+func (p *place) write(name, text string) string {
+	p.t.Helper()
+	path := filepath.Join(p.dir, name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+		p.t.Fatal(err)
+	}
+	return path
+}
+
+func (p *place) open(patterns ...string) *Dir {
+	p.t.Helper()
+	var m *ignore.Matcher
+	if patterns != nil {
+		var err error
+		if m, err = ignore.New(patterns); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	d, err := Open(p.dir, m, p.cache)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return d
+}
+
+func (p *place) close(d *Dir) {
+	p.t.Helper()
+	if err := d.Close(p.tmp); err != nil {
+		p.t.Fatal(err)
+	}
+	if left, _ := os.ReadDir(p.tmp); len(left) > 0 {
+		p.t.Errorf("left in tmp: %v", left)
+	}
+}
+
+// digests returns the digests of all files of the directory, as a build would learn them.
+func digests(t *testing.T, d *Dir) map[string]layer.Digest {
+	t.Helper()
+	out := map[string]layer.Digest{}
+	var all []*layer.Entry
+	var walk func(dir string)
+	walk = func(dir string) {
+		list, err := d.List(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range list {
+			e := &list[i]
+			all = append(all, e)
+			if e.Type == layer.Dir {
+				walk(e.Path)
+			}
+		}
+	}
+	walk("")
+	if err := d.Sum(t.Context(), all); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all {
+		out[e.Path] = e.Digest
+	}
+	return out
+}
+
+// TestEveryEditIsSeen edits a file a thousand times, keeping its size and setting its times back, as fast as the machine
+// can, so that many edits fall into one tick of the kernel's clock.
+func TestEveryEditIsSeen(t *testing.T) {
+	p := newPlace(t)
+	path := p.write("file", "00000000")
+	// The file is old: its digest is one that the cache may keep.
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for i := range 1000 {
+		text := fmt.Sprintf("%08d", rnd.IntN(10))
+		switch i % 3 {
+		case 0: // in place
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteString(text); err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+		case 1: // by a new file
+			if err := errors.Join(os.WriteFile(path+"~", []byte(text), 0o644), os.Rename(path+"~", path)); err != nil {
+				t.Fatal(err)
+			}
+		case 2: // while it is being built: between the look and the end of the build
+			d := p.open()
+			digests(t, d)
+			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			p.close(d)
+		}
+		if err := os.Chtimes(path, info.ModTime(), info.ModTime()); err != nil {
+			t.Fatal(err)
+		}
+		d := p.open()
+		if got := digests(t, d)["file"]; got != sha256.Sum256([]byte(text)) {
+			t.Fatalf("edit %d was not seen", i)
+		}
+		p.close(d)
+	}
+}
+
+// settle makes everything in the context old, by the only means that there is: time. The tests that need it do so together.
+func settle() { time.Sleep(settled + 100*time.Millisecond) }
+
+func TestStatCache(t *testing.T) {
+	p := newPlace(t)
+	for i := range 50 {
+		p.write(fmt.Sprintf("d%d/f%d", i%7, i), fmt.Sprint(i))
+	}
+	p.write("young", "0")
+	slow := p.open()
+	digests(t, slow)
+	// A build that takes long: what it read was too young then, and is not trusted because it is old by now.
+	settle()
+	p.close(slow)
+	if n := openStatCache(p.cache).count(); n != 0 {
+		t.Fatalf("%d digests were kept of files that had just been written when they were read", n)
+	}
+	p.write("young", "1")
+
+	d := p.open()
+	want := digests(t, d)
+	p.close(d)
+	c := openStatCache(p.cache)
+	if c.count() != 50 {
+		t.Fatalf("%d digests were kept, want those of the 50 files that are old", c.count())
+	}
+
+	t.Run("used", func(t *testing.T) {
+		// What Lookup and List return has its digest already, and nothing is read.
+		d := p.open()
+		defer p.close(d)
+		e, ok, err := d.Lookup("d1/f1")
+		if err != nil || !ok || e.Digest != sha256.Sum256([]byte("1")) {
+			t.Errorf("Lookup = %+v, %v, %v", e, ok, err)
+		}
+	})
+	t.Run("renamed", func(t *testing.T) {
+		// A renamed directory's files are the same files.
+		if err := os.Rename(filepath.Join(p.dir, "d2"), filepath.Join(p.dir, "moved")); err != nil {
+			t.Fatal(err)
+		}
+		d := p.open()
+		defer p.close(d)
+		list, err := d.List("moved")
+		if err != nil || len(list) == 0 {
+			t.Fatal(list, err)
+		}
+		for _, e := range list {
+			if e.Digest != want["d2/"+e.Name()] {
+				t.Errorf("%s is not known any more", e.Path)
+			}
+		}
+		if err := os.Rename(filepath.Join(p.dir, "moved"), filepath.Join(p.dir, "d2")); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Run("touched", func(t *testing.T) {
+		now := time.Now()
+		if err := os.Chtimes(filepath.Join(p.dir, "d1/f1"), now, now); err != nil {
+			t.Fatal(err)
+		}
+		d := p.open()
+		defer p.close(d)
+		if got := digests(t, d)["d1/f1"]; got != want["d1/f1"] {
+			t.Error("a touch changes the digest")
+		}
+	})
+	t.Run("damaged", func(t *testing.T) {
+		whole, err := os.ReadFile(p.cache)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check := func(what string, data []byte) {
+			t.Helper()
+			if err := os.WriteFile(p.cache, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if n := openStatCache(p.cache).count(); n != 0 {
+				t.Errorf("%s: %d digests are believed", what, n)
+			}
+		}
+		for i := 0; i < len(whole); i += 13 {
+			data := bytes.Clone(whole)
+			data[i] ^= 1 << (i % 8)
+			check(fmt.Sprintf("a flipped bit at %d", i), data)
+			check(fmt.Sprintf("a cut at %d", i), whole[:i])
+			check(fmt.Sprintf("zeros from %d", i), append(bytes.Clone(whole[:i]), make([]byte, len(whole)-i)...))
+		}
+		check("something more", append(bytes.Clone(whole), make([]byte, recordSize)...))
+		d := p.open()
+		for name, digest := range digests(t, d) {
+			if digest != want[name] {
+				t.Errorf("%s has another digest after the damage", name)
+			}
+		}
+		p.close(d)
+		if n := openStatCache(p.cache).count(); n == 0 {
+			t.Error("the damaged cache was not made again")
+		}
+	})
+	t.Run("concurrent", func(t *testing.T) {
+		a, b := p.open(), p.open()
+		digests(t, a)
+		digests(t, b)
+		p.close(a)
+		p.close(b)
+		d := p.open()
+		defer p.close(d)
+		for name, digest := range digests(t, d) {
+			if digest != want[name] {
+				t.Errorf("%s has another digest", name)
+			}
+		}
+	})
+}
+
+// TestChangedWhileRead: a file that is written to while it is hashed has no digest.
+func TestChangedWhileRead(t *testing.T) {
+	p := newPlace(t)
+	path := p.write("file", strings.Repeat("x", 1000))
+	d := p.open()
+	defer p.close(d)
+	for what, change := range map[string]func() error{
+		"grown":  func() error { return os.WriteFile(path, make([]byte, 1001), 0o644) },
+		"fifo":   func() error { return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)) },
+		"folder": func() error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) },
+	} {
+		os.RemoveAll(path)
+		p.write("file", strings.Repeat("x", 1000))
+		e, ok, err := d.Lookup("file")
+		if !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		e.Digest = layer.Digest{}
+		if err := d.Sum(t.Context(), []*layer.Entry{&e}); !errors.As(err, new(*ChangedError)) {
+			t.Errorf("%s: Sum = %v, want a ChangedError", what, err)
+		}
+	}
+}
+
+// TestIgnoredIsNeverOpened: what .dockerignore excludes cannot disturb, whatever it is.
+func TestIgnoredIsNeverOpened(t *testing.T) {
+	p := newPlace(t)
+	p.write("kept", "kept")
+	p.write("out/back/file", "file")
+	for _, name := range []string{"fifo", "out/fifo"} {
+		if err := unix.Mkfifo(filepath.Join(p.dir, name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// fanotify or the like would tell who opens a file; its access time does as well.
+	secret := p.write("secret", "secret")
+	closed := filepath.Join(p.dir, "closed")
+	if err := os.Mkdir(closed, 0); err != nil {
+		t.Fatal(err)
+	}
+	long := time.Unix(1000, 0)
+	for _, path := range []string{secret, closed} {
+		if err := os.Chtimes(path, long, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := p.open("fifo", "secret", "closed", "out", "!out/back")
+	defer p.close(d)
+	got := digests(t, d)
+	if len(got) != 4 {
+		t.Errorf("the tree is %v, want kept, out, out/back, out/back/file", got)
+	}
+	for _, path := range []string{secret, closed} {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Atim.Sec != long.Unix() {
+			t.Errorf("%s was opened", path)
+		}
+	}
+	for _, name := range []string{"secret", "closed", "out/fifo"} {
+		if _, ok, err := d.Lookup(name); ok || err != nil {
+			t.Errorf("Lookup(%s) = %v, %v, want nothing", name, ok, err)
+		}
+	}
+	if _, ok, err := d.Lookup("out/back/file"); !ok || err != nil {
+		t.Errorf("what an exception brings back is not there: %v", err)
+	}
+}
+
+func TestEntries(t *testing.T) {
+	p := newPlace(t)
+	outside := filepath.Join(t.TempDir(), "outside")
+	if err := os.WriteFile(outside, []byte("outside"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.write("a", "a")
+	for from, to := range map[string]string{"absolute": outside, "up": "../../../../../../etc/passwd", "dir": filepath.Dir(outside), "self": "self", "proc": "/proc/self/root"} {
+		if err := os.Symlink(to, filepath.Join(p.dir, from)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Link(filepath.Join(p.dir, "a"), filepath.Join(p.dir, "b")); err != nil {
+		t.Fatal(err)
+	}
+	// The name of a socket must be short: sun_path has 108 bytes.
+	t.Chdir(p.dir)
+	l, err := net.Listen("unix", "socket")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	d := p.open()
+	defer p.close(d)
+
+	a, _, _ := d.Lookup("a")
+	b, _, _ := d.Lookup("b")
+	if a.LinkID == "" || a.LinkID != b.LinkID {
+		t.Errorf("two names of a file have the link ids %q and %q", a.LinkID, b.LinkID)
+	}
+	s, ok, err := d.Lookup("socket")
+	if !ok || err != nil || s.Type != layer.File || s.Size != 0 {
+		t.Errorf("a socket is %+v, %v, want an empty file", s, err)
+	}
+	if err := d.Sum(context.Background(), []*layer.Entry{&s}); err != nil || s.Digest != sha256.Sum256(nil) {
+		t.Errorf("a socket's digest is %x, %v", s.Digest, err)
+	}
+	for _, name := range []string{"absolute", "up", "dir", "self", "proc"} {
+		e, ok, err := d.Lookup(name)
+		if !ok || err != nil || e.Type != layer.Symlink {
+			t.Errorf("%s is %+v, %v, want a symbolic link", name, e, err)
+		}
+		// Nothing is behind a link, and no file is opened through one.
+		if _, ok, err := d.Lookup(name + "/outside"); ok || err != nil {
+			t.Errorf("Lookup behind %s = %v, %v", name, ok, err)
+		}
+		if _, err := d.List(name); err == nil {
+			t.Errorf("List lists what %s points to", name)
+		}
+		if f, err := d.Open(&layer.Entry{Path: name, Type: layer.File}); err == nil {
+			text, _ := io.ReadAll(f)
+			t.Errorf("Open opens what %s points to: %q", name, text)
+		}
+	}
+	for _, name := range []string{"../" + filepath.Base(p.dir) + "/a", "..", "x/../../a"} {
+		if e, ok, _ := d.Lookup(name); ok && e.Type == layer.File && e.Path == "a" {
+			t.Errorf("Lookup(%q) leads out and back in", name)
+		}
+	}
+}
