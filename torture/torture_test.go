@@ -120,7 +120,7 @@ func (p *project) write(name, text string) {
 
 // kiln returns a command that builds the project.
 func (p *project) kiln(args ...string) *exec.Cmd {
-	cmd := exec.Command(kilnPath, append([]string{"build", "--progress=plain", "--build-context", "base=oci-layout://" + base}, append(args, p.dir)...)...)
+	cmd := exec.Command(kilnPath, append([]string{"build", "--progress=plain", "--build-context", "base=oci-layout://" + base, "--build-arg", "ROOT=" + p.root}, append(args, p.dir)...)...)
 	cmd.Env = append(os.Environ(), "KILN_ROOT="+p.root, "KILN_CONFIG="+os.DevNull, "DOCKER_CONFIG="+p.dir)
 	return cmd
 }
@@ -144,9 +144,9 @@ func (p *project) build(args ...string) []byte {
 }
 
 // clean fails the test if something was left behind.
-func (p *project) clean(marks ...string) {
+func (p *project) clean() {
 	p.t.Helper()
-	left, err := kilntest.Leftovers(p.root, marks...)
+	left, err := kilntest.Leftovers(p.root)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -183,16 +183,17 @@ func fileIn(t *testing.T, tarball []byte, name string) string {
 	}
 }
 
-// fiveSteps has every kind of step, a process that does not want to end, and something that no two rounds share.
-const fiveSteps = `FROM base AS tools
+// fiveSteps has every kind of step, the root in the environment of its processes by which they are found, a process that does not want to end, and something that no two rounds share.
+const fiveSteps = `ARG ROOT
+FROM base AS tools
+ARG ROOT
 ARG ROUND
-ENV MARK=kiln-torture-process
 WORKDIR /work
 COPY tree /work/tree
 RUN echo $ROUND > /tmp/round && for i in 1 2 3 4 5 6 7 8; do head -c 20000 /dev/zero | tr '\0' $i > /work/$i; done; rm /tmp/round
 
 FROM base
-ENV MARK=kiln-torture-process
+ARG ROOT
 RUN (trap '' TERM INT HUP; setsid sleep 300 & setsid setsid sleep 300 &) ; mkdir /a && ln -s /bin/sh /a/sh && mkfifo /a/fifo && chmod 4755 /bin/busybox && rm /etc/group
 COPY --from=tools /work /work
 RUN cat /work/[1-8] | md5sum > /sum && rm -r /work/tree/3 && mkdir /work/tree/3
@@ -215,7 +216,7 @@ func TestKill(t *testing.T) {
 	started := time.Now()
 	want := treeDigest(t, p.build("-t", "ref"))
 	full := time.Since(started)
-	p.clean("kiln-torture-process")
+	p.clean()
 
 	n := rounds(t, 12)
 	killed := 0
@@ -237,7 +238,7 @@ func TestKill(t *testing.T) {
 			killed++
 		}
 		kill.Stop()
-		if left, err := kilntest.WaitGone(time.Second, "kiln-torture-process", p.root); err != nil || len(left) > 0 {
+		if left, err := kilntest.WaitGone(time.Second, p.root); err != nil || len(left) > 0 {
 			t.Errorf("round %d, killed after %v: processes live on: %v, %v", i, after, left, err)
 		}
 		out, log, err := p.try("--build-arg", round)
@@ -247,7 +248,7 @@ func TestKill(t *testing.T) {
 		if got := treeDigest(t, out); got != want {
 			t.Fatalf("round %d, killed after %v: the next build makes another image", i, after)
 		}
-		p.clean("kiln-torture-process")
+		p.clean()
 		if t.Failed() {
 			t.FailNow()
 		}
@@ -625,10 +626,10 @@ func TestSignals(t *testing.T) {
 		if took > time.Second {
 			t.Errorf("round %d: kiln took %v to end after %v", i, took, sig)
 		}
-		if left, err := kilntest.WaitGone(time.Until(sent.Add(time.Second)), "kiln-torture-process", p.root); err != nil || len(left) > 0 {
+		if left, err := kilntest.WaitGone(time.Until(sent.Add(time.Second)), p.root); err != nil || len(left) > 0 {
 			t.Errorf("round %d: %v, %v", i, left, err)
 		}
-		p.clean("kiln-torture-process")
+		p.clean()
 	}
 	t.Logf("%d rounds, the slowest end took %v", n, worst.Round(time.Millisecond))
 }
