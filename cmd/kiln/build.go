@@ -21,6 +21,7 @@ type buildFlags struct {
 	buildArgs     []string
 	buildContexts []string
 	noCache       bool
+	explain       bool
 	noCacheFilter []string
 	pull          bool
 	platforms     []string
@@ -64,6 +65,7 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.StringArrayVar(&f.buildArgs, "build-arg", nil, "value of an ARG, as NAME[=VALUE]")
 	flags.StringArrayVar(&f.buildContexts, "build-context", nil, "another context, as NAME=DIRECTORY, NAME=URL, NAME=docker-image://IMAGE or NAME=oci-layout://DIRECTORY")
 	flags.BoolVar(&f.noCache, "no-cache", false, "run every step")
+	flags.BoolVar(&f.explain, "explain", false, "say of each step that runs what changed since it ran last")
 	flags.StringArrayVar(&f.noCacheFilter, "no-cache-filter", nil, "run every step of these stages, as STAGE,…")
 	flags.BoolVar(&f.pull, "pull", false, "ask the registry for newer base images")
 	flags.StringArrayVar(&f.platforms, "platform", nil, "what to build for, as os/arch[/variant],… (default $DOCKER_DEFAULT_PLATFORM, else this machine)")
@@ -110,6 +112,7 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 		IIDFile:       f.iidFile,
 		MetadataFile:  f.metadataFile,
 	}
+	o.Explain = f.explain
 	if o.Check, err = f.wantsCheck(); err != nil {
 		return o, err
 	}

@@ -102,7 +102,11 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	early := newEarly(ctx, blobs, roots, plans)
 	defer early.wait()
 	defer cancel()
-	outputs, err := solver.Solve(ctx, roots, solver.Options{Cache: b.cache, Runner: runner, Observer: newObserver(p, early), Parallelism: parallelism})
+	watch := newObserver(p, early)
+	if o.Explain {
+		watch.explain = func(out solver.Outcome) []string { return explain(b.snapshots, out) }
+	}
+	outputs, err := solver.Solve(ctx, roots, solver.Options{Cache: b.cache, Runner: runner, Observer: watch, Parallelism: parallelism})
 	if err != nil {
 		return res, err
 	}

@@ -12,6 +12,7 @@ import (
 type observer struct {
 	printer progress.Printer
 	early   *early
+	explain func(solver.Outcome) []string // nil: nobody asked
 	mu      sync.Mutex
 	tasks   map[*llb.Vertex]*progress.Task
 }
@@ -57,6 +58,11 @@ func (o *observer) Finished(v *llb.Vertex, out solver.Outcome) {
 	case out.Err == nil && out.Cached:
 		t.Cached()
 	default:
+		if o.explain != nil && out.Miss != nil && out.Record != nil {
+			for _, line := range o.explain(out) {
+				t.Note(line)
+			}
+		}
 		t.Done(out.Err)
 	}
 }

@@ -58,6 +58,8 @@ type Options struct {
 	// Allow are the entitlements granted to the build: "network.host", "security.insecure".
 	Allow   []string
 	Secrets []Secret
+	// Explain says of each step that ran why it did.
+	Explain bool
 	// Check asks for the Dockerfile's warnings in place of a build.
 	Check bool
 }

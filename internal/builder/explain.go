@@ -1,0 +1,156 @@
+package builder
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/solver"
+)
+
+// maxExplained is how many changed files, or other changes, are named for one step.
+const maxExplained = 10
+
+// explain says in lines why a step ran: what is different from when it ran last. Keys are made of the very inputs that are
+// compared here, so what is named is what made the difference.
+func explain(store *snapshot.Store, out solver.Outcome) []string {
+	if out.Last == nil {
+		return []string{"ran because " + out.Miss.Reason}
+	}
+	var lines []string
+	now, before := byName(out.Record.Inputs), byName(out.Last.Inputs)
+	for _, name := range names(out.Record.Inputs, out.Last.Inputs) {
+		added, gone := without(now[name], before[name]), without(before[name], now[name])
+		if len(added) == 0 && len(gone) == 0 {
+			continue
+		}
+		switch name {
+		case "root":
+			lines = append(lines, "ran because what it stands on is not what it was")
+		case "files":
+			lines = append(lines, files(store, out.Last.Layer, out.Record.Layer)...)
+		default:
+			lines = append(lines, changed(name, added, gone)...)
+		}
+	}
+	if len(lines) == 0 {
+		return []string{"ran because " + out.Miss.Reason}
+	}
+	if len(lines) > maxExplained {
+		lines = append(lines[:maxExplained], fmt.Sprintf("and because of %d more changes", len(lines)-maxExplained))
+	}
+	return lines
+}
+
+func byName(inputs []solver.Input) map[string][]string {
+	m := map[string][]string{}
+	for _, in := range inputs {
+		m[in.Name] = append(m[in.Name], in.Value)
+	}
+	return m
+}
+
+// names returns the names of both lists, each once, in the order in which they come.
+func names(lists ...[]solver.Input) []string {
+	var out []string
+	for _, list := range lists {
+		for _, in := range list {
+			if !slices.Contains(out, in.Name) {
+				out = append(out, in.Name)
+			}
+		}
+	}
+	return out
+}
+
+func without(list, other []string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return slices.Contains(other, s) })
+}
+
+// changed describes how the values of one kind of input differ.
+func changed(name string, added, gone []string) []string {
+	switch {
+	case len(added) == 1 && len(gone) == 1:
+		return []string{fmt.Sprintf("ran because its %s is now %s, and was %s", name, clip(added[0]), clip(gone[0]))}
+	}
+	var lines []string
+	for _, v := range added {
+		lines = append(lines, fmt.Sprintf("ran because of a new %s: %s", name, clip(v)))
+	}
+	for _, v := range gone {
+		lines = append(lines, fmt.Sprintf("ran because of a %s that is gone: %s", name, clip(v)))
+	}
+	if len(lines) == 0 {
+		lines = []string{fmt.Sprintf("ran because the order of its %ss is another", name)}
+	}
+	return lines
+}
+
+func clip(s string) string {
+	if len(s) > 200 {
+		s = s[:200] + "…"
+	}
+	return strconv.Quote(s)
+}
+
+// files names the files that differ between what a step made and what it made last.
+func files(store *snapshot.Store, last, now solver.Layer) []string {
+	a, errA := store.Manifest(last.ID)
+	b, errB := store.Manifest(now.ID)
+	if errA != nil || errB != nil {
+		return []string{"ran because its files changed"}
+	}
+	var lines []string
+	say := func(path, what string) { lines = append(lines, fmt.Sprintf("ran because /%s %s", path, what)) }
+	i, j := 0, 0
+	for i < a.Entries || j < b.Entries {
+		var x, y layer.Entry
+		order := 0
+		switch {
+		case i == a.Entries:
+			y, order = b.At(j), 1
+		case j == b.Entries:
+			x, order = a.At(i), -1
+		default:
+			x, y = a.At(i), b.At(j)
+			order = layer.Compare(x.Path, y.Path)
+		}
+		switch {
+		case order < 0:
+			say(x.Path, "is not there any more")
+			i++
+		case order > 0:
+			say(y.Path, "is new")
+			j++
+		default:
+			if what := difference(x, y); what != "" {
+				say(x.Path, what)
+			}
+			i, j = i+1, j+1
+		}
+	}
+	return lines
+}
+
+// difference says how two entries of one path differ; "" if only their times do.
+func difference(x, y layer.Entry) string {
+	var what []string
+	add := func(differs bool, name string) {
+		if differs {
+			what = append(what, name)
+		}
+	}
+	add(x.Type != y.Type, "type")
+	add(x.Digest != y.Digest, "content")
+	add(x.Mode != y.Mode, "mode")
+	add(x.UID != y.UID || x.GID != y.GID, "owner")
+	add(x.Link != y.Link, "link")
+	add(!slices.Equal(x.Xattrs, y.Xattrs), "extended attributes")
+	if len(what) == 0 {
+		return ""
+	}
+	return "has changed in " + strings.Join(what, ", ")
+}
