@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"compress/bzip2"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -57,7 +58,9 @@ func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
-	tr, h, ok := openArchive(f)
+	sum := sha256.New()
+	body := io.TeeReader(f, sum)
+	tr, h, ok := openArchive(body)
 	if !ok {
 		return false, nil
 	}
@@ -75,10 +78,14 @@ func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
 		c.archives = append(c.archives, fmt.Sprintf("%x into /%s", e.Digest, dest))
 		return true, nil
 	}
-	c.archives = append(c.archives, e.Path)
-	if err := c.unpack(tr, h, dest); err != nil {
+	err = c.unpack(tr, h, dest)
+	if err == nil {
+		_, err = io.Copy(io.Discard, body) // what follows the archive's end is part of the file's digest
+	}
+	if err != nil {
 		return true, fmt.Errorf("unpack the archive /%s: %w", e.Path, err)
 	}
+	c.archives = append(c.archives, fmt.Sprintf("%x into /%s", sum.Sum(nil), dest))
 	return true, nil
 }
 

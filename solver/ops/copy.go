@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -25,6 +26,7 @@ import (
 // enter with their own digest, and with the whole content of the root that they are unpacked over.
 func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []*solver.Chain) (solver.Step, error) {
 	c := &copying{ctx: ctx, op: op, now: made(op.Epoch), trees: make([]layer.Tree, len(in))}
+	c.unpacks = slices.ContainsFunc(op.Sources, func(s llb.CopySource) bool { return s.Unpack })
 	for i, vertex := range v.Inputs() {
 		t, err := r.tree(ctx, vertex, in[i])
 		if err != nil {
@@ -40,9 +42,10 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 		return solver.Step{}, err
 	}
 	inputs := append(common(v), entriesInput(planned), epochInput(op.Epoch))
-	if len(c.archives) > 0 {
+	archives, copied := c.archives, c.copied
+	if len(archives) > 0 {
 		inputs = append(inputs, contentInput("root", in[0].Content()), solver.Input{Name: "chown", Value: op.Chown})
-		for _, a := range c.archives {
+		for _, a := range archives {
 			inputs = append(inputs, solver.Input{Name: "archive", Value: a})
 		}
 	}
@@ -53,11 +56,16 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 			c.reuse = func(b *snapshot.Builder) { b.Reuse(r.Snapshots, job.Last.ID) }
 			return r.write(func(p *snapshot.Pending) ([]*layer.Entry, error) {
 				entries, err := c.build(p)
-				if err != nil || len(c.archives) > 0 {
-					return entries, err
+				if err != nil {
+					return nil, err
 				}
-				// Another program may have written to the context since it was looked at.
-				if got := entriesInput(entries); got != inputs[1] {
+				// Another program may have written to the context since it was looked at. What is in archives is not known
+				// before they are unpacked, only their own digests are.
+				same := slices.Equal(c.archives, archives) && slices.Equal(c.copied, copied)
+				if len(archives) == 0 {
+					same = same && entriesInput(entries) == inputs[1]
+				}
+				if !same {
 					return nil, errors.New("the files changed while they were copied: build again when nothing writes to them")
 				}
 				return entries, nil
@@ -77,7 +85,9 @@ type copying struct {
 	owner    *owner // nil: as in the source
 	chmod    *mode.Set
 	octal    bool
-	archives []string // what is unpacked, in words, as the last build without writing found it
+	archives []string // what the last build unpacked, in words
+	unpacks  bool     // whether it may
+	copied   []string // and then the files that it copied besides, in words
 
 	reuse   func(*snapshot.Builder)
 	b       *snapshot.Builder
@@ -123,7 +133,7 @@ func (c *copying) build(p *snapshot.Pending) ([]*layer.Entry, error) {
 	if c.writing = p != nil; c.writing {
 		c.reuse(c.b)
 	}
-	c.archives = nil
+	c.archives, c.copied = nil, nil
 	for _, src := range c.op.Sources {
 		if err := c.source(src); err != nil {
 			return nil, err
@@ -389,7 +399,12 @@ func (c *copying) leaf(tree layer.Tree, src layer.Entry, target string) error {
 	}
 	src.Path, src.LinkID = target, ""
 	c.attributes(&src)
-	return c.b.Put(src, body)
+	if err := c.b.Put(src, body); err != nil || !c.unpacks || src.Type != layer.File {
+		return err
+	}
+	put, _, err := c.b.Lookup(target)
+	c.copied = append(c.copied, fmt.Sprintf("%x to /%s", put.Digest, target))
+	return err
 }
 
 // inline copies a heredoc.

@@ -65,11 +65,14 @@ func (r *Runner) planExec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []
 	if op.CgroupParent != "" {
 		add("cgroup parent", op.CgroupParent)
 	}
+	for _, d := range op.Devices {
+		add("device", d)
+	}
 	for _, m := range op.Mounts {
-		what := fmt.Sprintf("type=%s,target=%s,ro=%t", m.Type, m.Target, m.ReadOnly)
+		what := fmt.Sprintf("type=%s,target=%q,ro=%t", m.Type, m.Target, m.ReadOnly)
 		switch m.Type {
 		case llb.MountBind, llb.MountCache:
-			what += ",source=" + m.Source
+			what += fmt.Sprintf(",source=%q", m.Source)
 			if m.Input > 0 {
 				d, err := r.pathContent(ctx, in[m.Input], m.Source)
 				if err != nil {
@@ -78,7 +81,7 @@ func (r *Runner) planExec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []
 				what += ",content=" + d.String()
 			}
 		case llb.MountSecret, llb.MountSSH:
-			what += fmt.Sprintf(",id=%s,env=%s", m.ID, m.Env)
+			what += fmt.Sprintf(",id=%q,env=%q", m.ID, m.Env)
 		case llb.MountTmpfs:
 			what += fmt.Sprintf(",size=%d", m.Size)
 		}

@@ -1,0 +1,447 @@
+package ops
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/localdir"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/solver"
+)
+
+// planner plans vertices over a build context.
+type planner struct {
+	*Runner
+	t   *testing.T
+	dir string
+}
+
+func newPlanner(t *testing.T) *planner {
+	t.Helper()
+	root := t.TempDir()
+	tmp := filepath.Join(root, "tmp")
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	store, err := snapshot.Open(root, tmp, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &planner{New(Config{Snapshots: store, Root: root, Tmp: tmp}), t, t.TempDir()}
+}
+
+// look forgets what is known of the context, as a new build does.
+func (p *planner) look() {
+	p.t.Helper()
+	d, err := localdir.Open(p.dir, nil, filepath.Join(p.Root, "context", "id"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.Local = map[string]layer.Tree{"context": d}
+}
+
+// content is a root that nothing has to be known of but its digest.
+func content(n byte) *solver.Chain {
+	var c *solver.Chain
+	return c.Push(solver.Layer{ID: strings.Repeat("0", 63) + string('0'+rune(n)), Content: solver.Content{n}})
+}
+
+func (p *planner) step(op llb.Op, meta llb.Meta, in ...*solver.Chain) (solver.Step, error) {
+	var g llb.Graph
+	var inputs []*llb.Vertex
+	for i := range in {
+		var source llb.Op = llb.Scratch{}
+		if _, ok := op.(llb.Copy); ok && i == 1 {
+			source = llb.Local{Name: "context"}
+		}
+		inputs = append(inputs, g.Add(source, llb.Meta{Name: fmt.Sprint(i)}))
+	}
+	return p.Plan(p.t.Context(), g.Add(op, meta, inputs...), in)
+}
+
+func (p *planner) key(op llb.Op, meta llb.Meta, in ...*solver.Chain) solver.Key {
+	p.t.Helper()
+	step, err := p.step(op, meta, in...)
+	if err != nil {
+		p.t.Fatalf("%+v: %v", op, err)
+	}
+	return solver.KeyOf(step.Inputs)
+}
+
+// change is an edit of one field of an op, and whether it makes another key.
+type change[T any] struct {
+	field string
+	edit  func(*T)
+	same  bool
+}
+
+// covered fails the test for a field of T that no change is about, so that nobody adds one and forgets the key.
+func covered[T any](t *testing.T, changes []change[T]) {
+	t.Helper()
+	all := map[string]bool{}
+	for _, c := range changes {
+		all[c.field] = true
+	}
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[T]()) {
+		if !all[f.Name] {
+			t.Errorf("nothing is said of %s.%s: does it change the key?", reflect.TypeFor[T](), f.Name)
+		}
+	}
+}
+
+func TestExecKey(t *testing.T) {
+	p := newPlanner(t)
+	op := func() llb.Exec {
+		return llb.Exec{
+			Args: []string{"/bin/sh", "-c", "make"}, Env: []string{"A=1", "B=2"}, Cwd: "/", User: "user", Network: llb.NetworkDefault, Security: llb.SecuritySandbox,
+			ExtraHosts: []llb.ExtraHost{{Host: "a", IP: "1.2.3.4"}}, Ulimits: []llb.Ulimit{{Name: "nofile", Soft: 1, Hard: 2}}, Hostname: "h", ShmSize: 1, CgroupParent: "c",
+			Devices: []string{"d"}, Proxy: []string{"http_proxy=x"},
+			Mounts: []llb.Mount{
+				{Type: llb.MountBind, Target: "/bind", Input: 1, Source: "/"},
+				{Type: llb.MountCache, Target: "/cache", CacheID: "id", Sharing: llb.SharingShared, Mode: 0o755},
+				{Type: llb.MountSecret, Target: "/secret", ID: "s", Mode: 0o400},
+				{Type: llb.MountTmpfs, Target: "/tmp"},
+			},
+		}
+	}
+	meta := llb.Meta{Name: "RUN make", Platform: "linux/amd64"}
+	base := p.key(op(), meta, content(1), content(2))
+	if again := p.key(op(), meta, content(1), content(2)); again != base {
+		t.Fatal("the same step has another key")
+	}
+
+	changes := []change[llb.Exec]{
+		{"Args", func(e *llb.Exec) { e.Args[2] = "make all" }, false},
+		{"Args", func(e *llb.Exec) { e.Args = []string{"/bin/sh", "-c make"} }, false},
+		{"Args", func(e *llb.Exec) { e.Args = append(e.Args, "") }, false},
+		{"Env", func(e *llb.Exec) { e.Env = []string{"B=2", "A=1"} }, false},
+		{"Env", func(e *llb.Exec) { e.Env = e.Env[:1] }, false},
+		{"Env", func(e *llb.Exec) { e.Args, e.Env = append(e.Args, e.Env[0]), e.Env[1:] }, false},
+		{"Cwd", func(e *llb.Exec) { e.Cwd = "/x" }, false},
+		{"User", func(e *llb.Exec) { e.User = "" }, false},
+		{"Network", func(e *llb.Exec) { e.Network = llb.NetworkNone }, false},
+		{"Security", func(e *llb.Exec) { e.Security = llb.SecurityInsecure }, false},
+		{"Mounts", func(e *llb.Exec) { e.Mounts = e.Mounts[1:] }, false},
+		{"Mounts", func(e *llb.Exec) { e.Mounts[0], e.Mounts[1] = e.Mounts[1], e.Mounts[0] }, false},
+		{"ExtraHosts", func(e *llb.Exec) { e.ExtraHosts[0].Host = "b" }, false},
+		{"ExtraHosts", func(e *llb.Exec) { e.ExtraHosts[0].IP = "4.3.2.1" }, true}, // addresses change from day to day
+		{"Ulimits", func(e *llb.Exec) { e.Ulimits[0].Soft = 2 }, false},
+		{"Ulimits", func(e *llb.Exec) { e.Ulimits = nil }, false},
+		{"Hostname", func(e *llb.Exec) { e.Hostname = "" }, false},
+		{"ShmSize", func(e *llb.Exec) { e.ShmSize = 2 }, false},
+		{"CgroupParent", func(e *llb.Exec) { e.CgroupParent = "" }, false},
+		{"Devices", func(e *llb.Exec) { e.Devices = nil }, false},
+		{"Proxy", func(e *llb.Exec) { e.Proxy = nil }, true},
+	}
+	covered(t, changes)
+	for i, c := range changes {
+		e := op()
+		c.edit(&e)
+		if same := p.key(e, meta, content(1), content(2)) == base; same != c.same {
+			t.Errorf("change %d, of %s: the key is the same: %v, want %v", i, c.field, same, c.same)
+		}
+	}
+
+	const bind, cache, secret, tmpfs = 0, 1, 2, 3
+	type mountChange = change[llb.Mount]
+	mounts := map[int][]mountChange{
+		bind: {
+			{"Type", func(m *llb.Mount) { m.Type = llb.MountCache }, false},
+			{"Target", func(m *llb.Mount) { m.Target = "/other" }, false},
+			{"Input", func(m *llb.Mount) { m.Input = 2 }, false},
+			{"ReadOnly", func(m *llb.Mount) { m.ReadOnly = true }, false},
+		},
+		cache: {
+			{"CacheID", func(m *llb.Mount) { m.CacheID = "other" }, true},
+			{"Sharing", func(m *llb.Mount) { m.Sharing = llb.SharingLocked }, true},
+			{"Source", func(m *llb.Mount) { m.Source = "/sub" }, false},
+			{"Mode", func(m *llb.Mount) { m.Mode = 0o700 }, false},
+			{"UID", func(m *llb.Mount) { m.UID = 1 }, false},
+			{"GID", func(m *llb.Mount) { m.GID = 1 }, false},
+		},
+		secret: {
+			{"ID", func(m *llb.Mount) { m.ID = "other" }, false},
+			{"Env", func(m *llb.Mount) { m.Env = "SECRET" }, false},
+			{"Mode", func(m *llb.Mount) { m.Mode = 0o444 }, false},
+			{"Required", func(m *llb.Mount) { m.Required = true }, true}, // it decides whether the step runs, not what it makes
+		},
+		tmpfs: {
+			{"Size", func(m *llb.Mount) { m.Size = 1 << 20 }, false},
+		},
+	}
+	var all []mountChange
+	for i, list := range mounts {
+		all = append(all, list...)
+		for _, c := range list {
+			e := op()
+			c.edit(&e.Mounts[i])
+			if same := p.key(e, meta, content(1), content(2), content(3)) == base; same != c.same {
+				t.Errorf("change of Mount.%s of a %s: the key is the same: %v, want %v", c.field, op().Mounts[i].Type, same, c.same)
+			}
+		}
+	}
+	covered(t, all)
+
+	// A mount's path cannot be taken for more than that.
+	tricky := [2]llb.Exec{}
+	tricky[0].Mounts = []llb.Mount{{Type: llb.MountCache, Target: "/a,ro=false,source=/b", ReadOnly: true, Source: "/c"}}
+	tricky[1].Mounts = []llb.Mount{{Type: llb.MountCache, Target: "/a", Source: "/b,ro=true,source=/c"}}
+	if p.key(tricky[0], meta, content(1)) == p.key(tricky[1], meta, content(1)) {
+		t.Error("two different mounts have one key")
+	}
+
+	for what, key := range map[string]solver.Key{
+		"the root":        p.key(op(), meta, content(3), content(2)),
+		"a mount's input": p.key(op(), meta, content(1), content(3)),
+		"the platform":    p.key(op(), llb.Meta{Platform: "linux/arm64"}, content(1), content(2)),
+	} {
+		if key == base {
+			t.Errorf("%s is no part of the key", what)
+		}
+	}
+	if p.key(op(), llb.Meta{Name: "another", Platform: "linux/amd64", Location: llb.Location{File: "x", StartLine: 7}, Stage: "s"}, content(1), content(2)) != base {
+		t.Error("the step's name or place is part of the key")
+	}
+}
+
+func (p *planner) write(name, text string) {
+	p.t.Helper()
+	path := filepath.Join(p.dir, name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func archive(t *testing.T, name, text string) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(text))})
+	_, werr := w.Write([]byte(text))
+	if err := errors.Join(err, werr, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func TestCopyKey(t *testing.T) {
+	p := newPlanner(t)
+	reset := func() {
+		if err := errors.Join(os.RemoveAll(p.dir), os.Mkdir(p.dir, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		p.write("dir/a", "a")
+		p.write("dir/b", "b")
+		p.write("dir/empty/x", "")
+		os.Remove(filepath.Join(p.dir, "dir/empty/x"))
+		if err := errors.Join(os.Symlink("a", filepath.Join(p.dir, "dir/link")), os.Link(filepath.Join(p.dir, "dir/a"), filepath.Join(p.dir, "dir/hard"))); err != nil {
+			t.Fatal(err)
+		}
+		p.write("other", "other")
+		p.write("tar", archive(t, "in/tar", "text"))
+	}
+	reset()
+	epoch := int64(1000)
+	op := func() llb.Copy {
+		return llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/dir"}}, Dest: "/dest/"}
+	}
+	key := func(op llb.Copy) solver.Key {
+		t.Helper()
+		p.look()
+		return p.key(op, llb.Meta{}, nil, nil)
+	}
+	base := key(op())
+
+	changes := []change[llb.Copy]{
+		{"Sources", func(c *llb.Copy) { c.Sources[0].Path = "/other" }, false},
+		{"Sources", func(c *llb.Copy) { c.Sources = append(c.Sources, llb.CopySource{Input: 1, Path: "/other"}) }, false},
+		{"Sources", func(c *llb.Copy) { c.Sources[0].Path = "/d*r" }, true}, // it selects the same
+		{"Dest", func(c *llb.Copy) { c.Dest = "/elsewhere/" }, false},
+		{"Dest", func(c *llb.Copy) { c.Dest = "/dest" }, true}, // a directory goes there either way
+		{"Chown", func(c *llb.Copy) { c.Chown = "1:1" }, false},
+		{"Chown", func(c *llb.Copy) { c.Chown = "0:0" }, true}, // it is root's without
+		{"Chmod", func(c *llb.Copy) { c.Chmod = "0600" }, false},
+		{"Exclude", func(c *llb.Copy) { c.Exclude = []string{"b"} }, false},
+		{"Exclude", func(c *llb.Copy) { c.Exclude = []string{"nothing"} }, true},
+		{"Parents", func(c *llb.Copy) { c.Parents = true }, false},
+		{"Link", func(c *llb.Copy) { c.Link = true }, true}, // over nothing there is nothing to ignore
+		{"Epoch", func(c *llb.Copy) { c.Epoch = &epoch }, false},
+	}
+	covered(t, changes)
+	for i, c := range changes {
+		o := op()
+		c.edit(&o)
+		if same := key(o) == base; same != c.same {
+			t.Errorf("change %d, of %s: the key is the same: %v, want %v", i, c.field, same, c.same)
+		}
+	}
+
+	// What is selected decides, and nothing else of the context does.
+	at := func(name string) string { return filepath.Join(p.dir, name) }
+	for what, c := range map[string]struct {
+		edit func() error
+		same bool
+	}{
+		"bytes":           {func() error { return os.WriteFile(at("dir/a"), []byte("A"), 0o644) }, false},
+		"a mode":          {func() error { return os.Chmod(at("dir/a"), 0o755) }, false},
+		"a directory's":   {func() error { return os.Chmod(at("dir/empty"), 0o700) }, false},
+		"a name":          {func() error { return os.Rename(at("dir/b"), at("dir/c")) }, false},
+		"a link's target": {func() error { return errors.Join(os.Remove(at("dir/link")), os.Symlink("b", at("dir/link"))) }, false},
+		"a link cut": {func() error {
+			return errors.Join(os.Remove(at("dir/hard")), os.WriteFile(at("dir/hard"), []byte("a"), 0o644))
+		}, false},
+		"an empty folder": {func() error { return os.Remove(at("dir/empty")) }, false},
+		"a file for folder": {func() error {
+			return errors.Join(os.Remove(at("dir/empty")), os.WriteFile(at("dir/empty"), nil, 0o755))
+		}, false},
+		"a time":       {func() error { return os.Chtimes(at("dir/a"), time.Now(), time.Unix(5, 0)) }, true},
+		"another file": {func() error { return os.WriteFile(at("other"), []byte("x"), 0o600) }, true},
+	} {
+		reset()
+		if err := c.edit(); err != nil {
+			t.Fatal(err)
+		}
+		if same := key(op()) == base; same != c.same {
+			t.Errorf("%s: the key is the same: %v, want %v", what, same, c.same)
+		}
+	}
+	reset()
+	if key(op()) != base {
+		t.Error("the same files, made again, have another key")
+	}
+
+	sources := []change[llb.CopySource]{
+		{"Input", func(s *llb.CopySource) { s.Input = 2 }, false},
+		{"Path", func(s *llb.CopySource) { s.Path = "/dir/a" }, false},
+		{"Inline", func(s *llb.CopySource) {
+			*s = llb.CopySource{Inline: &llb.InlineFile{Name: "tar", Content: []byte("x")}}
+		}, false},
+		{"AllowMissing", func(s *llb.CopySource) { s.AllowMissing = true }, true},
+		{"Unpack", func(s *llb.CopySource) { s.Unpack = true }, false},
+	}
+	covered(t, sources)
+	o := op()
+	o.Sources[0] = llb.CopySource{Input: 1, Path: "/tar"}
+	plain := key(o)
+	for _, c := range sources {
+		o := op()
+		o.Sources[0] = llb.CopySource{Input: 1, Path: "/tar"}
+		c.edit(&o.Sources[0])
+		if c.field == "Input" {
+			continue // which of a vertex's inputs is read shows in what is read
+		}
+		if same := key(o) == plain; same != c.same {
+			t.Errorf("change of CopySource.%s: the key is the same: %v, want %v", c.field, same, c.same)
+		}
+	}
+	o.Sources[0].Unpack = true
+	unpacked := key(o)
+	p.write("tar", archive(t, "in/tar", "TEXT"))
+	if key(o) == unpacked {
+		t.Error("another archive has the same key")
+	}
+}
+
+func TestMkdirKey(t *testing.T) {
+	p := newPlanner(t)
+	epoch := int64(1000)
+	base := p.key(llb.Mkdir{Path: "/a/b"}, llb.Meta{}, nil)
+	changes := []change[llb.Mkdir]{
+		{"Path", func(m *llb.Mkdir) { m.Path = "/a/c" }, false},
+		{"User", func(m *llb.Mkdir) { m.User = "5" }, false},
+		{"User", func(m *llb.Mkdir) { m.User = "0:0" }, true},
+		{"Epoch", func(m *llb.Mkdir) { m.Epoch = &epoch }, false},
+	}
+	covered(t, changes)
+	for i, c := range changes {
+		op := llb.Mkdir{Path: "/a/b"}
+		c.edit(&op)
+		if same := p.key(op, llb.Meta{}, nil) == base; same != c.same {
+			t.Errorf("change %d, of %s: the key is the same: %v, want %v", i, c.field, same, c.same)
+		}
+	}
+}
+
+// TestRandomKeys makes many steps of few words, so that they differ by where one ends and the next begins.
+func TestRandomKeys(t *testing.T) {
+	p := newPlanner(t)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	words := []string{"", "a", "b", "a=b", "arg", "env", "/a", "\x00", "a\nb", `"`, ","}
+	word := func() string { return words[rnd.IntN(len(words))] }
+	list := func() (out []string) {
+		for range rnd.IntN(4) {
+			out = append(out, word())
+		}
+		return out
+	}
+	seen := map[solver.Key]string{}
+	for range 50000 {
+		op := llb.Exec{Args: list(), Env: list(), Cwd: word(), User: word(), Hostname: word(), CgroupParent: word(), Devices: list()}
+		for range rnd.IntN(3) {
+			op.Mounts = append(op.Mounts, llb.Mount{Type: llb.MountSecret, Target: word(), ID: word(), Env: word()})
+		}
+		data, err := json.Marshal(op)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, text := p.key(op, llb.Meta{}, content(1)), string(data)
+		if other, ok := seen[key]; ok && other != text {
+			t.Fatalf("one key for\n%s\n%s", text, other)
+		}
+		seen[key] = text
+	}
+}
+
+// TestContextChangesWhileCopied: what is written to the context between the look at it and the copy is never recorded
+// under the key of what was there before.
+func TestContextChangesWhileCopied(t *testing.T) {
+	for name, c := range map[string]struct{ file, before, after string }{
+		"a file":                   {"plain", "before", "after!"},
+		"an archive":               {"tar", archive(t, "in", "before"), archive(t, "in", "after!")},
+		"behind an archive's end":  {"tar", archive(t, "in", "x") + "before", archive(t, "in", "x") + "after!"},
+		"a file beside an archive": {"beside", "before", "after!"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPlanner(t)
+			p.write("plain", "plain")
+			p.write("beside", "beside")
+			p.write("tar", archive(t, "in", "x"))
+			p.write(c.file, c.before)
+			p.look()
+			op := llb.Copy{Dest: "/"}
+			for _, name := range []string{"plain", "beside", "tar"} {
+				if name == "plain" || c.file != "plain" {
+					op.Sources = append(op.Sources, llb.CopySource{Input: 1, Path: "/" + name, Unpack: true})
+				}
+			}
+			step, err := p.step(op, llb.Meta{}, nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.write(c.file, c.after)
+			if l, err := step.Run(t.Context(), solver.Job{}); err == nil {
+				t.Errorf("Run = %+v, and the file is not what it was", l)
+			}
+			// And undisturbed it works.
+			p.look()
+			if step, err = p.step(op, llb.Meta{}, nil, nil); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := step.Run(t.Context(), solver.Job{}); err != nil {
+				t.Errorf("Run = %v", err)
+			}
+		})
+	}
+}
