@@ -300,45 +300,6 @@ func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string) error {
 	return c.put(tree, selected, func(p string) string { return join(dest, strings.TrimPrefix(p[len(src.Path):], "/")) })
 }
 
-// selectBelow returns what is in a directory of the source, and not excluded, in tree order, with digests.
-func (c *copying) selectBelow(tree layer.Tree, dir string) ([]*layer.Entry, error) {
-	var out []*layer.Entry
-	var walk func(at string, info ignore.Info, excluded bool) error
-	walk = func(at string, info ignore.Info, excluded bool) error {
-		if c.ctx.Err() != nil {
-			return context.Cause(c.ctx)
-		}
-		list, err := tree.List(at)
-		if err != nil {
-			return err
-		}
-		for i := range list {
-			e := &list[i]
-			rel := strings.TrimPrefix(e.Path[len(dir):], "/")
-			no, below := c.exclude.Ignored(rel, info)
-			if !no {
-				out = append(out, e)
-			}
-			if e.Type != layer.Dir || no && !c.exclude.MayReinclude(rel) {
-				continue
-			}
-			n := len(out)
-			if err := walk(e.Path, below, no); err != nil {
-				return err
-			}
-			if no && len(out) > n {
-				// An exception brought something back, and with it the directories on the way.
-				out = append(out[:n], append([]*layer.Entry{e}, out[n:]...)...)
-			}
-		}
-		return nil
-	}
-	if err := walk(dir, ignore.Info{}, false); err != nil {
-		return nil, err
-	}
-	return out, tree.Sum(c.ctx, out)
-}
-
 // put copies selected entries of one tree, parents first, to the physical paths that to gives for theirs.
 func (c *copying) put(tree layer.Tree, selected []*layer.Entry, to func(string) string) error {
 	for _, src := range selected {
