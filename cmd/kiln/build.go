@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/progress"
@@ -55,7 +53,11 @@ func (a *app) buildCommand() *cobra.Command {
 				return err
 			}
 			o.Stdin = cmd.InOrStdin()
-			return a.withBuilder(func(b *builder.Builder) error { return a.build(cmd.Context(), b, o, f.mode()) })
+			call, err := parseCall(f.call)
+			if err != nil {
+				return err
+			}
+			return a.withBuilder(func(b *builder.Builder) error { return a.build(cmd.Context(), b, o, f.mode(), call.json) })
 		},
 	}
 	flags := cmd.Flags()
@@ -83,7 +85,7 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN, as id=ID[,src=FILE|,env=VARIABLE]")
 	flags.StringArrayVar(&f.allow, "allow", nil, "entitlement: network.host, security.insecure")
 	flags.BoolVar(&f.check, "check", false, "check the Dockerfile and build nothing: --call=check")
-	flags.StringVar(&f.call, "call", "build", "what to do: build, check")
+	flags.StringVar(&f.call, "call", "build", "what to do: build, check, outline, targets; all but the first with ,format=json")
 	progressFlag(cmd, &f.progress)
 	addUnsupported(flags, slices.Clone(unsupportedBuildFlags))
 	return cmd
@@ -113,8 +115,13 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 		MetadataFile:  f.metadataFile,
 	}
 	o.Explain = f.explain
-	if o.Check, err = f.wantsCheck(); err != nil {
+	call, err := parseCall(f.call)
+	if err != nil {
 		return o, err
+	}
+	o.Check = f.check || call.name == "check"
+	if call.name == "outline" || call.name == "targets" {
+		o.Describe = call.name
 	}
 	for _, tag := range o.Tags {
 		if err := builder.CheckTag(tag); err != nil {
@@ -173,33 +180,28 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 	return o, nil
 }
 
-func (f *buildFlags) wantsCheck() (bool, error) {
-	switch f.call {
-	case "", "build":
-		return f.check, nil
-	case "check":
-		return true, nil
-	}
-	return false, usageErrorf("--call %q is not supported yet; there are build and check", f.call)
-}
-
-// build runs a build and prints its result.
-func (a *app) build(ctx context.Context, b *builder.Builder, o builder.Options, mode string) error {
-	var result *builder.Result
+// build runs a build and prints its result; a call other than build is printed as JSON if asJSON is set.
+func (a *app) build(ctx context.Context, b *builder.Builder, o builder.Options, mode string, asJSON bool) error {
+	result := &builder.Result{}
 	quiet := false
 	err := a.withProgress(ctx, mode, func(ctx context.Context, p progress.Printer) (err error) {
 		quiet = p.Quiet()
 		result, err = b.Build(ctx, o, p)
 		return err
 	})
+	if o.Check {
+		return a.printCheck(result, err, asJSON)
+	}
+	if !quiet {
+		a.printWarnings(result)
+	}
 	if err != nil {
 		return &buildError{err: err, dockerfile: result.Dockerfile, name: result.DockerfileName}
 	}
-	if o.Check {
-		return a.printCheck(result.Warnings, result.Dockerfile)
+	if o.Describe != "" {
+		return a.printDescription(result, asJSON)
 	}
 	if !quiet {
-		a.printWarnings(result.Warnings)
 		return nil
 	}
 	if result.ImageID == "" || slices.ContainsFunc(o.Outputs, func(o builder.Output) bool { return o.Dest == "-" }) {
@@ -207,41 +209,4 @@ func (a *app) build(ctx context.Context, b *builder.Builder, o builder.Options, 
 	}
 	_, err = fmt.Fprintln(a.stdout, result.ImageID)
 	return err
-}
-
-// printWarnings prints a build's warnings, one line each.
-func (a *app) printWarnings(warnings []builder.Warning) {
-	if len(warnings) == 0 {
-		return
-	}
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "\n%s found (kiln build --check says more):\n", count(len(warnings), "warning"))
-	for _, w := range warnings {
-		fmt.Fprintf(&b, " - %s: %s", w.Rule, progress.CleanLine(w.Message))
-		if w.Location.StartLine > 0 {
-			fmt.Fprintf(&b, " (line %d)", w.Location.StartLine)
-		}
-		b.WriteByte('\n')
-	}
-	_, _ = a.stderr.Write(b.Bytes())
-}
-
-// printCheck prints the result of --check, which fails where there are warnings.
-func (a *app) printCheck(warnings []builder.Warning, dockerfile []byte) error {
-	if len(warnings) == 0 {
-		_, err := fmt.Fprintln(a.stdout, "Check complete, no warnings found.")
-		return err
-	}
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "Check complete, %s found.\n", count(len(warnings), "warning"))
-	for _, w := range warnings {
-		fmt.Fprintf(&b, "\nWARNING: %s\n%s\n", strings.TrimSuffix(w.Rule+" - "+w.URL, " - "), progress.CleanLine(w.Message))
-		if w.Location.StartLine > 0 {
-			b.Write(excerpt(w.Location, dockerfile))
-		}
-	}
-	if _, err := a.stdout.Write(b.Bytes()); err != nil {
-		return err
-	}
-	return errFound
 }

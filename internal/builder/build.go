@@ -37,6 +37,9 @@ type Result struct {
 	DockerfileName string
 	// Warnings are the findings of the checks. A build that failed has those that were found before.
 	Warnings []Warning
+	// Outline and Targets are what Options.Describe asked for.
+	Outline *frontend.Outline
+	Targets *frontend.TargetList
 }
 
 // maxDockerfile bounds a Dockerfile, and maxIgnore a .dockerignore, in bytes: far above any that a person or a generator
@@ -54,7 +57,7 @@ const parallelism = 64
 // *parser.Error, that of a step a *solver.VertexError. The Result is never nil.
 func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Result, error) {
 	res := &Result{}
-	if !o.Check && os.Geteuid() != 0 {
+	if !o.Check && o.Describe == "" && os.Geteuid() != 0 {
 		return res, errors.New("building needs root, for now: run kiln as root")
 	}
 	if err := b.open(); err != nil {
@@ -80,11 +83,20 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	if err != nil {
 		return res, err
 	}
-	lowered, err := frontend.Build(ctx, res.Dockerfile, frontend.Options{
+	options := frontend.Options{
 		Filename: res.DockerfileName, Target: o.Target, BuildArgs: o.BuildArgs, Labels: o.Labels, Platforms: o.Platforms, BuildPlatform: HostPlatform(),
 		NoCache: o.NoCache, NoCacheFilter: o.NoCacheFilter, NamedContexts: o.BuildContexts, Network: o.Network, ExtraHosts: o.ExtraHosts,
 		Ulimits: o.Ulimits, ShmSize: o.ShmSize, CgroupParent: o.CgroupParent, Allow: o.Allow, Ignore: locals.ignore, AllStages: o.Check,
-	}, bases)
+	}
+	switch o.Describe {
+	case "outline":
+		res.Outline, err = frontend.DescribeTarget(ctx, res.Dockerfile, options, bases)
+		return res, err
+	case "targets":
+		res.Targets, err = frontend.ListTargets(res.Dockerfile, options)
+		return res, err
+	}
+	lowered, err := frontend.Build(ctx, res.Dockerfile, options, bases)
 	if lowered != nil {
 		for _, w := range lowered.Warnings {
 			res.Warnings = append(res.Warnings, Warning{Rule: w.Rule, Message: w.Msg, Description: w.Description, URL: w.URL, Location: w.Location, Advice: frontend.IsAdvice(w.Rule)})

@@ -62,6 +62,8 @@ type Options struct {
 	Explain bool
 	// Check asks for the Dockerfile's warnings in place of a build.
 	Check bool
+	// Describe asks for a description of the Dockerfile in place of a build: "outline" or "targets"; "" for none.
+	Describe string
 }
 
 // OutputType is a kind of Output.

@@ -73,7 +73,8 @@ func similar(tree layer.Tree, name string) string {
 			names[i] = list[i].Name()
 		}
 		match, ok := suggest.Search(part, names, false)
-		if !ok {
+		// Any two short names are nearly the same.
+		if !ok || len(part) < 3 {
 			return ""
 		}
 		found := path.Join(append([]string{dir, match}, parts[i+1:]...)...)

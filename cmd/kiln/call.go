@@ -1,0 +1,207 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// call is --call NAME[,format=text|json].
+type call struct {
+	name string
+	json bool
+}
+
+func parseCall(value string) (call, error) {
+	name, options, _ := strings.Cut(value, ",")
+	c := call{name: name}
+	if !slices.Contains([]string{"", "build", "check", "outline", "targets"}, name) {
+		return c, usageErrorf("--call %q: there are build, check, outline and targets", name)
+	}
+	switch options {
+	case "", "format=text":
+	case "format=json":
+		c.json = true
+	default:
+		return c, usageErrorf("--call %q: the only option is format=text or format=json", value)
+	}
+	return c, nil
+}
+
+// printWarnings prints a build's warnings, each with its lines of the Dockerfile.
+func (a *app) printWarnings(r *builder.Result) {
+	if len(r.Warnings) == 0 {
+		return
+	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "\n%s found:\n", count(len(r.Warnings), "warning"))
+	warnings(&b, r)
+	_, _ = a.stderr.Write(b.Bytes())
+}
+
+func warnings(b *bytes.Buffer, r *builder.Result) {
+	for _, w := range r.Warnings {
+		fmt.Fprintf(b, "\nWARNING: %s\n%s\n", strings.TrimSuffix(w.Rule+" - "+w.URL, " - "), progress.CleanLine(w.Message))
+		if w.Location.StartLine > 0 {
+			b.Write(excerpt(w.Location, r.Dockerfile))
+		}
+	}
+}
+
+// lintResults is the result of BuildKit's subrequest frontend.lint.
+type lintResults struct {
+	Warnings []lintWarning `json:"warnings"`
+	Sources  []lintSource  `json:"sources"`
+	Error    *lintError    `json:"buildError,omitempty"`
+}
+
+type lintWarning struct {
+	RuleName    string                  `json:"ruleName"`
+	Description string                  `json:"description,omitempty"`
+	URL         string                  `json:"url,omitempty"`
+	Detail      string                  `json:"detail,omitempty"`
+	Location    *builder.SourceLocation `json:"location,omitempty"`
+}
+
+type lintSource struct {
+	Filename string `json:"filename"`
+	Language string `json:"language"`
+	Data     []byte `json:"data"`
+}
+
+type lintError struct {
+	Message  string                  `json:"message"`
+	Location *builder.SourceLocation `json:"location,omitempty"`
+}
+
+// printCheck prints what a check found, and fails where that is more than advice. The check's own error, if it has one, stops
+// it; as JSON it is a part of the result.
+func (a *app) printCheck(r *builder.Result, err error, asJSON bool) error {
+	failed := err
+	if err != nil {
+		failed = &buildError{err: err, dockerfile: r.Dockerfile, name: r.DockerfileName}
+	} else if slices.ContainsFunc(r.Warnings, func(w builder.Warning) bool { return !w.Advice }) {
+		failed = errFound
+	}
+	if !asJSON {
+		var b bytes.Buffer
+		switch {
+		case len(r.Warnings) > 0 && err == nil:
+			fmt.Fprintf(&b, "Check complete, %s found.\n", count(len(r.Warnings), "warning"))
+		case err == nil:
+			b.WriteString("Check complete, no warnings found.\n")
+		}
+		warnings(&b, r)
+		_, writeErr := a.stdout.Write(b.Bytes())
+		return cmp.Or(failed, writeErr)
+	}
+	out := lintResults{Warnings: []lintWarning{}, Sources: []lintSource{{r.DockerfileName, "Dockerfile", r.Dockerfile}}}
+	for _, w := range r.Warnings {
+		out.Warnings = append(out.Warnings, lintWarning{w.Rule, w.Description, w.URL, w.Message, location(w.Location)})
+	}
+	if err != nil {
+		at := locate(err)
+		out.Error = &lintError{err.Error(), location(at)}
+	}
+	if err := printJSON(a.stdout, out); err != nil {
+		return err
+	}
+	return failed
+}
+
+func location(l llb.Location) *builder.SourceLocation {
+	return builder.NewSourceLocation(l.StartLine, l.EndLine)
+}
+
+func printJSON(w io.Writer, v any) error {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(data, '\n'))
+	return err
+}
+
+// printDescription prints the result of --call outline and targets.
+func (a *app) printDescription(r *builder.Result, asJSON bool) error {
+	if asJSON {
+		if r.Outline != nil {
+			return printJSON(a.stdout, r.Outline)
+		}
+		return printJSON(a.stdout, r.Targets)
+	}
+	var b bytes.Buffer
+	table := func(rows ...[]string) {
+		w := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
+		for _, row := range rows {
+			for i := range row {
+				row[i] = progress.CleanLine(row[i])
+			}
+			fmt.Fprintln(w, strings.TrimRight(strings.Join(row, "\t"), "\t"))
+		}
+		_ = w.Flush() // to a buffer
+	}
+	if r.Targets != nil {
+		rows := [][]string{{"TARGET", "DESCRIPTION"}}
+		for _, t := range r.Targets.Targets {
+			name := t.Name
+			if t.Default {
+				name = strings.TrimSpace(name + " (default)")
+			}
+			rows = append(rows, []string{name, t.Description})
+		}
+		table(rows...)
+		_, err := a.stdout.Write(b.Bytes())
+		return err
+	}
+	o := r.Outline
+	if o.Name != "" || o.Description != "" {
+		name := o.Name
+		if name == "" {
+			name = "(default)"
+		}
+		rows := [][]string{{"TARGET:", name}}
+		if o.Description != "" {
+			rows = append(rows, []string{"DESCRIPTION:", o.Description})
+		}
+		table(rows...)
+		b.WriteByte('\n')
+	}
+	if len(o.Args) > 0 {
+		rows := [][]string{{"BUILD ARG", "VALUE", "DESCRIPTION"}}
+		for _, arg := range o.Args {
+			rows = append(rows, []string{arg.Name, arg.Value, arg.Description})
+		}
+		table(rows...)
+		b.WriteByte('\n')
+	}
+	for _, list := range []struct {
+		title  string
+		mounts []builder.OutlineMount
+	}{{"SECRET", o.Secrets}, {"SSH", o.SSH}} {
+		if len(list.mounts) == 0 {
+			continue
+		}
+		rows := [][]string{{list.title, "REQUIRED"}}
+		for _, m := range list.mounts {
+			required := ""
+			if m.Required {
+				required = "true"
+			}
+			rows = append(rows, []string{m.Name, required})
+		}
+		table(rows...)
+		b.WriteByte('\n')
+	}
+	_, err := a.stdout.Write(b.Bytes())
+	return err
+}
