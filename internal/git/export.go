@@ -255,9 +255,16 @@ func (x *export) submodules(s *remoteurl.Git, m *mirror, id, subdir, at string, 
 	if len(links.found) == 0 {
 		return nil
 	}
-	out, err := x.c.output(x.ctx, call{source: s, local: true, doing: "read .gitmodules of", args: m.git("config", "--blob", id+":.gitmodules", "-z", "--get-regexp", `^submodule\..*\.(path|url)$`)})
+	say := func(args ...string) (string, error) {
+		return x.c.output(x.ctx, call{source: s, local: true, doing: "read .gitmodules of", args: m.git(args...)})
+	}
+	// A commit of another repository that .gitmodules does not name is left alone by git as well.
+	if listed, err := say("ls-tree", "-z", "--full-tree", id, "--", ".gitmodules"); err != nil || listed == "" {
+		return err
+	}
+	out, err := say("config", "--blob", id+":.gitmodules", "-z", "--list")
 	if err != nil {
-		return nil // a commit of another repository that .gitmodules does not name is left alone by git as well
+		return err
 	}
 	urls := moduleURLs(out)
 	for _, link := range links.found {
@@ -295,7 +302,10 @@ func moduleURLs(out string) map[string]string {
 	paths, urls := map[string]string{}, map[string]string{}
 	for item := range strings.SplitSeq(out, "\x00") {
 		key, value, _ := strings.Cut(item, "\n")
-		name := strings.TrimPrefix(key, "submodule.")
+		name, ok := strings.CutPrefix(key, "submodule.")
+		if !ok {
+			continue
+		}
 		if n, ok := strings.CutSuffix(name, ".path"); ok {
 			paths[n] = strings.TrimSuffix(value, "/")
 		} else if n, ok := strings.CutSuffix(name, ".url"); ok {

@@ -57,7 +57,7 @@ func isSCP(s string) bool {
 		return false
 	}
 	host, p, ok := strings.Cut(rest, ":")
-	return ok && host != "" && p != "" && strings.Trim(host, nameChars+".") == ""
+	return ok && host != "" && p != "" && strings.Trim(host, nameChars+".") == "" && !strings.Contains(s, "://")
 }
 
 const nameChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-"
@@ -173,7 +173,9 @@ func (s *Git) split(source string) (fragment, query string, err error) {
 	if strings.HasPrefix(u.Host, "-") || strings.HasPrefix(u.Path, "/-") && u.Scheme != "http" && u.Scheme != "https" {
 		return "", "", fmt.Errorf("the git address %s has a part that begins with a dash", u.Redacted())
 	}
-	s.Remote = u.String()
+	if s.Remote = u.String(); len(s.Remote) > maxURL {
+		return "", "", fmt.Errorf("a git address is longer than %d bytes", maxURL)
+	}
 	return fragment, query, nil
 }
 
