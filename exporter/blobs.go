@@ -110,20 +110,39 @@ func (b *Blobs) get(ctx context.Context, l Layer, c Compression) (blob, error) {
 		desc := ocispec.Descriptor{MediaType: ociMediaType(l.Image.Blob.MediaType), Digest: l.Image.Blob.Digest, Size: l.Image.Blob.Size}
 		return blob{desc, l.Image.DiffID}, nil
 	}
-	made, err, _ := b.working.Do(l.ID, func() (any, error) { return b.tar(ctx, l.ID) })
-	if err != nil {
-		return blob{}, fmt.Errorf("write the tar of layer %s: %w", l.ID, err)
-	}
-	plain := made.(blob)
-	if c.Type == Uncompressed.Type {
-		return plain, nil
-	}
-	small, err, _ := b.working.Do(l.ID+" "+c.String(), func() (any, error) { return b.compress(ctx, plain.desc, c) })
+	made, err, _ := b.working.Do(l.ID+" "+c.String(), func() (any, error) { return b.make(ctx, l.ID, c) })
 	if err != nil {
 		return blob{}, err
 	}
-	return blob{small.(ocispec.Descriptor), plain.diffID}, nil
+	return made.(blob), nil
 }
+
+// make returns the blob of a layer that steps made: one that was made before, or a new one.
+func (b *Blobs) make(ctx context.Context, id string, c Compression) (blob, error) {
+	if have, ok := b.noted(id, c); ok {
+		return have, nil
+	}
+	if plain, ok := b.noted(id, Uncompressed); ok {
+		desc, err := b.compress(ctx, plain.desc, c)
+		return blob{desc, plain.diffID}, err
+	}
+	made, err := b.tar(ctx, id, c)
+	if err != nil {
+		return blob{}, fmt.Errorf("write the tar of layer %s: %w", id, err)
+	}
+	return made, b.Snapshots.SetNote(id, noteName(c), remember(made))
+}
+
+// noted returns the blob that was made of a layer in the given form before; false for none.
+func (b *Blobs) noted(id string, c Compression) (blob, bool) {
+	note, err := b.Snapshots.Note(id, noteName(c))
+	if err != nil {
+		return blob{}, false
+	}
+	return b.remembered(note)
+}
+
+func noteName(c Compression) string { return "blob." + c.String() }
 
 // fetch makes sure that the blob of a layer is in the store.
 func (b *Blobs) fetch(ctx context.Context, l Layer) error {
@@ -133,14 +152,8 @@ func (b *Blobs) fetch(ctx context.Context, l Layer) error {
 	return l.Image.Fetch(ctx)
 }
 
-// tar returns the blob of the layer's tar, which is written once, every file being checked against the manifest on the way.
-func (b *Blobs) tar(ctx context.Context, id string) (blob, error) {
-	note, err := b.Snapshots.Note(id, "tar")
-	if err == nil {
-		if desc, ok := b.remembered(note); ok {
-			return blob{desc, desc.Digest}, nil
-		}
-	}
+// tar writes the layer's tar into a blob, through the compressor if that is asked for.
+func (b *Blobs) tar(ctx context.Context, id string, c Compression) (blob, error) {
 	m, err := b.Snapshots.Manifest(id)
 	if err != nil {
 		return blob{}, err
@@ -154,38 +167,60 @@ func (b *Blobs) tar(ctx context.Context, id string) (blob, error) {
 		return blob{}, err
 	}
 	defer w.Close()
-	// Headers and most files are small: they go to the disk and through the hash in blocks.
-	buf := bufio.NewWriterSize(ctxWriter{ctx, w}, blockSize)
+	var out io.WriteCloser = plainWriter{w}
+	mediaType := ocispec.MediaTypeImageLayer
+	diffID := sha256.New()
+	if c.Type != Uncompressed.Type {
+		z, t, err := compressor(w, c)
+		if err != nil {
+			return blob{}, err
+		}
+		out, mediaType = z, t
+	}
+	// Headers and most files are small: they go through the hash and to the disk in blocks.
+	var to io.Writer = out
+	if c.Type != Uncompressed.Type {
+		to = io.MultiWriter(diffID, out)
+	}
+	buf := bufio.NewWriterSize(ctxWriter{ctx, to}, blockSize)
 	err = layer.WriteTar(buf, m.All(), tree.Open)
-	if err = errors.Join(err, buf.Flush()); err != nil {
+	if err = errors.Join(err, buf.Flush(), out.Close()); err != nil {
 		return blob{}, err
 	}
 	desc, err := w.Commit("", -1)
 	if err != nil {
 		return blob{}, err
 	}
-	desc.MediaType = ocispec.MediaTypeImageLayer
-	return blob{desc, desc.Digest}, b.Snapshots.SetNote(id, "tar", remember(desc))
+	desc.MediaType = mediaType
+	if c.Type == Uncompressed.Type {
+		return blob{desc, desc.Digest}, nil
+	}
+	return blob{desc, digest.NewDigest(digest.SHA256, diffID)}, nil
 }
 
-// A note of a blob is its media type, digest and size, and a checksum of these.
-func remember(desc ocispec.Descriptor) []byte {
-	text := fmt.Sprintf("%s %s %d", desc.MediaType, desc.Digest, desc.Size)
+// plainWriter is a compressor that does not compress.
+type plainWriter struct{ io.Writer }
+
+func (plainWriter) Close() error { return nil }
+
+// A note of a blob is its media type, digest and size, its diff id, and a checksum of these.
+func remember(b blob) []byte {
+	text := fmt.Sprintf("%s %s %d %s", b.desc.MediaType, b.desc.Digest, b.desc.Size, b.diffID)
 	return fmt.Appendf(nil, "%s %x\n", text, sha256.Sum256([]byte(text)))
 }
 
 // remembered reads what remember wrote; ok is false if it is damaged, or the blob is not in the store any more.
-func (b *Blobs) remembered(note []byte) (desc ocispec.Descriptor, ok bool) {
+func (b *Blobs) remembered(note []byte) (have blob, ok bool) {
 	f := strings.Fields(string(note))
-	if len(f) != 4 || f[3] != fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(f[:3], " ")))) {
-		return desc, false
+	if len(f) != 5 || f[4] != fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(f[:4], " ")))) {
+		return have, false
 	}
 	size, err := strconv.ParseInt(f[2], 10, 64)
 	if err != nil {
-		return desc, false
+		return have, false
 	}
-	desc = ocispec.Descriptor{MediaType: f[0], Digest: digest.Digest(f[1]), Size: size}
-	return desc, b.Store.Has(desc)
+	have = blob{ocispec.Descriptor{MediaType: f[0], Digest: digest.Digest(f[1]), Size: size}, digest.Digest(f[3])}
+	return have, b.Store.Has(have.desc)
 }
 
 // ctxWriter fails once its context has ended.
@@ -209,8 +244,8 @@ const blockSize = 1 << 20
 func (b *Blobs) compress(ctx context.Context, plain ocispec.Descriptor, c Compression) (ocispec.Descriptor, error) {
 	memo := filepath.Join(b.Store.Root(), "compressed", plain.Digest.Encoded()+"."+c.String())
 	if note, err := os.ReadFile(memo); err == nil {
-		if desc, ok := b.remembered(note); ok {
-			return desc, nil
+		if have, ok := b.remembered(note); ok {
+			return have.desc, nil
 		}
 	}
 	desc, err := b.compressNow(ctx, plain, c)
@@ -221,7 +256,7 @@ func (b *Blobs) compress(ctx context.Context, plain ocispec.Descriptor, c Compre
 		return desc, err
 	}
 	return desc, WriteFile(memo, func(w io.Writer) error {
-		_, err := w.Write(remember(desc))
+		_, err := w.Write(remember(blob{desc, plain.Digest}))
 		return err
 	})
 }

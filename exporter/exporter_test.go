@@ -1,0 +1,486 @@
+package exporter
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/kilntest"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/snapshot"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// made is a root with an image of two layers in it.
+type made struct {
+	*Blobs
+	t     *testing.T
+	image Image
+}
+
+var when = time.Unix(1700000000, 123456789).UTC()
+
+func newMade(t *testing.T) *made {
+	t.Helper()
+	root := filepath.Join(t.TempDir(), "root")
+	store, err := cas.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &made{t: t}
+	m.Blobs = &Blobs{Store: store}
+	m.reopen()
+	file := func(path, text string) layer.Entry {
+		return layer.Entry{Path: path, Type: layer.File, Mode: 0o644, ModTime: when, Link: text}
+	}
+	m.layer(
+		layer.Entry{Path: "bin", Type: layer.Dir, Mode: 0o755, ModTime: when},
+		layer.Entry{Path: "bin/su", Type: layer.File, Mode: 0o4755, ModTime: when, Link: "set user id"},
+		layer.Entry{Path: "bin/link", Type: layer.Symlink, Mode: 0o777, Link: "../../outside/file", ModTime: when},
+		file("gone", "gone"),
+		layer.Entry{Path: "pipe", Type: layer.Fifo, Mode: 0o600, ModTime: when},
+	)
+	m.layer(
+		file("bin/zeros", string(make([]byte, 300000))),
+		layer.Entry{Path: "closed", Type: layer.Dir, Mode: 0o500, UID: 7, GID: 8, ModTime: when},
+		file("closed/inner", strings.Repeat("inner", 1000)),
+		layer.Entry{Path: "gone", Type: layer.Whiteout},
+	)
+	created := when
+	m.image.Config = dockerspec.DockerOCIImage{Image: ocispec.Image{Created: &created, Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"},
+		History: []ocispec.History{{CreatedBy: "COPY"}, {CreatedBy: "RUN"}}}}
+	return m
+}
+
+// reopen forgets what the process knows of the snapshot store, as a new one does.
+func (m *made) reopen() {
+	m.t.Helper()
+	s, err := snapshot.Open(m.Store.Root(), filepath.Join(m.Store.Root(), "tmp"), false)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.Snapshots = s
+}
+
+// layer commits a layer; the Link of a File is its text.
+func (m *made) layer(list ...layer.Entry) {
+	m.t.Helper()
+	fail := func(err error) {
+		if err != nil {
+			m.t.Helper()
+			m.t.Fatal(err)
+		}
+	}
+	p, err := m.Snapshots.New()
+	fail(err)
+	defer p.Close()
+	parent, err := m.Snapshots.Tree(m.ids())
+	fail(err)
+	b := snapshot.NewBuilder(parent, p, when)
+	defer b.Close()
+	for _, e := range list {
+		if e.Type == layer.Whiteout {
+			fail(b.Whiteout(e.Path))
+			continue
+		}
+		var body io.Reader
+		if e.Type == layer.File {
+			body, e.Link = strings.NewReader(e.Link), ""
+		}
+		fail(b.Put(e, body))
+	}
+	fail(b.Finish())
+	c, err := p.Commit(b.Entries(), "")
+	fail(err)
+	m.image.Layers = append(m.image.Layers, Layer{ID: c.ID})
+}
+
+func (m *made) ids() (ids []string) {
+	for _, l := range m.image.Layers {
+		ids = append(ids, l.ID)
+	}
+	return ids
+}
+
+func (m *made) tree() layer.Tree {
+	m.t.Helper()
+	t, err := m.Snapshots.Tree(m.ids())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return t
+}
+
+func (m *made) assemble(f Form) *Assembled {
+	m.t.Helper()
+	a, err := m.Assemble(m.t.Context(), []Image{m.image}, f)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return a
+}
+
+var gz = Form{Compression: Compression{Type: "gzip", Level: -1}}
+
+func TestOCITarAndDirectory(t *testing.T) {
+	m := newMade(t)
+	for name, form := range map[string]Form{
+		"gzip": gz, "gzip of docker": {Compression: gz.Compression, Docker: true}, "plain": {Compression: Uncompressed}, "gzip 1": {Compression: Compression{"gzip", 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := m.assemble(form)
+			ar := Archive{Names: []string{"docker.io/library/app:v1", "docker.io/library/app:v2"}}
+			var file bytes.Buffer
+			if err := m.WriteOCI(t.Context(), &file, a, ar); err != nil {
+				t.Fatal(err)
+			}
+			unpacked := t.TempDir()
+			cmd := exec.Command("tar", "-x", "-C", unpacked)
+			cmd.Stdin = bytes.NewReader(file.Bytes())
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			dir := filepath.Join(t.TempDir(), "new", "layout")
+			if err := m.WriteOCIDir(t.Context(), dir, a, ar); err != nil {
+				t.Fatal(err)
+			}
+			for _, path := range []string{unpacked, dir} {
+				index, err := layout.ImageIndexFromPath(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				im, err := index.IndexManifest()
+				if err != nil || len(im.Manifests) != 2 {
+					t.Fatalf("%v, %v, want an entry for each name", im, err)
+				}
+				img, err := index.Image(im.Manifests[0].Digest)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := kilntest.Validate(img); err != nil {
+					t.Error(err)
+				}
+			}
+			// The same image is the same file, also for a process that knows nothing of the first.
+			m.reopen()
+			var again bytes.Buffer
+			if err := m.WriteOCI(t.Context(), &again, m.assemble(form), ar); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(file.Bytes(), again.Bytes()) {
+				t.Error("the same image is another file")
+			}
+		})
+	}
+}
+
+// TestMadeAnewIsTheSame: what is remembered of blobs only saves time.
+func TestMadeAnewIsTheSame(t *testing.T) {
+	m := newMade(t)
+	want := m.assemble(gz).Desc
+	for _, dir := range []string{"blobs/sha256", "compressed"} {
+		if err := errors.Join(os.RemoveAll(filepath.Join(m.Store.Root(), dir)), os.MkdirAll(filepath.Join(m.Store.Root(), dir), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := m.assemble(gz).Desc; got.Digest != want.Digest {
+		t.Errorf("blobs that were made again give %s, not %s", got.Digest, want.Digest)
+	}
+
+	var memos []string
+	for _, id := range m.ids() {
+		memos = append(memos, filepath.Join(m.Store.Root(), "layers", id, "tar"))
+	}
+	compressed, err := filepath.Glob(filepath.Join(m.Store.Root(), "compressed", "*"))
+	if err != nil || len(compressed) != 2 {
+		t.Fatal(compressed, err)
+	}
+	for _, path := range append(memos, compressed...) {
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i <= len(whole); i += 7 {
+			data := bytes.Clone(whole[:i])
+			if i%2 == 0 && i < len(whole) {
+				data = bytes.Clone(whole)
+				data[i] ^= 1 << (i % 8)
+			}
+			if err := os.WriteFile(path, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			m.reopen()
+			if got := m.assemble(gz).Desc; got.Digest != want.Digest {
+				t.Fatalf("%s, damaged at %d, gives another image", path, i)
+			}
+		}
+		if mended, _ := os.ReadFile(path); !bytes.Equal(mended, whole) {
+			t.Errorf("%s was not made again", path)
+		}
+	}
+}
+
+func TestDockerTar(t *testing.T) {
+	m := newMade(t)
+	path := filepath.Join(t.TempDir(), "image.tar")
+	err := WriteFile(path, func(w io.Writer) error {
+		return m.WriteOCI(t.Context(), w, m.assemble(gz), Archive{Names: []string{"docker.io/library/app:v1"}, DockerManifest: true})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := tarball.ImageFromPath(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate.Image(img); err != nil {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(filepath.Dir(path)); len(left) != 1 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestTar(t *testing.T) {
+	m := newMade(t)
+	var a, b bytes.Buffer
+	if err := errors.Join(WriteTar(t.Context(), &a, m.tree()), WriteTar(t.Context(), &b, m.tree())); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(a.Bytes(), b.Bytes()) {
+		t.Error("the same files are another tar")
+	}
+	got := map[string]*tar.Header{}
+	for tr := tar.NewReader(&a); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[strings.TrimSuffix(h.Name, "/")] = h
+	}
+	if h := got["bin/su"]; h == nil || h.Mode != 0o4755 || !h.ModTime.Equal(when) {
+		t.Errorf("bin/su is %+v", h)
+	}
+	if h := got["closed"]; h == nil || h.Uid != 7 || h.Gid != 8 {
+		t.Errorf("closed is %+v", h)
+	}
+	if got["gone"] != nil || len(got) != 7 {
+		t.Errorf("the tar has %d entries", len(got))
+	}
+}
+
+// TestFlippedByteIsNeverShipped changes a file of a layer on the disk: nothing that reads it may pass it on, and the layer
+// is given up, so that it is made again.
+func TestFlippedByteIsNeverShipped(t *testing.T) {
+	for what, export := range map[string]func(m *made) error{
+		"image": func(m *made) error {
+			_, err := m.Assemble(m.t.Context(), []Image{m.image}, gz)
+			return err
+		},
+		"tar": func(m *made) error { return WriteTar(m.t.Context(), io.Discard, m.tree()) },
+		"dir": func(m *made) error { return WriteDir(m.t.Context(), m.t.TempDir(), m.tree()) },
+	} {
+		for how, damage := range map[string]func(path string, data []byte) error{
+			"flipped": func(path string, data []byte) error {
+				data[len(data)/2] ^= 1
+				return os.WriteFile(path, data, 0o644)
+			},
+			"cut":     func(path string, data []byte) error { return os.Truncate(path, int64(len(data)-1)) },
+			"longer":  func(path string, data []byte) error { return os.WriteFile(path, append(data, 0), 0o644) },
+			"gone":    func(path string, data []byte) error { return os.Remove(path) },
+			"a link":  func(path string, data []byte) error { return errors.Join(os.Remove(path), os.Symlink("su", path)) },
+			"a fifo":  func(path string, data []byte) error { return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)) },
+			"a block": func(path string, data []byte) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) },
+		} {
+			t.Run(what+" "+how, func(t *testing.T) {
+				m := newMade(t)
+				id := m.ids()[1]
+				path := filepath.Join(m.Store.Root(), "layers", id, "fs", "closed", "inner")
+				data, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := damage(path, data); err != nil {
+					t.Fatal(err)
+				}
+				err = export(m)
+				if d, ok := errors.AsType[*snapshot.DamagedError](err); !ok || d.Path != "closed/inner" || d.ID != id {
+					t.Fatalf("the export says %v, want that the layer is damaged", err)
+				}
+				m.reopen()
+				if m.Snapshots.Has(id) {
+					t.Error("the damaged layer is still in the store")
+				}
+			})
+		}
+	}
+}
+
+func TestDir(t *testing.T) {
+	m := newMade(t)
+	dir := filepath.Join(t.TempDir(), "a", "dest")
+	for range 2 { // the second time over the first
+		if err := WriteDir(t.Context(), dir, m.tree()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var st unix.Stat_t
+	for path, want := range map[string]uint32{"bin/su": unix.S_IFREG | 0o4755, "closed": unix.S_IFDIR | 0o500, "pipe": unix.S_IFIFO | 0o600, "bin/link": unix.S_IFLNK | 0o777} {
+		if err := unix.Lstat(filepath.Join(dir, path), &st); err != nil || st.Mode != want || st.Mtim.Nano() != when.UnixNano() || int(st.Uid) != os.Getuid() {
+			t.Errorf("%s: mode %o, owner %d, time %d, %v", path, st.Mode, st.Uid, st.Mtim.Nano(), err)
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "gone")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a deleted file is there: %v", err)
+	}
+}
+
+// TestDirIsConfined exports into a directory in which somebody has laid out links to elsewhere.
+func TestDirIsConfined(t *testing.T) {
+	m := newMade(t)
+	outside := t.TempDir()
+	precious := filepath.Join(outside, "precious")
+	if err := os.WriteFile(precious, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for what, seed := range map[string]func(dir string) error{
+		"a directory is a link": func(dir string) error { return os.Symlink(outside, filepath.Join(dir, "bin")) },
+		"a file is a link": func(dir string) error {
+			return errors.Join(os.Mkdir(filepath.Join(dir, "closed"), 0o755), os.Symlink(precious, filepath.Join(dir, "closed", "inner")))
+		},
+		"a file is a hard link": func(dir string) error {
+			return errors.Join(os.Mkdir(filepath.Join(dir, "bin"), 0o755), os.Link(precious, filepath.Join(dir, "bin", "su")))
+		},
+		"a fifo is a link": func(dir string) error { return os.Symlink(precious, filepath.Join(dir, "pipe")) },
+		"a link is a link": func(dir string) error {
+			return errors.Join(os.Mkdir(filepath.Join(dir, "bin"), 0o755), os.Symlink(outside, filepath.Join(dir, "bin", "link")))
+		},
+		"a directory is a dangling one": func(dir string) error { return os.Symlink(filepath.Join(outside, "new"), filepath.Join(dir, "closed")) },
+		"a file is a fifo": func(dir string) error {
+			return errors.Join(os.Mkdir(filepath.Join(dir, "bin"), 0o755), unix.Mkfifo(filepath.Join(dir, "bin", "su"), 0o644))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := seed(dir); err != nil {
+				t.Fatal(err)
+			}
+			if err := WriteDir(t.Context(), dir, m.tree()); err != nil {
+				t.Fatalf("what is in the way is replaced, but: %v", err)
+			}
+			if text, err := os.ReadFile(precious); err != nil || string(text) != "precious" {
+				t.Errorf("a file outside is now %q, %v", text, err)
+			}
+			if list, _ := os.ReadDir(outside); len(list) != 1 {
+				t.Errorf("there is something new outside: %v", list)
+			}
+			if info, err := os.Lstat(precious); err != nil || info.Mode() != 0o600 {
+				t.Errorf("the file outside has mode %v, %v", info.Mode(), err)
+			}
+			if text, err := os.ReadFile(filepath.Join(dir, "bin/su")); err != nil || string(text) != "set user id" {
+				t.Errorf("bin/su is %q, %v", text, err)
+			}
+		})
+	}
+}
+
+// TestOCIDirMendsBlobs: a blob in the directory that only looks right is not left there.
+func TestOCIDirMendsBlobs(t *testing.T) {
+	m := newMade(t)
+	a := m.assemble(gz)
+	dir := t.TempDir()
+	if err := m.WriteOCIDir(t.Context(), dir, a, Archive{}); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, blobPath(a.Manifests[0].Manifest.Layers[1]))
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)/2] ^= 1
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.WriteOCIDir(t.Context(), dir, a, Archive{}); err != nil {
+		t.Fatal(err)
+	}
+	index, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate.Index(index); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWriteFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "file")
+	boom := errors.New("boom")
+	write := func(text string, err error) error {
+		return WriteFile(path, func(w io.Writer) error {
+			fmt.Fprint(w, text)
+			return err
+		})
+	}
+	if err := write("whole", nil); err != nil {
+		t.Fatal(err)
+	}
+	// A write that fails leaves what was there, and nothing else.
+	if err := write("half", boom); !errors.Is(err, boom) {
+		t.Errorf("WriteFile = %v", err)
+	}
+	if text, _ := os.ReadFile(path); string(text) != "whole" {
+		t.Errorf("the file is now %q", text)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 1 {
+		t.Errorf("left: %v", left)
+	}
+	if err := WriteFile(dir, func(io.Writer) error { return nil }); err == nil || !strings.Contains(err.Error(), "directory") {
+		t.Errorf("WriteFile to a directory = %v", err)
+	}
+	// A device is written to, and not replaced.
+	if err := WriteFile(os.DevNull, func(w io.Writer) error { _, err := io.WriteString(w, "x"); return err }); err != nil {
+		t.Error(err)
+	}
+	if info, err := os.Stat(os.DevNull); err != nil || info.Mode().IsRegular() {
+		t.Fatalf("%s is now %v, %v", os.DevNull, info.Mode(), err)
+	}
+}
+
+func TestCancelled(t *testing.T) {
+	m := newMade(t)
+	cause := errors.New("interrupted")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	if _, err := m.Assemble(ctx, []Image{m.image}, gz); !errors.Is(err, cause) {
+		t.Errorf("Assemble = %v", err)
+	}
+	if err := WriteTar(ctx, io.Discard, m.tree()); !errors.Is(err, cause) {
+		t.Errorf("WriteTar = %v", err)
+	}
+	if err := WriteDir(ctx, t.TempDir(), m.tree()); !errors.Is(err, cause) {
+		t.Errorf("WriteDir = %v", err)
+	}
+	if left, _ := os.ReadDir(filepath.Join(m.Store.Root(), "tmp")); len(left) > 0 {
+		t.Errorf("left in tmp: %v", left)
+	}
+}
