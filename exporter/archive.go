@@ -3,6 +3,8 @@ package exporter
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -145,7 +147,7 @@ func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Ar
 	buf := make([]byte, blockSize)
 	for _, d := range a.blobs() {
 		path := filepath.Join(dir, blobPath(d))
-		if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() && info.Size() == d.Size {
+		if isBlob(path, d, buf) {
 			continue
 		}
 		if err := WriteFile(path, func(w io.Writer) error { return b.copyBlob(ctxWriter{ctx, w}, d, buf) }); err != nil {
@@ -163,6 +165,21 @@ func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Ar
 		}
 	}
 	return nil
+}
+
+// isBlob reports whether a file is a blob, by its bytes: a crash of the machine may have left one that only has the size.
+func isBlob(path string, d ocispec.Descriptor, buf []byte) bool {
+	if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() || info.Size() != d.Size {
+		return false
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	h := sha256.New()
+	_, err = io.CopyBuffer(h, struct{ io.Reader }{f}, buf)
+	return err == nil && hex.EncodeToString(h.Sum(nil)) == d.Digest.Encoded()
 }
 
 // WriteFile writes a file by way of a temporary one beside it, so that nobody ever sees half of it; what is there is

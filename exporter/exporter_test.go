@@ -193,24 +193,39 @@ func TestOCITarAndDirectory(t *testing.T) {
 func TestMadeAnewIsTheSame(t *testing.T) {
 	m := newMade(t)
 	want := m.assemble(gz).Desc
-	for _, dir := range []string{"blobs/sha256", "compressed"} {
-		if err := errors.Join(os.RemoveAll(filepath.Join(m.Store.Root(), dir)), os.MkdirAll(filepath.Join(m.Store.Root(), dir), 0o755)); err != nil {
+	root := m.Store.Root()
+	notes := func() (paths []string) {
+		for _, pattern := range []string{"layers/*/*", "compressed/*"} {
+			found, err := filepath.Glob(filepath.Join(root, pattern))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, path := range found {
+				if name := filepath.Base(path); name != "fs" && name != "manifest" {
+					paths = append(paths, path)
+				}
+			}
+		}
+		return paths
+	}
+	// By way of the tar that an output without compression has, it is the same bytes.
+	for _, path := range notes() {
+		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
 	}
+	if err := errors.Join(os.RemoveAll(filepath.Join(root, "blobs/sha256")), os.Mkdir(filepath.Join(root, "blobs/sha256"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	m.assemble(Form{Compression: Uncompressed})
 	if got := m.assemble(gz).Desc; got.Digest != want.Digest {
 		t.Errorf("blobs that were made again give %s, not %s", got.Digest, want.Digest)
 	}
-
-	var memos []string
-	for _, id := range m.ids() {
-		memos = append(memos, filepath.Join(m.Store.Root(), "layers", id, "tar"))
+	all := notes()
+	if len(all) < 2 {
+		t.Fatalf("there is nothing to damage: %v", all)
 	}
-	compressed, err := filepath.Glob(filepath.Join(m.Store.Root(), "compressed", "*"))
-	if err != nil || len(compressed) != 2 {
-		t.Fatal(compressed, err)
-	}
-	for _, path := range append(memos, compressed...) {
+	for _, path := range all {
 		whole, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -229,8 +244,8 @@ func TestMadeAnewIsTheSame(t *testing.T) {
 				t.Fatalf("%s, damaged at %d, gives another image", path, i)
 			}
 		}
-		if mended, _ := os.ReadFile(path); !bytes.Equal(mended, whole) {
-			t.Errorf("%s was not made again", path)
+		if err := os.WriteFile(path, whole, 0o600); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
