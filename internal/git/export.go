@@ -66,7 +66,7 @@ func (c *Client) Export(ctx context.Context, s *remoteurl.Git, commit Commit, o 
 	}
 	if len(x.pointers) > 0 {
 		shown := strings.Join(x.pointers[:min(len(x.pointers), maxReportedPointer)], ", ")
-		fmt.Fprintf(o.Log, "%d files are kept by git-lfs and are pointers here, as the program git-lfs is not installed: %s\n", len(x.pointers), shown)
+		fmt.Fprintf(o.Log, "files that git-lfs keeps elsewhere are pointers, as the program git-lfs is not installed: %d, among them %s\n", len(x.pointers), shown)
 	}
 	return nil
 }
@@ -153,6 +153,10 @@ func (x *export) archive(s *remoteurl.Git, m *mirror, id, subdir, at string, mad
 		cancel()
 	}
 	ran := <-done
+	// What git-lfs writes there when it fails has its whole environment in it, and credentials are in that.
+	if rmErr := os.RemoveAll(filepath.Join(m.path, "lfs", "logs")); err == nil {
+		err = rmErr
+	}
 	var failed *Error
 	if errors.As(ran, &failed) && (err == nil || errors.Is(err, ran)) {
 		return ran
