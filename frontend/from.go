@@ -216,7 +216,7 @@ func (b *builder) resolveBase(s *stage) (func() error, error) {
 	if len(b.opts.Platforms) > 1 {
 		prefix = platform.String() + " "
 	}
-	req.Name = "[" + prefix + "internal] load metadata for " + req.Ref
+	req.Name = "[" + prefix + "internal] load metadata for " + shownImage(req.Ref, req.Layout)
 	wait := b.images.resolve(b, req)
 	return func() error {
 		image, err := wait()
@@ -226,6 +226,17 @@ func (b *builder) resolveBase(s *stage) (func() error, error) {
 		b.setImage(s, asked, req, image)
 		return nil
 	}, nil
+}
+
+// shownImage is how progress names an image: as a --build-context would.
+func shownImage(ref, layout string) string {
+	switch {
+	case layout == "":
+		return ref
+	case strings.HasPrefix(ref, "sha256:"):
+		return "oci-layout://" + layout + "@" + ref
+	}
+	return "oci-layout://" + layout + ":" + ref
 }
 
 // imageError returns err, with advice where the name is nearly that of a stage or of a well-known image.
@@ -264,7 +275,7 @@ func (b *builder) addImage(s *stage) {
 		s.root = b.scratch()
 		return
 	}
-	name := "FROM " + s.op.Ref
+	name := "FROM " + shownImage(s.op.Ref, s.op.Layout)
 	if !strings.Contains(s.op.Ref, "@") {
 		name += "@" + s.op.Digest
 	}

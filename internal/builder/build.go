@@ -22,6 +22,7 @@ import (
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/ops"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Result is what a build made.
@@ -30,6 +31,7 @@ type Result struct {
 	ImageID string
 	// Digest is that of the manifest or index.
 	Digest string
+	desc   ocispec.Descriptor
 	// Names are the image's names in full.
 	Names []string
 	// Dockerfile is the text that was built, and DockerfileName what errors call it; empty where the build did not get that far.

@@ -188,7 +188,7 @@ func (f *finished) write(ctx context.Context, out output, images []exporter.Imag
 	if err != nil {
 		return err
 	}
-	res.Digest, res.ImageID, res.Names = a.Desc.Digest.String(), a.Desc.Digest.String(), out.names
+	res.desc, res.Digest, res.ImageID, res.Names = a.Desc, a.Desc.Digest.String(), a.Desc.Digest.String(), out.names
 	if len(a.Manifests) == 1 {
 		res.ImageID = a.Manifests[0].Manifest.Config.Digest.String()
 	}
@@ -397,7 +397,10 @@ func (r *Result) metadata() ([]byte, error) {
 	m := map[string]any{}
 	if r.Digest != "" {
 		m["containerimage.digest"] = r.Digest
-		m["containerimage.config.digest"] = r.ImageID
+		m["containerimage.descriptor"] = r.desc
+		if r.ImageID != r.Digest {
+			m["containerimage.config.digest"] = r.ImageID // an index has none
+		}
 	}
 	if len(r.Names) > 0 {
 		m["image.name"] = strings.Join(r.Names, ",")

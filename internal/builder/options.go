@@ -73,7 +73,7 @@ type OutputType string
 const (
 	// OutputImage puts the image into the store.
 	OutputImage OutputType = "image"
-	// OutputRegistry puts the image into the store and pushes it.
+	// OutputRegistry pushes the image and gives it no name in the store.
 	OutputRegistry OutputType = "registry"
 	// OutputDocker writes a tar that docker load reads; with no Dest the image is loaded into the store.
 	OutputDocker OutputType = "docker"
