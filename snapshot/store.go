@@ -3,11 +3,11 @@
 package snapshot
 
 import (
-	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,6 +24,7 @@ import (
 //
 //	layers/<id>/fs         the layer as an overlay's lower directory
 //	layers/<id>/manifest   its entries
+//	layers/<id>/unsynced   there until the layer is known to be on disk: the boot of the machine that it was made in
 //
 // A layer appears there complete, by one rename, and is never changed. It is safe for concurrent use, also by several
 // processes.
@@ -32,8 +33,10 @@ type Store struct {
 	tmp    string // a directory of this process's own on the same file system
 	opaque string
 	user   bool
+	boot   string
 
 	mu        sync.Mutex
+	unsynced  map[string]bool // layers that Synced has to say something of
 	manifests map[string]*layer.Manifest
 	roots     map[string]*rootfs.Root
 }
@@ -42,13 +45,18 @@ type Store struct {
 // a process that is not root in the first user namespace: overlay then keeps its own attributes under "user." names
 // (kernel, Documentation/filesystems/overlayfs.rst).
 func Open(root, tmp string, userXattr bool) (*Store, error) {
-	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", user: userXattr, manifests: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}}
+	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", user: userXattr, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}}
 	if userXattr {
 		s.opaque = "user.overlay.opaque"
 	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open the layer store: %w", err)
 	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("open the layer store: %w", err)
+	}
+	s.boot = string(boot)
 	return s, nil
 }
 
@@ -74,6 +82,15 @@ func (s *Store) Manifest(id string) (*layer.Manifest, error) {
 	m, err := layer.OpenManifest(filepath.Join(s.dir, id, "manifest"))
 	if err != nil {
 		return nil, err
+	}
+	// The manifest says itself whether it is whole; of the files, which may be empty or zeros after a crash of the machine,
+	// nothing does.
+	boot, err := os.ReadFile(filepath.Join(s.dir, id, unsyncedNote))
+	if err == nil && string(boot) == s.boot {
+		s.unsynced[id] = true
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		m.Close()
+		return nil, fmt.Errorf("layer %s was not known to be on disk when the machine was started again: %w", id, layer.ErrDamaged)
 	}
 	s.manifests[id] = m
 	return m, nil
@@ -173,6 +190,9 @@ func (p *Pending) Commit(entries []*layer.Entry, id string) (Committed, error) {
 	if err := removeTree(filepath.Join(p.dir, "work")); err != nil {
 		return Committed{}, fmt.Errorf("remove the overlay's work directory: %w", err)
 	}
+	if err := os.WriteFile(filepath.Join(p.dir, unsyncedNote), []byte(p.store.boot), 0o600); err != nil {
+		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
+	}
 	target := filepath.Join(p.store.dir, id)
 	err = unix.Renameat2(unix.AT_FDCWD, p.dir, unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EEXIST) {
@@ -243,15 +263,32 @@ func (s *Store) Overlay(ids []string, up *Pending) (mount.Overlay, error) {
 	return o, nil
 }
 
-// Sync makes everything on the store's file system durable: see syncfs(2).
-func (s *Store) Sync(ctx context.Context) error {
+// Sync makes the layers that this process made or used survive a crash of the machine. It does nothing if it is known that
+// they do.
+func (s *Store) Sync() error {
+	s.mu.Lock()
+	ids := slices.Collect(maps.Keys(s.unsynced))
+	clear(s.unsynced)
+	s.mu.Unlock()
+	if len(ids) == 0 {
+		return nil
+	}
 	d, err := os.Open(s.dir)
 	if err != nil {
-		return err
+		return fmt.Errorf("sync the layer store: %w", err)
 	}
 	defer d.Close()
-	return unix.Syncfs(int(d.Fd()))
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return fmt.Errorf("sync the layer store: %w", err)
+	}
+	for _, id := range ids {
+		// A note that stays costs the layer if the machine crashes, and nothing else.
+		_ = os.Remove(filepath.Join(s.dir, id, unsyncedNote))
+	}
+	return nil
 }
+
+const unsyncedNote = "unsynced"
 
 // removeTree deletes a directory tree by descriptors; one that is not there is no error.
 func removeTree(dir string) error {
@@ -282,7 +319,7 @@ func (s *Store) Note(id, name string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(s.dir, id, name))
 }
 
-// SetNote keeps a few bytes about a layer beside it, under a name that is neither "fs" nor "manifest", replacing what it
+// SetNote keeps a few bytes about a layer beside it, under a name that is neither "fs", "manifest" nor "unsynced", replacing what it
 // kept before. A crash of the machine may damage them, so they have to say themselves whether they are whole.
 func (s *Store) SetNote(id, name string, data []byte) error {
 	f, err := os.CreateTemp(s.tmp, "note-")

@@ -57,14 +57,15 @@ func (b *Builder) open() error {
 	return b.openErr
 }
 
-// Close seals the cache and frees what the builder holds.
+// Close makes what was built survive a crash of the machine and frees what the builder holds.
 func (b *Builder) Close() error {
 	if b.scratch == nil {
 		return nil
 	}
 	var err error
 	if b.cache != nil {
-		err = b.cache.Seal()
+		// Records speak of layers, so they come last.
+		err = errors.Join(b.snapshots.Sync(), b.cache.Seal())
 	}
 	return errors.Join(err, b.scratch.Close())
 }
