@@ -125,7 +125,7 @@ func (r *remote) download(address, name string) (*llb.Vertex, error) {
 }
 
 func (r *remote) stdin(ctx context.Context, in io.Reader) (layer.Tree, []byte, error) {
-	c, err := r.runner.File(contextFile, &bounded{r: in, left: maxStdin})
+	c, err := r.runner.File(contextFile, &bounded{r: until(ctx, in), left: maxStdin})
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the build context from standard input: %w", err)
 	}
@@ -172,7 +172,7 @@ func elsewhere(dockerfile string) bool { return dockerfile == stdin || remoteurl
 // dockerfile returns the Dockerfile that -f names elsewhere, and its name.
 func (r *remote) dockerfile(ctx context.Context, o Options) ([]byte, string, error) {
 	if o.Dockerfile == stdin {
-		text, err := io.ReadAll(io.LimitReader(o.Stdin, maxDockerfile+1))
+		text, err := io.ReadAll(io.LimitReader(until(ctx, o.Stdin), maxDockerfile+1))
 		if err == nil && len(text) > maxDockerfile {
 			err = fmt.Errorf("it is larger than the %d MiB that are allowed", maxDockerfile>>20)
 		}
@@ -236,6 +236,19 @@ func readTree(tree layer.Tree, path string, limit int64) ([]byte, error) {
 	}
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, limit))
+}
+
+// until returns in as a reader that ends with ctx: a read of a pipe or a terminal waits for whoever writes, and cannot be
+// called off itself.
+func until(ctx context.Context, in io.Reader) io.Reader {
+	r, w := io.Pipe()
+	stop := context.AfterFunc(ctx, func() { w.CloseWithError(context.Cause(ctx)) })
+	go func() {
+		_, err := io.Copy(w, in)
+		stop()
+		w.CloseWithError(err)
+	}()
+	return r
 }
 
 // bounded fails after so many bytes.
