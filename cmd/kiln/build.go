@@ -36,6 +36,7 @@ type buildFlags struct {
 	ulimits       []string
 	shmSize       string
 	secrets       []string
+	agents        []string
 	allow         []string
 	check         bool
 	call          string
@@ -83,6 +84,7 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.StringArrayVar(&f.ulimits, "ulimit", nil, "resource limit, as NAME=SOFT[:HARD]")
 	flags.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm, as 64m")
 	flags.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN, as id=ID[,src=FILE|,env=VARIABLE]")
+	flags.StringArrayVar(&f.agents, "ssh", nil, "ssh agent for RUN, as default or ID[=SOCKET]")
 	flags.StringArrayVar(&f.allow, "allow", nil, "entitlement: network.host, security.insecure")
 	flags.BoolVar(&f.check, "check", false, "check the Dockerfile and build nothing: --call=check")
 	flags.StringVar(&f.call, "call", "build", "what to do: build, check, outline, targets; all but the first with ,format=json")
@@ -156,6 +158,9 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 		return o, err
 	}
 	if o.Secrets, err = parseSecrets(f.secrets); err != nil {
+		return o, err
+	}
+	if o.Agents, err = parseAgents(f.agents); err != nil {
 		return o, err
 	}
 	if o.Allow, err = parseAllow(f.allow); err != nil {

@@ -32,7 +32,6 @@ var unsupportedBuildFlags = []unsupported{
 	{name: "provenance", nothing: []string{"false"}, disable: true},
 	{name: "resource"},
 	{name: "sbom", nothing: []string{"false"}, disable: true},
-	{name: "ssh"},
 
 	// Flags of the builder that was there before BuildKit. BuildKit leaves no containers behind, and reads the context in
 	// place of sending it, and so does kiln.

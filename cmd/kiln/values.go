@@ -368,6 +368,34 @@ func parseSecret(value string) (builder.Secret, error) {
 	return s, nil
 }
 
+// parseAgents reads --ssh ID[=SOCKET] and returns sockets by id. An ID alone is the agent of SSH_AUTH_SOCK.
+func parseAgents(values []string) (map[string]string, error) {
+	agents := map[string]string{}
+	for _, v := range values {
+		id, socket, ok := strings.Cut(v, "=")
+		if !ok {
+			if socket = os.Getenv("SSH_AUTH_SOCK"); socket == "" {
+				return nil, usageErrorf("--ssh %q: SSH_AUTH_SOCK is not set, so there is no agent", v)
+			}
+		}
+		if id == "" {
+			return nil, usageErrorf("--ssh %q: it is not ID[=SOCKET]", v)
+		}
+		if _, ok := agents[id]; ok {
+			return nil, usageErrorf("--ssh %q: there are two agents with id %q", v, id)
+		}
+		info, err := os.Stat(socket)
+		if err != nil {
+			return nil, usageErrorf("--ssh %q: %w", v, err)
+		}
+		if info.Mode().Type() != os.ModeSocket {
+			return nil, usageErrorf("--ssh %q: %s is no socket of an agent; kiln does not read keys itself: ssh-add gives them to one", v, socket)
+		}
+		agents[id] = socket
+	}
+	return agents, nil
+}
+
 // parseAllow reads --allow.
 func parseAllow(values []string) ([]string, error) {
 	var allow []string

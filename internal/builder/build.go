@@ -78,7 +78,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	bases := newBases(b, o.Pull, p)
 	defer bases.Close()
 	runner := ops.New(ops.Config{
-		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Local: locals.trees, Root: b.store.Root(), Tmp: b.scratch.Path(),
+		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Root: b.store.Root(), Tmp: b.scratch.Path(),
 	})
 	r := &remote{builder: b, runner: runner, progress: p}
 	res.Dockerfile, res.DockerfileName, err = b.contexts(ctx, o, r, locals)

@@ -58,6 +58,8 @@ type Options struct {
 	// Allow are the entitlements granted to the build: "network.host", "security.insecure".
 	Allow   []string
 	Secrets []Secret
+	// Agents are the sockets of ssh agents by id, for RUN --mount=type=ssh.
+	Agents map[string]string
 	// Explain says of each step that ran why it did.
 	Explain bool
 	// Check asks for the Dockerfile's warnings in place of a build.

@@ -267,9 +267,7 @@ func (m *mounting) all() error {
 		case llb.MountSecret:
 			err = m.secret(spec)
 		case llb.MountSSH:
-			if spec.Required {
-				err = fmt.Errorf("ssh agent %q is required, and forwarding agents is not supported yet", spec.ID)
-			}
+			err = m.agent(spec)
 		default:
 			err = fmt.Errorf("BUG: no mount type %q", spec.Type)
 		}

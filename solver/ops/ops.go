@@ -45,6 +45,8 @@ type Config struct {
 	Snapshots *snapshot.Store
 	Images    Images
 	Secrets   Secrets
+	// Agents are the sockets of ssh agents by id.
+	Agents map[string]string
 	// Local are the trees of llb.Local by their names: directories of the client, or what took the place of one.
 	Local map[string]layer.Tree
 	// Root is kiln's root directory, for cache mounts and locks.
