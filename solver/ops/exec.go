@@ -190,6 +190,10 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 		spec.Network = sandbox.NetworkNone
 	}
 	for _, h := range op.ExtraHosts {
+		if h.IP == "host-gateway" {
+			// The step has the machine's own network, so the machine is where the step is.
+			h.IP = "127.0.0.1"
+		}
 		spec.ExtraHosts = append(spec.ExtraHosts, sandbox.Host{Name: h.Host, IP: h.IP})
 	}
 	for _, u := range op.Ulimits {

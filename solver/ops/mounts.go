@@ -90,7 +90,7 @@ func (m *mounting) cacheDir(id string, sharing llb.Sharing) (string, *lock.Lock,
 	}
 }
 
-// fill makes the cache's directory, with what it starts from, unless it is there. A build without cache starts anew.
+// fill makes the cache's directory, with what it starts from, unless it is there.
 func (m *mounting) fill(dir string, spec llb.Mount) error {
 	l, err := lock.Acquire(m.ctx, filepath.Join(dir, "filling"), false)
 	if err != nil {

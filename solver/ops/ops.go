@@ -53,8 +53,6 @@ type Config struct {
 	Root string
 	// Tmp is a directory of this process's own on the same file system.
 	Tmp string
-	// NoCache says that cache mounts begin empty.
-	NoCache bool
 }
 
 // Runner implements solver.Runner.
