@@ -165,6 +165,10 @@ func (s *Store) create(name string, v any) error {
 	if err := tmp.File().Chmod(fileMode); err != nil {
 		return err
 	}
+	// A crash of the machine must not leave an empty file under a name that nobody ever writes again.
+	if err := tmp.File().Sync(); err != nil {
+		return err
+	}
 	err = os.Link(tmp.File().Name(), filepath.Join(s.root, name))
 	if errors.Is(err, fs.ErrExist) {
 		return nil

@@ -1,0 +1,129 @@
+package torture
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// shutdownNoFlush is EXT4_IOC_SHUTDOWN's flag for a file system that stops at once, with nothing of its journal written:
+// what the disk has then is what it has after a power cut.
+const shutdownNoFlush = 2
+
+const ext4Shutdown = 0x8004587d // _IOR('X', 125, __u32)
+
+// otherBoot makes cmd see another boot id than this machine's, as after the power has come back.
+func otherBoot(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	id := filepath.Join(t.TempDir(), "boot_id")
+	if err := os.WriteFile(id, []byte("00000000-0000-4000-8000-000000000000\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	unshare, err := exec.LookPath("unshare")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Args = append([]string{"unshare", "--mount", "sh", "-ec", `mount --bind "$0" /proc/sys/kernel/random/boot_id; exec "$@"`, id, cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = unshare
+}
+
+// TestPowerCut cuts the power of the disk at a random moment: while a build runs, or after it has said that it is done.
+// The build after that must make what an undisturbed one makes, and not trust what only looks whole.
+func TestPowerCut(t *testing.T) {
+	rnd := random(t)
+	p := newProject(t, filepath.Join(t.TempDir(), "root"), fiveStepFiles())
+	started := time.Now()
+	want := treeDigest(t, p.build("--build-arg", "ROUND=0"))
+	full := time.Since(started)
+
+	n := rounds(t, 6)
+	during := 0
+	for i := range n {
+		dir := t.TempDir()
+		disk, mnt := filepath.Join(dir, "disk"), filepath.Join(dir, "mnt")
+		if err := os.Mkdir(mnt, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		sh(t, "truncate", "-s", "100M", disk)
+		sh(t, "mkfs.ext4", "-q", disk)
+		mount := func() {
+			sh(t, "mount", "-o", []string{"loop,commit=1", "loop,commit=5", "loop,commit=1000"}[i%3], disk, mnt)
+		}
+		mount()
+		mounted := true
+		t.Cleanup(func() {
+			if mounted {
+				unix.Unmount(mnt, unix.MNT_DETACH)
+			}
+		})
+		p.root = filepath.Join(mnt, "root")
+
+		cmd := p.kiln("--build-arg", "ROUND=0", "-t", "app", "-o", "type=image")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- cmd.Wait() }()
+		if i%2 == 0 {
+			during++
+			select {
+			case err := <-done:
+				done <- err
+			case <-time.After(time.Duration(rnd.Int64N(int64(2 * full)))):
+			}
+		} else {
+			err := <-done
+			if err != nil {
+				t.Fatalf("round %d: the build before the cut: %v", i, err)
+			}
+			done <- nil
+		}
+		d, err := os.Open(mnt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.IoctlSetPointerInt(int(d.Fd()), ext4Shutdown, shutdownNoFlush); err != nil {
+			t.Fatal(err)
+		}
+		d.Close()
+		<-done // kiln itself survives the disk, and fails
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			err := unix.Unmount(mnt, 0)
+			if err == nil {
+				break
+			}
+			if time.Now().After(deadline) { // processes of steps may still have been dying
+				t.Fatalf("round %d: unmount: %v", i, err)
+			}
+		}
+		mount()
+
+		out := filepath.Join(dir, "out.tar")
+		again := p.kiln("--build-arg", "ROUND=0", "-t", "app", "-o", "type=image", "-o", "type=tar,dest="+out)
+		otherBoot(t, again)
+		if log, err := again.CombinedOutput(); err != nil {
+			t.Errorf("round %d: the build after the cut: %v\n%s", i, err, log)
+		} else {
+			tarball, err := os.ReadFile(out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if treeDigest(t, tarball) != want {
+				t.Errorf("round %d: the build after the cut makes another image\n%s", i, log)
+			}
+			checkStore(t, p, "app")
+		}
+		p.clean()
+		sh(t, "umount", mnt)
+		mounted = false
+		os.Remove(disk)
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	t.Logf("%d power cuts, %d of them while kiln was at work", n, during)
+}
