@@ -6,12 +6,10 @@
 package torture
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -168,25 +166,6 @@ func treeDigest(t *testing.T, tarball []byte) string {
 		t.Fatal(err)
 	}
 	return d
-}
-
-// fileIn returns the bytes of a file in a tar.
-func fileIn(t *testing.T, tarball []byte, name string) string {
-	t.Helper()
-	tr := tar.NewReader(bytes.NewReader(tarball))
-	for {
-		h, err := tr.Next()
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		if h.Name == name {
-			data, err := io.ReadAll(tr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return string(data)
-		}
-	}
 }
 
 // fiveSteps has every kind of step, the root in the environment of its processes by which they are found, a process that does not want to end, and something that no two rounds share.
