@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -26,6 +25,9 @@ type Builder struct {
 	order  []*node // the nodes as they came, and some that are no more
 	disk   *disk
 	now    time.Time
+	// stream, where not nil, takes the entries as they come: see Stream. held are directories that it has not got yet.
+	stream func(*layer.Entry) error
+	held   []*node
 }
 
 // node is an entry by its physical path. Names of one file share links, and have all of the file's attributes.
@@ -38,12 +40,19 @@ type node struct {
 	gone bool
 }
 
-func (b *Builder) set(n *node) {
+func (b *Builder) set(n *node) error {
+	if b.stream != nil && n.Type != layer.Dir {
+		return b.pass(&n.Entry)
+	}
 	if old := b.nodes[n.Path]; old != nil {
 		old.gone = true
 	}
 	b.nodes[n.Path] = n
 	b.order = append(b.order, n)
+	if b.stream != nil {
+		b.held = append(b.held, n)
+	}
+	return nil
 }
 
 func (b *Builder) unset(n *node) {
@@ -75,6 +84,31 @@ func (b *Builder) Reuse(s *Store, id string) {
 	if root, err := rootfs.Open(s.fsDir(id)); err == nil {
 		b.disk.earlier = &earlier{manifest: m, disk: newDisk(root, s.opaque)}
 	}
+}
+
+// Stream makes the builder pass its entries on to f, in the order of layer.Compare, instead of keeping them: nothing is kept
+// but the directories. From then on entries must be put in that order, each path once, but for a directory, which may be put
+// again before anything is put below it. What was put before may only be directories. Entries is not for such a builder, and Finish passes on what is left.
+func (b *Builder) Stream(f func(*layer.Entry) error) {
+	b.stream = f
+	b.held = append(b.held, b.order...)
+}
+
+// pass gives the stream the directories that are held back, and then e unless it is nil.
+func (b *Builder) pass(e *layer.Entry) error {
+	for _, n := range b.held {
+		if n.gone {
+			continue
+		}
+		if err := b.stream(&n.Entry); err != nil {
+			return err
+		}
+	}
+	b.held = b.held[:0]
+	if e == nil {
+		return nil
+	}
+	return b.stream(e)
 }
 
 // Close frees the builder's descriptors.
@@ -252,8 +286,7 @@ func (b *Builder) add(e *layer.Entry, body io.Reader) error {
 			n.alone = !ok || lower.Type != layer.Dir
 		}
 	}
-	b.set(n)
-	return nil
+	return b.set(n)
 }
 
 // Put adds an entry at its physical path; a directory gives its attributes to one that is there, anything else replaces
@@ -287,8 +320,7 @@ func (b *Builder) Put(e layer.Entry, body io.Reader) error {
 		if mine := b.nodes[e.Path]; mine != nil {
 			n.alone = mine.alone
 		}
-		b.set(n)
-		return nil
+		return b.set(n)
 	}
 	if err := b.replace(&e); err != nil {
 		return err
@@ -316,8 +348,10 @@ func (b *Builder) replace(e *layer.Entry) error {
 	return nil
 }
 
-// Link makes a further name at path p of the file that has the physical path target in this layer.
-func (b *Builder) Link(p, target string) error {
+// Link makes a further name at e's path of the file that has the physical path target in this layer; e is otherwise as the
+// file is.
+func (b *Builder) Link(e layer.Entry, target string) error {
+	p := e.Path
 	if msg := badName(p); msg != "" {
 		return &PathError{Path: p, Msg: msg}
 	}
@@ -326,6 +360,16 @@ func (b *Builder) Link(p, target string) error {
 	}
 	if err := b.Mkdirs(layer.Parent(p), b.implied); err != nil {
 		return err
+	}
+	link := layer.Entry{Path: p, Type: layer.Hardlink, Link: target, Mode: e.Mode, UID: e.UID, GID: e.GID, ModTime: e.ModTime, Clock: e.Clock}
+	if b.stream != nil {
+		// The first name in order is the file, and it came first.
+		if b.disk != nil {
+			if err := b.disk.put(&link, nil); err != nil {
+				return err
+			}
+		}
+		return b.pass(&link)
 	}
 	file, ok := b.nodes[target]
 	if !ok || file.Type == layer.Dir || file.Type == layer.Whiteout {
@@ -338,14 +382,13 @@ func (b *Builder) Link(p, target string) error {
 		file.links = new(int)
 	}
 	if b.disk != nil {
-		if err := b.disk.put(&layer.Entry{Path: p, Type: layer.Hardlink, Link: target}, nil); err != nil {
+		if err := b.disk.put(&link, nil); err != nil {
 			return err
 		}
 	}
-	link := *file
-	link.Path = p
-	b.set(&link)
-	return nil
+	name := *file
+	name.Path = p
+	return b.set(&name)
 }
 
 func (b *Builder) implied(p string) layer.Entry {
@@ -411,7 +454,9 @@ func (b *Builder) Opaque(p string) error {
 	n := b.nodes[p]
 	if n == nil {
 		n = &node{Entry: layer.Entry{Type: layer.Dir, Mode: 0o755, ModTime: b.now, Clock: true, Implied: b.parent == nil}}
-		b.set(n)
+		if err := b.set(n); err != nil {
+			return err
+		}
 	}
 	n.Opaque, n.alone = true, true
 	if b.disk != nil {
@@ -467,14 +512,19 @@ func badName(p string) string {
 	return ""
 }
 
-// Finish sets what can only be set when everything is written.
+// Finish passes on what a stream has not got yet, and sets what can only be set when everything is written.
 func (b *Builder) Finish() error {
-	if b.disk == nil {
-		return errors.New("BUG: nothing was written")
+	if b.stream != nil {
+		if err := b.pass(nil); err != nil {
+			return err
+		}
 	}
-	for _, e := range b.Entries() {
-		if e.Type == layer.Dir {
-			if err := b.disk.times(e); err != nil {
+	if b.disk == nil {
+		return nil
+	}
+	for _, n := range b.order {
+		if n.Type == layer.Dir && !n.gone {
+			if err := b.disk.times(&n.Entry); err != nil {
 				return err
 			}
 		}

@@ -174,9 +174,9 @@ func (p *Pending) Commit(entries []*layer.Entry, id string) (Committed, error) {
 			return Committed{ID: id, Summary: m.Summary}, p.Close()
 		}
 	}
-	w, err := layer.NewWriter(filepath.Join(p.dir, "manifest"))
+	w, err := p.Manifest()
 	if err != nil {
-		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
+		return Committed{}, err
 	}
 	for _, e := range entries {
 		if err := w.Add(e); err != nil {
@@ -184,8 +184,29 @@ func (p *Pending) Commit(entries []*layer.Entry, id string) (Committed, error) {
 			return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
 		}
 	}
-	if _, err := w.Close(time.Now()); err != nil {
+	sum, err := w.Close(time.Now())
+	if err != nil {
 		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
+	}
+	return p.CommitWritten(sum, id)
+}
+
+// Manifest begins the layer's manifest, for CommitWritten.
+func (p *Pending) Manifest() (*layer.Writer, error) {
+	w, err := layer.NewWriter(filepath.Join(p.dir, "manifest"))
+	if err != nil {
+		return nil, fmt.Errorf("write a layer's manifest: %w", err)
+	}
+	return w, nil
+}
+
+// CommitWritten is Commit of a layer whose manifest has been written, and closed with this summary.
+func (p *Pending) CommitWritten(sum layer.Summary, id string) (Committed, error) {
+	if id == "" {
+		id = hex.EncodeToString(sum.Identity[:])
+		if m, err := p.store.Manifest(id); err == nil {
+			return Committed{ID: id, Summary: m.Summary}, p.Close()
+		}
 	}
 	if err := removeTree(filepath.Join(p.dir, "work")); err != nil {
 		return Committed{}, fmt.Errorf("remove the overlay's work directory: %w", err)
@@ -194,7 +215,7 @@ func (p *Pending) Commit(entries []*layer.Entry, id string) (Committed, error) {
 		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
 	}
 	target := filepath.Join(p.store.dir, id)
-	err = unix.Renameat2(unix.AT_FDCWD, p.dir, unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
+	err := unix.Renameat2(unix.AT_FDCWD, p.dir, unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EEXIST) {
 		if _, damaged := p.store.Manifest(id); damaged != nil {
 			err = p.replace(target)

@@ -111,7 +111,7 @@ func unpackLink(b *Builder, e layer.Entry) error {
 	if dir != "" {
 		target = dir + "/" + target
 	}
-	err = b.Link(e.Path, target)
+	err = b.Link(e, target)
 	var missing *PathError
 	if b.parent == nil || !errors.As(err, &missing) {
 		return err

@@ -43,18 +43,25 @@ type Summary struct {
 	Created time.Time
 }
 
-// digester computes a layer's digests from its entries' encodings.
-type digester struct {
+// Digester computes a layer's Summary from its entries without writing anything. The entries are as for Writer.Add.
+type Digester struct {
 	content hash.Hash
 	times   hash.Hash
 	scratch []byte
-	Summary
+	summary Summary
 }
 
-func newDigester() *digester { return &digester{content: sha256.New(), times: sha256.New()} }
+// NewDigester returns a Digester that has no entry yet.
+func NewDigester() *Digester { return &Digester{content: sha256.New(), times: sha256.New()} }
+
+// Add takes the next entry.
+func (d *Digester) Add(e *Entry) error {
+	d.add(e)
+	return nil
+}
 
 // add takes an entry and returns its encoding, which is valid until the next call.
-func (d *digester) add(e *Entry) []byte {
+func (d *Digester) add(e *Entry) []byte {
 	// Room for the length that goes before what is hashed, so that each digest is fed by one call.
 	b := appendBody(append(d.scratch[:0], 0, 0, 0, 0), e)
 	binary.LittleEndian.PutUint32(b, uint32(len(b)-4))
@@ -69,20 +76,21 @@ func (d *digester) add(e *Entry) []byte {
 	d.times.Write(t[:])
 	b = appendTime(b, e)
 	d.scratch = b
-	d.Entries++
-	d.Implied = d.Implied || e.Implied
+	d.summary.Entries++
+	d.summary.Implied = d.summary.Implied || e.Implied
 	return b[4:]
 }
 
-func (d *digester) sum() Summary {
+// Sum returns the summary of the entries so far.
+func (d *Digester) Sum() Summary {
 	var content, times [sha256.Size]byte
 	d.content.Sum(content[:0])
 	d.times.Sum(times[:0])
-	d.Identity = sha256.Sum256(append(content[:], times[:]...))
-	if d.Entries > 0 {
-		d.Content = content
+	d.summary.Identity = sha256.Sum256(append(content[:], times[:]...))
+	if d.summary.Entries > 0 {
+		d.summary.Content = content
 	}
-	return d.Summary
+	return d.summary
 }
 
 // Writer writes a manifest. Entries must come in the order of Compare, each path once.
@@ -90,7 +98,7 @@ type Writer struct {
 	file    *os.File
 	buf     *bufio.Writer
 	sum     hash.Hash
-	digests *digester
+	digests *Digester
 	offsets []uint64
 	offset  uint64
 	last    string
@@ -102,7 +110,7 @@ func NewWriter(name string) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{file: f, sum: sha256.New(), digests: newDigester()}
+	w := &Writer{file: f, sum: sha256.New(), digests: NewDigester()}
 	w.buf = bufio.NewWriterSize(io.MultiWriter(f, w.sum), 1<<14)
 	w.write([]byte(magic))
 	return w, nil
@@ -133,7 +141,7 @@ func (w *Writer) Add(e *Entry) error {
 
 // Close ends the manifest of a layer that was made at created.
 func (w *Writer) Close(created time.Time) (Summary, error) {
-	s := w.digests.sum()
+	s := w.digests.Sum()
 	s.Created = created
 	table := w.offset
 	var b [8]byte
@@ -211,11 +219,11 @@ func appendTime(b []byte, e *Entry) []byte {
 
 // Identify computes a layer's Summary from its entries without writing anything. The entries are as for Writer.Add.
 func Identify(entries iter.Seq[*Entry]) Summary {
-	d := newDigester()
+	d := NewDigester()
 	for e := range entries {
 		d.add(e)
 	}
-	return d.sum()
+	return d.Sum()
 }
 
 // Manifest is a manifest file that is open. It is safe for concurrent use.

@@ -147,5 +147,5 @@ func (c *copying) member(e layer.Entry, body io.Reader, dest string) error {
 			return err
 		}
 	}
-	return c.b.Link(e.Path, target)
+	return c.b.Link(e, target)
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	mode "github.com/tonistiigi/dchapes-mode"
 
@@ -41,7 +42,7 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 	if err != nil {
 		return solver.Step{}, err
 	}
-	inputs := append(common(v), entriesInput(planned), epochInput(op.Epoch))
+	inputs := append(common(v), contentInput("files", solver.Content(planned.Content)), epochInput(op.Epoch))
 	archives, copied := c.archives, c.copied
 	if len(archives) > 0 {
 		inputs = append(inputs, contentInput("root", in[0].Content()), solver.Input{Name: "chown", Value: op.Chown})
@@ -54,22 +55,26 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 		Run: func(ctx context.Context, job solver.Job) (solver.Layer, error) {
 			c.ctx = ctx
 			c.reuse = func(b *snapshot.Builder) { b.Reuse(r.Snapshots, job.Last.ID) }
-			return r.write(func(p *snapshot.Pending) ([]*layer.Entry, error) {
-				entries, err := c.build(p)
-				if err != nil {
-					return nil, err
-				}
-				// Another program may have written to the context since it was looked at. What is in archives is not known
-				// before they are unpacked, only their own digests are.
-				same := slices.Equal(c.archives, archives) && slices.Equal(c.copied, copied)
-				if len(archives) == 0 {
-					same = same && entriesInput(entries) == inputs[1]
-				}
-				if !same {
-					return nil, errors.New("the files changed while they were copied: build again when nothing writes to them")
-				}
-				return entries, nil
-			})
+			p, err := r.Snapshots.New()
+			if err != nil {
+				return solver.Layer{}, err
+			}
+			defer p.Close()
+			written, err := c.build(p)
+			if err != nil {
+				return solver.Layer{}, err
+			}
+			// Another program may have written to the context since it was looked at. What is in archives is not known
+			// before they are unpacked, only their own digests are.
+			same := slices.Equal(c.archives, archives) && slices.Equal(c.copied, copied)
+			if len(archives) == 0 {
+				same = same && written.Content == planned.Content
+			}
+			if !same {
+				return solver.Layer{}, errors.New("the files changed while they were copied: build again when nothing writes to them")
+			}
+			layer, err := p.CommitWritten(written, "")
+			return committed(layer), err
 		},
 	}, nil
 }
@@ -89,10 +94,12 @@ type copying struct {
 	unpacks  bool     // whether it may
 	copied   []string // and then the files that it copied besides, in words
 
-	reuse   func(*snapshot.Builder)
-	b       *snapshot.Builder
-	writing bool
-	links   map[string]string // physical path of the first copy of a file, by LinkID, below one selected path
+	emit      func(*layer.Entry) error // takes the layer's entries, in order
+	streaming bool                     // the builder emits them itself
+	reuse     func(*snapshot.Builder)
+	b         *snapshot.Builder
+	writing   bool
+	links     map[string]string // physical path of the first copy of a file, by LinkID, below one selected path
 }
 
 type owner struct{ uid, gid uint32 }
@@ -126,25 +133,49 @@ func (c *copying) prepare() error {
 	return nil
 }
 
-// build puts everything into a builder; with p it writes it there.
-func (c *copying) build(p *snapshot.Pending) ([]*layer.Entry, error) {
+// build puts everything into a builder and returns the summary of the layer. With p it writes it there, with its manifest.
+func (c *copying) build(p *snapshot.Pending) (sum layer.Summary, err error) {
 	c.b = snapshot.NewBuilder(c.trees[0], p, c.now.time)
 	defer c.b.Close()
+	digests := layer.NewDigester()
+	c.emit, c.streaming = digests.Add, false
+	var manifest *layer.Writer
 	if c.writing = p != nil; c.writing {
 		c.reuse(c.b)
+		if manifest, err = p.Manifest(); err != nil {
+			return sum, err
+		}
+		c.emit = manifest.Add
 	}
+	if err = c.all(); err != nil {
+		if manifest != nil {
+			manifest.Abort()
+		}
+		return sum, err
+	}
+	if manifest != nil {
+		return manifest.Close(time.Now())
+	}
+	return digests.Sum(), nil
+}
+
+// all copies the sources and emits the layer's entries.
+func (c *copying) all() error {
 	c.archives, c.copied = nil, nil
 	for _, src := range c.op.Sources {
 		if err := c.source(src); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if p != nil {
-		if err := c.b.Finish(); err != nil {
-			return nil, err
+	if err := c.b.Finish(); err != nil || c.streaming {
+		return err
+	}
+	for _, e := range c.b.Entries() {
+		if err := c.emit(e); err != nil {
+			return err
 		}
 	}
-	return c.b.Entries(), nil
+	return nil
 }
 
 func (c *copying) source(src llb.CopySource) error {
@@ -161,15 +192,15 @@ func (c *copying) source(src llb.CopySource) error {
 	}
 	for _, m := range matches {
 		c.links = map[string]string{}
-		if err := c.match(tree, m, src); err != nil {
+		if err := c.match(tree, m, src, len(matches) == 1 && len(c.op.Sources) == 1 && !c.unpacks); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// match copies one path that a source selects.
-func (c *copying) match(tree layer.Tree, name string, src llb.CopySource) error {
+// match copies one path that a source selects; only says that there is nothing else to copy.
+func (c *copying) match(tree layer.Tree, name string, src llb.CopySource, only bool) error {
 	physical, e, err := snapshot.Resolve(tree.Lookup, name, true)
 	if err != nil {
 		return err
@@ -191,7 +222,7 @@ func (c *copying) match(tree layer.Tree, name string, src llb.CopySource) error 
 		return err
 	}
 	if e.Type == layer.Dir {
-		return c.dir(tree, *e, dest)
+		return c.dir(tree, *e, dest, only)
 	}
 	target, err := c.target(dest, path.Base("/"+name))
 	if err != nil {
@@ -272,8 +303,13 @@ func (c *copying) attributes(e *layer.Entry) {
 	}
 }
 
-// dir copies what is in a source directory into dest.
-func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string) error {
+// dir copies what is in a source directory into dest. If that is all there is to copy, it comes in the order of the layer's
+// entries, each path once, so that nothing has to be kept of however many files.
+func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string, only bool) error {
+	if only {
+		c.streaming = true
+		c.b.Stream(c.emit)
+	}
 	old, ok, err := c.b.Lookup(dest)
 	if err != nil {
 		return err
@@ -293,11 +329,9 @@ func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string) error {
 			return err
 		}
 	}
-	selected, err := c.selectBelow(tree, src.Path)
-	if err != nil {
-		return err
-	}
-	return c.put(tree, selected, func(p string) string { return join(dest, strings.TrimPrefix(p[len(src.Path):], "/")) })
+	return c.below(tree, src.Path, func(e *layer.Entry) error {
+		return c.nested(tree, *e, join(dest, strings.TrimPrefix(e.Path[len(src.Path):], "/")))
+	})
 }
 
 // put copies selected entries of one tree, parents first, to the physical paths that to gives for theirs.
@@ -340,7 +374,9 @@ func (c *copying) leaf(tree layer.Tree, src layer.Entry, target string) error {
 		return &snapshot.PathError{Path: target, Msg: "is a directory, and a file cannot be copied to it"}
 	}
 	if first, ok := c.links[src.LinkID]; ok && src.LinkID != "" {
-		return c.b.Link(target, first)
+		src.Path = target
+		c.attributes(&src)
+		return c.b.Link(src, first)
 	}
 	if src.LinkID != "" {
 		c.links[src.LinkID] = target

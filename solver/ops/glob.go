@@ -127,7 +127,7 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 			}
 			return notFound(tree, base, physical)
 		}
-		if err := c.below(tree, physical, after, dest); err != nil {
+		if err := c.pattern(tree, physical, after, dest); err != nil {
 			return err
 		}
 	}
@@ -144,8 +144,8 @@ func cutPivot(p string) (before, after string, ok bool) {
 	return before, after, true
 }
 
-// below copies what pattern selects below base, with its directories up to base, into dest.
-func (c *copying) below(tree layer.Tree, base, pattern, dest string) error {
+// pattern copies what pattern selects below base, with its directories up to base, into dest.
+func (c *copying) pattern(tree layer.Tree, base, pattern, dest string) error {
 	parts := components(pattern)
 	literal := true
 	for i, p := range parts {

@@ -52,12 +52,7 @@ func (r *Runner) planMkdir(ctx context.Context, v *llb.Vertex, op llb.Mkdir, in 
 		if err != nil {
 			return nil, err
 		}
-		if p != nil {
-			if err := b.Finish(); err != nil {
-				return nil, err
-			}
-		}
-		return b.Entries(), nil
+		return b.Entries(), b.Finish()
 	}
 	planned, err := build(nil)
 	if err != nil {
@@ -65,23 +60,20 @@ func (r *Runner) planMkdir(ctx context.Context, v *llb.Vertex, op llb.Mkdir, in 
 	}
 	return solver.Step{
 		Inputs: append(common(v), solver.Input{Name: "path", Value: op.Path}, solver.Input{Name: "owner", Value: fmt.Sprintf("%d:%d", uid, gid)}, entriesInput(planned), epochInput(op.Epoch)),
-		Run:    func(ctx context.Context, _ solver.Job) (solver.Layer, error) { return r.write(build) },
+		Run: func(ctx context.Context, _ solver.Job) (solver.Layer, error) {
+			p, err := r.Snapshots.New()
+			if err != nil {
+				return solver.Layer{}, err
+			}
+			defer p.Close()
+			entries, err := build(p)
+			if err != nil {
+				return solver.Layer{}, err
+			}
+			c, err := p.Commit(entries, "")
+			return committed(c), err
+		},
 	}, nil
-}
-
-// write makes a layer of what build puts into it.
-func (r *Runner) write(build func(*snapshot.Pending) ([]*layer.Entry, error)) (solver.Layer, error) {
-	p, err := r.Snapshots.New()
-	if err != nil {
-		return solver.Layer{}, err
-	}
-	defer p.Close()
-	entries, err := build(p)
-	if err != nil {
-		return solver.Layer{}, err
-	}
-	c, err := p.Commit(entries, "")
-	return committed(c), err
 }
 
 // moment is the time that new directories get.

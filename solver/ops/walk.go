@@ -9,28 +9,24 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// selectBelow returns what is in a directory of the source, and not excluded, in tree order, with digests.
-func (c *copying) selectBelow(tree layer.Tree, dir string) ([]*layer.Entry, error) {
+// below calls yield for what is in a directory of the source, and not excluded, in tree order, with digests.
+func (c *copying) below(tree layer.Tree, dir string, yield func(*layer.Entry) error) error {
 	w := &walker{ctx: c.ctx, tree: tree, exclude: c.exclude, top: dir, room: make(chan struct{}, runtime.GOMAXPROCS(0))}
-	list, err := tree.List(dir)
-	if err != nil {
-		return nil, err
+	l := w.look(dir, ignore.Info{})
+	if l.err != nil {
+		return l.err
 	}
-	if err := w.walk(list, ignore.Info{}); err != nil {
-		return nil, err
-	}
-	return w.out, tree.Sum(c.ctx, w.out)
+	return w.walk(l.found, yield)
 }
 
-// walker collects what is in a directory. Directories are listed ahead of the walk, as many at a time as there are
-// processors: most of the time of a build in which nothing changed goes into that.
+// walker goes through a directory. Directories are listed ahead of the walk, and their files read if their digests are not
+// known, as many at a time as there are processors: most of the time of a build in which nothing changed goes into that.
 type walker struct {
 	ctx     context.Context
 	tree    layer.Tree
 	exclude *ignore.Matcher
 	top     string
 	room    chan struct{}
-	out     []*layer.Entry
 }
 
 // aheadDirs is how many directories of one parent are listed ahead.
@@ -41,65 +37,94 @@ type found struct {
 	entry    *layer.Entry
 	excluded bool
 	below    ignore.Info
-	listing  chan listing // for a directory that is entered, once it is being listed
+	enter    bool         // it is a directory in which something may be wanted
+	listing  chan listing // where that comes from, once it is being listed
 }
 
 type listing struct {
-	list []layer.Entry
-	err  error
+	found []found
+	err   error
 }
 
-func (w *walker) walk(list []layer.Entry, info ignore.Info) error {
-	if w.ctx.Err() != nil {
-		return context.Cause(w.ctx)
+// look lists a directory, of which the patterns say info.
+func (w *walker) look(dir string, info ignore.Info) listing {
+	list, err := w.tree.List(dir)
+	if err != nil {
+		return listing{err: err}
 	}
 	all := make([]found, len(list))
-	var dirs []*found
+	var wanted []*layer.Entry
 	for i := range list {
 		f := &all[i]
 		f.entry = &list[i]
 		rel := strings.TrimPrefix(f.entry.Path[len(w.top):], "/")
 		f.excluded, f.below = w.exclude.Ignored(rel, info)
-		if f.entry.Type == layer.Dir && (!f.excluded || w.exclude.MayReinclude(rel)) {
-			dirs = append(dirs, f)
+		f.enter = f.entry.Type == layer.Dir && (!f.excluded || w.exclude.MayReinclude(rel))
+		if !f.excluded && f.entry.Type == layer.File {
+			wanted = append(wanted, f.entry)
+		}
+	}
+	return listing{all, w.tree.Sum(w.ctx, wanted)}
+}
+
+// ahead begins to look into a directory. Whether or not anybody waits for it, it comes to its end.
+func (w *walker) ahead(f *found) {
+	f.listing = make(chan listing, 1)
+	go func() {
+		w.room <- struct{}{}
+		defer func() { <-w.room }()
+		f.listing <- w.look(f.entry.Path, f.below)
+	}()
+}
+
+func (w *walker) walk(all []found, yield func(*layer.Entry) error) error {
+	if w.ctx.Err() != nil {
+		return context.Cause(w.ctx)
+	}
+	var dirs []*found
+	for i := range all {
+		if all[i].enter {
+			dirs = append(dirs, &all[i])
 		}
 	}
 	started := 0
 	for i := range all {
 		f := &all[i]
 		if !f.excluded {
-			w.out = append(w.out, f.entry)
+			if err := yield(f.entry); err != nil {
+				return err
+			}
 		}
-		if len(dirs) == 0 || dirs[0] != f {
+		if !f.enter {
 			continue
 		}
 		for ; started < min(aheadDirs, len(dirs)); started++ {
-			w.list(dirs[started])
+			w.ahead(dirs[started])
 		}
 		dirs, started = dirs[1:], started-1
-		n := len(w.out)
 		l := <-f.listing
+		f.listing = nil
 		if l.err != nil {
 			return l.err
 		}
-		if err := w.walk(l.list, f.below); err != nil {
-			return err
+		inside := yield
+		if f.excluded {
+			// An exception may bring something in it back, and with that the directory itself, before it.
+			dir := f.entry
+			inside = func(e *layer.Entry) error {
+				if dir != nil {
+					d := dir
+					dir = nil
+					if err := yield(d); err != nil {
+						return err
+					}
+				}
+				return yield(e)
+			}
 		}
-		if f.excluded && len(w.out) > n {
-			// An exception brought something back, and with it the directories on the way.
-			w.out = append(w.out[:n], append([]*layer.Entry{f.entry}, w.out[n:]...)...)
+		if err := w.walk(l.found, inside); err != nil {
+			return err
 		}
 	}
 	return nil
-}
-
-// list begins to list a directory. Whether or not anybody waits for it, it comes to its end.
-func (w *walker) list(f *found) {
-	f.listing = make(chan listing, 1)
-	go func() {
-		w.room <- struct{}{}
-		defer func() { <-w.room }()
-		list, err := w.tree.List(f.entry.Path)
-		f.listing <- listing{list, err}
-	}()
 }
