@@ -1,0 +1,207 @@
+// Bench measures kiln side by side with the other builders of a machine, and against what the machine itself needs for the
+// same bytes, files and processes. It measures and prints; no figure makes it fail.
+//
+//	go run ./bench [-workload REGEXP] [-peers LIST] [-rounds N] [-growth] [-debian] [-million] [-out FILE] [-kiln FILE]
+//
+// README.md in this directory says what the workloads are.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// env is what all workloads share.
+type env struct {
+	ctx     context.Context
+	tmp     string
+	kiln    string
+	debian  bool
+	million bool
+	reg     *registry
+	log     io.Writer
+}
+
+func main() {
+	if len(os.Args) > 2 && os.Args[1] == floorArg {
+		if err := runFloor(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	pattern := flag.String("workload", "", "only workloads whose name matches this regular expression")
+	peers := flag.String("peers", strings.Join(peerNames, ","), "what kiln is compared with")
+	rounds := flag.Int("rounds", 5, "counted rounds of each workload; one more goes before and is not counted")
+	growth := flag.Bool("growth", false, "measure how kiln's time and memory grow with the size, and nothing else")
+	out := flag.String("out", "", "write the tables to this file too, as Markdown")
+	e := &env{log: os.Stderr}
+	flag.StringVar(&e.kiln, "kiln", "", "the kiln to measure (default: it is built from this source)")
+	flag.BoolVar(&e.debian, "debian", false, "use a real Debian, made by mmdebstrap and kept from run to run, in place of generated files of its size")
+	flag.BoolVar(&e.million, "million", false, "with -growth: a context of a million files as well")
+	flag.Parse()
+	if flag.NArg() > 0 || *rounds < 1 {
+		return fmt.Errorf("unknown argument %q, or less than one round", flag.Args())
+	}
+	wanted, err := regexp.Compile(*pattern)
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("builders need root")
+	}
+	// The peak memory of a child is never less than that of the process that started it, so this one stays small.
+	debug.SetGCPercent(20)
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	e.ctx = ctx
+	if e.tmp, err = os.MkdirTemp("", "kiln-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(e.tmp)
+	if e.kiln == "" {
+		e.kiln = filepath.Join(e.tmp, "kiln")
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", e.kiln, "./cmd/kiln")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("build kiln (run from the top of the source): %w\n%s", err, out)
+		}
+	}
+	if e.reg, err = startRegistry(ctx, e.tmp); err != nil {
+		return err
+	}
+	defer e.reg.stop()
+
+	r := &report{started: time.Now(), machine: machine(), rounds: *rounds}
+	k, err := newKiln(e)
+	if err != nil {
+		return err
+	}
+	all := []peer{k}
+	if *growth {
+		err = measureGrowth(e, k, wanted, *rounds, r)
+	} else {
+		for _, name := range peerNames {
+			if !slices.Contains(strings.Split(*peers, ","), name) {
+				continue
+			}
+			p, err := startPeer(e, name)
+			if err != nil {
+				r.missing = append(r.missing, fmt.Sprintf("%s: %v", name, err))
+				fmt.Fprintf(e.log, "left out: %s: %v\n", name, err)
+				continue
+			}
+			defer p.stop()
+			all = append(all, p)
+		}
+		err = measure(e, all, wanted, *rounds, r)
+	}
+	for _, p := range all {
+		r.versions = append(r.versions, p.name()+": "+p.version())
+	}
+	text := r.markdown()
+	fmt.Print(text)
+	if *out != "" {
+		if werr := os.WriteFile(*out, []byte(text), 0o644); err == nil {
+			err = werr
+		}
+	}
+	return err
+}
+
+// measure runs the workloads: in each round every builder does the same, one after the other, beginning with another one
+// each time.
+func measure(e *env, peers []peer, wanted *regexp.Regexp, rounds int, r *report) error {
+	for _, w := range workloads {
+		if !wanted.MatchString(w.name) {
+			continue
+		}
+		fmt.Fprintf(e.log, "%s: making the input\n", w.name)
+		t, err := w.prepare(e)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
+		res := newResult(w, t.floorName)
+		contestants := slices.Clone(peers)
+		for round := range rounds + 1 {
+			if t.before != nil {
+				if err := t.before(round); err != nil {
+					return fmt.Errorf("%s: %w", w.name, err)
+				}
+			}
+			for i := range contestants {
+				p := contestants[(i+round)%len(contestants)]
+				if res.failed[p.name()] != nil {
+					continue
+				}
+				j := t.job(round, p.name())
+				u, err := timed(e, p, j)
+				if e.ctx.Err() != nil {
+					return context.Cause(e.ctx)
+				}
+				if err != nil {
+					res.failed[p.name()] = err
+					fmt.Fprintf(e.log, "%s: %s: %v\n", w.name, p.name(), err)
+					continue
+				}
+				fmt.Fprintf(e.log, "%s: round %d: %s: %v\n", w.name, round, p.name(), u)
+				if round > 0 {
+					res.add(p.name(), u)
+				}
+			}
+			if t.floor != nil {
+				u, err := t.floor()
+				if err != nil {
+					return fmt.Errorf("%s: %s: %w", w.name, t.floorName, err)
+				}
+				fmt.Fprintf(e.log, "%s: round %d: %s: %v\n", w.name, round, t.floorName, u)
+				if round > 0 {
+					res.add(floorKey, u)
+				}
+			}
+		}
+		r.results = append(r.results, res)
+	}
+	return nil
+}
+
+// timed does one job and measures it. What others left to be written is written before.
+func timed(e *env, p peer, j job) (usage, error) {
+	if j.cold {
+		if err := p.forget(); err != nil {
+			return usage{}, fmt.Errorf("empty its store: %w", err)
+		}
+	}
+	e.reg.sweep()
+	syscall.Sync()
+	debug.FreeOSMemory()
+	u, err := p.build(j)
+	if err == nil && j.dest != "" {
+		var info os.FileInfo
+		if info, err = os.Stat(j.dest); err == nil {
+			u.size = info.Size()
+		}
+		os.Remove(j.dest)
+	}
+	return u, err
+}
