@@ -65,8 +65,9 @@ type result struct {
 	ran, cached []string
 }
 
-// stepName is a vertex that is a step: "[stage 2/3] RUN make", or "[2/3] RUN make" where there is one stage. FROM is none: a base is neither cached nor run.
-var stepName = regexp.MustCompile(`^\[(?:[^ ]+ +)?[0-9]+/[0-9]+\] (.*)$`)
+// stepName is a vertex that is a step: "[linux/arm64 stage 2/3] RUN make", or "[2/3] RUN make" where there is one stage
+// and one platform. FROM is none: a base is neither cached nor run.
+var stepName = regexp.MustCompile(`^\[(?:[^\]]+ +)?[0-9]+/[0-9]+\] (.*)$`)
 
 // build builds the image.
 func (p *project) build(args ...string) *result {
@@ -89,8 +90,19 @@ func (p *project) files() string {
 	return dir
 }
 
-// run runs kiln build in the machine's surroundings: its proxies and certificates.
+// run runs kiln build.
 func (p *project) run(args ...string) *result {
+	p.t.Helper()
+	r, log, err := p.try(args...)
+	if err != nil {
+		p.t.Fatalf("kiln build %s: %v\n%s", strings.Join(args, " "), err, log)
+	}
+	return r
+}
+
+// try runs kiln build, which may fail, in the machine's surroundings: its proxies and certificates. It returns what the
+// steps and kiln itself printed as well.
+func (p *project) try(args ...string) (*result, string, error) {
 	p.t.Helper()
 	all := []string{"build", "--progress=rawjson", "--build-arg", "BASE=" + debian, "--secret", "id=ca,src=" + caFile}
 	for name, value := range proxies(p.t) {
@@ -133,10 +145,7 @@ func (p *project) run(args ...string) *result {
 			}
 		}
 	}
-	if err != nil {
-		p.t.Fatalf("kiln %s: %v\n%s", strings.Join(all, " "), err, &log)
-	}
-	return r
+	return r, log.String(), err
 }
 
 // wantRan says which steps have run, each by how its line begins; all others were cached.

@@ -1,0 +1,163 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// An image for two platforms, whose RUN steps run for both: one of the two by an emulator.
+func TestPlatforms(t *testing.T) {
+	native, foreign := "amd64", "arm64"
+	if runtime.GOARCH == "arm64" {
+		native, foreign = foreign, native
+	}
+	machine := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}
+	base := registry + "/platforms-base:latest"
+	name := registry + "/platforms:latest"
+	p := open(t, "platforms", "--build-arg", "BASE="+base)
+	for arch := range machine {
+		fetchBusybox(t, arch, filepath.Join(p.dir, "busybox-"+arch))
+	}
+
+	// Without an emulator what fails says what is missing, and the platform that this machine has is not in its way.
+	enable := withoutEmulator(t, machine[foreign])
+	_, log, err := p.try("--target", "base", "--platform", "linux/"+native+",linux/"+foreign)
+	if err == nil {
+		t.Errorf("a step for %s ran, and nothing can run it", foreign)
+	}
+	for _, want := range []string{"linux/" + foreign, "qemu-user-static", "binfmt-support", "Dockerfile:6"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("what a build for %s printed has no %q:\n%s", foreign, want, log)
+		}
+	}
+	p.run("--target", "base", "--platform", "linux/"+native)
+	enable()
+
+	p.run("--target", "base", "--platform", "linux/amd64,linux/arm64", "-t", base, "--push")
+	p.args = append(p.args, "--platform", "linux/amd64,linux/arm64", "-t", name)
+	first := p.run("--push")
+	first.wantRan("RUN echo", "RUN echo", "COPY --from=cross", "COPY --from=cross", "RUN uname", "RUN uname", "RUN sh", "RUN sh")
+
+	var index struct {
+		MediaType string
+		Manifests []struct {
+			Platform struct{ OS, Architecture string }
+		}
+	}
+	raw := command(t, "skopeo", "inspect", "--tls-verify=false", "--raw", "docker://"+name)
+	if err := json.Unmarshal([]byte(raw), &index); err != nil {
+		t.Fatal(err)
+	}
+	var platforms []string
+	for _, m := range index.Manifests {
+		platforms = append(platforms, m.Platform.OS+"/"+m.Platform.Architecture)
+	}
+	if !strings.Contains(index.MediaType, "index") || !slices.Equal(platforms, []string{"linux/amd64", "linux/arm64"}) {
+		t.Errorf("what is pushed is no index of two platforms: %s", raw)
+	}
+
+	files := p.files()
+	for arch, uname := range machine {
+		var config struct{ OS, Architecture string }
+		text := command(t, "skopeo", "--override-arch", arch, "inspect", "--tls-verify=false", "--config", "docker://"+name)
+		if err := json.Unmarshal([]byte(text), &config); err != nil {
+			t.Fatal(err)
+		}
+		if config.OS != "linux" || config.Architecture != arch {
+			t.Errorf("skopeo says that the image for %s is for %s/%s", arch, config.OS, config.Architecture)
+		}
+		cross := fmt.Sprintf("made on %s for linux/%s", machine[native], arch)
+		for file, want := range map[string]string{"machine": uname, "cross": cross, "piped": strings.ToUpper(uname + "\n" + cross)} {
+			got, err := os.ReadFile(filepath.Join(files, "linux_"+arch, file))
+			if err != nil || string(got) != want+"\n" {
+				t.Errorf("in the image for %s, /%s holds %q, and should %q: %v", arch, file, got, want, err)
+			}
+		}
+		// What was pushed runs: the emulator is given by the kernel, to a chroot too.
+		dir := t.TempDir()
+		command(t, "skopeo", "--override-arch", arch, "copy", "--quiet", "--src-tls-verify=false", "docker://"+name, "oci:"+dir+"/image:latest")
+		command(t, "umoci", "unpack", "--image", dir+"/image:latest", dir+"/bundle")
+		if got := command(t, "chroot", dir+"/bundle/rootfs", "uname", "-m"); got != uname {
+			t.Errorf("uname -m printed %q in the image for %s", got, arch)
+		}
+	}
+
+	digest := remoteDigest(t, name)
+	p.run("--push").wantRan()
+	if d := remoteDigest(t, name); d != digest {
+		t.Errorf("the pushed index is %s, and it was %s", d, digest)
+	}
+}
+
+// fetchBusybox writes the program of Debian's busybox-static for an architecture to dest.
+func fetchBusybox(t *testing.T, arch, dest string) {
+	t.Helper()
+	sources, err := aptSources()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/sources.list", []byte(sources), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// This variant unpacks packages and runs nothing of them.
+	command(t, "mmdebstrap", "--variant=extract", "--architectures="+arch, "--include=busybox-static", "--quiet", "bookworm", dir+"/files.tar", dir+"/sources.list")
+	command(t, "tar", "-C", dir, "-xf", dir+"/files.tar", "./bin/busybox")
+	if err := os.Rename(dir+"/bin/busybox", dest); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// withoutEmulator sees to it that the kernel has no interpreter for programs of a machine, as uname -m names it, until
+// the returned function is called. After that it has one until the test ends, when it has again what it had before.
+func withoutEmulator(t *testing.T, machine string) (enable func()) {
+	t.Helper()
+	const dir = "/proc/sys/fs/binfmt_misc"
+	if _, err := os.Stat(dir + "/register"); errors.Is(err, fs.ErrNotExist) {
+		if err := unix.Mount("binfmt_misc", dir, "binfmt_misc", 0, ""); err != nil {
+			t.Fatalf("mount binfmt_misc: %v", err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(dir, 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entry := "qemu-" + machine
+	if text, err := os.ReadFile(filepath.Join(dir, entry)); err == nil {
+		if !strings.HasPrefix(string(text), "enabled") {
+			t.Fatalf("%s/%s is disabled: this test would not leave it so", dir, entry)
+		}
+		write(entry, "0")
+		t.Cleanup(func() { write(entry, "1") })
+		return func() { write(entry, "1") }
+	}
+	// The package says how it is registered, with the flag F, by which the kernel opens the interpreter now and not in
+	// the root of the program.
+	line, err := os.ReadFile("/usr/lib/binfmt.d/" + entry + ".conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		write("register", strings.TrimSpace(string(line)))
+		t.Cleanup(func() { write(entry, "-1") })
+	}
+}
