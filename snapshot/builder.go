@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"path"
@@ -268,10 +269,19 @@ func (b *Builder) copyUp(p string) error {
 
 // add puts an entry in the layer whose parent directory is there, and that is not.
 func (b *Builder) add(e *layer.Entry, body io.Reader) error {
-	if b.disk != nil {
+	switch {
+	case b.disk != nil:
 		if err := b.disk.put(e, body); err != nil {
 			return err
 		}
+	case body != nil && e.Type == layer.File:
+		h := sha256.New()
+		n, err := io.Copy(h, body)
+		if err != nil {
+			return err
+		}
+		e.Size = n
+		h.Sum(e.Digest[:0])
 	}
 	n := &node{Entry: *e}
 	if e.Type == layer.Dir && e.Path != "" {
@@ -290,9 +300,9 @@ func (b *Builder) add(e *layer.Entry, body io.Reader) error {
 }
 
 // Put adds an entry at its physical path; a directory gives its attributes to one that is there, anything else replaces
-// what is there. Missing parent directories are made, mode 0755 and owned by root. For a File body is read to its end, if
-// the builder writes, and the layer's Size and Digest are what was read; if it does not, e must have them. Hardlinks are
-// made by Link.
+// what is there. Missing parent directories are made, mode 0755 and owned by root. For a File body is read to its end, and
+// the layer's Size and Digest are what was read; for a builder that does not write it may be nil if e has them. Hardlinks
+// are made by Link.
 func (b *Builder) Put(e layer.Entry, body io.Reader) error {
 	if msg := badName(e.Path); msg != "" {
 		return &PathError{Path: e.Path, Msg: msg}

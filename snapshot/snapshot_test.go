@@ -492,3 +492,33 @@ func TestSparse(t *testing.T) {
 		t.Errorf("%d bytes on disk", st.Blocks*512)
 	}
 }
+
+// A layer that was only indexed looks the same as one that was unpacked, but for the bytes.
+func TestIndex(t *testing.T) {
+	s := newStore(t)
+	ctx := context.Background()
+	members := []member{dir("d"), file("d/f", "hello"), hard("d/g", "d/f"), link("l", "d/f"), file("x/y/z", "deep"), file("d/.wh.gone", ""), file("o/.wh..wh..opq", "")}
+	if err := s.Index(ctx, id(1), tarball(t, members...)); err != nil {
+		t.Fatal(err)
+	}
+	if s.Has(id(1)) || !s.HasEntries(id(1)) {
+		t.Error("an indexed layer is taken for one that is there")
+	}
+	if _, err := s.Unpack(ctx, id(2), tarball(t, members...), nil); err != nil {
+		t.Fatal(err)
+	}
+	index, err := s.entries(id(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := s.Manifest(id(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if index.Summary.Content != whole.Summary.Content || index.Identity != whole.Identity || index.Entries == 0 {
+		t.Errorf("indexed %+v, unpacked %+v", index.Summary, whole.Summary)
+	}
+	if err := s.Index(ctx, id(3), strings.NewReader("no tar, but long enough to be taken for the beginning of one")); err == nil || s.HasEntries(id(3)) {
+		t.Errorf("what is no tar was indexed: %v", err)
+	}
+}

@@ -24,6 +24,7 @@ import (
 //
 //	layers/<id>/fs         the layer as an overlay's lower directory
 //	layers/<id>/manifest   its entries
+//	entries/<id>           the entries of an image's layer of which nothing else was needed yet: see Index
 //	layers/<id>/unsynced   there until the layer is known to be on disk: the boot of the machine that it was made in
 //
 // A layer appears there complete, by one rename, and is never changed. It is safe for concurrent use, also by several
@@ -38,6 +39,7 @@ type Store struct {
 	mu        sync.Mutex
 	unsynced  map[string]bool // layers that Synced has to say something of
 	manifests map[string]*layer.Manifest
+	indexes   map[string]*layer.Manifest
 	roots     map[string]*rootfs.Root
 }
 
@@ -45,12 +47,14 @@ type Store struct {
 // a process that is not root in the first user namespace: overlay then keeps its own attributes under "user." names
 // (kernel, Documentation/filesystems/overlayfs.rst).
 func Open(root, tmp string, userXattr bool) (*Store, error) {
-	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", user: userXattr, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}}
+	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", user: userXattr, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}}
 	if userXattr {
 		s.opaque = "user.overlay.opaque"
 	}
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open the layer store: %w", err)
+	for _, dir := range []string{s.dir, s.indexPath("")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open the layer store: %w", err)
+		}
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -66,6 +70,35 @@ func (s *Store) fsDir(id string) string { return filepath.Join(s.dir, id, "fs") 
 func (s *Store) Has(id string) bool {
 	_, err := s.Manifest(id)
 	return err == nil
+}
+
+func (s *Store) indexPath(id string) string {
+	return filepath.Join(filepath.Dir(s.dir), "entries", id)
+}
+
+// HasEntries reports whether a Tree of the layer can be had, with or without its files.
+func (s *Store) HasEntries(id string) bool {
+	_, err := s.entries(id)
+	return err == nil
+}
+
+// entries returns the manifest of a layer that is there, or that was indexed.
+func (s *Store) entries(id string) (*layer.Manifest, error) {
+	m, err := s.Manifest(id)
+	if err == nil || !validID(id) {
+		return m, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m, ok := s.indexes[id]; ok {
+		return m, nil
+	}
+	index, indexErr := layer.OpenManifest(s.indexPath(id))
+	if indexErr != nil {
+		return nil, err
+	}
+	s.indexes[id] = index
+	return index, nil
 }
 
 // Manifest returns a layer's manifest, which stays open for the life of the store. The error of a layer that is not

@@ -28,11 +28,11 @@ type treeLayer struct {
 	manifest *layer.Manifest
 }
 
-// Tree returns the root file system of these committed layers, the lowest first.
+// Tree returns the root file system of these layers, the lowest first. Files of those that were only indexed cannot be opened.
 func (s *Store) Tree(ids []string) (*Tree, error) {
 	t := &Tree{store: s}
 	for _, id := range slices.Backward(ids) {
-		m, err := s.Manifest(id)
+		m, err := s.entries(id)
 		if err != nil {
 			return nil, err
 		}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -27,12 +29,7 @@ func (s *Store) Unpack(ctx context.Context, id string, tarball io.Reader, parent
 	defer p.Close()
 	b := NewBuilder(parent, p, time.Unix(0, 0))
 	defer b.Close()
-	err = unpackLayer(ctx, b, tar.NewReader(tarball))
-	if err == nil {
-		// What follows the end of the archive is part of what tarball vouches for in its last Read.
-		_, err = io.Copy(io.Discard, tarball)
-	}
-	if err != nil {
+	if err := unpackLayer(ctx, b, tarball); err != nil {
 		return Committed{}, fmt.Errorf("unpack the layer: %w", err)
 	}
 	if err := b.Finish(); err != nil {
@@ -41,14 +38,55 @@ func (s *Store) Unpack(ctx context.Context, id string, tarball io.Reader, parent
 	return p.Commit(b.Entries(), id)
 }
 
-func unpackLayer(ctx context.Context, b *Builder, tr *tar.Reader) error {
+// Index reads the tar of an image's layer to its end and keeps its entries alone: a Tree can tell what is in the layer, but
+// not open its files. It does nothing for a layer that is there, or that was indexed before. What Unpack says of errors
+// holds here as well.
+func (s *Store) Index(ctx context.Context, id string, tarball io.Reader) error {
+	if _, err := s.entries(id); err == nil {
+		return nil
+	}
+	b := NewBuilder(nil, nil, time.Unix(0, 0))
+	defer b.Close()
+	if err := unpackLayer(ctx, b, tarball); err != nil {
+		return fmt.Errorf("read the layer: %w", err)
+	}
+	dir, err := os.MkdirTemp(s.tmp, "index-")
+	if err != nil {
+		return fmt.Errorf("keep the layer's entries: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	name := filepath.Join(dir, "manifest")
+	w, err := layer.NewWriter(name)
+	if err != nil {
+		return fmt.Errorf("keep the layer's entries: %w", err)
+	}
+	for _, e := range b.Entries() {
+		if err := w.Add(e); err != nil {
+			w.Abort()
+			return fmt.Errorf("keep the layer's entries: %w", err)
+		}
+	}
+	if _, err := w.Close(time.Now()); err != nil {
+		return fmt.Errorf("keep the layer's entries: %w", err)
+	}
+	if err := os.Rename(name, s.indexPath(id)); err != nil {
+		return fmt.Errorf("keep the layer's entries: %w", err)
+	}
+	return nil
+}
+
+// unpackLayer puts what a layer's tar holds into b and reads it to its end: what follows the end of the archive is part of
+// what tarball vouches for in its last Read.
+func unpackLayer(ctx context.Context, b *Builder, tarball io.Reader) error {
+	tr := tar.NewReader(tarball)
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		h, err := tr.Next()
 		if err == io.EOF {
-			return nil
+			_, err = io.Copy(io.Discard, tarball)
+			return err
 		}
 		if err != nil {
 			return err

@@ -111,6 +111,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	for i, img := range lowered.Images {
 		roots[i] = img.Root
 	}
+	runner.Expect(roots)
 	ctx, cancel := context.WithCancel(ctx)
 	blobs := b.blobs()
 	early := newEarly(ctx, blobs, roots, plans)

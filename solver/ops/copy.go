@@ -29,7 +29,13 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 	c := &copying{ctx: ctx, op: op, now: made(op.Epoch), trees: make([]layer.Tree, len(in))}
 	c.unpacks = slices.ContainsFunc(op.Sources, func(s llb.CopySource) bool { return s.Unpack })
 	for i, vertex := range v.Inputs() {
-		t, err := r.tree(ctx, vertex, in[i])
+		var t layer.Tree
+		var err error
+		if i == 0 {
+			t, err = r.destination(ctx, vertex, in[0], passwd.NeedsFiles(op.Chown) || c.unpacks)
+		} else {
+			t, err = r.tree(ctx, vertex, in[i])
+		}
 		if err != nil {
 			return solver.Step{}, err
 		}

@@ -9,12 +9,14 @@ import (
 	"hash"
 	"io"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -156,6 +158,21 @@ const (
 )
 
 func (r *Runner) unpackBlob(ctx context.Context, id string, src source, v *variant) error {
+	var below layer.Tree
+	if v != nil {
+		var err error
+		if below, err = r.Snapshots.Tree(v.below); err != nil {
+			return err
+		}
+	}
+	return r.readBlob(ctx, src, func(tarball io.Reader) error {
+		_, err := r.Snapshots.Unpack(ctx, id, tarball, below)
+		return err
+	})
+}
+
+// readBlob gives the uncompressed bytes of a layer's blob to read, which end in io.EOF only if they are what the image says.
+func (r *Runner) readBlob(ctx context.Context, src source, read func(tarball io.Reader) error) error {
 	blob, err := r.Images.Open(ctx, src.image, src.layer)
 	if err != nil {
 		return err
@@ -177,14 +194,68 @@ func (r *Runner) unpackBlob(ctx context.Context, id string, src source, v *varia
 		return err
 	}
 	defer tarball.Close()
-	var below layer.Tree
-	if v != nil {
-		if below, err = r.Snapshots.Tree(v.below); err != nil {
-			return err
+	return read(tarball)
+}
+
+// look returns the tree of a root in which no step of this build runs: layers of images that nobody has unpacked are only
+// read through for their entries. Its files cannot be opened, perhaps.
+func (r *Runner) look(ctx context.Context, c *solver.Chain) (*snapshot.Tree, error) {
+	layers := c.Layers()
+	ids := make([]string, len(layers))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(4)
+	for i, l := range layers {
+		ids[i] = l.ID
+		if r.Snapshots.HasEntries(l.ID) {
+			continue
+		}
+		r.mu.Lock()
+		src, ok := r.sources[l.ID]
+		r.mu.Unlock()
+		if !ok {
+			return nil, fmt.Errorf("layer %s is neither in the store nor of an image of this build", l.ID)
+		}
+		g.Go(func() error {
+			return layerError(src, r.readBlob(gctx, src, func(tarball io.Reader) error { return r.Snapshots.Index(gctx, l.ID, tarball) }))
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return r.Snapshots.Tree(ids)
+}
+
+// Expect says which vertices the build is for. Images that none of its processes runs in, or mounts, are not unpacked for a
+// step that only has to know what is at its destination.
+func (r *Runner) Expect(roots []*llb.Vertex) {
+	unpacked := map[string]bool{}
+	seen := map[llb.Digest]bool{}
+	queue := slices.Clone(roots)
+	for len(queue) > 0 {
+		v := queue[len(queue)-1]
+		queue = queue[:len(queue)-1]
+		if seen[v.Digest()] {
+			continue
+		}
+		seen[v.Digest()] = true
+		queue = append(queue, v.Inputs()...)
+		for i, in := range v.Inputs() {
+			// What a step runs in, mounts, or copies from has to be there in full.
+			_, runs := v.Op().(llb.Exec)
+			if img, ok := bottom(in).Op().(llb.Image); ok && (runs || i > 0) {
+				unpacked[img.Digest] = true
+			}
 		}
 	}
-	_, err = r.Snapshots.Unpack(ctx, id, tarball, below)
-	return err
+	r.unpacked = unpacked
+}
+
+// bottom returns what a root file system begins with.
+func bottom(v *llb.Vertex) *llb.Vertex {
+	for len(v.Inputs()) > 0 {
+		v = v.Inputs()[0]
+	}
+	return v
 }
 
 func layerError(src source, err error) error {

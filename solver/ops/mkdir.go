@@ -19,7 +19,7 @@ import (
 // planMkdir plans WORKDIR. What it makes depends on nothing but the directories on the way and the owner's number, so
 // that is its key.
 func (r *Runner) planMkdir(ctx context.Context, v *llb.Vertex, op llb.Mkdir, in []*solver.Chain) (solver.Step, error) {
-	tree, err := r.rootTree(ctx, in[0])
+	tree, err := r.destination(ctx, v, in[0], passwd.NeedsFiles(op.User))
 	if err != nil {
 		return solver.Step{}, err
 	}

@@ -59,6 +59,8 @@ type Config struct {
 type Runner struct {
 	Config
 
+	unpacked map[string]bool // by digest, the images that are unpacked in any case; nil: all
+
 	mu      sync.Mutex
 	sources map[string]source         // of layers of images, by id
 	ready   map[string]*materialising // by id
@@ -137,6 +139,15 @@ func (r *Runner) rootTree(ctx context.Context, c *solver.Chain) (*snapshot.Tree,
 		return nil, err
 	}
 	return r.Snapshots.Tree(ids)
+}
+
+// destination returns the tree of the root that v is about to change, with its files or, where nobody needs those, without.
+func (r *Runner) destination(ctx context.Context, v *llb.Vertex, c *solver.Chain, files bool) (layer.Tree, error) {
+	img, ok := bottom(v).Op().(llb.Image)
+	if !ok || files || r.unpacked == nil || r.unpacked[img.Digest] {
+		return r.rootTree(ctx, c)
+	}
+	return r.look(ctx, c)
 }
 
 // committed turns a layer of the store into the solver's.
