@@ -24,7 +24,7 @@ demo: build
 	@example/demo ./kiln
 
 test: lint
-	@$(call need,busybox-static docker-registry jq skopeo umoci xz-utils zstd)
+	@$(call need,busybox-static docker-registry jq openssh-client openssh-server skopeo umoci xz-utils zstd)
 	go test ./...
 
 lint:

@@ -84,7 +84,7 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.StringArrayVar(&f.ulimits, "ulimit", nil, "resource limit, as NAME=SOFT[:HARD]")
 	flags.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm, as 64m")
 	flags.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN, as id=ID[,src=FILE|,env=VARIABLE]")
-	flags.StringArrayVar(&f.agents, "ssh", nil, "ssh agent for RUN, as default or ID[=SOCKET]")
+	flags.StringArrayVar(&f.agents, "ssh", nil, "ssh agent for RUN and, as default, for git: ID[=SOCKET|KEYFILE,…]")
 	flags.StringArrayVar(&f.allow, "allow", nil, "entitlement: network.host, security.insecure")
 	flags.BoolVar(&f.check, "check", false, "check the Dockerfile and build nothing: --call=check")
 	flags.StringVar(&f.call, "call", "build", "what to do: build, check, outline, targets; all but the first with ,format=json")

@@ -11,6 +11,7 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	csvvalue "github.com/tonistiigi/go-csvvalue"
 )
@@ -368,30 +369,27 @@ func parseSecret(value string) (builder.Secret, error) {
 	return s, nil
 }
 
-// parseAgents reads --ssh ID[=SOCKET] and returns sockets by id. An ID alone is the agent of SSH_AUTH_SOCK.
-func parseAgents(values []string) (map[string]string, error) {
-	agents := map[string]string{}
+// parseAgents reads --ssh ID[=SOCKET|KEYFILE[,KEYFILE…]] and returns agents by id. An ID alone is the agent of SSH_AUTH_SOCK.
+func parseAgents(values []string) (map[string]*sshagent.Agent, error) {
+	agents := map[string]*sshagent.Agent{}
 	for _, v := range values {
-		id, socket, ok := strings.Cut(v, "=")
+		id, from, ok := strings.Cut(v, "=")
 		if !ok {
-			if socket = os.Getenv("SSH_AUTH_SOCK"); socket == "" {
+			if from = os.Getenv("SSH_AUTH_SOCK"); from == "" {
 				return nil, usageErrorf("--ssh %q: SSH_AUTH_SOCK is not set, so there is no agent", v)
 			}
 		}
 		if id == "" {
-			return nil, usageErrorf("--ssh %q: it is not ID[=SOCKET]", v)
+			return nil, usageErrorf("--ssh %q: it is not ID[=SOCKET|KEYFILE]", v)
 		}
 		if _, ok := agents[id]; ok {
 			return nil, usageErrorf("--ssh %q: there are two agents with id %q", v, id)
 		}
-		info, err := os.Stat(socket)
+		agent, err := sshagent.Open(strings.Split(from, ",")...)
 		if err != nil {
 			return nil, usageErrorf("--ssh %q: %w", v, err)
 		}
-		if info.Mode().Type() != os.ModeSocket {
-			return nil, usageErrorf("--ssh %q: %s is no socket of an agent; kiln does not read keys itself: ssh-add gives them to one", v, socket)
-		}
-		agents[id] = socket
+		agents[id] = agent
 	}
 	return agents, nil
 }

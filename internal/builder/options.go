@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 )
@@ -58,8 +59,8 @@ type Options struct {
 	// Allow are the entitlements granted to the build: "network.host", "security.insecure".
 	Allow   []string
 	Secrets []Secret
-	// Agents are the sockets of ssh agents by id, for RUN --mount=type=ssh.
-	Agents map[string]string
+	// Agents are ssh agents by id, for RUN --mount=type=ssh; the one called "default" also for git over ssh.
+	Agents map[string]*sshagent.Agent
 	// Explain says of each step that ran why it did.
 	Explain bool
 	// Check asks for the Dockerfile's warnings in place of a build.

@@ -33,16 +33,16 @@ type Options struct {
 	KeepGitDir bool
 	// SkipSubmodules leaves their directories empty.
 	SkipSubmodules bool
-	// Agent allows the user's own ssh agent and keys.
-	Agent bool
+	// Identity is how ssh proves who the user is.
+	Identity Identity
 	// Log takes lines about what was done.
 	Log io.Writer
 }
 
 // options are those of one repository.
 type options struct {
-	agent   bool
-	anyHost bool // secrets that name no host may be used
+	identity Identity
+	anyHost  bool // secrets that name no host may be used
 }
 
 // export is the writing of one commit and its submodules.
@@ -73,7 +73,7 @@ func (c *Client) Export(ctx context.Context, s *remoteurl.Git, commit Commit, o 
 
 // commit puts the tree of a commit, or of its directory subdir, at the path at.
 func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, depth int) error {
-	m, err := x.c.fetch(x.ctx, s, commit, options{agent: x.o.Agent, anyHost: s.Host() == x.host})
+	m, err := x.c.fetch(x.ctx, s, commit, options{identity: x.o.Identity, anyHost: s.Host() == x.host})
 	if err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func (x *export) archive(s *remoteurl.Git, m *mirror, id, subdir, at string, mad
 	r, w := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := x.c.run(ctx, call{source: s, local: true, doing: "read", authorization: auth, agent: x.o.Agent, stdout: w, args: args})
+		err := x.c.run(ctx, call{source: s, local: true, doing: "read", authorization: auth, identity: x.o.Identity, stdout: w, args: args})
 		w.CloseWithError(err)
 		done <- err
 	}()

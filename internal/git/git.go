@@ -45,6 +45,14 @@ func New(dir, tmp string, secret func(id string) ([]byte, bool, error)) *Client 
 // pointers that the repository has.
 func (c *Client) LFS() bool { return c.lfs() }
 
+// Identity is what ssh may use to prove who the user is; the zero value is nothing.
+type Identity struct {
+	// Socket is that of an ssh agent; "" for none.
+	Socket string
+	// User allows the user's own keys, and their own agent in place of Socket "".
+	User bool
+}
+
 // Commit is what a ref turned out to be.
 type Commit struct {
 	// ID is the commit's hash, Object that of what the ref names: an annotated tag, or the commit itself.
@@ -88,7 +96,7 @@ func (c *Client) authorization(s *remoteurl.Git, anyHost bool) (string, error) {
 
 // Resolve asks the repository what the source's ref is now. A whole hash is not asked for. What is not the source's checksum
 // is an error.
-func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, agent bool) (Commit, error) {
+func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, who Identity) (Commit, error) {
 	if s.FetchByCommit {
 		return Commit{ID: s.Checksum, Object: s.Checksum}, nil
 	}
@@ -98,7 +106,7 @@ func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, agent bool) (Com
 		if err != nil {
 			return Commit{}, err
 		}
-		k := call{source: s, doing: "list the refs of", authorization: auth, agent: agent, args: []string{"ls-remote", "--", s.Remote}}
+		k := call{source: s, doing: "list the refs of", authorization: auth, identity: who, args: []string{"ls-remote", "--", s.Remote}}
 		names := candidates(s.Ref)
 		for _, n := range names {
 			k.args = append(k.args, n, n+"^{}")
@@ -234,7 +242,7 @@ func (c *Client) update(ctx context.Context, s *remoteurl.Git, m *mirror, commit
 	if err != nil {
 		return err
 	}
-	k := call{source: s, doing: "fetch " + short(commit) + " from", authorization: auth, agent: o.agent}
+	k := call{source: s, doing: "fetch " + short(commit) + " from", authorization: auth, identity: o.identity}
 	fetch := m.git("fetch", "--progress", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-gc")
 	k.args = append(fetch[:len(fetch):len(fetch)], "--depth=1", "--", s.Remote, commit.Object)
 	err = c.retry(ctx, k)

@@ -109,7 +109,7 @@ func newClient(t *testing.T) *Client {
 // exported resolves and exports a source, and returns its entries as "type mode path content".
 func exported(t *testing.T, c *Client, s *remoteurl.Git, o Options) ([]string, error) {
 	t.Helper()
-	commit, err := c.Resolve(context.Background(), s, false)
+	commit, err := c.Resolve(context.Background(), s, Identity{})
 	if err != nil {
 		return nil, err
 	}
@@ -330,7 +330,7 @@ func TestEnvironment(t *testing.T) {
 		}
 		env := strings.Join(c.environment(call{source: s, authorization: auth, protocol: s.Scheme()}), "\n")
 		if !strings.Contains(env, "GIT_ALLOW_PROTOCOL="+s.Scheme()) || strings.Contains(env, "/agent") || !strings.Contains(env, "StrictHostKeyChecking=yes") ||
-			!strings.Contains(env, "IdentityAgent=none") {
+			!strings.Contains(env, "IdentityAgent=none -o IdentitiesOnly=yes") || !strings.Contains(env, "IdentityFile=none") {
 			t.Errorf("%s: environment\n%s", tt.address, env)
 		}
 		if auth != "" && !strings.Contains(env, "=http."+s.Scheme()+"://"+s.Host()+"/.extraHeader") {
@@ -338,15 +338,19 @@ func TestEnvironment(t *testing.T) {
 		}
 	}
 	s, _ := remoteurl.ParseGit("git@h:r")
-	if env := c.environment(call{source: s, agent: true}); !slices.Contains(env, "SSH_AUTH_SOCK=/agent") {
+	if env := c.environment(call{source: s, identity: Identity{User: true}}); !slices.Contains(env, "SSH_AUTH_SOCK=/agent") {
 		t.Error("a context's repository has no agent")
+	}
+	env := c.environment(call{source: s, identity: Identity{Socket: "/lent"}})
+	if all := strings.Join(env, "\n"); !slices.Contains(env, "SSH_AUTH_SOCK=/lent") || strings.Contains(all, "IdentityAgent=none") || !strings.Contains(all, "IdentityFile=none") {
+		t.Errorf("the agent of a build: %q", env)
 	}
 }
 
 func TestMissing(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	s, _ := remoteurl.ParseGit("https://h/r.git")
-	_, err := newClient(t).Resolve(context.Background(), s, false)
+	_, err := newClient(t).Resolve(context.Background(), s, Identity{})
 	if m := (*MissingError)(nil); !errors.As(err, &m) || !strings.Contains(err.Error(), "install the package git") {
 		t.Errorf("got %v", err)
 	}
@@ -372,7 +376,7 @@ func TestTogether(t *testing.T) {
 	time.AfterFunc(200*time.Millisecond, cancel)
 	s, _ := remoteurl.ParseGit(hang.URL + "/r.git")
 	start := time.Now()
-	if _, err := c.Resolve(ctx, s, false); !errors.Is(err, context.Canceled) || time.Since(start) > 5*time.Second {
+	if _, err := c.Resolve(ctx, s, Identity{}); !errors.Is(err, context.Canceled) || time.Since(start) > 5*time.Second {
 		t.Errorf("stopped after %s: %v", time.Since(start), err)
 	}
 }

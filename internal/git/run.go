@@ -119,9 +119,8 @@ type call struct {
 	// authorization is the value of the header of that name, for http; "" for none.
 	authorization string
 	// local is for git that works on a mirror alone.
-	local bool
-	// agent says that the user's own ssh agent and keys may be used.
-	agent bool
+	local    bool
+	identity Identity
 	// protocol is the only one that git may use; "" for the source's.
 	protocol string
 	stdout   io.Writer
@@ -151,10 +150,18 @@ func (c *Client) environment(k call) []string {
 	}
 	ssh := fmt.Sprintf("ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=yes -o UpdateHostKeys=no -o ClearAllForwardings=yes "+
 		"-o ConnectTimeout=%d -o ServerAliveInterval=10 -o ServerAliveCountMax=3", connectTimeout)
-	if agent := os.Getenv("SSH_AUTH_SOCK"); k.agent && agent != "" {
+	agent := k.identity.Socket
+	if agent == "" && k.identity.User {
+		agent = os.Getenv("SSH_AUTH_SOCK")
+	}
+	if agent != "" {
 		env = append(env, "SSH_AUTH_SOCK="+agent)
-	} else if !k.agent {
-		ssh += " -o IdentityAgent=none -o IdentitiesOnly=yes -o IdentityFile=none"
+	}
+	if !k.identity.User {
+		ssh += " -o IdentityFile=none"
+		if agent == "" {
+			ssh += " -o IdentityAgent=none -o IdentitiesOnly=yes"
+		}
 	}
 	env = append(env, "GIT_SSH_COMMAND="+ssh, "GIT_SSH_VARIANT=ssh")
 	if k.authorization != "" {

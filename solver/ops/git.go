@@ -21,7 +21,7 @@ type resolving struct {
 }
 
 // gitCommit returns what a ref is in this build: it is looked up once, so that every step has the same commit.
-func (r *Runner) gitCommit(ctx context.Context, s *remoteurl.Git, agent bool) (git.Commit, error) {
+func (r *Runner) gitCommit(ctx context.Context, s *remoteurl.Git, who git.Identity) (git.Commit, error) {
 	key := s.Remote + " " + s.Ref + " " + s.Checksum + " " + strconv.FormatBool(s.FetchByCommit)
 	r.mu.Lock()
 	found := r.commits[key]
@@ -30,15 +30,36 @@ func (r *Runner) gitCommit(ctx context.Context, s *remoteurl.Git, agent bool) (g
 		r.commits[key] = found
 	}
 	r.mu.Unlock()
-	found.once.Do(func() { found.commit, found.err = r.git.Resolve(ctx, s, agent) })
+	found.once.Do(func() { found.commit, found.err = r.git.Resolve(ctx, s, who) })
 	return found.commit, found.err
+}
+
+// gitIdentity returns how ssh proves to a repository who the user is: by the agent that the build was given as "default", and
+// for a context, which the user named, by the user's own agent and keys. The agent can be used until it is given back.
+func (r *Runner) gitIdentity(ctx context.Context, op llb.Git) (who git.Identity, giveBack func(), err error) {
+	who.User = op.Context
+	agent := r.Agents["default"]
+	if agent == nil {
+		return who, func() {}, nil
+	}
+	socket, err := agent.Lend(ctx, r.Tmp)
+	if err != nil {
+		return who, nil, err
+	}
+	who.Socket = socket.Path()
+	return who, socket.Close, nil
 }
 
 // planGit plans the fetching of a commit. The key is the commit, and what is taken of it; where it comes from has no part in
 // it, but for a .git directory, which says so.
 func (r *Runner) planGit(ctx context.Context, v *llb.Vertex, op llb.Git) (solver.Step, error) {
 	s := &remoteurl.Git{Remote: op.Remote, User: op.User, Ref: op.Ref, Subdir: op.Subdir, Checksum: op.Checksum, FetchByCommit: op.FetchByCommit}
-	commit, err := r.gitCommit(ctx, s, op.Context)
+	who, giveBack, err := r.gitIdentity(ctx, op)
+	if err != nil {
+		return solver.Step{}, err
+	}
+	defer giveBack()
+	commit, err := r.gitCommit(ctx, s, who)
 	if err != nil {
 		return solver.Step{}, err
 	}
@@ -51,7 +72,12 @@ func (r *Runner) planGit(ctx context.Context, v *llb.Vertex, op llb.Git) (solver
 	return solver.Step{
 		Inputs: inputs,
 		Run: func(ctx context.Context, job solver.Job) (solver.Layer, error) {
-			o := git.Options{KeepGitDir: op.KeepGitDir, SkipSubmodules: op.SkipSubmodules, Agent: op.Context, Log: job.Stderr}
+			who, giveBack, err := r.gitIdentity(ctx, op)
+			if err != nil {
+				return solver.Layer{}, err
+			}
+			defer giveBack()
+			o := git.Options{KeepGitDir: op.KeepGitDir, SkipSubmodules: op.SkipSubmodules, Identity: who, Log: job.Stderr}
 			return r.fill(func(put func(layer.Entry, io.Reader) error) error { return r.git.Export(ctx, s, commit, o, put) })
 		},
 	}, nil

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
@@ -45,8 +46,8 @@ type Config struct {
 	Snapshots *snapshot.Store
 	Images    Images
 	Secrets   Secrets
-	// Agents are the sockets of ssh agents by id.
-	Agents map[string]string
+	// Agents are ssh agents by id.
+	Agents map[string]*sshagent.Agent
 	// Local are the trees of llb.Local by their names: directories of the client, or what took the place of one.
 	Local map[string]layer.Tree
 	// Root is kiln's root directory, for cache mounts and locks.

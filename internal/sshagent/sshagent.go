@@ -1,0 +1,203 @@
+// Package sshagent lends out ssh agents: it makes sockets behind which is the user's agent, or one of kiln's own that holds
+// keys from files. Who has such a socket can list keys and have things signed, and nothing else, and until it is closed. See
+// draft-ietf-sshm-ssh-agent.
+package sshagent
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/agent"
+)
+
+// maxKey bounds the file of a key, in bytes, as BuildKit does.
+const maxKey = 100 << 10
+
+// Agent is an agent that can be lent out.
+type Agent struct {
+	socket string      // of the user's agent; "" for one of kiln's own
+	keys   agent.Agent // what kiln's own holds
+}
+
+// Open returns the agent whose socket is at the one path, or an agent that holds the private keys in the files at paths.
+func Open(paths ...string) (*Agent, error) {
+	a := &Agent{}
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, err
+		}
+		switch kind := info.Mode().Type(); {
+		case kind == os.ModeSocket && len(paths) == 1:
+			return &Agent{socket: path}, nil
+		case kind == os.ModeSocket:
+			return nil, fmt.Errorf("%s is the socket of an agent, which cannot be given together with other files", path)
+		case kind != 0:
+			return nil, fmt.Errorf("%s is neither the socket of an agent nor the file of a key", path)
+		}
+		if a.keys == nil {
+			a.keys = agent.NewKeyring()
+		}
+		if err := a.addKey(path, info.Size()); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
+func (a *Agent) addKey(path string, size int64) error {
+	if size > maxKey {
+		return fmt.Errorf("%s is no private key: it has %d bytes", path, size)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	key, err := ssh.ParseRawPrivateKey(text)
+	if locked := (*ssh.PassphraseMissingError)(nil); errors.As(err, &locked) {
+		return fmt.Errorf("the key %s has a passphrase: give it to an agent with ssh-add, and that agent to the build", path)
+	}
+	if err == nil {
+		err = a.keys.Add(agent.AddedKey{PrivateKey: key, Comment: path})
+	}
+	if err != nil {
+		return fmt.Errorf("read the private key %s: %w", path, err)
+	}
+	return nil
+}
+
+// dial returns a connection to the agent.
+func (a *Agent) dial(ctx context.Context) (net.Conn, error) {
+	if a.keys == nil {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", a.socket)
+	}
+	client, server := net.Pipe()
+	go func() {
+		defer server.Close()
+		_ = agent.ServeAgent(a.keys, server) // it ends with the connection
+	}()
+	return client, nil
+}
+
+// Name is the name of a socket in its directory.
+const Name = "agent"
+
+// Socket is a socket behind which is an agent.
+type Socket struct {
+	// Dir is the directory, made for it, that the socket is in; opened with O_PATH.
+	Dir *os.File
+
+	name     string
+	listener net.Listener
+	cancel   context.CancelFunc
+}
+
+// Lend makes a socket in a new directory below tmp. It works until it is closed or ctx is done.
+func (a *Agent) Lend(ctx context.Context, tmp string) (s *Socket, err error) {
+	s = &Socket{}
+	if s.name, err = os.MkdirTemp(tmp, "ssh-"); err != nil {
+		return nil, err
+	}
+	if s.Dir, err = os.Open(s.name); err != nil {
+		os.RemoveAll(s.name)
+		return nil, err
+	}
+	if s.listener, err = net.Listen("unix", s.Path()); err != nil {
+		s.Dir.Close()
+		os.RemoveAll(s.name)
+		return nil, err
+	}
+	ctx, s.cancel = context.WithCancel(ctx)
+	go a.serve(ctx, s.listener)
+	return s, nil
+}
+
+// Path returns a path of the socket that processes of the same user can use. The name of a socket has at most 107 bytes, and
+// that of the directory may be longer.
+func (s *Socket) Path() string {
+	return fmt.Sprintf("/proc/%d/fd/%d/%s", os.Getpid(), s.Dir.Fd(), Name)
+}
+
+// Close ends all connections and removes the socket and its directory.
+func (s *Socket) Close() {
+	s.cancel()
+	s.listener.Close()
+	s.Dir.Close()
+	os.RemoveAll(s.name)
+}
+
+// serve gives each connection of l one of its own to the agent, until l is closed or ctx is done.
+func (a *Agent) serve(ctx context.Context, l net.Listener) {
+	for {
+		client, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer client.Close()
+			agent, err := a.dial(ctx)
+			if err != nil {
+				return
+			}
+			defer agent.Close()
+			stop := context.AfterFunc(ctx, func() {
+				client.Close()
+				agent.Close()
+			})
+			defer stop()
+			for forward(client, agent) == nil {
+			}
+		}()
+	}
+}
+
+// Messages of the agent protocol.
+const (
+	agentFailure           = 5
+	agentRequestIdentities = 11
+	agentSignRequest       = 13
+	// maxMessage bounds a message in bytes, as OpenSSH does.
+	maxMessage = 256 << 10
+)
+
+// forward passes one request on, and its answer back. What is neither a list of keys nor a signature is refused, without the
+// agent hearing of it.
+func forward(client, agent io.ReadWriter) error {
+	request, err := readMessage(client)
+	if err != nil {
+		return err
+	}
+	answer := []byte{0, 0, 0, 1, agentFailure}
+	if kind := request[4]; kind == agentRequestIdentities || kind == agentSignRequest {
+		if _, err := agent.Write(request); err != nil {
+			return err
+		}
+		if answer, err = readMessage(agent); err != nil {
+			return err
+		}
+	}
+	_, err = client.Write(answer)
+	return err
+}
+
+// readMessage reads a message with its length, which is at least one byte.
+func readMessage(r io.Reader) ([]byte, error) {
+	head := make([]byte, 4)
+	if _, err := io.ReadFull(r, head); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint32(head)
+	if n == 0 || n > maxMessage {
+		return nil, fmt.Errorf("an ssh agent message of %d bytes", n)
+	}
+	message := append(head, make([]byte, n)...)
+	_, err := io.ReadFull(r, message[4:])
+	return message, err
+}
