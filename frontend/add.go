@@ -53,16 +53,22 @@ func (b *builder) add(s *stage, c *instructions.AddCommand, lint *linter.Linter)
 
 // addHTTP returns the vertex of a file from a URL, and what ADD takes of it. It is unpacked only if that is asked for.
 func (b *builder) addHTTP(s *stage, c *instructions.AddCommand, src string) (*llb.Vertex, llb.CopySource, error) {
-	if c.Checksum != "" && !digestPattern().MatchString(c.Checksum) {
-		return nil, llb.CopySource{}, fmt.Errorf("--checksum=%s: it has to be sha256:, sha384: or sha512: and the digits of that digest", c.Checksum)
-	}
-	op, err := httpOp(src, urlFilename(src))
+	op, err := httpSource(c, src)
 	if err != nil {
 		return nil, llb.CopySource{}, err
 	}
-	op.Checksum = c.Checksum
 	v := b.graph.Add(op, b.meta(s, "[internal] download "+remoteurl.Shown(op.URL), c.Location()), b.scratch())
 	return v, llb.CopySource{Path: escapeWildcards("/" + op.Filename), Unpack: c.Unpack != nil && *c.Unpack}, nil
+}
+
+// httpSource returns the op that fetches a file from a URL.
+func httpSource(c *instructions.AddCommand, src string) (llb.HTTP, error) {
+	if c.Checksum != "" && !digestPattern().MatchString(c.Checksum) {
+		return llb.HTTP{}, fmt.Errorf("--checksum=%s: it has to be sha256:, sha384: or sha512: and the digits of that digest", c.Checksum)
+	}
+	op, err := httpOp(src, urlFilename(src))
+	op.Checksum = c.Checksum
+	return op, err
 }
 
 func httpOp(address, filename string) (llb.HTTP, error) {
@@ -91,6 +97,16 @@ func urlFilename(src string) string {
 
 // addGit returns the vertex of a repository, and what ADD takes of it: everything.
 func (b *builder) addGit(s *stage, c *instructions.AddCommand, src string) (*llb.Vertex, llb.CopySource, error) {
+	op, err := gitSource(c, src)
+	if err != nil {
+		return nil, llb.CopySource{}, err
+	}
+	v := b.graph.Add(op, b.meta(s, "[internal] load git source "+gitName(op), c.Location()), b.scratch())
+	return v, llb.CopySource{Path: "/"}, nil
+}
+
+// gitSource returns the op that fetches a repository.
+func gitSource(c *instructions.AddCommand, src string) (llb.Git, error) {
 	source, err := remoteurl.ParseGit(src)
 	if err == nil && c.Checksum != "" {
 		err = source.SetChecksum(c.Checksum)
@@ -102,11 +118,9 @@ func (b *builder) addGit(s *stage, c *instructions.AddCommand, src string) (*llb
 		source.KeepGitDir = c.KeepGitDir
 	}
 	if err != nil {
-		return nil, llb.CopySource{}, err
+		return llb.Git{}, err
 	}
-	op := gitOp(source)
-	v := b.graph.Add(op, b.meta(s, "[internal] load git source "+gitName(op), c.Location()), b.scratch())
-	return v, llb.CopySource{Path: "/"}, nil
+	return gitOp(source), nil
 }
 
 func gitOp(s *remoteurl.Git) llb.Git {

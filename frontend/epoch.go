@@ -1,16 +1,26 @@
 package frontend
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
 
+	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
 
 const epochArg = "SOURCE_DATE_EPOCH"
+
+// SourceTime returns the time of what op fetches, an llb.Git or llb.HTTP, or of the build context if op is nil: that of the
+// commit, or when the file was modified, or else the newest file in it if it is an archive. It is zero for what has no time,
+// as a directory.
+type SourceTime func(ctx context.Context, op llb.Op) (time.Time, error)
 
 // setEpoch reads SOURCE_DATE_EPOCH, from the build arguments or else from an ARG above the first FROM.
 func (b *builder) setEpoch(df *parser.Dockerfile) error {
@@ -33,19 +43,120 @@ func (b *builder) setEpoch(df *parser.Dockerfile) error {
 		b.epoch = &n
 		return nil
 	}
-	// The names of sources: a directory has no time of its own.
-	isStage := false
-	for _, s := range df.Stages {
-		isStage = isStage || s.Name != "" && strings.EqualFold(s.Name, value)
+	op, ok, err := b.epochSource(df, value, at)
+	if err != nil || !ok {
+		return err
 	}
-	_, isContext := b.opts.NamedContexts[value]
-	switch {
-	case value == "context" || isContext:
-		b.global = b.global.without(epochArg)
-		delete(b.buildArgs, epochArg)
+	var made time.Time
+	if b.opts.SourceTime != nil {
+		if made, err = b.opts.SourceTime(b.ctx, op); err != nil {
+			return b.at(fmt.Errorf("read the time of %s for %s: %w", value, epochArg, err), at)
+		}
+	}
+	if made.IsZero() {
+		b.unsetEpoch()
 		return nil
-	case isStage:
-		return b.at(unsupported("%s from the stage %s", epochArg, value), at)
 	}
-	return b.at(fmt.Errorf("invalid %s %q: it has to be a number of seconds since 1970", epochArg, value), at)
+	seconds := made.Unix()
+	b.epoch = &seconds
+	if text := strconv.FormatInt(seconds, 10); given {
+		b.buildArgs[epochArg] = text
+	} else {
+		b.global = b.global.with(epochArg, text)
+	}
+	return nil
+}
+
+func (b *builder) unsetEpoch() {
+	b.global = b.global.without(epochArg)
+	delete(b.buildArgs, epochArg)
+}
+
+// epochSource returns the op whose time SOURCE_DATE_EPOCH=value asks for, nil for the build context. It is false, and the
+// variable is not set any more, for a context that cannot have a time.
+func (b *builder) epochSource(df *parser.Dockerfile, value string, at []moby.Range) (op llb.Op, ok bool, err error) {
+	if value == "context" {
+		return nil, true, nil
+	}
+	named, err := b.namedContext(value, b.target)
+	if err != nil {
+		return nil, false, b.at(err, at)
+	}
+	if named != nil {
+		if named.remote == nil {
+			b.unsetEpoch()
+		}
+		return named.remote, named.remote != nil, nil
+	}
+	for i := range df.Stages {
+		if s := &df.Stages[i]; s.Name != "" && strings.EqualFold(s.Name, value) {
+			op, where, err := b.epochStage(s)
+			return op, true, b.at(err, where)
+		}
+	}
+	return nil, false, b.at(fmt.Errorf("invalid %s %q: it has to be a number of seconds since 1970, \"context\", or the name of a context or stage", epochArg, value), at)
+}
+
+// epochStage returns what the stage that SOURCE_DATE_EPOCH names fetches, or an error and its place.
+func (b *builder) epochStage(s *instructions.Stage) (op llb.Op, at []moby.Range, err error) {
+	env := b.global.without(epochArg)
+	at = s.Location
+	base, err := b.lex.ProcessWordWithMatches(s.BaseName, env)
+	if err != nil {
+		return nil, at, err
+	}
+	if base.Result != "scratch" {
+		return nil, at, fmt.Errorf("the stage that %s names has to be FROM scratch", epochArg)
+	}
+	for _, c := range s.Commands {
+		at = c.Location()
+		switch c := c.(type) {
+		case *instructions.ArgCommand:
+			for _, a := range c.Args {
+				if v, ok := b.buildArgs[a.Key]; ok && a.Key != epochArg {
+					env = env.with(a.Key, v)
+				} else if a.Value != nil {
+					v, _, err := b.lex.ProcessWord(*a.Value, env)
+					if err != nil {
+						return nil, at, err
+					}
+					env = env.with(a.Key, v)
+				}
+			}
+		case *instructions.AddCommand:
+			if op != nil || len(c.SourceContents) > 0 || len(c.SourcePaths) != 1 {
+				return nil, at, errOneAdd
+			}
+			if op, err = b.epochAdd(c, env); err != nil {
+				return nil, at, err
+			}
+		default:
+			return nil, at, errOneAdd
+		}
+	}
+	if op == nil {
+		return nil, s.Location, errOneAdd
+	}
+	return op, nil, nil
+}
+
+var errOneAdd = errors.New("the stage that " + epochArg + " names has to consist of ARGs and one ADD of one URL or git repository")
+
+// epochAdd returns what an ADD fetches.
+func (b *builder) epochAdd(c *instructions.AddCommand, env environ) (llb.Op, error) {
+	src, _, err := b.lex.ProcessWord(c.SourcePaths[0], env)
+	if err != nil {
+		return nil, err
+	}
+	add := *c
+	if add.Checksum, _, err = b.lex.ProcessWord(c.Checksum, env); err != nil {
+		return nil, err
+	}
+	switch {
+	case isGit(src):
+		return gitSource(&add, src)
+	case isHTTP(src):
+		return httpSource(&add, src)
+	}
+	return nil, errOneAdd
 }

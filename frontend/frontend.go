@@ -35,6 +35,8 @@ type Options struct {
 	// NamedContexts are the values of --build-context by name: a directory, "docker-image://REF", "oci-layout://DIR[:TAG|@DIGEST]",
 	// or the address of a git repository or of a file. A directory becomes an llb.Local with the name of its key.
 	NamedContexts map[string]string
+	// SourceTime resolves a SOURCE_DATE_EPOCH that names a source; with nil no source has a time.
+	SourceTime SourceTime
 	// Network is that of the RUNs without a --network of their own; "" is llb.NetworkDefault.
 	Network    llb.Network
 	ExtraHosts []llb.ExtraHost

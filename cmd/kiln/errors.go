@@ -78,8 +78,9 @@ func exitStatus(err error) int {
 	if _, ok := errors.AsType[*internalError](err); ok {
 		return exitInternal
 	}
-	// A Dockerfile is not at fault for a step that fails, or for a registry that does not give an image.
-	if _, ok := errors.AsType[*parser.Error](err); ok && !errors.As(err, new(*solver.VertexError)) && !errors.As(err, new(*registry.Error)) {
+	// A Dockerfile is not at fault for a step that fails, or for a server that does not give an image or a source.
+	if _, ok := errors.AsType[*parser.Error](err); ok && !errors.As(err, new(*solver.VertexError)) && !errors.As(err, new(*registry.Error)) &&
+		!errors.As(err, new(*builder.SourceError)) {
 		return exitUsage
 	}
 	return exitFailed

@@ -90,6 +90,10 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 		NoCache: o.NoCache, NoCacheFilter: o.NoCacheFilter, NamedContexts: o.BuildContexts, Network: o.Network, ExtraHosts: o.ExtraHosts,
 		Ulimits: o.Ulimits, ShmSize: o.ShmSize, CgroupParent: o.CgroupParent, Allow: o.Allow, Ignore: locals.ignore, AllStages: o.Check,
 	}
+	if !o.Check && o.Describe == "" {
+		// Nothing is fetched to look at a Dockerfile.
+		options.SourceTime = r.sourceTime(o)
+	}
 	switch o.Describe {
 	case "outline":
 		res.Outline, err = frontend.DescribeTarget(ctx, res.Dockerfile, options, bases)

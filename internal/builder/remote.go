@@ -9,6 +9,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -85,11 +86,10 @@ func (r *remote) source(ctx context.Context, o Options) (tree layer.Tree, docker
 	case o.ContextDir == stdin:
 		return r.stdin(ctx, o.Stdin)
 	case remoteurl.IsGitContext(o.ContextDir):
-		s, err := remoteurl.ParseGitContext(o.ContextDir)
+		op, err := gitContext(o)
 		if err != nil {
-			return nil, nil, &InputError{err}
+			return nil, nil, err
 		}
-		op := frontend.GitContext(s)
 		if keep, err := strconv.ParseBool(o.BuildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]); err == nil && keep {
 			op.KeepGitDir = true
 		}
@@ -99,6 +99,54 @@ func (r *remote) source(ctx context.Context, o Options) (tree layer.Tree, docker
 		return r.http(ctx, o.ContextDir)
 	}
 }
+
+// gitContext returns the op that fetches the repository that is the build context.
+func gitContext(o Options) (llb.Git, error) {
+	s, err := remoteurl.ParseGitContext(o.ContextDir)
+	if err != nil {
+		return llb.Git{}, &InputError{err}
+	}
+	return frontend.GitContext(s), nil
+}
+
+// sourceTime returns frontend.Options.SourceTime: directories and standard input have no time.
+func (r *remote) sourceTime(o Options) frontend.SourceTime {
+	return func(ctx context.Context, op llb.Op) (time.Time, error) {
+		if op == nil {
+			switch {
+			case o.ContextDir == stdin:
+				return time.Time{}, nil
+			case remoteurl.IsGitContext(o.ContextDir):
+				git, err := gitContext(o)
+				if err != nil {
+					return time.Time{}, err
+				}
+				op = git
+			case remoteurl.IsHTTP(o.ContextDir):
+				h, err := remoteurl.ParseHTTP(o.ContextDir)
+				if err != nil {
+					return time.Time{}, &InputError{err}
+				}
+				op = llb.HTTP{URL: h.URL, User: h.User}
+			default:
+				return time.Time{}, nil
+			}
+		}
+		made, err := r.runner.SourceTime(ctx, op)
+		if err != nil {
+			return made, &SourceError{err}
+		}
+		return made, nil
+	}
+}
+
+// SourceError is a repository or server that did not say what SOURCE_DATE_EPOCH asks for.
+type SourceError struct{ Err error }
+
+func (e *SourceError) Error() string { return e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *SourceError) Unwrap() error { return e.Err }
 
 // contextFile is the name of the one file that a context from http or standard input is at first.
 const contextFile = "context"

@@ -71,6 +71,36 @@ func (c *Client) Export(ctx context.Context, s *remoteurl.Git, commit Commit, o 
 	return nil
 }
 
+// Time returns when a commit was made.
+func (c *Client) Time(ctx context.Context, s *remoteurl.Git, commit Commit, who Identity) (time.Time, error) {
+	m, err := c.fetch(ctx, s, commit, options{identity: who, anyHost: true})
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer m.close()
+	_, made, err := committed(s, commit, func(args ...string) (string, error) {
+		return c.output(ctx, call{source: s, local: true, doing: "read " + short(commit) + " of", args: m.git(args...)})
+	})
+	return made, err
+}
+
+// committed returns the hash of a commit and when it was made, as git says.
+func committed(s *remoteurl.Git, commit Commit, git func(args ...string) (string, error)) (id string, made time.Time, err error) {
+	out, err := git("rev-parse", "--verify", "--end-of-options", commit.Object+"^{commit}")
+	if err != nil {
+		return "", made, err
+	}
+	id = strings.TrimSpace(out)
+	if out, err = git("show", "-s", "--format=%ct", "--end-of-options", id); err != nil {
+		return "", made, err
+	}
+	seconds, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	if err != nil {
+		return "", made, fmt.Errorf("read the time of commit %s of %s: %w", id, s.Remote, err)
+	}
+	return id, time.Unix(seconds, 0), nil
+}
+
 // commit puts the tree of a commit, or of its directory subdir, at the path at.
 func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, depth int) error {
 	m, err := x.c.fetch(x.ctx, s, commit, options{identity: x.o.Identity, anyHost: s.Host() == x.host})
@@ -81,19 +111,10 @@ func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, dept
 	say := func(args ...string) (string, error) {
 		return x.c.output(x.ctx, call{source: s, local: true, doing: "read " + short(commit) + " of", args: m.git(args...)})
 	}
-	out, err := say("rev-parse", "--verify", "--end-of-options", commit.Object+"^{commit}")
+	id, made, err := committed(s, commit, say)
 	if err != nil {
 		return err
 	}
-	id := strings.TrimSpace(out)
-	if out, err = say("show", "-s", "--format=%ct", "--end-of-options", id); err != nil {
-		return err
-	}
-	seconds, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
-	if err != nil {
-		return fmt.Errorf("read the time of commit %s of %s: %w", id, s.Remote, err)
-	}
-	made := time.Unix(seconds, 0)
 	if subdir != "" {
 		// Git follows no symbolic link of the commit here.
 		if kind, err := say("cat-file", "-t", id+":"+subdir); err != nil || strings.TrimSpace(kind) != "tree" {

@@ -50,10 +50,14 @@ func (r *Runner) gitIdentity(ctx context.Context, op llb.Git) (who git.Identity,
 	return who, socket.Close, nil
 }
 
+func gitSource(op llb.Git) *remoteurl.Git {
+	return &remoteurl.Git{Remote: op.Remote, User: op.User, Ref: op.Ref, Subdir: op.Subdir, Checksum: op.Checksum, FetchByCommit: op.FetchByCommit}
+}
+
 // planGit plans the fetching of a commit. The key is the commit, and what is taken of it; where it comes from has no part in
 // it, but for a .git directory, which says so.
 func (r *Runner) planGit(ctx context.Context, v *llb.Vertex, op llb.Git) (solver.Step, error) {
-	s := &remoteurl.Git{Remote: op.Remote, User: op.User, Ref: op.Ref, Subdir: op.Subdir, Checksum: op.Checksum, FetchByCommit: op.FetchByCommit}
+	s := gitSource(op)
 	who, giveBack, err := r.gitIdentity(ctx, op)
 	if err != nil {
 		return solver.Step{}, err
