@@ -127,7 +127,7 @@ func New(patterns []string) (*Matcher, error) {
 		if p[0] == '!' {
 			p = `\` + p
 		}
-		pm, err := patternmatcher.New([]string{p})
+		pm, err := patternmatcher.New([]string{literal(p)})
 		if err == nil {
 			// A pattern is compiled where it is first tried.
 			_, _, err = pm.MatchesUsingParentResults("x", patternmatcher.MatchInfo{})
@@ -247,6 +247,28 @@ func (p *pattern) match(name string, parents bool) bool {
 		}
 	}
 	return false
+}
+
+// literal returns a pattern in which the characters that patternmatcher would leave to the regular expression, where they
+// mean something that patterns do not have, stand for themselves.
+func literal(p string) string {
+	var b strings.Builder
+	class := false
+	for i := 0; i < len(p); i++ {
+		switch c := p[i]; {
+		case c == '\\' && i+1 < len(p):
+			b.WriteByte(c)
+			i++
+		case c == '[':
+			class = true
+		case c == ']':
+			class = false
+		case !class && strings.IndexByte("|{}^", c) >= 0:
+			b.WriteByte('\\')
+		}
+		b.WriteByte(p[i])
+	}
+	return b.String()
 }
 
 // simple says whether a pattern has but plain characters, "*", "?" and elements that are "**". Others are left to

@@ -7,8 +7,10 @@ import (
 	"path"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/moby/patternmatcher"
+	"github.com/moby/patternmatcher/ignorefile"
 )
 
 func TestIgnored(t *testing.T) {
@@ -38,6 +40,9 @@ func TestIgnored(t *testing.T) {
 		{"*\n!!a\n", "a", "!a"},
 		{"ä ö", "ä ö", "ä"},
 		{"A", "A", "a"},
+		{"*|", "a| |", "a"},
+		{"?^{2}", "a^{2}", "a^^ aa"},
+		{"[a|b]|c", "a|c ||c", "a c"},
 	} {
 		m, err := Parse(strings.NewReader(tt.patterns))
 		if err != nil {
@@ -146,9 +151,67 @@ func TestAsPatternMatcher(t *testing.T) {
 	}
 }
 
+// FuzzParse compares the whole of a .dockerignore with moby's packages that read and match one.
+func FuzzParse(f *testing.F) {
+	for _, text := range []string{
+		"*.o\n!keep.o\n", "# a\n\n/x/\n", "**/*.md\nREADME*\n!README.md", "a/b/../c\n", "[a-c]?\n\\*\n", "!!a\n!\n", "\xef\xbb\xbfa\r\n", "**\n!**/a/**/b", "a**b\n***", "[^a]b", "[]a]", "a//b", ". \n..", "(a|b)+.\n{a}^$",
+	} {
+		f.Add(text, "a/b/c")
+		f.Add(text, "README.md")
+	}
+	f.Fuzz(func(t *testing.T, text, name string) {
+		if !utf8.ValidString(text + name) {
+			return // patternmatcher takes all bytes that are no UTF-8 for one character
+		}
+		name = strings.Trim(path.Clean("/"+name), "/")
+		patterns, err := ignorefile.ReadAll(strings.NewReader(text))
+		m, ourErr := Parse(strings.NewReader(text))
+		if err != nil {
+			if ourErr == nil {
+				t.Errorf("Parse takes it, and ignorefile says %v", err)
+			}
+			return
+		}
+		if e, ok := errors.AsType[*Error](ourErr); ourErr != nil && (!ok || e.Line < 1 || e.Line > strings.Count(text, "\n")+1) {
+			t.Errorf("the error has no line: %v", ourErr)
+		}
+		tree := []string{"a", "a/b", "a/b/c", "x.o"}
+		for i := range name {
+			if name[i] == '/' {
+				tree = append(tree, name[:i])
+			}
+		}
+		if name != "" {
+			tree = append(tree, name)
+		}
+		for _, p := range tree {
+			if r, ok := m.Reason(p); ok && (r.Line < 1 || r.Line > strings.Count(text, "\n")+1) {
+				t.Errorf("%q is excluded by %+v", p, r)
+			}
+		}
+		compare(t, patterns, tree)
+	})
+}
+
 func compare(t *testing.T, patterns, tree []string) {
 	t.Helper()
-	theirs, err := patternmatcher.New(patterns)
+	var escaped []string
+	for _, p := range patterns {
+		escaped = append(escaped, literal(p))
+	}
+	theirs, err := patternmatcher.New(escaped)
+	if err == nil {
+		// It compiles a pattern when it is first tried.
+		for _, p := range theirs.Patterns() {
+			one, oneErr := patternmatcher.New([]string{strings.TrimPrefix(p.String(), "!")})
+			if oneErr == nil {
+				_, oneErr = one.MatchesOrParentMatches("x")
+			}
+			if err == nil {
+				err = oneErr
+			}
+		}
+	}
 	ours, ourErr := New(patterns)
 	if (err == nil) != (ourErr == nil) {
 		t.Fatalf("%q: %v, patternmatcher %v", patterns, ourErr, err)
