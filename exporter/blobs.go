@@ -176,14 +176,12 @@ func (b *Blobs) tar(ctx context.Context, id string, c Compression) (blob, error)
 		}
 		out, mediaType = z, t
 	}
-	// Headers and most files are small: they go through the hash and to the disk in blocks.
 	var to io.Writer = out
 	if c.Type != Uncompressed.Type {
 		to = io.MultiWriter(diffID, out)
 	}
-	buf := bufio.NewWriterSize(ctxWriter{ctx, to}, blockSize)
-	err = layer.WriteTar(buf, m.All(), tree.Open)
-	if err = errors.Join(err, buf.Flush(), out.Close()); err != nil {
+	err = behind(ctxWriter{ctx, to}, func(w io.Writer) error { return layer.WriteTar(w, m.All(), tree.Open) })
+	if err = errors.Join(err, out.Close()); err != nil {
 		return blob{}, err
 	}
 	desc, err := w.Commit("", -1)
@@ -195,6 +193,28 @@ func (b *Blobs) tar(ctx context.Context, id string, c Compression) (blob, error)
 		return blob{desc, desc.Digest}, nil
 	}
 	return blob{desc, digest.NewDigest(digest.SHA256, diffID)}, nil
+}
+
+// behind has f write to w by way of another goroutine: what f reads next is read while w hashes and writes. Headers and most
+// files are small, so they are gathered to blocks.
+func behind(w io.Writer, f func(io.Writer) error) error {
+	r, p := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		_, err := io.CopyBuffer(struct{ io.Writer }{w}, r, make([]byte, blockSize))
+		r.CloseWithError(err)
+		done <- err
+	}()
+	buf := bufio.NewWriterSize(p, blockSize)
+	err := f(buf)
+	if err == nil {
+		err = buf.Flush()
+	}
+	p.CloseWithError(err) // nil ends what is copied
+	if copied := <-done; err == nil {
+		err = copied
+	}
+	return err
 }
 
 // plainWriter is a compressor that does not compress.
