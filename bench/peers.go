@@ -191,8 +191,9 @@ func (b *buildkit) build(j job) (usage, error) {
 }
 
 type buildah struct {
-	e    *env
-	args []string
+	e       *env
+	args    []string
+	runtime string
 }
 
 func newBuildah(e *env) (peer, error) {
@@ -204,7 +205,12 @@ func newBuildah(e *env) (peer, error) {
 		return nil, err
 	}
 	dir := filepath.Join(e.tmp, "buildah")
-	return &buildah{e, []string{"buildah", "--root", dir, "--runroot", dir + "-run", "--storage-driver", "overlay"}}, nil
+	b := &buildah{e: e, args: []string{"buildah", "--root", dir, "--runroot", dir + "-run", "--storage-driver", "overlay"}}
+	// The other peers use runc too.
+	if path, err := exec.LookPath("runc"); err == nil {
+		b.runtime = "--runtime=" + path
+	}
+	return b, nil
 }
 
 func (b *buildah) name() string    { return "buildah" }
@@ -232,6 +238,9 @@ func (b *buildah) build(j job) (usage, error) {
 	return together(len(j.dockerfiles), func(i int) (usage, error) {
 		name := fmt.Sprintf("bench%d", i)
 		args := []string{"build", policy, "--tls-verify=false", "--layers", "--network=host", "-f", j.dockerfiles[i], "-t", name}
+		if b.runtime != "" {
+			args = append(args, b.runtime)
+		}
 		if j.noCache {
 			args = append(args, "--no-cache")
 		}

@@ -18,7 +18,6 @@ type result struct {
 	workload
 	floorName string
 	runs      map[string][]usage // of each peer
-	order     []string
 	failed    map[string]error
 }
 
@@ -27,9 +26,6 @@ func newResult(w workload, floorName string) *result {
 }
 
 func (r *result) add(name string, u usage) {
-	if len(r.runs[name]) == 0 && name != floorKey {
-		r.order = append(r.order, name)
-	}
 	r.runs[name] = append(r.runs[name], u)
 }
 
@@ -123,18 +119,19 @@ func (r *report) markdown() string {
 			if runs := res.runs["kiln"]; len(runs) > 0 {
 				_, kiln, _, _ = spread(runs)
 			}
-			for _, name := range res.order {
+			for _, name := range append([]string{"kiln"}, peerNames...) {
+				if err := res.failed[name]; err != nil {
+					fmt.Fprintf(&b, "| %s | %s | cannot: %s |\n", res.name, name, strings.ReplaceAll(lastLine(err), "|", "\\|"))
+				}
+				if len(res.runs[name]) == 0 {
+					continue
+				}
 				lo, mid, hi, most := spread(res.runs[name])
 				cpu := ""
 				if most.cpu > 0 {
 					cpu = seconds(most.cpu)
 				}
 				fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", res.name, name, seconds(lo), seconds(mid), seconds(hi), ratio(mid, kiln), megabytes(most.rss), cpu, megabytes(most.size))
-			}
-			for _, name := range append([]string{"kiln"}, peerNames...) {
-				if err := res.failed[name]; err != nil {
-					fmt.Fprintf(&b, "| %s | %s | failed: %s |\n", res.name, name, strings.ReplaceAll(lastLine(err), "|", "\\|"))
-				}
 			}
 		}
 		b.WriteString("\nkiln against what the machine needs for the work alone:\n\n")
