@@ -3,6 +3,9 @@ package layer
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -32,7 +35,7 @@ func sample() []*Entry {
 	return list
 }
 
-func write(t *testing.T, list []*Entry) string {
+func write(t testing.TB, list []*Entry) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "manifest")
 	w, err := NewWriter(name)
@@ -249,6 +252,51 @@ func FuzzFromHeader(f *testing.F) {
 			if e.Type != Symlink && (strings.HasPrefix(p, "/") || p == ".." || strings.HasPrefix(p, "../") || strings.Contains(p, "/../")) {
 				t.Errorf("%q leads out", p)
 			}
+		}
+	})
+}
+
+// FuzzOpenManifest gives a damaged file the checksum that it should have, so that the rest of what is checked has to stand alone.
+func FuzzOpenManifest(f *testing.F) {
+	good, err := os.ReadFile(write(f, sample()))
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, cut := range []int{0, 1, 8, 100} {
+		f.Add(good[:len(good)-cut])
+	}
+	footer := len(good) - footerSize
+	for _, numbers := range [][2]uint64{{^uint64(7), 1}, {0, 0}, {1 << 63, 1 << 60}, {uint64(len(good)), ^uint64(0)}} {
+		bad := slices.Clone(good)
+		binary.LittleEndian.PutUint64(bad[footer:], numbers[0])
+		binary.LittleEndian.PutUint64(bad[footer+8:], numbers[1])
+		f.Add(bad)
+	}
+	// A table that would begin before the file.
+	bad := make([]byte, len(magic)+footerSize)
+	copy(bad, magic)
+	n := uint64(len(bad) / 8)
+	binary.LittleEndian.PutUint64(bad[len(magic):], uint64(len(bad))-footerSize-8*n)
+	binary.LittleEndian.PutUint64(bad[len(magic)+8:], n)
+	f.Add(bad)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		name := filepath.Join(t.TempDir(), "manifest")
+		if end := len(data) - sha256.Size; end >= 0 {
+			sum := sha256.Sum256(data[:end])
+			data = append(slices.Clone(data[:end]), sum[:]...)
+		}
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m, err := OpenManifest(name)
+		if err != nil {
+			if !errors.Is(err, ErrDamaged) {
+				t.Errorf("the error is %v", err)
+			}
+			return
+		}
+		if m.Entries*8 != len(m.table) || m.Close() != nil {
+			t.Errorf("a table of %d bytes for %d entries", len(m.table), m.Entries)
 		}
 	})
 }

@@ -272,7 +272,7 @@ func parse(data []byte) (*Manifest, error) {
 	number := func(i int) uint64 { return binary.LittleEndian.Uint64(footer[8*i:]) }
 	m := &Manifest{data: data}
 	table, n := number(0), number(1)
-	if n > uint64(len(data))/8 || table+8*n+footerSize != uint64(len(data)) {
+	if n > uint64(len(data))/8 || table < uint64(len(magic)) || table > uint64(len(data)) || table+8*n+footerSize != uint64(len(data)) {
 		return nil, ErrDamaged
 	}
 	m.table = data[table : table+8*n]
