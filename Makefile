@@ -2,6 +2,8 @@
 SHELL       := /bin/bash
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 60s
+FUZZREST    ?= 30s
+FUZZLONG    := FuzzBuild|FuzzExpand|FuzzFlags|FuzzHeredoc|FuzzParse|FuzzUnpack
 
 # $(call need,PACKAGES) installs Debian packages unless they are all there.
 need = dpkg --status $(1) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1); }
@@ -12,7 +14,7 @@ help:
 	@echo "make demo          build an example, look at it, build it again"
 	@echo "make test          vet, staticcheck, and the tests of every package"
 	@echo "make e2e           real images from real package registries, about ten minutes"
-	@echo "make fuzz          every fuzz target for FUZZTIME ($(FUZZTIME))"
+	@echo "make fuzz          every fuzz target, for FUZZTIME ($(FUZZTIME)) or FUZZREST ($(FUZZREST))"
 	@echo "make bench         kiln beside the other builders of the machine, with BENCH as arguments; about half an hour"
 	@echo "make conformance   the cases of the directory CONFORM, built and compared"
 
@@ -34,17 +36,17 @@ lint:
 	go run $(STATICCHECK) -tags e2e ./e2e
 
 e2e: build
-	@$(call need,busybox-static docker-registry mmdebstrap qemu-user-static skopeo umoci)
+	@$(call need,busybox-static docker-registry mmdebstrap openssh-client qemu-user-static skopeo umoci)
 	KILN=$(CURDIR)/kiln go test -tags e2e -count=1 -timeout 25m -v ./e2e
 
-# go test takes one fuzz target of one package at a time.
+# go test takes one fuzz target of one package at a time; two run at once, each on one processor. Those that read what
+# users write in a Dockerfile and beside it run for FUZZTIME, the others for FUZZREST.
 fuzz:
-	@set -e; for file in $$(grep -rl --include='*_test.go' '^func Fuzz' . | sort); do \
-	    for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
-	        echo "go test $$(dirname $$file) -fuzz=^$$target\$$"; \
-	        go test $$(dirname $$file) -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME); \
-	    done; \
-	done
+	@grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's,/[^/]*:func , ,' | sort | xargs -P 2 -L 1 bash -c '\
+	    case $$1 in $(FUZZLONG)) time=$(FUZZTIME) ;; *) time=$(FUZZREST) ;; esac; \
+	    out=$$(go test $$0 -run="^$$" -fuzz="^$$1\$$" -fuzztime=$$time -fuzzminimizetime=1s -parallel=1 2>&1) || \
+	        { printf "%s\n" "$$out"; echo "$$0 $$1: FAILED"; exit 255; }; \
+	    printf "%s %s: %s\n" $$0 $$1 "$$(grep -E "^fuzz: elapsed.*execs" <<< "$$out" | tail -1)"'
 
 # BENCH are arguments of the program, such as -workload=edit or -growth: see bench/README.md.
 bench: build
