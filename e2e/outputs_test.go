@@ -136,11 +136,14 @@ func checkMetadata(t *testing.T, file, digest, config string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var m map[string]string
+	var m struct {
+		Digest string `json:"containerimage.digest"`
+		Config string `json:"containerimage.config.digest"`
+	}
 	if err := json.Unmarshal(data, &m); err != nil {
 		t.Fatal(err)
 	}
-	if m["containerimage.digest"] != digest || m["containerimage.config.digest"] != config {
+	if m.Digest != digest || m.Config != config {
 		t.Errorf("the metadata are %s, and should name %s and %s", data, digest, config)
 	}
 }

@@ -1,0 +1,5 @@
+package main
+
+import "example.org/shared"
+
+func main() { shared.Greet("api") }

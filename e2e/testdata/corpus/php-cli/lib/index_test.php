@@ -1,0 +1,1 @@
+<?php this is not PHP

@@ -1,0 +1,2 @@
+require 'counter'
+raise 'wrong' unless Counter.count('aab') == 'a=2 b=1'
