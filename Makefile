@@ -40,11 +40,13 @@ e2e: build
 	KILN=$(CURDIR)/kiln go test -tags e2e -count=1 -timeout 25m -v ./e2e
 
 # go test takes one fuzz target of one package at a time; two run at once, each on one processor. Those that read what
-# users write in a Dockerfile and beside it run for FUZZTIME, the others for FUZZREST.
+# users write in a Dockerfile and beside it run for FUZZTIME, the others for FUZZREST. A run whose time ends while go test
+# is busy with an input of its own may fail with nothing but "context deadline exceeded", which is no finding.
 fuzz:
 	@grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's,/[^/]*:func , ,' | sort | xargs -P 2 -L 1 bash -c '\
 	    case $$1 in $(FUZZLONG)) time=$(FUZZTIME) ;; *) time=$(FUZZREST) ;; esac; \
 	    out=$$(go test $$0 -run="^$$" -fuzz="^$$1\$$" -fuzztime=$$time -fuzzminimizetime=1s -parallel=1 2>&1) || \
+	        [[ $$out == *"--- FAIL: $$1 ("*"    context deadline exceeded"* && $$out != *"Failing input"* && $$out != *panic* ]] || \
 	        { printf "%s\n" "$$out"; echo "$$0 $$1: FAILED"; exit 255; }; \
 	    printf "%s %s: %s\n" $$0 $$1 "$$(grep -E "^fuzz: elapsed.*execs" <<< "$$out" | tail -1)"'
 
