@@ -37,6 +37,8 @@ type builder struct {
 	// declared are the names of the ARGs above the first FROM, with or without a value.
 	declared []string
 	epoch    *int64
+	// labs says that the Dockerfile asks for the labs channel of the language.
+	labs bool
 	// stages are those of the Dockerfile, in its order, and then the implicit ones.
 	stages []*stage
 	byName map[string]*stage
@@ -59,6 +61,8 @@ func (b *builder) build(dockerfile []byte) (*Image, error) {
 		return nil, err
 	}
 	b.buildArgs = maps.Clone(b.opts.BuildArgs)
+	image, _ := syntaxImage(dockerfile, b.opts)
+	b.labs = strings.HasSuffix(image, "-labs")
 	b.lex = shell.NewLex(df.Escape)
 	b.lintStages(df.Stages)
 	if err := b.setGlobalArgs(df); err != nil {
@@ -423,15 +427,21 @@ func (b *builder) expand(s *stage, c command, lint *linter.Linter) error {
 	return nil
 }
 
-// checkSyntax refuses a Dockerfile that asks for another frontend.
-func checkSyntax(dockerfile []byte, o *Options) error {
-	image, line := parser.Directive("syntax", dockerfile)
+// syntaxImage returns the image of the frontend that a Dockerfile asks for, without a digest, and the line.
+func syntaxImage(dockerfile []byte, o *Options) (image string, line int) {
+	image, line = parser.Directive("syntax", dockerfile)
 	if v, ok := o.BuildArgs["BUILDKIT_SYNTAX"]; ok {
 		image, line = v, 0
 	}
 	image, _, _ = strings.Cut(image, " ")
-	name, _, _ := strings.Cut(strings.TrimPrefix(image, "docker.io/"), "@")
-	repository, _ := splitTag(name)
+	image, _, _ = strings.Cut(image, "@")
+	return image, line
+}
+
+// checkSyntax refuses a Dockerfile that asks for another frontend.
+func checkSyntax(dockerfile []byte, o *Options) error {
+	image, line := syntaxImage(dockerfile, o)
+	repository, _ := splitTag(strings.TrimPrefix(image, "docker.io/"))
 	switch repository {
 	case "", "dockerfile.v0", "docker/dockerfile", "docker/dockerfile-upstream":
 		return nil

@@ -44,7 +44,7 @@ type Options struct {
 	// ShmSize is the size of /dev/shm in bytes; 0 for the default.
 	ShmSize      int64
 	CgroupParent string
-	// Allow are the entitlements that are granted: "network.host", "security.insecure". A Network of host grants the first.
+	// Allow are the entitlements that are granted: "network.host", "security.insecure", "device", "device=NAME". A Network of host grants the first.
 	Allow []string
 	// Ignore is the .dockerignore of the build context, for the check that warns of sources which it excludes; may be nil.
 	Ignore *ignore.Matcher

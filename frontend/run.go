@@ -17,9 +17,6 @@ import (
 
 // run lowers RUN.
 func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) error {
-	if len(instructions.GetDevices(c)) > 0 {
-		return unsupported("RUN --device")
-	}
 	inputs := []*llb.Vertex{s.root}
 	args, script, err := runArgs(s, c)
 	if err != nil {
@@ -42,6 +39,9 @@ func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) er
 		return err
 	}
 	if op.Security, err = b.security(c); err != nil {
+		return err
+	}
+	if op.Devices, err = b.devices(c); err != nil {
 		return err
 	}
 	if script != nil {
@@ -191,6 +191,21 @@ func (b *builder) security(c *instructions.RunCommand) (llb.Security, error) {
 		return "", notAllowed("RUN --security=insecure", "security.insecure")
 	}
 	return s, nil
+}
+
+// devices returns the devices of RUN. As in BuildKit they are for Dockerfiles that ask for the language's labs channel.
+func (b *builder) devices(c *instructions.RunCommand) ([]llb.Device, error) {
+	var devices []llb.Device
+	for _, d := range instructions.GetDevices(c) {
+		if !b.labs {
+			return nil, &parser.Error{Msg: "RUN --device is not in the stable Dockerfile language", Hint: "the first line \"# syntax=docker/dockerfile:1-labs\" allows it"}
+		}
+		if d.Name == "" {
+			return nil, errors.New("RUN --device has no name")
+		}
+		devices = append(devices, llb.Device{Name: d.Name, Required: d.Required})
+	}
+	return devices, nil
 }
 
 func notAllowed(what, entitlement string) error {

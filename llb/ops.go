@@ -70,6 +70,14 @@ const (
 	SharingLocked  Sharing = "locked"
 )
 
+// Device asks for a device of the machine.
+type Device struct {
+	// Name is a name of the Container Device Interface: "vendor.com/class=name", "vendor.com/class=*" or "vendor.com/class".
+	Name string
+	// Required makes it an error that there is no such device.
+	Required bool
+}
+
 // Mount is one RUN --mount, in the order of the instruction.
 type Mount struct {
 	Type MountType
@@ -131,8 +139,8 @@ type Exec struct {
 	// ShmSize is the size of /dev/shm in bytes; 0 for the default, 64 MiB.
 	ShmSize      int64
 	CgroupParent string
-	// Devices are CDI names of RUN --device.
-	Devices []string
+	// Devices are those of RUN --device.
+	Devices []Device
 	// Proxy holds the predefined proxy variables: they reach the process and nothing else, neither digest nor key.
 	Proxy []string `json:"-"`
 }

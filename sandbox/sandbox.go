@@ -43,6 +43,8 @@ type Spec struct {
 	User passwd.User
 	// Mounts are attached in their order, on top of what the sandbox itself mounts.
 	Mounts []Mount
+	// Devices are device nodes that the process may use, attached after the Mounts.
+	Devices []Mount
 	// Hostname is the host name, DefaultHostname if "".
 	Hostname string
 	// ExtraHosts are added to /etc/hosts.
@@ -185,7 +187,7 @@ func (s *Spec) check() error {
 			return fmt.Errorf("run with host %q: not a name and an address", h.Name+" "+h.IP)
 		}
 	}
-	for _, m := range s.Mounts {
+	for _, m := range slices.Concat(s.Mounts, s.Devices) {
 		if !path.IsAbs(m.Target) || strings.IndexByte(m.Target, 0) >= 0 {
 			return fmt.Errorf("mount at %q: not an absolute path", m.Target)
 		}
@@ -292,7 +294,7 @@ func (r *run) prepare() error {
 		r.tree.cover(at, nil)
 		p.etc = append(p.etc, f)
 	}
-	for _, m := range s.Mounts {
+	for _, m := range slices.Concat(s.Mounts, s.Devices) {
 		var st unix.Stat_t
 		if err := unix.Fstat(int(m.Source.Fd()), &st); err != nil {
 			return fmt.Errorf("mount at %s: %w", m.Target, err)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,7 +23,7 @@ type parts struct {
 	dev, pts, shm        *os.File // detached file systems
 	procAt, sysAt, devAt *os.File // mount points in the root
 	etc                  []*os.File
-	targets              []*os.File // of Spec.Mounts
+	targets              []*os.File // of Spec.Mounts and Spec.Devices
 	null, out, err       *os.File
 	kiln                 *os.File // kiln's pidfd
 }
@@ -253,8 +254,12 @@ func (r *run) planRoot(l *plan, p parts) {
 	for i, name := range []string{"hosts", "resolv.conf"} {
 		l.add("attach /etc/"+name, unix.SYS_MOVE_MOUNT, cloneReadOnly(name), "", fd(p.etc[i]), "", moveFromFd|moveToFd)
 	}
-	for i, m := range s.Mounts {
-		setattr("contain "+m.Target, m.Source, contained)
+	for i, m := range slices.Concat(s.Mounts, s.Devices) {
+		attr := contained
+		if i >= len(s.Mounts) {
+			attr = private
+		}
+		setattr("contain "+m.Target, m.Source, attr)
 		l.add("attach "+m.Target, unix.SYS_MOVE_MOUNT, fd(m.Source), "", fd(p.targets[i]), "", moveFromFd|moveToFd)
 	}
 

@@ -85,7 +85,7 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm, as 64m")
 	flags.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN, as id=ID[,src=FILE|,env=VARIABLE]")
 	flags.StringArrayVar(&f.agents, "ssh", nil, "ssh agent for RUN and, as default, for git: ID[=SOCKET|KEYFILE,…]")
-	flags.StringArrayVar(&f.allow, "allow", nil, "entitlement: network.host, security.insecure")
+	flags.StringArrayVar(&f.allow, "allow", nil, "entitlement: network.host, security.insecure, device[=NAME]")
 	flags.BoolVar(&f.check, "check", false, "check the Dockerfile and build nothing: --call=check")
 	flags.StringVar(&f.call, "call", "build", "what to do: build, check, outline, targets; all but the first with ,format=json")
 	progressFlag(cmd, &f.progress)

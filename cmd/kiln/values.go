@@ -398,13 +398,14 @@ func parseAgents(values []string) (map[string]*sshagent.Agent, error) {
 func parseAllow(values []string) ([]string, error) {
 	var allow []string
 	for _, v := range values {
-		switch v {
-		case "network.host", "security.insecure":
+		name, device := strings.CutPrefix(v, "device=")
+		switch {
+		case v == "network.host", v == "security.insecure", v == "device", device && name != "":
 			if !slices.Contains(allow, v) {
 				allow = append(allow, v)
 			}
 		default:
-			return nil, usageErrorf("--allow %q is not supported yet; there are network.host and security.insecure", v)
+			return nil, usageErrorf("--allow %q is not supported; there are network.host, security.insecure, device and device=NAME", v)
 		}
 	}
 	return allow, nil

@@ -79,6 +79,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	defer bases.Close()
 	runner := ops.New(ops.Config{
 		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Root: b.store.Root(), Tmp: b.scratch.Path(),
+		CDIDirs: b.cdiDirs, Allow: o.Allow,
 	})
 	r := &remote{builder: b, runner: runner, progress: p}
 	res.Dockerfile, res.DockerfileName, err = b.contexts(ctx, o, r, locals)

@@ -9,6 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/cdi"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/scratch"
@@ -20,6 +21,8 @@ import (
 type Builder struct {
 	store  *cas.Store
 	client *registry.Client
+	// cdiDirs are where the specifications of devices are.
+	cdiDirs []string
 
 	// What only builds need is opened by the first one.
 	once      sync.Once
@@ -35,7 +38,11 @@ func New(root string, cfg *config.Config) (*Builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Builder{store: store, client: registry.New(cfg.Registries)}, nil
+	b := &Builder{store: store, client: registry.New(cfg.Registries), cdiDirs: cfg.CDI.SpecDirs}
+	if len(b.cdiDirs) == 0 {
+		b.cdiDirs = cdi.DefaultDirs
+	}
+	return b, nil
 }
 
 // open makes ready what builds and exports work with.

@@ -56,7 +56,7 @@ type Options struct {
 	ShmSize int64
 	// CgroupParent is the control group that steps' groups are made in; "" for none.
 	CgroupParent string
-	// Allow are the entitlements granted to the build: "network.host", "security.insecure".
+	// Allow are the entitlements granted to the build: "network.host", "security.insecure", "device", "device=NAME".
 	Allow   []string
 	Secrets []Secret
 	// Agents are ssh agents by id, for RUN --mount=type=ssh; the one called "default" also for git over ssh.

@@ -25,8 +25,16 @@ const DockerHub = "docker.io"
 type Config struct {
 	// Root is kiln's root directory, or "": see RootDir.
 	Root string `toml:"root"`
+	// CDI is where the specifications of devices are.
+	CDI CDI `toml:"cdi"`
 	// Registries are the settings of registries by name.
 	Registries Registries `toml:"registry"`
+}
+
+// CDI is the settings of devices. The key is that of buildkitd.toml.
+type CDI struct {
+	// SpecDirs are the directories of specifications, in place of the usual ones.
+	SpecDirs []string `toml:"specDirs"`
 }
 
 // Registries holds settings by the registry's name as image names have it: "docker.io", "registry.corp:5000".
@@ -113,6 +121,9 @@ func Parse(path string, data []byte) (*Config, error) {
 		}
 	}
 	abs(&c.Root)
+	for i := range c.CDI.SpecDirs {
+		abs(&c.CDI.SpecDirs[i])
+	}
 	registries := Registries{}
 	for name, r := range c.Registries {
 		if err := check(name, r); err != nil {

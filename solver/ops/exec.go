@@ -66,7 +66,11 @@ func (r *Runner) planExec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []
 		add("cgroup parent", op.CgroupParent)
 	}
 	for _, d := range op.Devices {
-		add("device", d)
+		add("device", fmt.Sprintf("%q,required=%t", d.Name, d.Required))
+	}
+	// A device that is missing or not allowed is an error where the step is cached as well.
+	if _, err := r.devices(op); err != nil {
+		return solver.Step{}, err
 	}
 	for _, m := range op.Mounts {
 		what := fmt.Sprintf("type=%s,target=%q,ro=%t", m.Type, m.Target, m.ReadOnly)
@@ -180,9 +184,13 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	if err := m.all(); err != nil {
 		return l, err
 	}
+	if err := m.addDevices(); err != nil {
+		return l, err
+	}
+	user.Groups = slices.Concat(user.Groups, m.groups)
 	spec := sandbox.Spec{
-		Root: root, Args: op.Args, Env: slices.Concat(op.Env, m.env, op.Proxy), Cwd: op.Cwd, User: user,
-		Mounts: m.mounts, Hostname: op.Hostname, ShmSize: op.ShmSize, CgroupParent: op.CgroupParent,
+		Root: root, Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user,
+		Mounts: m.mounts, Devices: m.nodes, Hostname: op.Hostname, ShmSize: op.ShmSize, CgroupParent: op.CgroupParent,
 		Insecure: op.Security == llb.SecurityInsecure, Network: sandbox.NetworkHost,
 		Stdout: job.Stdout, Stderr: job.Stderr,
 	}
@@ -242,6 +250,11 @@ type mounting struct {
 	mounts  []sandbox.Mount
 	env     []string
 	closers []func()
+
+	// What devices add.
+	nodes     []sandbox.Mount
+	deviceEnv []string
+	groups    []uint32
 }
 
 func (m *mounting) close() {

@@ -107,7 +107,7 @@ func TestExecKey(t *testing.T) {
 		return llb.Exec{
 			Args: []string{"/bin/sh", "-c", "make"}, Env: []string{"A=1", "B=2"}, Cwd: "/", User: "user", Network: llb.NetworkDefault, Security: llb.SecuritySandbox,
 			ExtraHosts: []llb.ExtraHost{{Host: "a", IP: "1.2.3.4"}}, Ulimits: []llb.Ulimit{{Name: "nofile", Soft: 1, Hard: 2}}, Hostname: "h", ShmSize: 1, CgroupParent: "c",
-			Devices: []string{"d"}, Proxy: []string{"http_proxy=x"},
+			Devices: []llb.Device{{Name: "d"}}, Proxy: []string{"http_proxy=x"},
 			Mounts: []llb.Mount{
 				{Type: llb.MountBind, Target: "/bind", Input: 1, Source: "/"},
 				{Type: llb.MountCache, Target: "/cache", CacheID: "id", Sharing: llb.SharingShared, Mode: 0o755},
@@ -388,7 +388,7 @@ func TestRandomKeys(t *testing.T) {
 	}
 	seen := map[solver.Key]string{}
 	for range 50000 {
-		op := llb.Exec{Args: list(), Env: list(), Cwd: word(), User: word(), Hostname: word(), CgroupParent: word(), Devices: list()}
+		op := llb.Exec{Args: list(), Env: list(), Cwd: word(), User: word(), Hostname: word(), CgroupParent: word(), Devices: []llb.Device{{Name: word()}}}
 		for range rnd.IntN(3) {
 			op.Mounts = append(op.Mounts, llb.Mount{Type: llb.MountSecret, Target: word(), ID: word(), Env: word()})
 		}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/kilnbuild/kiln/internal/cdi"
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/sshagent"
@@ -48,6 +49,9 @@ type Config struct {
 	Secrets   Secrets
 	// Agents are ssh agents by id.
 	Agents map[string]*sshagent.Agent
+	// CDIDirs are where specifications of devices are, and Allow the entitlements of the build.
+	CDIDirs []string
+	Allow   []string
 	// Local are the trees of llb.Local by their names: directories of the client, or what took the place of one.
 	Local map[string]layer.Tree
 	// Root is kiln's root directory, for cache mounts and locks.
@@ -68,6 +72,7 @@ type Runner struct {
 	commits map[string]*resolving     // of git repositories
 
 	git *git.Client
+	cdi func() *cdi.Registry
 }
 
 // source is where a layer of an image comes from.
@@ -79,6 +84,7 @@ type source struct {
 // New returns a Runner.
 func New(c Config) *Runner {
 	r := &Runner{Config: c, sources: map[string]source{}, ready: map[string]*materialising{}, commits: map[string]*resolving{}}
+	r.cdi = sync.OnceValue(func() *cdi.Registry { return cdi.Load(c.CDIDirs...) })
 	r.git = git.New(filepath.Join(c.Root, "git"), c.Tmp, r.secret)
 	return r
 }
