@@ -94,12 +94,12 @@ func Parse(r io.Reader) (*Matcher, error) {
 	return m, nil
 }
 
-// lineOf returns the line of text that gives pattern, 0 for none.
+// lineOf returns the line of text that gives pattern, as ignorefile or New makes it; 0 for none.
 func lineOf(text, pattern string) int {
 	s := bufio.NewScanner(strings.NewReader(text))
 	for n := 1; s.Scan(); n++ {
 		got, err := ignorefile.ReadAll(strings.NewReader(s.Text()))
-		if err == nil && len(got) == 1 && got[0] == pattern {
+		if err == nil && len(got) == 1 && (got[0] == pattern || path.Clean(strings.TrimSpace(got[0])) == pattern) {
 			return n
 		}
 	}

@@ -154,13 +154,13 @@ func TestAsPatternMatcher(t *testing.T) {
 // FuzzParse compares the whole of a .dockerignore with moby's packages that read and match one.
 func FuzzParse(f *testing.F) {
 	for _, text := range []string{
-		"*.o\n!keep.o\n", "# a\n\n/x/\n", "**/*.md\nREADME*\n!README.md", "a/b/../c\n", "[a-c]?\n\\*\n", "!!a\n!\n", "\xef\xbb\xbfa\r\n", "**\n!**/a/**/b", "a**b\n***", "[^a]b", "[]a]", "a//b", ". \n..", "(a|b)+.\n{a}^$",
+		"*.o\n!keep.o\n", "# a\n\n/x/\n", "**/*.md\nREADME*\n!README.md", "a/b/../c\n", "[a-c]?\n\\*\n", "!!a\n!\n", "\xef\xbb\xbfa\r\n", "**\n!**/a/**/b", "a**b\n***", "[^a]b", "/ a", "!!!", "[]a]", "a//b", ". \n..", "(a|b)+.\n{a}^$",
 	} {
 		f.Add(text, "a/b/c")
 		f.Add(text, "README.md")
 	}
 	f.Fuzz(func(t *testing.T, text, name string) {
-		if !utf8.ValidString(text + name) {
+		if !utf8.ValidString(text) || !utf8.ValidString(name) {
 			return // patternmatcher takes all bytes that are no UTF-8 for one character
 		}
 		name = strings.Trim(path.Clean("/"+name), "/")
@@ -203,7 +203,11 @@ func compare(t *testing.T, patterns, tree []string) {
 	if err == nil {
 		// It compiles a pattern when it is first tried.
 		for _, p := range theirs.Patterns() {
-			one, oneErr := patternmatcher.New([]string{strings.TrimPrefix(p.String(), "!")})
+			text := p.String()
+			if text[0] == '!' {
+				text = `\` + text
+			}
+			one, oneErr := patternmatcher.New([]string{text})
 			if oneErr == nil {
 				_, oneErr = one.MatchesOrParentMatches("x")
 			}
