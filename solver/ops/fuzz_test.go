@@ -167,8 +167,8 @@ func FuzzGlob(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, pattern string) {
-		if strings.ContainsRune(pattern, 0) {
-			return
+		if strings.ContainsRune(pattern, 0) || len(pattern) > 255 {
+			return // no name of a file
 		}
 		clean := strings.TrimPrefix(path.Clean("/"+pattern), "/")
 		got, err := glob(tree, pattern)
