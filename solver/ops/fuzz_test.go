@@ -159,7 +159,7 @@ func FuzzGlob(f *testing.F) {
 			f.Fatal(err)
 		}
 	}
-	for _, pattern := range []string{"*", "*/*", "a*/*.txt", "?", "[a-b]*", `\**`, `a/\[x]`, "a//b/*", "./*/../a*", "[^a]", "[]", "a[", `q\\`, "**", "*/b/c*", `[\]-a]`, "[a/b]"} {
+	for _, pattern := range []string{"*", "*/*", "a*/*.txt", "?", "[a-b]*", `\**`, `a/\[x]`, "a//b/*", "./*/../a*", "[^a]", "[]", "a[", `q\\`, "**", "*/b/c*", `[\]-a]`, "[a/b]", `\./*`} {
 		f.Add(pattern)
 	}
 	tree, err := localdir.Open(dir, nil, filepath.Join(f.TempDir(), "id"))
@@ -179,6 +179,9 @@ func FuzzGlob(f *testing.F) {
 			return
 		}
 		for part := range strings.SplitSeq(clean, "/") {
+			if name := unescape(part); name == "." || name == ".." {
+				return // a directory that path.Match does not know
+			}
 			if _, partErr := path.Match(part, ""); partErr != nil {
 				if wild(part) && err == nil {
 					t.Errorf("%q is taken, and its component %q is malformed", pattern, part)
