@@ -58,7 +58,8 @@ type Spec struct {
 	Rlimits []Rlimit
 	// ShmSize is the size of /dev/shm in bytes, 64 MiB if 0.
 	ShmSize int64
-	// CgroupParent must be "": control groups are not supported, and Run says so.
+	// CgroupParent is a control group, as a path from the top of each hierarchy of the machine, in which the process and its
+	// descendants get a group of their own for the time of the run; "" leaves them in kiln's.
 	CgroupParent string
 	// Stdout and Stderr take what the process writes, as it writes it; nil discards it. If they are equal, at most one
 	// Write is called at a time and the order of the process's writes is kept. Standard input is /dev/null.
@@ -152,10 +153,10 @@ func Run(ctx context.Context, s Spec) (Status, error) {
 	r := &run{spec: s, tree: tree{root: s.Root}}
 	defer r.close()
 	if err := r.prepare(); err != nil {
-		return Status{}, errors.Join(err, r.tree.clean())
+		return Status{}, errors.Join(err, r.clean())
 	}
 	status, err := r.run(ctx)
-	if cleanErr := r.tree.clean(); cleanErr != nil {
+	if cleanErr := r.clean(); cleanErr != nil {
 		err = errors.Join(err, cleanErr)
 	}
 	return status, err
@@ -172,9 +173,6 @@ func (s *Spec) check() error {
 				return fmt.Errorf("run: %q holds a zero byte", v)
 			}
 		}
-	}
-	if s.CgroupParent != "" {
-		return fmt.Errorf("run in control group %s: not supported yet", s.CgroupParent)
 	}
 	if s.Network != NetworkHost && s.Network != NetworkNone {
 		return fmt.Errorf("run with network %d: no such mode", s.Network)
@@ -209,6 +207,7 @@ type run struct {
 	tree    tree
 	supply  *supply
 	files   []*os.File // to be closed at the end
+	cgroups *cgroups // nil: kiln's own
 	keeper  *plan
 	process *plan
 	status  *buffer
@@ -241,6 +240,15 @@ func (r *run) own(f *os.File, err error) (*os.File, error) {
 		r.files = append(r.files, f)
 	}
 	return f, err
+}
+
+// clean takes away what was made for the run outside of it.
+func (r *run) clean() error {
+	err := r.tree.clean()
+	if r.cgroups != nil {
+		err = errors.Join(err, r.cgroups.remove())
+	}
+	return err
 }
 
 // prepare makes everything that kiln can make outside the sandbox, and the plan of the rest.
@@ -324,6 +332,15 @@ func (r *run) prepare() error {
 	}
 	if p.out, p.err, err = r.pipes(); err != nil {
 		return err
+	}
+	if s.CgroupParent != "" {
+		if r.cgroups, err = newCgroups(s.CgroupParent); err != nil {
+			return fmt.Errorf("make a control group in %s: %w", s.CgroupParent, err)
+		}
+		if p.cgroups, err = r.cgroups.procs(); err != nil {
+			return fmt.Errorf("open a control group in %s: %w", s.CgroupParent, err)
+		}
+		r.files = append(r.files, p.cgroups...)
 	}
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if p.kiln, err = r.own(os.NewFile(uintptr(max(fd, 0)), "kiln"), err); err != nil {

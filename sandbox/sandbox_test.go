@@ -394,7 +394,6 @@ func TestMistakes(t *testing.T) {
 	for name, change := range map[string]func(*Spec){
 		"no program":      args(),
 		"zero byte":       args("a\x00b"),
-		"cgroup":          func(s *Spec) { s.CgroupParent = "x" },
 		"network":         network(7),
 		"relative":        cwd("a"),
 		"resource":        func(s *Spec) { s.Rlimits = []Rlimit{{"nofiles", 1, 1}} },

@@ -25,7 +25,8 @@ type parts struct {
 	etc                  []*os.File
 	targets              []*os.File // of Spec.Mounts and Spec.Devices
 	null, out, err       *os.File
-	kiln                 *os.File // kiln's pidfd
+	kiln                 *os.File   // kiln's pidfd
+	cgroups              []*os.File // what is written to for joining the control groups
 }
 
 // capabilities are those that a process has, which are Docker's.
@@ -90,10 +91,13 @@ func (r *run) plan(p parts) error {
 	k.add("see that kiln is alive", unix.SYS_PPOLL, raw(unix.PollFd{Fd: int32(fd(p.kiln)), Events: unix.POLLIN}), 1,
 		raw(unix.Timespec{}), 0, 8).mustBeZero()
 	k.add("leave kiln's session", unix.SYS_SETSID)
-	k.add("start the process", nrClone, r.process)
+	for _, f := range p.cgroups {
+		k.add("join a control group", unix.SYS_WRITE, fd(f), []byte("0"), 1)
+	}
+	process := k.add("start the process", nrClone, r.process)
 	k.add("close files", unix.SYS_CLOSE_RANGE, 0, uint32(1<<32-1), 0)
 	r.status, r.usage = &buffer{size: 4}, &buffer{size: int(unsafe.Sizeof(unix.Rusage{}))}
-	k.add("wait for the process", unix.SYS_WAIT4, k.ops[3], r.status, 0, r.usage)
+	k.add("wait for the process", unix.SYS_WAIT4, process, r.status, 0, r.usage)
 	k.add("exit", unix.SYS_EXIT_GROUP, 0)
 	r.keeper = k
 	return nil

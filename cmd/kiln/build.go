@@ -35,6 +35,7 @@ type buildFlags struct {
 	addHosts      []string
 	ulimits       []string
 	shmSize       string
+	cgroupParent  string
 	secrets       []string
 	agents        []string
 	allow         []string
@@ -83,6 +84,7 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.StringArrayVar(&f.addHosts, "add-host", nil, "line of /etc/hosts, as HOST:IP")
 	flags.StringArrayVar(&f.ulimits, "ulimit", nil, "resource limit, as NAME=SOFT[:HARD]")
 	flags.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm, as 64m")
+	flags.StringVar(&f.cgroupParent, "cgroup-parent", "", "control group that each step gets one of its own in, as /builds")
 	flags.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN, as id=ID[,src=FILE|,env=VARIABLE]")
 	flags.StringArrayVar(&f.agents, "ssh", nil, "ssh agent for RUN and, as default, for git: ID[=SOCKET|KEYFILE,…]")
 	flags.StringArrayVar(&f.allow, "allow", nil, "entitlement: network.host, security.insecure, device[=NAME]")
@@ -154,6 +156,7 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 	if o.Ulimits, err = parseUlimits(f.ulimits); err != nil {
 		return o, err
 	}
+	o.CgroupParent = f.cgroupParent
 	if o.ShmSize, err = parseShmSize(f.shmSize); err != nil {
 		return o, err
 	}

@@ -27,7 +27,6 @@ var unsupportedBuildFlags = []unsupported{
 	{name: "builder", nothing: []string{"default"}},
 	{name: "cache-from"},
 	{name: "cache-to"},
-	{name: "cgroup-parent"},
 	{name: "policy", disable: true},
 	{name: "provenance", nothing: []string{"false"}, disable: true},
 	{name: "resource"},
