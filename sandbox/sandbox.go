@@ -207,7 +207,7 @@ type run struct {
 	tree    tree
 	supply  *supply
 	files   []*os.File // to be closed at the end
-	cgroups *cgroups // nil: kiln's own
+	cgroups *cgroups   // nil: kiln's own
 	keeper  *plan
 	process *plan
 	status  *buffer
