@@ -78,7 +78,11 @@ func run() error {
 	if e.tmp, err = os.MkdirTemp("", "kiln-bench-"); err != nil {
 		return err
 	}
-	defer os.RemoveAll(e.tmp)
+	defer func() {
+		if err := removeAll(e.tmp); err != nil {
+			fmt.Fprintln(e.log, "bench: clean up:", err)
+		}
+	}()
 	if e.kiln == "" {
 		e.kiln = filepath.Join(e.tmp, "kiln")
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", e.kiln, "./cmd/kiln")
@@ -127,6 +131,20 @@ func run() error {
 		}
 	}
 	return err
+}
+
+// removeAll removes a directory in which other builders may have left mounts.
+func removeAll(dir string) error {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return err
+	}
+	for _, line := range slices.Backward(strings.Split(string(mounts), "\n")) {
+		if fields := strings.Fields(line); len(fields) > 1 && strings.HasPrefix(fields[1], dir+"/") {
+			_ = syscall.Unmount(fields[1], syscall.MNT_DETACH) // what stays mounted cannot be removed, and is then named
+		}
+	}
+	return os.RemoveAll(dir)
 }
 
 // measure runs the workloads: in each round every builder does the same, one after the other, beginning with another one

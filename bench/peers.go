@@ -226,11 +226,9 @@ func (b *buildah) forget() error {
 }
 
 func (b *buildah) stop() {
-	// It leaves mounts below its directory.
 	b.e.ctx = context.WithoutCancel(b.e.ctx)
 	_, _ = b.run("rm", "--all")
 	_ = b.forget()
-	_ = syscall.Unmount(filepath.Join(b.e.tmp, "buildah", "overlay"), syscall.MNT_DETACH)
 }
 
 func (b *buildah) build(j job) (usage, error) {

@@ -31,7 +31,7 @@ var workloads = []workload{
 	{"tiny", "one COPY on scratch, no cache", func(e *env) (*task, error) {
 		return e.simple("tiny", "FROM scratch\nCOPY file /\n", job{noCache: true})
 	}},
-	{"noop", "a context of 50,000 files, RUN, COPY . ., RUN; nothing changed", func(e *env) (*task, error) { return e.edit("noop", treeFiles) }},
+	{"noop", "a context of 50,000 files, RUN, COPY, RUN; nothing changed", func(e *env) (*task, error) { return e.edit("noop", treeFiles) }},
 	{"edit", "the same, one file changed", func(e *env) (*task, error) { return e.edit("edit", treeFiles) }},
 	{"editoci", "the same, and the image written as the tar of an OCI layout", func(e *env) (*task, error) { return e.edit("editoci", treeFiles) }},
 	{"chain", "60 × RUN true, no cache", func(e *env) (*task, error) { return e.chain(60) }},
@@ -84,7 +84,7 @@ func (e *env) edit(kind string, files int) (*task, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, err := e.dockerfile("edit", "FROM "+base+"\nRUN mkdir /app\nWORKDIR /app\nCOPY . .\nRUN ls | wc -l > /count\n")
+	file, err := e.dockerfile("edit", "FROM "+base+"\nRUN mkdir /app\nCOPY . /app/\nRUN ls /app | wc -l > /count\n")
 	if err != nil {
 		return nil, err
 	}
