@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"go.yaml.in/yaml/v3"
 )
 
 // DefaultDirs are where specifications are; what a later directory says goes before what an earlier one does.
@@ -105,13 +107,11 @@ func Load(dirs ...string) *Registry {
 		}
 		for _, e := range entries {
 			file := filepath.Join(dir, e.Name())
-			switch filepath.Ext(file) {
-			case ".json":
-				if err := read(file, i, byName); err != nil {
-					r.problems = append(r.problems, fmt.Sprintf("%s: %v", file, err))
-				}
-			case ".yaml", ".yml":
-				r.problems = append(r.problems, file+": only specifications in JSON are supported")
+			if !slices.Contains([]string{".json", ".yaml", ".yml"}, filepath.Ext(file)) {
+				continue
+			}
+			if err := read(file, i, byName); err != nil {
+				r.problems = append(r.problems, fmt.Sprintf("%s: %v", file, err))
 			}
 		}
 	}
@@ -133,6 +133,15 @@ func read(file string, dir int, byName map[string]*Device) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return err
+	}
+	if filepath.Ext(file) != ".json" {
+		var v any
+		if err := yaml.Unmarshal(text, &v); err != nil {
+			return err
+		}
+		if text, err = json.Marshal(v); err != nil {
+			return err
+		}
 	}
 	var s spec
 	if err := json.Unmarshal(text, &s); err != nil {
