@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
@@ -111,6 +112,7 @@ func (c *Cache) Get(key solver.Key) (*solver.Record, error) {
 			return nil, &solver.Miss{Reason: "the machine was started again before its result was known to be on disk"}
 		}
 	}
+	lease.Used(path, info)
 	return r, nil
 }
 

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/lease"
+	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sys/unix"
@@ -37,7 +39,8 @@ type Store struct {
 	boot   string
 
 	mu        sync.Mutex
-	unsynced  map[string]bool // layers that Synced has to say something of
+	held      map[string]*lock.Lock // of every layer of manifests: see package lease
+	unsynced  map[string]bool       // layers that Sync has to say something of
 	manifests map[string]*layer.Manifest
 	indexes   map[string]*layer.Manifest
 	roots     map[string]*rootfs.Root
@@ -47,7 +50,7 @@ type Store struct {
 // a process that is not root in the first user namespace: overlay then keeps its own attributes under "user." names
 // (kernel, Documentation/filesystems/overlayfs.rst).
 func Open(root, tmp string, userXattr bool) (*Store, error) {
-	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", user: userXattr, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}}
+	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", user: userXattr, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}}
 	if userXattr {
 		s.opaque = "user.overlay.opaque"
 	}
@@ -66,7 +69,7 @@ func Open(root, tmp string, userXattr bool) (*Store, error) {
 
 func (s *Store) fsDir(id string) string { return filepath.Join(s.dir, id, "fs") }
 
-// Has reports whether a layer with a sound manifest is there.
+// Has reports whether a layer with a sound manifest is there. If it is, no other process prunes it before this one ends.
 func (s *Store) Has(id string) bool {
 	_, err := s.Manifest(id)
 	return err == nil
@@ -101,9 +104,9 @@ func (s *Store) entries(id string) (*layer.Manifest, error) {
 	return index, nil
 }
 
-// Manifest returns a layer's manifest, which stays open for the life of the store. The error of a layer that is not
-// there is fs.ErrNotExist; that of one that is damaged, layer.ErrDamaged.
-func (s *Store) Manifest(id string) (*layer.Manifest, error) {
+// Manifest returns a layer's manifest, which stays open for the life of the store, and holds the layer as long. The error of a
+// layer that is not there is fs.ErrNotExist; that of one that is damaged, layer.ErrDamaged.
+func (s *Store) Manifest(id string) (_ *layer.Manifest, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if m, ok := s.manifests[id]; ok {
@@ -112,6 +115,15 @@ func (s *Store) Manifest(id string) (*layer.Manifest, error) {
 	if !validID(id) {
 		return nil, fmt.Errorf("layer id %q: %w", id, fs.ErrNotExist)
 	}
+	l, err := lease.Take(filepath.Join(s.dir, id))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = l.Release() // nothing was written
+		}
+	}()
 	m, err := layer.OpenManifest(filepath.Join(s.dir, id, "manifest"))
 	if err != nil {
 		return nil, err
@@ -126,7 +138,23 @@ func (s *Store) Manifest(id string) (*layer.Manifest, error) {
 		return nil, fmt.Errorf("layer %s was not known to be on disk when the machine was started again: %w", id, layer.ErrDamaged)
 	}
 	s.manifests[id] = m
+	if old := s.held[id]; old != nil {
+		_ = old.Release() // that of a damaged layer which was replaced
+	}
+	s.held[id] = l
 	return m, nil
+}
+
+// Release lets go of the layers that this process relied on. The store must not be used any more.
+func (s *Store) Release() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	for _, l := range s.held {
+		err = errors.Join(err, l.Release())
+	}
+	clear(s.held)
+	return err
 }
 
 // root returns a layer's files, which stay open for the life of the store.
@@ -247,13 +275,25 @@ func (p *Pending) CommitWritten(sum layer.Summary, id string) (Committed, error)
 	if err := os.WriteFile(filepath.Join(p.dir, unsyncedNote), []byte(p.store.boot), 0o600); err != nil {
 		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
 	}
+	// The layer is held before it has its name, so that nobody prunes it in between.
+	l, err := lock.TryExisting(p.dir, true)
+	if err != nil {
+		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
+	}
+	defer l.Release()
 	target := filepath.Join(p.store.dir, id)
-	err := unix.Renameat2(unix.AT_FDCWD, p.dir, unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EEXIST) {
-		if _, damaged := p.store.Manifest(id); damaged != nil {
-			err = p.replace(target)
-		} else {
-			err = p.Close()
+	for try := 1; ; try++ {
+		err = unix.Renameat2(unix.AT_FDCWD, p.dir, unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
+		if errors.Is(err, unix.EEXIST) {
+			if _, damaged := p.store.Manifest(id); damaged != nil {
+				err = p.replace(target)
+			} else {
+				err = p.Close()
+			}
+		}
+		// It was there a moment ago, and was pruned.
+		if !errors.Is(err, unix.ENOENT) || try == maxTries {
+			break
 		}
 	}
 	if err != nil {
@@ -269,6 +309,9 @@ func (p *Pending) CommitWritten(sum layer.Summary, id string) (Committed, error)
 	}
 	return Committed{ID: id, Summary: m.Summary}, nil
 }
+
+// maxTries bounds how often a layer may be there and then not be there when it is committed.
+const maxTries = 100
 
 // replace puts the layer in the place of a damaged one.
 func (p *Pending) replace(target string) error {

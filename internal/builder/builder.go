@@ -67,14 +67,14 @@ func (b *Builder) open() error {
 // Close makes what was built survive a crash of the machine and frees what the builder holds.
 func (b *Builder) Close() error {
 	if b.scratch == nil {
-		return nil
+		return b.store.Release()
 	}
 	var err error
 	if b.cache != nil {
 		// Records speak of layers, so they come last.
-		err = errors.Join(b.snapshots.Sync(), b.cache.Seal())
+		err = errors.Join(b.snapshots.Sync(), b.cache.Seal(), b.snapshots.Release())
 	}
-	return errors.Join(err, b.scratch.Close())
+	return errors.Join(err, b.store.Release(), b.scratch.Close())
 }
 
 func (b *Builder) blobs() *exporter.Blobs {

@@ -89,12 +89,22 @@ func (b *bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, 
 			img, err := l.Resolve(ctx, local.Desc.Digest.String(), platform, b.store)
 			var other *registry.PlatformError
 			if !errors.As(err, &other) {
+				if err == nil {
+					b.hold(img)
+				}
 				return &base{img, l, req.Ref}, err
 			}
 		}
 	}
 	img, err := b.client.Resolve(ctx, req.Ref, platform, b.store)
 	return &base{img, b.client, req.Ref}, err
+}
+
+// hold keeps others from pruning the layers of an image of the local store. One that is not there is missed when it is needed.
+func (b *bases) hold(img *registry.Image) {
+	for _, l := range img.Manifest.Layers {
+		b.store.Has(l)
+	}
 }
 
 func (b *bases) layout(dir string) (*registry.Layout, error) {

@@ -74,6 +74,29 @@ func (b *Builder) manifests(desc ocispec.Descriptor) ([]ocispec.Descriptor, erro
 	return out, nil
 }
 
+// hold keeps others from pruning the blobs of an image, if it should lose its names, before this process ends. It is an error
+// if some are not there.
+func (b *Builder) hold(desc ocispec.Descriptor) error {
+	all, err := b.manifests(desc)
+	if err != nil {
+		return err
+	}
+	blobs := []ocispec.Descriptor{desc}
+	for _, d := range all {
+		m, _, err := b.manifestOf(d)
+		if err != nil {
+			return err
+		}
+		blobs = append(append(blobs, d, m.Config), m.Layers...)
+	}
+	for _, d := range blobs {
+		if !b.store.Has(d) {
+			return fmt.Errorf("the store has no blob %s of the image", d.Digest)
+		}
+	}
+	return nil
+}
+
 // info describes an image without its names.
 func (b *Builder) info(desc ocispec.Descriptor) (ImageInfo, error) {
 	info := ImageInfo{Digest: desc.Digest.String(), ID: desc.Digest.String()}
@@ -177,6 +200,9 @@ func (b *Builder) Tag(ctx context.Context, src, dst string) error {
 	}
 	if ref.Digest != "" {
 		return &InputError{fmt.Errorf("tag %s: a name for an image has no digest", dst)}
+	}
+	if err := b.hold(img.Desc); err != nil {
+		return fmt.Errorf("tag %s: %w", dst, err)
 	}
 	return b.store.Tag(ref.String(), img.Desc)
 }
@@ -283,6 +309,9 @@ func (b *Builder) Push(ctx context.Context, name string, p progress.Printer) err
 func (b *Builder) pushImage(ctx context.Context, desc ocispec.Descriptor, ref string, task *progress.Task) error {
 	gzip, err := exporter.ParseCompression("gzip", "")
 	if err != nil {
+		return err
+	}
+	if err := b.hold(desc); err != nil {
 		return err
 	}
 	if desc, err = b.blobs().Recompress(ctx, desc, gzip); err != nil {

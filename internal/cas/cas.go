@@ -19,7 +19,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
+	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -56,6 +58,15 @@ var own = []string{"blobs", tmpDir, locksDir, ocispec.ImageIndexFile, "layers", 
 // Store is an image store. Its methods may be called from several goroutines at once.
 type Store struct {
 	root string
+
+	mu   sync.Mutex
+	held map[digest.Digest]held
+}
+
+// held is a blob that stays as long as this process does: see package lease.
+type held struct {
+	lock *lock.Lock
+	info fs.FileInfo
 }
 
 // Open returns the store in the directory root, which it makes, with its parents, when it is absent.
@@ -68,7 +79,7 @@ func Open(root string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	s := &Store{root: root}
+	s := &Store{root: root, held: map[digest.Digest]held{}}
 	if err := s.prepare(); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", root, err)
 	}
@@ -205,14 +216,15 @@ func (s *Store) Path(d digest.Digest) (string, error) {
 	return filepath.Join(s.root, blobsDir, d.Encoded()), nil
 }
 
-// temp makes a temporary file and holds its lock, which is what keeps sweep off it.
+// temp makes a temporary file and holds its lock, which is what keeps sweep off it; shared, since it becomes the lock of the
+// blob that the file becomes.
 func (s *Store) temp(ctx context.Context) (*lock.Lock, error) {
 	f, err := os.CreateTemp(filepath.Join(s.root, tmpDir), tmpPrefix)
 	if err != nil {
 		return nil, err
 	}
 	f.Close()
-	return lock.Acquire(ctx, f.Name(), false)
+	return lock.Acquire(ctx, f.Name(), true)
 }
 
 // Create begins a blob. The caller writes its bytes, then calls Commit, and always calls Close.
@@ -249,8 +261,8 @@ func (w *Writer) Write(p []byte) (int, error) {
 // Commit ends the blob and gives it its name. It returns the blob's digest and size, without a media type. If want is not
 // "" or size not -1, and the bytes are others, it returns a *MismatchError and there is no blob.
 //
-// A blob that exists already is replaced by its equal, which mends one that a crash of the machine has damaged; those who
-// are reading it are not disturbed. Nothing is synchronised to disk: see Sync.
+// A blob that exists already stays, since others may hold it, unless it is damaged. What was committed stays until Release,
+// as Has says. Nothing is synchronised to disk: see Sync.
 func (w *Writer) Commit(want digest.Digest, size int64) (ocispec.Descriptor, error) {
 	if w.tmp == nil {
 		return ocispec.Descriptor{}, fmt.Errorf("commit blob: %w", fs.ErrClosed)
@@ -267,15 +279,62 @@ func (w *Writer) Commit(want digest.Digest, size int64) (ocispec.Descriptor, err
 	if err := w.tmp.File().Chmod(fileMode); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("commit blob: %w", err)
 	}
-	if err := os.Rename(w.tmp.File().Name(), path); err != nil {
+	desc := ocispec.Descriptor{Digest: got, Size: w.size}
+	err = unix.Renameat2(unix.AT_FDCWD, w.tmp.File().Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	if err == unix.EEXIST {
+		if w.store.sound(desc) {
+			return desc, w.Close()
+		}
+		err = os.Rename(w.tmp.File().Name(), path)
+	}
+	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("commit blob: %w", err)
 	}
-	err = w.tmp.Release()
+	err = w.store.keep(got, w.tmp)
 	w.tmp = nil
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("commit blob: %w", err)
 	}
-	return ocispec.Descriptor{Digest: got, Size: w.size}, nil
+	return desc, nil
+}
+
+// sound reads a blob to its end, and holds it if it is right.
+func (s *Store) sound(desc ocispec.Descriptor) bool {
+	if !s.Has(desc) {
+		return false
+	}
+	r, err := s.Open(desc)
+	if err != nil {
+		return false
+	}
+	defer r.Close()
+	_, err = io.Copy(io.Discard, r)
+	return err == nil
+}
+
+// keep holds the blob that l is the lock of.
+func (s *Store) keep(d digest.Digest, l *lock.Lock) error {
+	info, err := l.File().Stat()
+	if err != nil {
+		return errors.Join(err, l.Release())
+	}
+	s.mu.Lock()
+	old := s.held[d]
+	s.held[d] = held{l, info}
+	s.mu.Unlock()
+	return old.lock.Release()
+}
+
+// Release lets go of all blobs that this process relied on. The store can be used on.
+func (s *Store) Release() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	for _, h := range s.held {
+		err = errors.Join(err, h.lock.Release())
+	}
+	clear(s.held)
+	return err
 }
 
 // Close removes the temporary file if the blob was not committed. Closing again does nothing.
@@ -327,11 +386,33 @@ func (s *Store) Stat(d digest.Digest) (int64, error) {
 	return fi.Size(), nil
 }
 
-// Has tells whether there is a blob of the descriptor's digest and size. A file that a crash of the machine has cut short
-// is none.
+// Has tells whether there is a blob of the descriptor's digest and size, and holds it: no other process prunes it before
+// Release or the end of this process. A file that a crash of the machine has cut short is none.
 func (s *Store) Has(desc ocispec.Descriptor) bool {
-	size, err := s.Stat(desc.Digest)
-	return err == nil && size == desc.Size
+	path, err := s.Path(desc.Digest)
+	if err != nil {
+		return false
+	}
+	info, err := os.Lstat(path)
+	if err != nil || !info.Mode().IsRegular() || info.Size() != desc.Size {
+		return false
+	}
+	s.mu.Lock()
+	h := s.held[desc.Digest]
+	s.mu.Unlock()
+	if h.lock != nil && os.SameFile(h.info, info) {
+		return true
+	}
+	l, err := lease.Take(path)
+	if err != nil {
+		return false
+	}
+	// It may be another file by now, of the same digest.
+	if info, err = l.File().Stat(); err != nil || info.Size() != desc.Size {
+		_ = l.Release() // nothing was written
+		return false
+	}
+	return s.keep(desc.Digest, l) == nil
 }
 
 // Open opens a blob for reading. The reader ends with io.EOF only if the bytes are those of desc, else with a

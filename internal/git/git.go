@@ -198,20 +198,25 @@ func (c *Client) fetch(ctx context.Context, s *remoteurl.Git, commit Commit, o o
 	id := fmt.Sprintf("%x", sha256.Sum256([]byte(format+" "+s.Remote)))[:32]
 	m := &mirror{path: filepath.Join(c.dir, id)}
 	file := m.path + ".lock"
-	l, err := lock.Acquire(ctx, file, false)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.update(ctx, s, m, commit, format, o); err != nil {
+	for {
+		l, err := lock.Acquire(ctx, file, false)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.update(ctx, s, m, commit, format, o); err != nil {
+			l.Release()
+			return nil, err
+		}
 		l.Release()
-		return nil, err
+		if m.lock, err = lock.Acquire(ctx, file, true); err != nil {
+			return nil, err
+		}
+		// Between the two, the mirror may have been pruned.
+		if _, err := os.Stat(filepath.Join(m.path, "objects")); err == nil {
+			return m, nil
+		}
+		m.lock.Release()
 	}
-	l.Release()
-	// Between the two, a mirror may be cleared away; then reading fails, and says so.
-	if m.lock, err = lock.Acquire(ctx, file, true); err != nil {
-		return nil, err
-	}
-	return m, nil
 }
 
 // update brings a commit into a mirror that nobody else works on.

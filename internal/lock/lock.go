@@ -59,9 +59,13 @@ func Try(path string, shared bool) (*Lock, error) {
 	return try(path, unix.O_RDWR|unix.O_CREAT, how)
 }
 
-// TryDir is Try, not shared, for a directory, which it does not make: the error is fs.ErrNotExist when there is none.
-func TryDir(path string) (*Lock, error) {
-	return try(path, unix.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_EX)
+// TryExisting is Try for a file or directory that it does not make: the error is fs.ErrNotExist when there is none.
+func TryExisting(path string, shared bool) (*Lock, error) {
+	how := unix.LOCK_EX
+	if shared {
+		how = unix.LOCK_SH
+	}
+	return try(path, unix.O_RDONLY|unix.O_NONBLOCK, how)
 }
 
 func try(path string, flags, how int) (*Lock, error) {
@@ -86,7 +90,7 @@ func try(path string, flags, how int) (*Lock, error) {
 	}
 }
 
-// File returns the locked file, open for reading and writing unless it is a directory; it stays the Lock's and is closed by Release.
+// File returns the locked file, open for reading, and by Try and Acquire also for writing; it stays the Lock's and is closed by Release.
 func (l *Lock) File() *os.File { return l.file }
 
 // Release ends the lock and leaves the file where it is. Releasing twice, or the zero Lock, does nothing.

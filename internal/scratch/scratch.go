@@ -41,7 +41,7 @@ func create(tmp string) (*Dir, error) {
 		if err != nil {
 			return nil, err
 		}
-		l, err := lock.TryDir(path)
+		l, err := lock.TryExisting(path, false)
 		if err == nil {
 			return &Dir{path: path, lock: l}, nil
 		}
@@ -96,7 +96,7 @@ func (d *Dir) sweep() {
 		if path == d.path || !strings.HasPrefix(e.Name(), prefix) {
 			continue
 		}
-		l, err := lock.TryDir(path)
+		l, err := lock.TryExisting(path, false)
 		if err != nil {
 			continue
 		}

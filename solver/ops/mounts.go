@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -73,20 +74,24 @@ func (m *mounting) cacheDir(id string, sharing llb.Sharing) (string, *lock.Lock,
 			return "", nil, err
 		}
 		file := filepath.Join(dir, "lock")
+		var l *lock.Lock
+		var err error
 		switch sharing {
 		case llb.SharingPrivate:
-			l, err := lock.Try(file, false)
-			if errors.Is(err, unix.EWOULDBLOCK) {
-				continue
-			}
-			return dir, l, err
+			l, err = lock.Try(file, false)
 		case llb.SharingLocked:
-			l, err := lock.Acquire(m.ctx, file, false)
-			return dir, l, err
+			l, err = lock.Acquire(m.ctx, file, false)
 		default:
-			l, err := lock.Acquire(m.ctx, file, true)
-			return dir, l, err
+			l, err = lock.Acquire(m.ctx, file, true)
 		}
+		switch {
+		case errors.Is(err, unix.EWOULDBLOCK):
+			continue
+		case errors.Is(err, fs.ErrNotExist):
+			n-- // it was pruned just now
+			continue
+		}
+		return dir, l, err
 	}
 }
 
