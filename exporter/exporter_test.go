@@ -20,6 +20,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/kilntest"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/snapshot"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -70,7 +71,7 @@ func newMade(t *testing.T) *made {
 // reopen forgets what the process knows of the snapshot store, as a new one does.
 func (m *made) reopen() {
 	m.t.Helper()
-	s, err := snapshot.Open(m.Store.Root(), filepath.Join(m.Store.Root(), "tmp"), false)
+	s, err := snapshot.Open(m.Store.Root(), filepath.Join(m.Store.Root(), "tmp"), userns.Namespace{})
 	if err != nil {
 		m.t.Fatal(err)
 	}

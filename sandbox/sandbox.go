@@ -25,6 +25,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/passwd"
+	"github.com/kilnbuild/kiln/internal/userns"
 )
 
 // Spec says what to run and in which surroundings.
@@ -139,6 +140,9 @@ func (e *ExecError) Unwrap() error { return e.Errno }
 
 const defaultShmSize = 64 << 20
 
+// ttyGroup is the group of terminals on all well-known distributions.
+const ttyGroup = 5
+
 // Run runs a process to its end and returns how it ended. An exit status other than 0 is no error. When ctx is done the
 // process and all its descendants are killed, and the error is ctx's cause. Whatever happens, no process and no mount is
 // left when Run returns. Errors are *SetupError, *ExecError, *mount.Error or ctx's, wrapped, or say what is wrong with s or
@@ -150,7 +154,19 @@ func Run(ctx context.Context, s Spec) (Status, error) {
 	if err := s.check(); err != nil {
 		return Status{}, err
 	}
-	r := &run{spec: s, tree: tree{root: s.Root}}
+	ns, err := userns.Current()
+	if err != nil {
+		return Status{}, err
+	}
+	for _, gid := range append([]uint32{s.User.GID}, s.User.Groups...) {
+		if !ns.Single() && !ns.HasGroup(gid) {
+			return Status{}, &userns.NoIDError{What: "group", ID: gid}
+		}
+	}
+	if !ns.HasUser(s.User.UID) {
+		return Status{}, &userns.NoIDError{What: "user", ID: s.User.UID}
+	}
+	r := &run{spec: s, ns: ns, tree: tree{root: s.Root}}
 	defer r.close()
 	if err := r.prepare(); err != nil {
 		return Status{}, errors.Join(err, r.clean())
@@ -204,6 +220,7 @@ func (s *Spec) check() error {
 // run is a Run that is under way.
 type run struct {
 	spec    Spec
+	ns      userns.Namespace // that kiln is in
 	tree    tree
 	supply  *supply
 	files   []*os.File // to be closed at the end
@@ -272,8 +289,11 @@ func (r *run) prepare() error {
 	if p.dev, err = r.own(newDev()); err != nil {
 		return err
 	}
-	if p.pts, err = r.own(mount.New("devpts", mount.NoSuid|mount.NoExec, mount.Option{Name: "mode", Value: "620"},
-		mount.Option{Name: "gid", Value: "5"}, mount.Option{Name: "ptmxmode", Value: "666"})); err != nil {
+	pts := []mount.Option{{Name: "mode", Value: "620"}, {Name: "ptmxmode", Value: "666"}}
+	if r.ns.HasGroup(ttyGroup) {
+		pts = append(pts, mount.Option{Name: "gid", Value: fmt.Sprint(ttyGroup)})
+	}
+	if p.pts, err = r.own(mount.New("devpts", mount.NoSuid|mount.NoExec, pts...)); err != nil {
 		return err
 	}
 	if p.shm, err = r.own(mount.New("tmpfs", mount.NoSuid|mount.NoDev|mount.NoExec, mount.Option{Name: "mode", Value: "1777"},

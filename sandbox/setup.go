@@ -39,7 +39,9 @@ var (
 	maskedProcFiles = []string{"interrupts", "kcore", "keys", "latency_stats", "sched_debug", "timer_list", "timer_stats"}
 	maskedProcDirs  = []string{"acpi", "asound", "scsi"}
 	maskedSysDirs   = []string{"devices/virtual/powercap", "firmware"}
-	readOnlyProc    = []string{"bus", "fs", "irq", "sys", "sysrq-trigger"}
+	// What else is mounted below the machine's /sys, where a process has that and not one of its own.
+	hostSysDirs  = []string{"fs/bpf", "fs/pstore", "kernel/config", "kernel/debug", "kernel/security", "kernel/tracing"}
+	readOnlyProc = []string{"bus", "fs", "irq", "sys", "sysrq-trigger"}
 )
 
 // thermalThrottle finds the directories below /sys that count how often each processor was too hot.
@@ -215,7 +217,7 @@ func (r *run) planRoot(l *plan, p parts) {
 	if !s.Insecure {
 		sysAttr |= unix.MOUNT_ATTR_RDONLY
 	}
-	sys := r.planMount(l, "sysfs", "/sys", sysAttr)
+	sys := r.planSys(l, sysAttr)
 	l.add("attach /sys", unix.SYS_MOVE_MOUNT, sys, "", fd(p.sysAt), "", moveFromFd|moveToFd)
 	if unified() {
 		cgroup := r.planMount(l, "cgroup2", "/sys/fs/cgroup", sysAttr)
@@ -233,6 +235,12 @@ func (r *run) planRoot(l *plan, p parts) {
 		mask("/proc", proc, "empty", maskedProcDirs)
 		mask("/sys", sys, "empty", maskedSysDirs)
 		mask("/sys", sys, "empty", thermalThrottle())
+		if r.hostSys(l) {
+			mask("/sys", sys, "empty", hostSysDirs)
+			if !unified() {
+				mask("/sys", sys, "empty", []string{"fs/cgroup"})
+			}
+		}
 		for _, name := range readOnlyProc {
 			c := l.add("clone /proc/"+name, unix.SYS_OPEN_TREE, proc, name, cloneTree).or(syscall.ENOENT).skipping(2)
 			l.add("make /proc/"+name+" read-only", unix.SYS_MOUNT_SETATTR, c, "", unix.AT_EMPTY_PATH, readOnly, len(readOnly))
@@ -274,6 +282,21 @@ func (r *run) planRoot(l *plan, p parts) {
 	l.add("enter the old root", unix.SYS_FCHDIR, old)
 	l.add("detach the old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
 	l.add("enter the root again", unix.SYS_FCHDIR, fd(s.Root))
+}
+
+// hostSys reports whether /sys is the machine's mount of it. It shows the devices of a network, so that only who owns that may
+// mount it anew: of the machine's network that is nobody in another user namespace.
+func (r *run) hostSys(l *plan) bool { return r.ns.Nested && l.flags&unix.CLONE_NEWNET == 0 }
+
+// planSys makes what is to be /sys.
+func (r *run) planSys(l *plan, attr int) *op {
+	if !r.hostSys(l) {
+		return r.planMount(l, "sysfs", "/sys", attr)
+	}
+	set := raw(unix.MountAttr{Attr_set: uint64(attr), Propagation: unix.MS_PRIVATE})
+	sys := l.add("clone the machine's /sys", unix.SYS_OPEN_TREE, atCwd(), "/sys", cloneTree|unix.AT_RECURSIVE)
+	l.add("make /sys read-only", unix.SYS_MOUNT_SETATTR, sys, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, set, len(set))
+	return sys
 }
 
 // planMount mounts a file system of the kernel, detached; the result is its descriptor.
@@ -350,7 +373,9 @@ func (r *run) planPrivileges(l *plan) error {
 	for i, g := range s.User.Groups {
 		binary.NativeEndian.PutUint32(groups[4*i:], g)
 	}
-	l.add("set supplementary groups", unix.SYS_SETGROUPS, len(s.User.Groups), groups)
+	if !r.ns.Single() { // there the kernel does not allow it, and there is no other group
+		l.add("set supplementary groups", unix.SYS_SETGROUPS, len(s.User.Groups), groups)
+	}
 	l.add("set the group", unix.SYS_SETRESGID, s.User.GID, s.User.GID, s.User.GID)
 	l.add("set the user", unix.SYS_SETRESUID, s.User.UID, s.User.UID, s.User.UID)
 	if s.User.UID != 0 {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/internal/userns"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,7 +26,7 @@ func TestOtherBoot(t *testing.T) {
 	}
 	id := step(t, s, nil, write).ID
 	reopened := func(boot string) *Store {
-		o, err := Open(filepath.Dir(s.dir), s.tmp, false)
+		o, err := Open(filepath.Dir(s.dir), s.tmp, userns.Namespace{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/internal/userns"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,7 +29,7 @@ func newStore(t *testing.T) *Store {
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s, err := Open(root, tmp, false)
+	s, err := Open(root, tmp, userns.Namespace{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -457,7 +458,7 @@ func TestCommitReplacesDamaged(t *testing.T) {
 	if err := os.WriteFile(name, data, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	again, err := Open(filepath.Dir(s.dir), s.tmp, false)
+	again, err := Open(filepath.Dir(s.dir), s.tmp, userns.Namespace{})
 	if err != nil {
 		t.Fatal(err)
 	}

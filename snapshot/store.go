@@ -19,6 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/internal/userns"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,7 +36,7 @@ type Store struct {
 	dir    string // layers/
 	tmp    string // a directory of this process's own on the same file system
 	opaque string
-	user   bool
+	ns     userns.Namespace
 	boot   string
 
 	mu        sync.Mutex
@@ -46,12 +47,12 @@ type Store struct {
 	roots     map[string]*rootfs.Root
 }
 
-// Open opens the store in the directory root, with tmp, on the same file system, for what is unfinished. userXattr is for
-// a process that is not root in the first user namespace: overlay then keeps its own attributes under "user." names
-// (kernel, Documentation/filesystems/overlayfs.rst).
-func Open(root, tmp string, userXattr bool) (*Store, error) {
-	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", user: userXattr, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}}
-	if userXattr {
+// Open opens the store in the directory root, with tmp, on the same file system, for what is unfinished. ns is the user
+// namespace that the process is in: in one that is not the first, overlay keeps its own attributes under "user." names
+// (kernel, Documentation/filesystems/overlayfs.rst), and a disk cannot hold all that a layer does.
+func Open(root, tmp string, ns userns.Namespace) (*Store, error) {
+	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}}
+	if ns.Nested {
 		s.opaque = "user.overlay.opaque"
 	}
 	for _, dir := range []string{s.dir, s.indexPath("")} {
@@ -333,7 +334,7 @@ type Committed struct {
 // Overlay returns the mount of a root file system made of these layers, the lowest first. Without a pending layer it is
 // read-only; with one, what is written goes there.
 func (s *Store) Overlay(ids []string, up *Pending) (mount.Overlay, error) {
-	o := mount.Overlay{Volatile: true, UserXattr: s.user}
+	o := mount.Overlay{Volatile: true, UserXattr: s.ns.Nested}
 	seen := map[string]bool{}
 	for i := len(ids) - 1; i >= 0; i-- {
 		// A layer that lies below itself adds nothing there, and the kernel does not stack a directory twice.

@@ -49,7 +49,7 @@ func (a *app) buildCommand() *cobra.Command {
 		Use:   "build [flags] PATH | URL | -",
 		Short: "Build an image from a Dockerfile",
 		Args:  exactArgs("a PATH, URL or - (the build context)"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: asRoot(func(cmd *cobra.Command, args []string) error {
 			o, err := f.options(args[0])
 			if err != nil {
 				return err
@@ -60,7 +60,7 @@ func (a *app) buildCommand() *cobra.Command {
 				return err
 			}
 			return a.withBuilder(func(b *builder.Builder) error { return a.build(cmd.Context(), b, o, f.mode(), call.json) })
-		},
+		}),
 	}
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&f.tags, "tag", "t", nil, "name of the image, as name[:tag]")

@@ -3,11 +3,23 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"os"
+
+	"github.com/kilnbuild/kiln/internal/userns"
 )
 
-func main() { os.Exit(newApp(os.Stdout, os.Stderr).run(os.Args[1:])) }
+func main() {
+	a := newApp(os.Stdout, os.Stderr)
+	if err := userns.Enter(); err != nil {
+		if !errors.Is(err, userns.ErrOrphan) {
+			a.complain(err.Error())
+		}
+		os.Exit(exitInternal)
+	}
+	os.Exit(a.run(os.Args[1:]))
+}
 
 // app is one run of the command line.
 type app struct {

@@ -15,13 +15,13 @@ func (a *app) pushCommand() *cobra.Command {
 		Use:   "push NAME[:TAG]",
 		Short: "Send an image to its registry",
 		Args:  exactArgs("a NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: asRoot(func(cmd *cobra.Command, args []string) error {
 			return a.withBuilder(func(b *builder.Builder) error {
 				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, p progress.Printer) error {
 					return b.Push(ctx, args[0], p)
 				})
 			})
-		},
+		}),
 	}
 	progressFlag(cmd, &mode)
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")

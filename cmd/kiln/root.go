@@ -2,14 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
 	"strings"
+	"syscall"
 
 	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/spf13/cobra"
 )
 
@@ -33,6 +36,9 @@ func (a *app) execute(root *cobra.Command, args []string) (exit int) {
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
+	}
+	if done, ok := errors.AsType[*doneError](err); ok {
+		return done.status
 	}
 	if s := causeSignal(ctx); s != nil {
 		a.complain(s.Error())
@@ -66,7 +72,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SetErr(a.stderr)
 	root.SetVersionTemplate("kiln {{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)
-	root.PersistentFlags().StringVar(&a.rootDir, "root", "", "directory of images, layers and cache (default $KILN_ROOT, else /var/lib/kiln)")
+	root.PersistentFlags().StringVar(&a.rootDir, "root", "", "directory of images, layers and cache (default $KILN_ROOT, else /var/lib/kiln for root, and $XDG_DATA_HOME/kiln or ~/.local/share/kiln)")
 	root.PersistentFlags().BoolVarP(&a.debug, "debug", "D", false, "print the stack of an internal error")
 	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(a.buildCommand(), a.imagesCommand(), a.tagCommand(), a.rmiCommand(), a.inspectCommand(), a.pushCommand(),
@@ -100,6 +106,27 @@ func count(n int, thing string) string {
 	}
 	return fmt.Sprintf("%d %ss", n, thing)
 }
+
+// asRoot returns run in a form that is root's where kiln is not: in a user namespace, by a kiln of its own, which does and says
+// everything.
+func asRoot(run func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Command, args []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if !userns.Needed() {
+			return run(cmd, args)
+		}
+		ctx := cmd.Context()
+		status, err := userns.Run(ctx, func() syscall.Signal { return causeSignal(ctx).signal })
+		if err != nil {
+			return &internalError{err}
+		}
+		return &doneError{status}
+	}
+}
+
+// doneError is a command that another kiln has carried out, and said everything about.
+type doneError struct{ status int }
+
+func (e *doneError) Error() string { return fmt.Sprintf("exit status %d", e.status) }
 
 // withBuilder calls f with an open builder.
 func (a *app) withBuilder(f func(b *builder.Builder) error) (err error) {

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/kilnbuild/kiln/internal/userns"
 )
 
 // signalError is the cause of a context that a signal ended.
@@ -56,6 +58,8 @@ func (a *app) notify(ctx context.Context) (context.Context, func()) {
 			cancel(e)
 		}
 	}()
+	// Of a signal that the terminal sends both kilns of a user namespace know; told by the other one is no second signal.
+	userns.Told(func(s syscall.Signal) { cancel(&signalError{s}) })
 	return ctx, func() {
 		signal.Stop(ch)
 		signal.Stop(pipe)

@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/localdir"
 	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
@@ -59,8 +60,8 @@ const parallelism = 64
 // *parser.Error, that of a step a *solver.VertexError. The Result is never nil.
 func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Result, error) {
 	res := &Result{}
-	if !o.Check && o.Describe == "" && os.Geteuid() != 0 {
-		return res, errors.New("building needs root, for now: run kiln as root")
+	if note := userns.Note(); note != "" && !o.Check && o.Describe == "" {
+		p.Warn(note)
 	}
 	if err := b.open(); err != nil {
 		return res, err

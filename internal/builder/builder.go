@@ -13,6 +13,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/scratch"
+	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/snapshot"
 )
@@ -54,7 +55,11 @@ func (b *Builder) open() error {
 				return err
 			}
 			lock.Sweep(filepath.Join(root, "locks"), "index") // that one stays, and is the store's
-			if b.snapshots, err = snapshot.Open(root, b.scratch.Path(), false); err != nil {
+			ns, err := userns.Current()
+			if err != nil {
+				return err
+			}
+			if b.snapshots, err = snapshot.Open(root, b.scratch.Path(), ns); err != nil {
 				return err
 			}
 			b.cache, err = cache.Open(root, b.scratch.Path())

@@ -23,6 +23,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -100,8 +101,9 @@ func (s *Store) prepare() error {
 	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
 		return err
 	}
-	if uid := os.Geteuid(); int(st.Uid) != uid {
-		return fmt.Errorf("it belongs to user %d and kiln runs as user %d: choose another directory with --root", st.Uid, uid)
+	// In a user namespace of kiln's own, kiln and what belongs to its user have the id 0, and other owners may have none.
+	if int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("it belongs to user %d and kiln runs as user %d: choose another directory with --root", st.Uid, userns.UID())
 	}
 	if st.Mode&0o022 != 0 {
 		return fmt.Errorf("others may write to it (mode %04o): run chmod 700 on it if you trust what it holds, or choose another directory with --root", st.Mode&0o7777)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/pelletier/go-toml/v2"
 )
 
@@ -206,7 +207,7 @@ func (c *Config) RootDir(flag string) (string, error) {
 			return filepath.Abs(dir)
 		}
 	}
-	if os.Geteuid() == 0 {
+	if userns.UID() == 0 {
 		return "/var/lib/kiln", nil
 	}
 	// The base directory specification has relative paths ignored.

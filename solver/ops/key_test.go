@@ -16,6 +16,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/localdir"
+	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
@@ -35,7 +36,7 @@ func newPlanner(t *testing.T) *planner {
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	store, err := snapshot.Open(root, tmp, false)
+	store, err := snapshot.Open(root, tmp, userns.Namespace{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,225 @@
+package userns
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// IDs are the ids that a new user namespace gets.
+type IDs struct {
+	uid, gid int // the caller's own, which become 0
+	// users and groups are what becomes 1 and so on; none where the caller has no range.
+	users, groups []span
+	// whole says that the caller may give the namespace all ids that there are.
+	whole bool
+	// Missing says why there is no range, "" where there is one.
+	Missing string
+}
+
+// span is n ids from first on.
+type span struct{ first, n uint32 }
+
+// Files that say which ids the users of the machine may give to others; see subuid(5), subgid(5).
+const (
+	subuidFile = "/etc/subuid"
+	subgidFile = "/etc/subgid"
+)
+
+// Find returns the ids that the caller can have.
+func Find() (*IDs, error) {
+	ids := &IDs{uid: os.Geteuid(), gid: os.Getegid()}
+	if ids.uid == 0 {
+		ids.whole = true
+		return ids, nil
+	}
+	names := []string{strconv.Itoa(ids.uid)}
+	if u, err := user.LookupId(names[0]); err == nil {
+		names = append(names, u.Username)
+	} else if name := os.Getenv("USER"); name != "" {
+		// Users of a directory service are not in /etc/passwd. newuidmap checks it.
+		names = append(names, name)
+	}
+	for _, file := range []struct {
+		name string
+		to   *[]span
+		own  int
+	}{{subuidFile, &ids.users, ids.uid}, {subgidFile, &ids.groups, ids.gid}} {
+		list, err := ranges(file.name, names)
+		if err != nil {
+			return nil, &Error{Doing: "look for a range of ids", Err: err}
+		}
+		if *file.to = without(list, uint32(file.own)); len(*file.to) == 0 {
+			ids.none(fmt.Sprintf("%s has no range for user %s", file.name, names[len(names)-1]))
+			return ids, nil
+		}
+	}
+	for _, program := range []string{"newuidmap", "newgidmap"} {
+		if _, err := exec.LookPath(program); err != nil {
+			ids.none("the program " + program + " is not there (package uidmap or shadow-utils)")
+			break
+		}
+	}
+	return ids, nil
+}
+
+// none leaves the caller's own ids alone.
+func (ids *IDs) none(why string) {
+	ids.users, ids.groups, ids.whole, ids.Missing = nil, nil, false, why
+}
+
+// Single reports whether there will be one user and one group.
+func (ids *IDs) Single() bool { return !ids.whole && len(ids.users) == 0 }
+
+// ranges returns the ranges that a file gives to any of the names, in its order.
+func ranges(file string, names []string) ([]span, error) {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var list []span
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		field := strings.Split(strings.TrimSpace(lines.Text()), ":")
+		if len(field) != 3 || !slices.Contains(names, field[0]) {
+			continue
+		}
+		first, err1 := strconv.ParseUint(field[1], 10, 32)
+		n, err2 := strconv.ParseUint(field[2], 10, 32)
+		if err1 != nil || err2 != nil || n == 0 || first+n > 1<<32-1 {
+			continue // as newuidmap does
+		}
+		list = append(list, span{uint32(first), uint32(n)})
+	}
+	return list, lines.Err()
+}
+
+// without returns the ranges without what they have of each other, and without one id: the kernel takes no id twice.
+func without(list []span, own uint32) []span {
+	var out []span
+	for _, s := range list {
+		clash := own >= s.first && own-s.first < s.n
+		for _, o := range out {
+			clash = clash || s.first < o.first+o.n && o.first < s.first+s.n
+		}
+		if !clash {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// maxExtents is how many lines a map may have, see user_namespaces(7).
+const maxExtents = 340
+
+// extents are the lines of a map.
+func extents(own int, list []span) (out []extent) {
+	out = append(out, extent{0, uint32(own), 1})
+	at := uint32(1)
+	for _, s := range list[:min(len(list), maxExtents-1)] {
+		s.n = min(s.n, 1<<32-2-at)
+		out = append(out, extent{at, s.first, s.n})
+		at += s.n
+	}
+	return out
+}
+
+// write gives the ids to the namespace of a process.
+func (ids *IDs) write(pid int) error {
+	if ids.whole {
+		return writeWhole(pid)
+	}
+	if ids.Single() {
+		return ids.writeSingle(pid)
+	}
+	for _, m := range []struct {
+		program string
+		list    []extent
+	}{{"newuidmap", extents(ids.uid, ids.users)}, {"newgidmap", extents(ids.gid, ids.groups)}} {
+		args := []string{strconv.Itoa(pid)}
+		for _, e := range m.list {
+			args = append(args, fmt.Sprint(e.inside), fmt.Sprint(e.outside), fmt.Sprint(e.n))
+		}
+		if out, err := exec.Command(m.program, args...).CombinedOutput(); err != nil {
+			said, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+			return &mapError{"run " + m.program, said, err}
+		}
+	}
+	return nil
+}
+
+// mapError is a range that was not given.
+type mapError struct {
+	doing, said string
+	err         error
+}
+
+func (e *mapError) Error() string {
+	if e.said != "" {
+		return fmt.Sprintf("%s: %s", e.doing, e.said)
+	}
+	return fmt.Sprintf("%s: %v", e.doing, e.err)
+}
+
+// Unwrap returns the cause.
+func (e *mapError) Unwrap() error { return e.err }
+
+// writeSingle gives the caller's own ids, as 0. It takes no privilege, as long as the groups of processes cannot be changed: see
+// user_namespaces(7), "setgroups".
+func (ids *IDs) writeSingle(pid int) error {
+	return writeMaps(pid, fmt.Sprintf("0 %d 1", ids.uid), fmt.Sprintf("0 %d 1", ids.gid), true)
+}
+
+// writeWhole gives all ids of the caller's own namespace, as they are. It takes CAP_SETUID and CAP_SETGID there.
+func writeWhole(pid int) error {
+	var lines [2]string
+	for i, name := range []string{"/proc/self/uid_map", "/proc/self/gid_map"} {
+		list, err := readMap(name)
+		if err != nil {
+			return &mapError{"read the caller's ids", "", err}
+		}
+		for _, e := range list {
+			lines[i] += fmt.Sprintf("%d %d %d\n", e.inside, e.inside, e.n)
+		}
+	}
+	if err := writeMaps(pid, lines[0], lines[1], false); err != nil {
+		return &mapError{"pass on all ids", "", err}
+	}
+	return nil
+}
+
+func writeMaps(pid int, users, groups string, deny bool) error {
+	write := func(name, text string) error {
+		fd, err := unix.Open(fmt.Sprintf("/proc/%d/%s", pid, name), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			_, err = unix.Write(fd, []byte(text))
+			unix.Close(fd)
+		}
+		if err != nil {
+			return powerless(fmt.Errorf("write %s: %w", name, err))
+		}
+		return nil
+	}
+	if deny {
+		if err := write("setgroups", "deny"); err != nil {
+			return err
+		}
+	}
+	if err := write("uid_map", users); err != nil {
+		return err
+	}
+	return write("gid_map", groups)
+}

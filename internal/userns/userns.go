@@ -1,0 +1,402 @@
+// Package userns starts kiln again as root of a user namespace of its own where it is not root, so that all other packages
+// can be written for root. It does not know what kiln does in there.
+package userns
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// marker is the variable by which a kiln that was started again knows it. No process that kiln starts sees it.
+const marker = "_KILN_USERNS"
+
+// inside is what Enter found; nil for a kiln that nobody started again.
+var inside *caller
+
+// caller is what is known of who called kiln. Its form in the environment is "FD UID GID".
+type caller struct {
+	pipe     *os.File
+	uid, gid int
+}
+
+// Needed reports whether the process lacks what root has for building: it is to call Run.
+func Needed() bool {
+	if inside != nil {
+		return false
+	}
+	if os.Geteuid() != 0 {
+		return true
+	}
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&hdr, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SYS_ADMIN) == 0
+}
+
+// UID returns the id of the user that called kiln, as that user sees it.
+func UID() int {
+	if inside != nil {
+		return inside.uid
+	}
+	return os.Geteuid()
+}
+
+// AsCaller returns what makes a program that is started from inside see the ids of the user that called kiln and not root's:
+// programs such as ssh and git look up who they are. attr may be nil, and is added to.
+func AsCaller(attr *syscall.SysProcAttr) *syscall.SysProcAttr {
+	if inside == nil || inside.uid == 0 {
+		return attr
+	}
+	if attr == nil {
+		attr = &syscall.SysProcAttr{}
+	}
+	attr.Cloneflags |= unix.CLONE_NEWUSER
+	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: inside.uid, HostID: 0, Size: 1}}
+	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: inside.gid, HostID: 0, Size: 1}}
+	return attr
+}
+
+// Error says why there can be no user namespace in which kiln can work, and what can be done about it.
+type Error struct {
+	// Doing is what was to be done: "make a user namespace".
+	Doing string
+	// Hint says what to change; it may be "".
+	Hint string
+	Err  error
+}
+
+func (e *Error) Error() string {
+	s := fmt.Sprintf("build as an ordinary user: %s: %v", e.Doing, e.Err)
+	if e.Hint != "" {
+		s += ": " + e.Hint
+	}
+	return s
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Run starts the program again, with the same arguments, environment and files, in a new user namespace and a new mount
+// namespace, in which it is root, and returns its exit status. When ctx is done it is told so by the number that signal
+// returns; see Told. It dies when this process dies. The error is an *Error.
+func Run(ctx context.Context, signal func() syscall.Signal) (int, error) {
+	// The signal of Pdeathsig comes when the thread ends that started the process.
+	runtime.LockOSThread()
+	ids, err := Find()
+	if err != nil {
+		return 0, err
+	}
+	p, err := start(ids)
+	if m, ok := errors.AsType[*mapError](err); ok {
+		ids.none(m.Error())
+		p, err = start(ids)
+	}
+	if err != nil {
+		return 0, err
+	}
+	stop := context.AfterFunc(ctx, func() { _, _ = p.pipe.Write([]byte{byte(signal())}) })
+	defer stop()
+	state, err := p.Wait()
+	if err != nil {
+		return 0, &Error{Doing: "wait for kiln in its user namespace", Err: err}
+	}
+	ws := state.Sys().(syscall.WaitStatus)
+	if ws.Signaled() {
+		return 128 + int(ws.Signal()), nil
+	}
+	return ws.ExitStatus(), nil
+}
+
+type process struct {
+	*os.Process
+	pipe *os.File
+}
+
+// start starts the program with these ids.
+func start(ids *IDs) (*process, error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, &Error{Doing: "make a pipe", Err: err}
+	}
+	read, write := os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe")
+	defer read.Close()
+	// It keeps its number, so that it takes no place of a file that kiln was given, as by -f <(…).
+	if _, err := unix.FcntlInt(read.Fd(), unix.F_SETFD, 0); err != nil {
+		write.Close()
+		return nil, &Error{Doing: "make a pipe", Err: err}
+	}
+	p, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{
+		Env:   append(os.Environ(), fmt.Sprintf("%s=%d %d %d", marker, fds[0], ids.uid, ids.gid)),
+		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+		Sys: &syscall.SysProcAttr{
+			Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
+			Pdeathsig:  syscall.SIGKILL,
+			// It is executed before it is root, so its capabilities have to survive that.
+			AmbientCaps: capabilities(),
+		},
+	})
+	if err != nil {
+		write.Close()
+		return nil, refused(err)
+	}
+	err = ids.write(p.Pid)
+	if err == nil {
+		err = send(write, ids.Missing)
+	}
+	if err != nil {
+		write.Close() // it reads the end, and goes
+		_, _ = p.Wait()
+		return nil, err
+	}
+	return &process{p, write}, nil
+}
+
+// capabilities are all that the kernel knows.
+func capabilities() []uintptr {
+	var all []uintptr
+	for c := range uintptr(64) {
+		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0); err != nil {
+			break
+		} else if has >= 0 {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// Enter is the first that a program does that calls Run. In one that Run has started it waits until the namespace is ready. The
+// error is an *Error, or ErrOrphan.
+func Enter() error {
+	value, ok := os.LookupEnv(marker)
+	if !ok {
+		return nil
+	}
+	_ = os.Unsetenv(marker)
+	var fd, uid, gid int
+	if _, err := fmt.Sscanf(value, "%d %d %d", &fd, &uid, &gid); err != nil {
+		return &Error{Doing: "read $" + marker, Err: err}
+	}
+	unix.CloseOnExec(fd)
+	pipe := os.NewFile(uintptr(fd), "pipe")
+	why, err := receive(pipe)
+	if err != nil {
+		return ErrOrphan
+	}
+	single = why
+	inside = &caller{pipe, uid, gid}
+	// Where a security module takes a new namespace's capabilities away, this is the first call that fails.
+	c, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return powerless(err)
+	}
+	return unix.Close(c)
+}
+
+// single is why there is only one id, "" where there are more.
+var single string
+
+// send sends a text of less than 256 bytes, and receive receives it.
+func send(w io.Writer, text string) error {
+	text = text[:min(len(text), 255)]
+	_, err := w.Write(append([]byte{byte(len(text))}, text...))
+	return err
+}
+
+func receive(r io.Reader) (string, error) {
+	b := make([]byte, 256)
+	if _, err := io.ReadFull(r, b[:1]); err != nil {
+		return "", err
+	}
+	b = b[1 : 1+b[0]]
+	_, err := io.ReadFull(r, b)
+	return string(b), err
+}
+
+// Note says what cannot work because there is only one id, and what to do about it; "" where there are more.
+func Note() string {
+	if inside == nil || single == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s, so there is only one id: all files look as if they were root's own, and chown to another user and USER fail in a RUN; %s", single, HowToGetRange())
+}
+
+// HowToGetRange says how the caller gets a range of ids.
+func HowToGetRange() string {
+	name := os.Getenv("USER")
+	if name == "" {
+		name = fmt.Sprint("#", UID())
+	}
+	return fmt.Sprintf("for a range run, as root, usermod --add-subuids 100000-165535 --add-subgids 100000-165535 %s, and have the package uidmap", name)
+}
+
+// NoIDError is an id that does not exist in kiln's user namespace.
+type NoIDError struct {
+	// What is "user" or "group".
+	What string
+	ID   uint32
+}
+
+func (e *NoIDError) Error() string {
+	return fmt.Sprintf("%s id %d is not among the ids that kiln's user may use: %s", e.What, e.ID, HowToGetRange())
+}
+
+// ErrOrphan says that the process that started this one has given up.
+var ErrOrphan = errors.New("the user namespace was not made")
+
+// Told calls f, in a goroutine of its own, when the process that called Run is told to stop, with the signal. It does nothing
+// in one that Run has not started.
+func Told(f func(syscall.Signal)) {
+	if inside == nil {
+		return
+	}
+	go func() {
+		var b [1]byte
+		if n, _ := inside.pipe.Read(b[:]); n == 1 {
+			f(syscall.Signal(b[0]))
+		}
+	}()
+}
+
+// refused explains why a process in a new user namespace could not be started.
+func refused(err error) error {
+	e := &Error{Doing: "make a user namespace", Err: err}
+	switch {
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EUSERS):
+		e.Hint = "the limit of user namespaces is reached; it is user.max_user_namespaces, which sysctl(8) shows and sets"
+	case errors.Is(err, unix.EINVAL):
+		e.Hint = "the kernel has no user namespaces (CONFIG_USER_NS)"
+	case sysctl("kernel/unprivileged_userns_clone") == "0":
+		e.Hint = "this machine keeps them from its users; sysctl kernel.unprivileged_userns_clone=1, by root, allows them"
+	case sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+		e.Hint = appArmor
+	case seccomp():
+		e.Hint = "the system call policy of the container that kiln runs in does not allow it: docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined, or seccompProfile Unconfined in Kubernetes, does"
+	}
+	return e
+}
+
+const appArmor = "AppArmor keeps them from programs that it does not know; sysctl kernel.apparmor_restrict_unprivileged_userns=0, by root, or a profile for kiln with \"userns,\" allows them"
+
+// powerless explains why kiln is in a user namespace and may do nothing there.
+func powerless(err error) error {
+	e := &Error{Doing: "mount a file system in kiln's user namespace", Err: err}
+	if sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1" {
+		e.Hint = appArmor
+	} else if seccomp() {
+		e.Hint = "the system call policy of the container that kiln runs in does not allow it"
+	}
+	return e
+}
+
+func sysctl(name string) string {
+	data, _ := os.ReadFile("/proc/sys/" + name) // most machines do not have it
+	return strings.TrimSpace(string(data))
+}
+
+// seccomp reports whether the process has a system call filter.
+func seccomp() bool {
+	data, _ := os.ReadFile("/proc/self/status")
+	_, value, _ := bytes.Cut(data, []byte("\nSeccomp:\t"))
+	return len(value) > 0 && value[0] == '2'
+}
+
+// Namespace is the user namespace that the process is in. The zero value is the first one of the machine.
+type Namespace struct {
+	// Nested says that it is another: no file can be made a device there, and overlays keep their marks in attributes of users.
+	Nested bool
+	// Users and Groups are the ids that exist in it.
+	users, groups []extent
+}
+
+// extent is a line of /proc/self/uid_map: n ids from inside on are those from outside on.
+type extent struct{ inside, outside, n uint32 }
+
+// initialUserNamespace is the inode number of the machine's first user namespace (PROC_USER_INIT_INO of the kernel).
+const initialUserNamespace = 0xeffffffd
+
+// Current returns the namespace that the process is in.
+var Current = sync.OnceValues(func() (Namespace, error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/user", &st); err != nil {
+		return Namespace{}, fmt.Errorf("look at the user namespace: %w", err)
+	}
+	if st.Ino == initialUserNamespace {
+		return Namespace{}, nil
+	}
+	ns := Namespace{Nested: true}
+	var err error
+	if ns.users, err = readMap("/proc/self/uid_map"); err != nil {
+		return ns, err
+	}
+	ns.groups, err = readMap("/proc/self/gid_map")
+	return ns, err
+})
+
+// Has reports whether a file can belong to this user and group.
+func (n Namespace) Has(uid, gid uint32) bool { return n.HasUser(uid) && n.HasGroup(gid) }
+
+// HasUser reports whether there is a user of this id.
+func (n Namespace) HasUser(uid uint32) bool { return !n.Nested || has(n.users, uid) }
+
+// HasGroup reports whether there is a group of this id.
+func (n Namespace) HasGroup(gid uint32) bool { return !n.Nested || has(n.groups, gid) }
+
+// Single reports whether the namespace has one user or one group and no more.
+func (n Namespace) Single() bool { return n.Nested && (total(n.users) == 1 || total(n.groups) == 1) }
+
+// String is the same for two namespaces in which the files on a disk have the same owners.
+func (n Namespace) String() string {
+	if !n.Nested {
+		return ""
+	}
+	var b strings.Builder
+	for i, list := range [][]extent{n.users, n.groups} {
+		for _, e := range list {
+			fmt.Fprintf(&b, "%s %d %d %d\n", []string{"uid", "gid"}[i], e.inside, e.outside, e.n)
+		}
+	}
+	return b.String()
+}
+
+func has(list []extent, id uint32) bool {
+	return slices.ContainsFunc(list, func(e extent) bool { return id >= e.inside && id-e.inside < e.n })
+}
+
+func total(list []extent) (n uint64) {
+	for _, e := range list {
+		n += uint64(e.n)
+	}
+	return n
+}
+
+func readMap(name string) ([]extent, error) {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("look at the user namespace: %w", err)
+	}
+	var list []extent
+	for line := range strings.Lines(string(data)) {
+		var n [3]uint32
+		f := strings.Fields(line)
+		for i := range min(len(f), 3) {
+			v, err := strconv.ParseUint(f[i], 10, 32)
+			if err != nil {
+				return nil, fmt.Errorf("look at the user namespace: %s: %w", name, err)
+			}
+			n[i] = uint32(v)
+		}
+		list = append(list, extent{n[0], n[1], n[2]})
+	}
+	return list, nil
+}
