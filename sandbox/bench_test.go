@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"slices"
 	"testing"
@@ -11,40 +10,49 @@ import (
 
 // BenchmarkRun runs /bin/true in an overlay of its own each time, in a kiln of various sizes.
 func BenchmarkRun(b *testing.B) {
-	for _, heap := range []int{0, 200} {
-		for _, network := range []Network{NetworkHost, NetworkNone} {
-			b.Run(fmt.Sprintf("network=%d/heap=%dMB", network, heap), func(b *testing.B) {
-				ballast := make([]byte, heap<<20)
-				for i := range ballast {
-					ballast[i] = byte(i)
-				}
-				im := newImage(b)
-				var times []time.Duration
-				for b.Loop() {
-					for _, d := range []string{im.upper, im.work} {
-						b.StopTimer()
-						if err := os.RemoveAll(d); err != nil {
-							b.Fatal(err)
-						}
-						if err := os.Mkdir(d, 0o755); err != nil {
-							b.Fatal(err)
-						}
-						b.StartTimer()
+	for _, c := range []struct {
+		name    string
+		heap    int
+		network Network
+		limits  Limits
+	}{
+		{name: "default"},
+		{name: "heap=200MB", heap: 200},
+		{name: "network=none", network: NetworkNone},
+		{name: "pids=none", limits: Limits{Pids: -1}},
+		{name: "memory", limits: Limits{Memory: 1 << 30}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			ballast := make([]byte, c.heap<<20)
+			for i := range ballast {
+				ballast[i] = byte(i)
+			}
+			im := newImage(b)
+			var times []time.Duration
+			for b.Loop() {
+				for _, d := range []string{im.upper, im.work} {
+					b.StopTimer()
+					if err := os.RemoveAll(d); err != nil {
+						b.Fatal(err)
 					}
-					start := time.Now()
-					root := im.mount(b)
-					st, err := Run(context.Background(), Spec{Root: root, Args: []string{"/bin/true"}, Env: []string{defaultPath}, Network: network})
-					root.Close()
-					times = append(times, time.Since(start))
-					if err != nil || st.ExitCode != 0 {
-						b.Fatal(st, err)
+					if err := os.Mkdir(d, 0o755); err != nil {
+						b.Fatal(err)
 					}
+					b.StartTimer()
 				}
-				slices.Sort(times)
-				b.ReportMetric(float64(times[len(times)/2].Microseconds()), "median-µs")
-				b.ReportMetric(float64(times[0].Microseconds()), "min-µs")
-				_ = ballast[len(ballast)/2:]
-			})
-		}
+				start := time.Now()
+				root := im.mount(b)
+				st, err := Run(context.Background(), Spec{Root: root, Args: []string{"/bin/true"}, Env: []string{defaultPath}, Network: c.network, Limits: c.limits})
+				root.Close()
+				times = append(times, time.Since(start))
+				if err != nil || st.ExitCode != 0 {
+					b.Fatal(st, err)
+				}
+			}
+			slices.Sort(times)
+			b.ReportMetric(float64(times[len(times)/2].Microseconds()), "median-µs")
+			b.ReportMetric(float64(times[0].Microseconds()), "min-µs")
+			_ = ballast[len(ballast)/2:]
+		})
 	}
 }

@@ -10,125 +10,506 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// cgroups are the control groups of one run: one in each hierarchy of the machine, cgroups(7), version 1 or 2.
+// groupPrefix begins the names of the groups that kiln makes. Whoever made one holds a lock on it (flock(2)) for as long as
+// it lives, so that one whose lock is free is known to be left by a kiln that died.
+const groupPrefix = "kiln-"
+
+// cgroups are the control groups of one run, at most one in each hierarchy of the machine. See cgroups(7).
 type cgroups struct {
-	leaves []string
-	made   []string // what was made on the way to them, in that order
+	groups []*group
+	made   []string // what had to be made above the groups, in that order
+	// note says why the default limit is not applied; nil if it is.
+	note error
 }
 
-// newCgroups makes a group of its own for a run below parent, a path from the top of each hierarchy, in which the missing
-// groups are made too. The error names what the machine does not allow.
-func newCgroups(parent string) (*cgroups, error) {
-	roots, err := hierarchies("/proc/self/mountinfo")
+// group is a control group that kiln made.
+type group struct {
+	hierarchy *hierarchy
+	path      string   // where it is in the file system
+	dir       *os.File // open on it, with the lock
+	threaded  bool     // of version 2, below a group with processes
+	uses      []string // the controllers of its limits
+}
+
+// hierarchy is a mounted tree of control groups.
+type hierarchy struct {
+	// mount is where it is mounted, and own kiln's own group in there; "" if that lies outside of what is mounted.
+	mount, own string
+	// unified says that it is one of version 2.
+	unified bool
+	// controllers are those of version 1.
+	controllers []string
+}
+
+// newCgroups makes the groups of a run and sets the limits. They lie in the group parent, a path from the top of each
+// hierarchy, which is made where it is missing; or where parent is "", in kiln's own or beside it. The error names what the
+// machine does not allow.
+func newCgroups(parent string, l Limits) (_ *cgroups, err error) {
+	all, err := hierarchies("/proc/self/mountinfo", "/proc/self/cgroup")
 	if err != nil {
 		return nil, err
 	}
-	if len(roots) == 0 {
-		return nil, errors.New("no control groups are mounted on this machine")
-	}
-	var id [8]byte
-	rand.Read(id[:])
-	leaf := path.Join("/", parent, "kiln-"+hex.EncodeToString(id[:]))
 	c := &cgroups{}
-	for _, root := range roots {
-		if err := c.make(root, leaf); err != nil {
-			return nil, errors.Join(err, c.remove())
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.remove())
 		}
-		c.leaves = append(c.leaves, filepath.Join(root, leaf))
+	}()
+	if parent != "" {
+		if len(all) == 0 {
+			return nil, fmt.Errorf("make a control group in %s: no control groups are mounted on this machine", parent)
+		}
+		for _, h := range all {
+			dir, err := c.descend(h, parent)
+			if err == nil {
+				err = c.add(h, dir, false)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("make a control group in %s: %w", parent, err)
+			}
+		}
+	}
+	for _, controller := range l.controllers() {
+		if err := c.limit(all, controller, l); err != nil {
+			return nil, &LimitError{Controller: controller, Err: err}
+		}
+	}
+	if l.Pids == 0 {
+		l.Pids = DefaultPids
+		c.note = c.limit(all, "pids", l)
 	}
 	return c, nil
 }
 
-// hierarchies returns where control groups are mounted, but for those without a controller that only name processes.
-func hierarchies(mountinfo string) ([]string, error) {
+// limit sets the limits of one controller, and sees that they are set.
+func (c *cgroups) limit(all []*hierarchy, controller string, l Limits) error {
+	i := slices.IndexFunc(all, func(h *hierarchy) bool { return h.has(controller) })
+	if i < 0 {
+		return errNoController
+	}
+	h := all[i]
+	g := c.in(h)
+	if g == nil {
+		dir, threaded, err := h.place(controller, l)
+		if err == nil {
+			err = c.add(h, dir, threaded)
+		}
+		if err != nil {
+			return err
+		}
+		g = c.in(h)
+	}
+	if err := g.enable(controller); err != nil {
+		return err
+	}
+	for _, s := range l.settings(controller, h.unified) {
+		if err := g.set(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *cgroups) in(h *hierarchy) *group {
+	for _, g := range c.groups {
+		if g.hierarchy == h {
+			return g
+		}
+	}
+	return nil
+}
+
+// hierarchies returns the mounted trees of control groups, but for those without a controller that only name processes.
+func hierarchies(mountinfo, cgroup string) ([]*hierarchy, error) {
 	data, err := os.ReadFile(mountinfo)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("find the control groups: %w", err)
 	}
-	var out []string
+	own, err := os.ReadFile(cgroup)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("find kiln's own control group: %w", err)
+	}
+	groups := map[string]string{} // by controller; "" is version 2
+	for line := range strings.Lines(string(own)) {
+		if f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3); len(f) == 3 {
+			for controller := range strings.SplitSeq(f[1], ",") {
+				groups[controller] = f[2]
+			}
+		}
+	}
+	var out []*hierarchy
 	for line := range strings.Lines(string(data)) {
 		mounted, fs, ok := strings.Cut(line, " - ")
 		fields, what := strings.Fields(mounted), strings.Fields(fs)
 		if !ok || len(fields) < 5 || len(what) < 3 {
 			continue
 		}
-		if what[0] == "cgroup2" || what[0] == "cgroup" && !strings.Contains(","+what[2], ",name=") {
-			out = append(out, fields[4])
+		h := &hierarchy{mount: fields[4], unified: what[0] == "cgroup2"}
+		in, known := groups[""]
+		switch {
+		case h.unified:
+		case what[0] == "cgroup" && !strings.Contains(","+what[2], ",name="):
+			h.controllers = strings.Split(what[2], ",")
+			for _, o := range h.controllers {
+				if g, ok := groups[o]; ok && o != "" {
+					in, known = g, true
+				}
+			}
+		default:
+			continue
 		}
+		top := strings.TrimSuffix(fields[3], "/")
+		if below, ok := strings.CutPrefix(in, top); known && ok && (below == "" || below[0] == '/') && !strings.Contains(in, "/..") {
+			h.own = filepath.Join(h.mount, below)
+		}
+		out = append(out, h)
 	}
 	return out, nil
 }
 
-// make makes the group below root, and its parents.
-func (c *cgroups) make(root, group string) error {
-	dir := root
-	for _, name := range strings.Split(strings.Trim(group, "/"), "/") {
+// has reports whether the hierarchy has a controller.
+func (h *hierarchy) has(controller string) bool {
+	if !h.unified {
+		return slices.Contains(h.controllers, controller)
+	}
+	return slices.Contains(words(filepath.Join(h.mount, "cgroup.controllers")), controller)
+}
+
+// words returns what a file lists; nothing if it cannot be read.
+func words(file string) []string {
+	data, _ := os.ReadFile(file)
+	return strings.Fields(string(data))
+}
+
+// The controllers of version 2 that can be used below a group that has processes of its own, in a "threaded" group.
+var threadedControllers = []string{"cpu", "cpuset", "pids"}
+
+// place returns the group in which kiln makes one for a run, when the user names none.
+//
+// In version 1 it is kiln's own. In version 2 a group with processes in it, as kiln's own is, can have no group below it that
+// a domain controller such as memory counts, except at the very top. So where only other controllers are wanted a threaded
+// group is made. Else the group is made beside kiln's own, if that has no limits which the step would so escape.
+func (h *hierarchy) place(controller string, l Limits) (dir string, threaded bool, err error) {
+	if h.own == "" {
+		return "", false, errors.New("kiln's own control group is not below " + h.mount)
+	}
+	if !h.unified {
+		return h.own, false, nil
+	}
+	if _, err := os.Stat(filepath.Join(h.own, "cgroup.type")); errors.Is(err, fs.ErrNotExist) {
+		return h.own, false, nil // the top
+	}
+	domain := slices.ContainsFunc(append(l.controllers(), controller), func(s string) bool { return !slices.Contains(threadedControllers, s) })
+	if !domain {
+		return h.own, true, nil
+	}
+	for _, file := range []string{"memory.max", "memory.high", "memory.swap.max", "pids.max", "cpu.max", "cpuset.cpus"} {
+		if w := words(filepath.Join(h.own, file)); len(w) > 0 && w[0] != "max" {
+			return "", false, &placeError{fmt.Errorf("kiln's own control group %s has processes, and a limit (%s) that a group beside it would escape", h.own, file)}
+		}
+	}
+	if h.own == h.mount {
+		return "", false, &placeError{fmt.Errorf("kiln's own control group %s has processes, and what is above it is out of reach", h.own)}
+	}
+	return filepath.Dir(h.own), false, nil
+}
+
+// placeError is a group below which none can be made.
+type placeError struct{ err error }
+
+func (e *placeError) Error() string {
+	return e.err.Error() + `: name one with --cgroup-parent, or run kiln by "systemd-run --scope --slice=kiln"`
+}
+
+// Unwrap returns the cause.
+func (e *placeError) Unwrap() error { return e.err }
+
+// descend makes what is missing of parent, a path from the top of a hierarchy, and returns where it is.
+func (c *cgroups) descend(h *hierarchy, parent string) (string, error) {
+	dir := h.mount
+	for name := range strings.SplitSeq(strings.Trim(path.Clean("/"+parent), "/"), "/") {
 		above := dir
 		dir = filepath.Join(dir, name)
 		err := os.Mkdir(dir, 0o755)
 		if err == nil {
 			c.made = append(c.made, dir)
 		} else if !errors.Is(err, fs.ErrExist) {
+			return "", err
+		}
+		if err := inheritSets(above, dir); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
+// inheritSets gives a group of cpuset (version 1) the processors and memory of the one above: it begins with none, and takes
+// no process until it has some.
+func inheritSets(from, to string) error {
+	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+		have, err := os.ReadFile(filepath.Join(to, name))
+		if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(have)) > 0 {
+			continue
+		}
+		value, err := os.ReadFile(filepath.Join(from, name))
+		if err != nil {
 			return err
 		}
-		// A group of cpuset (version 1) begins with no processor and no memory, and takes no process until it has.
-		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
-			if err := inherit(above, dir, file); err != nil {
-				return err
-			}
+		if len(bytes.TrimSpace(value)) == 0 {
+			continue // in version 2 an empty file means what is above
+		}
+		if err := os.WriteFile(filepath.Join(to, name), value, 0); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func inherit(from, to, file string) error {
-	have, err := os.ReadFile(filepath.Join(to, file))
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(have)) > 0 {
-		return nil
+// add makes a group in the group at dir.
+func (c *cgroups) add(h *hierarchy, dir string, threaded bool) error {
+	sweep(dir)
+	unlock, err := lockGroup(dir)
+	if err != nil {
+		return err
 	}
-	value, err := os.ReadFile(filepath.Join(from, file))
-	if err != nil || len(bytes.TrimSpace(value)) == 0 {
-		return err // in version 2 an empty file means what is above
+	defer unlock()
+	var id [8]byte
+	rand.Read(id[:])
+	g := &group{hierarchy: h, path: filepath.Join(dir, groupPrefix+hex.EncodeToString(id[:])), threaded: threaded}
+	if err := os.Mkdir(g.path, 0o755); err != nil {
+		return fmt.Errorf("make a control group: %w", err)
 	}
-	return os.WriteFile(filepath.Join(to, file), value, 0)
+	c.groups = append(c.groups, g)
+	if g.dir, err = os.Open(g.path); err != nil {
+		return fmt.Errorf("open the control group: %w", err)
+	}
+	if err := unix.Flock(int(g.dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("lock control group %s: %w", g.path, err)
+	}
+	if threaded {
+		if err := g.write("cgroup.type", "threaded"); err != nil {
+			return err
+		}
+	}
+	return inheritSets(dir, g.path)
 }
 
-// procs opens the files that a process writes 0 to, to join the groups.
-func (c *cgroups) procs() ([]*os.File, error) {
-	var out []*os.File
-	for _, dir := range c.leaves {
-		f, err := os.OpenFile(filepath.Join(dir, "cgroup.procs"), os.O_WRONLY, 0)
+// lockGroup waits until no other kiln makes or removes groups in the one at dir.
+func lockGroup(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open control group: %w", err)
+	}
+	for {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock control group %s: %w", dir, err)
+	}
+	return func() { f.Close() }, nil
+}
+
+var swept sync.Map // groups that sweep has looked at
+
+// sweep removes the groups in the one at dir whose kiln is dead, once in a process's life. What cannot be removed is left to
+// the next kiln.
+func sweep(dir string) {
+	if _, done := swept.LoadOrStore(dir, true); done {
+		return
+	}
+	left, _ := filepath.Glob(filepath.Join(dir, groupPrefix+"*")) // the pattern is well-formed
+	if len(left) == 0 {
+		return
+	}
+	unlock, err := lockGroup(dir)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	for _, p := range left {
+		f, err := os.Open(p)
 		if err != nil {
-			for _, f := range out {
+			continue
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			_ = removeGroup(p)
+		}
+		f.Close()
+	}
+}
+
+// enable switches a controller on for the group, in all groups above where it is not yet: version 2 only.
+func (g *group) enable(controller string) error {
+	if !g.hierarchy.unified {
+		return nil
+	}
+	g.uses = append(g.uses, controller)
+	above := filepath.Dir(g.path)
+	var chain []string
+	for dir := above; ; dir = filepath.Dir(dir) {
+		if slices.Contains(words(filepath.Join(dir, "cgroup.subtree_control")), controller) {
+			break
+		}
+		chain = append(chain, dir)
+		if dir == g.hierarchy.mount {
+			break
+		}
+	}
+	for _, dir := range slices.Backward(chain) {
+		err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0)
+		switch {
+		case errors.Is(err, unix.EBUSY):
+			return &placeError{fmt.Errorf("control group %s has processes of its own", dir)}
+		case errors.Is(err, unix.ENOENT):
+			return fmt.Errorf("the controller is not there for control group %s", dir)
+		case err != nil:
+			return fmt.Errorf("switch the controller on: %w", err)
+		}
+	}
+	return nil
+}
+
+// set sets a limit, and sees that it is set.
+func (g *group) set(s setting) error {
+	file := filepath.Join(g.path, s.file)
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		if s.optional {
+			return nil
+		}
+		return fmt.Errorf("this kernel has no %s", s.file)
+	}
+	if err := g.write(s.file, s.value); err != nil {
+		return err
+	}
+	read := s.file
+	if s.read != "" {
+		read = s.read
+	}
+	got, err := os.ReadFile(filepath.Join(g.path, read))
+	if err != nil {
+		return fmt.Errorf("read the limit back: %w", err)
+	}
+	if is := strings.TrimSpace(string(got)); !s.same(is) {
+		return fmt.Errorf("%s was to be %s, and the kernel made it %q", s.file, s.value, is)
+	}
+	return nil
+}
+
+func (g *group) write(file, value string) error {
+	err := os.WriteFile(filepath.Join(g.path, file), []byte(value), 0)
+	if err != nil {
+		return fmt.Errorf("set %s to %s: %w", file, value, errors.Unwrap(err))
+	}
+	return nil
+}
+
+// join returns what a process needs to be in the groups: files that it writes 0 to, of version 1, and the group that it is
+// made in, of version 2, which may be nil.
+func (c *cgroups) join() (procs []*os.File, into *os.File, err error) {
+	for _, g := range c.groups {
+		if g.hierarchy.unified {
+			into = g.dir
+			continue
+		}
+		f, err := os.OpenFile(filepath.Join(g.path, "cgroup.procs"), os.O_WRONLY, 0)
+		if err != nil {
+			for _, f := range procs {
 				f.Close()
 			}
-			return nil, err
+			return nil, nil, fmt.Errorf("open the control group: %w", err)
 		}
-		out = append(out, f)
+		procs = append(procs, f)
 	}
-	return out, nil
+	return procs, into, nil
+}
+
+// killed returns how many processes were killed for want of memory in the groups, and how many were not started because
+// there were too many.
+func (c *cgroups) killed() (memory, pids int64) {
+	for _, g := range c.groups {
+		if g.hierarchy.unified {
+			memory += g.count("memory.events", "oom_kill")
+		} else {
+			memory += g.count("memory.oom_control", "oom_kill")
+		}
+		pids += g.count("pids.events", "max")
+	}
+	return memory, pids
+}
+
+// count returns a number of a file with a name and a number in each line; 0 if it is not there.
+func (g *group) count(file, name string) (n int64) {
+	data, _ := os.ReadFile(filepath.Join(g.path, file))
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, name+" "); ok {
+			_, _ = fmt.Sscan(rest, &n)
+		}
+	}
+	return n
 }
 
 // remove removes the groups that were made, when their processes have ended; parents that others use by now stay.
 func (c *cgroups) remove() error {
 	var failed error
-	for i := len(c.made) - 1; i >= 0; i-- {
-		dir := c.made[i]
-		err := unix.Rmdir(dir)
-		// The kernel lets go of a process's group a moment after the process is gone.
-		for try := 0; err == unix.EBUSY && path.Base(dir) == path.Base(c.made[len(c.made)-1]) && try < 100; try++ {
-			time.Sleep(10 * time.Millisecond)
-			err = unix.Rmdir(dir)
-		}
-		if err != nil && err != unix.EBUSY && err != unix.ENOENT {
+	for _, g := range c.groups {
+		failed = errors.Join(failed, g.remove())
+	}
+	for _, dir := range slices.Backward(c.made) {
+		if err := unix.Rmdir(dir); err != nil && err != unix.EBUSY && err != unix.ENOENT {
 			failed = errors.Join(failed, fmt.Errorf("remove control group %s: %w", dir, err))
 		}
 	}
 	return failed
+}
+
+func (g *group) remove() error {
+	if err := removeGroup(g.path); err != nil {
+		return err
+	}
+	if g.dir != nil {
+		g.dir.Close()
+	}
+	if !g.threaded || len(g.uses) == 0 {
+		return nil
+	}
+	// A controller that stays on keeps the group above from having other groups than threaded ones.
+	above := filepath.Dir(g.path)
+	unlock, err := lockGroup(above)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if others, _ := filepath.Glob(filepath.Join(above, groupPrefix+"*")); len(others) > 0 {
+		return nil
+	}
+	err = os.WriteFile(filepath.Join(above, "cgroup.subtree_control"), []byte("-"+strings.Join(g.uses, " -")), 0)
+	if err != nil && !errors.Is(err, unix.EBUSY) { // somebody else uses it by now
+		return fmt.Errorf("switch a controller off: %w", err)
+	}
+	return nil
+}
+
+// removeGroup removes a group whose processes are dead or dying.
+func removeGroup(dir string) error {
+	err := unix.Rmdir(dir)
+	// The kernel lets go of a process's group a moment after the process is gone.
+	for wait := time.Millisecond / 4; err == unix.EBUSY && wait < time.Second; wait *= 2 {
+		time.Sleep(wait)
+		err = unix.Rmdir(dir)
+	}
+	if err != nil && err != unix.ENOENT {
+		return fmt.Errorf("remove control group %s: %w", dir, err)
+	}
+	return nil
 }

@@ -2,22 +2,54 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
+
+// hierarchyMounts are where control groups are mounted.
+func hierarchyMounts(t *testing.T) (out []string) {
+	t.Helper()
+	all, err := hierarchies("/proc/self/mountinfo", "/proc/self/cgroup")
+	if err != nil || len(all) == 0 {
+		t.Fatalf("no hierarchies: %v", err)
+	}
+	for _, h := range all {
+		out = append(out, h.mount)
+	}
+	return out
+}
+
+// leftGroups are the groups of kilns below where this one makes its own.
+func leftGroups(t *testing.T) (out []string) {
+	t.Helper()
+	for _, root := range hierarchyMounts(t) {
+		err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), groupPrefix) {
+				if f, err := os.Open(p); err == nil && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+					out = append(out, p)
+					f.Close()
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out
+}
 
 // groups returns the control groups of that name, in every hierarchy.
 func groups(t *testing.T, name string) []string {
 	t.Helper()
-	roots, err := hierarchies("/proc/self/mountinfo")
-	if err != nil || len(roots) == 0 {
-		t.Fatalf("hierarchies %q, %v", roots, err)
-	}
 	var out []string
-	for _, root := range roots {
+	for _, root := range hierarchyMounts(t) {
 		if _, err := os.Stat(filepath.Join(root, name)); err == nil {
 			out = append(out, filepath.Join(root, name))
 		}
@@ -32,10 +64,7 @@ func TestCgroupParent(t *testing.T) {
 	const parent = "kiln-test-parent"
 	in := func(s *Spec) { s.CgroupParent = "/" + parent }
 	inside := make(chan []string, 1)
-	roots, err := hierarchies("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
+	roots := hierarchyMounts(t)
 	watch := writerFunc(func(p []byte) (int, error) {
 		var found []string
 		for _, root := range roots {
@@ -93,3 +122,149 @@ func TestCgroupParent(t *testing.T) {
 type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// available reports whether this machine has a controller that kiln can use.
+func available(t *testing.T, controller string) bool {
+	t.Helper()
+	all, err := hierarchies("/proc/self/mountinfo", "/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range all {
+		if h.has(controller) {
+			return true
+		}
+	}
+	t.Logf("this machine has no controller %s", controller)
+	return false
+}
+
+func limits(l Limits) func(*Spec) { return func(s *Spec) { s.Limits = l } }
+
+// A step that starts processes without end is stopped by default, and everything else goes on.
+func TestForkBomb(t *testing.T) {
+	im := newImage(t)
+	if !available(t, "pids") {
+		return
+	}
+	for _, l := range []Limits{{}, {Pids: 50}} {
+		out, st, err := im.sh(t, "i=0; while [ $i -lt 5000 ]; do sleep 1000 & i=$((i+1)); done; echo all", limits(l))
+		if err != nil || strings.Contains(out, "all\n") || st.ExitCode == 0 || st.PidsRefused == 0 {
+			t.Errorf("%+v: %+v, %v\n%.200s", l, st, err, out)
+		}
+	}
+	im.expect(t, "i=0; while [ $i -lt 60 ]; do sleep 1000 & i=$((i+1)); done; echo all", "all\n", limits(Limits{Pids: -1}))
+	if left := leftGroups(t); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
+// What holds is read in the group while the step is in it.
+func TestLimits(t *testing.T) {
+	im := newImage(t)
+	for _, c := range []struct {
+		controller string
+		limits     Limits
+		want       map[string]string // by file; of version 1 and 2
+	}{
+		{"pids", Limits{Pids: 77}, map[string]string{"pids.max": "77"}},
+		{"memory", Limits{Memory: 64<<20 + 1}, map[string]string{"memory.limit_in_bytes": "67108864", "memory.max": "67108864", "memory.swap.max": "67108864"}},
+		{"memory", Limits{Memory: 64 << 20, MemorySwap: 64 << 20}, map[string]string{"memory.memsw.limit_in_bytes": "67108864", "memory.swap.max": "0"}},
+		{"cpu", Limits{CPUShares: 512}, map[string]string{"cpu.shares": "512", "cpu.weight": "20"}},
+		{"cpu", Limits{CPUQuota: 50000}, map[string]string{"cpu.cfs_quota_us": "50000", "cpu.max": "50000 100000"}},
+		{"cpu", Limits{CPUQuota: 5000, CPUPeriod: 20000}, map[string]string{"cpu.cfs_quota_us": "5000", "cpu.cfs_period_us": "20000", "cpu.max": "5000 20000"}},
+		{"cpuset", Limits{CPUs: "0"}, map[string]string{"cpuset.cpus": "0"}},
+		{"cpuset", Limits{Mems: "0"}, map[string]string{"cpuset.mems": "0"}},
+	} {
+		if !available(t, c.controller) {
+			continue
+		}
+		var found []string
+		look := writerFunc(func(p []byte) (int, error) {
+			for _, root := range hierarchyMounts(t) {
+				_ = filepath.WalkDir(root, func(dir string, d fs.DirEntry, err error) error {
+					if err != nil || !d.IsDir() || !strings.HasPrefix(d.Name(), groupPrefix) {
+						return nil
+					}
+					if procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs")); len(procs) == 0 {
+						if procs, _ = os.ReadFile(filepath.Join(dir, "cgroup.threads")); len(procs) == 0 {
+							return nil
+						}
+					}
+					for file, want := range c.want {
+						got, err := os.ReadFile(filepath.Join(dir, file))
+						if is := strings.TrimSpace(string(got)); err == nil && is == want {
+							found = append(found, file)
+						} else if err == nil {
+							t.Errorf("%+v: %s is %q, want %q", c.limits, file, is, want)
+						}
+					}
+					return nil
+				})
+			}
+			return len(p), nil
+		})
+		_, st, err := im.sh(t, "echo here; sleep 0.2", limits(c.limits), func(s *Spec) { s.Stdout = look })
+		if err != nil || st.ExitCode != 0 || len(found) == 0 {
+			t.Errorf("%+v: %+v, %v, found %q", c.limits, st, err, found)
+		}
+	}
+	if available(t, "memory") {
+		_, st, err := im.sh(t, "dd if=/dev/zero of=/dev/null bs=200M count=1", limits(Limits{Memory: 32 << 20, MemorySwap: 32 << 20}))
+		if err != nil || st.ExitCode == 0 || st.OOMKills == 0 {
+			t.Errorf("too much memory: %+v, %v", st, err)
+		}
+	}
+	if available(t, "cpuset") {
+		im.expect(t, "nproc", "1\n", limits(Limits{CPUs: "0"}))
+		var e *LimitError
+		if _, _, err := im.sh(t, "nproc", limits(Limits{CPUs: "0,4000"})); !errors.As(err, &e) {
+			t.Errorf("a processor that is not there: %v", err)
+		}
+	}
+	if left := leftGroups(t); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+	for _, l := range []Limits{{Pids: -2}, {Memory: 100}, {MemorySwap: 1 << 30}, {Memory: 1 << 30, MemorySwap: 1 << 20}, {CPUShares: 1}, {CPUPeriod: 1}, {CPUQuota: 5},
+		{CPUs: "a"}, {CPUs: "3-1"}, {Mems: "9999"}} {
+		if err := l.Check(); err == nil {
+			t.Errorf("%+v: no error", l)
+		}
+	}
+}
+
+// A group that a dead kiln left goes when the next one makes its first; that of a living one stays.
+func TestSweep(t *testing.T) {
+	all, err := hierarchies("/proc/self/mountinfo", "/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range all {
+		if h.own == "" {
+			continue
+		}
+		above := filepath.Join(h.own, "sweep-test")
+		dead, alive := filepath.Join(above, groupPrefix+"dead"), filepath.Join(above, groupPrefix+"alive")
+		for _, dir := range []string{above, dead, alive} {
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.Remove(dir) })
+		}
+		f, err := os.Open(alive)
+		if err == nil {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		sweep(above)
+		if _, err := os.Stat(dead); err == nil {
+			t.Errorf("%s was left", dead)
+		}
+		if _, err := os.Stat(alive); err != nil {
+			t.Error(err)
+		}
+		f.Close()
+	}
+}

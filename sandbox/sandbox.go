@@ -59,8 +59,10 @@ type Spec struct {
 	Rlimits []Rlimit
 	// ShmSize is the size of /dev/shm in bytes, 64 MiB if 0.
 	ShmSize int64
+	// Limits bound what the process and its descendants take together.
+	Limits Limits
 	// CgroupParent is a control group, as a path from the top of each hierarchy of the machine, in which the process and its
-	// descendants get a group of their own for the time of the run; "" leaves them in kiln's.
+	// descendants get a group of their own in each for the time of the run; "" is one in kiln's own group, for Limits alone.
 	CgroupParent string
 	// Stdout and Stderr take what the process writes, as it writes it; nil discards it. If they are equal, at most one
 	// Write is called at a time and the order of the process's writes is kept. Standard input is /dev/null.
@@ -108,6 +110,9 @@ type Status struct {
 	Signal syscall.Signal
 	// CPU is the processor time that the process and the descendants that it waited for took.
 	CPU time.Duration
+	// OOMKills is how many processes of the run the kernel killed for want of memory in its control group, and PidsRefused
+	// how many were not started since there were too many.
+	OOMKills, PidsRefused int64
 }
 
 // SetupError says which of the preparations failed inside the sandbox, before the program was executed.
@@ -145,7 +150,7 @@ const ttyGroup = 5
 
 // Run runs a process to its end and returns how it ended. An exit status other than 0 is no error. When ctx is done the
 // process and all its descendants are killed, and the error is ctx's cause. Whatever happens, no process and no mount is
-// left when Run returns. Errors are *SetupError, *ExecError, *mount.Error or ctx's, wrapped, or say what is wrong with s or
+// left when Run returns. Errors are *SetupError, *ExecError, *LimitError, *mount.Error or ctx's, wrapped, or say what is wrong with s or
 // with the image.
 func Run(ctx context.Context, s Spec) (Status, error) {
 	if err := ctx.Err(); err != nil {
@@ -193,6 +198,9 @@ func (s *Spec) check() error {
 	if s.Network != NetworkHost && s.Network != NetworkNone {
 		return fmt.Errorf("run with network %d: no such mode", s.Network)
 	}
+	if err := s.Limits.Check(); err != nil {
+		return fmt.Errorf("run with %w", err)
+	}
 	if s.Cwd != "" && !path.IsAbs(s.Cwd) {
 		return fmt.Errorf("run in %q: not an absolute path", s.Cwd)
 	}
@@ -224,7 +232,8 @@ type run struct {
 	tree    tree
 	supply  *supply
 	files   []*os.File // to be closed at the end
-	cgroups *cgroups   // nil: kiln's own
+	cgroups *cgroups
+	cgroup  *os.File // of version 2, in which the keeper is made; nil: kiln's own
 	keeper  *plan
 	process *plan
 	status  *buffer
@@ -353,14 +362,17 @@ func (r *run) prepare() error {
 	if p.out, p.err, err = r.pipes(); err != nil {
 		return err
 	}
-	if s.CgroupParent != "" {
-		if r.cgroups, err = newCgroups(s.CgroupParent); err != nil {
-			return fmt.Errorf("make a control group in %s: %w", s.CgroupParent, err)
+	if r.cgroups, err = newCgroups(s.CgroupParent, s.Limits); err != nil {
+		return err
+	}
+	if p.cgroups, r.cgroup, err = r.cgroups.join(); err != nil {
+		return err
+	}
+	r.files = append(r.files, p.cgroups...)
+	if note := r.cgroups.note; note != nil && s.Debug != nil {
+		if _, err := fmt.Fprintf(s.Debug, "no limit of %d processes: %v\n", DefaultPids, note); err != nil {
+			return fmt.Errorf("write why there is no limit: %w", err)
 		}
-		if p.cgroups, err = r.cgroups.procs(); err != nil {
-			return fmt.Errorf("open a control group in %s: %w", s.CgroupParent, err)
-		}
-		r.files = append(r.files, p.cgroups...)
 	}
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if p.kiln, err = r.own(os.NewFile(uintptr(max(fd, 0)), "kiln"), err); err != nil {
@@ -464,6 +476,10 @@ func (r *run) run(ctx context.Context) (Status, error) {
 	pidfdAt := r.arena.alloc(wordSize)
 	r.keeper.clone.flags |= unix.CLONE_PIDFD
 	r.keeper.clone.pidfd = uint64(r.arena.address(pidfdAt))
+	if g := r.cgroup; g != nil {
+		r.keeper.clone.flags |= unix.CLONE_INTO_CGROUP
+		r.keeper.clone.cgroup = uint64(g.Fd())
+	}
 
 	// The keeper is told when the thread dies that started it, so this one must live as long.
 	runtime.LockOSThread()
@@ -524,14 +540,16 @@ func (r *run) result() (Status, error) {
 			return Status{}, &SetupError{Op: p.ops[i-1].name, Errno: syscall.Errno(p.prog.errno)}
 		}
 	}
+	memory, pids := r.cgroups.killed()
 	if r.keeper.prog.pc < r.keeper.prog.n-1 {
-		return Status{ExitCode: 137, Signal: syscall.SIGKILL}, nil
+		return Status{ExitCode: 137, Signal: syscall.SIGKILL, OOMKills: memory, PidsRefused: pids}, nil
 	}
 	ws := syscall.WaitStatus(*(*uint32)(r.arena.pointer(r.status.offset)))
 	usage := (*unix.Rusage)(r.arena.pointer(r.usage.offset))
 	status := Status{
 		ExitCode: ws.ExitStatus(),
 		CPU:      time.Duration(usage.Utime.Nano() + usage.Stime.Nano()),
+		OOMKills: memory, PidsRefused: pids,
 	}
 	if ws.Signaled() {
 		status.Signal = ws.Signal()

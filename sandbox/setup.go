@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,7 +27,7 @@ type parts struct {
 	targets              []*os.File // of Spec.Mounts and Spec.Devices
 	null, out, err       *os.File
 	kiln                 *os.File   // kiln's pidfd
-	cgroups              []*os.File // what is written to for joining the control groups
+	cgroups              []*os.File // what is written to for joining the control groups of version 1
 }
 
 // capabilities are those that a process has, which are Docker's.
@@ -107,7 +108,9 @@ func (r *run) plan(p parts) error {
 
 func (r *run) processPlan(p parts) (*plan, error) {
 	s := &r.spec
-	l := &plan{flags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP}
+	// The keeper waits until the program is executed (vfork), as far as the kernel is concerned: else a change of oom_score_adj
+	// would be for all that share kiln's memory, kiln included.
+	l := &plan{flags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP | unix.CLONE_VFORK}
 	if s.Network == NetworkNone {
 		l.flags |= unix.CLONE_NEWNET
 	}
@@ -121,6 +124,10 @@ func (r *run) processPlan(p parts) (*plan, error) {
 		}
 	}
 
+	if adj, ok := oomScore(); ok {
+		file := l.add("open oom_score_adj", unix.SYS_OPENAT, atCwd(), "/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		l.add("rather die than kiln", unix.SYS_WRITE, file, []byte(adj), len(adj))
+	}
 	r.planRoot(l, p)
 	if s.Network == NetworkNone {
 		sock := l.add("open a socket", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -171,6 +178,17 @@ func (r *run) processPlan(p parts) (*plan, error) {
 			or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES, syscall.ELOOP, syscall.ENAMETOOLONG))
 	}
 	return l, nil
+}
+
+// oomScore is what a process's oom_score_adj is to be: half-way from kiln's to the highest, so that when memory is short the
+// kernel chooses a step before kiln. False where kiln does not know its own. See proc(5).
+func oomScore() (string, bool) {
+	text, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return "", false
+	}
+	own, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	return strconv.Itoa((own + 1001) / 2), err == nil
 }
 
 func hasName(env []string, name string) bool {
