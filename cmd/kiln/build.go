@@ -36,6 +36,8 @@ type buildFlags struct {
 	ulimits       []string
 	shmSize       string
 	cgroupParent  string
+	limits        builder.Limits
+	resources     []string
 	secrets       []string
 	agents        []string
 	allow         []string
@@ -85,6 +87,11 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.StringArrayVar(&f.ulimits, "ulimit", nil, "resource limit, as NAME=SOFT[:HARD]")
 	flags.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm, as 64m")
 	flags.StringVar(&f.cgroupParent, "cgroup-parent", "", "control group that each step gets one of its own in, as /builds")
+	f.limits = builder.Limits{}
+	for _, l := range limitFlags {
+		flags.VarP(&limitFlag{limits: f.limits, name: l.name, kind: l.kind}, l.name, l.shorthand, l.usage)
+	}
+	flags.StringArrayVar(&f.resources, "resource", nil, "limit of each RUN, as memory=SIZE: the same as --memory, and so on")
 	flags.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN, as id=ID[,src=FILE|,env=VARIABLE]")
 	flags.StringArrayVar(&f.agents, "ssh", nil, "ssh agent for RUN and, as default, for git: ID[=SOCKET|KEYFILE,…]")
 	flags.StringArrayVar(&f.allow, "allow", nil, "entitlement: network.host, security.insecure, device[=NAME]")
@@ -157,6 +164,9 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 		return o, err
 	}
 	o.CgroupParent = f.cgroupParent
+	if o.Limits, err = parseLimits(f.limits, f.resources); err != nil {
+		return o, err
+	}
 	if o.ShmSize, err = parseShmSize(f.shmSize); err != nil {
 		return o, err
 	}

@@ -29,7 +29,6 @@ var unsupportedBuildFlags = []unsupported{
 	{name: "cache-to"},
 	{name: "policy", disable: true},
 	{name: "provenance", nothing: []string{"false"}, disable: true},
-	{name: "resource"},
 	{name: "sbom", nothing: []string{"false"}, disable: true},
 
 	// Flags of the builder that was there before BuildKit. BuildKit leaves no containers behind, and reads the context in
@@ -40,13 +39,6 @@ var unsupportedBuildFlags = []unsupported{
 	{name: "squash", bare: true, nothing: []string{"false"}},
 	{name: "isolation", nothing: []string{"default"}},
 	{name: "security-opt"},
-	{name: "memory", shorthand: "m", nothing: []string{"0"}},
-	{name: "memory-swap", nothing: []string{"0"}},
-	{name: "cpu-shares", shorthand: "c", nothing: []string{"0"}},
-	{name: "cpu-period", nothing: []string{"0"}},
-	{name: "cpu-quota", nothing: []string{"0"}},
-	{name: "cpuset-cpus"},
-	{name: "cpuset-mems"},
 }
 
 // addUnsupported makes the flags known; they are not listed by --help.

@@ -66,6 +66,10 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	if err := b.open(); err != nil {
 		return res, err
 	}
+	limits, err := b.stepLimits(o)
+	if err != nil {
+		return res, &InputError{err}
+	}
 	names, err := fullNames(o.Tags)
 	if err != nil {
 		return res, &InputError{err}
@@ -80,7 +84,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	defer bases.Close()
 	runner := ops.New(ops.Config{
 		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Root: b.store.Root(), Tmp: b.scratch.Path(),
-		CDIDirs: b.cdiDirs, Allow: o.Allow,
+		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout,
 	})
 	r := &remote{builder: b, runner: runner, progress: p}
 	res.Dockerfile, res.DockerfileName, err = b.contexts(ctx, o, r, locals)

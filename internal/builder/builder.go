@@ -24,6 +24,8 @@ type Builder struct {
 	client *registry.Client
 	// cdiDirs are where the specifications of devices are.
 	cdiDirs []string
+	// limits are those of kiln.toml.
+	limits Limits
 
 	// What only builds need is opened by the first one.
 	once      sync.Once
@@ -40,6 +42,9 @@ func New(root string, cfg *config.Config) (*Builder, error) {
 		return nil, err
 	}
 	b := &Builder{store: store, client: registry.New(cfg.Registries), cdiDirs: cfg.CDI.SpecDirs}
+	if b.limits, err = configured(cfg.Limits); err != nil {
+		return nil, err
+	}
 	if len(b.cdiDirs) == 0 {
 		b.cdiDirs = cdi.DefaultDirs
 	}

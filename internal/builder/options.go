@@ -56,6 +56,8 @@ type Options struct {
 	ShmSize int64
 	// CgroupParent is the control group that steps' groups are made in; "" for none.
 	CgroupParent string
+	// Limits bound each step; what they do not name, kiln.toml may.
+	Limits Limits
 	// Allow are the entitlements granted to the build: "network.host", "security.insecure", "device", "device=NAME".
 	Allow   []string
 	Secrets []Secret

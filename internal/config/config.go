@@ -28,8 +28,24 @@ type Config struct {
 	Root string `toml:"root"`
 	// CDI is where the specifications of devices are.
 	CDI CDI `toml:"cdi"`
+	// Limits bound each step.
+	Limits Limits `toml:"limits"`
 	// Registries are the settings of registries by name.
 	Registries Registries `toml:"registry"`
+}
+
+// Limits are the limits of a step: sizes as "512m", lists as "0-3", times as "30m". The zero value of each is for none, that of
+// Pids for the usual one.
+type Limits struct {
+	Pids        int64  `toml:"pids"`
+	Memory      string `toml:"memory"`
+	MemorySwap  string `toml:"memorySwap"`
+	CPUShares   int64  `toml:"cpuShares"`
+	CPUPeriod   int64  `toml:"cpuPeriod"`
+	CPUQuota    int64  `toml:"cpuQuota"`
+	CpusetCpus  string `toml:"cpusetCpus"`
+	CpusetMems  string `toml:"cpusetMems"`
+	StepTimeout string `toml:"stepTimeout"`
 }
 
 // CDI is the settings of devices. The key is that of buildkitd.toml.

@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/docker/go-units"
 	"github.com/moby/buildkit/util/suggest"
 	"golang.org/x/sys/unix"
 
@@ -87,7 +89,8 @@ func similar(tree layer.Tree, name string) string {
 }
 
 // ended says how a process that did not succeed ended, and what that means where its status says so.
-func ended(status sandbox.Status, outOfMemory bool) string {
+func (e *ExitError) ended() string {
+	status := e.Status
 	signal := status.Signal
 	s := ""
 	if signal != 0 {
@@ -101,7 +104,15 @@ func ended(status sandbox.Status, outOfMemory bool) string {
 		}
 	}
 	switch {
-	case signal == syscall.SIGKILL && outOfMemory:
+	case status.OOMKills > 0 && e.Limits.Memory > 0:
+		s += fmt.Sprintf(": out of memory (limit %s, --memory)", units.BytesSize(float64(e.Limits.Memory)))
+	case status.OOMKills > 0:
+		s += ": its control group ran out of memory"
+	case status.PidsRefused > 0 && e.Limits.Pids >= 0:
+		s += fmt.Sprintf(": it had as many processes and threads as it may have (limit %d, --pids-limit)", cmp.Or(e.Limits.Pids, sandbox.DefaultPids))
+	case status.PidsRefused > 0:
+		s += ": its control group had as many processes and threads as it may have"
+	case signal == syscall.SIGKILL && e.OutOfMemory:
 		s += ": the machine ran out of memory"
 	case signal == syscall.SIGSEGV || signal == syscall.SIGILL || signal == syscall.SIGBUS || signal == syscall.SIGABRT:
 		s += ": the program crashed"

@@ -27,10 +27,22 @@ type ExitError struct {
 	FullDisk string
 	// OutOfMemory says that the kernel killed processes for want of memory meanwhile.
 	OutOfMemory bool
+	// Limits are what the process was held to.
+	Limits sandbox.Limits
+}
+
+// TimeoutError is a step that was ended since it took too long.
+type TimeoutError struct {
+	Args  []string
+	Limit time.Duration
+}
+
+func (e *TimeoutError) Error() string {
+	return fmt.Sprintf("process %q was killed: it took longer than the %v that a step may take (--step-timeout)", strings.Join(e.Args, " "), e.Limit)
 }
 
 func (e *ExitError) Error() string {
-	s := fmt.Sprintf("process %q did not complete successfully: %s", strings.Join(e.Args, " "), ended(e.Status, e.OutOfMemory))
+	s := fmt.Sprintf("process %q did not complete successfully: %s", strings.Join(e.Args, " "), e.ended())
 	if e.FullDisk != "" {
 		s += fmt.Sprintf("; there is no space left on device for %s", e.FullDisk)
 	}
@@ -190,7 +202,7 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	user.Groups = slices.Concat(user.Groups, m.groups)
 	spec := sandbox.Spec{
 		Root: root, Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user,
-		Mounts: m.mounts, Devices: m.nodes, Hostname: op.Hostname, ShmSize: op.ShmSize, CgroupParent: op.CgroupParent,
+		Mounts: m.mounts, Devices: m.nodes, Hostname: op.Hostname, ShmSize: op.ShmSize, CgroupParent: op.CgroupParent, Limits: r.Limits,
 		Insecure: op.Security == llb.SecurityInsecure, Network: sandbox.NetworkHost,
 		Stdout: job.Stdout, Stderr: job.Stderr,
 	}
@@ -207,13 +219,18 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	for _, u := range op.Ulimits {
 		spec.Rlimits = append(spec.Rlimits, sandbox.Rlimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
+	if r.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, r.Timeout, &TimeoutError{Args: op.Args, Limit: r.Timeout})
+		defer cancel()
+	}
 	started, killed := time.Now(), oomKills()
 	status, err := sandbox.Run(ctx, spec)
 	if err != nil {
 		return l, explain(err, v.Meta().Platform)
 	}
 	if status.ExitCode != 0 || status.Signal != 0 {
-		failed := &ExitError{Args: op.Args, Status: status, OutOfMemory: oomKills() > killed}
+		failed := &ExitError{Args: op.Args, Status: status, OutOfMemory: oomKills() > killed, Limits: r.Limits}
 		if full(r.Root) {
 			failed.FullDisk = r.Root
 		}

@@ -9,12 +9,14 @@ import (
 	"io"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/kilnbuild/kiln/internal/cdi"
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/sandbox"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
 	digest "github.com/opencontainers/go-digest"
@@ -52,6 +54,10 @@ type Config struct {
 	// CDIDirs are where specifications of devices are, and Allow the entitlements of the build.
 	CDIDirs []string
 	Allow   []string
+	// Limits bound each RUN, and Timeout the time that one takes; 0 is no limit. What a step makes does not depend on them, so
+	// they are no part of its key.
+	Limits  sandbox.Limits
+	Timeout time.Duration
 	// Local are the trees of llb.Local by their names: directories of the client, or what took the place of one.
 	Local map[string]layer.Tree
 	// Root is kiln's root directory, for cache mounts and locks.

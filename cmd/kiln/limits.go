@@ -1,0 +1,59 @@
+package main
+
+import (
+	"maps"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/builder"
+)
+
+// limitFlags are the flags that limit a step.
+var limitFlags = []struct{ name, shorthand, kind, usage string }{
+	{"memory", "m", "bytes", "memory that each RUN may take, as 2g"},
+	{"memory-swap", "", "bytes", "memory and swap that each RUN may take, as 4g, or -1 for any amount of swap (default twice --memory)"},
+	{"cpu-shares", "c", "int", "weight of each RUN when processors are short; processes without one have 1024"},
+	{"cpu-period", "", "int", "period of --cpu-quota, in microseconds (default 100000)"},
+	{"cpu-quota", "", "int", "processor time that each RUN may take in a period, in microseconds"},
+	{"cpuset-cpus", "", "string", "processors that each RUN may use, as 0-3,5"},
+	{"cpuset-mems", "", "string", "memory nodes that each RUN may use, as 0-3,5"},
+	{"pids-limit", "", "int", "processes and threads that each RUN may have, or -1 for any number (default 4096)"},
+	{"step-timeout", "", "duration", "time that each RUN may take, as 10m"},
+}
+
+// limitFlag is the value of one of the limitFlags.
+type limitFlag struct {
+	limits     builder.Limits
+	name, kind string
+}
+
+// Set implements pflag.Value.
+func (f *limitFlag) Set(value string) error {
+	f.limits[f.name] = value
+	return nil
+}
+
+// String implements pflag.Value.
+func (f *limitFlag) String() string { return "" }
+
+// Type implements pflag.Value.
+func (f *limitFlag) Type() string { return f.kind }
+
+// parseLimits checks the limits, those of --resource included.
+func parseLimits(flags builder.Limits, resources []string) (builder.Limits, error) {
+	all := maps.Clone(flags)
+	maps.DeleteFunc(all, func(_, value string) bool { return value == "" })
+	for _, r := range resources {
+		name, value, ok := strings.Cut(r, "=")
+		if !ok || name == "pids-limit" || name == "step-timeout" {
+			return nil, usageErrorf("--resource %q: want KEY=VALUE, as memory=2g", r)
+		}
+		all[name] = value
+	}
+	for name, value := range all {
+		// One by one: what two of them have to do with each other may depend on kiln.toml.
+		if err := builder.CheckLimit(name, value); err != nil {
+			return nil, usageErrorf("--%w", err)
+		}
+	}
+	return all, nil
+}
