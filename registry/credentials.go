@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/userns"
 )
 
 // hubKey is the name that Docker's configuration has for docker.io.
@@ -245,6 +246,7 @@ func askHelper(ctx context.Context, name, server string) (credential, error) {
 		}
 	}
 	cmd.Dir = "/"
+	cmd.SysProcAttr = userns.AsCaller(nil)
 	cmd.Stdin = strings.NewReader(server)
 	cmd.WaitDelay = time.Second // for pipes that a helper's children hold open
 	out, complaint := &limitedBuffer{limit: maxCredentials}, &limitedBuffer{limit: maxHelperQuote}

@@ -67,7 +67,7 @@ func (b *Builder) unset(n *node) {
 func NewBuilder(parent layer.Tree, p *Pending, now time.Time) *Builder {
 	b := &Builder{parent: parent, nodes: map[string]*node{}, now: now}
 	if p != nil {
-		b.disk = newDisk(p.fs, p.store.opaque)
+		b.disk = newDisk(p.fs, p.store)
 	}
 	return b
 }
@@ -83,7 +83,7 @@ func (b *Builder) Reuse(s *Store, id string) {
 		return
 	}
 	if root, err := rootfs.Open(s.fsDir(id)); err == nil {
-		b.disk.earlier = &earlier{manifest: m, disk: newDisk(root, s.opaque)}
+		b.disk.earlier = &earlier{manifest: m, disk: newDisk(root, s)}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/internal/userns"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,6 +24,7 @@ type disk struct {
 	// dirs are the open directories on the way to the last entry, outermost first: entries mostly come in tree order.
 	dirs   []openDir
 	opaque string // name of the opaque attribute
+	ns     userns.Namespace
 	buf    []byte
 	// earlier is a layer that files can be taken from which are the same here; nil for none.
 	earlier *earlier
@@ -40,8 +42,8 @@ type openDir struct {
 	file *os.File
 }
 
-func newDisk(root *rootfs.Root, opaque string) *disk {
-	return &disk{root: root, opaque: opaque}
+func newDisk(root *rootfs.Root, s *Store) *disk {
+	return &disk{root: root, opaque: s.opaque, ns: s.ns}
 }
 
 func (d *disk) close() {
@@ -140,10 +142,16 @@ func (d *disk) put(e *layer.Entry, body io.Reader) error {
 		defer from.Close()
 		base := e.Link[strings.LastIndexByte(e.Link, '/')+1:]
 		return fail("link", unix.Linkat(int(from.Fd()), base, dir, name, 0))
-	case layer.Char:
-		err = unix.Mknodat(dir, name, unix.S_IFCHR|0o600, int(unix.Mkdev(e.Major, e.Minor)))
-	case layer.Block:
-		err = unix.Mknodat(dir, name, unix.S_IFBLK|0o600, int(unix.Mkdev(e.Major, e.Minor)))
+	case layer.Char, layer.Block:
+		kind := uint32(unix.S_IFCHR)
+		if e.Type == layer.Block {
+			kind = unix.S_IFBLK
+		}
+		if d.ns.Nested {
+			err = device(dir, e)
+		} else {
+			err = unix.Mknodat(dir, name, kind|0o600, int(unix.Mkdev(e.Major, e.Minor)))
+		}
 	case layer.Fifo:
 		err = unix.Mknodat(dir, name, unix.S_IFIFO|0o600, 0)
 	case layer.Whiteout:
@@ -236,7 +244,11 @@ func allZero(p []byte) bool {
 
 // attributesAt sets owner, mode and extended attributes of a name in a directory, of a symbolic link itself.
 func (d *disk) attributesAt(dir int, name string, e *layer.Entry) error {
-	if e.Type != layer.Symlink && (len(e.Xattrs) > 0 || e.Opaque) {
+	uid, gid, held, err := owner(d.ns, e)
+	if err != nil {
+		return err
+	}
+	if e.Type != layer.Symlink && (len(e.Xattrs) > 0 || e.Opaque || held != "") {
 		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err == nil {
 			defer unix.Close(fd)
@@ -246,7 +258,7 @@ func (d *disk) attributesAt(dir int, name string, e *layer.Entry) error {
 			return &os.PathError{Op: "open", Path: e.Path, Err: err}
 		}
 	}
-	if err := unix.Fchownat(dir, name, int(e.UID), int(e.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fchownat(dir, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return &os.PathError{Op: "chown", Path: e.Path, Err: err}
 	}
 	if e.Type == layer.Symlink {
@@ -259,7 +271,11 @@ func (d *disk) attributesAt(dir int, name string, e *layer.Entry) error {
 }
 
 func (d *disk) attributesFd(fd int, e *layer.Entry) error {
-	if err := unix.Fchown(fd, int(e.UID), int(e.GID)); err != nil {
+	uid, gid, held, err := owner(d.ns, e)
+	if err != nil {
+		return err
+	}
+	if err := unix.Fchown(fd, uid, gid); err != nil {
 		return &os.PathError{Op: "chown", Path: e.Path, Err: err}
 	}
 	if err := unix.Fchmod(fd, e.Mode); err != nil {
@@ -270,7 +286,15 @@ func (d *disk) attributesFd(fd int, e *layer.Entry) error {
 			return &os.PathError{Op: "setxattr " + d.opaque, Path: e.Path, Err: err}
 		}
 	}
+	if held != "" && e.Type != layer.Fifo {
+		if err := unix.Fsetxattr(fd, ownerXattr, []byte(held), 0); err != nil {
+			return &os.PathError{Op: "setxattr " + ownerXattr, Path: e.Path, Err: err}
+		}
+	}
 	for _, x := range e.Xattrs {
+		if !writable(d.ns, x.Name) {
+			continue
+		}
 		if err := unix.Fsetxattr(fd, x.Name, []byte(x.Value), 0); err != nil {
 			return &os.PathError{Op: "setxattr " + x.Name, Path: e.Path, Err: err}
 		}

@@ -15,7 +15,7 @@ func (s *Store) Export(ctx context.Context, tree layer.Tree, dir string) error {
 		return err
 	}
 	defer root.Close()
-	d := newDisk(root, s.opaque)
+	d := newDisk(root, s)
 	defer d.close()
 	links := map[string]string{}
 	var write func(e layer.Entry) error

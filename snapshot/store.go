@@ -28,6 +28,7 @@ import (
 //	layers/<id>/fs         the layer as an overlay's lower directory
 //	layers/<id>/manifest   its entries
 //	entries/<id>           the entries of an image's layer of which nothing else was needed yet: see Index
+//	ids                    the user and group ids that owners of files have outside, where that is another user namespace
 //	layers/<id>/unsynced   there until the layer is known to be on disk: the boot of the machine that it was made in
 //
 // A layer appears there complete, by one rename, and is never changed. It is safe for concurrent use, also by several
@@ -54,6 +55,9 @@ func Open(root, tmp string, ns userns.Namespace) (*Store, error) {
 	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}}
 	if ns.Nested {
 		s.opaque = "user.overlay.opaque"
+	}
+	if err := s.checkIDs(filepath.Join(root, "ids")); err != nil {
+		return nil, fmt.Errorf("open the layer store: %w", err)
 	}
 	for _, dir := range []string{s.dir, s.indexPath("")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -401,7 +405,7 @@ func removeTree(dir string) error {
 // SetRoot gives the pending layer's own directory the attributes of e, so that it can be the top of a root file system.
 func (p *Pending) SetRoot(e layer.Entry) error {
 	e.Path, e.Opaque = "", false
-	d := newDisk(p.fs, p.store.opaque)
+	d := newDisk(p.fs, p.store)
 	defer d.close()
 	if err := d.attributes(&e); err != nil {
 		return err

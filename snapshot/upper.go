@@ -172,6 +172,15 @@ func (r *upperReader) entry(dir int, name, p string) (*layer.Entry, error) {
 		r.links[id] = p
 	}
 	switch e.Type {
+	case layer.Symlink, layer.Fifo:
+		if !r.store.ns.Single() {
+			break
+		}
+		if old, ok, err := r.below.Lookup(p); err != nil {
+			return nil, err
+		} else if ok && old.Type == e.Type && old.Link == e.Link {
+			e.UID, e.GID = old.UID, old.GID
+		}
 	case layer.File, layer.Dir:
 		how := unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 		at := name
@@ -234,6 +243,13 @@ func (r *upperReader) xattrs(fd int, e *layer.Entry) error {
 		value, err := getXattr(fd, name)
 		if err != nil {
 			return err
+		}
+		if r.store.ns.Nested {
+			if held, err := restore(e, name, value); err != nil {
+				return err
+			} else if held {
+				continue
+			}
 		}
 		e.Xattrs = append(e.Xattrs, layer.Xattr{Name: name, Value: value})
 	}

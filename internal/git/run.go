@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/internal/userns"
 )
 
 // How often and how long git is tried. They are what kiln gives a registry, as far as git can be told.
@@ -209,7 +210,7 @@ func (c *Client) run(ctx context.Context, k call) error {
 	cmd.Dir = c.tmp
 	cmd.Env = c.environment(k)
 	cmd.Stdout, cmd.Stderr = k.stdout, said
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = userns.AsCaller(&syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL})
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	// The signal of Pdeathsig comes when the thread ends that started git.

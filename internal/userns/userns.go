@@ -4,6 +4,7 @@ package userns
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -225,14 +226,15 @@ func receive(r io.Reader) (string, error) {
 
 // Note says what cannot work because there is only one id, and what to do about it; "" where there are more.
 func Note() string {
-	if inside == nil || single == "" {
+	if ns, err := Current(); err != nil || !ns.Single() {
 		return ""
 	}
-	return fmt.Sprintf("%s, so there is only one id: all files look as if they were root's own, and chown to another user and USER fail in a RUN; %s", single, HowToGetRange())
+	return fmt.Sprintf("%s, so there is one id and no more: in a RUN all files look as if they were root's, and chown and USER to others fail; %s",
+		cmp.Or(single, "the user namespace that kiln runs in has no other"), howToGetRange())
 }
 
-// HowToGetRange says how the caller gets a range of ids.
-func HowToGetRange() string {
+// howToGetRange says how the caller gets a range of ids.
+func howToGetRange() string {
 	name := os.Getenv("USER")
 	if name == "" {
 		name = fmt.Sprint("#", UID())
@@ -248,7 +250,11 @@ type NoIDError struct {
 }
 
 func (e *NoIDError) Error() string {
-	return fmt.Sprintf("%s id %d is not among the ids that kiln's user may use: %s", e.What, e.ID, HowToGetRange())
+	s := fmt.Sprintf("%s id %d is not among the ids that kiln's user may use", e.What, e.ID)
+	if ns, err := Current(); err == nil && ns.Single() {
+		return s + ": " + howToGetRange()
+	}
+	return s + ": /etc/subuid and /etc/subgid say which these are"
 }
 
 // ErrOrphan says that the process that started this one has given up.
@@ -343,8 +349,16 @@ var Current = sync.OnceValues(func() (Namespace, error) {
 	return ns, err
 })
 
-// Has reports whether a file can belong to this user and group.
-func (n Namespace) Has(uid, gid uint32) bool { return n.HasUser(uid) && n.HasGroup(gid) }
+// Check returns a *NoIDError unless a file can belong to this user and group.
+func (n Namespace) Check(uid, gid uint32) error {
+	if !n.HasUser(uid) {
+		return &NoIDError{"user", uid}
+	}
+	if !n.HasGroup(gid) {
+		return &NoIDError{"group", gid}
+	}
+	return nil
+}
 
 // HasUser reports whether there is a user of this id.
 func (n Namespace) HasUser(uid uint32) bool { return !n.Nested || has(n.users, uid) }
@@ -352,8 +366,8 @@ func (n Namespace) HasUser(uid uint32) bool { return !n.Nested || has(n.users, u
 // HasGroup reports whether there is a group of this id.
 func (n Namespace) HasGroup(gid uint32) bool { return !n.Nested || has(n.groups, gid) }
 
-// Single reports whether the namespace has one user or one group and no more.
-func (n Namespace) Single() bool { return n.Nested && (total(n.users) == 1 || total(n.groups) == 1) }
+// Single reports whether the namespace has one user and no more.
+func (n Namespace) Single() bool { return n.Nested && len(n.users) == 1 && n.users[0].n == 1 }
 
 // String is the same for two namespaces in which the files on a disk have the same owners.
 func (n Namespace) String() string {
@@ -371,13 +385,6 @@ func (n Namespace) String() string {
 
 func has(list []extent, id uint32) bool {
 	return slices.ContainsFunc(list, func(e extent) bool { return id >= e.inside && id-e.inside < e.n })
-}
-
-func total(list []extent) (n uint64) {
-	for _, e := range list {
-		n += uint64(e.n)
-	}
-	return n
 }
 
 func readMap(name string) ([]extent, error) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/sandbox"
 	"github.com/kilnbuild/kiln/snapshot"
@@ -27,6 +28,8 @@ type ExitError struct {
 	FullDisk string
 	// OutOfMemory says that the kernel killed processes for want of memory meanwhile.
 	OutOfMemory bool
+	// OneID says that the process could not change to another user, nor give files to one.
+	OneID bool
 	// Limits are what the process was held to.
 	Limits sandbox.Limits
 }
@@ -45,6 +48,9 @@ func (e *ExitError) Error() string {
 	s := fmt.Sprintf("process %q did not complete successfully: %s", strings.Join(e.Args, " "), e.ended())
 	if e.FullDisk != "" {
 		s += fmt.Sprintf("; there is no space left on device for %s", e.FullDisk)
+	}
+	if e.OneID {
+		s += "; it could neither chown nor change to another user than root, as there is one id and no more"
 	}
 	return s
 }
@@ -231,6 +237,9 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	}
 	if status.ExitCode != 0 || status.Signal != 0 {
 		failed := &ExitError{Args: op.Args, Status: status, OutOfMemory: oomKills() > killed, Limits: r.Limits}
+		if ns, err := userns.Current(); err == nil {
+			failed.OneID = ns.Single()
+		}
 		if full(r.Root) {
 			failed.FullDisk = r.Root
 		}
@@ -286,8 +295,14 @@ func (m *mounting) add(f *os.File, target string) {
 }
 
 func (m *mounting) all() error {
+	ns, err := userns.Current()
+	if err != nil {
+		return err
+	}
 	for _, spec := range m.op.Mounts {
-		var err error
+		if err := ns.Check(uint32(spec.UID), uint32(spec.GID)); err != nil {
+			return fmt.Errorf("mount %s at %s: %w", spec.Type, spec.Target, err)
+		}
 		switch spec.Type {
 		case llb.MountBind:
 			err = m.bind(spec)
