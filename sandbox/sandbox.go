@@ -52,6 +52,10 @@ type Spec struct {
 	ExtraHosts []Host
 	// Network says which network the process has.
 	Network Network
+	// NetworkNamespace is the network name space of NetworkJoin. It stays the caller's.
+	NetworkNamespace *os.File
+	// ResolvConf is the content of /etc/resolv.conf for NetworkJoin; with the other networks it is the host's.
+	ResolvConf string
 	// Insecure runs the process with all of kiln's capabilities, without a system call filter, with /proc and /sys
 	// writable and devices usable.
 	Insecure bool
@@ -91,6 +95,8 @@ const (
 	NetworkHost Network = iota
 	// NetworkNone is a loopback interface and nothing else.
 	NetworkNone
+	// NetworkJoin is that of Spec.NetworkNamespace.
+	NetworkJoin
 )
 
 // Rlimit is a resource limit, see getrlimit(2).
@@ -195,7 +201,7 @@ func (s *Spec) check() error {
 			}
 		}
 	}
-	if s.Network != NetworkHost && s.Network != NetworkNone {
+	if s.Network < NetworkHost || s.Network > NetworkJoin || (s.Network == NetworkJoin) != (s.NetworkNamespace != nil) {
 		return fmt.Errorf("run with network %d: no such mode", s.Network)
 	}
 	if err := s.Limits.Check(); err != nil {
@@ -280,9 +286,11 @@ func (r *run) clean() error {
 // prepare makes everything that kiln can make outside the sandbox, and the plan of the rest.
 func (r *run) prepare() error {
 	s := &r.spec
-	conf, err := resolver()
-	if err != nil {
-		return err
+	conf, err := s.ResolvConf, error(nil)
+	if s.Network != NetworkJoin {
+		if conf, err = resolver(); err != nil {
+			return err
+		}
 	}
 	if s.Hostname == "" {
 		s.Hostname = DefaultHostname

@@ -97,6 +97,9 @@ func (r *run) plan(p parts) error {
 	for _, f := range p.cgroups {
 		k.add("join a control group", unix.SYS_WRITE, fd(f), []byte("0"), 1)
 	}
+	if r.spec.Network == NetworkJoin {
+		k.add("enter the network name space", unix.SYS_SETNS, fd(r.spec.NetworkNamespace), unix.CLONE_NEWNET)
+	}
 	process := k.add("start the process", nrClone, r.process)
 	k.add("close files", unix.SYS_CLOSE_RANGE, 0, uint32(1<<32-1), 0)
 	r.status, r.usage = &buffer{size: 4}, &buffer{size: int(unsafe.Sizeof(unix.Rusage{}))}

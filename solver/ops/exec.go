@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/network"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/sandbox"
@@ -209,16 +210,30 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	spec := sandbox.Spec{
 		Root: root, Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user,
 		Mounts: m.mounts, Devices: m.nodes, Hostname: op.Hostname, ShmSize: op.ShmSize, CgroupParent: op.CgroupParent, Limits: r.Limits,
-		Insecure: op.Security == llb.SecurityInsecure, Network: sandbox.NetworkHost,
-		Stdout: job.Stdout, Stderr: job.Stderr,
+		Insecure: op.Security == llb.SecurityInsecure,
+		Stdout:   job.Stdout, Stderr: job.Stderr,
 	}
-	if op.Network == llb.NetworkNone {
+	gateway := network.Gateway
+	switch op.Network {
+	case llb.NetworkHost:
+		// The step has the machine's own network, so the machine is where the step is.
+		spec.Network, gateway = sandbox.NetworkHost, "127.0.0.1"
+	case llb.NetworkNone:
 		spec.Network = sandbox.NetworkNone
+	default:
+		n, err := r.networks.Get()
+		if err != nil {
+			return l, err
+		}
+		defer n.Release(spec.Insecure)
+		spec.Network, spec.NetworkNamespace = sandbox.NetworkJoin, n.Namespace()
+		if spec.ResolvConf, err = n.ResolvConf(); err != nil {
+			return l, err
+		}
 	}
 	for _, h := range op.ExtraHosts {
 		if h.IP == "host-gateway" {
-			// The step has the machine's own network, so the machine is where the step is.
-			h.IP = "127.0.0.1"
+			h.IP = gateway
 		}
 		spec.ExtraHosts = append(spec.ExtraHosts, sandbox.Host{Name: h.Host, IP: h.IP})
 	}

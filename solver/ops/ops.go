@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/cdi"
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/network"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/sandbox"
@@ -77,8 +78,9 @@ type Runner struct {
 	ready   map[string]*materialising // by id
 	commits map[string]*resolving     // of git repositories
 
-	git *git.Client
-	cdi func() *cdi.Registry
+	git      *git.Client
+	cdi      func() *cdi.Registry
+	networks network.Pool
 }
 
 // source is where a layer of an image comes from.
@@ -94,6 +96,9 @@ func New(c Config) *Runner {
 	r.git = git.New(filepath.Join(c.Root, "git"), c.Tmp, r.secret)
 	return r
 }
+
+// Close ends what the steps' networks have left. No step may run any more.
+func (r *Runner) Close() { r.networks.Close() }
 
 // Has implements solver.Runner.
 func (r *Runner) Has(l solver.Layer) bool { return r.Snapshots.Has(l.ID) }

@@ -1,0 +1,208 @@
+// Package network gives processes network name spaces from which they reach what the host reaches, through a TCP/IP stack in
+// kiln's own process. It does not know what the processes are, nor how they enter a name space.
+//
+// A name space has one interface besides the loopback interface, and its packets go to kiln: what a process sends to an
+// address, kiln sends to it from the host with sockets as any program has. So nothing is configured on the host. The host's loopback
+// interface is out of reach.
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Gateway is the address by which a process reaches the host, at the host's own address on its network.
+const Gateway = "10.0.2.2"
+
+// Pool makes networks, and gives those of which no trace of use is left out again. The zero value is an empty pool.
+type Pool struct {
+	mu      sync.Mutex
+	free    []*Network
+	closing sync.WaitGroup
+	sockets limit // of all networks
+}
+
+// Network is a network name space and what connects it with the host's network.
+type Network struct {
+	*namespace
+	pool    *Pool
+	emptied chan struct{} // closed when every packet has been received that was sent before Release
+	ended   chan struct{} // closed when no more packets are received
+	relay   *relay        // made for the first packet
+}
+
+// UnavailableError says that a network name space cannot be made on this machine.
+type UnavailableError struct{ Err error }
+
+func (e *UnavailableError) Error() string {
+	return fmt.Sprintf("make a network for the step: %v; --network=none needs none, and --network=host --allow network.host uses that of the machine", e.Err)
+}
+
+// Unwrap returns Err.
+func (e *UnavailableError) Unwrap() error { return e.Err }
+
+// Get returns a network that nobody has used or is using. Errors are *UnavailableError.
+func (p *Pool) Get() (*Network, error) {
+	p.mu.Lock()
+	if last := len(p.free) - 1; last >= 0 {
+		n := p.free[last]
+		p.free = p.free[:last]
+		p.mu.Unlock()
+		return n, nil
+	}
+	p.mu.Unlock()
+	ns, err := newNamespace(hasIPv6())
+	if err != nil {
+		return nil, &UnavailableError{err}
+	}
+	n := &Network{namespace: ns, pool: p, emptied: make(chan struct{}), ended: make(chan struct{})}
+	go n.receive()
+	return n, nil
+}
+
+// Close ends all networks that have been released. What their processes sent is on its way when it returns.
+func (p *Pool) Close() {
+	p.mu.Lock()
+	for _, n := range p.free {
+		n.end()
+	}
+	p.free = nil
+	p.mu.Unlock()
+	p.closing.Wait()
+}
+
+// Namespace returns the descriptor of the network name space, for setns(2). It stays the network's.
+func (n *Network) Namespace() *os.File { return n.file }
+
+// Release gives the network up when no process is in its name space any more. privileged says that one was that may have
+// configured the name space.
+func (n *Network) Release(privileged bool) {
+	if !privileged && n.pristine() {
+		n.pool.mu.Lock()
+		n.pool.free = append(n.pool.free, n)
+		n.pool.mu.Unlock()
+		return
+	}
+	n.pool.closing.Go(func() {
+		n.drain()
+		n.end()
+	})
+}
+
+// lingering is how long a connection whose process is gone may take to pass on what the process has sent.
+const lingering = 5 * time.Second
+
+// drain waits until what the processes have sent is on its way.
+func (n *Network) drain() {
+	timeout := time.NewTimer(lingering)
+	defer timeout.Stop()
+	_ = n.link.SetReadDeadline(time.Unix(1, 0))
+	select {
+	case <-n.emptied:
+	case <-n.ended:
+	}
+	if n.relay == nil {
+		return
+	}
+	select {
+	case <-n.relay.tcp.sent():
+	case <-timeout.C:
+	}
+}
+
+// end closes everything.
+func (n *Network) end() {
+	n.link.Close()
+	<-n.ended
+	if n.relay != nil {
+		n.relay.close()
+	}
+	n.close()
+}
+
+// receive reads packets until the link is closed.
+func (n *Network) receive() {
+	defer close(n.ended)
+	raw, err := n.link.SyscallConn()
+	if err != nil {
+		return
+	}
+	buf := make([]byte, n.frame+mtu)
+	emptied := false
+	for {
+		k, err := n.link.Read(buf)
+		switch {
+		case err == nil:
+			n.packet(buf[:k])
+		case errors.Is(err, os.ErrDeadlineExceeded) && !emptied:
+			emptied = true
+			_ = raw.Control(func(fd uintptr) {
+				for {
+					k, err := unix.Read(int(fd), buf)
+					if err != nil {
+						return
+					}
+					n.packet(buf[:k])
+				}
+			})
+			_ = n.link.SetReadDeadline(time.Time{})
+			close(n.emptied)
+		case errors.Is(err, unix.ENETDOWN): // and may be up again
+		default:
+			return
+		}
+	}
+}
+
+// packet takes a packet that a process sent.
+func (n *Network) packet(frame []byte) {
+	if len(frame) <= n.frame {
+		return
+	}
+	if n.relay == nil {
+		n.relay = newRelay(n.namespace, &n.pool.sockets)
+	}
+	n.relay.packet(frame[n.frame:])
+}
+
+// Probe makes a network name space and lets it go. It returns by what way packets reach kiln, "tun" or "veth"; an error says why
+// there is none.
+func Probe() (way string, err error) {
+	n, err := newNamespace(hasIPv6())
+	if err != nil {
+		return "", err
+	}
+	defer n.close()
+	return n.way, nil
+}
+
+// limit bounds how many sockets of the host are open.
+type limit struct{ used atomic.Int64 }
+
+var maxSockets = sync.OnceValue(func() int64 {
+	var l unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) != nil {
+		return 256
+	}
+	return int64(min(l.Cur/2, 1<<14))
+})
+
+func (l *limit) take() bool {
+	if l.used.Add(1) <= maxSockets() {
+		return true
+	}
+	l.used.Add(-1)
+	return false
+}
+
+func (l *limit) give() { l.used.Add(-1) }
+
+// dialer connects from the host. The processes' own settings decide when a silent connection is given up.
+var dialer = net.Dialer{KeepAlive: -1}
