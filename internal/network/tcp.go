@@ -20,7 +20,7 @@ import (
 
 const (
 	// maxConnections is how many connections a name space has at once. A request beyond it is not answered until there is room.
-	maxConnections = 1024
+	maxConnections = 512
 	// window is the size of each buffer of a connection. The way to the process is short, and a few packets fill it.
 	window = 512 << 10
 )
@@ -179,11 +179,11 @@ func (c *connection) reset() {
 }
 
 // transfers are the buffers that are in use for transfer.
-var transfers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+var transfers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
 
 // transfer copies until the end of from, and reports whether it came to that.
 func transfer(to io.Writer, from io.Reader) bool {
-	buf := transfers.Get().(*[32 << 10]byte)
+	buf := transfers.Get().(*[64 << 10]byte)
 	defer transfers.Put(buf)
 	for {
 		n, err := from.Read(buf[:])
