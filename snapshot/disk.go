@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -28,6 +30,9 @@ type disk struct {
 	buf    []byte
 	// earlier is a layer that files can be taken from which are the same here; nil for none.
 	earlier *earlier
+	// acl says that what is made here gets an access control list from that of the root.
+	acl, aclKnown bool
+	uid, gid      uint32 // the process's
 }
 
 // earlier is a committed layer. Its files are never changed, so one that is the same in another layer can be the same file
@@ -40,17 +45,26 @@ type earlier struct {
 type openDir struct {
 	path string
 	file *os.File
+	// plain says that what is made in the directory belongs to the process's user and group, and has the mode that was asked
+	// for as the umask leaves it.
+	plain bool
 }
+
+func (o openDir) fd() int { return int(o.file.Fd()) }
 
 func newDisk(root *rootfs.Root, s *Store) *disk {
-	return &disk{root: root, opaque: s.opaque, ns: s.ns}
+	return &disk{root: root, opaque: s.opaque, ns: s.ns, uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
 }
 
-func (d *disk) close() {
+func (d *disk) closeDirs() {
 	for _, o := range d.dirs {
 		o.file.Close()
 	}
 	d.dirs = nil
+}
+
+func (d *disk) close() {
+	d.closeDirs()
 	if d.earlier != nil {
 		d.earlier.disk.close()
 		d.earlier.disk.root.Close()
@@ -70,11 +84,11 @@ func (d *disk) link(dir int, e *layer.Entry) bool {
 	}
 	from, err := d.earlier.disk.parent(e.Path)
 	// The file can have as many names as it may have, or be gone: then it is written.
-	return err == nil && unix.Linkat(from, e.Name(), dir, e.Name(), 0) == nil
+	return err == nil && unix.Linkat(from.fd(), e.Name(), dir, e.Name(), 0) == nil
 }
 
-// parent returns a descriptor of the directory that holds path, which stays open until the next call.
-func (d *disk) parent(path string) (int, error) {
+// parent returns the directory that holds path, which stays open until the next call.
+func (d *disk) parent(path string) (openDir, error) {
 	dir := layer.Parent(path)
 	for len(d.dirs) > 0 {
 		top := d.dirs[len(d.dirs)-1]
@@ -85,10 +99,10 @@ func (d *disk) parent(path string) (int, error) {
 		d.dirs = d.dirs[:len(d.dirs)-1]
 	}
 	if n := len(d.dirs); n > 0 && d.dirs[n-1].path == dir {
-		return int(d.dirs[n-1].file.Fd()), nil
+		return d.dirs[n-1], nil
 	}
 	if dir == "" {
-		return d.root.Fd(), nil
+		return openDir{file: d.root.File(), plain: d.plain(d.root.Fd())}, nil
 	}
 	from, rel := d.root, dir
 	if n := len(d.dirs); n > 0 {
@@ -96,14 +110,56 @@ func (d *disk) parent(path string) (int, error) {
 	}
 	f, err := from.OpenNoSymlinks(rel, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return -1, err
+		return openDir{}, err
 	}
 	if len(d.dirs) >= 64 {
 		d.dirs[0].file.Close()
 		d.dirs = append(d.dirs[:0], d.dirs[1:]...)
 	}
-	d.dirs = append(d.dirs, openDir{dir, f})
-	return int(f.Fd()), nil
+	o := openDir{path: dir, file: f, plain: d.plain(int(f.Fd()))}
+	d.dirs = append(d.dirs, o)
+	return o, nil
+}
+
+// plain is openDir's for an open directory. It is not where a set-group-ID bit or a mount option (ext4(5), grpid) gives new
+// files another group, or a default access control list decides (acl(5)).
+func (d *disk) plain(dir int) bool {
+	if !d.aclKnown {
+		_, err := unix.Getxattr(fmt.Sprintf("/proc/self/fd/%d", d.root.Fd()), "system.posix_acl_default", nil)
+		d.acl, d.aclKnown = err != unix.ENODATA && err != unix.EOPNOTSUPP, true
+	}
+	var st unix.Stat_t
+	return !d.acl && unix.Fstat(dir, &st) == nil && st.Mode&unix.S_ISGID == 0 && st.Gid == d.gid
+}
+
+// umask returns the process's, which nothing in kiln changes, or all bits if it cannot be known.
+var umask = sync.OnceValue(func() uint32 {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0o777
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "Umask:"); ok {
+			if mask, err := strconv.ParseUint(strings.TrimSpace(value), 8, 32); err == nil {
+				return uint32(mask)
+			}
+		}
+	}
+	return 0o777
+})
+
+// made says what a new name has already of what its entry says.
+type made struct{ owner, mode bool }
+
+// creation returns the mode to make an entry with, and what it then has: every system call that is not made counts, in a
+// layer of many small files.
+func (d *disk) creation(in openDir, e *layer.Entry, private uint32) (uint32, made) {
+	has := made{owner: in.plain && e.UID == d.uid && e.GID == d.gid}
+	if in.plain && e.Mode&^0o777 == 0 && e.Mode&umask() == 0 {
+		has.mode = true
+		return e.Mode, has
+	}
+	return private, has
 }
 
 // put makes the entry; nothing is there yet. For a File it reads body to its end and sets e's Size and Digest.
@@ -112,11 +168,12 @@ func (d *disk) put(e *layer.Entry, body io.Reader) error {
 	if e.Path == "" {
 		return d.attributes(e)
 	}
-	dir, err := d.parent(e.Path)
+	parent, err := d.parent(e.Path)
 	if err != nil {
 		return err
 	}
-	name := e.Name()
+	dir, name := parent.fd(), e.Name()
+	var has made
 	fail := func(op string, err error) error {
 		if err == nil {
 			return nil
@@ -125,12 +182,15 @@ func (d *disk) put(e *layer.Entry, body io.Reader) error {
 	}
 	switch e.Type {
 	case layer.File:
-		return d.file(dir, e, body)
+		return d.file(parent, e, body)
 	case layer.Dir:
-		if err := unix.Mkdirat(dir, name, 0o700); err != nil {
+		var mode uint32
+		mode, has = d.creation(parent, e, 0o700)
+		if err := unix.Mkdirat(dir, name, mode); err != nil {
 			return fail("mkdir", err)
 		}
 	case layer.Symlink:
+		_, has = d.creation(parent, e, 0)
 		if err := unix.Symlinkat(e.Link, dir, name); err != nil {
 			return fail("symlink", err)
 		}
@@ -162,7 +222,7 @@ func (d *disk) put(e *layer.Entry, body io.Reader) error {
 	if err != nil {
 		return fail("mknod", err)
 	}
-	if err := d.attributesAt(dir, name, e); err != nil {
+	if err := d.attributesAt(dir, name, e, has); err != nil {
 		return err
 	}
 	if e.Type == layer.Dir {
@@ -171,34 +231,38 @@ func (d *disk) put(e *layer.Entry, body io.Reader) error {
 	return fail("utimensat", setTime(dir, name, e.ModTime))
 }
 
-func (d *disk) file(dir int, e *layer.Entry, body io.Reader) error {
+func (d *disk) file(parent openDir, e *layer.Entry, body io.Reader) error {
+	dir := parent.fd()
 	if d.link(dir, e) {
 		return nil
 	}
-	fd, err := unix.Openat(dir, e.Name(), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	mode, has := d.creation(parent, e, 0o600)
+	fd, err := unix.Openat(dir, e.Name(), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 	if err != nil {
 		return &os.PathError{Op: "create", Path: e.Path, Err: err}
 	}
-	f := os.NewFile(uintptr(fd), e.Path)
 	h := sha256.New()
-	n, err := d.copy(f, h, body)
+	n, err := d.copy(fd, h, body)
 	if err == nil {
 		e.Size = n
 		h.Sum(e.Digest[:0])
-		err = d.attributesFd(fd, e)
+		err = d.attributesFd(fd, e, has)
 	}
 	if err == nil {
 		ts := [2]unix.Timespec{timespec(e.ModTime), timespec(e.ModTime)}
 		err = unix.UtimesNanoAt(fd, "", ts[:], unix.AT_EMPTY_PATH)
 	}
-	return errors.Join(err, f.Close())
+	if errno, ok := err.(unix.Errno); ok {
+		err = &os.PathError{Op: "write", Path: e.Path, Err: errno}
+	}
+	return errors.Join(err, unix.Close(fd))
 }
 
 // zero is compared with blocks that may become holes.
 var zero [4096]byte
 
 // copy moves body into the file and the hash; blocks of zeros become holes.
-func (d *disk) copy(f *os.File, h io.Writer, body io.Reader) (int64, error) {
+func (d *disk) copy(fd int, h io.Writer, body io.Reader) (int64, error) {
 	if d.buf == nil {
 		d.buf = make([]byte, 128<<10) // most layers have no file at all
 	}
@@ -214,11 +278,11 @@ func (d *disk) copy(f *os.File, h io.Writer, body io.Reader) (int64, error) {
 				end = min(k, end+len(zero))
 			}
 			if skip && end-off >= len(zero) {
-				if _, err := f.Seek(int64(end-off), io.SeekCurrent); err != nil {
+				if _, err := unix.Seek(fd, int64(end-off), unix.SEEK_CUR); err != nil {
 					return n, err
 				}
 				hole = true
-			} else if _, err := f.Write(p[off:end]); err != nil {
+			} else if err := write(fd, p[off:end]); err != nil {
 				return n, err
 			} else {
 				hole = false
@@ -228,7 +292,7 @@ func (d *disk) copy(f *os.File, h io.Writer, body io.Reader) (int64, error) {
 		n += int64(k)
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
 			if hole {
-				return n, f.Truncate(n)
+				return n, unix.Ftruncate(fd, n)
 			}
 			return n, nil
 		}
@@ -238,12 +302,25 @@ func (d *disk) copy(f *os.File, h io.Writer, body io.Reader) (int64, error) {
 	}
 }
 
+// write writes all of p.
+func write(fd int, p []byte) error {
+	for len(p) > 0 {
+		n, err := unix.Write(fd, p)
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+		p = p[max(0, n):]
+	}
+	return nil
+}
+
 func allZero(p []byte) bool {
 	return p[0] == 0 && string(p) == string(zero[:len(p)])
 }
 
-// attributesAt sets owner, mode and extended attributes of a name in a directory, of a symbolic link itself.
-func (d *disk) attributesAt(dir int, name string, e *layer.Entry) error {
+// attributesAt sets owner, mode and extended attributes of a name in a directory, of a symbolic link itself, but not what it
+// has.
+func (d *disk) attributesAt(dir int, name string, e *layer.Entry, has made) error {
 	uid, gid, held, err := owner(d.ns, e)
 	if err != nil {
 		return err
@@ -252,16 +329,18 @@ func (d *disk) attributesAt(dir int, name string, e *layer.Entry) error {
 		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err == nil {
 			defer unix.Close(fd)
-			return d.attributesFd(fd, e)
+			return d.attributesFd(fd, e, has)
 		}
 		if e.Opaque {
 			return &os.PathError{Op: "open", Path: e.Path, Err: err}
 		}
 	}
-	if err := unix.Fchownat(dir, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return &os.PathError{Op: "chown", Path: e.Path, Err: err}
+	if !has.owner {
+		if err := unix.Fchownat(dir, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return &os.PathError{Op: "chown", Path: e.Path, Err: err}
+		}
 	}
-	if e.Type == layer.Symlink {
+	if e.Type == layer.Symlink || has.mode {
 		return nil
 	}
 	if err := unix.Fchmodat(dir, name, e.Mode, 0); err != nil {
@@ -270,16 +349,20 @@ func (d *disk) attributesAt(dir int, name string, e *layer.Entry) error {
 	return nil
 }
 
-func (d *disk) attributesFd(fd int, e *layer.Entry) error {
+func (d *disk) attributesFd(fd int, e *layer.Entry, has made) error {
 	uid, gid, held, err := owner(d.ns, e)
 	if err != nil {
 		return err
 	}
-	if err := unix.Fchown(fd, uid, gid); err != nil {
-		return &os.PathError{Op: "chown", Path: e.Path, Err: err}
+	if !has.owner {
+		if err := unix.Fchown(fd, uid, gid); err != nil {
+			return &os.PathError{Op: "chown", Path: e.Path, Err: err}
+		}
 	}
-	if err := unix.Fchmod(fd, e.Mode); err != nil {
-		return &os.PathError{Op: "chmod", Path: e.Path, Err: err}
+	if !has.mode {
+		if err := unix.Fchmod(fd, e.Mode); err != nil {
+			return &os.PathError{Op: "chmod", Path: e.Path, Err: err}
+		}
 	}
 	if e.Opaque {
 		if err := unix.Fsetxattr(fd, d.opaque, []byte("y"), 0); err != nil {
@@ -308,7 +391,8 @@ func (d *disk) attributes(e *layer.Entry) error {
 		return err
 	}
 	defer f.Close()
-	return d.attributesFd(int(f.Fd()), e)
+	d.closeDirs() // what is made below may get another group now
+	return d.attributesFd(int(f.Fd()), e, made{})
 }
 
 // setDir changes what a directory that is there already is like.
@@ -319,11 +403,11 @@ func (d *disk) times(e *layer.Entry) error {
 	var dir int
 	var name string
 	if e.Path != "" {
-		var err error
-		if dir, err = d.parent(e.Path); err != nil {
+		parent, err := d.parent(e.Path)
+		if err != nil {
 			return err
 		}
-		name = e.Name()
+		dir, name = parent.fd(), e.Name()
 	} else {
 		f, err := d.root.OpenNoSymlinks("", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 		if err != nil {
@@ -344,7 +428,7 @@ func (d *disk) remove(path string) error {
 	if err != nil {
 		return err
 	}
-	return removeAt(dir, path[strings.LastIndexByte(path, '/')+1:])
+	return removeAt(dir.fd(), path[strings.LastIndexByte(path, '/')+1:])
 }
 
 func removeAt(dir int, name string) error {

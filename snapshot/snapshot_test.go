@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -521,5 +522,56 @@ func TestIndex(t *testing.T) {
 	}
 	if err := s.Index(ctx, id(3), strings.NewReader("no tar, but long enough to be taken for the beginning of one")); err == nil || s.HasEntries(id(3)) {
 		t.Errorf("what is no tar was indexed: %v", err)
+	}
+}
+
+// What a new name gets from its directory, or from the umask, must not be taken for what the layer says.
+func TestUnpackAttributes(t *testing.T) {
+	s := newStore(t)
+	acl := []byte("\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x04\x00\x00\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff")
+	for _, name := range []string{"plain", "default acl"} {
+		if name != "plain" {
+			if err := unix.Setxattr(s.tmp, "system.posix_acl_default", acl, 0); err != nil && err != unix.EOPNOTSUPP {
+				t.Fatal(err)
+			}
+		}
+		want := map[string]tar.Header{}
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for _, h := range []tar.Header{
+			{Typeflag: tar.TypeDir, Name: "late/", Mode: 0o755},
+			{Typeflag: tar.TypeDir, Name: "late/", Mode: 0o2775, Gid: 8},
+			{Typeflag: tar.TypeReg, Name: "late/file", Mode: 0o644},
+			{Typeflag: tar.TypeDir, Name: "mail/", Mode: 0o2775, Gid: 8},
+			{Typeflag: tar.TypeReg, Name: "mail/root", Mode: 0o644},
+			{Typeflag: tar.TypeDir, Name: "mail/dir/", Mode: 0o755},
+			{Typeflag: tar.TypeSymlink, Name: "mail/link", Linkname: "root", Mode: 0o777},
+			{Typeflag: tar.TypeFifo, Name: "mail/pipe", Mode: 0o666},
+			{Typeflag: tar.TypeReg, Name: "open", Mode: 0o666},
+			{Typeflag: tar.TypeReg, Name: "su", Mode: 0o4755},
+			{Typeflag: tar.TypeReg, Name: "su-daemon", Mode: 0o6751, Uid: 1, Gid: 1},
+			{Typeflag: tar.TypeReg, Name: "none", Mode: 0},
+			{Typeflag: tar.TypeReg, Name: "private", Mode: 0o600},
+			{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777},
+		} {
+			want[strings.TrimSuffix(h.Name, "/")] = h
+			if err := w.WriteHeader(&h); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.Close()
+		c, err := s.Unpack(t.Context(), fmt.Sprintf("%x", sha256.Sum256([]byte(name))), &b, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for path, h := range want {
+			var st unix.Stat_t
+			if err := unix.Lstat(filepath.Join(s.fsDir(c.ID), path), &st); err != nil {
+				t.Fatal(err)
+			}
+			if st.Mode&0o7777 != uint32(h.Mode) || int(st.Uid) != h.Uid || int(st.Gid) != h.Gid {
+				t.Errorf("%s: /%s has mode %o and owner %d:%d, want %o and %d:%d", name, path, st.Mode&0o7777, st.Uid, st.Gid, h.Mode, h.Uid, h.Gid)
+			}
+		}
 	}
 }
