@@ -26,7 +26,7 @@ demo: build
 	@example/demo ./kiln
 
 test: lint
-	@$(call need,busybox-static docker-registry jq openssh-client openssh-server skopeo umoci xz-utils zstd)
+	@$(call need,busybox-static docker-registry jq openssh-client openssh-server skopeo uidmap umoci xz-utils zstd)
 	go test ./...
 
 lint:
@@ -55,9 +55,9 @@ bench: build
 	@$(call need,busybox-static docker-registry)
 	go run ./bench -kiln ./kiln $(BENCH)
 
-# CONFORM holds conformance/conform, conformance/cases and images/with-registry. The number of cases that pass may only
-# rise: see conformance.passes.
+# CONFORM holds conformance/conform, conformance/cases and images/with-registry. The number of cases that pass as root, and as an
+# ordinary user, may only rise: see conformance.passes.
 conformance: build
 	@test -n "$(CONFORM)" || { echo "make conformance CONFORM=DIRECTORY: the directory with the cases is not named"; exit 2; }
-	@$(call need,busybox-static docker-registry jq python3 xz-utils zstd)
+	@$(call need,busybox-static docker-registry jq python3 uidmap xz-utils zstd)
 	@.ci/conformance ./kiln "$(CONFORM)" conformance.passes

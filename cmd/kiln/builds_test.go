@@ -27,35 +27,43 @@ import (
 //	$BASE        the argument of --build-context for a base image called base
 //	$REGISTRY    a registry that says no: "missing/…" it does not know, "secret/…" it does not give, "broken/…" is not well
 func TestBuilds(t *testing.T) {
+	stories(t, testscript.Params{Dir: "testdata/builds"}, func(*testscript.Env) error { return nil })
+}
+
+// stories runs stories of builds; setup does what some of them need besides.
+func stories(t *testing.T, p testscript.Params, setup func(*testscript.Env) error) {
+	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Fatal("run as root: kiln builds as root only, for now")
+		t.Fatal("run as root: these tests make users, devices and file systems")
 	}
 	base := filepath.Join(t.TempDir(), "base")
 	if err := kilntest.Base(base); err != nil {
 		t.Fatal(err)
 	}
+	// For stories of other users.
+	if err := exec.Command("chmod", "-R", "a+rX", filepath.Dir(base)).Run(); err != nil {
+		t.Fatal(err)
+	}
 	registry := httptest.NewServer(http.HandlerFunc(refuse))
 	t.Cleanup(registry.Close)
-	testscript.Run(t, testscript.Params{
-		Dir: "testdata/builds",
-		Setup: func(env *testscript.Env) error {
-			env.Setenv("KILN_ROOT", filepath.Join(env.WorkDir, ".kiln"))
-			env.Setenv("KILN_CONFIG", os.DevNull)
-			env.Setenv("KILN_PROGRESS", "plain")
-			env.Setenv("DOCKER_CONFIG", env.WorkDir)
-			env.Setenv("BASE", "--build-context=base=oci-layout://"+base)
-			env.Setenv("REGISTRY", strings.TrimPrefix(registry.URL, "http://"))
-			return nil
-		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"status":  cmdStatus,
-			"ran":     cmdRan,
-			"clean":   cmdClean,
-			"signal":  cmdSignal,
-			"disk":    cmdDisk,
-			"replace": cmdReplace,
-		},
-	})
+	p.Setup = func(env *testscript.Env) error {
+		env.Setenv("KILN_ROOT", filepath.Join(env.WorkDir, ".kiln"))
+		env.Setenv("KILN_CONFIG", os.DevNull)
+		env.Setenv("KILN_PROGRESS", "plain")
+		env.Setenv("DOCKER_CONFIG", env.WorkDir)
+		env.Setenv("BASE", "--build-context=base=oci-layout://"+base)
+		env.Setenv("REGISTRY", strings.TrimPrefix(registry.URL, "http://"))
+		return setup(env)
+	}
+	p.Cmds = map[string]func(*testscript.TestScript, bool, []string){
+		"status":  cmdStatus,
+		"ran":     cmdRan,
+		"clean":   cmdClean,
+		"signal":  cmdSignal,
+		"disk":    cmdDisk,
+		"replace": cmdReplace,
+	}
+	testscript.Run(t, p)
 }
 
 func refuse(w http.ResponseWriter, r *http.Request) {
@@ -136,7 +144,14 @@ func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
 	sig := map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL}[args[0]]
 	want, err := strconv.Atoi(args[1])
 	ts.Check(err)
-	cmd := exec.Command(args[3], args[4:]...)
+	program := args[3]
+	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
+		if _, err := os.Stat(filepath.Join(dir, args[3])); err == nil {
+			program = filepath.Join(dir, args[3])
+			break
+		}
+	}
+	cmd := exec.Command(program, args[4:]...)
 	cmd.Dir = ts.MkAbs(".")
 	cmd.Env = os.Environ()
 	for _, name := range []string{"KILN_ROOT", "KILN_CONFIG", "KILN_PROGRESS", "DOCKER_CONFIG", "WORK"} {
