@@ -13,12 +13,12 @@ import (
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/cas"
-	"github.com/kilnbuild/kiln/internal/gunzip"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/klauspost/readahead"
 	"golang.org/x/sync/errgroup"
@@ -298,11 +298,11 @@ func uncompress(r io.Reader) (io.ReadCloser, error) {
 	}
 	switch {
 	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
-		z, err := gunzip.NewReader(buf)
+		z, err := gzip.NewReader(buf)
 		if err != nil {
 			return nil, err
 		}
-		return io.NopCloser(z), nil
+		return z, nil
 	case len(head) == 4 && string(head) == "\x28\xb5\x2f\xfd":
 		z, err := zstd.NewReader(buf, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxZstdWindow))
 		if err != nil {
