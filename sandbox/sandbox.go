@@ -65,6 +65,9 @@ type Spec struct {
 	ShmSize int64
 	// Limits bound what the process and its descendants take together.
 	Limits Limits
+	// IDs puts the process into the user namespace of the map; nil leaves it in kiln's. Root and Mounts must have their ids mapped
+	// by it already, and User is one inside. See NewIDMap.
+	IDs *mount.IDMap
 	// CgroupParent is a control group, as a path from the top of each hierarchy of the machine, in which the process and its
 	// descendants get a group of their own in each for the time of the run; "" is one in kiln's own group, for Limits alone.
 	CgroupParent string
@@ -177,7 +180,14 @@ func Run(ctx context.Context, s Spec) (Status, error) {
 	if !ns.HasUser(s.User.UID) {
 		return Status{}, &userns.NoIDError{What: "user", ID: s.User.UID}
 	}
-	r := &run{spec: s, ns: ns, tree: tree{root: s.Root}}
+	if m := s.IDs; m != nil {
+		for _, id := range append([]uint32{s.User.UID, s.User.GID}, s.User.Groups...) {
+			if id >= m.Count {
+				return Status{}, fmt.Errorf("run as user %d, group %d: the user namespace of the step has %d ids", s.User.UID, id, m.Count)
+			}
+		}
+	}
+	r := &run{spec: s, ns: ns, tree: tree{root: s.Root, ids: s.IDs}}
 	defer r.close()
 	if err := r.prepare(); err != nil {
 		return Status{}, errors.Join(err, r.clean())
@@ -310,12 +320,23 @@ func (r *run) prepare() error {
 	if r.ns.HasGroup(ttyGroup) {
 		pts = append(pts, mount.Option{Name: "gid", Value: fmt.Sprint(ttyGroup)})
 	}
-	if p.pts, err = r.own(mount.New("devpts", mount.NoSuid|mount.NoExec, pts...)); err != nil {
-		return err
+	if s.IDs == nil {
+		if p.pts, err = r.own(mount.New("devpts", mount.NoSuid|mount.NoExec, pts...)); err != nil {
+			return err
+		}
+	} else {
+		p.ptsOptions = pts // whose terminals belong to the users of the namespace that it is mounted in
 	}
 	if p.shm, err = r.own(mount.New("tmpfs", mount.NoSuid|mount.NoDev|mount.NoExec, mount.Option{Name: "mode", Value: "1777"},
 		mount.Option{Name: "size", Value: fmt.Sprint(s.ShmSize)})); err != nil {
 		return err
+	}
+	if s.IDs != nil {
+		for _, f := range []*os.File{r.supply.fs, p.dev, p.shm} {
+			if err := mount.MapIDs(f, s.IDs); err != nil {
+				return err
+			}
+		}
 	}
 	for _, k := range []struct {
 		at   string
@@ -440,6 +461,14 @@ func (r *run) pipe(w io.Writer) (*os.File, error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("make pipe: %w", err)
+	}
+	// The process may open its output again, as /dev/stdout.
+	uid := r.spec.User.UID
+	if m := r.spec.IDs; m != nil {
+		uid += m.FirstUser
+	}
+	if err := unix.Fchown(fds[1], int(uid), -1); err != nil {
+		return nil, fmt.Errorf("give the output to the user: %w", err)
 	}
 	if err := unix.SetNonblock(fds[0], true); err != nil {
 		return nil, fmt.Errorf("make pipe: %w", err)

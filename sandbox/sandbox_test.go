@@ -23,12 +23,27 @@ const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 var root = passwd.User{Groups: []uint32{0}, Home: "/root"}
 
 // image is a root file system on disk, made of busybox, to be changed by a test before it is mounted.
-type image struct{ lower, upper, work string }
+type image struct {
+	lower, upper, work string
+	ids                *mount.IDMap // nil: steps have kiln's
+}
+
+// asUsers gives the image's steps a user namespace of their own.
+func (im image) asUsers(t testing.TB) image {
+	t.Helper()
+	m, err := NewIDMap(100000, 200000, 65536)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Namespace.Close() })
+	im.ids = m
+	return im
+}
 
 func newImage(t testing.TB) image {
 	t.Helper()
 	dir := t.TempDir()
-	im := image{dir + "/lower", dir + "/upper", dir + "/work"}
+	im := image{lower: dir + "/lower", upper: dir + "/upper", work: dir + "/work"}
 	for _, d := range []string{im.upper, im.work, im.lower, im.lower + "/bin", im.lower + "/etc", im.lower + "/proc",
 		im.lower + "/sys", im.lower + "/dev", im.lower + "/tmp", im.lower + "/root"} {
 		if err := os.Mkdir(d, 0o755); err != nil {
@@ -70,7 +85,7 @@ func (im image) mount(t testing.TB) *os.File {
 	if err := os.RemoveAll(im.work + "/work/incompat"); err != nil {
 		t.Fatal(err)
 	}
-	f, err := mount.Overlay{Lower: []string{im.lower}, Upper: im.upper, Work: im.work, Volatile: true}.Mount()
+	f, err := mount.Overlay{Lower: []string{im.lower}, Upper: im.upper, Work: im.work, Volatile: true, IDMap: im.ids}.Mount()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +97,7 @@ func (im image) mount(t testing.TB) *os.File {
 func (im image) sh(t testing.TB, script string, change ...func(*Spec)) (string, Status, error) {
 	t.Helper()
 	var out bytes.Buffer
-	s := Spec{Root: im.mount(t), Args: []string{"/bin/sh", "-c", script}, Env: []string{defaultPath}, User: root,
+	s := Spec{Root: im.mount(t), Args: []string{"/bin/sh", "-c", script}, Env: []string{defaultPath}, User: root, IDs: im.ids,
 		Stdout: &out, Stderr: &out}
 	for _, c := range change {
 		c(&s)

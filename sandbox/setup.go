@@ -16,12 +16,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/sandbox/internal/seccomp"
 )
 
 // parts are the descriptors that the process is given to set itself up with; none of them survives that.
 type parts struct {
-	dev, pts, shm        *os.File // detached file systems
+	dev, pts, shm        *os.File // detached file systems; pts may be nil
+	ptsOptions           []mount.Option
 	procAt, sysAt, devAt *os.File // mount points in the root
 	etc                  []*os.File
 	targets              []*os.File // of Spec.Mounts and Spec.Devices
@@ -90,9 +92,6 @@ func (r *run) plan(p parts) error {
 		return err
 	}
 	k := &plan{flags: unix.CLONE_NEWPID}
-	k.add("die with kiln", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL), 0, 0, 0)
-	k.add("see that kiln is alive", unix.SYS_PPOLL, raw(unix.PollFd{Fd: int32(fd(p.kiln)), Events: unix.POLLIN}), 1,
-		raw(unix.Timespec{}), 0, 8).mustBeZero()
 	k.add("leave kiln's session", unix.SYS_SETSID)
 	for _, f := range p.cgroups {
 		k.add("join a control group", unix.SYS_WRITE, fd(f), []byte("0"), 1)
@@ -100,6 +99,13 @@ func (r *run) plan(p parts) error {
 	if r.spec.Network == NetworkJoin {
 		k.add("enter the network name space", unix.SYS_SETNS, fd(r.spec.NetworkNamespace), unix.CLONE_NEWNET)
 	}
+	if m := r.spec.IDs; m != nil {
+		k.add("enter the user namespace", unix.SYS_SETNS, fd(m.Namespace), unix.CLONE_NEWUSER)
+	}
+	// Here, since a change of privileges would take the signal away.
+	k.add("die with kiln", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL), 0, 0, 0)
+	k.add("see that kiln is alive", unix.SYS_PPOLL, raw(unix.PollFd{Fd: int32(fd(p.kiln)), Events: unix.POLLIN}), 1,
+		raw(unix.Timespec{}), 0, 8).mustBeZero()
 	process := k.add("start the process", nrClone, r.process)
 	k.add("close files", unix.SYS_CLOSE_RANGE, 0, uint32(1<<32-1), 0)
 	r.status, r.usage = &buffer{size: 4}, &buffer{size: int(unsafe.Sizeof(unix.Rusage{}))}
@@ -130,6 +136,11 @@ func (r *run) processPlan(p parts) (*plan, error) {
 	if adj, ok := oomScore(); ok {
 		file := l.add("open oom_score_adj", unix.SYS_OPENAT, atCwd(), "/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		l.add("rather die than kiln", unix.SYS_WRITE, file, []byte(adj), len(adj))
+	}
+	if s.IDs != nil {
+		l.add("leave kiln's groups", unix.SYS_SETGROUPS, 0, 0)
+		l.add("become the group of the namespace's root", unix.SYS_SETRESGID, 0, 0, 0)
+		l.add("become the namespace's root", unix.SYS_SETRESUID, 0, 0, 0)
 	}
 	r.planRoot(l, p)
 	if s.Network == NetworkNone {
@@ -270,7 +281,12 @@ func (r *run) planRoot(l *plan, p parts) {
 	}
 
 	l.add("attach /dev", unix.SYS_MOVE_MOUNT, fd(p.dev), "", fd(p.devAt), "", moveFromFd|moveToFd)
-	l.add("attach /dev/pts", unix.SYS_MOVE_MOUNT, fd(p.pts), "", fd(p.dev), "pts", moveFromFd)
+	if p.pts != nil {
+		l.add("attach /dev/pts", unix.SYS_MOVE_MOUNT, fd(p.pts), "", fd(p.dev), "pts", moveFromFd)
+	} else {
+		pts := r.planMount(l, "devpts", "/dev/pts", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, p.ptsOptions...)
+		l.add("attach /dev/pts", unix.SYS_MOVE_MOUNT, pts, "", fd(p.dev), "pts", moveFromFd)
+	}
 	l.add("attach /dev/shm", unix.SYS_MOVE_MOUNT, fd(p.shm), "", fd(p.dev), "shm", moveFromFd)
 	for _, d := range devices {
 		var node any
@@ -307,7 +323,9 @@ func (r *run) planRoot(l *plan, p parts) {
 
 // hostSys reports whether /sys is the machine's mount of it. It shows the devices of a network, so that only who owns that may
 // mount it anew: of the machine's network that is nobody in another user namespace.
-func (r *run) hostSys(l *plan) bool { return r.ns.Nested && l.flags&unix.CLONE_NEWNET == 0 }
+func (r *run) hostSys(l *plan) bool {
+	return (r.ns.Nested || r.spec.IDs != nil) && l.flags&unix.CLONE_NEWNET == 0
+}
 
 // planSys makes what is to be /sys.
 func (r *run) planSys(l *plan, attr int) *op {
@@ -321,9 +339,12 @@ func (r *run) planSys(l *plan, attr int) *op {
 }
 
 // planMount mounts a file system of the kernel, detached; the result is its descriptor.
-func (r *run) planMount(l *plan, fs, at string, attr int) *op {
+func (r *run) planMount(l *plan, fs, at string, attr int, options ...mount.Option) *op {
 	c := l.add("open "+fs, unix.SYS_FSOPEN, fs, unix.FSOPEN_CLOEXEC)
 	l.add("name "+fs, unix.SYS_FSCONFIG, c, unix.FSCONFIG_SET_STRING, "source", fs, 0)
+	for _, o := range options {
+		l.add("set "+o.Name+" of "+fs, unix.SYS_FSCONFIG, c, unix.FSCONFIG_SET_STRING, o.Name, o.Value, 0)
+	}
 	l.add("make "+fs, unix.SYS_FSCONFIG, c, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)
 	return l.add("mount "+at, unix.SYS_FSMOUNT, c, unix.FSMOUNT_CLOEXEC, attr)
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/internal/mount"
 )
 
 // tree is the file tree as the process will see it, while its mounts are not attached yet: names are resolved across the
@@ -16,6 +18,8 @@ import (
 // is made, and remembered to be removed when the process has ended.
 type tree struct {
 	root *os.File
+	// ids says as whose what is missing is made: 0 of the map; nil: kiln's own.
+	ids *mount.IDMap
 	// covers are the planned mounts by the path of their mount point: the root directory of what is mounted there, or nil
 	// where the process itself makes the mount.
 	covers map[string]*os.File
@@ -201,16 +205,19 @@ func (t *tree) makeStub(dir *os.File, dirPath, name string, want kind, keep bool
 	}
 	fd := int(dir.Fd())
 	mode := uint32(0o755)
-	var err error
-	if want == directory {
-		err = unix.Mkdirat(fd, name, mode)
-	} else {
+	if want != directory {
 		mode = 0o644
-		var made int
-		if made, err = unix.Openat(fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode); err == nil {
+	}
+	err := t.ids.AsRoot(func() error {
+		if want == directory {
+			return unix.Mkdirat(fd, name, mode)
+		}
+		made, err := unix.Openat(fd, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+		if err == nil {
 			unix.Close(made)
 		}
-	}
+		return err
+	})
 	// Another step may be making the same directory in a cache mount that both use.
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, fmt.Errorf("make mount point: %w", err)

@@ -36,6 +36,7 @@ type buildFlags struct {
 	ulimits       []string
 	shmSize       string
 	cgroupParent  string
+	userns        string
 	limits        builder.Limits
 	resources     []string
 	secrets       []string
@@ -87,6 +88,8 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.StringArrayVar(&f.ulimits, "ulimit", nil, "resource limit, as NAME=SOFT[:HARD]")
 	flags.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm, as 64m")
 	flags.StringVar(&f.cgroupParent, "cgroup-parent", "", "control group that each step gets one of its own in, as /builds")
+	flags.StringVar(&f.userns, "userns", "", "ids of each RUN: auto for those that /etc/subuid has for root, START:COUNT, or host")
+	flags.Lookup("userns").NoOptDefVal = "auto"
 	f.limits = builder.Limits{}
 	for _, l := range limitFlags {
 		flags.VarP(&limitFlag{limits: f.limits, name: l.name, kind: l.kind}, l.name, l.shorthand, l.usage)
@@ -164,6 +167,9 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 		return o, err
 	}
 	o.CgroupParent = f.cgroupParent
+	if o.Userns = f.userns; builder.CheckUserns(o.Userns) != nil {
+		return o, usageErrorf("--userns %q: %w", o.Userns, builder.CheckUserns(o.Userns))
+	}
 	if o.Limits, err = parseLimits(f.limits, f.resources); err != nil {
 		return o, err
 	}

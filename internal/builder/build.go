@@ -70,6 +70,11 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	if err != nil {
 		return res, &InputError{err}
 	}
+	ids, closeIDs, err := b.idMap(o)
+	if err != nil {
+		return res, err
+	}
+	defer closeIDs()
 	names, err := fullNames(o.Tags)
 	if err != nil {
 		return res, &InputError{err}
@@ -84,7 +89,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	defer bases.Close()
 	runner := ops.New(ops.Config{
 		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Root: b.store.Root(), Tmp: b.scratch.Path(),
-		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout,
+		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids,
 	})
 	defer runner.Close()
 	r := &remote{builder: b, runner: runner, progress: p}

@@ -3,6 +3,7 @@ package builder
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 	"sync"
 
@@ -26,6 +27,8 @@ type Builder struct {
 	cdiDirs []string
 	// limits are those of kiln.toml.
 	limits Limits
+	// userns is --userns as kiln.toml has it.
+	userns string
 
 	// What only builds need is opened by the first one.
 	once      sync.Once
@@ -42,6 +45,10 @@ func New(root string, cfg *config.Config) (*Builder, error) {
 		return nil, err
 	}
 	b := &Builder{store: store, client: registry.New(cfg.Registries), cdiDirs: cfg.CDI.SpecDirs}
+	b.userns = cfg.Userns
+	if err := CheckUserns(b.userns); err != nil {
+		return nil, fmt.Errorf("kiln.toml: userns = %q: %w", b.userns, err)
+	}
 	if b.limits, err = configured(cfg.Limits); err != nil {
 		return nil, err
 	}

@@ -58,6 +58,8 @@ type Options struct {
 	CgroupParent string
 	// Limits bound each step; what they do not name, kiln.toml may.
 	Limits Limits
+	// Userns is which ids RUN has, as CheckUserns takes it; "" for what kiln.toml says.
+	Userns string
 	// Allow are the entitlements granted to the build: "network.host", "security.insecure", "device", "device=NAME".
 	Allow   []string
 	Secrets []Secret

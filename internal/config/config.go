@@ -28,6 +28,8 @@ type Config struct {
 	Root string `toml:"root"`
 	// CDI is where the specifications of devices are.
 	CDI CDI `toml:"cdi"`
+	// Userns is "auto" or "START:COUNT" for RUN in a user namespace with ids of its own; "" is for none.
+	Userns string `toml:"userns"`
 	// Limits bound each step.
 	Limits Limits `toml:"limits"`
 	// Registries are the settings of registries by name.

@@ -41,11 +41,13 @@ type Overlay struct {
 	Volatile bool
 	// UserXattr keeps the marks in user.overlay instead of trusted.overlay attributes, as a mount in a user namespace needs.
 	UserXattr bool
+	// IDMap maps the ids of Lower and Upper, and may be nil. With one, Upper and Work must be in the same directory.
+	IDMap *IDMap
 }
 
 // Mount returns the overlay as a detached mount. Directories that are renamed are copied by whoever renames them (the kernel
 // says EXDEV), and marks of redirects and of metadata-only copies in lower layers are not followed. Errors are *Error,
-// *TooManyError or ErrOldKernel, wrapped.
+// *TooManyError, ErrOldKernel or ErrNoIDMap, wrapped.
 func (o Overlay) Mount() (*os.File, error) {
 	if len(o.Lower) > MaxLower {
 		return nil, &TooManyError{Lowers: len(o.Lower)}
@@ -55,9 +57,9 @@ func (o Overlay) Mount() (*os.File, error) {
 	}
 	switch {
 	case len(o.Lower) == 0 && o.Upper != "":
-		return bind(o.Upper, 0)
+		return bind(o.Upper, 0, o.IDMap)
 	case len(o.Lower) == 1 && o.Upper == "":
-		return bind(o.Lower[0], ReadOnly)
+		return bind(o.Lower[0], ReadOnly, o.IDMap)
 	case len(o.Lower) == 0:
 		return nil, &Error{FS: "overlay", Call: "no directories", Err: unix.EINVAL}
 	}
@@ -66,23 +68,22 @@ func (o Overlay) Mount() (*os.File, error) {
 		return nil, err
 	}
 	defer c.close()
-	for _, dir := range o.Lower {
-		if err := c.setDir("lowerdir+", dir); err != nil {
-			if errors.Is(err, unix.EINVAL) && !hasAppend() {
-				return nil, fmt.Errorf("%w: %w", ErrOldKernel, err)
-			}
-			return nil, err
-		}
-	}
 	attr := ReadOnly
 	if o.Upper != "" {
 		attr = 0
-		if err := c.setDir("upperdir", o.Upper); err != nil {
+	}
+	if o.IDMap != nil {
+		layers, err := o.setMapped(c)
+		defer func() {
+			for _, f := range layers {
+				f.Close()
+			}
+		}()
+		if err != nil {
 			return nil, err
 		}
-		if err := c.setDir("workdir", o.Work); err != nil {
-			return nil, err
-		}
+	} else if err := o.setDirs(c); err != nil {
+		return nil, err
 	}
 	// An index would tie Upper to its lower directories; redirects and metadata-only copies would make it no layer; a UUID
 	// would be written to it.
@@ -99,7 +100,32 @@ func (o Overlay) Mount() (*os.File, error) {
 			return nil, err
 		}
 	}
-	return c.mount(attr)
+	// What the overlay itself does in Upper and Work it does as who mounts it.
+	var f *os.File
+	err = o.IDMap.AsRoot(func() (err error) {
+		f, err = c.mount(attr)
+		return err
+	})
+	return f, err
+}
+
+// setDirs sets the options that are directories.
+func (o Overlay) setDirs(c *fscontext) error {
+	for _, dir := range o.Lower {
+		if err := c.setDir("lowerdir+", dir); err != nil {
+			if errors.Is(err, unix.EINVAL) && !hasAppend() {
+				return fmt.Errorf("%w: %w", ErrOldKernel, err)
+			}
+			return err
+		}
+	}
+	if o.Upper == "" {
+		return nil
+	}
+	if err := c.setDir("upperdir", o.Upper); err != nil {
+		return err
+	}
+	return c.setDir("workdir", o.Work)
 }
 
 // setDir sets an option to a directory by way of a descriptor: a value is cut at 255 bytes, and some of its characters mean
@@ -123,7 +149,8 @@ func hasAppend() bool {
 	return c.setDir("lowerdir+", "/") == nil
 }
 
-func bind(dir string, attr Attr) (*os.File, error) {
+// bind returns a detached mount of a directory, with its ids mapped unless ids is nil.
+func bind(dir string, attr Attr, ids *IDMap) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &Error{FS: "overlay", Call: "open " + dir, Err: err}
@@ -133,6 +160,12 @@ func bind(dir string, attr Attr) (*os.File, error) {
 	m, err := Clone(f, false)
 	if err != nil {
 		return nil, err
+	}
+	if ids != nil {
+		if err := MapIDs(m, ids); err != nil {
+			m.Close()
+			return nil, fmt.Errorf("%w: %w", ErrNoIDMap, err)
+		}
 	}
 	if attr != 0 {
 		if err := SetAttr(m, attr, false); err != nil {

@@ -77,6 +77,23 @@ func (ids *IDs) none(why string) {
 	ids.users, ids.groups, ids.whole, ids.Missing = nil, nil, false, why
 }
 
+// RootRange returns the range of ids that the machine's root may give to others: the first of /etc/subuid and of /etc/subgid for
+// "root" or "0", and how many both have.
+func RootRange() (firstUser, firstGroup, count uint32, err error) {
+	var first [2]span
+	for i, file := range []string{subuidFile, subgidFile} {
+		list, err := ranges(file, []string{"root", "0"})
+		if err != nil {
+			return 0, 0, 0, fmt.Errorf("look for a range of ids: %w", err)
+		}
+		if len(list) == 0 {
+			return 0, 0, 0, fmt.Errorf("%s has no range of ids for root: run usermod --add-subuids 100000-165535 --add-subgids 100000-165535 root, or name a range, as --userns=100000:65536", file)
+		}
+		first[i] = list[0]
+	}
+	return first[0].first, first[1].first, min(first[0].n, first[1].n), nil
+}
+
 // Single reports whether there will be one user and one group.
 func (ids *IDs) Single() bool { return !ids.whole && len(ids.users) == 0 }
 

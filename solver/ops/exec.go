@@ -189,6 +189,9 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	if err != nil {
 		return l, err
 	}
+	if overlay.IDMap, err = r.IDs(); err != nil {
+		return l, err
+	}
 	root, err := overlay.Mount()
 	if err != nil {
 		return l, err
@@ -198,7 +201,7 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	if err != nil {
 		return l, err
 	}
-	m := &mounting{ctx: ctx, r: r, op: op, in: in}
+	m := &mounting{ctx: ctx, r: r, op: op, in: in, ids: overlay.IDMap}
 	defer m.close()
 	if err := m.all(); err != nil {
 		return l, err
@@ -210,8 +213,8 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	spec := sandbox.Spec{
 		Root: root, Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user,
 		Mounts: m.mounts, Devices: m.nodes, Hostname: op.Hostname, ShmSize: op.ShmSize, CgroupParent: op.CgroupParent, Limits: r.Limits,
-		Insecure: op.Security == llb.SecurityInsecure,
-		Stdout:   job.Stdout, Stderr: job.Stderr,
+		Insecure: op.Security == llb.SecurityInsecure, IDs: overlay.IDMap,
+		Stdout: job.Stdout, Stderr: job.Stderr,
 	}
 	gateway := network.Gateway
 	switch op.Network {
@@ -287,6 +290,7 @@ type mounting struct {
 	r   *Runner
 	op  llb.Exec
 	in  []*solver.Chain
+	ids *mount.IDMap // of the step; nil: kiln's
 
 	mounts  []sandbox.Mount
 	env     []string
@@ -327,6 +331,7 @@ func (m *mounting) all() error {
 			var f *os.File
 			if f, err = mount.Tmpfs(spec.Size, 0o1777, 0, 0); err == nil {
 				m.add(f, spec.Target)
+				err = m.mapIDs(f)
 			}
 		case llb.MountSecret:
 			err = m.secret(spec)
@@ -360,10 +365,20 @@ func (m *mounting) bind(spec llb.Mount) error {
 	if err != nil {
 		return err
 	}
+	overlay.IDMap = m.ids
 	root, err := overlay.Mount()
 	if err != nil {
 		return err
 	}
 	m.closers = append(m.closers, func() { root.Close() })
-	return m.below(root, spec)
+	_, err = m.below(root, spec)
+	return err
+}
+
+// mapIDs maps the ids of a file system for the step.
+func (m *mounting) mapIDs(f *os.File) error {
+	if m.ids == nil {
+		return nil
+	}
+	return mount.MapIDs(f, m.ids)
 }

@@ -17,22 +17,31 @@ import (
 )
 
 // below mounts the path spec.Source of a tree at spec.Target. The path is resolved inside the tree by descriptor, and what
-// was opened is what gets mounted.
-func (m *mounting) below(tree *os.File, spec llb.Mount) error {
+// was opened is what gets mounted, and returned.
+func (m *mounting) below(tree *os.File, spec llb.Mount) (*os.File, error) {
 	f, err := rootfs.At(tree).OpenFile(spec.Source, unix.O_PATH, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer f.Close()
 	clone, err := mount.Clone(f, true)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m.add(clone, spec.Target)
 	if spec.ReadOnly {
-		return mount.SetAttr(clone, mount.ReadOnly, true)
+		return clone, mount.SetAttr(clone, mount.ReadOnly, true)
 	}
-	return nil
+	return clone, nil
+}
+
+// belowMapped is below for a tree whose ids are kiln's.
+func (m *mounting) belowMapped(tree *os.File, spec llb.Mount) error {
+	clone, err := m.below(tree, spec)
+	if err != nil {
+		return err
+	}
+	return m.mapIDs(clone)
 }
 
 // cache mounts a directory that lasts from build to build: mounts/<id>/fs in kiln's root.
@@ -58,7 +67,7 @@ func (m *mounting) cache(spec llb.Mount) error {
 	if spec.Source == "" {
 		spec.Source = "/"
 	}
-	return m.below(f, spec)
+	return m.belowMapped(f, spec)
 }
 
 // cacheDir locks and returns the directory of a cache. A private cache that is in use is replaced by the next free one of
@@ -161,5 +170,5 @@ func (m *mounting) secret(spec llb.Mount) error {
 	if err != nil {
 		return err
 	}
-	return m.below(fs, llb.Mount{Source: "/secret", Target: spec.Target, ReadOnly: true})
+	return m.belowMapped(fs, llb.Mount{Source: "/secret", Target: spec.Target, ReadOnly: true})
 }

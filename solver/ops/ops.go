@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/cdi"
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/network"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
@@ -59,6 +60,9 @@ type Config struct {
 	// they are no part of its key.
 	Limits  sandbox.Limits
 	Timeout time.Duration
+	// IDs returns the map of ids of RUN's user namespace, and may return nil: then RUN has the ids of kiln. What a step makes is the
+	// same with and without.
+	IDs func() (*mount.IDMap, error)
 	// Local are the trees of llb.Local by their names: directories of the client, or what took the place of one.
 	Local map[string]layer.Tree
 	// Root is kiln's root directory, for cache mounts and locks.
@@ -91,6 +95,9 @@ type source struct {
 
 // New returns a Runner.
 func New(c Config) *Runner {
+	if c.IDs == nil {
+		c.IDs = func() (*mount.IDMap, error) { return nil, nil }
+	}
 	r := &Runner{Config: c, sources: map[string]source{}, ready: map[string]*materialising{}, commits: map[string]*resolving{}}
 	r.cdi = sync.OnceValue(func() *cdi.Registry { return cdi.Load(c.CDIDirs...) })
 	r.git = git.New(filepath.Join(c.Root, "git"), c.Tmp, r.secret)

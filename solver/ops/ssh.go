@@ -38,5 +38,5 @@ func (m *mounting) agent(spec llb.Mount) error {
 	if err := unix.Chmod(path, spec.Mode&0o7777); err != nil {
 		return err
 	}
-	return m.below(socket.Dir, llb.Mount{Source: "/" + sshagent.Name, Target: spec.Target})
+	return m.belowMapped(socket.Dir, llb.Mount{Source: "/" + sshagent.Name, Target: spec.Target})
 }
