@@ -96,14 +96,10 @@ func (c *Cache) Get(key solver.Key) (*solver.Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read a record: %w", err)
 	}
-	if !info.Mode().IsRegular() || info.Size() > maxRecord {
-		return nil, &solver.Miss{Reason: "its record is damaged: not a small file"}
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
+	r, from, err := c.read(path, key, info)
+	if errors.As(err, new(*fs.PathError)) {
 		return nil, &solver.Miss{Reason: "its record cannot be read: " + err.Error()}
 	}
-	r, from, err := decode(key, string(data))
 	if err != nil {
 		return nil, &solver.Miss{Reason: "its record is damaged: " + err.Error()}
 	}

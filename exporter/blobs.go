@@ -15,6 +15,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/klauspost/compress/zstd"
 	"github.com/klauspost/pgzip"
@@ -230,6 +231,12 @@ func remember(b blob) []byte {
 
 // remembered reads what remember wrote; ok is false if it is damaged, or the blob is not in the store any more.
 func (b *Blobs) remembered(note []byte) (have blob, ok bool) {
+	have, ok = parseNote(note)
+	return have, ok && b.Store.Has(have.desc)
+}
+
+// parseNote reads what remember wrote; ok is false if it is damaged.
+func parseNote(note []byte) (have blob, ok bool) {
 	f := strings.Fields(string(note))
 	if len(f) != 5 || f[4] != fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(f[:4], " ")))) {
 		return have, false
@@ -238,8 +245,27 @@ func (b *Blobs) remembered(note []byte) (have blob, ok bool) {
 	if err != nil {
 		return have, false
 	}
-	have = blob{ocispec.Descriptor{MediaType: f[0], Digest: digest.Digest(f[1]), Size: size}, digest.Digest(f[3])}
-	return have, b.Store.Has(have.desc)
+	return blob{ocispec.Descriptor{MediaType: f[0], Digest: digest.Digest(f[1]), Size: size}, digest.Digest(f[3])}, true
+}
+
+// ReadNote reads a note of a blob that was made of a layer, or of another blob: the blob, and the diff id of both. The error is
+// that of reading the file, or says that it is damaged.
+func ReadNote(path string) (desc ocispec.Descriptor, diffID digest.Digest, err error) {
+	note, err := os.ReadFile(path)
+	if err != nil {
+		return desc, "", err
+	}
+	b, ok := parseNote(note)
+	if !ok {
+		return desc, "", errors.New("its checksum is wrong")
+	}
+	return b.desc, b.diffID, nil
+}
+
+// Notes returns the paths of the notes that are in a layer's directory.
+func Notes(dir string) []string {
+	names, _ := filepath.Glob(filepath.Join(dir, "blob.*")) // of this pattern there is no error
+	return names
 }
 
 // ctxWriter fails once its context has ended.
@@ -264,6 +290,7 @@ func (b *Blobs) compress(ctx context.Context, plain ocispec.Descriptor, c Compre
 	memo := filepath.Join(b.Store.Root(), "compressed", plain.Digest.Encoded()+"."+c.String())
 	if note, err := os.ReadFile(memo); err == nil {
 		if have, ok := b.remembered(note); ok {
+			lease.Used(memo, nil)
 			return have.desc, nil
 		}
 	}

@@ -106,6 +106,7 @@ func (s *Store) entries(id string) (*layer.Manifest, error) {
 		return nil, err
 	}
 	s.indexes[id] = index
+	lease.Used(s.indexPath(id), nil)
 	return index, nil
 }
 

@@ -76,13 +76,16 @@ func (a *app) rootCommand() *cobra.Command {
 	root.PersistentFlags().BoolVarP(&a.debug, "debug", "D", false, "print the stack of an internal error")
 	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(a.buildCommand(), a.imagesCommand(), a.tagCommand(), a.rmiCommand(), a.inspectCommand(), a.pushCommand(),
-		a.pullCommand(), a.versionCommand())
+		a.pullCommand(), a.pruneCommand(), a.duCommand(), a.versionCommand())
 	return root
 }
 
 // exactArgs asks for the arguments that are named.
 func exactArgs(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
+		if len(names) == 0 && len(args) > 0 {
+			return usageErrorf("%s takes no argument, and got %s", cmd.CommandPath(), count(len(args), "argument"))
+		}
 		if len(args) != len(names) {
 			return usageErrorf("%s takes %s, and got %s", cmd.CommandPath(), strings.Join(names, " and "), count(len(args), "argument"))
 		}

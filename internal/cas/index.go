@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -196,6 +197,29 @@ func readIndex(path string) (*ocispec.Index, error) {
 		}
 	}
 	return &index, nil
+}
+
+// Locked calls f with the entries of index.json while no process can change them.
+func (s *Store) Locked(f func([]ocispec.Descriptor) error) (err error) {
+	l, err := lock.Acquire(context.Background(), filepath.Join(s.root, locksDir, "index"), false)
+	if err != nil {
+		return fmt.Errorf("lock the list of images: %w", err)
+	}
+	defer func() { err = errors.Join(err, l.Release()) }()
+	index, err := s.index()
+	if err != nil {
+		return err
+	}
+	return f(index.Manifests)
+}
+
+// Forget lists an image no more that has no name; the blobs stay. It reports whether there was one.
+func (s *Store) Forget(d digest.Digest) (bool, error) {
+	err := s.remove(string(d), func(e ocispec.Descriptor) bool { return e.Digest == d && nameOf(e) == "" })
+	if errors.As(err, new(*NotFoundError)) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // edit replaces index.json by what f makes of its entries, under the lock that all kiln processes take for that.

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 )
@@ -213,6 +214,7 @@ func (c *Client) fetch(ctx context.Context, s *remoteurl.Git, commit Commit, o o
 		}
 		// Between the two, the mirror may have been pruned.
 		if _, err := os.Stat(filepath.Join(m.path, "objects")); err == nil {
+			lease.Used(file, nil)
 			return m, nil
 		}
 		m.lock.Release()

@@ -17,6 +17,7 @@ import (
 
 	_ "crypto/sha512" // sha384 and sha512 checksums
 
+	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/opencontainers/go-digest"
 )
@@ -133,6 +134,7 @@ func (c *Client) known(r Request) *state {
 	if fmt.Sprintf("%x", sha256.Sum256([]byte(text))) != sum || json.Unmarshal([]byte(text), s) != nil || s.Digest.Validate() != nil {
 		return nil
 	}
+	lease.Used(c.statePath(r), nil)
 	return s
 }
 

@@ -45,8 +45,14 @@ func Take(path string) (*lock.Lock, error) {
 	}
 }
 
-// Used notes that the thing, which info is of, is used now. A time that cannot be written is only old.
+// Used notes that the thing called path, which info is of unless it is nil, is used now. A time that cannot be written is only old.
 func Used(path string, info fs.FileInfo) {
+	if info == nil {
+		var err error
+		if info, err = os.Lstat(path); err != nil {
+			return
+		}
+	}
 	if now := time.Now(); now.Sub(info.ModTime()) > grain {
 		times := []unix.Timespec{unix.NsecToTimespec(now.UnixNano()), unix.NsecToTimespec(now.UnixNano())}
 		_ = unix.UtimesNanoAt(unix.AT_FDCWD, path, times, unix.AT_SYMLINK_NOFOLLOW)

@@ -15,6 +15,7 @@ import (
 	"crypto/sha256"
 
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/lease"
 	"golang.org/x/sys/unix"
 )
 
@@ -85,6 +86,7 @@ func openStatCache(path string) *statCache {
 		return c
 	}
 	c.data = data[len(statMagic):end]
+	lease.Used(path, nil)
 	return c
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/rootfs"
@@ -99,6 +100,9 @@ func (m *mounting) cacheDir(id string, sharing llb.Sharing) (string, *lock.Lock,
 		case errors.Is(err, fs.ErrNotExist):
 			n-- // it was pruned just now
 			continue
+		}
+		if err == nil {
+			lease.Used(file, nil)
 		}
 		return dir, l, err
 	}

@@ -1,0 +1,159 @@
+package cache
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/solver"
+)
+
+// Stored is a record as it lies on disk.
+type Stored struct {
+	Key solver.Key
+	// Record is nil for one that is damaged; Damage says what is wrong with it.
+	Record *solver.Record
+	Damage error
+	// Size is the length of the record and its log in bytes.
+	Size int64
+	// Used is when it was made or read last, within an hour.
+	Used time.Time
+}
+
+// All calls f for each record until f returns an error, which it returns. Records that go meanwhile are passed over.
+func (c *Cache) All(f func(Stored) error) error {
+	return c.each(func(path string, key solver.Key) error {
+		s := Stored{Key: key}
+		info, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		s.Size, s.Used = info.Size(), info.ModTime()
+		if log, err := os.Lstat(path + ".log"); err == nil {
+			s.Size += log.Size()
+		}
+		r, _, err := c.read(path, key, info)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		s.Record, s.Damage = r, err
+		return f(s)
+	})
+}
+
+// each calls f for each file that has a record's name.
+func (c *Cache) each(f func(path string, key solver.Key) error) error {
+	dirs, err := os.ReadDir(c.dir)
+	if err != nil {
+		return fmt.Errorf("list the records: %w", err)
+	}
+	for _, dir := range dirs {
+		if len(dir.Name()) != 2 {
+			continue
+		}
+		files, err := os.ReadDir(filepath.Join(c.dir, dir.Name()))
+		if err != nil {
+			return fmt.Errorf("list the records: %w", err)
+		}
+		for _, file := range files {
+			key, err := solver.ParseKey(file.Name())
+			if err != nil || c.path(key) != filepath.Join(c.dir, dir.Name(), file.Name()) {
+				continue
+			}
+			if err := f(c.path(key), key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// read reads the record at path, which info is of.
+func (c *Cache) read(path string, key solver.Key, info fs.FileInfo) (*solver.Record, origin, error) {
+	if !info.Mode().IsRegular() || info.Size() > maxRecord {
+		return nil, origin{}, errors.New("not a small file")
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, origin{}, err
+	}
+	return decode(key, string(data))
+}
+
+// Remove removes a record with its log. One that is not there is no error.
+func (c *Cache) Remove(key solver.Key) error {
+	for _, path := range []string{c.path(key), c.path(key) + ".log"} {
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("remove a record: %w", err)
+		}
+	}
+	return nil
+}
+
+// strayAge is how old a log must be that has no record to be taken for one that lost it: a log is put in place just before
+// its record.
+const strayAge = time.Hour
+
+// Sweep removes what belongs to records that are gone: seals, logs, and hints of what a step made last.
+func (c *Cache) Sweep() error {
+	// A build is sealed after its last record was written, so a seal that is here now has all its records there too.
+	seals, err := os.ReadDir(c.seals())
+	if err != nil {
+		return fmt.Errorf("sweep the cache: %w", err)
+	}
+	builds := map[string]bool{}
+	err = c.each(func(path string, key solver.Key) error {
+		if info, err := os.Lstat(path); err == nil {
+			if _, from, err := c.read(path, key, info); err == nil {
+				builds[from.build] = true
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	remove := func(path string) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("sweep the cache: %w", err))
+		}
+	}
+	for _, s := range seals {
+		if !builds[s.Name()] {
+			remove(filepath.Join(c.seals(), s.Name()))
+		}
+	}
+	steps, err := os.ReadDir(c.steps())
+	errs = append(errs, err)
+	for _, s := range steps {
+		path := filepath.Join(c.steps(), s.Name())
+		target, err := os.Readlink(path)
+		if err == nil {
+			if key, err := solver.ParseKey(target); err == nil {
+				if _, err := os.Lstat(c.path(key)); err == nil {
+					continue
+				}
+			}
+		}
+		remove(path)
+	}
+	logs, err := filepath.Glob(filepath.Join(c.dir, "??", "*.log"))
+	errs = append(errs, err)
+	for _, log := range logs {
+		if _, err := os.Lstat(strings.TrimSuffix(log, ".log")); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if info, err := os.Lstat(log); err == nil && time.Since(info.ModTime()) > strayAge {
+			remove(log)
+		}
+	}
+	return errors.Join(errs...)
+}

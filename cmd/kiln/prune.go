@@ -1,0 +1,212 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+func (a *app) pruneCommand() *cobra.Command {
+	var all, force, dryRun bool
+	var filters []string
+	var maxUsed, reserved, keep, minFree string
+	cmd := &cobra.Command{
+		Use:   "prune [flags]",
+		Short: "Remove what is not used",
+		Long: `Remove images without a name, blobs that no image has, and the cache, but for the steps and layers that images with a
+name have. What a running build uses stays.`,
+		Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			o := builder.PruneOptions{All: all, DryRun: dryRun}
+			if o.Before, err = parsePruneFilters(filters, time.Now()); err != nil {
+				return err
+			}
+			if reserved == "" {
+				reserved = keep
+			}
+			for _, size := range []struct {
+				flag, value string
+				into        *int64
+			}{{"max-used-space", maxUsed, &o.MaxUsed}, {"reserved-space", reserved, &o.Reserved}, {"min-free-space", minFree, &o.MinFree}} {
+				if size.value == "" {
+					continue
+				}
+				if *size.into, err = units.RAMInBytes(size.value); err != nil {
+					return usageErrorf("--%s %q: %w", size.flag, size.value, err)
+				}
+			}
+			if !force && !dryRun && isTerminal(cmd.InOrStdin()) {
+				if err := a.confirm(cmd, all); err != nil {
+					return err
+				}
+			}
+			return a.withBuilder(func(b *builder.Builder) error { return a.prune(cmd, b, o) })
+		},
+	}
+	flags := cmd.Flags()
+	flags.BoolVarP(&all, "all", "a", false, "also the cache of what images with a name are made of; the images stay")
+	flags.StringArrayVar(&filters, "filter", nil, "only what was used last so long ago, as until=24h")
+	flags.StringVar(&maxUsed, "max-used-space", "", "remove the least recently used until the root directory has no more, as 20GB")
+	flags.StringVar(&reserved, "reserved-space", "", "and keep so much in any case")
+	flags.StringVar(&minFree, "min-free-space", "", "remove the least recently used until the disk has so much free")
+	flags.StringVar(&keep, "keep-storage", "", "docker's older name of --reserved-space")
+	flags.BoolVarP(&force, "force", "f", false, "do not ask")
+	flags.BoolVar(&dryRun, "dry-run", false, "print what would be removed")
+	_ = flags.MarkHidden("keep-storage") // it was just added
+	return cmd
+}
+
+func isTerminal(in any) bool {
+	f, ok := in.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// confirm asks as docker does.
+func (a *app) confirm(cmd *cobra.Command, all bool) error {
+	what := "images without a name and the cache that no image with a name needs"
+	if all {
+		what = "images without a name and the whole cache"
+	}
+	if _, err := fmt.Fprintf(a.stdout, "WARNING! This will remove %s.\nAre you sure you want to continue? [y/N] ", what); err != nil {
+		return err
+	}
+	answers := make(chan string, 1)
+	go func() { // a read of a terminal cannot be called off
+		answer, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n') // an end of input is a no
+		answers <- answer
+	}()
+	var answer string
+	select {
+	case answer = <-answers:
+	case <-cmd.Context().Done():
+		return context.Cause(cmd.Context())
+	}
+	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
+		return usageErrorf("nothing was removed")
+	}
+	return nil
+}
+
+func (a *app) prune(cmd *cobra.Command, b *builder.Builder, o builder.PruneOptions) error {
+	first := true
+	now := time.Now()
+	sum, err := b.Prune(cmd.Context(), o, func(it builder.Item) error {
+		var line bytes.Buffer
+		if first {
+			fmt.Fprintf(&line, itemFormat, "KIND", "ID", "SIZE", "LAST USED", "MADE BY")
+			first = false
+		}
+		line.WriteString(itemLine(it, now))
+		_, err := a.stdout.Write(line.Bytes())
+		return err
+	})
+	total := "Total:"
+	if o.DryRun {
+		total = "Total that would be removed:"
+	}
+	if _, printErr := fmt.Fprintf(a.stdout, "%s %s\n", total, humanSize(sum)); err == nil {
+		err = printErr
+	}
+	return err
+}
+
+const itemFormat = "%-12s %-14s %-8s %-16s %s\n"
+
+func itemLine(it builder.Item, now time.Time) string {
+	id := strings.TrimPrefix(it.ID, "sha256:")
+	line := fmt.Sprintf(itemFormat, it.Kind, id[:min(12, len(id))], humanSize(it.Size), units.HumanDuration(now.Sub(it.Used))+" ago", shorten(strings.Join(strings.Fields(it.Description), " ")))
+	return strings.TrimRight(line, " \n") + "\n"
+}
+
+func humanSize(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) }
+
+// parsePruneFilters returns the time that --filter until=AGE means; unused-for is BuildKit's name of it.
+func parsePruneFilters(filters []string, now time.Time) (before time.Time, err error) {
+	for _, f := range filters {
+		name, value, _ := strings.Cut(f, "=")
+		if name != "until" && name != "unused-for" {
+			return before, usageErrorf("--filter %q: there is until=AGE, as until=24h", f)
+		}
+		age, err := time.ParseDuration(value)
+		if err != nil {
+			return before, usageErrorf("--filter %q: %q is no duration, as 24h is", f, value)
+		}
+		before = now.Add(-age)
+	}
+	return before, nil
+}
+
+func (a *app) duCommand() *cobra.Command {
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:   "du",
+		Short: "Show what takes the root directory's space",
+		Args:  exactArgs(),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withBuilder(func(b *builder.Builder) error {
+				u, err := b.Usage(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return a.printUsage(u, verbose)
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "a line for each thing")
+	return cmd
+}
+
+func (a *app) printUsage(u *builder.RootUsage, verbose bool) error {
+	var out bytes.Buffer
+	if verbose {
+		now := time.Now()
+		slices.SortStableFunc(u.Items, func(x, y builder.Item) int { return y.Used.Compare(x.Used) })
+		fmt.Fprintf(&out, itemFormat, "KIND", "ID", "SIZE", "LAST USED", "MADE BY")
+		for _, it := range u.Items {
+			out.WriteString(itemLine(it, now))
+		}
+		out.WriteByte('\n')
+	}
+	type sum struct {
+		kind              builder.Kind
+		count             int
+		size, reclaimable int64
+	}
+	var sums []*sum
+	for _, it := range u.Items {
+		i := slices.IndexFunc(sums, func(s *sum) bool { return s.kind == it.Kind })
+		if i < 0 {
+			i = len(sums)
+			sums = append(sums, &sum{kind: it.Kind})
+		}
+		sums[i].count++
+		sums[i].size += it.Size
+		if !it.Shared {
+			sums[i].reclaimable += it.Size
+		}
+	}
+	slices.SortFunc(sums, func(x, y *sum) int { return strings.Compare(string(x.kind), string(y.kind)) })
+	table := tabwriter.NewWriter(&out, 10, 1, 3, ' ', 0)
+	fmt.Fprintln(table, "TYPE\tCOUNT\tSIZE\tRECLAIMABLE")
+	fmt.Fprintf(table, "named image\t%d\t%s\t%s\n", u.Images, humanSize(u.ImagesSize), humanSize(0))
+	var reclaimable int64
+	for _, s := range sums {
+		reclaimable += s.reclaimable
+		fmt.Fprintf(table, "%s\t%d\t%s\t%s\n", s.kind, s.count, humanSize(s.size), humanSize(s.reclaimable))
+	}
+	fmt.Fprintf(table, "total\t\t%s\t%s\n", humanSize(u.Total), humanSize(reclaimable))
+	_ = table.Flush() // into memory
+	_, err := a.stdout.Write(out.Bytes())
+	return err
+}

@@ -1,0 +1,565 @@
+package builder
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/lease"
+	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/usage"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Kind is what an Item is.
+type Kind string
+
+// The kinds of what a root directory keeps, besides images that have a name.
+const (
+	KindImage   Kind = "image"       // one without a name
+	KindBlob    Kind = "blob"        // one that no image has
+	KindLayer   Kind = "layer"       // files and manifest
+	KindEntries Kind = "entries"     // of a base image's layer
+	KindRecord  Kind = "record"      // with its log
+	KindCache   Kind = "cache mount" //
+	KindGit     Kind = "git mirror"
+	KindHTTP    Kind = "http note" // what a server said of a file
+	KindContext Kind = "context"   // digests of a build context's files
+	KindNote    Kind = "note"      // which blob became which by compression
+)
+
+// Item is one thing of the root directory that can be removed by itself.
+type Item struct {
+	Kind Kind
+	// ID is the item's name in its directory; an image's or blob's is its digest.
+	ID string
+	// Description is the step that made it, where that is known.
+	Description string
+	// Size is what it takes on disk in bytes, and Used when it was used last, within an hour.
+	Size int64
+	Used time.Time
+	// Shared says that an image with a name has the layer.
+	Shared bool
+
+	path  string
+	blobs []digest.Digest // of an image or blob
+	key   solver.Key      // of a record
+	layer string          // of a record
+}
+
+// PruneOptions say what Prune removes; the zero value removes all that no image with a name has.
+type PruneOptions struct {
+	// All removes also the cache of layers that images have.
+	All bool
+	// Before keeps what was used since then; the zero time keeps nothing.
+	Before time.Time
+	// Of the rest the least recently used is removed until the root directory has no more than MaxUsed bytes, and its file system
+	// MinFree free, but not below Reserved bytes. If all are 0, everything is removed.
+	MaxUsed, MinFree, Reserved int64
+	// DryRun removes nothing.
+	DryRun bool
+}
+
+// Prune removes what is not used, and calls removed for each Item. What a running build relies on stays. It returns the sum of
+// their sizes in bytes.
+func (b *Builder) Prune(ctx context.Context, o PruneOptions, removed func(Item) error) (int64, error) {
+	if err := b.open(); err != nil {
+		return 0, err
+	}
+	all, err := b.Usage(ctx)
+	if err != nil {
+		return 0, err
+	}
+	excess, limited := o.excess(all.Total, b.free())
+	slices.SortStableFunc(all.Items, func(x, y Item) int { return x.Used.Compare(y.Used) })
+	p := &pruner{b: b, dry: o.DryRun, layers: map[string]bool{}}
+	var sum int64
+	for _, it := range all.Items {
+		if limited && sum >= excess {
+			break
+		}
+		if ctx.Err() != nil {
+			return sum, context.Cause(ctx)
+		}
+		if it.Shared && !o.All || !o.Before.IsZero() && it.Used.After(o.Before) {
+			continue
+		}
+		gone, err := p.remove(it)
+		if err != nil {
+			return sum, fmt.Errorf("remove %s %s: %w", it.Kind, it.ID, err)
+		}
+		if !gone {
+			continue
+		}
+		sum += it.Size
+		if err := removed(it); err != nil {
+			return sum, err
+		}
+	}
+	// Records of layers that are gone are of no use.
+	for _, it := range all.Items {
+		if it.Kind != KindRecord || p.records[it.key] || !p.layers[it.layer] && b.hasLayer(it.layer) {
+			continue
+		}
+		if _, err := p.remove(it); err != nil {
+			return sum, fmt.Errorf("remove record %s: %w", it.ID, err)
+		}
+		sum += it.Size
+		if err := removed(it); err != nil {
+			return sum, err
+		}
+	}
+	if o.DryRun {
+		return sum, nil
+	}
+	return sum, b.cache.Sweep()
+}
+
+func (b *Builder) hasLayer(id string) bool {
+	_, err := os.Lstat(b.snapshots.Path(id))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// excess returns how many bytes have to go of total, and whether there is a limit at all: as BuildKit computes it
+// (cache/manager.go, calculateKeepBytes).
+func (o PruneOptions) excess(total, free int64) (int64, bool) {
+	if o.MaxUsed == 0 && o.MinFree == 0 && o.Reserved == 0 {
+		return 0, false
+	}
+	keep := o.MaxUsed
+	if lack := o.MinFree - free; lack > 0 {
+		if keep == 0 {
+			keep = total - lack
+		} else {
+			keep = min(keep, total-lack)
+		}
+	} else if keep == 0 && o.MinFree > 0 {
+		return 0, true // there is room
+	}
+	return total - max(keep, o.Reserved), true
+}
+
+// free returns how many bytes are free on the root's file system for its user.
+func (b *Builder) free() int64 {
+	var st unix.Statfs_t
+	if unix.Statfs(b.store.Root(), &st) != nil {
+		return 0
+	}
+	return int64(st.Bavail) * st.Bsize
+}
+
+type pruner struct {
+	b       *Builder
+	dry     bool
+	layers  map[string]bool     // that are gone
+	records map[solver.Key]bool // that are gone
+	reached map[digest.Digest]bool
+	index   string // what reached was computed from
+}
+
+// remove removes an item unless somebody uses it.
+func (p *pruner) remove(it Item) (gone bool, err error) {
+	if p.dry {
+		gone = !p.inUse(it)
+	} else {
+		gone, err = p.removeNow(it)
+	}
+	if gone && it.Kind == KindLayer {
+		p.layers[it.ID] = true
+	}
+	if gone && it.Kind == KindRecord {
+		if p.records == nil {
+			p.records = map[solver.Key]bool{}
+		}
+		p.records[it.key] = true
+	}
+	return gone, err
+}
+
+// inUse reports whether a process that lives relies on the item.
+func (p *pruner) inUse(it Item) bool {
+	switch it.Kind {
+	case KindLayer, KindBlob, KindImage:
+		return lease.InUse(it.path)
+	case KindRecord:
+		return it.layer != "" && lease.InUse(p.b.snapshots.Path(it.layer))
+	case KindCache:
+		return lease.InUse(filepath.Join(it.path, "lock"))
+	case KindGit:
+		return lease.InUse(it.path + ".lock")
+	}
+	return false
+}
+
+func (p *pruner) removeNow(it Item) (bool, error) {
+	trash := p.b.scratch.Path()
+	switch it.Kind {
+	case KindRecord:
+		// A record is read whole before it is used, but without it the work of a running build would be lost.
+		if p.inUse(it) {
+			return false, nil
+		}
+		return true, p.b.cache.Remove(it.key)
+	case KindLayer:
+		return reap(lease.Remove(it.path, trash))
+	case KindImage:
+		if gone, err := p.b.store.Forget(it.blobs[0]); err != nil || !gone {
+			return false, err
+		}
+		_, err := p.removeBlobs(it.blobs)
+		return true, err
+	case KindBlob:
+		return p.removeBlobs(it.blobs)
+	case KindCache:
+		return underLock(filepath.Join(it.path, "lock"), false, func() (bool, error) { return reap(lease.Trash(it.path, trash)) })
+	case KindGit:
+		return underLock(it.path+".lock", true, func() (bool, error) { return reap(lease.Trash(it.path, trash)) })
+	default:
+		return reap(lease.Trash(it.path, trash))
+	}
+}
+
+// reap deletes what was taken away.
+func reap(gone string, ok bool, err error) (bool, error) {
+	if !ok {
+		return false, err
+	}
+	// What cannot be deleted here, as it lacks permissions, goes with the process's directory.
+	_ = os.RemoveAll(filepath.Dir(gone))
+	return true, err
+}
+
+// underLock calls f with the lock file locked, which is removed afterwards if that is asked for; false if somebody holds it.
+func underLock(file string, remove bool, f func() (bool, error)) (bool, error) {
+	l, err := lock.Try(file, false)
+	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	gone, err := f()
+	if remove {
+		return gone, errors.Join(err, l.Remove())
+	}
+	return gone, errors.Join(err, l.Release())
+}
+
+// removeBlobs removes the blobs that no image has and nobody holds. The list of images cannot change meanwhile: what is not on
+// it now can only get onto it by one who holds its blobs before.
+func (p *pruner) removeBlobs(blobs []digest.Digest) (gone bool, err error) {
+	err = p.b.store.Locked(func(entries []ocispec.Descriptor) error {
+		if index := fmt.Sprint(entries); p.reached == nil || index != p.index {
+			images := reached{store: p.b.store, blobs: map[digest.Digest]int64{}, diffIDs: map[string]bool{}}
+			for _, e := range entries {
+				images.add(e)
+			}
+			p.index, p.reached = index, map[digest.Digest]bool{}
+			for d := range images.blobs {
+				p.reached[d] = true
+			}
+		}
+		for _, d := range blobs {
+			path, err := p.b.store.Path(d)
+			if err != nil {
+				return err
+			}
+			if p.reached[d] {
+				continue
+			}
+			ok, err := reap(lease.Remove(path, p.b.scratch.Path()))
+			if err != nil {
+				return err
+			}
+			gone = gone || ok
+		}
+		return nil
+	})
+	return gone, err
+}
+
+// reached is what images have.
+type reached struct {
+	store   *cas.Store
+	blobs   map[digest.Digest]int64 // with their sizes as the images have them
+	diffIDs map[string]bool         // in hexadecimal digits
+}
+
+// add adds what a manifest, index or other blob reaches. A blob that is not there, as those of other platforms of an index
+// that was pulled for one, reaches nothing.
+func (r *reached) add(desc ocispec.Descriptor) {
+	if _, ok := r.blobs[desc.Digest]; ok {
+		return
+	}
+	r.blobs[desc.Digest] = desc.Size
+	if !registry.IsIndex(desc.MediaType) && !registry.IsManifest(desc.MediaType) {
+		return
+	}
+	var m struct {
+		Manifests []ocispec.Descriptor
+		Config    *ocispec.Descriptor
+		Layers    []ocispec.Descriptor
+	}
+	data, err := r.store.ReadAll(desc, 0)
+	if err != nil || json.Unmarshal(data, &m) != nil {
+		return
+	}
+	for _, d := range slices.Concat(m.Manifests, m.Layers) {
+		r.add(d)
+	}
+	if m.Config == nil {
+		return
+	}
+	r.add(*m.Config)
+	var config ocispec.Image
+	if data, err = r.store.ReadAll(*m.Config, 0); err == nil && json.Unmarshal(data, &config) == nil {
+		for _, d := range config.RootFS.DiffIDs {
+			r.diffIDs[d.Encoded()] = true
+		}
+	}
+}
+
+// RootUsage is what a root directory keeps.
+type RootUsage struct {
+	// Items can be removed.
+	Items []Item
+	// Images are those that have a name, and ImagesSize what their blobs take in bytes.
+	Images     int
+	ImagesSize int64
+	// Total is the sum of everything in bytes.
+	Total int64
+}
+
+// Usage measures what the root directory keeps.
+func (b *Builder) Usage(ctx context.Context) (*RootUsage, error) {
+	if err := b.open(); err != nil {
+		return nil, err
+	}
+	u := &RootUsage{}
+	images, err := b.store.Images()
+	if err != nil {
+		return nil, err
+	}
+	named := reached{store: b.store, blobs: map[digest.Digest]int64{}, diffIDs: map[string]bool{}}
+	seen := map[digest.Digest]bool{}
+	for _, img := range images {
+		if img.Name != "" {
+			named.add(img.Desc)
+			if !seen[img.Desc.Digest] {
+				seen[img.Desc.Digest] = true
+				u.Images++
+			}
+		}
+	}
+	if err := b.blobItems(u, images, &named); err != nil {
+		return nil, err
+	}
+	records, err := b.recordItems()
+	if err != nil {
+		return nil, err
+	}
+	if err := b.layerItems(ctx, u, records, &named); err != nil {
+		return nil, err
+	}
+	if err := b.otherItems(ctx, u, &named); err != nil {
+		return nil, err
+	}
+	u.Total = u.ImagesSize
+	for _, it := range u.Items {
+		u.Total += it.Size
+	}
+	return u, nil
+}
+
+// blobItems adds the images without a name, each with the blobs that it has alone, and the blobs that no image has.
+func (b *Builder) blobItems(u *RootUsage, images []cas.Image, named *reached) error {
+	items := map[digest.Digest]*Item{} // of blobs
+	err := b.store.Blobs(func(d digest.Digest, size int64) error {
+		path, err := b.store.Path(d)
+		if err != nil {
+			return err
+		}
+		it := &Item{Kind: KindBlob, ID: d.String(), path: path, blobs: []digest.Digest{d}}
+		if it.measure() {
+			items[d] = it
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for d := range named.blobs {
+		if it := items[d]; it != nil {
+			u.ImagesSize += it.Size
+			delete(items, d)
+		}
+	}
+	counted := map[digest.Digest]bool{}
+	for _, img := range images {
+		manifest := items[img.Desc.Digest]
+		if img.Name != "" || manifest == nil {
+			continue
+		}
+		own := reached{store: b.store, blobs: map[digest.Digest]int64{}, diffIDs: map[string]bool{}}
+		own.add(img.Desc)
+		it := Item{Kind: KindImage, ID: img.Desc.Digest.String(), path: manifest.path, Used: manifest.Used, blobs: []digest.Digest{img.Desc.Digest}}
+		for d := range own.blobs {
+			blob := items[d]
+			if blob == nil {
+				continue
+			}
+			if d != img.Desc.Digest {
+				it.blobs = append(it.blobs, d)
+			}
+			if !counted[d] {
+				it.Size += blob.Size
+				counted[d] = true
+			}
+		}
+		u.Items = append(u.Items, it)
+	}
+	for d, it := range items {
+		if !counted[d] {
+			u.Items = append(u.Items, *it)
+		}
+	}
+	return nil
+}
+
+// measure fills in size and time of an item that is one file; false if it is not there.
+func (it *Item) measure() bool {
+	var st unix.Stat_t
+	if unix.Lstat(it.path, &st) != nil {
+		return false
+	}
+	it.Size, it.Used = usage.Stat(&st), time.Unix(st.Mtim.Sec, st.Mtim.Nsec)
+	return true
+}
+
+func (b *Builder) recordItems() ([]Item, error) {
+	var items []Item
+	err := b.cache.All(func(s cache.Stored) error {
+		it := Item{Kind: KindRecord, ID: s.Key.String(), Size: s.Size, Used: s.Used, key: s.Key}
+		if s.Record != nil {
+			it.Description, it.layer = s.Record.Name, s.Record.Layer.ID
+		}
+		items = append(items, it)
+		return nil
+	})
+	return items, err
+}
+
+// layerItems adds the layers and the records.
+func (b *Builder) layerItems(ctx context.Context, u *RootUsage, records []Item, named *reached) error {
+	ids, err := b.snapshots.IDs()
+	if err != nil {
+		return err
+	}
+	names := map[string]string{}
+	for _, r := range records {
+		names[r.layer] = cmp.Or(names[r.layer], r.Description)
+	}
+	shared := map[string]bool{}
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for _, id := range ids {
+		g.Go(func() error {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			it := Item{Kind: KindLayer, ID: id, Description: names[id], Shared: named.diffIDs[id], path: b.snapshots.Path(id)}
+			if !it.measure() {
+				return nil
+			}
+			for _, note := range exporter.Notes(it.path) {
+				if _, diffID, err := exporter.ReadNote(note); err == nil && named.diffIDs[diffID.Encoded()] {
+					it.Shared = true
+				}
+			}
+			var err error
+			if it.Size, err = usage.Of(it.path); err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			shared[id] = it.Shared
+			u.Items = append(u.Items, it)
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("measure the layers: %w", err)
+	}
+	for _, r := range records {
+		r.Shared = shared[r.layer]
+		u.Items = append(u.Items, r)
+	}
+	return nil
+}
+
+// otherItems adds what is neither image nor record nor layer.
+func (b *Builder) otherItems(ctx context.Context, u *RootUsage, named *reached) error {
+	for _, place := range []struct {
+		kind Kind
+		dir  string
+	}{{KindEntries, "entries"}, {KindCache, "mounts"}, {KindGit, "git"}, {KindHTTP, "http"}, {KindContext, "context"}, {KindNote, "compressed"}} {
+		dir := filepath.Join(b.store.Root(), place.dir)
+		names, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, name := range names {
+			it := Item{Kind: place.kind, ID: name.Name(), path: filepath.Join(dir, name.Name())}
+			if place.kind == KindGit && strings.HasSuffix(it.ID, ".lock") {
+				if _, err := os.Lstat(strings.TrimSuffix(it.path, ".lock")); err == nil {
+					continue
+				}
+				it.path, it.ID = strings.TrimSuffix(it.path, ".lock"), strings.TrimSuffix(it.ID, ".lock")
+			}
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if !it.measure() && place.kind != KindGit {
+				continue
+			}
+			it.Shared = place.kind == KindEntries && named.diffIDs[it.ID]
+			// A directory's own time says nothing of what is in it; the lock's is that of its last use.
+			switch place.kind {
+			case KindCache:
+				it.usedAt(filepath.Join(it.path, "lock"))
+			case KindGit:
+				it.usedAt(it.path + ".lock")
+			}
+			if it.Size, err = usage.Of(it.path); err != nil {
+				return fmt.Errorf("measure %s: %w", it.path, err)
+			}
+			u.Items = append(u.Items, it)
+		}
+	}
+	return nil
+}
+
+func (it *Item) usedAt(file string) {
+	if info, err := os.Lstat(file); err == nil {
+		it.Used = info.ModTime()
+	}
+}
