@@ -125,17 +125,34 @@ func (c *Client) statePath(r Request) string {
 
 // known returns what is remembered; nil for nothing that can be read. It is only a cache.
 func (c *Client) known(r Request) *state {
-	data, err := os.ReadFile(c.statePath(r))
-	if err != nil || len(data) > maxState {
-		return nil
-	}
-	sum, text, _ := strings.Cut(string(data), "\n")
-	s := &state{}
-	if fmt.Sprintf("%x", sha256.Sum256([]byte(text))) != sum || json.Unmarshal([]byte(text), s) != nil || s.Digest.Validate() != nil {
+	s, err := readState(c.statePath(r))
+	if err != nil {
 		return nil
 	}
 	lease.Used(c.statePath(r), nil)
 	return s
+}
+
+func readState(path string) (*state, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	sum, text, _ := strings.Cut(string(data), "\n")
+	s := &state{}
+	if len(data) > maxState || fmt.Sprintf("%x", sha256.Sum256([]byte(text))) != sum {
+		return nil, errors.New("its checksum is wrong")
+	}
+	if err := json.Unmarshal([]byte(text), s); err != nil {
+		return nil, err
+	}
+	return s, s.Digest.Validate()
+}
+
+// CheckState returns an error unless the file at path holds what a server said.
+func CheckState(path string) error {
+	_, err := readState(path)
+	return err
 }
 
 func (c *Client) remember(r Request, s *state) error {

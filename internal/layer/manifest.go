@@ -331,10 +331,19 @@ func (m *Manifest) search(path string) int {
 	return sort.Search(m.Entries, func(i int) bool { return Compare(string(m.path(i)), path) >= 0 })
 }
 
-// Lookup returns the layer's own entry of a path.
-func (m *Manifest) Lookup(path string) (Entry, bool) {
+// Find returns the number of the layer's own entry of a path; -1 for none.
+func (m *Manifest) Find(path string) int {
 	i := m.search(path)
 	if i == m.Entries || string(m.path(i)) != path {
+		return -1
+	}
+	return i
+}
+
+// Lookup returns the layer's own entry of a path.
+func (m *Manifest) Lookup(path string) (Entry, bool) {
+	i := m.Find(path)
+	if i < 0 {
 		return Entry{}, false
 	}
 	return m.At(i), true

@@ -77,17 +77,33 @@ type learnt struct {
 
 func openStatCache(path string) *statCache {
 	c := &statCache{path: path, fresh: map[stamp]learnt{}}
+	if data, err := readStats(path); err == nil {
+		c.data = data
+		lease.Used(path, nil)
+	}
+	return c
+}
+
+// readStats returns the records of a cache file.
+func readStats(path string) ([]byte, error) {
 	data, err := os.ReadFile(path)
-	if err != nil || len(data) < len(statMagic)+sha256.Size || !bytes.HasPrefix(data, []byte(statMagic)) {
-		return c
+	if err != nil {
+		return nil, err
 	}
 	end := len(data) - sha256.Size
-	if sum := sha256.Sum256(data[:end]); !bytes.Equal(sum[:], data[end:]) || (end-len(statMagic))%recordSize != 0 {
-		return c
+	if end < len(statMagic) || !bytes.HasPrefix(data, []byte(statMagic)) || (end-len(statMagic))%recordSize != 0 {
+		return nil, errors.New("it is no cache of digests")
 	}
-	c.data = data[len(statMagic):end]
-	lease.Used(path, nil)
-	return c
+	if sum := sha256.Sum256(data[:end]); !bytes.Equal(sum[:], data[end:]) {
+		return nil, errors.New("its checksum is wrong")
+	}
+	return data[len(statMagic):end], nil
+}
+
+// CheckCache returns an error unless the file at path is whole.
+func CheckCache(path string) error {
+	_, err := readStats(path)
+	return err
 }
 
 func (c *statCache) count() int { return len(c.data) / recordSize }
