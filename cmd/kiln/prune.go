@@ -27,7 +27,7 @@ func (a *app) pruneCommand() *cobra.Command {
 		Long: `Remove images without a name, blobs that no image has, and the cache, but for the steps and layers that images with a
 name have. What a running build uses stays.`,
 		Args: exactArgs(),
-		RunE: func(cmd *cobra.Command, args []string) (err error) {
+		RunE: asRoot(func(cmd *cobra.Command, args []string) (err error) {
 			o := builder.PruneOptions{All: all, DryRun: dryRun}
 			if o.Before, err = parsePruneFilters(filters, time.Now()); err != nil {
 				return err
@@ -52,7 +52,7 @@ name have. What a running build uses stays.`,
 				}
 			}
 			return a.withBuilder(func(b *builder.Builder) error { return a.prune(cmd, b, o) })
-		},
+		}),
 	}
 	flags := cmd.Flags()
 	flags.BoolVarP(&all, "all", "a", false, "also the cache of what images with a name are made of; the images stay")
@@ -153,7 +153,7 @@ func (a *app) duCommand() *cobra.Command {
 		Use:   "du",
 		Short: "Show what takes the root directory's space",
 		Args:  exactArgs(),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: asRoot(func(cmd *cobra.Command, args []string) error {
 			return a.withBuilder(func(b *builder.Builder) error {
 				u, err := b.Usage(cmd.Context())
 				if err != nil {
@@ -161,7 +161,7 @@ func (a *app) duCommand() *cobra.Command {
 				}
 				return a.printUsage(u, verbose)
 			})
-		},
+		}),
 	}
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "a line for each thing")
 	return cmd

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) checkCommand() *cobra.Command {
+	var repair bool
+	var mode string
+	cmd := &cobra.Command{
+		Use:   "check [--repair]",
+		Short: "Verify everything in the root directory",
+		Long: `Verify everything in the root directory: every blob against its digest, every layer's files against its manifest, every record
+and list. What is wrong is named on standard output, and the exit status is 1. Builds may run meanwhile.`,
+		Args: exactArgs(),
+		RunE: asRoot(func(cmd *cobra.Command, args []string) error {
+			problems, repaired := 0, 0
+			found := func(f builder.Finding) {
+				problems++
+				end := ""
+				if f.Repaired {
+					repaired++
+					end = " [repaired]"
+				}
+				fmt.Fprintf(a.stdout, "%s: %s; %s%s\n", progress.CleanLine(f.Path), progress.CleanLine(f.Problem), progress.CleanLine(f.Effect), end)
+			}
+			if repair {
+				if err := a.repairLayout(found); err != nil {
+					return &internalError{err}
+				}
+			}
+			return a.withBuilder(func(b *builder.Builder) error {
+				var c *builder.Checked
+				err := a.withProgress(cmd.Context(), mode, func(ctx context.Context, p progress.Printer) (err error) {
+					c, err = b.Check(ctx, repair, p, found)
+					return err
+				})
+				if err != nil {
+					return err
+				}
+				sum := fmt.Sprintf("%s, %s, %s and %s checked, %s read", count(c.Images, "image"), count(c.Blobs, "blob"), count(c.Layers, "layer"), count(c.Records, "record"), humanSize(c.Bytes))
+				switch {
+				case problems == 0:
+					sum += ": nothing is wrong"
+				case repair:
+					sum += fmt.Sprintf(": %s, %d of them repaired", count(problems, "problem"), repaired)
+				default:
+					sum += ": " + count(problems, "problem")
+				}
+				if _, err := fmt.Fprintln(a.stdout, sum); err != nil {
+					return err
+				}
+				if problems > repaired {
+					return errFound
+				}
+				return nil
+			})
+		}),
+	}
+	cmd.Flags().BoolVar(&repair, "repair", false, "remove what is damaged, so that the next build makes it again")
+	progressFlag(cmd, &mode)
+	return cmd
+}
+
+// repairLayout repairs the one file without which no root directory is opened.
+func (a *app) repairLayout(found func(builder.Finding)) error {
+	cfg, err := config.Load()
+	if err != nil {
+		return err
+	}
+	root, err := cfg.RootDir(a.rootDir)
+	if err != nil {
+		return err
+	}
+	repaired, err := builder.RepairLayout(root)
+	if repaired {
+		found(builder.Finding{Path: "oci-layout", Problem: "cannot be read", Effect: "kiln refuses the root directory", Repaired: true})
+	}
+	return err
+}
