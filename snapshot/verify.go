@@ -116,11 +116,34 @@ func (v *verifier) name(dir int, name, p string) error {
 	if e.Type == layer.Hardlink {
 		return v.link(&st, e)
 	}
-	if what := v.attributes(dir, name, &st, e); what != "" {
-		v.damage(p, what)
-		return nil
+	found := layer.Entry{Path: p, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		found.Type, found.Size = layer.File, st.Size
+	case unix.S_IFDIR:
+		found.Type = layer.Dir
+	case unix.S_IFLNK:
+		found.Type = layer.Symlink
+		n, err := unix.Readlinkat(dir, name, v.buf)
+		if err != nil {
+			v.damage(p, "cannot be read: "+err.Error())
+			return nil
+		}
+		found.Link = string(v.buf[:n])
+	case unix.S_IFCHR:
+		found.Type, found.Major, found.Minor = layer.Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
+		if st.Rdev == 0 {
+			found = layer.Entry{Path: p, Type: layer.Whiteout}
+		}
+	case unix.S_IFBLK:
+		found.Type, found.Major, found.Minor = layer.Block, unix.Major(st.Rdev), unix.Minor(st.Rdev)
+	case unix.S_IFIFO:
+		found.Type = layer.Fifo
 	}
-	if e.Type != layer.File && e.Type != layer.Dir {
+	if found.Type != layer.File && found.Type != layer.Dir {
+		if what := v.differs(found, e); what != "" {
+			v.damage(p, what)
+		}
 		return nil
 	}
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -130,43 +153,45 @@ func (v *verifier) name(dir int, name, p string) error {
 	}
 	f := os.NewFile(uintptr(fd), p)
 	defer f.Close()
-	if what := v.xattrs(fd, e); what != "" {
+	if err := v.xattrs(fd, &found); err != nil {
+		v.damage(p, "cannot be read: "+err.Error())
+		return nil
+	}
+	what := v.differs(found, e)
+	if what != "" {
 		v.damage(p, what)
 	}
-	if e.Type == layer.Dir {
+	switch {
+	case found.Type == layer.Dir && e.Type == layer.Dir:
 		return v.dir(f, p)
+	case found.Type == layer.File && e.Type == layer.File && found.Size == e.Size:
+		return v.bytes(f, e)
 	}
-	return v.bytes(f, e)
+	return nil
 }
 
-// attributes says what of a name's attributes is not as in its entry.
-func (v *verifier) attributes(dir int, name string, st *unix.Stat_t, e layer.Entry) string {
-	types := map[layer.Type]uint32{layer.File: unix.S_IFREG, layer.Dir: unix.S_IFDIR, layer.Symlink: unix.S_IFLNK, layer.Char: unix.S_IFCHR,
-		layer.Block: unix.S_IFBLK, layer.Fifo: unix.S_IFIFO, layer.Whiteout: unix.S_IFCHR}
+// differs says what of a file is not as in its entry.
+func (v *verifier) differs(found, e layer.Entry) string {
 	switch {
-	case st.Mode&unix.S_IFMT != types[e.Type]:
+	case found.Type != e.Type:
 		return "is of another type"
-	case e.Type == layer.Whiteout:
-		if st.Rdev != 0 {
-			return "is another device"
-		}
-		return ""
-	case e.Type != layer.Symlink && st.Mode&0o7777 != e.Mode:
-		return fmt.Sprintf("has mode %04o and had %04o", st.Mode&0o7777, e.Mode)
-	case st.Uid != e.UID || st.Gid != e.GID:
-		return fmt.Sprintf("belongs to %d:%d and belonged to %d:%d", st.Uid, st.Gid, e.UID, e.GID)
-	case e.Type == layer.File && st.Size != e.Size:
-		return fmt.Sprintf("has %d bytes and had %d", st.Size, e.Size)
-	case (e.Type == layer.Char || e.Type == layer.Block) && (unix.Major(st.Rdev) != e.Major || unix.Minor(st.Rdev) != e.Minor):
+	case e.Type != layer.Symlink && found.Mode != e.Mode:
+		return fmt.Sprintf("has mode %04o and had %04o", found.Mode, e.Mode)
+	case (found.UID != e.UID || found.GID != e.GID) && !(v.store.ns.Single() && (e.Type == layer.Symlink || e.Type == layer.Fifo)):
+		return fmt.Sprintf("belongs to %d:%d and belonged to %d:%d", found.UID, found.GID, e.UID, e.GID)
+	case found.Size != e.Size && e.Type == layer.File:
+		return fmt.Sprintf("has %d bytes and had %d", found.Size, e.Size)
+	case found.Major != e.Major || found.Minor != e.Minor:
 		return "is another device"
-	case e.Type == layer.Symlink:
-		n, err := unix.Readlinkat(dir, name, v.buf)
-		if err != nil {
-			return "cannot be read: " + err.Error()
-		}
-		if string(v.buf[:n]) != e.Link {
-			return "leads elsewhere"
-		}
+	case found.Link != e.Link:
+		return "leads elsewhere"
+	}
+	if e.Type != layer.File && e.Type != layer.Dir {
+		return "" // such have no attributes of their own, or none that were looked at when the layer was made
+	}
+	had := slices.DeleteFunc(slices.Clone(e.Xattrs), func(x layer.Xattr) bool { return !writable(v.store.ns, x.Name) })
+	if found.Opaque != e.Opaque || !slices.Equal(found.Xattrs, had) {
+		return "has other extended attributes"
 	}
 	return ""
 }
@@ -180,16 +205,15 @@ func (v *verifier) link(st *unix.Stat_t, e layer.Entry) error {
 	return nil
 }
 
-func (v *verifier) xattrs(fd int, e layer.Entry) string {
+// xattrs adds a file's extended attributes, and what they hold, to its entry.
+func (v *verifier) xattrs(fd int, found *layer.Entry) error {
 	names, err := listXattrs(fd)
 	if err != nil {
-		return "cannot be read: " + err.Error()
+		return err
 	}
-	var found []layer.Xattr
-	opaque := false
 	for _, name := range names {
 		if name == v.store.opaque {
-			opaque = true
+			found.Opaque = true
 			continue
 		}
 		if !layer.KeepXattr(name) {
@@ -197,14 +221,18 @@ func (v *verifier) xattrs(fd int, e layer.Entry) string {
 		}
 		value, err := getXattr(fd, name)
 		if err != nil {
-			return "cannot be read: " + err.Error()
+			return err
 		}
-		found = append(found, layer.Xattr{Name: name, Value: value})
+		if v.store.ns.Nested {
+			if held, err := restore(found, name, value); err != nil {
+				return err
+			} else if held {
+				continue
+			}
+		}
+		found.Xattrs = append(found.Xattrs, layer.Xattr{Name: name, Value: value})
 	}
-	if opaque != e.Opaque || !slices.Equal(found, e.Xattrs) {
-		return "has other extended attributes"
-	}
-	return ""
+	return nil
 }
 
 func (v *verifier) bytes(f *os.File, e layer.Entry) error {

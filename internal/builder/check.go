@@ -110,7 +110,7 @@ func (c *checker) report(path, problem, effect string, mend func() error) error 
 
 // The names that may be in each directory. What is in tmp and locks comes and goes.
 var (
-	rootName   = regexp.MustCompile(`^(blobs|index\.json|oci-layout|layers|entries|records|context|mounts|compressed|git|http|locks|tmp|gc)$`)
+	rootName   = regexp.MustCompile(`^(blobs|index\.json|oci-layout|layers|entries|records|context|mounts|compressed|git|http|locks|tmp|gc|ids)$`)
 	hash64     = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	hash32     = regexp.MustCompile(`^[0-9a-f]{32}$`)
 	lockedHash = regexp.MustCompile(`^[0-9a-f]{32}(\.lock)?$`)
