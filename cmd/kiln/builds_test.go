@@ -62,6 +62,7 @@ func stories(t *testing.T, p testscript.Params, setup func(*testscript.Env) erro
 		"signal":  cmdSignal,
 		"disk":    cmdDisk,
 		"replace": cmdReplace,
+		"age":     cmdAge,
 	}
 	testscript.Run(t, p)
 }
@@ -225,4 +226,26 @@ func cmdReplace(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(os.WriteFile(path, bytes.Replace(old, []byte(args[1]), []byte(args[2]), 1), 0))
 	ts.Check(os.Chtimes(path, info.ModTime(), info.ModTime()))
+}
+
+// cmdAge is "age DURATION PATH…": files, and those in directories, were last changed so much earlier than they were.
+func cmdAge(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: age DURATION PATH...")
+	}
+	by, err := time.ParseDuration(args[0])
+	ts.Check(err)
+	for _, arg := range args[1:] {
+		ts.Check(filepath.WalkDir(ts.MkAbs(arg), func(path string, e os.DirEntry, err error) error {
+			if err != nil || e.Type()&os.ModeSymlink != 0 {
+				return err
+			}
+			info, err := e.Info()
+			if err != nil {
+				return err
+			}
+			old := info.ModTime().Add(-by)
+			return os.Chtimes(path, old, old)
+		}))
+	}
 }

@@ -153,7 +153,7 @@ func (s *Store) prepare() error {
 func checkLayout(data []byte) error {
 	var l ocispec.ImageLayout
 	if err := json.Unmarshal(data, &l); err != nil {
-		return fmt.Errorf("read %s: %w", ocispec.ImageLayoutFile, err)
+		return fmt.Errorf("read %s: %w; kiln check --repair makes it again if this is kiln's root directory", ocispec.ImageLayoutFile, err)
 	}
 	if l.Version != ocispec.ImageLayoutVersion {
 		return fmt.Errorf("its image layout has version %q and this kiln knows %s", l.Version, ocispec.ImageLayoutVersion)

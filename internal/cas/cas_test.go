@@ -359,7 +359,7 @@ func TestDamagedIndex(t *testing.T) {
 			t.Fatal(err)
 		}
 		err := s.Tag("a:1", desc)
-		if err == nil || !strings.Contains(err.Error(), s.indexPath()) || !strings.Contains(err.Error(), "remove it") {
+		if err == nil || !strings.Contains(err.Error(), s.indexPath()) || !strings.Contains(err.Error(), "kiln check --repair") {
 			t.Errorf("Tag over %q = %v, want the path and advice", bad, err)
 		}
 		if got, _ := os.ReadFile(s.indexPath()); string(got) != bad {

@@ -166,7 +166,7 @@ func nameOf(d ocispec.Descriptor) string {
 func (s *Store) index() (*ocispec.Index, error) {
 	index, err := readIndex(s.indexPath())
 	if err != nil {
-		return nil, fmt.Errorf("read the list of images %s: %w; put back a copy of it, or remove it to start with an empty list (no blob is lost)", s.indexPath(), err)
+		return nil, fmt.Errorf("read the list of images %s: %w; kiln check --repair makes it again from the images that are there", s.indexPath(), err)
 	}
 	return index, nil
 }
