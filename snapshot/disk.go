@@ -65,6 +65,10 @@ func (d *disk) closeDirs() {
 
 func (d *disk) close() {
 	d.closeDirs()
+	d.closeEarlier()
+}
+
+func (d *disk) closeEarlier() {
 	if d.earlier != nil {
 		d.earlier.disk.close()
 		d.earlier.disk.root.Close()

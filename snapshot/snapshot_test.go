@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"golang.org/x/sys/unix"
@@ -216,6 +218,85 @@ func TestTreeIsTheOverlay(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Merged layers are the same root file system as those that they were made of, down to the directories' times.
+func TestMergeIsTheOverlay(t *testing.T) {
+	for seed := range uint64(4) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(seed, 2))
+			s := newStore(t)
+			var ids []string
+			for range 9 {
+				c := step(t, s, ids, func(root *rootfs.Root) {
+					for range 10 {
+						change(rnd, fmt.Sprintf("/proc/self/fd/%d/", root.Fd()))
+					}
+				})
+				if c.Entries > 0 && !slices.Contains(ids, c.ID) {
+					ids = append(ids, c.ID)
+				}
+			}
+			tree, err := s.Tree(ids)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := mounted(t, s, ids)
+			for _, length := range []int{2, 3, len(ids)} {
+				merged, err := s.mergeRuns(ids, length, math.MaxInt)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n := len(ids)/length + len(ids)%length; len(merged) != n {
+					t.Fatalf("%d layers in runs of %d are %d layers", len(ids), length, len(merged))
+				}
+				if got := mounted(t, s, merged); got != want {
+					t.Fatalf("runs of %d are mounted\n%s\nand not\n%s", length, got, want)
+				}
+				over, err := s.Tree(merged)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := listing(t, over); got != want {
+					t.Fatalf("the manifests of runs of %d say\n%s\nand the mount\n%s", length, got, want)
+				}
+				for _, path := range []string{"", "a", "b", "c", "d.e", "a/a", "b/b"} {
+					x, _, _ := tree.Lookup(path)
+					y, _, _ := over.Lookup(path)
+					if !x.ModTime.Equal(y.ModTime) || x.Clock != y.Clock {
+						t.Errorf("the time of /%s is %v, %v and not %v, %v", path, y.ModTime, y.Clock, x.ModTime, x.Clock)
+					}
+				}
+			}
+		})
+	}
+}
+
+// A root may have more layers than the kernel stacks.
+func TestMoreLayersThanTheKernelStacks(t *testing.T) {
+	s := newStore(t)
+	const layers = mount.MaxLower + 200
+	var ids []string
+	for i := range layers {
+		p, err := s.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := NewBuilder(nil, p, time.Unix(0, 0))
+		err = b.Put(layer.Entry{Path: fmt.Sprintf("f%d", i), Type: layer.File, Mode: 0o644}, strings.NewReader("x"))
+		if err = errors.Join(err, b.Finish()); err != nil {
+			t.Fatal(err)
+		}
+		b.Close()
+		c, err := p.Commit(b.Entries(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, c.ID)
+	}
+	if got := strings.Count(mounted(t, s, ids), "\n") + 1; got != layers {
+		t.Errorf("%d files of %d", got, layers)
 	}
 }
 

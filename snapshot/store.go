@@ -40,6 +40,8 @@ type Store struct {
 	ns     userns.Namespace
 	boot   string
 
+	merging sync.Mutex // a merged layer is being made
+
 	mu        sync.Mutex
 	held      map[string]*lock.Lock // of every layer of manifests: see package lease
 	unsynced  map[string]bool       // layers that Sync has to say something of
@@ -341,19 +343,28 @@ type Committed struct {
 func (s *Store) Overlay(ids []string, up *Pending) (mount.Overlay, error) {
 	o := mount.Overlay{Volatile: true, UserXattr: s.ns.Nested}
 	seen := map[string]bool{}
-	for i := len(ids) - 1; i >= 0; i-- {
+	var live []string
+	for _, id := range slices.Backward(ids) {
 		// A layer that lies below itself adds nothing there, and the kernel does not stack a directory twice.
-		if seen[ids[i]] {
+		if seen[id] {
 			continue
 		}
-		seen[ids[i]] = true
-		m, err := s.Manifest(ids[i])
+		seen[id] = true
+		m, err := s.Manifest(id)
 		if err != nil {
 			return o, err
 		}
 		if m.Entries > 0 {
-			o.Lower = append(o.Lower, s.fsDir(ids[i]))
+			live = append(live, id)
 		}
+	}
+	slices.Reverse(live)
+	live, err := s.Merge(live, mount.MaxLower)
+	if err != nil {
+		return o, err
+	}
+	for _, id := range slices.Backward(live) {
+		o.Lower = append(o.Lower, s.fsDir(id))
 	}
 	if up == nil {
 		return o, nil
