@@ -1,7 +1,6 @@
 package exporter
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -12,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -158,10 +158,11 @@ func (b *Blobs) tar(ctx context.Context, id string, c Compression) (blob, error)
 	if err != nil {
 		return blob{}, err
 	}
-	tree, err := b.Snapshots.Tree([]string{id})
+	files, err := b.Snapshots.Files(id)
 	if err != nil {
 		return blob{}, err
 	}
+	defer files.Close()
 	w, err := b.Store.Create(ctx)
 	if err != nil {
 		return blob{}, err
@@ -181,7 +182,7 @@ func (b *Blobs) tar(ctx context.Context, id string, c Compression) (blob, error)
 	if c.Type != Uncompressed.Type {
 		to = io.MultiWriter(diffID, out)
 	}
-	err = behind(ctxWriter{ctx, to}, func(w io.Writer) error { return layer.WriteTar(w, m.All(), tree.Open) })
+	err = behind(ctxWriter{ctx, to}, func(w io.Writer) error { return layer.WriteTar(w, m.All(), files.Copy) })
 	if err = errors.Join(err, out.Close()); err != nil {
 		return blob{}, err
 	}
@@ -199,23 +200,52 @@ func (b *Blobs) tar(ctx context.Context, id string, c Compression) (blob, error)
 // behind has f write to w by way of another goroutine: what f reads next is read while w hashes and writes. Headers and most
 // files are small, so they are gathered to blocks.
 func behind(w io.Writer, f func(io.Writer) error) error {
-	r, p := io.Pipe()
+	b := &blocks{full: make(chan []byte), free: make(chan []byte, 2), buf: make([]byte, 0, blockSize)}
+	b.free <- make([]byte, 0, blockSize)
 	done := make(chan error, 1)
 	go func() {
-		_, err := io.CopyBuffer(struct{ io.Writer }{w}, r, make([]byte, blockSize))
-		r.CloseWithError(err)
+		var err error
+		for p := range b.full {
+			if err == nil {
+				if _, err = w.Write(p); err != nil {
+					b.failed.Store(true)
+				}
+			}
+			b.free <- p[:0]
+		}
 		done <- err
 	}()
-	buf := bufio.NewWriterSize(p, blockSize)
-	err := f(buf)
+	err := f(b)
 	if err == nil {
-		err = buf.Flush()
+		b.full <- b.buf
 	}
-	p.CloseWithError(err) // nil ends what is copied
-	if copied := <-done; err == nil {
-		err = copied
+	close(b.full)
+	if failed := <-done; failed != nil {
+		return failed
 	}
 	return err
+}
+
+// blocks gathers what is written and passes it on in blocks of blockSize.
+type blocks struct {
+	full, free chan []byte
+	buf        []byte
+	failed     atomic.Bool // nobody wants any more
+}
+
+func (b *blocks) Write(p []byte) (int, error) {
+	for n := 0; ; {
+		k := copy(b.buf[len(b.buf):cap(b.buf)], p[n:])
+		b.buf = b.buf[:len(b.buf)+k]
+		if n += k; n == len(p) {
+			return n, nil
+		}
+		if b.failed.Load() {
+			return n, io.ErrClosedPipe
+		}
+		b.full <- b.buf
+		b.buf = <-b.free
+	}
 }
 
 // plainWriter is a compressor that does not compress.
