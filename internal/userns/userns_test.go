@@ -44,7 +44,7 @@ func TestExtents(t *testing.T) {
 	if ns.HasGroup(1) || !ns.HasGroup(0) || ns.Single() || !(Namespace{}).HasUser(1<<31) || (Namespace{}).Single() {
 		t.Error("the groups, or the first namespace")
 	}
-	if many := extents(0, make([]span, 1000)); len(many) != maxExtents {
+	if many := extents(0, slices.Repeat([]span{{1, 1}}, 1000)); len(many) != maxExtents {
 		t.Errorf("%d lines", len(many))
 	}
 }
