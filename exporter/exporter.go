@@ -173,11 +173,10 @@ func (b *Blobs) Recompress(ctx context.Context, desc ocispec.Descriptor, c Compr
 		if l.MediaType != ocispec.MediaTypeImageLayer {
 			continue
 		}
-		small, err := b.compress(ctx, l, c, nil)
-		if err != nil {
+		if m.Layers[i], err = b.compress(ctx, l, c); err != nil {
 			return desc, err
 		}
-		m.Layers[i], changed = small.desc, true
+		changed = true
 	}
 	if !changed {
 		return desc, nil

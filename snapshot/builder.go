@@ -35,6 +35,8 @@ type Builder struct {
 type node struct {
 	layer.Entry
 	links *int
+	// below are the nodes that were put in a directory, and some that are no more.
+	below []*node
 	// alone says of a directory that nothing that lies below the layer can be seen in it.
 	alone bool
 	// gone says that the node is not part of the layer any more.
@@ -47,8 +49,12 @@ func (b *Builder) set(n *node) error {
 	}
 	if old := b.nodes[n.Path]; old != nil {
 		old.gone = true
+		n.below = old.below
 	}
 	b.nodes[n.Path] = n
+	if up := b.nodes[layer.Parent(n.Path)]; up != nil && up != n {
+		up.below = append(up.below, n)
+	}
 	b.order = append(b.order, n)
 	if b.stream != nil {
 		b.held = append(b.held, n)
@@ -56,9 +62,15 @@ func (b *Builder) set(n *node) error {
 	return nil
 }
 
+// unset takes a node out, and what is below it.
 func (b *Builder) unset(n *node) {
 	n.gone = true
 	delete(b.nodes, n.Path)
+	for _, below := range n.below {
+		if !below.gone {
+			b.unset(below)
+		}
+	}
 }
 
 // NewBuilder returns a builder over parent. A nil parent is for the layer of an image, whose entries may be in
@@ -125,7 +137,7 @@ type PathError struct {
 	Msg  string
 }
 
-func (e *PathError) Error() string { return fmt.Sprintf("/%s: %s", e.Path, e.Msg) }
+func (e *PathError) Error() string { return fmt.Sprintf("/%s: %s", layer.Clip(e.Path), e.Msg) }
 
 // Lookup returns the entry of a physical path as it will be; false where there is none.
 func (b *Builder) Lookup(p string) (layer.Entry, bool, error) {
@@ -181,6 +193,9 @@ func Resolve(lookup func(string) (layer.Entry, bool, error), name string, follow
 		next := c
 		if cur != "" {
 			next = cur + "/" + c
+		}
+		if len(next) >= layer.MaxPath {
+			return "", nil, &PathError{Path: next, Msg: layer.PathTooLong}
 		}
 		e, ok, err := lookup(next)
 		if err != nil {
@@ -365,9 +380,6 @@ func (b *Builder) Link(e layer.Entry, target string) error {
 	if msg := badName(p); msg != "" {
 		return &PathError{Path: p, Msg: msg}
 	}
-	if p == target {
-		return nil
-	}
 	if err := b.Mkdirs(layer.Parent(p), b.implied); err != nil {
 		return err
 	}
@@ -384,6 +396,9 @@ func (b *Builder) Link(e layer.Entry, target string) error {
 	file, ok := b.nodes[target]
 	if !ok || file.Type == layer.Dir || file.Type == layer.Whiteout {
 		return &PathError{Path: target, Msg: "is not a file of this layer, so that /" + p + " cannot be linked to it"}
+	}
+	if p == target {
+		return nil
 	}
 	if err := b.forget(p); err != nil {
 		return err
@@ -417,13 +432,6 @@ func (b *Builder) forget(p string) error {
 		}
 	}
 	b.unset(n)
-	if n.Type == layer.Dir {
-		for q, below := range b.nodes {
-			if layer.Within(q, p) {
-				b.unset(below)
-			}
-		}
-	}
 	return nil
 }
 

@@ -359,31 +359,6 @@ func TestChangesLeavesOutWhatIsTheSame(t *testing.T) {
 	}
 }
 
-// A directory that was made anew hides all that was below it, so what is in it is new, also where it is as it was before.
-func TestChangesInDirectoryMadeAnew(t *testing.T) {
-	s := newStore(t)
-	make := func(root *rootfs.Root) {
-		if _, err := root.MkdirAll("/d/sub/empty", 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	first := step(t, s, nil, make)
-	again := step(t, s, []string{first.ID}, func(root *rootfs.Root) {
-		if err := os.RemoveAll(fmt.Sprintf("/proc/self/fd/%d/d", root.Fd())); err != nil {
-			t.Fatal(err)
-		}
-		make(root)
-	})
-	ids := []string{first.ID, again.ID}
-	tree, err := s.Tree(ids)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, want := listing(t, tree), mounted(t, s, ids); got != want || !strings.Contains(got, "d/sub/empty") {
-		t.Errorf("the manifests say\n%s\nand the mount shows\n%s", got, want)
-	}
-}
-
 func TestChangesRefusesWhiteoutNames(t *testing.T) {
 	s := newStore(t)
 	p, err := s.New()
@@ -439,6 +414,23 @@ func hard(name, to string) member {
 func dir(name string) member { return member{tar.Header{Name: name, Typeflag: tar.TypeDir}, ""} }
 
 func id(n int) string { return fmt.Sprintf("%064x", n) }
+
+// What an archive costs must not grow with the square of its entries: this one would take many minutes.
+func TestManyReplaced(t *testing.T) {
+	b := NewBuilder(nil, nil, time.Now())
+	const n = 50_000
+	for i := range n {
+		name := fmt.Sprint("d/", i)
+		for _, e := range []layer.Entry{{Path: name, Type: layer.Dir}, {Path: name + "/f", Type: layer.Fifo}, {Path: name, Type: layer.Fifo}} {
+			if err := b.Put(e, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if got := len(b.Entries()); got != n+1 {
+		t.Errorf("%d entries", got)
+	}
+}
 
 // Image layers of every make show, over what lies below them, what the image-spec says.
 func TestUnpack(t *testing.T) {

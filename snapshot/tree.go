@@ -113,6 +113,9 @@ func (l treeLayer) hides(p string) bool {
 }
 
 func opaqueAbove(m *layer.Manifest, dir string) bool {
+	if m.Plain {
+		return false // in a deep tree the way up is long
+	}
 	for dir != "" {
 		dir = layer.Parent(dir)
 		if e, ok := m.Lookup(dir); ok && e.Opaque {

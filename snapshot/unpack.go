@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +28,7 @@ func (s *Store) Unpack(ctx context.Context, id string, tarball io.Reader, parent
 	defer p.Close()
 	b := NewBuilder(parent, p, time.Unix(0, 0))
 	defer b.Close()
-	if err := unpackLayer(ctx, b, tarball); err != nil {
+	if err := unpackLayer(ctx, b, tarball, s.Limit); err != nil {
 		return Committed{}, fmt.Errorf("unpack the layer: %w", err)
 	}
 	if err := b.Finish(); err != nil {
@@ -47,7 +46,7 @@ func (s *Store) Index(ctx context.Context, id string, tarball io.Reader) error {
 	}
 	b := NewBuilder(nil, nil, time.Unix(0, 0))
 	defer b.Close()
-	if err := unpackLayer(ctx, b, tarball); err != nil {
+	if err := unpackLayer(ctx, b, tarball, s.Limit); err != nil {
 		return fmt.Errorf("read the layer: %w", err)
 	}
 	dir, err := os.MkdirTemp(s.tmp, "index-")
@@ -77,28 +76,20 @@ func (s *Store) Index(ctx context.Context, id string, tarball io.Reader) error {
 
 // unpackLayer puts what a layer's tar holds into b and reads it to its end: what follows the end of the archive is part of
 // what tarball vouches for in its last Read.
-func unpackLayer(ctx context.Context, b *Builder, tarball io.Reader) error {
-	tr := tar.NewReader(tarball)
+func unpackLayer(ctx context.Context, b *Builder, tarball io.Reader, limit layer.Limit) error {
+	r := layer.NewReader(tarball, limit)
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		h, err := tr.Next()
+		e, err := r.Next()
 		if err == io.EOF {
-			_, err = io.Copy(io.Discard, tarball)
-			return err
+			return r.Rest()
 		}
 		if err != nil {
 			return err
 		}
-		e, ok, err := layer.FromHeader(h)
-		if err != nil {
-			return err
-		}
-		if !ok {
-			continue
-		}
-		if err := unpackEntry(b, e, tr); err != nil {
+		if err := unpackEntry(b, e, r); err != nil {
 			return err
 		}
 	}

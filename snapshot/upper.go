@@ -47,7 +47,7 @@ func (p *Pending) Changes(ctx context.Context, below layer.Tree, started time.Ti
 // unchanged reports whether a directory is below as it is here, but for a time that came from the clock.
 func (r *upperReader) unchanged(e *layer.Entry) (bool, error) {
 	old, ok, err := r.below.Lookup(e.Path)
-	if err != nil || !ok || e.Opaque || r.hidden {
+	if err != nil || !ok || e.Opaque {
 		return false, err
 	}
 	return old.Type == layer.Dir && old.Mode == e.Mode && old.UID == e.UID && old.GID == e.GID && slices.Equal(old.Xattrs, e.Xattrs) &&
@@ -61,11 +61,9 @@ type upperReader struct {
 	store    *Store
 	below    layer.Tree
 	from, to time.Time
-	// hidden says that nothing of below is seen in the directory that is read, since one above it is opaque.
-	hidden bool
-	links  map[inode]string
-	list   []*layer.Entry
-	buf    []byte
+	links    map[inode]string
+	list     []*layer.Entry
+	buf      []byte
 }
 
 func (r *upperReader) dir(dir *os.File, path string) error {
@@ -85,6 +83,9 @@ func (r *upperReader) dir(dir *os.File, path string) error {
 		if msg := badName(name); msg != "" {
 			return &PathError{Path: p, Msg: msg}
 		}
+		if len(p) >= layer.MaxPath {
+			return &PathError{Path: p, Msg: layer.PathTooLong}
+		}
 		e, err := r.entry(int(dir.Fd()), name, p)
 		if err != nil {
 			return err
@@ -102,10 +103,7 @@ func (r *upperReader) dir(dir *os.File, path string) error {
 			return &os.PathError{Op: "open", Path: p, Err: err}
 		}
 		sub := os.NewFile(uintptr(fd), p)
-		hidden := r.hidden
-		r.hidden = hidden || e.Opaque
 		err = r.dir(sub, p)
-		r.hidden = hidden
 		sub.Close()
 		if err != nil {
 			return err

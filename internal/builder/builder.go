@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/cdi"
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/scratch"
 	"github.com/kilnbuild/kiln/internal/userns"
@@ -29,6 +30,8 @@ type Builder struct {
 	limits Limits
 	// userns is --userns as kiln.toml has it.
 	userns string
+	// archive bounds what is unpacked.
+	archive layer.Limit
 
 	// What only builds need is opened by the first one.
 	once      sync.Once
@@ -52,6 +55,7 @@ func New(root string, cfg *config.Config) (*Builder, error) {
 	if b.limits, err = configured(cfg.Limits); err != nil {
 		return nil, err
 	}
+	b.archive = layer.Limit{Size: cfg.Archive.Size, Entries: cfg.Archive.MaxEntries}
 	if len(b.cdiDirs) == 0 {
 		b.cdiDirs = cdi.DefaultDirs
 	}
@@ -74,6 +78,7 @@ func (b *Builder) open() error {
 			if b.snapshots, err = snapshot.Open(root, b.scratch.Path(), ns); err != nil {
 				return err
 			}
+			b.snapshots.Limit = b.archive
 			b.cache, err = cache.Open(root, b.scratch.Path())
 			return err
 		}()

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/docker/go-units"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/pelletier/go-toml/v2"
 )
@@ -32,6 +33,8 @@ type Config struct {
 	Userns string `toml:"userns"`
 	// Limits bound each step.
 	Limits Limits `toml:"limits"`
+	// Archive bounds what archives may hold, layers of images among them.
+	Archive Archive `toml:"archive"`
 	// Registries are the settings of registries by name.
 	Registries Registries `toml:"registry"`
 }
@@ -48,6 +51,17 @@ type Limits struct {
 	CpusetCpus  string `toml:"cpusetCpus"`
 	CpusetMems  string `toml:"cpusetMems"`
 	StepTimeout string `toml:"stepTimeout"`
+}
+
+// Archive is the settings of what is unpacked: layers of images, archives of ADD and of build contexts.
+type Archive struct {
+	// MaxSize is of one archive, uncompressed, and of its files together, as a number of bytes with or without a unit; "" is
+	// kiln's own limit.
+	MaxSize string `toml:"maxSize"`
+	// MaxEntries is the number of entries of one archive; 0 is kiln's own limit.
+	MaxEntries int `toml:"maxEntries"`
+	// Size is MaxSize in bytes; 0 where that is "".
+	Size int64 `toml:"-"`
 }
 
 // CDI is the settings of devices. The key is that of buildkitd.toml.
@@ -142,6 +156,14 @@ func Parse(path string, data []byte) (*Config, error) {
 	abs(&c.Root)
 	for i := range c.CDI.SpecDirs {
 		abs(&c.CDI.SpecDirs[i])
+	}
+	if c.Archive.MaxSize != "" {
+		if c.Archive.Size, err = units.RAMInBytes(c.Archive.MaxSize); err != nil || c.Archive.Size <= 0 {
+			return nil, fmt.Errorf(`%s: archive.maxSize: %q is no size; an example is "200GB"`, path, c.Archive.MaxSize)
+		}
+	}
+	if c.Archive.MaxEntries < 0 {
+		return nil, fmt.Errorf("%s: archive.maxEntries: %d is no number of entries", path, c.Archive.MaxEntries)
 	}
 	registries := Registries{}
 	for name, r := range c.Registries {

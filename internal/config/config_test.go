@@ -12,6 +12,10 @@ func TestParse(t *testing.T) {
 	c, err := Parse("/etc/kiln/kiln.toml", []byte(`
 root = "/srv/kiln"
 
+[archive]
+  maxSize = "2GB"
+  maxEntries = 10
+
 [registry."docker.io"]
   mirrors = ["127.0.0.1:5000", "harbor.corp/proxy"]
 
@@ -29,7 +33,7 @@ root = "/srv/kiln"
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &Config{Root: "/srv/kiln", Registries: Registries{
+	want := &Config{Root: "/srv/kiln", Archive: Archive{MaxSize: "2GB", MaxEntries: 10, Size: 2 << 30}, Registries: Registries{
 		"docker.io":      {Mirrors: []string{"127.0.0.1:5000", "harbor.corp/proxy"}},
 		"127.0.0.1:5000": {HTTP: true},
 		"harbor.corp": {Insecure: true, CA: []string{"/etc/kiln/ca.pem", "/abs/ca.pem"}, Realms: []string{"auth.corp:5001"},
@@ -46,6 +50,8 @@ func TestParseErrors(t *testing.T) {
 		"[worker]\n":                                                             "kiln.toml:1: unknown key worker",
 		"root = \n":                                                              "kiln.toml:1: ",
 		"\n[registry.\"x\"]\nhttp = \"yes\"\n":                                   "kiln.toml:3: ",
+		"[archive]\nmaxSize = \"much\"\n":                                        "archive.maxSize",
+		"[archive]\nmaxEntries = -1\n":                                           "archive.maxEntries",
 		"[registry.\"https://x\"]\n":                                             "want a registry's name",
 		"[registry.\"x/y\"]\n":                                                   "want a registry's name",
 		"[registry.\"x\"]\nmirrors = [\"https://y\"]\n":                          "without https://",

@@ -64,6 +64,12 @@ type Entry struct {
 	LinkID string
 }
 
+// MaxPath is PATH_MAX of limits.h: with the byte that ends it, no path may be longer. PathTooLong says that one is.
+const (
+	MaxPath     = 4096
+	PathTooLong = "the path is longer than the 4095 bytes that Linux takes"
+)
+
 // Name returns the last component of the path.
 func (e *Entry) Name() string { return e.Path[strings.LastIndexByte(e.Path, '/')+1:] }
 

@@ -171,13 +171,10 @@ func TestContentAndIdentity(t *testing.T) {
 
 func TestTarRoundTrip(t *testing.T) {
 	list := sample()
-	body := func(w io.Writer, e *Entry) error {
-		_, err := io.WriteString(w, "hello")
-		return err
-	}
+	open := func(e *Entry) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("hello")), nil }
 	var a, b bytes.Buffer
 	for _, w := range []io.Writer{&a, &b} {
-		if err := WriteTar(w, slices.Values(list), body); err != nil {
+		if err := WriteTar(w, slices.Values(list), open); err != nil {
 			t.Fatal(err)
 		}
 	}

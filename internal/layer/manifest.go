@@ -24,6 +24,12 @@ const (
 	footerSize = 8 + 8 + 8 + 8 + 3*sha256.Size
 )
 
+// The footer's flags, of the Summary's fields.
+const (
+	flagImplied = 1 << iota
+	flagPlain
+)
+
 // maxEntry bounds one entry: a path and a link of 64 KiB each and 1 MiB of extended attributes are far above what a
 // kernel gives, and a damaged length must not make anything large.
 const maxEntry = 4 << 20
@@ -39,6 +45,8 @@ type Summary struct {
 	Entries int
 	// Implied says that some entry is.
 	Implied bool
+	// Plain says that no entry is Opaque; false is also for a manifest that does not say.
+	Plain bool
 	// Created is when the layer was made.
 	Created time.Time
 }
@@ -52,7 +60,9 @@ type Digester struct {
 }
 
 // NewDigester returns a Digester that has no entry yet.
-func NewDigester() *Digester { return &Digester{content: sha256.New(), times: sha256.New()} }
+func NewDigester() *Digester {
+	return &Digester{content: sha256.New(), times: sha256.New(), summary: Summary{Plain: true}}
+}
 
 // Add takes the next entry.
 func (d *Digester) Add(e *Entry) error {
@@ -78,6 +88,7 @@ func (d *Digester) add(e *Entry) []byte {
 	d.scratch = b
 	d.summary.Entries++
 	d.summary.Implied = d.summary.Implied || e.Implied
+	d.summary.Plain = d.summary.Plain && !e.Opaque
 	return b[4:]
 }
 
@@ -157,7 +168,10 @@ func (w *Writer) Close(created time.Time) (Summary, error) {
 	put(uint64(created.UnixNano()))
 	flags := uint64(0)
 	if s.Implied {
-		flags = 1
+		flags |= flagImplied
+	}
+	if s.Plain {
+		flags |= flagPlain
 	}
 	put(flags)
 	w.write(s.Content[:])
@@ -278,7 +292,7 @@ func parse(data []byte) (*Manifest, error) {
 	m.table = data[table : table+8*n]
 	m.Entries = int(n)
 	m.Created = time.Unix(0, int64(number(2)))
-	m.Implied = number(3)&1 != 0
+	m.Implied, m.Plain = number(3)&flagImplied != 0, number(3)&flagPlain != 0
 	copy(m.Content[:], footer[32:])
 	copy(m.Identity[:], footer[32+sha256.Size:])
 	return m, nil

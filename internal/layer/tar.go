@@ -20,10 +20,11 @@ const (
 )
 
 // WriteTar writes the tar of a layer whose entries come in the order of Compare: the same bytes for the same entries.
-// body writes the bytes of a File to w, and must write as many as its Size says. Headers are ustar where that holds
-// everything, else PAX.
-func WriteTar(w io.Writer, entries iter.Seq[*Entry], body func(w io.Writer, e *Entry) error) error {
+// open gives the bytes of a File, and must give as many as its Size says. Headers are ustar where that holds everything,
+// else PAX.
+func WriteTar(w io.Writer, entries iter.Seq[*Entry], open func(*Entry) (io.ReadCloser, error)) error {
 	tw := tar.NewWriter(w)
+	buf := make([]byte, 256<<10)
 	for e := range entries {
 		if err := tw.WriteHeader(header(e)); err != nil {
 			return fmt.Errorf("write the tar header of /%s: %w", e.Path, err)
@@ -37,11 +38,21 @@ func WriteTar(w io.Writer, entries iter.Seq[*Entry], body func(w io.Writer, e *E
 		if e.Type != File || e.Size == 0 {
 			continue
 		}
-		if err := body(tw, e); err != nil {
+		if err := writeBody(tw, e, open, buf); err != nil {
 			return fmt.Errorf("write /%s to the tar: %w", e.Path, err)
 		}
 	}
 	return tw.Close()
+}
+
+func writeBody(tw *tar.Writer, e *Entry, open func(*Entry) (io.ReadCloser, error), buf []byte) error {
+	f, err := open(e)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.CopyBuffer(struct{ io.Writer }{tw}, struct{ io.Reader }{f}, buf)
+	return err
 }
 
 func header(e *Entry) *tar.Header {
@@ -86,18 +97,24 @@ type HeaderError struct {
 	Msg  string
 }
 
-func (e *HeaderError) Error() string { return fmt.Sprintf("archive entry %q: %s", e.Name, e.Msg) }
+func (e *HeaderError) Error() string { return fmt.Sprintf("archive entry %q: %s", Clip(e.Name), e.Msg) }
 
 // FromHeader returns the entry that a tar header describes, with the path cleaned of "." and of a leading slash. A path or
 // link that leads out of the root by "..", a number out of range and an unknown type are a *HeaderError. ok is false for
 // headers that are no entries, as global PAX headers. A Hardlink's Link is cleaned as the path is.
 func FromHeader(h *tar.Header) (e Entry, ok bool, err error) {
 	bad := func(format string, args ...any) (Entry, bool, error) {
-		return Entry{}, false, &HeaderError{Name: clip(h.Name), Msg: fmt.Sprintf(format, args...)}
+		return Entry{}, false, &HeaderError{Name: h.Name, Msg: fmt.Sprintf(format, args...)}
+	}
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return Entry{}, false, nil
 	}
 	p, inside := CleanPath(h.Name)
 	if !inside {
 		return bad("the name leads out of the archive")
+	}
+	if len(p) >= MaxPath {
+		return bad(PathTooLong)
 	}
 	e = Entry{Path: p, Mode: uint32(h.Mode) & 0o7777, ModTime: h.ModTime}
 	if h.Uid < 0 || h.Uid > math.MaxUint32-1 || h.Gid < 0 || h.Gid > math.MaxUint32-1 {
@@ -111,15 +128,18 @@ func FromHeader(h *tar.Header) (e Entry, ok bool, err error) {
 		e.Type = Dir
 	case tar.TypeSymlink:
 		e.Type, e.Link, e.Mode = Symlink, h.Linkname, 0o777
-		if h.Linkname == "" || len(h.Linkname) >= 4096 || strings.IndexByte(h.Linkname, 0) >= 0 {
+		if h.Linkname == "" || len(h.Linkname) >= MaxPath || strings.IndexByte(h.Linkname, 0) >= 0 {
 			return bad("the symbolic link's target is not a path")
 		}
 	case tar.TypeLink:
 		target, inside := CleanPath(h.Linkname)
 		if !inside || target == "" {
-			return bad("the hard link to %q leads out of the archive", clip(h.Linkname))
+			return bad("the hard link to %q leads out of the archive", Clip(h.Linkname))
 		}
 		e.Type, e.Link = Hardlink, target
+		if len(target) >= MaxPath {
+			return bad("the hard link's target: %s", PathTooLong)
+		}
 	case tar.TypeChar, tar.TypeBlock:
 		e.Type = Char
 		if h.Typeflag == tar.TypeBlock {
@@ -134,8 +154,6 @@ func FromHeader(h *tar.Header) (e Entry, ok bool, err error) {
 		}
 	case tar.TypeFifo:
 		e.Type = Fifo
-	case tar.TypeXGlobalHeader:
-		return Entry{}, false, nil
 	default:
 		return bad("type %q is not known", h.Typeflag)
 	}
@@ -164,8 +182,8 @@ func CleanPath(name string) (string, bool) {
 	return clean, clean != ".." && !strings.HasPrefix(clean, "../")
 }
 
-// clip keeps a hostile name from filling an error.
-func clip(s string) string {
+// Clip keeps a hostile name from filling an error.
+func Clip(s string) string {
 	if len(s) > 200 {
 		return s[:200] + "…"
 	}

@@ -204,37 +204,43 @@ func Enter() error {
 	return unix.Close(c)
 }
 
-// single is why there is only one id and what gives more, "" where there are more.
+// single is why there is only one id, "" where there are more.
 var single string
 
-// maxText bounds the text that send sends and receive receives, in bytes.
-const maxText = 255
-
+// send sends a text of less than 256 bytes, and receive receives it.
 func send(w io.Writer, text string) error {
-	text = text[:min(len(text), maxText)]
+	text = text[:min(len(text), 255)]
 	_, err := w.Write(append([]byte{byte(len(text))}, text...))
 	return err
 }
 
 func receive(r io.Reader) (string, error) {
-	var b [1 + maxText]byte
+	b := make([]byte, 256)
 	if _, err := io.ReadFull(r, b[:1]); err != nil {
 		return "", err
 	}
-	text := b[1:][:b[0]]
-	_, err := io.ReadFull(r, text)
-	return string(text), err
+	b = b[1 : 1+b[0]]
+	_, err := io.ReadFull(r, b)
+	return string(b), err
 }
 
-// Note says what cannot work because there is only one id, why that is and what to do about it; "" where there are more.
+// Note says what cannot work because there is only one id, and what to do about it; "" where there are more.
 func Note() string {
 	if ns, err := Current(); err != nil || !ns.Single() {
 		return ""
 	}
-	return "there is one user id and no more, so that in a RUN all files look like root's, and chown and USER to others fail: " + whySingle()
+	return fmt.Sprintf("%s, so there is one id and no more: in a RUN all files look as if they were root's, and chown and USER to others fail; %s",
+		cmp.Or(single, "the user namespace that kiln runs in has no other"), howToGetRange())
 }
 
-func whySingle() string { return cmp.Or(single, "the user namespace that kiln runs in has no other") }
+// howToGetRange says how the caller gets a range of ids.
+func howToGetRange() string {
+	name := os.Getenv("USER")
+	if name == "" {
+		name = fmt.Sprint("#", UID())
+	}
+	return fmt.Sprintf("for a range run, as root, usermod --add-subuids 100000-165535 --add-subgids 100000-165535 %s, and have the package uidmap", name)
+}
 
 // NoIDError is an id that does not exist in kiln's user namespace.
 type NoIDError struct {
@@ -244,11 +250,11 @@ type NoIDError struct {
 }
 
 func (e *NoIDError) Error() string {
-	why := "/etc/subuid and /etc/subgid say which these are"
+	s := fmt.Sprintf("%s id %d is not among the ids that kiln's user may use", e.What, e.ID)
 	if ns, err := Current(); err == nil && ns.Single() {
-		why = whySingle()
+		return s + ": " + howToGetRange()
 	}
-	return fmt.Sprintf("%s id %d is not among the ids that kiln's user may use: %s", e.What, e.ID, why)
+	return s + ": /etc/subuid and /etc/subgid say which these are"
 }
 
 // ErrOrphan says that the process that started this one has given up.

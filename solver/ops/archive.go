@@ -1,7 +1,6 @@
 package ops
 
 import (
-	"archive/tar"
 	"bufio"
 	"compress/bzip2"
 	"context"
@@ -9,15 +8,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/ulikunitz/xz"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/xi2/xz"
 )
 
-// openArchive returns the tar in a file, which is compressed by gzip, bzip2, xz or zstd, or not at all, positioned behind
-// the first header; ok is false for a file that is none. Only the content tells, never the name.
-func openArchive(r io.Reader) (tr *tar.Reader, first *tar.Header, ok bool) {
+// openArchive returns the tar in a file, which is compressed by gzip, bzip2, xz or zstd, or not at all; ok is false for a
+// file that is none. Only the content tells, never the name.
+func openArchive(r io.Reader, limit layer.Limit) (archive *layer.Reader, ok bool) {
 	buf := bufio.NewReaderSize(r, 64<<10)
 	head, _ := buf.Peek(6)
 	var plain io.Reader
@@ -25,26 +27,33 @@ func openArchive(r io.Reader) (tr *tar.Reader, first *tar.Header, ok bool) {
 	case strings.HasPrefix(string(head), "BZh"):
 		plain = bzip2.NewReader(buf)
 	case string(head) == "\xfd7zXZ\x00":
-		z, err := xz.ReaderConfig{DictCap: maxXZWindow}.NewReader(buf)
-		if err != nil {
-			return nil, nil, false
+		z, err := xz.NewReader(buf, maxXZWindow)
+		if err != nil && !unreadable(err) {
+			return nil, false
 		}
 		plain = z
 	default:
 		z, err := uncompress(buf)
 		if err != nil {
-			return nil, nil, false
+			return nil, false
 		}
 		plain = z
 	}
-	tr = tar.NewReader(plain)
-	first, err := tr.Next()
-	return tr, first, err == nil
+	archive = layer.NewReader(plain, limit)
+	err := archive.Begin()
+	return archive, err == nil || unreadable(err)
+}
+
+// unreadable says of an error that what was read cannot be looked into, or only with too much memory. It may well be an
+// archive, and must not pass for a file.
+func unreadable(err error) bool {
+	return slices.ContainsFunc([]error{xz.ErrMemlimit, xz.ErrOptions, zstd.ErrDecoderSizeExceeded, zstd.ErrWindowSizeExceeded},
+		func(target error) bool { return errors.Is(err, target) })
 }
 
 // IsArchive reports whether a file is what openArchive reads.
 func IsArchive(r io.Reader) bool {
-	_, _, ok := openArchive(r)
+	_, ok := openArchive(r, layer.Limit{})
 	return ok
 }
 
@@ -60,7 +69,7 @@ func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
 	defer f.Close()
 	sum := sha256.New()
 	body := io.TeeReader(f, sum)
-	tr, h, ok := openArchive(body)
+	in, ok := openArchive(body, c.limit)
 	if !ok {
 		return false, nil
 	}
@@ -78,7 +87,7 @@ func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
 		c.archives = append(c.archives, fmt.Sprintf("%x into /%s", e.Digest, dest))
 		return true, nil
 	}
-	err = c.unpack(tr, h, dest)
+	err = c.unpack(in, dest)
 	if err == nil {
 		_, err = io.Copy(io.Discard, body) // what follows the archive's end is part of the file's digest
 	}
@@ -89,24 +98,27 @@ func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
 	return true, nil
 }
 
-func (c *copying) unpack(tr *tar.Reader, h *tar.Header, dest string) error {
+func (c *copying) unpack(archive *layer.Reader, dest string) error {
 	for {
 		if c.ctx.Err() != nil {
 			return context.Cause(c.ctx)
 		}
-		e, ok, err := layer.FromHeader(h)
+		e, err := archive.Next()
+		if err == io.EOF {
+			// A checksum at the end tells of damage; what is no part of the compressed file is none.
+			if err := archive.Rest(); err != nil && !errors.Is(err, gzip.ErrHeader) {
+				return err
+			}
+			return nil
+		}
 		if err != nil {
 			return err
 		}
 		// The archive's own top says nothing about the directory that it is unpacked into.
-		if ok && e.Path != "" {
-			if err := c.member(e, tr, dest); err != nil {
-				return err
-			}
+		if e.Path == "" {
+			continue
 		}
-		if h, err = tr.Next(); err == io.EOF {
-			return nil
-		} else if err != nil {
+		if err := c.member(e, archive, dest); err != nil {
 			return err
 		}
 	}

@@ -26,7 +26,7 @@ import (
 // that nothing but what is selected and what decides where it goes has any part in it. Archives that are to be unpacked
 // enter with their own digest, and with the whole content of the root that they are unpacked over.
 func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []*solver.Chain) (solver.Step, error) {
-	c := &copying{ctx: ctx, op: op, now: made(op.Epoch), trees: make([]layer.Tree, len(in))}
+	c := &copying{ctx: ctx, op: op, now: made(op.Epoch), limit: r.Snapshots.Limit, trees: make([]layer.Tree, len(in))}
 	c.unpacks = slices.ContainsFunc(op.Sources, func(s llb.CopySource) bool { return s.Unpack })
 	for i, vertex := range v.Inputs() {
 		var t layer.Tree
@@ -80,7 +80,6 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 				return solver.Layer{}, errors.New("the files changed while they were copied: build again when nothing writes to them")
 			}
 			layer, err := p.CommitWritten(written, "")
-			r.Snapshots.SetEarlier(layer.ID, job.Last.ID)
 			return committed(layer), err
 		},
 	}, nil
@@ -91,6 +90,7 @@ type copying struct {
 	ctx   context.Context
 	op    llb.Copy
 	now   moment
+	limit layer.Limit  // of archives
 	trees []layer.Tree // of the inputs
 
 	exclude  *ignore.Matcher

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 
@@ -109,25 +110,18 @@ func isTar(data []byte) bool {
 
 // small says whether an archive unpacks to no more than fuzzMost.
 func small(data []byte) bool {
-	tr, _, ok := openArchive(bytes.NewReader(data))
-	if !ok {
-		return true
-	}
-	left := int64(fuzzMost)
-	for {
-		n, err := io.CopyN(io.Discard, tr, left)
-		if left -= n; left <= 0 {
+	archive, ok := openArchive(bytes.NewReader(data), layer.Limit{Size: fuzzMost})
+	for ok {
+		_, err := archive.Next()
+		if err == nil {
+			_, err = io.Copy(io.Discard, archive)
+		}
+		if _, large := errors.AsType[*layer.LimitError](err); large {
 			return false
 		}
-		if err != io.EOF {
-			return true
-		}
-		if h, err := tr.Next(); err != nil {
-			return true
-		} else if h.Size > left {
-			return false
-		}
+		ok = err == nil
 	}
+	return true
 }
 
 // unpacked is the layer of an ADD that has data as its archive.

@@ -1,7 +1,6 @@
 package ops
 
 import (
-	"archive/tar"
 	"context"
 	"fmt"
 	"io"
@@ -9,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/httpsource"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 	digest "github.com/opencontainers/go-digest"
@@ -59,25 +59,26 @@ func (r *Runner) fileTime(ctx context.Context, op llb.HTTP) (time.Time, error) {
 		return time.Time{}, err
 	}
 	defer body.Close()
-	tr, h, ok := openArchive(body)
+	archive, ok := openArchive(body, r.Snapshots.Limit)
 	if !ok {
 		return time.Time{}, nil
 	}
-	return newest(tr, h)
+	return newest(archive)
 }
 
-// newest returns the time of the newest regular file of an archive whose first header has been read.
-func newest(tr *tar.Reader, h *tar.Header) (time.Time, error) {
+// newest returns the time of the newest regular file of an archive.
+func newest(archive *layer.Reader) (time.Time, error) {
 	var made time.Time
 	for {
-		if h.FileInfo().Mode().IsRegular() && h.ModTime.After(made) {
-			made = h.ModTime
-		}
-		var err error
-		if h, err = tr.Next(); err == io.EOF {
+		e, err := archive.Next()
+		if err == io.EOF {
 			return made, nil
-		} else if err != nil {
+		}
+		if err != nil {
 			return made, err
+		}
+		if e.Type == layer.File && e.ModTime.After(made) {
+			made = e.ModTime
 		}
 	}
 }

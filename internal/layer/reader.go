@@ -1,0 +1,113 @@
+package layer
+
+import (
+	"archive/tar"
+	"fmt"
+	"io"
+)
+
+// Limit bounds what one archive may hold: a few bytes of an archive can stand for as many files and bytes as they like.
+type Limit struct {
+	// Size is of the archive, uncompressed, and of all its files together, in bytes.
+	Size int64
+	// Entries is their number. Of each one something is kept in memory until the layer is complete.
+	Entries int
+}
+
+// DefaultLimit is what an archive may hold where kiln.toml does not say.
+var DefaultLimit = Limit{Size: 64 << 30, Entries: 4 << 20}
+
+// LimitError is an archive that holds more than it may.
+type LimitError struct{ Msg string }
+
+func (e *LimitError) Error() string { return e.Msg }
+
+// Reader reads the entries of a tar that may come from anybody.
+type Reader struct {
+	stream  io.Reader
+	tar     *tar.Reader
+	limit   Limit
+	size    int64
+	entries int
+	// first and err are what Begins has read.
+	first *tar.Header
+	err   error
+}
+
+// NewReader returns a Reader of an uncompressed tar. The zero Limit is DefaultLimit.
+func NewReader(tarball io.Reader, limit Limit) *Reader {
+	if limit.Size <= 0 {
+		limit.Size = DefaultLimit.Size
+	}
+	if limit.Entries <= 0 {
+		limit.Entries = DefaultLimit.Entries
+	}
+	r := &Reader{limit: limit}
+	r.stream = &limitedReader{tarball, limit.Size, r.tooLarge}
+	r.tar = tar.NewReader(r.stream)
+	return r
+}
+
+func (r *Reader) tooLarge() error {
+	return &LimitError{fmt.Sprintf("the archive holds more than the %d MiB that are allowed; archive.maxSize in kiln.toml allows more", r.limit.Size>>20)}
+}
+
+// Begin reads as far as the first entry, and returns the error that Next is going to return for it. It is called before Next or
+// not at all.
+func (r *Reader) Begin() error {
+	r.first, r.err = r.tar.Next()
+	return r.err
+}
+
+// Next returns the next entry, whose bytes, if it is a File, Read gives, or io.EOF at the end. Errors of the archive's own are
+// *HeaderError, *LimitError, and those of archive/tar.
+func (r *Reader) Next() (Entry, error) {
+	for {
+		h, err := r.first, r.err
+		if r.first = nil; h == nil && err == nil {
+			h, err = r.tar.Next()
+		}
+		if err != nil {
+			return Entry{}, err
+		}
+		if r.entries++; r.entries > r.limit.Entries {
+			return Entry{}, &LimitError{fmt.Sprintf("the archive has more than the %d entries that are allowed; archive.maxEntries in kiln.toml allows more", r.limit.Entries)}
+		}
+		e, ok, err := FromHeader(h)
+		if err != nil {
+			return Entry{}, err
+		}
+		if !ok {
+			continue
+		}
+		if e.Size > r.limit.Size-r.size {
+			return Entry{}, r.tooLarge()
+		}
+		r.size += e.Size
+		return e, nil
+	}
+}
+
+// Read reads the bytes of the entry that Next returned last.
+func (r *Reader) Read(p []byte) (int, error) { return r.tar.Read(p) }
+
+// Rest reads what follows the end of the archive.
+func (r *Reader) Rest() error {
+	_, err := io.Copy(io.Discard, r.stream)
+	return err
+}
+
+// limitedReader fails with over's error after left bytes.
+type limitedReader struct {
+	r    io.Reader
+	left int64
+	over func() error
+}
+
+func (l *limitedReader) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if l.left -= int64(n); l.left < 0 {
+		return 0, l.over()
+	}
+	return n, err
+}
