@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/mount"
+	networks "github.com/kilnbuild/kiln/internal/network"
 	"github.com/kilnbuild/kiln/internal/passwd"
 )
 
@@ -76,9 +77,11 @@ func TestCancel(t *testing.T) {
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("SANDBOX_TEST_STEP"); dir != "" {
 		root, err := mount.Overlay{Lower: []string{dir + "/lower"}, Upper: dir + "/upper", Work: dir + "/work"}.Mount()
-		if err == nil {
+		pool := &networks.Pool{}
+		n, netErr := pool.Get()
+		if err = errors.Join(err, netErr); err == nil {
 			_, err = Run(context.Background(), Spec{Root: root, Args: []string{"sh", "-c", os.Getenv("SANDBOX_TEST_SCRIPT")},
-				Env: []string{defaultPath}, User: passwd.User{Groups: []uint32{0}}})
+				Env: []string{defaultPath}, User: passwd.User{Groups: []uint32{0}}, Network: NetworkJoin, NetworkNamespace: n.Namespace()})
 		}
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

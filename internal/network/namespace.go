@@ -122,7 +122,8 @@ func (n *namespace) attach(s *netlink) error {
 	return nil
 }
 
-const tunPath = "/dev/net/tun"
+// tunPath is a variable for tests.
+var tunPath = "/dev/net/tun"
 
 func (n *namespace) attachTun() error {
 	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -169,6 +170,7 @@ func (n *namespace) attachVeth(s *netlink) error {
 	for _, err := range []error{
 		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1),
 		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
+		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1), // there is nothing to queue for
 		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: peerIndex}),
 	} {
 		if err != nil {
@@ -182,10 +184,12 @@ func (n *namespace) attachVeth(s *netlink) error {
 
 // configure brings the interfaces up, with addresses and routes.
 func configure(s *netlink, way string, ipv6 bool) error {
-	for _, i := range []int{deviceIndex, peerIndex} {
-		if i == peerIndex && way != "veth" {
-			break
-		}
+	interfaces := []int{deviceIndex}
+	if way == "veth" {
+		// With the other end up before it the device can send at once, and not when the kernel comes to look at it.
+		interfaces = []int{peerIndex, deviceIndex}
+	}
+	for _, i := range interfaces {
 		if err := s.setUp(i); err != nil {
 			return fmt.Errorf("bring up network interface %d: %w", i, err)
 		}
@@ -338,6 +342,14 @@ func (s *netlink) addAddress(p netip.Prefix, gateway netip.Addr) error {
 		raw(unix.IfAddrmsg{Family: family, Prefixlen: uint8(p.Bits()), Flags: unix.IFA_F_NODAD | unix.IFA_F_PERMANENT, Index: deviceIndex}),
 		attribute(unix.IFA_LOCAL, addr), attribute(unix.IFA_ADDRESS, addr)); err != nil {
 		return err
+	}
+	if p.Addr().Is6() {
+		// The kernel makes this route later, and drops what comes before.
+		if err := s.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE,
+			raw(unix.RtMsg{Family: family, Dst_len: 128, Table: unix.RT_TABLE_LOCAL, Protocol: unix.RTPROT_KERNEL, Type: unix.RTN_LOCAL}),
+			attribute(unix.RTA_DST, addr), uint32Attribute(unix.RTA_OIF, deviceIndex)); err != nil {
+			return err
+		}
 	}
 	return s.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL,
 		raw(unix.RtMsg{Family: family, Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_BOOT, Scope: unix.RT_SCOPE_UNIVERSE, Type: unix.RTN_UNICAST}),

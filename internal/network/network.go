@@ -172,8 +172,8 @@ func (n *Network) packet(frame []byte) {
 	n.relay.packet(frame[n.frame:])
 }
 
-// Probe makes a network name space and lets it go. It returns by what way packets reach kiln, "tun" or "veth"; an error says why
-// there is none.
+// Probe makes a network name space and lets it go. It returns by what way packets reach kiln: "tun" is a tun device, "veth" a
+// pair of interfaces, which needs no device file. The error says why neither can be made.
 func Probe() (way string, err error) {
 	n, err := newNamespace(hasIPv6())
 	if err != nil {
