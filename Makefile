@@ -8,12 +8,13 @@ FUZZLONG    := FuzzBuild|FuzzExpand|FuzzFlags|FuzzHeredoc|FuzzParse|FuzzUnpack
 # $(call need,PACKAGES) installs Debian packages unless they are all there.
 need = dpkg --status $(1) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1); }
 
-.PHONY: help build demo test lint e2e fuzz conformance bench
+.PHONY: help build demo test lint e2e vm fuzz conformance bench
 help:
 	@echo "make build         ./kiln, one static binary"
 	@echo "make demo          build an example, look at it, build it again"
 	@echo "make test          vet, staticcheck, and the tests of every package"
 	@echo "make e2e           real images from real package registries, about ten minutes"
+	@echo "make vm            kiln on the kernel of Debian's cloud images, or on KERNELS, in a virtual machine; about two minutes"
 	@echo "make fuzz          every fuzz target, for FUZZTIME ($(FUZZTIME)) or FUZZREST ($(FUZZREST))"
 	@echo "make bench         kiln beside the other builders of the machine, with BENCH as arguments; about half an hour"
 	@echo "make conformance   the cases of the directory CONFORM, built and compared"
@@ -32,12 +33,19 @@ test: lint
 lint:
 	go vet ./...
 	go vet -tags e2e ./e2e
+	go vet -tags vm ./e2e/vm
 	go run $(STATICCHECK) ./...
 	go run $(STATICCHECK) -tags e2e ./e2e
+	go run $(STATICCHECK) -tags vm ./e2e/vm
 
 e2e: build
 	@$(call need,busybox-static docker-registry mmdebstrap openssh-client qemu-user-static skopeo umoci)
 	KILN=$(CURDIR)/kiln go test -tags e2e -count=1 -timeout 25m -v ./e2e
+
+# KERNELS are directories of unpacked kernel packages, separated by colons; without it Debian's is downloaded.
+vm:
+	@$(call need,busybox-static e2fsprogs qemu-system-x86 xz-utils)
+	KERNELS=$(KERNELS) go test -tags vm -count=1 -timeout 20m -v ./e2e/vm
 
 # go test takes one fuzz target of one package at a time; two run at once, each on one processor. Those that read what
 # users write in a Dockerfile and beside it run for FUZZTIME, the others for FUZZREST. A run whose time ends while go test

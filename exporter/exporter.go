@@ -173,10 +173,11 @@ func (b *Blobs) Recompress(ctx context.Context, desc ocispec.Descriptor, c Compr
 		if l.MediaType != ocispec.MediaTypeImageLayer {
 			continue
 		}
-		if m.Layers[i], err = b.compress(ctx, l, c); err != nil {
+		small, err := b.compress(ctx, l, c, nil)
+		if err != nil {
 			return desc, err
 		}
-		changed = true
+		m.Layers[i], changed = small.desc, true
 	}
 	if !changed {
 		return desc, nil

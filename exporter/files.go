@@ -60,7 +60,16 @@ func WriteTar(ctx context.Context, w io.Writer, tree layer.Tree) error {
 			walkErr = nil
 		}
 	}
-	err := layer.WriteTar(ctxWriter{ctx, w}, seq, tree.Open)
+	buf := make([]byte, 256<<10)
+	err := layer.WriteTar(ctxWriter{ctx, w}, seq, func(w io.Writer, e *layer.Entry) error {
+		f, err := tree.Open(e)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		_, err = io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{f}, buf)
+		return err
+	})
 	return errors.Join(walkErr, err)
 }
 

@@ -260,11 +260,11 @@ func inheritSets(from, to string) error {
 			continue
 		}
 		value, err := os.ReadFile(filepath.Join(from, name))
+		if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(value)) == 0 {
+			continue // in version 2 an empty file means what is above, and the root group has none
+		}
 		if err != nil {
 			return err
-		}
-		if len(bytes.TrimSpace(value)) == 0 {
-			continue // in version 2 an empty file means what is above
 		}
 		if err := os.WriteFile(filepath.Join(to, name), value, 0); err != nil {
 			return err

@@ -267,7 +267,7 @@ func (r *run) planRoot(l *plan, p parts) {
 		mask("/proc", proc, "empty", maskedProcDirs)
 		mask("/sys", sys, "empty", maskedSysDirs)
 		mask("/sys", sys, "empty", thermalThrottle())
-		if r.hostSys(l) {
+		if r.hostSys() {
 			mask("/sys", sys, "empty", hostSysDirs)
 			if !unified() {
 				mask("/sys", sys, "empty", []string{"fs/cgroup"})
@@ -322,14 +322,15 @@ func (r *run) planRoot(l *plan, p parts) {
 }
 
 // hostSys reports whether /sys is the machine's mount of it. It shows the devices of a network, so that only who owns that may
-// mount it anew: of the machine's network that is nobody in another user namespace.
-func (r *run) hostSys(l *plan) bool {
-	return (r.ns.Nested || r.spec.IDs != nil) && l.flags&unix.CLONE_NEWNET == 0
+// mount it anew: of the machine's network that is nobody in another user namespace, and in one of the step's own it is nobody of
+// a network that kiln has made.
+func (r *run) hostSys() bool {
+	return r.ns.Nested && r.spec.Network == NetworkHost || r.spec.IDs != nil && r.spec.Network != NetworkNone
 }
 
 // planSys makes what is to be /sys.
 func (r *run) planSys(l *plan, attr int) *op {
-	if !r.hostSys(l) {
+	if !r.hostSys() {
 		return r.planMount(l, "sysfs", "/sys", attr)
 	}
 	set := raw(unix.MountAttr{Attr_set: uint64(attr), Propagation: unix.MS_PRIVATE})

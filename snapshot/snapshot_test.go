@@ -359,6 +359,31 @@ func TestChangesLeavesOutWhatIsTheSame(t *testing.T) {
 	}
 }
 
+// A directory that was made anew hides all that was below it, so what is in it is new, also where it is as it was before.
+func TestChangesInDirectoryMadeAnew(t *testing.T) {
+	s := newStore(t)
+	make := func(root *rootfs.Root) {
+		if _, err := root.MkdirAll("/d/sub/empty", 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := step(t, s, nil, make)
+	again := step(t, s, []string{first.ID}, func(root *rootfs.Root) {
+		if err := os.RemoveAll(fmt.Sprintf("/proc/self/fd/%d/d", root.Fd())); err != nil {
+			t.Fatal(err)
+		}
+		make(root)
+	})
+	ids := []string{first.ID, again.ID}
+	tree, err := s.Tree(ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := listing(t, tree), mounted(t, s, ids); got != want || !strings.Contains(got, "d/sub/empty") {
+		t.Errorf("the manifests say\n%s\nand the mount shows\n%s", got, want)
+	}
+}
+
 func TestChangesRefusesWhiteoutNames(t *testing.T) {
 	s := newStore(t)
 	p, err := s.New()

@@ -51,13 +51,14 @@ type Store struct {
 	manifests map[string]*layer.Manifest
 	indexes   map[string]*layer.Manifest
 	roots     map[string]*rootfs.Root
+	earlier   map[string]string
 }
 
 // Open opens the store in the directory root, with tmp, on the same file system, for what is unfinished. ns is the user
 // namespace that the process is in: in one that is not the first, overlay keeps its own attributes under "user." names
 // (kernel, Documentation/filesystems/overlayfs.rst), and a disk cannot hold all that a layer does.
 func Open(root, tmp string, ns userns.Namespace) (*Store, error) {
-	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}}
+	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}, earlier: map[string]string{}}
 	if ns.Nested {
 		s.opaque = "user.overlay.opaque"
 	}
@@ -426,6 +427,23 @@ func (p *Pending) SetRoot(e layer.Entry) error {
 		return err
 	}
 	return d.times(&e)
+}
+
+// SetEarlier keeps, for the life of the store, what the step that made a layer had made when it ran before: most of it may be
+// the same.
+func (s *Store) SetEarlier(id, earlier string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if id != earlier {
+		s.earlier[id] = earlier
+	}
+}
+
+// Earlier returns what SetEarlier kept; "" for nothing.
+func (s *Store) Earlier(id string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.earlier[id]
 }
 
 // Note returns what SetNote kept of a layer under a name; the error is fs.ErrNotExist for nothing.

@@ -47,7 +47,7 @@ func (p *Pending) Changes(ctx context.Context, below layer.Tree, started time.Ti
 // unchanged reports whether a directory is below as it is here, but for a time that came from the clock.
 func (r *upperReader) unchanged(e *layer.Entry) (bool, error) {
 	old, ok, err := r.below.Lookup(e.Path)
-	if err != nil || !ok || e.Opaque {
+	if err != nil || !ok || e.Opaque || r.hidden {
 		return false, err
 	}
 	return old.Type == layer.Dir && old.Mode == e.Mode && old.UID == e.UID && old.GID == e.GID && slices.Equal(old.Xattrs, e.Xattrs) &&
@@ -61,9 +61,11 @@ type upperReader struct {
 	store    *Store
 	below    layer.Tree
 	from, to time.Time
-	links    map[inode]string
-	list     []*layer.Entry
-	buf      []byte
+	// hidden says that nothing of below is seen in the directory that is read, since one above it is opaque.
+	hidden bool
+	links  map[inode]string
+	list   []*layer.Entry
+	buf    []byte
 }
 
 func (r *upperReader) dir(dir *os.File, path string) error {
@@ -103,7 +105,10 @@ func (r *upperReader) dir(dir *os.File, path string) error {
 			return &os.PathError{Op: "open", Path: p, Err: err}
 		}
 		sub := os.NewFile(uintptr(fd), p)
+		hidden := r.hidden
+		r.hidden = hidden || e.Opaque
 		err = r.dir(sub, p)
+		r.hidden = hidden
 		sub.Close()
 		if err != nil {
 			return err

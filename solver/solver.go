@@ -106,7 +106,16 @@ type Outcome struct {
 	// Miss is why the step ran; nil for one that did not. Last is what the step made before, where that is known.
 	Miss *Miss
 	Last *Record
-	Err  error
+	// Again is what a cached step made when it ran again to verify the cache; nil where it did not.
+	Again *Again
+	Err   error
+}
+
+// Again is the result of running a step that is cached.
+type Again struct {
+	Layer Layer
+	// Err is why the step failed this time, or nil.
+	Err error
 }
 
 // VertexError is the failure of one vertex.
@@ -127,6 +136,8 @@ type Options struct {
 	Observer Observer
 	// Parallelism is how many vertices are worked on at once; at least 1.
 	Parallelism int
+	// Verify runs steps again that are cached, to see whether they make the same. The earlier result is used all the same.
+	Verify bool
 }
 
 // state is where a vertex is on its way. Changes go through solve.set alone, which keeps the counters right.
@@ -374,7 +385,7 @@ func (s *solve) probeOrRun(ctx context.Context, v *llb.Vertex, step Step) (Outco
 	} else {
 		r, err := s.get(key)
 		if err == nil {
-			return Outcome{Cached: true, Record: r}, nil
+			return s.hit(ctx, v, step, r)
 		}
 		if !errors.As(err, &miss) {
 			return Outcome{}, err
@@ -388,7 +399,7 @@ func (s *solve) probeOrRun(ctx context.Context, v *llb.Vertex, step Step) (Outco
 	if !v.Meta().NoCache {
 		r, err := s.get(key)
 		if err == nil {
-			return Outcome{Cached: true, Record: r}, nil
+			return s.hit(ctx, v, step, r)
 		}
 		if !errors.As(err, &miss) {
 			return Outcome{}, err
@@ -411,6 +422,26 @@ func (s *solve) get(key Key) (*Record, error) {
 		return nil, &Miss{Reason: fmt.Sprintf("layer %s is gone", r.Layer.ID)}
 	}
 	return r, nil
+}
+
+// hit returns the outcome of a step whose record is r, which is run again if it is to be verified.
+func (s *solve) hit(ctx context.Context, v *llb.Vertex, step Step, r *Record) (Outcome, error) {
+	o := Outcome{Cached: true, Record: r}
+	if !s.opts.Verify {
+		return o, nil
+	}
+	log, err := s.opts.Cache.NewLog()
+	if err != nil {
+		return o, err
+	}
+	defer log.Close()
+	tee := &tee{observer: s.opts.Observer, vertex: v, log: log}
+	o.Again = &Again{}
+	o.Again.Layer, o.Again.Err = step.Run(ctx, Job{Stdout: tee.stream(1), Stderr: tee.stream(2)})
+	if ctx.Err() != nil {
+		return o, context.Cause(ctx)
+	}
+	return o, nil
 }
 
 func (s *solve) run(ctx context.Context, v *llb.Vertex, key Key, step Step, last *Record) (*Record, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/progress"
@@ -21,6 +22,7 @@ type buildFlags struct {
 	noCache       bool
 	explain       bool
 	noCacheFilter []string
+	verifyCache   bool
 	pull          bool
 	platforms     []string
 	labels        []string
@@ -73,6 +75,7 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.StringArrayVar(&f.buildContexts, "build-context", nil, "another context, as NAME=DIRECTORY, NAME=URL, NAME=docker-image://IMAGE or NAME=oci-layout://DIRECTORY")
 	flags.BoolVar(&f.noCache, "no-cache", false, "run every step")
 	flags.BoolVar(&f.explain, "explain", false, "say of each step that runs what changed since it ran last")
+	flags.BoolVar(&f.verifyCache, "verify-cache", false, "run cached steps again, and say which make something else; the cache is used all the same")
 	flags.StringArrayVar(&f.noCacheFilter, "no-cache-filter", nil, "run every step of these stages, as STAGE,…")
 	flags.BoolVar(&f.pull, "pull", false, "ask the registry for newer base images")
 	flags.StringArrayVar(&f.platforms, "platform", nil, "what to build for, as os/arch[/variant],… (default $DOCKER_DEFAULT_PLATFORM, else this machine)")
@@ -128,7 +131,7 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 		IIDFile:       f.iidFile,
 		MetadataFile:  f.metadataFile,
 	}
-	o.Explain = f.explain
+	o.Explain, o.VerifyCache = f.explain, f.verifyCache
 	call, err := parseCall(f.call)
 	if err != nil {
 		return o, err
@@ -218,6 +221,7 @@ func (a *app) build(ctx context.Context, b *builder.Builder, o builder.Options, 
 	}
 	if !quiet {
 		a.printWarnings(result)
+		a.printVerified(result)
 	}
 	if err != nil {
 		return &buildError{err: err, dockerfile: result.Dockerfile, name: result.DockerfileName}
@@ -233,4 +237,24 @@ func (a *app) build(ctx context.Context, b *builder.Builder, o builder.Options, 
 	}
 	_, err = fmt.Fprintln(a.stdout, result.ImageID)
 	return err
+}
+
+// printVerified says which steps made something else when they ran again.
+func (a *app) printVerified(r *builder.Result) {
+	if len(r.Verified) == 0 {
+		return
+	}
+	var b strings.Builder
+	differ := 0
+	for _, v := range r.Verified {
+		if len(v.Differences) == 0 {
+			continue
+		}
+		differ++
+		fmt.Fprintf(&b, "  %s\n", progress.CleanLine(shorten(v.Step)))
+		for _, d := range v.Differences {
+			fmt.Fprintf(&b, "    %s\n", progress.CleanLine(d))
+		}
+	}
+	_, _ = fmt.Fprintf(a.stderr, "\n%s ran again, %d made something else\n%s", count(len(r.Verified), "cached step"), differ, b.String())
 }

@@ -40,9 +40,19 @@ type Result struct {
 	DockerfileName string
 	// Warnings are the findings of the checks. A build that failed has those that were found before.
 	Warnings []Warning
+	// Verified are the steps that ran again for Options.VerifyCache.
+	Verified []Verified
 	// Outline and Targets are what Options.Describe asked for.
 	Outline *frontend.Outline
 	Targets *frontend.TargetList
+}
+
+// Verified is a cached step that ran again.
+type Verified struct {
+	// Step is its progress line.
+	Step string
+	// Differences say what it made that is not as in the cache; none if it made the same.
+	Differences []string
 }
 
 // maxDockerfile bounds a Dockerfile, and maxIgnore a .dockerignore, in bytes: far above any that a person or a generator
@@ -137,7 +147,9 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	if o.Explain {
 		watch.explain = func(out solver.Outcome) []string { return explain(b.snapshots, out) }
 	}
-	outputs, err := solver.Solve(ctx, roots, solver.Options{Cache: b.cache, Runner: runner, Observer: watch, Parallelism: parallelism})
+	watch.verify = func(out solver.Outcome) []string { return verified(b.snapshots, out) }
+	outputs, err := solver.Solve(ctx, roots, solver.Options{Cache: b.cache, Runner: runner, Observer: watch, Parallelism: parallelism, Verify: o.VerifyCache})
+	res.Verified = watch.checked
 	if err != nil {
 		return res, err
 	}

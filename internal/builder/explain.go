@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -104,7 +105,12 @@ func files(store *snapshot.Store, last, now solver.Layer) []string {
 		return []string{"ran because its files changed"}
 	}
 	var lines []string
-	say := func(path, what string) { lines = append(lines, fmt.Sprintf("ran because /%s %s", path, what)) }
+	changes(a, b, func(path, what string) { lines = append(lines, fmt.Sprintf("ran because /%s %s", path, what)) })
+	return lines
+}
+
+// changes calls say for each entry of a that is not as it is in b, times aside.
+func changes(a, b *layer.Manifest, say func(path, what string)) {
 	i, j := 0, 0
 	for i < a.Entries || j < b.Entries {
 		var x, y layer.Entry
@@ -131,6 +137,33 @@ func files(store *snapshot.Store, last, now solver.Layer) []string {
 			}
 			i, j = i+1, j+1
 		}
+	}
+}
+
+// verified says in lines what a cached step made of another kind when it ran again; none if it made the same.
+func verified(store *snapshot.Store, out solver.Outcome) []string {
+	if out.Again.Err != nil {
+		return []string{"failed when it ran again: " + out.Again.Err.Error()}
+	}
+	if out.Again.Layer.Content == out.Record.Layer.Content {
+		return nil
+	}
+	a, errA := store.Manifest(out.Record.Layer.ID)
+	b, errB := store.Manifest(out.Again.Layer.ID)
+	if err := errors.Join(errA, errB); err != nil {
+		return []string{"made something else when it ran again: " + err.Error()}
+	}
+	var lines []string
+	more := 0
+	changes(a, b, func(path, what string) {
+		if len(lines) == maxExplained {
+			more++
+			return
+		}
+		lines = append(lines, fmt.Sprintf("/%s %s when it ran again", path, what))
+	})
+	if more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more differences", more))
 	}
 	return lines
 }

@@ -13,8 +13,10 @@ type observer struct {
 	printer progress.Printer
 	early   *early
 	explain func(solver.Outcome) []string // nil: nobody asked
+	verify  func(solver.Outcome) []string // of a step that ran again
 	mu      sync.Mutex
 	tasks   map[*llb.Vertex]*progress.Task
+	checked []Verified
 }
 
 func newObserver(p progress.Printer, e *early) *observer {
@@ -53,6 +55,17 @@ func (o *observer) Finished(v *llb.Vertex, out solver.Outcome) {
 		o.early.made(v, out.Record.Layer)
 	}
 	t := o.task(v)
+	if out.Again != nil {
+		result := Verified{Step: v.Meta().Name, Differences: o.verify(out)}
+		o.mu.Lock()
+		o.checked = append(o.checked, result)
+		o.mu.Unlock()
+		for _, line := range result.Differences {
+			if t != nil {
+				t.Note(line)
+			}
+		}
+	}
 	switch {
 	case t == nil:
 	case out.Err == nil && out.Cached:

@@ -67,6 +67,8 @@ type Options struct {
 	Agents map[string]*sshagent.Agent
 	// Explain says of each step that ran why it did.
 	Explain bool
+	// VerifyCache runs steps again that are cached, and tells whether they make the same; what is in the cache is used.
+	VerifyCache bool
 	// Check asks for the Dockerfile's warnings in place of a build.
 	Check bool
 	// Describe asks for a description of the Dockerfile in place of a build: "outline" or "targets"; "" for none.

@@ -20,11 +20,10 @@ const (
 )
 
 // WriteTar writes the tar of a layer whose entries come in the order of Compare: the same bytes for the same entries.
-// open gives the bytes of a File, and must give as many as its Size says. Headers are ustar where that holds everything,
-// else PAX.
-func WriteTar(w io.Writer, entries iter.Seq[*Entry], open func(*Entry) (io.ReadCloser, error)) error {
+// body writes the bytes of a File to w, and must write as many as its Size says. Headers are ustar where that holds
+// everything, else PAX.
+func WriteTar(w io.Writer, entries iter.Seq[*Entry], body func(w io.Writer, e *Entry) error) error {
 	tw := tar.NewWriter(w)
-	buf := make([]byte, 256<<10)
 	for e := range entries {
 		if err := tw.WriteHeader(header(e)); err != nil {
 			return fmt.Errorf("write the tar header of /%s: %w", e.Path, err)
@@ -38,21 +37,11 @@ func WriteTar(w io.Writer, entries iter.Seq[*Entry], open func(*Entry) (io.ReadC
 		if e.Type != File || e.Size == 0 {
 			continue
 		}
-		if err := writeBody(tw, e, open, buf); err != nil {
+		if err := body(tw, e); err != nil {
 			return fmt.Errorf("write /%s to the tar: %w", e.Path, err)
 		}
 	}
 	return tw.Close()
-}
-
-func writeBody(tw *tar.Writer, e *Entry, open func(*Entry) (io.ReadCloser, error), buf []byte) error {
-	f, err := open(e)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = io.CopyBuffer(struct{ io.Writer }{tw}, struct{ io.Reader }{f}, buf)
-	return err
 }
 
 func header(e *Entry) *tar.Header {

@@ -1,5 +1,5 @@
 // Package mount makes detached mounts: file systems that are mounted nowhere and held by a file descriptor, gone when it is
-// closed or its process dies. It knows nothing of layers or sandboxes, and never changes a mount namespace.
+// closed or its process dies. It knows nothing of layers or sandboxes, and never changes the process's mount namespace.
 //
 // It speaks the kernel's descriptor-based mount calls: fsopen(2), fsconfig(2), fsmount(2), open_tree(2), mount_setattr(2).
 // Whoever wants to see a detached mount at a path attaches it with move_mount(2).
@@ -86,7 +86,7 @@ func Tmpfs(size int64, mode uint32, uid, gid int) (*os.File, error) {
 }
 
 // Clone returns a detached bind mount of the directory or file that f is open on, with all mounts below it if recursive.
-// f may be open with O_PATH. Before Linux 6.15 f must not itself be in a detached mount.
+// f may be open with O_PATH. Before Linux 6.15 f must not itself be in a detached mount: see Below.
 func Clone(f *os.File, recursive bool) (*os.File, error) {
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
 	if recursive {

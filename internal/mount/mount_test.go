@@ -41,13 +41,21 @@ func must(t *testing.T) func(f *os.File, err error) *os.File {
 	}
 }
 
-func TestOverlay(t *testing.T) {
+// ways calls a test for each way in which overlays are mounted: by the options of this kernel, and by those of older ones.
+func ways(t *testing.T, test func(t *testing.T, mount func(Overlay) (*os.File, error))) {
+	t.Run("now", func(t *testing.T) { test(t, Overlay.Mount) })
+	t.Run("string", func(t *testing.T) { test(t, Overlay.mountString) })
+}
+
+func TestOverlay(t *testing.T) { ways(t, testOverlay) }
+
+func testOverlay(t *testing.T, mount func(Overlay) (*os.File, error)) {
 	tmp := t.TempDir()
 	// Names that mean something in an option string, and one that is longer than an option may be.
 	low := layer(t, filepath.Join(tmp, `a:b,c\d `), "one", "both", "dir/x")
 	top := layer(t, filepath.Join(tmp, strings.Repeat("long/", 80)), "two", "both")
 	o := Overlay{Lower: []string{top, low}, Upper: layer(t, tmp+"/upper"), Work: layer(t, tmp+"/work"), Volatile: true}
-	f := must(t)(o.Mount())
+	f := must(t)(mount(o))
 	if b, err := os.ReadFile(at(f, "both")); err != nil || string(b) != top {
 		t.Errorf("both is %q, %v", b, err)
 	}
@@ -87,7 +95,9 @@ func TestReadOnlyOverlays(t *testing.T) {
 	}
 }
 
-func TestManyLowers(t *testing.T) {
+func TestManyLowers(t *testing.T) { ways(t, testManyLowers) }
+
+func testManyLowers(t *testing.T, mount func(Overlay) (*os.File, error)) {
 	tmp := t.TempDir()
 	var lower []string
 	for i := range MaxLower + 1 {
@@ -95,7 +105,7 @@ func TestManyLowers(t *testing.T) {
 	}
 	layer(t, lower[0], "first")
 	layer(t, lower[MaxLower-1], "last")
-	f := must(t)(Overlay{Lower: lower[:MaxLower]}.Mount())
+	f := must(t)(mount(Overlay{Lower: lower[:MaxLower]}))
 	for _, name := range []string{"first", "last"} {
 		if _, err := os.Stat(at(f, name)); err != nil {
 			t.Error(err)
@@ -167,4 +177,32 @@ func TestCloneAndAttributes(t *testing.T) {
 	}
 	file := must(t)(os.Open(dir + "/a"))
 	must(t)(Clone(file, false))
+}
+
+// What is in a detached mount can be mounted elsewhere, also by kernels that clone only what is attached.
+func TestBelow(t *testing.T) {
+	defer func(f bool) { forced = f }(forced)
+	for _, forced = range []bool{false, true} {
+		tmp := t.TempDir()
+		o := Overlay{Lower: []string{layer(t, tmp+"/low", "dir/a")}, Upper: layer(t, tmp+"/up"), Work: layer(t, tmp+"/work")}
+		root := must(t)(o.Mount())
+		dir := must(t)(os.Open(at(root, "dir")))
+		m := must(t)(Below(root, dir, true))
+		if err := os.WriteFile(at(m, "b"), nil, 0o644); err != nil {
+			t.Error(err)
+		}
+		for _, name := range []string{at(root, "dir/a"), at(root, "dir/b"), at(m, "a"), tmp + "/up/dir/b"} {
+			if _, err := os.Stat(name); err != nil {
+				t.Errorf("old kernel %t: %v", forced, err)
+			}
+		}
+		// A directory of the host needs no detour.
+		host := must(t)(os.Open(tmp))
+		within := must(t)(os.Open(tmp + "/low"))
+		must(t)(Below(host, within, true))
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil || strings.Contains(string(mounts), tmp) {
+			t.Errorf("the host sees the mount: %v", err)
+		}
+	}
 }

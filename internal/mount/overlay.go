@@ -1,7 +1,6 @@
 package mount
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -11,9 +10,6 @@ import (
 
 // MaxLower is the number of lower directories that the kernel stacks in one overlay.
 const MaxLower = 500
-
-// ErrOldKernel says that the kernel lacks the overlay option lowerdir+, which came with Linux 6.8.
-var ErrOldKernel = errors.New("the kernel cannot take overlay layers one by one: Linux 6.8 or later is needed")
 
 // TooManyError says that an overlay would have more than MaxLower lower directories.
 type TooManyError struct {
@@ -47,7 +43,7 @@ type Overlay struct {
 
 // Mount returns the overlay as a detached mount. Directories that are renamed are copied by whoever renames them (the kernel
 // says EXDEV), and marks of redirects and of metadata-only copies in lower layers are not followed. Errors are *Error,
-// *TooManyError, ErrOldKernel or ErrNoIDMap, wrapped.
+// *TooManyError or ErrNoIDMap, wrapped.
 func (o Overlay) Mount() (*os.File, error) {
 	if len(o.Lower) > MaxLower {
 		return nil, &TooManyError{Lowers: len(o.Lower)}
@@ -62,6 +58,12 @@ func (o Overlay) Mount() (*os.File, error) {
 		return bind(o.Lower[0], ReadOnly, o.IDMap)
 	case len(o.Lower) == 0:
 		return nil, &Error{FS: "overlay", Call: "no directories", Err: unix.EINVAL}
+	}
+	if !appends() {
+		if o.IDMap != nil {
+			return nil, ErrNoIDMap
+		}
+		return o.mountString()
 	}
 	c, err := open("overlay")
 	if err != nil {
@@ -113,9 +115,6 @@ func (o Overlay) Mount() (*os.File, error) {
 func (o Overlay) setDirs(c *fscontext) error {
 	for _, dir := range o.Lower {
 		if err := c.setDir("lowerdir+", dir); err != nil {
-			if errors.Is(err, unix.EINVAL) && !hasAppend() {
-				return fmt.Errorf("%w: %w", ErrOldKernel, err)
-			}
 			return err
 		}
 	}
@@ -137,16 +136,6 @@ func (c *fscontext) setDir(name, dir string) error {
 	}
 	defer unix.Close(fd)
 	return c.check(unix.FsconfigSetString(c.fd, name, "/proc/self/fd/"+strconv.Itoa(fd)), "fsconfig "+name+"="+dir)
-}
-
-// hasAppend reports whether the kernel knows the option lowerdir+ at all.
-func hasAppend() bool {
-	c, err := open("overlay")
-	if err != nil {
-		return true
-	}
-	defer c.close()
-	return c.setDir("lowerdir+", "/") == nil
 }
 
 // bind returns a detached mount of a directory, with its ids mapped unless ids is nil.

@@ -22,7 +22,7 @@ type IDs struct {
 	users, groups []span
 	// whole says that the caller may give the namespace all ids that there are.
 	whole bool
-	// Missing says why there is no range, "" where there is one.
+	// Missing says why there is no range and what to do about it, "" where there is one.
 	Missing string
 }
 
@@ -59,13 +59,14 @@ func Find() (*IDs, error) {
 			return nil, &Error{Doing: "look for a range of ids", Err: err}
 		}
 		if *file.to = without(list, uint32(file.own)); len(*file.to) == 0 {
-			ids.none(fmt.Sprintf("%s has no range for user %s", file.name, names[len(names)-1]))
+			name := names[len(names)-1]
+			ids.none(fmt.Sprintf("%s has no range for user %s, and root gives one by usermod --add-subuids 100000-165535 --add-subgids 100000-165535 %s", file.name, name, name))
 			return ids, nil
 		}
 	}
 	for _, program := range []string{"newuidmap", "newgidmap"} {
 		if _, err := exec.LookPath(program); err != nil {
-			ids.none("the program " + program + " is not there (package uidmap or shadow-utils)")
+			ids.none("the program " + program + " is not there; it is in the package uidmap or shadow-utils")
 			break
 		}
 	}
@@ -147,7 +148,9 @@ func extents(own int, list []span) (out []extent) {
 	out = append(out, extent{0, uint32(own), 1})
 	at := uint32(1)
 	for _, s := range list[:min(len(list), maxExtents-1)] {
-		s.n = min(s.n, 1<<32-2-at)
+		if s.n = min(s.n, 1<<32-2-at); s.n == 0 {
+			break
+		}
 		out = append(out, extent{at, s.first, s.n})
 		at += s.n
 	}

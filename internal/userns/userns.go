@@ -204,43 +204,37 @@ func Enter() error {
 	return unix.Close(c)
 }
 
-// single is why there is only one id, "" where there are more.
+// single is why there is only one id and what gives more, "" where there are more.
 var single string
 
-// send sends a text of less than 256 bytes, and receive receives it.
+// maxText bounds the text that send sends and receive receives, in bytes.
+const maxText = 255
+
 func send(w io.Writer, text string) error {
-	text = text[:min(len(text), 255)]
+	text = text[:min(len(text), maxText)]
 	_, err := w.Write(append([]byte{byte(len(text))}, text...))
 	return err
 }
 
 func receive(r io.Reader) (string, error) {
-	b := make([]byte, 256)
+	var b [1 + maxText]byte
 	if _, err := io.ReadFull(r, b[:1]); err != nil {
 		return "", err
 	}
-	b = b[1 : 1+b[0]]
-	_, err := io.ReadFull(r, b)
-	return string(b), err
+	text := b[1:][:b[0]]
+	_, err := io.ReadFull(r, text)
+	return string(text), err
 }
 
-// Note says what cannot work because there is only one id, and what to do about it; "" where there are more.
+// Note says what cannot work because there is only one id, why that is and what to do about it; "" where there are more.
 func Note() string {
 	if ns, err := Current(); err != nil || !ns.Single() {
 		return ""
 	}
-	return fmt.Sprintf("%s, so there is one id and no more: in a RUN all files look as if they were root's, and chown and USER to others fail; %s",
-		cmp.Or(single, "the user namespace that kiln runs in has no other"), howToGetRange())
+	return "there is one user id and no more, so that in a RUN all files look like root's, and chown and USER to others fail: " + whySingle()
 }
 
-// howToGetRange says how the caller gets a range of ids.
-func howToGetRange() string {
-	name := os.Getenv("USER")
-	if name == "" {
-		name = fmt.Sprint("#", UID())
-	}
-	return fmt.Sprintf("for a range run, as root, usermod --add-subuids 100000-165535 --add-subgids 100000-165535 %s, and have the package uidmap", name)
-}
+func whySingle() string { return cmp.Or(single, "the user namespace that kiln runs in has no other") }
 
 // NoIDError is an id that does not exist in kiln's user namespace.
 type NoIDError struct {
@@ -250,11 +244,11 @@ type NoIDError struct {
 }
 
 func (e *NoIDError) Error() string {
-	s := fmt.Sprintf("%s id %d is not among the ids that kiln's user may use", e.What, e.ID)
+	why := "/etc/subuid and /etc/subgid say which these are"
 	if ns, err := Current(); err == nil && ns.Single() {
-		return s + ": " + howToGetRange()
+		why = whySingle()
 	}
-	return s + ": /etc/subuid and /etc/subgid say which these are"
+	return fmt.Sprintf("%s id %d is not among the ids that kiln's user may use: %s", e.What, e.ID, why)
 }
 
 // ErrOrphan says that the process that started this one has given up.

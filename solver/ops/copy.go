@@ -80,6 +80,7 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 				return solver.Layer{}, errors.New("the files changed while they were copied: build again when nothing writes to them")
 			}
 			layer, err := p.CommitWritten(written, "")
+			r.Snapshots.SetEarlier(layer.ID, job.Last.ID)
 			return committed(layer), err
 		},
 	}, nil

@@ -129,7 +129,7 @@ func (m *mounting) node(n cdi.Node) error {
 	if err != nil && !errors.Is(err, unix.EPERM) {
 		return err
 	}
-	clone, err := mount.Clone(host, false)
+	clone, err := mount.Below(fs, host, false)
 	if err != nil {
 		return err
 	}

@@ -272,6 +272,7 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 		return l, err
 	}
 	c, err := p.Commit(entries, "")
+	r.Snapshots.SetEarlier(c.ID, job.Last.ID)
 	return committed(c), err
 }
 

@@ -25,7 +25,7 @@ func (m *mounting) below(tree *os.File, spec llb.Mount) (*os.File, error) {
 		return nil, err
 	}
 	defer f.Close()
-	clone, err := mount.Clone(f, true)
+	clone, err := mount.Below(tree, f, true)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,157 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// What kernels before 6.8 (the overlay's layers one by one) and 6.15 (bind mounts of what is in a detached mount) lack is done by
+// mounting on a thread that has a mount namespace of its own. What is mounted there is cloned, which gives a detached
+// mount, and vanishes with the thread.
+
+// TestVariable is the environment variable by which tests have kiln do without what it otherwise uses; "old" is for what
+// kernels before 6.8 lack.
+const TestVariable = "KILN_TEST_MOUNT"
+
+var forced = os.Getenv(TestVariable) == "old"
+
+// appends reports whether overlay knows the option lowerdir+. Before Linux 6.5 any option is taken at first, and refused together
+// with all others when the mount is made.
+var appends = sync.OnceValue(func() bool {
+	c, err := open("overlay")
+	if err != nil {
+		return true // and so the mount will say what is wrong
+	}
+	defer c.close()
+	return errors.Is(c.set("lowerdir+", "/proc/self/fd/no such directory"), unix.ENOENT) && !forced
+})
+
+// alone calls f on a thread with a mount namespace and a working directory of its own, at first copies of the process's.
+func alone(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		// The thread is never unlocked, so it ends with the goroutine, and what is mounted with it.
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread is what /proc/self speaks of, and would not end. While it is held here, another one is taken.
+			done <- alone(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		err := os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNS))
+		if err == nil {
+			err = os.NewSyscallError("mount", unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// maxOptions is how long the options of mount(2) can be: it takes a page, which ends in a zero byte, and cuts off what is longer.
+const maxOptions = 4096 - 1
+
+// mountString mounts the overlay by mount(2), for which all directories are one string. The directories are named by their
+// descriptors, so that the string is short and nothing in it has a meaning of its own.
+func (o Overlay) mountString() (*os.File, error) {
+	fail := func(call string, err error) error {
+		return &Error{FS: "overlay", Call: call, Err: err}
+	}
+	target, err := filepath.Abs(o.Lower[0])
+	if err != nil {
+		return nil, fail("find "+o.Lower[0], err)
+	}
+	var f *os.File
+	err = alone(func() error {
+		// They are opened here: the kernel overlays no directory of another mount namespace.
+		var fds []int
+		defer func() {
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+		}()
+		var names []string
+		for _, dir := range append(o.Lower[:len(o.Lower):len(o.Lower)], o.Upper, o.Work) {
+			if dir == "" {
+				continue
+			}
+			fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return fail("open "+dir, err)
+			}
+			fds = append(fds, fd)
+			names = append(names, strconv.Itoa(fd))
+		}
+		n := len(o.Lower)
+		lower := "lowerdir=" + strings.Join(names[:n], ":")
+		options, flags := lower+",index=off,metacopy=off,redirect_dir=nofollow", uintptr(unix.MS_RDONLY)
+		if o.Upper != "" {
+			flags = 0
+			options += ",upperdir=" + names[n] + ",workdir=" + names[n+1]
+			if o.Volatile {
+				options += ",volatile"
+			}
+		}
+		if o.UserXattr {
+			options += ",userxattr"
+		}
+		if len(options) > maxOptions {
+			return fail(fmt.Sprintf("mount of %d layers before Linux 6.8", n), unix.E2BIG)
+		}
+		if err := unix.Chdir("/proc/thread-self/fd"); err != nil {
+			return fail("chdir /proc/thread-self/fd", err)
+		}
+		if err := unix.Mount("overlay", target, "overlay", flags, options); err != nil {
+			return fail("mount with the options "+options, err)
+		}
+		mounts, err := os.ReadFile("/proc/thread-self/mountinfo")
+		if err != nil {
+			return fail("see what is mounted", err)
+		}
+		if text := string(mounts) + "\n"; !strings.Contains(text, lower+",") && !strings.Contains(text, lower+"\n") {
+			return fail(fmt.Sprintf("mount of %d layers: the kernel has not taken all of them", n), unix.EINVAL)
+		}
+		fd, err := unix.OpenTree(unix.AT_FDCWD, target, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			return fail("open_tree", err)
+		}
+		f = os.NewFile(uintptr(fd), "overlay")
+		return nil
+	})
+	return f, err
+}
+
+// Below returns a detached bind mount of the directory or file that f is open on, with all mounts below it if recursive. f may
+// be in the detached mount that root is the root of; root is then used up: it can be read through its descriptor, and not
+// be attached any more.
+func Below(root, f *os.File, recursive bool) (*os.File, error) {
+	m, err := Clone(f, recursive)
+	if !errors.Is(err, unix.EINVAL) && !forced {
+		return m, err
+	}
+	var within *os.File
+	moved := alone(func() error {
+		err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH)
+		if err == nil {
+			within, err = Clone(f, recursive)
+		}
+		return err
+	})
+	if moved != nil {
+		return m, err // it is no detached mount, and the error has another cause
+	}
+	if m != nil {
+		m.Close()
+	}
+	return within, nil
+}

@@ -1,0 +1,72 @@
+package userns
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestRanges(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "subuid")
+	text := "# a remark\nother:100000:65536\nme:200000:1000\n1000:300000:10\nme:200500:10\nme:999:5\nme:bad:5\nme:1:0\nme:4294967290:100\nme:400000\nme : 1 : 1\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	list, err := ranges(file, []string{"1000", "me"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What overlaps with another range or with the user's own id is left out.
+	if got, want := without(list, 1000), []span{{200000, 1000}, {300000, 10}}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if list, err := ranges(file+"-none", nil); err != nil || len(list) > 0 {
+		t.Error(list, err)
+	}
+}
+
+// Root is the caller, and the ranges follow without a gap.
+func TestExtents(t *testing.T) {
+	got := extents(1000, []span{{200000, 1000}, {300000, 10}, {400000, 1<<32 - 1 - 400000}})
+	want := []extent{{0, 1000, 1}, {1, 200000, 1000}, {1001, 300000, 10}, {1011, 400000, 1<<32 - 1 - 400000}}
+	if !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	ns := Namespace{Nested: true, users: got[:3], groups: got[:1]}
+	for id, exists := range map[uint32]bool{0: true, 1: true, 1010: true, 1011: false, 1<<32 - 1: false} {
+		if ns.HasUser(id) != exists || ns.Check(id, 0) == nil != exists {
+			t.Errorf("user %d: %v", id, !exists)
+		}
+	}
+	if ns.HasGroup(1) || !ns.HasGroup(0) || ns.Single() || !(Namespace{}).HasUser(1<<31) || (Namespace{}).Single() {
+		t.Error("the groups, or the first namespace")
+	}
+	if many := extents(0, slices.Repeat([]span{{1, 1}}, 1000)); len(many) != maxExtents {
+		t.Errorf("%d lines", len(many))
+	}
+}
+
+// What tells the second kiln why there is one id comes through whole, or cut.
+func TestText(t *testing.T) {
+	for _, n := range []int{0, 1, maxText - 1, maxText, maxText + 1} {
+		var b bytes.Buffer
+		text := strings.Repeat("x", n)
+		if err := send(&b, text); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := receive(&b); err != nil || got != text[:min(n, maxText)] {
+			t.Errorf("%d bytes: %q, %v", n, got, err)
+		}
+	}
+}
+
+// The tests are root in the first namespace, where nothing is to be done.
+func TestRoot(t *testing.T) {
+	ns, err := Current()
+	if err != nil || ns.Nested || ns.String() != "" || Needed() || Note() != "" || UID() != 0 || AsCaller(nil) != nil {
+		t.Errorf("%+v, %v", ns, err)
+	}
+}
