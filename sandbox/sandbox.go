@@ -130,9 +130,17 @@ type SetupError struct {
 	Op string
 	// Errno is why it was not done.
 	Errno syscall.Errno
+	// Hint says what to do about it; it may be "".
+	Hint string
 }
 
-func (e *SetupError) Error() string { return "set up the sandbox: " + e.Op + ": " + e.Errno.Error() }
+func (e *SetupError) Error() string {
+	s := "set up the sandbox: " + e.Op + ": " + e.Errno.Error()
+	if e.Hint != "" {
+		s += ": " + e.Hint
+	}
+	return s
+}
 
 // Unwrap returns Errno.
 func (e *SetupError) Unwrap() error { return e.Errno }
@@ -574,7 +582,7 @@ func (r *run) result() (Status, error) {
 	}
 	for _, p := range []*plan{r.keeper, step} {
 		if i := p.prog.failed; i != 0 {
-			return Status{}, &SetupError{Op: p.ops[i-1].name, Errno: syscall.Errno(p.prog.errno)}
+			return Status{}, r.setupError(p.ops[i-1].name, syscall.Errno(p.prog.errno))
 		}
 	}
 	memory, pids := r.cgroups.killed()
@@ -598,6 +606,17 @@ func (r *run) result() (Status, error) {
 		}
 	}
 	return status, nil
+}
+
+func (r *run) setupError(op string, errno syscall.Errno) error {
+	e := &SetupError{Op: op, Errno: errno}
+	switch {
+	case op == "mount /proc" && errno == syscall.EPERM && r.ns.Nested:
+		e.Hint = "in a container it takes a /proc of which nothing is covered: docker run --security-opt systempaths=unconfined, or procMount: Unmasked in Kubernetes"
+	case strings.HasPrefix(op, "set limit ") && errno == syscall.EPERM:
+		e.Hint = "kiln's own hard limit is lower, and may not be exceeded"
+	}
+	return e
 }
 
 // code is the exit status that a shell gives for the error.

@@ -270,6 +270,9 @@ func Told(f func(syscall.Signal)) {
 
 // refused explains why a process in a new user namespace could not be started.
 func refused(err error) error {
+	if path, ok := errors.AsType[*os.PathError](err); ok {
+		err = path.Err
+	}
 	e := &Error{Doing: "make a user namespace", Err: err}
 	switch {
 	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EUSERS):
