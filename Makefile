@@ -15,6 +15,7 @@ help:
 	@echo "make test          vet, staticcheck, and the tests of every package"
 	@echo "make e2e           real images from real package registries, about ten minutes"
 	@echo "make vm            kiln on the kernel of Debian's cloud images, or on KERNELS, in a virtual machine; about two minutes"
+	@echo "make torture       hostile archives, faults, kills, full disks; LONG=1 for many rounds, and large ones"
 	@echo "make fuzz          every fuzz target, for FUZZTIME ($(FUZZTIME)) or FUZZREST ($(FUZZREST))"
 	@echo "make bench         kiln beside the other builders of the machine, with BENCH as arguments; about half an hour"
 	@echo "make conformance   the cases of the directory CONFORM, built and compared"
@@ -46,6 +47,11 @@ e2e: build
 vm:
 	@$(call need,busybox-static e2fsprogs qemu-system-x86 xz-utils)
 	KERNELS=$(KERNELS) go test -tags vm -count=1 -timeout 20m -v ./e2e/vm
+
+# LONG is the number of rounds of what is done at random, or 1 for a thousand.
+torture:
+	@$(call need,busybox-static strace)
+	KILN_TORTURE=$(if $(filter 1,$(LONG)),1000,$(LONG)) go test -count=1 -timeout $(if $(LONG),24h,20m) -v ./torture
 
 # go test takes one fuzz target of one package at a time; two run at once, each on one processor. Those that read what
 # users write in a Dockerfile and beside it run for FUZZTIME, the others for FUZZREST. A run whose time ends while go test
