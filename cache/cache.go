@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -232,9 +233,13 @@ func stepNames(v *llb.Vertex) []string {
 // NewLog implements solver.Cache. A step that prints nothing never has a file.
 func (c *Cache) NewLog() (solver.Log, error) { return &logFile{tmp: c.tmp}, nil }
 
+// maxLog bounds the log of a step that is kept, in bytes. What a step prints beyond it is shown like the rest.
+const maxLog = 64 << 20
+
 // logFile is a step's log, from the first byte on in a file of tmp.
 type logFile struct {
 	tmp  string
+	size int
 	file *os.File
 	buf  *bufio.Writer
 }
@@ -250,7 +255,14 @@ func (l *logFile) Write(p []byte) (int, error) {
 		}
 		l.file, l.buf = f, bufio.NewWriter(f)
 	}
-	return l.buf.Write(p)
+	kept := p[:min(len(p), maxLog-l.size)]
+	if l.size += len(kept); len(kept) > 0 && l.size == maxLog {
+		kept = append(slices.Clip(kept), fmt.Sprintf("\n[kiln keeps no more than %d MiB of a log]\n", maxLog>>20)...)
+	}
+	if _, err := l.buf.Write(kept); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // keep puts the log at path, in the place of an earlier one.

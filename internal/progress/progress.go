@@ -33,7 +33,8 @@ type Printer interface {
 type Failure struct {
 	Name string
 	Err  error
-	// Log are the last lines the task logged, at most 20 and some kilobytes, without control characters.
+	// Log are the last lines the task logged, at most 20 and some kilobytes, without control characters. Where much standard
+	// output came after the last lines of standard error, those come first, and then "...".
 	Log []string
 }
 
@@ -195,7 +196,8 @@ type Task struct {
 	ended    time.Time
 	outcome  outcome
 	err      error
-	tail     tail
+	tail     tail // of both streams
+	errors   tail // of standard error alone
 	statuses []*status
 	notes    []string
 }
@@ -222,6 +224,9 @@ func (t *Task) Start() { t.event(func(display) {}) }
 func (t *Task) Log(stream int, p []byte) {
 	t.event(func(d display) {
 		t.tail.write(p)
+		if stream == 2 {
+			t.errors.write(p)
+		}
 		d.log(t, stream, p)
 	})
 }
@@ -283,11 +288,28 @@ func (t *Task) end(o outcome, err error) {
 	t.event(func(d display) {
 		t.outcome, t.err, t.ended = o, err, t.printer.now()
 		if o == failed {
-			t.printer.failures = append(t.printer.failures, Failure{Name: t.name, Err: err, Log: t.tail.lines(quoteLines)})
+			t.printer.failures = append(t.printer.failures, Failure{Name: t.name, Err: err, Log: t.quote()})
 		}
 		d.finish(t)
-		t.tail, t.statuses, t.notes = tail{}, nil, nil
+		t.tail, t.errors, t.statuses, t.notes = tail{}, tail{}, nil, nil
 	})
+}
+
+// quote returns the lines of the log that say most about a failure.
+func (t *Task) quote() []string {
+	lines, errs := t.tail.lines(quoteLines), t.errors.lines(quoteLines/2)
+	// Both are in the order of writing, so errs from the end on are found in lines from the end on.
+	missing := len(errs)
+	for i := len(lines); missing > 0 && i > 0; i-- {
+		if lines[i-1] == errs[missing-1] {
+			missing--
+		}
+	}
+	if missing == 0 || len(lines) < quoteLines && !t.tail.cut {
+		return lines
+	}
+	rest := quoteLines - missing - 1
+	return append(append(errs[:missing:missing], "..."), lines[max(0, len(lines)-rest):]...)
 }
 
 // nothing shows nothing.

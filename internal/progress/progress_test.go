@@ -232,6 +232,38 @@ type writerFunc func([]byte)
 
 func (f writerFunc) Write(p []byte) (int, error) { f(p); return len(p), nil }
 
+// What a step says on standard error is quoted though it prints much after it.
+func TestErrorsBeforeABurst(t *testing.T) {
+	p, err := New("none", io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	burst := strings.Repeat("unpacking\n", 100000)
+	for _, c := range []struct {
+		name string
+		log  func(t *Task)
+		want []string
+	}{
+		{"burst", func(t *Task) { t.Log(2, []byte("cc: no such file\n")); t.Log(1, []byte(burst)) }, append([]string{"cc: no such file", "..."}, slices.Repeat([]string{"unpacking"}, 18)...)},
+		{"some of it is there", func(t *Task) {
+			t.Log(2, []byte("first\n"))
+			t.Log(1, []byte(burst))
+			t.Log(2, []byte("second\n"))
+		}, append([]string{"first", "..."}, append(slices.Repeat([]string{"unpacking"}, 17), "second")...)},
+		{"all of it is there", func(t *Task) { t.Log(1, []byte("a\n")); t.Log(2, []byte("b\n")); t.Log(1, []byte("c\n")) }, []string{"a", "b", "c"}},
+		{"nothing else", func(t *Task) { t.Log(2, []byte(burst)) }, slices.Repeat([]string{"unpacking"}, 20)},
+	} {
+		task := p.Task(c.name)
+		c.log(task)
+		task.Done(errors.New("failed"))
+		all := p.Failures()
+		if got := all[len(all)-1].Log; !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q", c.name, got)
+		}
+	}
+}
+
 func TestBoundedMemory(t *testing.T) {
 	inputs := map[string][]byte{
 		"one line":    bytes.Repeat([]byte("x"), 1<<20),
