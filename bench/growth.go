@@ -24,7 +24,7 @@ func measureGrowth(e *env, k peer, wanted *regexp.Regexp, rounds int, r *report)
 		{"edit, files", files, func(n int) (*task, error) { return e.edit("edit", n) }},
 		{"chain, steps", []int{10, 100, 1000}, e.chain},
 		{"fan, stages", []int{10, 100, 1000}, func(n int) (*task, error) { return e.fan(n, "true") }},
-		{"layers", []int{1, 10, 100, 400}, e.layers},
+		{"layers", []int{1, 10, 100, 400, maxLayers}, e.layers},
 	} {
 		if !wanted.MatchString(g.name) {
 			continue
@@ -61,6 +61,9 @@ func measureGrowth(e *env, k peer, wanted *regexp.Regexp, rounds int, r *report)
 	return nil
 }
 
+// maxLayers is more than the kernel stacks in one overlay.
+const maxLayers = 600
+
 // layers is a Dockerfile of layers with a file each, a step that sees all of them, and an image of them.
 func (e *env) layers(n int) (*task, error) {
 	base, _, err := e.base("busybox")
@@ -68,7 +71,7 @@ func (e *env) layers(n int) (*task, error) {
 		return nil, err
 	}
 	dir, err := e.context("layers", func(dir string) error {
-		for i := range 400 {
+		for i := range maxLayers {
 			if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("file%d", i)), fmt.Appendf(nil, "%d\n", i), 0o644); err != nil {
 				return err
 			}

@@ -152,24 +152,31 @@ func distribution(t *tar.Writer) error {
 	return nil
 }
 
-// debian adds the files of a minimal Debian from the machine's package sources. It is made once and kept.
-func debian(t *tar.Writer) error {
+// debianTar returns the tar of a minimal Debian from the machine's package sources. It is made once and kept.
+func debianTar() (string, error) {
 	dir, err := os.UserCacheDir()
 	if err != nil {
-		return err
+		return "", err
 	}
 	name := filepath.Join(dir, "kiln-bench", "debian-bookworm.tar")
-	if _, err := os.Stat(name); err != nil {
-		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-			return err
-		}
-		if out, err := exec.Command("mmdebstrap", "--variant=minbase", "--quiet", "--format=tar", "bookworm", name+".new").CombinedOutput(); err != nil {
-			os.Remove(name + ".new")
-			return fmt.Errorf("mmdebstrap: %w\n%s", err, out)
-		}
-		if err := os.Rename(name+".new", name); err != nil {
-			return err
-		}
+	if _, err := os.Stat(name); err == nil {
+		return name, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return "", err
+	}
+	if out, err := exec.Command("mmdebstrap", "--variant=minbase", "--quiet", "--format=tar", "bookworm", name+".new").CombinedOutput(); err != nil {
+		os.Remove(name + ".new")
+		return "", fmt.Errorf("mmdebstrap: %w\n%s", err, out)
+	}
+	return name, os.Rename(name+".new", name)
+}
+
+// debian adds the files of debianTar.
+func debian(t *tar.Writer) error {
+	name, err := debianTar()
+	if err != nil {
+		return err
 	}
 	f, err := os.Open(name)
 	if err != nil {

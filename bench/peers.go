@@ -19,6 +19,7 @@ type job struct {
 	cold        bool   // the builder has nothing of earlier builds
 	dest        string // a tar of an OCI layout; "" for an image in the builder's own store
 	push        string // a name in the registry to push to, or ""
+	proxy       string // the value of the build argument http_proxy, or ""
 }
 
 // peer is a builder.
@@ -71,6 +72,9 @@ func (k *kilnPeer) build(j job) (usage, error) {
 		args := []string{k.e.kiln, "build", "--progress=plain", "-f", j.dockerfiles[i]}
 		if j.noCache {
 			args = append(args, "--no-cache")
+		}
+		if j.proxy != "" {
+			args = append(args, "--build-arg", "http_proxy="+j.proxy)
 		}
 		switch {
 		case j.dest != "":
@@ -177,6 +181,9 @@ func (b *buildkit) build(j job) (usage, error) {
 			if j.noCache {
 				args = append(args, "--no-cache")
 			}
+			if j.proxy != "" {
+				args = append(args, "--opt", "build-arg:http_proxy="+j.proxy)
+			}
 			switch {
 			case j.dest != "":
 				args = append(args, "--output", "type=oci,dest="+j.dest)
@@ -241,6 +248,9 @@ func (b *buildah) build(j job) (usage, error) {
 		}
 		if j.noCache {
 			args = append(args, "--no-cache")
+		}
+		if j.proxy != "" {
+			args = append(args, "--build-arg", "http_proxy="+j.proxy)
 		}
 		u, err := b.run(append(args, j.dir)...)
 		if err != nil {
@@ -317,6 +327,9 @@ func (d *docker) build(j job) (usage, error) {
 			args := []string{"docker", "-H", d.host, "build", "--network=host", "-f", j.dockerfiles[i], "-t", name}
 			if j.noCache {
 				args = append(args, "--no-cache")
+			}
+			if j.proxy != "" {
+				args = append(args, "--build-arg", "http_proxy="+j.proxy)
 			}
 			u, err := execute(d.e.ctx, environ, append(args, j.dir)...)
 			if err == nil && j.push != "" {

@@ -19,10 +19,11 @@ type result struct {
 	floorName string
 	runs      map[string][]usage // of each peer
 	failed    map[string]error
+	took      map[string]time.Duration // by all rounds
 }
 
 func newResult(w workload, floorName string) *result {
-	return &result{workload: w, floorName: floorName, runs: map[string][]usage{}, failed: map[string]error{}}
+	return &result{workload: w, floorName: floorName, runs: map[string][]usage{}, failed: map[string]error{}, took: map[string]time.Duration{}}
 }
 
 func (r *result) add(name string, u usage) {
@@ -112,8 +113,8 @@ func (r *report) markdown() string {
 		fmt.Fprintf(&b, "* left out: %s\n", strings.Join(strings.Fields(m), " "))
 	}
 	if len(r.results) > 0 {
-		fmt.Fprintf(&b, "\nSeconds of %d rounds. The ratio is to kiln's median. Memory is the peak of the largest process, or of the daemon.\n\n", r.rounds)
-		b.WriteString("| workload | builder | min | median | max | ratio | MB | CPU s | written MB |\n|---|---|--:|--:|--:|--:|--:|--:|--:|\n")
+		fmt.Fprintf(&b, "\nSeconds of %d rounds at most. The ratio is to kiln's median. Memory is the peak of the largest process, or of the daemon.\n\n", r.rounds)
+		b.WriteString("| workload | builder | rounds | min | median | max | ratio | MB | CPU s | written MB |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 		for _, res := range r.results {
 			var kiln time.Duration
 			if runs := res.runs["kiln"]; len(runs) > 0 {
@@ -131,7 +132,7 @@ func (r *report) markdown() string {
 				if most.cpu > 0 {
 					cpu = seconds(most.cpu)
 				}
-				fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", res.name, name, seconds(lo), seconds(mid), seconds(hi), ratio(mid, kiln), megabytes(most.rss), cpu, megabytes(most.size))
+				fmt.Fprintf(&b, "| %s | %s | %d | %s | %s | %s | %s | %s | %s | %s |\n", res.name, name, len(res.runs[name]), seconds(lo), seconds(mid), seconds(hi), ratio(mid, kiln), megabytes(most.rss), cpu, megabytes(most.size))
 			}
 		}
 		b.WriteString("\nkiln against what the machine needs for the work alone:\n\n")

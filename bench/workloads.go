@@ -1,10 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // workload is something that is built again and again.
@@ -55,6 +58,8 @@ var workloads = []workload{
 	{"lazypush", "the same with COPY", func(e *env) (*task, error) {
 		return e.onDebian("lazypush", "COPY file /opt/app/file\n", job{cold: true}, true)
 	}},
+	{"mariadb", "the real Debian; RUN that installs mariadb-server; the packages are on the machine", func(e *env) (*task, error) { return e.install("mariadb", "mariadb-server") }},
+	{"node", "the same with nodejs and npm: 500 packages, many small files", func(e *env) (*task, error) { return e.install("node", "nodejs npm") }},
 	{"many", "empty store; 20 builds at once that share a base and their first step", many},
 }
 
@@ -222,3 +227,46 @@ func many(e *env) (*task, error) {
 		floorName: "the commands alone, the first once",
 	}, nil
 }
+
+// install is the task of installing packages into a Debian.
+func (e *env) install(name, packages string) (*task, error) {
+	if !e.debian {
+		return nil, errNeedsDebian
+	}
+	script := "printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d && apt-get update -q && " +
+		"DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends " + packages + " && rm -rf /var/lib/apt/lists/*"
+	if e.proxy == nil {
+		var err error
+		if e.proxy, err = startProxy(filepath.Join(e.tmp, "proxy")); err != nil {
+			return nil, err
+		}
+	}
+	t, err := e.onDebian(name, "RUN "+script+"\n", job{noCache: true, proxy: e.proxy.url}, false)
+	if err != nil {
+		return nil, err
+	}
+	t.floorName = "the same command in a chroot"
+	t.floor = func() (usage, error) {
+		dir := filepath.Join(e.tmp, "chroot")
+		defer os.RemoveAll(dir)
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return usage{}, err
+		}
+		file, err := debianTar()
+		if err != nil {
+			return usage{}, err
+		}
+		if _, err := execute(e.ctx, nil, "tar", "-x", "--exclude=./dev/*", "-C", dir, "-f", file); err != nil {
+			return usage{}, err
+		}
+		unix.Sync()
+		mounts := "mount -t proc proc $0/proc && mount --rbind /dev $0/dev && exec chroot $0 /bin/sh -c \"$1\""
+		return execute(e.ctx, []string{"http_proxy=" + e.proxy.url, "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", mounts, dir, script)
+	}
+	// What is fetched is fetched now.
+	_, err = t.floor()
+	return t, err
+}
+
+// errNeedsDebian is of a workload that cannot do with generated files.
+var errNeedsDebian = errors.New("it needs -debian")
