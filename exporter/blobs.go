@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -278,11 +279,13 @@ type plainWriter struct{ io.Writer }
 
 func (plainWriter) Close() error { return nil }
 
-// A note of a blob is a line of its media type, digest and size, its diff id, and a checksum of these, and a line of its pieces, which
-// are checked when they are used.
+// A note of a blob is its media type, digest and size, its diff id, its pieces if there are any, and a checksum of these.
 func remember(b blob) []byte {
 	text := fmt.Sprintf("%s %s %d %s", b.desc.MediaType, b.desc.Digest, b.desc.Size, b.diffID)
-	return fmt.Appendf(nil, "%s %x\n%s\n", text, sha256.Sum256([]byte(text)), b.pieces)
+	if b.pieces != "" {
+		text += " " + b.pieces
+	}
+	return fmt.Appendf(nil, "%s %x\n", text, sha256.Sum256([]byte(text)))
 }
 
 // remembered reads what remember wrote; ok is false if it is damaged, or the blob is not in the store any more.
@@ -293,16 +296,19 @@ func (b *Blobs) remembered(note []byte) (have blob, ok bool) {
 
 // parseNote reads what remember wrote; ok is false if it is damaged.
 func parseNote(note []byte) (have blob, ok bool) {
-	line, rest, _ := strings.Cut(string(note), "\n")
-	f := strings.Fields(line)
-	if len(f) != 5 || f[4] != fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(f[:4], " ")))) {
+	f := strings.Fields(string(note))
+	if len(f) != 5 && len(f) != 6 {
 		return have, false
 	}
 	size, err := strconv.ParseInt(f[2], 10, 64)
 	if err != nil {
 		return have, false
 	}
-	return blob{ocispec.Descriptor{MediaType: f[0], Digest: digest.Digest(f[1]), Size: size}, digest.Digest(f[3]), strings.TrimSpace(rest)}, true
+	have = blob{desc: ocispec.Descriptor{MediaType: f[0], Digest: digest.Digest(f[1]), Size: size}, diffID: digest.Digest(f[3])}
+	if len(f) == 6 {
+		have.pieces = f[4]
+	}
+	return have, bytes.Equal(note, remember(have))
 }
 
 // ReadNote reads a note of a blob that was made of a layer, or of another blob: the blob, and the diff id of both. The error is
