@@ -13,7 +13,7 @@ import (
 	"sort"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/kilnbuild/kiln/internal/mapped"
 )
 
 // The file is: magic; the entries in order of Compare, each with its length; a table of the entries' offsets, 8 bytes
@@ -21,7 +21,7 @@ import (
 // identity, and the SHA-256 of everything before. Numbers are little endian. It is read in place, by mmap(2).
 const (
 	magic      = "kiln layer manifest 1\n"
-	footerSize = 8 + 8 + 8 + 8 + 3*sha256.Size
+	footerSize = 8 + 8 + 8 + 8 + 2*sha256.Size // without the digest of everything before
 )
 
 // The footer's flags, of the Summary's fields.
@@ -110,7 +110,8 @@ type Writer struct {
 	buf     *bufio.Writer
 	sum     hash.Hash
 	digests *Digester
-	offsets []uint64
+	sizes   []byte // of the entries, as uvarints
+	entries int
 	offset  uint64
 	last    string
 }
@@ -134,7 +135,7 @@ func (w *Writer) write(p []byte) {
 
 // Add appends an entry.
 func (w *Writer) Add(e *Entry) error {
-	if len(w.offsets) > 0 && Compare(w.last, e.Path) >= 0 {
+	if w.entries > 0 && Compare(w.last, e.Path) >= 0 {
 		return fmt.Errorf("BUG: manifest entry %q after %q", e.Path, w.last)
 	}
 	w.last = e.Path
@@ -142,7 +143,8 @@ func (w *Writer) Add(e *Entry) error {
 	if len(body) > maxEntry {
 		return fmt.Errorf("entry %q is too large", e.Path)
 	}
-	w.offsets = append(w.offsets, w.offset)
+	w.sizes = binary.AppendUvarint(w.sizes, uint64(len(body)))
+	w.entries++
 	var size [4]byte
 	binary.LittleEndian.PutUint32(size[:], uint32(len(body)))
 	w.write(size[:])
@@ -160,11 +162,14 @@ func (w *Writer) Close(created time.Time) (Summary, error) {
 		binary.LittleEndian.PutUint64(b[:], v)
 		w.write(b[:])
 	}
-	for _, o := range w.offsets {
-		put(o)
+	offset := uint64(len(magic))
+	for rest := w.sizes; len(rest) > 0; {
+		put(offset)
+		size, n := binary.Uvarint(rest)
+		offset, rest = offset+4+size, rest[n:]
 	}
 	put(table)
-	put(uint64(len(w.offsets)))
+	put(uint64(w.entries))
 	put(uint64(created.UnixNano()))
 	flags := uint64(0)
 	if s.Implied {
@@ -243,6 +248,7 @@ func Identify(entries iter.Seq[*Entry]) Summary {
 // Manifest is a manifest file that is open. It is safe for concurrent use.
 type Manifest struct {
 	Summary
+	file  *mapped.File
 	data  []byte
 	table []byte
 }
@@ -252,34 +258,25 @@ var ErrDamaged = errors.New("the layer's manifest is damaged")
 
 // OpenManifest opens a manifest and checks it as a whole.
 func OpenManifest(name string) (*Manifest, error) {
-	f, err := os.Open(name)
+	f, err := mapped.Open(name)
+	if errors.Is(err, mapped.ErrDamaged) {
+		err = fmt.Errorf("open %s: %w", name, ErrDamaged)
+	}
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
+	m, err := parse(f.Data)
 	if err != nil {
-		return nil, err
-	}
-	size := info.Size()
-	if size < int64(len(magic))+footerSize || size > 1<<40 {
-		return nil, fmt.Errorf("open %s: %w", name, ErrDamaged)
-	}
-	data, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("map %s: %w", name, err)
-	}
-	m, err := parse(data)
-	if err != nil {
-		unix.Munmap(data)
+		f.Close()
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
+	m.file = f
 	return m, nil
 }
 
+// parse reads what lies before the digest at the end.
 func parse(data []byte) (*Manifest, error) {
-	end := len(data) - sha256.Size
-	if string(data[:len(magic)]) != magic || sha256.Sum256(data[:end]) != [sha256.Size]byte(data[end:]) {
+	if len(data) < len(magic)+footerSize || string(data[:len(magic)]) != magic {
 		return nil, ErrDamaged
 	}
 	footer := data[len(data)-footerSize:]
@@ -299,7 +296,7 @@ func parse(data []byte) (*Manifest, error) {
 }
 
 // Close unmaps the file; entries that were returned stay valid.
-func (m *Manifest) Close() error { return unix.Munmap(m.data) }
+func (m *Manifest) Close() error { return m.file.Close() }
 
 func (m *Manifest) record(i int) decoder {
 	o := binary.LittleEndian.Uint64(m.table[8*i:])
@@ -342,6 +339,7 @@ func (m *Manifest) At(i int) Entry {
 
 // search returns the number of the first entry that does not sort before path.
 func (m *Manifest) search(path string) int {
+	m.file.Touch()
 	return sort.Search(m.Entries, func(i int) bool { return Compare(string(m.path(i)), path) >= 0 })
 }
 
@@ -367,6 +365,7 @@ func (m *Manifest) Lookup(path string) (Entry, bool) {
 func (m *Manifest) All() iter.Seq[*Entry] {
 	return func(yield func(*Entry) bool) {
 		for i := range m.Entries {
+			m.file.Touch()
 			e := m.At(i)
 			if !yield(&e) {
 				return

@@ -1,6 +1,7 @@
 package localdir
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
+	"github.com/kilnbuild/kiln/internal/mapped"
 	"golang.org/x/sys/unix"
 )
 
@@ -61,7 +63,8 @@ const (
 // SHA-256 of both. It is only a cache: whatever is wrong with the file, the file is as good as empty.
 type statCache struct {
 	path string
-	data []byte // the records of the file
+	file *mapped.File // nil for none; it stays open, since a look-up may be under way at any time
+	data []byte       // the records of the file
 
 	mu    sync.Mutex
 	fresh map[stamp]learnt
@@ -77,33 +80,32 @@ type learnt struct {
 
 func openStatCache(path string) *statCache {
 	c := &statCache{path: path, fresh: map[stamp]learnt{}}
-	if data, err := readStats(path); err == nil {
-		c.data = data
+	if f, err := openStats(path); err == nil {
+		c.file, c.data = f, f.Data[len(statMagic):]
 		lease.Used(path, nil)
 	}
 	return c
 }
 
-// readStats returns the records of a cache file.
-func readStats(path string) ([]byte, error) {
-	data, err := os.ReadFile(path)
+// openStats opens a cache file that is whole.
+func openStats(path string) (*mapped.File, error) {
+	f, err := mapped.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	end := len(data) - sha256.Size
-	if end < len(statMagic) || !bytes.HasPrefix(data, []byte(statMagic)) || (end-len(statMagic))%recordSize != 0 {
-		return nil, errors.New("it is no cache of digests")
+	if !bytes.HasPrefix(f.Data, []byte(statMagic)) || (len(f.Data)-len(statMagic))%recordSize != 0 {
+		return nil, errors.Join(errors.New("it is no cache of digests"), f.Close())
 	}
-	if sum := sha256.Sum256(data[:end]); !bytes.Equal(sum[:], data[end:]) {
-		return nil, errors.New("its checksum is wrong")
-	}
-	return data[len(statMagic):end], nil
+	return f, nil
 }
 
 // CheckCache returns an error unless the file at path is whole.
 func CheckCache(path string) error {
-	_, err := readStats(path)
-	return err
+	f, err := openStats(path)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 func (c *statCache) count() int { return len(c.data) / recordSize }
@@ -115,6 +117,9 @@ func (c *statCache) at(i int) (stamp, layer.Digest) {
 }
 
 func (c *statCache) get(s stamp) (layer.Digest, bool) {
+	if c.file != nil {
+		c.file.Touch()
+	}
 	i := sort.Search(c.count(), func(i int) bool {
 		other, _ := c.at(i)
 		return compareStamps(other, s) >= 0
@@ -152,9 +157,20 @@ func (c *statCache) save(tmp string) error {
 		return nil
 	}
 	slices.SortFunc(added, compareStamps)
-	out := bytes.NewBuffer(make([]byte, 0, len(statMagic)+len(c.data)+len(added)*recordSize+sha256.Size))
+	if err := os.MkdirAll(filepath.Dir(c.path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(tmp, "stat-")
+	if err != nil {
+		return err
+	}
+	h := sha256.New()
+	out := bufio.NewWriterSize(io.MultiWriter(f, h), 64<<10) // it keeps the first error for Flush
 	out.WriteString(statMagic)
 	write := func(s stamp, d layer.Digest) {
+		if c.file != nil {
+			c.file.Touch()
+		}
 		var b [40]byte
 		for i, v := range []uint64{s.dev, s.ino, uint64(s.size), uint64(s.mtime), uint64(s.ctime)} {
 			binary.LittleEndian.PutUint64(b[8*i:], v)
@@ -179,16 +195,9 @@ func (c *statCache) save(tmp string) error {
 	for ; i < c.count(); i++ {
 		write(c.at(i))
 	}
-	sum := sha256.Sum256(out.Bytes())
-	out.Write(sum[:])
-	if err := os.MkdirAll(filepath.Dir(c.path), 0o700); err != nil {
-		return err
+	if err = out.Flush(); err == nil {
+		_, err = f.Write(h.Sum(nil))
 	}
-	f, err := os.CreateTemp(tmp, "stat-")
-	if err != nil {
-		return err
-	}
-	_, err = out.WriteTo(f)
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), c.path)
 	}
