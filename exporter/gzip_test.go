@@ -76,7 +76,7 @@ func TestGzipVersion(t *testing.T) {
 // TestGzipReuse: what is taken from an earlier stream gives the bytes that compressing gives, and what is damaged in it, or in what is
 // said of it, is compressed instead.
 func TestGzipReuse(t *testing.T) {
-	data := words(3, 12<<20)
+	data := words(3, 8<<20)
 	stream, z := zip(t, data, nil, 1<<20)
 	text := formatPieces(z.list)
 	edited := bytes.Clone(data)
@@ -85,7 +85,7 @@ func TestGzipReuse(t *testing.T) {
 	for name, c := range map[string]struct {
 		data []byte
 		most int // of its blocks may be new
-	}{"the same": {data, 0}, "edited": {edited, 2}, "inserted": {inserted, 3}, "shorter": {data[:6<<20], 1}, "other": {words(9, 3<<20), 9}} {
+	}{"the same": {data, 0}, "edited": {edited, 2}, "inserted": {inserted, 3}, "shorter": {data[:6<<20], 1}} {
 		want, _ := zip(t, c.data, nil, 1<<20)
 		counting := &countingReader{ReaderAt: bytes.NewReader(stream)}
 		got, made := zip(t, c.data, parsePieces(text, counting), 1<<20)
