@@ -1,21 +1,21 @@
 # Everything runs as root, on Linux. Debian packages that a target needs are installed where they are missing.
 SHELL       := /bin/bash
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-FUZZTIME    ?= 60s
-FUZZREST    ?= 30s
-FUZZLONG    := FuzzBuild|FuzzExpand|FuzzFlags|FuzzHeredoc|FuzzParse|FuzzUnpack
+FUZZTIME    ?= 50s
+FUZZREST    ?= 10s
+FUZZLONG    := ./frontend/*|./internal/ignore/*|./internal/layer/FuzzFromHeader|./parser/*|./registry/FuzzParseDocument|./registry/FuzzParseChallenges|./solver/ops/FuzzUnpack
 
 # $(call need,PACKAGES) installs Debian packages unless they are all there.
 need = dpkg --status $(1) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1); }
 
-.PHONY: help build demo test lint e2e vm fuzz conformance bench
+.PHONY: help build demo test lint e2e vm torture fuzz conformance bench
 help:
 	@echo "make build         ./kiln, one static binary"
 	@echo "make demo          build an example, look at it, build it again"
 	@echo "make test          vet, staticcheck, and the tests of every package"
 	@echo "make e2e           real images from real package registries, about ten minutes"
 	@echo "make vm            kiln on the kernel of Debian's cloud images, or on KERNELS, in a virtual machine; about two minutes"
-	@echo "make torture       hostile archives, faults, kills, full disks; LONG=1 for many rounds, and large ones"
+	@echo "make torture       hostile archives, faults, kills and full disks; LONG=1 for many rounds, and for large ones"
 	@echo "make fuzz          every fuzz target, for FUZZTIME ($(FUZZTIME)) or FUZZREST ($(FUZZREST))"
 	@echo "make bench         kiln beside the other builders of the machine, with BENCH as arguments; about half an hour"
 	@echo "make conformance   the cases of the directory CONFORM, built and compared"
@@ -28,7 +28,7 @@ demo: build
 	@example/demo ./kiln
 
 test: lint
-	@$(call need,busybox-static docker-registry jq openssh-client openssh-server skopeo uidmap umoci xz-utils zstd)
+	@$(call need,busybox-static docker-registry jq openssh-client openssh-server skopeo strace uidmap umoci xz-utils zstd)
 	go test ./...
 
 lint:
@@ -53,12 +53,12 @@ torture:
 	@$(call need,busybox-static strace)
 	KILN_TORTURE=$(if $(filter 1,$(LONG)),1000,$(LONG)) go test -count=1 -timeout $(if $(LONG),24h,20m) -v ./torture
 
-# go test takes one fuzz target of one package at a time; two run at once, each on one processor. Those that read what
-# users write in a Dockerfile and beside it run for FUZZTIME, the others for FUZZREST. A run whose time ends while go test
+# go test takes one fuzz target of one package at a time; two run at once, each on one processor. Those that read
+# Dockerfiles, and what archives and registries hold, run for FUZZTIME, the others for FUZZREST. A run whose time ends while go test
 # is busy with an input of its own may fail with nothing but "context deadline exceeded", which is no finding.
 fuzz:
 	@grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's,/[^/]*:func , ,' | sort | xargs -P 2 -L 1 bash -c '\
-	    case $$1 in $(FUZZLONG)) time=$(FUZZTIME) ;; *) time=$(FUZZREST) ;; esac; \
+	    case $$0/$$1 in $(FUZZLONG)) time=$(FUZZTIME) ;; *) time=$(FUZZREST) ;; esac; \
 	    out=$$(go test $$0 -run="^$$" -fuzz="^$$1\$$" -fuzztime=$$time -fuzzminimizetime=1s -parallel=1 2>&1) || \
 	        [[ $$out == *"--- FAIL: $$1 ("*"    context deadline exceeded"* && $$out != *"Failing input"* && $$out != *panic* ]] || \
 	        { printf "%s\n" "$$out"; echo "$$0 $$1: FAILED"; exit 255; }; \
