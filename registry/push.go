@@ -27,7 +27,8 @@ type Blobs interface {
 // PushOptions are what Push can be told besides. The zero value is good.
 type PushOptions struct {
 	// MountFrom names for blobs, mostly those of a base image, the repository that they came from, as in
-	// "docker.io/library/debian". Where that is in the same registry the blob is not sent but mounted.
+	// "docker.io/library/debian". Where that is in the same registry, or one that is a mirror of it, the blob is not sent but
+	// mounted.
 	MountFrom map[digest.Digest]string
 	// Progress is called with how many of a blob's bytes the registry has, from several goroutines. A broken upload may
 	// take the number back.
@@ -186,8 +187,8 @@ func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref Reference, desc 
 	if o.Progress != nil {
 		u.progress = func(n int64) { o.Progress(desc, n) }
 	}
-	if from, err := ParseReference(o.MountFrom[desc.Digest]); err == nil && from.Registry == ref.Registry && from.Repository != ref.Repository {
-		u.from = from.Repository
+	if from, err := ParseReference(o.MountFrom[desc.Digest]); err == nil {
+		u.from = c.mountable(from, ref)
 	}
 	for {
 		err := u.run(ctx)
@@ -199,6 +200,21 @@ func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref Reference, desc 
 			return c.explain("push", ref, h, err)
 		}
 	}
+}
+
+// mountable returns the repository of to's registry from which blobs that came from an image can be mounted: the image's own, or
+// where that registry has it as a mirror of the image's. It is "" for none.
+func (c *Client) mountable(from, to Reference) string {
+	all, err := c.endpoints(from.Registry)
+	if err != nil {
+		return ""
+	}
+	for _, ep := range all {
+		if repository := ep.repository(from.Repository); ep.name == to.Registry && repository != to.Repository {
+			return repository
+		}
+	}
+	return ""
 }
 
 // upload is a blob on its way to a registry (distribution-spec, "Pushing a blob in chunks"). A try goes on where the one

@@ -232,6 +232,29 @@ func TestMount(t *testing.T) {
 	}
 }
 
+// TestMountFromMirror finds the blobs mounted of a base that came through the registry that is pushed to, as a mirror.
+func TestMountFromMirror(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	desc := makeImage(t, from, amd64, 100_000)
+	front := newFault(t, reg.Host, nil)
+	c := quick(map[string]config.Registry{"base.example": {Mirrors: []string{front.host + "/proxy"}}})
+	if err := c.Push(t.Context(), from, front.host+"/proxy/team/base", desc, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	sent := front.count("PATCH")
+	mounts := map[digest.Digest]string{}
+	if err := from.Blobs(func(d digest.Digest, _ int64) error { mounts[d] = "base.example/team/base"; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Push(t.Context(), from, front.host+"/app", desc, PushOptions{MountFrom: mounts}); err != nil {
+		t.Fatal(err)
+	}
+	if n := front.count("PATCH") - sent; n != 0 {
+		t.Errorf("%d blobs were sent", n)
+	}
+}
+
 // TestPushOrder has every blob there before a manifest, and the tag last.
 func TestPushOrder(t *testing.T) {
 	reg := registrytest.Start(t)
