@@ -64,7 +64,15 @@ func (a *app) buildCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withBuilder(func(b *builder.Builder) error { return a.build(cmd.Context(), b, o, f.mode(), call.json) })
+			return a.withBuilder(func(b *builder.Builder) error {
+				err := a.build(cmd.Context(), b, o, f.mode(), call.json)
+				if cmd.Context().Err() == nil {
+					if err := b.Collect(cmd.Context()); err != nil {
+						a.complain("the build is over, and making room after it failed: " + err.Error())
+					}
+				}
+				return err
+			})
 		}),
 	}
 	flags := cmd.Flags()

@@ -26,6 +26,8 @@ type Builder struct {
 	client *registry.Client
 	// cdiDirs are where the specifications of devices are.
 	cdiDirs []string
+	// gc is what kiln.toml says of collecting.
+	gc config.GC
 	// limits are those of kiln.toml.
 	limits Limits
 	// userns is --userns as kiln.toml has it.
@@ -56,6 +58,10 @@ func New(root string, cfg *config.Config) (*Builder, error) {
 		return nil, err
 	}
 	b.archive = layer.Limit{Size: cfg.Archive.Size, Entries: cfg.Archive.MaxEntries}
+	b.gc = cfg.GC
+	if _, err := b.collection(); err != nil {
+		return nil, err
+	}
 	if len(b.cdiDirs) == 0 {
 		b.cdiDirs = cdi.DefaultDirs
 	}

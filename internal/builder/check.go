@@ -405,13 +405,13 @@ func (c *checker) layers(ctx context.Context, task *progress.Task) error {
 		return err
 	}
 	c.sum.Layers = len(ids)
-	var done, bytes atomic.Int64
+	var bytes atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, id := range ids {
 		g.Go(func() error {
 			err := c.layer(ctx, id, &bytes)
-			task.Status("layers", done.Add(1), int64(len(ids)))
+			task.Status("bytes", bytes.Load(), 0)
 			return err
 		})
 	}

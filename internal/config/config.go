@@ -31,12 +31,27 @@ type Config struct {
 	CDI CDI `toml:"cdi"`
 	// Userns is "auto" or "START:COUNT" for RUN in a user namespace with ids of its own; "" is for none.
 	Userns string `toml:"userns"`
+	// GC is when a build is followed by the removal of what has not been used for long.
+	GC GC `toml:"gc"`
 	// Limits bound each step.
 	Limits Limits `toml:"limits"`
 	// Archive bounds what archives may hold, layers of images among them.
 	Archive Archive `toml:"archive"`
 	// Registries are the settings of registries by name.
 	Registries Registries `toml:"registry"`
+}
+
+// GC says how large the root directory may grow. The keys are those of buildkitd.toml; sizes are as "20GB", or as "10%" of the file
+// system.
+type GC struct {
+	// Enabled is true where nothing is said.
+	Enabled *bool `toml:"enabled"`
+	// MaxUsedSpace bounds the root directory; "" for no bound.
+	MaxUsedSpace string `toml:"maxUsedSpace"`
+	// MinFreeSpace is how much of the file system is to be free; "" for "10%".
+	MinFreeSpace string `toml:"minFreeSpace"`
+	// ReservedSpace is what the root directory may have in any case; "" for "10%".
+	ReservedSpace string `toml:"reservedSpace"`
 }
 
 // Limits are the limits of a step: sizes as "512m", lists as "0-3", times as "30m". The zero value of each is for none, that of
