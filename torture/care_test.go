@@ -146,7 +146,7 @@ func TestPruneWhileBuilding(t *testing.T) {
 			}
 		})
 	}
-	for _, args := range [][]string{{"prune", "-a"}, {"prune"}, {"prune", "--max-used-space", "2MB"}, {"check"}} {
+	for _, args := range [][]string{{"prune", "-a"}, {"prune"}, {"prune", "--max-used-space", "2MB"}, {"check"}, {"images"}} {
 		loop(func() {
 			out, log, ok, err := run(projects[0].command(args...))
 			if ok && err != nil {

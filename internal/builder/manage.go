@@ -137,6 +137,9 @@ func (b *Builder) Images(ctx context.Context) ([]ImageInfo, error) {
 		if !ok {
 			info, err := b.info(img.Desc)
 			if err != nil {
+				if _, lost := b.store.Lookup(img.Desc.Digest.String()); errors.As(lost, new(*cas.NotFoundError)) {
+					continue // it was removed meanwhile
+				}
 				return nil, fmt.Errorf("image %s: %w", img.Name, err)
 			}
 			i = len(out)
