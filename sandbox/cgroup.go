@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/internal/userns"
 )
 
 // groupPrefix begins the names of the groups that kiln makes; 16 digits follow. Whoever made one holds a lock on it (flock(2)) for as long as
@@ -53,7 +55,7 @@ type hierarchy struct {
 // hierarchy, which is made where it is missing; or where parent is "", in kiln's own or beside it. The error names what the
 // machine does not allow.
 func newCgroups(parent string, l Limits) (_ *cgroups, err error) {
-	all, err := hierarchies("/proc/self/mountinfo", "/proc/self/cgroup")
+	all, err := machine()
 	if err != nil {
 		return nil, err
 	}
@@ -126,6 +128,11 @@ func (c *cgroups) in(h *hierarchy) *group {
 	}
 	return nil
 }
+
+// machine returns the hierarchies of this machine.
+var machine = sync.OnceValues(func() ([]*hierarchy, error) {
+	return hierarchies("/proc/self/mountinfo", "/proc/self/cgroup")
+})
 
 // hierarchies returns the mounted trees of control groups, but for those without a controller that only name processes.
 func hierarchies(mountinfo, cgroup string) ([]*hierarchy, error) {
@@ -211,22 +218,36 @@ func (h *hierarchy) place(controller string, l Limits) (dir string, threaded boo
 	if !domain {
 		return h.own, true, nil
 	}
-	for _, file := range []string{"memory.max", "memory.high", "memory.swap.max", "pids.max", "cpu.max", "cpuset.cpus"} {
+	own := []string{"memory.max", "memory.high", "memory.swap.max", "cpu.max", "cpuset.cpus"}
+	if l.Pids < 0 { // else the step has a limit too
+		own = append(own, "pids.max")
+	}
+	for _, file := range own {
 		if w := words(filepath.Join(h.own, file)); len(w) > 0 && w[0] != "max" {
-			return "", false, &placeError{fmt.Errorf("kiln's own control group %s has processes, and a limit (%s) that a group beside it would escape", h.own, file)}
+			return "", false, &placeError{h, fmt.Errorf("kiln's own control group %s has processes, and a limit (%s) that a group beside it would escape", h.own, file)}
 		}
 	}
 	if h.own == h.mount {
-		return "", false, &placeError{fmt.Errorf("kiln's own control group %s has processes, and what is above it is out of reach", h.own)}
+		return "", false, &placeError{h, fmt.Errorf("kiln's own control group %s has processes, and what is above it is out of reach", h.own)}
 	}
 	return filepath.Dir(h.own), false, nil
 }
 
 // placeError is a group below which none can be made.
-type placeError struct{ err error }
+type placeError struct {
+	hierarchy *hierarchy
+	err       error
+}
 
 func (e *placeError) Error() string {
-	return e.err.Error() + `: name one with --cgroup-parent, or run kiln by "systemd-run --scope --slice=kiln"`
+	advice := `name another with --cgroup-parent, or run kiln by "systemd-run --scope --slice=kiln"`
+	switch {
+	case userns.UID() != 0 && e.hierarchy.unified:
+		advice = `run kiln by "systemd-run --user --scope -p Delegate=yes"`
+	case userns.UID() != 0:
+		advice = "in control groups of version 1 it takes root to do that, or a group that root has given to the user"
+	}
+	return e.err.Error() + ": " + advice
 }
 
 // Unwrap returns the cause.
@@ -263,9 +284,6 @@ func (h *hierarchy) inheritSets(from, to string) error {
 			continue
 		}
 		value, err := os.ReadFile(filepath.Join(from, name))
-		if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(value)) == 0 {
-			continue // in version 2 an empty file means what is above, and the root group has none
-		}
 		if err != nil {
 			return err
 		}
@@ -288,7 +306,7 @@ func (c *cgroups) add(h *hierarchy, dir string, threaded bool) error {
 	rand.Read(id[:])
 	g := &group{hierarchy: h, path: filepath.Join(dir, groupPrefix+hex.EncodeToString(id[:])), threaded: threaded}
 	if err := os.Mkdir(g.path, 0o755); err != nil {
-		return fmt.Errorf("make a control group: %w", err)
+		return &placeError{h, fmt.Errorf("make a control group in %s: %w", dir, errors.Unwrap(err))}
 	}
 	c.groups = append(c.groups, g)
 	if g.dir, err = os.Open(g.path); err != nil {
@@ -379,7 +397,7 @@ func (g *group) enable(controller string) error {
 		err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0)
 		switch {
 		case errors.Is(err, unix.EBUSY):
-			return &placeError{fmt.Errorf("control group %s has processes of its own", dir)}
+			return &placeError{g.hierarchy, fmt.Errorf("control group %s has processes of its own", dir)}
 		case errors.Is(err, unix.ENOENT):
 			return fmt.Errorf("the controller is not there for control group %s", dir)
 		case err != nil:
