@@ -74,11 +74,7 @@ func step(t *testing.T, s *Store, ids []string, f func(root *rootfs.Root)) Commi
 	started := time.Now()
 	f(rootfs.At(m))
 	m.Close()
-	entries, err := p.Changes(context.Background(), tree, started)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := p.Commit(entries, "")
+	c, err := p.CommitChanges(context.Background(), tree, started)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -395,7 +391,7 @@ func TestChangesRefusesWhiteoutNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	tree, _ := s.Tree(nil)
-	_, err = p.Changes(context.Background(), tree, time.Now())
+	_, err = p.CommitChanges(context.Background(), tree, time.Now())
 	var bad *PathError
 	if !errors.As(err, &bad) || bad.Path != ".wh.x" {
 		t.Errorf("got %v", err)

@@ -19,29 +19,57 @@ import (
 // which is 10 ms at the slowest (CONFIG_HZ=100).
 const clockSlack = 20 * time.Millisecond
 
-// Changes reads what a step left in a pending layer that was the upper directory of its overlay over the root file system
-// below. Times between started and now are the clock's. The overlay also copies directories up in which, in the end, nothing
-// was changed but their own time: those are no changes, and are taken away.
-func (p *Pending) Changes(ctx context.Context, below layer.Tree, started time.Time) ([]*layer.Entry, error) {
-	r := &upperReader{ctx: ctx, store: p.store, below: below, from: started.Add(-clockSlack), to: time.Now(), links: map[inode]string{}}
+// CommitChanges reads what a step left in a pending layer that was the upper directory of its overlay over the root file system
+// below, and puts it into the store, or takes a layer of the same identity that is there already. Times between started and now are the
+// clock's. The overlay also copies directories up in which, in the end, nothing was changed but their own time: those are no changes, and
+// are taken away.
+func (p *Pending) CommitChanges(ctx context.Context, below layer.Tree, started time.Time) (Committed, error) {
+	w, err := p.Manifest()
+	if err != nil {
+		return Committed{}, err
+	}
+	r := &upperReader{ctx: ctx, store: p.store, below: below, from: started.Add(-clockSlack), to: time.Now(), emit: w.Add, links: map[inode]string{}}
+	if err := r.all(p); err != nil {
+		w.Abort()
+		return Committed{}, fmt.Errorf("read the layer: %w", err)
+	}
+	sum, err := w.Close(time.Now())
+	if err != nil {
+		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
+	}
+	return p.CommitWritten(sum, "")
+}
+
+// all emits what is in the layer, in the order of layer.Compare.
+func (r *upperReader) all(p *Pending) error {
 	dir, err := p.fs.OpenFile("", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil, fmt.Errorf("read the layer: %w", err)
+		return err
 	}
 	defer dir.Close()
 	root, err := r.entry(int(dir.Fd()), "", "")
 	if err != nil {
-		return nil, fmt.Errorf("read the layer: %w", err)
+		return err
 	}
-	if same, err := r.unchanged(root); err != nil {
-		return nil, fmt.Errorf("read the layer: %w", err)
-	} else if !same {
-		r.list = append(r.list, root)
+	same, err := r.unchanged(root)
+	if err == nil && !same {
+		err = r.emit(root)
 	}
-	if err := r.dir(dir, ""); err != nil {
-		return nil, fmt.Errorf("read the layer: %w", err)
+	if err != nil {
+		return err
 	}
-	return r.list, nil
+	return r.dir(dir, "")
+}
+
+// pass emits the directories that are held back.
+func (r *upperReader) pass() error {
+	for _, e := range r.held {
+		if err := r.emit(e); err != nil {
+			return err
+		}
+	}
+	r.held = r.held[:0]
+	return nil
 }
 
 // unchanged reports whether a directory is below as it is here, but for a time that came from the clock.
@@ -64,8 +92,10 @@ type upperReader struct {
 	// hidden says that nothing of below is seen in the directory that is read, since one above it is opaque.
 	hidden bool
 	links  map[inode]string
-	list   []*layer.Entry
-	buf    []byte
+	emit   func(*layer.Entry) error
+	// held are directories, each in the one before, in which nothing was found yet: they may be no changes.
+	held []*layer.Entry
+	buf  []byte
 }
 
 func (r *upperReader) dir(dir *os.File, path string) error {
@@ -95,11 +125,16 @@ func (r *upperReader) dir(dir *os.File, path string) error {
 		if e == nil {
 			continue
 		}
-		r.list = append(r.list, e)
-		n := len(r.list)
 		if e.Type != layer.Dir {
+			if err = r.pass(); err == nil {
+				err = r.emit(e)
+			}
+			if err != nil {
+				return err
+			}
 			continue
 		}
+		r.held = append(r.held, e)
 		fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return &os.PathError{Op: "open", Path: p, Err: err}
@@ -113,15 +148,19 @@ func (r *upperReader) dir(dir *os.File, path string) error {
 		if err != nil {
 			return err
 		}
-		if len(r.list) > n {
+		if len(r.held) == 0 {
 			continue
 		}
 		same, err := r.unchanged(e)
 		if err != nil {
 			return err
 		}
-		if same {
-			r.list = r.list[:n-1]
+		if !same {
+			if err := r.pass(); err != nil {
+				return err
+			}
+		} else {
+			r.held = r.held[:len(r.held)-1]
 			if err := removeAt(int(dir.Fd()), name); err != nil {
 				return err
 			}

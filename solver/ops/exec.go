@@ -267,11 +267,7 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	if err := root.Close(); err != nil {
 		return l, err
 	}
-	entries, err := p.Changes(ctx, tree, started)
-	if err != nil {
-		return l, err
-	}
-	c, err := p.Commit(entries, "")
+	c, err := p.CommitChanges(ctx, tree, started)
 	r.Snapshots.SetEarlier(c.ID, job.Last.ID)
 	return committed(c), err
 }
