@@ -19,6 +19,7 @@ func BenchmarkRun(b *testing.B) {
 		{name: "default"},
 		{name: "heap=200MB", heap: 200},
 		{name: "network=none", network: NetworkNone},
+		{name: "network=join", network: NetworkJoin},
 		{name: "pids=none", limits: Limits{Pids: -1}},
 		{name: "memory", limits: Limits{Memory: 1 << 30}},
 	} {
@@ -27,7 +28,7 @@ func BenchmarkRun(b *testing.B) {
 			for i := range ballast {
 				ballast[i] = byte(i)
 			}
-			im := newImage(b)
+			im, pool := newImage(b), newPool(b)
 			var times []time.Duration
 			for b.Loop() {
 				for _, d := range []string{im.upper, im.work} {
@@ -42,7 +43,17 @@ func BenchmarkRun(b *testing.B) {
 				}
 				start := time.Now()
 				root := im.mount(b)
-				st, err := Run(context.Background(), Spec{Root: root, Args: []string{"/bin/true"}, Env: []string{defaultPath}, Network: c.network, Limits: c.limits})
+				s := Spec{Root: root, Args: []string{"/bin/true"}, Env: []string{defaultPath}, Network: c.network, Limits: c.limits}
+				release := func() {}
+				if c.network == NetworkJoin {
+					n, err := pool.Get()
+					if err != nil {
+						b.Fatal(err)
+					}
+					s.NetworkNamespace, release = n.Namespace(), func() { n.Release(false) }
+				}
+				st, err := Run(context.Background(), s)
+				release()
 				root.Close()
 				times = append(times, time.Since(start))
 				if err != nil || st.ExitCode != 0 {

@@ -101,6 +101,24 @@ func TestNetwork(t *testing.T) {
 	im.expect(t, "ping -c 1 ::1 | grep -c '1 packets received'", "1\n", joined(t, pool))
 }
 
+// TestNetworkAgain runs steps that do nothing with their network until one has that of the step before.
+func TestNetworkAgain(t *testing.T) {
+	im := newImage(t)
+	pool := newPool(t)
+	last := ""
+	waitFor(t, "the same network again", func() bool {
+		n, err := pool.Get()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer n.Release(false)
+		own := im.lines(t, "readlink /proc/self/ns/net", func(s *Spec) { s.Network, s.NetworkNamespace = NetworkJoin, n.Namespace() })[0]
+		again := own == last
+		last = own
+		return again
+	})
+}
+
 // TestAbstractSockets listens on a name without a file, in the host's name space.
 func TestAbstractSockets(t *testing.T) {
 	l, err := net.Listen("unix", "@kiln-test-abstract")

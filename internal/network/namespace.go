@@ -45,8 +45,8 @@ type namespace struct {
 	frame int      // how long the headers before the IP header are
 
 	// The counters of the name space, see proc_pid_net(5), and what they were in the beginning.
-	counters []*os.File
-	initial  []byte
+	devices, sockets *os.File
+	initial          counters
 }
 
 // newNamespace makes a network name space. Everything of it goes with the descriptors.
@@ -68,14 +68,14 @@ func newNamespace(ipv6 bool) (*namespace, error) {
 		if err := configure(s, n.way, ipv6); err != nil {
 			return err
 		}
-		for _, name := range []string{"dev", "sockstat"} {
-			f, err := os.Open("/proc/thread-self/net/" + name)
-			if err != nil {
-				return err
-			}
-			n.counters = append(n.counters, f)
+		if n.devices, err = os.Open("/proc/thread-self/net/dev"); err != nil {
+			return err
+		}
+		if n.sockets, err = os.Open("/proc/thread-self/net/sockstat"); err != nil {
+			return err
 		}
 		n.initial, err = n.count()
+		n.initial.sockets-- // that of s; it does not go at once when it is closed
 		return err
 	})
 	if err != nil {
@@ -208,33 +208,37 @@ func configure(s *netlink, way string, ipv6 bool) error {
 	return nil
 }
 
-// count returns the counters of the name space that matter: those of the packets on each interface and that of the sockets.
-func (n *namespace) count() ([]byte, error) {
-	var all []byte
-	buf := make([]byte, 4096)
-	for _, f := range n.counters {
-		k, err := unix.Pread(int(f.Fd()), buf, 0)
-		if err != nil {
-			return nil, &fs.PathError{Op: "read", Path: f.Name(), Err: err}
-		}
-		text := buf[:k]
-		if i := bytes.Index(text, []byte("\nTCP:")); i >= 0 {
-			text = text[:i] // what follows is partly of the whole machine
-		}
-		all = append(all, text...)
+// counters are what shows whether something was done in a name space.
+type counters struct {
+	packets string // of each interface
+	sockets int
+}
+
+func (n *namespace) count() (c counters, err error) {
+	var buf [4096]byte
+	k, err := unix.Pread(int(n.devices.Fd()), buf[:], 0)
+	if err != nil {
+		return c, &fs.PathError{Op: "read", Path: n.devices.Name(), Err: err}
 	}
-	return all, nil
+	c.packets = string(buf[:k])
+	if k, err = unix.Pread(int(n.sockets.Fd()), buf[:], 0); err != nil {
+		return c, &fs.PathError{Op: "read", Path: n.sockets.Name(), Err: err}
+	}
+	if _, err = fmt.Sscanf(string(buf[:k]), "sockets: used %d\n", &c.sockets); err != nil {
+		return c, &fs.PathError{Op: "understand", Path: n.sockets.Name(), Err: err}
+	}
+	return c, nil
 }
 
 // pristine reports whether the name space is as it was made: no interface has ever passed on a packet, and there is no
-// socket. To change anything else takes privileges.
+// socket but kiln's. To change anything else takes privileges.
 func (n *namespace) pristine() bool {
 	now, err := n.count()
-	return err == nil && bytes.Equal(now, n.initial)
+	return err == nil && now.packets == n.initial.packets && now.sockets <= n.initial.sockets
 }
 
 func (n *namespace) close() {
-	for _, f := range append([]*os.File{n.file, n.link}, n.counters...) {
+	for _, f := range []*os.File{n.file, n.link, n.devices, n.sockets} {
 		if f != nil {
 			f.Close()
 		}

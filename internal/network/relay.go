@@ -2,10 +2,13 @@ package network
 
 import (
 	"errors"
+	"io"
 	"net/netip"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -27,7 +30,11 @@ type relay struct {
 
 const nic = 1
 
+// quiet keeps the stack from writing to standard error what it thinks of packets.
+var quiet = sync.OnceFunc(func() { log.SetTarget(&log.Writer{Next: io.Discard}) })
+
 func newRelay(ns *namespace, sockets *limit) *relay {
+	quiet()
 	r := &relay{link: &endpoint{ns: ns}}
 	r.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
