@@ -152,11 +152,15 @@ func (s *Store) prepare() error {
 // checkLayout refuses the layout of another version rather than writing into it.
 func checkLayout(data []byte) error {
 	var l ocispec.ImageLayout
-	if err := json.Unmarshal(data, &l); err != nil {
+	err := json.Unmarshal(data, &l)
+	if err == nil && l.Version == "" {
+		err = errors.New("it has no version")
+	}
+	if err != nil {
 		return fmt.Errorf("read %s: %w; kiln check --repair makes it again if this is kiln's root directory", ocispec.ImageLayoutFile, err)
 	}
 	if l.Version != ocispec.ImageLayoutVersion {
-		return fmt.Errorf("its image layout has version %q and this kiln knows %s", l.Version, ocispec.ImageLayoutVersion)
+		return fmt.Errorf("its image layout has version %q (%s) and this kiln knows %s", l.Version, ocispec.ImageLayoutFile, ocispec.ImageLayoutVersion)
 	}
 	return nil
 }
