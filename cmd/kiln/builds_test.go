@@ -25,7 +25,8 @@ import (
 //
 //	$KILN_ROOT   a root of the script's own
 //	$BASE        the argument of --build-context for a base image called base
-//	$REGISTRY    a registry that says no: "missing/…" it does not know, "secret/…" it does not give, "broken/…" is not well
+//	$REGISTRY    a registry that says no: "missing/…" it does not know, "private/…" is for others, "secret/…" it does not give,
+//	             "broken/…" is not well
 func TestBuilds(t *testing.T) {
 	stories(t, testscript.Params{Dir: "testdata/builds"}, func(*testscript.Env) error { return nil })
 }
@@ -76,6 +77,9 @@ func refuse(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Path == "/v2/":
 		w.WriteHeader(http.StatusOK)
+	case strings.HasPrefix(r.URL.Path, "/v2/private/"):
+		w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+		answer(http.StatusUnauthorized, "UNAUTHORIZED")
 	case strings.HasPrefix(r.URL.Path, "/v2/secret/"):
 		answer(http.StatusForbidden, "DENIED")
 	case strings.HasPrefix(r.URL.Path, "/v2/broken/"):
@@ -137,12 +141,12 @@ func cmdClean(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // cmdSignal is "signal SIGNAL STATUS TEXT kiln ARG…": it runs kiln until it has printed TEXT, sends the signal, and wants
-// that status within a second, and no process left.
+// that status within a second, and no process left. SIGNAL is INT, TERM, HUP, KILL, or ^C, which is what a terminal sends.
 func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 4 {
 		ts.Fatalf("usage: signal SIGNAL STATUS TEXT kiln ARG...")
 	}
-	sig := map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL}[args[0]]
+	sig := map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP, "KILL": syscall.SIGKILL, "^C": syscall.SIGINT}[args[0]]
 	want, err := strconv.Atoi(args[1])
 	ts.Check(err)
 	program := args[3]
@@ -154,6 +158,7 @@ func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	cmd := exec.Command(program, args[4:]...)
 	cmd.Dir = ts.MkAbs(".")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Env = os.Environ()
 	for _, name := range []string{"KILN_ROOT", "KILN_CONFIG", "KILN_PROGRESS", "DOCKER_CONFIG", "WORK"} {
 		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
@@ -178,7 +183,11 @@ func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	sent := time.Now()
-	ts.Check(cmd.Process.Signal(sig))
+	if args[0] == "^C" {
+		ts.Check(syscall.Kill(-cmd.Process.Pid, sig))
+	} else {
+		ts.Check(cmd.Process.Signal(sig))
+	}
 	go func() { // until every holder of the pipe is gone
 		for {
 			if _, err := r.Read(make([]byte, 4096)); err != nil {
