@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,12 +19,14 @@ import (
 	"github.com/kilnbuild/kiln/internal/localdir"
 	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/internal/rootfs"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/ops"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // Result is what a build made.
@@ -183,21 +186,59 @@ func shownName(path, contextDir string) string {
 	return path
 }
 
-// readFile reads a regular file of at most limit bytes.
+// readFile reads a regular file of the client of at most limit bytes.
 func readFile(path string, limit int64) ([]byte, error) {
 	// Opening a fifo would wait for somebody to write to it.
-	info, err := os.Stat(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	return readRegular(f, path, limit)
+}
+
+// readContextFile is readFile for a Dockerfile or an ignore file. One in the directory dir, the context, is not followed out of
+// it: a context may come from somebody who would like to see in an error what else there is.
+func readContextFile(dir, path string, limit int64) ([]byte, error) {
+	rel, err := relative(dir, path)
+	if err != nil || !filepath.IsLocal(rel) {
+		return readFile(path, limit)
+	}
+	root, err := rootfs.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := root.OpenFile(rel, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		if _, outside := os.Stat(path); outside == nil {
+			err = fmt.Errorf("%s is a symbolic link that leads out of the context, and is not followed there", path)
+		}
+		return nil, err
+	}
+	return readRegular(f, path, limit)
+}
+
+func relative(dir, path string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return "", err
+	}
+	return filepath.Rel(dir, path)
+}
+
+// readRegular reads f, which is called path, and closes it.
+func readRegular(f *os.File, path string, limit int64) ([]byte, error) {
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.New("is not a regular file")}
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(data)) > limit {
 		err = fmt.Errorf("%s is larger than the %d MiB that are allowed", path, limit>>20)
@@ -233,7 +274,7 @@ func (b *Builder) contexts(ctx context.Context, o Options, r *remote, out *local
 		if !frontend.IsDirContext(value) {
 			continue
 		}
-		m, err := readIgnore(filepath.Join(value, ".dockerignore"))
+		m, err := readIgnore(value, filepath.Join(value, ".dockerignore"))
 		if err == nil {
 			err = b.openDir(out, name, value, m)
 		}
@@ -271,14 +312,14 @@ func (b *Builder) contextDir(ctx context.Context, o Options, r *remote, out *loc
 		}
 		ignored = append([]string{path + ".dockerignore"}, ignored...)
 		name = shownName(path, o.ContextDir)
-		if dockerfile, err = readFile(path, maxDockerfile); err != nil {
+		if dockerfile, err = readContextFile(o.ContextDir, path, maxDockerfile); err != nil {
 			err = &InputError{fmt.Errorf("read the Dockerfile: %w", err)}
 		}
 	}
 	if err != nil {
 		return nil, "", err
 	}
-	if out.ignore, err = readIgnore(ignored...); err == nil {
+	if out.ignore, err = readIgnore(o.ContextDir, ignored...); err == nil {
 		err = b.openDir(out, "context", o.ContextDir, out.ignore)
 	}
 	if err != nil {
@@ -306,21 +347,17 @@ func (b *Builder) contextElsewhere(ctx context.Context, o Options, r *remote, ou
 	return dockerfileIn(tree, o.Dockerfile, remoteurl.WithoutUser(o.ContextDir))
 }
 
-// readIgnore reads the first of these ignore files that exists; nil for none.
-func readIgnore(paths ...string) (*ignore.Matcher, error) {
+// readIgnore reads the first of these ignore files of the context dir that exists; nil for none.
+func readIgnore(dir string, paths ...string) (*ignore.Matcher, error) {
 	for _, path := range paths {
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if _, err := readFile(path, maxIgnore); err != nil {
+		data, err := readContextFile(dir, path, maxIgnore)
+		if err != nil {
 			return nil, fmt.Errorf("read the ignore file: %w", err)
 		}
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		m, err := ignore.Parse(f)
+		m, err := ignore.Parse(bytes.NewReader(data))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
