@@ -117,6 +117,17 @@ func TestReadBackNamespaces(t *testing.T) {
 // A working directory that is a descriptor of kiln's would be outside of the root.
 func TestReadBackWorkingDirectory(t *testing.T) {
 	im := newImage(t)
+	leak, err := os.Open("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer leak.Close()
+	for n := 100; n < 110; n++ { // without O_CLOEXEC
+		if err := unix.Dup2(int(leak.Fd()), n); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(n)
+	}
 	for n := 3; n < 256; n++ {
 		if out, _, err := im.sh(t, "pwd; ls", cwd(fmt.Sprintf("/proc/self/fd/%d", n))); err == nil {
 			t.Fatalf("working directory is descriptor %d: %s", n, out)

@@ -122,6 +122,8 @@ type Status struct {
 	// OOMKills is how many processes of the run the kernel killed for want of memory in its control group, and PidsRefused
 	// how many were not started since there were too many.
 	OOMKills, PidsRefused int64
+	// NoPidsLimit is why there was no limit of processes although none was refused; nil if there was one.
+	NoPidsLimit error
 }
 
 // SetupError says which of the preparations failed inside the sandbox, before the program was executed.
@@ -406,11 +408,6 @@ func (r *run) prepare() error {
 		return err
 	}
 	r.files = append(r.files, p.cgroups...)
-	if note := r.cgroups.note; note != nil && s.Debug != nil {
-		if _, err := fmt.Fprintf(s.Debug, "no limit of %d processes: %v\n", DefaultPids, note); err != nil {
-			return fmt.Errorf("write why there is no limit: %w", err)
-		}
-	}
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if p.kiln, err = r.own(os.NewFile(uintptr(max(fd, 0)), "kiln"), err); err != nil {
 		return fmt.Errorf("open kiln's own process: %w", err)
@@ -587,14 +584,14 @@ func (r *run) result() (Status, error) {
 	}
 	memory, pids := r.cgroups.killed()
 	if r.keeper.prog.pc < r.keeper.prog.n-1 {
-		return Status{ExitCode: 137, Signal: syscall.SIGKILL, OOMKills: memory, PidsRefused: pids}, nil
+		return Status{ExitCode: 137, Signal: syscall.SIGKILL, OOMKills: memory, PidsRefused: pids, NoPidsLimit: r.cgroups.note}, nil
 	}
 	ws := syscall.WaitStatus(*(*uint32)(r.arena.pointer(r.status.offset)))
 	usage := (*unix.Rusage)(r.arena.pointer(r.usage.offset))
 	status := Status{
 		ExitCode: ws.ExitStatus(),
 		CPU:      time.Duration(usage.Utime.Nano() + usage.Stime.Nano()),
-		OOMKills: memory, PidsRefused: pids,
+		OOMKills: memory, PidsRefused: pids, NoPidsLimit: r.cgroups.note,
 	}
 	if ws.Signaled() {
 		status.Signal = ws.Signal()

@@ -59,7 +59,7 @@ func (a *app) buildCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			o.Stdin = cmd.InOrStdin()
+			o.Stdin, o.Debug = cmd.InOrStdin(), a.debug
 			call, err := parseCall(f.call)
 			if err != nil {
 				return err

@@ -73,7 +73,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SetVersionTemplate("kiln {{.Version}}\n")
 	root.SetFlagErrorFunc(flagError)
 	root.PersistentFlags().StringVar(&a.rootDir, "root", "", "directory of images, layers and cache (default $KILN_ROOT, else /var/lib/kiln for root, and $XDG_DATA_HOME/kiln or ~/.local/share/kiln)")
-	root.PersistentFlags().BoolVarP(&a.debug, "debug", "D", false, "print the stack of an internal error")
+	root.PersistentFlags().BoolVarP(&a.debug, "debug", "D", false, "say what need not concern the user, and print the stack of an internal error")
 	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(a.buildCommand(), a.imagesCommand(), a.tagCommand(), a.rmiCommand(), a.inspectCommand(), a.pushCommand(),
 		a.pullCommand(), a.pruneCommand(), a.duCommand(), a.checkCommand(), a.versionCommand())

@@ -100,9 +100,13 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	defer locals.close(b.scratch.Path())
 	bases := newBases(b, o.Pull, p)
 	defer bases.Close()
+	var note func(string)
+	if o.Debug {
+		note = p.Warn
+	}
 	runner := ops.New(ops.Config{
 		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Root: b.store.Root(), Tmp: b.scratch.Path(),
-		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids,
+		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, Note: note,
 	})
 	defer runner.Close()
 	r := &remote{builder: b, runner: runner, progress: p}

@@ -65,6 +65,8 @@ type Options struct {
 	Secrets []Secret
 	// Agents are ssh agents by id, for RUN --mount=type=ssh; the one called "default" also for git over ssh.
 	Agents map[string]*sshagent.Agent
+	// Debug says also what need not concern the user.
+	Debug bool
 	// Explain says of each step that ran why it did.
 	Explain bool
 	// VerifyCache runs steps again that are cached, and tells whether they make the same; what is in the cache is used.

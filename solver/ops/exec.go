@@ -253,6 +253,11 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	if err != nil {
 		return l, explain(err, v.Meta().Platform)
 	}
+	if status.NoPidsLimit != nil && r.Note != nil {
+		r.noPidsLimit.Do(func() {
+			r.Note(fmt.Sprintf("RUN may have any number of processes, since kiln can have no control group: %v", status.NoPidsLimit))
+		})
+	}
 	if status.ExitCode != 0 || status.Signal != 0 {
 		failed := &ExitError{Args: op.Args, Status: status, OutOfMemory: oomKills() > killed, Limits: r.Limits}
 		if ns, err := userns.Current(); err == nil {

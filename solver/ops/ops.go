@@ -60,6 +60,8 @@ type Config struct {
 	// they are no part of its key.
 	Limits  sandbox.Limits
 	Timeout time.Duration
+	// Note takes what need not concern the user, and may be nil.
+	Note func(text string)
 	// IDs returns the map of ids of RUN's user namespace, and may return nil: then RUN has the ids of kiln. What a step makes is the
 	// same with and without.
 	IDs func() (*mount.IDMap, error)
@@ -81,6 +83,8 @@ type Runner struct {
 	sources map[string]source         // of layers of images, by id
 	ready   map[string]*materialising // by id
 	commits map[string]*resolving     // of git repositories
+
+	noPidsLimit sync.Once // said that there is none
 
 	git      *git.Client
 	cdi      func() *cdi.Registry
