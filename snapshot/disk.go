@@ -22,7 +22,8 @@ import (
 // opaque directories carry an extended attribute. Every path it is given is physical, so that no component may be a
 // symbolic link, and every operation is relative to the descriptor of the directory it happens in.
 type disk struct {
-	root *rootfs.Root
+	store *Store
+	root  *rootfs.Root
 	// dirs are the open directories on the way to the last entry, outermost first: entries mostly come in tree order.
 	dirs   []openDir
 	opaque string // name of the opaque attribute
@@ -53,7 +54,19 @@ type openDir struct {
 func (o openDir) fd() int { return int(o.file.Fd()) }
 
 func newDisk(root *rootfs.Root, s *Store) *disk {
-	return &disk{root: root, opaque: s.opaque, ns: s.ns, uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
+	return &disk{store: s, root: root, opaque: s.opaque, ns: s.ns, uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
+}
+
+// mark calls f, which makes one of the marks by which an overlay sees what a layer deletes. Where roots are copies there are none.
+func (d *disk) mark(f func() error) error {
+	if d.store.copies() {
+		return nil
+	}
+	err := f()
+	if err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EEXIST) && d.store.doubt() {
+		return nil
+	}
+	return err
 }
 
 func (d *disk) closeDirs() {
@@ -219,7 +232,7 @@ func (d *disk) put(e *layer.Entry, body io.Reader) error {
 	case layer.Fifo:
 		err = unix.Mknodat(dir, name, unix.S_IFIFO|0o600, 0)
 	case layer.Whiteout:
-		return fail("mknod", unix.Mknodat(dir, name, unix.S_IFCHR, 0))
+		return fail("mknod", d.mark(func() error { return unix.Mknodat(dir, name, unix.S_IFCHR, 0) }))
 	default:
 		return fmt.Errorf("BUG: entry %q has type %q", e.Path, e.Type)
 	}
@@ -369,7 +382,7 @@ func (d *disk) attributesFd(fd int, e *layer.Entry, has made) error {
 		}
 	}
 	if e.Opaque {
-		if err := unix.Fsetxattr(fd, d.opaque, []byte("y"), 0); err != nil {
+		if err := d.mark(func() error { return unix.Fsetxattr(fd, d.opaque, []byte("y"), 0) }); err != nil {
 			return &os.PathError{Op: "setxattr " + d.opaque, Path: e.Path, Err: err}
 		}
 	}

@@ -2,7 +2,7 @@ package snapshot
 
 import (
 	"context"
-	"io"
+	"strings"
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
@@ -15,6 +15,12 @@ func (s *Store) Export(ctx context.Context, tree layer.Tree, dir string) error {
 		return err
 	}
 	defer root.Close()
+	return s.export(ctx, tree, root, func(int, string) error { return nil })
+}
+
+// export writes the tree into root and calls made with the place of each entry, in the order in which it writes them: a directory's own
+// before what is in it.
+func (s *Store) export(ctx context.Context, tree layer.Tree, root *rootfs.Root, made func(dir int, name string) error) error {
 	d := newDisk(root, s)
 	defer d.close()
 	links := map[string]string{}
@@ -25,19 +31,18 @@ func (s *Store) Export(ctx context.Context, tree layer.Tree, dir string) error {
 		}
 		e.Opaque = false
 		if first, ok := links[e.LinkID]; ok && e.LinkID != "" {
-			return d.put(&layer.Entry{Path: e.Path, Type: layer.Hardlink, Link: first}, nil)
+			if err := d.put(&layer.Entry{Path: e.Path, Type: layer.Hardlink, Link: first}, nil); err != nil {
+				return err
+			}
+			return place(d, e.Path, made)
 		}
 		if e.LinkID != "" {
 			links[e.LinkID] = e.Path
 		}
-		var body io.ReadCloser
-		if e.Type == layer.File {
-			if body, err = tree.Open(&e); err != nil {
-				return err
-			}
-			defer body.Close()
+		if err := copyEntry(d, tree, &e); err != nil {
+			return err
 		}
-		if err := d.put(&e, body); err != nil {
+		if err := place(d, e.Path, made); err != nil {
 			return err
 		}
 		if e.Type != layer.Dir {
@@ -57,4 +62,29 @@ func (s *Store) Export(ctx context.Context, tree layer.Tree, dir string) error {
 		return err
 	}
 	return write(top)
+}
+
+// copyEntry writes one entry of the tree.
+func copyEntry(d *disk, tree layer.Tree, e *layer.Entry) error {
+	if e.Type != layer.File {
+		return d.put(e, nil)
+	}
+	body, err := tree.Open(e)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	return d.put(e, body)
+}
+
+// place calls f with the place of a path.
+func place(d *disk, path string, f func(dir int, name string) error) error {
+	if path == "" {
+		return f(d.root.Fd(), "")
+	}
+	dir, err := d.parent(path)
+	if err != nil {
+		return err
+	}
+	return f(dir.fd(), path[strings.LastIndexByte(path, '/')+1:])
 }

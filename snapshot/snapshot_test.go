@@ -63,20 +63,23 @@ func step(t *testing.T, s *Store, ids []string, f func(root *rootfs.Root)) Commi
 	if err := p.SetRoot(top); err != nil {
 		t.Fatal(err)
 	}
-	o, err := s.Overlay(ids, p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := o.Mount()
+	m, err := s.Mount(t.Context(), ids, p, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	started := time.Now()
-	f(rootfs.At(m))
+	f(rootfs.At(m.File))
+	left := describe(t, m)
 	m.Close()
 	c, err := p.CommitChanges(context.Background(), tree, started)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if tree, err = s.Tree(append(slices.Clone(ids), c.ID)); err != nil {
+		t.Fatal(err)
+	}
+	if got := listing(t, tree); got != left {
+		t.Fatalf("the step left\n%s\nand the manifests say\n%s", left, got)
 	}
 	return c
 }
@@ -133,18 +136,20 @@ func mounted(t *testing.T, s *Store, ids []string) string {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	o, err := s.Overlay(ids, p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := o.Mount()
+	m, err := s.Mount(t.Context(), ids, p, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer m.Close()
+	return describe(t, m)
+}
+
+// describe describes a root that is mounted.
+func describe(t *testing.T, m *Root) string {
+	t.Helper()
 	var out []string
 	names := map[uint64]string{}
-	err = filepath.WalkDir(fmt.Sprintf("/proc/self/fd/%d/", m.Fd()), func(name string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(fmt.Sprintf("/proc/self/fd/%d/", m.Fd()), func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -158,6 +163,8 @@ func mounted(t *testing.T, s *Store, ids []string) string {
 		}
 		kind, link := byte('?'), ""
 		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFSOCK:
+			return nil // no layer holds it
 		case unix.S_IFREG:
 			kind = 'f'
 		case unix.S_IFDIR:
@@ -377,6 +384,75 @@ func TestChangesInDirectoryMadeAnew(t *testing.T) {
 	}
 	if got, want := listing(t, tree), mounted(t, s, ids); got != want || !strings.Contains(got, "d/sub/empty") {
 		t.Errorf("the manifests say\n%s\nand the mount shows\n%s", got, want)
+	}
+}
+
+// What holds for overlays holds for copies. Each step compares what it left with what the manifests say.
+func TestCopies(t *testing.T) {
+	t.Setenv(mount.TestVariable, "copy")
+	t.Run("tree", TestTreeIsTheOverlay)
+	t.Run("unchanged", TestChangesLeavesOutWhatIsTheSame)
+	t.Run("made anew", TestChangesInDirectoryMadeAnew)
+	t.Run("unpack", TestUnpack)
+	t.Run("attributes", TestUnpackAttributes)
+	t.Run("replaced", TestCommitReplacesDamaged)
+}
+
+// In a copy things happen that an overlay does not let happen: whole directories change places, and files keep their further names.
+func TestChangesOfCopy(t *testing.T) {
+	t.Setenv(mount.TestVariable, "copy")
+	s := newStore(t)
+	at := func(root *rootfs.Root, name string) string {
+		return fmt.Sprintf("/proc/self/fd/%d/%s", root.Fd(), name)
+	}
+	when := time.Unix(1000000000, 0)
+	check := func(errs ...error) {
+		t.Helper()
+		if err := errors.Join(errs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(root *rootfs.Root, name, text string) {
+		t.Helper()
+		check(os.MkdirAll(filepath.Dir(at(root, name)), 0o755), os.WriteFile(at(root, name), []byte(text), 0o644), os.Chtimes(at(root, name), when, when))
+	}
+	base := step(t, s, nil, func(root *rootfs.Root) {
+		write(root, "a/in/f", "1")
+		write(root, "b/in/f", "2")
+		write(root, "edited", "old")
+		write(root, "became/a/file", "")
+		write(root, "left", "alone")
+		write(root, "socket", "")
+		write(root, "one", "linked")
+		check(os.Link(at(root, "one"), at(root, "three")), os.Link(at(root, "one"), at(root, "two")))
+	})
+	ids := []string{base.ID}
+	nothing := step(t, s, ids, func(root *rootfs.Root) {
+		check(os.Chmod(at(root, "left"), 0o644), os.Rename(at(root, "a"), at(root, "x")), os.Rename(at(root, "x"), at(root, "a")))
+	})
+	if nothing.Entries != 0 {
+		t.Errorf("a step that changes nothing has a layer of %d entries", nothing.Entries)
+	}
+	changed := step(t, s, ids, func(root *rootfs.Root) {
+		check(os.Rename(at(root, "a"), at(root, "x")), os.Rename(at(root, "b"), at(root, "a")), os.Rename(at(root, "x"), at(root, "b")))
+		write(root, "edited", "new")
+		check(os.Remove(at(root, "one")), os.RemoveAll(at(root, "became")), os.Remove(at(root, "socket")))
+		write(root, "became", "file")
+		check(unix.Mknod(at(root, "socket"), unix.S_IFSOCK|0o600, 0))
+	})
+	m, err := s.Manifest(changed.ID)
+	check(err)
+	if _, ok := m.Lookup("left"); ok {
+		t.Error("a file that nobody touched is in the layer")
+	}
+	err = s.Verify(t.Context(), changed.ID, func(path, what string) { t.Errorf("%s: %s", path, what) }, func(int64) {})
+	check(err)
+	// A store that is used where overlays work does not use such layers as an overlay's.
+	t.Setenv(mount.TestVariable, "")
+	again, err := Open(filepath.Dir(s.dir), s.tmp, userns.Namespace{})
+	check(err)
+	if again.Has(changed.ID) {
+		t.Error("a layer without whiteouts is to be a part of an overlay")
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -29,6 +30,7 @@ import (
 //	layers/<id>/manifest   its entries
 //	entries/<id>           the entries of an image's layer of which nothing else was needed yet: see Index
 //	ids                    the user and group ids that owners of files have outside, where that is another user namespace
+//	layers/<id>/bare       there if the layer was made where roots are copies: fs is then no lower directory of an overlay
 //	layers/<id>/unsynced   there until the layer is known to be on disk: the boot of the machine that it was made in
 //
 // A layer appears there complete, by one rename, and is never changed. It is safe for concurrent use, also by several
@@ -42,6 +44,10 @@ type Store struct {
 	opaque string
 	ns     userns.Namespace
 	boot   string
+
+	doubtful atomic.Bool // overlays may not work here: see Mount
+	trying   sync.Once
+	refusal  error // why they do not; set by trying
 
 	merging sync.Mutex // a merged layer is being made
 
@@ -75,6 +81,11 @@ func Open(root, tmp string, ns userns.Namespace) (*Store, error) {
 		return nil, fmt.Errorf("open the layer store: %w", err)
 	}
 	s.boot = string(boot)
+	unusual, err := s.unusual()
+	if err != nil {
+		return nil, fmt.Errorf("open the layer store: %w", err)
+	}
+	s.doubtful.Store(unusual)
 	return s, nil
 }
 
@@ -149,6 +160,10 @@ func (s *Store) Manifest(id string) (_ *layer.Manifest, err error) {
 		m.Close()
 		return nil, fmt.Errorf("layer %s was not known to be on disk when the machine was started again: %w", id, layer.ErrDamaged)
 	}
+	if _, bare := os.Lstat(filepath.Join(s.dir, id, bareNote)); bare == nil && !s.doubt() {
+		m.Close()
+		return nil, fmt.Errorf("layer %s was made where overlayfs could not be used: %w", id, layer.ErrDamaged)
+	}
 	s.manifests[id] = m
 	if old := s.held[id]; old != nil {
 		_ = old.Release() // that of a damaged layer which was replaced
@@ -193,6 +208,8 @@ type Pending struct {
 	store *Store
 	dir   string
 	fs    *rootfs.Root
+	// copied is set if the files are a copy of a root, in which a step changes some.
+	copied *copied
 }
 
 // New begins a layer: an empty directory. Close must be called; after a Commit it does nothing.
@@ -287,6 +304,11 @@ func (p *Pending) CommitWritten(sum layer.Summary, id string) (Committed, error)
 	if err := os.WriteFile(filepath.Join(p.dir, unsyncedNote), []byte(p.store.boot), 0o600); err != nil {
 		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
 	}
+	if p.store.copies() {
+		if err := os.WriteFile(filepath.Join(p.dir, bareNote), nil, 0o600); err != nil {
+			return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
+		}
+	}
 	// The layer is held before it has its name, so that nobody prunes it in between.
 	l, err := lock.TryExisting(p.dir, true)
 	if err != nil {
@@ -342,9 +364,9 @@ type Committed struct {
 	layer.Summary
 }
 
-// Overlay returns the mount of a root file system made of these layers, the lowest first. Without a pending layer it is
+// overlay returns the mount of a root file system made of these layers, the lowest first. Without a pending layer it is
 // read-only; with one, what is written goes there.
-func (s *Store) Overlay(ids []string, up *Pending) (mount.Overlay, error) {
+func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 	o := mount.Overlay{Volatile: true, UserXattr: s.ns.Nested}
 	seen := map[string]bool{}
 	var live []string
@@ -454,7 +476,7 @@ func (s *Store) Note(id, name string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(s.dir, id, name))
 }
 
-// SetNote keeps a few bytes about a layer beside it, under a name that is neither "fs", "manifest" nor "unsynced", replacing what it
+// SetNote keeps a few bytes about a layer beside it, under a name that is none of "fs", "manifest", "unsynced" and "bare", replacing what it
 // kept before. A crash of the machine may damage them, so they have to say themselves whether they are whole.
 func (s *Store) SetNote(id, name string, data []byte) error {
 	f, err := os.CreateTemp(s.tmp, "note-")

@@ -19,9 +19,9 @@ import (
 // which is 10 ms at the slowest (CONFIG_HZ=100).
 const clockSlack = 20 * time.Millisecond
 
-// CommitChanges reads what a step left in a pending layer that was the upper directory of its overlay over the root file system
+// CommitChanges reads what a step left in a pending layer that was given to Mount for the root file system
 // below, and puts it into the store, or takes a layer of the same identity that is there already. Times between started and now are the
-// clock's. The overlay also copies directories up in which, in the end, nothing was changed but their own time: those are no changes, and
+// clock's. An overlay also copies directories up in which, in the end, nothing was changed but their own time: those are no changes, and
 // are taken away.
 func (p *Pending) CommitChanges(ctx context.Context, below layer.Tree, started time.Time) (Committed, error) {
 	w, err := p.Manifest()
@@ -36,6 +36,11 @@ func (p *Pending) CommitChanges(ctx context.Context, below layer.Tree, started t
 	sum, err := w.Close(time.Now())
 	if err != nil {
 		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
+	}
+	if p.copied != nil {
+		if err := p.strip(); err != nil {
+			return Committed{}, fmt.Errorf("take the copy from the layer: %w", err)
+		}
 	}
 	return p.CommitWritten(sum, "")
 }
@@ -58,7 +63,20 @@ func (r *upperReader) all(p *Pending) error {
 	if err != nil {
 		return err
 	}
-	return r.dir(dir, "")
+	if p.copied == nil {
+		return r.dir(dir, "")
+	}
+	p.copied.root = root.ModTime
+	c := &copyReader{upperReader: r, copied: p.copied, next: 1}
+	return c.dir(dir, "")
+}
+
+// put emits an entry that is no directory.
+func (r *upperReader) put(e *layer.Entry) error {
+	if err := r.pass(); err != nil {
+		return err
+	}
+	return r.emit(e)
 }
 
 // pass emits the directories that are held back.
@@ -108,65 +126,66 @@ func (r *upperReader) dir(dir *os.File, path string) error {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		p := name
-		if path != "" {
-			p = path + "/" + name
-		}
-		if msg := badName(name); msg != "" {
-			return &PathError{Path: p, Msg: msg}
-		}
-		if len(p) >= layer.MaxPath {
-			return &PathError{Path: p, Msg: layer.PathTooLong}
-		}
-		e, err := r.entry(int(dir.Fd()), name, p)
-		if err != nil {
+		if err := r.name(int(dir.Fd()), name, join(path, name)); err != nil {
 			return err
-		}
-		if e == nil {
-			continue
-		}
-		if e.Type != layer.Dir {
-			if err = r.pass(); err == nil {
-				err = r.emit(e)
-			}
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		r.held = append(r.held, e)
-		fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return &os.PathError{Op: "open", Path: p, Err: err}
-		}
-		sub := os.NewFile(uintptr(fd), p)
-		hidden := r.hidden
-		r.hidden = hidden || e.Opaque
-		err = r.dir(sub, p)
-		r.hidden = hidden
-		sub.Close()
-		if err != nil {
-			return err
-		}
-		if len(r.held) == 0 {
-			continue
-		}
-		same, err := r.unchanged(e)
-		if err != nil {
-			return err
-		}
-		if !same {
-			if err := r.pass(); err != nil {
-				return err
-			}
-		} else {
-			r.held = r.held[:len(r.held)-1]
-			if err := removeAt(int(dir.Fd()), name); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
+}
+
+// name reads a name of a directory, and what is below it.
+func (r *upperReader) name(dir int, name, p string) error {
+	if msg := badName(name); msg != "" {
+		return &PathError{Path: p, Msg: msg}
+	}
+	if len(p) >= layer.MaxPath {
+		return &PathError{Path: p, Msg: layer.PathTooLong}
+	}
+	e, err := r.entry(dir, name, p)
+	if err != nil || e == nil {
+		return err
+	}
+	return r.add(dir, e)
+}
+
+// add emits an entry, and what is below it.
+func (r *upperReader) add(dir int, e *layer.Entry) error {
+	if e.Type != layer.Dir {
+		return r.put(e)
+	}
+	hidden := r.hidden
+	r.hidden = hidden || e.Opaque
+	same, err := r.directory(dir, e, r.dir)
+	r.hidden = hidden
+	if err != nil || !same {
+		return err
+	}
+	return removeAt(dir, e.Name())
+}
+
+// directory emits a directory and what read finds in it. If that is nothing, and the directory is as it is below, it reports true and emits
+// nothing.
+func (r *upperReader) directory(dir int, e *layer.Entry, read func(dir *os.File, path string) error) (same bool, err error) {
+	r.held = append(r.held, e)
+	fd, err := unix.Openat(dir, e.Name(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, &os.PathError{Op: "open", Path: e.Path, Err: err}
+	}
+	sub := os.NewFile(uintptr(fd), e.Path)
+	err = read(sub, e.Path)
+	sub.Close()
+	if err != nil || len(r.held) == 0 {
+		return false, err
+	}
+	same, err = r.unchanged(e)
+	switch {
+	case err != nil:
+	case !same:
+		err = r.pass()
+	default:
+		r.held = r.held[:len(r.held)-1]
+	}
+	return same, err
 }
 
 // entry describes a name in a directory, or for the name "" the directory itself; nil for what no layer can hold.

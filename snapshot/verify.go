@@ -53,11 +53,14 @@ func (s *Store) Verify(ctx context.Context, id string, damage func(path, what st
 	defer dir.Close()
 	v := &verifier{ctx: ctx, store: s, root: s.fsDir(id), manifest: m, seen: make([]bool, m.Entries), progress: progress, buf: make([]byte, 256<<10)}
 	v.damage = func(path, what string) { damage("fs/"+path, what) }
+	if _, err := os.Lstat(filepath.Join(s.dir, id, bareNote)); err == nil {
+		v.bare = true
+	}
 	if err := v.dir(dir, ""); err != nil {
 		return err
 	}
 	for i, seen := range v.seen {
-		if e := m.At(i); !seen && e.Path != "" {
+		if e := m.At(i); !seen && e.Path != "" && !(v.bare && e.Type == layer.Whiteout) {
 			v.damage(e.Path, "is not there")
 		}
 	}
@@ -70,6 +73,7 @@ type verifier struct {
 	root     string
 	manifest *layer.Manifest
 	seen     []bool // by entry
+	bare     bool   // the layer has no marks of what it deletes
 	damage   func(path, what string)
 	progress func(int64)
 	buf      []byte
@@ -190,7 +194,7 @@ func (v *verifier) differs(found, e layer.Entry) string {
 		return "" // such have no attributes of their own, or none that were looked at when the layer was made
 	}
 	had := slices.DeleteFunc(slices.Clone(e.Xattrs), func(x layer.Xattr) bool { return !writable(v.store.ns, x.Name) })
-	if found.Opaque != e.Opaque || !slices.Equal(found.Xattrs, had) {
+	if found.Opaque != e.Opaque && !v.bare || !slices.Equal(found.Xattrs, had) {
 		return "has other extended attributes"
 	}
 	return ""

@@ -106,7 +106,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	}
 	runner := ops.New(ops.Config{
 		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Root: b.store.Root(), Tmp: b.scratch.Path(),
-		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, Note: note,
+		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, Warn: p.Warn, Note: note,
 	})
 	defer runner.Close()
 	r := &remote{builder: b, runner: runner, progress: p}

@@ -185,23 +185,25 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	if err := p.SetRoot(top); err != nil {
 		return l, err
 	}
-	overlay, err := r.Snapshots.Overlay(ids, p)
+	idmap, err := r.IDs()
 	if err != nil {
 		return l, err
 	}
-	if overlay.IDMap, err = r.IDs(); err != nil {
-		return l, err
-	}
-	root, err := overlay.Mount()
+	root, err := r.Snapshots.Mount(ctx, ids, p, idmap)
 	if err != nil {
 		return l, err
 	}
 	defer root.Close()
-	user, err := sandbox.LookupUser(root, op.User)
+	if root.Refusal != nil && r.Warn != nil {
+		r.copies.Do(func() {
+			r.Warn(fmt.Sprintf("overlayfs cannot be used here, so each RUN works on a copy of its root, which takes time and space: %v", root.Refusal))
+		})
+	}
+	user, err := sandbox.LookupUser(root.File, op.User)
 	if err != nil {
 		return l, err
 	}
-	m := &mounting{ctx: ctx, r: r, op: op, in: in, ids: overlay.IDMap}
+	m := &mounting{ctx: ctx, r: r, op: op, in: in, ids: idmap}
 	defer m.close()
 	if err := m.all(); err != nil {
 		return l, err
@@ -211,9 +213,9 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	}
 	user.Groups = slices.Concat(user.Groups, m.groups)
 	spec := sandbox.Spec{
-		Root: root, Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user,
+		Root: root.File, Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user,
 		Mounts: m.mounts, Devices: m.nodes, Hostname: op.Hostname, ShmSize: op.ShmSize, CgroupParent: op.CgroupParent, Limits: r.Limits,
-		Insecure: op.Security == llb.SecurityInsecure, IDs: overlay.IDMap,
+		Insecure: op.Security == llb.SecurityInsecure, IDs: idmap,
 		Stdout: job.Stdout, Stderr: job.Stderr,
 	}
 	gateway := network.Gateway
@@ -363,17 +365,12 @@ func (m *mounting) bind(spec llb.Mount) error {
 		}
 		m.closers = append(m.closers, func() { up.Close() })
 	}
-	overlay, err := m.r.Snapshots.Overlay(ids, up)
-	if err != nil {
-		return err
-	}
-	overlay.IDMap = m.ids
-	root, err := overlay.Mount()
+	root, err := m.r.Snapshots.Mount(m.ctx, ids, up, m.ids)
 	if err != nil {
 		return err
 	}
 	m.closers = append(m.closers, func() { root.Close() })
-	_, err = m.below(root, spec)
+	_, err = m.below(root.File, spec)
 	return err
 }
 

@@ -71,6 +71,8 @@ type Config struct {
 	Root string
 	// Tmp is a directory of this process's own on the same file system.
 	Tmp string
+	// Warn shows people what they should know, and may be nil.
+	Warn func(text string)
 }
 
 // Runner implements solver.Runner.
@@ -89,6 +91,7 @@ type Runner struct {
 	git      *git.Client
 	cdi      func() *cdi.Registry
 	networks network.Pool
+	copies   sync.Once // that roots are copies is said once
 }
 
 // source is where a layer of an image comes from.

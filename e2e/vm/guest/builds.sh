@@ -25,7 +25,7 @@ RUN test ! -e /tree/x && test ! -e /memory/file && test ! -e /run/secrets/token 
 F
 } > Dockerfile
 echo hidden > ../token
-kiln build -t app --secret id=token,src=../token . 2> ../log || { cat ../log; exit 1; }
+kiln build -t app --secret id=token,src=../token . 2> ../first.log || { cat ../first.log; exit 1; }
 kiln build -t app --secret id=token,src=../token . 2> ../log
 test "$(grep -c CACHED ../log)" -ge 75
 kiln build -o ../out --secret id=token,src=../token . 2> ../log

@@ -1,0 +1,269 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/mount"
+	"golang.org/x/sys/unix"
+)
+
+// copied is what is known of a copy of a root, so that what a step changes in it can be told.
+type copied struct {
+	// inodes has the inode number of every entry of the tree, a directory's before those of what is in it, which are in the order of
+	// Tree.List.
+	inodes []uint64
+	// until is when the last of them was changed by kiln: what has a later ctime was changed by others.
+	until time.Time
+	// root is the time of the root directory after the step.
+	root time.Time
+}
+
+// mountCopy makes a root for Mount that is a copy of the layers' files.
+func (s *Store) mountCopy(ctx context.Context, ids []string, up *Pending, idmap *mount.IDMap) (_ *Root, err error) {
+	r := &Root{Refusal: s.refusal}
+	p := up
+	if up == nil {
+		if p, err = s.New(); err != nil {
+			return nil, err
+		}
+		r.copy = p
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, p.Close())
+			}
+		}()
+	}
+	tree, err := s.Tree(ids)
+	if err != nil {
+		return nil, err
+	}
+	c := &copied{}
+	err = s.export(ctx, tree, p.fs, func(dir int, name string) error {
+		var st unix.Stat_t
+		err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH)
+		c.inodes = append(c.inodes, st.Ino)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("copy the root file system: %w", err)
+	}
+	if c.until, err = p.tick(); err != nil {
+		return nil, fmt.Errorf("copy the root file system: %w", err)
+	}
+	p.copied = c
+	o := mount.Overlay{Upper: p.Dir(), IDMap: idmap} // without a lower directory it is Upper itself
+	if up == nil {
+		o = mount.Overlay{Lower: []string{p.Dir()}, IDMap: idmap}
+	}
+	r.File, err = o.Mount()
+	return r, err
+}
+
+// tick returns a time of the file system's clock that nothing which happens from now on has.
+func (p *Pending) tick() (time.Time, error) {
+	f, err := os.Create(filepath.Join(p.dir, "tick"))
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer f.Close()
+	defer os.Remove(f.Name())
+	var first time.Time
+	for range 10000 {
+		var st unix.Stat_t
+		if err := errors.Join(f.Chmod(0o600), unix.Fstat(int(f.Fd()), &st)); err != nil {
+			return time.Time{}, err
+		}
+		now := time.Unix(st.Ctim.Unix())
+		if first.IsZero() {
+			first = now
+		}
+		if now.After(first) {
+			return first, nil
+		}
+		time.Sleep(time.Millisecond) // nothing tells of the clock's tick, which is 10 ms at most
+	}
+	return time.Time{}, errors.New("the clock of the file system stands still")
+}
+
+// copyReader compares a copy with the tree that it was made from.
+type copyReader struct {
+	*upperReader
+	copied *copied
+	next   int // the number of the tree's entry that comes next
+}
+
+// dir compares a directory that is the one that was copied.
+func (c *copyReader) dir(dir *os.File, path string) error {
+	if err := c.ctx.Err(); err != nil {
+		return context.Cause(c.ctx)
+	}
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	list, err := c.below.List(path)
+	if err != nil {
+		return err
+	}
+	for len(names) > 0 || len(list) > 0 {
+		order := 0
+		switch {
+		case len(list) == 0:
+			order = -1
+		case len(names) == 0:
+			order = 1
+		default:
+			order = strings.Compare(names[0], list[0].Name())
+		}
+		switch {
+		case order < 0:
+			err = c.name(int(dir.Fd()), names[0], join(path, names[0]))
+		case order > 0:
+			if err = c.put(&layer.Entry{Path: list[0].Path, Type: layer.Whiteout}); err == nil {
+				err = c.skip(&list[0])
+			}
+		default:
+			err = c.both(int(dir.Fd()), &list[0])
+		}
+		if err != nil {
+			return err
+		}
+		if order <= 0 {
+			names = names[1:]
+		}
+		if order >= 0 {
+			list = list[1:]
+		}
+	}
+	return nil
+}
+
+func join(dir, name string) string {
+	if dir == "" {
+		return name
+	}
+	return dir + "/" + name
+}
+
+// skip leaves out an entry of the tree, and what is in it.
+func (c *copyReader) skip(e *layer.Entry) error {
+	c.next++
+	if e.Type != layer.Dir {
+		return nil
+	}
+	list, err := c.below.List(e.Path)
+	for i := 0; err == nil && i < len(list); i++ {
+		err = c.skip(&list[i])
+	}
+	return err
+}
+
+// both compares a name that is there with what was copied there. Whoever moves a file, gives it another name, or changes anything about
+// it sets its ctime, and nobody can set it back.
+func (c *copyReader) both(dir int, was *layer.Entry) error {
+	name := was.Name()
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return &os.PathError{Op: "stat", Path: was.Path, Err: err}
+	}
+	if c.next >= len(c.copied.inodes) {
+		return fmt.Errorf("/%s is not among the %d entries that were copied", was.Path, len(c.copied.inodes))
+	}
+	own := st.Ino == c.copied.inodes[c.next]
+	untouched := own && !time.Unix(st.Ctim.Unix()).After(c.copied.until)
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if untouched && !isDir {
+		return c.skip(was)
+	}
+	e, err := c.entry(dir, name, was.Path)
+	if err != nil {
+		return err
+	}
+	if own && isDir && was.Type == layer.Dir {
+		c.next++
+		if untouched {
+			// Attributes that the disk does not hold are those of the manifest.
+			e.Mode, e.UID, e.GID, e.Xattrs = was.Mode, was.UID, was.GID, was.Xattrs
+		}
+		_, err := c.directory(dir, e, c.dir)
+		return err
+	}
+	if err := c.skip(was); err != nil {
+		return err
+	}
+	switch {
+	case e == nil: // a socket, which no layer can hold
+		return c.put(&layer.Entry{Path: was.Path, Type: layer.Whiteout})
+	case !isDir && st.Nlink == 1 && equal(e, was):
+		return nil
+	}
+	e.Opaque = isDir
+	return c.add(dir, e)
+}
+
+// equal reports whether a file of one name is what it was.
+func equal(e, was *layer.Entry) bool {
+	return e.Type == was.Type && e.Mode == was.Mode && e.UID == was.UID && e.GID == was.GID && e.Size == was.Size && e.Digest == was.Digest &&
+		e.Link == was.Link && e.Major == was.Major && e.Minor == was.Minor && e.ModTime.Equal(was.ModTime) && slices.Equal(e.Xattrs, was.Xattrs)
+}
+
+// strip removes from a copy what is no entry of the layer.
+func (p *Pending) strip() error {
+	m, err := layer.OpenManifest(filepath.Join(p.dir, "manifest"))
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	dir, err := p.fs.OpenFile("", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := strip(m, dir, ""); err != nil {
+		return err
+	}
+	return setTime(int(dir.Fd()), "", p.copied.root)
+}
+
+func strip(m *layer.Manifest, dir *os.File, path string) error {
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		p := join(path, name)
+		e, ok := m.Lookup(p)
+		if !ok || e.Type == layer.Whiteout {
+			if err := removeAt(int(dir.Fd()), name); err != nil {
+				return err
+			}
+			continue
+		}
+		if e.Type != layer.Dir {
+			continue
+		}
+		fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &os.PathError{Op: "open", Path: p, Err: err}
+		}
+		sub := os.NewFile(uintptr(fd), p)
+		err = strip(m, sub, p)
+		if err == nil {
+			err = setTime(fd, "", e.ModTime)
+		}
+		sub.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
