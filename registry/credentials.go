@@ -9,9 +9,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -131,6 +133,26 @@ func readDockerConfig() (*dockerConfig, error) {
 		}
 	}
 	return &dockerConfig{}, nil
+}
+
+// CheckCredentials returns which file has the credentials, "" for none, and the programs that it names and that are not there. Nothing
+// is asked of those that are.
+func CheckCredentials() (path string, missing []string, err error) {
+	c, err := readDockerConfig()
+	if err != nil {
+		return "", nil, err
+	}
+	helpers := slices.Collect(maps.Values(c.CredHelpers))
+	if c.CredsStore != "" {
+		helpers = append(helpers, c.CredsStore)
+	}
+	slices.Sort(helpers)
+	for _, h := range slices.Compact(helpers) {
+		if _, err := exec.LookPath("docker-credential-" + h); err != nil {
+			missing = append(missing, "docker-credential-"+h)
+		}
+	}
+	return c.path, missing, nil
 }
 
 func readConfigFile(path string) (*dockerConfig, error) {

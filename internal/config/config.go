@@ -128,6 +128,19 @@ func Load() (*Config, error) {
 	return &Config{}, nil
 }
 
+// Describe says which file Load reads.
+func Describe() string {
+	if path := os.Getenv("KILN_CONFIG"); path != "" {
+		return path + ", which $KILN_CONFIG names"
+	}
+	for _, path := range places() {
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			return path
+		}
+	}
+	return "none of " + strings.Join(places(), " and ")
+}
+
 func places() []string {
 	var paths []string
 	if dir, err := os.UserConfigDir(); err == nil {

@@ -23,6 +23,9 @@ const TestVariable = "KILN_TEST_MOUNT"
 
 var forced = os.Getenv(TestVariable) == "old"
 
+// AppendsLayers reports whether overlays get their layers one by one; else their directories are one string, which has the same effect.
+func AppendsLayers() bool { return appends() }
+
 // appends reports whether overlay knows the option lowerdir+. Before Linux 6.5 any option is taken at first, and refused together
 // with all others when the mount is made.
 var appends = sync.OnceValue(func() bool {

@@ -1,5 +1,6 @@
 # Builds as root: a root of more than 64 layers, whiteouts, and each type of mount.
 export KILN_ROOT=$PWD/root KILN_PROGRESS=plain
+kiln doctor
 mkdir context && cp /bin/busybox context && cd context
 {
     echo 'FROM scratch AS base'

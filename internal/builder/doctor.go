@@ -1,0 +1,258 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	units "github.com/docker/go-units"
+	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/network"
+	"github.com/kilnbuild/kiln/internal/userns"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/sandbox"
+	"golang.org/x/sys/unix"
+)
+
+// Diagnosis is what Examine has to say of one thing.
+type Diagnosis struct {
+	// What is the thing: "overlayfs".
+	What string
+	// Text says how it is, or what is wrong and what to do about it.
+	Text string
+	// Severity says what it means for builds.
+	Severity Severity
+}
+
+// Severity is what a Diagnosis means for builds.
+type Severity int
+
+const (
+	// Fine is a thing that is as it should be.
+	Fine Severity = iota
+	// Lacking is something that only some builds need, or that makes them slower.
+	Lacking
+	// Fatal is something without which no build runs.
+	Fatal
+)
+
+// examination is one thing to look at. It returns how it is.
+type examination struct {
+	what string
+	look func(b *Builder, ctx context.Context) (string, Severity)
+}
+
+// Surroundings are what does not need a Builder, nor root.
+func Surroundings(cfgErr error) []Diagnosis {
+	all := []Diagnosis{{What: "kernel", Text: kernel()}}
+	f := Diagnosis{What: "configuration", Text: config.Describe()}
+	if cfgErr != nil {
+		f.Text, f.Severity = cfgErr.Error(), Fatal
+	}
+	return append(all, f)
+}
+
+// Examine tries what builds need of the machine and calls say for each thing.
+func (b *Builder) Examine(ctx context.Context, say func(Diagnosis)) error {
+	for _, e := range []examination{
+		{"user", (*Builder).lookUser},
+		{"root directory", (*Builder).lookRoot},
+		{"overlayfs", (*Builder).lookOverlay},
+		{"capabilities of files", (*Builder).lookCapabilities},
+		{"a step's sandbox", (*Builder).lookSandbox},
+		{"a step's network", (*Builder).lookNetwork},
+		{"a step's limits", (*Builder).lookLimits},
+		{"other platforms", (*Builder).lookPlatforms},
+		{"git", (*Builder).lookGit},
+		{"credentials", (*Builder).lookCredentials},
+	} {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		text, severity := e.look(b, ctx)
+		say(Diagnosis{What: e.what, Text: text, Severity: severity})
+	}
+	return nil
+}
+
+func kernel() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return err.Error()
+	}
+	return "Linux " + unix.ByteSliceToString(u.Release[:]) + " " + unix.ByteSliceToString(u.Machine[:])
+}
+
+func (b *Builder) lookUser(context.Context) (string, Severity) {
+	ns, err := userns.Current()
+	switch {
+	case err != nil:
+		return err.Error(), Fatal
+	case userns.Note() != "":
+		return userns.Note(), Lacking
+	case !ns.Nested:
+		return "root", Fine
+	case userns.UID() == 0:
+		return "root of a user namespace", Fine
+	}
+	return fmt.Sprintf("uid %d, in a user namespace with a range of ids", userns.UID()), Fine
+}
+
+// scarce is how much space on the disk is little.
+const scarce = 1 << 30
+
+func (b *Builder) lookRoot(context.Context) (string, Severity) {
+	if err := b.open(); err != nil {
+		return err.Error(), Fatal
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(b.store.Root(), &st); err != nil {
+		return fmt.Sprintf("statfs %s: %v", b.store.Root(), err), Fatal
+	}
+	free := int64(st.Bavail) * st.Bsize
+	text := fmt.Sprintf("%s, with %s free", b.store.Root(), units.HumanSize(float64(free)))
+	if st.Files > 0 {
+		text += fmt.Sprintf(" and %d inodes", st.Ffree)
+	}
+	if free < scarce || st.Files > 0 && st.Ffree < 10000 {
+		return text + "; that is little: kiln prune removes what is not used, and --root names another directory", Lacking
+	}
+	return text, Fine
+}
+
+func (b *Builder) lookOverlay(context.Context) (string, Severity) {
+	if err := b.open(); err != nil {
+		return err.Error(), Fatal
+	}
+	if err := b.snapshots.TryOverlay(); err != nil {
+		return fmt.Sprintf("each RUN works on a copy of its root, which takes time and space, since %v; --root can name a directory on ext4, XFS, Btrfs or tmpfs", err), Lacking
+	}
+	if !mount.AppendsLayers() {
+		return "works, by one string of options: the kernel is older than 6.8", Fine
+	}
+	return "works", Fine
+}
+
+func (b *Builder) lookCapabilities(context.Context) (string, Severity) {
+	if err := b.open(); err != nil {
+		return err.Error(), Fatal
+	}
+	name := filepath.Join(b.scratch.Path(), "capabilities")
+	if err := os.WriteFile(name, nil, 0o700); err != nil {
+		return err.Error(), Fatal
+	}
+	defer os.Remove(name)
+	// struct vfs_cap_data of revision 2 with CAP_NET_BIND_SERVICE, see capabilities(7).
+	if err := unix.Setxattr(name, "security.capability", []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0); err != nil {
+		return fmt.Sprintf("the file system of %s does not hold them (%v), so setcap fails in a RUN, and layers with such files cannot be unpacked", b.store.Root(), err), Lacking
+	}
+	return "are kept", Fine
+}
+
+// step runs a program that does not exist in an empty root: if that is what is wrong, all else is right.
+func (b *Builder) step(ctx context.Context, s sandbox.Spec) error {
+	if err := b.open(); err != nil {
+		return err
+	}
+	p, err := b.snapshots.New()
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	root, err := b.snapshots.Mount(ctx, nil, p, nil)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	s.Root, s.Args = root.File, []string{"/no such program"}
+	_, err = sandbox.Run(ctx, s)
+	if _, ok := errors.AsType[*sandbox.ExecError](err); ok {
+		return nil
+	}
+	return err
+}
+
+func (b *Builder) lookSandbox(ctx context.Context) (string, Severity) {
+	if err := b.step(ctx, sandbox.Spec{Network: sandbox.NetworkNone}); err != nil {
+		return err.Error(), Fatal
+	}
+	return "works", Fine
+}
+
+func (b *Builder) lookNetwork(context.Context) (string, Severity) {
+	way, err := network.Probe()
+	if err != nil {
+		return fmt.Sprintf("%v; RUN --network=host and --network=none work", err), Lacking
+	}
+	return "works, by " + way, Fine
+}
+
+func (b *Builder) lookLimits(ctx context.Context) (string, Severity) {
+	var can, cannot []string
+	for _, l := range []struct {
+		what string
+		sandbox.Limits
+	}{
+		{"memory", sandbox.Limits{Memory: 1 << 30}},
+		{"processes", sandbox.Limits{Pids: 1000}},
+		{"processor time", sandbox.Limits{CPUQuota: 50000}},
+		{"processors", sandbox.Limits{CPUs: "0"}},
+	} {
+		if err := b.step(ctx, sandbox.Spec{Network: sandbox.NetworkNone, Limits: l.Limits}); err != nil {
+			why := err
+			if e, ok := errors.AsType[*sandbox.LimitError](err); ok {
+				why = e.Err
+			}
+			cannot = append(cannot, fmt.Sprintf("%s not (%v)", l.what, why))
+			continue
+		}
+		can = append(can, l.what)
+	}
+	if len(cannot) == 0 {
+		return strings.Join(can, ", "), Fine
+	}
+	return strings.Join(append(can, cannot...), ", "), Lacking
+}
+
+func (b *Builder) lookPlatforms(context.Context) (string, Severity) {
+	const dir = "/proc/sys/fs/binfmt_misc"
+	var found []string
+	names, _ := os.ReadDir(dir) // it may not be mounted
+	for _, n := range names {
+		if data, err := os.ReadFile(filepath.Join(dir, n.Name())); err == nil && strings.HasPrefix(n.Name(), "qemu-") && strings.HasPrefix(string(data), "enabled") {
+			found = append(found, strings.TrimPrefix(n.Name(), "qemu-"))
+		}
+	}
+	if len(found) == 0 {
+		return "a RUN for another processor than this machine's cannot run; Debian's package qemu-user-static, or tonistiigi/binfmt, lets it", Lacking
+	}
+	slices.Sort(found)
+	return "emulated: " + strings.Join(found, ", "), Fine
+}
+
+func (b *Builder) lookGit(ctx context.Context) (string, Severity) {
+	out, err := exec.CommandContext(ctx, "git", "--version").Output()
+	if err != nil {
+		return fmt.Sprintf("contexts, ADD and Dockerfiles from git need the program git: %v", err), Lacking
+	}
+	return strings.TrimPrefix(strings.TrimSpace(string(out)), "git version "), Fine
+}
+
+func (b *Builder) lookCredentials(context.Context) (string, Severity) {
+	path, missing, err := registry.CheckCredentials()
+	switch {
+	case err != nil:
+		return err.Error(), Lacking
+	case path == "":
+		return "there are none: docker login makes them", Fine
+	case len(missing) > 0:
+		return fmt.Sprintf("%s names programs that are not in $PATH: %s", path, strings.Join(missing, ", ")), Lacking
+	}
+	return path, Fine
+}
