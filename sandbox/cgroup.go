@@ -323,14 +323,19 @@ func (c *cgroups) add(h *hierarchy, dir string, threaded bool) error {
 	return h.inheritSets(dir, g.path)
 }
 
+// lockTime bounds the wait of lockGroup; no kiln needs the lock for so long.
+const lockTime = 5 * time.Second
+
 // lockGroup waits until no other kiln makes or removes groups in the one at dir.
 func lockGroup(dir string) (unlock func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open control group: %w", err)
 	}
-	for {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
+	// Whoever can read the directory can hold the lock for as long as they like.
+	for end := time.Now().Add(lockTime); ; time.Sleep(time.Millisecond) {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != unix.EWOULDBLOCK && err != unix.EINTR || time.Now().After(end) {
 			break
 		}
 	}
@@ -346,9 +351,31 @@ var swept sync.Map // groups that sweep has looked at
 // sweep removes the groups in the one at dir whose kiln is dead, once in a process's life. What cannot be removed is left to
 // the next kiln.
 func sweep(dir string) {
-	if _, done := swept.LoadOrStore(dir, true); done {
+	if _, done := swept.LoadOrStore(dir, true); !done {
+		removeDead(dir)
+	}
+}
+
+// Sweep removes the control groups that dead kilns left where this one would make its own. What cannot be removed is left to the
+// next kiln.
+func Sweep() {
+	all, err := machine()
+	if err != nil {
 		return
 	}
+	for _, h := range all {
+		if h.own == "" {
+			continue
+		}
+		removeDead(h.own)
+		if h.unified && h.own != h.mount {
+			removeDead(filepath.Dir(h.own))
+		}
+	}
+}
+
+// removeDead removes the groups in the one at dir whose kiln is dead.
+func removeDead(dir string) {
 	left := kilnGroups(dir)
 	if len(left) == 0 {
 		return

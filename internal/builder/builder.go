@@ -17,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/scratch"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/sandbox"
 	"github.com/kilnbuild/kiln/snapshot"
 )
 
@@ -102,7 +103,11 @@ func (b *Builder) Close() error {
 		// Records speak of layers, so they come last.
 		err = errors.Join(b.snapshots.Sync(), b.cache.Seal(), b.snapshots.Release())
 	}
-	return errors.Join(err, b.store.Release(), b.scratch.Close())
+	err = errors.Join(err, b.store.Release(), b.scratch.Close())
+	if b.scratch.FoundDead() {
+		sandbox.Sweep()
+	}
+	return err
 }
 
 func (b *Builder) blobs() *exporter.Blobs {

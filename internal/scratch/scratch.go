@@ -20,7 +20,11 @@ const prefix = "process-"
 type Dir struct {
 	path string
 	lock *lock.Lock
+	dead bool
 }
+
+// FoundDead reports whether a process was found dead that had left its directory behind.
+func (d *Dir) FoundDead() bool { return d.dead }
 
 // Open makes the directory in tmp, which exists, and removes those of processes that are dead.
 func Open(tmp string) (*Dir, error) {
@@ -100,6 +104,7 @@ func (d *Dir) sweep() {
 		if err != nil {
 			continue
 		}
+		d.dead = true
 		// Nobody can get the lock of a directory that is gone, so whoever was just about to lock it makes another.
 		removeAll(path)
 		l.Release()
