@@ -197,6 +197,42 @@ func TestHostileArchives(t *testing.T) {
 	}
 }
 
+// TestWrongDiffIDs has an image whose config does not say what its layers are.
+func TestWrongDiffIDs(t *testing.T) {
+	var one, two archive
+	one.file("f", "one")
+	one.end()
+	two.file("f", "two")
+	two.end()
+	for name, change := range map[string]func(ids []string) []string{
+		"swapped":      func(ids []string) []string { return []string{ids[1], ids[0]} },
+		"one too few":  func(ids []string) []string { return ids[:1] },
+		"one too many": func(ids []string) []string { return append(ids, ids[0]) },
+		"of nothing":   func(ids []string) []string { return []string{ids[0], "sha256:" + strings.Repeat("0", 64)} },
+		"no digest":    func(ids []string) []string { return []string{ids[0], "sha256:../../../x"} },
+		"in capitals":  func(ids []string) []string { return []string{ids[0], strings.ToUpper(ids[1])} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := filepath.Join(t.TempDir(), "root")
+			build := func(change ...func([]string) []string) ([]byte, string, error) {
+				dir := t.TempDir()
+				writeLayout(t, dir, [][]byte{one.Bytes(), gzipped(two.Bytes())}, change...)
+				p := newProject(t, root, map[string]string{"Dockerfile": "FROM image\nCOPY Dockerfile /\n"})
+				return runBounded(t, p.kiln("--build-context", "image=oci-layout://"+dir, "-o", "type=tar,dest=-"))
+			}
+			if _, log, err := build(change); err == nil {
+				t.Errorf("it was built\n%s", log)
+			}
+			// What was refused is not what the right image gets.
+			out, log, err := build()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, log)
+			}
+			checkTree(t, out, []string{"f=two"})
+		})
+	}
+}
+
 // TestArchiveLimits has kiln.toml allow less than the archives hold.
 func TestArchiveLimits(t *testing.T) {
 	p := newProject(t, filepath.Join(t.TempDir(), "root"), map[string]string{"Dockerfile": "FROM scratch\nADD a.tar /\n"})
@@ -441,8 +477,9 @@ func (v *victim) check(t *testing.T, root string, written ...[]byte) {
 	}
 }
 
-// writeLayout makes an OCI layout with an image of these layers, whose blobs they are as they stand.
-func writeLayout(t *testing.T, dir string, layers [][]byte) {
+// writeLayout makes an OCI layout with an image of these layers, whose blobs they are as they stand. change may spoil what its
+// config says of them.
+func writeLayout(t *testing.T, dir string, layers [][]byte, change ...func(diffIDs []string) []string) {
 	t.Helper()
 	type descriptor struct {
 		MediaType string            `json:"mediaType"`
@@ -479,6 +516,9 @@ func writeLayout(t *testing.T, dir string, layers [][]byte) {
 			mediaType += "+zstd"
 		}
 		descriptors = append(descriptors, blob(mediaType, l))
+	}
+	for _, f := range change {
+		diffIDs = f(diffIDs)
 	}
 	config := blob("application/vnd.oci.image.config.v1+json", text(map[string]any{"os": "linux", "architecture": runtime.GOARCH,
 		"rootfs": map[string]any{"type": "layers", "diff_ids": diffIDs}}))

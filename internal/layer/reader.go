@@ -43,7 +43,7 @@ func NewReader(tarball io.Reader, limit Limit) *Reader {
 		limit.Entries = DefaultLimit.Entries
 	}
 	r := &Reader{limit: limit}
-	r.stream = &limitedReader{tarball, limit.Size, r.tooLarge}
+	r.stream = &limitedReader{r: tarball, left: limit.Size, over: r.tooLarge}
 	r.tar = tar.NewReader(r.stream)
 	return r
 }
@@ -97,17 +97,23 @@ func (r *Reader) Rest() error {
 	return err
 }
 
-// limitedReader fails with over's error after left bytes.
+// limitedReader fails with over's error after left bytes. An error stays: what reads through it may take bytes that come with
+// an error and drop the error, and not every reader has it a second time.
 type limitedReader struct {
 	r    io.Reader
 	left int64
 	over func() error
+	err  error
 }
 
 func (l *limitedReader) Read(p []byte) (int, error) {
+	if l.err != nil {
+		return 0, l.err
+	}
 	n, err := l.r.Read(p)
 	if l.left -= int64(n); l.left < 0 {
-		return 0, l.over()
+		n, err = 0, l.over()
 	}
+	l.err = err
 	return n, err
 }

@@ -280,7 +280,8 @@ func (d *diffIDReader) Read(p []byte) (int, error) {
 	if err != io.EOF {
 		return n, err
 	}
-	if _, err := io.Copy(io.Discard, d.rest); err != nil {
+	// Not by the WriteTo that rest may have: one that has ended returns io.EOF again, and nothing would be compared.
+	if _, err := io.Copy(io.Discard, struct{ io.Reader }{d.rest}); err != nil {
 		return n, err
 	}
 	if got := fmt.Sprintf("%x", d.hash.Sum(nil)); got != d.want {
