@@ -188,7 +188,7 @@ func (b *Builder) lookSandbox(ctx context.Context) (string, Severity) {
 func (b *Builder) lookNetwork(context.Context) (string, Severity) {
 	way, err := network.Probe()
 	if err != nil {
-		return fmt.Sprintf("%v; RUN --network=host and --network=none work", err), Lacking
+		return fmt.Sprintf("%v; without one only RUN --network=none and --network=host work", err), Fatal
 	}
 	return "works, by " + way, Fine
 }
