@@ -13,7 +13,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,7 +29,7 @@ import (
 // Cache is the records/ directory of kiln's root:
 //
 //	records/ab/<key>        the record of a step, key being 64 hexadecimal digits
-//	records/ab/<key>.log    what the step printed
+//	records/ab/<key>.log    what the step printed, and <key>.failed.log what it printed when it failed last
 //	records/seals/<build>   there if everything that the build wrote is on disk
 //	records/steps/<step>    a symbolic link whose target is the key of what the step made last
 //
@@ -122,6 +121,9 @@ func (c *Cache) Put(key solver.Key, r *solver.Record, log solver.Log) error {
 	if err := log.(*logFile).keep(path + ".log"); err != nil {
 		return fmt.Errorf("keep a step's log: %w", err)
 	}
+	if err := os.Remove(path + failedLog); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the log of a failure: %w", err)
+	}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	f, err := os.CreateTemp(c.tmp, "record-")
@@ -139,6 +141,22 @@ func (c *Cache) Put(key solver.Key, r *solver.Record, log solver.Log) error {
 	}
 	c.written.Store(true)
 	return nil
+}
+
+// failedLog is added to the name of a record.
+const failedLog = ".failed.log"
+
+// PutFailed implements solver.Cache.
+func (c *Cache) PutFailed(key solver.Key, log solver.Log) (string, error) {
+	path := c.path(key)
+	err := os.MkdirAll(filepath.Dir(path), 0o700)
+	if err == nil {
+		err = log.(*logFile).keep(path + failedLog)
+	}
+	if err != nil {
+		return "", fmt.Errorf("keep the log of a failure: %w", err)
+	}
+	return path + failedLog, nil
 }
 
 // Lock implements solver.Cache.
@@ -233,13 +251,9 @@ func stepNames(v *llb.Vertex) []string {
 // NewLog implements solver.Cache. A step that prints nothing never has a file.
 func (c *Cache) NewLog() (solver.Log, error) { return &logFile{tmp: c.tmp}, nil }
 
-// maxLog bounds the log of a step that is kept, in bytes. What a step prints beyond it is shown like the rest.
-const maxLog = 64 << 20
-
 // logFile is a step's log, from the first byte on in a file of tmp.
 type logFile struct {
 	tmp  string
-	size int
 	file *os.File
 	buf  *bufio.Writer
 }
@@ -255,14 +269,7 @@ func (l *logFile) Write(p []byte) (int, error) {
 		}
 		l.file, l.buf = f, bufio.NewWriter(f)
 	}
-	kept := p[:min(len(p), maxLog-l.size)]
-	if l.size += len(kept); len(kept) > 0 && l.size == maxLog {
-		kept = append(slices.Clip(kept), fmt.Sprintf("\n[kiln keeps no more than %d MiB of a log]\n", maxLog>>20)...)
-	}
-	if _, err := l.buf.Write(kept); err != nil {
-		return 0, err
-	}
-	return len(p), nil
+	return l.buf.Write(p)
 }
 
 // keep puts the log at path, in the place of an earlier one.

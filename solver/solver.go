@@ -41,6 +41,8 @@ type Cache interface {
 	Put(key Key, r *Record, log Log) error
 	// Lock makes the holder the only one, in all processes, who works on the key; it waits until ctx ends.
 	Lock(ctx context.Context, key Key) (unlock func(), err error)
+	// PutFailed keeps the log of a step that failed, until the step runs again, and returns the file that it is in; "" for none.
+	PutFailed(key Key, log Log) (file string, err error)
 	// NewLog returns a place for the output of a step that is about to run.
 	NewLog() (Log, error)
 }
@@ -53,7 +55,7 @@ type History interface {
 	SetLast(v *llb.Vertex, key Key) error
 }
 
-// Log takes the output of one step. Close without a Put throws it away.
+// Log takes the output of one step. Close without a Put or PutFailed throws it away.
 type Log interface {
 	io.WriteCloser
 }
@@ -122,6 +124,8 @@ type Again struct {
 type VertexError struct {
 	Vertex *llb.Vertex
 	Err    error
+	// LogFile holds all that the step printed; "" where that is not kept.
+	LogFile string
 }
 
 func (e *VertexError) Error() string { return e.Err.Error() }
@@ -211,7 +215,10 @@ func Solve(ctx context.Context, roots []*llb.Vertex, o Options) ([]*Chain, error
 		if c.err != nil {
 			s.set(c.node, failed)
 			if first == nil {
-				first = &VertexError{Vertex: c.node.vertex, Err: c.err}
+				first = c.err
+				if !errors.As(first, new(*VertexError)) {
+					first = &VertexError{Vertex: c.node.vertex, Err: c.err}
+				}
 				if cause := context.Cause(ctx); cause != nil {
 					first = cause
 				}
@@ -457,6 +464,11 @@ func (s *solve) run(ctx context.Context, v *llb.Vertex, key Key, step Step, last
 		job.Last = last.Layer
 	}
 	layer, err := step.Run(ctx, job)
+	if err != nil && ctx.Err() == nil && tee.size() > 0 {
+		// A log that cannot be kept is no reason to say less of the failure.
+		file, _ := s.opts.Cache.PutFailed(key, log)
+		return nil, &VertexError{Vertex: v, Err: err, LogFile: file}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -118,7 +118,7 @@ func (a *app) printError(err error) {
 		_, _ = a.stderr.Write(excerpt(location, dockerfile))
 	}
 	if shown, ok := errors.AsType[*progressError](err); ok && isStep {
-		_, _ = a.stderr.Write(quoteLog(shown.failures, step.Vertex.Meta().Name))
+		_, _ = a.stderr.Write(quoteLog(shown.failures, step))
 	}
 }
 
@@ -184,14 +184,18 @@ func excerpt(l llb.Location, dockerfile []byte) []byte {
 	return b.Bytes()
 }
 
-// quoteLog returns the end of the log of the step of that name, or nothing.
-func quoteLog(failures []progress.Failure, name string) []byte {
+// quoteLog returns the end of the log of a step, or nothing, and says where the rest is.
+func quoteLog(failures []progress.Failure, step *solver.VertexError) []byte {
 	const rule = "------\n"
 	for _, f := range failures {
-		if f.Name != progress.CleanLine(name) || len(f.Log) == 0 {
+		if f.Name != progress.CleanLine(step.Vertex.Meta().Name) || len(f.Log) == 0 {
 			continue
 		}
-		return []byte(rule + " > " + shorten(f.Name) + ":\n" + strings.Join(f.Log, "\n") + "\n" + rule)
+		text := rule + " > " + shorten(f.Name) + ":\n" + strings.Join(f.Log, "\n") + "\n" + rule
+		if f.More && step.LogFile != "" {
+			text += "all of its output: " + step.LogFile + "\n"
+		}
+		return []byte(text)
 	}
 	return nil
 }

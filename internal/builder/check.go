@@ -116,7 +116,7 @@ var (
 	lockedHash = regexp.MustCompile(`^[0-9a-f]{32}(\.lock)?$`)
 	mountName  = regexp.MustCompile(`^[0-9a-f]{64}(-[0-9]+)?$`)
 	prefixName = regexp.MustCompile(`^([0-9a-f]{2}|seals|steps)$`)
-	recordName = regexp.MustCompile(`^[0-9a-f]{64}(\.log)?$`)
+	recordName = regexp.MustCompile(`^[0-9a-f]{64}((\.failed)?\.log)?$`)
 	noteName   = regexp.MustCompile(`^[0-9a-f]{64}\.[a-z0-9.-]+$`)
 	layerName  = regexp.MustCompile(`^(fs|manifest|unsynced|bare|blob\.[a-z0-9.-]+)$`)
 	shaName    = regexp.MustCompile(`^sha256$`)

@@ -36,6 +36,8 @@ type Failure struct {
 	// Log are the last lines the task logged, at most 20 and some kilobytes, without control characters. Where much standard
 	// output came after the last lines of standard error, those come first, and then "...".
 	Log []string
+	// More reports that the task logged more than Log has.
+	More bool
 }
 
 const (
@@ -288,7 +290,7 @@ func (t *Task) end(o outcome, err error) {
 	t.event(func(d display) {
 		t.outcome, t.err, t.ended = o, err, t.printer.now()
 		if o == failed {
-			t.printer.failures = append(t.printer.failures, Failure{Name: t.name, Err: err, Log: t.quote()})
+			t.printer.failures = append(t.printer.failures, Failure{Name: t.name, Err: err, Log: t.quote(), More: t.tail.cut || len(t.tail.lines(quoteLines+1)) > quoteLines})
 		}
 		d.finish(t)
 		t.tail, t.errors, t.statuses, t.notes = tail{}, tail{}, nil, nil

@@ -75,6 +75,9 @@ func (m *Memory) Lock(ctx context.Context, key solver.Key) (func(), error) {
 // NewLog implements solver.Cache.
 func (m *Memory) NewLog() (solver.Log, error) { return &memoryLog{}, nil }
 
+// PutFailed implements solver.Cache.
+func (m *Memory) PutFailed(solver.Key, solver.Log) (string, error) { return "", nil }
+
 // Log returns the log that was kept with a record.
 func (m *Memory) Log(key solver.Key) string {
 	m.mu.Lock()
