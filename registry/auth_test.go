@@ -126,6 +126,43 @@ func TestToken(t *testing.T) {
 	}
 }
 
+// TestCheckPush asks whether a push would be taken, and gives the upload up that it began.
+func TestCheckPush(t *testing.T) {
+	reg := registrytest.Start(t)
+	for _, c := range []struct {
+		name  string
+		extra func(w http.ResponseWriter, r *http.Request) bool
+		login bool
+		kind  Kind // "" is no objection
+	}{
+		{"taken", nil, true, ""},
+		{"no login", nil, false, Unauthorized},
+		{"no right", func(w http.ResponseWriter, r *http.Request) bool { w.WriteHeader(http.StatusForbidden); return true }, true, Unauthorized},
+		{"not now", func(w http.ResponseWriter, r *http.Request) bool {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		}, true, ""},
+		{"not so", func(w http.ResponseWriter, r *http.Request) bool { w.WriteHeader(http.StatusNotFound); return true }, true, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			front := guarded(t, reg.Host, 1000, c.extra)
+			useDockerConfig(t, map[string]any{})
+			if c.login {
+				useDockerConfig(t, auths(front.host))
+			}
+			err := quick(nil).CheckPush(t.Context(), front.host+"/app:v1")
+			if c.kind != "" {
+				wantKind(t, err, c.kind)
+			} else if err != nil {
+				t.Error(err)
+			}
+			if n := front.count("DELETE /v2/app/blobs/uploads/"); (n == 1) != (c.name == "taken") {
+				t.Errorf("%d uploads were given up", n)
+			}
+		})
+	}
+}
+
 func TestUnauthorized(t *testing.T) {
 	reg := registrytest.Start(t)
 	front := guarded(t, reg.Host, 100, nil)

@@ -45,6 +45,8 @@ const (
 	minProgress = 16 << 10
 	// commitTimeout is how long a registry may take to answer when it has an upload whole: it hashes and moves it then.
 	commitTimeout = 5 * time.Minute
+	// abandonTimeout is how long a registry may take to forget an upload.
+	abandonTimeout = 2 * time.Second
 	// firstPause is how long to wait before the second try, and it doubles from there, up to maxPause.
 	firstPause = 200 * time.Millisecond
 	maxPause   = 5 * time.Second

@@ -195,6 +195,8 @@ func TestPullFaults(t *testing.T) {
 			return truncate(900<<10, true)(w, r, pass)
 		}), Unreachable},
 		{"wrong bytes", blobs(change(func(r *recorded) { r.body[len(r.body)/2] ^= 1 })), Invalid},
+		{"shorter", blobs(change(func(r *recorded) { r.body = r.body[:len(r.body)-1] })), Unreachable},
+		{"another blob", blobs(change(func(r *recorded) { clear(r.body) })), Invalid},
 		{"longer", blobs(change(func(r *recorded) { r.body = append(r.body, 0) })), Invalid},
 		{"endless", blobs(func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
 			for chunk := make([]byte, 1<<16); ; {
@@ -441,6 +443,18 @@ func TestPushFaults(t *testing.T) {
 			panic(http.ErrAbortHandler)
 		}
 	}
+	// stored has the answer name another digest than the registry's.
+	stored := func(as string) answer {
+		return func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
+			rec := recordResponse(pass, r)
+			rec.header.Del("Docker-Content-Digest")
+			if as != "" {
+				rec.header.Set("Docker-Content-Digest", as)
+			}
+			rec.write(w)
+			return true
+		}
+	}
 	const many = 1 << 30
 	for _, c := range []struct {
 		name string
@@ -454,6 +468,11 @@ func TestPushFaults(t *testing.T) {
 		{"PATCH 429", on("PATCH", "", 3, code(429)), true},
 		{"PUT 429", on("PUT", "", 3, code(429)), true},
 		{"PUT 429 for ever", on("PUT", "", many, code(429)), false},
+		{"POST 503", on("POST", "", 3, code(503)), true},
+		{"POST 403", on("POST", "", many, code(403)), false},
+		{"PATCH 503", on("PATCH", "", 3, code(503)), true},
+		{"PUT 503", on("PUT", "/blobs/", 3, code(503)), true},
+		{"POST upload unknown", on("POST", "", many, code(404)), false},
 		{"PATCH upload unknown", on("PATCH", "", 2, code(404)), true},
 		{"PUT upload unknown", on("PUT", "/blobs/", 2, code(404)), true},
 		{"PATCH 416", on("PATCH", "", 2, code(416)), true},
@@ -477,6 +496,34 @@ func TestPushFaults(t *testing.T) {
 			rec.write(w)
 			return true
 		}), true},
+		{"Range in 202 is of a part", on("PATCH", "", 2, func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
+			n := min(r.ContentLength, 64<<10)
+			data := make([]byte, n)
+			io.ReadFull(r.Body, data)
+			io.Copy(io.Discard, r.Body)
+			r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(data)), n
+			recordResponse(pass, r).write(w)
+			return true
+		}), true},
+		{"no Range in 202", on("PATCH", "", many, func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
+			rec := recordResponse(pass, r)
+			rec.header.Del("Range")
+			rec.write(w)
+			return true
+		}), true},
+		{"no digest in 201", on("PUT", "", many, stored("")), true},
+		{"another digest in 201", on("PUT", "/blobs/", many, stored("sha256:"+strings.Repeat("0", 64))), false},
+		{"mount refused", on("POST", "", many, func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
+			r.URL.RawQuery = ""
+			return false
+		}), true},
+		{"mount 403", on("POST", "", many, func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
+			return r.URL.RawQuery != "" && code(403)(w, r, pass)
+		}), true},
+		{"HEAD that lies", on("HEAD", "/blobs/", many, func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+			w.WriteHeader(200)
+			return true
+		}), false},
 		{"no answers to HEAD", on("HEAD", "", many, code(405)), true},
 		{"manifest 400", on("PUT", "/manifests/", many, code(400)), false},
 		{"manifest 500", on("PUT", "/manifests/", 2, code(500)), true},
@@ -498,9 +545,17 @@ func TestPushFaults(t *testing.T) {
 			t.Parallel()
 			front := newFault(t, reg.Host, c.f)
 			repo := "/" + strings.ToLower(strings.ReplaceAll(c.name, " ", "-")) + ":v1"
-			err := quick(nil).Push(t.Context(), from, front.host+repo, desc, PushOptions{})
+			o := PushOptions{MountFrom: map[digest.Digest]string{}}
+			if strings.HasPrefix(c.name, "mount") {
+				from.Blobs(func(d digest.Digest, _ int64) error { o.MountFrom[d] = front.host + "/nowhere"; return nil })
+			}
+			err := quick(nil).Push(t.Context(), from, front.host+repo, desc, o)
 			if (err == nil) != c.ok {
 				t.Fatalf("Push = %v, want success: %v", err, c.ok)
+			}
+			front.checkOrder(t)
+			if n := len(front.calls); n > 100 {
+				t.Errorf("%d requests were made", n)
 			}
 			img, err := Pull(t.Context(), quick(nil), reg.Host+repo, amd64, newStore(t))
 			if (err == nil) != c.ok {

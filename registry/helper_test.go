@@ -138,6 +138,21 @@ func (f *fault) count(prefix string) int {
 	return n
 }
 
+// checkOrder has all that was asked about blobs come before any manifest was sent.
+func (f *fault) checkOrder(t *testing.T) {
+	t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	manifest := false
+	for _, call := range f.calls {
+		manifest = manifest || strings.HasPrefix(call, "PUT ") && strings.Contains(call, "/manifests/")
+		if manifest && strings.Contains(call, "/blobs/") {
+			t.Errorf("a manifest went before the last blob:\n%s", strings.Join(f.calls, "\n"))
+			return
+		}
+	}
+}
+
 func newFault(t *testing.T, behind string, f func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool) *fault {
 	t.Helper()
 	proxy := &httputil.ReverseProxy{

@@ -83,6 +83,33 @@ func (c *Client) PushBlob(ctx context.Context, blobs Blobs, ref string, desc oci
 	return c.pushBlob(ctx, blobs, r, desc, o)
 }
 
+// CheckPush asks the registry of ref whether it would take a push: it begins an upload and gives it up. The error is an
+// *Error of kind Unauthorized or Credentials, or nil: whatever else goes wrong here does not say that a push would fail.
+func (c *Client) CheckPush(ctx context.Context, ref string) error {
+	r, err := ParseReference(ref)
+	if err != nil {
+		return err
+	}
+	h, err := c.host(r.Registry)
+	if err != nil {
+		return nil // the push says it
+	}
+	u := &upload{client: c, ep: endpoint{host: h}, ref: r, progress: func(int64) {}}
+	_, err = u.begin(ctx)
+	if e, ok := errors.AsType[*Error](c.explain("push", r, h, err)); ok && (e.Kind == Unauthorized || e.Kind == Credentials) {
+		return e
+	}
+	if u.location != nil {
+		// Also when the build has ended meanwhile. What cannot be taken back the registry forgets in time.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
+		defer cancel()
+		if resp, err := u.do(ctx, request{method: http.MethodDelete, url: u.location}); err == nil {
+			drain(resp)
+		}
+	}
+	return nil
+}
+
 // pushPlan is what there is to send.
 type pushPlan struct {
 	blobs     Blobs
@@ -462,5 +489,8 @@ func (u *upload) commit(ctx context.Context) error {
 		return u.refused(newStatusError(resp))
 	}
 	drain(resp)
+	if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != string(u.desc.Digest) {
+		return invalid("%s stored the blob as %s instead of %s", u.ep.addr, quote(got), u.desc.Digest)
+	}
 	return nil
 }

@@ -264,18 +264,7 @@ func TestPushOrder(t *testing.T) {
 	if err := quick(nil).Push(t.Context(), from, front.host+"/app:v1", index, PushOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	firstManifest, lastBlob := -1, -1
-	for i, call := range front.calls {
-		if strings.HasPrefix(call, "PUT /v2/app/manifests/") && firstManifest < 0 {
-			firstManifest = i
-		}
-		if strings.Contains(call, "/blobs/") {
-			lastBlob = i
-		}
-	}
-	if firstManifest < lastBlob {
-		t.Errorf("a manifest went before the last blob:\n%s", strings.Join(front.calls, "\n"))
-	}
+	front.checkOrder(t)
 	if last := front.calls[len(front.calls)-1]; last != "PUT /v2/app/manifests/v1" {
 		t.Errorf("last came %s", last)
 	}

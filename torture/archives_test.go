@@ -233,6 +233,36 @@ func TestWrongDiffIDs(t *testing.T) {
 	}
 }
 
+// TestRepeatedDiffID has an image whose config names one diff id for two blobs. Only the first is read, so that no image may
+// be made of the other.
+func TestRepeatedDiffID(t *testing.T) {
+	var one, two archive
+	one.file("f", "one")
+	one.end()
+	two.file("f", "two")
+	two.end()
+	dir := t.TempDir()
+	writeLayout(t, dir, [][]byte{gzipped(one.Bytes()), gzipped(two.Bytes())}, func(ids []string) []string { return []string{ids[0], ids[0]} })
+	p := newProject(t, filepath.Join(t.TempDir(), "root"), map[string]string{"Dockerfile": "FROM image\nCOPY Dockerfile /\n"})
+	build := func(output string) []byte {
+		out, log, err := runBounded(t, p.kiln("--build-context", "image=oci-layout://"+dir, "-o", "type="+output+",dest=-"))
+		if err != nil {
+			t.Fatalf("%v\n%s", err, log)
+		}
+		return out
+	}
+	checkTree(t, build("tar"), []string{"f=one"})
+	image := build("oci")
+	for _, l := range []struct {
+		archive archive
+		in      bool
+	}{{one, true}, {two, false}} {
+		if sum := fmt.Sprintf("%x", sha256.Sum256(gzipped(l.archive.Bytes()))); bytes.Contains(image, []byte(sum)) != l.in {
+			t.Errorf("layer %s in the image: %v", sum, !l.in)
+		}
+	}
+}
+
 // TestArchiveLimits has kiln.toml allow less than the archives hold.
 func TestArchiveLimits(t *testing.T) {
 	p := newProject(t, filepath.Join(t.TempDir(), "root"), map[string]string{"Dockerfile": "FROM scratch\nADD a.tar /\n"})

@@ -71,8 +71,8 @@ const parallelism = 64
 
 // Build builds an image and does what o.Outputs says with it. The error of a Dockerfile that is wrong is an *InputError or a
 // *parser.Error, that of a step a *solver.VertexError. The Result is never nil.
-func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Result, error) {
-	res := &Result{}
+func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res *Result, err error) {
+	res = &Result{}
 	if note := userns.Note(); note != "" && !o.Check && o.Describe == "" {
 		p.Warn(note)
 	}
@@ -130,6 +130,17 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (*Re
 	case "targets":
 		res.Targets, err = frontend.ListTargets(res.Dockerfile, options)
 		return res, err
+	}
+	if !o.Check {
+		var pushed []string
+		for _, plan := range plans {
+			if plan.Type == OutputRegistry {
+				pushed = append(pushed, plan.names...)
+			}
+		}
+		var end func(error) error
+		ctx, end = b.mayPush(ctx, pushed)
+		defer func() { err = end(err) }()
 	}
 	lowered, err := frontend.Build(ctx, res.Dockerfile, options, bases)
 	if lowered != nil {

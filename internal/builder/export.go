@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/exporter"
@@ -247,6 +248,31 @@ func (f *finished) push(ctx context.Context, out output, a *exporter.Assembled, 
 		}
 	}
 	return nil
+}
+
+// mayPush asks the registries of names whether they would take a push, while whatever the context returned is for goes on. That
+// context ends with the first refusal. End waits for the questions, gives those up that have no answer, and returns the
+// refusal instead of err if there was one and err is not nil.
+func (b *Builder) mayPush(ctx context.Context, names []string) (_ context.Context, end func(err error) error) {
+	ctx, cancel := context.WithCancel(ctx)
+	refusals := make(chan error, len(names))
+	var asking sync.WaitGroup
+	for _, name := range names {
+		asking.Go(func() {
+			if err := b.client.CheckPush(ctx, name); err != nil {
+				refusals <- err
+				cancel()
+			}
+		})
+	}
+	return ctx, func(err error) error {
+		cancel()
+		asking.Wait()
+		if err != nil && len(refusals) > 0 {
+			return <-refusals
+		}
+		return err
+	}
 }
 
 // lazyBlobs fetches the blobs of base images only when a registry lacks them.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/kilnbuild/kiln/frontend"
@@ -134,7 +135,8 @@ func (b *bases) get(op llb.Image) (base, error) {
 	return found, nil
 }
 
-// Layers implements ops.Images.
+// Layers implements ops.Images. Of two blobs with the same diff id only the first is ever unpacked, and so compared with
+// it: that one then stands for both, and no image gets the other.
 func (b *bases) Layers(_ context.Context, op llb.Image) ([]ops.ImageLayer, error) {
 	found, err := b.get(op)
 	if err != nil {
@@ -142,7 +144,8 @@ func (b *bases) Layers(_ context.Context, op llb.Image) ([]ops.ImageLayer, error
 	}
 	layers := make([]ops.ImageLayer, len(found.image.DiffIDs))
 	for i, d := range found.image.DiffIDs {
-		layers[i] = ops.ImageLayer{Blob: found.image.Manifest.Layers[i], DiffID: d}
+		first := slices.Index(found.image.DiffIDs, d)
+		layers[i] = ops.ImageLayer{Blob: found.image.Manifest.Layers[first], DiffID: d}
 	}
 	return layers, nil
 }
