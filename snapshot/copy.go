@@ -37,7 +37,7 @@ func (s *Store) mountCopy(ctx context.Context, ids []string, up *Pending, idmap 
 		r.copy = p
 		defer func() {
 			if err != nil {
-				err = errors.Join(err, p.Close())
+				p.Close()
 			}
 		}()
 	}

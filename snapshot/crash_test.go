@@ -8,7 +8,6 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
-	"github.com/kilnbuild/kiln/internal/userns"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,10 +25,7 @@ func TestOtherBoot(t *testing.T) {
 	}
 	id := step(t, s, nil, write).ID
 	reopened := func(boot string) *Store {
-		o, err := Open(filepath.Dir(s.dir), s.tmp, userns.Namespace{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		o := reopen(t, s)
 		if boot != "" {
 			o.boot = boot
 		}

@@ -25,7 +25,7 @@ type Root struct {
 func (r *Root) Close() error {
 	err := r.File.Close()
 	if r.copy != nil {
-		err = errors.Join(err, r.copy.Close())
+		r.copy.Close()
 	}
 	return err
 }
@@ -70,7 +70,7 @@ func (s *Store) TryOverlay() error {
 }
 
 // tryOverlay makes an overlay and uses it.
-func (s *Store) tryOverlay() (err error) {
+func (s *Store) tryOverlay() error {
 	if os.Getenv(mount.TestVariable) == "copy" {
 		return errors.New(mount.TestVariable + " is set")
 	}
@@ -78,7 +78,7 @@ func (s *Store) tryOverlay() (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.Close()) }()
+	defer p.Close()
 	work, err := p.WorkDir()
 	if err != nil {
 		return err

@@ -37,11 +37,30 @@ func newStore(t *testing.T) *Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		s.awaitRemovals()
 		if left, _ := os.ReadDir(tmp); len(left) > 0 {
 			t.Errorf("left in tmp: %v", left)
 		}
 	})
 	return s
+}
+
+// reopen opens the store as another process would.
+func reopen(t *testing.T, s *Store) *Store {
+	t.Helper()
+	again, err := Open(filepath.Dir(s.dir), s.tmp, userns.Namespace{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(again.awaitRemovals)
+	return again
+}
+
+// awaitRemovals waits until what was thrown away is gone, and nothing can be thrown away any more.
+func (s *Store) awaitRemovals() {
+	for range cap(s.removing) {
+		s.removing <- struct{}{}
+	}
 }
 
 // step runs f on a mounted root file system made of the layers, as a RUN would, and commits what it changed.
@@ -449,8 +468,7 @@ func TestChangesOfCopy(t *testing.T) {
 	check(err)
 	// A store that is used where overlays work does not use such layers as an overlay's.
 	t.Setenv(mount.TestVariable, "")
-	again, err := Open(filepath.Dir(s.dir), s.tmp, userns.Namespace{})
-	check(err)
+	again := reopen(t, s)
 	if again.Has(changed.ID) {
 		t.Error("a layer without whiteouts is to be a part of an overlay")
 	}
@@ -654,10 +672,7 @@ func TestCommitReplacesDamaged(t *testing.T) {
 	if err := os.WriteFile(name, data, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	again, err := Open(filepath.Dir(s.dir), s.tmp, userns.Namespace{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	again := reopen(t, s)
 	if again.Has(id(1)) {
 		t.Fatal("the damage was not noticed")
 	}

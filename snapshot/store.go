@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -51,6 +52,8 @@ type Store struct {
 
 	merging sync.Mutex // a merged layer is being made
 
+	removing chan struct{} // holds one for each removal that is under way
+
 	mu        sync.Mutex
 	held      map[string]*lock.Lock // of every layer of manifests: see package lease
 	unsynced  map[string]bool       // layers that Sync has to say something of
@@ -64,7 +67,7 @@ type Store struct {
 // namespace that the process is in: in one that is not the first, overlay keeps its own attributes under "user." names
 // (kernel, Documentation/filesystems/overlayfs.rst), and a disk cannot hold all that a layer does.
 func Open(root, tmp string, ns userns.Namespace) (*Store, error) {
-	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}, earlier: map[string]string{}}
+	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}, earlier: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	if ns.Nested {
 		s.opaque = "user.overlay.opaque"
 	}
@@ -244,14 +247,24 @@ func (p *Pending) WorkDir() (string, error) {
 }
 
 // Close throws the layer away.
-func (p *Pending) Close() error {
+func (p *Pending) Close() {
 	if p.dir == "" {
-		return nil
+		return
 	}
 	p.fs.Close()
-	dir := p.dir
+	p.store.throwAway(p.dir)
 	p.dir = ""
-	return removeTree(dir)
+}
+
+// throwAway removes a directory while the caller goes on: a disk that discards what is freed takes milliseconds for it. It waits when
+// as many removals are under way as there are processors, so that the disk does not fill up with what is of no use. What is
+// left when the process ends, or cannot be removed, goes or is reported with the directory tmp.
+func (s *Store) throwAway(dir string) {
+	s.removing <- struct{}{}
+	go func() {
+		defer func() { <-s.removing }()
+		_ = removeTree(dir)
+	}()
 }
 
 // Commit puts the layer in the store, with the manifest of entries, which are in the order of layer.Compare. id is "" for
@@ -261,7 +274,8 @@ func (p *Pending) Commit(entries []*layer.Entry, id string) (Committed, error) {
 		sum := layer.Identify(slices.Values(entries))
 		id = hex.EncodeToString(sum.Identity[:])
 		if m, err := p.store.Manifest(id); err == nil {
-			return Committed{ID: id, Summary: m.Summary}, p.Close()
+			p.Close()
+			return Committed{ID: id, Summary: m.Summary}, nil
 		}
 	}
 	w, err := p.Manifest()
@@ -295,11 +309,15 @@ func (p *Pending) CommitWritten(sum layer.Summary, id string) (Committed, error)
 	if id == "" {
 		id = hex.EncodeToString(sum.Identity[:])
 		if m, err := p.store.Manifest(id); err == nil {
-			return Committed{ID: id, Summary: m.Summary}, p.Close()
+			p.Close()
+			return Committed{ID: id, Summary: m.Summary}, nil
 		}
 	}
-	if err := removeTree(filepath.Join(p.dir, "work")); err != nil {
-		return Committed{}, fmt.Errorf("remove the overlay's work directory: %w", err)
+	work := p.dir + "-work"
+	if err := os.Rename(filepath.Join(p.dir, "work"), work); err == nil {
+		p.store.throwAway(work)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return Committed{}, fmt.Errorf("take the overlay's work directory from the layer: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(p.dir, unsyncedNote), []byte(p.store.boot), 0o600); err != nil {
 		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
@@ -322,7 +340,8 @@ func (p *Pending) CommitWritten(sum layer.Summary, id string) (Committed, error)
 			if _, damaged := p.store.Manifest(id); damaged != nil {
 				err = p.replace(target)
 			} else {
-				err = p.Close()
+				p.Close()
+				err = nil
 			}
 		}
 		// It was there a moment ago, and was pruned.
@@ -352,10 +371,8 @@ func (p *Pending) replace(target string) error {
 	if err := unix.Renameat2(unix.AT_FDCWD, p.dir, unix.AT_FDCWD, target, unix.RENAME_EXCHANGE); err != nil {
 		return err
 	}
-	old := p.dir
-	p.fs.Close()
-	p.dir = ""
-	return removeTree(old)
+	p.Close() // of what is at its path now
+	return nil
 }
 
 // Committed is a layer that is in the store.
