@@ -116,7 +116,7 @@ func (d *Dir) Lookup(path string) (layer.Entry, bool, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return layer.Entry{}, false, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	e, err := d.entry(int(f.Fd()), "", path, &st)
+	e, err := d.entry(int(f.Fd()), "", path, &st, new(finger))
 	if err != nil {
 		return layer.Entry{}, false, err
 	}
@@ -125,7 +125,7 @@ func (d *Dir) Lookup(path string) (layer.Entry, bool, error) {
 }
 
 // stat looks at the last component of path in the directory dir.
-func (d *Dir) stat(dir int, path string) (layer.Entry, bool, error) {
+func (d *Dir) stat(dir int, path string, at *finger) (layer.Entry, bool, error) {
 	var st unix.Stat_t
 	name := path[len(layer.Parent(path)):]
 	name = strings.TrimPrefix(name, "/")
@@ -135,7 +135,7 @@ func (d *Dir) stat(dir int, path string) (layer.Entry, bool, error) {
 		}
 		return layer.Entry{}, false, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	e, err := d.entry(dir, name, path, &st)
+	e, err := d.entry(dir, name, path, &st, at)
 	if err != nil {
 		return layer.Entry{}, false, err
 	}
@@ -144,14 +144,14 @@ func (d *Dir) stat(dir int, path string) (layer.Entry, bool, error) {
 }
 
 // entry makes an entry of what was found out about name in the directory dir, or with "" about dir itself.
-func (d *Dir) entry(dir int, name, path string, st *unix.Stat_t) (layer.Entry, error) {
+func (d *Dir) entry(dir int, name, path string, st *unix.Stat_t, at *finger) (layer.Entry, error) {
 	e := layer.Entry{Path: path, Mode: st.Mode & 0o7777, ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec)}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		e.Type = layer.Dir
 	case unix.S_IFREG:
 		e.Type, e.Size = layer.File, st.Size
-		e.Digest, _ = d.stats.get(stampOf(st))
+		e.Digest, _ = d.stats.get(stampOf(st), at)
 		if st.Nlink > 1 {
 			e.LinkID = strconv.FormatUint(uint64(st.Dev), 16) + ":" + strconv.FormatUint(st.Ino, 16)
 		}
@@ -189,12 +189,13 @@ func (d *Dir) List(path string) ([]layer.Entry, error) {
 	}
 	slices.Sort(names)
 	out := make([]layer.Entry, 0, len(names))
+	fd, at := int(f.Fd()), finger(0)
 	for _, name := range names {
 		p := name
 		if path != "" {
 			p = path + "/" + name
 		}
-		e, ok, err := d.stat(int(f.Fd()), p)
+		e, ok, err := d.stat(fd, p, &at)
 		if err != nil {
 			return nil, err
 		}

@@ -110,21 +110,40 @@ func CheckCache(path string) error {
 
 func (c *statCache) count() int { return len(c.data) / recordSize }
 
+// is reports whether record i is of the file of s, in whatever state.
+func (c *statCache) is(i int, s stamp) bool {
+	b := c.data[i*recordSize:]
+	return binary.LittleEndian.Uint64(b[8:]) == s.ino && binary.LittleEndian.Uint64(b) == s.dev
+}
+
 func (c *statCache) at(i int) (stamp, layer.Digest) {
 	b := c.data[i*recordSize:]
 	n := func(k int) uint64 { return binary.LittleEndian.Uint64(b[8*k:]) }
 	return stamp{n(0), n(1), int64(n(2)), int64(n(3)), int64(n(4))}, layer.Digest(b[40:recordSize])
 }
 
-func (c *statCache) get(s stamp) (layer.Digest, bool) {
+// finger is where a look-up in a statCache ended. Files of a directory were mostly made one after the other, so the record
+// of the next file mostly follows. The zero value is the beginning.
+type finger int
+
+// near is how many records after the finger are looked at before all are searched.
+const near = 4
+
+func (c *statCache) get(s stamp, at *finger) (layer.Digest, bool) {
 	if c.file != nil {
 		c.file.Touch()
 	}
-	i := sort.Search(c.count(), func(i int) bool {
-		other, _ := c.at(i)
-		return compareStamps(other, s) >= 0
-	})
+	i := int(*at)
+	for end := min(i+near, c.count()); i < end && !c.is(i, s); i++ {
+	}
+	if i == c.count() || !c.is(i, s) {
+		i = sort.Search(c.count(), func(i int) bool {
+			other, _ := c.at(i)
+			return compareStamps(other, s) >= 0
+		})
+	}
 	if i < c.count() {
+		*at = finger(i + 1)
 		if other, d := c.at(i); other == s {
 			return d, true
 		}
