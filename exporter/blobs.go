@@ -178,6 +178,29 @@ func (b *Blobs) fetch(ctx context.Context, l Layer) error {
 	return l.Image.Fetch(ctx)
 }
 
+// Pack makes a blob of a layer that is about to be committed under an id, whose tar write writes, and returns the note of it
+// for snapshot.Pending.Pack. If write fails there is no blob.
+func (b *Blobs) Pack(ctx context.Context, id string, c Compression, write func(io.Writer) error) (note string, data []byte, err error) {
+	old, done := b.earlier(id, c)
+	defer done()
+	made, err := b.blob(ctx, c, old, write)
+	return noteName(c), remember(made), err
+}
+
+// Packed returns what opens the blob that a layer became in any form, which is held from then on; false for none.
+func (b *Blobs) Packed(id string) (open func() (io.ReadCloser, error), ok bool) {
+	for _, path := range Notes(b.Snapshots.Path(id)) {
+		note, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		if have, ok := b.remembered(note); ok {
+			return func() (io.ReadCloser, error) { return b.Store.Open(have.desc) }, true
+		}
+	}
+	return nil, false
+}
+
 // tar writes the layer's tar into a blob, through the compressor if that is asked for.
 func (b *Blobs) tar(ctx context.Context, id string, c Compression, old *pieces) (blob, error) {
 	m, err := b.Snapshots.Manifest(id)
@@ -189,6 +212,11 @@ func (b *Blobs) tar(ctx context.Context, id string, c Compression, old *pieces) 
 		return blob{}, err
 	}
 	defer files.Close()
+	return b.blob(ctx, c, old, func(w io.Writer) error { return layer.WriteTar(w, m.All(), files.Copy) })
+}
+
+// blob makes a blob of the tar that write writes.
+func (b *Blobs) blob(ctx context.Context, c Compression, old *pieces, write func(io.Writer) error) (blob, error) {
 	w, err := b.Store.Create(ctx)
 	if err != nil {
 		return blob{}, err
@@ -208,7 +236,7 @@ func (b *Blobs) tar(ctx context.Context, id string, c Compression, old *pieces) 
 	if c.Type != Uncompressed.Type {
 		to = io.MultiWriter(diffID, out)
 	}
-	err = behind(ctxWriter{ctx, to}, func(w io.Writer) error { return layer.WriteTar(w, m.All(), files.Copy) })
+	err = behind(ctxWriter{ctx, to}, write)
 	if err = errors.Join(err, out.Close()); err != nil {
 		return blob{}, err
 	}

@@ -85,13 +85,13 @@ func NewBuilder(parent layer.Tree, p *Pending, now time.Time) *Builder {
 }
 
 // Reuse lets the builder take files from a committed layer that are the same in everything, by hard links, instead of
-// reading them again: those that are put with a Digest. A layer that is not there is no error.
+// reading them again: those that are put with a Digest. A layer that is not there, or packed, is no error.
 func (b *Builder) Reuse(s *Store, id string) {
 	if b.disk == nil || b.disk.earlier != nil {
 		return
 	}
 	m, err := s.Manifest(id)
-	if err != nil {
+	if err != nil || s.isPacked(id) {
 		return
 	}
 	if root, err := rootfs.Open(s.fsDir(id)); err == nil {

@@ -21,6 +21,10 @@ type Files struct {
 
 // Files returns what reads a layer's files. Close must be called.
 func (s *Store) Files(id string) (*Files, error) {
+	id, err := s.unpacked(id)
+	if err != nil {
+		return nil, err
+	}
 	root, err := s.root(id)
 	if err != nil {
 		return nil, err

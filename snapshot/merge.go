@@ -108,7 +108,11 @@ func (s *Store) replay(b *Builder, id string) error {
 	if err != nil {
 		return err
 	}
-	root, err := rootfs.Open(s.fsDir(id))
+	files, err := s.unpacked(id)
+	if err != nil {
+		return err
+	}
+	root, err := rootfs.Open(s.fsDir(files))
 	if err != nil {
 		return err
 	}

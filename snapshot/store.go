@@ -32,6 +32,7 @@ import (
 //	entries/<id>           the entries of an image's layer of which nothing else was needed yet: see Index
 //	ids                    the user and group ids that owners of files have outside, where that is another user namespace
 //	layers/<id>/bare       there if the layer was made where roots are copies: fs is then no lower directory of an overlay
+//	layers/<id>/packed     there instead of fs if nobody was expected to need the files: they are in the layer's blob
 //	layers/<id>/unsynced   there until the layer is known to be on disk: the boot of the machine that it was made in
 //
 // A layer appears there complete, by one rename, and is never changed. It is safe for concurrent use, also by several
@@ -39,6 +40,9 @@ import (
 type Store struct {
 	// Limit bounds what Unpack and Index read. It is set before they are used, or left as it is.
 	Limit layer.Limit
+	// Blob returns the blob of a packed layer and keeps it from being removed while this process lives; false if it is not
+	// there: then the layer is not there either. It is set as Limit is.
+	Blob func(id string) (Blob, bool)
 
 	dir    string // layers/
 	tmp    string // a directory of this process's own on the same file system
@@ -50,7 +54,8 @@ type Store struct {
 	trying   sync.Once
 	refusal  error // why they do not; set by trying
 
-	merging sync.Mutex // a merged layer is being made
+	merging   sync.Mutex // a merged layer is being made
+	unpacking sync.Mutex // the files of a packed layer are being written
 
 	removing chan struct{} // holds one for each removal that is under way
 
@@ -61,13 +66,14 @@ type Store struct {
 	indexes   map[string]*layer.Manifest
 	roots     map[string]*rootfs.Root
 	earlier   map[string]string
+	files     map[string]string // where the files of a layer are: see unpacked
 }
 
 // Open opens the store in the directory root, with tmp, on the same file system, for what is unfinished. ns is the user
 // namespace that the process is in: in one that is not the first, overlay keeps its own attributes under "user." names
 // (kernel, Documentation/filesystems/overlayfs.rst), and a disk cannot hold all that a layer does.
 func Open(root, tmp string, ns userns.Namespace) (*Store, error) {
-	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}, earlier: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}, earlier: map[string]string{}, files: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	if ns.Nested {
 		s.opaque = "user.overlay.opaque"
 	}
@@ -167,6 +173,12 @@ func (s *Store) Manifest(id string) (_ *layer.Manifest, err error) {
 		m.Close()
 		return nil, fmt.Errorf("layer %s was made where overlayfs could not be used: %w", id, layer.ErrDamaged)
 	}
+	if s.isPacked(id) {
+		if _, ok := s.blob(id); !ok {
+			m.Close()
+			return nil, fmt.Errorf("the blob of layer %s: %w", id, fs.ErrNotExist)
+		}
+	}
 	s.manifests[id] = m
 	if old := s.held[id]; old != nil {
 		_ = old.Release() // that of a damaged layer which was replaced
@@ -187,7 +199,7 @@ func (s *Store) Release() error {
 	return err
 }
 
-// root returns a layer's files, which stay open for the life of the store.
+// root returns the files of a layer that is not packed, which stay open for the life of the store.
 func (s *Store) root(id string) (*rootfs.Root, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -322,7 +334,7 @@ func (p *Pending) CommitWritten(sum layer.Summary, id string) (Committed, error)
 	if err := os.WriteFile(filepath.Join(p.dir, unsyncedNote), []byte(p.store.boot), 0o600); err != nil {
 		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
 	}
-	if p.store.copies() {
+	if _, files := os.Lstat(p.Dir()); files == nil && p.store.copies() {
 		if err := os.WriteFile(filepath.Join(p.dir, bareNote), nil, 0o600); err != nil {
 			return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
 		}
@@ -407,6 +419,9 @@ func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 		return o, err
 	}
 	for _, id := range slices.Backward(live) {
+		if id, err = s.unpacked(id); err != nil {
+			return o, err
+		}
 		o.Lower = append(o.Lower, s.fsDir(id))
 	}
 	if up == nil {
@@ -493,7 +508,7 @@ func (s *Store) Note(id, name string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(s.dir, id, name))
 }
 
-// SetNote keeps a few bytes about a layer beside it, under a name that is none of "fs", "manifest", "unsynced" and "bare", replacing what it
+// SetNote keeps a few bytes about a layer beside it, under a name that is none of "fs", "manifest", "unsynced", "packed" and "bare", replacing what it
 // kept before. A crash of the machine may damage them, so they have to say themselves whether they are whole.
 func (s *Store) SetNote(id, name string, data []byte) error {
 	f, err := os.CreateTemp(s.tmp, "note-")

@@ -165,7 +165,10 @@ func (t *Tree) Open(e *layer.Entry) (io.ReadCloser, error) {
 	if !ok || i < 0 {
 		return nil, &os.PathError{Op: "open", Path: e.Path, Err: unix.ENOENT}
 	}
-	id := t.layers[i].id
+	id, err := t.store.unpacked(t.layers[i].id)
+	if err != nil {
+		return nil, err
+	}
 	root, err := t.store.root(id)
 	if err != nil {
 		return nil, err
@@ -222,6 +225,7 @@ func (e *DamagedError) Error() string {
 func (s *Store) damaged(id, path string) error {
 	s.mu.Lock()
 	delete(s.manifests, id)
+	clear(s.files)
 	delete(s.roots, id) // readers may still use it, so it is left to the end of the process
 	s.mu.Unlock()
 	err := &DamagedError{ID: id, Path: path}

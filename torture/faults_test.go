@@ -114,7 +114,7 @@ func TestFewInodes(t *testing.T) {
 	sh(t, "mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", "-N", "256", image)
 	sh(t, "mount", "-o", "loop", image, mnt)
 	t.Cleanup(func() { unix.Unmount(mnt, unix.MNT_DETACH) })
-	files := map[string]string{"Dockerfile": "FROM base\nCOPY many /many\n"}
+	files := map[string]string{"Dockerfile": "FROM base\nCOPY many /many\nRUN true\n"}
 	for i := range 1500 {
 		files[fmt.Sprint("many/", i)] = "x"
 	}

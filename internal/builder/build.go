@@ -155,9 +155,15 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 	for i, img := range lowered.Images {
 		roots[i] = img.Root
 	}
-	runner.Expect(roots)
 	ctx, cancel := context.WithCancel(ctx)
 	blobs := b.blobs()
+	var pack func(context.Context, string, func(io.Writer) error) (string, []byte, error)
+	if form, ok := onlyForm(plans); ok {
+		pack = func(ctx context.Context, id string, tar func(io.Writer) error) (string, []byte, error) {
+			return blobs.Pack(ctx, id, form, tar)
+		}
+	}
+	runner.Expect(roots, pack)
 	early := newEarly(ctx, blobs, roots, plans)
 	defer early.wait()
 	defer cancel()

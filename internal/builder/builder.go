@@ -4,6 +4,7 @@ package builder
 import (
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"sync"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/sandbox"
 	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/solver/ops"
 )
 
 // Builder builds images and keeps them in one root directory. Its methods may be called from several goroutines.
@@ -85,7 +87,7 @@ func (b *Builder) open() error {
 			if b.snapshots, err = snapshot.Open(root, b.scratch.Path(), ns); err != nil {
 				return err
 			}
-			b.snapshots.Limit = b.archive
+			b.snapshots.Limit, b.snapshots.Blob = b.archive, b.packed
 			b.cache, err = cache.Open(root, b.scratch.Path())
 			return err
 		}()
@@ -112,4 +114,34 @@ func (b *Builder) Close() error {
 
 func (b *Builder) blobs() *exporter.Blobs {
 	return &exporter.Blobs{Store: b.store, Snapshots: b.snapshots}
+}
+
+// packed is snapshot.Store's Blob.
+func (b *Builder) packed(id string) (snapshot.Blob, bool) {
+	open, ok := b.blobs().Packed(id)
+	return func() (io.ReadCloser, error) {
+		blob, err := open()
+		if err != nil {
+			return nil, err
+		}
+		plain, err := ops.Uncompress(blob)
+		if err != nil {
+			blob.Close()
+			return nil, err
+		}
+		return struct {
+			io.Reader
+			io.Closer
+		}{plain, closers{plain, blob}}, nil
+	}, ok
+}
+
+type closers []io.Closer
+
+func (c closers) Close() error {
+	var err error
+	for _, one := range c {
+		err = errors.Join(err, one.Close())
+	}
+	return err
 }

@@ -62,3 +62,13 @@ func (e *early) made(v *llb.Vertex, l solver.Layer) {
 
 // wait returns when nothing is being made any more.
 func (e *early) wait() { e.working.Wait() }
+
+// onlyForm returns the form in which all outputs need layers; false if one needs files, or they need different forms.
+func onlyForm(outputs []output) (exporter.Compression, bool) {
+	for _, out := range outputs {
+		if !out.image() || out.form.Compression != outputs[0].form.Compression {
+			return exporter.Compression{}, false
+		}
+	}
+	return outputs[0].form.Compression, true
+}

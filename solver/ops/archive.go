@@ -33,7 +33,7 @@ func openArchive(r io.Reader, limit layer.Limit) (archive *layer.Reader, ok bool
 		}
 		plain = z
 	default:
-		z, err := uncompress(buf)
+		z, err := Uncompress(buf)
 		if err != nil {
 			return nil, false
 		}

@@ -2,7 +2,6 @@ package ops
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -60,6 +59,9 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 		Inputs: inputs,
 		Run: func(ctx context.Context, job solver.Job) (solver.Layer, error) {
 			c.ctx = ctx
+			if r.pack != nil && !r.inFiles[v.Digest()] && !c.unpacks {
+				return r.packLayer(ctx, c, planned, job)
+			}
 			c.reuse = func(b *snapshot.Builder) { b.Reuse(r.Snapshots, job.Last.ID) }
 			p, err := r.Snapshots.New()
 			if err != nil {
@@ -77,7 +79,7 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 				same = same && written.Content == planned.Content
 			}
 			if !same {
-				return solver.Layer{}, errors.New("the files changed while they were copied: build again when nothing writes to them")
+				return solver.Layer{}, errChanged
 			}
 			layer, err := p.CommitWritten(written, "")
 			r.Snapshots.SetEarlier(layer.ID, job.Last.ID)
@@ -108,6 +110,7 @@ type copying struct {
 	b         *snapshot.Builder
 	writing   bool
 	links     map[string]string // physical path of the first copy of a file, by LinkID, below one selected path
+	from      map[string]origin // of files, by physical path: those of all, or the last one of a stream; nil: nobody asks
 }
 
 type owner struct{ uid, gid uint32 }
@@ -384,6 +387,9 @@ func (c *copying) leaf(tree layer.Tree, src layer.Entry, target string) error {
 	if first, ok := c.links[src.LinkID]; ok && src.LinkID != "" {
 		src.Path = target
 		c.attributes(&src)
+		if !c.streaming && c.from != nil {
+			c.from[target] = c.from[first]
+		}
 		return c.b.Link(src, first)
 	}
 	if src.LinkID != "" {
@@ -395,6 +401,12 @@ func (c *copying) leaf(tree layer.Tree, src layer.Entry, target string) error {
 			if err := tree.Sum(c.ctx, []*layer.Entry{&src}); err != nil {
 				return err
 			}
+		}
+		if c.from != nil {
+			if c.streaming {
+				clear(c.from)
+			}
+			c.from[target] = origin{tree, src.Path}
 		}
 		if c.writing {
 			f := &lazyFile{tree: tree, entry: src}

@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/passwd"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
@@ -183,7 +184,7 @@ func (r *Runner) readBlob(ctx context.Context, src source, read func(tarball io.
 		return err
 	}
 	defer ahead.Close()
-	plain, err := uncompress(ahead)
+	plain, err := Uncompress(ahead)
 	if err != nil {
 		return err
 	}
@@ -226,8 +227,10 @@ func (r *Runner) look(ctx context.Context, c *solver.Chain) (*snapshot.Tree, err
 }
 
 // Expect says which vertices the build is for. Images that none of its processes runs in, or mounts, are not unpacked for a
-// step that only has to know what is at its destination.
-func (r *Runner) Expect(roots []*llb.Vertex) {
+// step that only has to know what is at its destination. What is copied to where nothing needs files becomes a blob by pack at
+// once; nil is for outputs that need no such blobs, or files. Where more is needed after all, it is unpacked then.
+func (r *Runner) Expect(roots []*llb.Vertex, pack Pack) {
+	r.pack, r.inFiles = pack, map[llb.Digest]bool{}
 	unpacked := map[string]bool{}
 	seen := map[llb.Digest]bool{}
 	queue := slices.Clone(roots)
@@ -242,12 +245,44 @@ func (r *Runner) Expect(roots []*llb.Vertex) {
 		for i, in := range v.Inputs() {
 			// What a step runs in, mounts, or copies from has to be there in full.
 			_, runs := v.Op().(llb.Exec)
+			_, merges := v.Op().(llb.Merge)
+			if runs || i > 0 && !merges || i == 0 && looksInside(v.Op()) {
+				r.needFiles(in)
+			}
 			if img, ok := bottom(in).Op().(llb.Image); ok && (runs || i > 0) {
 				unpacked[img.Digest] = true
 			}
 		}
 	}
 	r.unpacked = unpacked
+}
+
+// looksInside reports whether an op opens files of the root that it changes.
+func looksInside(op llb.Op) bool {
+	switch op := op.(type) {
+	case llb.Copy:
+		return passwd.NeedsFiles(op.Chown) || slices.ContainsFunc(op.Sources, func(s llb.CopySource) bool { return s.Unpack })
+	case llb.Mkdir:
+		return passwd.NeedsFiles(op.User)
+	}
+	return false
+}
+
+// needFiles notes that something needs the files of a vertex, and with that those of the layers below.
+func (r *Runner) needFiles(v *llb.Vertex) {
+	for v != nil && !r.inFiles[v.Digest()] {
+		r.inFiles[v.Digest()] = true
+		in := v.Inputs()
+		if _, ok := v.Op().(llb.Merge); ok {
+			for _, linked := range in[1:] {
+				r.needFiles(linked)
+			}
+		}
+		if len(in) == 0 {
+			return
+		}
+		v = in[0]
+	}
 }
 
 // bottom returns what a root file system begins with.
@@ -290,8 +325,8 @@ func (d *diffIDReader) Read(p []byte) (int, error) {
 	return n, io.EOF
 }
 
-// uncompress returns the uncompressed bytes of r, which is gzip, zstd or neither, by what it begins with.
-func uncompress(r io.Reader) (io.ReadCloser, error) {
+// Uncompress returns the uncompressed bytes of r, which is gzip, zstd or neither, by what it begins with.
+func Uncompress(r io.Reader) (io.ReadCloser, error) {
 	buf := bufio.NewReaderSize(r, 64<<10)
 	head, err := buf.Peek(4)
 	if err != nil && !errors.Is(err, io.EOF) {

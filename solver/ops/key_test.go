@@ -3,9 +3,11 @@ package ops
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -444,5 +446,55 @@ func TestContextChangesWhileCopied(t *testing.T) {
 				t.Errorf("Run = %v", err)
 			}
 		})
+	}
+}
+
+// TestContextChangesWhilePacked: a file that changes before its bytes are in the layer's tar is an error that names it, and there is
+// neither a layer nor a blob.
+func TestContextChangesWhilePacked(t *testing.T) {
+	for name, change := range map[string]func(p *planner){
+		"other bytes": func(p *planner) { p.write("d/file", "after!") },
+		"longer":      func(p *planner) { p.write("d/file", "before and after") },
+		"shorter":     func(p *planner) { p.write("d/file", "b") },
+		"gone":        func(p *planner) { os.Remove(filepath.Join(p.dir, "d/file")) },
+	} {
+		for _, sources := range [][]llb.CopySource{{{Input: 1, Path: "/"}}, {{Input: 1, Path: "/d"}, {Input: 1, Path: "/plain"}}} {
+			t.Run(fmt.Sprint(name, len(sources)), func(t *testing.T) {
+				p := newPlanner(t)
+				p.write("plain", "plain")
+				p.write("d/file", "before")
+				p.look()
+				disturb := func() {}
+				var complete bool
+				p.Expect(nil, func(ctx context.Context, id string, tar func(io.Writer) error) (string, []byte, error) {
+					disturb()
+					err := tar(io.Discard)
+					complete = err == nil
+					return "blob.x", nil, err
+				})
+				p.Snapshots.Blob = func(string) (snapshot.Blob, bool) { return nil, true }
+				run := func() (solver.Layer, error) {
+					p.look()
+					step, err := p.step(llb.Copy{Sources: sources, Dest: "/x/"}, llb.Meta{}, nil, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					return step.Run(t.Context(), solver.Job{})
+				}
+				disturb = func() { change(p) }
+				_, err := run()
+				if err == nil || complete || !strings.Contains(err.Error(), "file") {
+					t.Errorf("Run = %v, the blob is complete: %v", err, complete)
+				}
+				if ids, err := p.Snapshots.IDs(); err != nil || len(ids) > 0 {
+					t.Errorf("the layers are %v, %v", ids, err)
+				}
+				disturb = func() {}
+				p.write("d/file", "at rest")
+				if l, err := run(); err != nil || !complete || !p.Has(l) {
+					t.Errorf("undisturbed: Run = %+v, %v", l, err)
+				}
+			})
+		}
 	}
 }

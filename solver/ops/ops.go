@@ -79,7 +79,9 @@ type Config struct {
 type Runner struct {
 	Config
 
-	unpacked map[string]bool // by digest, the images that are unpacked in any case; nil: all
+	unpacked map[string]bool     // by digest, the images that are unpacked in any case; nil: all
+	inFiles  map[llb.Digest]bool // the vertices whose files something needs
+	pack     Pack                // nil: every layer has files
 
 	mu      sync.Mutex
 	sources map[string]source         // of layers of images, by id
@@ -93,6 +95,10 @@ type Runner struct {
 	networks network.Pool
 	copies   sync.Once // that roots are copies is said once
 }
+
+// Pack makes a blob of a layer that is about to be committed under an id and whose tar is what tar writes, and returns the note
+// of it for snapshot.Pending.Pack. If tar fails there is no blob.
+type Pack func(ctx context.Context, id string, tar func(io.Writer) error) (note string, data []byte, err error)
 
 // source is where a layer of an image comes from.
 type source struct {

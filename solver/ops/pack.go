@@ -1,0 +1,134 @@
+package ops
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/solver"
+)
+
+// packLayer does what was planned without writing the files: their bytes go from where they are into the layer's tar, and the
+// layer is committed once its blob is complete.
+func (r *Runner) packLayer(ctx context.Context, c *copying, planned layer.Summary, job solver.Job) (solver.Layer, error) {
+	id := hex.EncodeToString(planned.Identity[:])
+	r.Snapshots.SetEarlier(id, job.Last.ID)
+	if m, err := r.Snapshots.Manifest(id); err == nil {
+		return committed(snapshot.Committed{ID: id, Summary: m.Summary}), nil
+	}
+	p, err := r.Snapshots.New()
+	if err != nil {
+		return solver.Layer{}, err
+	}
+	defer p.Close()
+	manifest, err := p.Manifest()
+	if err != nil {
+		return solver.Layer{}, err
+	}
+	var written layer.Summary
+	note, data, err := r.pack(ctx, id, func(w io.Writer) error {
+		if err := c.tar(w, manifest.Add); err != nil {
+			manifest.Abort()
+			return err
+		}
+		var err error
+		if written, err = manifest.Close(time.Now()); err == nil && written.Identity != planned.Identity {
+			err = errChanged
+		}
+		return err
+	})
+	if err != nil {
+		return solver.Layer{}, err
+	}
+	if err := p.Pack(note, data); err != nil {
+		return solver.Layer{}, err
+	}
+	l, err := p.CommitWritten(written, "")
+	return committed(l), err
+}
+
+// tar writes the layer's tar to w and gives its entries to add.
+func (c *copying) tar(w io.Writer, add func(*layer.Entry) error) error {
+	c.b = snapshot.NewBuilder(c.trees[0], nil, c.now.time)
+	defer c.b.Close()
+	c.writing, c.streaming, c.from = false, false, map[string]origin{}
+	defer func() { c.from = nil }()
+	var all error
+	entries := func(yield func(*layer.Entry) bool) {
+		c.emit = func(e *layer.Entry) error {
+			if err := add(e); err != nil {
+				return err
+			}
+			if !yield(e) {
+				return errStopped
+			}
+			return nil
+		}
+		all = c.all()
+	}
+	buf := make([]byte, 256<<10)
+	err := layer.WriteTar(w, entries, func(w io.Writer, e *layer.Entry) error { return c.body(w, e, buf) })
+	if err == nil || all != nil && !errors.Is(all, errStopped) {
+		err = all
+	}
+	return err
+}
+
+var (
+	errStopped = errors.New("the tar could not be written")
+	errChanged = errors.New("the files changed while they were copied: build again when nothing writes to them")
+)
+
+// origin is where a file comes from.
+type origin struct {
+	tree layer.Tree
+	path string
+}
+
+// body writes the bytes of a file from where it comes from. It fails if they are not those that were planned: what w got by then
+// is wrong.
+func (c *copying) body(w io.Writer, e *layer.Entry, buf []byte) error {
+	if c.ctx.Err() != nil {
+		return context.Cause(c.ctx)
+	}
+	from, ok := c.from[e.Path]
+	if !ok {
+		return fmt.Errorf("BUG: nobody knows where %q comes from", e.Path)
+	}
+	f, err := from.tree.Open(&layer.Entry{Path: from.path, Type: layer.File})
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h := sha256.New()
+	for rest := e.Size; ; {
+		n, err := f.Read(buf)
+		if rest -= int64(n); rest < 0 || err == io.EOF && rest > 0 {
+			return changed(from)
+		}
+		h.Write(buf[:n])
+		if _, err := w.Write(buf[:n]); err != nil {
+			return err
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if layer.Digest(h.Sum(nil)) != e.Digest {
+		return changed(from)
+	}
+	return nil
+}
+
+func changed(from origin) error {
+	return fmt.Errorf("%s changed while it was copied: build again when nothing writes to it", layer.Clip(from.path))
+}
