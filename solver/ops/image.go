@@ -151,8 +151,9 @@ func (r *Runner) unpack(ctx context.Context, id string, v *variant) error {
 // maxTries is how often a layer is fetched whose bytes turned out to be others.
 const maxTries = 3
 
-// Reading ahead lets the network, the decompression and the writing of files each have a core. Three blocks of 512 KiB on
-// each side are enough to even out their speeds.
+// Reading ahead lets the network, the decompression and the writing of files each have a core. The decompression takes as
+// long as all else, so its goroutine does nothing but that. Three blocks of 512 KiB on each side are enough to even out their
+// speeds.
 const (
 	aheadBlock  = 512 << 10
 	aheadBlocks = 3
@@ -189,13 +190,12 @@ func (r *Runner) readBlob(ctx context.Context, src source, read func(tarball io.
 		return err
 	}
 	defer plain.Close()
-	verified := &diffIDReader{r: plain, rest: ahead, hash: sha256.New(), want: src.layer.DiffID.Encoded()}
-	tarball, err := readahead.NewReadCloserSize(io.NopCloser(verified), aheadBlocks, aheadBlock)
+	tarball, err := readahead.NewReadCloserSize(io.NopCloser(plain), aheadBlocks, aheadBlock)
 	if err != nil {
 		return err
 	}
 	defer tarball.Close()
-	return read(tarball)
+	return read(&diffIDReader{r: tarball, rest: ahead, hash: sha256.New(), want: src.layer.DiffID.Encoded()})
 }
 
 // look returns the tree of a root in which no step of this build runs: layers of images that nobody has unpacked are only
@@ -301,7 +301,7 @@ func layerError(src source, err error) error {
 }
 
 // diffIDReader ends in io.EOF only if its bytes have the diff id, and if the compressed bytes that they came from, rest, are
-// read to their end as well.
+// read to their end as well. Nobody else reads rest any more once r has ended.
 type diffIDReader struct {
 	r    io.Reader
 	rest io.Reader
