@@ -23,6 +23,14 @@ const (
 	maxConnections = 512
 	// window is the size of each buffer of a connection. The way to the process is short, and a few packets fill it.
 	window = 512 << 10
+	// piece is how much of a connection is passed on at a time.
+	piece = 64 << 10
+
+	// wide is how many sockets there are with a window and pieces of these sizes. Those beyond have narrow ones, so that
+	// many connections to peers that do not read take little memory.
+	wide         = 32
+	narrowWindow = 32 << 10
+	narrowPiece  = 8 << 10
 )
 
 // connections are the TCP connections of a name space. Each ends here and has one of the host as its other half.
@@ -47,6 +55,7 @@ type connection struct {
 	process  *gonet.TCPConn
 	endpoint tcpip.Endpoint // of process
 	host     *net.TCPConn
+	piece    int         // how much is passed on at a time
 	sent     atomic.Bool // the process has ended its half, and it has been passed on
 }
 
@@ -149,12 +158,18 @@ func (c *connections) establish(r *tcp.ForwarderRequest, id stack.TransportEndpo
 		host.Close()
 		return nil, errors.New(terr.String())
 	}
-	return &connection{process: gonet.NewTCPConn(&queue, ep), endpoint: ep, host: host.(*net.TCPConn)}, nil
+	conn := &connection{process: gonet.NewTCPConn(&queue, ep), endpoint: ep, host: host.(*net.TCPConn), piece: piece}
+	if c.sockets.used.Load() > wide {
+		conn.piece = narrowPiece
+		ep.SocketOptions().SetReceiveBufferSize(narrowWindow, true)
+		ep.SocketOptions().SetSendBufferSize(narrowWindow, true)
+	}
+	return conn, nil
 }
 
 // send passes on what the process sends.
 func (c *connection) send() {
-	if !transfer(c.host, c.process) || c.host.CloseWrite() != nil {
+	if !transfer(c.host, c.process, c.piece) || c.host.CloseWrite() != nil {
 		c.reset()
 		return
 	}
@@ -163,7 +178,7 @@ func (c *connection) send() {
 
 // receive passes on what the process is sent.
 func (c *connection) receive() {
-	if !transfer(c.process, c.host) || c.process.CloseWrite() != nil {
+	if !transfer(c.process, c.host, c.piece) || c.process.CloseWrite() != nil {
 		c.reset()
 	}
 }
@@ -178,15 +193,11 @@ func (c *connection) reset() {
 	c.host.Close()
 }
 
-// transfers are the buffers that are in use for transfer.
-var transfers = sync.Pool{New: func() any { return new([64 << 10]byte) }}
-
-// transfer copies until the end of from, and reports whether it came to that.
-func transfer(to io.Writer, from io.Reader) bool {
-	buf := transfers.Get().(*[64 << 10]byte)
-	defer transfers.Put(buf)
+// transfer copies until the end of from, so much at a time, and reports whether it came to that.
+func transfer(to io.Writer, from io.Reader, piece int) bool {
+	buf := make([]byte, piece)
 	for {
-		n, err := from.Read(buf[:])
+		n, err := from.Read(buf)
 		if n > 0 {
 			if _, err := to.Write(buf[:n]); err != nil {
 				return false
