@@ -97,7 +97,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 		return res, &InputError{err}
 	}
 	locals := &localDirs{trees: map[string]layer.Tree{}}
-	defer locals.close(b.scratch.Path())
+	defer locals.close()
 	bases := newBases(b, o.Pull, p)
 	defer bases.Close()
 	var note func(string)
@@ -274,10 +274,10 @@ type localDirs struct {
 	ignore *ignore.Matcher // of the build context
 }
 
-func (l *localDirs) close(tmp string) {
+func (l *localDirs) close() {
 	for _, d := range l.dirs {
 		// What the cache of digests loses is read again by the next build.
-		d.Close(tmp)
+		d.Close()
 	}
 }
 
@@ -313,7 +313,7 @@ func (b *Builder) openDir(out *localDirs, name, dir string, m *ignore.Matcher) e
 		return err
 	}
 	id := fmt.Sprintf("%x", sha256.Sum256([]byte(abs)))
-	d, err := localdir.Open(abs, m, filepath.Join(b.store.Root(), "context", id[:32]))
+	d, err := localdir.Open(abs, m, filepath.Join(b.store.Root(), "context", id[:32]), b.scratch.Path())
 	if err != nil {
 		return fmt.Errorf("open the build context: %w", err)
 	}

@@ -39,18 +39,19 @@ type dirInfo struct {
 	info    ignore.Info
 }
 
-// Open opens the directory name. cacheFile is where digests are kept from build to build. m may be nil.
-func Open(name string, m *ignore.Matcher, cacheFile string) (*Dir, error) {
+// Open opens the directory name. cacheFile is where digests are kept from build to build; tmp is a directory on the same file
+// system, for what is unfinished. m may be nil.
+func Open(name string, m *ignore.Matcher, cacheFile, tmp string) (*Dir, error) {
 	root, err := rootfs.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	return &Dir{root: root, ignore: m, stats: openStatCache(cacheFile), infos: map[string]dirInfo{}}, nil
+	return &Dir{root: root, ignore: m, stats: openStatCache(cacheFile, tmp), infos: map[string]dirInfo{}}, nil
 }
 
-// Close frees the directory, after keeping the digests that were learnt in the cache file by way of the directory tmp.
-func (d *Dir) Close(tmp string) error {
-	return errors.Join(d.stats.save(tmp), d.root.Close())
+// Close frees the directory, after keeping the digests that were learnt in the cache file.
+func (d *Dir) Close() error {
+	return errors.Join(d.stats.save(), d.root.Close())
 }
 
 // Ignored returns what of .dockerignore excludes a path of the directory, for errors to say so; false where nothing does.

@@ -50,7 +50,7 @@ func (p *place) open(patterns ...string) *Dir {
 			p.t.Fatal(err)
 		}
 	}
-	d, err := Open(p.dir, m, p.cache)
+	d, err := Open(p.dir, m, p.cache, p.tmp)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func (p *place) open(patterns ...string) *Dir {
 
 func (p *place) close(d *Dir) {
 	p.t.Helper()
-	if err := d.Close(p.tmp); err != nil {
+	if err := d.Close(); err != nil {
 		p.t.Fatal(err)
 	}
 	if left, _ := os.ReadDir(p.tmp); len(left) > 0 {
@@ -156,7 +156,7 @@ func TestStatCache(t *testing.T) {
 	// A build that takes long: what it read was too young then, and is not trusted because it is old by now.
 	settle()
 	p.close(slow)
-	if n := openStatCache(p.cache).count(); n != 0 {
+	if n := openStatCache(p.cache, p.tmp).count(); n != 0 {
 		t.Fatalf("%d digests were kept of files that had just been written when they were read", n)
 	}
 	p.write("young", "1")
@@ -164,7 +164,7 @@ func TestStatCache(t *testing.T) {
 	d := p.open()
 	want := digests(t, d)
 	p.close(d)
-	c := openStatCache(p.cache)
+	c := openStatCache(p.cache, p.tmp)
 	if c.count() != 50 {
 		t.Fatalf("%d digests were kept, want those of the 50 files that are old", c.count())
 	}
@@ -219,7 +219,7 @@ func TestStatCache(t *testing.T) {
 			if err := os.WriteFile(p.cache, data, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if n := openStatCache(p.cache).count(); n != 0 {
+			if n := openStatCache(p.cache, p.tmp).count(); n != 0 {
 				t.Errorf("%s: %d digests are believed", what, n)
 			}
 		}
@@ -238,7 +238,7 @@ func TestStatCache(t *testing.T) {
 			}
 		}
 		p.close(d)
-		if n := openStatCache(p.cache).count(); n == 0 {
+		if n := openStatCache(p.cache, p.tmp).count(); n == 0 {
 			t.Error("the damaged cache was not made again")
 		}
 	})
@@ -391,4 +391,38 @@ func TestEntries(t *testing.T) {
 			t.Errorf("Lookup(%q) leads out and back in", name)
 		}
 	}
+}
+
+// However many files there are, few digests are kept in memory; all are found, in this build and in the next.
+func TestManyDigests(t *testing.T) {
+	p := newPlace(t)
+	c := openStatCache(p.cache, p.tmp)
+	c.room = 10
+	const n = 3*most + 7
+	old := time.Now().Add(-time.Hour)
+	made := func(i int) (stamp, layer.Digest) {
+		return stamp{dev: 1, ino: uint64(i * 7919 % n), mtime: old.UnixNano(), ctime: old.UnixNano()}, layer.Digest{byte(i), byte(i >> 8), byte(i >> 16)}
+	}
+	for i := range n {
+		s, d := made(i)
+		c.put(s, d, time.Now())
+		if len(c.fresh) > most {
+			t.Fatalf("%d digests are in memory", len(c.fresh))
+		}
+	}
+	found := func(c *statCache) {
+		t.Helper()
+		var at finger
+		for i := range n {
+			s, want := made(i)
+			if got, ok := c.get(s, &at); !ok || got != want {
+				t.Fatalf("digest %d is %x, %v", i, got, ok)
+			}
+		}
+	}
+	found(c)
+	if err := c.save(); err != nil {
+		t.Fatal(err)
+	}
+	found(openStatCache(p.cache, p.tmp))
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -63,12 +64,18 @@ const (
 // SHA-256 of both. It is only a cache: whatever is wrong with the file, the file is as good as empty.
 type statCache struct {
 	path string
-	file *mapped.File // nil for none; it stays open, since a look-up may be under way at any time
-	data []byte       // the records of the file
+	tmp  string // a directory on the same file system
 
-	mu    sync.Mutex
+	mu    sync.RWMutex
+	file  *mapped.File // nil for none
+	data  []byte       // the records of the file
 	fresh map[stamp]learnt
+	room  int // how many there may be in fresh before they go into the file
 }
+
+// most is how many digests that were learnt are kept in memory, or an eighth of those in the file if that is more: so the file
+// is written a few times each time it doubles.
+const most = 1 << 16
 
 // learnt is a digest that this process computed.
 type learnt struct {
@@ -78,13 +85,25 @@ type learnt struct {
 	settled bool
 }
 
-func openStatCache(path string) *statCache {
-	c := &statCache{path: path, fresh: map[stamp]learnt{}}
-	if f, err := openStats(path); err == nil {
-		c.file, c.data = f, f.Data[len(statMagic):]
+func openStatCache(path, tmp string) *statCache {
+	c := &statCache{path: path, tmp: tmp, fresh: map[stamp]learnt{}, room: most}
+	if c.open() == nil {
 		lease.Used(path, nil)
 	}
 	return c
+}
+
+// open takes the file that is there in the place of the one before, if it is whole.
+func (c *statCache) open() error {
+	f, err := openStats(c.path)
+	if err != nil {
+		return err
+	}
+	if c.file != nil {
+		err = c.file.Close()
+	}
+	c.file, c.data = f, f.Data[len(statMagic):]
+	return err
 }
 
 // openStats opens a cache file that is whole.
@@ -130,10 +149,12 @@ type finger int
 const near = 4
 
 func (c *statCache) get(s stamp, at *finger) (layer.Digest, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
 	if c.file != nil {
 		c.file.Touch()
 	}
-	i := int(*at)
+	i := min(int(*at), c.count()) // the file may be another by now
 	for end := min(i+near, c.count()); i < end && !c.is(i, s); i++ {
 	}
 	if i == c.count() || !c.is(i, s) {
@@ -148,8 +169,6 @@ func (c *statCache) get(s stamp, at *finger) (layer.Digest, bool) {
 			return d, true
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	l, ok := c.fresh[s]
 	return l.digest, ok
 }
@@ -160,12 +179,25 @@ func (c *statCache) put(s stamp, d layer.Digest, opened time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.fresh[s] = learnt{d, s.ctime < limit && s.mtime < limit}
+	if len(c.fresh) < c.room {
+		return
+	}
+	// What cannot be written takes memory.
+	if c.write() == nil && c.open() == nil {
+		maps.DeleteFunc(c.fresh, func(_ stamp, l learnt) bool { return l.settled })
+	}
+	c.room = len(c.fresh) + max(most, c.count()/8)
 }
 
-// save writes what was learnt. A file that has changed takes the place of its earlier state.
-func (c *statCache) save(tmp string) error {
+// save writes what was learnt.
+func (c *statCache) save() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.write()
+}
+
+// write makes the file again, with what was learnt. A file that has changed takes the place of its earlier state.
+func (c *statCache) write() error {
 	var added []stamp
 	for s, l := range c.fresh {
 		if l.settled {
@@ -179,14 +211,14 @@ func (c *statCache) save(tmp string) error {
 	if err := os.MkdirAll(filepath.Dir(c.path), 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(tmp, "stat-")
+	f, err := os.CreateTemp(c.tmp, "stat-")
 	if err != nil {
 		return err
 	}
 	h := sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(f, h), 64<<10) // it keeps the first error for Flush
 	out.WriteString(statMagic)
-	write := func(s stamp, d layer.Digest) {
+	record := func(s stamp, d layer.Digest) {
 		if c.file != nil {
 			c.file.Touch()
 		}
@@ -206,13 +238,13 @@ func (c *statCache) save(tmp string) error {
 				break
 			}
 			if order < 0 {
-				write(old, d)
+				record(old, d)
 			}
 		}
-		write(s, c.fresh[s].digest)
+		record(s, c.fresh[s].digest)
 	}
 	for ; i < c.count(); i++ {
-		write(c.at(i))
+		record(c.at(i))
 	}
 	if err = out.Flush(); err == nil {
 		_, err = f.Write(h.Sum(nil))

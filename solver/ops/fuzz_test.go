@@ -156,7 +156,7 @@ func FuzzGlob(f *testing.F) {
 	for _, pattern := range []string{"*", "*/*", "a*/*.txt", "?", "[a-b]*", `\**`, `a/\[x]`, "a//b/*", "./*/../a*", "[^a]", "[]", "a[", `q\\`, "**", "*/b/c*", `[\]-a]`, "[a/b]", `\./*`} {
 		f.Add(pattern)
 	}
-	tree, err := localdir.Open(dir, nil, filepath.Join(f.TempDir(), "id"))
+	tree, err := localdir.Open(dir, nil, filepath.Join(f.TempDir(), "id"), f.TempDir())
 	if err != nil {
 		f.Fatal(err)
 	}
