@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
@@ -97,6 +98,7 @@ type Socket struct {
 	name     string
 	listener net.Listener
 	cancel   context.CancelFunc
+	serving  sync.WaitGroup // of the listener and of each connection
 }
 
 // Lend makes a socket in a new directory below tmp. It works until it is closed or ctx is done.
@@ -115,7 +117,7 @@ func (a *Agent) Lend(ctx context.Context, tmp string) (s *Socket, err error) {
 		return nil, err
 	}
 	ctx, s.cancel = context.WithCancel(ctx)
-	go a.serve(ctx, s.listener)
+	s.serving.Go(func() { a.serve(ctx, s) })
 	return s, nil
 }
 
@@ -129,18 +131,19 @@ func (s *Socket) Path() string {
 func (s *Socket) Close() {
 	s.cancel()
 	s.listener.Close()
+	s.serving.Wait()
 	s.Dir.Close()
 	os.RemoveAll(s.name)
 }
 
-// serve gives each connection of l one of its own to the agent, until l is closed or ctx is done.
-func (a *Agent) serve(ctx context.Context, l net.Listener) {
+// serve gives each connection of the socket one of its own to the agent, until the listener is closed or ctx is done.
+func (a *Agent) serve(ctx context.Context, s *Socket) {
 	for {
-		client, err := l.Accept()
+		client, err := s.listener.Accept()
 		if err != nil {
 			return
 		}
-		go func() {
+		s.serving.Go(func() {
 			defer client.Close()
 			agent, err := a.dial(ctx)
 			if err != nil {
@@ -154,7 +157,7 @@ func (a *Agent) serve(ctx context.Context, l net.Listener) {
 			defer stop()
 			for forward(client, agent) == nil {
 			}
-		}()
+		})
 	}
 }
 

@@ -48,7 +48,7 @@ func TestServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go (&Agent{socket: filepath.Join(dir, "agent")}).serve(t.Context(), l)
+	go (&Agent{socket: filepath.Join(dir, "agent")}).serve(t.Context(), &Socket{listener: l})
 	c, err := net.Dial("unix", filepath.Join(dir, "proxy"))
 	if err != nil {
 		t.Fatal(err)
