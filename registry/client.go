@@ -360,7 +360,8 @@ func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 			}
 		}
 		resp, err := h.client.send(ctx, h.http, r, u, authorization)
-		if own && u.Scheme == "https" && errors.Is(err, http.ErrSchemeMismatch) && h.fall() {
+		// Not own: another request may have found that out between settle and owns.
+		if u.Scheme == "https" && u.Host == h.addr && errors.Is(err, http.ErrSchemeMismatch) && h.fall() {
 			continue // it is plain http now
 		}
 		if err != nil {
