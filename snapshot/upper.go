@@ -259,7 +259,7 @@ func (r *upperReader) entry(dir int, name, p string) (*layer.Entry, error) {
 		}
 		f := os.NewFile(uintptr(fd), p)
 		defer f.Close()
-		if err := r.xattrs(fd, e); err != nil {
+		if err := r.store.xattrs(fd, e); err != nil {
 			return fail("read extended attributes of", err)
 		}
 		if e.Type == layer.File {
@@ -293,13 +293,14 @@ func (r *upperReader) sum(f *os.File, e *layer.Entry) error {
 	}
 }
 
-func (r *upperReader) xattrs(fd int, e *layer.Entry) error {
+// xattrs adds a file's extended attributes, and what they hold, to its entry.
+func (s *Store) xattrs(fd int, e *layer.Entry) error {
 	names, err := listXattrs(fd)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		if name == r.store.opaque {
+		if name == s.opaque {
 			e.Opaque = true
 			continue
 		}
@@ -310,7 +311,7 @@ func (r *upperReader) xattrs(fd int, e *layer.Entry) error {
 		if err != nil {
 			return err
 		}
-		if r.store.ns.Nested {
+		if s.ns.Nested {
 			if held, err := restore(e, name, value); err != nil {
 				return err
 			} else if held {

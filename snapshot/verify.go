@@ -160,7 +160,7 @@ func (v *verifier) name(dir int, name, p string) error {
 	}
 	f := os.NewFile(uintptr(fd), p)
 	defer f.Close()
-	if err := v.xattrs(fd, &found); err != nil {
+	if err := v.store.xattrs(fd, &found); err != nil {
 		v.damage(p, "cannot be read: "+err.Error())
 		return nil
 	}
@@ -208,36 +208,6 @@ func (v *verifier) link(st *unix.Stat_t, e layer.Entry) error {
 	var first unix.Stat_t
 	if err := unix.Lstat(filepath.Join(v.root, e.Link), &first); err != nil || first.Ino != st.Ino || first.Dev != st.Dev {
 		v.damage(e.Path, "is not the same file as "+e.Link)
-	}
-	return nil
-}
-
-// xattrs adds a file's extended attributes, and what they hold, to its entry.
-func (v *verifier) xattrs(fd int, found *layer.Entry) error {
-	names, err := listXattrs(fd)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if name == v.store.opaque {
-			found.Opaque = true
-			continue
-		}
-		if !layer.KeepXattr(name) {
-			continue
-		}
-		value, err := getXattr(fd, name)
-		if err != nil {
-			return err
-		}
-		if v.store.ns.Nested {
-			if held, err := restore(found, name, value); err != nil {
-				return err
-			} else if held {
-				continue
-			}
-		}
-		found.Xattrs = append(found.Xattrs, layer.Xattr{Name: name, Value: value})
 	}
 	return nil
 }
