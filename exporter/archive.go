@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/bigfile"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -199,7 +200,11 @@ func WriteFile(path string, write func(io.Writer) error) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(write(f), f.Chmod(0o644), f.Close())
+	w := bigfile.NewWriter(f)
+	if err = write(w); err == nil {
+		err = w.Flush()
+	}
+	err = errors.Join(err, f.Chmod(0o644), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/kilnbuild/kiln/internal/bigfile"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/userns"
@@ -239,13 +240,14 @@ func (s *Store) Create(ctx context.Context) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create blob: %w", err)
 	}
-	return &Writer{store: s, tmp: tmp, hash: sha256.New()}, nil
+	return &Writer{store: s, tmp: tmp, file: bigfile.NewWriter(tmp.File()), hash: sha256.New()}, nil
 }
 
 // Writer is a blob being written. It is for one goroutine.
 type Writer struct {
 	store *Store
 	tmp   *lock.Lock // the open temporary file; nil after Commit or Close
+	file  *bigfile.Writer
 	hash  hash.Hash
 	size  int64
 }
@@ -255,7 +257,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	if w.tmp == nil {
 		return 0, fmt.Errorf("write blob: %w", fs.ErrClosed)
 	}
-	n, err := w.tmp.File().Write(p)
+	n, err := w.file.Write(p)
 	w.hash.Write(p[:n])
 	w.size += int64(n)
 	if err != nil {
@@ -272,6 +274,9 @@ func (w *Writer) Write(p []byte) (int, error) {
 func (w *Writer) Commit(want digest.Digest, size int64) (ocispec.Descriptor, error) {
 	if w.tmp == nil {
 		return ocispec.Descriptor{}, fmt.Errorf("commit blob: %w", fs.ErrClosed)
+	}
+	if err := w.file.Flush(); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("commit blob: %w", err)
 	}
 	got := sum(w.hash)
 	if (want != "" && want != got) || (size >= 0 && size != w.size) {
@@ -442,7 +447,7 @@ func (s *Store) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
 		f.Close()
 		return nil, fmt.Errorf("open blob: %s is no regular file", path)
 	}
-	return &verifyReader{r: f, desc: desc, where: path, hash: sha256.New(), bad: func() { discard(path, fi, desc.Digest) }}, nil
+	return &verifyReader{r: bigfile.NewReader(f, fi.Size()), desc: desc, where: path, hash: sha256.New(), bad: func() { discard(path, fi, desc.Digest) }}, nil
 }
 
 // discard removes the blob that was read and found wrong, unless it was replaced meanwhile or is right after all and it
