@@ -212,7 +212,7 @@ func (b *Blobs) tar(ctx context.Context, id string, c Compression, old *pieces) 
 		return blob{}, err
 	}
 	defer files.Close()
-	return b.blob(ctx, c, old, func(w io.Writer) error { return layer.WriteTar(w, m.All(), files.Copy) })
+	return b.blob(ctx, c, old, func(w io.Writer) error { return layer.WriteTar(w, files.Tar(m)) })
 }
 
 // blob makes a blob of the tar that write writes.

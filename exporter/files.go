@@ -48,10 +48,10 @@ func entries(ctx context.Context, tree layer.Tree, f func(e *layer.Entry) error)
 // WriteTar writes a root file system as one tar.
 func WriteTar(ctx context.Context, w io.Writer, tree layer.Tree) error {
 	var walkErr error
-	seq := func(yield func(*layer.Entry) bool) {
+	seq := func(yield func(*layer.Entry, layer.Body) bool) {
 		stop := errors.New("stopped")
 		walkErr = entries(ctx, tree, func(e *layer.Entry) error {
-			if !yield(e) {
+			if !yield(e, func(w io.Writer) error { return copyFile(w, tree, e) }) {
 				return stop
 			}
 			return nil
@@ -60,17 +60,18 @@ func WriteTar(ctx context.Context, w io.Writer, tree layer.Tree) error {
 			walkErr = nil
 		}
 	}
-	buf := make([]byte, 256<<10)
-	err := layer.WriteTar(ctxWriter{ctx, w}, seq, func(w io.Writer, e *layer.Entry) error {
-		f, err := tree.Open(e)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		_, err = io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{f}, buf)
-		return err
-	})
+	err := layer.WriteTar(ctxWriter{ctx, w}, seq)
 	return errors.Join(walkErr, err)
+}
+
+func copyFile(w io.Writer, tree layer.Tree, e *layer.Entry) error {
+	f, err := tree.Open(e)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{f}, make([]byte, min(256<<10, e.Size+1)))
+	return err
 }
 
 // WriteDir writes a root file system's files into a directory of the user's, which is made if it is missing. They belong

@@ -4,19 +4,29 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"iter"
 	"os"
+	"sync"
 
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sys/unix"
 )
 
-// Files reads the files of one committed layer, with few system calls for each if they come in the order of its entries. It
-// is for one goroutine.
+// Files reads the files of one committed layer, with few system calls for each if they come about in the order of its entries. It is
+// safe for concurrent use.
 type Files struct {
 	store *Store
 	id    string
-	disk  *disk
-	buf   []byte
+	root  *rootfs.Root
+	mu    sync.Mutex
+	free  []*fileReader // as many as were ever used at once
+}
+
+// fileReader is what one goroutine reads files with.
+type fileReader struct {
+	disk *disk
+	buf  []byte
 }
 
 // Files returns what reads a layer's files. Close must be called.
@@ -29,16 +39,51 @@ func (s *Store) Files(id string) (*Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Files{store: s, id: id, disk: newDisk(root, s), buf: make([]byte, 256<<10)}, nil
+	return &Files{store: s, id: id, root: root}, nil
 }
 
 // Close frees the descriptors.
-func (f *Files) Close() { f.disk.close() }
+func (f *Files) Close() {
+	for _, r := range f.free {
+		r.disk.close()
+	}
+}
+
+// Tar yields the entries of the layer's manifest with what writes their bytes, for layer.WriteTar.
+func (f *Files) Tar(m *layer.Manifest) iter.Seq2[*layer.Entry, layer.Body] {
+	return func(yield func(*layer.Entry, layer.Body) bool) {
+		for e := range m.All() {
+			if !yield(e, func(w io.Writer) error { return f.Copy(w, e) }) {
+				return
+			}
+		}
+	}
+}
+
+// take returns a reader that nobody else uses until it is given back.
+func (f *Files) take() *fileReader {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n := len(f.free); n > 0 {
+		r := f.free[n-1]
+		f.free = f.free[:n-1]
+		return r
+	}
+	return &fileReader{disk: newDisk(f.root, f.store), buf: make([]byte, 256<<10)}
+}
+
+func (f *Files) give(r *fileReader) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.free = append(f.free, r)
+}
 
 // Copy writes the bytes of a File of the layer to w. It fails with a *DamagedError if they are not those that the entry
 // speaks of: what w got by then is wrong.
 func (f *Files) Copy(w io.Writer, e *layer.Entry) error {
-	dir, err := f.disk.parent(e.Path)
+	r := f.take()
+	defer f.give(r)
+	dir, err := r.disk.parent(e.Path)
 	fd := -1
 	if err == nil {
 		fd, err = openFile(dir.fd(), e.Name())
@@ -52,7 +97,7 @@ func (f *Files) Copy(w io.Writer, e *layer.Entry) error {
 	defer unix.Close(fd)
 	h := sha256.New()
 	for rest := e.Size; ; {
-		n, err := unix.Read(fd, f.buf)
+		n, err := unix.Read(fd, r.buf)
 		if err == unix.EINTR {
 			continue
 		}
@@ -65,16 +110,16 @@ func (f *Files) Copy(w io.Writer, e *layer.Entry) error {
 		if rest -= int64(n); rest < 0 || n == 0 && rest > 0 {
 			return f.store.damaged(f.id, e.Path)
 		}
-		h.Write(f.buf[:n])
+		h.Write(r.buf[:n])
 		// What is read at once, and is all that there should be, is compared before anybody sees it.
-		if n < len(f.buf) && rest == 0 {
+		if n < len(r.buf) && rest == 0 {
 			if layer.Digest(h.Sum(nil)) != e.Digest {
 				return f.store.damaged(f.id, e.Path)
 			}
-			_, err := w.Write(f.buf[:n])
+			_, err := w.Write(r.buf[:n])
 			return err
 		}
-		if _, err := w.Write(f.buf[:n]); err != nil {
+		if _, err := w.Write(r.buf[:n]); err != nil {
 			return err
 		}
 	}

@@ -27,7 +27,7 @@ func packed(t *testing.T, from, to *Store, id string) (blob []byte) {
 	}
 	defer files.Close()
 	var tarball bytes.Buffer
-	if err := layer.WriteTar(&tarball, m.All(), files.Copy); err != nil {
+	if err := layer.WriteTar(&tarball, files.Tar(m)); err != nil {
 		t.Fatal(err)
 	}
 	p, err := to.New()

@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -169,15 +171,88 @@ func TestContentAndIdentity(t *testing.T) {
 	}
 }
 
+// withBodies yields the entries with what writes their bytes.
+func withBodies(list []*Entry, body func(*Entry) Body) iter.Seq2[*Entry, Body] {
+	return func(yield func(*Entry, Body) bool) {
+		for _, e := range list {
+			if !yield(e, body(e)) {
+				return
+			}
+		}
+	}
+}
+
+// Small files are gathered by several goroutines and large ones are not: nothing of that is to be seen in the tar, nor in an error.
+func TestTarOfManySizes(t *testing.T) {
+	var list []*Entry
+	bytesOf := func(e *Entry) []byte { return bytes.Repeat([]byte{byte(e.Size)}, int(e.Size)) }
+	for i := range 3000 {
+		e := &Entry{Path: fmt.Sprintf("file%04d", i), Type: File, Mode: 0o644, Size: int64(i * 7 % 5000)}
+		switch {
+		case i%100 == 0:
+			e.Type, e.Size = Dir, 0
+		case i%97 == 0:
+			e.Size = maxTarRun/4 + int64(i)
+		case i == 2999:
+			e.Size = 3*maxTarRun + 1
+		}
+		list = append(list, e)
+	}
+	var want bytes.Buffer
+	tw := tar.NewWriter(&want)
+	for _, e := range list {
+		if err := tw.WriteHeader(header(e)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tw.Write(bytesOf(e)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	body := func(e *Entry) Body {
+		return func(w io.Writer) error {
+			_, err := w.Write(bytesOf(e))
+			return err
+		}
+	}
+	if err := WriteTar(&got, withBodies(list, body)); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got.Bytes(), want.Bytes()) {
+		t.Error("the tar is not that of one entry after the other")
+	}
+
+	bad := errors.New("bad")
+	for _, at := range []int{1, 97, 1501, 2999} {
+		failing := func(e *Entry) Body {
+			if e == list[at] {
+				return func(io.Writer) error { return bad }
+			}
+			return body(e)
+		}
+		if err := WriteTar(io.Discard, withBodies(list, failing)); !errors.Is(err, bad) || !strings.Contains(err.Error(), list[at].Path) {
+			t.Errorf("entry %d cannot be read, and the error is %v", at, err)
+		}
+	}
+	full, into := io.Pipe()
+	full.CloseWithError(bad)
+	if err := WriteTar(into, withBodies(list, body)); !errors.Is(err, bad) {
+		t.Errorf("the tar cannot be written, and the error is %v", err)
+	}
+}
+
 func TestTarRoundTrip(t *testing.T) {
 	list := sample()
-	body := func(w io.Writer, e *Entry) error {
+	body := func(w io.Writer) error {
 		_, err := io.WriteString(w, "hello")
 		return err
 	}
 	var a, b bytes.Buffer
 	for _, w := range []io.Writer{&a, &b} {
-		if err := WriteTar(w, slices.Values(list), body); err != nil {
+		if err := WriteTar(w, withBodies(list, func(*Entry) Body { return body })); err != nil {
 			t.Fatal(err)
 		}
 	}

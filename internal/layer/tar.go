@@ -2,13 +2,16 @@ package layer
 
 import (
 	"archive/tar"
+	"bytes"
 	"fmt"
 	"io"
 	"iter"
 	"math"
 	"path"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,12 +22,117 @@ const (
 	xattrRecord    = "SCHILY.xattr."
 )
 
-// WriteTar writes the tar of a layer whose entries come in the order of Compare: the same bytes for the same entries.
-// body writes the bytes of a File to w, and must write as many as its Size says. Headers are ustar where that holds
-// everything, else PAX.
-func WriteTar(w io.Writer, entries iter.Seq[*Entry], body func(w io.Writer, e *Entry) error) error {
-	tw := tar.NewWriter(w)
-	for e := range entries {
+// Body writes the bytes of a File to w, and must write as many as its Size says.
+type Body func(w io.Writer) error
+
+// WriteTar writes the tar of a layer whose entries come in the order of Compare, each File with its Body: the same bytes for the
+// same entries. Headers are ustar where that holds everything, else PAX. The entries must not be changed afterwards, and
+// bodies may be called from several goroutines at once.
+func WriteTar(w io.Writer, entries iter.Seq2[*Entry, Body]) error {
+	workers := min(runtime.GOMAXPROCS(0), maxTarWorkers)
+	t := &tarWriter{to: w, queue: make(chan *tarRun, workers), free: make(chan *tarRun, workers+1), done: make(chan error, 1)}
+	for range cap(t.free) {
+		t.free <- &tarRun{ready: make(chan struct{}, 1)}
+	}
+	go t.write()
+	run := <-t.free
+	for e, body := range entries {
+		if t.failed.Load() {
+			break
+		}
+		large := e.Type == File && e.Size > maxTarRun/4
+		if n := len(run.items); n > 0 && (large || run.large || run.size >= maxTarRun || n >= maxTarItems) {
+			t.send(run)
+			run = <-t.free
+		}
+		run.items = append(run.items, tarItem{e, body})
+		run.size += e.Size
+		run.large = large
+	}
+	t.send(run)
+	close(t.queue)
+	return <-t.done
+}
+
+// What a goroutine writes to memory at once: about so many bytes of so many entries. Opening and reading a small file takes
+// longer than all that is done with its bytes, so several goroutines do that.
+const (
+	maxTarRun     = 1 << 20
+	maxTarItems   = 512
+	maxTarWorkers = 8
+)
+
+type tarItem struct {
+	entry *Entry
+	body  Body
+}
+
+// tarRun is entries that follow each other, which are written to memory, or one large file, which is not.
+type tarRun struct {
+	items []tarItem
+	size  int64 // of the files
+	large bool
+	buf   bytes.Buffer
+	err   error
+	ready chan struct{}
+}
+
+// tarWriter puts runs together.
+type tarWriter struct {
+	to     io.Writer
+	queue  chan *tarRun // in order, being written to memory
+	free   chan *tarRun
+	done   chan error
+	failed atomic.Bool // nobody wants any more
+}
+
+func (t *tarWriter) send(run *tarRun) {
+	t.queue <- run
+	if run.large {
+		run.ready <- struct{}{}
+		return
+	}
+	go func() {
+		if !t.failed.Load() {
+			run.err = run.write(tar.NewWriter(&run.buf))
+		}
+		run.ready <- struct{}{}
+	}()
+}
+
+// write writes the runs in their order, and the end of the tar.
+func (t *tarWriter) write() {
+	tw := tar.NewWriter(t.to)
+	var err error
+	for run := range t.queue {
+		<-run.ready
+		switch {
+		case err != nil:
+		case run.large:
+			err = run.write(tw)
+		case run.err != nil:
+			err = run.err
+		default:
+			_, err = t.to.Write(run.buf.Bytes())
+		}
+		if err != nil {
+			t.failed.Store(true)
+		}
+		clear(run.items)
+		run.items, run.size, run.large, run.err = run.items[:0], 0, false, nil
+		run.buf.Reset()
+		t.free <- run
+	}
+	if err == nil {
+		err = tw.Close()
+	}
+	t.done <- err
+}
+
+// write writes the entries with their padding.
+func (r *tarRun) write(tw *tar.Writer) error {
+	for _, item := range r.items {
+		e := item.entry
 		if err := tw.WriteHeader(header(e)); err != nil {
 			return fmt.Errorf("write the tar header of /%s: %w", e.Path, err)
 		}
@@ -37,11 +145,11 @@ func WriteTar(w io.Writer, entries iter.Seq[*Entry], body func(w io.Writer, e *E
 		if e.Type != File || e.Size == 0 {
 			continue
 		}
-		if err := body(tw, e); err != nil {
+		if err := item.body(tw); err != nil {
 			return fmt.Errorf("write /%s to the tar: %w", e.Path, err)
 		}
 	}
-	return tw.Close()
+	return tw.Flush()
 }
 
 func header(e *Entry) *tar.Header {

@@ -60,20 +60,20 @@ func (c *copying) tar(w io.Writer, add func(*layer.Entry) error) error {
 	c.writing, c.streaming, c.from = false, false, map[string]origin{}
 	defer func() { c.from = nil }()
 	var all error
-	entries := func(yield func(*layer.Entry) bool) {
+	entries := func(yield func(*layer.Entry, layer.Body) bool) {
 		c.emit = func(e *layer.Entry) error {
 			if err := add(e); err != nil {
 				return err
 			}
-			if !yield(e) {
+			from := c.from[e.Path]
+			if !yield(e, func(w io.Writer) error { return from.write(c.ctx, w, e) }) {
 				return errStopped
 			}
 			return nil
 		}
 		all = c.all()
 	}
-	buf := make([]byte, 256<<10)
-	err := layer.WriteTar(w, entries, func(w io.Writer, e *layer.Entry) error { return c.body(w, e, buf) })
+	err := layer.WriteTar(w, entries)
 	if err == nil || all != nil && !errors.Is(all, errStopped) {
 		err = all
 	}
@@ -91,14 +91,12 @@ type origin struct {
 	path string
 }
 
-// body writes the bytes of a file from where it comes from. It fails if they are not those that were planned: what w got by then
-// is wrong.
-func (c *copying) body(w io.Writer, e *layer.Entry, buf []byte) error {
-	if c.ctx.Err() != nil {
-		return context.Cause(c.ctx)
+// write writes the bytes of a file whose entry is e. It fails if they are not those that were planned: what w got by then is wrong.
+func (from origin) write(ctx context.Context, w io.Writer, e *layer.Entry) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	from, ok := c.from[e.Path]
-	if !ok {
+	if from.tree == nil {
 		return fmt.Errorf("BUG: nobody knows where %q comes from", e.Path)
 	}
 	f, err := from.tree.Open(&layer.Entry{Path: from.path, Type: layer.File})
@@ -106,6 +104,7 @@ func (c *copying) body(w io.Writer, e *layer.Entry, buf []byte) error {
 		return err
 	}
 	defer f.Close()
+	buf := make([]byte, min(256<<10, e.Size+1))
 	h := sha256.New()
 	for rest := e.Size; ; {
 		n, err := f.Read(buf)
