@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,11 +20,12 @@ const maxLinks = 40
 // layer were already in place. With a pending layer behind it files are written as they come; without one it only
 // works out what the layer's entries would be. It is not safe for concurrent use.
 type Builder struct {
-	parent layer.Tree // nil: what is below is not known
-	nodes  map[string]*node
-	order  []*node // the nodes as they came, and some that are no more
-	disk   *disk
-	now    time.Time
+	parent  layer.Tree // nil: what is below is not known
+	pending *Pending
+	nodes   map[string]*node
+	order   []*node // the nodes as they came, and some that are no more
+	disk    *disk
+	now     time.Time
 	// stream, where not nil, takes the entries as they come: see Stream. held are directories that it has not got yet.
 	stream func(*layer.Entry) error
 	held   []*node
@@ -77,7 +77,7 @@ func (b *Builder) unset(n *node) {
 // directories that only lower layers name: such are made and marked Implied. p may be nil: then nothing is written.
 // Directories that nobody asked for get the time now.
 func NewBuilder(parent layer.Tree, p *Pending, now time.Time) *Builder {
-	b := &Builder{parent: parent, nodes: map[string]*node{}, now: now}
+	b := &Builder{parent: parent, pending: p, nodes: map[string]*node{}, now: now}
 	if p != nil {
 		b.disk = newDisk(p.fs, p.store)
 	}
@@ -85,19 +85,18 @@ func NewBuilder(parent layer.Tree, p *Pending, now time.Time) *Builder {
 }
 
 // Reuse lets the builder take files from a committed layer that are the same in everything, by hard links, instead of
-// reading them again: those that are put with a Digest. A layer that is not there, or packed, is no error.
+// reading them again: those that are put with a Digest. A layer that is not there, or packed, is no error. The builder must be one that writes.
 func (b *Builder) Reuse(s *Store, id string) {
-	if b.disk == nil || b.disk.earlier != nil {
-		return
-	}
 	m, err := s.Manifest(id)
 	if err != nil || s.isPacked(id) {
 		return
 	}
-	if root, err := rootfs.Open(s.fsDir(id)); err == nil {
-		b.disk.earlier = &earlier{manifest: m, disk: newDisk(root, s)}
-	}
+	_ = b.disk.setEarlier(m, id) // without it files are read again
 }
+
+// Over lets the builder make a layer that has only files which are not as they are in a committed layer of many, over that, if it can.
+// It goes before all else, and for a builder that streams. Any call may then fail with ErrNotOver.
+func (b *Builder) Over(s *Store, id string) { b.disk.over = s.newOver(id) }
 
 // Stream makes the builder pass its entries on to f, in the order of layer.Compare, instead of keeping them: nothing is kept
 // but the directories. From then on entries must be put in that order, each path once, but for a directory, which may be put
@@ -540,8 +539,14 @@ func (b *Builder) Finish() error {
 	if b.disk == nil {
 		return nil
 	}
+	if o := b.disk.over; o != nil {
+		if err := o.finish(b.disk, b.order); err != nil {
+			return err
+		}
+		b.pending.over = o.id
+	}
 	for _, n := range b.order {
-		if n.Type == layer.Dir && !n.gone {
+		if n.Type == layer.Dir && !n.gone && b.disk.has(n.Path) {
 			if err := b.disk.times(&n.Entry); err != nil {
 				return err
 			}

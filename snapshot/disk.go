@@ -31,6 +31,8 @@ type disk struct {
 	buf    []byte
 	// earlier is a layer that files can be taken from which are the same here; nil for none.
 	earlier *earlier
+	// over is the layer that what is written is over; nil for none.
+	over *over
 	// acl says that what is made here gets an access control list from that of the root.
 	acl, aclKnown bool
 	uid, gid      uint32 // the process's
@@ -40,7 +42,31 @@ type disk struct {
 // there, by a hard link.
 type earlier struct {
 	manifest *layer.Manifest
-	disk     *disk
+	files    *layerFiles
+	own      *disk
+	under    *disk // of what the layer is over; nil for none
+}
+
+// setEarlier has files taken from a layer with this manifest, in the place of another.
+func (d *disk) setEarlier(m *layer.Manifest, id string) error {
+	d.closeEarlier()
+	files, err := d.store.filesOf(id)
+	if err != nil {
+		return err
+	}
+	d.earlier = &earlier{manifest: m, files: files, own: newDisk(files.root, d.store)}
+	if files.under != nil {
+		d.earlier.under = newDisk(files.under.root, d.store)
+	}
+	return nil
+}
+
+// parent is the disk's parent of a path of the layer.
+func (e *earlier) parent(path string) (openDir, error) {
+	if e.files.at(path) != e.files {
+		return e.under.parent(path)
+	}
+	return e.own.parent(path)
 }
 
 type openDir struct {
@@ -83,8 +109,10 @@ func (d *disk) close() {
 
 func (d *disk) closeEarlier() {
 	if d.earlier != nil {
-		d.earlier.disk.close()
-		d.earlier.disk.root.Close()
+		d.earlier.own.close()
+		if d.earlier.under != nil {
+			d.earlier.under.close()
+		}
 		d.earlier = nil
 	}
 }
@@ -99,7 +127,7 @@ func (d *disk) link(dir int, e *layer.Entry) bool {
 		!old.ModTime.Equal(e.ModTime) || !slices.Equal(old.Xattrs, e.Xattrs) {
 		return false
 	}
-	from, err := d.earlier.disk.parent(e.Path)
+	from, err := d.earlier.parent(e.Path)
 	// The file can have as many names as it may have, or be gone: then it is written.
 	return err == nil && unix.Linkat(from.fd(), e.Name(), dir, e.Name(), 0) == nil
 }
@@ -185,6 +213,21 @@ func (d *disk) put(e *layer.Entry, body io.Reader) error {
 	if e.Path == "" {
 		return d.attributes(e)
 	}
+	if d.over != nil {
+		if write, err := d.over.put(d, e); err != nil || !write {
+			return err
+		}
+	}
+	return d.write(e, body)
+}
+
+// has reports whether a directory of the layer is there, and not only in the layer that this is over.
+func (d *disk) has(dir string) bool {
+	return d.over == nil || d.over.dirs[dir] == nil
+}
+
+// write is put of what is not in the layer that this is over.
+func (d *disk) write(e *layer.Entry, body io.Reader) error {
 	parent, err := d.parent(e.Path)
 	if err != nil {
 		return err
@@ -413,7 +456,14 @@ func (d *disk) attributes(e *layer.Entry) error {
 }
 
 // setDir changes what a directory that is there already is like.
-func (d *disk) setDir(e *layer.Entry) error { return d.attributes(e) }
+func (d *disk) setDir(e *layer.Entry) error {
+	if !d.has(e.Path) {
+		dir := *e
+		d.over.dirs[e.Path] = &dir
+		return nil
+	}
+	return d.attributes(e)
+}
 
 // times sets a directory's time, after its content is complete.
 func (d *disk) times(e *layer.Entry) error {
@@ -441,6 +491,9 @@ func (d *disk) times(e *layer.Entry) error {
 
 // remove deletes a path and everything below it.
 func (d *disk) remove(path string) error {
+	if d.over != nil {
+		return ErrNotOver
+	}
 	dir, err := d.parent(path)
 	if err != nil {
 		return err

@@ -9,7 +9,6 @@ import (
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,16 +16,15 @@ import (
 // safe for concurrent use.
 type Files struct {
 	store *Store
-	id    string
-	root  *rootfs.Root
+	files *layerFiles
 	mu    sync.Mutex
 	free  []*fileReader // as many as were ever used at once
 }
 
 // fileReader is what one goroutine reads files with.
 type fileReader struct {
-	disk *disk
-	buf  []byte
+	own, under *disk
+	buf        []byte
 }
 
 // Files returns what reads a layer's files. Close must be called.
@@ -35,17 +33,20 @@ func (s *Store) Files(id string) (*Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	root, err := s.root(id)
+	files, err := s.filesOf(id)
 	if err != nil {
 		return nil, err
 	}
-	return &Files{store: s, id: id, root: root}, nil
+	return &Files{store: s, files: files}, nil
 }
 
 // Close frees the descriptors.
 func (f *Files) Close() {
 	for _, r := range f.free {
-		r.disk.close()
+		r.own.close()
+		if r.under != nil {
+			r.under.close()
+		}
 	}
 }
 
@@ -69,7 +70,11 @@ func (f *Files) take() *fileReader {
 		f.free = f.free[:n-1]
 		return r
 	}
-	return &fileReader{disk: newDisk(f.root, f.store), buf: make([]byte, 256<<10)}
+	r := &fileReader{own: newDisk(f.files.root, f.store), buf: make([]byte, 256<<10)}
+	if f.files.under != nil {
+		r.under = newDisk(f.files.under.root, f.store)
+	}
+	return r
 }
 
 func (f *Files) give(r *fileReader) {
@@ -83,13 +88,17 @@ func (f *Files) give(r *fileReader) {
 func (f *Files) Copy(w io.Writer, e *layer.Entry) error {
 	r := f.take()
 	defer f.give(r)
-	dir, err := r.disk.parent(e.Path)
+	at, d := f.files.at(e.Path), r.own
+	if at != f.files {
+		d = r.under
+	}
+	dir, err := d.parent(e.Path)
 	fd := -1
 	if err == nil {
 		fd, err = openFile(dir.fd(), e.Name())
 	}
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
-		return f.store.damaged(f.id, e.Path)
+		return f.store.damaged(at.id, e.Path)
 	}
 	if err != nil {
 		return &os.PathError{Op: "open", Path: e.Path, Err: err}
@@ -102,19 +111,19 @@ func (f *Files) Copy(w io.Writer, e *layer.Entry) error {
 			continue
 		}
 		if err == unix.EISDIR || err == unix.EAGAIN {
-			return f.store.damaged(f.id, e.Path)
+			return f.store.damaged(at.id, e.Path)
 		}
 		if err != nil {
 			return &os.PathError{Op: "read", Path: e.Path, Err: err}
 		}
 		if rest -= int64(n); rest < 0 || n == 0 && rest > 0 {
-			return f.store.damaged(f.id, e.Path)
+			return f.store.damaged(at.id, e.Path)
 		}
 		h.Write(r.buf[:n])
 		// What is read at once, and is all that there should be, is compared before anybody sees it.
 		if n < len(r.buf) && rest == 0 {
 			if layer.Digest(h.Sum(nil)) != e.Digest {
-				return f.store.damaged(f.id, e.Path)
+				return f.store.damaged(at.id, e.Path)
 			}
 			_, err := w.Write(r.buf[:n])
 			return err

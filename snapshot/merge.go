@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/internal/rootfs"
 )
 
 // mergeRun is how many layers are merged to one, and mergeEntries how many entries they may have together for that to be worth
@@ -112,12 +111,9 @@ func (s *Store) replay(b *Builder, id string) error {
 	if err != nil {
 		return err
 	}
-	root, err := rootfs.Open(s.fsDir(files))
-	if err != nil {
+	if err := b.disk.setEarlier(m, files); err != nil {
 		return err
 	}
-	b.disk.closeEarlier()
-	b.disk.earlier = &earlier{manifest: m, disk: newDisk(root, s)}
 	tree, err := s.Tree([]string{id})
 	if err != nil {
 		return err

@@ -27,7 +27,22 @@ import (
 
 func newStore(t *testing.T) *Store {
 	t.Helper()
-	root := t.TempDir()
+	return storeIn(t, t.TempDir())
+}
+
+// storeInMemory is newStore for layers of many files, which ext4 is slow to make where many were just removed.
+func storeInMemory(t *testing.T) *Store {
+	t.Helper()
+	root, err := os.MkdirTemp("/dev/shm", "kiln-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(root) })
+	return storeIn(t, root)
+}
+
+func storeIn(t *testing.T, root string) *Store {
+	t.Helper()
 	tmp := filepath.Join(root, "tmp")
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		t.Fatal(err)

@@ -32,6 +32,7 @@ import (
 //	entries/<id>           the entries of an image's layer of which nothing else was needed yet: see Index
 //	ids                    the user and group ids that owners of files have outside, where that is another user namespace
 //	layers/<id>/bare       there if the layer was made where roots are copies: fs is then no lower directory of an overlay
+//	layers/<id>/over       there if fs has only what is different from another layer, whose id it holds
 //	layers/<id>/packed     there instead of fs if nobody was expected to need the files: they are in the layer's blob
 //	layers/<id>/unsynced   there until the layer is known to be on disk: the boot of the machine that it was made in
 //
@@ -64,7 +65,7 @@ type Store struct {
 	unsynced  map[string]bool       // layers that Sync has to say something of
 	manifests map[string]*layer.Manifest
 	indexes   map[string]*layer.Manifest
-	roots     map[string]*rootfs.Root
+	roots     map[string]*layerFiles
 	earlier   map[string]string
 	files     map[string]string // where the files of a layer are: see unpacked
 }
@@ -73,7 +74,7 @@ type Store struct {
 // namespace that the process is in: in one that is not the first, overlay keeps its own attributes under "user." names
 // (kernel, Documentation/filesystems/overlayfs.rst), and a disk cannot hold all that a layer does.
 func Open(root, tmp string, ns userns.Namespace) (*Store, error) {
-	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*rootfs.Root{}, earlier: map[string]string{}, files: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*layerFiles{}, earlier: map[string]string{}, files: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	if ns.Nested {
 		s.opaque = "user.overlay.opaque"
 	}
@@ -138,9 +139,14 @@ func (s *Store) entries(id string) (*layer.Manifest, error) {
 
 // Manifest returns a layer's manifest, which stays open for the life of the store, and holds the layer as long. The error of a
 // layer that is not there is fs.ErrNotExist; that of one that is damaged, layer.ErrDamaged.
-func (s *Store) Manifest(id string) (_ *layer.Manifest, err error) {
+func (s *Store) Manifest(id string) (*layer.Manifest, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.manifest(id)
+}
+
+// manifest is Manifest with s.mu held.
+func (s *Store) manifest(id string) (_ *layer.Manifest, err error) {
 	if m, ok := s.manifests[id]; ok {
 		return m, nil
 	}
@@ -179,6 +185,10 @@ func (s *Store) Manifest(id string) (_ *layer.Manifest, err error) {
 			return nil, fmt.Errorf("the blob of layer %s: %w", id, fs.ErrNotExist)
 		}
 	}
+	if err := s.holdUnder(id); err != nil {
+		m.Close()
+		return nil, err
+	}
 	s.manifests[id] = m
 	if old := s.held[id]; old != nil {
 		_ = old.Release() // that of a damaged layer which was replaced
@@ -199,18 +209,34 @@ func (s *Store) Release() error {
 	return err
 }
 
-// root returns the files of a layer that is not packed, which stay open for the life of the store.
-func (s *Store) root(id string) (*rootfs.Root, error) {
+// filesOf returns the files of a layer that is not packed, which stay open for the life of the store.
+func (s *Store) filesOf(id string) (*layerFiles, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r, ok := s.roots[id]; ok {
-		return r, nil
+	if f, ok := s.roots[id]; ok {
+		return f, nil
 	}
-	r, err := rootfs.Open(s.fsDir(id))
-	if err == nil {
-		s.roots[id] = r
+	f := &layerFiles{id: id}
+	if under := s.Under(id); under != "" {
+		m, err := s.manifest(id)
+		if err != nil {
+			return nil, err
+		}
+		below, err := s.manifest(under)
+		if err != nil {
+			return nil, err
+		}
+		f.own, f.under = differing(m, below), &layerFiles{id: under}
+		if f.under.root, err = rootfs.Open(s.fsDir(under)); err != nil {
+			return nil, err
+		}
 	}
-	return r, err
+	var err error
+	if f.root, err = rootfs.Open(s.fsDir(id)); err != nil {
+		return nil, err
+	}
+	s.roots[id] = f
+	return f, nil
 }
 
 func validID(id string) bool {
@@ -225,6 +251,8 @@ type Pending struct {
 	fs    *rootfs.Root
 	// copied is set if the files are a copy of a root, in which a step changes some.
 	copied *copied
+	// over is the layer that this one is made over; "" for none.
+	over string
 }
 
 // New begins a layer: an empty directory. Close must be called; after a Commit it does nothing.
@@ -334,6 +362,11 @@ func (p *Pending) CommitWritten(sum layer.Summary, id string) (Committed, error)
 	if err := os.WriteFile(filepath.Join(p.dir, unsyncedNote), []byte(p.store.boot), 0o600); err != nil {
 		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
 	}
+	if p.over != "" {
+		if err := os.WriteFile(filepath.Join(p.dir, overNote), []byte(p.over+"\n"), 0o600); err != nil {
+			return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
+		}
+	}
 	if _, files := os.Lstat(p.Dir()); files == nil && p.store.copies() {
 		if err := os.WriteFile(filepath.Join(p.dir, bareNote), nil, 0o600); err != nil {
 			return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
@@ -414,15 +447,28 @@ func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 		}
 	}
 	slices.Reverse(live)
-	live, err := s.Merge(live, mount.MaxLower)
+	room := mount.MaxLower
+	for _, id := range live {
+		if s.Under(id) != "" {
+			room--
+		}
+	}
+	live, err := s.Merge(live, room)
 	if err != nil {
 		return o, err
 	}
+	clear(seen)
 	for _, id := range slices.Backward(live) {
 		if id, err = s.unpacked(id); err != nil {
 			return o, err
 		}
-		o.Lower = append(o.Lower, s.fsDir(id))
+		for ; id != ""; id = s.Under(id) {
+			// All that a layer has below itself is hidden, as above.
+			if !seen[id] {
+				o.Lower = append(o.Lower, s.fsDir(id))
+			}
+			seen[id] = true
+		}
 	}
 	if up == nil {
 		return o, nil
@@ -508,7 +554,7 @@ func (s *Store) Note(id, name string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(s.dir, id, name))
 }
 
-// SetNote keeps a few bytes about a layer beside it, under a name that is none of "fs", "manifest", "unsynced", "packed" and "bare", replacing what it
+// SetNote keeps a few bytes about a layer beside it, under a name that is none of "fs", "manifest", "unsynced", "packed", "over" and "bare", replacing what it
 // kept before. A crash of the machine may damage them, so they have to say themselves whether they are whole.
 func (s *Store) SetNote(id, name string, data []byte) error {
 	f, err := os.CreateTemp(s.tmp, "note-")

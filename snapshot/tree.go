@@ -169,11 +169,13 @@ func (t *Tree) Open(e *layer.Entry) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	root, err := t.store.root(id)
+	files, err := t.store.filesOf(id)
 	if err != nil {
 		return nil, err
 	}
-	f, err := root.OpenNoSymlinks(e.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	at := files.at(e.Path)
+	id = at.id
+	f, err := at.root.OpenNoSymlinks(e.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil, t.store.damaged(id, entry.Path)
 	}
@@ -225,8 +227,13 @@ func (e *DamagedError) Error() string {
 func (s *Store) damaged(id, path string) error {
 	s.mu.Lock()
 	delete(s.manifests, id)
+	for other := range s.manifests {
+		if s.Under(other) == id {
+			delete(s.manifests, other)
+		}
+	}
 	clear(s.files)
-	delete(s.roots, id) // readers may still use it, so it is left to the end of the process
+	clear(s.roots) // readers may still use them, so they are left to the end of the process
 	s.mu.Unlock()
 	err := &DamagedError{ID: id, Path: path}
 	if rm := os.Remove(filepath.Join(s.dir, id, "manifest")); rm != nil && !errors.Is(rm, fs.ErrNotExist) {

@@ -45,6 +45,10 @@ func (s *Store) Verify(ctx context.Context, id string, damage func(path, what st
 	if s.isPacked(id) {
 		return nil // its bytes are those of its blob; without that it is not there, and nothing is wrong
 	}
+	own, err := s.verifiable(id, m)
+	if err != nil {
+		return nil // what it is over is not there, so neither is the layer, and nothing is wrong
+	}
 	dir, err := os.Open(s.fsDir(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		damage("fs", "is not there")
@@ -63,11 +67,25 @@ func (s *Store) Verify(ctx context.Context, id string, damage func(path, what st
 		return err
 	}
 	for i, seen := range v.seen {
-		if e := m.At(i); !seen && e.Path != "" && !(v.bare && e.Type == layer.Whiteout) {
+		if e := m.At(i); !seen && e.Path != "" && !(v.bare && e.Type == layer.Whiteout) && (own == nil || own[e.Path]) {
 			v.damage(e.Path, "is not there")
 		}
 	}
 	return nil
+}
+
+// verifiable returns which paths of the layer must be in its own directory, but for directories; nil for all.
+func (s *Store) verifiable(id string, m *layer.Manifest) (map[string]bool, error) {
+	under := s.Under(id)
+	if under == "" {
+		return nil, nil
+	}
+	below, err := layer.OpenManifest(filepath.Join(s.Path(under), "manifest"))
+	if err != nil {
+		return nil, err
+	}
+	defer below.Close()
+	return differing(m, below), nil
 }
 
 type verifier struct {

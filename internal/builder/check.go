@@ -118,7 +118,7 @@ var (
 	prefixName = regexp.MustCompile(`^([0-9a-f]{2}|seals|steps)$`)
 	recordName = regexp.MustCompile(`^[0-9a-f]{64}((\.failed)?\.log)?$`)
 	noteName   = regexp.MustCompile(`^[0-9a-f]{64}\.[a-z0-9.-]+$`)
-	layerName  = regexp.MustCompile(`^(fs|manifest|unsynced|packed|bare|blob\.[a-z0-9.-]+)$`)
+	layerName  = regexp.MustCompile(`^(fs|manifest|unsynced|packed|over|bare|blob\.[a-z0-9.-]+)$`)
 	shaName    = regexp.MustCompile(`^sha256$`)
 )
 

@@ -509,11 +509,36 @@ func (b *Builder) layerItems(ctx context.Context, u *RootUsage, records []Item, 
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("measure the layers: %w", err)
 	}
+	b.goLast(u.Items, shared)
 	for _, r := range records {
 		r.Shared = shared[r.layer]
 		u.Items = append(u.Items, r)
 	}
 	return nil
+}
+
+// goLast sees to it that a layer which others are over goes after them: it is shared if one of them is, and was used when they were.
+func (b *Builder) goLast(items []Item, shared map[string]bool) {
+	used := map[string]time.Time{}
+	for _, it := range items {
+		if it.Kind != KindLayer {
+			continue
+		}
+		if under := b.snapshots.Under(it.ID); under != "" {
+			shared[under] = shared[under] || it.Shared
+			if used[under].Before(it.Used) {
+				used[under] = it.Used
+			}
+		}
+	}
+	for i := range items {
+		if it := &items[i]; it.Kind == KindLayer {
+			it.Shared = shared[it.ID]
+			if last := used[it.ID]; !it.Used.After(last) && !last.IsZero() {
+				it.Used = last.Add(time.Nanosecond)
+			}
+		}
+	}
 }
 
 // otherItems adds what is neither image nor record nor layer.

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -350,6 +351,29 @@ func (m *Manifest) Find(path string) int {
 		return -1
 	}
 	return i
+}
+
+// FindFrom is Find for a path that is probably that of entry number at.
+func (m *Manifest) FindFrom(at int, path string) (int, bool) {
+	if at < m.Entries && string(m.path(at)) == path {
+		m.file.Touch()
+		return at, true
+	}
+	i := m.Find(path)
+	return i, i >= 0
+}
+
+// Same reports whether entry number i is the same as e in everything, times included.
+func (m *Manifest) Same(i int, e *Entry) bool {
+	var buf [512]byte
+	return bytes.Equal(m.record(i).b, appendTime(appendBody(buf[:0], e), e))
+}
+
+// Type returns the type of entry number i.
+func (m *Manifest) Type(i int) Type {
+	d := m.record(i)
+	d.bytes()
+	return Type(d.byte())
 }
 
 // Lookup returns the layer's own entry of a path.

@@ -2,6 +2,7 @@ package ops
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -62,16 +63,11 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 			if r.pack != nil && !r.inFiles[v.Digest()] && !c.unpacks {
 				return r.packLayer(ctx, c, planned, job)
 			}
-			c.reuse = func(b *snapshot.Builder) { b.Reuse(r.Snapshots, job.Last.ID) }
-			p, err := r.Snapshots.New()
+			p, written, err := c.write(r.Snapshots, job.Last.ID)
 			if err != nil {
 				return solver.Layer{}, err
 			}
 			defer p.Close()
-			written, err := c.build(p)
-			if err != nil {
-				return solver.Layer{}, err
-			}
 			// Another program may have written to the context since it was looked at. What is in archives is not known
 			// before they are unpacked, only their own digests are.
 			same := slices.Equal(c.archives, archives) && slices.Equal(c.copied, copied)
@@ -106,7 +102,7 @@ type copying struct {
 
 	emit      func(*layer.Entry) error // takes the layer's entries, in order
 	streaming bool                     // the builder emits them itself
-	reuse     func(*snapshot.Builder)
+	reuse     func(*snapshot.Builder)  // is given a builder that writes
 	b         *snapshot.Builder
 	writing   bool
 	links     map[string]string // physical path of the first copy of a file, by LinkID, below one selected path
@@ -142,6 +138,33 @@ func (c *copying) prepare() error {
 	}
 	c.chmod = &set
 	return nil
+}
+
+// write makes the layer. What is as it was in the layer that the step made last is taken from there: if that is possible by having it
+// below, else by hard links.
+func (c *copying) write(s *snapshot.Store, last string) (*snapshot.Pending, layer.Summary, error) {
+	over := !c.unpacks
+	for {
+		p, err := s.New()
+		if err != nil {
+			return nil, layer.Summary{}, err
+		}
+		c.reuse = func(b *snapshot.Builder) {
+			b.Reuse(s, last)
+			if over {
+				b.Over(s, last)
+			}
+		}
+		sum, err := c.build(p)
+		if err == nil {
+			return p, sum, nil
+		}
+		p.Close()
+		if !over || !errors.Is(err, snapshot.ErrNotOver) {
+			return nil, sum, err
+		}
+		over = false
+	}
 }
 
 // build puts everything into a builder and returns the summary of the layer. With p it writes it there, with its manifest.
