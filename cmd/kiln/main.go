@@ -11,6 +11,7 @@ import (
 )
 
 func main() {
+	paceGC()
 	a := newApp(os.Stdout, os.Stderr)
 	if err := userns.Enter(); err != nil {
 		if !errors.Is(err, userns.ErrOrphan) {
