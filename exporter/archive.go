@@ -131,8 +131,10 @@ func (b *Blobs) copyBlob(w io.Writer, d ocispec.Descriptor, buf []byte) error {
 		return err
 	}
 	defer r.Close()
-	_, err = io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, buf)
-	return err
+	return behind(w, func(w io.Writer) error {
+		_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, buf)
+		return err
+	})
 }
 
 // WriteOCIDir writes the image as an OCI image layout into a directory, which is made if it is missing. Blobs that are

@@ -200,6 +200,11 @@ func (c *copyReader) both(dir int, was *layer.Entry) error {
 	if err := c.skip(was); err != nil {
 		return err
 	}
+	if e != nil {
+		if err := c.digesting.wait(e); err != nil {
+			return err
+		}
+	}
 	switch {
 	case e == nil: // a socket, which no layer can hold
 		return c.put(&layer.Entry{Path: was.Path, Type: layer.Whiteout})

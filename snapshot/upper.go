@@ -2,10 +2,8 @@ package snapshot
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -28,8 +26,13 @@ func (p *Pending) CommitChanges(ctx context.Context, below layer.Tree, started t
 	if err != nil {
 		return Committed{}, err
 	}
-	r := &upperReader{ctx: ctx, store: p.store, below: below, from: started.Add(-clockSlack), to: time.Now(), emit: w.Add, links: map[inode]string{}}
-	if err := r.all(p); err != nil {
+	d := newDigesting(ctx, w.Add)
+	r := &upperReader{ctx: ctx, store: p.store, below: below, from: started.Add(-clockSlack), to: time.Now(), digesting: d, links: map[inode]string{}}
+	err = r.all(p)
+	if failed := d.close(); failed != nil {
+		err = failed
+	}
+	if err != nil {
 		w.Abort()
 		return Committed{}, fmt.Errorf("read the layer: %w", err)
 	}
@@ -58,7 +61,7 @@ func (r *upperReader) all(p *Pending) error {
 	}
 	same, err := r.unchanged(root)
 	if err == nil && !same {
-		err = r.emit(root)
+		err = r.digesting.emit(root)
 	}
 	if err != nil {
 		return err
@@ -76,13 +79,13 @@ func (r *upperReader) put(e *layer.Entry) error {
 	if err := r.pass(); err != nil {
 		return err
 	}
-	return r.emit(e)
+	return r.digesting.emit(e)
 }
 
 // pass emits the directories that are held back.
 func (r *upperReader) pass() error {
 	for _, e := range r.held {
-		if err := r.emit(e); err != nil {
+		if err := r.digesting.emit(e); err != nil {
 			return err
 		}
 	}
@@ -108,12 +111,11 @@ type upperReader struct {
 	below    layer.Tree
 	from, to time.Time
 	// hidden says that nothing of below is seen in the directory that is read, since one above it is opaque.
-	hidden bool
-	links  map[inode]string
-	emit   func(*layer.Entry) error
+	hidden    bool
+	links     map[inode]string
+	digesting *digesting
 	// held are directories, each in the one before, in which nothing was found yet: they may be no changes.
 	held []*layer.Entry
-	buf  []byte
 }
 
 func (r *upperReader) dir(dir *os.File, path string) error {
@@ -258,39 +260,17 @@ func (r *upperReader) entry(dir int, name, p string) (*layer.Entry, error) {
 			return fail("open", err)
 		}
 		f := os.NewFile(uintptr(fd), p)
-		defer f.Close()
 		if err := r.store.xattrs(fd, e); err != nil {
+			f.Close()
 			return fail("read extended attributes of", err)
 		}
 		if e.Type == layer.File {
-			if err := r.sum(f, e); err != nil {
-				return nil, err
-			}
+			r.digesting.begin(f, e)
+		} else {
+			f.Close()
 		}
 	}
 	return e, nil
-}
-
-func (r *upperReader) sum(f *os.File, e *layer.Entry) error {
-	if r.buf == nil {
-		r.buf = make([]byte, 256<<10)
-	}
-	h := sha256.New()
-	for {
-		if r.ctx.Err() != nil {
-			return context.Cause(r.ctx)
-		}
-		n, err := f.Read(r.buf)
-		h.Write(r.buf[:n])
-		e.Size += int64(n)
-		if err == io.EOF {
-			h.Sum(e.Digest[:0])
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
 }
 
 // xattrs adds a file's extended attributes, and what they hold, to its entry.
