@@ -70,19 +70,6 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 	return c.pushManifest(ctx, r, id, p.manifests[len(p.manifests)-1])
 }
 
-// PushBlob sends one blob to the repository of ref unless it is there: for a caller who has layers before the manifest that
-// Push needs.
-func (c *Client) PushBlob(ctx context.Context, blobs Blobs, ref string, desc ocispec.Descriptor, o PushOptions) error {
-	r, err := ParseReference(ref)
-	if err != nil {
-		return err
-	}
-	if _, err := cas.ParseDigest(string(desc.Digest)); err != nil {
-		return err
-	}
-	return c.pushBlob(ctx, blobs, r, desc, o)
-}
-
 // CheckPush asks the registry of ref whether it would take a push: it begins an upload and gives it up. The error is an
 // *Error of kind Unauthorized or Credentials, or nil: whatever else goes wrong here does not say that a push would fail.
 func (c *Client) CheckPush(ctx context.Context, ref string) error {
