@@ -92,7 +92,7 @@ func (m *made) layer(list ...layer.Entry) {
 	defer p.Close()
 	parent, err := m.Snapshots.Tree(m.ids())
 	fail(err)
-	b := snapshot.NewBuilder(parent, p, when)
+	b := m.Snapshots.NewBuilder(parent, p, when)
 	defer b.Close()
 	for _, e := range list {
 		if e.Type == layer.Whiteout {
@@ -106,7 +106,7 @@ func (m *made) layer(list ...layer.Entry) {
 		fail(b.Put(e, body))
 	}
 	fail(b.Finish())
-	c, err := p.Commit(b.Entries(), "")
+	c, err := p.Commit(b, "")
 	fail(err)
 	m.image.Layers = append(m.image.Layers, Layer{ID: c.ID})
 }

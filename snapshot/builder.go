@@ -18,41 +18,50 @@ const maxLinks = 40
 
 // Builder puts one layer together, over a root file system that it can read: paths are resolved as they would be if the
 // layer were already in place. With a pending layer behind it files are written as they come; without one it only
-// works out what the layer's entries would be. It is not safe for concurrent use.
+// works out what the layer's entries would be. In memory are the layer's directories alone. It is not safe for concurrent use.
 type Builder struct {
 	parent  layer.Tree // nil: what is below is not known
 	pending *Pending
-	nodes   map[string]*node
-	order   []*node // the nodes as they came, and some that are no more
+	dirs    map[string]*dirNode
+	order   []*dirNode // the directories as they came, and some that are no more
+	numbers int        // of directories so far
+	leaves  *leaves
+	links   int // how many files have several names
 	disk    *disk
 	now     time.Time
 	// stream, where not nil, takes the entries as they come: see Stream. held are directories that it has not got yet.
 	stream func(*layer.Entry) error
-	held   []*node
+	held   []*dirNode
 }
 
-// node is an entry by its physical path. Names of one file share links, and have all of the file's attributes.
-type node struct {
+// dirNode is a directory of the layer, by its physical path.
+type dirNode struct {
 	layer.Entry
-	links *int
-	// below are the nodes that were put in a directory, and some that are no more.
-	below []*node
-	// alone says of a directory that nothing that lies below the layer can be seen in it.
+	// number is another one for each directory that is made, also at the same path.
+	number int
+	// below are the directories that were put in it, and some that are no more.
+	below []*dirNode
+	// alone says that nothing that lies below the layer can be seen in it.
 	alone bool
-	// gone says that the node is not part of the layer any more.
+	// gone says that the directory is not part of the layer any more.
 	gone bool
 }
 
-func (b *Builder) set(n *node) error {
-	if b.stream != nil && n.Type != layer.Dir {
-		return b.pass(&n.Entry)
+// set puts an entry in the layer, whose parent directory is there, in the place of that of the same path and type.
+func (b *Builder) set(e *layer.Entry, alone bool) error {
+	if e.Type != layer.Dir {
+		return b.setLeaf(&leaf{Entry: *e})
 	}
-	if old := b.nodes[n.Path]; old != nil {
+	n := &dirNode{Entry: *e, alone: alone}
+	if old := b.dirs[n.Path]; old != nil {
 		old.gone = true
-		n.below = old.below
+		n.below, n.number = old.below, old.number
+	} else {
+		b.numbers++
+		n.number = b.numbers
 	}
-	b.nodes[n.Path] = n
-	if up := b.nodes[layer.Parent(n.Path)]; up != nil && up != n {
+	b.dirs[n.Path] = n
+	if up := b.dirs[layer.Parent(n.Path)]; up != nil && up != n {
 		up.below = append(up.below, n)
 	}
 	b.order = append(b.order, n)
@@ -62,10 +71,47 @@ func (b *Builder) set(n *node) error {
 	return nil
 }
 
-// unset takes a node out, and what is below it.
-func (b *Builder) unset(n *node) {
+func (b *Builder) setLeaf(e *leaf) error {
+	if b.stream != nil {
+		return b.pass(&e.Entry)
+	}
+	e.in = b.number(e.Path)
+	return b.leaves.put(e)
+}
+
+// number returns that of the directory that a path is in; 0 for the root while the layer has no entry for that.
+func (b *Builder) number(path string) int {
+	if up := b.dirs[layer.Parent(path)]; up != nil && up.Path != "" {
+		return up.number
+	}
+	return 0
+}
+
+// leaf returns the layer's own entry of a path if that is no directory.
+func (b *Builder) leaf(p string) (leaf, bool, error) {
+	e, ok, err := b.leaves.get(p)
+	return e, ok && b.live(&e), err
+}
+
+// live reports whether an entry is part of the layer still.
+func (b *Builder) live(e *leaf) bool {
+	up := layer.Parent(e.Path)
+	return (up == "" || b.dirs[up] != nil) && e.in == b.number(e.Path)
+}
+
+// own returns the layer's own entry of a path.
+func (b *Builder) own(p string) (layer.Entry, bool, error) {
+	if n, ok := b.dirs[p]; ok {
+		return n.Entry, true, nil
+	}
+	e, ok, err := b.leaf(p)
+	return e.Entry, ok, err
+}
+
+// unset takes a directory out, and what is below it.
+func (b *Builder) unset(n *dirNode) {
 	n.gone = true
-	delete(b.nodes, n.Path)
+	delete(b.dirs, n.Path)
 	for _, below := range n.below {
 		if !below.gone {
 			b.unset(below)
@@ -75,11 +121,11 @@ func (b *Builder) unset(n *node) {
 
 // NewBuilder returns a builder over parent. A nil parent is for the layer of an image, whose entries may be in
 // directories that only lower layers name: such are made and marked Implied. p may be nil: then nothing is written.
-// Directories that nobody asked for get the time now.
-func NewBuilder(parent layer.Tree, p *Pending, now time.Time) *Builder {
-	b := &Builder{parent: parent, pending: p, nodes: map[string]*node{}, now: now}
+// Directories that nobody asked for get the time now. Close must be called.
+func (s *Store) NewBuilder(parent layer.Tree, p *Pending, now time.Time) *Builder {
+	b := &Builder{parent: parent, pending: p, dirs: map[string]*dirNode{}, leaves: newLeaves(s.tmp), now: now}
 	if p != nil {
-		b.disk = newDisk(p.fs, p.store)
+		b.disk = newDisk(p.fs, s)
 	}
 	return b
 }
@@ -125,6 +171,7 @@ func (b *Builder) pass(e *layer.Entry) error {
 
 // Close frees the builder's descriptors.
 func (b *Builder) Close() {
+	b.leaves.close()
 	if b.disk != nil {
 		b.disk.close()
 	}
@@ -140,8 +187,8 @@ func (e *PathError) Error() string { return fmt.Sprintf("/%s: %s", layer.Clip(e.
 
 // Lookup returns the entry of a physical path as it will be; false where there is none.
 func (b *Builder) Lookup(p string) (layer.Entry, bool, error) {
-	if n, ok := b.nodes[p]; ok {
-		return n.Entry, n.Type != layer.Whiteout, nil
+	if e, ok, err := b.own(p); ok || err != nil {
+		return e, e.Type != layer.Whiteout, err
 	}
 	if p == "" {
 		if b.parent != nil {
@@ -157,11 +204,14 @@ func (b *Builder) Lookup(p string) (layer.Entry, bool, error) {
 	// What lies below a name that the layer has in another way is hidden. Every directory of the layer knows that of those
 	// above it, so the nearest one decides.
 	for dir := layer.Parent(p); dir != ""; dir = layer.Parent(dir) {
-		if n, ok := b.nodes[dir]; ok {
-			if n.Type != layer.Dir || n.alone {
+		if n, ok := b.dirs[dir]; ok {
+			if n.alone {
 				return layer.Entry{}, false, nil
 			}
 			break
+		}
+		if _, ok, err := b.leaf(dir); ok || err != nil {
+			return layer.Entry{}, false, err
 		}
 	}
 	return b.parent.Lookup(p)
@@ -263,7 +313,7 @@ func (b *Builder) Mkdirs(p string, made func(path string) layer.Entry) error {
 
 // copyUp makes sure that the layer itself has an entry for a directory of the root, and for its parents.
 func (b *Builder) copyUp(p string) error {
-	if _, ok := b.nodes[p]; ok || p == "" {
+	if b.dirs[p] != nil || p == "" {
 		return nil
 	}
 	e, ok, err := b.Lookup(p)
@@ -297,20 +347,20 @@ func (b *Builder) add(e *layer.Entry, body io.Reader) error {
 		e.Size = n
 		h.Sum(e.Digest[:0])
 	}
-	n := &node{Entry: *e}
+	alone := false
 	if e.Type == layer.Dir && e.Path != "" {
-		n.alone = e.Opaque
-		if up := b.nodes[layer.Parent(e.Path)]; up != nil && up.alone {
-			n.alone = true
-		} else if b.parent != nil && !n.alone {
+		alone = e.Opaque
+		if up := b.dirs[layer.Parent(e.Path)]; up != nil && up.alone {
+			alone = true
+		} else if b.parent != nil && !alone {
 			lower, ok, err := b.parent.Lookup(e.Path)
 			if err != nil {
 				return err
 			}
-			n.alone = !ok || lower.Type != layer.Dir
+			alone = !ok || lower.Type != layer.Dir
 		}
 	}
-	return b.set(n)
+	return b.set(e, alone)
 }
 
 // Put adds an entry at its physical path; a directory gives its attributes to one that is there, anything else replaces
@@ -332,19 +382,16 @@ func (b *Builder) Put(e layer.Entry, body io.Reader) error {
 		if err := b.copyUp(e.Path); err != nil {
 			return err
 		}
-		if mine := b.nodes[e.Path]; mine != nil {
-			e.Opaque = mine.Opaque
+		alone := false
+		if mine := b.dirs[e.Path]; mine != nil {
+			e.Opaque, alone = mine.Opaque, mine.alone
 		}
 		if b.disk != nil {
 			if err := b.disk.setDir(&e); err != nil {
 				return err
 			}
 		}
-		n := &node{Entry: e}
-		if mine := b.nodes[e.Path]; mine != nil {
-			n.alone = mine.alone
-		}
-		return b.set(n)
+		return b.set(&e, alone)
 	}
 	if err := b.replace(&e); err != nil {
 		return err
@@ -354,7 +401,11 @@ func (b *Builder) Put(e layer.Entry, body io.Reader) error {
 
 // replace makes room for an entry, and makes a directory opaque that must not show what was in a lower one.
 func (b *Builder) replace(e *layer.Entry) error {
-	if mine := b.nodes[e.Path]; mine != nil {
+	mine, ok, err := b.own(e.Path)
+	if err != nil {
+		return err
+	}
+	if ok {
 		if e.Type == layer.Dir && b.parent == nil {
 			e.Opaque = mine.Type == layer.Whiteout
 		}
@@ -392,8 +443,11 @@ func (b *Builder) Link(e layer.Entry, target string) error {
 		}
 		return b.pass(&link)
 	}
-	file, ok := b.nodes[target]
-	if !ok || file.Type == layer.Dir || file.Type == layer.Whiteout {
+	file, ok, err := b.leaf(target)
+	if err != nil {
+		return err
+	}
+	if !ok || file.Type == layer.Whiteout {
 		return &PathError{Path: target, Msg: "is not a file of this layer, so that /" + p + " cannot be linked to it"}
 	}
 	if p == target {
@@ -402,17 +456,20 @@ func (b *Builder) Link(e layer.Entry, target string) error {
 	if err := b.forget(p); err != nil {
 		return err
 	}
-	if file.links == nil {
-		file.links = new(int)
+	if file.links == 0 {
+		b.links++
+		file.links = b.links
+		if err := b.leaves.put(&file); err != nil {
+			return err
+		}
 	}
 	if b.disk != nil {
 		if err := b.disk.put(&link, nil); err != nil {
 			return err
 		}
 	}
-	name := *file
-	name.Path = p
-	return b.set(&name)
+	file.Path = p
+	return b.setLeaf(&file)
 }
 
 func (b *Builder) implied(p string) layer.Entry {
@@ -421,17 +478,21 @@ func (b *Builder) implied(p string) layer.Entry {
 
 // forget takes a path and what is below it out of the layer.
 func (b *Builder) forget(p string) error {
-	n, ok := b.nodes[p]
-	if !ok {
-		return nil
+	dir := b.dirs[p]
+	_, ok, err := b.leaf(p)
+	if err != nil || dir == nil && !ok {
+		return err
 	}
 	if b.disk != nil {
 		if err := b.disk.remove(p); err != nil {
 			return err
 		}
 	}
-	b.unset(n)
-	return nil
+	if dir != nil {
+		b.unset(dir)
+		return nil
+	}
+	return b.leaves.remove(p)
 }
 
 // Delete removes what is at a physical path, in the layer and below it.
@@ -451,11 +512,11 @@ func (b *Builder) Delete(p string) error {
 // Whiteout hides what lower layers have at a physical path. What the layer itself has there stays (image-spec, layer.md:
 // a whiteout applies to lower layers only).
 func (b *Builder) Whiteout(p string) error {
-	if mine, ok := b.nodes[p]; ok {
-		if mine.Type == layer.Dir {
-			return b.Opaque(p)
-		}
-		return nil
+	if b.dirs[p] != nil {
+		return b.Opaque(p)
+	}
+	if _, ok, err := b.leaf(p); ok || err != nil {
+		return err
 	}
 	if err := b.Mkdirs(layer.Parent(p), b.implied); err != nil {
 		return err
@@ -468,13 +529,12 @@ func (b *Builder) Opaque(p string) error {
 	if err := b.Mkdirs(p, b.implied); err != nil {
 		return err
 	}
-	n := b.nodes[p]
-	if n == nil {
-		n = &node{Entry: layer.Entry{Type: layer.Dir, Mode: 0o755, ModTime: b.now, Clock: true, Implied: b.parent == nil}}
-		if err := b.set(n); err != nil {
+	if b.dirs[p] == nil {
+		if err := b.set(&layer.Entry{Type: layer.Dir, Mode: 0o755, ModTime: b.now, Clock: true, Implied: b.parent == nil}, false); err != nil {
 			return err
 		}
 	}
+	n := b.dirs[p]
 	n.Opaque, n.alone = true, true
 	if b.disk != nil {
 		return b.disk.setDir(&n.Entry)
@@ -482,32 +542,37 @@ func (b *Builder) Opaque(p string) error {
 	return nil
 }
 
-// Entries returns what the layer has so far, in the order of layer.Compare. Of the names of one file the first is the
+// Entries calls f for what the layer has so far, in the order of layer.Compare. Of the names of one file the first is the
 // File, and the others are Hardlinks to it.
-func (b *Builder) Entries() []*layer.Entry {
-	nodes := slices.DeleteFunc(b.order, func(n *node) bool { return n.gone })
-	order := func(x, y *node) int { return layer.Compare(x.Path, y.Path) }
-	if !slices.IsSortedFunc(nodes, order) {
-		slices.SortFunc(nodes, order)
+func (b *Builder) Entries(f func(*layer.Entry) error) error {
+	dirs := slices.DeleteFunc(b.order, func(n *dirNode) bool { return n.gone })
+	order := func(x, y *dirNode) int { return layer.Compare(x.Path, y.Path) }
+	if !slices.IsSortedFunc(dirs, order) {
+		slices.SortFunc(dirs, order)
 	}
-	b.order = nodes
-	list := make([]*layer.Entry, len(nodes))
-	first := map[*int]string{}
-	for i, n := range nodes {
-		list[i] = &n.Entry
-		if n.links == nil {
-			continue
+	b.order = dirs
+	first := map[int]string{}
+	err := b.leaves.sorted(b.live, func(e *leaf) error {
+		for len(dirs) > 0 && layer.Compare(dirs[0].Path, e.Path) < 0 {
+			if err := f(&dirs[0].Entry); err != nil {
+				return err
+			}
+			dirs = dirs[1:]
 		}
-		name, ok := first[n.links]
-		if !ok {
-			first[n.links] = n.Path
-			continue
+		if e.links != 0 {
+			if name, ok := first[e.links]; ok {
+				e.Type, e.Link, e.Size, e.Digest, e.Xattrs = layer.Hardlink, name, 0, layer.Digest{}, nil
+			} else {
+				first[e.links] = e.Path
+			}
 		}
-		link := n.Entry
-		link.Type, link.Link, link.Size, link.Digest, link.Xattrs = layer.Hardlink, name, 0, layer.Digest{}, nil
-		list[i] = &link
+		return f(&e.Entry)
+	})
+	for len(dirs) > 0 && err == nil {
+		err = f(&dirs[0].Entry)
+		dirs = dirs[1:]
 	}
-	return list
+	return err
 }
 
 // badName says what is wrong with a path that a layer cannot hold; "" if nothing is.
@@ -546,7 +611,7 @@ func (b *Builder) Finish() error {
 		b.pending.over = o.id
 	}
 	for _, n := range b.order {
-		if n.Type == layer.Dir && !n.gone && b.disk.has(n.Path) {
+		if !n.gone && b.disk.has(n.Path) {
 			if err := b.disk.times(&n.Entry); err != nil {
 				return err
 			}
@@ -557,7 +622,7 @@ func (b *Builder) Finish() error {
 }
 
 // Own reports whether the layer itself has something at a physical path.
-func (b *Builder) Own(p string) bool {
-	n, ok := b.nodes[p]
-	return ok && n.Type != layer.Whiteout
+func (b *Builder) Own(p string) (bool, error) {
+	e, ok, err := b.own(p)
+	return ok && e.Type != layer.Whiteout, err
 }

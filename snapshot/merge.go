@@ -87,7 +87,7 @@ func (s *Store) merged(below, run []string) (string, error) {
 		return "", err
 	}
 	defer p.Close()
-	b := NewBuilder(parent, p, time.Unix(0, 0))
+	b := s.NewBuilder(parent, p, time.Unix(0, 0))
 	defer b.Close()
 	for _, id := range run {
 		if err := s.replay(b, id); err != nil {
@@ -97,7 +97,7 @@ func (s *Store) merged(below, run []string) (string, error) {
 	if err := b.Finish(); err != nil {
 		return "", err
 	}
-	_, err = p.Commit(b.Entries(), id)
+	_, err = p.Commit(b, id)
 	return id, err
 }
 

@@ -174,7 +174,7 @@ func (o *over) makeDir(d *disk, path string) error {
 }
 
 // finish makes the directories that are not as they were, and reports whether the layer has all that the earlier one has.
-func (o *over) finish(d *disk, dirs []*node) error {
+func (o *over) finish(d *disk, dirs []*dirNode) error {
 	if o.seen != o.under.Entries {
 		return ErrNotOver
 	}

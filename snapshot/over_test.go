@@ -67,7 +67,7 @@ func (c content) make(t *testing.T, s *Store, last string, over bool) (Committed
 		t.Fatal(err)
 	}
 	defer p.Close()
-	b := NewBuilder(below, p, time.Unix(1, 0))
+	b := s.NewBuilder(below, p, time.Unix(1, 0))
 	defer b.Close()
 	if b.Reuse(s, last); over {
 		b.Over(s, last)
@@ -92,7 +92,7 @@ func (c content) make(t *testing.T, s *Store, last string, over bool) (Committed
 	if err := b.Finish(); err != nil {
 		return Committed{}, err
 	}
-	return p.Commit(b.Entries(), "")
+	return p.Commit(b, "")
 }
 
 // tarOf returns the layer's tar.

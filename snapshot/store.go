@@ -307,26 +307,16 @@ func (s *Store) throwAway(dir string) {
 	}()
 }
 
-// Commit puts the layer in the store, with the manifest of entries, which are in the order of layer.Compare. id is "" for
+// Commit puts the layer that b has written here in the store, with a manifest of b's entries. id is "" for
 // a layer that is named by its identity: then one of the same identity that is there already is taken instead.
-func (p *Pending) Commit(entries []*layer.Entry, id string) (Committed, error) {
-	if id == "" {
-		sum := layer.Identify(slices.Values(entries))
-		id = hex.EncodeToString(sum.Identity[:])
-		if m, err := p.store.Manifest(id); err == nil {
-			p.Close()
-			return Committed{ID: id, Summary: m.Summary}, nil
-		}
-	}
+func (p *Pending) Commit(b *Builder, id string) (Committed, error) {
 	w, err := p.Manifest()
 	if err != nil {
 		return Committed{}, err
 	}
-	for _, e := range entries {
-		if err := w.Add(e); err != nil {
-			w.Abort()
-			return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
-		}
+	if err := b.Entries(w.Add); err != nil {
+		w.Abort()
+		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
 	}
 	sum, err := w.Close(time.Now())
 	if err != nil {

@@ -26,7 +26,7 @@ func (s *Store) Unpack(ctx context.Context, id string, tarball io.Reader, parent
 		return Committed{}, err
 	}
 	defer p.Close()
-	b := NewBuilder(parent, p, time.Unix(0, 0))
+	b := s.NewBuilder(parent, p, time.Unix(0, 0))
 	defer b.Close()
 	if err := unpackLayer(ctx, b, tarball, s.Limit); err != nil {
 		return Committed{}, fmt.Errorf("unpack the layer: %w", err)
@@ -34,7 +34,7 @@ func (s *Store) Unpack(ctx context.Context, id string, tarball io.Reader, parent
 	if err := b.Finish(); err != nil {
 		return Committed{}, fmt.Errorf("unpack the layer: %w", err)
 	}
-	return p.Commit(b.Entries(), id)
+	return p.Commit(b, id)
 }
 
 // Index reads the tar of an image's layer to its end and keeps its entries alone: a Tree can tell what is in the layer, but
@@ -44,7 +44,7 @@ func (s *Store) Index(ctx context.Context, id string, tarball io.Reader) error {
 	if _, err := s.entries(id); err == nil {
 		return nil
 	}
-	b := NewBuilder(nil, nil, time.Unix(0, 0))
+	b := s.NewBuilder(nil, nil, time.Unix(0, 0))
 	defer b.Close()
 	if err := unpackLayer(ctx, b, tarball, s.Limit); err != nil {
 		return fmt.Errorf("read the layer: %w", err)
@@ -59,11 +59,9 @@ func (s *Store) Index(ctx context.Context, id string, tarball io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("keep the layer's entries: %w", err)
 	}
-	for _, e := range b.Entries() {
-		if err := w.Add(e); err != nil {
-			w.Abort()
-			return fmt.Errorf("keep the layer's entries: %w", err)
-		}
+	if err := b.Entries(w.Add); err != nil {
+		w.Abort()
+		return fmt.Errorf("keep the layer's entries: %w", err)
 	}
 	if _, err := w.Close(time.Now()); err != nil {
 		return fmt.Errorf("keep the layer's entries: %w", err)

@@ -10,7 +10,7 @@ import (
 // What garbage collection may leave before it runs again: a multiple of what lives, but not much more than spareMemory. In a short
 // build with little in memory, collecting at twice what lives, as Go does by itself, is a fifth of the processor's time.
 const (
-	spareMemory  = 48 << 20
+	spareMemory  = 32 << 20
 	leastPercent = 100 // Go's own
 	mostPercent  = 400
 )

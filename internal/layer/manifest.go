@@ -311,8 +311,14 @@ func (m *Manifest) path(i int) []byte {
 }
 
 // At returns the entry number i, from 0 to Entries-1.
-func (m *Manifest) At(i int) Entry {
-	d := m.record(i)
+func (m *Manifest) At(i int) Entry { return ParseEntry(m.record(i).b) }
+
+// Append appends the entry to b in a form that ParseEntry reads: all but its LinkID.
+func (e *Entry) Append(b []byte) []byte { return appendTime(appendBody(b, e), e) }
+
+// ParseEntry returns the entry that Append wrote.
+func ParseEntry(b []byte) Entry {
+	d := decoder{b}
 	e := Entry{Path: string(d.bytes())}
 	e.Type = Type(d.byte())
 	flags := d.byte()
@@ -366,7 +372,7 @@ func (m *Manifest) FindFrom(at int, path string) (int, bool) {
 // Same reports whether entry number i is the same as e in everything, times included.
 func (m *Manifest) Same(i int, e *Entry) bool {
 	var buf [512]byte
-	return bytes.Equal(m.record(i).b, appendTime(appendBody(buf[:0], e), e))
+	return bytes.Equal(m.record(i).b, e.Append(buf[:0]))
 }
 
 // Type returns the type of entry number i.

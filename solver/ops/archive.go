@@ -151,7 +151,11 @@ func (c *copying) member(e layer.Entry, body io.Reader, dest string) error {
 	if !ok || file.Type == layer.Dir {
 		return &layer.HeaderError{Name: e.Path, Msg: fmt.Sprintf("is a hard link to /%s, which is no file", target)}
 	}
-	if !c.b.Own(target) {
+	own, err := c.b.Own(target)
+	if err != nil {
+		return err
+	}
+	if !own {
 		if file.Type != layer.File {
 			return errors.New("a hard link to a special file of a lower layer is not supported")
 		}

@@ -26,7 +26,7 @@ import (
 // that nothing but what is selected and what decides where it goes has any part in it. Archives that are to be unpacked
 // enter with their own digest, and with the whole content of the root that they are unpacked over.
 func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []*solver.Chain) (solver.Step, error) {
-	c := &copying{ctx: ctx, op: op, now: made(op.Epoch), limit: r.Snapshots.Limit, trees: make([]layer.Tree, len(in))}
+	c := &copying{ctx: ctx, store: r.Snapshots, op: op, now: made(op.Epoch), limit: r.Snapshots.Limit, trees: make([]layer.Tree, len(in))}
 	c.unpacks = slices.ContainsFunc(op.Sources, func(s llb.CopySource) bool { return s.Unpack })
 	for i, vertex := range v.Inputs() {
 		var t layer.Tree
@@ -63,7 +63,7 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 			if r.pack != nil && !r.inFiles[v.Digest()] && !c.unpacks {
 				return r.packLayer(ctx, c, planned, job)
 			}
-			p, written, err := c.write(r.Snapshots, job.Last.ID)
+			p, written, err := c.write(job.Last.ID)
 			if err != nil {
 				return solver.Layer{}, err
 			}
@@ -87,6 +87,7 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 // copying is one COPY or ADD. build does it, with or without writing.
 type copying struct {
 	ctx   context.Context
+	store *snapshot.Store
 	op    llb.Copy
 	now   moment
 	limit layer.Limit  // of archives
@@ -142,17 +143,17 @@ func (c *copying) prepare() error {
 
 // write makes the layer. What is as it was in the layer that the step made last is taken from there: if that is possible by having it
 // below, else by hard links.
-func (c *copying) write(s *snapshot.Store, last string) (*snapshot.Pending, layer.Summary, error) {
+func (c *copying) write(last string) (*snapshot.Pending, layer.Summary, error) {
 	over := !c.unpacks
 	for {
-		p, err := s.New()
+		p, err := c.store.New()
 		if err != nil {
 			return nil, layer.Summary{}, err
 		}
 		c.reuse = func(b *snapshot.Builder) {
-			b.Reuse(s, last)
+			b.Reuse(c.store, last)
 			if over {
-				b.Over(s, last)
+				b.Over(c.store, last)
 			}
 		}
 		sum, err := c.build(p)
@@ -169,7 +170,7 @@ func (c *copying) write(s *snapshot.Store, last string) (*snapshot.Pending, laye
 
 // build puts everything into a builder and returns the summary of the layer. With p it writes it there, with its manifest.
 func (c *copying) build(p *snapshot.Pending) (sum layer.Summary, err error) {
-	c.b = snapshot.NewBuilder(c.trees[0], p, c.now.time)
+	c.b = c.store.NewBuilder(c.trees[0], p, c.now.time)
 	defer c.b.Close()
 	digests := layer.NewDigester()
 	c.emit, c.streaming = digests.Add, false
@@ -204,12 +205,7 @@ func (c *copying) all() error {
 	if err := c.b.Finish(); err != nil || c.streaming {
 		return err
 	}
-	for _, e := range c.b.Entries() {
-		if err := c.emit(e); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.b.Entries(c.emit)
 }
 
 func (c *copying) source(src llb.CopySource) error {

@@ -12,7 +12,6 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
 	digest "github.com/opencontainers/go-digest"
 )
@@ -92,7 +91,7 @@ func (r *Runner) fill(source func(put func(layer.Entry, io.Reader) error) error)
 		return solver.Layer{}, err
 	}
 	defer p.Close()
-	b := snapshot.NewBuilder(inlineTree{}, p, time.Unix(0, 0))
+	b := r.Snapshots.NewBuilder(inlineTree{}, p, time.Unix(0, 0))
 	defer b.Close()
 	if err := source(b.Put); err != nil {
 		return solver.Layer{}, err
@@ -100,6 +99,6 @@ func (r *Runner) fill(source func(put func(layer.Entry, io.Reader) error) error)
 	if err := b.Finish(); err != nil {
 		return solver.Layer{}, err
 	}
-	c, err := p.Commit(b.Entries(), "")
+	c, err := p.Commit(b, "")
 	return committed(c), err
 }

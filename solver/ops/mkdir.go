@@ -28,19 +28,20 @@ func (r *Runner) planMkdir(ctx context.Context, v *llb.Vertex, op llb.Mkdir, in 
 		return solver.Step{}, err
 	}
 	now := made(op.Epoch)
-	build := func(p *snapshot.Pending) ([]*layer.Entry, error) {
-		b := snapshot.NewBuilder(tree, p, now.time)
+	// build gives the layer to commit, once it is written.
+	build := func(p *snapshot.Pending, commit func(*snapshot.Builder) error) error {
+		b := r.Snapshots.NewBuilder(tree, p, now.time)
 		defer b.Close()
 		dir, _, err := b.Resolve(op.Path, true)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		existing, ok, err := b.Lookup(dir)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if ok && existing.Type == layer.Dir {
-			return nil, nil
+			return commit(b)
 		}
 		err = b.Mkdirs(dir, func(path string) layer.Entry {
 			e := layer.Entry{Mode: 0o755, UID: uid, GID: gid, ModTime: now.time, Clock: now.clock}
@@ -49,28 +50,31 @@ func (r *Runner) planMkdir(ctx context.Context, v *llb.Vertex, op llb.Mkdir, in 
 			}
 			return e
 		})
-		if err != nil {
-			return nil, err
+		if err == nil {
+			err = b.Finish()
 		}
-		return b.Entries(), b.Finish()
+		if err != nil {
+			return err
+		}
+		return commit(b)
 	}
-	planned, err := build(nil)
-	if err != nil {
+	planned := layer.NewDigester()
+	if err := build(nil, func(b *snapshot.Builder) error { return b.Entries(planned.Add) }); err != nil {
 		return solver.Step{}, err
 	}
 	return solver.Step{
-		Inputs: append(common(v), solver.Input{Name: "path", Value: op.Path}, solver.Input{Name: "owner", Value: fmt.Sprintf("%d:%d", uid, gid)}, entriesInput(planned), epochInput(op.Epoch)),
+		Inputs: append(common(v), solver.Input{Name: "path", Value: op.Path}, solver.Input{Name: "owner", Value: fmt.Sprintf("%d:%d", uid, gid)}, contentInput("files", solver.Content(planned.Sum().Content)), epochInput(op.Epoch)),
 		Run: func(ctx context.Context, _ solver.Job) (solver.Layer, error) {
 			p, err := r.Snapshots.New()
 			if err != nil {
 				return solver.Layer{}, err
 			}
 			defer p.Close()
-			entries, err := build(p)
-			if err != nil {
-				return solver.Layer{}, err
-			}
-			c, err := p.Commit(entries, "")
+			var c snapshot.Committed
+			err = build(p, func(b *snapshot.Builder) (err error) {
+				c, err = p.Commit(b, "")
+				return err
+			})
 			return committed(c), err
 		},
 	}, nil
@@ -94,18 +98,6 @@ func epochInput(epoch *int64) solver.Input {
 		return solver.Input{Name: "epoch"}
 	}
 	return solver.Input{Name: "epoch", Value: strconv.FormatInt(*epoch, 10)}
-}
-
-// entriesInput is the digest of what a layer will hold.
-func entriesInput(entries []*layer.Entry) solver.Input {
-	sum := layer.Identify(func(yield func(*layer.Entry) bool) {
-		for _, e := range entries {
-			if !yield(e) {
-				return
-			}
-		}
-	})
-	return contentInput("files", solver.Content(sum.Content))
 }
 
 // opener opens a regular file of a tree, following links inside it.

@@ -1,0 +1,104 @@
+package snapshot
+
+import (
+	"fmt"
+	"hash/maphash"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+)
+
+// Entries that are put, replaced and taken out in any order are those that a map would have, in order, whether they are in memory, in the
+// file, or are sorted in parts.
+func TestLeaves(t *testing.T) {
+	for name, n := range map[string]int{"none": 0, "few": 50, "in the file": 20_000, "in parts": 150_000} {
+		t.Run(name, func(t *testing.T) {
+			tmp := t.TempDir()
+			l := newLeaves(tmp)
+			defer l.close()
+			random := rand.New(rand.NewPCG(1, 2))
+			want := map[string]string{}
+			long := strings.Repeat("x", 700) // longer than what is read at once
+			for i := range n {
+				path := fmt.Sprintf("%d/%d", random.IntN(100), random.IntN(n))
+				if random.IntN(10) == 0 {
+					if err := l.remove(path); err != nil {
+						t.Fatal(err)
+					}
+					delete(want, path)
+					continue
+				}
+				link := fmt.Sprint(i)
+				if i%1000 == 0 {
+					link += long
+				}
+				if err := l.put(&leaf{Entry: layer.Entry{Path: path, Type: layer.Symlink, Link: link}}); err != nil {
+					t.Fatal(err)
+				}
+				want[path] = link
+			}
+			for path, link := range want {
+				if e, ok, err := l.get(path); err != nil || !ok || e.Link != link {
+					t.Fatalf("%s is %q, %v, %v; want %q", path, e.Link, ok, err, link)
+				}
+			}
+			if _, ok, err := l.get("no such path"); ok || err != nil {
+				t.Error(ok, err)
+			}
+			paths := slices.SortedFunc(maps.Keys(want), layer.Compare)
+			at := 0
+			err := l.sorted(func(*leaf) bool { return true }, func(e *leaf) error {
+				if at == len(paths) || e.Path != paths[at] || e.Link != want[e.Path] {
+					t.Fatalf("entry %d is %s with %q", at, e.Path, e.Link)
+				}
+				at++
+				return nil
+			})
+			if err != nil || at != len(paths) {
+				t.Errorf("%d entries of %d: %v", at, len(paths), err)
+			}
+			if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+				t.Errorf("there are files: %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// Paths of which the hashes follow each other are told from each other, also when one of them is taken out.
+func TestLeavesOfOneHash(t *testing.T) {
+	l := newLeaves(t.TempDir())
+	defer l.close()
+	put := func(path string) {
+		if err := l.put(&leaf{Entry: layer.Entry{Path: path, Type: layer.Fifo}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has := func(want ...string) {
+		t.Helper()
+		for _, path := range []string{"a", "b"} {
+			if _, ok, err := l.get(path); err != nil || ok != slices.Contains(want, path) {
+				t.Errorf("%s is there: %v, %v", path, ok, err)
+			}
+		}
+	}
+	put("a")
+	// b's number is taken by a.
+	l.at[maphash.String(l.seed, "b")] = l.at[maphash.String(l.seed, "a")]
+	put("b")
+	has("a", "b")
+	l.at[maphash.String(l.seed, "b")] = removed
+	has("a", "b")
+	put("b")
+	has("a", "b")
+	if err := l.remove("b"); err != nil {
+		t.Fatal(err)
+	}
+	has("a")
+	put("b")
+	has("a", "b")
+}
