@@ -346,7 +346,7 @@ func ParseEntry(b []byte) Entry {
 
 // search returns the number of the first entry that does not sort before path.
 func (m *Manifest) search(path string) int {
-	m.file.Touch()
+	m.file.Search()
 	return sort.Search(m.Entries, func(i int) bool { return Compare(string(m.path(i)), path) >= 0 })
 }
 
@@ -423,6 +423,7 @@ func (m *Manifest) List(dir string) iter.Seq[Entry] {
 				i++
 				continue
 			}
+			m.file.Search()
 			// Everything below e lies before the next name that is not below it.
 			low, sub := i+1, e.Path
 			i = low + sort.Search(m.Entries-low, func(k int) bool { return !Within(string(m.path(low+k)), sub) })

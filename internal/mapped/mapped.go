@@ -58,10 +58,24 @@ func Open(name string) (*File, error) {
 	return &File{Data: data[:end], whole: data}, nil
 }
 
-// Touch is to be called for each place that is looked at. Every now and then it gives the pages that were read back to the
-// kernel, which has them in its cache.
-func (f *File) Touch() {
-	if f.touched.Add(1)%(1<<15) == 0 {
+// Touch is to be called for each place that is looked at, when one follows the other, and Search for each place that is looked for
+// from anywhere: that touches many. Every now and then the pages that were read are given back to the kernel, which has them in its cache.
+func (f *File) Touch() { f.touch(1) }
+
+// Search is told of with Touch.
+func (f *File) Search() { f.touch(searchCost) }
+
+const (
+	smallFile  = 8 << 20 // a file that may stay in memory as a whole
+	mostTouch  = 1 << 15
+	searchCost = 1 << 9 // some ten places, and with each the kernel maps 16 pages
+)
+
+func (f *File) touch(cost int64) {
+	if len(f.whole) < smallFile {
+		return
+	}
+	if n := f.touched.Add(cost); n/mostTouch != (n-cost)/mostTouch {
 		_ = unix.Madvise(f.whole, unix.MADV_DONTNEED) // a matter of memory alone
 	}
 }
