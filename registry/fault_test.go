@@ -456,11 +456,16 @@ func TestPushFaults(t *testing.T) {
 		}
 	}
 	const many = 1 << 30
-	for _, c := range []struct {
+	type fault struct {
 		name string
 		f    answer
 		ok   bool
-	}{
+	}
+	var cases []fault
+	for n := int64(64 << 10); n < 1<<20; n += 64 << 10 {
+		cases = append(cases, fault{fmt.Sprintf("reset at %d", n), on("PATCH", "", 1, part(n)), true})
+	}
+	for _, c := range append(cases, []fault{
 		{"POST 500", on("POST", "", 3, code(500)), true},
 		{"PATCH 500", on("PATCH", "", 3, code(500)), true},
 		{"PUT 500", on("PUT", "/blobs/", 3, code(500)), true},
@@ -540,7 +545,7 @@ func TestPushFaults(t *testing.T) {
 			w.WriteHeader(503)
 			return true
 		}), true},
-	} {
+	}...) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			front := newFault(t, reg.Host, c.f)
