@@ -197,10 +197,18 @@ func fiveStepFiles() map[string]string {
 // nothing of itself or of the one that was killed.
 func TestKill(t *testing.T) {
 	rnd := random(t)
-	p := newProject(t, filepath.Join(t.TempDir(), "root"), fiveStepFiles())
+	files := fiveStepFiles()
+	for i := range 1100 { // so many that a layer with one of them changed is made over the one before
+		files[fmt.Sprintf("tree/many/%d", i)] = fmt.Sprint(i)
+	}
+	p := newProject(t, filepath.Join(t.TempDir(), "root"), files)
+	var want [2]string
 	started := time.Now()
-	want := treeDigest(t, p.build("-t", "ref"))
-	full := time.Since(started)
+	for i := range want {
+		p.write("tree/many/77", fmt.Sprint("changed to ", i))
+		want[i] = treeDigest(t, p.build("-t", "ref"))
+	}
+	full := time.Since(started) / 2
 	p.clean()
 	started = time.Now()
 	p.build("--build-arg", "ROUND=warm")
@@ -218,6 +226,7 @@ func TestKill(t *testing.T) {
 			}
 		}
 		round := fmt.Sprintf("ROUND=%d", i)
+		p.write("tree/many/77", fmt.Sprint("changed to ", i%2))
 		after := time.Duration(rnd.Int64N(int64(within) * 11 / 10))
 		cmd := p.kiln("--build-arg", round, "-t", "killed", "-o", "type=image", "-o", "type=tar,dest="+filepath.Join(p.dir, "..", "out.tar"))
 		if err := cmd.Start(); err != nil {
@@ -235,7 +244,7 @@ func TestKill(t *testing.T) {
 		if err != nil {
 			t.Fatalf("round %d, killed after %v: the next build fails: %v\n%s", i, after, err, log)
 		}
-		if got := treeDigest(t, out); got != want {
+		if got := treeDigest(t, out); got != want[i%2] {
 			t.Fatalf("round %d, killed after %v: the next build makes another image", i, after)
 		}
 		p.clean()
