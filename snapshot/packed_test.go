@@ -21,15 +21,6 @@ func packed(t *testing.T, from, to *Store, id string) (blob []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, err := from.Files(id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer files.Close()
-	var tarball bytes.Buffer
-	if err := layer.WriteTar(&tarball, files.Tar(m)); err != nil {
-		t.Fatal(err)
-	}
 	p, err := to.New()
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +45,7 @@ func packed(t *testing.T, from, to *Store, id string) (blob []byte) {
 	if c, err := p.CommitWritten(sum, ""); err != nil || c.ID != id {
 		t.Fatalf("the layer %s is committed as %s, %v", id, c.ID, err)
 	}
-	return tarball.Bytes()
+	return tarOf(t, from, id)
 }
 
 func TestPacked(t *testing.T) {

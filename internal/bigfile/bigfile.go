@@ -74,16 +74,27 @@ func (w *Writer) block(p []byte) error {
 		return w.write(p, 0)
 	}
 	err := w.write(p, unix.RWF_DONTCACHE)
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+	if unsupported(err) {
 		w.plain = true
 		err = w.write(p, 0)
 	}
 	return err
 }
 
+// unsupported says of an error that the kernel or the file system has no RWF_DONTCACHE.
+func unsupported(err error) bool {
+	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS)
+}
+
 func (w *Writer) write(p []byte, flags int) error {
 	for len(p) > 0 {
-		n, err := unix.Pwritev2(int(w.file.Fd()), [][]byte{p}, w.offset, flags)
+		var n int
+		var err error
+		if flags == 0 {
+			n, err = unix.Pwrite(int(w.file.Fd()), p, w.offset)
+		} else {
+			n, err = unix.Pwritev2(int(w.file.Fd()), [][]byte{p}, w.offset, flags)
+		}
 		if err == unix.EINTR {
 			continue
 		}
@@ -131,19 +142,19 @@ func (r *Reader) Read(p []byte) (int, error) {
 }
 
 func (r *Reader) fill() (int, error) {
-	flags := unix.RWF_DONTCACHE
-	if r.plain {
-		flags = 0
-	}
 	for {
-		n, err := unix.Preadv2(int(r.file.Fd()), [][]byte{r.block}, r.offset, flags)
-		switch {
-		case err == unix.EINTR:
+		var n int
+		var err error
+		if r.plain {
+			n, err = unix.Pread(int(r.file.Fd()), r.block, r.offset)
+		} else if n, err = unix.Preadv2(int(r.file.Fd()), [][]byte{r.block}, r.offset, unix.RWF_DONTCACHE); unsupported(err) {
+			r.plain = true
 			continue
-		case flags != 0 && (err == unix.EOPNOTSUPP || err == unix.EINVAL || err == unix.ENOSYS):
-			r.plain, flags = true, 0
+		}
+		if err == unix.EINTR {
 			continue
-		case err != nil:
+		}
+		if err != nil {
 			return 0, err
 		}
 		r.offset += int64(n)
