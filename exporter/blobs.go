@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/kilnbuild/kiln/internal/bigfile"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
@@ -165,7 +166,7 @@ func (b *Blobs) earlier(id string, c Compression) (old *pieces, done func()) {
 	if err != nil {
 		return nil, done
 	}
-	return parsePieces(have.pieces, f), func() { f.Close() }
+	return parsePieces(have.pieces, bigfile.Parts{File: f}), func() { f.Close() }
 }
 
 func noteName(c Compression) string { return "blob." + c.String() }

@@ -142,23 +142,47 @@ func (r *Reader) Read(p []byte) (int, error) {
 }
 
 func (r *Reader) fill() (int, error) {
+	n, err := read(r.file, r.block, r.offset, r.plain)
+	r.offset += int64(n)
+	return n, err
+}
+
+// read is pread(2), past the page cache unless plain is set or that is not possible.
+func read(f *os.File, p []byte, offset int64, plain bool) (int, error) {
 	for {
 		var n int
 		var err error
-		if r.plain {
-			n, err = unix.Pread(int(r.file.Fd()), r.block, r.offset)
-		} else if n, err = unix.Preadv2(int(r.file.Fd()), [][]byte{r.block}, r.offset, unix.RWF_DONTCACHE); unsupported(err) {
-			r.plain = true
+		if plain {
+			n, err = unix.Pread(int(f.Fd()), p, offset)
+		} else if n, err = unix.Preadv2(int(f.Fd()), [][]byte{p}, offset, unix.RWF_DONTCACHE); unsupported(err) {
+			plain = true
 			continue
 		}
 		if err == unix.EINTR {
 			continue
 		}
-		if err != nil {
-			return 0, err
+		return max(n, 0), err
+	}
+}
+
+// Parts reads parts of a file that are large. It is safe for concurrent use.
+type Parts struct{ File *os.File }
+
+// ReadAt implements io.ReaderAt.
+func (r Parts) ReadAt(p []byte, offset int64) (int, error) {
+	for done := 0; ; {
+		if done == len(p) {
+			return done, nil
 		}
-		r.offset += int64(n)
-		return n, nil
+		n, err := read(r.File, p[done:], offset+int64(done), false)
+		if done += n; err == nil && n == 0 {
+			err = io.EOF
+		} else if err != nil {
+			err = &os.PathError{Op: "read", Path: r.File.Name(), Err: err}
+		}
+		if err != nil {
+			return done, err
+		}
 	}
 }
 

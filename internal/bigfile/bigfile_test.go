@@ -37,6 +37,13 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 			if err != nil || !bytes.Equal(got, want) {
 				t.Errorf("%s, %d bytes: read %d, digests %x and %x: %v", dir, size, len(got), sha256.Sum256(got), sha256.Sum256(want), err)
 			}
+			part := make([]byte, size/3)
+			if n, err := (Parts{f}).ReadAt(part, int64(size/2)); n != len(part) || err != nil || !bytes.Equal(part, want[size/2:][:n]) {
+				t.Errorf("%s, %d bytes: read %d of %d from the middle: %v", dir, size, n, len(part), err)
+			}
+			if n, err := (Parts{f}).ReadAt(make([]byte, 10), int64(size-min(size, 3))); n != min(size, 3) || err != io.EOF {
+				t.Errorf("%s, %d bytes: read %d at the end: %v", dir, size, n, err)
+			}
 			if err := r.Close(); err != nil {
 				t.Error(err)
 			}
