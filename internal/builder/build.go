@@ -139,7 +139,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 			}
 		}
 		var end func(error) error
-		ctx, end = b.mayPush(ctx, pushed)
+		ctx, runner.MayRun, end = b.mayPush(ctx, pushed)
 		defer func() { err = end(err) }()
 	}
 	lowered, err := frontend.Build(ctx, res.Dockerfile, options, bases)

@@ -250,10 +250,14 @@ func (f *finished) push(ctx context.Context, out output, a *exporter.Assembled, 
 	return nil
 }
 
+// answerTime is how long no RUN is started because a registry has not said yet whether it would take the image.
+const answerTime = 10 * time.Second
+
 // mayPush asks the registries of names whether they would take a push, while whatever the context returned is for goes on. That
-// context ends with the first refusal. End waits for the questions, gives those up that have no answer, and returns the
+// context ends with the first refusal. Answered waits until there are answers, or for so long that one that comes now is not to be expected
+// soon. End waits for the questions, gives those up that have no answer, and returns the
 // refusal instead of err if there was one and err is not nil.
-func (b *Builder) mayPush(ctx context.Context, names []string) (_ context.Context, end func(err error) error) {
+func (b *Builder) mayPush(ctx context.Context, names []string) (_ context.Context, answered func(context.Context) error, end func(err error) error) {
 	ctx, cancel := context.WithCancel(ctx)
 	refusals := make(chan error, len(names))
 	var asking sync.WaitGroup
@@ -265,7 +269,22 @@ func (b *Builder) mayPush(ctx context.Context, names []string) (_ context.Contex
 			}
 		})
 	}
-	return ctx, func(err error) error {
+	all := make(chan struct{})
+	go func() {
+		asking.Wait()
+		close(all)
+	}()
+	soon := time.NewTimer(answerTime)
+	answered = func(ctx context.Context) error {
+		select {
+		case <-all:
+		case <-soon.C:
+			soon.Reset(0) // for whoever waits next
+		case <-ctx.Done():
+		}
+		return context.Cause(ctx)
+	}
+	return ctx, answered, func(err error) error {
 		cancel()
 		asking.Wait()
 		if err != nil && len(refusals) > 0 {

@@ -310,7 +310,7 @@ func (b *Builder) Push(ctx context.Context, name string, p progress.Printer) err
 }
 
 func (b *Builder) pushImage(ctx context.Context, desc ocispec.Descriptor, ref string, task *progress.Task) (err error) {
-	ctx, end := b.mayPush(ctx, []string{ref})
+	ctx, _, end := b.mayPush(ctx, []string{ref})
 	defer func() { err = end(err) }()
 	gzip, err := exporter.ParseCompression("gzip", "")
 	if err != nil {

@@ -165,6 +165,11 @@ func (r *Runner) pathContent(ctx context.Context, c *solver.Chain, name string) 
 }
 
 func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*solver.Chain, job solver.Job) (l solver.Layer, err error) {
+	if r.MayRun != nil {
+		if err := r.MayRun(ctx); err != nil {
+			return l, err
+		}
+	}
 	ids, err := r.Realise(ctx, in[0])
 	if err != nil {
 		return l, err

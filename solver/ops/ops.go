@@ -60,6 +60,8 @@ type Config struct {
 	// they are no part of its key.
 	Limits  sandbox.Limits
 	Timeout time.Duration
+	// MayRun, where not nil, waits until steps may run; its error, or ctx's, is that of a step.
+	MayRun func(ctx context.Context) error
 	// Note takes what need not concern the user, and may be nil.
 	Note func(text string)
 	// IDs returns the map of ids of RUN's user namespace, and may return nil: then RUN has the ids of kiln. What a step makes is the
