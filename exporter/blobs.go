@@ -126,6 +126,9 @@ func (b *Blobs) make(ctx context.Context, id string, c Compression) (blob, error
 	old, done := b.earlier(id, c)
 	defer done()
 	if plain, ok := b.noted(id, Uncompressed); ok {
+		if c.Type == Uncompressed.Type {
+			return plain, nil // another process has made it just now
+		}
 		return b.compress(ctx, plain.desc, c, old)
 	}
 	made, err := b.tar(ctx, id, c, old)

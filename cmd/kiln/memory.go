@@ -11,7 +11,7 @@ import (
 // build with little in memory, collecting at twice what lives, as Go does by itself, is a fifth of the processor's time.
 const (
 	spareMemory  = 32 << 20
-	leastPercent = 100 // Go's own
+	leastPercent = 50
 	mostPercent  = 400
 )
 
