@@ -72,6 +72,7 @@ func TestPruneWhileBuilding(t *testing.T) {
 	var want []string
 	for i := range 4 {
 		files := fiveStepFiles()
+		addMany(files)
 		files["tree/0/own"] = fmt.Sprint(i / 2)
 		files["Dockerfile"] += "RUN --mount=type=cache,target=/c date > /c/last\n"
 		p := newProject(t, root, files)

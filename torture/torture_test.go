@@ -193,14 +193,19 @@ func fiveStepFiles() map[string]string {
 	return files
 }
 
+// addMany adds so many files that a layer in which few of them are different is made over one that is there.
+func addMany(files map[string]string) {
+	for i := range 1100 {
+		files[fmt.Sprintf("tree/many/%d", i)] = fmt.Sprint(i)
+	}
+}
+
 // TestKill kills kiln at random moments. The build that follows must make what an undisturbed one makes, and leave
 // nothing of itself or of the one that was killed.
 func TestKill(t *testing.T) {
 	rnd := random(t)
 	files := fiveStepFiles()
-	for i := range 1100 { // so many that a layer with one of them changed is made over the one before
-		files[fmt.Sprintf("tree/many/%d", i)] = fmt.Sprint(i)
-	}
+	addMany(files)
 	p := newProject(t, filepath.Join(t.TempDir(), "root"), files)
 	var want [2]string
 	started := time.Now()
