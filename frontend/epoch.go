@@ -37,6 +37,9 @@ func (b *builder) setEpoch(df *parser.Dockerfile) error {
 		}
 	}
 	if value == "" {
+		if given {
+			b.unsetEpoch()
+		}
 		return nil
 	}
 	if n, err := strconv.ParseInt(value, 10, 64); err == nil {

@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -25,7 +26,7 @@ func isSignal(s string) bool {
 		return n != 0
 	}
 	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
-	if unix.SignalNum("SIG"+name) != 0 || name == "RTMIN" || name == "RTMAX" {
+	if unix.SignalNum("SIG"+name) != 0 || slices.Contains([]string{"RTMIN", "RTMAX", "IOT", "CLD", "POLL"}, name) {
 		return true
 	}
 	// As many as kill(1) has names for.

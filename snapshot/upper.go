@@ -93,14 +93,13 @@ func (r *upperReader) pass() error {
 	return nil
 }
 
-// unchanged reports whether a directory is below as it is here, but for a time that came from the clock.
+// unchanged reports whether a directory is below as it is here, but for its time, which by itself is no change, as for BuildKit.
 func (r *upperReader) unchanged(e *layer.Entry) (bool, error) {
 	old, ok, err := r.below.Lookup(e.Path)
 	if err != nil || !ok || e.Opaque || r.hidden {
 		return false, err
 	}
-	return old.Type == layer.Dir && old.Mode == e.Mode && old.UID == e.UID && old.GID == e.GID && slices.Equal(old.Xattrs, e.Xattrs) &&
-		(e.Clock || e.Path == "" || e.ModTime.Equal(old.ModTime)), nil
+	return old.Type == layer.Dir && old.Mode == e.Mode && old.UID == e.UID && old.GID == e.GID && slices.Equal(old.Xattrs, e.Xattrs), nil
 }
 
 type inode struct{ dev, ino uint64 }

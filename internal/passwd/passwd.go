@@ -3,6 +3,7 @@
 package passwd
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -135,7 +136,8 @@ const maxOwner = 1<<32 - 2
 
 // Owner resolves the value of COPY --chown, "user", "user:group" or ":group", each a name or a number. A user alone gives
 // the group of its entry if it is a name and the same number if it is a number; ":group", ":" and "" give user 0. The name
-// root is 0 whatever the files hold, and numbers do not read them. Errors are as with Lookup.
+// root is 0 whatever the files hold, and numbers do not read them. Errors are as with Lookup. With a *NotFoundError the owner is still
+// valid: that which BuildKit takes, user and group 0 for a user that is not there, and the user's group for such a group.
 func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
 	name, groupName, _ := strings.Cut(spec, ":")
 	uid, numeric, err := number("user", name, maxOwner)
@@ -143,35 +145,42 @@ func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
 		return 0, 0, err
 	}
 	gid = uid
+	var missing error
 	if name != "" && name != "root" && !numeric {
 		users, err := read(passwd, "passwd", 7)
 		if err != nil {
 			return 0, 0, err
 		}
-		entry := findName(users, name)
-		if entry == nil {
-			return 0, 0, &NotFoundError{Kind: "user", Name: name}
-		}
-		if uid, err = id("user", entry[2], maxOwner); err != nil {
-			return 0, 0, err
-		}
-		if gid, err = id("group", entry[3], maxOwner); err != nil {
-			return 0, 0, err
+		if entry := findName(users, name); entry == nil {
+			missing = &NotFoundError{Kind: "user", Name: name}
+		} else {
+			if uid, err = id("user", entry[2], maxOwner); err != nil {
+				return 0, 0, err
+			}
+			if gid, err = id("group", entry[3], maxOwner); err != nil {
+				return 0, 0, err
+			}
 		}
 	}
 	if groupName == "" {
-		return uid, gid, nil
+		return uid, gid, missing
 	}
-	gid, numeric, err = number("group", groupName, maxOwner)
-	if err != nil || numeric || groupName == "root" {
-		return uid, gid, err
+	given, numeric, err := number("group", groupName, maxOwner)
+	if err != nil {
+		return 0, 0, err
+	}
+	if numeric || groupName == "root" {
+		return uid, given, missing
 	}
 	groups, err := read(group, "group", 4)
 	if err != nil {
 		return 0, 0, err
 	}
-	gid, err = findGroup(groups, groupName, maxOwner)
-	return uid, gid, err
+	given, err = findGroup(groups, groupName, maxOwner)
+	if _, none := errors.AsType[*NotFoundError](err); none {
+		return uid, gid, cmp.Or(missing, err)
+	}
+	return uid, given, cmp.Or(err, missing)
 }
 
 // NeedsFiles reports whether Owner reads the image's files to resolve spec.
@@ -201,7 +210,7 @@ func number(kind, s string, limit uint64) (n uint32, ok bool, err error) {
 }
 
 func id(kind, s string, limit uint64) (uint32, error) {
-	n, err := strconv.ParseUint(s, 10, 32)
+	n, err := strconv.ParseUint(strings.TrimPrefix(s, "+"), 10, 32)
 	if err != nil || n > limit {
 		return 0, &RangeError{Kind: kind, Value: s}
 	}

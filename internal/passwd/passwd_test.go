@@ -74,7 +74,7 @@ func TestLookupErrors(t *testing.T) {
 	var outOfRange *RangeError
 	for spec, target := range map[string]any{
 		"ghost": &notFound, "daemon:ghosts": &notFound, "0:ghosts": &notFound, ":ghosts": &notFound,
-		"2147483648": &outOfRange, "4294967296": &outOfRange, "-1": &outOfRange, "+1": &outOfRange,
+		"2147483648": &outOfRange, "4294967296": &outOfRange, "-1": &outOfRange,
 		"18446744073709551616": &outOfRange, "0:-1": &outOfRange, "0:4294967296": &outOfRange,
 		"big": &outOfRange, "bad": &outOfRange, "0:huge": &outOfRange, "short": &outOfRange,
 	} {
@@ -106,7 +106,7 @@ func TestOwner(t *testing.T) {
 		uid, gid uint32
 	}{
 		{"", 0, 0}, {":", 0, 0}, {"root", 0, 0}, {"root:root", 0, 0}, {":users", 0, 100}, {":77", 0, 77}, {":root", 0, 0},
-		{"1234", 1234, 1234}, {"7:8", 7, 8}, {"7:", 7, 7}, {"www-data", 33, 33}, {"app", 1500, 1501}, {"app:", 1500, 1501},
+		{"1234", 1234, 1234}, {"+1", 1, 1}, {"7:8", 7, 8}, {"7:", 7, 7}, {"www-data", 33, 33}, {"app", 1500, 1501}, {"app:", 1500, 1501},
 		{"www-data:users", 33, 100}, {"www-data:77", 33, 77}, {"77:users", 77, 100}, {"1000", 1000, 1000},
 		{"4294967294:4294967294", 4294967294, 4294967294},
 	} {
@@ -121,10 +121,21 @@ func TestOwner(t *testing.T) {
 			}
 		}
 	}
+	// What is not there is an error that comes with the owner that BuildKit takes.
 	var notFound *NotFoundError
+	for _, c := range []struct {
+		spec     string
+		uid, gid uint32
+	}{
+		{"ghost", 0, 0}, {":ghosts", 0, 0}, {"root:ghosts", 0, 0}, {"7:ghosts", 7, 7}, {"app:ghosts", 1500, 1501}, {"ghost:users", 0, 100}, {"ghost:7", 0, 7},
+		{"1:2:3", 1, 1}, {"ghost:ghosts", 0, 0},
+	} {
+		if uid, gid, err := Owner(text(users), text(groups), c.spec); !errors.As(err, &notFound) || uid != c.uid || gid != c.gid {
+			t.Errorf("%q: %d:%d, %v; want %d:%d", c.spec, uid, gid, err, c.uid, c.gid)
+		}
+	}
 	var outOfRange *RangeError
 	for spec, target := range map[string]any{
-		"ghost": &notFound, ":ghosts": &notFound, "root:ghosts": &notFound,
 		"-1": &outOfRange, "4294967295": &outOfRange, "0:4294967295": &outOfRange, "big": &outOfRange, "1:-1": &outOfRange,
 	} {
 		if _, _, err := Owner(text(users), text(groups), spec); !errors.As(err, target) {

@@ -77,7 +77,12 @@ func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
 	if err != nil {
 		return true, err
 	}
-	if err := c.b.Mkdirs(dest, c.newDir); err != nil {
+	err = c.b.Mkdirs(dest, func(path string) layer.Entry {
+		e := c.newDir(path)
+		e.Mode = 0o755 // --chmod is not for archives
+		return e
+	})
+	if err != nil {
 		return true, err
 	}
 	if !c.writing {

@@ -41,7 +41,7 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 		}
 		c.trees[i] = t
 	}
-	if err := c.prepare(); err != nil {
+	if err := c.prepare(r.warn); err != nil {
 		return solver.Step{}, err
 	}
 	planned, err := c.build(nil)
@@ -112,7 +112,7 @@ type copying struct {
 
 type owner struct{ uid, gid uint32 }
 
-func (c *copying) prepare() error {
+func (c *copying) prepare(warn func(string)) error {
 	var err error
 	if c.exclude, err = ignore.New(c.op.Exclude); err != nil {
 		return fmt.Errorf("read --exclude: %w", err)
@@ -120,7 +120,9 @@ func (c *copying) prepare() error {
 	if c.op.Chown != "" {
 		etc := c.trees[0]
 		uid, gid, err := passwd.Owner(opener(etc, "/etc/passwd"), opener(etc, "/etc/group"), c.op.Chown)
-		if err != nil {
+		if _, missing := errors.AsType[*passwd.NotFoundError](err); missing && !c.op.Link {
+			warn(fmt.Sprintf("--chown=%s: %v; the files belong to %d:%d, as with docker build", c.op.Chown, err, uid, gid))
+		} else if err != nil {
 			return fmt.Errorf("look up --chown=%s: %w", c.op.Chown, err)
 		}
 		c.owner = &owner{uid, gid}
@@ -295,7 +297,7 @@ func (c *copying) target(dest, base string) (string, error) {
 func (c *copying) newDir(string) layer.Entry {
 	e := layer.Entry{Type: layer.Dir, Mode: 0o755, ModTime: c.now.time, Clock: c.now.clock}
 	if c.octal {
-		e.Mode = c.mode(&e)
+		e.Mode = c.mode(&e) & 0o777 // the other bits are for what is copied
 	}
 	if c.owner != nil {
 		e.UID, e.GID = c.owner.uid, c.owner.gid
@@ -352,14 +354,25 @@ func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string, only bool) 
 		top = c.newDir(dest)
 		top.Path = dest
 	}
-	// The directory that is copied into gets the source's time and keeps its own attributes.
+	// The directory that is copied into gets the source's time, if anything comes into it, and keeps its own attributes.
 	top.ModTime, top.Clock = src.ModTime, src.Clock
-	if dest != "" {
-		if err := c.b.Put(top, nil); err != nil {
+	changed := dest == ""
+	change := func() error {
+		if changed {
+			return nil
+		}
+		changed = true
+		return c.b.Put(top, nil)
+	}
+	if !ok {
+		if err := change(); err != nil {
 			return err
 		}
 	}
 	return c.below(tree, src.Path, func(e *layer.Entry) error {
+		if err := change(); err != nil {
+			return err
+		}
 		return c.nested(tree, *e, join(dest, strings.TrimPrefix(e.Path[len(src.Path):], "/")))
 	})
 }

@@ -208,7 +208,7 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	if err != nil {
 		return l, err
 	}
-	m := &mounting{ctx: ctx, r: r, op: op, in: in, ids: idmap}
+	m := &mounting{ctx: ctx, r: r, op: op, in: in, ids: idmap, root: tree}
 	defer m.close()
 	if err := m.all(); err != nil {
 		return l, err
@@ -295,11 +295,12 @@ func full(dir string) bool {
 
 // mounting collects what a step's mounts need, and lets it go.
 type mounting struct {
-	ctx context.Context
-	r   *Runner
-	op  llb.Exec
-	in  []*solver.Chain
-	ids *mount.IDMap // of the step; nil: kiln's
+	ctx  context.Context
+	r    *Runner
+	op   llb.Exec
+	in   []*solver.Chain
+	ids  *mount.IDMap   // of the step; nil: kiln's
+	root *snapshot.Tree // that the step runs in
 
 	mounts  []sandbox.Mount
 	env     []string
@@ -337,11 +338,7 @@ func (m *mounting) all() error {
 		case llb.MountCache:
 			err = m.cache(spec)
 		case llb.MountTmpfs:
-			var f *os.File
-			if f, err = mount.Tmpfs(spec.Size, 0o1777, 0, 0); err == nil {
-				m.add(f, spec.Target)
-				err = m.mapIDs(f)
-			}
+			err = m.tmpfs(spec)
 		case llb.MountSecret:
 			err = m.secret(spec)
 		case llb.MountSSH:
@@ -354,6 +351,26 @@ func (m *mounting) all() error {
 		}
 	}
 	return nil
+}
+
+// tmpfs mounts an empty file system, which has the mode of the directory that it covers.
+func (m *mounting) tmpfs(spec llb.Mount) error {
+	mode := uint32(0o1777)
+	_, e, err := snapshot.Resolve(m.root.Lookup, spec.Target, true)
+	if err == nil && e != nil && e.Type == layer.Dir {
+		mode = e.Mode
+	}
+	f, err := mount.Tmpfs(spec.Size, mode, 0, 0)
+	if err != nil {
+		return err
+	}
+	if !spec.ReadOnly {
+		m.add(f, spec.Target)
+		return m.mapIDs(f)
+	}
+	defer f.Close()
+	spec.Source = "/"
+	return m.belowMapped(f, spec)
 }
 
 // bind mounts a path of another root file system. What is written to it, if that is allowed, goes to a layer that is

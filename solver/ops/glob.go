@@ -127,7 +127,10 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 			}
 			return notFound(tree, base, physical)
 		}
-		if err := c.pattern(tree, physical, after, dest); err != nil {
+		if !pivot {
+			e = nil
+		}
+		if err := c.pattern(tree, physical, after, dest, e); err != nil {
 			return err
 		}
 	}
@@ -144,8 +147,8 @@ func cutPivot(p string) (before, after string, ok bool) {
 	return before, after, true
 }
 
-// pattern copies what pattern selects below base, with its directories up to base, into dest.
-func (c *copying) pattern(tree layer.Tree, base, pattern, dest string) error {
+// pattern copies what pattern selects below base, with its directories up to base, into dest. pivot is base's entry if a "/./" named it.
+func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *layer.Entry) error {
 	parts := components(pattern)
 	literal := true
 	for i, p := range parts {
@@ -164,15 +167,32 @@ func (c *copying) pattern(tree layer.Tree, base, pattern, dest string) error {
 	}
 	if len(selected) == 0 && literal {
 		name := join(base, strings.Join(parts, "/"))
-		if _, ok, err := tree.Lookup(name); err != nil || !ok {
-			if err != nil {
-				return err
-			}
+		_, ok, err := tree.Lookup(name)
+		if err != nil {
+			return err
+		}
+		if !ok {
 			return notFound(tree, name, name)
+		}
+		if len(c.op.Exclude) > 0 {
+			return fmt.Errorf("%q: not found: --exclude leaves nothing of it", "/"+name)
 		}
 	}
 	if err := tree.Sum(c.ctx, selected); err != nil {
 		return err
+	}
+	if pivot != nil && len(selected) > 0 && dest != "" {
+		// The destination takes the place of the directory before the "/./", of which it gets the time.
+		top, ok, err := c.b.Lookup(dest)
+		if err != nil {
+			return err
+		}
+		if ok && top.Type == layer.Dir {
+			top.ModTime, top.Clock = pivot.ModTime, pivot.Clock
+			if err := c.b.Put(top, nil); err != nil {
+				return err
+			}
+		}
 	}
 	return c.put(tree, selected, func(p string) string { return join(dest, strings.TrimPrefix(p[len(base):], "/")) })
 }

@@ -132,7 +132,7 @@ func (m *mounting) fill(dir string, spec llb.Mount) error {
 		if err := m.r.Snapshots.Export(context.WithoutCancel(m.ctx), tree, fresh); err != nil {
 			return err
 		}
-	} else if err := errors.Join(os.Chown(fresh, spec.UID, spec.GID), unix.Chmod(fresh, spec.Mode&0o7777)); err != nil {
+	} else if err := errors.Join(os.Chown(fresh, spec.UID, spec.GID), unix.Chmod(fresh, spec.Mode&0o777)); err != nil {
 		return err
 	}
 	return os.Rename(fresh, target)
@@ -152,10 +152,13 @@ func (m *mounting) secret(spec llb.Mount) error {
 		if spec.Required {
 			return fmt.Errorf("secret %q is required, and the build was not given it: use --secret id=%s,src=FILE or --secret id=%s,env=VARIABLE", spec.ID, spec.ID, spec.ID)
 		}
-		return nil
+		value = nil
 	}
 	if spec.Env != "" {
-		m.env = append(m.env, spec.Env+"="+string(value))
+		m.env = append(m.env, spec.Env+"="+string(value)) // empty without one, also where an ENV says otherwise
+	}
+	if !ok {
+		return nil
 	}
 	if spec.Target == "" {
 		return nil

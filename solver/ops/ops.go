@@ -190,6 +190,13 @@ func (r *Runner) destination(ctx context.Context, v *llb.Vertex, c *solver.Chain
 	return r.look(ctx, c)
 }
 
+// warn is Warn, which may be nil.
+func (r *Runner) warn(text string) {
+	if r.Warn != nil {
+		r.Warn(text)
+	}
+}
+
 // committed turns a layer of the store into the solver's.
 func committed(c snapshot.Committed) solver.Layer {
 	return solver.Layer{ID: c.ID, Content: solver.Content(c.Content)}
