@@ -50,7 +50,7 @@ type earlier struct {
 // setEarlier has files taken from a layer with this manifest, in the place of another.
 func (d *disk) setEarlier(m *layer.Manifest, id string) error {
 	d.closeEarlier()
-	files, err := d.store.filesOf(id)
+	files, err := d.store.filesOf(id, m)
 	if err != nil {
 		return err
 	}

@@ -29,11 +29,14 @@ type fileReader struct {
 
 // Files returns what reads a layer's files. Close must be called.
 func (s *Store) Files(id string) (*Files, error) {
-	id, err := s.unpacked(id)
+	m, err := s.Manifest(id)
 	if err != nil {
 		return nil, err
 	}
-	files, err := s.filesOf(id)
+	if id, err = s.unpacked(id); err != nil {
+		return nil, err
+	}
+	files, err := s.filesOf(id, m)
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@ package snapshot
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +15,8 @@ import (
 // that earlier layer: as lower directories of an overlay the two are what the layer alone would be. So to change a file costs what
 // that file does. Which files are where follows from the two manifests, and an earlier layer is never one that is over another.
 
-// overNote holds the id of the layer that a layer is over. A layer whose earlier layer is not there is not there either.
+// overNote holds the id of the layer that a layer is over, whose manifest says that it is over one. A layer whose earlier layer is not
+// there is not there either.
 const overNote = "over"
 
 // overEntries is how many entries the earlier layer must have: a small layer is quickly made of links. overShare is the share of them of
@@ -43,14 +43,22 @@ func (s *Store) Under(id string) string {
 	return strings.TrimSuffix(string(note), "\n")
 }
 
-// holdUnder holds the layer that a layer is over, if it is. s.mu is held.
-func (s *Store) holdUnder(id string) error {
-	if _, err := os.Lstat(filepath.Join(s.dir, id, overNote)); errors.Is(err, fs.ErrNotExist) {
+// under is Under for a layer with this manifest.
+func (s *Store) under(id string, m *layer.Manifest) string {
+	if !m.Over {
+		return ""
+	}
+	return s.Under(id)
+}
+
+// holdUnder holds the layer that a layer with this manifest is over, if it is. s.mu is held.
+func (s *Store) holdUnder(id string, m *layer.Manifest) error {
+	if !m.Over {
 		return nil
 	}
 	under := s.Under(id)
-	_, err := s.manifest(under)
-	if err == nil && (s.Under(under) != "" || s.isPacked(under)) {
+	below, err := s.manifest(under)
+	if err == nil && (below.Over || s.isPacked(under)) {
 		err = layer.ErrDamaged // kiln makes no such layers
 	}
 	if err != nil {
@@ -58,6 +66,9 @@ func (s *Store) holdUnder(id string) error {
 	}
 	return nil
 }
+
+// Over reports whether the layer is made over an earlier one, once its Builder has finished. Its manifest is to say so.
+func (p *Pending) Over() bool { return p.over != "" }
 
 // layerFiles are the files of a layer.
 type layerFiles struct {
@@ -111,10 +122,11 @@ func (s *Store) newOver(earlier string) *over {
 	if s.copies() {
 		return nil
 	}
-	if under := s.Under(earlier); under != "" {
-		earlier = under
-	}
 	m, err := s.Manifest(earlier)
+	if err == nil && m.Over {
+		earlier = s.Under(earlier)
+		m, err = s.Manifest(earlier)
+	}
 	if err != nil || m.Entries < overEntries || !m.Plain || m.Implied || s.isPacked(earlier) {
 		return nil
 	}

@@ -265,6 +265,22 @@ func TestOverAgain(t *testing.T) {
 	if !s.Has(third.ID) {
 		t.Error("a layer is not there though the one that it is over is there again")
 	}
+	// A note that is gone, or says something else, does not make a layer of what is only a part of one.
+	note := filepath.Join(s.Path(third.ID), overNote)
+	for _, text := range []string{"", "x", strings.Repeat("0", 64), second.ID} {
+		if err := os.WriteFile(note, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s := reopen(t, s); s.Has(third.ID) {
+			t.Errorf("a layer is there that is over %q", text)
+		}
+	}
+	if err := os.Remove(note); err != nil {
+		t.Fatal(err)
+	}
+	if reopen(t, s).Has(third.ID) {
+		t.Error("a layer is there that nobody knows what it is over")
+	}
 }
 
 func TestNotOver(t *testing.T) {

@@ -185,7 +185,7 @@ func (s *Store) manifest(id string) (_ *layer.Manifest, err error) {
 			return nil, fmt.Errorf("the blob of layer %s: %w", id, fs.ErrNotExist)
 		}
 	}
-	if err := s.holdUnder(id); err != nil {
+	if err := s.holdUnder(id, m); err != nil {
 		m.Close()
 		return nil, err
 	}
@@ -209,19 +209,15 @@ func (s *Store) Release() error {
 	return err
 }
 
-// filesOf returns the files of a layer that is not packed, which stay open for the life of the store.
-func (s *Store) filesOf(id string) (*layerFiles, error) {
+// filesOf returns the files of a layer with this manifest, which is not packed. They stay open for the life of the store.
+func (s *Store) filesOf(id string, m *layer.Manifest) (*layerFiles, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f, ok := s.roots[id]; ok {
 		return f, nil
 	}
 	f := &layerFiles{id: id}
-	if under := s.Under(id); under != "" {
-		m, err := s.manifest(id)
-		if err != nil {
-			return nil, err
-		}
+	if under := s.under(id, m); under != "" {
 		below, err := s.manifest(under)
 		if err != nil {
 			return nil, err
@@ -317,6 +313,9 @@ func (p *Pending) Commit(b *Builder, id string) (Committed, error) {
 	if err := b.Entries(w.Add); err != nil {
 		w.Abort()
 		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
+	}
+	if p.over != "" {
+		w.Over()
 	}
 	sum, err := w.Close(time.Now())
 	if err != nil {
@@ -421,6 +420,7 @@ type Committed struct {
 func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 	o := mount.Overlay{Volatile: true, UserXattr: s.ns.Nested}
 	seen := map[string]bool{}
+	over := 0 // how many layers have two directories
 	var live []string
 	for _, id := range slices.Backward(ids) {
 		// A layer that lies below itself adds nothing there, and the kernel does not stack a directory twice.
@@ -435,15 +435,12 @@ func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 		if m.Entries > 0 {
 			live = append(live, id)
 		}
-	}
-	slices.Reverse(live)
-	room := mount.MaxLower
-	for _, id := range live {
-		if s.Under(id) != "" {
-			room--
+		if m.Over {
+			over++
 		}
 	}
-	live, err := s.Merge(live, room)
+	slices.Reverse(live)
+	live, err := s.Merge(live, mount.MaxLower-over)
 	if err != nil {
 		return o, err
 	}
@@ -452,12 +449,17 @@ func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 		if id, err = s.unpacked(id); err != nil {
 			return o, err
 		}
-		for ; id != ""; id = s.Under(id) {
+		for id != "" {
 			// All that a layer has below itself is hidden, as above.
 			if !seen[id] {
 				o.Lower = append(o.Lower, s.fsDir(id))
 			}
 			seen[id] = true
+			m, err := s.Manifest(id)
+			if err != nil {
+				return o, err
+			}
+			id = s.under(id, m)
 		}
 	}
 	if up == nil {

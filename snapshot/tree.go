@@ -169,7 +169,7 @@ func (t *Tree) Open(e *layer.Entry) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := t.store.filesOf(id)
+	files, err := t.store.filesOf(id, t.layers[i].manifest)
 	if err != nil {
 		return nil, err
 	}
@@ -227,8 +227,8 @@ func (e *DamagedError) Error() string {
 func (s *Store) damaged(id, path string) error {
 	s.mu.Lock()
 	delete(s.manifests, id)
-	for other := range s.manifests {
-		if s.Under(other) == id {
+	for other, m := range s.manifests {
+		if s.under(other, m) == id {
 			delete(s.manifests, other)
 		}
 	}

@@ -76,10 +76,10 @@ func (s *Store) Verify(ctx context.Context, id string, damage func(path, what st
 
 // verifiable returns which paths of the layer must be in its own directory, but for directories; nil for all.
 func (s *Store) verifiable(id string, m *layer.Manifest) (map[string]bool, error) {
-	under := s.Under(id)
-	if under == "" {
+	if !m.Over {
 		return nil, nil
 	}
+	under := s.Under(id)
 	below, err := layer.OpenManifest(filepath.Join(s.Path(under), "manifest"))
 	if err != nil {
 		return nil, err

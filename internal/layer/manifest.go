@@ -29,6 +29,7 @@ const (
 const (
 	flagImplied = 1 << iota
 	flagPlain
+	flagOver
 )
 
 // maxEntry bounds one entry: a path and a link of 64 KiB each and 1 MiB of extended attributes are far above what a
@@ -48,6 +49,8 @@ type Summary struct {
 	Implied bool
 	// Plain says that no entry is Opaque; false is also for a manifest that does not say.
 	Plain bool
+	// Over says that some of the files are another layer's: whoever keeps the layer knows which.
+	Over bool
 	// Created is when the layer was made.
 	Created time.Time
 }
@@ -115,6 +118,7 @@ type Writer struct {
 	entries int
 	offset  uint64
 	last    string
+	over    bool
 }
 
 // NewWriter starts a manifest in a new file of that name.
@@ -153,10 +157,13 @@ func (w *Writer) Add(e *Entry) error {
 	return nil
 }
 
+// Over notes that some of the layer's files are another's.
+func (w *Writer) Over() { w.over = true }
+
 // Close ends the manifest of a layer that was made at created.
 func (w *Writer) Close(created time.Time) (Summary, error) {
 	s := w.digests.Sum()
-	s.Created = created
+	s.Created, s.Over = created, w.over
 	table := w.offset
 	var b [8]byte
 	put := func(v uint64) {
@@ -178,6 +185,9 @@ func (w *Writer) Close(created time.Time) (Summary, error) {
 	}
 	if s.Plain {
 		flags |= flagPlain
+	}
+	if s.Over {
+		flags |= flagOver
 	}
 	put(flags)
 	w.write(s.Content[:])
@@ -290,7 +300,7 @@ func parse(data []byte) (*Manifest, error) {
 	m.table = data[table : table+8*n]
 	m.Entries = int(n)
 	m.Created = time.Unix(0, int64(number(2)))
-	m.Implied, m.Plain = number(3)&flagImplied != 0, number(3)&flagPlain != 0
+	m.Implied, m.Plain, m.Over = number(3)&flagImplied != 0, number(3)&flagPlain != 0, number(3)&flagOver != 0
 	copy(m.Content[:], footer[32:])
 	copy(m.Identity[:], footer[32+sha256.Size:])
 	return m, nil

@@ -191,6 +191,9 @@ func (c *copying) build(p *snapshot.Pending) (sum layer.Summary, err error) {
 		return sum, err
 	}
 	if manifest != nil {
+		if p.Over() {
+			manifest.Over()
+		}
 		return manifest.Close(time.Now())
 	}
 	return digests.Sum(), nil
