@@ -484,6 +484,7 @@ func TestPushFaults(t *testing.T) {
 		{"reset twice", on("PATCH", "", 2, part(64<<10)), true}, // this registry loses a session that breaks
 		{"reset for ever", on("PATCH", "", many, part(64<<10)), false},
 		{"reset at nothing", on("PATCH", "", 3, func(http.ResponseWriter, *http.Request, http.Handler) bool { panic(http.ErrAbortHandler) }), true},
+		{"reset before PUT", on("PUT", "/blobs/", 2, func(http.ResponseWriter, *http.Request, http.Handler) bool { panic(http.ErrAbortHandler) }), true},
 		{"reset after PUT", on("PUT", "/blobs/", 1, func(w http.ResponseWriter, r *http.Request, pass http.Handler) bool {
 			recordResponse(pass, r)
 			panic(http.ErrAbortHandler)

@@ -270,13 +270,20 @@ func (u *upload) run(ctx context.Context) error {
 			return err
 		}
 	}
+	if u.offset == 0 && u.desc.Size <= maxWhole {
+		return u.commit(ctx, u.open, u.desc.Size)
+	}
 	for u.offset < u.desc.Size {
 		if err := u.send(ctx); err != nil {
 			return err
 		}
 	}
-	return u.commit(ctx)
+	return u.commit(ctx, func() (io.ReadCloser, error) { return http.NoBody, nil }, 0)
 }
+
+// maxWhole is how large a blob is that is sent with the request that ends its upload: that is one request less, and there is
+// little to begin again.
+const maxWhole = 256 << 10
 
 func (u *upload) exists(ctx context.Context) (bool, error) {
 	resp, err := u.client.get(ctx, u.ep.host, request{
@@ -460,15 +467,15 @@ func (b *countedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// commit gives the upload its digest, which the registry checks.
-func (u *upload) commit(ctx context.Context) error {
+// commit sends the last length bytes, which open opens, and gives the upload its digest, which the registry checks.
+func (u *upload) commit(ctx context.Context, open func() (io.ReadCloser, error), length int64) error {
 	target := *u.location
 	if target.RawQuery != "" {
 		target.RawQuery += "&" // the rest stays as it is: it may be signed
 	}
 	target.RawQuery += url.Values{"digest": {string(u.desc.Digest)}}.Encode()
-	none := func() (io.ReadCloser, error) { return http.NoBody, nil }
-	resp, err := u.do(ctx, request{method: http.MethodPut, url: &target, header: http.Header{"Content-Type": {"application/octet-stream"}}, open: none, wait: max(commitTimeout, u.client.idle)})
+	header := http.Header{"Content-Type": {"application/octet-stream"}}
+	resp, err := u.do(ctx, request{method: http.MethodPut, url: &target, header: header, open: open, length: length, wait: max(commitTimeout, u.client.idle)})
 	if err != nil {
 		return err
 	}

@@ -119,6 +119,9 @@ func (s *resumable) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Range", fmt.Sprintf("0-%d", len(s.data[r.URL.Path])-1))
 		w.WriteHeader(http.StatusAccepted)
 	case r.Method == http.MethodPut:
+		rest, _ := io.ReadAll(r.Body)
+		s.data[r.URL.Path] = append(s.data[r.URL.Path], rest...)
+		s.got += int64(len(rest))
 		d := r.URL.Query().Get("digest")
 		if string(digest.FromBytes(s.data[r.URL.Path])) != d || r.URL.Query().Get("state") != "x" {
 			w.WriteHeader(http.StatusBadRequest)
