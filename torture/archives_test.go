@@ -122,6 +122,8 @@ type hostileArchive struct {
 	make func(a *archive)
 	// result is what becomes of it; added and context are that of ADD, and of the context, where they are others.
 	result, added, context string
+	// warns is what is said where it is built.
+	warns string
 	// want are files of the image: "path=content", "path->target of the link", "path/" for a directory, "!path" for none.
 	want []string
 	// says is in the error of one that is refused.
@@ -311,6 +313,9 @@ func (c *hostileArchive) build(t *testing.T, v *victim, p *project, result strin
 	}
 	if err != nil && (result == unpacked || result == copied) {
 		t.Errorf("it was refused: %v\n%s", err, log)
+	}
+	if err == nil && !strings.Contains(log, c.warns) {
+		t.Errorf("it was built, and nothing says %q:\n%s", c.warns, log)
 	}
 	if err != nil && !strings.Contains(log, c.says) {
 		t.Errorf("the error does not say %q:\n%s", c.says, log)
@@ -737,7 +742,7 @@ var hostileArchives = []hostileArchive{
 	{name: "a device out of range", make: func(a *archive) { a.node('3', "x", 1<<20, 0) }, result: refused, says: "out of range"},
 	{name: "passwd is a fifo", make: func(a *archive) { a.node('6', "etc/passwd", 0, 0) }, more: "COPY --chown=app Dockerfile /\n", added: either, result: either},
 	{name: "passwd is a device", make: func(a *archive) { a.node('3', "etc/passwd", 1, 5) }, more: "COPY --chown=app Dockerfile /\n", result: refused},
-	{name: "passwd leads out", make: func(a *archive) { a.link("etc/passwd", a.victim+"/passwd") }, more: "COPY --chown=app Dockerfile /\n", result: refused, says: "app"},
+	{name: "passwd leads out", make: func(a *archive) { a.link("etc/passwd", a.victim+"/passwd") }, more: "COPY --chown=app Dockerfile /\n", result: unpacked, warns: "the files belong to 0:0"},
 	{name: "passwd is huge", make: func(a *archive) { a.file("etc/passwd", strings.Repeat("#\n", 20<<20)) }, more: "COPY --chown=app Dockerfile /\n", result: refused, packed: gzipped},
 
 	// Headers.
