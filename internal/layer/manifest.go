@@ -18,7 +18,8 @@ import (
 )
 
 // The file is: magic; the entries in order of Compare, each with its length; a table of the entries' offsets, 8 bytes
-// each; and a footer of the table's offset, the number of entries, the layer's time, flags, its content digest, its
+// each; for a layer that is over another 8 bytes of nothing, so that a kiln which knows of no such layers takes the manifest for damaged;
+// and a footer of the table's offset, the number of entries, the layer's time, flags, its content digest, its
 // identity, and the SHA-256 of everything before. Numbers are little endian. It is read in place, by mmap(2).
 const (
 	magic      = "kiln layer manifest 1\n"
@@ -176,6 +177,9 @@ func (w *Writer) Close(created time.Time) (Summary, error) {
 		size, n := binary.Uvarint(rest)
 		offset, rest = offset+4+size, rest[n:]
 	}
+	if s.Over {
+		put(0)
+	}
 	put(table)
 	put(uint64(w.entries))
 	put(uint64(created.UnixNano()))
@@ -294,7 +298,11 @@ func parse(data []byte) (*Manifest, error) {
 	number := func(i int) uint64 { return binary.LittleEndian.Uint64(footer[8*i:]) }
 	m := &Manifest{data: data}
 	table, n := number(0), number(1)
-	if n > uint64(len(data))/8 || table < uint64(len(magic)) || table > uint64(len(data)) || table+8*n+footerSize != uint64(len(data)) {
+	extra := uint64(0)
+	if number(3)&flagOver != 0 {
+		extra = 8
+	}
+	if n > uint64(len(data))/8 || table < uint64(len(magic)) || table > uint64(len(data)) || table+8*n+extra+footerSize != uint64(len(data)) {
 		return nil, ErrDamaged
 	}
 	m.table = data[table : table+8*n]

@@ -356,7 +356,7 @@ func (m *mounting) all() error {
 // tmpfs mounts an empty file system, which has the mode of the directory that it covers.
 func (m *mounting) tmpfs(spec llb.Mount) error {
 	mode := uint32(0o1777)
-	_, e, err := snapshot.Resolve(m.root.Lookup, spec.Target, true)
+	_, e, err := snapshot.Resolve(m.root.Lookup, spec.Target, true) // what cannot be resolved cannot be mounted on, which says so
 	if err == nil && e != nil && e.Type == layer.Dir {
 		mode = e.Mode
 	}
