@@ -178,7 +178,7 @@ func FuzzLookup(f *testing.F) {
 		if u.UID > MaxID || u.GID > MaxID || len(u.Groups) == 0 || u.Groups[0] != u.GID {
 			t.Errorf("%+v", u)
 		}
-		if name, _, _ := strings.Cut(spec, ":"); digits(name) && u.UID == 0 && strings.Trim(name, "0") != "" {
+		if name, _, _ := strings.Cut(spec, ":"); digits(name) && u.UID == 0 && strings.Trim(strings.TrimPrefix(name, "+"), "0") != "" {
 			t.Errorf("%q became root", spec)
 		}
 		_, _, _ = Owner(text(p), text(g), spec)
