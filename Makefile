@@ -1,7 +1,7 @@
 # Everything runs as root, on Linux. Debian packages that a target needs are installed where they are missing.
 SHELL       := /bin/bash
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-FUZZTIME    ?= 50s
+FUZZTIME    ?= 60s
 FUZZREST    ?= 10s
 FUZZLONG    := ./frontend/*|./internal/ignore/*|./internal/layer/FuzzFromHeader|./parser/*|./registry/FuzzParseDocument|./registry/FuzzParseChallenges|./solver/ops/FuzzUnpack
 
