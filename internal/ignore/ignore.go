@@ -271,10 +271,13 @@ func literal(p string) string {
 	return b.String()
 }
 
+// byteOrderMark is a character that patternmatcher overlooks at the beginning of a pattern that it makes a regular expression of.
+const byteOrderMark = "\ufeff"
+
 // simple says whether a pattern has but plain characters, "*", "?" and elements that are "**". Others are left to
 // patternmatcher, whose regular expressions take some ten times as long.
 func simple(elements []string) bool {
-	return !slices.ContainsFunc(elements, func(e string) bool {
+	return !strings.HasPrefix(elements[0], byteOrderMark) && !slices.ContainsFunc(elements, func(e string) bool {
 		return strings.ContainsAny(e, `[]\`) || e != "**" && strings.Contains(e, "**")
 	})
 }
@@ -350,7 +353,7 @@ func (m *Matcher) MayReinclude(dir string) bool {
 // A pattern that matches dir's parent also holds for all that is in dir.
 func mayMatchBelow(pattern, dir []string) bool {
 	for i := 0; i < len(pattern) && i < len(dir); i++ {
-		if strings.Contains(pattern[i], "**") {
+		if strings.Contains(pattern[i], "**") || strings.HasPrefix(pattern[i], byteOrderMark) {
 			return true
 		}
 		if ok, err := path.Match(pattern[i], dir[i]); err == nil && !ok {
