@@ -361,7 +361,7 @@ func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 		}
 		resp, err := h.client.send(ctx, h.http, r, u, authorization)
 		// Not own: another request may have found that out between settle and owns.
-		if u.Scheme == "https" && u.Host == h.addr && errors.Is(err, http.ErrSchemeMismatch) && h.fall() {
+		if u.Scheme == "https" && u.Host == h.addr && isNoTLS(err) && h.fall() {
 			continue // it is plain http now
 		}
 		if err != nil {

@@ -200,6 +200,13 @@ func withoutURL(host string, err error) error {
 	return err
 }
 
+// isNoTLS tells whether err is that the server has answered in another language than TLS: with HTTP, or with the bare text that
+// some servers of HTTP have for what they do not understand.
+func isNoTLS(err error) bool {
+	_, ok := errors.AsType[tls.RecordHeaderError](err)
+	return ok || errors.Is(err, http.ErrSchemeMismatch)
+}
+
 // isTLS tells whether err comes from setting up TLS.
 func isTLS(err error) bool {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
@@ -208,13 +215,10 @@ func isTLS(err error) bool {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		return true
 	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return true
-	}
 	if _, ok := errors.AsType[tls.AlertError](err); ok {
 		return true
 	}
-	return errors.Is(err, http.ErrSchemeMismatch) || errors.Is(err, errPlainHTTP)
+	return isNoTLS(err) || errors.Is(err, errPlainHTTP)
 }
 
 // transient tells whether the same request may succeed when it is made again.

@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os/exec"
@@ -122,6 +123,26 @@ func TestSingleImage(t *testing.T) {
 	img, err := c.Resolve(t.Context(), reg.Host+"/arm", amd64, newStore(t))
 	if err != nil || img.PlatformMatches || img.Platform.Architecture != "arm64" {
 		t.Errorf("Resolve = %+v, %v", img, err)
+	}
+}
+
+// TestManifestRequests: registries count what is got. A store that may have the manifest asks for its digest first; one that
+// cannot have it saves itself that.
+func TestManifestRequests(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	if err := New(nil).Push(t.Context(), from, reg.Host+"/app", makeImage(t, from, amd64, 10), PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	counted := newFault(t, reg.Host, nil)
+	store := newStore(t)
+	for i, want := range []string{"0 HEAD, 1 GET", "1 HEAD, 1 GET", "2 HEAD, 1 GET"} {
+		if _, err := New(nil).Resolve(t.Context(), counted.host+"/app", amd64, store); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprintf("%d HEAD, %d GET", counted.count("HEAD /v2/app/manifests/"), counted.count("GET /v2/app/manifests/")); got != want {
+			t.Errorf("after %d: %s, want %s", i+1, got, want)
+		}
 	}
 }
 

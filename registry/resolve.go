@@ -153,7 +153,7 @@ func (s *remote) get(ctx context.Context, id string, want ocispec.Descriptor) ([
 }
 
 func (s *remote) getFrom(ctx context.Context, ep endpoint, id string, want ocispec.Descriptor) (data []byte, declared string, err error) {
-	head := want.Digest == "" // for a tag it may be enough to learn the digest
+	head := want.Digest == "" && !s.store.Empty() // for a tag it may be enough to learn the digest
 	err = s.client.retry(ctx, func() error {
 		r := request{url: ep.url(s.ref.Repository, "manifests", id), header: http.Header{"Accept": {accept}}, scopes: []string{ep.pullScope(s.ref.Repository)}}
 		if head {

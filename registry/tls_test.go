@@ -4,6 +4,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -158,4 +159,56 @@ func TestResumedUpload(t *testing.T) {
 	if s.resets < 10 || s.got != total {
 		t.Errorf("%d resets, %d bytes sent of %d", s.resets, s.got, total)
 	}
+}
+
+// TestBareText has a registry of plain HTTP that answers TLS with text that is no HTTP either.
+func TestBareText(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	if err := New(nil).Push(t.Context(), from, reg.Host+"/app", makeImage(t, from, amd64, 10), PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &http.Server{Handler: httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: reg.Host})}
+	go proxy.Serve(bareText{l})
+	t.Cleanup(func() { proxy.Close() })
+	if _, err := New(nil).Resolve(t.Context(), l.Addr().String()+"/app", amd64, newStore(t)); err != nil {
+		t.Error(err)
+	}
+}
+
+// bareText answers connections that begin with a record of TLS with a line of text.
+type bareText struct{ net.Listener }
+
+func (l bareText) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		first := make([]byte, 1)
+		if _, err := io.ReadFull(c, first); err != nil || first[0] != 22 {
+			return &begunConn{c, first}, nil
+		}
+		io.WriteString(c, "Bad request version\n")
+		c.Close()
+	}
+}
+
+// begunConn is a connection of which something was read already.
+type begunConn struct {
+	net.Conn
+	begun []byte
+}
+
+func (c *begunConn) Read(p []byte) (int, error) {
+	n := copy(p, c.begun)
+	c.begun = c.begun[n:]
+	if n > 0 {
+		return n, nil
+	}
+	return c.Conn.Read(p)
 }

@@ -538,6 +538,17 @@ func (s *Store) Blobs(f func(digest.Digest, int64) error) error {
 	}
 }
 
+// Empty says whether the store has no blob yet, as that of a new root.
+func (s *Store) Empty() bool {
+	dir, err := os.Open(filepath.Join(s.root, blobsDir))
+	if err != nil {
+		return false // whoever needs a blob says what is wrong
+	}
+	defer dir.Close()
+	_, err = dir.Readdirnames(1)
+	return err == io.EOF
+}
+
 // Sync writes everything that the store's file system holds in memory to the disk: see syncfs(2).
 func (s *Store) Sync() error {
 	dir, err := os.Open(s.root)
