@@ -97,27 +97,31 @@ func (c *cgroups) limit(all []*hierarchy, controller string, l Limits) error {
 	if i < 0 {
 		return errNoController
 	}
-	h := all[i]
-	g := c.in(h)
-	if g == nil {
-		dir, threaded, err := h.place(controller, l)
-		if err == nil {
-			err = c.add(h, dir, threaded)
-		}
-		if err != nil {
-			return err
-		}
-		g = c.in(h)
+	g, err := c.group(all[i], controller, l)
+	if err != nil {
+		return err
 	}
 	if err := g.enable(controller); err != nil {
 		return err
 	}
-	for _, s := range l.settings(controller, h.unified) {
+	for _, s := range l.settings(controller, g.hierarchy.unified) {
 		if err := g.set(s); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// group returns the run's group in a hierarchy, which is made for a controller if there is none yet.
+func (c *cgroups) group(h *hierarchy, controller string, l Limits) (*group, error) {
+	if g := c.in(h); g != nil {
+		return g, nil
+	}
+	dir, threaded, err := h.place(controller, l)
+	if err == nil {
+		err = c.add(h, dir, threaded)
+	}
+	return c.in(h), err
 }
 
 func (c *cgroups) in(h *hierarchy) *group {
@@ -196,8 +200,9 @@ func words(file string) []string {
 	return strings.Fields(string(data))
 }
 
-// The controllers of version 2 that can be used below a group that has processes of its own, in a "threaded" group.
-var threadedControllers = []string{"cpu", "cpuset", "pids"}
+// The controllers of version 2 that can be used below a group that has processes of its own, in a "threaded" group; that of devices
+// is none of them there, but a program: see guard.
+var threadedControllers = []string{"cpu", "cpuset", "pids", devicesController}
 
 // place returns the group in which kiln makes one for a run, when the user names none.
 //

@@ -260,6 +260,7 @@ type run struct {
 	files   []*os.File // to be closed at the end
 	cgroups *cgroups
 	cgroup  *os.File // of version 2, in which the keeper is made; nil: kiln's own
+	guarded bool     // a device controller says which devices the process may open
 	keeper  *plan
 	process *plan
 	status  *buffer
@@ -402,6 +403,9 @@ func (r *run) prepare() error {
 		return err
 	}
 	if r.cgroups, err = newCgroups(s.CgroupParent, s.Limits); err != nil {
+		return err
+	}
+	if err := r.guardDevices(); err != nil {
 		return err
 	}
 	if p.cgroups, r.cgroup, err = r.cgroups.join(); err != nil {

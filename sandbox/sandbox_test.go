@@ -312,9 +312,16 @@ func TestDevices(t *testing.T) {
 	im.expect(t, `echo x > /dev/null; head -c 3 /dev/zero | wc -c; head -c 3 /dev/urandom | wc -c; (echo x > /dev/full) 2> /dev/null || echo full
 		ls -l /dev | grep -c '^b'; ls -d /dev/pts/ptmx /dev/shm /dev/mqueue /dev/fd /dev/stdin; echo y > /dev/y && cat /dev/y`,
 		"3\n3\nfull\n0\n/dev/fd\n/dev/mqueue\n/dev/pts/ptmx\n/dev/shm\n/dev/stdin\ny\n")
-	// Nodes may be made, to be kept in the image, but not used, wherever they are.
-	im.expect(t, `for d in /tmp /dev /dev/shm; do mknod $d/n c 1 3 && (echo x > $d/n) 2> /dev/null && echo "$d usable"
-		mknod $d/b b 7 0; dd if=$d/b count=1 2> /dev/null && echo "$d usable"; done; stat -c '%t,%T' /tmp/b`, "7,0\n")
+	// Nodes may be made of every device, to be kept in the image, but not opened of others than those that are in /dev anyway.
+	if err := DeviceNodes(); err != nil {
+		t.Fatal(err)
+	}
+	const use = `for d in /tmp /dev /dev/shm; do
+		mknod $d/n c 1 3 && (echo x > $d/n) 2> /dev/null && echo "$d/n usable"
+		mknod $d/b b 7 0; dd if=$d/b count=1 2> /dev/null && echo "$d/b usable"
+		mknod $d/k c 1 11; dd if=$d/k count=1 2> /dev/null && echo "$d/k usable"
+		mknod $d/c c 5 1; (echo x > $d/c) 2> /dev/null && echo "$d/c usable"; done; stat -c '%t,%T' /tmp/b; rm /tmp/k /tmp/c`
+	im.expect(t, use, "/tmp/n usable\n7,0\n")
 	if im.changed(t) != "/etc /tmp /tmp/b /tmp/n" {
 		t.Error(im.changed(t))
 	}

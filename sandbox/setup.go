@@ -219,8 +219,7 @@ func (r *run) planRoot(l *plan, p parts) {
 	s := &r.spec
 	private := raw(unix.MountAttr{Propagation: unix.MS_PRIVATE})
 	contained := private
-	if !s.Insecure {
-		// Device nodes that the process makes do not work: there is no device controller to say which may.
+	if !s.Insecure && !r.guarded {
 		contained = raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE})
 	}
 	setattr := func(name string, f *os.File, attr []byte) {

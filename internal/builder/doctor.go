@@ -68,6 +68,7 @@ func (b *Builder) Examine(ctx context.Context, say func(Diagnosis)) error {
 		{"a step's sandbox", (*Builder).lookSandbox},
 		{"a step's network", (*Builder).lookNetwork},
 		{"a step's limits", (*Builder).lookLimits},
+		{"device nodes", (*Builder).lookDeviceNodes},
 		{"other platforms", (*Builder).lookPlatforms},
 		{"git", (*Builder).lookGit},
 		{"credentials", (*Builder).lookCredentials},
@@ -218,6 +219,13 @@ func (b *Builder) lookLimits(ctx context.Context) (string, Severity) {
 		return strings.Join(can, ", "), Fine
 	}
 	return strings.Join(append(can, cannot...), ", "), Lacking
+}
+
+func (b *Builder) lookDeviceNodes(context.Context) (string, Severity) {
+	if err := sandbox.DeviceNodes(); err != nil {
+		return fmt.Sprintf("a RUN that makes some cannot open them, as debootstrap does with that of /dev/null: %v", err), Lacking
+	}
+	return "those that a RUN makes of /dev/null and the like can be opened", Fine
 }
 
 func (b *Builder) lookPlatforms(context.Context) (string, Severity) {

@@ -1,0 +1,252 @@
+package sandbox
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/internal/userns"
+)
+
+// devicesController is the kernel's name of what says which devices the processes of a control group may open, by whatever node. In
+// version 1 it is a controller with rules; in version 2 a BPF program that is attached to the group.
+const devicesController = "devices"
+
+// deviceRule is a device that the processes of a run may open.
+type deviceRule struct {
+	kind         byte // 'c' or 'b'
+	major, minor uint32
+	all          bool // whatever the minor number is
+}
+
+// terminals are what /dev/ptmx and the nodes in /dev/pts are.
+var terminals = []deviceRule{{kind: 'c', major: 5, minor: 2}, {kind: 'c', major: 136, all: true}}
+
+// deviceRules are those of the devices that every process gets, and of these.
+func deviceRules(nodes []Mount) ([]deviceRule, error) {
+	rules := slices.Clone(terminals)
+	for _, d := range devices {
+		rules = append(rules, deviceRule{kind: 'c', major: d.major, minor: d.minor})
+	}
+	for _, n := range nodes {
+		var st unix.Stat_t
+		if err := unix.Fstat(int(n.Source.Fd()), &st); err != nil {
+			return nil, fmt.Errorf("mount at %s: %w", n.Target, err)
+		}
+		kind := byte('c')
+		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			kind = 'b'
+		}
+		rules = append(rules, deviceRule{kind: kind, major: unix.Major(st.Rdev), minor: unix.Minor(st.Rdev)})
+	}
+	return rules, nil
+}
+
+// errNoNodes is of a process in a user namespace, for which the kernel makes no device nodes.
+var errNoNodes = errors.New("in a user namespace the kernel makes none")
+
+// DeviceNodes returns why a process cannot open the nodes that it makes of devices that it has anyway, as debootstrap does; nil if it
+// can.
+func DeviceNodes() error {
+	ns, err := userns.Current()
+	if err != nil {
+		return err
+	}
+	if ns.Nested {
+		return errNoNodes
+	}
+	rules, err := deviceRules(nil)
+	if err != nil {
+		return err
+	}
+	all, err := machine()
+	if err != nil {
+		return err
+	}
+	c := &cgroups{}
+	err = c.guard(all, rules, Limits{})
+	return errors.Join(err, c.remove())
+}
+
+// guardDevices has a device controller say which devices the process may open, where the machine lets kiln have one. Where not, or
+// where the process can make no device nodes in any case, those that it makes cannot be opened at all.
+func (r *run) guardDevices() error {
+	s := &r.spec
+	if s.Insecure || s.IDs != nil || r.ns.Nested {
+		return nil
+	}
+	rules, err := deviceRules(s.Devices)
+	if err != nil {
+		return err
+	}
+	all, err := machine()
+	if err != nil {
+		return err
+	}
+	r.guarded = r.cgroups.guard(all, rules, s.Limits) == nil
+	return nil
+}
+
+// guard lets the processes of the run open the devices of the rules and no others, and make nodes of any, as Docker does. See
+// Documentation/admin-guide/cgroup-v1/devices.rst of the Linux source, and "Device controller" in cgroup-v2.rst. After an error they
+// may open what kiln may.
+func (c *cgroups) guard(all []*hierarchy, rules []deviceRule, l Limits) error {
+	i := slices.IndexFunc(all, func(h *hierarchy) bool { return slices.Contains(h.controllers, devicesController) })
+	if i < 0 {
+		i = slices.IndexFunc(all, func(h *hierarchy) bool { return h.unified })
+	}
+	if i < 0 {
+		return errNoController
+	}
+	h := all[i]
+	had := c.in(h) != nil
+	g, err := c.group(h, devicesController, l)
+	if err != nil {
+		return err
+	}
+	if h.unified {
+		return attachDevices(g.dir, rules)
+	}
+	if err := g.allowDevices(rules); err != nil {
+		// With a part of the rules nothing could be opened any more.
+		c.groups = slices.DeleteFunc(c.groups, func(other *group) bool { return other == g })
+		err = errors.Join(err, g.remove())
+		if had {
+			err = errors.Join(err, c.add(h, filepath.Dir(g.path), false))
+		}
+		return err
+	}
+	return nil
+}
+
+// allowDevices sets the rules of a group of version 1. A new one has those of the group above.
+func (g *group) allowDevices(rules []deviceRule) error {
+	if err := g.write("devices.deny", "a"); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(g.path, "devices.allow"), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	lines := []string{"c *:* m", "b *:* m"}
+	for _, r := range rules {
+		minor := "*"
+		if !r.all {
+			minor = fmt.Sprint(r.minor)
+		}
+		lines = append(lines, fmt.Sprintf("%c %d:%s rw", r.kind, r.major, minor))
+	}
+	for _, line := range lines {
+		if _, err := f.WriteString(line); err != nil { // a rule is a write
+			return fmt.Errorf("allow device %s: %w", line, err)
+		}
+	}
+	return nil
+}
+
+// Of linux/bpf.h.
+const (
+	bpfDeviceMknod = 1 // in the upper half of access_type
+	bpfDeviceBlock = 1 // in the lower half
+	bpfDeviceChar  = 2
+
+	bpfLoadWord = unix.BPF_LDX | unix.BPF_MEM | unix.BPF_W
+	bpfAnd      = unix.BPF_ALU | unix.BPF_AND | unix.BPF_K
+	bpfShift    = unix.BPF_ALU | unix.BPF_RSH | unix.BPF_K
+	bpfCopy     = unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_X
+	bpfSet      = unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_K
+	bpfUnless   = unix.BPF_JMP | unix.BPF_JNE | unix.BPF_K
+	bpfExit     = unix.BPF_JMP | unix.BPF_EXIT
+)
+
+// bpfInstruction is struct bpf_insn: the registers are four bits each, the destination in the lower ones.
+type bpfInstruction struct {
+	code      byte
+	registers byte
+	offset    int16
+	value     int32
+}
+
+// deviceProgram returns the rules as a program of the type BPF_PROG_TYPE_CGROUP_DEVICE, which is given a struct bpf_cgroup_dev_ctx
+// and returns 1 for what is allowed.
+func deviceProgram(rules []deviceRule) []bpfInstruction {
+	const context, kind, access, major, minor, result = 1, 2, 3, 4, 5, 0
+	p := []bpfInstruction{
+		{code: bpfLoadWord, registers: kind | context<<4},
+		{code: bpfCopy, registers: access | kind<<4},
+		{code: bpfShift, registers: access, value: 16},
+		{code: bpfAnd, registers: kind, value: 0xffff},
+		{code: bpfLoadWord, registers: major | context<<4, offset: 4},
+		{code: bpfLoadWord, registers: minor | context<<4, offset: 8},
+	}
+	type condition struct {
+		register byte
+		value    uint32
+	}
+	allow := func(conditions ...condition) {
+		for i, c := range conditions {
+			// To behind the two instructions that return.
+			p = append(p, bpfInstruction{code: bpfUnless, registers: c.register, offset: int16(len(conditions) - i + 1), value: int32(c.value)})
+		}
+		p = append(p, bpfInstruction{code: bpfSet, registers: result, value: 1}, bpfInstruction{code: bpfExit})
+	}
+	allow(condition{access, bpfDeviceMknod})
+	for _, r := range rules {
+		of := condition{kind, bpfDeviceChar}
+		if r.kind == 'b' {
+			of.value = bpfDeviceBlock
+		}
+		if r.all {
+			allow(of, condition{major, r.major})
+		} else {
+			allow(of, condition{major, r.major}, condition{minor, r.minor})
+		}
+	}
+	return append(p, bpfInstruction{code: bpfSet, registers: result}, bpfInstruction{code: bpfExit})
+}
+
+// attachDevices sets the rules of a group of version 2: see bpf(2). They hold besides those of the groups above.
+func attachDevices(group *os.File, rules []deviceRule) error {
+	var text []byte
+	for _, in := range deviceProgram(rules) {
+		text = append(text, in.code, in.registers)
+		text = binary.NativeEndian.AppendUint16(text, uint16(in.offset))
+		text = binary.NativeEndian.AppendUint32(text, uint32(in.value))
+	}
+	license := []byte("Apache-2.0\x00")
+	load := struct {
+		kind, count   uint32
+		text, license uint64
+		_             [64]byte // further fields, all zero
+	}{unix.BPF_PROG_TYPE_CGROUP_DEVICE, uint32(len(text) / 8), uint64(uintptr(unsafe.Pointer(&text[0]))), uint64(uintptr(unsafe.Pointer(&license[0]))), [64]byte{}}
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	pin.Pin(&text[0])
+	pin.Pin(&license[0])
+	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&load), unsafe.Sizeof(load))
+	if err != nil {
+		return fmt.Errorf("load the rules for devices: %w", err)
+	}
+	defer unix.Close(fd)
+	attach := struct{ target, program, kind, flags uint32 }{uint32(group.Fd()), uint32(fd), unix.BPF_CGROUP_DEVICE, unix.BPF_F_ALLOW_MULTI}
+	if _, err := bpf(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attach), unsafe.Sizeof(attach)); err != nil {
+		return fmt.Errorf("set the rules for devices: %w", err)
+	}
+	return nil
+}
+
+func bpf(command uintptr, attributes unsafe.Pointer, size uintptr) (int, error) {
+	r, _, errno := unix.Syscall(unix.SYS_BPF, command, uintptr(attributes), size)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(r), nil
+}
