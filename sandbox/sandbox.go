@@ -59,6 +59,10 @@ type Spec struct {
 	// Insecure runs the process with all of kiln's capabilities, without a system call filter, with /proc and /sys
 	// writable and devices usable.
 	Insecure bool
+	// SharedProc gives the process the /proc and /sys that kiln itself has, for a kiln that is in a user namespace in a container: the
+	// kernel lets it mount none while parts of those are covered. The process sees the other processes of the container then, under their
+	// numbers there, but can look into none that may do more than itself, as kiln may, and signal none.
+	SharedProc bool
 	// Rlimits are set in place of those that kiln runs with.
 	Rlimits []Rlimit
 	// ShmSize is the size of /dev/shm in bytes, 64 MiB if 0.
@@ -226,6 +230,9 @@ func (s *Spec) check() error {
 	}
 	if err := s.Limits.Check(); err != nil {
 		return fmt.Errorf("run with %w", err)
+	}
+	if s.SharedProc && s.IDs != nil {
+		return errors.New("run with kiln's own /proc: not in another user namespace")
 	}
 	if s.Cwd != "" && !path.IsAbs(s.Cwd) {
 		return fmt.Errorf("run in %q: not an absolute path", s.Cwd)
@@ -613,7 +620,11 @@ func (r *run) setupError(op string, errno syscall.Errno) error {
 	e := &SetupError{Op: op, Errno: errno}
 	switch {
 	case op == "mount /proc" && errno == syscall.EPERM && r.ns.Nested:
-		e.Hint = "in a container it takes a /proc of which nothing is covered: docker run --security-opt systempaths=unconfined, or procMount: Unmasked in Kubernetes"
+		e.Hint = "in a container it takes a /proc of which nothing is covered: docker run --security-opt systempaths=unconfined, or " +
+			"procMount: Unmasked in Kubernetes; or kiln build --no-process-sandbox, with which a step sees the processes of the container"
+	case op == "change the root" && errno == syscall.EPERM:
+		e.Hint = "the system call policy of the container that kiln runs in does not allow it: docker run --security-opt seccomp=unconfined, " +
+			"or seccompProfile Unconfined in Kubernetes, does"
 	case strings.HasPrefix(op, "set limit ") && errno == syscall.EPERM:
 		e.Hint = "kiln's own hard limit is lower, and may not be exceeded"
 	}

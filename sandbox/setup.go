@@ -124,7 +124,8 @@ func (r *run) processPlan(p parts) (*plan, error) {
 		l.flags |= unix.CLONE_NEWNET
 	}
 	l.add("start a session", unix.SYS_SETSID)
-	l.add("leave kiln's keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).or(syscall.ENOSYS)
+	l.add("leave kiln's keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).
+		or(syscall.ENOSYS, syscall.EPERM) // of a container's system call policy, which is the process's too: it gets at no keyring then
 	// Real-time signals too: a parent that used posix_spawn, as make does, leaves the first of them ignored.
 	for sig := 1; sig <= 64; sig++ {
 		if sig != int(unix.SIGKILL) && sig != int(unix.SIGSTOP) {
@@ -227,6 +228,10 @@ func (r *run) planRoot(l *plan, p parts) {
 	}
 
 	l.add("keep mounts from the host", unix.SYS_MOUNT_SETATTR, atCwd(), "/", unix.AT_RECURSIVE, private, len(private))
+	var proc *op
+	if s.SharedProc {
+		proc = r.planClone(l, "/proc", standard)
+	}
 	// The supplies can be cloned while they are attached. Somewhere below the old root they vanish with it.
 	l.add("attach the supplies", unix.SYS_MOVE_MOUNT, fd(r.supply.fs), "", atCwd(), "/proc", moveFromFd)
 	clone := func(name string) *op {
@@ -242,7 +247,9 @@ func (r *run) planRoot(l *plan, p parts) {
 	setattr("contain the root", s.Root, contained)
 	l.add("attach the root", unix.SYS_MOVE_MOUNT, fd(s.Root), "", atCwd(), "/", moveFromFd)
 
-	proc := r.planMount(l, "proc", "/proc", standard)
+	if proc == nil {
+		proc = r.planMount(l, "proc", "/proc", standard)
+	}
 	l.add("attach /proc", unix.SYS_MOVE_MOUNT, proc, "", fd(p.procAt), "", moveFromFd|moveToFd)
 	sysAttr := standard
 	if !s.Insecure {
@@ -324,7 +331,7 @@ func (r *run) planRoot(l *plan, p parts) {
 // mount it anew: of the machine's network that is nobody in another user namespace, and in one of the step's own it is nobody of
 // a network that kiln has made.
 func (r *run) hostSys() bool {
-	return r.ns.Nested && r.spec.Network == NetworkHost || r.spec.IDs != nil && r.spec.Network != NetworkNone
+	return r.spec.SharedProc || r.ns.Nested && r.spec.Network == NetworkHost || r.spec.IDs != nil && r.spec.Network != NetworkNone
 }
 
 // planSys makes what is to be /sys.
@@ -332,10 +339,15 @@ func (r *run) planSys(l *plan, attr int) *op {
 	if !r.hostSys() {
 		return r.planMount(l, "sysfs", "/sys", attr)
 	}
+	return r.planClone(l, "/sys", attr)
+}
+
+// planClone clones what the machine has at a path, with all that is mounted there.
+func (r *run) planClone(l *plan, at string, attr int) *op {
 	set := raw(unix.MountAttr{Attr_set: uint64(attr), Propagation: unix.MS_PRIVATE})
-	sys := l.add("clone the machine's /sys", unix.SYS_OPEN_TREE, atCwd(), "/sys", cloneTree|unix.AT_RECURSIVE)
-	l.add("make /sys read-only", unix.SYS_MOUNT_SETATTR, sys, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, set, len(set))
-	return sys
+	c := l.add("clone the machine's "+at, unix.SYS_OPEN_TREE, atCwd(), at, cloneTree|unix.AT_RECURSIVE)
+	l.add("contain "+at, unix.SYS_MOUNT_SETATTR, c, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, set, len(set))
+	return c
 }
 
 // planMount mounts a file system of the kernel, detached; the result is its descriptor.

@@ -39,6 +39,7 @@ type buildFlags struct {
 	shmSize       string
 	cgroupParent  string
 	userns        string
+	noProcSandbox bool
 	limits        builder.Limits
 	resources     []string
 	secrets       []string
@@ -100,6 +101,7 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm, as 64m")
 	flags.StringVar(&f.cgroupParent, "cgroup-parent", "", "control group that each step gets one of its own in, as /builds")
 	flags.StringVar(&f.userns, "userns", "", "ids of each RUN: auto for those that /etc/subuid has for root, START:COUNT, or host")
+	flags.BoolVar(&f.noProcSandbox, "no-process-sandbox", false, "let each RUN see kiln's own /proc, for containers in which none can be mounted")
 	flags.Lookup("userns").NoOptDefVal = "auto"
 	f.limits = builder.Limits{}
 	for _, l := range limitFlags {
@@ -178,6 +180,7 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 		return o, err
 	}
 	o.CgroupParent = f.cgroupParent
+	o.NoProcessSandbox = f.noProcSandbox
 	if o.Userns = f.userns; builder.CheckUserns(o.Userns) != nil {
 		return o, usageErrorf("--userns %q: %w", o.Userns, builder.CheckUserns(o.Userns))
 	}

@@ -88,6 +88,10 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 		return res, err
 	}
 	defer closeIDs()
+	sharedProc, err := b.sharedProc(o)
+	if err != nil {
+		return res, err
+	}
 	names, err := fullNames(o.Tags)
 	if err != nil {
 		return res, &InputError{err}
@@ -106,7 +110,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 	}
 	runner := ops.New(ops.Config{
 		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Root: b.store.Root(), Tmp: b.scratch.Path(),
-		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, Warn: p.Warn, Note: note,
+		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, SharedProc: sharedProc, Warn: p.Warn, Note: note,
 	})
 	defer runner.Close()
 	r := &remote{builder: b, runner: runner, progress: p}

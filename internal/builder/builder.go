@@ -35,6 +35,8 @@ type Builder struct {
 	limits Limits
 	// userns is --userns as kiln.toml has it.
 	userns string
+	// noProcessSandbox is --no-process-sandbox as kiln.toml has it.
+	noProcessSandbox bool
 	// archive bounds what is unpacked.
 	archive layer.Limit
 
@@ -53,7 +55,7 @@ func New(root string, cfg *config.Config) (*Builder, error) {
 		return nil, err
 	}
 	b := &Builder{store: store, client: registry.New(cfg.Registries), cdiDirs: cfg.CDI.SpecDirs}
-	b.userns = cfg.Userns
+	b.userns, b.noProcessSandbox = cfg.Userns, cfg.NoProcessSandbox
 	if err := CheckUserns(b.userns); err != nil {
 		return nil, fmt.Errorf("kiln.toml: userns = %q: %w", b.userns, err)
 	}

@@ -35,6 +35,18 @@ func parseRange(value string) (start, count uint32, err error) {
 	return uint32(a), uint32(b), nil
 }
 
+// sharedProc says whether each RUN sees kiln's own /proc.
+func (b *Builder) sharedProc(o Options) (bool, error) {
+	if !o.NoProcessSandbox && !b.noProcessSandbox {
+		return false, nil
+	}
+	ns, err := userns.Current()
+	if err == nil && !ns.Nested {
+		err = &InputError{errors.New("--no-process-sandbox: it is for a kiln in a user namespace, as that of an ordinary user or of a container; root's can always mount a /proc")}
+	}
+	return err == nil, err
+}
+
 // idMap returns what makes the map of ids that the user asked for, once; and what closes it.
 func (b *Builder) idMap(o Options) (ids func() (*mount.IDMap, error), closeIDs func(), err error) {
 	value := o.Userns

@@ -60,6 +60,8 @@ type Options struct {
 	Limits Limits
 	// Userns is which ids RUN has, as CheckUserns takes it; "" for what kiln.toml says.
 	Userns string
+	// NoProcessSandbox lets each RUN see kiln's own /proc, for containers in which none can be mounted; kiln.toml may say so as well.
+	NoProcessSandbox bool
 	// Allow are the entitlements granted to the build: "network.host", "security.insecure", "device", "device=NAME".
 	Allow   []string
 	Secrets []Secret

@@ -31,6 +31,8 @@ type Config struct {
 	CDI CDI `toml:"cdi"`
 	// Userns is "auto" or "START:COUNT" for RUN in a user namespace with ids of its own; "" is for none.
 	Userns string `toml:"userns"`
+	// NoProcessSandbox lets each RUN see kiln's own /proc. The key is that of buildkitd.toml.
+	NoProcessSandbox bool `toml:"noProcessSandbox"`
 	// GC is when a build is followed by the removal of what has not been used for long.
 	GC GC `toml:"gc"`
 	// Limits bound each step.

@@ -97,8 +97,10 @@ func Parse(r io.Reader) (*Matcher, error) {
 // lineOf returns the line of text that gives pattern, as ignorefile or New makes it; 0 for none.
 func lineOf(text, pattern string) int {
 	s := bufio.NewScanner(strings.NewReader(text))
+	above := "" // a byte order mark is overlooked at the beginning of the file alone
 	for n := 1; s.Scan(); n++ {
-		got, err := ignorefile.ReadAll(strings.NewReader(s.Text()))
+		got, err := ignorefile.ReadAll(strings.NewReader(above + s.Text()))
+		above = "\n"
 		if err == nil && len(got) == 1 && (got[0] == pattern || path.Clean(strings.TrimSpace(got[0])) == pattern) {
 			return n
 		}

@@ -154,7 +154,7 @@ func TestAsPatternMatcher(t *testing.T) {
 // FuzzParse compares the whole of a .dockerignore with moby's packages that read and match one.
 func FuzzParse(f *testing.F) {
 	for _, text := range []string{
-		"*.o\n!keep.o\n", "# a\n\n/x/\n", "**/*.md\nREADME*\n!README.md", "a/b/../c\n", "[a-c]?\n\\*\n", "!!a\n!\n", "\xef\xbb\xbfa\r\n", "\ufeff\ufeff*\n!\ufeffa/?", "**\n!**/a/**/b", "a**b\n***", "[^a]b", "/ a", "!!!", "[]a]", "a//b", ". \n..", "(a|b)+.\n{a}^$",
+		"*.o\n!keep.o\n", "# a\n\n/x/\n", "**/*.md\nREADME*\n!README.md", "a/b/../c\n", "[a-c]?\n\\*\n", "!!a\n!\n", "\xef\xbb\xbfa\r\n", "\ufeff\ufeff*\n!\ufeffa/?", "\n\ufeff*", "**\n!**/a/**/b", "a**b\n***", "[^a]b", "/ a", "!!!", "[]a]", "a//b", ". \n..", "(a|b)+.\n{a}^$",
 	} {
 		f.Add(text, "a/b/c")
 		f.Add(text, "README.md")

@@ -67,6 +67,8 @@ type Config struct {
 	// IDs returns the map of ids of RUN's user namespace, and may return nil: then RUN has the ids of kiln. What a step makes is the
 	// same with and without.
 	IDs func() (*mount.IDMap, error)
+	// SharedProc is as in sandbox.Spec.
+	SharedProc bool
 	// Local are the trees of llb.Local by their names: directories of the client, or what took the place of one.
 	Local map[string]layer.Tree
 	// Root is kiln's root directory, for cache mounts and locks.
