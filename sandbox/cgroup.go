@@ -30,6 +30,91 @@ type cgroups struct {
 	made   []string // what had to be made above the groups, in that order
 	// note says why the default limit is not applied; nil if it is.
 	note error
+	// guarded says that a device controller guards the processes in them.
+	guarded bool
+	// earlier is what was counted for runs before this one.
+	earlier counts
+}
+
+// counts are how many processes were killed for want of memory, and how many were not started because there were too many.
+type counts struct{ memory, pids int64 }
+
+// Pool keeps the control groups of runs that are over for later ones: to make and remove them takes longer than a short process runs. It
+// serves runs without a CgroupParent, Limits and Devices. The zero value is an empty pool. It is safe for concurrent use.
+type Pool struct {
+	mu   sync.Mutex
+	idle map[bool][]*cgroups // by whether a run is to be guarded
+}
+
+// Close removes the groups of the pool. No run may use it any more.
+func (p *Pool) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var failed error
+	for _, list := range p.idle {
+		for _, c := range list {
+			failed = errors.Join(failed, c.remove())
+		}
+	}
+	p.idle = nil
+	return failed
+}
+
+func (p *Pool) get(guard bool) *cgroups {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	list := p.idle[guard]
+	if len(list) == 0 {
+		return nil
+	}
+	c := list[len(list)-1]
+	p.idle[guard] = list[:len(list)-1]
+	return c
+}
+
+func (p *Pool) put(guard bool, c *cgroups) {
+	c.earlier = c.counts()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.idle == nil {
+		p.idle = map[bool][]*cgroups{}
+	}
+	p.idle[guard] = append(p.idle[guard], c)
+}
+
+// poolOf returns the pool that a run's groups come from; nil for one whose groups are made for it alone.
+func poolOf(s *Spec) *Pool {
+	if s.CgroupParent != "" || s.Limits != (Limits{}) || len(s.Devices) > 0 {
+		return nil
+	}
+	return s.Pool
+}
+
+// enterGroups gives the run its groups.
+func (r *run) enterGroups() error {
+	pool := poolOf(&r.spec)
+	if pool != nil {
+		if r.cgroups = pool.get(r.guards()); r.cgroups != nil {
+			return nil
+		}
+	}
+	var err error
+	if r.cgroups, err = newCgroups(r.spec.CgroupParent, r.spec.Limits); err != nil || !r.guards() {
+		return err
+	}
+	return r.guardDevices()
+}
+
+// leaveGroups is for when nothing of the run is alive. Processes whose groups the kernel has not let go of yet are no hindrance to others.
+func (r *run) leaveGroups() error {
+	if r.cgroups == nil {
+		return nil
+	}
+	if pool := poolOf(&r.spec); pool != nil {
+		pool.put(r.guards(), r.cgroups)
+		return nil
+	}
+	return r.cgroups.remove()
 }
 
 // group is a control group that kiln made.
@@ -495,18 +580,23 @@ func (c *cgroups) join() (procs []*os.File, into *os.File, err error) {
 	return procs, into, nil
 }
 
-// killed returns how many processes were killed for want of memory in the groups, and how many were not started because
-// there were too many.
-func (c *cgroups) killed() (memory, pids int64) {
+// counts returns what the kernel has counted for the groups.
+func (c *cgroups) counts() (n counts) {
 	for _, g := range c.groups {
 		if g.hierarchy.unified {
-			memory += g.count("memory.events", "oom_kill")
+			n.memory += g.count("memory.events", "oom_kill")
 		} else {
-			memory += g.count("memory.oom_control", "oom_kill")
+			n.memory += g.count("memory.oom_control", "oom_kill")
 		}
-		pids += g.count("pids.events", "max")
+		n.pids += g.count("pids.events", "max")
 	}
-	return memory, pids
+	return n
+}
+
+// killed returns what was counted for this run.
+func (c *cgroups) killed() (memory, pids int64) {
+	n := c.counts()
+	return n.memory - c.earlier.memory, n.pids - c.earlier.pids
 }
 
 // count returns a number of a file with a name and a number in each line; 0 if it is not there.

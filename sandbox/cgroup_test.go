@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -241,5 +242,35 @@ func TestSweep(t *testing.T) {
 			t.Error(err)
 		}
 		f.Close()
+	}
+}
+
+// TestPool has runs after each other use the same groups, which are gone when the pool is closed. A run that asks for more gets its
+// own, and one that may do more is never where one is that may do less.
+func TestPool(t *testing.T) {
+	im := newImage(t)
+	var pool Pool
+	from := func(s *Spec) { s.Pool = &pool }
+	// A device that no machine has.
+	const node = `mknod /tmp/n c 10 4; dd if=/tmp/n count=0 2>&1 | grep -o "No such device\|not permitted"; rm /tmp/n`
+	im.expect(t, node, "not permitted\n", from)
+	if len(pool.idle[true]) != 1 || len(pool.idle[true][0].groups) == 0 {
+		t.Fatalf("the pool has %+v", pool.idle)
+	}
+	kept := pool.idle[true][0]
+	im.expect(t, "cat < /dev/null", "", from, func(s *Spec) { s.Limits.Pids = 10 })
+	im.expect(t, node, "No such device\n", from, insecure)
+	im.expect(t, node, "not permitted\n", from)
+	if len(pool.idle[true]) != 1 || pool.idle[true][0] != kept || len(pool.idle[false]) != 1 {
+		t.Errorf("after other runs the pool has %+v", pool.idle)
+	}
+	groups := slices.Concat(kept.groups, pool.idle[false][0].groups)
+	if err := pool.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, g := range groups {
+		if _, err := os.Stat(g.path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left: %v", g.path, err)
+		}
 	}
 }

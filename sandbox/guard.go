@@ -75,14 +75,13 @@ func DeviceNodes() error {
 	return errors.Join(err, c.remove())
 }
 
-// guardDevices has a device controller say which devices the process may open, where the machine lets kiln have one. Where not, or
-// where the process can make no device nodes in any case, those that it makes cannot be opened at all.
+// guards says whether a device controller is to say which devices the process may open. One that can make no device nodes needs none.
+func (r *run) guards() bool { return !r.spec.Insecure && r.spec.IDs == nil && !r.ns.Nested }
+
+// guardDevices has a device controller say which devices the process may open, where the machine lets kiln have one. Where not, the
+// nodes that it makes cannot be opened at all.
 func (r *run) guardDevices() error {
-	s := &r.spec
-	if s.Insecure || s.IDs != nil || r.ns.Nested {
-		return nil
-	}
-	rules, err := deviceRules(s.Devices)
+	rules, err := deviceRules(r.spec.Devices)
 	if err != nil {
 		return err
 	}
@@ -90,7 +89,7 @@ func (r *run) guardDevices() error {
 	if err != nil {
 		return err
 	}
-	r.guarded = r.cgroups.guard(all, rules, s.Limits) == nil
+	r.cgroups.guarded = r.cgroups.guard(all, rules, r.spec.Limits) == nil
 	return nil
 }
 

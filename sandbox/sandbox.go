@@ -69,6 +69,8 @@ type Spec struct {
 	ShmSize int64
 	// Limits bound what the process and its descendants take together.
 	Limits Limits
+	// Pool has control groups of earlier runs; nil is for none.
+	Pool *Pool
 	// IDs puts the process into the user namespace of the map; nil leaves it in kiln's. Root and Mounts must have their ids mapped
 	// by it already, and User is one inside. See NewIDMap.
 	IDs *mount.IDMap
@@ -267,7 +269,6 @@ type run struct {
 	files   []*os.File // to be closed at the end
 	cgroups *cgroups
 	cgroup  *os.File // of version 2, in which the keeper is made; nil: kiln's own
-	guarded bool     // a device controller says which devices the process may open
 	keeper  *plan
 	process *plan
 	status  *buffer
@@ -304,11 +305,7 @@ func (r *run) own(f *os.File, err error) (*os.File, error) {
 
 // clean takes away what was made for the run outside of it.
 func (r *run) clean() error {
-	err := r.tree.clean()
-	if r.cgroups != nil {
-		err = errors.Join(err, r.cgroups.remove())
-	}
-	return err
+	return errors.Join(r.tree.clean(), r.leaveGroups())
 }
 
 // prepare makes everything that kiln can make outside the sandbox, and the plan of the rest.
@@ -409,10 +406,7 @@ func (r *run) prepare() error {
 	if p.out, p.err, err = r.pipes(); err != nil {
 		return err
 	}
-	if r.cgroups, err = newCgroups(s.CgroupParent, s.Limits); err != nil {
-		return err
-	}
-	if err := r.guardDevices(); err != nil {
+	if err := r.enterGroups(); err != nil {
 		return err
 	}
 	if p.cgroups, r.cgroup, err = r.cgroups.join(); err != nil {

@@ -112,7 +112,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Root: b.store.Root(), Tmp: b.scratch.Path(),
 		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, SharedProc: sharedProc, Warn: p.Warn, Note: note,
 	})
-	defer runner.Close()
+	defer func() { err = errors.Join(err, runner.Close()) }()
 	r := &remote{builder: b, runner: runner, progress: p}
 	res.Dockerfile, res.DockerfileName, err = b.contexts(ctx, o, r, locals)
 	if err != nil {

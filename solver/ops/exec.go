@@ -220,7 +220,7 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	spec := sandbox.Spec{
 		Root: root.File, Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user,
 		Mounts: m.mounts, Devices: m.nodes, Hostname: op.Hostname, ShmSize: op.ShmSize, CgroupParent: op.CgroupParent, Limits: r.Limits,
-		Insecure: op.Security == llb.SecurityInsecure, IDs: idmap, SharedProc: r.SharedProc,
+		Insecure: op.Security == llb.SecurityInsecure, IDs: idmap, SharedProc: r.SharedProc, Pool: &r.groups,
 		Stdout: job.Stdout, Stderr: job.Stderr,
 	}
 	gateway := network.Gateway

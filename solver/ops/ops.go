@@ -97,6 +97,7 @@ type Runner struct {
 	git      *git.Client
 	cdi      func() *cdi.Registry
 	networks network.Pool
+	groups   sandbox.Pool
 	copies   sync.Once // that roots are copies is said once
 }
 
@@ -121,8 +122,11 @@ func New(c Config) *Runner {
 	return r
 }
 
-// Close ends what the steps' networks have left. No step may run any more.
-func (r *Runner) Close() { r.networks.Close() }
+// Close ends what the steps' networks have left, and removes their control groups. No step may run any more.
+func (r *Runner) Close() error {
+	r.networks.Close()
+	return r.groups.Close()
+}
 
 // Has implements solver.Runner.
 func (r *Runner) Has(l solver.Layer) bool { return r.Snapshots.Has(l.ID) }
