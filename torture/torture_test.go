@@ -154,7 +154,7 @@ func (p *project) clean() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	if len(left) > 0 {
+	if left = append(left, kilntest.DeadGroups()...); len(left) > 0 {
 		p.t.Errorf("left behind: %s", strings.Join(left, ", "))
 	}
 }

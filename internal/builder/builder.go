@@ -81,7 +81,7 @@ func (b *Builder) open() error {
 			if b.scratch, err = scratch.Open(filepath.Join(root, "tmp")); err != nil {
 				return err
 			}
-			lock.Sweep(filepath.Join(root, "locks"), "index") // that one stays, and is the store's
+			sweepLocks(root)
 			ns, err := userns.Current()
 			if err != nil {
 				return err
@@ -97,6 +97,9 @@ func (b *Builder) open() error {
 	return b.openErr
 }
 
+// sweepLocks removes the locks of dead processes, but for that of the list of images, which is the store's and stays.
+func sweepLocks(root string) { lock.Sweep(filepath.Join(root, "locks"), "index") }
+
 // Close makes what was built survive a crash of the machine and frees what the builder holds.
 func (b *Builder) Close() error {
 	if b.scratch == nil {
@@ -109,6 +112,9 @@ func (b *Builder) Close() error {
 	}
 	err = errors.Join(err, b.store.Release(), b.scratch.Close())
 	if b.scratch.FoundDead() {
+		// A process that was killed shortly before this one began may have had children that held its locks while they were dying.
+		b.store.Sweep()
+		sweepLocks(b.store.Root())
 		sandbox.Sweep()
 	}
 	return err

@@ -85,7 +85,7 @@ func Open(root string) (*Store, error) {
 	if err := s.prepare(); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", root, err)
 	}
-	s.sweep()
+	s.Sweep()
 	return s, nil
 }
 
@@ -194,8 +194,8 @@ func (s *Store) create(name string, v any) error {
 	return err
 }
 
-// sweep removes what dead processes have left in tmp. What it cannot remove is only a matter of space.
-func (s *Store) sweep() {
+// Sweep removes what dead processes have left in tmp, as Open does. What it cannot remove is only a matter of space.
+func (s *Store) Sweep() {
 	entries, err := os.ReadDir(filepath.Join(s.root, tmpDir))
 	if err != nil {
 		return
@@ -223,7 +223,7 @@ func (s *Store) Path(d digest.Digest) (string, error) {
 	return filepath.Join(s.root, blobsDir, d.Encoded()), nil
 }
 
-// temp makes a temporary file and holds its lock, which is what keeps sweep off it; shared, since it becomes the lock of the
+// temp makes a temporary file and holds its lock, which is what keeps Sweep off it; shared, since it becomes the lock of the
 // blob that the file becomes.
 func (s *Store) temp(ctx context.Context) (*lock.Lock, error) {
 	f, err := os.CreateTemp(filepath.Join(s.root, tmpDir), tmpPrefix)

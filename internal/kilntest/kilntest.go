@@ -27,6 +27,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"golang.org/x/sys/unix"
 )
 
 // Base makes an OCI layout in dir that holds one image of one layer: the machine's static busybox, with a shell.
@@ -119,6 +120,34 @@ func Leftovers(root string, marks ...string) ([]string, error) {
 	}
 	processes, err := Processes(append(marks, root)...)
 	return append(left, processes...), err
+}
+
+// DeadGroups returns the control groups of kilns that live no more: those whose lock nobody holds, and goes on holding none.
+func DeadGroups() []string {
+	find := func() (dead []string) {
+		for _, pattern := range []string{"", "*/", "*/*/", "*/*/*/"} {
+			found, _ := filepath.Glob("/sys/fs/cgroup/" + pattern + "kiln-" + strings.Repeat("[0-9a-f]", 16)) // the pattern is well-formed
+			for _, dir := range found {
+				f, err := os.Open(dir)
+				if err != nil {
+					continue // gone
+				}
+				if unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil {
+					dead = append(dead, dir)
+				}
+				f.Close()
+			}
+		}
+		return dead
+	}
+	first := find()
+	if len(first) == 0 {
+		return nil
+	}
+	// One that was just made gets its lock a moment later.
+	time.Sleep(100 * time.Millisecond)
+	again := find()
+	return slices.DeleteFunc(first, func(dir string) bool { return !slices.Contains(again, dir) })
 }
 
 // Processes returns the processes whose environment or command line holds one of the marks, but for the caller's own
