@@ -172,6 +172,9 @@ func (b *Builder) step(ctx context.Context, s sandbox.Spec) error {
 	}
 	defer root.Close()
 	s.Root, s.Args = root.File, []string{"/no such program"}
+	if s.SharedProc, err = b.sharedProc(Options{}); err != nil {
+		return err
+	}
 	_, err = sandbox.Run(ctx, s)
 	if _, ok := errors.AsType[*sandbox.ExecError](err); ok {
 		return nil

@@ -166,19 +166,33 @@ func (ids *IDs) write(pid int) error {
 		return ids.writeSingle(pid)
 	}
 	for _, m := range []struct {
-		program string
-		list    []extent
-	}{{"newuidmap", extents(ids.uid, ids.users)}, {"newgidmap", extents(ids.gid, ids.groups)}} {
+		program, capability string
+		list                []extent
+	}{{"newuidmap", "cap_setuid", extents(ids.uid, ids.users)}, {"newgidmap", "cap_setgid", extents(ids.gid, ids.groups)}} {
 		args := []string{strconv.Itoa(pid)}
 		for _, e := range m.list {
 			args = append(args, fmt.Sprint(e.inside), fmt.Sprint(e.outside), fmt.Sprint(e.n))
 		}
 		if out, err := exec.Command(m.program, args...).CombinedOutput(); err != nil {
 			said, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+			if strings.HasSuffix(said, "Operation not permitted") && isSetuid(m.program) {
+				// Its effective user is then not the one that the namespace belongs to, and without CAP_SYS_ADMIN only that one may.
+				said += fmt.Sprintf("; in a container it takes a capability of the file in place of the set-user-ID bit: chmod u-s $(which %s) && setcap %s=ep $(which %s)",
+					m.program, m.capability, m.program)
+			}
 			return &mapError{"run " + m.program, said, err}
 		}
 	}
 	return nil
+}
+
+func isSetuid(program string) bool {
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return false
+	}
+	info, err := os.Stat(path)
+	return err == nil && info.Mode()&os.ModeSetuid != 0
 }
 
 // mapError is a range that was not given.
