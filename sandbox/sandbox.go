@@ -37,8 +37,8 @@ type Spec struct {
 	Args []string
 	// Env is the environment, "NAME=value" each. HOME is added if it is missing: the user's home directory, or "/".
 	Env []string
-	// Cwd is the working directory, an absolute path in Root; "" is "/". If it is missing it is made, owned by root with
-	// mode 0755, and stays.
+	// Cwd is the working directory, an absolute path in Root; "" is "/". If it is missing it is made with its missing parents,
+	// owned by User with mode 0755, and stays.
 	Cwd string
 	// User is whom the process runs as.
 	User passwd.User
@@ -420,7 +420,7 @@ func (r *run) prepare() error {
 	return r.plan(p)
 }
 
-// makeCwd makes the working directory if it is missing. One inside a file system of the kernel is left to the process, which
+// makeCwd makes the working directory if it is missing, with its missing parents, for the user, as BuildKit does. One inside a file system of the kernel is left to the process, which
 // looks whether it is there.
 func (r *run) makeCwd() error {
 	clean := path.Clean(r.spec.Cwd)
@@ -432,7 +432,7 @@ func (r *run) makeCwd() error {
 			return nil
 		}
 	}
-	f, _, err := r.tree.mountPoint(r.spec.Cwd, how{want: directory, keep: true})
+	f, _, err := r.tree.mountPoint(r.spec.Cwd, how{want: directory, keep: true, uid: r.spec.User.UID, gid: r.spec.User.GID})
 	if err != nil {
 		return err
 	}

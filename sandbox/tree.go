@@ -71,8 +71,9 @@ type how struct {
 	want kind
 	// strict refuses symbolic links.
 	strict bool
-	// keep leaves what was made where it is afterwards.
-	keep bool
+	// keep leaves what was made where it is afterwards, where it belongs to uid and gid.
+	keep     bool
+	uid, gid uint32
 }
 
 // maxLinks is how many symbolic links are followed in a path, as in the kernel.
@@ -120,7 +121,7 @@ func (t *tree) mountPoint(name string, h how) (*os.File, string, error) {
 			if last {
 				want = h.want
 			}
-			f, err = t.makeStub(dir, cur.path, base, want, h.keep)
+			f, err = t.makeStub(dir, cur.path, base, want, h)
 		}
 		if err != nil {
 			return nil, "", fmt.Errorf("%s: %w", path.Join(cur.path, base), err)
@@ -185,10 +186,10 @@ func readlink(f *os.File) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// makeStub makes a directory or an empty file that belongs to root, and opens it.
-func (t *tree) makeStub(dir *os.File, dirPath, name string, want kind, keep bool) (*os.File, error) {
+// makeStub makes a directory or an empty file, and opens it. It belongs to root unless h says otherwise.
+func (t *tree) makeStub(dir *os.File, dirPath, name string, want kind, h how) (*os.File, error) {
 	times := t.times[dirPath]
-	if times == nil && !keep {
+	if times == nil && !h.keep {
 		own, err := openPath(dir, ".")
 		if err != nil {
 			return nil, err
@@ -242,7 +243,13 @@ func (t *tree) makeStub(dir *os.File, dirPath, name string, want kind, keep bool
 		}
 		st.Mode = st.Mode&^0o777 | mode
 	}
-	if keep {
+	if h.keep {
+		if h.uid != 0 || h.gid != 0 {
+			if err := t.chown(f, h.uid, h.gid); err != nil {
+				f.Close()
+				return nil, fmt.Errorf("give it to user %d, group %d: %w", h.uid, h.gid, err)
+			}
+		}
 		if times != nil {
 			times.before, err = modified(times.dir)
 		}
@@ -250,6 +257,14 @@ func (t *tree) makeStub(dir *os.File, dirPath, name string, want kind, keep bool
 	}
 	t.stubs = append(t.stubs, stub{dir: times.dir, path: dirPath, name: name, made: st})
 	return f, nil
+}
+
+// chown gives what was made to ids of the step.
+func (t *tree) chown(f *os.File, uid, gid uint32) error {
+	if m := t.ids; m != nil {
+		uid, gid = m.FirstUser+uid, m.FirstGroup+gid
+	}
+	return t.ids.AsRoot(func() error { return unix.Fchownat(int(f.Fd()), "", int(uid), int(gid), unix.AT_EMPTY_PATH) })
 }
 
 func modified(f *os.File) (unix.Timespec, error) {

@@ -82,7 +82,7 @@ func Lookup(passwd, group Opener, spec string) (User, error) {
 
 	var u User
 	var entry []string
-	uid, numeric, err := number("user", name, MaxID)
+	uid, numeric, err := number("user", name)
 	switch {
 	case err != nil:
 		return User{}, err
@@ -102,7 +102,7 @@ func Lookup(passwd, group Opener, spec string) (User, error) {
 	}
 
 	if groupName != "" {
-		if u.GID, err = findGroup(groups, groupName, MaxID); err != nil {
+		if u.GID, err = findGroup(groups, groupName); err != nil {
 			return User{}, err
 		}
 		u.Groups = []uint32{u.GID}
@@ -136,14 +136,11 @@ const maxOwner = 1<<32 - 2
 
 // Owner resolves the value of COPY --chown, "user", "user:group" or ":group", each a name or a number. A user alone gives
 // the group of its entry if it is a name and the same number if it is a number; ":group", ":" and "" give user 0. The name
-// root is 0 whatever the files hold, and numbers do not read them. Errors are as with Lookup. With a *NotFoundError the owner is still
+// root is 0 whatever the files hold, and numbers do not read them; one that does not fit into 32 bits with a sign is a name. Errors are as with Lookup. With a *NotFoundError the owner is still
 // valid: that which BuildKit takes, user and group 0 for a user that is not there, and the user's group for such a group.
 func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
 	name, groupName, _ := strings.Cut(spec, ":")
-	uid, numeric, err := number("user", name, maxOwner)
-	if err != nil {
-		return 0, 0, err
-	}
+	uid, numeric := ownerNumber(name)
 	gid = uid
 	var missing error
 	if name != "" && name != "root" && !numeric {
@@ -165,10 +162,7 @@ func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
 	if groupName == "" {
 		return uid, gid, missing
 	}
-	given, numeric, err := number("group", groupName, maxOwner)
-	if err != nil {
-		return 0, 0, err
-	}
+	given, numeric := ownerNumber(groupName)
 	if numeric || groupName == "root" {
 		return uid, given, missing
 	}
@@ -176,18 +170,28 @@ func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	given, err = findGroup(groups, groupName, maxOwner)
-	if _, none := errors.AsType[*NotFoundError](err); none {
-		return uid, gid, cmp.Or(missing, err)
+	entry := findName(groups, groupName)
+	if entry == nil {
+		return uid, gid, cmp.Or[error](missing, &NotFoundError{Kind: "group", Name: groupName})
 	}
+	given, err = id("group", entry[2], maxOwner)
 	return uid, given, cmp.Or(err, missing)
+}
+
+// ownerNumber parses s if Owner takes it for a number; -1 means "leave as it is" to chown(2).
+func ownerNumber(s string) (uint32, bool) {
+	n, err := strconv.ParseInt(s, 10, 32)
+	if err != nil || n == -1 {
+		return 0, false
+	}
+	return uint32(n), true
 }
 
 // NeedsFiles reports whether Owner reads the image's files to resolve spec.
 func NeedsFiles(spec string) bool {
 	name, groupName, _ := strings.Cut(spec, ":")
 	for _, s := range []string{name, groupName} {
-		if s != "" && s != "root" && !digits(s) {
+		if _, numeric := ownerNumber(s); s != "" && s != "root" && !numeric {
 			return true
 		}
 	}
@@ -200,12 +204,12 @@ func digits(s string) bool {
 	return s != "" && strings.Trim(s, "0123456789") == ""
 }
 
-// number parses s if it is written as a number.
-func number(kind, s string, limit uint64) (n uint32, ok bool, err error) {
+// number parses s if it is written as a number, of at most MaxID.
+func number(kind, s string) (n uint32, ok bool, err error) {
 	if !digits(s) {
 		return 0, false, nil
 	}
-	n, err = id(kind, s, limit)
+	n, err = id(kind, s, MaxID)
 	return n, true, err
 }
 
@@ -235,15 +239,15 @@ func findID(entries [][]string, want uint32) []string {
 	return nil
 }
 
-func findGroup(groups [][]string, name string, limit uint64) (uint32, error) {
-	if gid, ok, err := number("group", name, limit); ok {
+func findGroup(groups [][]string, name string) (uint32, error) {
+	if gid, ok, err := number("group", name); ok {
 		return gid, err
 	}
 	g := findName(groups, name)
 	if g == nil {
 		return 0, &NotFoundError{Kind: "group", Name: name}
 	}
-	return id("group", g[2], limit)
+	return id("group", g[2], MaxID)
 }
 
 // read returns the entries of a file, each with n fields; what is missing at an entry's end is "". Lines that have no id

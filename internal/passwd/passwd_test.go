@@ -108,7 +108,7 @@ func TestOwner(t *testing.T) {
 		{"", 0, 0}, {":", 0, 0}, {"root", 0, 0}, {"root:root", 0, 0}, {":users", 0, 100}, {":77", 0, 77}, {":root", 0, 0},
 		{"1234", 1234, 1234}, {"+1", 1, 1}, {"7:8", 7, 8}, {"7:", 7, 7}, {"www-data", 33, 33}, {"app", 1500, 1501}, {"app:", 1500, 1501},
 		{"www-data:users", 33, 100}, {"www-data:77", 33, 77}, {"77:users", 77, 100}, {"1000", 1000, 1000},
-		{"4294967294:4294967294", 4294967294, 4294967294},
+		{"2147483647:2147483647", 2147483647, 2147483647},
 	} {
 		uid, gid, err := Owner(text(users), text(groups), c.spec)
 		if err != nil || uid != c.uid || gid != c.gid {
@@ -128,7 +128,8 @@ func TestOwner(t *testing.T) {
 		uid, gid uint32
 	}{
 		{"ghost", 0, 0}, {":ghosts", 0, 0}, {"root:ghosts", 0, 0}, {"7:ghosts", 7, 7}, {"app:ghosts", 1500, 1501}, {"ghost:users", 0, 100}, {"ghost:7", 0, 7},
-		{"1:2:3", 1, 1}, {"ghost:ghosts", 0, 0},
+		{"1:2:3", 1, 1}, {"ghost:ghosts", 0, 0}, {"2147483648", 0, 0}, {"4294967295", 0, 0}, {"1:3000000000", 1, 1}, {"-1", 0, 0}, {"1:-1", 1, 1},
+		{"99999999999:2", 0, 2},
 	} {
 		if uid, gid, err := Owner(text(users), text(groups), c.spec); !errors.As(err, &notFound) || uid != c.uid || gid != c.gid {
 			t.Errorf("%q: %d:%d, %v; want %d:%d", c.spec, uid, gid, err, c.uid, c.gid)
@@ -136,7 +137,7 @@ func TestOwner(t *testing.T) {
 	}
 	var outOfRange *RangeError
 	for spec, target := range map[string]any{
-		"-1": &outOfRange, "4294967295": &outOfRange, "0:4294967295": &outOfRange, "big": &outOfRange, "1:-1": &outOfRange,
+		"big": &outOfRange,
 	} {
 		if _, _, err := Owner(text(users), text(groups), spec); !errors.As(err, target) {
 			t.Errorf("%q: %v", spec, err)

@@ -26,7 +26,8 @@ import (
 // that nothing but what is selected and what decides where it goes has any part in it. Archives that are to be unpacked
 // enter with their own digest, and with the whole content of the root that they are unpacked over.
 func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []*solver.Chain) (solver.Step, error) {
-	c := &copying{ctx: ctx, store: r.Snapshots, op: op, now: made(op.Epoch), limit: r.Snapshots.Limit, trees: make([]layer.Tree, len(in))}
+	c := &copying{ctx: ctx, store: r.Snapshots, op: op, now: made(op.Epoch), limit: r.Snapshots.Limit, trees: make([]layer.Tree, len(in)),
+		local: make([]bool, len(in)), selections: make([][]string, len(in))}
 	c.unpacks = slices.ContainsFunc(op.Sources, func(s llb.CopySource) bool { return s.Unpack })
 	for i, vertex := range v.Inputs() {
 		var t layer.Tree
@@ -40,7 +41,12 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 			return solver.Step{}, err
 		}
 		c.trees[i] = t
+		if _, c.local[i] = vertex.Op().(llb.Local); c.local[i] {
+			c.selections[i] = r.selections[vertex.Digest()]
+		}
 	}
+	// Without an image below there are no names.
+	c.nameless = op.Link || in[0] == nil
 	if err := c.prepare(r.warn); err != nil {
 		return solver.Step{}, err
 	}
@@ -92,8 +98,12 @@ type copying struct {
 	now   moment
 	limit layer.Limit  // of archives
 	trees []layer.Tree // of the inputs
+	local []bool       // which of the inputs are contexts
+	// selections are what all sources of the build select of the inputs that are contexts.
+	selections [][]string
 
 	exclude  *ignore.Matcher
+	nameless bool   // a name in --chown is an error if it cannot be looked up
 	owner    *owner // nil: as in the source
 	chmod    *mode.Set
 	octal    bool
@@ -120,7 +130,7 @@ func (c *copying) prepare(warn func(string)) error {
 	if c.op.Chown != "" {
 		etc := c.trees[0]
 		uid, gid, err := passwd.Owner(opener(etc, "/etc/passwd"), opener(etc, "/etc/group"), c.op.Chown)
-		if _, missing := errors.AsType[*passwd.NotFoundError](err); missing && !c.op.Link {
+		if _, missing := errors.AsType[*passwd.NotFoundError](err); missing && !c.nameless {
 			warn(fmt.Sprintf("--chown=%s: %v; the files belong to %d:%d, as with docker build", c.op.Chown, err, uid, gid))
 		} else if err != nil {
 			return fmt.Errorf("look up --chown=%s: %w", c.op.Chown, err)
@@ -224,6 +234,10 @@ func (c *copying) source(src llb.CopySource) error {
 	matches, err := glob(tree, src.Path)
 	if err != nil {
 		return err
+	}
+	if len(matches) == 0 {
+		literal, _ := split(src.Path)
+		return c.unmatched(tree, src, literal)
 	}
 	for _, m := range matches {
 		c.links = map[string]string{}

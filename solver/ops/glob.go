@@ -16,17 +16,11 @@ import (
 // not. Wildcards are those of path.Match and do not cross slashes; the directories before the first are followed if they
 // are symbolic links, those that a wildcard matches are not.
 func glob(tree layer.Tree, pattern string) ([]string, error) {
-	parts := components(pattern)
-	n := 0
-	for n < len(parts) && !wild(parts[n]) {
-		parts[n] = unescape(parts[n])
-		n++
-	}
-	literal := strings.Join(parts[:n], "/")
-	if n == len(parts) {
+	literal, parts := split(pattern)
+	if len(parts) == 0 {
 		return []string{literal}, nil
 	}
-	for _, p := range parts[n:] {
+	for _, p := range parts {
 		if _, err := path.Match(p, ""); err != nil {
 			return nil, fmt.Errorf("the wildcard %q is malformed", pattern)
 		}
@@ -35,7 +29,54 @@ func glob(tree layer.Tree, pattern string) ([]string, error) {
 	if err != nil || e == nil || e.Type != layer.Dir {
 		return nil, err
 	}
-	return match(tree, []string{base}, parts[n:])
+	return match(tree, []string{base}, parts)
+}
+
+// split returns the path before a pattern's first component with a wildcard, and the components from there on.
+func split(pattern string) (literal string, rest []string) {
+	parts := components(pattern)
+	n := 0
+	for n < len(parts) && !wild(parts[n]) {
+		parts[n] = unescape(parts[n])
+		n++
+	}
+	return strings.Join(parts[:n], "/"), parts[n:]
+}
+
+// unmatched returns the error, if it is one, of a source that selects nothing below the directory literal. BuildKit looks for that in
+// what it has of the source's tree: of a context that is what the sources of the whole build select, each with its directories.
+func (c *copying) unmatched(tree layer.Tree, src llb.CopySource, literal string) error {
+	if literal == "" {
+		return nil
+	}
+	base, e, err := snapshot.Resolve(tree.Lookup, literal, true)
+	if err != nil {
+		return err
+	}
+	if e == nil {
+		return notFound(tree, literal, base)
+	}
+	if e.Type != layer.Dir {
+		return fmt.Errorf("%q is not a directory", "/"+literal)
+	}
+	if !c.local[src.Input] {
+		return nil
+	}
+	for _, other := range c.selections[src.Input] {
+		if other == src.Path {
+			continue
+		}
+		matches, err := glob(tree, other)
+		if err != nil {
+			continue // its own step says so
+		}
+		for _, m := range matches {
+			if at, found, err := snapshot.Resolve(tree.Lookup, m, true); err == nil && found != nil && (layer.Within(at, base) || layer.Within(base, at)) {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("%q: no file matches, and the build uses nothing else of /%s", src.Path, literal)
 }
 
 // match returns what the pattern's components select below directories, in tree order for each directory.
@@ -130,8 +171,14 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 		if !pivot {
 			e = nil
 		}
-		if err := c.pattern(tree, physical, after, dest, e); err != nil {
+		n, err := c.pattern(tree, physical, after, dest, e)
+		if err != nil {
 			return err
+		}
+		if n == 0 && pivot && !wild(before) {
+			if err := c.unmatched(tree, src, base); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -147,15 +194,16 @@ func cutPivot(p string) (before, after string, ok bool) {
 	return before, after, true
 }
 
-// pattern copies what pattern selects below base, with its directories up to base, into dest. pivot is base's entry if a "/./" named it.
-func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *layer.Entry) error {
+// pattern copies what pattern selects below base, with its directories up to base, into dest, and returns how many entries that are. pivot
+// is base's entry if a "/./" named it.
+func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *layer.Entry) (int, error) {
 	parts := components(pattern)
 	literal := true
 	for i, p := range parts {
 		if wild(p) {
 			literal = false
 			if _, err := path.Match(p, ""); err != nil {
-				return fmt.Errorf("the wildcard %q is malformed", pattern)
+				return 0, fmt.Errorf("the wildcard %q is malformed", pattern)
 			}
 		} else {
 			parts[i] = unescape(p)
@@ -163,38 +211,38 @@ func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *la
 	}
 	var selected []*layer.Entry
 	if err := c.walkParents(tree, base, base, parts, ignore.Info{}, &selected); err != nil {
-		return err
+		return 0, err
 	}
 	if len(selected) == 0 && literal {
 		name := join(base, strings.Join(parts, "/"))
 		_, ok, err := tree.Lookup(name)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if !ok {
-			return notFound(tree, name, name)
+			return 0, notFound(tree, name, name)
 		}
 		if len(c.op.Exclude) > 0 {
-			return fmt.Errorf("%q: not found: --exclude leaves nothing of it", "/"+name)
+			return 0, fmt.Errorf("%q: not found: --exclude leaves nothing of it", "/"+name)
 		}
 	}
 	if err := tree.Sum(c.ctx, selected); err != nil {
-		return err
+		return 0, err
 	}
 	if pivot != nil && len(selected) > 0 && dest != "" {
 		// The destination takes the place of the directory before the "/./", of which it gets the time.
 		top, ok, err := c.b.Lookup(dest)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if ok && top.Type == layer.Dir {
 			top.ModTime, top.Clock = pivot.ModTime, pivot.Clock
 			if err := c.b.Put(top, nil); err != nil {
-				return err
+				return 0, err
 			}
 		}
 	}
-	return c.put(tree, selected, func(p string) string { return join(dest, strings.TrimPrefix(p[len(base):], "/")) })
+	return len(selected), c.put(tree, selected, func(p string) string { return join(dest, strings.TrimPrefix(p[len(base):], "/")) })
 }
 
 // walkParents appends to out what the components select in dir, with each selected entry's parents up to base before it.

@@ -230,7 +230,7 @@ func (r *Runner) look(ctx context.Context, c *solver.Chain) (*snapshot.Tree, err
 // step that only has to know what is at its destination. What is copied to where nothing needs files becomes a blob by pack at
 // once; nil is for outputs that need no such blobs, or files. Where more is needed after all, it is unpacked then.
 func (r *Runner) Expect(roots []*llb.Vertex, pack Pack) {
-	r.pack, r.inFiles = pack, map[llb.Digest]bool{}
+	r.pack, r.inFiles, r.selections = pack, map[llb.Digest]bool{}, map[llb.Digest][]string{}
 	unpacked := map[string]bool{}
 	seen := map[llb.Digest]bool{}
 	queue := slices.Clone(roots)
@@ -242,6 +242,7 @@ func (r *Runner) Expect(roots []*llb.Vertex, pack Pack) {
 		}
 		seen[v.Digest()] = true
 		queue = append(queue, v.Inputs()...)
+		r.selects(v)
 		for i, in := range v.Inputs() {
 			// What a step runs in, mounts, or copies from has to be there in full.
 			_, runs := v.Op().(llb.Exec)
@@ -255,6 +256,30 @@ func (r *Runner) Expect(roots []*llb.Vertex, pack Pack) {
 		}
 	}
 	r.unpacked = unpacked
+}
+
+// selects notes what a vertex uses of contexts.
+func (r *Runner) selects(v *llb.Vertex) {
+	note := func(input int, path string) {
+		in := v.Inputs()[input]
+		if _, local := in.Op().(llb.Local); local {
+			r.selections[in.Digest()] = append(r.selections[in.Digest()], path)
+		}
+	}
+	switch op := v.Op().(type) {
+	case llb.Copy:
+		for _, s := range op.Sources {
+			if s.Inline == nil {
+				note(s.Input, s.Path)
+			}
+		}
+	case llb.Exec:
+		for _, m := range op.Mounts {
+			if m.Input > 0 {
+				note(m.Input, m.Source)
+			}
+		}
+	}
 }
 
 // looksInside reports whether an op opens files of the root that it changes.

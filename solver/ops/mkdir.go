@@ -24,7 +24,7 @@ func (r *Runner) planMkdir(ctx context.Context, v *llb.Vertex, op llb.Mkdir, in 
 		return solver.Step{}, err
 	}
 	uid, gid, err := passwd.Owner(opener(tree, "/etc/passwd"), opener(tree, "/etc/group"), op.User)
-	if _, missing := errors.AsType[*passwd.NotFoundError](err); missing {
+	if _, missing := errors.AsType[*passwd.NotFoundError](err); missing && in[0] != nil {
 		r.warn(fmt.Sprintf("USER %s: %v; a directory that WORKDIR makes belongs to %d:%d, as with docker build", op.User, err, uid, gid))
 	} else if err != nil {
 		return solver.Step{}, err

@@ -85,7 +85,9 @@ type Runner struct {
 
 	unpacked map[string]bool     // by digest, the images that are unpacked in any case; nil: all
 	inFiles  map[llb.Digest]bool // the vertices whose files something needs
-	pack     Pack                // nil: every layer has files
+	// selections are what the steps of the build use of contexts: sources of COPY and ADD and of mounts.
+	selections map[llb.Digest][]string
+	pack       Pack // nil: every layer has files
 
 	mu      sync.Mutex
 	sources map[string]source         // of layers of images, by id
