@@ -305,7 +305,9 @@ func (b *builder) setDirectory(s *stage, p llb.Platform) {
 		return
 	}
 	op := llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/"}}, Dest: "/"}
-	s.root = b.graph.Add(op, b.meta(s, "[context "+s.context.name+"] FROM "+s.context.name, s.src.Location), s.root, s.local)
+	meta := b.meta(s, "[context "+s.context.name+"] FROM "+s.context.name, s.src.Location)
+	meta.NoCache = s.noCache // times of files have no part in a key, and are those of the directory now
+	s.root = b.graph.Add(op, meta, s.root, s.local)
 	s.localRoot = s.root
 	s.commit("FROM "+s.context.name+" # buildkit", s.root)
 }

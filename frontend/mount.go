@@ -27,6 +27,9 @@ func (b *builder) mounts(s *stage, c *instructions.RunCommand, sources []*stage,
 			agents++
 		case instructions.MountTypeTmpfs:
 			out.Size = m.SizeLimit
+			if path.Clean("/"+m.Source) != "/" {
+				err = fmt.Errorf("--mount=type=tmpfs: there is no source %q in an empty file system", m.Source)
+			}
 		case instructions.MountTypeCache:
 			b.cacheMount(&out, m)
 		}

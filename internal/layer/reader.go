@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"fmt"
 	"io"
+	"path"
 )
 
 // Limit bounds what one archive may hold: a few bytes of an archive can stand for as many files and bytes as they like.
@@ -24,6 +25,10 @@ func (e *LimitError) Error() string { return e.Msg }
 
 // Reader reads the entries of a tar that may come from anybody.
 type Reader struct {
+	// Rooted takes names that lead above the top by ".." as they would be in a chroot: there the top is above itself. Without it they
+	// are errors.
+	Rooted bool
+
 	stream  io.Reader
 	tar     *tar.Reader
 	limit   Limit
@@ -72,6 +77,12 @@ func (r *Reader) Next() (Entry, error) {
 		}
 		if r.entries++; r.entries > r.limit.Entries {
 			return Entry{}, &LimitError{fmt.Sprintf("the archive has more than the %d entries that are allowed; archive.maxEntries in kiln.toml allows more", r.limit.Entries)}
+		}
+		if r.Rooted {
+			h.Name = path.Clean("/" + h.Name)
+			if h.Typeflag == tar.TypeLink {
+				h.Linkname = path.Clean("/" + h.Linkname)
+			}
 		}
 		e, ok, err := FromHeader(h)
 		if err != nil {

@@ -2,16 +2,20 @@ package ops
 
 import (
 	"bufio"
+	"cmp"
 	"compress/bzip2"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/xi2/xz"
@@ -40,6 +44,7 @@ func openArchive(r io.Reader, limit layer.Limit) (archive *layer.Reader, ok bool
 		plain = z
 	}
 	archive = layer.NewReader(plain, limit)
+	archive.Rooted = true
 	err := archive.Begin()
 	return archive, err == nil || unreadable(err)
 }
@@ -110,8 +115,8 @@ func (c *copying) unpack(archive *layer.Reader, dest string) error {
 		}
 		e, err := archive.Next()
 		if err == io.EOF {
-			// A checksum at the end tells of damage; what is no part of the compressed file is none.
-			if err := archive.Rest(); err != nil && !errors.Is(err, gzip.ErrHeader) {
+			// A checksum at the end tells of damage. What follows the archive is no part of it, nor is what is missing there.
+			if err := archive.Rest(); damaged(err) {
 				return err
 			}
 			return nil
@@ -129,13 +134,52 @@ func (c *copying) unpack(archive *layer.Reader, dest string) error {
 	}
 }
 
-// member puts one entry of an archive below dest. Its directories are followed where they are symbolic links, inside the
-// root; what it replaces is not.
+// damaged reports whether an error at the end of an archive is that of a checksum, or says that it is too large.
+func damaged(err error) bool {
+	if _, ok := errors.AsType[*layer.LimitError](err); ok {
+		return true
+	}
+	if e, ok := errors.AsType[bzip2.StructuralError](err); ok {
+		return strings.HasSuffix(string(e), "checksum mismatch")
+	}
+	return errors.Is(err, gzip.ErrChecksum) || errors.Is(err, zstd.ErrCRCMismatch) || errors.Is(err, xz.ErrData)
+}
+
+// directory returns the physical path of the directory of a member, below dest. Symbolic links on the way are followed as in a
+// chroot there; one that leads to nothing is an error, as the directory cannot be made through it. Others that are missing are taken as they are written.
+func (c *copying) directory(dest, member string) (string, error) {
+	lookup := func(p string) (layer.Entry, bool, error) { return c.b.Lookup(join(dest, p)) }
+	at := ""
+	parts := components(layer.Parent(member))
+	for i, part := range parts {
+		next, e, err := snapshot.Resolve(lookup, join(at, part), true)
+		if err != nil {
+			return "", err
+		}
+		if e == nil {
+			if link, ok, err := lookup(join(at, part)); err != nil || ok {
+				return "", cmp.Or(err, error(&layer.HeaderError{Name: member, Msg: fmt.Sprintf("is below the symbolic link /%s to %q, which is not there", join(dest, join(at, part)), layer.Clip(link.Link))}))
+			}
+			return join(dest, join(at, strings.Join(parts[i:], "/"))), nil
+		}
+		at = next
+	}
+	return join(dest, at), nil
+}
+
+// The times that an archive's members can have, as Docker takes them; others are the first.
+var firstTime, lastTime = time.Unix(0, 0), time.Unix(0, math.MaxInt64)
+
+// member puts one entry of an archive below dest. Its directories are followed where they are symbolic links, inside dest; what it
+// replaces is not.
 func (c *copying) member(e layer.Entry, body io.Reader, dest string) error {
 	name := e.Name()
-	dir, _, err := c.b.Resolve(join(dest, layer.Parent(e.Path)), true)
+	dir, err := c.directory(dest, e.Path)
 	if err != nil {
 		return err
+	}
+	if e.ModTime.Before(firstTime) || e.ModTime.After(lastTime) {
+		e.ModTime = firstTime
 	}
 	e.Path = join(dir, name)
 	if c.owner != nil {
@@ -144,7 +188,7 @@ func (c *copying) member(e layer.Entry, body io.Reader, dest string) error {
 	if e.Type != layer.Hardlink {
 		return c.b.Put(e, body)
 	}
-	linkDir, _, err := c.b.Resolve(join(dest, layer.Parent(e.Link)), true)
+	linkDir, err := c.directory(dest, e.Link)
 	if err != nil {
 		return err
 	}

@@ -371,7 +371,8 @@ func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string, only bool) 
 		top = c.newDir(dest)
 		top.Path = dest
 	}
-	// The directory that is copied into gets the source's time, if anything comes into it, and keeps its own attributes.
+	// The directory that is copied into gets the source's time, if anything comes into it or it is in the layer anyway, and keeps its own
+	// attributes.
 	top.ModTime, top.Clock = src.ModTime, src.Clock
 	changed := dest == ""
 	change := func() error {
@@ -386,12 +387,19 @@ func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string, only bool) 
 			return err
 		}
 	}
-	return c.below(tree, src.Path, func(e *layer.Entry) error {
+	err = c.below(tree, src.Path, func(e *layer.Entry) error {
 		if err := change(); err != nil {
 			return err
 		}
 		return c.nested(tree, *e, join(dest, strings.TrimPrefix(e.Path[len(src.Path):], "/")))
 	})
+	if err != nil || changed {
+		return err
+	}
+	if own, err := c.b.Own(dest); err != nil || !own {
+		return err
+	}
+	return change()
 }
 
 // put copies selected entries of one tree, parents first, to the physical paths that to gives for theirs.
