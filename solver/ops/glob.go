@@ -153,8 +153,10 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 	if err != nil {
 		return err
 	}
-	if err := c.b.Mkdirs(dest, c.newDir); err != nil {
-		return err
+	if len(bases) > 0 {
+		if err := c.b.Mkdirs(dest, c.newDir); err != nil {
+			return err
+		}
 	}
 	for _, base := range bases {
 		c.links = map[string]string{}
