@@ -254,7 +254,9 @@ func TestDamagedFiles(t *testing.T) {
 
 func damagedFile(t *testing.T, p *project, what, file, kind string, all []string, want string) {
 	out, err := p.command("check").CombinedOutput()
-	if kind == "removed" && !bytes.Contains(out, []byte(file)) {
+	if file == "index.json" && kind == "flipped" {
+		// Nothing vouches for it: what it says now is another name, or a digest that no blob has.
+	} else if kind == "removed" && !bytes.Contains(out, []byte(file)) {
 		// Nothing says that a record, a note or a cache file was there.
 		if strings.HasPrefix(file, "layers/") && strings.Contains(file, "/fs/") || strings.HasPrefix(file, "blobs/") && err == nil && strings.Contains(string(mustIndex(t, p)), filepath.Base(file)) {
 			t.Errorf("%s: kiln check does not say so: %v\n%s", what, err, out)
