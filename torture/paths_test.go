@@ -37,7 +37,7 @@ func TestHostilePaths(t *testing.T) {
 		{name: "copy through a link to the root", dockerfile: "FROM scratch\nCOPY rVSLASHsecret /\n", links: map[string]string{"r": "/"}, says: "not"},
 		{name: "copy through proc", dockerfile: "FROM scratch\nCOPY p/1/root/etc /\n", links: map[string]string{"p": "/proc"}, says: "p/1"},
 		{name: "copy of all with links", dockerfile: "FROM scratch\nCOPY . /\n", links: map[string]string{"leak": "V/secret", "d": "V"}, want: []string{"leak->V/secret", "d->V"}},
-		{name: "copy with a wildcard through a link", dockerfile: "FROM scratch\nCOPY d/* /\n", links: map[string]string{"d": "V"}, want: []string{"!secret"}},
+		{name: "copy with a wildcard through a link", dockerfile: "FROM scratch\nCOPY d/* /\n", links: map[string]string{"d": "V"}, says: "not found"},
 		{name: "source up", dockerfile: "FROM scratch\nCOPY ../../../../../../..V/secret /\n", says: "not"},
 		{name: "destination up", dockerfile: "FROM scratch\nCOPY a ../../../../../../..V/a\n", files: map[string]string{"a": "x"}},
 		{name: "a name that deletes", dockerfile: "FROM scratch\nCOPY . /\n", files: map[string]string{".wh.foo": ""}, says: ".wh.foo"},
