@@ -153,7 +153,7 @@ func FuzzGlob(f *testing.F) {
 			f.Fatal(err)
 		}
 	}
-	for _, pattern := range []string{"*", "*/*", "a*/*.txt", "?", "[a-b]*", `\**`, `a/\[x]`, "a//b/*", "./*/../a*", "[^a]", "[]", "a[", `q\\`, "**", "*/b/c*", `[\]-a]`, "[a/b]", `\./*`} {
+	for _, pattern := range []string{"*", "*/*", "a*/*.txt", "?", "[a-b]*", `\**`, `a/\[x]`, "a//b/*", "./*/../a*", "[^a]", "[]", "a[", `q\\`, "**", "*/b/c*", `[\]-a]`, "[a/b]", `\./*`, "a[ -0]b"} {
 		f.Add(pattern)
 	}
 	tree, err := localdir.Open(dir, nil, filepath.Join(f.TempDir(), "id"), f.TempDir())
@@ -188,7 +188,9 @@ func FuzzGlob(f *testing.F) {
 		}
 		var want []string
 		for _, name := range all {
-			if ok, err := path.Match(clean, name); err == nil && ok {
+			// A range of characters with the slash in it takes one in path.Match: that is nobody's intention.
+			deep := strings.Count(name, "/") == strings.Count(clean, "/")
+			if ok, err := path.Match(clean, name); err == nil && ok && deep {
 				want = append(want, name)
 			}
 		}
