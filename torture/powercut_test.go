@@ -100,6 +100,19 @@ func TestPowerCut(t *testing.T) {
 				t.Fatalf("round %d: unmount: %v", i, err)
 			}
 		}
+		// Whoever was making a mount namespace just then has it still, and it is not the disk as it was that would be mounted again.
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			out, err := exec.Command("losetup", "-j", disk).Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(out) == 0 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("round %d: the disk is in use: %s", i, out)
+			}
+		}
 		mount()
 
 		out := filepath.Join(dir, "out.tar")
