@@ -32,7 +32,7 @@ type cgroups struct {
 	note error
 	// guarded says that a device controller guards the processes in them.
 	guarded bool
-	// earlier is what was counted for runs before this one.
+	// earlier is what was counted until killed was called last: for runs before this one.
 	earlier counts
 }
 
@@ -73,7 +73,6 @@ func (p *Pool) get(guard bool) *cgroups {
 }
 
 func (p *Pool) put(guard bool, c *cgroups) {
-	c.earlier = c.counts()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.idle == nil {
@@ -593,10 +592,11 @@ func (c *cgroups) counts() (n counts) {
 	return n
 }
 
-// killed returns what was counted for this run.
+// killed returns what was counted for this run, once.
 func (c *cgroups) killed() (memory, pids int64) {
-	n := c.counts()
-	return n.memory - c.earlier.memory, n.pids - c.earlier.pids
+	n, was := c.counts(), c.earlier
+	c.earlier = n
+	return n.memory - was.memory, n.pids - was.pids
 }
 
 // count returns a number of a file with a name and a number in each line; 0 if it is not there.
