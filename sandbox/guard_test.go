@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -9,8 +8,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/kilnbuild/kiln/internal/mount"
 )
 
 // TestDeviceGuards holds both forms of the rules, that of version 1 and that of version 2, against the same commands, as far as the
@@ -71,19 +68,7 @@ func TestGivenDevice(t *testing.T) {
 	if err := unix.Mknod(node, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 3))); err != nil {
 		t.Fatal(err)
 	}
-	give := func(s *Spec) {
-		host, err := os.OpenFile(node, unix.O_PATH, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer host.Close()
-		f, err := mount.Clone(host, false)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { f.Close() })
-		s.Devices = []Mount{{Source: f, Target: "/given"}}
-	}
+	give := func(s *Spec) { s.Devices = []Mount{{Source: cloned(t, node, false), Target: "/given"}} }
 	im.expect(t, `mknod /other c 10 4; for f in /given /other; do dd if=$f count=0 2>&1 | grep -o "No such device\|not permitted"; done`,
 		"No such device\nnot permitted\n", give)
 }

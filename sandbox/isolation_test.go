@@ -119,19 +119,7 @@ func TestMounts(t *testing.T) {
 		os.Symlink("../../../../../../real", im.lower+"/up")); err != nil {
 		t.Fatal(err)
 	}
-	source := func(name string) *os.File {
-		f, err := os.Open(dir + "/" + name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		m, err := mount.Clone(f, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { m.Close() })
-		return m
-	}
+	source := func(name string) *os.File { return cloned(t, dir+"/"+name, true) }
 	tmpfs := func() *os.File {
 		f, err := mount.Tmpfs(0, 0o755, 0, 0)
 		if err != nil {
@@ -304,16 +292,7 @@ func TestStubSwapped(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tmp.Close()
-	file, err := os.Open("/bin/busybox")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	m, err := mount.Clone(file, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
+	m := cloned(t, "/bin/busybox", false)
 	_, _, err = im.sh(t, "mv /a /elsewhere; ln -s "+victim+" /a", with(Mount{tmp, "/a/b/c"}, Mount{m, "/a/b/f"}))
 	if err != nil {
 		t.Error(err)
@@ -359,20 +338,10 @@ func probe(t *testing.T, im image, test string, change ...func(*Spec)) {
 	// Under the race detector it is not static.
 	var libraries []Mount
 	for _, dir := range []string{"/lib", "/lib64", "/usr/lib"} {
-		f, err := os.Open(dir)
-		if errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		m, err := mount.Clone(f, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer m.Close()
-		libraries = append(libraries, Mount{m, dir})
+		libraries = append(libraries, Mount{cloned(t, dir, true), dir})
 	}
 	change = append(change, with(libraries...), args("probe", "-test.run="+test), func(s *Spec) { s.Env = append(s.Env, "SANDBOX_TEST_PROBE=1") })
 	out, st, err := im.sh(t, "", change...)

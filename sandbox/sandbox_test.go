@@ -162,6 +162,22 @@ func (im image) changed(t testing.TB) string {
 	return strings.Join(list, " ")
 }
 
+// cloned returns a clone of what is mounted at a path.
+func cloned(t *testing.T, path string, recursive bool) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(path, unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	m, err := mount.Clone(f, recursive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	return m
+}
+
 func user(u passwd.User) func(*Spec)  { return func(s *Spec) { s.User = u } }
 func network(n Network) func(*Spec)   { return func(s *Spec) { s.Network = n } }
 func insecure(s *Spec)                { s.Insecure = true }
