@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -32,6 +31,7 @@ type Builder struct {
 	// stream, where not nil, takes the entries as they come: see Stream. held are directories that it has not got yet.
 	stream func(*layer.Entry) error
 	held   []*dirNode
+	passed layer.Entry // the last one that was no directory: one place for all of them
 }
 
 // dirNode is a directory of the layer, by its physical path.
@@ -50,6 +50,9 @@ type dirNode struct {
 // set puts an entry in the layer, whose parent directory is there, in the place of that of the same path and type.
 func (b *Builder) set(e *layer.Entry, alone bool) error {
 	if e.Type != layer.Dir {
+		if b.stream != nil {
+			return b.pass(e)
+		}
 		return b.setLeaf(&leaf{Entry: *e})
 	}
 	n := &dirNode{Entry: *e, alone: alone}
@@ -72,9 +75,6 @@ func (b *Builder) set(e *layer.Entry, alone bool) error {
 }
 
 func (b *Builder) setLeaf(e *leaf) error {
-	if b.stream != nil {
-		return b.pass(&e.Entry)
-	}
 	e.in = b.number(e.Path)
 	return b.leaves.put(e)
 }
@@ -87,8 +87,11 @@ func (b *Builder) number(path string) int {
 	return 0
 }
 
-// leaf returns the layer's own entry of a path if that is no directory.
+// leaf returns the layer's own entry of a path if that is no directory. A stream keeps none.
 func (b *Builder) leaf(p string) (leaf, bool, error) {
+	if b.stream != nil {
+		return leaf{}, false, nil
+	}
 	e, ok, err := b.leaves.get(p)
 	return e, ok && b.live(&e), err
 }
@@ -147,6 +150,7 @@ func (b *Builder) Over(s *Store, id string) { b.disk.over = s.newOver(id) }
 // Stream makes the builder pass its entries on to f, in the order of layer.Compare, instead of keeping them: nothing is kept
 // but the directories. From then on entries must be put in that order, each path once, but for a directory, which may be put
 // again before anything is put below it. What was put before may only be directories. Entries is not for such a builder, and Finish passes on what is left.
+// What f keeps of an entry it must copy.
 func (b *Builder) Stream(f func(*layer.Entry) error) {
 	b.stream = f
 	b.held = append(b.held, b.order...)
@@ -166,7 +170,8 @@ func (b *Builder) pass(e *layer.Entry) error {
 	if e == nil {
 		return nil
 	}
-	return b.stream(e)
+	b.passed = *e
+	return b.stream(&b.passed)
 }
 
 // Close frees the builder's descriptors.
@@ -290,6 +295,9 @@ func last(rest []string) bool {
 // Mkdirs makes the directory at a physical path, and its missing parents, each with what made gives for its path. Those
 // that exist are left as they are; a path where something else is, is an error.
 func (b *Builder) Mkdirs(p string, made func(path string) layer.Entry) error {
+	if b.dirs[p] != nil {
+		return nil
+	}
 	e, ok, err := b.Lookup(p)
 	if err != nil {
 		return err
@@ -374,29 +382,34 @@ func (b *Builder) Put(e layer.Entry, body io.Reader) error {
 	if err := b.Mkdirs(layer.Parent(e.Path), b.implied); err != nil {
 		return err
 	}
-	old, ok, err := b.Lookup(e.Path)
-	if err != nil {
-		return err
-	}
-	if ok && old.Type == layer.Dir && e.Type == layer.Dir {
-		if err := b.copyUp(e.Path); err != nil {
+	if e.Type == layer.Dir {
+		if old, ok, err := b.Lookup(e.Path); err != nil {
 			return err
+		} else if ok && old.Type == layer.Dir {
+			return b.putDir(&e)
 		}
-		alone := false
-		if mine := b.dirs[e.Path]; mine != nil {
-			e.Opaque, alone = mine.Opaque, mine.alone
-		}
-		if b.disk != nil {
-			if err := b.disk.setDir(&e); err != nil {
-				return err
-			}
-		}
-		return b.set(&e, alone)
 	}
 	if err := b.replace(&e); err != nil {
 		return err
 	}
 	return b.add(&e, body)
+}
+
+// putDir gives the directory that is at e's path the attributes of e.
+func (b *Builder) putDir(e *layer.Entry) error {
+	if err := b.copyUp(e.Path); err != nil {
+		return err
+	}
+	alone := false
+	if mine := b.dirs[e.Path]; mine != nil {
+		e.Opaque, alone = mine.Opaque, mine.alone
+	}
+	if b.disk != nil {
+		if err := b.disk.setDir(e); err != nil {
+			return err
+		}
+	}
+	return b.set(e, alone)
 }
 
 // replace makes room for an entry, and makes a directory opaque that must not show what was in a lower one.
@@ -578,6 +591,9 @@ func (b *Builder) Entries(f func(*layer.Entry) error) error {
 // badName says what is wrong with a path that a layer cannot hold; "" if nothing is.
 func badName(p string) string {
 	for c := range strings.SplitSeq(p, "/") {
+		if p != "" && (c == "" || c == "." || c == "..") {
+			return "the path is not clean"
+		}
 		if strings.HasPrefix(c, ".wh.") {
 			return "a file whose name begins with .wh. cannot be kept in an image: the layer format takes it for a deletion"
 		}
@@ -587,9 +603,6 @@ func badName(p string) string {
 	}
 	if strings.IndexByte(p, 0) >= 0 {
 		return "the name has a NUL byte"
-	}
-	if p != "" && path.Clean(p) != p {
-		return "the path is not clean"
 	}
 	return ""
 }

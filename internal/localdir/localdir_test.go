@@ -142,6 +142,14 @@ func TestEveryEditIsSeen(t *testing.T) {
 	}
 }
 
+// kept returns the cache of the context's digests when it has been read.
+func (p *place) kept() *statCache {
+	c := openStatCache(p.cache, p.tmp)
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c
+}
+
 // settle makes everything in the context old, by the only means that there is: time. The tests that need it do so together.
 func settle() { time.Sleep(settled + 100*time.Millisecond) }
 
@@ -156,7 +164,7 @@ func TestStatCache(t *testing.T) {
 	// A build that takes long: what it read was too young then, and is not trusted because it is old by now.
 	settle()
 	p.close(slow)
-	if n := openStatCache(p.cache, p.tmp).count(); n != 0 {
+	if n := p.kept().count(); n != 0 {
 		t.Fatalf("%d digests were kept of files that had just been written when they were read", n)
 	}
 	p.write("young", "1")
@@ -164,7 +172,7 @@ func TestStatCache(t *testing.T) {
 	d := p.open()
 	want := digests(t, d)
 	p.close(d)
-	c := openStatCache(p.cache, p.tmp)
+	c := p.kept()
 	if c.count() != 50 {
 		t.Fatalf("%d digests were kept, want those of the 50 files that are old", c.count())
 	}
@@ -219,7 +227,7 @@ func TestStatCache(t *testing.T) {
 			if err := os.WriteFile(p.cache, data, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if n := openStatCache(p.cache, p.tmp).count(); n != 0 {
+			if n := p.kept().count(); n != 0 {
 				t.Errorf("%s: %d digests are believed", what, n)
 			}
 		}
@@ -238,7 +246,7 @@ func TestStatCache(t *testing.T) {
 			}
 		}
 		p.close(d)
-		if n := openStatCache(p.cache, p.tmp).count(); n == 0 {
+		if n := p.kept().count(); n == 0 {
 			t.Error("the damaged cache was not made again")
 		}
 	})

@@ -87,9 +87,14 @@ type learnt struct {
 
 func openStatCache(path, tmp string) *statCache {
 	c := &statCache{path: path, tmp: tmp, fresh: map[stamp]learnt{}, room: most}
-	if c.open() == nil {
-		lease.Used(path, nil)
-	}
+	// Looking whether the file is whole takes a while, in which nobody needs it mostly. Who does waits for the lock.
+	c.mu.Lock()
+	go func() {
+		defer c.mu.Unlock()
+		if c.open() == nil {
+			lease.Used(path, nil)
+		}
+	}()
 	return c
 }
 

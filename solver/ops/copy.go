@@ -212,8 +212,12 @@ func (c *copying) build(p *snapshot.Pending) (sum layer.Summary, err error) {
 // all copies the sources and emits the layer's entries.
 func (c *copying) all() error {
 	c.archives, c.copied = nil, nil
-	for _, src := range c.op.Sources {
-		if err := c.source(src); err != nil {
+	matches, err := c.find()
+	if err != nil {
+		return err
+	}
+	for i, src := range c.op.Sources {
+		if err := c.source(src, matches[i]); err != nil {
 			return err
 		}
 	}
@@ -223,17 +227,55 @@ func (c *copying) all() error {
 	return c.b.Entries(c.emit)
 }
 
-func (c *copying) source(src llb.CopySource) error {
+// selected is a path that a source selects, and what is there.
+type selected struct {
+	name     string // as the source has it
+	physical string
+	entry    *layer.Entry // nil: nothing is there
+}
+
+// find returns what each source selects. Files whose digests are not known yet are read for them, several at a time.
+func (c *copying) find() ([][]selected, error) {
+	all := make([][]selected, len(c.op.Sources))
+	files := make([][]*layer.Entry, len(c.trees))
+	for i, src := range c.op.Sources {
+		if src.Inline != nil || c.op.Parents {
+			continue
+		}
+		tree := c.trees[src.Input]
+		names, err := glob(tree, src.Path)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			m := selected{name: name}
+			if m.physical, m.entry, err = snapshot.Resolve(tree.Lookup, name, true); err != nil {
+				return nil, err
+			}
+			all[i] = append(all[i], m)
+			if m.entry != nil && m.entry.Type == layer.File {
+				files[src.Input] = append(files[src.Input], m.entry)
+			}
+		}
+	}
+	for i, list := range files {
+		if len(list) == 0 {
+			continue
+		}
+		if err := c.trees[i].Sum(c.ctx, list); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+func (c *copying) source(src llb.CopySource, matches []selected) error {
 	if src.Inline != nil {
 		return c.inline(src.Inline)
 	}
 	tree := c.trees[src.Input]
 	if c.op.Parents {
 		return c.parents(tree, src)
-	}
-	matches, err := glob(tree, src.Path)
-	if err != nil {
-		return err
 	}
 	if len(matches) == 0 {
 		literal, _ := split(src.Path)
@@ -249,16 +291,13 @@ func (c *copying) source(src llb.CopySource) error {
 }
 
 // match copies one path that a source selects; only says that there is nothing else to copy.
-func (c *copying) match(tree layer.Tree, name string, src llb.CopySource, only bool) error {
-	physical, e, err := snapshot.Resolve(tree.Lookup, name, true)
-	if err != nil {
-		return err
-	}
+func (c *copying) match(tree layer.Tree, m selected, src llb.CopySource, only bool) error {
+	e := m.entry
 	if e == nil {
 		if src.AllowMissing {
 			return nil
 		}
-		return notFound(tree, name, physical)
+		return notFound(tree, m.name, m.physical)
 	}
 	if src.Unpack && e.Type == layer.File {
 		ok, err := c.archive(tree, e)
@@ -273,7 +312,7 @@ func (c *copying) match(tree layer.Tree, name string, src llb.CopySource, only b
 	if e.Type == layer.Dir {
 		return c.dir(tree, *e, dest, only)
 	}
-	target, err := c.target(dest, path.Base("/"+name))
+	target, err := c.target(dest, path.Base("/"+m.name))
 	if err != nil {
 		return err
 	}
@@ -455,9 +494,11 @@ func (c *copying) leaf(tree layer.Tree, src layer.Entry, target string) error {
 	var body io.Reader
 	if src.Type == layer.File {
 		if src.Digest == (layer.Digest{}) {
-			if err := tree.Sum(c.ctx, []*layer.Entry{&src}); err != nil {
+			read := src // src itself need not be on the heap
+			if err := tree.Sum(c.ctx, []*layer.Entry{&read}); err != nil {
 				return err
 			}
+			src = read
 		}
 		if c.from != nil {
 			if c.streaming {

@@ -65,8 +65,8 @@ func (c *copying) tar(w io.Writer, add func(*layer.Entry) error) error {
 			if err := add(e); err != nil {
 				return err
 			}
-			from := c.from[e.Path]
-			if !yield(e, func(w io.Writer) error { return from.write(c.ctx, w, e) }) {
+			from, kept := c.from[e.Path], *e // several entries are read ahead
+			if !yield(&kept, func(w io.Writer) error { return from.write(c.ctx, w, &kept) }) {
 				return errStopped
 			}
 			return nil
