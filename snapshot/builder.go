@@ -389,8 +389,10 @@ func (b *Builder) Put(e layer.Entry, body io.Reader) error {
 			return b.putDir(&e)
 		}
 	}
-	if err := b.replace(&e); err != nil {
-		return err
+	if e.Type == layer.Dir || b.stream == nil { // to a stream nothing else comes twice
+		if err := b.replace(&e); err != nil {
+			return err
+		}
 	}
 	return b.add(&e, body)
 }

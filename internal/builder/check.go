@@ -108,18 +108,18 @@ func (c *checker) report(path, problem, effect string, mend func() error) error 
 	return nil
 }
 
-// The names that may be in each directory. What is in tmp and locks comes and goes.
-var (
-	rootName   = regexp.MustCompile(`^(blobs|index\.json|oci-layout|layers|entries|records|context|mounts|compressed|git|http|locks|tmp|gc|ids)$`)
-	hash64     = regexp.MustCompile(`^[0-9a-f]{64}$`)
-	hash32     = regexp.MustCompile(`^[0-9a-f]{32}$`)
-	lockedHash = regexp.MustCompile(`^[0-9a-f]{32}(\.lock)?$`)
-	mountName  = regexp.MustCompile(`^[0-9a-f]{64}(-[0-9]+)?$`)
-	prefixName = regexp.MustCompile(`^([0-9a-f]{2}|seals|steps)$`)
-	recordName = regexp.MustCompile(`^[0-9a-f]{64}((\.failed)?\.log)?$`)
-	noteName   = regexp.MustCompile(`^[0-9a-f]{64}\.[a-z0-9.-]+$`)
-	layerName  = regexp.MustCompile(`^(fs|manifest|unsynced|packed|over|bare|blob\.[a-z0-9.-]+)$`)
-	shaName    = regexp.MustCompile(`^sha256$`)
+// The names that may be in each directory, as regular expressions; "" is for any name. What is in tmp and locks comes and goes.
+const (
+	rootName   = `^(blobs|index\.json|oci-layout|layers|entries|records|context|mounts|compressed|git|http|locks|tmp|gc|ids)$`
+	hash64     = `^[0-9a-f]{64}$`
+	hash32     = `^[0-9a-f]{32}$`
+	lockedHash = `^[0-9a-f]{32}(\.lock)?$`
+	mountName  = `^[0-9a-f]{64}(-[0-9]+)?$`
+	prefixName = `^([0-9a-f]{2}|seals|steps)$`
+	recordName = `^[0-9a-f]{64}((\.failed)?\.log)?$`
+	noteName   = `^[0-9a-f]{64}\.[a-z0-9.-]+$`
+	layerName  = `^(fs|manifest|unsynced|packed|over|bare|blob\.[a-z0-9.-]+)$`
+	shaName    = `^sha256$`
 )
 
 // foreign is what becomes of a file that kiln did not make.
@@ -130,12 +130,9 @@ func (c *checker) places(ctx context.Context, _ *progress.Task) error {
 	if err := c.names(".", rootName); err != nil {
 		return err
 	}
-	for _, dir := range []struct {
-		path string
-		name *regexp.Regexp
-	}{
+	for _, dir := range []struct{ path, name string }{
 		{"blobs", shaName}, {"blobs/sha256", hash64}, {"layers", hash64}, {"entries", hash64}, {"records", prefixName}, {"records/seals", hash32},
-		{"records/steps", hash64}, {"context", hash32}, {"mounts", mountName}, {"compressed", noteName}, {"git", lockedHash}, {"http", hash32}, {"locks", nil}, {"tmp", nil},
+		{"records/steps", hash64}, {"context", hash32}, {"mounts", mountName}, {"compressed", noteName}, {"git", lockedHash}, {"http", hash32}, {"locks", ""}, {"tmp", ""},
 	} {
 		if err := c.names(dir.path, dir.name); err != nil {
 			return err
@@ -148,8 +145,8 @@ func (c *checker) places(ctx context.Context, _ *progress.Task) error {
 	return err
 }
 
-// names looks at one directory; nil is for any name.
-func (c *checker) names(dir string, allowed *regexp.Regexp) error {
+// names looks at one directory, in which there may be names that match the expression allowed.
+func (c *checker) names(dir, allowed string) error {
 	path := filepath.Join(c.root, dir)
 	var st unix.Stat_t
 	err := unix.Lstat(path, &st)
@@ -171,15 +168,16 @@ func (c *checker) names(dir string, allowed *regexp.Regexp) error {
 			return err
 		}
 	}
-	if allowed == nil {
+	if allowed == "" {
 		return nil
 	}
 	entries, err := os.ReadDir(path)
 	if err != nil {
 		return err
 	}
+	expected := regexp.MustCompile(allowed)
 	for _, e := range entries {
-		if !allowed.MatchString(e.Name()) {
+		if !expected.MatchString(e.Name()) {
 			if err := c.report(filepath.Join(dir, e.Name()), "does not belong here", foreign, nil); err != nil {
 				return err
 			}
@@ -445,10 +443,11 @@ func (c *checker) layer(ctx context.Context, id string, bytes *atomic.Int64) err
 	if err != nil {
 		return err
 	}
+	expected := regexp.MustCompile(layerName)
 	for _, n := range notes {
 		path := filepath.Join(dir, n.Name())
 		switch {
-		case !layerName.MatchString(n.Name()):
+		case !expected.MatchString(n.Name()):
 			err = c.report(c.rel(path), "does not belong here", foreign, nil)
 		case strings.HasPrefix(n.Name(), "blob."):
 			err = c.note(path)
