@@ -148,10 +148,9 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	return nil
 }
 
-// copyDest returns an absolute destination; a slash at its end says that it is a directory.
+// copyDest returns an absolute destination; a slash at its end says that it is a directory. With BuildKit ".." at its end says nothing.
 func copyDest(s *stage, dest string) string {
-	isDir := dest == "" || dest == "." || strings.HasSuffix(dest, "/") || strings.HasSuffix(dest, "/.") ||
-		dest == ".." || strings.HasSuffix(dest, "/..")
+	isDir := dest == "" || dest == "." || strings.HasSuffix(dest, "/") || strings.HasSuffix(dest, "/.")
 	if !path.IsAbs(dest) {
 		dest = path.Join(s.cwd(), dest)
 	}

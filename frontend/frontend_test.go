@@ -334,7 +334,7 @@ func TestPaths(t *testing.T) {
 	s.config.WorkingDir = "/w/x/"
 	for dest, want := range map[string]string{
 		"": "/w/x/", ".": "/w/x/", "./": "/w/x/", "a": "/w/x/a", "a/": "/w/x/a/", "/": "/", "/a/.": "/a/", "/a/..": "/", "../b": "/w/b",
-		"..": "/w/", "//a//b": "/a/b",
+		"..": "/w", "//a//b": "/a/b",
 	} {
 		if got := copyDest(s, dest); got != want {
 			t.Errorf("copyDest(%q) = %q, want %q", dest, got, want)
