@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,7 +37,9 @@ func (b *Blobs) files(a *Assembled, ar Archive) ([]file, error) {
 	}
 	for _, name := range ar.Names {
 		d := desc
-		d.Annotations = map[string]string{"io.containerd.image.name": name, ocispec.AnnotationRefName: tagOf(name)}
+		d.Annotations = map[string]string{}
+		maps.Copy(d.Annotations, desc.Annotations)
+		d.Annotations["io.containerd.image.name"], d.Annotations[ocispec.AnnotationRefName] = name, tagOf(name)
 		index.Manifests = append(index.Manifests, d)
 	}
 	var out []file

@@ -22,13 +22,16 @@ type Image struct {
 	Config dockerspec.DockerOCIImage
 	// Layers are the lowest first.
 	Layers []Layer
+	// Platform is the one that the image was made for, as "linux/arm64".
+	Platform string
 }
 
 // Form is how an image is written down.
 type Form struct {
 	Compression Compression
-	// Docker uses Docker's media types instead of OCI's.
-	Docker bool
+	// Docker uses Docker's media types instead of OCI's, which have no annotations.
+	Docker      bool
+	Annotations []Annotation
 }
 
 // Assembled is an image, or an index of several, whose manifests and configs are in the store.
@@ -61,7 +64,7 @@ func (b *Blobs) Assemble(ctx context.Context, images []Image, f Form) (*Assemble
 		a.Desc = a.Manifests[0].Desc
 		return a, nil
 	}
-	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Annotations: on(f.Annotations, OnIndex, "")}
 	if f.Docker {
 		index.MediaType = dockerIndex
 	}
@@ -69,6 +72,7 @@ func (b *Blobs) Assemble(ctx context.Context, images []Image, f Form) (*Assemble
 		index.Manifests = append(index.Manifests, m.Desc)
 	}
 	desc, err := b.putJSON(index.MediaType, index)
+	desc.Annotations = on(f.Annotations, OnIndexDescriptor, "")
 	a.Desc = desc
 	return a, err
 }
@@ -88,7 +92,8 @@ func (b *Blobs) manifest(ctx context.Context, img Image, f Form) (*Manifest, err
 	}
 	config := img.Config
 	config.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
-	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Layers: []ocispec.Descriptor{}}
+	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Layers: []ocispec.Descriptor{},
+		Annotations: on(f.Annotations, OnManifest, img.Platform)}
 	configType := ocispec.MediaTypeImageConfig
 	if f.Docker {
 		m.MediaType, configType = dockerManifest, dockerConfig
@@ -111,6 +116,7 @@ func (b *Blobs) manifest(ctx context.Context, img Image, f Form) (*Manifest, err
 	if err != nil {
 		return nil, err
 	}
+	desc.Annotations = on(f.Annotations, OnManifestDescriptor, img.Platform)
 	desc.Platform = &ocispec.Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant, OSVersion: config.OSVersion}
 	return &Manifest{Desc: desc, Manifest: m, Layers: img.Layers}, nil
 }

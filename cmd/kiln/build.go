@@ -26,6 +26,7 @@ type buildFlags struct {
 	pull          bool
 	platforms     []string
 	labels        []string
+	annotations   []string
 	outputs       []string
 	push          bool
 	load          bool
@@ -89,6 +90,7 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.BoolVar(&f.pull, "pull", false, "ask the registry for newer base images")
 	flags.StringArrayVar(&f.platforms, "platform", nil, "what to build for, as os/arch[/variant],… (default $DOCKER_DEFAULT_PLATFORM, else this machine)")
 	flags.StringArrayVar(&f.labels, "label", nil, "label of the image, as KEY=VALUE")
+	flags.StringArrayVar(&f.annotations, "annotation", nil, "annotation of the image, as [PART[[PLATFORM]],…:]KEY=VALUE; PART is manifest, index, manifest-descriptor or index-descriptor")
 	flags.StringArrayVarP(&f.outputs, "output", "o", nil, "what to make, as type=TYPE[,dest=PATH][,KEY=VALUE…], a directory, or - for a tar")
 	flags.BoolVar(&f.push, "push", false, "push the image: --output=type=registry")
 	flags.BoolVar(&f.load, "load", false, "load the image: --output=type=docker")
@@ -166,6 +168,13 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 	}
 	if o.Labels, err = parseLabels(f.labels); err != nil {
 		return o, err
+	}
+	for _, v := range f.annotations {
+		parsed, err := builder.ParseAnnotation(v)
+		if err != nil {
+			return o, usageErrorf("--annotation %q: %w", v, err)
+		}
+		o.Annotations = append(o.Annotations, parsed...)
 	}
 	if o.Outputs, err = parseOutputs(f.outputs, f.push, f.load); err != nil {
 		return o, err

@@ -22,7 +22,6 @@ type unsupported struct {
 }
 
 var unsupportedBuildFlags = []unsupported{
-	{name: "annotation"},
 	{name: "attest", disable: true},
 	{name: "builder", nothing: []string{"default"}},
 	{name: "cache-from"},

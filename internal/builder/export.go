@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -41,8 +42,8 @@ func (b *Builder) outputs(o Options, names []string) ([]output, error) {
 	var out []output
 	for _, spec := range all {
 		plan := output{Output: spec, names: names}
-		for key, value := range spec.Attrs {
-			if err := plan.attribute(key, value); err != nil {
+		for _, key := range slices.Sorted(maps.Keys(spec.Attrs)) {
+			if err := plan.attribute(key, spec.Attrs[key]); err != nil {
 				return nil, err
 			}
 		}
@@ -54,6 +55,12 @@ func (b *Builder) outputs(o Options, names []string) ([]output, error) {
 		if plan.form.Compression, err = exporter.ParseCompression(kind, level); err != nil {
 			return nil, err
 		}
+		if plan.image() {
+			plan.form.Annotations = append(plan.form.Annotations, o.Annotations...)
+		}
+		if err := plan.checkAnnotations(o.Platforms); err != nil {
+			return nil, err
+		}
 		switch {
 		case plan.Type == OutputRegistry && len(plan.names) == 0:
 			return nil, errors.New("pushing needs a name: give one with -t")
@@ -62,8 +69,13 @@ func (b *Builder) outputs(o Options, names []string) ([]output, error) {
 		}
 		out = append(out, plan)
 	}
-	if o.IIDFile != "" && !slices.ContainsFunc(out, output.image) {
-		return nil, errors.New("--iidfile needs an output that is an image")
+	if !slices.ContainsFunc(out, output.image) {
+		switch {
+		case o.IIDFile != "":
+			return nil, errors.New("--iidfile needs an output that is an image")
+		case len(o.Annotations) > 0:
+			return nil, errors.New("--annotation needs an output that is an image")
+		}
 	}
 	return out, nil
 }
@@ -101,6 +113,9 @@ func (p *output) attribute(key, value string) error {
 		return nil // the type says so already
 	case "unpack", "store":
 		return nil // every image of the store is there in full, and unpacked when it is needed
+	}
+	if rest, ok := strings.CutPrefix(key, "annotation"); ok && p.image() {
+		return p.annotation(rest, value)
 	}
 	return fmt.Errorf("output %s: the key %s is not supported yet", p.Type, key)
 }
@@ -347,7 +362,7 @@ func (f *finished) files(ctx context.Context, out output) error {
 // image describes the result for one platform to the exporter.
 func (f *finished) image(ctx context.Context, i int) (exporter.Image, error) {
 	lowered, chain := f.lowered.Images[i], f.chains[i]
-	img := exporter.Image{Config: dockerspec.DockerOCIImage{Config: lowered.Config}}
+	img := exporter.Image{Config: dockerspec.DockerOCIImage{Config: lowered.Config}, Platform: lowered.Platform.String()}
 	img.Config.Architecture, img.Config.OS, img.Config.Variant = lowered.Platform.Architecture, lowered.Platform.OS, lowered.Platform.Variant
 	img.Config.OSVersion, img.Config.Author = lowered.Platform.OSVersion, lowered.Author
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
@@ -42,6 +43,8 @@ type Options struct {
 	Platforms []llb.Platform
 	// Labels are added to the image's.
 	Labels map[string]string
+	// Annotations are for every output that is an image, after those of its own.
+	Annotations []exporter.Annotation
 	// Outputs are what becomes of the result; empty to put it in the store alone.
 	Outputs []Output
 	// IIDFile is a file that the image's id is written to; "" for none.

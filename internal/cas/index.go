@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,7 +58,7 @@ func (s *Store) indexPath() string { return filepath.Join(s.root, ocispec.ImageI
 
 // Tag gives a manifest or index the name, which it takes from any other image that has it. The name is the full one; with
 // "" the image is listed without a name, unless it has one already. The blobs must be in the store; of desc the media type,
-// digest, size and platform are kept.
+// digest, size, platform and those annotations are kept that give no name.
 func (s *Store) Tag(name string, desc ocispec.Descriptor) error {
 	if name != "" && !validName(name) {
 		return fmt.Errorf("tag image: %q is no image name", name)
@@ -68,9 +69,12 @@ func (s *Store) Tag(name string, desc ocispec.Descriptor) error {
 	if !s.Has(desc) {
 		return fmt.Errorf("tag image %s: blob %s is not in the image store", name, desc.Digest)
 	}
-	entry := ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size, Platform: desc.Platform}
+	entry := ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size, Platform: desc.Platform, Annotations: map[string]string{}}
+	maps.Copy(entry.Annotations, desc.Annotations)
+	delete(entry.Annotations, ocispec.AnnotationRefName)
+	delete(entry.Annotations, NameAnnotation)
 	if name != "" {
-		entry.Annotations = map[string]string{ocispec.AnnotationRefName: name, NameAnnotation: name}
+		entry.Annotations[ocispec.AnnotationRefName], entry.Annotations[NameAnnotation] = name, name
 	}
 	return s.edit(func(entries []ocispec.Descriptor) []ocispec.Descriptor {
 		if name == "" && slices.ContainsFunc(entries, func(d ocispec.Descriptor) bool { return d.Digest == desc.Digest }) {

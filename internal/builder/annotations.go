@@ -1,0 +1,84 @@
+package builder
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// ParseAnnotation reads "[PART[[PLATFORM]],…:]KEY=VALUE", as --annotation takes it; without a part it is on the manifest.
+func ParseAnnotation(s string) ([]exporter.Annotation, error) {
+	where, value, ok := strings.Cut(s, "=")
+	if !ok {
+		return nil, errors.New("it is not KEY=VALUE")
+	}
+	on, key, ok := strings.Cut(where, ":")
+	if !ok {
+		on, key = string(exporter.OnManifest), where
+	}
+	var all []exporter.Annotation
+	for part := range strings.SplitSeq(on, ",") {
+		a, err := annotation(part, key, value)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
+func annotation(on, key, value string) (a exporter.Annotation, err error) {
+	a.Key, a.Value = key, value
+	if key == "" || strings.ContainsFunc(key, unicode.IsSpace) {
+		return a, fmt.Errorf("%q is no key of an annotation", key)
+	}
+	var platform string
+	if a.Part, platform, err = exporter.ParsePart(on); err != nil || platform == "" {
+		return a, err
+	}
+	p, err := llb.ParsePlatform(platform, HostPlatform())
+	a.Platform = p.String()
+	return a, err
+}
+
+// annotation reads what follows "annotation" in the key of an output: "[-PART][[PLATFORM]].KEY".
+func (p *output) annotation(rest, value string) error {
+	on, key, ok := strings.Cut(rest, ".")
+	switch {
+	case !ok:
+		return fmt.Errorf("output %s: annotation%s is not annotation[-PART][[PLATFORM]].KEY", p.Type, rest)
+	case strings.HasPrefix(on, "-"):
+		on = on[1:]
+	default:
+		on = string(exporter.OnManifest) + on
+	}
+	a, err := annotation(on, key, value)
+	if err != nil {
+		return fmt.Errorf("output %s: %w", p.Type, err)
+	}
+	p.form.Annotations = append(p.form.Annotations, a)
+	return nil
+}
+
+// checkAnnotations returns an error for an annotation of what the image is not going to have.
+func (p *output) checkAnnotations(platforms []llb.Platform) error {
+	if len(platforms) == 0 {
+		platforms = []llb.Platform{HostPlatform()}
+	}
+	for _, a := range p.form.Annotations {
+		switch {
+		case p.form.Docker:
+			return fmt.Errorf("output %s: oci-mediatypes=false, and Docker's media types have no annotations", p.Type)
+		case (a.Part == exporter.OnIndex || a.Part == exporter.OnIndexDescriptor) && len(platforms) < 2:
+			return fmt.Errorf("annotation %s: an image of one platform has no %s: annotate its manifest", a.Key, a.Part)
+		case a.Platform != "" && !slices.ContainsFunc(platforms, func(p llb.Platform) bool { return p.String() == a.Platform }):
+			return fmt.Errorf("annotation %s: the build is not for %s", a.Key, a.Platform)
+		}
+	}
+	return nil
+}
