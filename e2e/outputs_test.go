@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,6 +25,17 @@ func TestOutputs(t *testing.T) {
 	metadata := filepath.Join(out, "metadata.json")
 	pushed := p.build("--push", "--metadata-file", metadata)
 	checkMetadata(t, metadata, remoteDigest(t, name), pushed.id)
+	t.Run("by digest", func(t *testing.T) {
+		repository := registry + "/outputs/bydigest"
+		byDigest := filepath.Join(out, "bydigest.json")
+		p.build("--output", "type=image,name="+repository+",push-by-digest=true,name-canonical=true,push=true", "--metadata-file", byDigest)
+		digest := remoteDigest(t, name)
+		checkMetadata(t, byDigest, digest, pushed.id)
+		command(t, "skopeo", "inspect", "--tls-verify=false", "--raw", "docker://"+repository+"@"+digest)
+		if exec.Command("skopeo", "inspect", "--tls-verify=false", "--raw", "docker://"+repository+":latest").Run() == nil {
+			t.Error("what was pushed by its digest has a tag")
+		}
+	})
 	image := p.build(
 		"--output", "type=image",
 		"--output", "type=oci,dest="+out+"/oci.tar",

@@ -31,6 +31,8 @@ type output struct {
 	form  exporter.Form
 	names []string
 	dir   bool // OutputOCI: a directory instead of a tar
+	// byDigest is of OutputRegistry: the image gets no tag there.
+	byDigest bool
 }
 
 // outputs reads and checks what is to be done with the result, before anything is built.
@@ -64,6 +66,8 @@ func (b *Builder) outputs(o Options, names []string) ([]output, error) {
 		switch {
 		case plan.Type == OutputRegistry && len(plan.names) == 0:
 			return nil, errors.New("pushing needs a name: give one with -t")
+		case plan.byDigest && plan.Type != OutputRegistry:
+			return nil, fmt.Errorf("output %s: push-by-digest needs push=true", plan.Type)
 		case plan.Type == OutputDocker && len(o.Platforms) > 1:
 			return nil, errors.New("a tar for docker load holds one platform: give one --platform, or use type=oci")
 		}
@@ -111,6 +115,12 @@ func (p *output) attribute(key, value string) error {
 		return err
 	case "push":
 		return nil // the type says so already
+	case "push-by-digest":
+		return truth(&p.byDigest)
+	case "name-canonical":
+		if p.Type == OutputRegistry {
+			return nil // it is about names in the store, where what is pushed has none
+		}
 	case "unpack", "store":
 		return nil // every image of the store is there in full, and unpacked when it is needed
 	}
@@ -204,6 +214,11 @@ func (f *finished) write(ctx context.Context, out output, images []exporter.Imag
 	if err != nil {
 		return err
 	}
+	if out.byDigest {
+		if out.names, err = canonical(out.names, a.Desc.Digest); err != nil {
+			return err
+		}
+	}
 	res.desc, res.Digest, res.ImageID, res.Names = a.Desc, a.Desc.Digest.String(), a.Desc.Digest.String(), out.names
 	if len(a.Manifests) == 1 {
 		res.ImageID = a.Manifests[0].Manifest.Config.Digest.String()
@@ -225,6 +240,22 @@ func (f *finished) write(ctx context.Context, out output, images []exporter.Imag
 		return blobs.WriteOCI(ctx, os.Stdout, a, archive)
 	}
 	return exporter.WriteFile(out.Dest, func(w io.Writer) error { return blobs.WriteOCI(ctx, w, a, archive) })
+}
+
+// canonical returns names with the digest in place of the tag, each once.
+func canonical(names []string, d digest.Digest) ([]string, error) {
+	var out []string
+	for _, name := range names {
+		ref, err := registry.ParseReference(name)
+		if err != nil {
+			return nil, err
+		}
+		ref.Tag, ref.Digest = "", d
+		if name = ref.String(); !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	return out, nil
 }
 
 // tag gives an image of the store its names; one without any is listed all the same.
