@@ -31,6 +31,7 @@ type Builder struct {
 	// stream, where not nil, takes the entries as they come: see Stream. held are directories that it has not got yet.
 	stream func(*layer.Entry) error
 	held   []*dirNode
+	trim   bool
 	passed layer.Entry // the last one that was no directory: one place for all of them
 }
 
@@ -43,6 +44,8 @@ type dirNode struct {
 	below []*dirNode
 	// alone says that nothing that lies below the layer can be seen in it.
 	alone bool
+	// idle says that the layer is not to have it: see Trim.
+	idle bool
 	// gone says that the directory is not part of the layer any more.
 	gone bool
 }
@@ -156,22 +159,65 @@ func (b *Builder) Stream(f func(*layer.Entry) error) {
 	b.held = append(b.held, b.order...)
 }
 
+// Trim makes the builder leave out directories that are as they were below the layer, but for their times, and in which the layer has
+// nothing: as BuildKit does, which finds a layer by comparing what was below with what is there.
+func (b *Builder) Trim() { b.trim = true }
+
 // pass gives the stream the directories that are held back, and then e unless it is nil.
 func (b *Builder) pass(e *layer.Entry) error {
-	for _, n := range b.held {
-		if n.gone {
-			continue
-		}
-		if err := b.stream(&n.Entry); err != nil {
+	if len(b.held) > 0 {
+		if err := b.flush(e, b.stream); err != nil {
 			return err
 		}
 	}
-	b.held = b.held[:0]
 	if e == nil {
 		return nil
 	}
 	b.passed = *e
 	return b.stream(&b.passed)
+}
+
+// flush gives f the directories that are held back. follows is what comes after them; nil for nothing.
+func (b *Builder) flush(follows *layer.Entry, f func(*layer.Entry) error) error {
+	// What is in a directory comes right after it, so it is enough to look at what comes next.
+	next := ""
+	if follows != nil {
+		next = follows.Path
+	}
+	for _, n := range slices.Backward(b.held) {
+		if n.gone || !b.trim {
+			continue
+		}
+		if next == "" || !layer.Within(next, n.Path) {
+			same, err := b.same(n)
+			if err != nil {
+				return err
+			}
+			if n.idle = same; same {
+				continue
+			}
+		}
+		next = n.Path
+	}
+	for _, n := range b.held {
+		if n.gone || n.idle {
+			continue
+		}
+		if err := f(&n.Entry); err != nil {
+			return err
+		}
+	}
+	b.held = b.held[:0]
+	return nil
+}
+
+// same reports whether a directory is as it was below the layer, but for its time.
+func (b *Builder) same(n *dirNode) (bool, error) {
+	if b.parent == nil || n.alone || n.Opaque {
+		return false, nil
+	}
+	lower, ok, err := b.parent.Lookup(n.Path)
+	return ok && lower.Type == layer.Dir && lower.Mode == n.Mode && lower.UID == n.UID && lower.GID == n.GID && slices.Equal(lower.Xattrs, n.Xattrs), err
 }
 
 // Close frees the builder's descriptors.
@@ -569,10 +615,10 @@ func (b *Builder) Entries(f func(*layer.Entry) error) error {
 	first := map[int]string{}
 	err := b.leaves.sorted(b.live, func(e *leaf) error {
 		for len(dirs) > 0 && layer.Compare(dirs[0].Path, e.Path) < 0 {
-			if err := f(&dirs[0].Entry); err != nil {
-				return err
-			}
-			dirs = dirs[1:]
+			b.held, dirs = append(b.held, dirs[0]), dirs[1:]
+		}
+		if err := b.flush(&e.Entry, f); err != nil {
+			return err
 		}
 		if e.links != 0 {
 			if name, ok := first[e.links]; ok {
@@ -583,11 +629,11 @@ func (b *Builder) Entries(f func(*layer.Entry) error) error {
 		}
 		return f(&e.Entry)
 	})
-	for len(dirs) > 0 && err == nil {
-		err = f(&dirs[0].Entry)
-		dirs = dirs[1:]
+	if err != nil {
+		return err
 	}
-	return err
+	b.held = append(b.held, dirs...)
+	return b.flush(nil, f)
 }
 
 // badName says what is wrong with a path that a layer cannot hold; "" if nothing is.
@@ -609,7 +655,8 @@ func badName(p string) string {
 	return ""
 }
 
-// Finish passes on what a stream has not got yet, and sets what can only be set when everything is written.
+// Finish passes on what a stream has not got yet, and sets what can only be set when everything is written. If the builder is to Trim
+// and no stream, Entries goes before.
 func (b *Builder) Finish() error {
 	if b.stream != nil {
 		if err := b.pass(nil); err != nil {
@@ -626,7 +673,14 @@ func (b *Builder) Finish() error {
 		b.pending.over = o.id
 	}
 	for _, n := range b.order {
-		if !n.gone && b.disk.has(n.Path) {
+		if up := b.dirs[layer.Parent(n.Path)]; n.idle && !n.gone && (up == nil || !up.idle) && b.disk.has(n.Path) {
+			if err := b.disk.remove(n.Path); err != nil {
+				return err
+			}
+		}
+	}
+	for _, n := range b.order {
+		if !n.gone && !n.idle && b.disk.has(n.Path) {
 			if err := b.disk.times(&n.Entry); err != nil {
 				return err
 			}

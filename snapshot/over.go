@@ -194,6 +194,12 @@ func (o *over) finish(d *disk, dirs []*dirNode) error {
 		if _, missing := o.dirs[n.Path]; !missing || n.gone {
 			continue
 		}
+		if n.idle {
+			if o.under.Find(n.Path) >= 0 {
+				return ErrNotOver
+			}
+			continue
+		}
 		if i := o.under.Find(n.Path); i < 0 || !o.under.Same(i, &n.Entry) {
 			if err := o.makeDir(d, n.Path); err != nil {
 				return err

@@ -84,7 +84,7 @@ func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
 	}
 	err = c.b.Mkdirs(dest, func(path string) layer.Entry {
 		e := c.newDir(path)
-		e.Mode = 0o755 // --chmod is not for archives
+		e.Mode = 0o755 | e.Mode&setGID // --chmod is not for archives
 		return e
 	})
 	if err != nil {

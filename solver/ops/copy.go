@@ -183,6 +183,7 @@ func (c *copying) write(last string) (*snapshot.Pending, layer.Summary, error) {
 // build puts everything into a builder and returns the summary of the layer. With p it writes it there, with its manifest.
 func (c *copying) build(p *snapshot.Pending) (sum layer.Summary, err error) {
 	c.b = c.store.NewBuilder(c.trees[0], p, c.now.time)
+	c.b.Trim()
 	defer c.b.Close()
 	digests := layer.NewDigester()
 	c.emit, c.streaming = digests.Add, false
@@ -221,10 +222,12 @@ func (c *copying) all() error {
 			return err
 		}
 	}
-	if err := c.b.Finish(); err != nil || c.streaming {
-		return err
+	if !c.streaming {
+		if err := c.b.Entries(c.emit); err != nil {
+			return err
+		}
 	}
-	return c.b.Entries(c.emit)
+	return c.b.Finish()
 }
 
 // selected is a path that a source selects, and what is there.
@@ -350,11 +353,12 @@ func (c *copying) target(dest, base string) (string, error) {
 }
 
 // newDir is what a directory is like that only the destination names.
-func (c *copying) newDir(string) layer.Entry {
+func (c *copying) newDir(path string) layer.Entry {
 	e := layer.Entry{Type: layer.Dir, Mode: 0o755, ModTime: c.now.time, Clock: c.now.clock}
 	if c.octal {
 		e.Mode = c.mode(&e) & 0o777 // the other bits are for what is copied
 	}
+	passOn(c.b, path, &e)
 	if c.owner != nil {
 		e.UID, e.GID = c.owner.uid, c.owner.gid
 	}
@@ -410,35 +414,16 @@ func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string, only bool) 
 		top = c.newDir(dest)
 		top.Path = dest
 	}
-	// The directory that is copied into gets the source's time, if anything comes into it or it is in the layer anyway, and keeps its own
-	// attributes.
-	top.ModTime, top.Clock = src.ModTime, src.Clock
-	changed := dest == ""
-	change := func() error {
-		if changed {
-			return nil
-		}
-		changed = true
-		return c.b.Put(top, nil)
-	}
-	if !ok {
-		if err := change(); err != nil {
+	if dest != "" {
+		// The directory that is copied into gets the source's time, and keeps its own attributes.
+		top.ModTime, top.Clock = src.ModTime, src.Clock
+		if err := c.b.Put(top, nil); err != nil {
 			return err
 		}
 	}
-	err = c.below(tree, src.Path, func(e *layer.Entry) error {
-		if err := change(); err != nil {
-			return err
-		}
+	return c.below(tree, src.Path, func(e *layer.Entry) error {
 		return c.nested(tree, *e, join(dest, strings.TrimPrefix(e.Path[len(src.Path):], "/")))
 	})
-	if err != nil || changed {
-		return err
-	}
-	if own, err := c.b.Own(dest); err != nil || !own {
-		return err
-	}
-	return change()
 }
 
 // put copies selected entries of one tree, parents first, to the physical paths that to gives for theirs.

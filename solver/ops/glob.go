@@ -231,11 +231,7 @@ func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *la
 	if err := tree.Sum(c.ctx, selected); err != nil {
 		return 0, err
 	}
-	own, err := c.b.Own(dest)
-	if err != nil {
-		return 0, err
-	}
-	if pivot != nil && (len(selected) > 0 || own) && dest != "" {
+	if pivot != nil && dest != "" {
 		// The destination takes the place of the directory before the "/./", of which it gets the time.
 		top, ok, err := c.b.Lookup(dest)
 		if err != nil {

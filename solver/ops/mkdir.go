@@ -46,9 +46,10 @@ func (r *Runner) planMkdir(ctx context.Context, v *llb.Vertex, op llb.Mkdir, in 
 			return commit(b)
 		}
 		err = b.Mkdirs(dir, func(path string) layer.Entry {
-			e := layer.Entry{Mode: 0o755, UID: uid, GID: gid, ModTime: now.time, Clock: now.clock}
-			if parent, ok, _ := b.Lookup(layer.Parent(path)); ok {
-				e.Mode |= parent.Mode & 0o2000 // mkdir(2) passes the set-group-ID bit on
+			e := layer.Entry{Mode: 0o755, ModTime: now.time, Clock: now.clock}
+			passOn(b, path, &e)
+			if op.User != "" {
+				e.UID, e.GID = uid, gid
 			}
 			return e
 		})
@@ -80,6 +81,17 @@ func (r *Runner) planMkdir(ctx context.Context, v *llb.Vertex, op llb.Mkdir, in 
 			return committed(c), err
 		},
 	}, nil
+}
+
+// setGID is S_ISGID of inode(7).
+const setGID = 0o2000
+
+// passOn gives a directory that is to be made at path what mkdir(2) passes on to it: in one with the set-group-ID bit that bit and the group.
+func passOn(b *snapshot.Builder, path string, e *layer.Entry) {
+	if parent, ok, _ := b.Lookup(layer.Parent(path)); ok && parent.Mode&setGID != 0 {
+		e.Mode |= setGID
+		e.GID = parent.GID
+	}
 }
 
 // moment is the time that new directories get.

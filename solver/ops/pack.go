@@ -56,6 +56,7 @@ func (r *Runner) packLayer(ctx context.Context, c *copying, planned layer.Summar
 // tar writes the layer's tar to w and gives its entries to add.
 func (c *copying) tar(w io.Writer, add func(*layer.Entry) error) error {
 	c.b = c.store.NewBuilder(c.trees[0], nil, c.now.time)
+	c.b.Trim()
 	defer c.b.Close()
 	c.writing, c.streaming, c.from = false, false, map[string]origin{}
 	defer func() { c.from = nil }()
