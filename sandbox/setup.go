@@ -177,11 +177,7 @@ func (r *run) processPlan(p parts) (*plan, error) {
 
 	env := s.Env
 	if !hasName(env, "HOME") {
-		home := s.User.Home
-		if home == "" {
-			home = "/"
-		}
-		env = append(append([]string(nil), env...), "HOME="+home)
+		env = append(append([]string(nil), env...), "HOME="+s.User.Home)
 	}
 	paths := candidates(s.Args[0], env)
 	for _, name := range paths {

@@ -463,7 +463,12 @@ func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 		}
 	}
 	if up == nil {
-		return o, nil
+		if len(o.Lower) > 0 {
+			return o, nil
+		}
+		nothing, err := os.MkdirTemp(s.tmp, "nothing-")
+		o.Lower = []string{nothing}
+		return o, errors.Join(err, os.Chmod(nothing, 0o755))
 	}
 	work, err := up.WorkDir()
 	if err != nil {

@@ -27,7 +27,7 @@ type User struct {
 	UID, GID uint32
 	// Groups is the complete supplementary group list for setgroups(2); GID is its first element.
 	Groups []uint32
-	// Home is the home directory of the passwd entry, "" if there is no entry or it names none.
+	// Home is the home directory of the passwd entry, which may be "", and "/" if there is no entry.
 	Home string
 }
 
@@ -93,10 +93,11 @@ func Lookup(passwd, group Opener, spec string) (User, error) {
 		if entry = findName(users, name); entry == nil {
 			return User{}, &NotFoundError{Kind: "user", Name: name}
 		}
-		if u.UID, err = id("user", entry[2], MaxID); err != nil {
+		if u.UID, err = field("user", entry[2], MaxID); err != nil {
 			return User{}, err
 		}
 	}
+	u.Home = "/"
 	if entry != nil {
 		u.Home = entry[5]
 	}
@@ -112,7 +113,7 @@ func Lookup(passwd, group Opener, spec string) (User, error) {
 		u.Groups = []uint32{0}
 		return u, nil
 	}
-	if u.GID, err = id("group", entry[3], MaxID); err != nil {
+	if u.GID, err = field("group", entry[3], MaxID); err != nil {
 		return User{}, err
 	}
 	u.Groups = []uint32{u.GID}
@@ -120,7 +121,7 @@ func Lookup(passwd, group Opener, spec string) (User, error) {
 		if !slices.Contains(strings.Split(g[3], ","), entry[0]) {
 			continue
 		}
-		gid, err := id("group", g[2], MaxID)
+		gid, err := field("group", g[2], MaxID)
 		if err != nil {
 			return User{}, err
 		}
@@ -152,10 +153,10 @@ func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
 		if entry := findName(users, name); entry == nil {
 			missing = &NotFoundError{Kind: "user", Name: name}
 		} else {
-			if uid, err = id("user", entry[2], maxOwner); err != nil {
+			if uid, err = field("user", entry[2], maxOwner); err != nil {
 				return 0, 0, err
 			}
-			if gid, err = id("group", entry[3], maxOwner); err != nil {
+			if gid, err = field("group", entry[3], maxOwner); err != nil {
 				return 0, 0, err
 			}
 		}
@@ -175,7 +176,7 @@ func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
 	if entry == nil {
 		return uid, gid, cmp.Or[error](missing, &NotFoundError{Kind: "group", Name: groupName})
 	}
-	given, err = id("group", entry[2], maxOwner)
+	given, err = field("group", entry[2], maxOwner)
 	return uid, given, cmp.Or(err, missing)
 }
 
@@ -222,6 +223,14 @@ func id(kind, s string, limit uint64) (uint32, error) {
 	return uint32(n), nil
 }
 
+// field parses the id in a field of an entry. One that is no number is 0, as with Docker.
+func field(kind, s string, limit uint64) (uint32, error) {
+	if !digits(s) {
+		return 0, nil
+	}
+	return id(kind, s, limit)
+}
+
 func findName(entries [][]string, name string) []string {
 	for _, e := range entries {
 		if e[0] == name {
@@ -233,7 +242,7 @@ func findName(entries [][]string, name string) []string {
 
 func findID(entries [][]string, want uint32) []string {
 	for _, e := range entries {
-		if n, err := strconv.ParseUint(e[2], 10, 32); err == nil && uint32(n) == want {
+		if n, err := field("", e[2], 1<<32-1); err == nil && n == want {
 			return e
 		}
 	}
@@ -248,11 +257,11 @@ func findGroup(groups [][]string, name string) (uint32, error) {
 	if g == nil {
 		return 0, &NotFoundError{Kind: "group", Name: name}
 	}
-	return id("group", g[2], MaxID)
+	return field("group", g[2], MaxID)
 }
 
-// read returns the entries of a file, each with n fields; what is missing at an entry's end is "". Lines that have no id
-// field or no name are left out, see passwd(5) and group(5).
+// read returns the entries of a file, each with n fields; what is missing at an entry's end is "". As with Docker every line
+// that is not blank is an entry, comments and names alone too.
 func read(open Opener, name string, n int) ([][]string, error) {
 	f, err := open()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -272,13 +281,10 @@ func read(open Opener, name string, n int) ([][]string, error) {
 	var entries [][]string
 	for line := range strings.Lines(string(text)) {
 		line = strings.TrimSpace(line)
-		if line == "" || line[0] == '#' || line[0] == ':' {
+		if line == "" {
 			continue
 		}
 		fields := strings.Split(line, ":")
-		if len(fields) < 3 {
-			continue
-		}
 		for len(fields) < n {
 			fields = append(fields, "")
 		}

@@ -9,12 +9,12 @@ import (
 	"testing"
 )
 
-const users = `# a comment
-root:x:0:0:root:/root:/bin/sh
+const users = `root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/bin/false
 www-data:x:33:33:www-data:/var/www:/bin/false
 1000:x:0:0:a name that looks like a number:/:/bin/sh
 
+# a comment
 short:x:7
 app:x:1500:1501::/home/app:/bin/sh
 big:x:4294967296:0::/:/bin/sh
@@ -31,6 +31,7 @@ users:x:100:app,other
 dup:x:1501:app
 www-data:x:33:
 huge:x:2147483648:
+x
 `
 
 func text(s string) Opener {
@@ -55,17 +56,29 @@ func TestLookup(t *testing.T) {
 		{"daemon:", User{1, 1, []uint32{1, 4}, "/usr/sbin"}},
 		{"daemon:mail", User{1, 8, []uint32{8}, "/usr/sbin"}},
 		{"www-data:33", User{33, 33, []uint32{33}, "/var/www"}},
-		{"2000:3000", User{2000, 3000, []uint32{3000}, ""}},
-		{"2000", User{2000, 0, []uint32{0}, ""}},
+		{"2000:3000", User{2000, 3000, []uint32{3000}, "/"}},
+		{"2000", User{2000, 0, []uint32{0}, "/"}},
 		{":mail", User{0, 8, []uint32{8}, "/root"}},
-		{"1000", User{1000, 0, []uint32{0}, ""}},
+		{"1000", User{1000, 0, []uint32{0}, "/"}},
 		{"app", User{1500, 1501, []uint32{1501, 4, 100}, "/home/app"}},
-		{"2147483647", User{MaxID, 0, []uint32{0}, ""}},
+		{"2147483647", User{MaxID, 0, []uint32{0}, "/"}},
+		// Fields that are missing or no numbers are 0.
+		{"bad", User{0, 0, []uint32{0}, "/"}},
+		{"short", User{7, 0, []uint32{0}, ""}},
+		{"app:x", User{1500, 0, []uint32{0}, "/home/app"}},
 	} {
 		got, err := Lookup(text(users), text(groups), c.spec)
 		if err != nil || !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%q: %+v, %v; want %+v", c.spec, got, err, c.want)
 		}
+	}
+}
+
+// With Docker every line is an entry, so one that is nothing but a comment is a user with the number 0.
+func TestLookupComment(t *testing.T) {
+	want := User{0, 0, []uint32{0}, ""}
+	if got, err := Lookup(text("# users\nroot:x:0:0::/root:\n"), missing, ""); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
 }
 
@@ -76,7 +89,7 @@ func TestLookupErrors(t *testing.T) {
 		"ghost": &notFound, "daemon:ghosts": &notFound, "0:ghosts": &notFound, ":ghosts": &notFound,
 		"2147483648": &outOfRange, "4294967296": &outOfRange, "-1": &outOfRange,
 		"18446744073709551616": &outOfRange, "0:-1": &outOfRange, "0:4294967296": &outOfRange,
-		"big": &outOfRange, "bad": &outOfRange, "0:huge": &outOfRange, "short": &outOfRange,
+		"big": &outOfRange, "0:huge": &outOfRange,
 	} {
 		if u, err := Lookup(text(users), text(groups), spec); !errors.As(err, target) {
 			t.Errorf("%q: %+v, %v; want %T", spec, u, err, target)
@@ -86,9 +99,9 @@ func TestLookupErrors(t *testing.T) {
 
 func TestLookupWithoutFiles(t *testing.T) {
 	for spec, want := range map[string]User{
-		"":    {0, 0, []uint32{0}, ""},
-		"5:6": {5, 6, []uint32{6}, ""},
-		"5":   {5, 0, []uint32{0}, ""},
+		"":    {0, 0, []uint32{0}, "/"},
+		"5:6": {5, 6, []uint32{6}, "/"},
+		"5":   {5, 0, []uint32{0}, "/"},
 	} {
 		if got, err := Lookup(missing, missing, spec); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: %+v, %v; want %+v", spec, got, err, want)

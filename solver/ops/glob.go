@@ -56,27 +56,53 @@ func (c *copying) unmatched(tree layer.Tree, src llb.CopySource, literal string)
 	if e == nil {
 		return notFound(tree, literal, base)
 	}
-	if e.Type != layer.Dir {
-		return fmt.Errorf("%q is not a directory", "/"+literal)
-	}
 	if !c.local[src.Input] {
 		return nil
 	}
-	for _, other := range c.selections[src.Input] {
-		if other == src.Path {
-			continue
+	if used, err := c.uses(tree, src.Input, base, e); used || err != nil {
+		return err
+	}
+	return fmt.Errorf("%q: no file matches, and the build uses nothing else of /%s", src.Path, literal)
+}
+
+// uses reports whether BuildKit would have the entry e at a path of a context: if it is, is in or has in it something that a source of the
+// build selects. There "**" stands for any number of directories in each of them, and nothing is excluded.
+func (c *copying) uses(tree layer.Tree, input int, at string, e *layer.Entry) (bool, error) {
+	all := copying{ctx: c.ctx}
+	for _, selection := range c.selections[input] {
+		left := [][]string{components(selection)}
+		for _, name := range components(at) {
+			var next [][]string
+			for _, parts := range left {
+				taken, rest := step(parts, name)
+				if taken {
+					return true, nil
+				}
+				next = append(next, rest...)
+			}
+			left = next
 		}
-		matches, err := glob(tree, other)
+		for _, parts := range left {
+			if e.Type != layer.Dir {
+				break
+			}
+			var found []*layer.Entry
+			if err := all.walkParents(tree, at, at, parts, ignore.Info{}, &found); err != nil || len(found) > 0 {
+				return len(found) > 0, err
+			}
+		}
+		// A source may lead there by symbolic links.
+		matches, err := glob(tree, selection)
 		if err != nil {
 			continue // its own step says so
 		}
 		for _, m := range matches {
-			if at, found, err := snapshot.Resolve(tree.Lookup, m, true); err == nil && found != nil && (layer.Within(at, base) || layer.Within(base, at)) {
-				return nil
+			if to, found, err := snapshot.Resolve(tree.Lookup, m, true); err == nil && found != nil && (layer.Within(to, at) || layer.Within(at, to)) {
+				return true, nil
 			}
 		}
 	}
-	return fmt.Errorf("%q: no file matches, and the build uses nothing else of /%s", src.Path, literal)
+	return false, nil
 }
 
 // match returns what the pattern's components select below directories, in tree order for each directory.
@@ -153,27 +179,38 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 	if err != nil {
 		return err
 	}
-	if len(bases) > 0 {
-		if err := c.b.Mkdirs(dest, c.newDir); err != nil {
-			return err
-		}
-	}
 	for _, base := range bases {
 		c.links = map[string]string{}
 		physical, e, err := snapshot.Resolve(tree.Lookup, base, true)
 		if err != nil {
 			return err
 		}
-		if e == nil || e.Type != layer.Dir {
-			if !pivot || wild(before) {
+		if e == nil && wild(before) {
+			continue
+		}
+		if e == nil {
+			return notFound(tree, base, physical)
+		}
+		if wild(before) && c.local[src.Input] {
+			if used, err := c.uses(tree, src.Input, physical, e); err != nil {
+				return err
+			} else if !used {
 				continue
 			}
-			return notFound(tree, base, physical)
+		}
+		if e.Type != layer.Dir {
+			if err := c.noPivot(tree, src, base, dest, e); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := c.b.Mkdirs(dest, c.newDir); err != nil {
+			return err
 		}
 		if !pivot {
 			e = nil
 		}
-		n, err := c.pattern(tree, physical, after, dest, e)
+		n, err := c.pattern(tree, physical, after, dest, e, !wild(before))
 		if err != nil {
 			return err
 		}
@@ -184,6 +221,30 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 		}
 	}
 	return nil
+}
+
+// noPivot does what BuildKit does with base, which is before a "/./" and no directory but e: unless there are no wildcards, it is copied as
+// it is.
+func (c *copying) noPivot(tree layer.Tree, src llb.CopySource, base, dest string, e *layer.Entry) error {
+	if !wild(src.Path) {
+		return notFound(tree, base, e.Path)
+	}
+	if err := c.unmatched(tree, src, base); err != nil {
+		return err
+	}
+	if err := c.b.Mkdirs(layer.Parent(dest), c.newDir); err != nil {
+		return err
+	}
+	if strings.HasSuffix(c.op.Dest, "/") {
+		if err := c.b.Mkdirs(dest, c.newDir); err != nil {
+			return err
+		}
+	}
+	target, err := c.target(dest, path.Base("/"+base))
+	if err != nil {
+		return err
+	}
+	return c.leaf(tree, *e, target)
 }
 
 // cutPivot splits a source at its first "/./" that has something on both sides.
@@ -197,13 +258,12 @@ func cutPivot(p string) (before, after string, ok bool) {
 }
 
 // pattern copies what pattern selects below base, with its directories up to base, into dest, and returns how many entries that are. pivot
-// is base's entry if a "/./" named it.
-func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *layer.Entry) (int, error) {
+// is base's entry if a "/./" named it. required says that a pattern without wildcards has to select something.
+func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *layer.Entry, required bool) (int, error) {
 	parts := components(pattern)
-	literal := true
 	for i, p := range parts {
 		if wild(p) {
-			literal = false
+			required = false
 			if _, err := path.Match(p, ""); err != nil {
 				return 0, fmt.Errorf("the wildcard %q is malformed", pattern)
 			}
@@ -215,7 +275,7 @@ func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *la
 	if err := c.walkParents(tree, base, base, parts, ignore.Info{}, &selected); err != nil {
 		return 0, err
 	}
-	if len(selected) == 0 && literal {
+	if len(selected) == 0 && required {
 		name := join(base, strings.Join(parts, "/"))
 		_, ok, err := tree.Lookup(name)
 		if err != nil {
