@@ -208,11 +208,12 @@ func (c *copyReader) both(dir int, was *layer.Entry) error {
 	switch {
 	case e == nil: // a socket, which no layer can hold
 		return c.put(&layer.Entry{Path: was.Path, Type: layer.Whiteout})
-	case !isDir && st.Nlink == 1 && equal(e, was):
+	case !isDir && equal(e, was):
+		c.digesting.drop(e)
 		return nil
 	}
 	e.Opaque = isDir
-	return c.add(dir, e)
+	return c.add(dir, c.linked(e))
 }
 
 // equal reports whether a file of one name is what it was.

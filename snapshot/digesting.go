@@ -87,6 +87,9 @@ func (d *digesting) wait(e *layer.Entry) error {
 	return err
 }
 
+// drop forgets an entry that was waited for, and is not passed on.
+func (d *digesting) drop(e *layer.Entry) { delete(d.begun, e) }
+
 // emit passes the next entry on. An error of an earlier one is that of close.
 func (d *digesting) emit(e *layer.Entry) error {
 	if d.failed.Load() {

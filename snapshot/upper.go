@@ -19,15 +19,15 @@ const clockSlack = 20 * time.Millisecond
 
 // CommitChanges reads what a step left in a pending layer that was given to Mount for the root file system
 // below, and puts it into the store, or takes a layer of the same identity that is there already. Times between started and now are the
-// clock's. An overlay also copies directories up in which, in the end, nothing was changed but their own time: those are no changes, and
-// are taken away.
+// clock's. An overlay also copies files and directories up in which, in the end, nothing was changed, or of a directory nothing but its own
+// time: those are no changes, and are taken away.
 func (p *Pending) CommitChanges(ctx context.Context, below layer.Tree, started time.Time) (Committed, error) {
 	w, err := p.Manifest()
 	if err != nil {
 		return Committed{}, err
 	}
 	d := newDigesting(ctx, w.Add)
-	r := &upperReader{ctx: ctx, store: p.store, below: below, from: started.Add(-clockSlack), to: time.Now(), digesting: d, links: map[inode]string{}}
+	r := &upperReader{ctx: ctx, store: p.store, below: below, from: started.Add(-clockSlack), to: time.Now(), digesting: d, links: map[string]string{}}
 	err = r.all(p)
 	if failed := d.close(); failed != nil {
 		err = failed
@@ -102,16 +102,14 @@ func (r *upperReader) unchanged(e *layer.Entry) (bool, error) {
 	return old.Type == layer.Dir && old.Mode == e.Mode && old.UID == e.UID && old.GID == e.GID && slices.Equal(old.Xattrs, e.Xattrs), nil
 }
 
-type inode struct{ dev, ino uint64 }
-
 type upperReader struct {
 	ctx      context.Context
 	store    *Store
 	below    layer.Tree
 	from, to time.Time
-	// hidden says that nothing of below is seen in the directory that is read, since one above it is opaque.
+	// hidden says that nothing of below is seen in the directory that is read: it is opaque or new, or one above it is.
 	hidden    bool
-	links     map[inode]string
+	links     map[string]string // the first path of a file with several names, by LinkID
 	digesting *digesting
 	// held are directories, each in the one before, in which nothing was found yet: they may be no changes.
 	held []*layer.Entry
@@ -146,7 +144,46 @@ func (r *upperReader) name(dir int, name, p string) error {
 	if err != nil || e == nil {
 		return err
 	}
-	return r.add(dir, e)
+	if same, err := r.same(e); err != nil {
+		return err
+	} else if same {
+		return removeAt(dir, name)
+	}
+	return r.add(dir, r.linked(e))
+}
+
+// same reports whether an entry that is no directory is below as it is here.
+func (r *upperReader) same(e *layer.Entry) (bool, error) {
+	if r.hidden || e.Type == layer.Dir || e.Type == layer.Whiteout || e.Type == layer.Hardlink {
+		return false, nil
+	}
+	old, ok, err := r.below.Lookup(e.Path)
+	if err != nil || !ok || !like(e, &old) {
+		return false, err
+	}
+	if err := r.digesting.wait(e); err != nil || !equal(e, &old) {
+		return false, err
+	}
+	r.digesting.drop(e)
+	return true, nil
+}
+
+// like reports what equal does of what is known of a file that was not read.
+func like(e, was *layer.Entry) bool {
+	return e.Type == was.Type && e.Mode == was.Mode && e.UID == was.UID && e.GID == was.GID && e.ModTime.Equal(was.ModTime)
+}
+
+// linked returns an entry that is to be emitted, as a further name of a file if one of that was emitted before.
+func (r *upperReader) linked(e *layer.Entry) *layer.Entry {
+	if e.LinkID == "" || e.Type == layer.Hardlink {
+		return e
+	}
+	first, ok := r.links[e.LinkID]
+	if !ok {
+		r.links[e.LinkID] = e.Path
+		return e
+	}
+	return &layer.Entry{Path: e.Path, Type: layer.Hardlink, Link: first, Mode: e.Mode, UID: e.UID, GID: e.GID, ModTime: e.ModTime, Clock: e.Clock}
 }
 
 // add emits an entry, and what is below it.
@@ -155,7 +192,13 @@ func (r *upperReader) add(dir int, e *layer.Entry) error {
 		return r.put(e)
 	}
 	hidden := r.hidden
-	r.hidden = hidden || e.Opaque
+	if r.hidden = hidden || e.Opaque; !r.hidden {
+		old, ok, err := r.below.Lookup(e.Path)
+		if err != nil {
+			return err
+		}
+		r.hidden = !ok || old.Type != layer.Dir
+	}
 	same, err := r.directory(dir, e, r.dir)
 	r.hidden = hidden
 	if err != nil || !same {
@@ -231,12 +274,17 @@ func (r *upperReader) entry(dir int, name, p string) (*layer.Entry, error) {
 		return nil, nil // a tar has no sockets
 	}
 	if e.Type != layer.Dir && st.Nlink > 1 {
-		id := inode{st.Dev, st.Ino}
-		if first, ok := r.links[id]; ok {
-			e.Type, e.Link, e.Size = layer.Hardlink, first, 0
-			return e, nil
+		e.LinkID = fmt.Sprintf("%x:%x", st.Dev, st.Ino)
+		if first, ok := r.links[e.LinkID]; ok {
+			old, ok, err := r.below.Lookup(p)
+			if err != nil {
+				return nil, err
+			}
+			if !ok || !like(e, &old) {
+				e.Type, e.Link = layer.Hardlink, first
+				return e, nil
+			}
 		}
-		r.links[id] = p
 	}
 	switch e.Type {
 	case layer.Symlink, layer.Fifo:
