@@ -43,7 +43,7 @@ func (b *builder) setEpoch(df *parser.Dockerfile) error {
 		return nil
 	}
 	if n, err := strconv.ParseInt(value, 10, 64); err == nil {
-		b.epoch = &n
+		b.setEpochTo(n, given)
 		return nil
 	}
 	op, ok, err := b.epochSource(df, value, at)
@@ -60,14 +60,18 @@ func (b *builder) setEpoch(df *parser.Dockerfile) error {
 		b.unsetEpoch()
 		return nil
 	}
-	seconds := made.Unix()
+	b.setEpochTo(made.Unix(), given)
+	return nil
+}
+
+// setEpochTo sets the time, and the argument, which was given or has a default, to it as a plain number.
+func (b *builder) setEpochTo(seconds int64, given bool) {
 	b.epoch = &seconds
 	if text := strconv.FormatInt(seconds, 10); given {
 		b.buildArgs[epochArg] = text
 	} else {
 		b.global = b.global.with(epochArg, text)
 	}
-	return nil
 }
 
 func (b *builder) unsetEpoch() {

@@ -318,8 +318,10 @@ func (m *mounting) close() {
 	}
 }
 
+// add adds a mount, which takes the place of an earlier one at the same target, as with BuildKit: they may not fit on one another.
 func (m *mounting) add(f *os.File, target string) {
 	m.closers = append(m.closers, func() { f.Close() })
+	m.mounts = slices.DeleteFunc(m.mounts, func(other sandbox.Mount) bool { return other.Target == target })
 	m.mounts = append(m.mounts, sandbox.Mount{Source: f, Target: target})
 }
 
@@ -381,7 +383,7 @@ func (m *mounting) bind(spec llb.Mount) error {
 		return err
 	}
 	var up *snapshot.Pending
-	if !spec.ReadOnly || len(ids) == 0 {
+	if !spec.ReadOnly {
 		if up, err = m.r.Snapshots.New(); err != nil {
 			return err
 		}
