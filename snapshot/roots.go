@@ -45,7 +45,7 @@ func (s *Store) Mount(ctx context.Context, ids []string, up *Pending, idmap *mou
 		if err == nil {
 			return &Root{File: f}, nil
 		}
-		if _, refused := errors.AsType[*mount.Error](err); !refused || !s.doubt() {
+		if _, refused := errors.AsType[*mount.Error](err); !refused || errors.Is(err, unix.ENOSPC) || !s.doubt() {
 			return nil, err
 		}
 	}

@@ -142,6 +142,19 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// An overlay that the kernel mounts read-only, since there is no room for what it needs, is an error that says so.
+func TestFullOverlay(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "nr_inodes=4"); err != nil { // the root, and the three below
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, 0) })
+	o := Overlay{Lower: []string{layer(t, dir+"/lower"), t.TempDir()}, Upper: layer(t, dir+"/upper"), Work: layer(t, dir+"/work")}
+	if f, err := o.Mount(); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("Mount = %v, %v, want that no space is left", f, err)
+	}
+}
+
 func TestTmpfs(t *testing.T) {
 	f := must(t)(Tmpfs(1<<20, 0o1777, 3, 4))
 	var st unix.Stat_t

@@ -63,7 +63,7 @@ func (o Overlay) Mount() (*os.File, error) {
 		if o.IDMap != nil {
 			return nil, ErrNoIDMap
 		}
-		return o.mountString()
+		return o.written(o.mountString())
 	}
 	c, err := open("overlay")
 	if err != nil {
@@ -108,7 +108,25 @@ func (o Overlay) Mount() (*os.File, error) {
 		f, err = c.mount(attr)
 		return err
 	})
-	return f, err
+	return o.written(f, err)
+}
+
+// written refuses an overlay that is to be written to and cannot be: where the kernel cannot make what it needs in Work, as on a disk
+// that is full, it mounts it read-only and says so in its log alone.
+func (o Overlay) written(f *os.File, err error) (*os.File, error) {
+	if err != nil || o.Upper == "" {
+		return f, err
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Flags&unix.ST_RDONLY == 0 {
+		return f, nil
+	}
+	f.Close()
+	// A directory takes a block and an inode. What little is left may be there for root alone.
+	if st.Bavail < 16 || st.Files > 0 && st.Ffree == 0 {
+		return nil, &Error{FS: "overlay", Call: "make directories in " + o.Work, Err: unix.ENOSPC}
+	}
+	return nil, &Error{FS: "overlay", Call: "make directories in " + o.Work, Err: unix.EROFS}
 }
 
 // setDirs sets the options that are directories.
