@@ -58,6 +58,8 @@ type Store struct {
 	merging   sync.Mutex // a merged layer is being made
 	unpacking sync.Mutex // the files of a packed layer are being written
 
+	spreading spreading
+
 	removing chan struct{} // holds one for each removal that is under way
 
 	mu        sync.Mutex
@@ -74,7 +76,7 @@ type Store struct {
 // namespace that the process is in: in one that is not the first, overlay keeps its own attributes under "user." names
 // (kernel, Documentation/filesystems/overlayfs.rst), and a disk cannot hold all that a layer does.
 func Open(root, tmp string, ns userns.Namespace) (*Store, error) {
-	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*layerFiles{}, earlier: map[string]string{}, files: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, spreading: spreading{tmp: tmp, slow: slowInode}, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*layerFiles{}, earlier: map[string]string{}, files: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	if ns.Nested {
 		s.opaque = "user.overlay.opaque"
 	}
@@ -253,7 +255,7 @@ type Pending struct {
 
 // New begins a layer: an empty directory. Close must be called; after a Commit it does nothing.
 func (s *Store) New() (*Pending, error) {
-	dir, err := os.MkdirTemp(s.tmp, "layer-")
+	dir, err := s.spreading.dir("layer-")
 	if err != nil {
 		return nil, fmt.Errorf("begin a layer: %w", err)
 	}

@@ -67,7 +67,7 @@ func (r *upperReader) all(p *Pending) error {
 		return err
 	}
 	if p.copied == nil {
-		return r.dir(dir, "")
+		return r.restoring(dir, root, r.dir)
 	}
 	p.copied.root = root.ModTime
 	c := &copyReader{upperReader: r, copied: p.copied, next: 1}
@@ -111,6 +111,8 @@ type upperReader struct {
 	hidden    bool
 	links     map[string]string // the first path of a file with several names, by LinkID
 	digesting *digesting
+	// removed says that something was removed from the directory that is read, which changed its time.
+	removed bool
 	// held are directories, each in the one before, in which nothing was found yet: they may be no changes.
 	held []*layer.Entry
 }
@@ -147,9 +149,15 @@ func (r *upperReader) name(dir int, name, p string) error {
 	if same, err := r.same(e); err != nil {
 		return err
 	} else if same {
-		return removeAt(dir, name)
+		return r.remove(dir, name)
 	}
 	return r.add(dir, r.linked(e))
+}
+
+// remove takes from the layer's directory what is no change.
+func (r *upperReader) remove(dir int, name string) error {
+	r.removed = true
+	return removeAt(dir, name)
 }
 
 // same reports whether an entry that is no directory is below as it is here.
@@ -204,7 +212,7 @@ func (r *upperReader) add(dir int, e *layer.Entry) error {
 	if err != nil || !same {
 		return err
 	}
-	return removeAt(dir, e.Name())
+	return r.remove(dir, e.Name())
 }
 
 // directory emits a directory and what read finds in it. If that is nothing, and the directory is as it is below, it reports true and emits
@@ -216,9 +224,8 @@ func (r *upperReader) directory(dir int, e *layer.Entry, read func(dir *os.File,
 		return false, &os.PathError{Op: "open", Path: e.Path, Err: err}
 	}
 	sub := os.NewFile(uintptr(fd), e.Path)
-	err = read(sub, e.Path)
-	sub.Close()
-	if err != nil || len(r.held) == 0 {
+	defer sub.Close()
+	if err := r.restoring(sub, e, read); err != nil || len(r.held) == 0 {
 		return false, err
 	}
 	same, err = r.unchanged(e)
@@ -230,6 +237,18 @@ func (r *upperReader) directory(dir int, e *layer.Entry, read func(dir *os.File,
 		r.held = r.held[:len(r.held)-1]
 	}
 	return same, err
+}
+
+// restoring reads a directory, and gives it its time back if something was removed from it.
+func (r *upperReader) restoring(dir *os.File, e *layer.Entry, read func(dir *os.File, path string) error) error {
+	above := r.removed
+	r.removed = false
+	err := read(dir, e.Path)
+	if r.removed && err == nil {
+		err = setTime(int(dir.Fd()), "", e.ModTime)
+	}
+	r.removed = above
+	return err
 }
 
 // entry describes a name in a directory, or for the name "" the directory itself; nil for what no layer can hold.

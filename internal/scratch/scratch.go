@@ -32,7 +32,7 @@ func Open(tmp string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a temporary directory: %w", err)
 	}
-	spread(d.path)
+	Spread(d.path)
 	d.sweep()
 	return d, nil
 }
@@ -58,10 +58,10 @@ func create(tmp string) (*Dir, error) {
 // maxTries bounds how often other processes may be faster: each looks for dead ones when it begins and when it ends.
 const maxTries = 1000
 
-// spread asks ext4 to put each directory that is made in dir into a part of the disk of its own (chattr +T, ioctl_iflags(2)).
+// Spread asks ext4 to put each directory that is made in dir into a part of the disk of its own (chattr +T, ioctl_iflags(2)).
 // Without that all of them go where kiln's root is, and the search for a free inode in parts of the disk that are full costs
 // more than half a millisecond for every file. Other file systems have no such flag and no such cost.
-func spread(dir string) {
+func Spread(dir string) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return

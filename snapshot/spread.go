@@ -1,0 +1,120 @@
+package snapshot
+
+import (
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/scratch"
+	"golang.org/x/sys/unix"
+)
+
+// Where a tree was just removed, ext4 without a journal takes long to make files: before it takes a free inode it looks, for each
+// file, at all those of the group that were freed within the last minutes (recently_deleted in fs/ext4/ialloc.c), which is twenty
+// times the work of all else. And it puts a new tree just there, since scratch has it choose the group with the fewest directories.
+// So kiln looks how long a directory takes, and makes another if it is too long. One that is too slow stays in tmp as long as
+// the process, so that its group is not chosen again.
+
+// slowInode is the processor time from which on making a file is slow. It mostly takes some 10 µs.
+const slowInode = 60 * time.Microsecond
+
+// maxSlow is how many slow directories one process keeps at most, and slowName what their names begin with.
+const (
+	maxSlow  = 128
+	slowName = "slow-"
+)
+
+// spreading makes directories where files can be made quickly.
+type spreading struct {
+	tmp  string
+	slow time.Duration // slowInode
+	once sync.Once
+	mu   sync.Mutex
+	left int // how many directories may still turn out slow
+}
+
+// may reports whether there is any use in it.
+func (s *spreading) may() bool {
+	s.once.Do(func() {
+		var fs unix.Statfs_t
+		var st unix.Stat_t
+		if unix.Statfs(s.tmp, &fs) == nil && int64(fs.Type) == unix.EXT4_SUPER_MAGIC && unix.Stat(s.tmp, &st) == nil && st.Mode&unix.S_ISGID == 0 {
+			s.left = maxSlow
+		}
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.left > 0
+}
+
+// dir makes a directory in tmp, in which files can be made quickly if that is possible.
+func (s *spreading) dir(pattern string) (string, error) {
+	for {
+		name, err := os.MkdirTemp(s.tmp, pattern)
+		if err != nil || !s.may() || s.inodeTime(name) < s.slow {
+			return name, err
+		}
+		s.mu.Lock()
+		s.left--
+		s.mu.Unlock()
+		if err := os.Rename(name, filepath.Join(s.tmp, slowName+filepath.Base(name))); err != nil {
+			return "", err
+		}
+	}
+}
+
+// inodeTime returns the processor time that a file takes in a directory; 0 if that cannot be found out.
+func (s *spreading) inodeTime(dir string) time.Duration {
+	least := time.Duration(math.MaxInt64)
+	for range 2 {
+		took, err := processorTime(func() error {
+			fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+			if err == nil {
+				unix.Close(fd)
+			}
+			return err
+		})
+		if err != nil {
+			return 0
+		}
+		if least = min(least, took); least < s.slow {
+			break
+		}
+	}
+	return least
+}
+
+// processorTime returns how long a thread works on f.
+func processorTime(f func() error) (time.Duration, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var begun, ended unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &begun); err != nil {
+		return 0, f()
+	}
+	err := f()
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ended)
+	return time.Duration(ended.Nano() - begun.Nano()), err
+}
+
+// mkdir makes the directory name in dir.
+func (s *spreading) mkdir(dir int, name string, mode uint32) error {
+	took, err := processorTime(func() error { return unix.Mkdirat(dir, name, mode) })
+	if err != nil || took < s.slow || !s.may() {
+		return err
+	}
+	other, err := s.dir(slowName)
+	if err != nil {
+		return nil // a slow one is one, too
+	}
+	// The other takes its place, and is kept in that of the other. Those that come next in dir go to groups of their own at once.
+	if unix.Fchmodat(unix.AT_FDCWD, other, mode, 0) == nil {
+		_ = unix.Renameat2(unix.AT_FDCWD, other, dir, name, unix.RENAME_EXCHANGE)
+	}
+	scratch.Spread("/proc/self/fd/" + strconv.Itoa(dir))
+	return nil
+}
