@@ -22,10 +22,12 @@ import (
 // slowInode is the processor time from which on making a file is slow. It mostly takes some 10 µs.
 const slowInode = 60 * time.Microsecond
 
-// maxSlow is how many slow directories one process keeps at most, and slowName what their names begin with.
+// maxSlow is how many slow directories one process replaces, and maxSpread how many it makes for one of them until it takes the whole disk
+// for slow. slowName is what the names of those begin with that it keeps.
 const (
-	maxSlow  = 128
-	slowName = "slow-"
+	maxSlow   = 4096
+	maxSpread = 64
+	slowName  = "slow-"
 )
 
 // spreading makes directories where files can be made quickly.
@@ -34,7 +36,7 @@ type spreading struct {
 	slow time.Duration // slowInode
 	once sync.Once
 	mu   sync.Mutex
-	left int // how many directories may still turn out slow
+	left int // how many directories may still be replaced
 }
 
 // may reports whether there is any use in it.
@@ -53,18 +55,26 @@ func (s *spreading) may() bool {
 
 // dir makes a directory in tmp, in which files can be made quickly if that is possible.
 func (s *spreading) dir(pattern string) (string, error) {
-	for {
+	for made := 1; ; made++ {
 		name, err := os.MkdirTemp(s.tmp, pattern)
 		if err != nil || !s.may() || s.inodeTime(name) < s.slow {
 			return name, err
 		}
-		s.mu.Lock()
-		s.left--
-		s.mu.Unlock()
+		if made == maxSpread {
+			s.use(maxSlow)
+			return name, nil
+		}
 		if err := os.Rename(name, filepath.Join(s.tmp, slowName+filepath.Base(name))); err != nil {
 			return "", err
 		}
 	}
+}
+
+// use takes n from left.
+func (s *spreading) use(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left -= n
 }
 
 // inodeTime returns the processor time that a file takes in a directory; 0 if that cannot be found out.
@@ -107,6 +117,7 @@ func (s *spreading) mkdir(dir int, name string, mode uint32) error {
 	if err != nil || took < s.slow || !s.may() {
 		return err
 	}
+	s.use(1)
 	other, err := s.dir(slowName)
 	if err != nil {
 		return nil // a slow one is one, too
