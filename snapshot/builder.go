@@ -28,10 +28,11 @@ type Builder struct {
 	links   int // how many files have several names
 	disk    *disk
 	now     time.Time
-	// stream, where not nil, takes the entries as they come: see Stream. held are directories that it has not got yet.
+	// stream, where not nil, takes the entries as they come: see Stream. held are directories that it, or who asks for Entries, has not
+	// got yet.
 	stream func(*layer.Entry) error
 	held   []*dirNode
-	trim   bool
+	trim   bool        // see Trim
 	passed layer.Entry // the last one that was no directory: one place for all of them
 }
 

@@ -68,7 +68,7 @@ func (c *copying) unmatched(tree layer.Tree, src llb.CopySource, literal string)
 // uses reports whether BuildKit would have the entry e at a path of a context: if it is, is in or has in it something that a source of the
 // build selects. There "**" stands for any number of directories in each of them, and nothing is excluded.
 func (c *copying) uses(tree layer.Tree, input int, at string, e *layer.Entry) (bool, error) {
-	all := copying{ctx: c.ctx}
+	plain := copying{ctx: c.ctx} // without --exclude
 	for _, selection := range c.selections[input] {
 		left := [][]string{components(selection)}
 		for _, name := range components(at) {
@@ -87,7 +87,7 @@ func (c *copying) uses(tree layer.Tree, input int, at string, e *layer.Entry) (b
 				break
 			}
 			var found []*layer.Entry
-			if err := all.walkParents(tree, at, at, parts, ignore.Info{}, &found); err != nil || len(found) > 0 {
+			if err := plain.walkParents(tree, at, at, parts, ignore.Info{}, &found); err != nil || len(found) > 0 {
 				return len(found) > 0, err
 			}
 		}
@@ -199,7 +199,7 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 			}
 		}
 		if e.Type != layer.Dir {
-			if err := c.noPivot(tree, src, base, dest, e); err != nil {
+			if err := c.copyAsIs(tree, src, base, dest, e); err != nil {
 				return err
 			}
 			continue
@@ -223,9 +223,9 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 	return nil
 }
 
-// noPivot does what BuildKit does with base, which is before a "/./" and no directory but e: unless there are no wildcards, it is copied as
+// copyAsIs does what BuildKit does with base, which is before a "/./" and no directory but e: unless there are no wildcards, it is copied as
 // it is.
-func (c *copying) noPivot(tree layer.Tree, src llb.CopySource, base, dest string, e *layer.Entry) error {
+func (c *copying) copyAsIs(tree layer.Tree, src llb.CopySource, base, dest string, e *layer.Entry) error {
 	if !wild(src.Path) {
 		return notFound(tree, base, e.Path)
 	}
