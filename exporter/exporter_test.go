@@ -71,7 +71,7 @@ func newMade(t *testing.T) *made {
 // reopen forgets what the process knows of the snapshot store, as a new one does.
 func (m *made) reopen() {
 	m.t.Helper()
-	s, err := snapshot.Open(m.Store.Root(), filepath.Join(m.Store.Root(), "tmp"), userns.Namespace{})
+	s, err := snapshot.Open(m.Store.Root(), m.t.TempDir(), userns.Namespace{})
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -64,6 +64,9 @@ func (s *spreading) dir(pattern string) (string, error) {
 			s.use(maxSlow)
 			return name, nil
 		}
+		if pattern == slowName {
+			continue
+		}
 		if err := os.Rename(name, filepath.Join(s.tmp, slowName+filepath.Base(name))); err != nil {
 			return "", err
 		}
