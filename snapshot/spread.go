@@ -1,11 +1,13 @@
 package snapshot
 
 import (
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,8 +21,12 @@ import (
 // So kiln looks how long a directory takes, and makes another if it is too long. One that is too slow stays in tmp as long as
 // the process, so that its group is not chosen again.
 
-// slowInode is the processor time from which on making a file is slow. It mostly takes some 10 µs.
-const slowInode = 60 * time.Microsecond
+// slowInode is the processor time from which on making a file is slow. It mostly takes some 10 µs; where it takes longer, as on a slow
+// processor or in a traced process, a directory is slow that takes slowTimes as long as the quickest file.
+const (
+	slowInode = 60 * time.Microsecond
+	slowTimes = 6
+)
 
 // maxSlow is how many slow directories one process replaces, and maxSpread how many it makes for one of them until it takes the whole disk
 // for slow. slowName is what the names of those begin with that it keeps.
@@ -36,21 +42,31 @@ type spreading struct {
 	slow time.Duration // slowInode
 	once sync.Once
 	mu   sync.Mutex
-	left int // how many directories may still be replaced
+	left int           // how many directories may still be replaced
+	fast time.Duration // the least processor time that a file took
 }
 
 // may reports whether there is any use in it.
 func (s *spreading) may() bool {
 	s.once.Do(func() {
-		var fs unix.Statfs_t
 		var st unix.Stat_t
-		if unix.Statfs(s.tmp, &fs) == nil && int64(fs.Type) == unix.EXT4_SUPER_MAGIC && unix.Stat(s.tmp, &st) == nil && st.Mode&unix.S_ISGID == 0 {
+		if unix.Stat(s.tmp, &st) == nil && st.Mode&unix.S_ISGID == 0 && journalless(&st) {
 			s.left = maxSlow
 		}
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.left > 0
+}
+
+// journalless reports whether a file is on an ext4 that is known to have no journal (kernel, fs/ext4/sysfs.c).
+func journalless(st *unix.Stat_t) bool {
+	device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	if err != nil {
+		return false
+	}
+	task, err := os.ReadFile(filepath.Join("/sys/fs/ext4", filepath.Base(device), "journal_task"))
+	return err == nil && strings.TrimSpace(string(task)) == "<none>"
 }
 
 // dir makes a directory in tmp, in which files can be made quickly if that is possible.
@@ -98,7 +114,19 @@ func (s *spreading) inodeTime(dir string) time.Duration {
 			break
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fast == 0 || least < s.fast {
+		s.fast = least
+	}
 	return least
+}
+
+// isSlow reports whether a directory that took this long is slow.
+func (s *spreading) isSlow(took time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return took >= s.slow && took >= slowTimes*s.fast
 }
 
 // processorTime returns how long a thread works on f.
@@ -117,7 +145,7 @@ func processorTime(f func() error) (time.Duration, error) {
 // mkdir makes the directory name in dir.
 func (s *spreading) mkdir(dir int, name string, mode uint32) error {
 	took, err := processorTime(func() error { return unix.Mkdirat(dir, name, mode) })
-	if err != nil || took < s.slow || !s.may() {
+	if err != nil || !s.isSlow(took) || !s.may() {
 		return err
 	}
 	s.use(1)
