@@ -15,64 +15,38 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
-	"golang.org/x/sys/unix"
 )
 
 // Cache is the records/ directory of kiln's root:
 //
 //	records/ab/<key>        the record of a step, key being 64 hexadecimal digits
 //	records/ab/<key>.log    what the step printed, and <key>.failed.log what it printed when it failed last
-//	records/seals/<build>   there if everything that the build wrote is on disk
 //	records/steps/<step>    a symbolic link whose target is the key of what the step made last
 //
-// A record is trusted as long as the machine has not been started again since it was written (its boot id tells). After
-// that it is trusted only if its build was sealed: the file system had been synced when the build was over. So no step
-// has to wait for the disk, and a crash of the machine costs work, never a wrong result.
+// A record says itself whether it is whole, so that none has to wait for the disk: one that a crash of the machine has
+// damaged is a miss. Whether the layer that it speaks of survived is that layer's matter.
 type Cache struct {
 	dir   string
 	locks string
 	tmp   string
-	boot  string
-
-	// mu guards build. Put holds it for reading while it writes, so that no record of a build appears after
-	// Seal has begun to sync that build.
-	mu      sync.RWMutex
-	build   string
-	written atomic.Bool
 }
 
 // Open opens the cache in kiln's root directory. tmp is a directory of this process's own on the same file system.
 func Open(root, tmp string) (*Cache, error) {
 	c := &Cache{dir: filepath.Join(root, "records"), locks: filepath.Join(root, "locks"), tmp: tmp}
-	for _, dir := range []string{c.dir, c.seals(), c.steps(), c.locks} {
+	for _, dir := range []string{c.dir, c.steps(), c.locks} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open the cache: %w", err)
 		}
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return nil, fmt.Errorf("open the cache: %w", err)
-	}
-	c.boot = strings.TrimSpace(string(boot))
-	c.build = newBuild()
 	return c, nil
 }
-
-func newBuild() string {
-	var id [16]byte
-	rand.Read(id[:])
-	return hex.EncodeToString(id[:])
-}
-
-func (c *Cache) seals() string { return filepath.Join(c.dir, "seals") }
 
 func (c *Cache) steps() string { return filepath.Join(c.dir, "steps") }
 
@@ -84,7 +58,7 @@ func (c *Cache) path(key solver.Key) string {
 // maxRecord bounds a record, in bytes: a command line and an environment can be 6 MiB (execve(2)).
 const maxRecord = 16 << 20
 
-const header = "kiln record 1"
+const header = "kiln record 2"
 
 // Get implements solver.Cache.
 func (c *Cache) Get(key solver.Key) (*solver.Record, error) {
@@ -96,17 +70,12 @@ func (c *Cache) Get(key solver.Key) (*solver.Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read a record: %w", err)
 	}
-	r, from, err := c.read(path, key, info)
+	r, err := c.read(path, key, info)
 	if errors.As(err, new(*fs.PathError)) {
 		return nil, &solver.Miss{Reason: "its record cannot be read: " + err.Error()}
 	}
 	if err != nil {
 		return nil, &solver.Miss{Reason: "its record is damaged: " + err.Error()}
-	}
-	if from.boot != c.boot {
-		if _, err := os.Lstat(filepath.Join(c.seals(), from.build)); err != nil {
-			return nil, &solver.Miss{Reason: "the machine was started again before its result was known to be on disk"}
-		}
 	}
 	lease.Used(path, info)
 	return r, nil
@@ -124,13 +93,11 @@ func (c *Cache) Put(key solver.Key, r *solver.Record, log solver.Log) error {
 	if err := os.Remove(path + failedLog); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the log of a failure: %w", err)
 	}
-	c.mu.RLock()
-	defer c.mu.RUnlock()
 	f, err := os.CreateTemp(c.tmp, "record-")
 	if err != nil {
 		return fmt.Errorf("write a record: %w", err)
 	}
-	_, err = f.WriteString(encode(key, r, origin{c.boot, c.build}))
+	_, err = f.WriteString(encode(key, r))
 	err = errors.Join(err, f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
@@ -139,7 +106,6 @@ func (c *Cache) Put(key solver.Key, r *solver.Record, log solver.Log) error {
 		os.Remove(f.Name())
 		return fmt.Errorf("write a record: %w", err)
 	}
-	c.written.Store(true)
 	return nil
 }
 
@@ -166,35 +132,6 @@ func (c *Cache) Lock(ctx context.Context, key solver.Key) (func(), error) {
 		return nil, err
 	}
 	return func() { l.Remove() }, nil
-}
-
-// Seal makes this process's records survive a crash of the machine: it syncs the file system that they and the layers are
-// on, and then says so. It does nothing if no record was written. Records that are put later belong to a build of their
-// own, which this seal does not speak for.
-func (c *Cache) Seal() error {
-	c.mu.Lock()
-	build := c.build
-	written := c.written.Swap(false)
-	if written {
-		c.build = newBuild()
-	}
-	c.mu.Unlock()
-	if !written {
-		return nil
-	}
-	d, err := os.Open(c.seals())
-	if err != nil {
-		return fmt.Errorf("seal the cache: %w", err)
-	}
-	defer d.Close()
-	if err := unix.Syncfs(int(d.Fd())); err != nil {
-		return fmt.Errorf("seal the cache: %w", err)
-	}
-	f, err := os.OpenFile(filepath.Join(c.seals(), build), os.O_WRONLY|os.O_CREATE, 0o600)
-	if err != nil {
-		return fmt.Errorf("seal the cache: %w", err)
-	}
-	return errors.Join(f.Sync(), f.Close(), d.Sync())
 }
 
 // Last implements solver.History. What a step made last is only ever a hint: a link that is wrong leads to nothing, or to
@@ -302,13 +239,10 @@ func (l *logFile) Close() error {
 	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
-// origin says which build of which boot wrote a record.
-type origin struct{ boot, build string }
-
-func encode(key solver.Key, r *solver.Record, o origin) string {
+func encode(key solver.Key, r *solver.Record) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\nkey %s\nlayer %s %s\nname %q\nstarted %s\ntook %d\nlog %d\nboot %s\nbuild %s\n", header, key,
-		r.Layer.ID, r.Layer.Content, r.Name, r.Started.UTC().Format(time.RFC3339Nano), int64(r.Took), r.LogSize, o.boot, o.build)
+	fmt.Fprintf(&b, "%s\nkey %s\nlayer %s %s\nname %q\nstarted %s\ntook %d\nlog %d\n", header, key,
+		r.Layer.ID, r.Layer.Content, r.Name, r.Started.UTC().Format(time.RFC3339Nano), int64(r.Took), r.LogSize)
 	for _, in := range r.Inputs {
 		fmt.Fprintf(&b, "input %q %q\n", in.Name, in.Value)
 	}
@@ -317,16 +251,16 @@ func encode(key solver.Key, r *solver.Record, o origin) string {
 	return text + "sum " + hex.EncodeToString(sum[:]) + "\n"
 }
 
-func decode(key solver.Key, data string) (*solver.Record, origin, error) {
+func decode(key solver.Key, data string) (*solver.Record, error) {
 	text, sum, ok := strings.Cut(data, "sum ")
 	if i := strings.LastIndex(data, "\nsum "); i >= 0 {
 		text, sum, ok = data[:i+1], data[i+len("\nsum "):], true
 	}
 	want := sha256.Sum256([]byte(text))
 	if !ok || strings.TrimSuffix(sum, "\n") != hex.EncodeToString(want[:]) {
-		return nil, origin{}, errors.New("its checksum is wrong")
+		return nil, errors.New("its checksum is wrong")
 	}
-	r, o := &solver.Record{}, origin{}
+	r := &solver.Record{}
 	for i, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {
 		word, rest, _ := strings.Cut(line, " ")
 		var err error
@@ -353,14 +287,6 @@ func decode(key solver.Key, data string) (*solver.Record, origin, error) {
 			r.Took = time.Duration(n)
 		case word == "log":
 			r.LogSize, err = strconv.ParseInt(rest, 10, 64)
-		case word == "boot":
-			o.boot = rest
-		case word == "build":
-			var id []byte
-			if id, err = hex.DecodeString(rest); err == nil && len(id) != 16 {
-				err = errors.New("its build id is wrong")
-			}
-			o.build = rest
 		case word == "input":
 			var in solver.Input
 			if in, err = parseInput(rest); err == nil {
@@ -370,13 +296,13 @@ func decode(key solver.Key, data string) (*solver.Record, origin, error) {
 			err = fmt.Errorf("line %d is not known", i+1)
 		}
 		if err != nil {
-			return nil, o, err
+			return nil, err
 		}
 	}
 	if solver.KeyOf(r.Inputs) != key {
-		return nil, o, errors.New("its inputs have another key")
+		return nil, errors.New("its inputs have another key")
 	}
-	return r, o, nil
+	return r, nil
 }
 
 func parseInput(s string) (solver.Input, error) {

@@ -39,7 +39,7 @@ func (c *Cache) All(f func(Stored) error) error {
 		if log, err := os.Lstat(path + ".log"); err == nil {
 			s.Size += log.Size()
 		}
-		r, _, err := c.read(path, key, info)
+		r, err := c.read(path, key, info)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -76,13 +76,13 @@ func (c *Cache) each(f func(path string, key solver.Key) error) error {
 }
 
 // read reads the record at path, which info is of.
-func (c *Cache) read(path string, key solver.Key, info fs.FileInfo) (*solver.Record, origin, error) {
+func (c *Cache) read(path string, key solver.Key, info fs.FileInfo) (*solver.Record, error) {
 	if !info.Mode().IsRegular() || info.Size() > maxRecord {
-		return nil, origin{}, errors.New("not a small file")
+		return nil, errors.New("not a small file")
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, origin{}, err
+		return nil, err
 	}
 	return decode(key, string(data))
 }
@@ -101,34 +101,12 @@ func (c *Cache) Remove(key solver.Key) error {
 // its record.
 const strayAge = time.Hour
 
-// Sweep removes what belongs to records that are gone: seals, logs, and hints of what a step made last.
+// Sweep removes what belongs to records that are gone: logs, and hints of what a step made last.
 func (c *Cache) Sweep() error {
-	// A build is sealed after its last record was written, so a seal that is here now has all its records there too.
-	seals, err := os.ReadDir(c.seals())
-	if err != nil {
-		return fmt.Errorf("sweep the cache: %w", err)
-	}
-	builds := map[string]bool{}
-	err = c.each(func(path string, key solver.Key) error {
-		if info, err := os.Lstat(path); err == nil {
-			if _, from, err := c.read(path, key, info); err == nil {
-				builds[from.build] = true
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
 	var errs []error
 	remove := func(path string) {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("sweep the cache: %w", err))
-		}
-	}
-	for _, s := range seals {
-		if !builds[s.Name()] {
-			remove(filepath.Join(c.seals(), s.Name()))
 		}
 	}
 	steps, err := os.ReadDir(c.steps())

@@ -205,6 +205,22 @@ func (b *Blobs) Packed(id string) (open func() (io.ReadCloser, error), ok bool) 
 	return nil, false
 }
 
+// Check reads the blobs that a layer became. One that is damaged is gone after that.
+func (b *Blobs) Check(id string) {
+	for _, path := range Notes(b.Snapshots.Path(id)) {
+		note, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		if have, ok := b.remembered(note); ok {
+			if r, err := b.Store.Open(have.desc); err == nil {
+				_, _ = io.Copy(io.Discard, r)
+				r.Close()
+			}
+		}
+	}
+}
+
 // tar writes the layer's tar into a blob, through the compressor if that is asked for.
 func (b *Blobs) tar(ctx context.Context, id string, c Compression, old *pieces) (blob, error) {
 	m, err := b.Snapshots.Manifest(id)

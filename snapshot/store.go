@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -44,6 +43,8 @@ type Store struct {
 	// Blob returns the blob of a packed layer and keeps it from being removed while this process lives; false if it is not
 	// there: then the layer is not there either. It is set as Limit is.
 	Blob func(id string) (Blob, bool)
+	// CheckBlobs reads the blobs that a layer became, and removes those that are damaged. It is set as Limit is.
+	CheckBlobs func(id string)
 
 	dir    string // layers/
 	tmp    string // a directory of this process's own on the same file system
@@ -64,7 +65,7 @@ type Store struct {
 
 	mu        sync.Mutex
 	held      map[string]*lock.Lock // of every layer of manifests: see package lease
-	unsynced  map[string]bool       // layers that Sync has to say something of
+	unsynced  map[string]bool       // layers that have the note
 	manifests map[string]*layer.Manifest
 	indexes   map[string]*layer.Manifest
 	roots     map[string]*layerFiles
@@ -168,14 +169,9 @@ func (s *Store) manifest(id string) (_ *layer.Manifest, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// The manifest says itself whether it is whole; of the files, which may be empty or zeros after a crash of the machine,
-	// nothing does.
-	boot, err := os.ReadFile(filepath.Join(s.dir, id, unsyncedNote))
-	if err == nil && string(boot) == s.boot {
-		s.unsynced[id] = true
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	if err := s.survived(id, m); err != nil {
 		m.Close()
-		return nil, fmt.Errorf("layer %s was not known to be on disk when the machine was started again: %w", id, layer.ErrDamaged)
+		return nil, err
 	}
 	if _, bare := os.Lstat(filepath.Join(s.dir, id, bareNote)); bare == nil && !s.doubt() {
 		m.Close()
@@ -260,7 +256,11 @@ func (s *Store) New() (*Pending, error) {
 		return nil, fmt.Errorf("begin a layer: %w", err)
 	}
 	p := &Pending{store: s, dir: dir}
-	if err = os.Mkdir(p.Dir(), 0o755); err == nil {
+	// The note comes first, so that no state of the directory that the disk may have after a crash is one without it.
+	if err = os.WriteFile(filepath.Join(dir, unsyncedNote), []byte(s.boot), 0o600); err == nil {
+		err = os.Mkdir(p.Dir(), 0o755)
+	}
+	if err == nil {
 		if err = os.Chmod(p.Dir(), 0o755); err == nil {
 			p.fs, err = rootfs.Open(p.Dir())
 		}
@@ -349,9 +349,6 @@ func (p *Pending) CommitWritten(sum layer.Summary, id string) (Committed, error)
 		p.store.throwAway(work)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return Committed{}, fmt.Errorf("take the overlay's work directory from the layer: %w", err)
-	}
-	if err := os.WriteFile(filepath.Join(p.dir, unsyncedNote), []byte(p.store.boot), 0o600); err != nil {
-		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
 	}
 	if p.over != "" {
 		if err := os.WriteFile(filepath.Join(p.dir, overNote), []byte(p.over+"\n"), 0o600); err != nil {
@@ -479,33 +476,6 @@ func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 	o.Upper, o.Work = up.Dir(), work
 	return o, nil
 }
-
-// Sync makes the layers that this process made or used survive a crash of the machine. It does nothing if it is known that
-// they do.
-func (s *Store) Sync() error {
-	s.mu.Lock()
-	ids := slices.Collect(maps.Keys(s.unsynced))
-	clear(s.unsynced)
-	s.mu.Unlock()
-	if len(ids) == 0 {
-		return nil
-	}
-	d, err := os.Open(s.dir)
-	if err != nil {
-		return fmt.Errorf("sync the layer store: %w", err)
-	}
-	defer d.Close()
-	if err := unix.Syncfs(int(d.Fd())); err != nil {
-		return fmt.Errorf("sync the layer store: %w", err)
-	}
-	for _, id := range ids {
-		// A note that stays costs the layer if the machine crashes, and nothing else.
-		_ = os.Remove(filepath.Join(s.dir, id, unsyncedNote))
-	}
-	return nil
-}
-
-const unsyncedNote = "unsynced"
 
 // removeTree deletes a directory tree by descriptors; one that is not there is no error.
 func removeTree(dir string) error {

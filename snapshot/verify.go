@@ -9,11 +9,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,6 +45,11 @@ func (s *Store) Verify(ctx context.Context, id string, damage func(path, what st
 		return err
 	}
 	defer m.Close()
+	return s.compare(ctx, id, m, damage, progress)
+}
+
+// compare is Verify of a layer that is held, with its manifest.
+func (s *Store) compare(ctx context.Context, id string, m *layer.Manifest, damage func(path, what string), progress func(int64)) error {
 	if s.isPacked(id) {
 		return nil // its bytes are those of its blob; without that it is not there, and nothing is wrong
 	}
@@ -58,12 +66,28 @@ func (s *Store) Verify(ctx context.Context, id string, damage func(path, what st
 		return err
 	}
 	defer dir.Close()
-	v := &verifier{ctx: ctx, store: s, root: s.fsDir(id), manifest: m, seen: make([]bool, m.Entries), progress: progress, buf: make([]byte, 256<<10)}
-	v.damage = func(path, what string) { damage("fs/"+path, what) }
+	v := &verifier{store: s, root: s.fsDir(id), manifest: m, seen: make([]bool, m.Entries)}
+	v.reading, v.ctx = errgroup.WithContext(ctx)
+	v.reading.SetLimit(runtime.GOMAXPROCS(0))
+	var mu sync.Mutex
+	v.damage = func(path, what string) {
+		mu.Lock()
+		defer mu.Unlock()
+		damage("fs/"+path, what)
+	}
+	v.progress = func(n int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		progress(n)
+	}
 	if _, err := os.Lstat(filepath.Join(s.dir, id, bareNote)); err == nil {
 		v.bare = true
 	}
-	if err := v.dir(dir, ""); err != nil {
+	err = v.dir(dir, "")
+	if readErr := v.reading.Wait(); readErr != nil {
+		err = readErr
+	}
+	if err != nil {
 		return err
 	}
 	for i, seen := range v.seen {
@@ -97,7 +121,20 @@ type verifier struct {
 	bare     bool   // the layer has no marks of what it deletes
 	damage   func(path, what string)
 	progress func(int64)
-	buf      []byte
+	target   [unix.PathMax]byte
+	reading  *errgroup.Group // of the bytes of files, side by side
+	bufs     sync.Pool       // of *[verifyBlock]byte
+}
+
+// verifyBlock is how much of a file is read at once.
+const verifyBlock = 256 << 10
+
+// buf returns a buffer for bufs.
+func (v *verifier) buf() *[verifyBlock]byte {
+	if b, ok := v.bufs.Get().(*[verifyBlock]byte); ok {
+		return b
+	}
+	return new([verifyBlock]byte)
 }
 
 func (v *verifier) dir(dir *os.File, path string) error {
@@ -149,12 +186,12 @@ func (v *verifier) name(dir int, name, p string) error {
 		found.Type = layer.Dir
 	case unix.S_IFLNK:
 		found.Type = layer.Symlink
-		n, err := unix.Readlinkat(dir, name, v.buf)
+		n, err := unix.Readlinkat(dir, name, v.target[:])
 		if err != nil {
 			v.damage(p, "cannot be read: "+err.Error())
 			return nil
 		}
-		found.Link = string(v.buf[:n])
+		found.Link = string(v.target[:n])
 	case unix.S_IFCHR:
 		found.Type, found.Major, found.Minor = layer.Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
 		if st.Rdev == 0 {
@@ -177,7 +214,12 @@ func (v *verifier) name(dir int, name, p string) error {
 		return nil
 	}
 	f := os.NewFile(uintptr(fd), p)
-	defer f.Close()
+	mine := true
+	defer func() {
+		if mine {
+			f.Close()
+		}
+	}()
 	if err := v.store.xattrs(fd, &found); err != nil {
 		v.damage(p, "cannot be read: "+err.Error())
 		return nil
@@ -190,7 +232,11 @@ func (v *verifier) name(dir int, name, p string) error {
 	case found.Type == layer.Dir && e.Type == layer.Dir:
 		return v.dir(f, p)
 	case found.Type == layer.File && e.Type == layer.File && found.Size == e.Size:
-		return v.bytes(f, e)
+		mine = false
+		v.reading.Go(func() error {
+			defer f.Close()
+			return v.bytes(f, e)
+		})
 	}
 	return nil
 }
@@ -231,13 +277,14 @@ func (v *verifier) link(st *unix.Stat_t, e layer.Entry) error {
 }
 
 func (v *verifier) bytes(f *os.File, e layer.Entry) error {
-	h := sha256.New()
+	h, buf := sha256.New(), v.buf()
+	defer v.bufs.Put(buf)
 	for {
 		if v.ctx.Err() != nil {
 			return context.Cause(v.ctx)
 		}
-		n, err := f.Read(v.buf)
-		h.Write(v.buf[:n])
+		n, err := f.Read(buf[:])
+		h.Write(buf[:n])
 		v.progress(int64(n))
 		if err == io.EOF {
 			break

@@ -190,9 +190,9 @@ func TestDamagedFiles(t *testing.T) {
 	var files []string
 	err := filepath.WalkDir(p.root, func(path string, e os.DirEntry, err error) error {
 		rel, _ := filepath.Rel(p.root, path)
-		// Locks hold nothing; a log has nothing that it could be compared with; the lack of a seal or hint, or a note of a crash, is no damage;
+		// Locks hold nothing; a log has nothing that it could be compared with; the lack of a hint, or a note of a crash, is no damage;
 		// a layout of another version is not for kiln to repair.
-		if err != nil || !e.Type().IsRegular() || strings.HasPrefix(rel, "locks/") || strings.HasSuffix(rel, ".log") || strings.HasPrefix(rel, "records/seals") ||
+		if err != nil || !e.Type().IsRegular() || strings.HasPrefix(rel, "locks/") || strings.HasSuffix(rel, ".log") ||
 			strings.HasSuffix(rel, "/unsynced") || rel == "oci-layout" || strings.HasPrefix(rel, "mounts/") {
 			return err
 		}

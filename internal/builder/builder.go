@@ -89,7 +89,7 @@ func (b *Builder) open() error {
 			if b.snapshots, err = snapshot.Open(root, b.scratch.Path(), ns); err != nil {
 				return err
 			}
-			b.snapshots.Limit, b.snapshots.Blob = b.archive, b.packed
+			b.snapshots.Limit, b.snapshots.Blob, b.snapshots.CheckBlobs = b.archive, b.packed, b.blobs().Check
 			b.cache, err = cache.Open(root, b.scratch.Path())
 			return err
 		}()
@@ -100,15 +100,18 @@ func (b *Builder) open() error {
 // sweepLocks removes the locks of dead processes, but for that of the list of images, which is the store's and stays.
 func sweepLocks(root string) { lock.Sweep(filepath.Join(root, "locks"), "index") }
 
-// Close makes what was built survive a crash of the machine and frees what the builder holds.
+// syncLimit is with how many unwritten bytes of the whole machine a build still syncs the disk at its end: what any disk writes
+// in a fraction of a second.
+const syncLimit = 8 << 20
+
+// Close frees what the builder holds.
 func (b *Builder) Close() error {
 	if b.scratch == nil {
 		return b.store.Release()
 	}
 	var err error
-	if b.cache != nil {
-		// Records speak of layers, so they come last.
-		err = errors.Join(b.snapshots.Sync(), b.cache.Seal(), b.snapshots.Release())
+	if b.snapshots != nil {
+		err = errors.Join(b.snapshots.Sync(syncLimit), b.snapshots.Release())
 	}
 	err = errors.Join(err, b.store.Release(), b.scratch.Close())
 	if b.scratch.FoundDead() {

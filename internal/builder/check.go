@@ -115,7 +115,7 @@ const (
 	hash32     = `^[0-9a-f]{32}$`
 	lockedHash = `^[0-9a-f]{32}(\.lock)?$`
 	mountName  = `^[0-9a-f]{64}(-[0-9]+)?$`
-	prefixName = `^([0-9a-f]{2}|seals|steps)$`
+	prefixName = `^([0-9a-f]{2}|steps)$`
 	recordName = `^[0-9a-f]{64}((\.failed)?\.log)?$`
 	noteName   = `^[0-9a-f]{64}\.[a-z0-9.-]+$`
 	layerName  = `^(fs|manifest|unsynced|packed|over|bare|blob\.[a-z0-9.-]+)$`
@@ -131,8 +131,8 @@ func (c *checker) places(ctx context.Context, _ *progress.Task) error {
 		return err
 	}
 	for _, dir := range []struct{ path, name string }{
-		{"blobs", shaName}, {"blobs/sha256", hash64}, {"layers", hash64}, {"entries", hash64}, {"records", prefixName}, {"records/seals", hash32},
-		{"records/steps", hash64}, {"context", hash32}, {"mounts", mountName}, {"compressed", noteName}, {"git", lockedHash}, {"http", hash32}, {"locks", ""}, {"tmp", ""},
+		{"blobs", shaName}, {"blobs/sha256", hash64}, {"layers", hash64}, {"entries", hash64}, {"records", prefixName}, {"records/steps", hash64},
+		{"context", hash32}, {"mounts", mountName}, {"compressed", noteName}, {"git", lockedHash}, {"http", hash32}, {"locks", ""}, {"tmp", ""},
 	} {
 		if err := c.names(dir.path, dir.name); err != nil {
 			return err
