@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/kilnbuild/kiln/internal/bigfile"
 	"github.com/kilnbuild/kiln/internal/cas"
@@ -41,7 +43,48 @@ type ImageLayer struct {
 	Fetch func(ctx context.Context) error
 }
 
-// Compression is the form of the layers that steps made.
+// LayerForm is how layers that steps made are written.
+type LayerForm struct {
+	Compression
+	// Rewrite has times of files that are later than Epoch, in Unix seconds, written as Epoch.
+	Rewrite bool
+	Epoch   int64
+}
+
+func (f LayerForm) String() string {
+	if !f.Rewrite {
+		return f.Compression.String()
+	}
+	return f.Compression.String() + ".epoch" + strconv.FormatInt(f.Epoch, 10)
+}
+
+// uncompressed is the same form without compression.
+func (f LayerForm) uncompressed() LayerForm {
+	f.Compression = Uncompressed
+	return f
+}
+
+// entries returns those of a tar as they are written in this form.
+func (f LayerForm) entries(all iter.Seq2[*layer.Entry, layer.Body]) iter.Seq2[*layer.Entry, layer.Body] {
+	if !f.Rewrite {
+		return all
+	}
+	epoch := time.Unix(f.Epoch, 0)
+	return func(yield func(*layer.Entry, layer.Body) bool) {
+		for e, body := range all {
+			if e.ModTime.After(epoch) {
+				rewritten := *e
+				rewritten.ModTime = epoch
+				e = &rewritten
+			}
+			if !yield(e, body) {
+				return
+			}
+		}
+	}
+}
+
+// Compression is what layers are compressed with.
 type Compression struct {
 	// Type is "uncompressed", "gzip" or "zstd".
 	Type string
@@ -100,18 +143,18 @@ type Blobs struct {
 }
 
 // Prepare makes the blob of a layer in the given form before an image is assembled from it, as while later steps run.
-func (b *Blobs) Prepare(ctx context.Context, l Layer, c Compression) error {
-	_, err := b.get(ctx, l, c)
+func (b *Blobs) Prepare(ctx context.Context, l Layer, f LayerForm) error {
+	_, err := b.get(ctx, l, f)
 	return err
 }
 
 // get returns the blob of a layer in the given form. Layers of images stay in the form that they came in.
-func (b *Blobs) get(ctx context.Context, l Layer, c Compression) (blob, error) {
+func (b *Blobs) get(ctx context.Context, l Layer, f LayerForm) (blob, error) {
 	if l.Image != nil {
 		desc := ocispec.Descriptor{MediaType: ociMediaType(l.Image.Blob.MediaType), Digest: l.Image.Blob.Digest, Size: l.Image.Blob.Size}
 		return blob{desc: desc, diffID: l.Image.DiffID}, nil
 	}
-	made, err, _ := b.working.Do(l.ID+" "+c.String(), func() (any, error) { return b.make(ctx, l.ID, c) })
+	made, err, _ := b.working.Do(l.ID+" "+f.String(), func() (any, error) { return b.make(ctx, l.ID, f) })
 	if err != nil {
 		return blob{}, err
 	}
@@ -119,28 +162,28 @@ func (b *Blobs) get(ctx context.Context, l Layer, c Compression) (blob, error) {
 }
 
 // make returns the blob of a layer that steps made: one that was made before, or a new one.
-func (b *Blobs) make(ctx context.Context, id string, c Compression) (blob, error) {
-	if have, ok := b.noted(id, c); ok {
+func (b *Blobs) make(ctx context.Context, id string, f LayerForm) (blob, error) {
+	if have, ok := b.noted(id, f); ok {
 		return have, nil
 	}
-	old, done := b.earlier(id, c)
+	old, done := b.earlier(id, f)
 	defer done()
-	if plain, ok := b.noted(id, Uncompressed); ok {
-		if c.Type == Uncompressed.Type {
+	if plain, ok := b.noted(id, f.uncompressed()); ok {
+		if f.Type == Uncompressed.Type {
 			return plain, nil // another process has made it just now
 		}
-		return b.compress(ctx, plain.desc, c, old)
+		return b.compress(ctx, plain.desc, f.Compression, old)
 	}
-	made, err := b.tar(ctx, id, c, old)
+	made, err := b.tar(ctx, id, f, old)
 	if err != nil {
 		return blob{}, fmt.Errorf("write the tar of layer %s: %w", id, err)
 	}
-	return made, b.Snapshots.SetNote(id, noteName(c), remember(made))
+	return made, b.Snapshots.SetNote(id, noteName(f), remember(made))
 }
 
 // noted returns the blob that was made of a layer in the given form before; false for none.
-func (b *Blobs) noted(id string, c Compression) (blob, bool) {
-	note, err := b.Snapshots.Note(id, noteName(c))
+func (b *Blobs) noted(id string, f LayerForm) (blob, bool) {
+	note, err := b.Snapshots.Note(id, noteName(f))
 	if err != nil {
 		return blob{}, false
 	}
@@ -148,15 +191,15 @@ func (b *Blobs) noted(id string, c Compression) (blob, bool) {
 }
 
 // earlier returns the blocks of the blob that the step of this layer made when it last ran, or nil. done must be called.
-func (b *Blobs) earlier(id string, c Compression) (old *pieces, done func()) {
+func (b *Blobs) earlier(id string, f LayerForm) (old *pieces, done func()) {
 	done = func() {}
 	last := b.Snapshots.Earlier(id)
 	if last == "" {
 		return nil, done
 	}
-	have, ok := b.noted(last, c)
-	if plain, found := b.noted(last, Uncompressed); !ok && found {
-		have, ok = b.compressed(plain.desc, c)
+	have, ok := b.noted(last, f)
+	if plain, found := b.noted(last, f.uncompressed()); !ok && found {
+		have, ok = b.compressed(plain.desc, f.Compression)
 	}
 	if !ok || have.pieces == "" {
 		return nil, done
@@ -165,14 +208,14 @@ func (b *Blobs) earlier(id string, c Compression) (old *pieces, done func()) {
 	if err != nil {
 		return nil, done
 	}
-	f, err := os.Open(path)
+	file, err := os.Open(path)
 	if err != nil {
 		return nil, done
 	}
-	return parsePieces(have.pieces, bigfile.Parts{File: f}), func() { f.Close() }
+	return parsePieces(have.pieces, bigfile.Parts{File: file}), func() { file.Close() }
 }
 
-func noteName(c Compression) string { return "blob." + c.String() }
+func noteName(f LayerForm) string { return "blob." + f.String() }
 
 // fetch makes sure that the blob of a layer is in the store.
 func (b *Blobs) fetch(ctx context.Context, l Layer) error {
@@ -184,11 +227,11 @@ func (b *Blobs) fetch(ctx context.Context, l Layer) error {
 
 // Pack makes a blob of a layer that is about to be committed under an id, whose tar write writes, and returns the note of it
 // for snapshot.Pending.Pack. If write fails there is no blob.
-func (b *Blobs) Pack(ctx context.Context, id string, c Compression, write func(io.Writer) error) (note string, data []byte, err error) {
-	old, done := b.earlier(id, c)
+func (b *Blobs) Pack(ctx context.Context, id string, f LayerForm, write func(io.Writer) error) (note string, data []byte, err error) {
+	old, done := b.earlier(id, f)
 	defer done()
-	made, err := b.blob(ctx, c, old, write)
-	return noteName(c), remember(made), err
+	made, err := b.blob(ctx, f.Compression, old, write)
+	return noteName(f), remember(made), err
 }
 
 // Packed returns what opens the blob that a layer became in any form, which is held from then on; false for none.
@@ -222,7 +265,7 @@ func (b *Blobs) Check(id string) {
 }
 
 // tar writes the layer's tar into a blob, through the compressor if that is asked for.
-func (b *Blobs) tar(ctx context.Context, id string, c Compression, old *pieces) (blob, error) {
+func (b *Blobs) tar(ctx context.Context, id string, f LayerForm, old *pieces) (blob, error) {
 	m, err := b.Snapshots.Manifest(id)
 	if err != nil {
 		return blob{}, err
@@ -232,7 +275,7 @@ func (b *Blobs) tar(ctx context.Context, id string, c Compression, old *pieces) 
 		return blob{}, err
 	}
 	defer files.Close()
-	return b.blob(ctx, c, old, func(w io.Writer) error { return layer.WriteTar(w, files.Tar(m)) })
+	return b.blob(ctx, f.Compression, old, func(w io.Writer) error { return layer.WriteTar(w, f.entries(files.Tar(m))) })
 }
 
 // blob makes a blob of the tar that write writes.

@@ -28,7 +28,7 @@ type Image struct {
 
 // Form is how an image is written down.
 type Form struct {
-	Compression Compression
+	Layers LayerForm
 	// Docker uses Docker's media types instead of OCI's, which have no annotations.
 	Docker      bool
 	Annotations []Annotation
@@ -83,7 +83,7 @@ func (b *Blobs) manifest(ctx context.Context, img Image, f Form) (*Manifest, err
 	g.SetLimit(2) // each compresses on all cores already
 	for i, l := range img.Layers {
 		g.Go(func() (err error) {
-			blobs[i], err = b.get(gctx, l, f.Compression)
+			blobs[i], err = b.get(gctx, l, f.Layers)
 			return err
 		})
 	}

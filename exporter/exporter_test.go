@@ -136,12 +136,12 @@ func (m *made) assemble(f Form) *Assembled {
 	return a
 }
 
-var gz = Form{Compression: Compression{Type: "gzip", Level: -1}}
+var gz = Form{Layers: LayerForm{Compression: Compression{Type: "gzip", Level: -1}}}
 
 func TestOCITarAndDirectory(t *testing.T) {
 	m := newMade(t)
 	for name, form := range map[string]Form{
-		"gzip": gz, "gzip of docker": {Compression: gz.Compression, Docker: true}, "plain": {Compression: Uncompressed}, "gzip 1": {Compression: Compression{"gzip", 1}},
+		"gzip": gz, "gzip of docker": {Layers: gz.Layers, Docker: true}, "plain": {Layers: LayerForm{Compression: Uncompressed}}, "gzip 1": {Layers: LayerForm{Compression: Compression{"gzip", 1}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := m.assemble(form)
@@ -218,7 +218,7 @@ func TestMadeAnewIsTheSame(t *testing.T) {
 	if err := errors.Join(os.RemoveAll(filepath.Join(root, "blobs/sha256")), os.Mkdir(filepath.Join(root, "blobs/sha256"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	m.assemble(Form{Compression: Uncompressed})
+	m.assemble(Form{Layers: LayerForm{Compression: Uncompressed}})
 	if got := m.assemble(gz).Desc; got.Digest != want.Digest {
 		t.Errorf("blobs that were made again give %s, not %s", got.Digest, want.Digest)
 	}

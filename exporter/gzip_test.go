@@ -140,14 +140,14 @@ func TestEarlierLayer(t *testing.T) {
 	for name, change := range map[string]func(m *made, earlier Layer){
 		"whole": func(*made, Layer) {},
 		"by way of the tar": func(m *made, earlier Layer) {
-			if err := os.Remove(filepath.Join(m.Store.Root(), "layers", earlier.ID, noteName(gz.Compression))); err != nil {
+			if err := os.Remove(filepath.Join(m.Store.Root(), "layers", earlier.ID, noteName(gz.Layers))); err != nil {
 				t.Fatal(err)
 			}
-			m.assemble(Form{Compression: Uncompressed})
+			m.assemble(Form{Layers: LayerForm{Compression: Uncompressed}})
 			m.assemble(gz)
 		},
 		"damaged": func(m *made, earlier Layer) {
-			have, ok := m.noted(earlier.ID, gz.Compression)
+			have, ok := m.noted(earlier.ID, gz.Layers)
 			if !ok || have.pieces == "" {
 				t.Fatal("nothing is known of the layer's blocks")
 			}

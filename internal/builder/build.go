@@ -155,6 +155,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 	if err != nil || o.Check {
 		return res, err
 	}
+	rewriteTimes(plans, lowered.Epoch, p.Warn)
 	roots := make([]*llb.Vertex, len(lowered.Images))
 	for i, img := range lowered.Images {
 		roots[i] = img.Root

@@ -13,7 +13,7 @@ import (
 type early struct {
 	ctx     context.Context
 	blobs   *exporter.Blobs
-	forms   []exporter.Compression
+	forms   []exporter.LayerForm
 	wanted  map[*llb.Vertex]bool
 	room    chan struct{}
 	working sync.WaitGroup
@@ -24,7 +24,7 @@ func newEarly(ctx context.Context, blobs *exporter.Blobs, roots []*llb.Vertex, o
 	e := &early{ctx: ctx, blobs: blobs, wanted: map[*llb.Vertex]bool{}, room: make(chan struct{}, 2)}
 	for _, out := range outputs {
 		if out.image() {
-			e.forms = append(e.forms, out.form.Compression)
+			e.forms = append(e.forms, out.form.Layers)
 		}
 	}
 	for _, v := range roots {
@@ -63,12 +63,14 @@ func (e *early) made(v *llb.Vertex, l solver.Layer) {
 // wait returns when nothing is being made any more.
 func (e *early) wait() { e.working.Wait() }
 
-// onlyForm returns the form in which all outputs need layers; false if one needs files, or they need different forms.
-func onlyForm(outputs []output) (exporter.Compression, bool) {
+// onlyForm returns the form in which all outputs need layers; false if one needs files, or they need different forms, or other times
+// of files than steps gave them.
+func onlyForm(outputs []output) (exporter.LayerForm, bool) {
+	form := outputs[0].form.Layers
 	for _, out := range outputs {
-		if !out.image() || out.form.Compression != outputs[0].form.Compression {
-			return exporter.Compression{}, false
+		if !out.image() || out.form.Layers != form {
+			return form, false
 		}
 	}
-	return outputs[0].form.Compression, true
+	return form, !form.Rewrite
 }

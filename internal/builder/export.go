@@ -54,7 +54,7 @@ func (b *Builder) outputs(o Options, names []string) ([]output, error) {
 			kind = exporter.Uncompressed.Type
 		}
 		var err error
-		if plan.form.Compression, err = exporter.ParseCompression(kind, level); err != nil {
+		if plan.form.Layers.Compression, err = exporter.ParseCompression(kind, level); err != nil {
 			return nil, err
 		}
 		if plan.image() {
@@ -103,6 +103,10 @@ func (p *output) attribute(key, value string) error {
 		names, err := fullNames(strings.Split(value, ","))
 		p.names = names
 		return err
+	case "rewrite-timestamp":
+		if p.image() {
+			return truth(&p.form.Layers.Rewrite)
+		}
 	case "oci-mediatypes":
 		oci := true
 		err := truth(&oci)
@@ -128,6 +132,20 @@ func (p *output) attribute(key, value string) error {
 		return p.annotation(rest, value)
 	}
 	return fmt.Errorf("output %s: the key %s is not supported yet", p.Type, key)
+}
+
+// rewriteTimes tells the outputs that are to have no times of files after SOURCE_DATE_EPOCH what that is, in Unix seconds; nil is for none.
+func rewriteTimes(outputs []output, epoch *int64, warn func(string)) {
+	for i := range outputs {
+		form := &outputs[i].form.Layers
+		switch {
+		case form.Rewrite && epoch == nil:
+			form.Rewrite = false
+			warn("rewrite-timestamp does nothing without SOURCE_DATE_EPOCH: give one with --build-arg")
+		case form.Rewrite:
+			form.Epoch = *epoch
+		}
+	}
 }
 
 // image reports whether the output is an image, and not its files.
