@@ -476,7 +476,7 @@ func targets(t *testing.T, root string) map[string][]string {
 			kind = "layer file"
 		case parts[0] == "layers" && parts[2] == "manifest":
 			kind = "manifest"
-		case parts[0] == "layers":
+		case parts[0] == "layers" && parts[2] != "unsynced": // that one has no check sum, and if it is wrong the layer is compared
 			kind = "note"
 		case parts[0] == "records" && !strings.HasSuffix(path, ".log"):
 			kind = "record"
