@@ -28,7 +28,7 @@ demo: build
 	@example/demo ./kiln
 
 test: lint
-	@$(call need,busybox-static docker-registry jq openssh-client openssh-server skopeo strace uidmap umoci xz-utils zstd)
+	@$(call need,busybox-static docker-registry e2fsprogs jq openssh-client openssh-server skopeo strace uidmap umoci xfsprogs xz-utils zstd)
 	go test $$(go list ./... | grep -v /torture$$)
 	go test -count=1 ./torture # it builds kiln itself, which go test's cache does not know
 
@@ -51,7 +51,7 @@ vm:
 
 # LONG is the number of rounds of what is done at random, or 1 for a thousand.
 torture:
-	@$(call need,busybox-static strace)
+	@$(call need,busybox-static e2fsprogs strace xfsprogs)
 	KILN_TORTURE=$(if $(filter 1,$(LONG)),1000,$(LONG)) go test -count=1 -timeout $(if $(LONG),24h,20m) -v ./torture
 
 # go test takes one fuzz target of one package at a time; two run at once, each on one processor. Those that read

@@ -1,20 +1,22 @@
 package torture
 
 import (
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// shutdownNoFlush is EXT4_IOC_SHUTDOWN's flag for a file system that stops at once, with nothing of its journal written:
+// shutdownNoFlush is the flag of ext4's and XFS's ioctl for a file system that stops at once, with nothing of its journal written:
 // what the disk has then is what it has after a power cut.
 const shutdownNoFlush = 2
 
-const ext4Shutdown = 0x8004587d // _IOR('X', 125, __u32)
+const shutdown = 0x8004587d // _IOR('X', 125, __u32): EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN
 
 // otherBoot makes cmd see another boot id than this machine's, as after the power has come back.
 func otherBoot(t *testing.T, cmd *exec.Cmd) {
@@ -31,6 +33,40 @@ func otherBoot(t *testing.T, cmd *exec.Cmd) {
 	cmd.Path = unshare
 }
 
+// A disk is a file system that has its power cut.
+type disk struct {
+	mkfs, mount []string // arguments before the device
+	// fsck is what a machine runs before it mounts the file system again; nil for nothing.
+	fsck []string
+}
+
+// Those that lose different things: a file system with a journal loses bytes of files, one without also the order of what it was told.
+var disks = []disk{
+	{mkfs: []string{"mkfs.ext4", "-q"}, mount: []string{"-o", "loop,commit=1"}},
+	{mkfs: []string{"mkfs.ext4", "-q", "-O", "^has_journal"}, mount: []string{"-o", "loop"}, fsck: []string{"e2fsck", "-fy"}},
+	{mkfs: []string{"mkfs.ext4", "-q"}, mount: []string{"-o", "loop,commit=1000"}},
+	{mkfs: []string{"mkfs.xfs", "-q"}, mount: []string{"-o", "loop"}},
+}
+
+// syncSome syncs a share of the files and directories below root.
+func syncSome(t *testing.T, rnd *rand.Rand, root string, share float64) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, e os.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() && !e.IsDir() || rnd.Float64() >= share {
+			return err
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return f.Sync()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestPowerCut cuts the power of the disk at a random moment: while a build runs, or after it has said that it is done.
 // The build after that must make what an undisturbed one makes, and not trust what only looks whole.
 func TestPowerCut(t *testing.T) {
@@ -40,19 +76,18 @@ func TestPowerCut(t *testing.T) {
 	want := treeDigest(t, p.build("--build-arg", "ROUND=0"))
 	full := time.Since(started)
 
-	n := rounds(t, 6)
+	n := rounds(t, 16)
 	during := 0
 	for i := range n {
 		dir := t.TempDir()
-		disk, mnt := filepath.Join(dir, "disk"), filepath.Join(dir, "mnt")
+		file, mnt := filepath.Join(dir, "disk"), filepath.Join(dir, "mnt")
 		if err := os.Mkdir(mnt, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		sh(t, "truncate", "-s", "100M", disk)
-		sh(t, "mkfs.ext4", "-q", disk)
-		mount := func() {
-			sh(t, "mount", "-o", []string{"loop,commit=1", "loop,commit=5", "loop,commit=1000"}[i%3], disk, mnt)
-		}
+		disk := disks[rnd.IntN(len(disks))]
+		sh(t, "truncate", "-s", "320M", file)
+		sh(t, append(slices.Clone(disk.mkfs), file)...)
+		mount := func() { sh(t, append(append([]string{"mount"}, disk.mount...), file, mnt)...) }
 		mount()
 		mounted := true
 		t.Cleanup(func() {
@@ -76,22 +111,19 @@ func TestPowerCut(t *testing.T) {
 			case <-time.After(time.Duration(rnd.Int64N(int64(2 * full)))):
 			}
 		} else {
-			// In some rounds a part of what the build makes is on disk by then.
-			if i%4 == 3 {
-				time.Sleep(time.Duration(rnd.Int64N(int64(2 * full))))
-				sh(t, "sync", "-f", mnt)
-			}
 			err := <-done
 			if err != nil {
 				t.Fatalf("round %d: the build before the cut: %v", i, err)
 			}
 			done <- nil
+			// Nothing, or a part, or nearly all of what was made is on disk by then, and the names of much more.
+			syncSome(t, rnd, p.root, []float64{0, 0.01, 0.5, 0.99}[i/2%4])
 		}
 		d, err := os.Open(mnt)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := unix.IoctlSetPointerInt(int(d.Fd()), ext4Shutdown, shutdownNoFlush); err != nil {
+		if err := unix.IoctlSetPointerInt(int(d.Fd()), shutdown, shutdownNoFlush); err != nil {
 			t.Fatal(err)
 		}
 		d.Close()
@@ -107,7 +139,7 @@ func TestPowerCut(t *testing.T) {
 		}
 		// Whoever was making a mount namespace just then has it still, and it is not the disk as it was that would be mounted again.
 		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-			out, err := exec.Command("losetup", "-j", disk).Output()
+			out, err := exec.Command("losetup", "-j", file).Output()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -117,6 +149,10 @@ func TestPowerCut(t *testing.T) {
 			if time.Now().After(deadline) {
 				t.Fatalf("round %d: the disk is in use: %s", i, out)
 			}
+		}
+		if disk.fsck != nil {
+			// Its status says that there was something to mend; what cannot be mended, mount says.
+			_ = exec.Command(disk.fsck[0], append(slices.Clone(disk.fsck[1:]), file)...).Run()
 		}
 		mount()
 
@@ -138,7 +174,7 @@ func TestPowerCut(t *testing.T) {
 		p.clean()
 		sh(t, "umount", mnt)
 		mounted = false
-		os.Remove(disk)
+		os.Remove(file)
 		if t.Failed() {
 			t.FailNow()
 		}
