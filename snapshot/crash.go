@@ -38,11 +38,11 @@ func (s *Store) survived(id string, m *layer.Manifest) error {
 	}
 	var damage string
 	err = s.compare(context.Background(), id, m, func(path, what string) { damage = path + " " + what }, func(int64) {})
-	if err == nil && damage != "" {
-		err = layer.ErrDamaged
-	}
 	if err != nil {
-		return fmt.Errorf("layer %s was not on disk when the machine was started again: %s: %w", id, damage, err)
+		return fmt.Errorf("compare layer %s, which was made before the machine was started again, with its manifest: %w", id, err)
+	}
+	if damage != "" {
+		return fmt.Errorf("%w: the machine was started again before all of layer %s was on disk: %s", layer.ErrDamaged, id, damage)
 	}
 	return s.onDisk(id)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"runtime/debug"
 	"time"
 
@@ -86,8 +87,8 @@ type Job struct {
 type Runner interface {
 	// Plan looks at a vertex whose inputs' outputs are in; it reads, but does not change anything that stays.
 	Plan(ctx context.Context, v *llb.Vertex, in []*Chain) (Step, error)
-	// Has reports whether a layer of an earlier build is still there.
-	Has(l Layer) bool
+	// Missing returns why a layer of an earlier build cannot be used, nil if it can, and fs.ErrNotExist if it was removed.
+	Missing(l Layer) error
 }
 
 // Observer is told what happens to each vertex. Its methods are called from several goroutines, for one vertex in order:
@@ -425,8 +426,12 @@ func (s *solve) get(key Key) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !s.opts.Runner.Has(r.Layer) {
+	err = s.opts.Runner.Missing(r.Layer)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, &Miss{Reason: fmt.Sprintf("layer %s is gone", r.Layer.ID)}
+	case err != nil:
+		return nil, &Miss{Reason: err.Error()}
 	}
 	return r, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -83,10 +84,13 @@ func (r *runner) Plan(ctx context.Context, v *llb.Vertex, in []*solver.Chain) (s
 	}, nil
 }
 
-func (r *runner) Has(l solver.Layer) bool {
+func (r *runner) Missing(l solver.Layer) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.gone[l.ID]
+	if r.gone[l.ID] {
+		return fs.ErrNotExist
+	}
+	return nil
 }
 
 // outcomes is a solver.Observer.

@@ -268,8 +268,8 @@ type Manifest struct {
 	table []byte
 }
 
-// ErrDamaged is the error of a manifest that is not what Writer wrote.
-var ErrDamaged = errors.New("the layer's manifest is damaged")
+// ErrDamaged is the error of a manifest that is not what Writer wrote, or of a layer that is not what its manifest says.
+var ErrDamaged = errors.New("the layer is damaged")
 
 // OpenManifest opens a manifest and checks it as a whole.
 func OpenManifest(name string) (*Manifest, error) {

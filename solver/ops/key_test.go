@@ -491,7 +491,7 @@ func TestContextChangesWhilePacked(t *testing.T) {
 				}
 				disturb = func() {}
 				p.write("d/file", "at rest")
-				if l, err := run(); err != nil || !complete || !p.Has(l) {
+				if l, err := run(); err != nil || !complete || p.Missing(l) != nil {
 					t.Errorf("undisturbed: Run = %+v, %v", l, err)
 				}
 			})

@@ -130,8 +130,11 @@ func (r *Runner) Close() error {
 	return r.groups.Close()
 }
 
-// Has implements solver.Runner.
-func (r *Runner) Has(l solver.Layer) bool { return r.Snapshots.Has(l.ID) }
+// Missing implements solver.Runner.
+func (r *Runner) Missing(l solver.Layer) error {
+	_, err := r.Snapshots.Manifest(l.ID)
+	return err
+}
 
 // Plan implements solver.Runner.
 func (r *Runner) Plan(ctx context.Context, v *llb.Vertex, in []*solver.Chain) (solver.Step, error) {
