@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"archive/tar"
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -15,7 +16,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/kilnbuild/kiln/internal/bigfile"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -205,7 +205,7 @@ func WriteFile(path string, write func(io.Writer) error) error {
 	if err != nil {
 		return err
 	}
-	w := bigfile.NewWriter(f)
+	w := bufio.NewWriterSize(f, 64<<10) // headers are small, and what is large is written in blocks
 	if err = write(w); err == nil {
 		err = w.Flush()
 	}

@@ -15,7 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/kilnbuild/kiln/internal/bigfile"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
@@ -212,7 +211,7 @@ func (b *Blobs) earlier(id string, f LayerForm) (old *pieces, done func()) {
 	if err != nil {
 		return nil, done
 	}
-	return parsePieces(have.pieces, bigfile.Parts{File: file}), func() { file.Close() }
+	return parsePieces(have.pieces, file), func() { file.Close() }
 }
 
 func noteName(f LayerForm) string { return "blob." + f.String() }

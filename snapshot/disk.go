@@ -315,15 +315,8 @@ func (d *disk) file(parent openDir, e *layer.Entry, body io.Reader) error {
 	if errno, ok := err.(unix.Errno); ok {
 		err = &os.PathError{Op: "write", Path: e.Path, Err: errno}
 	}
-	if n >= writtenAtOnce {
-		_ = unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE) // a hint: see writtenAtOnce
-	}
 	return errors.Join(err, unix.Close(fd))
 }
-
-// writtenAtOnce is from how many bytes on the kernel begins to write a file to the disk while the layer is still being made. What it
-// has left to write when the build ends, and all of it is synced, the user waits for: half as long after a large base image.
-const writtenAtOnce = 128 << 10
 
 // zero is compared with blocks that may become holes.
 var zero [4096]byte

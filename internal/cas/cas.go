@@ -6,6 +6,7 @@
 package cas
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -21,7 +22,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/kilnbuild/kiln/internal/bigfile"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/userns"
@@ -240,14 +240,14 @@ func (s *Store) Create(ctx context.Context) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create blob: %w", err)
 	}
-	return &Writer{store: s, tmp: tmp, file: bigfile.NewWriter(tmp.File()), hash: sha256.New()}, nil
+	return &Writer{store: s, tmp: tmp, file: bufio.NewWriterSize(tmp.File(), blockSize), hash: sha256.New()}, nil
 }
 
 // Writer is a blob being written. It is for one goroutine.
 type Writer struct {
 	store *Store
 	tmp   *lock.Lock // the open temporary file; nil after Commit or Close
-	file  *bigfile.Writer
+	file  *bufio.Writer
 	hash  hash.Hash
 	size  int64
 }
@@ -270,7 +270,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 // "" or size not -1, and the bytes are others, it returns a *MismatchError and there is no blob.
 //
 // A blob that exists already stays, since others may hold it, unless it is damaged. What was committed stays until Release,
-// as Has says. Nothing is synchronised to disk: see Sync.
+// as Has says. Nothing is synchronised to disk: what reads a blob verifies it.
 func (w *Writer) Commit(want digest.Digest, size int64) (ocispec.Descriptor, error) {
 	if w.tmp == nil {
 		return ocispec.Descriptor{}, fmt.Errorf("commit blob: %w", fs.ErrClosed)
@@ -447,7 +447,16 @@ func (s *Store) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
 		f.Close()
 		return nil, fmt.Errorf("open blob: %s is no regular file", path)
 	}
-	return &verifyReader{r: bigfile.NewReader(f, fi.Size()), desc: desc, where: path, hash: sha256.New(), bad: func() { discard(path, fi, desc.Digest) }}, nil
+	return &verifyReader{r: blockReader{bufio.NewReaderSize(f, int(min(blockSize, max(fi.Size(), 1)))), f}, desc: desc, where: path, hash: sha256.New(), bad: func() { discard(path, fi, desc.Digest) }}, nil
+}
+
+// blockSize is how much of a blob is read or written at once, at least.
+const blockSize = 256 << 10
+
+// blockReader reads a file in blocks.
+type blockReader struct {
+	*bufio.Reader
+	io.Closer
 }
 
 // discard removes the blob that was read and found wrong, unless it was replaced meanwhile or is right after all and it
@@ -547,17 +556,4 @@ func (s *Store) Empty() bool {
 	defer dir.Close()
 	_, err = dir.Readdirnames(1)
 	return err == io.EOF
-}
-
-// Sync writes everything that the store's file system holds in memory to the disk: see syncfs(2).
-func (s *Store) Sync() error {
-	dir, err := os.Open(s.root)
-	if err != nil {
-		return fmt.Errorf("sync image store: %w", err)
-	}
-	defer dir.Close()
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
-		return fmt.Errorf("sync image store: %w", err)
-	}
-	return nil
 }
