@@ -37,12 +37,19 @@ func (s *Store) survived(id string, m *layer.Manifest) error {
 		s.CheckBlobs(id)
 	}
 	var damage string
-	err = s.compare(context.Background(), id, m, func(path, what string) { damage = path + " " + what }, func(int64) {})
-	if err != nil {
-		return fmt.Errorf("compare layer %s, which was made before the machine was started again, with its manifest: %w", id, err)
-	}
-	if damage != "" {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	err = s.compare(ctx, id, m, func(path, what string) {
+		if damage == "" {
+			damage = path + " " + what
+		}
+		stop()
+	}, func(int64) {})
+	switch {
+	case damage != "":
 		return fmt.Errorf("%w: the machine was started again before all of layer %s was on disk: %s", layer.ErrDamaged, id, damage)
+	case err != nil:
+		return fmt.Errorf("compare layer %s, which was made before the machine was started again, with its manifest: %w", id, err)
 	}
 	return s.onDisk(id)
 }
