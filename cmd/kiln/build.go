@@ -8,6 +8,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/spf13/cobra"
 )
@@ -271,9 +272,9 @@ func (a *app) printVerified(r *builder.Result) {
 			continue
 		}
 		differ++
-		fmt.Fprintf(&b, "  %s\n", progress.CleanLine(shorten(v.Step)))
+		fmt.Fprintf(&b, "  %s\n", termtext.Line(shorten(v.Step)))
 		for _, d := range v.Differences {
-			fmt.Fprintf(&b, "    %s\n", progress.CleanLine(d))
+			fmt.Fprintf(&b, "    %s\n", termtext.Line(d))
 		}
 	}
 	_, _ = fmt.Fprintf(a.stderr, "\n%s ran again, %d made something else\n%s", count(len(r.Verified), "cached step"), differ, b.String())

@@ -11,7 +11,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/kilnbuild/kiln/internal/builder"
-	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 )
 
@@ -50,7 +50,7 @@ func (a *app) printWarnings(r *builder.Result) {
 
 func warnings(b *bytes.Buffer, r *builder.Result) {
 	for _, w := range r.Warnings {
-		fmt.Fprintf(b, "\nWARNING: %s\n%s\n", strings.TrimSuffix(w.Rule+" - "+w.URL, " - "), progress.CleanLine(w.Message))
+		fmt.Fprintf(b, "\nWARNING: %s\n%s\n", strings.TrimSuffix(w.Rule+" - "+w.URL, " - "), termtext.Line(w.Message))
 		if w.Location.StartLine > 0 {
 			b.Write(excerpt(w.Location, r.Dockerfile))
 		}
@@ -144,7 +144,7 @@ func (a *app) printDescription(r *builder.Result, asJSON bool) error {
 		w := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
 		for _, row := range rows {
 			for i := range row {
-				row[i] = progress.CleanLine(row[i])
+				row[i] = termtext.Line(row[i])
 			}
 			fmt.Fprintln(w, strings.TrimRight(strings.Join(row, "\t"), "\t"))
 		}

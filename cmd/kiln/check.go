@@ -7,6 +7,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/spf13/cobra"
 )
 
@@ -28,7 +29,7 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 					repaired++
 					end = " [repaired]"
 				}
-				fmt.Fprintf(a.stdout, "%s: %s; %s%s\n", progress.CleanLine(f.Path), progress.CleanLine(f.Problem), progress.CleanLine(f.Effect), end)
+				fmt.Fprintf(a.stdout, "%s: %s; %s%s\n", termtext.Line(f.Path), termtext.Line(f.Problem), termtext.Line(f.Effect), end)
 			}
 			if repair {
 				if err := a.repairLayout(found); err != nil {

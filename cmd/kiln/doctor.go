@@ -6,7 +6,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/config"
-	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/spf13/cobra"
 )
@@ -65,7 +65,7 @@ type report struct {
 func (d *report) say(f builder.Diagnosis) {
 	d.fatal = d.fatal || f.Severity == builder.Fatal
 	word := map[builder.Severity]string{builder.Fine: "ok", builder.Lacking: "lacks", builder.Fatal: "FAILS"}[f.Severity]
-	text := progress.CleanLine(strings.ReplaceAll(f.Text, "\n", " "))
+	text := termtext.Line(strings.ReplaceAll(f.Text, "\n", " "))
 	if _, err := fmt.Fprintf(d.stdout, "%-6s %-22s %s\n", word, f.What, text); err != nil {
 		d.err = err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 	"github.com/kilnbuild/kiln/registry"
@@ -88,7 +89,7 @@ func exitStatus(err error) int {
 
 // complain prints one line.
 func (a *app) complain(text string) {
-	_, _ = fmt.Fprintf(a.stderr, "kiln: %s\n", progress.CleanLine(text))
+	_, _ = fmt.Fprintf(a.stderr, "kiln: %s\n", termtext.Line(text))
 }
 
 // printError prints what went wrong in one line, then the lines of the Dockerfile, then the last lines of the log of the
@@ -160,7 +161,7 @@ const (
 func excerpt(l llb.Location, dockerfile []byte) []byte {
 	const rule = "--------------------\n"
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s:%d\n", progress.CleanLine(l.File), l.StartLine)
+	fmt.Fprintf(&b, "%s:%d\n", termtext.Line(l.File), l.StartLine)
 	lines := strings.Split(strings.TrimSuffix(string(dockerfile), "\n"), "\n")
 	if len(dockerfile) == 0 || l.StartLine > len(lines) {
 		return b.Bytes()
@@ -177,7 +178,7 @@ func excerpt(l llb.Location, dockerfile []byte) []byte {
 		if n >= l.StartLine && n <= end {
 			mark = ">>>"
 		}
-		line := fmt.Sprintf("%4d | %s %s", n, mark, progress.CleanLine(lines[n-1]))
+		line := fmt.Sprintf("%4d | %s %s", n, mark, termtext.Line(lines[n-1]))
 		b.WriteString(strings.TrimRight(line, " \t") + "\n")
 	}
 	b.WriteString(rule)
@@ -188,7 +189,7 @@ func excerpt(l llb.Location, dockerfile []byte) []byte {
 func quoteLog(failures []progress.Failure, step *solver.VertexError) []byte {
 	const rule = "------\n"
 	for _, f := range failures {
-		if f.Name != progress.CleanLine(step.Vertex.Meta().Name) || len(f.Log) == 0 {
+		if f.Name != termtext.Line(step.Vertex.Meta().Name) || len(f.Log) == 0 {
 			continue
 		}
 		text := rule + " > " + shorten(f.Name) + ":\n" + strings.Join(f.Log, "\n") + "\n" + rule

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+	"github.com/kilnbuild/kiln/internal/termtext"
 )
 
 const (
@@ -70,7 +71,7 @@ func (d *plain) logLine(t *Task, b *block) func([]byte) {
 			d.show(b)
 		}
 		b.text = append(b.text, prefix...)
-		b.text = clean(b.text, line, d.colour)
+		b.text = termtext.Append(b.text, line, d.colour)
 		b.text = append(b.text, '\n')
 	}
 }
@@ -89,7 +90,7 @@ func (d *plain) status(t *Task, s *status) {
 	}
 	s.shown = now
 	b := d.blocks[t]
-	text := CleanLine(s.id) + " " + progressOf(s)
+	text := termtext.Line(s.id) + " " + progressOf(s)
 	if !s.completed.IsZero() {
 		text += fmt.Sprintf(" %.1fs done", s.completed.Sub(s.started).Seconds())
 	}
@@ -122,7 +123,7 @@ func (d *plain) finish(t *Task) {
 	case canceled:
 		b.line("CANCELED")
 	case failed:
-		b.line("ERROR: " + CleanLine(t.err.Error()))
+		b.line("ERROR: " + termtext.Line(t.err.Error()))
 	default:
 		b.line(fmt.Sprintf("DONE %.1fs", t.ended.Sub(t.started).Seconds()))
 	}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"golang.org/x/term"
 )
 
@@ -54,7 +55,7 @@ const (
 // where w is a terminal and NO_COLOR is not set. The error names a mode that is not known, or "tty" without a terminal.
 func New(mode string, w io.Writer) (Printer, error) {
 	file, _ := w.(interface{ Fd() uintptr })
-	terminal := file != nil && term.IsTerminal(int(file.Fd()))
+	terminal := termtext.IsTerminal(w)
 	if mode == "auto" || mode == "" {
 		mode = "plain"
 		if terminal && os.Getenv("TERM") != "dumb" {
@@ -134,14 +135,14 @@ func (p *printer) ticks() {
 }
 
 func (p *printer) Task(name string) *Task {
-	return &Task{printer: p, name: CleanLine(name)}
+	return &Task{printer: p, name: termtext.Line(name)}
 }
 
 func (p *printer) Warn(text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.closed {
-		p.display.warn(CleanLine(text))
+		p.display.warn(termtext.Line(text))
 	}
 }
 
@@ -262,7 +263,7 @@ func (t *Task) Status(id string, current, total int64) {
 // Note shows one line about the task, for example why it was not cached.
 func (t *Task) Note(text string) {
 	t.event(func(d display) {
-		text := CleanLine(text)
+		text := termtext.Line(text)
 		if len(t.notes) < maxNotes {
 			t.notes = append(t.notes, text)
 		}

@@ -157,43 +157,6 @@ func TestPlainOutcomes(t *testing.T) {
 	}
 }
 
-func TestColour(t *testing.T) {
-	for _, tc := range []struct{ in, colour, bare string }{
-		{"plain text", "plain text", "plain text"},
-		{"\x1b[1;31mred\x1b[0m tab\t.", "\x1b[1;31mred\x1b[0m tab\t.\x1b[0m", "red tab\t."},
-		{"\x1b[2J\x1b[Htop\x1b[?25l", "top", "top"},
-		{"\x1b]0;title\atext\x1b]8;;http://x\x1b\\link", "textlink", "textlink"},
-		{"\x1bc\x1b(0\x1b7x", "x", "x"},
-		{"\x1bPq#0\x1b\\x\x1b_apc\x1b\\y", "xy", "xy"},
-		{"\x1b]0;unfinished", "^[]0;unfinished", "^[]0;unfinished"},
-		{"a\x1b[12", "a^[[12", "a^[[12"},
-		{"a\x1b", "a^[", "a^["},
-		{"a\bb\x00\x7f", "a^Hb^@^?", "a^Hb^@^?"},
-		{"\u009b2J\x9b2J\xff", "\ufffd2J\ufffd2J\ufffd", "\ufffd2J\ufffd2J\ufffd"},
-		{"\x1b[>1m\x1b[0 m", "", ""},
-		{"zażółć 世界", "zażółć 世界", "zażółć 世界"},
-	} {
-		want(t, string(clean(nil, []byte(tc.in), true)), tc.colour)
-		want(t, string(clean(nil, []byte(tc.in), false)), tc.bare)
-	}
-}
-
-func TestRedact(t *testing.T) {
-	for in, out := range map[string]string{
-		"no url":                               "no url",
-		"https://host/a@b":                     "https://host/a@b",
-		"https://u:p@host":                     "https://xxxxx@host",
-		"a https://tok@h/x, http://u:p@q@h/ b": "a https://xxxxx@h/x, http://xxxxx@h/ b",
-		"git+ssh://git@host/r ssh://git@h":     "git+ssh://git@host/r ssh://git@h",
-		"ssh://git:pw@h":                       "ssh://xxxxx@h",
-		"://@://":                              "://@://",
-	} {
-		if got := CleanLine(in); got != out && in != "://@://" {
-			t.Errorf("CleanLine(%q) = %q, want %q", in, got, out)
-		}
-	}
-}
-
 func TestLongLines(t *testing.T) {
 	var s splitter
 	var lines []string
@@ -523,33 +486,6 @@ func TestConcurrent(t *testing.T) {
 		wg.Wait()
 		p.Close()
 	}
-}
-
-func FuzzClean(f *testing.F) {
-	for _, s := range []string{"a", "\x1b[31m", "\x1b]0;x\a", "\x1b[12;", "\xc2\x9b", "\x1b\x1b[A", "\x1bP\x1b\x1b\\", "世"} {
-		f.Add([]byte(s), true)
-	}
-	f.Fuzz(func(t *testing.T, line []byte, colour bool) {
-		got := clean(nil, line, colour)
-		if !utf8.Valid(got) {
-			t.Fatalf("%q is not UTF-8", got)
-		}
-		for i := 0; i < len(got); {
-			if got[i] == escape {
-				n := sequence(got[i:])
-				if !colour || n == 0 || !isColour(got[i:i+n]) {
-					t.Fatalf("%q has an escape sequence", got)
-				}
-				i += n
-				continue
-			}
-			r, n := utf8.DecodeRune(got[i:])
-			if r != '\t' && r < 0x20 || r >= 0x7f && r < 0xa0 {
-				t.Fatalf("%q has control character %U", got, r)
-			}
-			i += n
-		}
-	})
 }
 
 func BenchmarkPlainLog(b *testing.B) {

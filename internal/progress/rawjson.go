@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/kilnbuild/kiln/internal/termtext"
 )
 
 // maxLogData bounds one log entry, so that a line of JSON stays small.
@@ -60,7 +62,7 @@ type rawJSON struct {
 }
 
 func newRawJSON(w io.Writer, now func() time.Time) *rawJSON {
-	enc := json.NewEncoder(w)
+	enc := json.NewEncoder(termtext.JSONWriter(w))
 	enc.SetEscapeHTML(false)
 	return &rawJSON{enc: enc, now: now, ids: map[*Task]string{}}
 }
@@ -109,7 +111,7 @@ func (d *rawJSON) finish(t *Task) {
 	v.Completed = &t.ended
 	v.Cached = t.outcome == cached
 	if t.err != nil {
-		v.Error = t.err.Error()
+		v.Error = termtext.Redact(t.err.Error())
 	}
 	d.write(solveStatus{Vertexes: []vertexJSON{v}})
 }

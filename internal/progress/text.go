@@ -2,8 +2,9 @@ package progress
 
 import (
 	"bytes"
-	"strings"
 	"unicode/utf8"
+
+	"github.com/kilnbuild/kiln/internal/termtext"
 )
 
 const (
@@ -42,8 +43,8 @@ func (t *tail) lines(n int) []string {
 	}
 	var all []string
 	var s splitter
-	s.feed(buf, func(line []byte) { all = append(all, string(clean(nil, line, false))) })
-	s.flush(func(line []byte) { all = append(all, string(clean(nil, line, false))) })
+	s.feed(buf, func(line []byte) { all = append(all, string(termtext.Append(nil, line, false))) })
+	s.flush(func(line []byte) { all = append(all, string(termtext.Append(nil, line, false))) })
 	if (t.cut || len(t.buf) > maxTail) && len(all) > n {
 		all = all[1:]
 	}
@@ -115,151 +116,6 @@ func runeBoundary(b []byte) int {
 		}
 	}
 	return len(b)
-}
-
-// CleanLine returns text as one line that is fit for a terminal and a log: without control characters and escape
-// sequences, line ends as spaces, and the user and password of URLs replaced by xxxxx.
-func CleanLine(text string) string {
-	b := bytes.TrimRight([]byte(text), "\r\n")
-	b = bytes.ReplaceAll(b, []byte("\r\n"), []byte(" "))
-	b = bytes.ReplaceAll(b, []byte("\n"), []byte(" "))
-	return redact(string(clean(nil, b, false)))
-}
-
-// redact replaces "user:password@" and "token@" in URLs. The user of ssh://, who is no secret, stays.
-func redact(text string) string {
-	const mark = "://"
-	var out strings.Builder
-	for {
-		i := strings.Index(text, mark)
-		if i < 0 {
-			break
-		}
-		out.WriteString(text[:i+len(mark)])
-		scheme := text[:i]
-		text = text[i+len(mark):]
-		authority := text
-		if end := strings.IndexAny(text, "/?# \t\"'<>"); end >= 0 {
-			authority = text[:end]
-		}
-		if at := strings.LastIndexByte(authority, '@'); at >= 0 && (!strings.HasSuffix(scheme, "ssh") || strings.Contains(authority[:at], ":")) {
-			out.WriteString("xxxxx")
-			text = text[at:]
-		}
-	}
-	out.WriteString(text)
-	return out.String()
-}
-
-const escape = 0x1b
-
-// clean appends line to dst in a form that moves no terminal: escape sequences are left out, except that colours stay if
-// colour says so, with a reset at the end; other control characters but the tab become ^X, and what is not UTF-8 becomes
-// U+FFFD.
-func clean(dst, line []byte, colour bool) []byte {
-	coloured := false
-	for len(line) > 0 {
-		n := 0
-		for n < len(line) && plainByte[line[n]] {
-			n++
-		}
-		dst = append(dst, line[:n]...)
-		line = line[n:]
-		if len(line) == 0 {
-			break
-		}
-		switch c := line[0]; {
-		case c == escape:
-			n := sequence(line)
-			switch {
-			case n == 0:
-				dst = append(dst, "^["...)
-				n = 1
-			case colour && isColour(line[:n]):
-				dst = append(dst, line[:n]...)
-				coloured = true
-			}
-			line = line[n:]
-		case c < 0x20:
-			dst = append(dst, '^', c+'@')
-			line = line[1:]
-		case c == 0x7f:
-			dst = append(dst, "^?"...)
-			line = line[1:]
-		default:
-			r, n := utf8.DecodeRune(line)
-			// U+0080 to U+009F are control characters too: U+009B begins an escape sequence.
-			if r == utf8.RuneError && n == 1 || r < 0xa0 {
-				r = utf8.RuneError
-			}
-			dst = utf8.AppendRune(dst, r)
-			line = line[n:]
-		}
-	}
-	if coloured {
-		dst = append(dst, "\x1b[0m"...)
-	}
-	return dst
-}
-
-// plainByte are the bytes that are passed on as they are.
-var plainByte = func() (table [256]bool) {
-	for c := 0x20; c < 0x7f; c++ {
-		table[c] = true
-	}
-	table['\t'] = true
-	return table
-}()
-
-// sequence returns the length of the escape sequence that b begins with, 0 where it has no end. The forms are those of
-// ECMA-48: ESC [ … final (CSI), ESC ] … terminator (OSC) and its like, ESC intermediate… final.
-func sequence(b []byte) int {
-	if len(b) < 2 {
-		return 0
-	}
-	i := 1
-	switch b[i] {
-	case '[':
-		for i++; i < len(b) && b[i] >= 0x20 && b[i] <= 0x3f; i++ {
-		}
-		if i < len(b) && b[i] >= 0x40 && b[i] <= 0x7e {
-			return i + 1
-		}
-		return 0
-	case ']', 'P', 'X', '^', '_':
-		for i++; i < len(b); i++ {
-			if b[i] == '\a' {
-				return i + 1
-			}
-			if b[i] == escape {
-				if i+1 < len(b) && b[i+1] == '\\' {
-					return i + 2
-				}
-				return 0
-			}
-		}
-		return 0
-	}
-	for i < len(b) && b[i] >= 0x20 && b[i] <= 0x2f {
-		i++
-	}
-	if i < len(b) && b[i] >= 0x30 && b[i] <= 0x7e {
-		return i + 1
-	}
-	return 0
-}
-
-// isColour reports whether a CSI sequence is a plain SGR, which changes how text looks and nothing else.
-func isColour(seq []byte) bool {
-	if len(seq) < 3 || seq[1] != '[' || seq[len(seq)-1] != 'm' {
-		return false
-	}
-	for _, c := range seq[2 : len(seq)-1] {
-		if (c < '0' || c > '9') && c != ';' && c != ':' {
-			return false
-		}
-	}
-	return true
 }
 
 // truncate returns s cut to at most width columns. A tab becomes a space. Characters that may be wide count as two, which is

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/kilnbuild/kiln/internal/termtext"
 )
 
 // detailLines is how many lines of each kind a running task has below its own: log, transfers.
@@ -144,7 +146,7 @@ func taskDetails(t *Task, n int) []string {
 	for _, s := range t.statuses {
 		if s.completed.IsZero() && transfers < detailLines {
 			transfers++
-			lines = append(lines, " => => "+CleanLine(s.id)+" "+progressOf(s))
+			lines = append(lines, " => => "+termtext.Line(s.id)+" "+progressOf(s))
 		}
 	}
 	lines = lines[:min(n, len(lines))]
