@@ -67,13 +67,19 @@ func (b *builder) mounts(s *stage, c *instructions.RunCommand, sources []*stage,
 	return mounts, agent, inputs, nil
 }
 
-// mountTarget returns where a mount is, absolute and cleaned. A relative one is below the working directory.
+// mountTarget returns where a mount is, absolute and cleaned. A relative one is below the working directory. Symbolic links of the
+// image are followed, and what they lead to is checked, when the step runs.
 func mountTarget(s *stage, target string) (string, error) {
 	if !path.IsAbs(target) {
 		target = path.Join(s.cwd(), target)
 	}
 	if target = path.Clean(target); target == "/" {
 		return "", fmt.Errorf("invalid mount target %q", target)
+	}
+	for _, dir := range []string{"/proc", "/sys"} {
+		if target == dir || strings.HasPrefix(target, dir+"/") {
+			return "", fmt.Errorf("invalid mount target %q: a step has a %s of its own, and nothing else can be mounted there", target, dir)
+		}
 	}
 	return target, nil
 }

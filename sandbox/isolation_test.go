@@ -150,6 +150,20 @@ func TestMounts(t *testing.T) {
 			t.Errorf("no error for a mount at %s", m.Target)
 		}
 	}
+	// Nothing covers the step's /proc and /sys or lies inside them, whatever leads there: a link of the image or of another mount, too.
+	if err := errors.Join(os.Symlink("../sys/.", im.lower+"/to-sys"), os.Symlink("/proc", dir+"/sub/to-proc")); err != nil {
+		t.Fatal(err)
+	}
+	for target, want := range map[string]string{
+		"/proc": "the step's own /proc", "/sys": "the step's own /sys", "//real/../proc/.": "the step's own /proc", "/to-sys": "the step's own /sys",
+		"/m/to-proc": "the step's own /proc", "/m/to-proc/sys": "inside the step's own /proc", "/to-sys/fs": "inside the step's own /sys",
+		"/m/to-proc/../sys/new": "inside the step's own /sys", "/": "root directory", "/proc/..": "root directory",
+	} {
+		_, _, err := im.sh(t, "true", with(Mount{source("sub"), "/m"}, Mount{tmpfs(), target}))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("a mount at %s: %v", target, err)
+		}
+	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil || strings.Contains(string(mounts), dir) {
 		t.Errorf("the host sees a mount: %v", err)

@@ -384,7 +384,7 @@ func (r *run) prepare() error {
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 			want = directory
 		}
-		f, at, err := r.tree.mountPoint(m.Target, how{want: want})
+		f, at, err := r.tree.mountTarget(m.Target, want)
 		if f, err = r.own(f, err); err != nil {
 			return fmt.Errorf("mount at %s: %w", m.Target, err)
 		}

@@ -111,7 +111,7 @@ func (t *tree) mountPoint(name string, h how) (*os.File, string, error) {
 		dir := cur.f
 		if c, ok := t.covers[cur.path]; ok {
 			if dir = c; dir == nil {
-				return nil, "", fmt.Errorf("%s is inside %s, which the sandbox makes itself", name, cur.path)
+				return nil, "", fmt.Errorf("%s is inside the step's own %s", name, cur.path)
 			}
 		}
 		last := !slices.ContainsFunc(todo, func(s string) bool { return s != "" && s != "." })
@@ -167,6 +167,18 @@ func (t *tree) mountPoint(name string, h how) (*os.File, string, error) {
 	}
 	opened = slices.DeleteFunc(opened, func(f *os.File) bool { return f == end.f })
 	return end.f, end.path, nil
+}
+
+// mountTarget is mountPoint for a mount that is not the sandbox's own. It refuses /proc and /sys, whatever spelling or link leads
+// to them: programs, and the masks of what a step may not see there, rely on the kernel's file systems being what is at those paths.
+// What lies inside them is refused by mountPoint.
+func (t *tree) mountTarget(name string, want kind) (*os.File, string, error) {
+	f, at, err := t.mountPoint(name, how{want: want})
+	if err == nil && (at == "/proc" || at == "/sys") {
+		f.Close()
+		return nil, "", fmt.Errorf("it would cover the step's own %s", at)
+	}
+	return f, at, err
 }
 
 func openPath(dir *os.File, name string) (*os.File, error) {
