@@ -200,9 +200,15 @@ var (
 	publicName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?i)(_|^)(public|file|version)(_|$)`) })
 )
 
+// IsSecretName reports whether the check SecretsUsedInArgOrEnv takes a variable of this name for a secret. What shows values to people
+// leaves out those of such variables.
+func IsSecretName(name string) bool {
+	return secretName().MatchString(name) && !publicName().MatchString(name)
+}
+
 // lintSecret reports a variable whose name is that of a secret.
 func lintSecret(keyword, name string, at []moby.Range, lint *linter.Linter) {
-	if secretName().MatchString(name) && !publicName().MatchString(name) {
+	if IsSecretName(name) {
 		lint.Run(&linter.RuleSecretsUsedInArgOrEnv, at, linter.RuleSecretsUsedInArgOrEnv.Format(keyword, name))
 	}
 }

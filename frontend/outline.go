@@ -31,6 +31,14 @@ type OutlineArg struct {
 	Location    *SourceLocation `json:"location,omitempty"`
 }
 
+// Shown returns the value as people may see it: Hidden for that of a variable that has the name of a secret.
+func (a OutlineArg) Shown() string {
+	if a.Value != "" && IsSecretName(a.Name) {
+		return Hidden
+	}
+	return a.Value
+}
+
 // OutlineMount is a secret or an ssh agent that a target asks for.
 type OutlineMount struct {
 	Name     string          `json:"name"`

@@ -156,7 +156,7 @@ func (b *builder) runName(s *stage, c *instructions.RunCommand) string {
 	env := s.env
 	for _, m := range instructions.GetMounts(c) {
 		if m.Type == instructions.MountTypeSecret && m.Env != nil {
-			env = env.with(*m.Env, "****")
+			env = env.with(*m.Env, Hidden)
 		}
 	}
 	text := c.String()

@@ -119,9 +119,9 @@ func (s *stage) shell() []string {
 }
 
 // stepName returns the progress line of the stage's next step, "[build 2/5] RUN make", of the instruction's text. Variables
-// in the text are expanded by lex.
+// in the text are expanded by lex, but for those whose name is that of a secret.
 func (b *builder) stepName(s *stage, text string, lex *shell.Lex, env shell.EnvGetter) string {
-	if expanded, _, err := lex.ProcessWord(text, env); err == nil {
+	if expanded, _, err := lex.ProcessWord(text, shown{env}); err == nil {
 		text = expanded
 	}
 	if first, rest, ok := strings.Cut(text, " "); ok {
@@ -143,6 +143,21 @@ func (b *builder) stepName(s *stage, text string, lex *shell.Lex, env shell.EnvG
 	}
 	return out.String() + text
 }
+
+// shown is an environment as people may see it.
+type shown struct{ shell.EnvGetter }
+
+// Get implements shell.EnvGetter.
+func (e shown) Get(name string) (string, bool) {
+	value, ok := e.EnvGetter.Get(name)
+	if ok && value != "" && IsSecretName(name) {
+		value = Hidden
+	}
+	return value, ok
+}
+
+// Hidden is shown in place of the value of a secret.
+const Hidden = "****"
 
 // crossPlatform returns "->arm64" for a stage that runs on another platform than the one its TARGET arguments name.
 func crossPlatform(on llb.Platform, env shell.EnvGetter) string {

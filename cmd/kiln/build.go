@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -61,6 +62,9 @@ func (a *app) buildCommand() *cobra.Command {
 			o, err := f.options(args[0])
 			if err != nil {
 				return err
+			}
+			if slices.ContainsFunc(o.Outputs, onStdout) && termtext.IsTerminal(os.Stdout) {
+				return usageErrorf("--output: an archive is not written to a terminal: give it a dest=, or redirect standard output")
 			}
 			o.Stdin, o.Debug = cmd.InOrStdin(), a.debug
 			call, err := parseCall(f.call)
@@ -253,12 +257,15 @@ func (a *app) build(ctx context.Context, b *builder.Builder, o builder.Options, 
 	if !quiet {
 		return nil
 	}
-	if result.ImageID == "" || slices.ContainsFunc(o.Outputs, func(o builder.Output) bool { return o.Dest == "-" }) {
+	if result.ImageID == "" || slices.ContainsFunc(o.Outputs, onStdout) {
 		return nil
 	}
 	_, err = fmt.Fprintln(a.stdout, result.ImageID)
 	return err
 }
+
+// onStdout reports whether an output goes to standard output.
+func onStdout(o builder.Output) bool { return o.Dest == "-" }
 
 // printVerified says which steps made something else when they ran again.
 func (a *app) printVerified(r *builder.Result) {

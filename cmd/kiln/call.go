@@ -110,7 +110,7 @@ func (a *app) printCheck(r *builder.Result, err error, asJSON bool) error {
 	}
 	if err != nil {
 		at := locate(err)
-		out.Error = &lintError{err.Error(), location(at)}
+		out.Error = &lintError{termtext.Redact(err.Error()), location(at)}
 	}
 	if err := printJSON(a.stdout, out); err != nil {
 		return err
@@ -127,7 +127,7 @@ func printJSON(w io.Writer, v any) error {
 	if err != nil {
 		return err
 	}
-	_, err = w.Write(append(data, '\n'))
+	_, err = w.Write(append(termtext.JSON(data), '\n'))
 	return err
 }
 
@@ -179,7 +179,7 @@ func (a *app) printDescription(r *builder.Result, asJSON bool) error {
 	if len(o.Args) > 0 {
 		rows := [][]string{{"BUILD ARG", "VALUE", "DESCRIPTION"}}
 		for _, arg := range o.Args {
-			rows = append(rows, []string{arg.Name, arg.Value, arg.Description})
+			rows = append(rows, []string{arg.Name, arg.Shown(), arg.Description})
 		}
 		table(rows...)
 		b.WriteByte('\n')

@@ -12,6 +12,7 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/spf13/cobra"
 )
 
@@ -152,7 +153,7 @@ func printTable(w io.Writer, rows []imageRow) {
 	table := tabwriter.NewWriter(w, 10, 1, 3, ' ', 0)
 	fmt.Fprintln(table, "REPOSITORY\tTAG\tIMAGE ID\tCREATED\tSIZE")
 	for _, r := range rows {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", r.Repository, r.Tag, r.ID, r.CreatedSince, r.Size)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", termtext.Line(r.Repository), termtext.Line(r.Tag), termtext.Line(r.ID), r.CreatedSince, r.Size)
 	}
 	_ = table.Flush() // into memory
 }
@@ -168,7 +169,7 @@ func rowPrinter(format string) (func(w io.Writer, v any) error, error) {
 	t, err := template.New("").Funcs(template.FuncMap{
 		"json": func(v any) (string, error) {
 			var b strings.Builder
-			enc := json.NewEncoder(&b)
+			enc := json.NewEncoder(termtext.JSONWriter(&b))
 			enc.SetEscapeHTML(false)
 			err := enc.Encode(v)
 			return strings.TrimSuffix(b.String(), "\n"), err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/spf13/cobra"
 )
 
@@ -35,7 +36,7 @@ func (a *app) inspectCommand() *cobra.Command {
 				}
 				var out bytes.Buffer
 				if print == nil {
-					enc := json.NewEncoder(&out)
+					enc := json.NewEncoder(termtext.JSONWriter(&out))
 					enc.SetEscapeHTML(false)
 					enc.SetIndent("", "    ")
 					if err := enc.Encode(all); err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/internal/userns"
 )
 
@@ -24,11 +25,16 @@ func main() {
 
 // app is one run of the command line.
 type app struct {
+	// stdout and stderr make what others wrote fit for a terminal, where they are one.
 	stdout io.Writer
 	stderr io.Writer
+	// view is standard error for the progress view, which has the terminal for itself.
+	view io.Writer
 	// rootDir and debug are the flags of all commands.
 	rootDir string
 	debug   bool
 }
 
-func newApp(stdout, stderr io.Writer) *app { return &app{stdout: stdout, stderr: stderr} }
+func newApp(stdout, stderr io.Writer) *app {
+	return &app{stdout: termtext.Writer(stdout), stderr: termtext.Writer(stderr), view: stderr}
+}

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -13,8 +12,8 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
 
 func (a *app) pruneCommand() *cobra.Command {
@@ -46,7 +45,7 @@ name have. What a running build uses stays.`,
 					return usageErrorf("--%s %q: %w", size.flag, size.value, err)
 				}
 			}
-			if !force && !dryRun && isTerminal(cmd.InOrStdin()) {
+			if !force && !dryRun && termtext.IsTerminal(cmd.InOrStdin()) {
 				if err := a.confirm(cmd, all); err != nil {
 					return err
 				}
@@ -65,11 +64,6 @@ name have. What a running build uses stays.`,
 	flags.BoolVar(&dryRun, "dry-run", false, "print what would be removed")
 	_ = flags.MarkHidden("keep-storage") // it was just added
 	return cmd
-}
-
-func isTerminal(in any) bool {
-	f, ok := in.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // confirm asks as docker does.
@@ -125,8 +119,9 @@ const itemFormat = "%-12s %-14s %-8s %-16s %s\n"
 
 func itemLine(it builder.Item, now time.Time) string {
 	id := strings.TrimPrefix(it.ID, "sha256:")
-	line := fmt.Sprintf(itemFormat, it.Kind, id[:min(12, len(id))], humanSize(it.Size), units.HumanDuration(now.Sub(it.Used))+" ago", shorten(strings.Join(strings.Fields(it.Description), " ")))
-	return strings.TrimRight(line, " \n") + "\n"
+	by := shorten(strings.Join(strings.Fields(it.Description), " "))
+	line := fmt.Sprintf(itemFormat, it.Kind, id[:min(12, len(id))], humanSize(it.Size), units.HumanDuration(now.Sub(it.Used))+" ago", by)
+	return strings.TrimRight(termtext.Line(line), " ") + "\n"
 }
 
 func humanSize(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) }

@@ -164,7 +164,7 @@ func (a *app) withProgress(ctx context.Context, flag string, f func(ctx context.
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	p, err := progress.New(mode, watch(a.stderr, cancel))
+	p, err := progress.New(mode, watch(a.view, cancel))
 	if err != nil {
 		return usageErrorf("%s: %w", from, err)
 	}

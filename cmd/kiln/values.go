@@ -44,13 +44,13 @@ func parseOutputs(values []string, push, load bool) ([]builder.Output, error) {
 	if load && !slices.ContainsFunc(outputs, func(o builder.Output) bool { return o.Type == builder.OutputDocker && o.Dest == "" }) {
 		outputs = append(outputs, builder.Output{Type: builder.OutputDocker, Attrs: map[string]string{}})
 	}
-	onStdout := 0
+	n := 0
 	for _, o := range outputs {
-		if o.Dest == "-" {
-			onStdout++
+		if onStdout(o) {
+			n++
 		}
 	}
-	if onStdout > 1 {
+	if n > 1 {
 		return nil, usageErrorf("--output: only one output can go to standard output; give the others a dest=")
 	}
 	return outputs, nil

@@ -174,7 +174,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 	defer cancel()
 	watch := newObserver(p, early)
 	if o.Explain {
-		watch.explain = func(out solver.Outcome) []string { return explain(b.snapshots, out) }
+		watch.explain = func(out solver.Outcome) []string { return explain(b.snapshots, out, o.BuildArgs) }
 	}
 	watch.verify = func(out solver.Outcome) []string { return verified(b.snapshots, out) }
 	outputs, err := solver.Solve(ctx, roots, solver.Options{Cache: b.cache, Runner: runner, Observer: watch, Parallelism: parallelism, Verify: o.VerifyCache})

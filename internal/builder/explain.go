@@ -1,12 +1,14 @@
 package builder
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
@@ -16,12 +18,14 @@ import (
 const maxExplained = 10
 
 // explain says in lines why a step ran: what is different from when it ran last. Keys are made of the very inputs that are
-// compared here, so what is named is what made the difference.
-func explain(store *snapshot.Store, out solver.Outcome) []string {
+// compared here, so what is named is what made the difference. Values of variables and of buildArgs that have the name of a secret are
+// not shown.
+func explain(store *snapshot.Store, out solver.Outcome, buildArgs map[string]string) []string {
 	if out.Last == nil {
 		return []string{"ran because " + out.Miss.Reason}
 	}
 	var lines []string
+	hide := hider(buildArgs, out.Record.Inputs, out.Last.Inputs)
 	now, before := byName(out.Record.Inputs), byName(out.Last.Inputs)
 	for _, name := range names(out.Record.Inputs, out.Last.Inputs) {
 		added, gone := without(now[name], before[name]), without(before[name], now[name])
@@ -34,7 +38,7 @@ func explain(store *snapshot.Store, out solver.Outcome) []string {
 		case "files":
 			lines = append(lines, files(store, out.Last.Layer, out.Record.Layer)...)
 		default:
-			lines = append(lines, changed(name, added, gone)...)
+			lines = append(lines, changed(name, added, gone, hide)...)
 		}
 	}
 	if len(lines) == 0 {
@@ -71,18 +75,57 @@ func without(list, other []string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return slices.Contains(other, s) })
 }
 
-// changed describes how the values of one kind of input differ.
-func changed(name string, added, gone []string) []string {
+// minHidden is the length in bytes from which a secret is hidden wherever it occurs. A shorter one is a part of too many other texts, and
+// is only hidden as the value of its variable.
+const minHidden = 4
+
+// hider returns a function that replaces secrets in the value of an input: those in the env of inputs, and those of buildArgs.
+func hider(buildArgs map[string]string, inputs ...[]solver.Input) func(name, value string) string {
+	var secrets []string
+	add := func(name, value string) {
+		if len(value) >= minHidden && frontend.IsSecretName(name) {
+			secrets = append(secrets, value)
+		}
+	}
+	for name, value := range buildArgs {
+		add(name, value)
+	}
+	for _, list := range inputs {
+		for _, in := range list {
+			if name, value, _ := strings.Cut(in.Value, "="); in.Name == "env" {
+				add(name, value)
+			}
+		}
+	}
+	// A secret may be a part of another.
+	slices.SortFunc(secrets, func(x, y string) int { return cmp.Or(len(y)-len(x), strings.Compare(x, y)) })
+	return func(name, value string) string {
+		variable, _, _ := strings.Cut(value, "=")
+		if name == "env" && frontend.IsSecretName(variable) {
+			return variable + "=" + frontend.Hidden
+		}
+		for _, s := range secrets {
+			value = strings.ReplaceAll(value, s, frontend.Hidden)
+		}
+		return value
+	}
+}
+
+// changed describes how the values of one kind of input differ, as hide lets them be shown.
+func changed(name string, added, gone []string, hide func(name, value string) string) []string {
+	show := func(v string) string { return clip(hide(name, v)) }
 	switch {
+	case len(added) == 1 && len(gone) == 1 && show(added[0]) == show(gone[0]):
+		return []string{fmt.Sprintf("ran because its %s has another value, which is not shown: %s", name, show(added[0]))}
 	case len(added) == 1 && len(gone) == 1:
-		return []string{fmt.Sprintf("ran because its %s is now %s, and was %s", name, clip(added[0]), clip(gone[0]))}
+		return []string{fmt.Sprintf("ran because its %s is now %s, and was %s", name, show(added[0]), show(gone[0]))}
 	}
 	var lines []string
 	for _, v := range added {
-		lines = append(lines, fmt.Sprintf("ran because of a new %s: %s", name, clip(v)))
+		lines = append(lines, fmt.Sprintf("ran because of a new %s: %s", name, show(v)))
 	}
 	for _, v := range gone {
-		lines = append(lines, fmt.Sprintf("ran because of a %s that is gone: %s", name, clip(v)))
+		lines = append(lines, fmt.Sprintf("ran because of a %s that is gone: %s", name, show(v)))
 	}
 	if len(lines) == 0 {
 		lines = []string{fmt.Sprintf("ran because the order of its %ss is another", name)}
