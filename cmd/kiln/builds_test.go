@@ -64,6 +64,7 @@ func stories(t *testing.T, p testscript.Params, setup func(*testscript.Env) erro
 		"disk":    cmdDisk,
 		"replace": cmdReplace,
 		"age":     cmdAge,
+		"serve":   cmdServe,
 	}
 	testscript.Run(t, p)
 }

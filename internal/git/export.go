@@ -42,7 +42,7 @@ type Options struct {
 // options are those of one repository.
 type options struct {
 	identity Identity
-	anyHost  bool // secrets that name no host may be used
+	named    bool // its server is that of the repository that the build asks for
 }
 
 // export is the writing of one commit and its submodules.
@@ -50,7 +50,7 @@ type export struct {
 	c        *Client
 	ctx      context.Context
 	o        Options
-	host     string
+	account  string // of the repository that was asked for
 	put      func(e layer.Entry, body io.Reader) error
 	modules  int
 	pointers []string
@@ -60,7 +60,7 @@ type export struct {
 // directories before what is in them. Files are 0644 or 0755, directories 0755, owned by root, with the time of the
 // commit. A file's body is valid during the call.
 func (c *Client) Export(ctx context.Context, s *remoteurl.Git, commit Commit, o Options, put func(e layer.Entry, body io.Reader) error) error {
-	x := &export{c: c, ctx: ctx, o: o, host: s.Host(), put: put}
+	x := &export{c: c, ctx: ctx, o: o, account: s.Account(), put: put}
 	if err := x.commit(s, commit, s.Subdir, "", 0); err != nil {
 		return err
 	}
@@ -73,7 +73,7 @@ func (c *Client) Export(ctx context.Context, s *remoteurl.Git, commit Commit, o 
 
 // Time returns when a commit was made.
 func (c *Client) Time(ctx context.Context, s *remoteurl.Git, commit Commit, who Identity) (time.Time, error) {
-	m, err := c.fetch(ctx, s, commit, options{identity: who, anyHost: true})
+	m, err := c.fetch(ctx, s, commit, options{identity: who, named: true})
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -101,9 +101,17 @@ func committed(s *remoteurl.Git, commit Commit, git func(args ...string) (string
 	return id, time.Unix(seconds, 0), nil
 }
 
+// options returns what may be used for a repository. A repository that the user does not control chooses its submodules, so the
+// user's own keys are used for no server but that of the repository that was asked for.
+func (x *export) options(s *remoteurl.Git) options {
+	o := options{identity: x.o.Identity, named: s.Account() == x.account}
+	o.identity.User = o.identity.User && o.named
+	return o
+}
+
 // commit puts the tree of a commit, or of its directory subdir, at the path at.
 func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, depth int) error {
-	m, err := x.c.fetch(x.ctx, s, commit, options{identity: x.o.Identity, anyHost: s.Host() == x.host})
+	m, err := x.c.fetch(x.ctx, s, commit, x.options(s))
 	if err != nil {
 		return err
 	}
@@ -152,7 +160,8 @@ func (x *export) archive(s *remoteurl.Git, m *mirror, id, subdir, at string, mad
 	if subdir != "" {
 		args = append(args, "--", subdir)
 	}
-	auth, err := x.c.authorization(s, s.Host() == x.host) // git-lfs fetches
+	o := x.options(s)
+	auth, err := x.c.authorization(s, o.named) // git-lfs fetches
 	if err != nil {
 		return err
 	}
@@ -161,7 +170,7 @@ func (x *export) archive(s *remoteurl.Git, m *mirror, id, subdir, at string, mad
 	r, w := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := x.c.run(ctx, call{source: s, local: true, doing: "read", authorization: auth, identity: x.o.Identity, stdout: w, args: args})
+		err := x.c.run(ctx, call{source: s, local: true, doing: "read", authorization: auth, identity: o.identity, stdout: w, args: args})
 		w.CloseWithError(err)
 		done <- err
 	}()

@@ -48,9 +48,10 @@ func (c *Client) LFS() bool { return c.lfs() }
 
 // Identity is what ssh may use to prove who the user is; the zero value is nothing.
 type Identity struct {
-	// Socket is that of an ssh agent; "" for none.
+	// Socket is that of an ssh agent that the user gave the build, for every server; "" for none.
 	Socket string
-	// User allows the user's own keys, and their own agent in place of Socket "".
+	// User allows the user's own keys, and their own agent in place of Socket "". It is for the server that the user named: a
+	// submodule at another one, or of another user there, goes without.
 	User bool
 }
 
@@ -62,17 +63,20 @@ type Commit struct {
 	Name string
 }
 
-// authorization returns the header for a repository over http; "" for none. Secrets that name no host are for the
-// repositories that were asked for, not for what submodules name on other hosts.
-func (c *Client) authorization(s *remoteurl.Git, anyHost bool) (string, error) {
+// authorization returns the header for a repository over http; "" for none. named says that the build asks this server for a
+// repository. One that only a submodule names gets no secrets that name no host, and none at all over plain http.
+func (c *Client) authorization(s *remoteurl.Git, named bool) (string, error) {
 	if s.Scheme() != "http" && s.Scheme() != "https" {
 		return "", nil
 	}
 	if s.User != "" {
 		return basic(s.User), nil
 	}
+	if s.Scheme() == "http" && !named {
+		return "", nil
+	}
 	ids := []string{"GIT_AUTH_HEADER." + s.Host(), "GIT_AUTH_TOKEN." + s.Host()}
-	if anyHost {
+	if named {
 		ids = append(ids, "GIT_AUTH_HEADER", "GIT_AUTH_TOKEN")
 	}
 	for _, id := range ids {
@@ -245,7 +249,7 @@ func (c *Client) update(ctx context.Context, s *remoteurl.Git, m *mirror, commit
 	if err := os.WriteFile(attributes, []byte("* -export-ignore -export-subst\n"), 0o600); err != nil {
 		return err
 	}
-	auth, err := c.authorization(s, o.anyHost)
+	auth, err := c.authorization(s, o.named)
 	if err != nil {
 		return err
 	}

@@ -311,12 +311,14 @@ func TestEnvironment(t *testing.T) {
 	})
 	for _, tt := range []struct {
 		address string
-		anyHost bool
+		named   bool
 		want    string
 	}{
 		{"https://h:8/r.git", false, "Basic eC1hY2Nlc3MtdG9rZW46Y2FuYXJ5"},
 		{"https://other/r.git", true, "canary"},
 		{"https://other/r.git", false, ""},
+		{"http://h:8/r.git", true, "Basic eC1hY2Nlc3MtdG9rZW46Y2FuYXJ5"},
+		{"http://h:8/r.git", false, ""},
 		{"https://u:pw@h:8/r.git", true, "Basic dTpwdw=="},
 		{"ssh://git@h:8/r.git", true, ""},
 	} {
@@ -324,7 +326,7 @@ func TestEnvironment(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		auth, err := c.authorization(s, tt.anyHost)
+		auth, err := c.authorization(s, tt.named)
 		if err != nil || auth != tt.want {
 			t.Errorf("%s: got %q, %v, want %q", tt.address, auth, err, tt.want)
 		}

@@ -82,8 +82,9 @@ func (e *Error) transient() bool {
 	return false
 }
 
-// hint returns advice for what git said.
-func hint(said string, s *remoteurl.Git, authorized bool) string {
+// hint returns advice for what git said of a call.
+func hint(said string, k call) string {
+	s, authorized := k.source, k.authorization != ""
 	said = strings.ToLower(said)
 	has := func(signs ...string) bool {
 		for _, sign := range signs {
@@ -96,6 +97,8 @@ func hint(said string, s *remoteurl.Git, authorized bool) string {
 	switch {
 	case has("host key verification failed", "no ed25519 host key is known", "host key is known"):
 		return "the server's key is not in ~/.ssh/known_hosts: check it and add it, for example with ssh-keyscan"
+	case has("permission denied (", "permission denied, ") && k.identity == Identity{}:
+		return "the server takes none of the ssh keys that the build may use: without --ssh, keys are used only for the server of a context that the command line names"
 	case has("permission denied (", "permission denied, "):
 		return "the server takes none of the ssh keys that the build may use"
 	case has("ssh: not found", "cannot run ssh", "unable to fork"):
@@ -233,7 +236,7 @@ func (c *Client) run(ctx context.Context, k call) error {
 	if text == "" {
 		text = err.Error()
 	}
-	return &Error{Doing: k.doing, Remote: k.source.Remote, Said: text, Hint: hint(text, k.source, k.authorization != "")}
+	return &Error{Doing: k.doing, Remote: k.source.Remote, Said: text, Hint: hint(text, k)}
 }
 
 var errSilent = errors.New("git said nothing")

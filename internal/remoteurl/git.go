@@ -4,6 +4,7 @@ package remoteurl
 
 import (
 	"fmt"
+	"net"
 	"net/url"
 	"path"
 	"strconv"
@@ -328,6 +329,28 @@ func (s *Git) Host() string {
 	_, place, _ := strings.Cut(s.Remote, "@")
 	host, _, _ := strings.Cut(place, ":")
 	return host
+}
+
+// Account returns the server, and for ssh the user there, that the repository is at: "https://host:443", "ssh://git@host:22". Two
+// repositories with the same account are served by the same server to the same user.
+func (s *Git) Account() string {
+	scheme, user, host := s.Scheme(), "", s.Host()
+	if scheme == "ssh" {
+		_, rest, isURL := strings.Cut(s.Remote, "://")
+		if !isURL {
+			rest = s.Remote
+		}
+		place, _, _ := strings.Cut(rest, "/")
+		if i := strings.LastIndexByte(place, '@'); i >= 0 {
+			user = place[:i+1]
+		}
+	}
+	u := &url.URL{Host: strings.ToLower(host)}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443", "ssh": "22", "git": "9418"}[scheme]
+	}
+	return scheme + "://" + user + net.JoinHostPort(u.Hostname(), port)
 }
 
 // Join resolves the address of a submodule, which may be relative to the repository that has it: "../other.git".

@@ -117,6 +117,19 @@ func TestJoin(t *testing.T) {
 	}
 }
 
+func TestAccount(t *testing.T) {
+	for in, want := range map[string]string{
+		"https://Host/r.git": "https://host:443", "http://host/r.git": "http://host:80", "https://u:p@host:8/r.git": "https://host:8",
+		"git@host:r.git": "ssh://git@host:22", "ssh://git@HOST/r.git": "ssh://git@host:22", "ssh://host:22/a@b": "ssh://host:22",
+		"ssh://root@host:2222/r": "ssh://root@host:2222", "git://host/r": "git://host:9418", "ssh://git@[::1]/r": "ssh://git@[::1]:22",
+	} {
+		s, err := ParseGitRemote(in)
+		if err != nil || s.Account() != want {
+			t.Errorf("%s is at %q, %v, want %q", in, s.Account(), err, want)
+		}
+	}
+}
+
 func TestHTTP(t *testing.T) {
 	h, err := ParseHTTP("https://u:p@h/x?y=z#f")
 	if err != nil || h.URL != "https://h/x?y=z" || h.User != "u:p" {
