@@ -136,8 +136,9 @@ func (c *Cache) Lock(ctx context.Context, key solver.Key) (func(), error) {
 
 // Last implements solver.History. What a step made last is only ever a hint: a link that is wrong leads to nothing, or to
 // a record that says less.
-func (c *Cache) Last(v *llb.Vertex) *solver.Record {
-	for _, name := range stepNames(v) {
+func (c *Cache) Last(v *llb.Vertex) (r *solver.Record, same bool) {
+	names := stepNames(v)
+	for i, name := range names {
 		target, err := os.Readlink(filepath.Join(c.steps(), name))
 		if err != nil {
 			continue
@@ -147,10 +148,10 @@ func (c *Cache) Last(v *llb.Vertex) *solver.Record {
 			continue
 		}
 		if r, err := c.Get(key); err == nil {
-			return r
+			return r, i < len(names)-1
 		}
 	}
-	return nil
+	return nil, false
 }
 
 // SetLast implements solver.History.
@@ -175,14 +176,27 @@ func (c *Cache) SetLast(v *llb.Vertex, key solver.Key) error {
 	return nil
 }
 
-// stepNames returns the names that a step is remembered by: what it is, and, for one that was edited itself or stands on
-// something that was, the place that it has in its stage.
+// stepNames returns the names that a step is remembered by, the most exact one first: what it is; for one that was edited itself, or
+// whose inputs were, its place in its Dockerfile; and last the same place in any project, since a copy of the project elsewhere has
+// mostly the same files.
 func stepNames(v *llb.Vertex) []string {
 	d := v.Digest()
-	m := v.Meta()
-	place, _, _ := strings.Cut(m.Name, "/") // "[build 2/5] RUN make"
-	at := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%s\n%s", v.Op().Kind(), m.Location.File, place, m.Platform))
-	return []string{hex.EncodeToString(d[:]), hex.EncodeToString(at[:])}
+	own, any := v.Meta().Place, v.Meta().Place
+	any.Project = ""
+	return []string{hex.EncodeToString(d[:]), placeName(v, own), placeName(v, any)}
+}
+
+// placeName returns the digest of a place and of the kind of step that is there. The numbers of steps, stages and platforms have no part
+// in it: they change when something is added elsewhere. The Merge of a COPY --link has the place of its Copy, and another kind. What is no
+// instruction has a text that tells it from others of its group.
+func placeName(v *llb.Vertex, p llb.Place) string {
+	text := ""
+	if p.Group != "" {
+		text = v.Meta().Text
+	}
+	at := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %q %q %d %q %q %q",
+		v.Op().Kind(), p.Project, v.Meta().Location.File, p.Group, p.Stage, p.Step, p.Platform, p.Target, text))
+	return hex.EncodeToString(at[:])
 }
 
 // NewLog implements solver.Cache. A step that prints nothing never has a file.

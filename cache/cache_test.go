@@ -3,12 +3,14 @@ package cache
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/solvertest"
 )
@@ -161,4 +163,59 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("a record with other inputs is taken for that of the key: %+v", got)
 		}
 	})
+}
+
+// What a step made last is found by its own digest, then by its place, and, as something to start from alone, by the same place in another
+// project. Steps of other platforms, stages, files and kinds are others.
+func TestLastOfAPlace(t *testing.T) {
+	c := open(t, t.TempDir())
+	var g llb.Graph
+	root := g.Add(llb.Scratch{}, llb.Meta{})
+	n := 0
+	vertex := func(change func(*llb.Meta)) *llb.Vertex {
+		n++
+		meta := llb.Meta{
+			Place:    llb.Place{Project: "/p", Stage: "build", Step: 2, Steps: n, Platform: "linux/amd64", Target: "linux/amd64", Platforms: n},
+			Location: llb.Location{File: "Dockerfile"},
+		}
+		change(&meta)
+		return g.Add(llb.Mkdir{Path: fmt.Sprint("/", n)}, meta, root)
+	}
+	same := func(*llb.Meta) {}
+	key, r := solvertest.Record(1)
+	put(t, c, key, r, "")
+	first := vertex(same)
+	if err := c.SetLast(first, key); err != nil {
+		t.Fatal(err)
+	}
+	check := func(what string, v *llb.Vertex, found, own bool) {
+		t.Helper()
+		got, same := c.Last(v)
+		if (got != nil) != found || same != own {
+			t.Errorf("%s: %v, %v", what, got, same)
+		}
+	}
+	check("the step itself", first, true, true)
+	check("the step that is at its place now", vertex(same), true, true)
+	check("another project", vertex(func(m *llb.Meta) { m.Place.Project = "/q" }), true, false)
+	for what, change := range map[string]func(*llb.Meta){
+		"another file":     func(m *llb.Meta) { m.Location.File = "other" },
+		"another stage":    func(m *llb.Meta) { m.Place.Stage = "test" },
+		"another step":     func(m *llb.Meta) { m.Place.Step = 3 },
+		"another platform": func(m *llb.Meta) { m.Place.Platform = "linux/arm64" },
+		"another target":   func(m *llb.Meta) { m.Place.Target = "linux/arm64" },
+		"no instruction":   func(m *llb.Meta) { m.Place.Group, m.Text = "internal", "download x" },
+	} {
+		check(what, vertex(change), false, false)
+	}
+	internal := func(text string) *llb.Vertex {
+		return vertex(func(m *llb.Meta) { m.Place.Group, m.Text = "internal", text })
+	}
+	if err := c.SetLast(internal("download x"), key); err != nil {
+		t.Fatal(err)
+	}
+	check("the same download", internal("download x"), true, true)
+	check("another download", internal("download y"), false, false)
+	n++
+	check("another kind", g.Add(llb.Exec{Cwd: fmt.Sprint(n)}, first.Meta(), root), false, false)
 }

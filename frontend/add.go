@@ -57,7 +57,7 @@ func (b *builder) addHTTP(s *stage, c *instructions.AddCommand, src string) (*ll
 	if err != nil {
 		return nil, llb.CopySource{}, err
 	}
-	v := b.graph.Add(op, b.meta(s, "[internal] download "+remoteurl.Shown(op.URL), c.Location()), b.scratch())
+	v := b.graph.Add(op, b.internalMeta(s, "download "+remoteurl.Shown(op.URL), c.Location()), b.scratch())
 	return v, llb.CopySource{Path: escapeWildcards("/" + op.Filename), Unpack: c.Unpack != nil && *c.Unpack}, nil
 }
 
@@ -101,7 +101,7 @@ func (b *builder) addGit(s *stage, c *instructions.AddCommand, src string) (*llb
 	if err != nil {
 		return nil, llb.CopySource{}, err
 	}
-	v := b.graph.Add(op, b.meta(s, "[internal] load git source "+gitName(op), c.Location()), b.scratch())
+	v := b.graph.Add(op, b.internalMeta(s, "load git source "+gitName(op), c.Location()), b.scratch())
 	return v, llb.CopySource{Path: "/"}, nil
 }
 

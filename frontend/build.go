@@ -41,6 +41,8 @@ type builder struct {
 	labs bool
 	// stages are those of the Dockerfile, in its order, and then the implicit ones.
 	stages []*stage
+	// named is the number of stages before triggers of base images add any: the only one is not named in progress output.
+	named  int
 	byName map[string]*stage
 	// external are the implicit stages by what from= says.
 	external map[string]*stage
@@ -164,11 +166,9 @@ func (b *builder) addDependencies() error {
 			s.commands, s.deps = nil, nil
 		}
 	}
+	b.named = len(b.stages)
 	if err := b.checkCycles(); err != nil {
 		return err
-	}
-	if len(b.stages) == 1 {
-		b.stages[0].name = ""
 	}
 	return nil
 }

@@ -104,15 +104,17 @@ func parseContext(name, value string) (*namedContext, error) {
 
 // contextVertex returns the vertex whose files a context that is no image has.
 func (b *builder) contextVertex(c *namedContext) *llb.Vertex {
-	name := "[context " + c.name + "] "
+	meta := func(text string) llb.Meta {
+		return llb.Meta{Place: llb.Place{Project: b.opts.Project, Group: "context " + c.name}, Text: text}
+	}
 	switch op := c.remote.(type) {
 	case llb.Git:
-		return b.graph.Add(op, llb.Meta{Name: name + "load git source " + gitName(op)}, b.scratch())
+		return b.graph.Add(op, meta("load git source "+gitName(op)), b.scratch())
 	case llb.HTTP:
-		file := b.graph.Add(op, llb.Meta{Name: name + "download " + remoteurl.Shown(op.URL)}, b.scratch())
-		return b.graph.Add(UnpackContext(op.Filename), llb.Meta{Name: name + "unpack " + remoteurl.Shown(op.URL)}, b.scratch(), file)
+		file := b.graph.Add(op, meta("download "+remoteurl.Shown(op.URL)), b.scratch())
+		return b.graph.Add(UnpackContext(op.Filename), meta("unpack "+remoteurl.Shown(op.URL)), b.scratch(), file)
 	}
-	return b.graph.Add(llb.Local{Name: c.name}, llb.Meta{Name: name + "load from client"})
+	return b.graph.Add(llb.Local{Name: c.name}, meta("load from client"))
 }
 
 // GitContext returns the op that fetches a repository which the user named as a context.

@@ -66,7 +66,7 @@ func (b *builder) copy(s *stage, c *instructions.CopyCommand, sources []*stage, 
 
 // mainContext is the vertex of the build context.
 func (b *builder) mainContext() *llb.Vertex {
-	return b.graph.Add(llb.Local{Name: "context"}, llb.Meta{Name: "[internal] load build context"})
+	return b.graph.Add(llb.Local{Name: "context"}, llb.Meta{Place: llb.Place{Group: "internal"}, Text: "load build context"})
 }
 
 // copyFiles adds the vertices of COPY and ADD.
@@ -131,16 +131,15 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	}
 	created += " " + cp.DestPath + " # buildkit"
 
-	name := b.stepName(s, cp.text, b.lex, s.env)
+	meta := b.stepMeta(s, cp.text, b.lex, s.env, cp.at)
 	for _, src := range cp.SourcePaths {
-		name = strings.ReplaceAll(name, src, remoteurl.WithoutUser(src))
+		meta.Text = strings.ReplaceAll(meta.Text, src, remoteurl.WithoutUser(src))
 	}
-	meta := b.meta(s, name, cp.at)
 	meta.NoCache = s.noCache
 	v := b.graph.Add(op, meta, inputs...)
 	if op.Link {
 		meta.NoCache = false
-		meta.Name = strings.Replace(meta.Name, "] ", "] LINK ", 1)
+		meta.Text = "LINK " + meta.Text
 		v = b.graph.Add(llb.Merge{}, meta, s.root, v)
 	}
 	s.root = v

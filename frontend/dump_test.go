@@ -58,7 +58,7 @@ func dump(res *Result, err error) string {
 		}
 		line("vertex %d %s(%s) %s", number[v], v.Op().Kind(), strings.Join(inputs, ", "), compact(v.Op()))
 		m := v.Meta()
-		line("  %q line %d-%d %s", m.Name, m.Location.StartLine, m.Location.EndLine, strings.TrimSpace(m.Platform+" "+noCache(m)))
+		line("  %q line %d-%d %s", m.Name(), m.Location.StartLine, m.Location.EndLine, strings.TrimSpace(m.Platform+" "+noCache(m)))
 		if e, ok := v.Op().(llb.Exec); ok && len(e.Proxy) > 0 {
 			line("  proxy %q", e.Proxy)
 		}
@@ -163,7 +163,7 @@ func check(res *Result) error {
 			}
 			seen[v] = true
 			if err := checkVertex(v); err != nil {
-				return fmt.Errorf("%s: %w", v.Meta().Name, err)
+				return fmt.Errorf("%s: %w", v.Meta().Name(), err)
 			}
 			for _, in := range v.Inputs() {
 				if err := visit(in); err != nil {

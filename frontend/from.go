@@ -136,7 +136,7 @@ type resolution struct {
 // resolve starts to look for an image and returns the function that waits for it.
 func (m *images) resolve(b *builder, req ImageRequest) func() (*BaseImage, error) {
 	key := req
-	key.Name = ""
+	key.Place, key.Text = llb.Place{}, ""
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, ok := m.byKey[key]
@@ -212,11 +212,8 @@ func (b *builder) resolveBase(s *stage) (func() error, error) {
 		}
 		req.Ref, req.Layout = c.ref, c.layout
 	}
-	prefix := ""
-	if len(b.opts.Platforms) > 1 {
-		prefix = platform.String() + " "
-	}
-	req.Name = "[" + prefix + "internal] load metadata for " + shownImage(req.Ref, req.Layout)
+	req.Place = llb.Place{Group: "internal", Platform: platform.String(), Platforms: max(1, len(b.opts.Platforms))}
+	req.Text = "load metadata for " + shownImage(req.Ref, req.Layout)
 	wait := b.images.resolve(b, req)
 	return func() error {
 		image, err := wait()
@@ -275,17 +272,18 @@ func (b *builder) addImage(s *stage) {
 		s.root = b.scratch()
 		return
 	}
-	name := "FROM " + shownImage(s.op.Ref, s.op.Layout)
+	text := "FROM " + shownImage(s.op.Ref, s.op.Layout)
 	if !strings.Contains(s.op.Ref, "@") {
-		name += "@" + s.op.Digest
+		text += "@" + s.op.Digest
 	}
+	meta := llb.Meta{Text: text, Location: b.location(s.src.Location)}
 	switch {
 	case s.context != nil:
-		name = "[context " + s.context.name + "] " + name
+		meta = b.groupMeta(s, "context "+s.context.name, text, s.src.Location)
 	case !s.implicit:
-		name = b.stepName(s, name, b.lex, environ(nil))
+		meta = b.stepMeta(s, text, b.lex, environ(nil), s.src.Location)
 	}
-	s.root = b.graph.Add(s.op, b.meta(s, name, s.src.Location))
+	s.root = b.graph.Add(s.op, meta)
 }
 
 // setScratch makes s begin with nothing.
@@ -305,7 +303,7 @@ func (b *builder) setDirectory(s *stage, p llb.Platform) {
 		return
 	}
 	op := llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/"}}, Dest: "/"}
-	meta := b.meta(s, "[context "+s.context.name+"] FROM "+s.context.name, s.src.Location)
+	meta := b.groupMeta(s, "context "+s.context.name, "FROM "+s.context.name, s.src.Location)
 	meta.NoCache = s.noCache // times of files have no part in a key, and are those of the directory now
 	s.root = b.graph.Add(op, meta, s.root, s.local)
 	s.localRoot = s.root
@@ -313,7 +311,7 @@ func (b *builder) setDirectory(s *stage, p llb.Platform) {
 }
 
 func (b *builder) scratch() *llb.Vertex {
-	return b.graph.Add(llb.Scratch{}, llb.Meta{Name: "[internal] scratch"})
+	return b.graph.Add(llb.Scratch{}, llb.Meta{Place: llb.Place{Group: "internal"}, Text: "scratch"})
 }
 
 func platformOf(image dockerspec.DockerOCIImage) llb.Platform {

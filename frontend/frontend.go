@@ -17,6 +17,8 @@ import (
 type Options struct {
 	// Filename is the Dockerfile's name as errors show it.
 	Filename string
+	// Project is that of the steps' llb.Place.
+	Project string
 	// Target is the stage to build, by name; "" is the last one.
 	Target string
 	// AllStages also lowers the stages that the target does not need, so that all of the Dockerfile is checked.
@@ -57,8 +59,9 @@ type ImageRequest struct {
 	// Layout is the directory of an OCI layout; "" for a registry or the local store.
 	Layout   string
 	Platform llb.Platform
-	// Name is the line of progress output.
-	Name string
+	// Place and Text are for progress, as in llb.Meta.
+	Place llb.Place
+	Text  string
 }
 
 // BaseImage is an image that was found.

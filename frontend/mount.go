@@ -102,11 +102,11 @@ func (b *builder) mountSource(s *stage, c *instructions.RunCommand, m *instructi
 		Dest:    path.Join("/", path.Base(source)),
 		Epoch:   b.epoch,
 	}
-	name := "[internal] load " + strings.TrimPrefix(source, "/") + " for a bind mount"
+	text := "load " + strings.TrimPrefix(source, "/") + " for a bind mount"
 	if source == "/" {
-		name = "[internal] load the context for a bind mount"
+		text = "load the context for a bind mount"
 	}
-	v := b.graph.Add(op, b.meta(s, name, c.Location()), b.scratch(), local)
+	v := b.graph.Add(op, b.internalMeta(s, text, c.Location()), b.scratch(), local)
 	return v, op.Dest
 }
 

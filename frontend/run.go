@@ -59,7 +59,7 @@ func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) er
 		op.Env = append(op.Env, "SSH_AUTH_SOCK="+agent)
 	}
 
-	meta := b.meta(s, b.runName(s, c), c.Location())
+	meta := b.runMeta(s, c)
 	meta.NoCache = s.noCache
 	meta.Platform = s.platform.String()
 	created := "RUN " + strings.Join(append(s.argsInHistory(), args...), " ") + " # buildkit"
@@ -122,7 +122,7 @@ func checkFileName(name string) error {
 
 func (b *builder) scriptFile(s *stage, f *llb.InlineFile, at []moby.Range) *llb.Vertex {
 	op := llb.Copy{Sources: []llb.CopySource{{Inline: f}}, Dest: path.Join("/", f.Name), Chmod: "0755", Epoch: b.epoch}
-	return b.graph.Add(op, b.meta(s, "[internal] preparing inline document", at), b.scratch())
+	return b.graph.Add(op, b.internalMeta(s, "preparing inline document", at), b.scratch())
 }
 
 // argsInHistory returns "|2 A=1 B=2": the ARGs that a RUN sees.
@@ -149,8 +149,8 @@ func (s *stage) argsInHistory() []string {
 	return out
 }
 
-// runName returns the progress line of RUN. What is not set stays as it is written, as the shell may set it.
-func (b *builder) runName(s *stage, c *instructions.RunCommand) string {
+// runMeta returns the description of RUN. Variables that are not set stay as they are written, as the shell may set them.
+func (b *builder) runMeta(s *stage, c *instructions.RunCommand) llb.Meta {
 	lex := *b.lex
 	lex.RawQuotes, lex.RawEscapes, lex.SkipUnsetEnv = true, true, true
 	env := s.env
@@ -169,7 +169,7 @@ func (b *builder) runName(s *stage, c *instructions.RunCommand) string {
 		}
 		text += " (" + line + ")"
 	}
-	return b.stepName(s, text, &lex, env)
+	return b.stepMeta(s, text, &lex, env, c.Location())
 }
 
 // network returns the network of RUN.

@@ -1,7 +1,6 @@
 package frontend
 
 import (
-	"fmt"
 	"maps"
 	"path"
 	"slices"
@@ -19,7 +18,7 @@ import (
 // stands for.
 type stage struct {
 	src instructions.Stage
-	// name is what progress output calls the stage.
+	// name is what progress output calls the stage: its own name, or "stage-N".
 	name string
 	// base is the stage that FROM names; nil for an image.
 	base *stage
@@ -118,30 +117,22 @@ func (s *stage) shell() []string {
 	return []string{"/bin/sh", "-c"}
 }
 
-// stepName returns the progress line of the stage's next step, "[build 2/5] RUN make", of the instruction's text. Variables
-// in the text are expanded by lex, but for those whose name is that of a secret.
-func (b *builder) stepName(s *stage, text string, lex *shell.Lex, env shell.EnvGetter) string {
+// stepMeta returns the description of the stage's next step: text is the instruction, in which lex expands variables, but for those whose
+// name is that of a secret.
+func (b *builder) stepMeta(s *stage, text string, lex *shell.Lex, env shell.EnvGetter, at []moby.Range) llb.Meta {
 	if expanded, _, err := lex.ProcessWord(text, shown{env}); err == nil {
 		text = expanded
 	}
 	if first, rest, ok := strings.Cut(text, " "); ok {
 		text = strings.ToUpper(first) + " " + rest
 	}
-	s.step++
-	var out strings.Builder
-	out.WriteString("[")
-	if len(b.opts.Platforms) > 1 && s.platform != nil {
-		out.WriteString(s.platform.String() + crossPlatform(*s.platform, env) + " ")
-	}
-	if s.name != "" {
-		out.WriteString(s.name + " ")
-	}
-	total := fmt.Sprint(s.steps)
-	fmt.Fprintf(&out, "%*d/%s] ", len(total), s.step, total)
 	if s.onBuild {
-		out.WriteString("ONBUILD ")
+		text = "ONBUILD " + text
 	}
-	return out.String() + text
+	place := b.place(s)
+	s.step++
+	place.Cross = s.platform != nil && isCross(*s.platform, env)
+	return llb.Meta{Place: place, Text: text, Location: b.location(at)}
 }
 
 // shown is an environment as people may see it.
@@ -159,33 +150,42 @@ func (e shown) Get(name string) (string, bool) {
 // Hidden is shown in place of the value of a secret.
 const Hidden = "****"
 
-// crossPlatform returns "->arm64" for a stage that runs on another platform than the one its TARGET arguments name.
-func crossPlatform(on llb.Platform, env shell.EnvGetter) string {
+// place returns the place of the stage's next step.
+func (b *builder) place(s *stage) llb.Place {
+	p := llb.Place{
+		Project: b.opts.Project, Stage: s.name, Stages: b.named, Step: s.step + 1, Steps: s.steps,
+		Target: b.target.String(), Platforms: max(1, len(b.opts.Platforms)),
+	}
+	if s.platform != nil {
+		p.Platform = s.platform.String()
+	}
+	return p
+}
+
+// isCross reports whether the TARGET arguments of a step that runs on a platform name another processor or operating system.
+func isCross(on llb.Platform, env shell.EnvGetter) bool {
 	v, ok := env.Get("TARGETPLATFORM")
 	if !ok {
 		arch, ok := env.Get("TARGETARCH")
 		if !ok {
-			return ""
+			return false
 		}
 		v = on.OS + "/" + arch
-		if variant, _ := env.Get("TARGETVARIANT"); variant != "" {
-			v += "/" + variant
-		}
 	}
 	p, err := llb.ParsePlatform(v, on)
-	switch {
-	case err != nil || p.OS == on.OS && p.Architecture == on.Architecture:
-		return ""
-	case p.OS == on.OS:
-		return "->" + strings.TrimPrefix(p.String(), p.OS+"/")
-	default:
-		return "->" + p.String()
-	}
+	return err == nil && (p.OS != on.OS || p.Architecture != on.Architecture)
 }
 
-// meta returns the description of a vertex that an instruction of s makes.
-func (b *builder) meta(s *stage, name string, at []moby.Range) llb.Meta {
-	return llb.Meta{Name: name, Location: b.location(at), Stage: s.name}
+// internalMeta returns the description of a vertex that serves the stage's next step, and is no step itself.
+func (b *builder) internalMeta(s *stage, text string, at []moby.Range) llb.Meta {
+	return b.groupMeta(s, "internal", text, at)
+}
+
+// groupMeta is internalMeta with another name for what the vertex belongs to.
+func (b *builder) groupMeta(s *stage, group, text string, at []moby.Range) llb.Meta {
+	place := b.place(s)
+	place.Group, place.Platforms = group, 1
+	return llb.Meta{Place: place, Text: text, Location: b.location(at)}
 }
 
 func cloneConfig(c dockerspec.DockerOCIImageConfig) dockerspec.DockerOCIImageConfig {

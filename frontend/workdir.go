@@ -23,7 +23,7 @@ func (b *builder) workdir(s *stage, c *instructions.WorkdirCommand, lint *linter
 		return
 	}
 	op := llb.Mkdir{Path: s.cwd(), User: s.config.User, Epoch: b.epoch}
-	s.root = b.graph.Add(op, b.meta(s, b.stepName(s, c.String(), b.lex, s.env), c.Location()), s.root)
+	s.root = b.graph.Add(op, b.stepMeta(s, c.String(), b.lex, s.env, c.Location()), s.root)
 	s.commit(created, s.root)
 }
 

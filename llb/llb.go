@@ -23,7 +23,7 @@ type Op interface {
 	Kind() string
 }
 
-// Location is the place in a Dockerfile that a vertex comes from, for errors and progress. Lines count from 1.
+// Location is the part of a Dockerfile that a vertex comes from, for errors and progress. Lines count from 1.
 type Location struct {
 	File      string
 	StartLine int
@@ -32,17 +32,19 @@ type Location struct {
 
 // Meta is what a vertex says of itself to people. Only NoCache and Platform are part of the vertex's identity.
 type Meta struct {
-	// Name is the line of progress output: "[build 2/5] RUN make".
-	Name string
+	// Place is where the step stands, and Text what it does: "RUN make".
+	Place Place
+	Text  string
 	// Location is where the instruction stands; the zero value where there is none.
 	Location Location
 	// NoCache says that no earlier result may stand in for this vertex.
 	NoCache bool
-	// Platform is "os/arch[/variant]" for which the step runs, as in Platform.String.
+	// Platform is "os/arch[/variant]" for which the step runs, as in Platform.String; "" where the platform does not decide the result.
 	Platform string
-	// Stage is the index and name of the Dockerfile stage, for the frontend's own use in reports.
-	Stage string
 }
+
+// Name returns the line of progress output: "[build 2/5] RUN make".
+func (m Meta) Name() string { return m.Place.String() + m.Text }
 
 // Vertex is a step of a build. Vertices are made by Graph.Add alone.
 type Vertex struct {

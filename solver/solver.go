@@ -48,11 +48,13 @@ type Cache interface {
 	NewLog() (Log, error)
 }
 
-// History is what a Cache may also know: what a step made when it last ran, whatever has changed since then.
+// History is what a Cache may also know: what a step made in the last build, whatever has changed since then.
 type History interface {
-	// Last returns the record that SetLast named last for the vertex's digest, or else for its name; nil for none.
-	Last(v *llb.Vertex) *Record
-	// SetLast remembers that the record under key is the vertex's.
+	// Last returns the record that SetLast named last for the vertex's digest, or else for its place, or else, with same false, for the
+	// same place in another project; nil for none. One of another project may serve as something to start from, and says nothing of why
+	// the step runs.
+	Last(v *llb.Vertex) (r *Record, same bool)
+	// SetLast remembers that the record under key is the vertex's. Where that is known already nothing is written.
 	SetLast(v *llb.Vertex, key Key) error
 }
 
@@ -241,7 +243,7 @@ func Solve(ctx context.Context, roots []*llb.Vertex, o Options) ([]*Chain, error
 	outputs := make([]*Chain, len(wanted))
 	for i, n := range wanted {
 		if n.state != done {
-			panic(fmt.Sprintf("BUG: nothing left to do, and %s is not done", n.vertex.Meta().Name))
+			panic(fmt.Sprintf("BUG: nothing left to do, and %s is not done", n.vertex.Meta().Name()))
 		}
 		outputs[i] = n.output
 	}
@@ -393,7 +395,7 @@ func (s *solve) probeOrRun(ctx context.Context, v *llb.Vertex, step Step) (Outco
 	} else {
 		r, err := s.get(key)
 		if err == nil {
-			return s.hit(ctx, v, step, r)
+			return s.hit(ctx, v, key, step, r)
 		}
 		if !errors.As(err, &miss) {
 			return Outcome{}, err
@@ -407,17 +409,21 @@ func (s *solve) probeOrRun(ctx context.Context, v *llb.Vertex, step Step) (Outco
 	if !v.Meta().NoCache {
 		r, err := s.get(key)
 		if err == nil {
-			return s.hit(ctx, v, step, r)
+			return s.hit(ctx, v, key, step, r)
 		}
 		if !errors.As(err, &miss) {
 			return Outcome{}, err
 		}
 	}
 	var last *Record
+	same := false
 	if h, ok := s.opts.Cache.(History); ok {
-		last = h.Last(v)
+		last, same = h.Last(v)
 	}
 	r, err := s.run(ctx, v, key, step, last)
+	if !same {
+		last = nil
+	}
 	return Outcome{Record: r, Miss: miss, Last: last}, err
 }
 
@@ -437,8 +443,11 @@ func (s *solve) get(key Key) (*Record, error) {
 }
 
 // hit returns the outcome of a step whose record is r, which is run again if it is to be verified.
-func (s *solve) hit(ctx context.Context, v *llb.Vertex, step Step, r *Record) (Outcome, error) {
+func (s *solve) hit(ctx context.Context, v *llb.Vertex, key Key, step Step, r *Record) (Outcome, error) {
 	o := Outcome{Cached: true, Record: r}
+	if h, ok := s.opts.Cache.(History); ok {
+		_ = h.SetLast(v, key) // without it the next explanation says less, and no result changes
+	}
 	if !s.opts.Verify {
 		return o, nil
 	}
@@ -477,7 +486,7 @@ func (s *solve) run(ctx context.Context, v *llb.Vertex, key Key, step Step, last
 	if err != nil {
 		return nil, err
 	}
-	r := &Record{Layer: layer, Inputs: step.Inputs, Name: v.Meta().Name, Started: started, Took: time.Since(started), LogSize: tee.size()}
+	r := &Record{Layer: layer, Inputs: step.Inputs, Name: v.Meta().Name(), Started: started, Took: time.Since(started), LogSize: tee.size()}
 	if err := s.opts.Cache.Put(key, r, log); err != nil {
 		return nil, err
 	}

@@ -142,7 +142,7 @@ type build struct {
 
 func newBuild() *build {
 	b := &build{}
-	b.scratch = b.Add(llb.Scratch{}, llb.Meta{Name: "scratch"})
+	b.scratch = b.Add(llb.Scratch{}, llb.Meta{Text: "scratch"})
 	return b
 }
 
@@ -150,7 +150,7 @@ func (b *build) step(name string, inputs ...*llb.Vertex) *llb.Vertex {
 	if len(inputs) == 0 {
 		inputs = []*llb.Vertex{b.scratch}
 	}
-	return b.Add(llb.Mkdir{Path: name}, llb.Meta{Name: name}, inputs...)
+	return b.Add(llb.Mkdir{Path: name}, llb.Meta{Text: name}, inputs...)
 }
 
 func solve(t *testing.T, r *runner, c solver.Cache, roots ...*llb.Vertex) ([]*solver.Chain, *outcomes, error) {
@@ -258,7 +258,7 @@ func TestInputsBeforeUsers(t *testing.T) {
 		needs := map[string][]string{}
 		for _, v := range steps {
 			for _, in := range v.Inputs() {
-				needs[v.Meta().Name] = append(needs[v.Meta().Name], in.Meta().Name)
+				needs[v.Meta().Name()] = append(needs[v.Meta().Name()], in.Meta().Name())
 			}
 		}
 		r := &runner{run: func(_ context.Context, path string, _ solver.Job) error {
@@ -382,7 +382,7 @@ func TestNoCache(t *testing.T) {
 	forEachCache(t, func(t *testing.T, c solver.Cache) {
 		b := newBuild()
 		a := b.step("a")
-		root := b.Add(llb.Mkdir{Path: "b"}, llb.Meta{Name: "b", NoCache: true}, a)
+		root := b.Add(llb.Mkdir{Path: "b"}, llb.Meta{Text: "b", NoCache: true}, a)
 		mustSolve(t, &runner{}, c, root)
 		r := &runner{unique: "'"}
 		out, o := mustSolve(t, r, c, root)

@@ -128,7 +128,7 @@ func stepText(step *solver.VertexError, l llb.Location) string {
 	if _, ok := step.Vertex.Op().(llb.Exec); ok && l.StartLine > 0 {
 		return fmt.Sprintf("%s:%d", l.File, l.StartLine)
 	}
-	return shorten(step.Vertex.Meta().Name)
+	return shorten(step.Vertex.Meta().Name())
 }
 
 // locate returns the place in a Dockerfile that an error is about; the zero value for none.
@@ -189,7 +189,7 @@ func excerpt(l llb.Location, dockerfile []byte) []byte {
 func quoteLog(failures []progress.Failure, step *solver.VertexError) []byte {
 	const rule = "------\n"
 	for _, f := range failures {
-		if f.Name != termtext.Line(step.Vertex.Meta().Name) || len(f.Log) == 0 {
+		if f.Name != termtext.Line(step.Vertex.Meta().Name()) || len(f.Log) == 0 {
 			continue
 		}
 		text := rule + " > " + shorten(f.Name) + ":\n" + strings.Join(f.Log, "\n") + "\n" + rule

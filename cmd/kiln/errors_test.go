@@ -19,9 +19,9 @@ func TestPrintError(t *testing.T) {
 	var g llb.Graph
 	base := g.Add(llb.Scratch{}, llb.Meta{})
 	at := func(line int) llb.Location { return llb.Location{File: "Dockerfile", StartLine: line, EndLine: line} }
-	run := g.Add(llb.Exec{}, llb.Meta{Name: "[2/2] RUN make", Location: at(3)}, base)
-	cp := g.Add(llb.Copy{}, llb.Meta{Name: "[1/2] COPY a /a", Location: at(2)}, base)
-	nowhere := g.Add(llb.Copy{Dest: "/"}, llb.Meta{Name: "made up"}, base)
+	run := g.Add(llb.Exec{}, llb.Meta{Place: llb.Place{Step: 2, Steps: 2}, Text: "RUN make", Location: at(3)}, base)
+	cp := g.Add(llb.Copy{}, llb.Meta{Place: llb.Place{Step: 1, Steps: 2}, Text: "COPY a /a", Location: at(2)}, base)
+	nowhere := g.Add(llb.Copy{Dest: "/"}, llb.Meta{Text: "made up"}, base)
 	failed := errors.New(`process "make" did not complete successfully: exit code: 2`)
 
 	const runExcerpt = `Dockerfile:3

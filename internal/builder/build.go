@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"crypto/sha256"
 
@@ -113,13 +114,14 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, SharedProc: sharedProc, Warn: p.Warn, Note: note,
 	})
 	defer func() { err = errors.Join(err, runner.Close()) }()
-	r := &remote{builder: b, runner: runner, progress: p}
+	project := projectOf(o)
+	r := &remote{builder: b, runner: runner, progress: p, project: project}
 	res.Dockerfile, res.DockerfileName, err = b.contexts(ctx, o, r, locals)
 	if err != nil {
 		return res, err
 	}
 	options := frontend.Options{
-		Filename: res.DockerfileName, Target: o.Target, BuildArgs: o.BuildArgs, Labels: o.Labels, Platforms: o.Platforms, BuildPlatform: HostPlatform(),
+		Filename: res.DockerfileName, Project: project, Target: o.Target, BuildArgs: o.BuildArgs, Labels: o.Labels, Platforms: o.Platforms, BuildPlatform: HostPlatform(),
 		NoCache: o.NoCache, NoCacheFilter: o.NoCacheFilter, NamedContexts: o.BuildContexts, Network: o.Network, ExtraHosts: o.ExtraHosts,
 		Ulimits: o.Ulimits, ShmSize: o.ShmSize, CgroupParent: o.CgroupParent, Allow: o.Allow, Ignore: locals.ignore, AllStages: o.Check,
 	}
@@ -184,6 +186,19 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 	}
 	fin := &finished{builder: b, blobs: blobs, bases: bases, runner: runner, lowered: lowered, chains: outputs, names: names, progress: p}
 	return res, fin.export(ctx, o, plans, res)
+}
+
+// projectOf returns what tells the steps of one build context from those of another with a Dockerfile of the same name: the directory, or
+// the address without credentials.
+func projectOf(o Options) string {
+	if !isDir(o.ContextDir) {
+		address, _, _ := strings.Cut(remoteurl.WithoutUser(o.ContextDir), "#") // a branch or commit makes no other project
+		return address
+	}
+	if abs, err := filepath.Abs(o.ContextDir); err == nil {
+		return abs
+	}
+	return o.ContextDir
 }
 
 // HostPlatform returns the platform that kiln runs on.

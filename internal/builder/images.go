@@ -52,7 +52,7 @@ func (b *bases) Close() {
 // ResolveImage implements frontend.Resolver. An image of the local store comes before one of a registry, unless the build
 // was asked to pull.
 func (b *bases) ResolveImage(ctx context.Context, req frontend.ImageRequest) (*frontend.BaseImage, error) {
-	task := b.progress.Task(req.Name)
+	task := b.progress.Task(req.Place.String() + req.Text)
 	task.Start()
 	found, err := b.resolve(ctx, req)
 	task.Done(err)

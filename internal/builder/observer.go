@@ -29,7 +29,7 @@ func (o *observer) Started(v *llb.Vertex) {
 	case llb.Scratch, llb.Local, llb.Merge:
 		return
 	}
-	t := o.printer.Task(v.Meta().Name)
+	t := o.printer.Task(v.Meta().Name())
 	o.mu.Lock()
 	o.tasks[v] = t
 	o.mu.Unlock()
@@ -56,7 +56,7 @@ func (o *observer) Finished(v *llb.Vertex, out solver.Outcome) {
 	}
 	t := o.task(v)
 	if out.Again != nil {
-		result := Verified{Step: v.Meta().Name, Differences: o.verify(out)}
+		result := Verified{Step: v.Meta().Name(), Differences: o.verify(out)}
 		o.mu.Lock()
 		o.checked = append(o.checked, result)
 		o.mu.Unlock()

@@ -56,6 +56,8 @@ type remote struct {
 	runner   *ops.Runner
 	progress progress.Printer
 	graph    llb.Graph
+	// project is that of the build's llb.Place.
+	project string
 }
 
 // tree returns the files that a vertex makes.
@@ -75,8 +77,13 @@ func (r *remote) chain(ctx context.Context, c *solver.Chain) (layer.Tree, error)
 	return r.builder.snapshots.Tree(ids)
 }
 
+// meta describes a vertex that makes the build context.
+func (r *remote) meta(text string) llb.Meta {
+	return llb.Meta{Place: llb.Place{Project: r.project, Group: "internal"}, Text: text}
+}
+
 func (r *remote) scratch() *llb.Vertex {
-	return r.graph.Add(llb.Scratch{}, llb.Meta{Name: "[internal] scratch"})
+	return r.graph.Add(llb.Scratch{}, r.meta("scratch"))
 }
 
 // source returns the files of a context that is no directory. A context that is one file and no archive is a Dockerfile:
@@ -93,7 +100,7 @@ func (r *remote) source(ctx context.Context, o Options) (tree layer.Tree, docker
 		if keep, err := strconv.ParseBool(o.BuildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]); err == nil && keep {
 			op.KeepGitDir = true
 		}
-		tree, err = r.tree(ctx, r.graph.Add(op, llb.Meta{Name: "[internal] load git source " + remoteurl.WithoutUser(o.ContextDir)}, r.scratch()))
+		tree, err = r.tree(ctx, r.graph.Add(op, r.meta("load git source "+remoteurl.WithoutUser(o.ContextDir)), r.scratch()))
 		return tree, nil, err
 	default:
 		return r.http(ctx, o.ContextDir)
@@ -169,7 +176,7 @@ func (r *remote) download(address, name string) (*llb.Vertex, error) {
 	if err != nil {
 		return nil, &InputError{err}
 	}
-	return r.graph.Add(llb.HTTP{URL: h.URL, User: h.User, Filename: name}, llb.Meta{Name: "[internal] download " + remoteurl.Shown(address)}, r.scratch()), nil
+	return r.graph.Add(llb.HTTP{URL: h.URL, User: h.User, Filename: name}, r.meta("download "+remoteurl.Shown(address)), r.scratch()), nil
 }
 
 func (r *remote) stdin(ctx context.Context, in io.Reader) (layer.Tree, []byte, error) {
@@ -186,7 +193,7 @@ func (r *remote) stdin(ctx context.Context, in io.Reader) (layer.Tree, []byte, e
 		return nil, nil, err
 	}
 	r.runner.Local[stdin] = tree
-	file := r.graph.Add(llb.Local{Name: stdin}, llb.Meta{Name: "[internal] load the context from standard input"})
+	file := r.graph.Add(llb.Local{Name: stdin}, r.meta("load the context from standard input"))
 	return r.unpack(ctx, tree, file, empty, "standard input")
 }
 
@@ -200,8 +207,7 @@ func (r *remote) unpack(ctx context.Context, tree layer.Tree, vertex *llb.Vertex
 	archive := ops.IsArchive(f)
 	f.Close()
 	if archive {
-		meta := llb.Meta{Name: "[internal] unpack the context from " + from}
-		tree, err := r.tree(ctx, r.graph.Add(frontend.UnpackContext(contextFile), meta, r.scratch(), vertex))
+		tree, err := r.tree(ctx, r.graph.Add(frontend.UnpackContext(contextFile), r.meta("unpack the context from "+from), r.scratch(), vertex))
 		return tree, nil, err
 	}
 	text, err := readTree(tree, contextFile, maxDockerfile)

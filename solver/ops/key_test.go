@@ -69,7 +69,7 @@ func (p *planner) step(op llb.Op, meta llb.Meta, in ...*solver.Chain) (solver.St
 		if _, ok := op.(llb.Copy); ok && i == 1 {
 			source = llb.Local{Name: "context"}
 		}
-		inputs = append(inputs, g.Add(source, llb.Meta{Name: fmt.Sprint(i)}))
+		inputs = append(inputs, g.Add(source, llb.Meta{Text: fmt.Sprint(i)}))
 	}
 	return p.Plan(p.t.Context(), g.Add(op, meta, inputs...), in)
 }
@@ -119,7 +119,7 @@ func TestExecKey(t *testing.T) {
 			},
 		}
 	}
-	meta := llb.Meta{Name: "RUN make", Platform: "linux/amd64"}
+	meta := llb.Meta{Text: "RUN make", Platform: "linux/amd64"}
 	base := p.key(op(), meta, content(1), content(2))
 	if again := p.key(op(), meta, content(1), content(2)); again != base {
 		t.Fatal("the same step has another key")
@@ -214,7 +214,7 @@ func TestExecKey(t *testing.T) {
 			t.Errorf("%s is no part of the key", what)
 		}
 	}
-	if p.key(op(), llb.Meta{Name: "another", Platform: "linux/amd64", Location: llb.Location{File: "x", StartLine: 7}, Stage: "s"}, content(1), content(2)) != base {
+	if p.key(op(), llb.Meta{Place: llb.Place{Stage: "s", Step: 7}, Text: "another", Platform: "linux/amd64", Location: llb.Location{File: "x", StartLine: 7}}, content(1), content(2)) != base {
 		t.Error("the step's name or place is part of the key")
 	}
 }
