@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
@@ -163,6 +164,61 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("a record with other inputs is taken for that of the key: %+v", got)
 		}
 	})
+}
+
+// The log of a step that failed stays until the step runs again, however old it is. That of a record that is gone does not.
+func TestSweepKeepsLogsOfFailures(t *testing.T) {
+	c := open(t, t.TempDir())
+	fail := func(key solver.Key, text string) string {
+		t.Helper()
+		log, err := c.NewLog()
+		if err != nil {
+			t.Fatal(err)
+		}
+		log.Write([]byte(text))
+		path, err := c.PutFailed(key, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := time.Now().Add(-1000 * time.Hour)
+		if err := os.Chtimes(path, old, old); err != nil && text != "" {
+			t.Fatal(err)
+		}
+		return path
+	}
+	key, r := solvertest.Record(1)
+	path := fail(key, "why it failed\n")
+	lost, gone := solvertest.Record(2)
+	stray := put(t, c, lost, gone, "what it printed\n")
+	old := time.Now().Add(-2 * strayAge)
+	if err := errors.Join(os.Remove(stray), os.Chtimes(stray+".log", old, old)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(stray + ".log"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the log of a record that is gone: %v", err)
+	}
+	var listed []FailedLog
+	if err := c.FailedLogs(func(l FailedLog) error { listed = append(listed, l); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if len(listed) != 1 || listed[0].Key != key || listed[0].Path != path || listed[0].Size != int64(len("why it failed\n")) {
+		t.Errorf("logs of failures: %+v", listed)
+	}
+	if data, err := os.ReadFile(path); err != nil || string(data) != "why it failed\n" {
+		t.Errorf("the log of the failure: %q, %v", data, err)
+	}
+	fail(key, "") // it failed again, without a word
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the log of an earlier failure: %v", err)
+	}
+	fail(key, "x")
+	put(t, c, key, r, "")
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the log of a failure of a step that succeeded since: %v", err)
+	}
 }
 
 // What a step made last is found by its own digest, then by its place, and, as something to start from alone, by the same place in another

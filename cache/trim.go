@@ -97,11 +97,44 @@ func (c *Cache) Remove(key solver.Key) error {
 	return nil
 }
 
+// FailedLog is what a step printed when it failed last.
+type FailedLog struct {
+	Key solver.Key
+	// Path is the file, and Size its length in bytes.
+	Path string
+	Size int64
+	// Used is when the step failed.
+	Used time.Time
+}
+
+// FailedLogs calls f for the log of each step that failed when it ran last, until f returns an error, which it returns.
+func (c *Cache) FailedLogs(f func(FailedLog) error) error {
+	logs, err := filepath.Glob(filepath.Join(c.dir, "??", "*"+failedLog))
+	if err != nil {
+		return fmt.Errorf("list the logs of failures: %w", err)
+	}
+	for _, path := range logs {
+		key, err := solver.ParseKey(strings.TrimSuffix(filepath.Base(path), failedLog))
+		if err != nil {
+			continue
+		}
+		info, err := os.Lstat(path)
+		if err != nil {
+			continue // the step runs again
+		}
+		if err := f(FailedLog{Key: key, Path: path, Size: info.Size(), Used: info.ModTime()}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // strayAge is how old a log must be that has no record to be taken for one that lost it: a log is put in place just before
 // its record.
 const strayAge = time.Hour
 
-// Sweep removes what belongs to records that are gone: logs, and hints of what a step made last.
+// Sweep removes what belongs to records that are gone: logs, and hints of what a step made last. The log of a failure belongs to no
+// record, and stays.
 func (c *Cache) Sweep() error {
 	var errs []error
 	remove := func(path string) {
@@ -126,6 +159,9 @@ func (c *Cache) Sweep() error {
 	logs, err := filepath.Glob(filepath.Join(c.dir, "??", "*.log"))
 	errs = append(errs, err)
 	for _, log := range logs {
+		if strings.HasSuffix(log, failedLog) {
+			continue
+		}
 		if _, err := os.Lstat(strings.TrimSuffix(log, ".log")); !errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

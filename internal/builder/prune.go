@@ -39,6 +39,7 @@ const (
 	KindLayer   Kind = "layer"       // files and manifest
 	KindEntries Kind = "entries"     // of a base image's layer
 	KindRecord  Kind = "record"      // with its log
+	KindLog     Kind = "failed log"  // of a step that failed when it ran last
 	KindCache   Kind = "cache mount" //
 	KindGit     Kind = "git mirror"
 	KindHTTP    Kind = "http note" // what a server said of a file
@@ -56,7 +57,8 @@ type Item struct {
 	// Size is what it takes on disk in bytes, and Used when it was used last, within an hour.
 	Size int64
 	Used time.Time
-	// Shared says that an image with a name has the layer.
+	// Shared says that only PruneOptions.All removes the item: an image with a name has the layer, or it is no cache but what was
+	// kept for the user.
 	Shared bool
 
 	path  string
@@ -67,7 +69,7 @@ type Item struct {
 
 // PruneOptions say what Prune removes; the zero value removes all that no image with a name has.
 type PruneOptions struct {
-	// All removes also the cache of layers that images have.
+	// All removes also the cache of layers that images have, and the logs of steps that failed.
 	All bool
 	// Before keeps what was used since then; the zero time keeps nothing.
 	Before time.Time
@@ -379,6 +381,9 @@ func (b *Builder) Usage(ctx context.Context) (*RootUsage, error) {
 	if err := b.layerItems(ctx, u, records, &named); err != nil {
 		return nil, err
 	}
+	if err := b.logItems(u); err != nil {
+		return nil, err
+	}
 	if err := b.otherItems(ctx, u, &named); err != nil {
 		return nil, err
 	}
@@ -539,6 +544,17 @@ func (b *Builder) goLast(items []Item, shared map[string]bool) {
 			}
 		}
 	}
+}
+
+// logItems adds the logs of steps that failed.
+func (b *Builder) logItems(u *RootUsage) error {
+	return b.cache.FailedLogs(func(l cache.FailedLog) error {
+		it := Item{Kind: KindLog, ID: l.Key.String(), Used: l.Used, Shared: true, path: l.Path}
+		if it.measure() {
+			u.Items = append(u.Items, it)
+		}
+		return nil
+	})
 }
 
 // otherItems adds what is neither image nor record nor layer.
