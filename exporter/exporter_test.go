@@ -312,7 +312,10 @@ func TestFlippedByteIsNeverShipped(t *testing.T) {
 			return err
 		},
 		"tar": func(m *made) error { return WriteTar(m.t.Context(), io.Discard, m.tree()) },
-		"dir": func(m *made) error { return WriteDir(m.t.Context(), m.t.TempDir(), m.tree()) },
+		"dir": func(m *made) error {
+			_, err := WriteDir(m.t.Context(), m.t.TempDir(), m.tree(), DirOptions{})
+			return err
+		},
 	} {
 		for how, damage := range map[string]func(path string, data []byte) error{
 			"flipped": func(path string, data []byte) error {
@@ -351,21 +354,162 @@ func TestFlippedByteIsNeverShipped(t *testing.T) {
 }
 
 func TestDir(t *testing.T) {
+	defer unix.Umask(unix.Umask(0o022))
 	m := newMade(t)
 	dir := filepath.Join(t.TempDir(), "a", "dest")
 	for range 2 { // the second time over the first
-		if err := WriteDir(t.Context(), dir, m.tree()); err != nil {
-			t.Fatal(err)
+		if dropped, err := WriteDir(t.Context(), dir, m.tree(), DirOptions{SetID: true}); err != nil || dropped != (Dropped{}) {
+			t.Fatalf("%+v, %v", dropped, err)
 		}
 	}
 	var st unix.Stat_t
-	for path, want := range map[string]uint32{"bin/su": unix.S_IFREG | 0o4755, "closed": unix.S_IFDIR | 0o500, "pipe": unix.S_IFIFO | 0o600, "bin/link": unix.S_IFLNK | 0o777} {
-		if err := unix.Lstat(filepath.Join(dir, path), &st); err != nil || st.Mode != want || st.Mtim.Nano() != when.UnixNano() || int(st.Uid) != os.Getuid() {
+	for path, want := range map[string]uint32{"": unix.S_IFDIR | 0o755, "bin/su": unix.S_IFREG | 0o4755, "closed": unix.S_IFDIR | 0o500, "pipe": unix.S_IFIFO | 0o600, "bin/link": unix.S_IFLNK | 0o777} {
+		if err := unix.Lstat(filepath.Join(dir, path), &st); err != nil || st.Mode != want || path != "" && st.Mtim.Nano() != when.UnixNano() || int(st.Uid) != os.Getuid() {
 			t.Errorf("%s: mode %o, owner %d, time %d, %v", path, st.Mode, st.Uid, st.Mtim.Nano(), err)
 		}
 	}
 	if _, err := os.Lstat(filepath.Join(dir, "gone")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a deleted file is there: %v", err)
+	}
+}
+
+// special makes an image with files that give the rights of their owner, and with devices.
+func special(t *testing.T) *made {
+	if os.Geteuid() != 0 {
+		t.Fatal("run as root: this test makes devices")
+	}
+	m := newMade(t)
+	m.layer(
+		layer.Entry{Path: "closed", Type: layer.Dir, Mode: 0o500, UID: 7, GID: 8, ModTime: when},
+		layer.Entry{Path: "closed/null", Type: layer.Char, Mode: 0o6666, Major: 1, Minor: 3, ModTime: when},
+		layer.Entry{Path: "disk", Type: layer.Block, Mode: 0o600, Major: 8, ModTime: when},
+		layer.Entry{Path: "disk2", Type: layer.Hardlink, Link: "disk"},
+		layer.Entry{Path: "group", Type: layer.Dir, Mode: 0o2775, ModTime: when},
+		layer.Entry{Path: "group/id", Type: layer.File, Mode: 0o2711, UID: 33, GID: 33, ModTime: when, Link: "set group id"},
+	)
+	return m
+}
+
+// TestDirDropsPrivileges shows that files in a directory give nobody the rights of the user, unless that was asked for.
+func TestDirDropsPrivileges(t *testing.T) {
+	m := special(t)
+	for _, tc := range []struct {
+		options DirOptions
+		dropped Dropped
+		modes   map[string]uint32
+	}{
+		{DirOptions{}, Dropped{SetID: 3, Devices: 3}, map[string]uint32{"bin/su": unix.S_IFREG | 0o755, "group": unix.S_IFDIR | 0o775,
+			"group/id": unix.S_IFREG | 0o711, "closed/null": 0, "disk": 0, "disk2": 0}},
+		{DirOptions{SetID: true}, Dropped{Devices: 3}, map[string]uint32{"bin/su": unix.S_IFREG | 0o4755, "group": unix.S_IFDIR | 0o2775,
+			"group/id": unix.S_IFREG | 0o2711, "closed/null": 0, "disk": 0, "disk2": 0}},
+		{DirOptions{Devices: true}, Dropped{SetID: 4}, map[string]uint32{"bin/su": unix.S_IFREG | 0o755,
+			"closed/null": unix.S_IFCHR | 0o666, "disk": unix.S_IFBLK | 0o600, "disk2": unix.S_IFBLK | 0o600}},
+	} {
+		dir := t.TempDir()
+		dropped, err := WriteDir(t.Context(), dir, m.tree(), tc.options)
+		if err != nil || dropped != tc.dropped {
+			t.Errorf("%+v: %+v, %v; want %+v", tc.options, dropped, err, tc.dropped)
+		}
+		for path, want := range tc.modes {
+			var st unix.Stat_t
+			err := unix.Lstat(filepath.Join(dir, path), &st)
+			if want == 0 && err != unix.ENOENT || want != 0 && (err != nil || st.Mode != want) {
+				t.Errorf("%+v: %s has mode %o, %v; want %o", tc.options, path, st.Mode, err, want)
+			}
+		}
+	}
+}
+
+// opened is a tree that calls f before a file is opened.
+type opened struct {
+	layer.Tree
+	f func(e *layer.Entry) error
+}
+
+func (o opened) Open(e *layer.Entry) (io.ReadCloser, error) {
+	if err := o.f(e); err != nil {
+		return nil, err
+	}
+	return o.Tree.Open(e)
+}
+
+// TestDirIsClosedUntilComplete shows that others see a directory that is made when everything is in it, or never.
+func TestDirIsClosedUntilComplete(t *testing.T) {
+	defer unix.Umask(unix.Umask(0o022))
+	m := newMade(t)
+	mode := func(path string) os.FileMode {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		return info.Mode().Perm()
+	}
+	dir := filepath.Join(t.TempDir(), "dest")
+	last := 0
+	tree := opened{m.tree(), func(e *layer.Entry) error {
+		last++
+		if mode(dir) != 0o700 || mode(filepath.Join(dir, layer.Parent(e.Path))) != 0o700 {
+			t.Errorf("at %s: modes %o and %o", e.Path, mode(dir), mode(filepath.Join(dir, layer.Parent(e.Path))))
+		}
+		return nil
+	}}
+	if _, err := WriteDir(t.Context(), dir, tree, DirOptions{}); err != nil || mode(dir) != 0o755 || mode(filepath.Join(dir, "bin")) != 0o755 {
+		t.Errorf("%v, modes %o and %o", err, mode(dir), mode(filepath.Join(dir, "bin")))
+	}
+	boom := errors.New("boom")
+	files := 0
+	tree.f = func(e *layer.Entry) error {
+		if files++; files == last {
+			return boom
+		}
+		return nil
+	}
+	// One that was missing is so again, and of one that was there the user's own is left.
+	missing, there := filepath.Join(t.TempDir(), "dest"), t.TempDir()
+	if _, err := WriteDir(t.Context(), missing, tree, DirOptions{}); !errors.Is(err, boom) {
+		t.Errorf("WriteDir = %v", err)
+	}
+	if _, err := os.Lstat(missing); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory is still there: %v", err)
+	}
+	if err := errors.Join(os.Mkdir(filepath.Join(there, "bin"), 0o711), os.WriteFile(filepath.Join(there, "bin", "mine"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	files = 0
+	if _, err := WriteDir(t.Context(), there, tree, DirOptions{}); !errors.Is(err, boom) {
+		t.Errorf("WriteDir = %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(there, "bin", "mine")); err != nil || mode(filepath.Join(there, "bin")) != 0o711 {
+		t.Errorf("the user's file: %v; the mode of its directory is %o", err, mode(filepath.Join(there, "bin")))
+	}
+	if _, err := os.Lstat(filepath.Join(there, "closed")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a directory that was made is still there: %v", err)
+	}
+}
+
+// TestDirKeepsModes shows that nobody can enter a directory afterwards who could not before.
+func TestDirKeepsModes(t *testing.T) {
+	m := newMade(t)
+	dir := t.TempDir()
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "bin"), 0o700), os.Mkdir(filepath.Join(dir, "closed"), 0o777), os.Chmod(dir, 0o710)); err != nil {
+		t.Fatal(err)
+	}
+	before := map[string]os.FileMode{}
+	for _, path := range []string{"", "bin", "closed"} {
+		info, err := os.Stat(filepath.Join(dir, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		before[path] = info.Mode()
+	}
+	if _, err := WriteDir(t.Context(), dir, m.tree(), DirOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for path, mode := range before {
+		if info, err := os.Stat(filepath.Join(dir, path)); err != nil || info.Mode() != mode {
+			t.Errorf("%q has mode %v, %v; it had %v", path, info.Mode(), err, mode)
+		}
 	}
 }
 
@@ -399,7 +543,7 @@ func TestDirIsConfined(t *testing.T) {
 			if err := seed(dir); err != nil {
 				t.Fatal(err)
 			}
-			if err := WriteDir(t.Context(), dir, m.tree()); err != nil {
+			if _, err := WriteDir(t.Context(), dir, m.tree(), DirOptions{}); err != nil {
 				t.Fatalf("what is in the way is replaced, but: %v", err)
 			}
 			if text, err := os.ReadFile(precious); err != nil || string(text) != "precious" {
@@ -493,7 +637,7 @@ func TestCancelled(t *testing.T) {
 	if err := WriteTar(ctx, io.Discard, m.tree()); !errors.Is(err, cause) {
 		t.Errorf("WriteTar = %v", err)
 	}
-	if err := WriteDir(ctx, t.TempDir(), m.tree()); !errors.Is(err, cause) {
+	if _, err := WriteDir(ctx, t.TempDir(), m.tree(), DirOptions{}); !errors.Is(err, cause) {
 		t.Errorf("WriteDir = %v", err)
 	}
 	if left, _ := os.ReadDir(filepath.Join(m.Store.Root(), "tmp")); len(left) > 0 {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
@@ -30,7 +31,8 @@ type output struct {
 	Output
 	form  exporter.Form
 	names []string
-	dir   bool // OutputOCI: a directory instead of a tar
+	dir   bool                // OutputOCI: a directory instead of a tar
+	files exporter.DirOptions // of OutputLocal
 	// byDigest is of OutputRegistry: the image gets no tag there.
 	byDigest bool
 }
@@ -117,6 +119,14 @@ func (p *output) attribute(key, value string) error {
 		err := truth(&tar)
 		p.dir = !tar
 		return err
+	case "set-id":
+		if p.Type == OutputLocal {
+			return truth(&p.files.SetID)
+		}
+	case "devices":
+		if p.Type == OutputLocal {
+			return truth(&p.files.Devices)
+		}
 	case "push":
 		return nil // the type says so already
 	case "push-by-digest":
@@ -395,7 +405,7 @@ func (f *finished) files(ctx context.Context, out output) error {
 		}
 		switch {
 		case out.Type == OutputLocal:
-			err = exporter.WriteDir(ctx, dest, tree)
+			err = f.directory(ctx, dest, tree, out.files)
 		case dest == "-":
 			err = exporter.WriteTar(ctx, os.Stdout, tree)
 		default:
@@ -406,6 +416,29 @@ func (f *finished) files(ctx context.Context, out output) error {
 		}
 	}
 	return nil
+}
+
+// directory writes a root file system's files, and warns of what the user's directory does not get.
+func (f *finished) directory(ctx context.Context, dest string, tree layer.Tree, o exporter.DirOptions) error {
+	dropped, err := exporter.WriteDir(ctx, dest, tree, o)
+	if err != nil {
+		return err
+	}
+	if n := dropped.SetID; n > 0 {
+		f.progress.Warn(fmt.Sprintf("%s: %s without the set-user-ID and set-group-ID bits that the image has; type=local,dest=…,set-id=true keeps them", dest, wrote(n, "file")))
+	}
+	if n := dropped.Devices; n > 0 {
+		f.progress.Warn(fmt.Sprintf("%s: %s left out; type=local,dest=…,devices=true makes them", dest, wrote(n, "device")))
+	}
+	return nil
+}
+
+// wrote returns "1 file is", "2 files are".
+func wrote(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing + " is"
+	}
+	return fmt.Sprintf("%d %ss are", n, thing)
 }
 
 // image describes the result for one platform to the exporter.
