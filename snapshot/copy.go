@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"golang.org/x/sys/unix"
@@ -101,11 +102,11 @@ type copyReader struct {
 }
 
 // dir compares a directory that is the one that was copied.
-func (c *copyReader) dir(dir *os.File, path string) error {
+func (c *copyReader) dir(path string) error {
 	if err := c.ctx.Err(); err != nil {
 		return context.Cause(c.ctx)
 	}
-	names, err := dir.Readdirnames(-1)
+	names, err := c.at.File().Readdirnames(-1)
 	if err != nil {
 		return err
 	}
@@ -126,13 +127,13 @@ func (c *copyReader) dir(dir *os.File, path string) error {
 		}
 		switch {
 		case order < 0:
-			err = c.name(int(dir.Fd()), names[0], join(path, names[0]))
+			err = c.name(names[0], join(path, names[0]))
 		case order > 0:
 			if err = c.put(&layer.Entry{Path: list[0].Path, Type: layer.Whiteout}); err == nil {
 				err = c.skip(&list[0])
 			}
 		default:
-			err = c.both(int(dir.Fd()), &list[0])
+			err = c.both(&list[0])
 		}
 		if err != nil {
 			return err
@@ -169,10 +170,10 @@ func (c *copyReader) skip(e *layer.Entry) error {
 
 // both compares a name that is there with what was copied there. Whoever moves a file, gives it another name, or changes anything about
 // it sets its ctime, and nobody can set it back.
-func (c *copyReader) both(dir int, was *layer.Entry) error {
+func (c *copyReader) both(was *layer.Entry) error {
 	name := was.Name()
 	var st unix.Stat_t
-	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fstatat(c.at.Fd(), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return &os.PathError{Op: "stat", Path: was.Path, Err: err}
 	}
 	if c.next >= len(c.copied.inodes) {
@@ -184,7 +185,7 @@ func (c *copyReader) both(dir int, was *layer.Entry) error {
 	if untouched && !isDir {
 		return c.skip(was)
 	}
-	e, err := c.entry(dir, name, was.Path)
+	e, err := c.entry(name, was.Path)
 	if err != nil {
 		return err
 	}
@@ -194,7 +195,7 @@ func (c *copyReader) both(dir int, was *layer.Entry) error {
 			// Attributes that the disk does not hold are those of the manifest.
 			e.Mode, e.UID, e.GID, e.Xattrs = was.Mode, was.UID, was.GID, was.Xattrs
 		}
-		_, err := c.directory(dir, e, c.dir)
+		_, err := c.directory(e, c.dir)
 		return err
 	}
 	if err := c.skip(was); err != nil {
@@ -213,7 +214,7 @@ func (c *copyReader) both(dir int, was *layer.Entry) error {
 		return nil
 	}
 	e.Opaque = isDir
-	return c.add(dir, c.linked(e))
+	return c.add(c.linked(e))
 }
 
 // equal reports whether a file of one name is what it was.
@@ -233,15 +234,17 @@ func (p *Pending) strip() error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	if err := strip(m, dir, ""); err != nil {
+	at := dirtree.NewDescent(dir)
+	defer at.Close()
+	if err := strip(m, at, ""); err != nil {
 		return err
 	}
-	return setTime(int(dir.Fd()), "", p.copied.root)
+	return setTime(at.Fd(), "", p.copied.root)
 }
 
-func strip(m *layer.Manifest, dir *os.File, path string) error {
-	names, err := dir.Readdirnames(-1)
+// strip removes from the directory that at is at, whose path in the layer is path, what is no entry of m.
+func strip(m *layer.Manifest, at *dirtree.Descent, path string) error {
+	names, err := at.File().Readdirnames(-1)
 	if err != nil {
 		return err
 	}
@@ -249,7 +252,7 @@ func strip(m *layer.Manifest, dir *os.File, path string) error {
 		p := join(path, name)
 		e, ok := m.Lookup(p)
 		if !ok || e.Type == layer.Whiteout {
-			if err := removeAt(int(dir.Fd()), name); err != nil {
+			if err := dirtree.RemoveAt(at.Fd(), name); err != nil {
 				return err
 			}
 			continue
@@ -257,17 +260,13 @@ func strip(m *layer.Manifest, dir *os.File, path string) error {
 		if e.Type != layer.Dir {
 			continue
 		}
-		fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err != nil {
+		if err := at.Enter(name); err != nil {
 			return &os.PathError{Op: "open", Path: p, Err: err}
 		}
-		sub := os.NewFile(uintptr(fd), p)
-		err = strip(m, sub, p)
-		if err == nil {
-			err = setTime(fd, "", e.ModTime)
+		if err := strip(m, at, p); err != nil {
+			return err
 		}
-		sub.Close()
-		if err != nil {
+		if err := errors.Join(setTime(at.Fd(), "", e.ModTime), at.Leave()); err != nil {
 			return err
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
@@ -195,8 +196,14 @@ func (s *Store) manifest(id string) (_ *layer.Manifest, err error) {
 	return m, nil
 }
 
-// Release lets go of the layers that this process relied on. The store must not be used any more.
+// Release lets go of the layers that this process relied on, and waits for what is being thrown away. The store must not be used any more.
 func (s *Store) Release() error {
+	for range cap(s.removing) {
+		s.removing <- struct{}{}
+	}
+	for range cap(s.removing) {
+		<-s.removing
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var err error
@@ -266,7 +273,7 @@ func (s *Store) New() (*Pending, error) {
 		}
 	}
 	if err != nil {
-		os.RemoveAll(dir)
+		_ = dirtree.Remove(dir)
 		return nil, fmt.Errorf("begin a layer: %w", err)
 	}
 	return p, nil
@@ -301,7 +308,7 @@ func (s *Store) throwAway(dir string) {
 	s.removing <- struct{}{}
 	go func() {
 		defer func() { <-s.removing }()
-		_ = removeTree(dir)
+		_ = dirtree.Remove(dir)
 	}()
 }
 
@@ -475,16 +482,6 @@ func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 	}
 	o.Upper, o.Work = up.Dir(), work
 	return o, nil
-}
-
-// removeTree deletes a directory tree by descriptors; one that is not there is no error.
-func removeTree(dir string) error {
-	parent, err := unix.Open(filepath.Dir(dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(parent)
-	return removeAt(parent, filepath.Base(dir))
 }
 
 // SetRoot gives the pending layer's own directory the attributes of e, so that it can be the top of a root file system.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"golang.org/x/sys/unix"
 )
@@ -54,8 +55,9 @@ func (r *upperReader) all(p *Pending) error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	root, err := r.entry(int(dir.Fd()), "", "")
+	r.at = dirtree.NewDescent(dir)
+	defer r.at.Close()
+	root, err := r.entry("", "")
 	if err != nil {
 		return err
 	}
@@ -67,11 +69,11 @@ func (r *upperReader) all(p *Pending) error {
 		return err
 	}
 	if p.copied == nil {
-		return r.restoring(dir, root, r.dir)
+		return r.restoring(root, r.dir)
 	}
 	p.copied.root = root.ModTime
 	c := &copyReader{upperReader: r, copied: p.copied, next: 1}
-	return c.dir(dir, "")
+	return c.dir("")
 }
 
 // put emits an entry that is no directory.
@@ -107,6 +109,7 @@ type upperReader struct {
 	store    *Store
 	below    layer.Tree
 	from, to time.Time
+	at       *dirtree.Descent // the directory that is read
 	// hidden says that nothing of below is seen in the directory that is read: it is opaque or new, or one above it is.
 	hidden    bool
 	links     map[string]string // the first path of a file with several names, by LinkID
@@ -117,47 +120,47 @@ type upperReader struct {
 	held []*layer.Entry
 }
 
-func (r *upperReader) dir(dir *os.File, path string) error {
+func (r *upperReader) dir(path string) error {
 	if err := r.ctx.Err(); err != nil {
 		return context.Cause(r.ctx)
 	}
-	names, err := dir.Readdirnames(-1)
+	names, err := r.at.File().Readdirnames(-1)
 	if err != nil {
 		return err
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		if err := r.name(int(dir.Fd()), name, join(path, name)); err != nil {
+		if err := r.name(name, join(path, name)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// name reads a name of a directory, and what is below it.
-func (r *upperReader) name(dir int, name, p string) error {
+// name reads a name of the directory, and what is below it.
+func (r *upperReader) name(name, p string) error {
 	if msg := badName(name); msg != "" {
 		return &PathError{Path: p, Msg: msg}
 	}
 	if len(p) >= layer.MaxPath {
 		return &PathError{Path: p, Msg: layer.PathTooLong}
 	}
-	e, err := r.entry(dir, name, p)
+	e, err := r.entry(name, p)
 	if err != nil || e == nil {
 		return err
 	}
 	if same, err := r.same(e); err != nil {
 		return err
 	} else if same {
-		return r.remove(dir, name)
+		return r.remove(name)
 	}
-	return r.add(dir, r.linked(e))
+	return r.add(r.linked(e))
 }
 
 // remove takes from the layer's directory what is no change.
-func (r *upperReader) remove(dir int, name string) error {
+func (r *upperReader) remove(name string) error {
 	r.removed = true
-	return removeAt(dir, name)
+	return dirtree.RemoveAt(r.at.Fd(), name)
 }
 
 // same reports whether an entry that is no directory is below as it is here.
@@ -195,7 +198,7 @@ func (r *upperReader) linked(e *layer.Entry) *layer.Entry {
 }
 
 // add emits an entry, and what is below it.
-func (r *upperReader) add(dir int, e *layer.Entry) error {
+func (r *upperReader) add(e *layer.Entry) error {
 	if e.Type != layer.Dir {
 		return r.put(e)
 	}
@@ -207,25 +210,25 @@ func (r *upperReader) add(dir int, e *layer.Entry) error {
 		}
 		r.hidden = !ok || old.Type != layer.Dir
 	}
-	same, err := r.directory(dir, e, r.dir)
+	same, err := r.directory(e, r.dir)
 	r.hidden = hidden
 	if err != nil || !same {
 		return err
 	}
-	return r.remove(dir, e.Name())
+	return r.remove(e.Name())
 }
 
 // directory emits a directory and what read finds in it. If that is nothing, and the directory is as it is below, it reports true and emits
 // nothing.
-func (r *upperReader) directory(dir int, e *layer.Entry, read func(dir *os.File, path string) error) (same bool, err error) {
+func (r *upperReader) directory(e *layer.Entry, read func(path string) error) (same bool, err error) {
 	r.held = append(r.held, e)
-	fd, err := unix.Openat(dir, e.Name(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
+	if err := r.at.Enter(e.Name()); err != nil {
 		return false, &os.PathError{Op: "open", Path: e.Path, Err: err}
 	}
-	sub := os.NewFile(uintptr(fd), e.Path)
-	defer sub.Close()
-	if err := r.restoring(sub, e, read); err != nil || len(r.held) == 0 {
+	if err := r.restoring(e, read); err != nil {
+		return false, err
+	}
+	if err := r.at.Leave(); err != nil || len(r.held) == 0 {
 		return false, err
 	}
 	same, err = r.unchanged(e)
@@ -240,21 +243,21 @@ func (r *upperReader) directory(dir int, e *layer.Entry, read func(dir *os.File,
 }
 
 // restoring reads a directory, and gives it its time back if something was removed from it.
-func (r *upperReader) restoring(dir *os.File, e *layer.Entry, read func(dir *os.File, path string) error) error {
+func (r *upperReader) restoring(e *layer.Entry, read func(path string) error) error {
 	above := r.removed
 	r.removed = false
-	err := read(dir, e.Path)
+	err := read(e.Path)
 	if r.removed && err == nil {
-		err = setTime(int(dir.Fd()), "", e.ModTime)
+		err = setTime(r.at.Fd(), "", e.ModTime)
 	}
 	r.removed = above
 	return err
 }
 
-// entry describes a name in a directory, or for the name "" the directory itself; nil for what no layer can hold.
-func (r *upperReader) entry(dir int, name, p string) (*layer.Entry, error) {
+// entry describes a name in the directory, or for the name "" the directory itself; nil for what no layer can hold.
+func (r *upperReader) entry(name, p string) (*layer.Entry, error) {
 	var st unix.Stat_t
-	flags := unix.AT_SYMLINK_NOFOLLOW
+	dir, flags := r.at.Fd(), unix.AT_SYMLINK_NOFOLLOW
 	if name == "" {
 		flags |= unix.AT_EMPTY_PATH
 	}

@@ -11,11 +11,12 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 
+	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
+	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
@@ -57,7 +58,7 @@ func (s *Store) compare(ctx context.Context, id string, m *layer.Manifest, damag
 	if err != nil {
 		return nil // what it is over is not there, so neither is the layer, and nothing is wrong
 	}
-	dir, err := os.Open(s.fsDir(id))
+	root, err := rootfs.Open(s.fsDir(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		damage("fs", "is not there")
 		return nil
@@ -65,8 +66,13 @@ func (s *Store) compare(ctx context.Context, id string, m *layer.Manifest, damag
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	v := &verifier{store: s, root: s.fsDir(id), manifest: m, seen: make([]bool, m.Entries)}
+	defer root.Close()
+	dir, err := root.OpenFile("", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	v := &verifier{at: dirtree.NewDescent(dir), store: s, root: root, manifest: m, seen: make([]bool, m.Entries)}
+	defer v.at.Close()
 	v.reading, v.ctx = errgroup.WithContext(ctx)
 	v.reading.SetLimit(runtime.GOMAXPROCS(0))
 	var mu sync.Mutex
@@ -83,7 +89,7 @@ func (s *Store) compare(ctx context.Context, id string, m *layer.Manifest, damag
 	if _, err := os.Lstat(filepath.Join(s.dir, id, bareNote)); err == nil {
 		v.bare = true
 	}
-	err = v.dir(dir, "")
+	err = v.dir("")
 	if readErr := v.reading.Wait(); readErr != nil {
 		err = readErr
 	}
@@ -114,8 +120,9 @@ func (s *Store) verifiable(id string, m *layer.Manifest) (map[string]bool, error
 
 type verifier struct {
 	ctx      context.Context
+	at       *dirtree.Descent // the directory that is compared
 	store    *Store
-	root     string
+	root     *rootfs.Root
 	manifest *layer.Manifest
 	seen     []bool // by entry
 	bare     bool   // the layer has no marks of what it deletes
@@ -137,46 +144,65 @@ func (v *verifier) buf() *[verifyBlock]byte {
 	return new([verifyBlock]byte)
 }
 
-func (v *verifier) dir(dir *os.File, path string) error {
+// dir compares what is in the directory, whose path is path.
+func (v *verifier) dir(path string) error {
+	var dirs []string
 	for {
 		if v.ctx.Err() != nil {
 			return context.Cause(v.ctx)
 		}
-		names, err := dir.Readdirnames(1024)
+		names, err := v.at.File().Readdirnames(1024)
 		for _, name := range names {
-			p := strings.TrimPrefix(path+"/"+name, "/")
-			if err := v.name(int(dir.Fd()), name, p); err != nil {
+			isDir, err := v.name(name, join(path, name))
+			if err != nil {
 				return err
+			}
+			if isDir {
+				dirs = append(dirs, name)
 			}
 		}
 		if err == io.EOF {
-			return nil
+			break
 		}
 		if err != nil {
 			v.damage(path, "cannot be read: "+err.Error())
-			return nil
+			break
 		}
 	}
+	for _, name := range dirs {
+		if err := v.at.Enter(name); err != nil {
+			v.damage(join(path, name), "cannot be read: "+err.Error())
+			continue
+		}
+		if err := v.dir(join(path, name)); err != nil {
+			return err
+		}
+		if err := v.at.Leave(); err != nil {
+			return &os.PathError{Op: "read", Path: path, Err: err}
+		}
+	}
+	return nil
 }
 
-// name compares one name of a directory.
-func (v *verifier) name(dir int, name, p string) error {
+// name compares one name of the directory, and reports whether it is a directory that is to be compared, too.
+func (v *verifier) name(name, p string) (isDir bool, err error) {
+	dir := v.at.Fd()
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		v.damage(p, "cannot be read: "+err.Error())
-		return nil
+		return false, nil
 	}
 	i := v.manifest.Find(p)
 	if i < 0 {
 		if st.Mode&unix.S_IFMT != unix.S_IFSOCK { // a step's sockets are no part of its layer
 			v.damage(p, "was not there when the layer was made")
 		}
-		return nil
+		return false, nil
 	}
 	v.seen[i] = true
 	e := v.manifest.At(i)
 	if e.Type == layer.Hardlink {
-		return v.link(&st, e)
+		return false, v.link(&st, e)
 	}
 	found := layer.Entry{Path: p, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid}
 	switch st.Mode & unix.S_IFMT {
@@ -189,7 +215,7 @@ func (v *verifier) name(dir int, name, p string) error {
 		n, err := unix.Readlinkat(dir, name, v.target[:])
 		if err != nil {
 			v.damage(p, "cannot be read: "+err.Error())
-			return nil
+			return false, nil
 		}
 		found.Link = string(v.target[:n])
 	case unix.S_IFCHR:
@@ -206,12 +232,12 @@ func (v *verifier) name(dir int, name, p string) error {
 		if what := v.differs(found, e); what != "" {
 			v.damage(p, what)
 		}
-		return nil
+		return false, nil
 	}
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		v.damage(p, "cannot be read: "+err.Error())
-		return nil
+		return false, nil
 	}
 	f := os.NewFile(uintptr(fd), p)
 	mine := true
@@ -222,7 +248,7 @@ func (v *verifier) name(dir int, name, p string) error {
 	}()
 	if err := v.store.xattrs(fd, &found); err != nil {
 		v.damage(p, "cannot be read: "+err.Error())
-		return nil
+		return false, nil
 	}
 	what := v.differs(found, e)
 	if what != "" {
@@ -230,7 +256,7 @@ func (v *verifier) name(dir int, name, p string) error {
 	}
 	switch {
 	case found.Type == layer.Dir && e.Type == layer.Dir:
-		return v.dir(f, p)
+		return true, nil
 	case found.Type == layer.File && e.Type == layer.File && found.Size == e.Size:
 		mine = false
 		v.reading.Go(func() error {
@@ -238,7 +264,7 @@ func (v *verifier) name(dir int, name, p string) error {
 			return v.bytes(f, e)
 		})
 	}
-	return nil
+	return false, nil
 }
 
 // differs says what of a file is not as in its entry.
@@ -269,8 +295,13 @@ func (v *verifier) differs(found, e layer.Entry) string {
 
 // link compares a further name of a file with the name that has the file.
 func (v *verifier) link(st *unix.Stat_t, e layer.Entry) error {
+	f, err := v.root.OpenNoSymlinks(e.Link, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	var first unix.Stat_t
-	if err := unix.Lstat(filepath.Join(v.root, e.Link), &first); err != nil || first.Ino != st.Ino || first.Dev != st.Dev {
+	if err == nil {
+		defer f.Close()
+		err = unix.Fstat(int(f.Fd()), &first)
+	}
+	if err != nil || first.Ino != st.Ino || first.Dev != st.Dev {
 		v.damage(e.Path, "is not the same file as "+e.Link)
 	}
 	return nil

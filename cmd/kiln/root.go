@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/spf13/cobra"
 )
@@ -146,8 +147,14 @@ func (a *app) withBuilder(f func(b *builder.Builder) error) (err error) {
 		return &internalError{err}
 	}
 	defer func() {
-		if closeErr := b.Close(); closeErr != nil && err == nil {
+		closeErr := b.Close()
+		if closeErr != nil && err == nil {
 			err = &internalError{closeErr}
+		} else if closeErr != nil {
+			fmt.Fprintf(a.stderr, "WARNING: %s\n", termtext.Line(closeErr.Error()))
+		}
+		for _, left := range b.Left() {
+			fmt.Fprintf(a.stderr, "WARNING: a killed kiln has left what cannot be removed, and only takes space: %s\n", termtext.Line(left.Error()))
 		}
 	}()
 	return f(b)

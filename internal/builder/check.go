@@ -19,6 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/httpsource"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
@@ -135,6 +136,11 @@ func (c *checker) places(ctx context.Context, _ *progress.Task) error {
 		{"context", hash32}, {"mounts", mountName}, {"compressed", noteName}, {"git", lockedHash}, {"http", hash32}, {"locks", ""}, {"tmp", ""},
 	} {
 		if err := c.names(dir.path, dir.name); err != nil {
+			return err
+		}
+	}
+	for _, err := range c.b.Left() {
+		if err := c.report("tmp", "holds what a killed process has left: "+err.Error(), "it only takes space: remove it by hand", nil); err != nil {
 			return err
 		}
 	}
@@ -487,7 +493,7 @@ func (c *checker) layer(ctx context.Context, id string, bytes *atomic.Int64) err
 // note reads a note of a blob.
 func (c *checker) note(path string) error {
 	if _, _, err := exporter.ReadNote(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return c.report(c.rel(path), "is damaged: "+err.Error(), "the blob is made again", func() error { return os.RemoveAll(path) })
+		return c.report(c.rel(path), "is damaged: "+err.Error(), "the blob is made again", func() error { return dirtree.Remove(path) })
 	}
 	return nil
 }
@@ -556,7 +562,7 @@ func (c *checker) rest(ctx context.Context, _ *progress.Task) error {
 			if err == nil || errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
-			if err := c.report(c.rel(path), "is damaged: "+err.Error(), place.effect, func() error { return os.RemoveAll(path) }); err != nil {
+			if err := c.report(c.rel(path), "is damaged: "+err.Error(), place.effect, func() error { return dirtree.Remove(path) }); err != nil {
 				return err
 			}
 		}

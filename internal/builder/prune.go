@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/usage"
@@ -244,8 +245,8 @@ func reap(gone string, ok bool, err error) (bool, error) {
 	if !ok {
 		return false, err
 	}
-	// What cannot be deleted here, as it lacks permissions, goes with the process's directory.
-	_ = os.RemoveAll(filepath.Dir(gone))
+	// What cannot be removed here is reported when the process's directory is.
+	_ = dirtree.Remove(filepath.Dir(gone))
 	return true, err
 }
 

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 )
@@ -184,7 +185,7 @@ func (x *export) archive(s *remoteurl.Git, m *mirror, id, subdir, at string, mad
 	}
 	ran := <-done
 	// What git-lfs writes there when it fails has its whole environment in it, and credentials are in that.
-	if rmErr := os.RemoveAll(filepath.Join(m.path, "lfs", "logs")); err == nil {
+	if rmErr := dirtree.Remove(filepath.Join(m.path, "lfs", "logs")); err == nil {
 		err = rmErr
 	}
 	var failed *Error
@@ -361,7 +362,7 @@ func (x *export) gitDir(s *remoteurl.Git, m *mirror, commit Commit, id string, m
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(top)
+	defer dirtree.Remove(top)
 	dir := filepath.Join(top, ".git")
 	format := "sha1"
 	if len(id) == 64 {

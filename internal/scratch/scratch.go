@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"golang.org/x/sys/unix"
 )
@@ -21,10 +22,14 @@ type Dir struct {
 	path string
 	lock *lock.Lock
 	dead bool
+	left []error
 }
 
 // FoundDead reports whether a process was found dead that had left its directory behind.
 func (d *Dir) FoundDead() bool { return d.dead }
+
+// Left returns what could not be removed of the directories of dead processes. Each is a *dirtree.RemoveError.
+func (d *Dir) Left() []error { return d.left }
 
 // Open makes the directory in tmp, which exists, and removes those of processes that are dead.
 func Open(tmp string) (*Dir, error) {
@@ -50,7 +55,7 @@ func create(tmp string) (*Dir, error) {
 			return &Dir{path: path, lock: l}, nil
 		}
 		if tries == maxTries || !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, fs.ErrNotExist) {
-			return nil, errors.Join(err, removeAll(path))
+			return nil, errors.Join(err, dirtree.Remove(path))
 		}
 	}
 }
@@ -82,7 +87,7 @@ func (d *Dir) Path() string { return d.path }
 // shortly before Open may have had children that held its lock while they were dying.
 func (d *Dir) Close() error {
 	// The lock goes last: nobody takes the directory for that of a dead process while it is being removed.
-	err := errors.Join(removeAll(d.path), d.lock.Release())
+	err := errors.Join(dirtree.Remove(d.path), d.lock.Release())
 	d.sweep()
 	return err
 }
@@ -90,6 +95,7 @@ func (d *Dir) Close() error {
 // sweep removes the directories of dead processes. What cannot be removed now is only a matter of space; the next
 // process tries again.
 func (d *Dir) sweep() {
+	d.left = nil
 	tmp := filepath.Dir(d.path)
 	entries, err := os.ReadDir(tmp)
 	if err != nil {
@@ -106,21 +112,9 @@ func (d *Dir) sweep() {
 		}
 		d.dead = true
 		// Nobody can get the lock of a directory that is gone, so whoever was just about to lock it makes another.
-		removeAll(path)
+		if err := dirtree.Remove(path); err != nil {
+			d.left = append(d.left, err)
+		}
 		l.Release()
 	}
-}
-
-// removeAll is os.RemoveAll for trees in which directories may lack permissions that their owner, not being root, needs.
-func removeAll(path string) error {
-	if err := os.RemoveAll(path); err == nil {
-		return nil
-	}
-	filepath.WalkDir(path, func(p string, e os.DirEntry, err error) error {
-		if e != nil && e.IsDir() {
-			os.Chmod(p, 0o700)
-		}
-		return nil
-	})
-	return os.RemoveAll(path)
 }

@@ -3,34 +3,90 @@ package usage
 
 import (
 	"errors"
+	"io"
 	"io/fs"
-	"path/filepath"
+	"os"
 
+	"github.com/kilnbuild/kiln/internal/dirtree"
 	"golang.org/x/sys/unix"
 )
 
 // Of returns how many bytes of the disk a file or directory takes with all that is in it. Of a file with several names each
-// name counts its share, so that the sum over everything is right. What is not there, or goes meanwhile, counts nothing.
+// name counts its share, so that the sum over everything is right. What is not there, or goes meanwhile, counts nothing. In memory are the
+// names of the directories on the way alone.
 func Of(path string) (int64, error) {
-	var sum int64
-	err := filepath.WalkDir(path, func(path string, _ fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return 0, ignoreGone(&fs.PathError{Op: "stat", Path: path, Err: err})
+	}
+	sum := Stat(&st)
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return sum, nil
+	}
+	top, err := os.OpenFile(path, unix.O_NOFOLLOW|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return sum, ignoreGone(err)
+	}
+	at := dirtree.NewDescent(top)
+	defer at.Close()
+	// rest has for each directory on the way the names of those in it that are still to be measured.
+	rest := make([][]string, 0, 64)
+	dirs, err := measure(at.File(), &sum)
+	for rest = append(rest, dirs); err == nil && len(rest) > 0; {
+		last := len(rest) - 1
+		if len(rest[last]) == 0 {
+			if rest = rest[:last]; last > 0 {
+				err = at.Leave()
+			}
+			continue
+		}
+		name := rest[last][0]
+		rest[last] = rest[last][1:]
+		if err = at.Enter(name); err == nil {
+			if dirs, err = measure(at.File(), &sum); err == nil {
+				rest = append(rest, dirs)
+			}
+		}
+		err = ignoreGone(err)
+	}
+	if err != nil {
+		err = &fs.PathError{Op: "measure", Path: path, Err: err}
+	}
+	return sum, err
+}
+
+// ignoreGone returns err unless it says that something does not exist, or is no directory any more.
+func ignoreGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
+	return err
+}
+
+// measure adds what is in a directory to sum, and returns the names of the directories in it.
+func measure(dir *os.File, sum *int64) ([]string, error) {
+	var dirs []string
+	for {
+		names, err := dir.Readdirnames(1024)
+		for _, name := range names {
+			var st unix.Stat_t
+			if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err == unix.ENOENT {
+				continue
+			} else if err != nil {
+				return nil, err
+			}
+			*sum += Stat(&st)
+			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				dirs = append(dirs, name)
+			}
+		}
+		if err == io.EOF || errors.Is(err, fs.ErrNotExist) {
+			return dirs, nil
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			if err == unix.ENOENT {
-				return nil
-			}
-			return &fs.PathError{Op: "stat", Path: path, Err: err}
-		}
-		sum += Stat(&st)
-		return nil
-	})
-	return sum, err
+	}
 }
 
 // Stat returns how many bytes of the disk one name of a file takes.

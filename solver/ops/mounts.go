@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/mount"
@@ -123,7 +124,7 @@ func (m *mounting) fill(dir string, spec llb.Mount) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(fresh)
+	defer dirtree.Remove(fresh)
 	if spec.Input > 0 {
 		tree, err := m.r.rootTree(m.ctx, m.in[spec.Input])
 		if err != nil {
