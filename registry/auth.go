@@ -181,7 +181,7 @@ func (a *authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 	}
 	hc := a.host.http
 	if !a.host.owns(u) {
-		s, err := a.host.stranger(u)
+		s, err := a.host.stranger(u, a.host.way.Scope(ctx))
 		if err != nil {
 			return "", 0, err
 		}

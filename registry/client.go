@@ -18,11 +18,13 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -74,7 +76,7 @@ type Client struct {
 	mu    sync.Mutex
 	hosts map[string]*host
 	// strangers are the transports for hosts that others send us to.
-	strangers map[string]*http.Transport
+	strangers map[string]*reach.Transports
 	// last is the host that answered for a registry last, by the registry's name: it is asked first.
 	last map[string]string
 	// bad are the hosts that sent a blob with other content than its digest says.
@@ -95,7 +97,7 @@ func New(settings config.Registries) *Client {
 		idle:      idleTimeout,
 		pause:     firstPause,
 		hosts:     map[string]*host{},
-		strangers: map[string]*http.Transport{},
+		strangers: map[string]*reach.Transports{},
 		last:      map[string]string{},
 		bad:       map[badBlob]bool{},
 	}
@@ -106,7 +108,8 @@ type host struct {
 	client *Client
 	name   string // as in kiln.toml: "docker.io", "mirror.corp:5000"
 	addr   string // "host[:port]" in addresses
-	http   *http.Client
+	way    *reach.Way
+	http   *http.Client // by way
 	auth   *authorizer
 
 	mu     sync.Mutex
@@ -144,19 +147,23 @@ func (c *Client) host(name string) (*host, error) {
 	} else {
 		h.mayFall = loopback(h.addr)
 	}
-	h.http = &http.Client{Transport: newTransport(t), CheckRedirect: stay}
+	h.by(newTransports(t).Way(reach.Anywhere))
 	h.auth = newAuthorizer(h, c.creds)
 	c.hosts[name] = h
 	return h, nil
 }
 
+// by sets how the host is asked.
+func (h *host) by(w *reach.Way) {
+	h.way, h.http = w, &http.Client{Transport: w, CheckRedirect: stay}
+}
+
 // stay keeps net/http from following redirections: see Client.follow.
 func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-func newTransport(t *tls.Config) *http.Transport {
-	return &http.Transport{
+func newTransports(t *tls.Config) *reach.Transports {
+	return reach.NewTransports(&http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second}).DialContext,
 		TLSClientConfig:        t,
 		TLSHandshakeTimeout:    connectTimeout,
 		MaxIdleConnsPerHost:    parallel + 1,
@@ -164,7 +171,7 @@ func newTransport(t *tls.Config) *http.Transport {
 		MaxResponseHeaderBytes: maxHeader,
 		DisableCompression:     true, // digests are of the bytes as they are sent
 		ForceAttemptHTTP2:      true,
-	}
+	}, net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second})
 }
 
 func tlsConfig(set config.Registry) (*tls.Config, error) {
@@ -534,7 +541,7 @@ func (c *Client) get(ctx context.Context, h *host, r request) (*http.Response, e
 				return nil, err
 			}
 			if own = own && h.owns(next); !own {
-				if at, err = h.stranger(next); err != nil {
+				if at, err = h.stranger(next, at.way.Scope(ctx)); err != nil {
 					return nil, err
 				}
 				r.scopes = nil
@@ -551,25 +558,28 @@ func (c *Client) get(ctx context.Context, h *host, r request) (*http.Response, e
 
 // stranger returns the host of an address that this host has sent us to. It is asked without credentials, whatever kiln has
 // for it, client certificates among them; of its settings only those of trust count. Another port of the same host has the
-// settings of this one unless it has its own.
-func (h *host) stranger(u *url.URL) (*host, error) {
+// settings of this one unless it has its own. It is within the limit, unless kiln.toml names it: then it may be anywhere.
+func (h *host) stranger(u *url.URL, limit reach.Scope) (*host, error) {
 	set, ok := h.client.settings[u.Host]
+	if ok || slices.Contains(h.client.settings[h.name].Realms, u.Host) {
+		limit = reach.Anywhere
+	}
 	if !ok && strings.EqualFold(u.Hostname(), (&url.URL{Host: h.addr}).Hostname()) {
 		set = h.client.settings[h.name]
 	}
 	set.KeyPairs = nil
-	transport, err := h.client.transport(u.Host, set)
+	transports, err := h.client.transports(u.Host, set)
 	if err != nil {
 		return nil, err
 	}
 	s := &host{client: h.client, name: u.Host, addr: u.Host, scheme: u.Scheme}
-	s.http = &http.Client{Transport: transport, CheckRedirect: stay}
+	s.by(transports.Way(limit))
 	s.auth = newAuthorizer(s, nil)
 	return s, nil
 }
 
-// transport returns the transport for strangers at an address, one for all that need no settings.
-func (c *Client) transport(addr string, set config.Registry) (*http.Transport, error) {
+// transports returns the transports for strangers at an address, the same for all that need no settings.
+func (c *Client) transports(addr string, set config.Registry) (*reach.Transports, error) {
 	if !set.Insecure && len(set.CA) == 0 {
 		addr = ""
 	}
@@ -582,7 +592,7 @@ func (c *Client) transport(addr string, set config.Registry) (*http.Transport, e
 	if err != nil {
 		return nil, fmt.Errorf("use the settings of registry %s: %w", addr, err)
 	}
-	c.strangers[addr] = newTransport(t)
+	c.strangers[addr] = newTransports(t)
 	return c.strangers[addr], nil
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/reach"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -233,6 +234,9 @@ func transient(err error) bool {
 	if errors.Is(err, errStalled) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		return true
 	}
+	if errors.As(err, new(*reach.Error)) {
+		return false
+	}
 	if isTLS(err) || errors.Is(err, syscall.ECONNREFUSED) {
 		return false // nobody listens, or not to us: that does not mend itself in seconds
 	}
@@ -266,6 +270,7 @@ func (c *Client) explain(op string, ref Reference, h *host, err error) error {
 	_, isCredentials := errors.AsType[*credentialsError](err)
 	_, isInvalid := errors.AsType[*invalidError](err)
 	_, isMismatch := errors.AsType[*cas.MismatchError](err)
+	refused, isRefused := errors.AsType[*reach.Error](err)
 	transport, isTransport := errors.AsType[*transportError](err)
 	switch {
 	case isStatus:
@@ -274,6 +279,9 @@ func (c *Client) explain(op string, ref Reference, h *host, err error) error {
 	case isRealm:
 		e.Kind = Credentials
 		e.Advice = fmt.Sprintf("if you trust that server, add realms = [%q] to [registry.%q] in kiln.toml", realm.realm, h.name)
+	case isRefused:
+		e.Kind = Invalid
+		e.Advice = fmt.Sprintf("if it is right, add [registry.%q] to kiln.toml", refused.Host)
 	case isCredentials:
 		e.Kind = Credentials
 	case isInvalid || isMismatch:

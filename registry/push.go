@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -81,7 +82,7 @@ func (c *Client) CheckPush(ctx context.Context, ref string) error {
 	if err != nil {
 		return nil // the push says it
 	}
-	u := &upload{client: c, ep: endpoint{host: h}, ref: r, progress: func(int64) {}}
+	u := &upload{client: c, ep: endpoint{host: h}, ref: r, progress: func(int64) {}, limit: reach.Anywhere}
 	_, err = u.begin(ctx)
 	if e, ok := errors.AsType[*Error](c.explain("push", r, h, err)); ok && (e.Kind == Unauthorized || e.Kind == Credentials) {
 		return e
@@ -197,7 +198,7 @@ func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref Reference, desc 
 	if err != nil {
 		return err
 	}
-	u := &upload{client: c, ep: endpoint{host: h}, ref: ref, desc: desc, blobs: blobs, tries: tries{client: c}, progress: func(int64) {}}
+	u := &upload{client: c, ep: endpoint{host: h}, ref: ref, desc: desc, blobs: blobs, tries: tries{client: c}, progress: func(int64) {}, limit: reach.Anywhere}
 	if o.Progress != nil {
 		u.progress = func(n int64) { o.Progress(desc, n) }
 	}
@@ -245,6 +246,8 @@ type upload struct {
 
 	location *url.URL // of the session; nil is none
 	offset   int64    // what the registry has of the blob
+
+	limit reach.Scope // of servers that the session is moved to
 }
 
 // lostUpload says that the registry does not know the session any more: a new one begins.
@@ -306,9 +309,10 @@ func (u *upload) do(ctx context.Context, r request) (*http.Response, error) {
 	at := u.ep.host
 	if !at.owns(r.url) {
 		var err error
-		if at, err = u.ep.stranger(r.url); err != nil {
+		if at, err = u.ep.stranger(r.url, min(u.limit, at.way.Scope(ctx))); err != nil {
 			return nil, err
 		}
+		defer func() { u.limit = at.way.Scope(ctx) }()
 	} else if r.scopes == nil {
 		r.scopes = []string{pushScope(u.ref.Repository)}
 	}

@@ -10,13 +10,13 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/kilnbuild/kiln/internal/reach"
 )
 
 // StatusError is an answer that is not the file.
@@ -79,12 +79,12 @@ func (c *Client) authorization(r Request) (string, error) {
 
 // run tries until the file is there.
 func (d *download) run(ctx context.Context) error {
-	way := &way{}
-	client := &http.Client{Transport: way.transport(), CheckRedirect: d.redirect(way)}
-	defer client.CloseIdleConnections()
+	t := transports()
+	defer t.CloseIdleConnections()
+	client := &http.Client{Transport: t.Way(reach.Anywhere), CheckRedirect: redirect}
 	d.hashes()
 	for failed, stalls := 0, 0; ; {
-		resumed, err := d.try(ctx, client, way)
+		resumed, err := d.try(ctx, client)
 		if err == nil {
 			return nil
 		}
@@ -116,92 +116,45 @@ func (d *download) run(ctx context.Context) error {
 }
 
 // redirect says where the client may be sent. What is for the first host goes to no other.
-func (d *download) redirect(w *way) func(*http.Request, []*http.Request) error {
-	return func(next *http.Request, via []*http.Request) error {
-		if len(via) > maxRedirects {
-			return fmt.Errorf("%s redirects more than %d times", via[0].URL.Host, maxRedirects)
-		}
-		last := via[len(via)-1].URL
-		if next.URL.Scheme != "http" && next.URL.Scheme != "https" {
-			return fmt.Errorf("%s redirects to what is not http or https", last.Host)
-		}
-		if last.Scheme == "https" && next.URL.Scheme == "http" {
-			return fmt.Errorf("%s redirects to %s: %w", last.Host, next.URL.Host, errPlainHTTP)
-		}
-		next.URL.User = nil
-		next.Header.Del("Referer")
-		for _, r := range append(via[1:len(via):len(via)], next) {
-			if r.URL.Scheme != via[0].URL.Scheme || !strings.EqualFold(r.URL.Host, via[0].URL.Host) {
-				next.Header.Del("Authorization")
-			}
-		}
-		w.redirected.Store(true)
-		return nil
+func redirect(next *http.Request, via []*http.Request) error {
+	if len(via) > maxRedirects {
+		return fmt.Errorf("%s redirects more than %d times", via[0].URL.Host, maxRedirects)
 	}
+	last := via[len(via)-1].URL
+	if next.URL.Scheme != "http" && next.URL.Scheme != "https" {
+		return fmt.Errorf("%s redirects to what is not http or https", last.Host)
+	}
+	if last.Scheme == "https" && next.URL.Scheme == "http" {
+		return fmt.Errorf("%s redirects to %s: %w", last.Host, next.URL.Host, errPlainHTTP)
+	}
+	next.URL.User = nil
+	next.Header.Del("Referer")
+	for _, r := range append(via[1:len(via):len(via)], next) {
+		if r.URL.Scheme != via[0].URL.Scheme || !strings.EqualFold(r.URL.Host, via[0].URL.Host) {
+			next.Header.Del("Authorization")
+		}
+	}
+	return nil
 }
 
-// way is how the connections of one download were made.
-type way struct {
-	redirected, public, proxied atomic.Bool
-}
-
-func (w *way) transport() *http.Transport {
-	dialer := &net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second, Control: w.control}
-	return &http.Transport{
-		Proxy: func(r *http.Request) (*url.URL, error) {
-			proxy, err := http.ProxyFromEnvironment(r)
-			w.proxied.Store(proxy != nil)
-			return proxy, err
-		},
-		DialContext:            dialer.DialContext,
+// transports returns what the file of one download is fetched by.
+func transports() *reach.Transports {
+	return reach.NewTransports(&http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:    connectTimeout,
 		MaxResponseHeaderBytes: maxHeader,
 		DisableCompression:     true, // a file is what the server has, and digests are of that
 		ForceAttemptHTTP2:      true,
-	}
-}
-
-// control is called with the address of every connection: a server of the internet may not send us into the networks that
-// only we can reach, as that of a cloud's metadata.
-func (w *way) control(_, address string, _ syscall.RawConn) error {
-	at, err := netip.ParseAddrPort(address)
-	if err != nil || w.proxied.Load() {
-		return nil
-	}
-	private := internal(at.Addr().Unmap())
-	if !w.redirected.Load() {
-		if !private {
-			w.public.Store(true)
-		}
-		return nil
-	}
-	if private && w.public.Load() {
-		return &privateError{at.Addr()}
-	}
-	return nil
-}
-
-type privateError struct{ to netip.Addr }
-
-func (e *privateError) Error() string {
-	return fmt.Sprintf("the server redirects to %s, an address that is not of the internet", e.to)
-}
-
-// sharedSpace is of carriers and clouds (RFC 6598).
-var sharedSpace = netip.MustParsePrefix("100.64.0.0/10")
-
-func internal(a netip.Addr) bool {
-	return a.IsLoopback() || a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsUnspecified() || sharedSpace.Contains(a)
+	}, net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second})
 }
 
 // try makes one request, and reads its answer into the file. resumed says that bytes came after those of an earlier one.
-func (d *download) try(ctx context.Context, client *http.Client, w *way) (resumed bool, err error) {
+func (d *download) try(ctx context.Context, client *http.Client) (resumed bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	timer := time.AfterFunc(d.c.idle, func() { cancel(errStalled) })
 	defer timer.Stop()
-	w.redirected.Store(false)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.request.URL, nil)
 	if err != nil {
 		return false, errors.New("the address is not a URL")
@@ -341,7 +294,7 @@ func transient(err error) bool {
 		}
 		return false
 	}
-	if errors.As(err, new(*localError)) || errors.As(err, new(*privateError)) || errors.As(err, new(*tls.CertificateVerificationError)) ||
+	if errors.As(err, new(*localError)) || errors.As(err, new(*reach.Error)) || errors.As(err, new(*tls.CertificateVerificationError)) ||
 		errors.Is(err, errPlainHTTP) || errors.Is(err, syscall.ECONNREFUSED) {
 		return false
 	}
