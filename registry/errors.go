@@ -20,6 +20,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/reach"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -88,7 +89,7 @@ func (e *PlatformError) Error() string {
 	if len(e.Have) == 0 {
 		return fmt.Sprintf("%s has no image for any platform", e.Ref)
 	}
-	return fmt.Sprintf("%s has no image for %s; it has %s", e.Ref, e.Want, strings.Join(e.Have, ", "))
+	return fmt.Sprintf("%s has no image for %s; it has %s", e.Ref, e.Want, termtext.List(e.Have))
 }
 
 // maxDiagnosis bounds how much of an answer's body is read to find out what is wrong, in bytes.
@@ -187,7 +188,10 @@ func (e *credentialsError) Unwrap() error { return e.err }
 // invalidError is a document that is not what it must be.
 type invalidError struct{ err error }
 
-func (e *invalidError) Error() string { return e.err.Error() }
+// maxInvalid bounds what an error says of a document, whose parts may have any length, in bytes.
+const maxInvalid = 2 << 10
+
+func (e *invalidError) Error() string { return termtext.Clip(e.err.Error(), maxInvalid) }
 func (e *invalidError) Unwrap() error { return e.err }
 
 func invalid(format string, args ...any) error { return &invalidError{fmt.Errorf(format, args...)} }
@@ -337,11 +341,13 @@ func tlsAdvice(h *host, err error) string {
 // describePlatforms returns the names of platforms, each once.
 func describePlatforms(descs []ocispec.Descriptor) []string {
 	var names []string
+	seen := map[string]bool{}
 	for _, d := range descs {
 		if d.Platform == nil || unknown(*d.Platform) {
 			continue
 		}
-		if name := platformName(*d.Platform); !slices.Contains(names, name) {
+		if name := platformName(*d.Platform); !seen[name] {
+			seen[name] = true
 			names = append(names, name)
 		}
 	}

@@ -324,6 +324,11 @@ func TestHostileDocuments(t *testing.T) {
 		deep = append(deep, list(entry(deep[len(deep)-1], t, linux)))
 	}
 	hex := strings.Repeat("a", 64)
+	long := strings.Repeat("long", 100<<10)
+	var many []string
+	for i := range 10000 {
+		many = append(many, entry(good, manifest, fmt.Sprintf(`,"platform":{"os":"linux","architecture":"arch%d"}`, i)))
+	}
 	for _, c := range []struct {
 		name, contentType, doc string
 		others                 []string
@@ -361,6 +366,11 @@ func TestHostileDocuments(t *testing.T) {
 		{"config is for another platform", index, list(entry(good, manifest, `,"platform":{"os":"linux","architecture":"arm64"}`)), []string{good}, false},
 		{"entries without platform", index, list(entry(good, manifest, "")), []string{good}, true},
 		{"empty index", index, list(), nil, false},
+		{"10000 other platforms", index, list(many...), nil, false},
+		{"a long platform", index, list(entry(good, manifest, `,"platform":{"os":"linux","architecture":"`+long+`"}`)), nil, false},
+		{"a long name twice", manifest, `{"` + long + `":1,"` + long + `":1}`, nil, false},
+		{"a long mediaType", index, fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[]}`, long), nil, false},
+		{"a long mediaType of the config", manifest, strings.Replace(good, ocispec.MediaTypeImageConfig, long, 1), nil, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			want := amd64
@@ -375,6 +385,9 @@ func TestHostileDocuments(t *testing.T) {
 			_, err := quick(nil).Resolve(t.Context(), serveDocuments(t, c.contentType, []byte(c.doc), others...), want, store)
 			if (err == nil) != c.ok {
 				t.Errorf("Resolve = %v, want success: %v", err, c.ok)
+			}
+			if err != nil && len(err.Error()) > 4<<10 {
+				t.Errorf("the error has %d bytes: %.500s", len(err.Error()), err)
 			}
 			checkStore(t, store)
 		})

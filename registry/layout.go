@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -162,13 +163,14 @@ func (l *Layout) target(ref string, platform ocispec.Platform) (ocispec.Descript
 	}
 	var fitting []ocispec.Descriptor
 	var names []string
+	listed := map[digest.Digest]bool{}
 	for _, d := range index.Manifests {
 		names = append(names, entryNames(d)...)
 		if ref != "" && string(d.Digest) != ref && !slices.Contains(entryNames(d), ref) {
 			continue
 		}
-		same := func(o ocispec.Descriptor) bool { return o.Digest == d.Digest }
-		if !slices.ContainsFunc(fitting, same) { // one image may have several names
+		if !listed[d.Digest] { // one image may have several names
+			listed[d.Digest] = true
 			fitting = append(fitting, d)
 		}
 	}
@@ -184,14 +186,14 @@ func (l *Layout) target(ref string, platform ocispec.Platform) (ocispec.Descript
 			f.Close()
 			return ocispec.Descriptor{Digest: d, Size: fi.Size()}, nil
 		}
-		return none, invalid("it has no image %q; it has %s", ref, quote(strings.Join(names, ", ")))
+		return none, invalid("it has no image %q; it has %s", ref, termtext.List(names))
 	}
 	best, _ := choose(fitting, platform)
 	if len(best) == 0 {
 		return none, &PlatformError{Ref: LayoutScheme + l.dir, Want: platformName(platform), Have: describePlatforms(fitting)}
 	}
 	if len(best) > 1 && fit(platform, *best[0].Platform) == fit(platform, *best[1].Platform) {
-		return none, invalid("it has several images: name one of %s", quote(strings.Join(names, ", ")))
+		return none, invalid("it has several images: name one of %s", termtext.List(names))
 	}
 	return best[0], nil
 }

@@ -1,7 +1,9 @@
 package registry
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/cas"
+	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -85,6 +88,28 @@ func TestLayout(t *testing.T) {
 	_, err := openLayout(t, s.Root()).Resolve(t.Context(), all, ocispec.Platform{OS: "linux", Architecture: "riscv64"}, newStore(t))
 	if _, ok := errors.AsType[*PlatformError](err); !ok {
 		t.Errorf("a platform that is not there: %v", err)
+	}
+}
+
+// TestManyNames asks for a name that a layout with many does not have.
+func TestManyNames(t *testing.T) {
+	s := newStore(t)
+	desc := makeImage(t, s, amd64, 1000)
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}}
+	for i := range 5000 {
+		desc.Annotations = map[string]string{ocispec.AnnotationRefName: fmt.Sprintf("name%d", i)}
+		index.Manifests = append(index.Manifests, desc)
+	}
+	data, err := json.Marshal(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.Root(), "index.json"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = openLayout(t, s.Root()).Resolve(t.Context(), "other", amd64, newStore(t))
+	if err == nil || len(err.Error()) > 4<<10 || !strings.Contains(err.Error(), "name0, name1, ") || !strings.Contains(err.Error(), " and 4980 more") {
+		t.Errorf("%v", err)
 	}
 }
 

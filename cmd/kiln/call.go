@@ -37,6 +37,9 @@ func parseCall(value string) (call, error) {
 	return c, nil
 }
 
+// maxWarnings is how many warnings a build prints; a check prints all.
+const maxWarnings = 100
+
 // printWarnings prints a build's warnings, each with its lines of the Dockerfile.
 func (a *app) printWarnings(r *builder.Result) {
 	if len(r.Warnings) == 0 {
@@ -44,15 +47,20 @@ func (a *app) printWarnings(r *builder.Result) {
 	}
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "\n%s found:\n", count(len(r.Warnings), "warning"))
-	warnings(&b, r)
+	shown := r.Warnings[:min(len(r.Warnings), maxWarnings)]
+	warnings(&b, r, shown)
+	if more := len(r.Warnings) - len(shown); more > 0 {
+		fmt.Fprintf(&b, "\nand %d more: --check prints all of them\n", more)
+	}
 	_, _ = a.stderr.Write(b.Bytes())
 }
 
-func warnings(b *bytes.Buffer, r *builder.Result) {
-	for _, w := range r.Warnings {
+func warnings(b *bytes.Buffer, r *builder.Result, shown []builder.Warning) {
+	lines := dockerfileLines(r.Dockerfile)
+	for _, w := range shown {
 		fmt.Fprintf(b, "\nWARNING: %s\n%s\n", strings.TrimSuffix(w.Rule+" - "+w.URL, " - "), termtext.Line(w.Message))
 		if w.Location.StartLine > 0 {
-			b.Write(excerpt(w.Location, r.Dockerfile))
+			b.Write(excerpt(w.Location, lines))
 		}
 	}
 }
@@ -100,7 +108,7 @@ func (a *app) printCheck(r *builder.Result, err error, asJSON bool) error {
 		case err == nil:
 			b.WriteString("Check complete, no warnings found.\n")
 		}
-		warnings(&b, r)
+		warnings(&b, r, r.Warnings)
 		_, writeErr := a.stdout.Write(b.Bytes())
 		return cmp.Or(failed, writeErr)
 	}

@@ -112,11 +112,11 @@ func (a *app) printError(err error) {
 		a.complain(err.Error())
 	}
 	if location.StartLine > 0 {
-		var dockerfile []byte
+		var lines []string
 		if b, ok := errors.AsType[*buildError](err); ok && location.File == b.name {
-			dockerfile = b.dockerfile
+			lines = dockerfileLines(b.dockerfile)
 		}
-		_, _ = a.stderr.Write(excerpt(location, dockerfile))
+		_, _ = a.stderr.Write(excerpt(location, lines))
 	}
 	if shown, ok := errors.AsType[*progressError](err); ok && isStep {
 		_, _ = a.stderr.Write(quoteLog(shown.failures, step))
@@ -157,13 +157,20 @@ const (
 	excerptMost   = 20
 )
 
-// excerpt returns the lines of a Dockerfile around a location, those meant marked; only the location where there is no text.
-func excerpt(l llb.Location, dockerfile []byte) []byte {
+// dockerfileLines returns the lines of a Dockerfile, none of one that is not there.
+func dockerfileLines(dockerfile []byte) []string {
+	if len(dockerfile) == 0 {
+		return nil
+	}
+	return strings.Split(strings.TrimSuffix(string(dockerfile), "\n"), "\n")
+}
+
+// excerpt returns the lines of a Dockerfile around a location, those meant marked; only the location where there are none.
+func excerpt(l llb.Location, lines []string) []byte {
 	const rule = "--------------------\n"
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s:%d\n", termtext.Line(l.File), l.StartLine)
-	lines := strings.Split(strings.TrimSuffix(string(dockerfile), "\n"), "\n")
-	if len(dockerfile) == 0 || l.StartLine > len(lines) {
+	if l.StartLine > len(lines) {
 		return b.Bytes()
 	}
 	b.WriteString(rule)

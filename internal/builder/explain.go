@@ -10,6 +10,7 @@ import (
 
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
 )
@@ -25,6 +26,7 @@ func explain(store *snapshot.Store, out solver.Outcome, buildArgs map[string]str
 		return []string{"ran because " + out.Miss.Reason}
 	}
 	var lines []string
+	unnamed := 0 // changes of files that have no line
 	hide := hider(buildArgs, out.Record.Inputs, out.Last.Inputs)
 	now, before := byName(out.Record.Inputs), byName(out.Last.Inputs)
 	for _, name := range names(out.Record.Inputs, out.Last.Inputs) {
@@ -36,7 +38,8 @@ func explain(store *snapshot.Store, out solver.Outcome, buildArgs map[string]str
 		case "root":
 			lines = append(lines, "ran because what it stands on is not what it was")
 		case "files":
-			lines = append(lines, files(store, out.Last.Layer, out.Record.Layer)...)
+			changed, more := files(store, out.Last.Layer, out.Record.Layer)
+			lines, unnamed = append(lines, changed...), more
 		default:
 			lines = append(lines, changed(name, added, gone, hide)...)
 		}
@@ -44,8 +47,9 @@ func explain(store *snapshot.Store, out solver.Outcome, buildArgs map[string]str
 	if len(lines) == 0 {
 		return []string{"ran because " + out.Miss.Reason}
 	}
-	if len(lines) > maxExplained {
-		lines = append(lines[:maxExplained], fmt.Sprintf("and because of %d more changes", len(lines)-maxExplained))
+	shown := min(len(lines), maxExplained)
+	if more := len(lines) - shown + unnamed; more > 0 {
+		lines = append(lines[:shown], fmt.Sprintf("and because of %d more changes", more))
 	}
 	return lines
 }
@@ -72,7 +76,11 @@ func names(lists ...[]solver.Input) []string {
 }
 
 func without(list, other []string) []string {
-	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return slices.Contains(other, s) })
+	in := map[string]bool{}
+	for _, s := range other {
+		in[s] = true
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return in[s] })
 }
 
 // minHidden is the length in bytes from which a secret is hidden wherever it occurs. A shorter one is a part of too many other texts, and
@@ -134,22 +142,24 @@ func changed(name string, added, gone []string, hide func(name, value string) st
 }
 
 func clip(s string) string {
-	if len(s) > 200 {
-		s = s[:200] + "…"
-	}
-	return strconv.Quote(s)
+	return strconv.Quote(termtext.Clip(s, 200))
 }
 
-// files names the files that differ between what a step made and what it made last.
-func files(store *snapshot.Store, last, now solver.Layer) []string {
+// files names the files that differ between what a step made and what it made last, at most maxExplained, and counts the others.
+func files(store *snapshot.Store, last, now solver.Layer) (lines []string, more int) {
 	a, errA := store.Manifest(last.ID)
 	b, errB := store.Manifest(now.ID)
 	if errA != nil || errB != nil {
-		return []string{"ran because its files changed"}
+		return []string{"ran because its files changed"}, 0
 	}
-	var lines []string
-	changes(a, b, func(path, what string) { lines = append(lines, fmt.Sprintf("ran because /%s %s", path, what)) })
-	return lines
+	changes(a, b, func(path, what string) {
+		if len(lines) == maxExplained {
+			more++
+			return
+		}
+		lines = append(lines, fmt.Sprintf("ran because /%s %s", path, what))
+	})
+	return lines, more
 }
 
 // changes calls say for each entry of a that is not as it is in b, times aside.

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -51,7 +52,7 @@ type AmbiguousError struct {
 }
 
 func (e *AmbiguousError) Error() string {
-	return fmt.Sprintf("image id %q could be any of %s", e.Ref, strings.Join(e.IDs, ", "))
+	return fmt.Sprintf("image id %q could be any of %s", e.Ref, termtext.List(e.IDs))
 }
 
 func (s *Store) indexPath() string { return filepath.Join(s.root, ocispec.ImageIndexFile) }

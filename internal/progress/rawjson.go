@@ -111,7 +111,7 @@ func (d *rawJSON) finish(t *Task) {
 	v.Completed = &t.ended
 	v.Cached = t.outcome == cached
 	if t.err != nil {
-		v.Error = termtext.Redact(t.err.Error())
+		v.Error = termtext.Clip(termtext.Redact(t.err.Error()), termtext.MaxLine)
 	}
 	d.write(solveStatus{Vertexes: []vertexJSON{v}})
 }

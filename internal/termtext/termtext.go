@@ -15,13 +15,49 @@ import (
 
 const escape = 0x1b
 
-// Line returns text as one line that is fit for a terminal and a log: as [Append] makes it, with line ends as spaces, and the user and
-// password of URLs replaced by xxxxx.
+// MaxLine is how many bytes of a text [Line] shows.
+const MaxLine = 16 << 10
+
+// maxListed is how many items [List] names, and maxItem how many bytes of each.
+const (
+	maxListed = 20
+	maxItem   = 100
+)
+
+// Line returns text as one line that is fit for a terminal and a log: as [Append] makes it, with line ends as spaces, the user and
+// password of URLs replaced by xxxxx, and no more than the first MaxLine bytes of it.
 func Line(text string) string {
+	text = Clip(text, MaxLine)
 	b := bytes.TrimRight([]byte(text), "\r\n")
 	b = bytes.ReplaceAll(b, []byte("\r\n"), []byte(" "))
 	b = bytes.ReplaceAll(b, []byte("\n"), []byte(" "))
 	return Redact(string(Append(nil, b, false)))
+}
+
+// Clip returns the first n bytes of a longer text, without an unfinished character, and "…".
+func Clip(text string, n int) string {
+	if len(text) <= n {
+		return text
+	}
+	for n > 0 && !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return text[:n] + "…"
+}
+
+// List returns items that others chose as a part of a message: the first 20 of them, 100 bytes of each, and how many more there are.
+func List(items []string) string {
+	var b strings.Builder
+	for i, item := range items[:min(len(items), maxListed)] {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(Clip(item, maxItem))
+	}
+	if more := len(items) - maxListed; more > 0 {
+		fmt.Fprintf(&b, " and %d more", more)
+	}
+	return b.String()
 }
 
 // Redact returns text with xxxxx in place of "user:password" and "token" of URLs. The user of ssh://, who is no secret, stays.

@@ -3,6 +3,7 @@ package termtext
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -47,6 +48,31 @@ func TestLine(t *testing.T) {
 		if got := Line(in); got != out {
 			t.Errorf("Line(%q) = %q, want %q", in, got, out)
 		}
+	}
+}
+
+func TestBounds(t *testing.T) {
+	for _, tc := range []struct {
+		text string
+		n    int
+		want string
+	}{{"abc", 3, "abc"}, {"abcd", 3, "abc…"}, {"aż", 2, "a…"}, {"\x80\x80\x80", 1, "…"}} {
+		if got := Clip(tc.text, tc.n); got != tc.want {
+			t.Errorf("Clip(%q, %d) = %q, want %q", tc.text, tc.n, got, tc.want)
+		}
+	}
+	if got := Line(strings.Repeat("x", 1<<20)); len(got) > MaxLine+len("…") {
+		t.Errorf("a line has %d bytes", len(got))
+	}
+	var many []string
+	for i := range 25 {
+		many = append(many, fmt.Sprint(i))
+	}
+	if got, want := List(many), "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19 and 5 more"; got != want {
+		t.Errorf("List = %q, want %q", got, want)
+	}
+	if got, want := List([]string{"a", strings.Repeat("b", 200)}), "a, "+strings.Repeat("b", 100)+"…"; got != want {
+		t.Errorf("List = %q, want %q", got, want)
 	}
 }
 
