@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -252,62 +253,101 @@ type call32 struct {
 	name string
 	args [4]uint32 // the number first
 	want unix.Errno
+	// memory is words that the program has; atMemory is their address.
+	memory []uint32
 }
+
+// atMemory stands for the address of a program's memory, and atMemory+n for that of the word n.
+const atMemory = 0xfffff000
 
 var calls32 = []call32{
-	{"unshare user", [4]uint32{310, unix.CLONE_NEWUSER}, unix.EPERM},
-	{"clone user", [4]uint32{120, unix.CLONE_NEWUSER | uint32(unix.SIGCHLD)}, unix.EPERM},
-	{"clone3", [4]uint32{435}, unix.ENOSYS},
-	{"setns", [4]uint32{346}, unix.EPERM},
-	{"socket alg", [4]uint32{359, unix.AF_ALG, unix.SOCK_SEQPACKET}, unix.EPERM},
-	{"socket vsock", [4]uint32{359, unix.AF_VSOCK, unix.SOCK_STREAM}, unix.EPERM},
-	{"socket rxrpc", [4]uint32{359, unix.AF_RXRPC, unix.SOCK_DGRAM}, unix.EPERM},
-	{"socket key", [4]uint32{359, unix.AF_KEY, unix.SOCK_RAW, 2}, unix.EPERM},
-	{"TIOCSTI", [4]uint32{54, 0, unix.TIOCSTI}, unix.EPERM},
-	{"TIOCLINUX", [4]uint32{54, 0, unix.TIOCLINUX}, unix.EPERM},
-	{"io_uring_setup", [4]uint32{425}, unix.EPERM},
-	{"add_key", [4]uint32{286}, unix.EPERM},
-	{"request_key", [4]uint32{287}, unix.EPERM},
-	{"keyctl", [4]uint32{288}, unix.EPERM},
-	{"bpf", [4]uint32{357}, unix.EPERM},
-	{"userfaultfd", [4]uint32{374}, unix.EPERM},
-	{"perf_event_open", [4]uint32{336}, unix.EPERM},
-	{"open_by_handle_at", [4]uint32{342}, unix.EPERM},
-	{"mount", [4]uint32{21}, unix.EPERM},
-	{"umount", [4]uint32{22}, unix.EPERM},
-	{"umount2", [4]uint32{52}, unix.EPERM},
-	{"pivot_root", [4]uint32{217}, unix.EPERM},
-	{"fsopen", [4]uint32{430}, unix.EPERM},
-	{"open_tree", [4]uint32{428}, unix.EPERM},
-	{"move_mount", [4]uint32{429}, unix.EPERM},
-	{"mount_setattr", [4]uint32{442}, unix.EPERM},
-	{"init_module", [4]uint32{128}, unix.EPERM},
-	{"reboot", [4]uint32{88}, unix.EPERM},
-	{"iopl", [4]uint32{110}, unix.EPERM},
-	{"vm86", [4]uint32{166}, unix.EPERM},
-	{"unknown", [4]uint32{9999}, unix.ENOSYS},
-	{"getpid", [4]uint32{20}, 0},
+	{name: "socketcall", args: [4]uint32{102, 1, atMemory}, memory: []uint32{unix.AF_INET, unix.SOCK_STREAM, 0}, want: unix.ENOSYS},
+	{name: "socketcall alg", args: [4]uint32{102, 1, atMemory}, memory: []uint32{unix.AF_ALG, unix.SOCK_SEQPACKET, 0}, want: unix.ENOSYS},
+	{name: "socketcall vsock", args: [4]uint32{102, 1, atMemory}, memory: []uint32{unix.AF_VSOCK, unix.SOCK_STREAM, 0}, want: unix.ENOSYS},
+	{name: "socketpair alg", args: [4]uint32{360, unix.AF_ALG, unix.SOCK_SEQPACKET}, want: unix.EPERM},
+	{name: "socketpair vsock", args: [4]uint32{360, unix.AF_VSOCK, unix.SOCK_STREAM}, want: unix.EPERM},
+	{name: "unshare user", args: [4]uint32{310, unix.CLONE_NEWUSER}, want: unix.EPERM},
+	{name: "clone user", args: [4]uint32{120, unix.CLONE_NEWUSER | uint32(unix.SIGCHLD)}, want: unix.EPERM},
+	{name: "clone3", args: [4]uint32{435}, want: unix.ENOSYS},
+	{name: "setns", args: [4]uint32{346}, want: unix.EPERM},
+	{name: "socket alg", args: [4]uint32{359, unix.AF_ALG, unix.SOCK_SEQPACKET}, want: unix.EPERM},
+	{name: "socket vsock", args: [4]uint32{359, unix.AF_VSOCK, unix.SOCK_STREAM}, want: unix.EPERM},
+	{name: "socket rxrpc", args: [4]uint32{359, unix.AF_RXRPC, unix.SOCK_DGRAM}, want: unix.EPERM},
+	{name: "socket key", args: [4]uint32{359, unix.AF_KEY, unix.SOCK_RAW, 2}, want: unix.EPERM},
+	{name: "TIOCSTI", args: [4]uint32{54, 0, unix.TIOCSTI}, want: unix.EPERM},
+	{name: "TIOCLINUX", args: [4]uint32{54, 0, unix.TIOCLINUX}, want: unix.EPERM},
+	{name: "io_uring_setup", args: [4]uint32{425}, want: unix.EPERM},
+	{name: "add_key", args: [4]uint32{286}, want: unix.EPERM},
+	{name: "request_key", args: [4]uint32{287}, want: unix.EPERM},
+	{name: "keyctl", args: [4]uint32{288}, want: unix.EPERM},
+	{name: "bpf", args: [4]uint32{357}, want: unix.EPERM},
+	{name: "userfaultfd", args: [4]uint32{374}, want: unix.EPERM},
+	{name: "perf_event_open", args: [4]uint32{336}, want: unix.EPERM},
+	{name: "open_by_handle_at", args: [4]uint32{342}, want: unix.EPERM},
+	{name: "mount", args: [4]uint32{21}, want: unix.EPERM},
+	{name: "umount", args: [4]uint32{22}, want: unix.EPERM},
+	{name: "umount2", args: [4]uint32{52}, want: unix.EPERM},
+	{name: "pivot_root", args: [4]uint32{217}, want: unix.EPERM},
+	{name: "fsopen", args: [4]uint32{430}, want: unix.EPERM},
+	{name: "open_tree", args: [4]uint32{428}, want: unix.EPERM},
+	{name: "move_mount", args: [4]uint32{429}, want: unix.EPERM},
+	{name: "mount_setattr", args: [4]uint32{442}, want: unix.EPERM},
+	{name: "init_module", args: [4]uint32{128}, want: unix.EPERM},
+	{name: "reboot", args: [4]uint32{88}, want: unix.EPERM},
+	{name: "iopl", args: [4]uint32{110}, want: unix.EPERM},
+	{name: "vm86", args: [4]uint32{166}, want: unix.EPERM},
+	{name: "unknown", args: [4]uint32{9999}, want: unix.ENOSYS},
+	{name: "getpid", args: [4]uint32{20}, want: 0},
 }
 
-// program32 is an executable file of the 32-bit interface that makes a call and exits with its error number.
+// program32 is an executable file of the 32-bit interface that makes a call. Then it exits with the call's error number, or executes
+// /bin/next, or exits with 0 if there is none.
 func program32(c call32) []byte {
-	var code bytes.Buffer
-	for i, register := range []byte{0xb8, 0xbb, 0xb9, 0xba} { // mov eax, ebx, ecx, edx
+	const (
+		base   = 0x08048000
+		header = 52 + 32
+		path   = header + 256 // where that of the next program is
+		memory = path + 16
+	)
+	code := bytes.NewBuffer(nil)
+	word := func(register byte, v uint32) { // mov
 		code.WriteByte(register)
-		binary.Write(&code, binary.LittleEndian, c.args[i])
+		binary.Write(code, binary.LittleEndian, v)
+	}
+	const eax, ebx, ecx, edx = 0xb8, 0xbb, 0xb9, 0xba
+	address := func(v uint32) uint32 {
+		if v >= atMemory {
+			return base + memory + 4*(v-atMemory)
+		}
+		return v
+	}
+	for i, register := range []byte{eax, ebx, ecx, edx} {
+		word(register, address(c.args[i]))
 	}
 	code.Write([]byte{0xcd, 0x80})             // int 0x80
-	code.Write([]byte{0xbb, 0, 0, 0, 0})       // mov ebx, 0
-	code.Write([]byte{0x85, 0xc0, 0x79, 0x04}) // test eax, eax; jns exit
+	code.Write([]byte{0x85, 0xc0, 0x79, 0x0b}) // test eax, eax; jns over the next three
 	code.Write([]byte{0x89, 0xc3, 0xf7, 0xdb}) // mov ebx, eax; neg ebx
-	code.Write([]byte{0xb8, 1, 0, 0, 0, 0xcd, 0x80})
-	const base, header = 0x08048000, 52 + 32
-	size := uint32(header + code.Len())
+	word(eax, 1)                               // exit
+	code.Write([]byte{0xcd, 0x80})
+	word(eax, 11) // execve
+	word(ebx, base+path)
+	word(ecx, 0)
+	word(edx, 0)
+	code.Write([]byte{0xcd, 0x80})
+	word(eax, 1)
+	word(ebx, 0)
+	code.Write([]byte{0xcd, 0x80})
+	code.Write(make([]byte, path-header-code.Len()))
+	code.WriteString("/bin/next\x00\x00\x00\x00\x00\x00\x00")
+	for _, v := range c.memory {
+		binary.Write(code, binary.LittleEndian, address(v))
+	}
+	length := uint32(header + code.Len())
 	var b bytes.Buffer
 	b.WriteString("\x7fELF\x01\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00")
 	for _, v := range []any{uint16(2), uint16(3), uint32(1), uint32(base + header), uint32(52), uint32(0), uint32(0), // executable, i386
 		uint16(52), uint16(32), uint16(1), uint16(0), uint16(0), uint16(0),
-		uint32(1), uint32(0), uint32(base), uint32(base), size, size, uint32(5), uint32(0x1000)} { // loaded, readable and executable
+		uint32(1), uint32(0), uint32(base), uint32(base), length, length, uint32(7), uint32(0x1000)} { // loaded, with all rights
 		binary.Write(&b, binary.LittleEndian, v)
 	}
 	return append(b.Bytes(), code.Bytes()...)
@@ -322,16 +362,121 @@ func TestSeccomp32(t *testing.T) {
 			return
 		}
 		for _, call := range calls32 {
-			if err := os.WriteFile(im.lower+"/bin/call", program32(call), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			_, st, err := im.sh(t, "", args("call"))
-			if errors.Is(err, unix.ENOEXEC) {
-				t.Skip("the kernel has no 32-bit interface")
-			}
-			if err != nil || unix.Errno(st.ExitCode) != call.want {
-				t.Errorf("%s: %v, want %v: %+v, %v", call.name, unix.Errno(st.ExitCode), call.want, st, err)
-			}
+			call.try(t, im)
 		}
 	})
+}
+
+// try has a step make the call.
+func (c call32) try(t *testing.T, im image, change ...func(*Spec)) string {
+	t.Helper()
+	if err := os.WriteFile(im.lower+"/bin/call", program32(c), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	out, st, err := im.sh(t, "", append([]func(*Spec){args("call")}, change...)...)
+	if errors.Is(err, unix.ENOEXEC) {
+		t.Skip("the kernel has no 32-bit interface")
+	}
+	if err != nil || unix.Errno(st.ExitCode) != c.want {
+		t.Errorf("%s: %v, want %v: %+v, %v", c.name, unix.Errno(st.ExitCode), c.want, st, err)
+	}
+	return out
+}
+
+// socketcall is a call of socketcall(2) that makes sockets.
+func socketcall(family, kind, protocol uint32, want unix.Errno) call32 {
+	return call32{name: fmt.Sprintf("socketcall %d %#x %d", family, kind, protocol), args: [4]uint32{102, 1, atMemory},
+		memory: []uint32{family, kind, protocol}, want: want}
+}
+
+// In an image of 386 programs have sockets by socketcall(2), but for the families that the filter refuses.
+func TestSocketcall(t *testing.T) {
+	if runtime.GOARCH != "amd64" {
+		t.Skip("the programs are for i386")
+	}
+	of386 := func(s *Spec) { s.Architecture = "386" }
+	other := func(s *Spec) { s.User = passwd.User{UID: 7, GID: 8, Groups: []uint32{8}} }
+	confined(t, func(t *testing.T, c confinement, im image) {
+		if c.insecure {
+			return
+		}
+		for _, family := range []uint32{unix.AF_ALG, unix.AF_VSOCK, unix.AF_KEY, unix.AF_RXRPC, unix.AF_AX25, 46, 1 << 31, 1<<32 - 1} {
+			socketcall(family, unix.SOCK_STREAM, 0, unix.EPERM).try(t, im, of386)
+			pair := call32{name: fmt.Sprintf("socketcall pair %d", family), args: [4]uint32{102, 8, atMemory}, want: unix.EPERM,
+				memory: []uint32{family, unix.SOCK_STREAM, 0, atMemory + 4, 0, 0}}
+			pair.try(t, im, of386)
+		}
+		for _, call := range []call32{
+			socketcall(unix.AF_INET, unix.SOCK_STREAM, 0, 0),
+			socketcall(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0),
+			socketcall(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0, 0),
+			socketcall(unix.AF_NETLINK, unix.SOCK_RAW, 0, 0),
+			socketcall(unix.AF_INET, 1<<30|unix.SOCK_STREAM, 0, unix.EINVAL),
+			socketcall(unix.AF_INET, unix.SOCK_STREAM, 1<<32-1, unix.EINVAL),
+			{name: "from nowhere", args: [4]uint32{102, 1, 16}, want: unix.EFAULT},
+			{name: "pair", args: [4]uint32{102, 8, atMemory}, memory: []uint32{unix.AF_UNIX, unix.SOCK_STREAM, 0, atMemory + 4, 0, 0}},
+			{name: "pair to nowhere", args: [4]uint32{102, 8, atMemory}, memory: []uint32{unix.AF_UNIX, unix.SOCK_STREAM, 0, 16}, want: unix.EFAULT},
+			{name: "pair inet", args: [4]uint32{102, 8, atMemory}, memory: []uint32{unix.AF_INET, unix.SOCK_STREAM, 0, atMemory + 4, 0, 0}, want: unix.EOPNOTSUPP},
+			{name: "bind", args: [4]uint32{102, 2, atMemory}, memory: []uint32{0, 0, 0}, want: unix.ENOTSOCK},
+			{name: "no such call", args: [4]uint32{102, 99, atMemory}, memory: []uint32{0, 0, 0}, want: unix.EINVAL},
+		} {
+			for _, n := range []Network{NetworkHost, NetworkNone} {
+				call.try(t, im, of386, network(n))
+				call.try(t, im, of386, network(n), other)
+			}
+		}
+		// A limit of open files that kiln itself exceeds is the caller's.
+		few := func(s *Spec) { s.Rlimits = []Rlimit{{Name: "nofile", Soft: 3, Hard: 3}} }
+		socketcall(unix.AF_INET, unix.SOCK_STREAM, 0, unix.EMFILE).try(t, im, of386, few)
+
+		// What a raw socket takes is the caller's own.
+		raw := func(want unix.Errno) call32 { return socketcall(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP, want) }
+		var mine unix.Errno
+		if c.ids { // the network belongs to another user namespace
+			mine = unix.EPERM
+		}
+		raw(mine).try(t, im, of386)
+		raw(unix.EPERM).try(t, im, of386, other)
+
+		// The socket is one of the network of the step, and of the user.
+		im.write(t, "/bin/next", "#!/bin/sh\nreadlink /proc/self/fd/3; awk '{print $7}' /proc/net/unix; stat -Lc %u:%g /proc/self/fd/3; exit 0\n")
+		if err := os.Chmod(im.lower+"/bin/next", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range []Network{NetworkHost, NetworkNone} {
+			lines := strings.Fields(socketcall(unix.AF_UNIX, unix.SOCK_STREAM, 0, 0).try(t, im, of386, network(n), other))
+			inode := strings.TrimSuffix(strings.TrimPrefix(lines[0], "socket:["), "]")
+			if !slices.Contains(lines[1:], inode) {
+				t.Errorf("socket %s is not among those of the step's network: %q", inode, lines)
+			}
+			if owner := lines[len(lines)-1]; owner != "7:8" {
+				t.Errorf("the socket belongs to %s", owner)
+			}
+		}
+		// It is closed when a program is executed if the caller wants that.
+		out := socketcall(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0, 0).try(t, im, of386)
+		if strings.Contains(out, "socket:") {
+			t.Errorf("the program has the socket: %q", out)
+		}
+	})
+}
+
+// A caller that is killed while it waits, and many that call at once, end with the step.
+func TestSocketcallEnds(t *testing.T) {
+	if runtime.GOARCH != "amd64" {
+		t.Skip("the programs are for i386")
+	}
+	im := newImage(t)
+	call := socketcall(unix.AF_INET, unix.SOCK_STREAM, 0, 0)
+	if err := os.WriteFile(im.lower+"/bin/call", program32(call), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	out, st, err := im.sh(t, `for i in 1 2 3 4; do (while :; do call; done) & done; for i in $(seq 50); do call || echo failed; done; kill $(jobs -p); echo end`,
+		func(s *Spec) { s.Architecture = "386" })
+	if errors.Is(err, unix.ENOEXEC) || strings.Contains(out, "Exec format error") {
+		t.Skip("the kernel has no 32-bit interface")
+	}
+	if err != nil || out != "end\n" {
+		t.Errorf("%q, %+v, %v", out, st, err)
+	}
 }

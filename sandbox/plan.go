@@ -27,7 +27,7 @@ type op struct {
 	// name says what the call is for, as it is to be read behind "could not".
 	name string
 	nr   uintptr
-	// args are numbers (any integer), strings and byte slices (by address; strings end in a zero byte), *buffer and *fprog (by
+	// args are numbers (any integer), strings and byte slices (by address; strings end in a zero byte), *buffer, *fprog and *rights (by
 	// address), *op (the result of that call) or *plan (for nrClone only).
 	args     []any
 	tolerate uint64
@@ -40,6 +40,9 @@ type fprog struct {
 	n    int
 	text []byte
 }
+
+// rights is struct msghdr of sendmsg(2): a byte, and a descriptor as SCM_RIGHTS of unix(7).
+type rights struct{ fd int }
 
 // buffer is memory that a call writes to.
 type buffer struct {
@@ -102,6 +105,8 @@ func (o *op) call() string {
 			args[i] = fmt.Sprintf("buffer of %d", a.size)
 		case *fprog:
 			args[i] = fmt.Sprintf("%d instructions", a.n)
+		case *rights:
+			args[i] = fmt.Sprintf("descriptor %d", a.fd)
 		case *op:
 			args[i] = fmt.Sprintf("$%d", a.index)
 		case *plan:
@@ -137,7 +142,7 @@ var callNames = map[uintptr]string{
 	unix.SYS_GETCWD: "getcwd", unix.SYS_IOCTL: "ioctl", unix.SYS_KEYCTL: "keyctl", unix.SYS_MOUNT_SETATTR: "mount_setattr",
 	unix.SYS_MOVE_MOUNT: "move_mount", unix.SYS_OPENAT: "openat", unix.SYS_OPENAT2: "openat2", unix.SYS_OPEN_TREE: "open_tree",
 	unix.SYS_PIVOT_ROOT: "pivot_root", unix.SYS_PPOLL: "ppoll", unix.SYS_PRCTL: "prctl", unix.SYS_PRLIMIT64: "prlimit64",
-	unix.SYS_RT_SIGACTION: "rt_sigaction", unix.SYS_RT_SIGPROCMASK: "rt_sigprocmask", unix.SYS_SECCOMP: "seccomp",
+	unix.SYS_RT_SIGACTION: "rt_sigaction", unix.SYS_RT_SIGPROCMASK: "rt_sigprocmask", unix.SYS_SECCOMP: "seccomp", unix.SYS_SENDMSG: "sendmsg",
 	unix.SYS_SETGROUPS: "setgroups", unix.SYS_SETHOSTNAME: "sethostname", unix.SYS_SETNS: "setns", unix.SYS_SETRESGID: "setresgid",
 	unix.SYS_SETRESUID: "setresuid", unix.SYS_SETSID: "setsid", unix.SYS_SOCKET: "socket", unix.SYS_UMASK: "umask",
 	unix.SYS_UMOUNT2: "umount2", unix.SYS_WAIT4: "wait4", unix.SYS_WRITE: "write",
@@ -217,6 +222,8 @@ func (p *plan) size() uintptr {
 				n += align(uintptr(arg.size))
 			case *fprog:
 				n += 2*wordSize + align(uintptr(len(arg.text)))
+			case *rights:
+				n += align(uintptr(unix.CmsgSpace(4))) + align(1) + align(unsafe.Sizeof(unix.Iovec{})) + align(unsafe.Sizeof(unix.Msghdr{}))
 			case *plan:
 				n += arg.size()
 			}
@@ -260,6 +267,10 @@ func (p *plan) assemble(a *arena) {
 				*(*uint16)(a.pointer(at)) = uint16(arg.n)
 				*(*uintptr)(a.pointer(at + wordSize)) = a.address(a.bytes(arg.text))
 				c.args[j] = a.address(at)
+			case *rights:
+				control, vector := a.bytes(unix.UnixRights(arg.fd)), a.bytes(raw(unix.Iovec{Base: (*byte)(a.pointer(a.alloc(1))), Len: 1}))
+				c.args[j] = a.address(a.bytes(raw(unix.Msghdr{Iov: (*unix.Iovec)(a.pointer(vector)), Iovlen: 1,
+					Control: (*byte)(a.pointer(control)), Controllen: uint64(unix.CmsgSpace(4))})))
 			case *op:
 				c.args[j] = uintptr(arg.index)
 				c.slots |= 1 << j

@@ -46,6 +46,9 @@ type Spec struct {
 	Mounts []Mount
 	// Devices are device nodes that the process may use, attached after the Mounts.
 	Devices []Mount
+	// Architecture is that of the image, as the OCI image specification names it; "" is the machine's. With "386" the process may
+	// make sockets by socketcall(2), which programs for other architectures do not need.
+	Architecture string
 	// Hostname is the host name, DefaultHostname if "".
 	Hostname string
 	// ExtraHosts are added to /etc/hosts.
@@ -276,6 +279,7 @@ type run struct {
 	execs   []*op // the attempts to execute the program
 	exists  []*op // for each of them, whether the file is there
 	outs    []*output
+	sockets *socketMaker // nil where the process needs none
 	arena   *arena
 }
 
@@ -288,6 +292,9 @@ func (r *run) close() {
 	}
 	for _, o := range r.outs {
 		o.read.Close()
+	}
+	if r.sockets != nil {
+		r.sockets.take.Close()
 	}
 	r.tree.close()
 	if r.arena != nil {
@@ -542,6 +549,10 @@ func (r *run) run(ctx context.Context) (Status, error) {
 	r.files = nil
 	for _, o := range r.outs {
 		go o.copy()
+	}
+	if r.sockets != nil {
+		go r.sockets.serve()
+		defer r.sockets.end()
 	}
 	var killed sync.WaitGroup
 	killed.Add(1)

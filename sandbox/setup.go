@@ -6,7 +6,6 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/mount"
-	"github.com/kilnbuild/kiln/sandbox/internal/seccomp"
 )
 
 // parts are the descriptors that the process is given to set itself up with; none of them survives that.
@@ -55,9 +53,6 @@ var thermalThrottle = sync.OnceValue(func() []string {
 	}
 	return dirs
 })
-
-// filter is the compiled system call filter of this machine.
-var filter = sync.OnceValues(func() ([]unix.SockFilter, error) { return seccomp.Compile(runtime.GOARCH) })
 
 // resources are the resource limits by name, see getrlimit(2).
 var resources = map[string]int{
@@ -165,6 +160,9 @@ func (r *run) processPlan(p parts) (*plan, error) {
 	l.add("set standard input", unix.SYS_DUP3, fd(p.null), 0, 0)
 	l.add("set standard output", unix.SYS_DUP3, fd(p.out), 1, 0)
 	l.add("set standard error", unix.SYS_DUP3, fd(p.err), 2, 0)
+	if err := r.planFilter(l, p); err != nil {
+		return nil, err
+	}
 	// Only now, when nothing more is opened: kiln may have more files open than the process may have. It takes privileges.
 	if err := r.planLimits(l); err != nil {
 		return nil, err
@@ -387,8 +385,7 @@ func (r *run) planLimits(l *plan) error {
 	return nil
 }
 
-// planPrivileges takes the process's privileges away. The filter comes first: without no_new_privs, which would disable
-// programs like sudo, it takes CAP_SYS_ADMIN to install one.
+// planPrivileges takes the process's privileges away.
 func (r *run) planPrivileges(l *plan) error {
 	s := &r.spec
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -399,10 +396,6 @@ func (r *run) planPrivileges(l *plan) error {
 	keep := uint64(own[0].Permitted) | uint64(own[1].Permitted)<<32
 	if !s.Insecure {
 		keep &= capabilities
-		prog, err := filter()
-		if err != nil {
-			return err
-		}
 		for c := range 64 {
 			if capabilities&(1<<c) == 0 {
 				// EINVAL is for numbers beyond the last capability.
@@ -411,12 +404,6 @@ func (r *run) planPrivileges(l *plan) error {
 					or(syscall.EINVAL).skipping(left)
 			}
 		}
-		text := make([]byte, 0, len(prog)*8)
-		for _, in := range prog {
-			text = append(text, raw(in)...)
-		}
-		l.add("install the system call filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0,
-			&fprog{n: len(prog), text: text})
 	}
 	l.add("clear ambient capabilities", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	groups := make([]byte, 4*len(s.User.Groups))

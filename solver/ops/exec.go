@@ -223,6 +223,10 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 		Insecure: op.Security == llb.SecurityInsecure, IDs: idmap, SharedProc: r.SharedProc, Pool: &r.groups,
 		Stdout: job.Stdout, Stderr: job.Stderr,
 	}
+	// "os/arch[/variant]"
+	if platform := strings.Split(v.Meta().Platform, "/"); len(platform) > 1 {
+		spec.Architecture = platform[1]
+	}
 	gateway := network.Gateway
 	switch op.Network {
 	case llb.NetworkHost:

@@ -3,9 +3,15 @@
 //
 // The policy is data in table.go, generated from github.com/moby/profiles. The filter is a binary search over call numbers,
 // since the kernel runs it for every number when it is installed, and a list of comparisons would cost most of a step's
-// start. It is stricter than Docker's in five points: numbers that no table knows and the x32 ABI get ENOSYS, so that
-// programs fall back; sockets of the families key and rxrpc and the terminal ioctls that push input are refused; and the
-// upper half of an argument that the kernel cuts off cannot hide a value.
+// start. It is stricter than Docker's in these points:
+//
+//   - Numbers that no table knows, and the x32 ABI, get ENOSYS, so that programs fall back.
+//   - Sockets of the families key and rxrpc, and the terminal ioctls that push input, are refused.
+//   - socketpair(2) is held to the rule of socket(2): the kernel makes the sockets before it finds that their family has no pairs.
+//   - The upper half of an argument that the kernel cuts off cannot hide a value.
+//   - A rule on arguments cannot be got around by a call that has them in memory, where a filter cannot look. Of those that the
+//     ABIs have, socketcall(2) of 386 alone reaches calls that have such a rule; see Compile. All calls that ipc(2) reaches are
+//     allowed, arm's EABI has neither, and clone3(2) and io_uring_setup(2) are refused as in Docker's policy.
 package seccomp
 
 //go:generate go test -run TestTable -update .
@@ -24,6 +30,7 @@ const (
 	absent   action = iota // ENOSYS
 	refuse                 // EPERM
 	allow                  // goes through
+	notify                 // socketcall(2): the calls that make sockets are left to whoever reads notifications, others go through
 	withRule               // rules[action-withRule] decides
 )
 
@@ -45,7 +52,6 @@ type operator uint8
 const (
 	equal operator = iota
 	less
-	greater
 	maskedEqual // arg & mask == value
 )
 
@@ -81,19 +87,61 @@ const (
 	offsetArgs = 16
 )
 
-// Compile returns the filter for a GOARCH. It fails if there is no table for it.
-func Compile(goarch string) ([]unix.SockFilter, error) {
+// A Filter is a program for seccomp(2).
+type Filter struct {
+	Program []unix.SockFilter
+	// Notifies says that the filter leaves calls of socketcall(2) to a listener, see seccomp_unotify(2): those of SocketcallSocket and
+	// SocketcallSocketpair. Without a listener they get ENOSYS. Socketcalls is a filter for one.
+	Notifies bool
+}
+
+// Socketcalls is the filter that leaves to a listener what a Filter that Notifies leaves to one, and allows all else. It is installed
+// after that: of filters that say the same the kernel asks the last, and that one may fail to get a listener while the first holds.
+func Socketcalls() []unix.SockFilter {
+	prog := []unix.SockFilter{load(offsetArch), jump(unix.BPF_JEQ, unix.AUDIT_ARCH_I386, 0, 2), load(offsetNr),
+		jump(unix.BPF_JEQ, socketcall, 1, 0), result(unix.SECCOMP_RET_ALLOW)}
+	return append(prog, decide(notify)...)
+}
+
+// Calls of socketcall(2) that make sockets, from linux/net.h.
+const (
+	SocketcallSocket     = 1
+	SocketcallSocketpair = 8
+)
+
+// socketcall is the number of socketcall(2) in the ABI of 386.
+const socketcall = 102
+
+// Compile returns the filter for a GOARCH, for the programs of an image of an architecture as the OCI image specification names it,
+// "" for that of the machine. It fails if there is no table for the GOARCH.
+//
+// socketcall(2) has the family of a socket in memory. Where it can be done without it gets ENOSYS. The C library of Debian for 386
+// and programs of Go for it know no other way to a socket, so in an image of 386 it is there, and Filter.Notifies is set.
+func Compile(goarch, image string) (Filter, error) {
 	list, ok := abis[goarch]
 	if !ok {
-		return nil, fmt.Errorf("compile seccomp filter: no system call table for %s", goarch)
+		return Filter{}, fmt.Errorf("compile seccomp filter: no system call table for %s", goarch)
 	}
+	var f Filter
 	prog := []unix.SockFilter{load(offsetArch)}
 	for _, a := range list {
-		body := append([]unix.SockFilter{load(offsetNr)}, search(intervals(a.calls))...)
+		calls := a.calls
+		if a.audit == unix.AUDIT_ARCH_I386 && image == "386" {
+			calls, f.Notifies = append(slices.Clone(calls), call{socketcall, notify}), true
+		}
+		body := append([]unix.SockFilter{load(offsetNr)}, search(intervals(calls))...)
 		prog = append(prog, branch(unix.BPF_JEQ, a.audit, len(body))...)
 		prog = append(prog, body...)
 	}
-	return append(prog, result(unix.SECCOMP_RET_KILL_PROCESS)), nil
+	f.Program = append(prog, result(unix.SECCOMP_RET_KILL_PROCESS))
+	return f, nil
+}
+
+// Refused reports whether the policy refuses socket(2) with a family, on every machine.
+func Refused(family uint32) bool {
+	r := rules[slices.IndexFunc(rules, func(r rule) bool { return r.name == "socket" })]
+	is := func(c condition) bool { return c.op == equal && family == c.value || c.op == less && family < c.value }
+	return slices.ContainsFunc(extra[r.name], is) || !slices.ContainsFunc(r.anyOf, is)
 }
 
 // intervals turns a table into the numbers at which the action changes. The first is at 0.
@@ -138,6 +186,9 @@ func decide(act action) []unix.SockFilter {
 		return []unix.SockFilter{errno(unix.EPERM)}
 	case allow:
 		return []unix.SockFilter{result(unix.SECCOMP_RET_ALLOW)}
+	case notify:
+		return []unix.SockFilter{load(offsetArgs), jump(unix.BPF_JEQ, SocketcallSocket, 1, 0), jump(unix.BPF_JEQ, SocketcallSocketpair, 0, 1),
+			result(unix.SECCOMP_RET_USER_NOTIF), result(unix.SECCOMP_RET_ALLOW)}
 	}
 	r := rules[act-withRule]
 	var prog []unix.SockFilter
@@ -147,30 +198,39 @@ func decide(act action) []unix.SockFilter {
 	if len(r.anyOf) == 0 {
 		return append(prog, result(unix.SECCOMP_RET_ALLOW))
 	}
-	for _, c := range r.anyOf {
-		prog = append(prog, c.compile()...)
+	for list := r.anyOf; len(list) > 0; {
+		n := 1
+		for n < len(list) && list[n].op != maskedEqual && list[0].op != maskedEqual && list[n].arg == list[0].arg {
+			n++
+		}
+		prog = append(prog, anyOf(list[:n])...)
+		list = list[n:]
 	}
 	return append(prog, errno(unix.EPERM))
 }
 
-// compile returns the instructions that allow the call if the condition holds and go on behind them if not.
-func (c condition) compile() []unix.SockFilter {
+// anyOf returns the instructions that allow the call if one of the conditions holds, and go on behind them if none does. The
+// conditions are about one argument; one that is masked comes alone.
+func anyOf(list []condition) []unix.SockFilter {
+	c := list[0]
 	low, high := load(offsetArgs+8*c.arg), load(offsetArgs+8*c.arg+4)
 	yes := result(unix.SECCOMP_RET_ALLOW)
 	if c.op == maskedEqual {
 		and := unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: c.mask}
 		return []unix.SockFilter{low, and, jump(unix.BPF_JEQ, c.value, 0, 1), yes}
 	}
-	var test unix.SockFilter
-	switch c.op {
-	case equal:
-		test = jump(unix.BPF_JEQ, c.value, 0, 1)
-	case less:
-		test = jump(unix.BPF_JGE, c.value, 1, 0)
-	case greater:
-		test = jump(unix.BPF_JGT, c.value, 0, 1)
+	n := len(list)
+	prog := []unix.SockFilter{high, jump(unix.BPF_JEQ, 0, 0, uint8(n+3)), low}
+	for i, c := range list {
+		to := uint8(n - i) // the instruction that allows
+		switch c.op {
+		case equal:
+			prog = append(prog, jump(unix.BPF_JEQ, c.value, to, 0))
+		case less:
+			prog = append(prog, jump(unix.BPF_JGE, c.value, 0, to))
+		}
 	}
-	return []unix.SockFilter{high, jump(unix.BPF_JEQ, 0, 0, 3), low, test, yes}
+	return append(prog, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JA, K: 1}, yes)
 }
 
 // jumpIf jumps over n instructions if the accumulator compares true, and goes on with the next if not. An offset in a

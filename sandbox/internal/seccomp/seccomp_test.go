@@ -71,6 +71,12 @@ func plain(list []statement, known map[string]uint32, highest uint32, nr uint32,
 		return enosys
 	}
 	is := func(s string) bool { return slices.Contains(name, s) }
+	if is("socketcall") {
+		return enosys
+	}
+	if is("socketpair") {
+		name = []string{"socket"}
+	}
 	family, command := uint32(args[0]), uint32(args[1])
 	if is("socket") && (family == 15 || family == 33) || is("ioctl") && (command == 0x5412 || command == 0x541c) {
 		return eperm
@@ -87,8 +93,6 @@ func plain(list []statement, known map[string]uint32, highest uint32, nr uint32,
 				holds = v == a.Value
 			case "SCMP_CMP_LT":
 				holds = v < a.Value
-			case "SCMP_CMP_GT":
-				holds = v > a.Value && v <= 1<<32-1
 			case "SCMP_CMP_MASKED_EQ":
 				holds = v&a.Value == a.ValueTwo
 			default:
@@ -115,10 +119,11 @@ func TestFilterIsThePolicy(t *testing.T) {
 		1<<32 | 0x20000000, 1<<63 | 8, 1<<64 - 1, 0x01200011, 0x003d0f00,
 	}
 	for goarch, names := range map[string][]string{"amd64": {"amd64", "386"}, "arm64": {"arm64", "arm"}} {
-		prog, err := Compile(goarch)
-		if err != nil {
-			t.Fatal(err)
+		f, err := Compile(goarch, goarch)
+		if err != nil || f.Notifies {
+			t.Fatal(err, f.Notifies)
 		}
+		prog := f.Program
 		t.Logf("%s: %d instructions", goarch, len(prog))
 		if len(prog) > unix.BPF_MAXINSNS {
 			t.Errorf("%d instructions", len(prog))
@@ -156,14 +161,94 @@ func TestFilterIsThePolicy(t *testing.T) {
 			t.Errorf("foreign ABI: %#x", got)
 		}
 	}
-	if _, err := Compile("s390x"); err == nil {
+	if _, err := Compile("s390x", ""); err == nil {
 		t.Error("no error for an architecture without a table")
+	}
+}
+
+// In an image of 386 the calls of socketcall that have a family in memory, and no others, are left to the reader of notifications. All
+// else is as in other images.
+func TestSocketcall(t *testing.T) {
+	other, err := Compile("amd64", "amd64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := Compile("amd64", "386")
+	if err != nil || !f.Notifies {
+		t.Fatal(err, f.Notifies)
+	}
+	for number := range uint64(25) {
+		want := uint32(unix.SECCOMP_RET_ALLOW)
+		if number == 1 || number == 8 { // SYS_SOCKET, SYS_SOCKETPAIR of linux/net.h
+			want = unix.SECCOMP_RET_USER_NOTIF
+		}
+		d := data{102, unix.AUDIT_ARCH_I386, [6]uint64{number}}
+		if got := run(t, f.Program, d); got != want {
+			t.Errorf("socketcall %d in an image of 386: %#x, want %#x", number, got, want)
+		}
+		if got := run(t, other.Program, d); got != unix.SECCOMP_RET_ERRNO|38 {
+			t.Errorf("socketcall %d in an image of amd64: %#x", number, got)
+		}
+	}
+	for _, arch := range []uint32{unix.AUDIT_ARCH_I386, unix.AUDIT_ARCH_X86_64} {
+		for nr := range uint32(1100) {
+			if arch == unix.AUDIT_ARCH_I386 && nr == 102 {
+				continue
+			}
+			for _, family := range []uint64{1, 38, 40} {
+				d := data{nr, arch, [6]uint64{family}}
+				if got, want := run(t, f.Program, d), run(t, other.Program, d); got != want {
+					t.Errorf("ABI %#x, call %d in an image of 386: %#x, want %#x", arch, nr, got, want)
+				}
+			}
+		}
+	}
+	for goarch, image := range map[string]string{"arm64": "386", "amd64": "arm64"} {
+		if f, err := Compile(goarch, image); err != nil || f.Notifies {
+			t.Errorf("image of %s on %s: %v, %v", image, goarch, f.Notifies, err)
+		}
+	}
+}
+
+// What else a multiplexing call reaches is allowed whatever its arguments are, so that nothing is got around.
+func TestMultiplexers(t *testing.T) {
+	known := numbers(t, "386")
+	acts := map[uint32]action{}
+	for _, c := range calls386 {
+		acts[c.nr] = c.act
+	}
+	for _, name := range []string{
+		"bind", "connect", "listen", "accept4", "getsockname", "getpeername", "sendto", "recvfrom", "shutdown", "setsockopt", "getsockopt",
+		"sendmsg", "recvmsg", "recvmmsg", "sendmmsg", // socketcall
+		"semget", "semctl", "semtimedop_time64", "msgsnd", "msgrcv", "msgget", "msgctl", "shmat", "shmdt", "shmget", "shmctl", // ipc
+	} {
+		if nr, ok := known[name]; !ok || acts[nr] != allow {
+			t.Errorf("%s, call %d: action %d", name, nr, acts[nr])
+		}
+	}
+	for _, name := range []string{"socketcall", "ipc"} {
+		for _, goarch := range []string{"amd64", "arm64", "arm"} {
+			if nr, ok := numbers(t, goarch)[name]; ok {
+				t.Errorf("%s has %s, call %d", goarch, name, nr)
+			}
+		}
+	}
+}
+
+func TestRefused(t *testing.T) {
+	for family, want := range map[uint32]bool{
+		unix.AF_UNSPEC: false, unix.AF_UNIX: false, unix.AF_INET: false, unix.AF_INET6: false, unix.AF_NETLINK: false, unix.AF_PACKET: false,
+		unix.AF_ALG: true, unix.AF_VSOCK: true, unix.AF_KEY: true, unix.AF_RXRPC: true, unix.AF_AX25: true, 46: true, 1<<32 - 1: true,
+	} {
+		if Refused(family) != want {
+			t.Errorf("family %d: refused %t", family, !want)
+		}
 	}
 }
 
 func BenchmarkCompile(b *testing.B) {
 	for b.Loop() {
-		if _, err := Compile("amd64"); err != nil {
+		if _, err := Compile("amd64", ""); err != nil {
 			b.Fatal(err)
 		}
 	}

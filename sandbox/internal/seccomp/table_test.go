@@ -22,7 +22,7 @@ import (
 var update = flag.Bool("update", false, "write table.go")
 
 // policyModule is where Docker publishes its policy, and the version that table.go was made from.
-const policyModule = "github.com/moby/profiles/seccomp@v0.2.3"
+const policyModule = "github.com/moby/profiles/seccomp@v0.3.0"
 
 // statement is an element of "syscalls" in default.json.
 type statement struct {
@@ -171,6 +171,10 @@ func generate(t *testing.T) []byte {
 				}
 			}
 		}
+		if acts["socketpair"] != allow {
+			t.Fatal("the policy has a rule for socketpair")
+		}
+		acts["socketpair"] = acts["socket"]
 		known := numbers(t, goarch)
 		var highest uint32
 		for name := range acts {
@@ -179,6 +183,9 @@ func generate(t *testing.T) []byte {
 			}
 		}
 		for name, nr := range known {
+			if goarch == "386" && name == "socketcall" {
+				continue // Compile knows it
+			}
 			act, ok := acts[name]
 			if !ok && nr <= highest { // a call that is newer than the policy is not refused but absent
 				act = refuse
@@ -224,7 +231,7 @@ func actionText(a action) string {
 	if a > withRule {
 		return fmt.Sprintf("withRule + %d", a-withRule)
 	}
-	return []string{"absent", "refuse", "allow", "withRule"}[a]
+	return []string{"absent", "refuse", "allow", "notify", "withRule"}[a]
 }
 
 func conditionText(t *testing.T, a argument) string {
@@ -236,8 +243,6 @@ func conditionText(t *testing.T, a argument) string {
 		return fmt.Sprintf("{arg: %d, op: equal, value: %#x}", a.Index, a.Value)
 	case "SCMP_CMP_LT":
 		return fmt.Sprintf("{arg: %d, op: less, value: %#x}", a.Index, a.Value)
-	case "SCMP_CMP_GT":
-		return fmt.Sprintf("{arg: %d, op: greater, value: %#x}", a.Index, a.Value)
 	case "SCMP_CMP_MASKED_EQ":
 		return fmt.Sprintf("{arg: %d, op: maskedEqual, value: %#x, mask: %#x}", a.Index, a.ValueTwo, a.Value)
 	}

@@ -1,0 +1,42 @@
+package sandbox
+
+import (
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/sandbox/internal/seccomp"
+)
+
+// filters are the compiled system call filters of this machine, by whether an image is one of 386.
+var filters = map[bool]func() (seccomp.Filter, error){
+	false: sync.OnceValues(func() (seccomp.Filter, error) { return seccomp.Compile(runtime.GOARCH, "") }),
+	true:  sync.OnceValues(func() (seccomp.Filter, error) { return seccomp.Compile(runtime.GOARCH, "386") }),
+}
+
+// planFilter installs the system call filter. It comes before privileges go: without no_new_privs, which would disable programs like
+// sudo, it takes CAP_SYS_ADMIN to install one.
+func (r *run) planFilter(l *plan, p parts) error {
+	if r.spec.Insecure {
+		return nil
+	}
+	f, err := filters[r.spec.Architecture == "386"]()
+	if err != nil {
+		return err
+	}
+	l.add("install the system call filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, filterText(f.Program))
+	if !f.Notifies {
+		return nil
+	}
+	return r.planSocketMaker(l, p.null)
+}
+
+// filterText is a filter as seccomp(2) takes it.
+func filterText(prog []unix.SockFilter) *fprog {
+	text := make([]byte, 0, len(prog)*8)
+	for _, in := range prog {
+		text = append(text, raw(in)...)
+	}
+	return &fprog{n: len(prog), text: text}
+}
