@@ -60,11 +60,11 @@ func (s *Store) mountCopy(ctx context.Context, ids []string, up *Pending, idmap 
 		return nil, fmt.Errorf("copy the root file system: %w", err)
 	}
 	p.copied = c
-	o := mount.Overlay{Upper: p.Dir(), IDMap: idmap} // without a lower directory it is Upper itself
+	attr := mount.Attr(0)
 	if up == nil {
-		o = mount.Overlay{Lower: []string{p.Dir()}, IDMap: idmap}
+		attr = mount.ReadOnly
 	}
-	r.File, err = o.Mount()
+	r.File, err = mount.Bind(p.Dir(), attr, idmap)
 	return r, err
 }
 

@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,6 +21,8 @@ type Root struct {
 	Refusal error
 	// copy is a copy that goes with the mount; nil for none.
 	copy *Pending
+	// blank is a directory that goes with the mount: see Store.blank; "" for none.
+	blank string
 }
 
 // Close lets the mount go.
@@ -27,29 +31,97 @@ func (r *Root) Close() error {
 	if r.copy != nil {
 		r.copy.Close()
 	}
+	if r.blank != "" {
+		err = errors.Join(err, dirtree.Remove(r.blank))
+	}
 	return err
 }
 
 // Mount mounts the root file system made of these layers, the lowest first, with the ids of files mapped unless idmap is nil. Without
 // a pending layer it is read-only; with one, what is written goes there, and its Changes tells of it.
 //
-// The root is an overlay of the layers or, where the kernel does not overlay in the store's directory, a copy of their files.
+// The root is an overlay of the layers or, where the kernel does not overlay in the store's directory, a copy of their files. It is never a
+// layer's own directory, so that no process in it can change a committed layer, whatever privileges it has in its mount namespace.
 func (s *Store) Mount(ctx context.Context, ids []string, up *Pending, idmap *mount.IDMap) (*Root, error) {
 	if !s.copies() {
-		o, err := s.overlay(ids, up)
-		if err != nil {
-			return nil, err
-		}
-		o.IDMap = idmap
-		f, err := o.Mount()
+		r, err := s.mountOverlay(ids, up, idmap)
 		if err == nil {
-			return &Root{File: f}, nil
+			return r, nil
 		}
 		if _, refused := errors.AsType[*mount.Error](err); !refused || errors.Is(err, unix.ENOSPC) || !s.doubt() {
 			return nil, err
 		}
 	}
 	return s.mountCopy(ctx, ids, up, idmap)
+}
+
+// mountOverlay makes a root for Mount that is an overlay.
+func (s *Store) mountOverlay(ids []string, up *Pending, idmap *mount.IDMap) (*Root, error) {
+	o, err := s.overlay(ids, up)
+	if err != nil {
+		return nil, err
+	}
+	o.IDMap = idmap
+	r := &Root{}
+	if up == nil || len(o.Lower) == 0 {
+		if r.blank, err = s.blank(ids); err != nil {
+			return nil, err
+		}
+	}
+	if len(o.Lower) == 0 {
+		o.Lower = []string{filepath.Join(r.blank, blankBottom)}
+	}
+	if up == nil {
+		o.Lower = slices.Insert(o.Lower, 0, filepath.Join(r.blank, blankTop))
+	}
+	if r.File, err = o.Mount(); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// The names in a blank directory.
+const (
+	blankTop    = "top"
+	blankBottom = "bottom"
+)
+
+// blank makes a directory with two empty ones for an overlay. The top one has the attributes of the root directory of a root made of these layers,
+// for a root that is not written to: an overlay takes them from its uppermost directory, and those of a layer's own directory say
+// nothing, as the layer may lie over others than it was made over. The bottom one is for a root without any layer.
+func (s *Store) blank(ids []string) (string, error) {
+	tree, err := s.Tree(ids)
+	if err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp(s.tmp, "blank-")
+	if err != nil {
+		return "", fmt.Errorf("make an empty directory: %w", err)
+	}
+	if err := s.fillBlank(tree, dir); err != nil {
+		return "", errors.Join(fmt.Errorf("make an empty directory: %w", err), dirtree.Remove(dir))
+	}
+	return dir, nil
+}
+
+func (s *Store) fillBlank(tree *Tree, dir string) error {
+	for _, name := range []string{blankTop, blankBottom} {
+		name = filepath.Join(dir, name)
+		if err := errors.Join(os.Mkdir(name, 0o755), os.Chmod(name, 0o755)); err != nil {
+			return err
+		}
+	}
+	top, err := rootfs.Open(filepath.Join(dir, blankTop))
+	if err != nil {
+		return err
+	}
+	defer top.Close()
+	e, _, err := tree.Lookup("")
+	if err != nil {
+		return err
+	}
+	return s.setRoot(top, e)
 }
 
 // copies reports whether roots are copies, as far as is known: see doubt.

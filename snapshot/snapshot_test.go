@@ -312,6 +312,31 @@ func TestMergeIsTheOverlay(t *testing.T) {
 	}
 }
 
+// The root directory of a root is what the manifests say, also where a layer was made over another base than it lies over.
+func TestRootDirectory(t *testing.T) {
+	s := newStore(t)
+	base := func(mode os.FileMode) string {
+		return step(t, s, nil, func(root *rootfs.Root) { os.Chmod(fmt.Sprintf("/proc/self/fd/%d/.", root.Fd()), mode) }).ID
+	}
+	private, public := base(0o700), base(0o711)
+	made := step(t, s, []string{private}, func(root *rootfs.Root) { os.Mkdir(fmt.Sprintf("/proc/self/fd/%d/dir", root.Fd()), 0o755) })
+	for _, ids := range [][]string{{public}, {public, made.ID}, {private, made.ID}, nil} {
+		want := uint32(0o755)
+		if len(ids) > 0 {
+			want = map[string]uint32{public: 0o711, private: 0o700}[ids[0]]
+		}
+		m, err := s.Mount(t.Context(), ids, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(int(m.Fd()), &st); err != nil || st.Mode&0o7777 != want {
+			t.Errorf("the root of %d layers has mode %o, %v, want %o", len(ids), st.Mode, err, want)
+		}
+		m.Close()
+	}
+}
+
 // A root may have more layers than the kernel stacks.
 func TestMoreLayersThanTheKernelStacks(t *testing.T) {
 	s := newStore(t)

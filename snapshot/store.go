@@ -421,8 +421,8 @@ type Committed struct {
 	layer.Summary
 }
 
-// overlay returns the mount of a root file system made of these layers, the lowest first. Without a pending layer it is
-// read-only; with one, what is written goes there.
+// overlay returns the directories of a root file system made of these layers, the lowest first; what is written goes to the pending layer,
+// unless that is nil.
 func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 	o := mount.Overlay{Volatile: true, UserXattr: s.ns.Nested}
 	seen := map[string]bool{}
@@ -446,7 +446,7 @@ func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 		}
 	}
 	slices.Reverse(live)
-	live, err := s.Merge(live, mount.MaxLower-over)
+	live, err := s.Merge(live, mount.MaxLower-over-1) // one may be blank
 	if err != nil {
 		return o, err
 	}
@@ -469,12 +469,7 @@ func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 		}
 	}
 	if up == nil {
-		if len(o.Lower) > 0 {
-			return o, nil
-		}
-		nothing, err := os.MkdirTemp(s.tmp, "nothing-")
-		o.Lower = []string{nothing}
-		return o, errors.Join(err, os.Chmod(nothing, 0o755))
+		return o, nil
 	}
 	work, err := up.WorkDir()
 	if err != nil {
@@ -485,9 +480,12 @@ func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 }
 
 // SetRoot gives the pending layer's own directory the attributes of e, so that it can be the top of a root file system.
-func (p *Pending) SetRoot(e layer.Entry) error {
+func (p *Pending) SetRoot(e layer.Entry) error { return p.store.setRoot(p.fs, e) }
+
+// setRoot gives the directory of root the attributes of e.
+func (s *Store) setRoot(root *rootfs.Root, e layer.Entry) error {
 	e.Path, e.Opaque = "", false
-	d := newDisk(p.fs, p.store)
+	d := newDisk(root, s)
 	defer d.close()
 	if err := d.attributes(&e); err != nil {
 		return err

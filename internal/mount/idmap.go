@@ -41,7 +41,7 @@ func (o Overlay) setMapped(c *fscontext) (closers []*os.File, err error) {
 		return nil
 	}
 	for _, dir := range o.Lower {
-		f, err := bind(dir, 0, o.IDMap)
+		f, err := Bind(dir, 0, o.IDMap)
 		if err != nil {
 			return closers, err
 		}
@@ -58,7 +58,7 @@ func (o Overlay) setMapped(c *fscontext) (closers []*os.File, err error) {
 	if above != filepath.Dir(o.Work) {
 		return closers, &Error{FS: "overlay", Call: "upper and work directory are not side by side", Err: unix.EINVAL}
 	}
-	m, err := bind(above, 0, o.IDMap)
+	m, err := Bind(above, 0, o.IDMap)
 	if err != nil {
 		return closers, err
 	}

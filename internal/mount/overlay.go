@@ -26,8 +26,8 @@ type Overlay struct {
 	// Lower are the lower directories, topmost first. Any path will do, of any length.
 	Lower []string
 	// Upper is the directory that takes the changes, and Work an empty one on the same file system that the kernel needs.
-	// Without them the mount is read-only. With Upper alone and no Lower there is nothing to overlay, and the mount is
-	// Upper itself.
+	// Without them the file system is read-only, and there must be two lower directories at least: the kernel does not make an
+	// overlay of one. Nobody can make such a file system writable, whatever becomes of the flags of its mounts.
 	//
 	// Unmounting leaves Work/work and, if Volatile, Work/work/incompat/volatile behind: before Upper is mounted again the
 	// latter has to go, and when Upper becomes a lower directory all of Work can.
@@ -44,20 +44,18 @@ type Overlay struct {
 // Mount returns the overlay as a detached mount. Directories that are renamed are copied by whoever renames them (the kernel
 // says EXDEV), and marks of redirects and of metadata-only copies in lower layers are not followed. Errors are *Error,
 // *TooManyError or ErrNoIDMap, wrapped.
+//
+// The mount is never one of the directories themselves. So what a process does in it reaches no lower directory, and reaches
+// Upper only as overlayfs lets it: the names of the overlay's own attributes are hidden or escaped, and nobody makes a whiteout.
 func (o Overlay) Mount() (*os.File, error) {
 	if len(o.Lower) > MaxLower {
 		return nil, &TooManyError{Lowers: len(o.Lower)}
 	}
-	if (o.Upper == "") != (o.Work == "") && len(o.Lower) > 0 {
-		return nil, &Error{FS: "overlay", Call: "upper and work directory go together", Err: unix.EINVAL}
-	}
 	switch {
-	case len(o.Lower) == 0 && o.Upper != "":
-		return bind(o.Upper, 0, o.IDMap)
-	case len(o.Lower) == 1 && o.Upper == "":
-		return bind(o.Lower[0], ReadOnly, o.IDMap)
-	case len(o.Lower) == 0:
-		return nil, &Error{FS: "overlay", Call: "no directories", Err: unix.EINVAL}
+	case (o.Upper == "") != (o.Work == ""):
+		return nil, &Error{FS: "overlay", Call: "upper and work directory go together", Err: unix.EINVAL}
+	case len(o.Lower) == 0 || len(o.Lower) == 1 && o.Upper == "":
+		return nil, &Error{FS: "overlay", Call: "too few directories", Err: unix.EINVAL}
 	}
 	if !appends() {
 		if o.IDMap != nil {
@@ -156,11 +154,12 @@ func (c *fscontext) setDir(name, dir string) error {
 	return c.check(unix.FsconfigSetString(c.fd, name, "/proc/self/fd/"+strconv.Itoa(fd)), "fsconfig "+name+"="+dir)
 }
 
-// bind returns a detached mount of a directory, with its ids mapped unless ids is nil.
-func bind(dir string, attr Attr, ids *IDMap) (*os.File, error) {
+// Bind returns a detached mount of the directory itself, with its ids mapped unless ids is nil. Whoever is given it may be able to
+// remove the attributes, so it is not for a directory that must not change.
+func Bind(dir string, attr Attr, ids *IDMap) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, &Error{FS: "overlay", Call: "open " + dir, Err: err}
+		return nil, &Error{FS: "bind", Call: "open " + dir, Err: err}
 	}
 	f := os.NewFile(uintptr(fd), dir)
 	defer f.Close()
