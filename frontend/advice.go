@@ -81,7 +81,7 @@ func advise(lint *linter.Linter, rule linter.LinterRuleI, at []moby.Range, msg s
 }
 
 // advise runs the rules above on the lowered stages. What is left in a layer matters in the stages of the target alone.
-func (b *builder) advise(target *stage) {
+func (b *builder) advise(target *stage) error {
 	final := map[*stage]bool{}
 	for s := target; s != nil; s = s.base {
 		final[s] = true
@@ -92,6 +92,9 @@ func (b *builder) advise(target *stage) {
 		}
 		var copied []instructions.Command
 		for _, c := range s.src.Commands {
+			if err := b.ended(); err != nil {
+				return err
+			}
 			lint := b.lint.WithMergedConfigFromComments(c.Comments())
 			switch c := c.(type) {
 			case *instructions.CopyCommand:
@@ -115,6 +118,7 @@ func (b *builder) advise(target *stage) {
 		}
 	}
 	b.adviseBuildArgs()
+	return nil
 }
 
 // adviseDest reports several sources and a destination without a slash.
@@ -234,6 +238,9 @@ func (b *builder) adviseOrder(copied []instructions.Command, script []program) [
 		return copied
 	}
 	return slices.DeleteFunc(copied, func(c instructions.Command) bool {
+		if b.ended() != nil {
+			return false
+		}
 		sources := sourcesOf(c)
 		if !needless(sources) {
 			return false

@@ -53,6 +53,9 @@ func (b *builder) setGlobalArgs(df *parser.Dockerfile) error {
 func (b *builder) metaArgs(df *parser.Dockerfile, values map[string]string) (environ, error) {
 	env := b.global
 	for _, c := range df.Args {
+		if err := b.ended(); err != nil {
+			return nil, err
+		}
 		for _, a := range c.Args {
 			if v, ok := values[a.Key]; ok {
 				env = env.with(a.Key, v)

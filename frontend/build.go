@@ -57,8 +57,24 @@ func (b *builder) location(at []moby.Range) llb.Location {
 // at gives err a position.
 func (b *builder) at(err error, at []moby.Range) error { return parser.At(err, b.opts.Filename, at) }
 
+// ended returns why the build is given up; nil while it goes on. All that is done for each of any number of instructions asks it.
+func (b *builder) ended() error {
+	if b.ctx.Err() != nil {
+		return context.Cause(b.ctx)
+	}
+	return nil
+}
+
+// failed returns the error of a build: no line is to blame for its end.
+func (b *builder) failed(err error) error {
+	if b.ctx.Err() != nil {
+		return context.Cause(b.ctx)
+	}
+	return parser.At(err, b.opts.Filename, nil)
+}
+
 func (b *builder) build(dockerfile []byte) (*Image, error) {
-	df, err := parser.Parse(b.opts.Filename, dockerfile, b.lint)
+	df, err := parser.Parse(b.ctx, b.opts.Filename, dockerfile, b.lint)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +113,9 @@ func (b *builder) build(dockerfile []byte) (*Image, error) {
 			}
 		}
 	}
-	b.advise(target)
+	if err := b.advise(target); err != nil {
+		return nil, err
+	}
 	return b.finish(target), nil
 }
 
@@ -156,6 +174,9 @@ func (b *builder) addDependencies() error {
 	// The implicit stages that this appends have no instructions.
 	for _, s := range slices.Clone(b.stages) {
 		for _, c := range s.src.Commands {
+			if err := b.ended(); err != nil {
+				return err
+			}
 			cmd, err := b.command(s, c)
 			if err != nil {
 				return b.at(err, c.Location())
@@ -295,6 +316,9 @@ func (b *builder) needed(target *stage) map[*stage]bool {
 // resolve finds the base images of the stages that target needs and the triggers in them, which may need more stages.
 func (b *builder) resolve(target *stage) error {
 	for {
+		if err := b.ended(); err != nil {
+			return err
+		}
 		needed := b.needed(target)
 		var stages []*stage
 		for _, s := range b.stages {
@@ -356,6 +380,9 @@ func (b *builder) lower(s *stage) error {
 }
 
 func (b *builder) lowerCommand(s *stage, c command) error {
+	if err := b.ended(); err != nil {
+		return err
+	}
 	s.onBuild = c.onBuild
 	lint := b.lint.WithMergedConfigFromComments(c.Comments())
 	if err := b.expand(s, c, lint); err != nil {

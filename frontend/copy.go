@@ -77,7 +77,7 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	if cp.link && chownByName(cp.chown) {
 		return fmt.Errorf("--chown=%s: names of users and groups cannot be used with --link, use numeric uid[:gid] instead", cp.chown)
 	}
-	if _, err := ignore.New(cp.exclude); err != nil {
+	if _, err := ignore.New(b.ctx, cp.exclude); err != nil {
 		return fmt.Errorf("--exclude: %w", err)
 	}
 	op := llb.Copy{

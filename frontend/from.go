@@ -30,6 +30,9 @@ func (b *builder) addStages(stages []instructions.Stage) error {
 }
 
 func (b *builder) addStage(s *stage, index int) error {
+	if err := b.ended(); err != nil {
+		return err
+	}
 	lint := b.lint.WithMergedConfigFromComments(s.src.Comments)
 	base, err := b.lex.ProcessWordWithMatches(s.src.BaseName, b.global)
 	b.lintFromArgs(s, base.Unmatched, lint)
@@ -162,7 +165,11 @@ func (b *builder) resolveBases(stages []*stage) error {
 	waits := make([]func() error, len(stages))
 	for i, s := range stages {
 		s.resolved = true
-		wait, err := b.resolveBase(s)
+		var wait func() error
+		err := b.ended()
+		if err == nil {
+			wait, err = b.resolveBase(s)
+		}
 		if err != nil {
 			wait = func() error { return err }
 		}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/parser"
 )
 
 // Options is what a build is asked for beside the Dockerfile.
@@ -130,7 +129,7 @@ type Warning struct {
 }
 
 // Build lowers the Dockerfile for o.Platforms. Errors that a line is to blame for are of type *parser.Error; a Result with
-// the warnings found so far comes with an error as well.
+// the warnings found so far comes with an error as well, but for the end of ctx.
 func Build(ctx context.Context, dockerfile []byte, o Options, r Resolver) (*Result, error) {
 	res := &Result{}
 	if o.Filename == "" {
@@ -153,9 +152,12 @@ func Build(ctx context.Context, dockerfile []byte, o Options, r Resolver) (*Resu
 	for _, p := range platforms {
 		b := &builder{ctx: ctx, opts: &o, graph: graph, images: images, lint: lint, target: p.Normalize()}
 		image, err := b.build(dockerfile)
+		if ctx.Err() != nil {
+			return res, context.Cause(ctx) // the parser may still be finding what to warn of
+		}
 		res.Warnings = warnings.sorted()
 		if err != nil {
-			return res, parser.At(err, o.Filename, nil)
+			return res, b.failed(err)
 		}
 		res.Images = append(res.Images, *image)
 		res.Epoch = b.epoch

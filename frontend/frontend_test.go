@@ -88,7 +88,7 @@ func options(text []byte, ignored string) (Options, error) {
 		o.Platforms = append(o.Platforms, p)
 	}
 	var err error
-	o.Ignore, err = ignore.Parse(strings.NewReader(ignored))
+	o.Ignore, err = ignore.Parse(context.Background(), strings.NewReader(ignored))
 	return o, err
 }
 

@@ -29,6 +29,9 @@ func (b *builder) addTriggers(s *stage) (bool, error) {
 	var commands []command
 	read := false
 	for _, text := range triggers {
+		if err := b.ended(); err != nil {
+			return false, err
+		}
 		c, err := parser.ParseTrigger(b.opts.Filename, text, s.src.Location, b.lint)
 		if err != nil {
 			return false, err

@@ -89,12 +89,12 @@ func NewSourceLocation(start, end int) *SourceLocation {
 func sourceLocation(at []moby.Range) *SourceLocation { return NewSourceLocation(parser.Lines(at)) }
 
 // ListTargets returns the stages of a Dockerfile. Errors are as Build's.
-func ListTargets(dockerfile []byte, o Options) (*TargetList, error) {
+func ListTargets(ctx context.Context, dockerfile []byte, o Options) (*TargetList, error) {
 	lint, _, err := newLinter(dockerfile, &o)
 	if err != nil {
 		return nil, err
 	}
-	df, err := parser.Parse(cmp.Or(o.Filename, "Dockerfile"), dockerfile, lint)
+	df, err := parser.Parse(ctx, cmp.Or(o.Filename, "Dockerfile"), dockerfile, lint)
 	if err != nil {
 		return nil, err
 	}
@@ -120,25 +120,24 @@ func DescribeTarget(ctx context.Context, dockerfile []byte, o Options, r Resolve
 	if err != nil {
 		return nil, err
 	}
-	df, err := parser.Parse(o.Filename, dockerfile, lint)
+	df, err := parser.Parse(ctx, o.Filename, dockerfile, lint)
 	if err != nil {
 		return nil, err
 	}
 	b := &builder{ctx: ctx, opts: &o, graph: &llb.Graph{}, images: &images{resolver: r}, lint: lint, target: append(slices.Clone(o.Platforms), o.BuildPlatform)[0].Normalize()}
 	if _, err := b.build(dockerfile); err != nil {
-		return nil, parser.At(err, o.Filename, nil)
+		return nil, b.failed(err)
 	}
 	target, err := b.findTarget()
 	if err != nil {
 		return nil, parser.At(err, o.Filename, nil)
 	}
 	out := &Outline{Name: target.src.Name, Description: target.src.DocComment, Sources: [][]byte{dockerfile}}
-	out.describe(b, df, b.needed(target))
-	return out, nil
+	return out, out.describe(b, df, b.needed(target))
 }
 
 // describe adds what the stages take. df is the Dockerfile as it is written; that of b's stages is expanded.
-func (out *Outline) describe(b *builder, df *parser.Dockerfile, needed map[*stage]bool) {
+func (out *Outline) describe(b *builder, df *parser.Dockerfile, needed map[*stage]bool) error {
 	seen := map[string]bool{}
 	used := map[string]bool{}
 	for i, src := range df.Stages {
@@ -148,7 +147,11 @@ func (out *Outline) describe(b *builder, df *parser.Dockerfile, needed map[*stag
 		}
 		b.use(used, src.BaseName)
 		b.use(used, src.Platform)
+		values := s.argValues()
 		for _, c := range src.Commands {
+			if err := b.ended(); err != nil {
+				return err
+			}
 			switch c := c.(type) {
 			case *instructions.ArgCommand:
 				for _, a := range c.Args {
@@ -159,7 +162,7 @@ func (out *Outline) describe(b *builder, df *parser.Dockerfile, needed map[*stag
 					}
 					if !seen["arg "+a.Key] {
 						seen["arg "+a.Key] = true
-						out.Args = append(out.Args, OutlineArg{a.Key, a.DocComment, s.argValue(a.Key), sourceLocation(c.Location())})
+						out.Args = append(out.Args, OutlineArg{a.Key, a.DocComment, values[a.Key], sourceLocation(c.Location())})
 					}
 				}
 			case *instructions.RunCommand:
@@ -186,6 +189,7 @@ func (out *Outline) describe(b *builder, df *parser.Dockerfile, needed map[*stag
 	slices.SortStableFunc(out.Args, func(x, y OutlineArg) int {
 		return cmp.Compare(x.Location.Ranges[0].Start.Line, y.Location.Ranges[0].Start.Line)
 	})
+	return nil
 }
 
 // use adds the variables of a word to used.
@@ -197,14 +201,13 @@ func (b *builder) use(used map[string]bool, word string) {
 	}
 }
 
-// argValue returns the value of an ARG of the lowered stage.
-func (s *stage) argValue(name string) string {
-	for _, a := range slices.Backward(s.args) {
-		if a.Key == name {
-			return a.ValueString()
-		}
+// argValues returns the values of the ARGs of the lowered stage.
+func (s *stage) argValues() map[string]string {
+	values := map[string]string{}
+	for _, a := range s.args {
+		values[a.Key] = a.ValueString()
 	}
-	return ""
+	return values
 }
 
 // mounts adds the secrets and agents of RUN.

@@ -18,7 +18,7 @@ import (
 func FuzzParse(f *testing.F) {
 	seeds(f)
 	f.Fuzz(func(t *testing.T, text []byte) {
-		got, err := Parse("Dockerfile", text, linter.New(&linter.Config{}))
+		got, err := Parse(t.Context(), "Dockerfile", text, linter.New(&linter.Config{}))
 		stages, args, want := reference(text)
 		if (err == nil) != (want == nil) {
 			t.Fatalf("Parse says %v, and moby's packages %v", err, want)

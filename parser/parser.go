@@ -5,7 +5,9 @@ package parser
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -27,15 +29,50 @@ type Dockerfile struct {
 }
 
 // Parse reads the Dockerfile text, which is shown as file in errors, and reports what rules of lint find while reading;
-// lint must not be nil. Errors are of type *Error.
-func Parse(file string, text []byte, lint *linter.Linter) (*Dockerfile, error) {
+// lint must not be nil. Errors are of type *Error, or the cause of the end of ctx: then lint must not be used any more, since BuildKit's
+// parser, which cannot be called off, may be using it for a while yet.
+func Parse(ctx context.Context, file string, text []byte, lint *linter.Linter) (*Dockerfile, error) {
+	type result struct {
+		dockerfile *Dockerfile
+		err        error
+	}
+	done := make(chan result, 1)
+	go func() {
+		df, err := parse(ctx, file, text, lint)
+		done <- result{df, err}
+	}()
+	select {
+	case r := <-done:
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return r.dockerfile, r.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// reader ends with its context.
+type reader struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (r reader) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	return r.Reader.Read(p)
+}
+
+func parse(ctx context.Context, file string, text []byte, lint *linter.Linter) (*Dockerfile, error) {
 	if len(text) == 0 {
 		return nil, &Error{File: file, Msg: "the Dockerfile cannot be empty"}
 	}
 	if err := checkLines(file, text); err != nil {
 		return nil, err
 	}
-	res, err := moby.Parse(bytes.NewReader(text))
+	res, err := moby.Parse(reader{ctx, bytes.NewReader(text)})
 	if err != nil {
 		return nil, At(err, file, nil)
 	}

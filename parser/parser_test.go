@@ -15,7 +15,7 @@ func lint(found *[]string) *linter.Linter {
 
 func TestParse(t *testing.T) {
 	var found []string
-	df, err := Parse("Dockerfile", []byte("# escape=`\nARG A=1\nFROM $A AS x\nRUN a `\n\n b\nMAINTAINER m\nFROM x\n"), lint(&found))
+	df, err := Parse(t.Context(), "Dockerfile", []byte("# escape=`\nARG A=1\nFROM $A AS x\nRUN a `\n\n b\nMAINTAINER m\nFROM x\n"), lint(&found))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func TestParseErrors(t *testing.T) {
 		"FROM a\nCOPY <<E /\n":            "f:2: unterminated heredoc",
 		"# escape=`\n# Escape=`\nFROM a":  "f:2: only one escape parser directive can be used",
 	} {
-		_, err := Parse("f", []byte(text), lint(new([]string)))
+		_, err := Parse(t.Context(), "f", []byte(text), lint(new([]string)))
 		if got := message(err); got != want {
 			t.Errorf("%q:\n got %s\nwant %s", text, got, want)
 		}

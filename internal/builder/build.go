@@ -134,7 +134,7 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 		res.Outline, err = frontend.DescribeTarget(ctx, res.Dockerfile, options, bases)
 		return res, err
 	case "targets":
-		res.Targets, err = frontend.ListTargets(res.Dockerfile, options)
+		res.Targets, err = frontend.ListTargets(ctx, res.Dockerfile, options)
 		return res, err
 	}
 	if !o.Check {
@@ -315,9 +315,9 @@ func (b *Builder) contexts(ctx context.Context, o Options, r *remote, out *local
 		if !frontend.IsDirContext(value) {
 			continue
 		}
-		m, err := readIgnore(value, filepath.Join(value, ".dockerignore"))
+		m, err := readIgnore(ctx, value, filepath.Join(value, ".dockerignore"))
 		if err == nil {
-			err = b.openDir(out, name, value, m)
+			err = b.openDir(ctx, out, name, value, m)
 		}
 		if err != nil {
 			return nil, "", &InputError{fmt.Errorf("named context %q: %w", name, err)}
@@ -326,14 +326,14 @@ func (b *Builder) contexts(ctx context.Context, o Options, r *remote, out *local
 	return dockerfile, name, nil
 }
 
-// openDir adds a directory of the client.
-func (b *Builder) openDir(out *localDirs, name, dir string, m *ignore.Matcher) error {
+// openDir adds a directory of the client, which ends with ctx.
+func (b *Builder) openDir(ctx context.Context, out *localDirs, name, dir string, m *ignore.Matcher) error {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return err
 	}
 	id := fmt.Sprintf("%x", sha256.Sum256([]byte(abs)))
-	d, err := localdir.Open(abs, m, filepath.Join(b.store.Root(), "context", id[:32]), b.scratch.Path())
+	d, err := localdir.Open(ctx, abs, m, filepath.Join(b.store.Root(), "context", id[:32]), b.scratch.Path())
 	if err != nil {
 		return fmt.Errorf("open the build context: %w", err)
 	}
@@ -360,8 +360,8 @@ func (b *Builder) contextDir(ctx context.Context, o Options, r *remote, out *loc
 	if err != nil {
 		return nil, "", err
 	}
-	if out.ignore, err = readIgnore(o.ContextDir, ignored...); err == nil {
-		err = b.openDir(out, "context", o.ContextDir, out.ignore)
+	if out.ignore, err = readIgnore(ctx, o.ContextDir, ignored...); err == nil {
+		err = b.openDir(ctx, out, "context", o.ContextDir, out.ignore)
 	}
 	if err != nil {
 		return nil, "", &InputError{err}
@@ -389,7 +389,7 @@ func (b *Builder) contextElsewhere(ctx context.Context, o Options, r *remote, ou
 }
 
 // readIgnore reads the first of these ignore files of the context dir that exists; nil for none.
-func readIgnore(dir string, paths ...string) (*ignore.Matcher, error) {
+func readIgnore(ctx context.Context, dir string, paths ...string) (*ignore.Matcher, error) {
 	for _, path := range paths {
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -398,7 +398,7 @@ func readIgnore(dir string, paths ...string) (*ignore.Matcher, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read the ignore file: %w", err)
 		}
-		m, err := ignore.Parse(bytes.NewReader(data))
+		m, err := ignore.Parse(ctx, bytes.NewReader(data))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}

@@ -4,6 +4,7 @@ package ignore
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/moby/patternmatcher"
 	"github.com/moby/patternmatcher/ignorefile"
 )
@@ -70,8 +72,8 @@ var unmatched = func() patternmatcher.MatchInfo {
 }()
 
 // Parse reads patterns in the syntax of a .dockerignore file from r: a pattern a line, "#" at the very beginning of a
-// line for a comment, "!" for an exception. An error is of type *Error or r's.
-func Parse(r io.Reader) (*Matcher, error) {
+// line for a comment, "!" for an exception. An error is of type *Error, r's, or the cause of the end of ctx.
+func Parse(ctx context.Context, r io.Reader) (*Matcher, error) {
 	// The lines are read twice, as ignorefile forgets where a pattern comes from.
 	data, err := io.ReadAll(r)
 	if err != nil {
@@ -81,37 +83,56 @@ func Parse(r io.Reader) (*Matcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := New(patterns)
-	if e, ok := err.(*Error); ok {
-		e.Line = lineOf(string(data), e.Pattern)
+	m, err := New(ctx, patterns)
+	if m == nil && err == nil {
+		return nil, nil
 	}
-	if m == nil || err != nil {
+	lines, lineErr := linesOf(ctx, string(data))
+	if lineErr != nil {
+		return nil, lineErr
+	}
+	if e, ok := err.(*Error); ok {
+		e.Line = lines[e.Pattern]
+	}
+	if err != nil {
 		return nil, err
 	}
 	for i := range m.patterns {
-		m.patterns[i].line = lineOf(string(data), m.patterns[i].text)
+		m.patterns[i].line = lines[m.patterns[i].text]
 	}
 	return m, nil
 }
 
-// lineOf returns the line of text that gives pattern, as ignorefile or New makes it; 0 for none.
-func lineOf(text, pattern string) int {
+// linesOf returns the first line of text that gives each pattern, as ignorefile and as New makes it.
+func linesOf(ctx context.Context, text string) (map[string]int, error) {
+	lines := map[string]int{}
 	s := bufio.NewScanner(strings.NewReader(text))
 	above := "" // a byte order mark is overlooked at the beginning of the file alone
 	for n := 1; s.Scan(); n++ {
+		if err := ctxio.Ended(ctx); err != nil {
+			return nil, err
+		}
 		got, err := ignorefile.ReadAll(strings.NewReader(above + s.Text()))
 		above = "\n"
-		if err == nil && len(got) == 1 && (got[0] == pattern || path.Clean(strings.TrimSpace(got[0])) == pattern) {
-			return n
+		if err != nil || len(got) != 1 {
+			continue
+		}
+		for _, pattern := range []string{got[0], path.Clean(strings.TrimSpace(got[0]))} {
+			if lines[pattern] == 0 {
+				lines[pattern] = n
+			}
 		}
 	}
-	return 0
+	return lines, nil
 }
 
-// New returns a Matcher of patterns, nil for none. An error is of type *Error.
-func New(patterns []string) (*Matcher, error) {
+// New returns a Matcher of patterns, nil for none. An error is of type *Error, or the cause of the end of ctx.
+func New(ctx context.Context, patterns []string) (*Matcher, error) {
 	m := &Matcher{}
 	for _, text := range patterns {
+		if err := ctxio.Ended(ctx); err != nil {
+			return nil, err
+		}
 		p := strings.TrimSpace(text)
 		if p == "" {
 			continue

@@ -1,6 +1,7 @@
 package ignore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/kilnbuild/kiln/internal/ctxtest"
 	"github.com/moby/patternmatcher"
 	"github.com/moby/patternmatcher/ignorefile"
 )
@@ -44,7 +46,7 @@ func TestIgnored(t *testing.T) {
 		{"?^{2}", "a^{2}", "a^^ aa"},
 		{"[a|b]|c", "a|c ||c", "a c"},
 	} {
-		m, err := Parse(strings.NewReader(tt.patterns))
+		m, err := Parse(context.Background(), strings.NewReader(tt.patterns))
 		if err != nil {
 			t.Errorf("%q: %v", tt.patterns, err)
 			continue
@@ -67,19 +69,19 @@ func TestIgnored(t *testing.T) {
 
 func TestErrors(t *testing.T) {
 	for text, line := range map[string]int{"a\n!\n": 2, "# x\n\n[\n": 3, "a/[b\n": 1, "x\n!a[\n": 2, "a\\": 1, "a": 0, "[a-": 1} {
-		_, err := Parse(strings.NewReader(text))
+		_, err := Parse(context.Background(), strings.NewReader(text))
 		var e *Error
 		if ok := errors.As(err, &e); ok != (line > 0) || ok && e.Line != line {
 			t.Errorf("%q: %v, want line %d", text, err, line)
 		}
 	}
-	if _, err := New([]string{"a", "["}); err == nil || !strings.Contains(err.Error(), `"["`) {
+	if _, err := New(context.Background(), []string{"a", "["}); err == nil || !strings.Contains(err.Error(), `"["`) {
 		t.Errorf("New: %v", err)
 	}
 }
 
 func TestNothing(t *testing.T) {
-	m, err := Parse(strings.NewReader("# nothing\n"))
+	m, err := Parse(context.Background(), strings.NewReader("# nothing\n"))
 	if m != nil || err != nil {
 		t.Fatal(m, err)
 	}
@@ -107,7 +109,7 @@ func TestMayReinclude(t *testing.T) {
 		{"!*.c", "src", false},
 		{"a", "a", false},
 	} {
-		m, err := New([]string{tt.pattern})
+		m, err := New(context.Background(), []string{tt.pattern})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -152,6 +154,17 @@ func TestAsPatternMatcher(t *testing.T) {
 }
 
 // FuzzParse compares the whole of a .dockerignore with moby's packages that read and match one.
+// TestParseEnds shows that reading many patterns ends with its context, while they are compiled and while their lines are found.
+func TestParseEnds(t *testing.T) {
+	const n = 1000
+	text := strings.Repeat("a*b\n", n)
+	for _, at := range []int{1, n / 2, 3 * n / 2} {
+		if _, err := Parse(ctxtest.EndAfter(at), strings.NewReader(text)); !errors.Is(err, ctxtest.ErrEnded) {
+			t.Errorf("Parse, whose context ended when it was looked at %d times: %v", at, err)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	for _, text := range []string{
 		"*.o\n!keep.o\n", "# a\n\n/x/\n", "**/*.md\nREADME*\n!README.md", "a/b/../c\n", "[a-c]?\n\\*\n", "!!a\n!\n", "\xef\xbb\xbfa\r\n", "\ufeff\ufeff*\n!\ufeffa/?", "\n\ufeff*", "**\n!**/a/**/b", "a**b\n***", "[^a]b", "/ a", "!!!", "[]a]", "a//b", ". \n..", "(a|b)+.\n{a}^$",
@@ -165,7 +178,7 @@ func FuzzParse(f *testing.F) {
 		}
 		name = strings.Trim(path.Clean("/"+name), "/")
 		patterns, err := ignorefile.ReadAll(strings.NewReader(text))
-		m, ourErr := Parse(strings.NewReader(text))
+		m, ourErr := Parse(context.Background(), strings.NewReader(text))
 		if err != nil {
 			if ourErr == nil {
 				t.Errorf("Parse takes it, and ignorefile says %v", err)
@@ -216,7 +229,7 @@ func compare(t *testing.T, patterns, tree []string) {
 			}
 		}
 	}
-	ours, ourErr := New(patterns)
+	ours, ourErr := New(context.Background(), patterns)
 	if (err == nil) != (ourErr == nil) {
 		t.Fatalf("%q: %v, patternmatcher %v", patterns, ourErr, err)
 	}
@@ -259,7 +272,7 @@ func BenchmarkIgnored(b *testing.B) {
 	for i := range 20 {
 		patterns = append(patterns, fmt.Sprintf("**/*.%d", i))
 	}
-	m, err := New(patterns)
+	m, err := New(context.Background(), patterns)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
@@ -25,6 +26,7 @@ import (
 // Dir is a directory of the client. It implements layer.Tree: everything in it belongs to user and group 0 and has no
 // extended attributes, as for docker build. It is safe for concurrent use.
 type Dir struct {
+	ctx    context.Context
 	root   *rootfs.Root
 	ignore *ignore.Matcher
 	stats  *statCache
@@ -40,13 +42,13 @@ type dirInfo struct {
 }
 
 // Open opens the directory name. cacheFile is where digests are kept from build to build; tmp is a directory on the same file
-// system, for what is unfinished. m may be nil.
-func Open(name string, m *ignore.Matcher, cacheFile, tmp string) (*Dir, error) {
+// system, for what is unfinished. m may be nil. The end of ctx ends everything that reads the directory, however large it and its files are.
+func Open(ctx context.Context, name string, m *ignore.Matcher, cacheFile, tmp string) (*Dir, error) {
 	root, err := rootfs.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	return &Dir{root: root, ignore: m, stats: openStatCache(cacheFile, tmp), infos: map[string]dirInfo{}}, nil
+	return &Dir{ctx: ctx, root: root, ignore: m, stats: openStatCache(cacheFile, tmp), infos: map[string]dirInfo{}}, nil
 }
 
 // Close frees the directory, after keeping the digests that were learnt in the cache file.
@@ -105,6 +107,9 @@ func (d *Dir) visible(path string, t layer.Type) (bool, error) {
 
 // Lookup implements layer.Tree.
 func (d *Dir) Lookup(path string) (layer.Entry, bool, error) {
+	if err := ctxio.Ended(d.ctx); err != nil {
+		return layer.Entry{}, false, err
+	}
 	f, err := d.root.OpenNoSymlinks(path, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return layer.Entry{}, false, nil
@@ -192,6 +197,9 @@ func (d *Dir) List(path string) ([]layer.Entry, error) {
 	out := make([]layer.Entry, 0, len(names))
 	fd, at := int(f.Fd()), finger(0)
 	for _, name := range names {
+		if err := ctxio.Ended(d.ctx); err != nil {
+			return nil, err
+		}
 		p := name
 		if path != "" {
 			p = path + "/" + name
@@ -218,7 +226,7 @@ func (d *Dir) Sum(ctx context.Context, entries []*layer.Entry) error {
 		g.Go(func() error {
 			buf := make([]byte, 256<<10)
 			for e := range work {
-				if err := d.sum(e, buf); err != nil {
+				if err := d.sum(ctx, e, buf); err != nil {
 					return err
 				}
 			}
@@ -249,7 +257,7 @@ func (e *ChangedError) Error() string {
 	return fmt.Sprintf("%s changed while it was read: build again when nothing writes to the context", e.Path)
 }
 
-func (d *Dir) sum(e *layer.Entry, buf []byte) error {
+func (d *Dir) sum(ctx context.Context, e *layer.Entry, buf []byte) error {
 	f, err := d.open(e)
 	if errors.Is(err, errSocket) {
 		digest, _, err := sum(strings.NewReader(""), buf)
@@ -265,7 +273,7 @@ func (d *Dir) sum(e *layer.Entry, buf []byte) error {
 	if err := unix.Fstat(int(f.Fd()), &before); err != nil {
 		return err
 	}
-	digest, n, err := sum(f, buf)
+	digest, n, err := sum(ctxio.Reader(ctx, f), buf)
 	if err != nil {
 		return err
 	}
@@ -308,5 +316,8 @@ func (d *Dir) Open(e *layer.Entry) (io.ReadCloser, error) {
 	if errors.Is(err, errSocket) {
 		return io.NopCloser(strings.NewReader("")), nil
 	}
-	return f, err
+	if err != nil {
+		return nil, err
+	}
+	return ctxio.ReadCloser(d.ctx, f), nil
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/ctxtest"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"golang.org/x/sys/unix"
@@ -46,11 +47,11 @@ func (p *place) open(patterns ...string) *Dir {
 	var m *ignore.Matcher
 	if patterns != nil {
 		var err error
-		if m, err = ignore.New(patterns); err != nil {
+		if m, err = ignore.New(context.Background(), patterns); err != nil {
 			p.t.Fatal(err)
 		}
 	}
-	d, err := Open(p.dir, m, p.cache, p.tmp)
+	d, err := Open(context.Background(), p.dir, m, p.cache, p.tmp)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -433,4 +434,38 @@ func TestManyDigests(t *testing.T) {
 		t.Fatal(err)
 	}
 	found(openStatCache(p.cache, p.tmp))
+}
+
+// TestEnds shows that looking at a large directory and reading a large file end with the context.
+func TestEnds(t *testing.T) {
+	p := newPlace(t)
+	const n = 1000
+	for i := range n {
+		p.write(fmt.Sprintf("dir/%d", i), "")
+	}
+	if err := os.Truncate(p.write("large", ""), 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	d, err := Open(ctxtest.EndAfter(n/2), p.dir, nil, p.cache, p.tmp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.List("dir"); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("List: %v", err)
+	}
+	if _, _, err := d.Lookup("large"); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("Lookup: %v", err)
+	}
+	if err := d.sum(ctxtest.EndAfter(10), &layer.Entry{Path: "large", Type: layer.File, Size: 1 << 40}, make([]byte, 4<<10)); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("sum: %v", err)
+	}
+	f, err := d.Open(&layer.Entry{Path: "large", Type: layer.File, Size: 1 << 40})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Read(make([]byte, 1)); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("Read: %v", err)
+	}
+	p.close(d)
 }

@@ -124,7 +124,7 @@ type owner struct{ uid, gid uint32 }
 
 func (c *copying) prepare(warn func(string)) error {
 	var err error
-	if c.exclude, err = ignore.New(c.op.Exclude); err != nil {
+	if c.exclude, err = ignore.New(c.ctx, c.op.Exclude); err != nil {
 		return fmt.Errorf("read --exclude: %w", err)
 	}
 	if c.op.Chown != "" {

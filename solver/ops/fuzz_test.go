@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -156,7 +157,7 @@ func FuzzGlob(f *testing.F) {
 	for _, pattern := range []string{"*", "*/*", "a*/*.txt", "?", "[a-b]*", `\**`, `a/\[x]`, "a//b/*", "./*/../a*", "[^a]", "[]", "a[", `q\\`, "**", "*/b/c*", `[\]-a]`, "[a/b]", `\./*`, "a[ -0]b"} {
 		f.Add(pattern)
 	}
-	tree, err := localdir.Open(dir, nil, filepath.Join(f.TempDir(), "id"), f.TempDir())
+	tree, err := localdir.Open(context.Background(), dir, nil, filepath.Join(f.TempDir(), "id"), f.TempDir())
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -48,7 +48,7 @@ func newPlanner(t *testing.T) *planner {
 // look forgets what is known of the context, as a new build does.
 func (p *planner) look() {
 	p.t.Helper()
-	d, err := localdir.Open(p.dir, nil, filepath.Join(p.Root, "context", "id"), p.Tmp)
+	d, err := localdir.Open(context.Background(), p.dir, nil, filepath.Join(p.Root, "context", "id"), p.Tmp)
 	if err != nil {
 		p.t.Fatal(err)
 	}
