@@ -89,8 +89,15 @@ func poolOf(s *Spec) *Pool {
 	return s.Pool
 }
 
-// enterGroups gives the run its groups.
+// enterGroups gives the run its groups, or what takes the place of one that it cannot have.
 func (r *run) enterGroups() error {
+	if err := r.findGroups(); err != nil {
+		return err
+	}
+	return r.limitTasks()
+}
+
+func (r *run) findGroups() error {
 	pool := poolOf(&r.spec)
 	if pool != nil {
 		if r.cgroups = pool.get(r.guards()); r.cgroups != nil {

@@ -131,8 +131,8 @@ type Status struct {
 	// OOMKills is how many processes of the run the kernel killed for want of memory in its control group, and PidsRefused
 	// how many were not started since there were too many.
 	OOMKills, PidsRefused int64
-	// NoPidsLimit is why there was no limit of processes although none was refused; nil if there was one.
-	NoPidsLimit error
+	// NoPidsLimit is why no control group limited the number of processes although one should have; nil if one did.
+	NoPidsLimit *PidsError
 }
 
 // SetupError says which of the preparations failed inside the sandbox, before the program was executed.
@@ -600,14 +600,14 @@ func (r *run) result() (Status, error) {
 	}
 	memory, pids := r.cgroups.killed()
 	if r.keeper.prog.pc < r.keeper.prog.n-1 {
-		return Status{ExitCode: 137, Signal: syscall.SIGKILL, OOMKills: memory, PidsRefused: pids, NoPidsLimit: r.cgroups.note}, nil
+		return Status{ExitCode: 137, Signal: syscall.SIGKILL, OOMKills: memory, PidsRefused: pids, NoPidsLimit: r.noPidsLimit()}, nil
 	}
 	ws := syscall.WaitStatus(*(*uint32)(r.arena.pointer(r.status.offset)))
 	usage := (*unix.Rusage)(r.arena.pointer(r.usage.offset))
 	status := Status{
 		ExitCode: ws.ExitStatus(),
 		CPU:      time.Duration(usage.Utime.Nano() + usage.Stime.Nano()),
-		OOMKills: memory, PidsRefused: pids, NoPidsLimit: r.cgroups.note,
+		OOMKills: memory, PidsRefused: pids, NoPidsLimit: r.noPidsLimit(),
 	}
 	if ws.Signaled() {
 		status.Signal = ws.Signal()

@@ -214,6 +214,9 @@ func (b *Builder) lookLimits(ctx context.Context) (string, Severity) {
 				why = e.Err
 			}
 			cannot = append(cannot, fmt.Sprintf("%s not (%v)", l.what, why))
+			if l.Pids > 0 {
+				cannot[len(cannot)-1] += withoutPids()
+			}
 			continue
 		}
 		can = append(can, l.what)
@@ -222,6 +225,18 @@ func (b *Builder) lookLimits(ctx context.Context) (string, Severity) {
 		return strings.Join(can, ", "), Fine
 	}
 	return strings.Join(append(can, cannot...), ", "), Lacking
+}
+
+// withoutPids says what holds where no control group limits the processes of a step.
+func withoutPids() string {
+	e, err := sandbox.NoPidsLimit()
+	switch {
+	case err != nil || e == nil:
+		return ""
+	case e.Shared > 0:
+		return fmt.Sprintf(": instead each user may have %d in all steps together", e.Shared)
+	}
+	return ": a RUN may have any number of them"
 }
 
 func (b *Builder) lookDeviceNodes(context.Context) (string, Severity) {

@@ -366,6 +366,15 @@ func (n Namespace) HasGroup(gid uint32) bool { return !n.Nested || has(n.groups,
 // Single reports whether the namespace has one user and no more.
 func (n Namespace) Single() bool { return n.Nested && len(n.users) == 1 && n.users[0].n == 1 }
 
+// MayBeRoot reports whether user 0 may be the machine's root, who is exempt from RLIMIT_NPROC. Of a namespace in which user 0 is that of
+// the one above nobody knows.
+func (n Namespace) MayBeRoot() bool {
+	if !n.Nested {
+		return true
+	}
+	return slices.ContainsFunc(n.users, func(e extent) bool { return e.inside == 0 && e.outside == 0 })
+}
+
 // String is the same for two namespaces in which the files on a disk have the same owners.
 func (n Namespace) String() string {
 	if !n.Nested {

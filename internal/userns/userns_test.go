@@ -44,6 +44,10 @@ func TestExtents(t *testing.T) {
 	if ns.HasGroup(1) || !ns.HasGroup(0) || ns.Single() || !(Namespace{}).HasUser(1<<31) || (Namespace{}).Single() {
 		t.Error("the groups, or the first namespace")
 	}
+	passed := Namespace{Nested: true, users: []extent{{0, 0, 1000}, {1000, 200000, 10}}}
+	if ns.MayBeRoot() || !(Namespace{}).MayBeRoot() || !passed.MayBeRoot() {
+		t.Error("who may be root")
+	}
 	if many := extents(0, slices.Repeat([]span{{1, 1}}, 1000)); len(many) != maxExtents {
 		t.Errorf("%d lines", len(many))
 	}

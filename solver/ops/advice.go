@@ -164,6 +164,8 @@ func explain(err error, platform string) error {
 		return &NoExecError{e, fmt.Sprintf("the step is for %s and this machine is %s: Debian's packages qemu-user-static and binfmt-support make it run such programs", p, host)}
 	case e.Errno == syscall.ENOEXEC:
 		return &NoExecError{e, fmt.Sprintf("it is no program for %s, nor a script that begins with #!", host)}
+	case e.Errno == syscall.EAGAIN:
+		return &NoExecError{e, "its user has as many processes and threads as it may have (RLIMIT_NPROC), in this step and those beside it"}
 	case e.Errno == syscall.ENOENT && e.Reason == "no such file or directory" && isShell(e.Name):
 		return &NoExecError{e, fmt.Sprintf("there is no %s in this image: use the exec form, RUN [\"program\", \"argument\"], or a base image with a shell", e.Name)}
 	}

@@ -264,11 +264,7 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	if err != nil {
 		return l, explain(err, v.Meta().Platform)
 	}
-	if status.NoPidsLimit != nil && r.Note != nil {
-		r.noPidsLimit.Do(func() {
-			r.Note(fmt.Sprintf("RUN may have any number of processes, since kiln can have no control group: %v", status.NoPidsLimit))
-		})
-	}
+	r.tellPidsLimit(status.NoPidsLimit)
 	if status.ExitCode != 0 || status.Signal != 0 {
 		failed := &ExitError{Args: op.Args, Status: status, OutOfMemory: oomKills() > killed, Limits: r.Limits}
 		if ns, err := userns.Current(); err == nil {
@@ -286,6 +282,22 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	c, err := p.CommitChanges(ctx, tree, started)
 	r.Snapshots.SetEarlier(c.ID, job.Last.ID)
 	return committed(c), err
+}
+
+// tellPidsLimit says once what holds in place of the default limit of processes: a warning where that is nothing.
+func (r *Runner) tellPidsLimit(e *sandbox.PidsError) {
+	tell, text := r.Note, ""
+	switch {
+	case e == nil:
+		return
+	case e.Shared > 0:
+		text = fmt.Sprintf("in RUN %v", e)
+	default:
+		tell, text = r.Warn, fmt.Sprintf("in RUN %v (--pids-limit=-1 accepts that)", e)
+	}
+	if tell != nil {
+		r.noPidsLimit.Do(func() { tell(text) })
+	}
 }
 
 // full reports whether next to nothing can be written to a file system any more.
