@@ -47,6 +47,8 @@ type Options struct {
 	CgroupParent string
 	// Allow are the entitlements that are granted: "network.host", "security.insecure", "device", "device=NAME". A Network of host grants the first.
 	Allow []string
+	// NoInsecure is why no RUN may have --security=insecure, whatever is allowed; "" if it may.
+	NoInsecure string
 	// Ignore is the .dockerignore of the build context, for the check that warns of sources which it excludes; may be nil.
 	Ignore *ignore.Matcher
 }

@@ -190,6 +190,9 @@ func (b *builder) security(c *instructions.RunCommand) (llb.Security, error) {
 	if s == llb.SecurityInsecure && !slices.Contains(b.opts.Allow, "security.insecure") {
 		return "", notAllowed("RUN --security=insecure", "security.insecure")
 	}
+	if s == llb.SecurityInsecure && b.opts.NoInsecure != "" {
+		return "", &parser.Error{Msg: "RUN --security=insecure is not possible here", Hint: b.opts.NoInsecure}
+	}
 	return s, nil
 }
 

@@ -1,13 +1,14 @@
 package sandbox
 
 import (
+	"os"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// The processes that are started here share kiln's memory until they execute the step's program, so that nothing is copied,
+// The processes that are started here share kiln's memory until they execute the launcher, so that nothing is copied,
 // however large kiln is. They run on stacks of their own, and nothing of Go but interpret, which makes the system calls of
 // a list that was prepared before.
 
@@ -116,6 +117,13 @@ func value(p *program, c *rawCall, i uintptr) uintptr {
 		v = *(*uintptr)(unsafe.Add(p.base, p.results+v*wordSize))
 	}
 	return v
+}
+
+// hide makes kiln's memory, which the processes that are started here share, unreadable for every other process that has not
+// CAP_SYS_PTRACE in the user namespace that kiln was executed in: see ptrace(2), "Ptrace access mode checking". A change of the
+// user of a thread may undo it.
+func hide() error {
+	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
 }
 
 // start clones the first process with every signal blocked, so that no handler of Go's runs in it before its handlers are

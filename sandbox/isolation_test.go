@@ -495,8 +495,8 @@ func TestPlan(t *testing.T) {
 	im.expect(t, "true", "", func(s *Spec) { s.Debug = &plan })
 	text := plan.String()
 	last := -1
-	for _, step := range []string{"ppoll(", "clone3(", "keyctl(", "pivot_root(", "umount2(", "getcwd(", "seccomp(", "setgroups(",
-		"setresgid(", "setresuid(", "capset(", "close_range(3,", `execve("/bin/sh"`, "wait4("} {
+	for _, step := range []string{"ppoll(", "clone3(", "keyctl(", "pivot_root(", "umount2(", "getcwd(", "seccomp(", "close_range(5,", "execveat(4,", "wait4(",
+		"close(3)", "setgroups(", "setresgid(", "setresuid(", "capset(", `execve("/bin/sh"`} {
 		i := strings.LastIndex(text, step)
 		if i < last || i < 0 {
 			t.Errorf("%s is out of order", step)

@@ -27,8 +27,8 @@ type op struct {
 	// name says what the call is for, as it is to be read behind "could not".
 	name string
 	nr   uintptr
-	// args are numbers (any integer), strings and byte slices (by address; strings end in a zero byte), *buffer, *fprog and *rights (by
-	// address), *op (the result of that call) or *plan (for nrClone only).
+	// args are numbers (any integer), strings and byte slices (by address; strings end in a zero byte), *buffer, *vector,
+	// *fprog and *rights (by address), *op (the result of that call) or *plan (for nrClone only).
 	args     []any
 	tolerate uint64
 	skip     int
@@ -48,6 +48,20 @@ type rights struct{ fd int }
 type buffer struct {
 	size   int
 	offset uintptr
+}
+
+// vector is a list of strings as execve(2) takes it. It is laid out once for all calls that take it.
+type vector struct {
+	list   []string
+	offset uintptr
+}
+
+func (v *vector) size() uintptr {
+	n := align(uintptr(len(v.list)+1) * wordSize)
+	for _, s := range v.list {
+		n += align(uintptr(len(s)) + 1)
+	}
+	return n
 }
 
 // add appends a call.
@@ -111,8 +125,8 @@ func (o *op) call() string {
 			args[i] = fmt.Sprintf("$%d", a.index)
 		case *plan:
 			args[i] = "the following"
-		case []string:
-			args[i] = fmt.Sprintf("%d strings", len(a))
+		case *vector:
+			args[i] = fmt.Sprintf("%d strings", len(a.list))
 		default:
 			if n := number(a); n > 4096 {
 				args[i] = fmt.Sprintf("%#x", n)
@@ -137,7 +151,8 @@ func (o *op) call() string {
 // callNames are the names of the calls that plans are made of.
 var callNames = map[uintptr]string{
 	nrByte: "check", nrClone: "clone3", unix.SYS_CLOSE_RANGE: "close_range", unix.SYS_CAPSET: "capset",
-	unix.SYS_DUP3: "dup3", unix.SYS_EXECVE: "execve", unix.SYS_EXIT_GROUP: "exit_group", unix.SYS_FACCESSAT: "faccessat",
+	unix.SYS_DUP3: "dup3", unix.SYS_EXECVE: "execve", unix.SYS_EXECVEAT: "execveat",
+	unix.SYS_EXIT_GROUP: "exit_group", unix.SYS_CLOSE: "close",
 	unix.SYS_FCHDIR: "fchdir", unix.SYS_FSCONFIG: "fsconfig", unix.SYS_FSMOUNT: "fsmount", unix.SYS_FSOPEN: "fsopen",
 	unix.SYS_GETCWD: "getcwd", unix.SYS_IOCTL: "ioctl", unix.SYS_KEYCTL: "keyctl", unix.SYS_MOUNT_SETATTR: "mount_setattr",
 	unix.SYS_MOVE_MOUNT: "move_mount", unix.SYS_OPENAT: "openat", unix.SYS_OPENAT2: "openat2", unix.SYS_OPEN_TREE: "open_tree",
@@ -171,6 +186,8 @@ const stackSize = 16 << 10
 type arena struct {
 	mem  []byte
 	used uintptr
+	// base is the address that the memory has in the process that works with it, if that is not kiln's own; see launcher.go.
+	base uintptr
 }
 
 // newArena returns an arena of n bytes.
@@ -194,7 +211,12 @@ func (a *arena) alloc(n uintptr) uintptr {
 func align(n uintptr) uintptr { return (n + 15) &^ 15 }
 
 func (a *arena) pointer(off uintptr) unsafe.Pointer { return unsafe.Pointer(&a.mem[off]) }
-func (a *arena) address(off uintptr) uintptr        { return uintptr(a.pointer(off)) }
+func (a *arena) address(off uintptr) uintptr {
+	if a.base != 0 {
+		return a.base + off
+	}
+	return uintptr(a.pointer(off))
+}
 
 func (a *arena) bytes(b []byte) uintptr {
 	off := a.alloc(uintptr(len(b)))
@@ -202,10 +224,11 @@ func (a *arena) bytes(b []byte) uintptr {
 	return off
 }
 
-// size is the memory that assemble takes.
+// size is the memory that assemble takes, which is more than lay takes.
 func (p *plan) size() uintptr {
 	n := align(unsafe.Sizeof(program{})) + align(unsafe.Sizeof(cloneArgs{})) + stackSize +
 		uintptr(len(p.ops))*(align(unsafe.Sizeof(rawCall{}))+align(wordSize))
+	vectors := map[*vector]bool{}
 	for _, o := range p.ops {
 		for _, arg := range o.args {
 			switch arg := arg.(type) {
@@ -213,10 +236,10 @@ func (p *plan) size() uintptr {
 				n += align(uintptr(len(arg)) + 1)
 			case []byte:
 				n += align(uintptr(len(arg)))
-			case []string:
-				n += align(uintptr(len(arg)+1) * wordSize)
-				for _, s := range arg {
-					n += align(uintptr(len(s)) + 1)
+			case *vector:
+				if !vectors[arg] {
+					vectors[arg] = true
+					n += arg.size()
 				}
 			case *buffer:
 				n += align(uintptr(arg.size))
@@ -232,11 +255,10 @@ func (p *plan) size() uintptr {
 	return n
 }
 
-// assemble lays the plan out in the arena, with a stack and the arguments of the clone that starts it.
-func (p *plan) assemble(a *arena) {
-	progAt, cloneAt := a.alloc(unsafe.Sizeof(program{})), a.alloc(unsafe.Sizeof(cloneArgs{}))
-	prog := (*program)(a.pointer(progAt))
-	prog.base = a.pointer(0)
+// lay lays the plan out in the arena, the program first.
+func (p *plan) lay(a *arena) {
+	prog := (*program)(a.pointer(a.alloc(unsafe.Sizeof(program{}))))
+	p.prog = prog
 	prog.n = uintptr(len(p.ops))
 	prog.calls = a.alloc(prog.n * unsafe.Sizeof(rawCall{}))
 	prog.results = a.alloc(prog.n * wordSize)
@@ -252,8 +274,11 @@ func (p *plan) assemble(a *arena) {
 				c.args[j] = a.address(a.bytes(append([]byte(arg), 0)))
 			case []byte:
 				c.args[j] = a.address(a.bytes(arg))
-			case []string:
-				c.args[j] = a.address(a.strings(arg))
+			case *vector:
+				if arg.offset == 0 {
+					arg.offset = a.strings(arg.list)
+				}
+				c.args[j] = a.address(arg.offset)
 			case *buffer:
 				if arg.offset == 0 {
 					arg.offset = a.alloc(uintptr(arg.size))
@@ -282,13 +307,18 @@ func (p *plan) assemble(a *arena) {
 			}
 		}
 	}
+}
+
+// assemble lays the plan out in the arena for interpret, with a stack and the arguments of the clone that starts it.
+func (p *plan) assemble(a *arena) {
+	p.lay(a)
+	p.prog.base = a.pointer(0)
 	// What clone finds on the new stack.
 	stack := a.alloc(stackSize)
 	top := uintptr(stackSize - 64)
 	*(*uintptr)(a.pointer(stack + top + 32)) = reflect.ValueOf(interpret).Pointer()
-	*(*uintptr)(a.pointer(stack + top + 40)) = uintptr(unsafe.Pointer(prog))
-	p.prog = prog
-	p.clone = (*cloneArgs)(a.pointer(cloneAt))
+	*(*uintptr)(a.pointer(stack + top + 40)) = uintptr(unsafe.Pointer(p.prog))
+	p.clone = (*cloneArgs)(a.pointer(a.alloc(unsafe.Sizeof(cloneArgs{}))))
 	*p.clone = cloneArgs{
 		flags:      p.flags | unix.CLONE_VM | unix.CLONE_CLEAR_SIGHAND,
 		exitSignal: uint64(unix.SIGCHLD),

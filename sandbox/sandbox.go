@@ -62,10 +62,14 @@ type Spec struct {
 	// Insecure runs the process with all of kiln's capabilities, without a system call filter, with /proc and /sys
 	// writable and devices usable.
 	Insecure bool
-	// SharedProc gives the process the /proc and /sys that kiln itself has, for a kiln that is in a user namespace in a container: the
-	// kernel lets it mount none while parts of those are covered. The process sees the other processes of the container then, under their
-	// numbers there, but can look into none that may do more than itself, as kiln may, and signal none.
+	// SharedProc gives the process the /proc and /sys that kiln itself has, read-only, for a kiln that is in a user namespace in a
+	// container: the kernel lets it mount none while parts of those are covered. The process sees the other processes of the container
+	// then, under their numbers there, and what /proc shows to everybody, as their command lines. It needs a UserNamespace, so
+	// that it can look into none of them, and cannot be Insecure.
 	SharedProc bool
+	// UserNamespace is one of NewUserNamespace, which no other process uses at the same time. nil leaves the process in that of kiln,
+	// or of IDs. It stays the caller's.
+	UserNamespace *os.File
 	// Rlimits are set in place of those that kiln runs with.
 	Rlimits []Rlimit
 	// ShmSize is the size of /dev/shm in bytes, 64 MiB if 0.
@@ -187,6 +191,9 @@ func Run(ctx context.Context, s Spec) (Status, error) {
 	if err := s.check(); err != nil {
 		return Status{}, err
 	}
+	if err := s.checkArguments(); err != nil {
+		return Status{ExitCode: 126}, err
+	}
 	ns, err := userns.Current()
 	if err != nil {
 		return Status{}, err
@@ -236,8 +243,11 @@ func (s *Spec) check() error {
 	if err := s.Limits.Check(); err != nil {
 		return fmt.Errorf("run with %w", err)
 	}
-	if s.SharedProc && s.IDs != nil {
-		return errors.New("run with kiln's own /proc: not in another user namespace")
+	if s.SharedProc && (s.Insecure || s.UserNamespace == nil) {
+		return errors.New("run with kiln's own /proc: only without privileges, in a user namespace of its own")
+	}
+	if s.UserNamespace != nil && s.IDs != nil {
+		return errors.New("run in two user namespaces")
 	}
 	if s.Cwd != "" && !path.IsAbs(s.Cwd) {
 		return fmt.Errorf("run in %q: not an absolute path", s.Cwd)
@@ -274,13 +284,15 @@ type run struct {
 	cgroup  *os.File // of version 2, in which the keeper is made; nil: kiln's own
 	keeper  *plan
 	process *plan
+	launch  *plan
 	status  *buffer
 	usage   *buffer
 	execs   []*op // the attempts to execute the program
 	exists  []*op // for each of them, whether the file is there
 	outs    []*output
 	sockets *socketMaker // nil where the process needs none
-	arena   *arena
+	arena   *arena       // of keeper and process
+	memory  *arena       // of launch
 }
 
 func (r *run) close() {
@@ -297,8 +309,10 @@ func (r *run) close() {
 		r.sockets.take.Close()
 	}
 	r.tree.close()
-	if r.arena != nil {
-		r.arena.free()
+	for _, a := range []*arena{r.arena, r.memory} {
+		if a != nil {
+			a.free()
+		}
 	}
 }
 
@@ -424,6 +438,17 @@ func (r *run) prepare() error {
 	if p.kiln, err = r.own(os.NewFile(uintptr(max(fd, 0)), "kiln"), err); err != nil {
 		return fmt.Errorf("open kiln's own process: %w", err)
 	}
+	if p.launcher, err = launcherFile(); err != nil {
+		return err
+	}
+	if r.launch, err = r.launchPlan(); err != nil {
+		return err
+	}
+	if r.memory, p.plan, err = newLauncherArena(r.launch.size()); err != nil {
+		return err
+	}
+	r.files = append(r.files, p.plan)
+	r.launch.lay(r.memory)
 	return r.plan(p)
 }
 
@@ -518,9 +543,12 @@ func (o *output) copy() {
 // run starts the process and waits for its end.
 func (r *run) run(ctx context.Context) (Status, error) {
 	if r.spec.Debug != nil {
-		if _, err := io.WriteString(r.spec.Debug, r.keeper.String()); err != nil {
+		if _, err := io.WriteString(r.spec.Debug, r.keeper.String()+"the launcher:\n"+r.launch.String()); err != nil {
 			return Status{}, fmt.Errorf("write the plan of the sandbox: %w", err)
 		}
+	}
+	if err := hide(); err != nil {
+		return Status{}, err
 	}
 	var err error
 	if r.arena, err = newArena(r.keeper.size() + 4096); err != nil {
@@ -587,13 +615,12 @@ func wait(pidfd *os.File) error {
 	}
 }
 
-// result reads what the two processes left in the arena.
+// result reads what the processes left in the arenas.
 func (r *run) result() (Status, error) {
-	step := r.process
-	if err := r.execError(step.prog); err != nil {
+	if err := r.execError(r.launch.prog); err != nil {
 		return Status{ExitCode: err.code()}, err
 	}
-	for _, p := range []*plan{r.keeper, step} {
+	for _, p := range []*plan{r.keeper, r.process, r.launch} {
 		if i := p.prog.failed; i != 0 {
 			return Status{}, r.setupError(p.ops[i-1].name, syscall.Errno(p.prog.errno))
 		}
@@ -663,7 +690,7 @@ func (r *run) execError(prog *program) *ExecError {
 		return nil
 	}
 	result := func(o *op) syscall.Errno {
-		return syscall.Errno(-*(*int)(r.arena.pointer(prog.results + uintptr(o.index)*wordSize)))
+		return syscall.Errno(-min(0, *(*int)(r.memory.pointer(prog.results + uintptr(o.index)*wordSize))))
 	}
 	for i, o := range r.execs {
 		switch errno := result(o); {
@@ -675,6 +702,37 @@ func (r *run) execError(prog *program) *ExecError {
 		}
 	}
 	return e
+}
+
+// Limits of what is executed: of one string the kernel's MAX_ARG_STRLEN, see execve(2), and of the directories of PATH one that
+// keeps the paths that are tried small.
+const (
+	maxArgument = 128<<10 - 1
+	maxPath     = 4096
+)
+
+// checkArguments returns an *ExecError for arguments and an environment with which the kernel would execute nothing.
+func (s *Spec) checkArguments() error {
+	tooLong := func(reason string) error { return &ExecError{Name: s.Args[0], Errno: syscall.E2BIG, Reason: reason} }
+	for i, v := range s.Args {
+		if len(v) > maxArgument {
+			return tooLong(fmt.Sprintf("argument %d has %d bytes, and Linux allows %d", i, len(v), maxArgument))
+		}
+	}
+	for _, v := range s.Env {
+		name, value, _ := strings.Cut(v, "=")
+		name = name[:min(len(name), 80)]
+		if len(v) > maxArgument {
+			return tooLong(fmt.Sprintf("the environment variable %s has %d bytes, and Linux allows %d with its name", name, len(v), maxArgument))
+		}
+		if n := strings.Count(value, ":"); name == "PATH" && n >= maxPath {
+			return tooLong(fmt.Sprintf("PATH has %d directories, and kiln allows %d", n+1, maxPath))
+		}
+	}
+	if len(s.Args[0]) >= unix.PathMax {
+		return &ExecError{Name: s.Args[0][:80] + "...", Errno: syscall.ENAMETOOLONG, Reason: syscall.ENAMETOOLONG.Error()}
+	}
+	return nil
 }
 
 // candidates are the paths that the program may be at, in the order of PATH.

@@ -26,6 +26,7 @@ type parts struct {
 	etc                  []*os.File
 	targets              []*os.File // of Spec.Mounts and Spec.Devices
 	null, out, err       *os.File
+	launcher, plan       *os.File   // what the process executes, and the memory that this finds its own plan in
 	kiln                 *os.File   // kiln's pidfd
 	cgroups              []*os.File // what is written to for joining the control groups of version 1
 }
@@ -97,6 +98,9 @@ func (r *run) plan(p parts) error {
 	if m := r.spec.IDs; m != nil {
 		k.add("enter the user namespace", unix.SYS_SETNS, fd(m.Namespace), unix.CLONE_NEWUSER)
 	}
+	if f := r.spec.UserNamespace; f != nil {
+		k.add("enter the user namespace", unix.SYS_SETNS, fd(f), unix.CLONE_NEWUSER)
+	}
 	// Here, since a change of privileges would take the signal away.
 	k.add("die with kiln", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL), 0, 0, 0)
 	k.add("see that kiln is alive", unix.SYS_PPOLL, raw(unix.PollFd{Fd: int32(fd(p.kiln)), Events: unix.POLLIN}), 1,
@@ -110,6 +114,7 @@ func (r *run) plan(p parts) error {
 	return nil
 }
 
+// processPlan is what the process does until it is the launcher: it makes its namespaces, mounts and descriptors.
 func (r *run) processPlan(p parts) (*plan, error) {
 	s := &r.spec
 	// The keeper waits until the program is executed (vfork), as far as the kernel is concerned: else a change of oom_score_adj
@@ -163,6 +168,15 @@ func (r *run) processPlan(p parts) (*plan, error) {
 	if err := r.planFilter(l, p); err != nil {
 		return nil, err
 	}
+	r.planLaunch(l, p.launcher, p.plan)
+	return l, nil
+}
+
+// launchPlan is what the launcher does: it takes the process's privileges away, and executes its program.
+func (r *run) launchPlan() (*plan, error) {
+	s := &r.spec
+	l := &plan{}
+	l.add("close the plan", unix.SYS_CLOSE, launcherPlanFd)
 	// Only now, when nothing more is opened: kiln may have more files open than the process may have. It takes privileges.
 	if err := r.planLimits(l); err != nil {
 		return nil, err
@@ -171,20 +185,22 @@ func (r *run) processPlan(p parts) (*plan, error) {
 		return nil, err
 	}
 	l.add("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, make([]byte, 8), 0, 8)
-	l.add("close files on exec", unix.SYS_CLOSE_RANGE, 3, uint32(1<<32-1), unix.CLOSE_RANGE_CLOEXEC)
 
 	env := s.Env
 	if !hasName(env, "HOME") {
 		env = append(append([]string(nil), env...), "HOME="+s.User.Home)
 	}
+	argv, envp := &vector{list: s.Args}, &vector{list: env}
 	paths := candidates(s.Args[0], env)
 	for _, name := range paths {
-		r.execs = append(r.execs, l.add("execute "+name, unix.SYS_EXECVE, name, s.Args, env).
+		r.execs = append(r.execs, l.add("execute "+name, unix.SYS_EXECVE, name, argv, envp).
 			or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES))
 	}
+	look := raw(unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS})
 	for _, name := range paths {
-		r.exists = append(r.exists, l.add("look for "+name, unix.SYS_FACCESSAT, atCwd(), name, unix.F_OK).
-			or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES, syscall.ELOOP, syscall.ENAMETOOLONG))
+		r.exists = append(r.exists, l.add("look for "+name, unix.SYS_OPENAT2, atCwd(), name, look, unix.SizeofOpenHow).
+			or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES, syscall.ELOOP, syscall.ENAMETOOLONG).skipping(1))
+		l.add("close "+name, unix.SYS_CLOSE_RANGE, launcherPlanFd, uint32(1<<32-1), 0)
 	}
 	return l, nil
 }
@@ -224,7 +240,8 @@ func (r *run) planRoot(l *plan, p parts) {
 	l.add("keep mounts from the host", unix.SYS_MOUNT_SETATTR, atCwd(), "/", unix.AT_RECURSIVE, private, len(private))
 	var proc *op
 	if s.SharedProc {
-		proc = r.planClone(l, "/proc", standard)
+		// Read-only: the files of kiln's processes and of other steps' belong to the user that this one is, oom_score_adj among them.
+		proc = r.planClone(l, "/proc", standard|unix.MOUNT_ATTR_RDONLY)
 	}
 	// The supplies can be cloned while they are attached. Somewhere below the old root they vanish with it.
 	l.add("attach the supplies", unix.SYS_MOVE_MOUNT, fd(r.supply.fs), "", atCwd(), "/proc", moveFromFd)

@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/internal/userns"
 )
@@ -20,6 +22,9 @@ func main() {
 		}
 		os.Exit(exitInternal)
 	}
+	// Secrets, credentials and what steps print are in kiln's memory: no other process of the user may read it, and no core dump has
+	// it. Only now, since a kiln that starts another in a user namespace has to write to files of that in /proc.
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // it cannot fail with these arguments
 	os.Exit(a.run(os.Args[1:]))
 }
 

@@ -125,6 +125,9 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 		NoCache: o.NoCache, NoCacheFilter: o.NoCacheFilter, NamedContexts: o.BuildContexts, Network: o.Network, ExtraHosts: o.ExtraHosts,
 		Ulimits: o.Ulimits, ShmSize: o.ShmSize, CgroupParent: o.CgroupParent, Allow: o.Allow, Ignore: locals.ignore, AllStages: o.Check,
 	}
+	if sharedProc {
+		options.NoInsecure = "with --no-process-sandbox a privileged step could change the processes of kiln and of other steps"
+	}
 	if !o.Check && o.Describe == "" {
 		// Nothing is fetched to look at a Dockerfile.
 		options.SourceTime = r.sourceTime(o)

@@ -175,6 +175,15 @@ func (b *Builder) step(ctx context.Context, s sandbox.Spec) error {
 	if s.SharedProc, err = b.sharedProc(Options{}); err != nil {
 		return err
 	}
+	if s.SharedProc {
+		users, network, err := sandbox.NewUserNamespace()
+		if err != nil {
+			return err
+		}
+		defer users.Close()
+		defer network.Close()
+		s.UserNamespace = users
+	}
 	_, err = sandbox.Run(ctx, s)
 	if _, ok := errors.AsType[*sandbox.ExecError](err); ok {
 		return nil

@@ -40,6 +40,7 @@ var ethernet = [12]byte{0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2}
 // namespace is a network name space with one interface, the packets of which kiln reads and writes.
 type namespace struct {
 	file  *os.File // nsfs
+	users *os.File // the user namespace that it belongs to; nil if that is kiln's own
 	link  *os.File // a tun device or a packet socket; packets have a struct virtio_net_hdr, and on the latter an Ethernet header
 	way   string   // how link was made
 	frame int      // how long the headers before the IP header are
@@ -49,10 +50,10 @@ type namespace struct {
 	initial          counters
 }
 
-// newNamespace makes a network name space. Everything of it goes with the descriptors.
-func newNamespace(ipv6 bool) (*namespace, error) {
+// newNamespace makes a network namespace, or sets up made, which has nothing yet. Everything of it goes with the descriptors.
+func newNamespace(made *os.File, ipv6 bool) (*namespace, error) {
 	n := &namespace{}
-	err := inNewNamespace(func() error {
+	err := inNewNamespace(made, func() error {
 		var err error
 		if n.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
 			return err
@@ -85,8 +86,8 @@ func newNamespace(ipv6 bool) (*namespace, error) {
 	return n, nil
 }
 
-// inNewNamespace calls f on a thread in a network name space of its own.
-func inNewNamespace(f func() error) error {
+// inNewNamespace calls f on a thread in a network namespace of its own, which is made unless it is nil.
+func inNewNamespace(made *os.File, f func() error) error {
 	done := make(chan error)
 	go func() {
 		// A thread that is still locked when its goroutine returns ends as well.
@@ -97,8 +98,13 @@ func inNewNamespace(f func() error) error {
 			return
 		}
 		defer own.Close()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("make a network name space: %w", err)
+		if made == nil {
+			err = unix.Unshare(unix.CLONE_NEWNET)
+		} else {
+			err = unix.Setns(int(made.Fd()), unix.CLONE_NEWNET)
+		}
+		if err != nil {
+			done <- fmt.Errorf("make a network namespace: %w", err)
 			return
 		}
 		err = f()
@@ -238,7 +244,7 @@ func (n *namespace) pristine() bool {
 }
 
 func (n *namespace) close() {
-	for _, f := range []*os.File{n.file, n.link, n.devices, n.sockets} {
+	for _, f := range []*os.File{n.file, n.users, n.link, n.devices, n.sockets} {
 		if f != nil {
 			f.Close()
 		}

@@ -23,6 +23,10 @@ const Gateway = "10.0.2.2"
 
 // Pool makes networks, and gives those of which no trace of use is left out again. The zero value is an empty pool.
 type Pool struct {
+	// Make makes a user namespace and a network namespace that belongs to it. If it is nil, network namespaces belong to kiln's
+	// own user namespace. It is set before the first Get.
+	Make func() (users, network *os.File, err error)
+
 	mu      sync.Mutex
 	free    []*Network
 	closing sync.WaitGroup
@@ -58,10 +62,20 @@ func (p *Pool) Get() (*Network, error) {
 		return n, nil
 	}
 	p.mu.Unlock()
-	ns, err := newNamespace(hasIPv6())
+	var users, made *os.File
+	if p.Make != nil {
+		var err error
+		if users, made, err = p.Make(); err != nil {
+			return nil, &UnavailableError{err}
+		}
+		defer made.Close()
+	}
+	ns, err := newNamespace(made, hasIPv6())
 	if err != nil {
+		users.Close() // nil is fine
 		return nil, &UnavailableError{err}
 	}
+	ns.users = users
 	n := &Network{namespace: ns, pool: p, emptied: make(chan struct{}), ended: make(chan struct{})}
 	go n.receive()
 	return n, nil
@@ -80,6 +94,10 @@ func (p *Pool) Close() {
 
 // Namespace returns the descriptor of the network name space, for setns(2). It stays the network's.
 func (n *Network) Namespace() *os.File { return n.file }
+
+// UserNamespace returns the user namespace that the network namespace belongs to, if Pool.Make made one, else nil. It stays the
+// network's, and nobody else has it at the same time.
+func (n *Network) UserNamespace() *os.File { return n.users }
 
 // Release gives the network up when no process is in its name space any more. privileged says that one was that may have
 // configured the name space.
@@ -175,7 +193,7 @@ func (n *Network) packet(frame []byte) {
 // Probe makes a network name space and lets it go. It returns by what way packets reach kiln: "tun" is a tun device, "veth" a
 // pair of interfaces, which needs no device file. The error says why neither can be made.
 func Probe() (way string, err error) {
-	n, err := newNamespace(hasIPv6())
+	n, err := newNamespace(nil, hasIPv6())
 	if err != nil {
 		return "", err
 	}

@@ -375,6 +375,23 @@ func (n Namespace) MayBeRoot() bool {
 	return slices.ContainsFunc(n.users, func(e extent) bool { return e.inside == 0 && e.outside == 0 })
 }
 
+// Identity returns the maps of users and of groups, in the form of user_namespaces(7), of a namespace below this one in which
+// every id is what it is in this one.
+func (n Namespace) Identity() (users, groups string) {
+	if !n.Nested {
+		const all = "0 0 4294967295\n"
+		return all, all
+	}
+	lines := func(list []extent) string {
+		var b strings.Builder
+		for _, e := range list {
+			fmt.Fprintf(&b, "%d %d %d\n", e.inside, e.inside, e.n)
+		}
+		return b.String()
+	}
+	return lines(n.users), lines(n.groups)
+}
+
 // String is the same for two namespaces in which the files on a disk have the same owners.
 func (n Namespace) String() string {
 	if !n.Nested {

@@ -240,10 +240,18 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 			return l, err
 		}
 		defer n.Release(spec.Insecure)
-		spec.Network, spec.NetworkNamespace = sandbox.NetworkJoin, n.Namespace()
+		spec.Network, spec.NetworkNamespace, spec.UserNamespace = sandbox.NetworkJoin, n.Namespace(), n.UserNamespace()
 		if spec.ResolvConf, err = n.ResolvConf(); err != nil {
 			return l, err
 		}
+	}
+	if spec.SharedProc && spec.UserNamespace == nil {
+		users, err := userNamespace()
+		if err != nil {
+			return l, err
+		}
+		defer users.Close()
+		spec.UserNamespace = users
 	}
 	for _, h := range op.ExtraHosts {
 		if h.IP == "host-gateway" {
@@ -298,6 +306,15 @@ func (r *Runner) tellPidsLimit(e *sandbox.PidsError) {
 	if tell != nil {
 		r.noPidsLimit.Do(func() { tell(text) })
 	}
+}
+
+// userNamespace makes a user namespace for a step without a network of its own.
+func userNamespace() (*os.File, error) {
+	users, network, err := sandbox.NewUserNamespace()
+	if err != nil {
+		return nil, err
+	}
+	return users, network.Close()
 }
 
 // full reports whether next to nothing can be written to a file system any more.

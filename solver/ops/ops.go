@@ -120,6 +120,9 @@ func New(c Config) *Runner {
 	}
 	r := &Runner{Config: c, sources: map[string]source{}, ready: map[string]*materialising{}, commits: map[string]*resolving{}}
 	r.cdi = sync.OnceValue(func() *cdi.Registry { return cdi.Load(c.CDIDirs...) })
+	if c.SharedProc {
+		r.networks.Make = sandbox.NewUserNamespace
+	}
 	r.git = git.New(filepath.Join(c.Root, "git"), c.Tmp, r.secret)
 	return r
 }

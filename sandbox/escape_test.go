@@ -1,0 +1,233 @@
+package sandbox
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/internal/passwd"
+)
+
+// What a step may name as its program leads to nothing but its own root, and what executes it is not kiln.
+
+// tool puts a program that ends with status 0 on the host, outside of any image, and returns its path.
+func tool(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(t.TempDir(), "true")
+	if err := os.WriteFile(name, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// notFound fails the test unless the step ended as one whose program does not exist.
+func notFound(t *testing.T, what string, out string, st Status, err error) {
+	t.Helper()
+	var e *ExecError
+	if !errors.As(err, &e) || st.ExitCode != 127 {
+		t.Errorf("%s: %+v, %v, %q", what, st, err, out)
+	}
+}
+
+func TestNoDescriptorLeadsToTheHost(t *testing.T) {
+	host := tool(t)
+	leak, err := os.Open("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer leak.Close()
+	for n := 100; n < 110; n++ { // without O_CLOEXEC
+		if err := unix.Dup2(int(leak.Fd()), n); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(n)
+	}
+	confined(t, func(t *testing.T, c confinement, im image) {
+		last := 64
+		if c.name == "sandbox" {
+			last = 255
+		}
+		for n := 3; n <= last; n++ {
+			through := fmt.Sprintf("/proc/self/fd/%d%s%s", n, strings.Repeat("/..", 10), host)
+			link, script := im.lower+"/bin/link", im.lower+"/bin/script"
+			os.Remove(link)
+			if err := errors.Join(os.Symlink(through, link), os.WriteFile(script, []byte("#!"+through+"\n"), 0o755)); err != nil {
+				t.Fatal(err)
+			}
+			as := user(root)
+			if n%2 == 0 {
+				as = user(passwd.User{UID: 1000, GID: 1000})
+			}
+			for what, change := range map[string]func(*Spec){
+				"exec form": args(through),
+				"link":      args("/bin/link"),
+				"#!":        args("/bin/script"),
+				"PATH":      func(s *Spec) { args("true")(s); env("PATH=" + filepath.Dir(through))(s) },
+			} {
+				out, st, err := im.sh(t, "", c.spec, change, as)
+				notFound(t, fmt.Sprintf("%s through descriptor %d", what, n), out, st, err)
+			}
+		}
+	})
+}
+
+func TestLauncherIsNotKiln(t *testing.T) {
+	kiln, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(kiln)
+	if err != nil {
+		t.Fatal(err)
+	}
+	confined(t, func(t *testing.T, c confinement, im image) {
+		if err := errors.Join(os.Symlink("/proc/self/exe", im.lower+"/bin/link"),
+			os.WriteFile(im.lower+"/bin/script", []byte("#!/proc/self/exe\n"), 0o755),
+			os.WriteFile(im.lower+"/bin/loaded", interpreted("/proc/self/exe"), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		// Were it kiln, that is this test, it would run a test and end with status 0.
+		for _, program := range []string{"/proc/self/exe", "/bin/link", "/bin/script", "/bin/loaded", "/proc/1/exe"} {
+			out, st, err := im.sh(t, "", c.spec, args(program, "-test.run=^$"))
+			if st.ExitCode != 127 || out != "" {
+				t.Errorf("%s: %+v, %v, %q", program, st, err, out)
+			}
+		}
+	})
+	if after, err := os.ReadFile(kiln); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the file of kiln has changed: %v", err)
+	}
+}
+
+// interpreted is an executable file for which the kernel executes a loader, see elf(5).
+func interpreted(loader string) []byte {
+	const headers = 64 + 2*56
+	path := append([]byte(loader), 0)
+	var b bytes.Buffer
+	for _, part := range []any{
+		elf.Header64{Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+			Type: uint16(elf.ET_EXEC), Machine: uint16(machines[runtime.GOARCH]), Version: uint32(elf.EV_CURRENT), Entry: 0x800000 + headers,
+			Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 2},
+		elf.Prog64{Type: uint32(elf.PT_INTERP), Flags: uint32(elf.PF_R), Off: headers, Filesz: uint64(len(path)), Memsz: uint64(len(path)), Align: 1},
+		elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Vaddr: 0x800000, Filesz: headers, Memsz: headers, Align: 1 << 16},
+		path,
+	} {
+		_ = binary.Write(&b, binary.LittleEndian, part)
+	}
+	return b.Bytes()
+}
+
+// The file that a step may find as /proc/self/exe cannot be changed, not even by root with all privileges on the host.
+func TestLauncherCannotBeChanged(t *testing.T) {
+	f, err := launcherFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	for what, err := range map[string]error{
+		"write":    func() error { f, err := os.OpenFile(name, os.O_WRONLY, 0); f.Close(); return err }(),
+		"truncate": os.Truncate(name, 0),
+		"chmod":    os.Chmod(name, 0o4755),
+		"chown":    os.Chown(name, 1, 1),
+		"xattr":    unix.Setxattr(name, "security.capability", []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0),
+	} {
+		if !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ETXTBSY) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// No path of the image is executed while the process has kiln's memory and descriptors.
+func TestOnlyTheLauncherExecutesImages(t *testing.T) {
+	im := newImage(t)
+	var plan bytes.Buffer
+	im.expect(t, "true", "", func(s *Spec) { s.Debug = &plan })
+	before, after, _ := strings.Cut(plan.String(), "the launcher:\n")
+	if strings.Contains(before, "execve(") || !strings.Contains(after, "execve(") || strings.Count(before, "execveat(4, \"\"") != 1 {
+		t.Error(plan.String())
+	}
+}
+
+func TestMemoryIsHidden(t *testing.T) {
+	im := newImage(t)
+	im.expect(t, "true", "", user(passwd.User{UID: 1, GID: 1}))
+	if n, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || n == 1 {
+		t.Errorf("kiln's memory can be read by others: %d, %v", n, err)
+	}
+}
+
+// A PATH, however long, costs no more than the kernel would allow for it.
+func TestLongPath(t *testing.T) {
+	im := newImage(t)
+	im.expect(t, "", "found\n", args("echo", "found"), env("PATH="+strings.Repeat("/none:", 500)+"/bin"))
+	for what, path := range map[string]string{"many": strings.Repeat(":", 1<<20), "long": strings.Repeat("x", 1<<20)} {
+		out, st, err := im.sh(t, "", args("echo"), env("PATH="+path))
+		var e *ExecError
+		if !errors.As(err, &e) || e.Errno != unix.E2BIG {
+			t.Errorf("%s: %+v, %v, %q", what, st, err, out)
+		}
+	}
+}
+
+// TestLauncher runs the launcher alone, with a plan that has a call of each kind. With SANDBOX_TEST_LAUNCHER it writes the program
+// and the plan to that directory, to be run on a machine of another kind.
+func TestLauncher(t *testing.T) {
+	l := &plan{}
+	l.add("close the plan", unix.SYS_CLOSE, launcherPlanFd)
+	l.add("fail and go on", unix.SYS_CLOSE, launcherPlanFd).or(unix.EBADF).skipping(1)
+	l.add("be skipped", unix.SYS_EXIT_GROUP, 1)
+	text := "six arguments\n"
+	l.add("write", unix.SYS_WRITE, 1, text, len(text), 0, 0, 0)
+	l.add("try a program", unix.SYS_EXECVE, "/nope", &vector{}, &vector{}).or(unix.ENOENT)
+	l.add("execute another", unix.SYS_EXECVE, "/bin/echo", &vector{list: []string{"echo", "executed"}}, &vector{})
+	a, f, err := newLauncherArena(l.size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.free()
+	defer f.Close()
+	l.lay(a)
+	if dir := os.Getenv("SANDBOX_TEST_LAUNCHER"); dir != "" {
+		if err := errors.Join(os.WriteFile(dir+"/launcher", launcherELF(), 0o755), os.WriteFile(dir+"/plan", a.mem, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	program, err := launcherFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func(files ...*os.File) (string, error) {
+		cmd := exec.Command(fmt.Sprintf("/proc/self/fd/%d", program.Fd()))
+		cmd.ExtraFiles = files
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := run(f); err != nil || out != text+"executed\n" || l.prog.failed != 0 || l.prog.pc != uintptr(len(l.ops)-1) {
+		t.Errorf("%v, %q, %+v", err, out, l.prog)
+	}
+	var exit *exec.ExitError
+	if out, err := run(); !errors.As(err, &exit) || exit.ExitCode() != 127 || out != "" {
+		t.Errorf("without a plan: %v, %q", err, out)
+	}
+	l.prog.pc, l.ops[4].tolerate = 0, 0
+	(*rawCall)(a.pointer(l.prog.calls + 4*unsafe.Sizeof(rawCall{}))).tolerate = 0
+	if out, err := run(f); !errors.As(err, &exit) || exit.ExitCode() != 127 || out != text || l.prog.failed != 5 || unix.Errno(l.prog.errno) != unix.ENOENT {
+		t.Errorf("%v, %q, %+v", err, out, l.prog)
+	}
+}
