@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -13,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/thread"
 	"github.com/kilnbuild/kiln/sandbox/internal/seccomp"
 )
 
@@ -343,15 +343,11 @@ func (c *caller) close() {
 // do calls f with the ids, the effective capabilities and the network of the caller, in a thread that ends with it; not at all if it cannot
 // have them. What is permitted to the thread stays, so that nobody who may do less can look into kiln through it.
 func (c *caller) do(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
+	thread.Do(func() {
 		if c.become() == nil {
 			f()
 		}
-	}()
-	<-done
+	})
 }
 
 func (c *caller) become() error {

@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/internal/thread"
 )
 
 // What kernels before 6.8 (the overlay's layers one by one) and 6.15 (bind mounts of what is in a detached mount) lack is done by
@@ -37,28 +38,19 @@ var appends = sync.OnceValue(func() bool {
 	return errors.Is(c.set("lowerdir+", "/proc/self/fd/no such directory"), unix.ENOENT) && !forced
 })
 
-// alone calls f on a thread with a mount namespace and a working directory of its own, at first copies of the process's.
-func alone(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		// The thread is never unlocked, so it ends with the goroutine, and what is mounted with it.
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// The main thread is what /proc/self speaks of, and would not end. While it is held here, another one is taken.
-			done <- alone(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		err := os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNS))
+// alone calls f on a thread with a mount namespace and a working directory of its own, at first copies of the process's. What is
+// mounted goes with the thread.
+func alone(f func() error) (err error) {
+	thread.Do(func() {
+		err = os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNS))
 		if err == nil {
 			err = os.NewSyscallError("mount", unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 		}
 		if err == nil {
 			err = f()
 		}
-		done <- err
-	}()
-	return <-done
+	})
+	return err
 }
 
 // maxOptions is how long the options of mount(2) can be: it takes a page, which ends in a zero byte, and cuts off what is longer.

@@ -8,10 +8,11 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/internal/thread"
 )
 
 // What a process finds in a network name space. The addresses are those that QEMU and slirp4netns use; nothing but the few
@@ -87,33 +88,20 @@ func newNamespace(made *os.File, ipv6 bool) (*namespace, error) {
 }
 
 // inNewNamespace calls f on a thread in a network namespace of its own, which is made unless it is nil.
-func inNewNamespace(made *os.File, f func() error) error {
-	done := make(chan error)
-	go func() {
-		// A thread that is still locked when its goroutine returns ends as well.
-		runtime.LockOSThread()
-		own, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			done <- err
-			return
-		}
-		defer own.Close()
+func inNewNamespace(made *os.File, f func() error) (err error) {
+	thread.Do(func() {
 		if made == nil {
 			err = unix.Unshare(unix.CLONE_NEWNET)
 		} else {
 			err = unix.Setns(int(made.Fd()), unix.CLONE_NEWNET)
 		}
 		if err != nil {
-			done <- fmt.Errorf("make a network namespace: %w", err)
+			err = fmt.Errorf("make a network namespace: %w", err)
 			return
 		}
 		err = f()
-		if unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil {
-			runtime.UnlockOSThread()
-		}
-		done <- err
-	}()
-	return <-done
+	})
+	return err
 }
 
 // attach makes the interface and opens kiln's end of it: a tun device, or where the machine has none a veth pair.

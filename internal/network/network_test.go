@@ -19,21 +19,20 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/internal/thread"
 )
 
 // inside calls f on a thread that is in the network name space of n. Sockets that f opens stay there.
 func inside(t testing.TB, n *Network, f func()) {
 	t.Helper()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		err := unix.Setns(int(n.Namespace().Fd()), unix.CLONE_NEWNET)
-		if err == nil {
+	var err error
+	thread.Do(func() {
+		if err = unix.Setns(int(n.Namespace().Fd()), unix.CLONE_NEWNET); err == nil {
 			f()
 		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 }
