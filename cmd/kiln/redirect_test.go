@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/cgi"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -43,8 +44,10 @@ func newInner(t *testing.T, host string) *inner {
 }
 
 // sender is a server that sends its clients elsewhere, in the ways that the protocols have: the first part of a path says to which
-// host, the second in which way.
-func sender(w http.ResponseWriter, r *http.Request) {
+// host, the second in which way. It has the git repositories of a directory.
+type sender struct{ repositories string }
+
+func (s sender) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r.URL.Path = strings.TrimPrefix(r.URL.Path, "/v2")
 	parts := strings.SplitN(r.URL.Path, "/", 4)
 	if len(parts) < 4 {
@@ -61,9 +64,46 @@ func sender(w http.ResponseWriter, r *http.Request) {
 	case parts[2] == "upload" && strings.Contains(parts[3], "blobs/uploads"):
 		w.Header().Set("Location", to+"/upload")
 		w.WriteHeader(http.StatusAccepted)
+	case parts[2] == "git" && strings.HasSuffix(parts[3], "/objects/batch"):
+		_, id, _ := strings.Cut(pointer, "sha256:")
+		id, _, _ = strings.Cut(id, "\n")
+		fmt.Fprintf(w, `{"objects": [{"oid": %q, "size": 3, "actions": {"download": {"href": %q}}}]}`, id, to+"/object")
+	case parts[2] == "git":
+		h := cgi.Handler{Path: "/usr/bin/git", Args: []string{"http-backend"}, Env: []string{
+			"GIT_PROJECT_ROOT=" + s.repositories, "GIT_HTTP_EXPORT_ALL=1", "GIT_PROTOCOL=" + r.Header.Get("Git-Protocol"),
+			"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*",
+		}}
+		h.ServeHTTP(w, r)
 	default:
 		w.WriteHeader(http.StatusNotFound)
 	}
+}
+
+// pointer is one of git-lfs to a file that holds "one".
+const pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed\nsize 3\n"
+
+// repository makes a repository with files, and with a submodule m at the address unless that is "".
+func repository(t *testing.T, dir, submodule string, files map[string]string) {
+	t.Helper()
+	git := func(stdin string, args ...string) string {
+		c := exec.Command("git", append([]string{"--git-dir=" + dir}, args...)...)
+		c.Env = append(os.Environ(), "HOME="+dir, "GIT_INDEX_FILE="+dir+"/new", "GIT_AUTHOR_NAME=t", "GIT_AUTHOR_EMAIL=t@t", "GIT_COMMITTER_NAME=t", "GIT_COMMITTER_EMAIL=t@t")
+		c.Stdin = strings.NewReader(stdin)
+		out, err := c.CombinedOutput()
+		if err != nil {
+			t.Fatalf("git %q: %v: %s", args, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	git("", "init", "-q", "--bare", "--initial-branch=main", dir)
+	if submodule != "" {
+		files[".gitmodules"] = "[submodule \"m\"]\n\tpath = m\n\turl = " + submodule + "\n"
+		git("", "update-index", "--add", "--cacheinfo", "160000,"+strings.Repeat("ab", 20)+",m")
+	}
+	for name, text := range files {
+		git("", "update-index", "--add", "--cacheinfo", "100644,"+git(text, "hash-object", "-w", "--stdin")+","+name)
+	}
+	git("", "update-ref", "refs/heads/main", git("", "commit-tree", "-m", "x", git("", "write-tree")))
 }
 
 // path returns the beginning of a path at which the sender sends to in.
@@ -78,12 +118,13 @@ func TestRedirects(t *testing.T) {
 	if !kilntest.Network(t) {
 		return
 	}
+	sends := sender{t.TempDir()}
 	listen := func(host string) string {
 		l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(sender)}}
+		srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: sends}}
 		srv.Start()
 		t.Cleanup(srv.Close)
 		return l.Addr().String()
@@ -97,10 +138,10 @@ func TestRedirects(t *testing.T) {
 			http.Error(w, "not here", http.StatusBadGateway)
 			return
 		}
-		sender(w, r)
+		sends.ServeHTTP(w, r)
 	}))
 	t.Cleanup(proxy.Close)
-	inners := []*inner{newInner(t, "127.0.0.1"), newInner(t, kilntest.Private), newInner(t, kilntest.Metadata), newInner(t, kilntest.Metadata6)}
+	inners := []*inner{newInner(t, "127.0.0.1"), newInner(t, kilntest.Metadata)}
 
 	ways := []struct {
 		name  string
@@ -123,6 +164,26 @@ func TestRedirects(t *testing.T) {
 			c.Args = append(c.Args, "--push", "-t", from+"/"+in.path("upload")+"/image")
 			return c
 		}},
+		{"git", func(dir, from string, in *inner) *exec.Cmd {
+			return build(t, dir, "FROM scratch\nADD http://"+from+"/"+in.path("redirect")+"/r.git /\n")
+		}},
+		{"git context", func(dir, from string, in *inner) *exec.Cmd {
+			return exec.Command("kiln", "build", "http://"+from+"/"+in.path("redirect")+"/r.git")
+		}},
+		{"git-lfs", func(dir, from string, in *inner) *exec.Cmd {
+			at := in.path("git") + "/" + filepath.Base(filepath.Dir(dir)) + filepath.Base(dir) + ".git"
+			repository(t, filepath.Join(sends.repositories, at), "", map[string]string{".gitattributes": "f filter=lfs\n", "f": pointer})
+			return build(t, dir, "FROM scratch\nADD http://"+from+"/"+at+" /\n")
+		}},
+	}
+	for _, scheme := range []string{"http", "git", "ssh"} {
+		ways = append(ways, ways[0])
+		ways[len(ways)-1].name = "submodule over " + scheme
+		ways[len(ways)-1].build = func(dir, from string, in *inner) *exec.Cmd {
+			at := in.path("git") + "/" + filepath.Base(filepath.Dir(dir)) + filepath.Base(dir) + ".git"
+			repository(t, filepath.Join(sends.repositories, at), scheme+"://"+in.addr+"/r.git", map[string]string{"f": "x"})
+			return build(t, dir, "FROM scratch\nADD http://"+from+"/"+at+" /\n")
+		}
 	}
 	run := func(t *testing.T, c *exec.Cmd, env ...string) string {
 		dir := t.TempDir()

@@ -16,16 +16,14 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 )
 
 // Bounds of what one commit may bring in through its submodules: above what any project is known to have.
 const (
-	maxSubmodules      = 1000
-	maxSubmoduleDepth  = 16
-	lfsPointer         = "version https://git-lfs.github.com/spec/v1\n"
-	maxLFSPointer      = 1024 // bytes: what the specification of git-lfs allows
-	maxReportedPointer = 5    // files that are named
+	maxSubmodules     = 1000
+	maxSubmoduleDepth = 16
 )
 
 // Options say what of a commit is wanted.
@@ -43,7 +41,8 @@ type Options struct {
 // options are those of one repository.
 type options struct {
 	identity Identity
-	named    bool // its server is that of the repository that the build asks for
+	named    bool        // its server is that of the repository that the build asks for
+	limit    reach.Scope // how far in its server may be
 }
 
 // export is the writing of one commit and its submodules.
@@ -54,7 +53,7 @@ type export struct {
 	account  string // of the repository that was asked for
 	put      func(e layer.Entry, body io.Reader) error
 	modules  int
-	pointers []string
+	pointers []object // of the commit that is being put
 }
 
 // Export fetches a commit and gives put the entries of its tree, or of that of the source's Subdir, below which paths then are:
@@ -62,19 +61,12 @@ type export struct {
 // commit. A file's body is valid during the call.
 func (c *Client) Export(ctx context.Context, s *remoteurl.Git, commit Commit, o Options, put func(e layer.Entry, body io.Reader) error) error {
 	x := &export{c: c, ctx: ctx, o: o, account: s.Account(), put: put}
-	if err := x.commit(s, commit, s.Subdir, "", 0); err != nil {
-		return err
-	}
-	if len(x.pointers) > 0 {
-		shown := strings.Join(x.pointers[:min(len(x.pointers), maxReportedPointer)], ", ")
-		fmt.Fprintf(o.Log, "files that git-lfs keeps elsewhere are pointers, as the program git-lfs is not installed: %d, among them %s\n", len(x.pointers), shown)
-	}
-	return nil
+	return x.commit(s, commit, s.Subdir, "", 0, reach.Anywhere)
 }
 
 // Time returns when a commit was made.
 func (c *Client) Time(ctx context.Context, s *remoteurl.Git, commit Commit, who Identity) (time.Time, error) {
-	m, err := c.fetch(ctx, s, commit, options{identity: who, named: true})
+	m, err := c.fetch(ctx, s, commit, options{identity: who, named: true, limit: reach.Anywhere})
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -104,15 +96,26 @@ func committed(s *remoteurl.Git, commit Commit, git func(args ...string) (string
 
 // options returns what may be used for a repository. A repository that the user does not control chooses its submodules, so the
 // user's own keys are used for no server but that of the repository that was asked for.
-func (x *export) options(s *remoteurl.Git) options {
-	o := options{identity: x.o.Identity, named: s.Account() == x.account}
+func (x *export) options(s *remoteurl.Git, limit reach.Scope) options {
+	o := options{identity: x.o.Identity, named: s.Account() == x.account, limit: limit}
 	o.identity.User = o.identity.User && o.named
 	return o
 }
 
-// commit puts the tree of a commit, or of its directory subdir, at the path at.
-func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, depth int) error {
-	m, err := x.c.fetch(x.ctx, s, commit, x.options(s))
+// onward returns how far in a host may be that is named by what came from another: no further than that one, unless it is the same.
+// Of the same host the addresses count that were found first.
+func (c *Client) onward(ctx context.Context, limit reach.Scope, from, to string) reach.Scope {
+	h := c.web.Find(ctx, from)
+	if strings.EqualFold(from, to) {
+		return min(limit, h.High)
+	}
+	return min(limit, h.Low)
+}
+
+// commit puts the tree of a commit, or of its directory subdir, at the path at. The repository's server is within the limit.
+func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, depth int, limit reach.Scope) error {
+	o := x.options(s, limit)
+	m, err := x.c.fetch(x.ctx, s, commit, o)
 	if err != nil {
 		return err
 	}
@@ -138,7 +141,12 @@ func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, dept
 	if err := x.put(layer.Entry{Path: at, Type: layer.Dir, Mode: 0o755, ModTime: made}, nil); err != nil {
 		return err
 	}
-	if err := x.archive(s, m, id, subdir, at, made); err != nil {
+	x.pointers = nil
+	err = x.archive(s, m, id, subdir, at, made)
+	if err == nil {
+		err = x.objects(s, m, commit, id, x.pointers, o)
+	}
+	if err != nil {
 		if errors.As(err, new(*Error)) {
 			return err
 		}
@@ -152,7 +160,7 @@ func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, dept
 	if x.o.SkipSubmodules {
 		return nil
 	}
-	return x.submodules(s, m, id, subdir, at, depth)
+	return x.submodules(s, m, id, subdir, at, depth, limit)
 }
 
 // archive puts the files of a commit.
@@ -161,21 +169,16 @@ func (x *export) archive(s *remoteurl.Git, m *mirror, id, subdir, at string, mad
 	if subdir != "" {
 		args = append(args, "--", subdir)
 	}
-	o := x.options(s)
-	auth, err := x.c.authorization(s, o.named) // git-lfs fetches
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithCancel(x.ctx)
 	defer cancel()
 	r, w := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := x.c.run(ctx, call{source: s, local: true, doing: "read", authorization: auth, identity: o.identity, stdout: w, args: args})
+		err := x.c.run(ctx, call{source: s, local: true, doing: "read", stdout: w, args: args})
 		w.CloseWithError(err)
 		done <- err
 	}()
-	err = x.entries(tar.NewReader(r), subdir, at, made)
+	err := x.entries(tar.NewReader(r), subdir, at, made)
 	if err == nil {
 		_, err = io.Copy(io.Discard, r) // the padding
 	}
@@ -218,6 +221,7 @@ func (x *export) entries(tr *tar.Reader, subdir, at string, made time.Time) erro
 				return &layer.HeaderError{Name: e.Path, Msg: "a commit cannot hold .git: whoever runs git there would run what it says"}
 			}
 		}
+		path := e.Path
 		e.Path = strings.TrimPrefix(strings.TrimPrefix(e.Path, subdir), "/")
 		if at != "" {
 			e.Path = at + "/" + e.Path
@@ -233,13 +237,18 @@ func (x *export) entries(tr *tar.Reader, subdir, at string, made time.Time) erro
 			} else {
 				e.Mode = 0o644
 			}
-			if e.Size < maxLFSPointer && !x.c.lfs() {
+			if e.Size < maxPointer {
 				data, err := io.ReadAll(tr)
 				if err != nil {
 					return err
 				}
-				if bytes.HasPrefix(data, []byte(lfsPointer)) {
-					x.pointers = append(x.pointers, e.Path)
+				if o, ok := parsePointer(data); ok {
+					if len(x.pointers) == maxObjects {
+						return fmt.Errorf("it has more than %d files that git-lfs keeps elsewhere", maxObjects)
+					}
+					o.entry, o.path = e, path
+					x.pointers = append(x.pointers, o)
+					continue
 				}
 				body = bytes.NewReader(data)
 			}
@@ -282,7 +291,7 @@ func (g *gitlinks) Write(p []byte) (int, error) {
 }
 
 // submodules puts the submodules of a commit.
-func (x *export) submodules(s *remoteurl.Git, m *mirror, id, subdir, at string, depth int) error {
+func (x *export) submodules(s *remoteurl.Git, m *mirror, id, subdir, at string, depth int, limit reach.Scope) error {
 	links := &gitlinks{}
 	if err := x.c.run(x.ctx, call{source: s, local: true, doing: "list the submodules of", stdout: links, args: m.git("ls-tree", "-r", "-z", "--full-tree", id)}); err != nil {
 		return err
@@ -325,7 +334,7 @@ func (x *export) submodules(s *remoteurl.Git, m *mirror, id, subdir, at string, 
 		if !inside || clean == "" {
 			return fmt.Errorf("fetch the submodule %q of %s: its place is not in the repository", link.path, s.Remote)
 		}
-		if err := x.commit(sub, Commit{ID: link.commit, Object: link.commit}, "", clean, depth+1); err != nil {
+		if err := x.commit(sub, Commit{ID: link.commit, Object: link.commit}, "", clean, depth+1, x.c.onward(x.ctx, limit, s.Hostname(), sub.Hostname())); err != nil {
 			return fmt.Errorf("fetch the submodule %s of %s: %w", link.path, s.Remote, err)
 		}
 	}

@@ -3,7 +3,7 @@
 // for.
 //
 // No working tree is ever made: what a commit holds comes as a tar out of a bare mirror, so that no hook, filter, submodule
-// or symbolic link of a repository has anything to act on.
+// or symbolic link of a repository has anything to act on. Over http git connects to this process alone: see gateway.
 package git
 
 import (
@@ -12,14 +12,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/httpsource"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 )
 
@@ -29,22 +29,17 @@ type Client struct {
 	dir, tmp string
 	secret   func(id string) ([]byte, bool, error)
 	pause    time.Duration // firstPause, or less in tests
-	lfs      func() bool
+	web      *reach.Transports
+	files    *httpsource.Client // for objects of git-lfs
 }
 
 // New returns a Client with mirrors in the directory dir, which is made when it is first needed. tmp is for what is
 // unfinished. secret gives the values of secrets by id: GIT_AUTH_HEADER.HOST, GIT_AUTH_TOKEN.HOST, GIT_AUTH_HEADER and
 // GIT_AUTH_TOKEN are asked for; false is for none.
 func New(dir, tmp string, secret func(id string) ([]byte, bool, error)) *Client {
-	return &Client{dir: dir, tmp: tmp, secret: secret, pause: firstPause, lfs: sync.OnceValue(func() bool {
-		_, err := exec.LookPath("git-lfs")
-		return err == nil
-	})}
+	none := func(string) ([]byte, bool, error) { return nil, false, nil }
+	return &Client{dir: dir, tmp: tmp, secret: secret, pause: firstPause, web: newTransports(), files: httpsource.New("", tmp, none)}
 }
-
-// LFS reports whether files that git-lfs keeps elsewhere are fetched from there: the program is installed. Else they are the
-// pointers that the repository has.
-func (c *Client) LFS() bool { return c.lfs() }
 
 // Identity is what ssh may use to prove who the user is; the zero value is nothing.
 type Identity struct {
@@ -66,7 +61,7 @@ type Commit struct {
 // authorization returns the header for a repository over http; "" for none. named says that the build asks this server for a
 // repository. One that only a submodule names gets no secrets that name no host, and none at all over plain http.
 func (c *Client) authorization(s *remoteurl.Git, named bool) (string, error) {
-	if s.Scheme() != "http" && s.Scheme() != "https" {
+	if !web(s) {
 		return "", nil
 	}
 	if s.User != "" {
@@ -111,7 +106,7 @@ func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, who Identity) (C
 		if err != nil {
 			return Commit{}, err
 		}
-		k := call{source: s, doing: "list the refs of", authorization: auth, identity: who, args: []string{"ls-remote", "--", s.Remote}}
+		k := call{source: s, doing: "list the refs of", authorization: auth, identity: who, limit: reach.Anywhere, args: []string{"ls-remote", "--", s.Remote}}
 		names := candidates(s.Ref)
 		for _, n := range names {
 			k.args = append(k.args, n, n+"^{}")
@@ -253,7 +248,7 @@ func (c *Client) update(ctx context.Context, s *remoteurl.Git, m *mirror, commit
 	if err != nil {
 		return err
 	}
-	k := call{source: s, doing: "fetch " + short(commit) + " from", authorization: auth, identity: o.identity}
+	k := call{source: s, doing: "fetch " + short(commit) + " from", authorization: auth, identity: o.identity, limit: o.limit}
 	fetch := m.git("fetch", "--progress", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-gc")
 	k.args = append(fetch[:len(fetch):len(fetch)], "--depth=1", "--", s.Remote, commit.Object)
 	err = c.retry(ctx, k)

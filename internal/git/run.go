@@ -8,15 +8,16 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/internal/userns"
 )
@@ -58,6 +59,8 @@ type Error struct {
 	Said string
 	// Hint says what to do; "" where nobody knows.
 	Hint string
+
+	again bool // it is an answer or a connection that may be another when it is asked for again
 }
 
 func (e *Error) Error() string {
@@ -70,10 +73,13 @@ func (e *Error) Error() string {
 
 // transient reports whether trying again may help.
 func (e *Error) transient() bool {
+	if e.again {
+		return true
+	}
 	said := strings.ToLower(e.Said)
 	for _, sign := range []string{
 		"could not resolve host", "temporary failure", "connection", "timed out", "timeout", "early eof", "hung up",
-		"returned error: 5", "returned error: 429", "rpc failed", "unexpected disconnect", "said nothing",
+		"unexpected disconnect", "said nothing",
 	} {
 		if strings.Contains(said, sign) {
 			return !strings.Contains(said, "permission denied") && !strings.Contains(said, "host key verification")
@@ -84,7 +90,6 @@ func (e *Error) transient() bool {
 
 // hint returns advice for what git said of a call.
 func hint(said string, k call) string {
-	s, authorized := k.source, k.authorization != ""
 	said = strings.ToLower(said)
 	has := func(signs ...string) bool {
 		for _, sign := range signs {
@@ -98,17 +103,16 @@ func hint(said string, k call) string {
 	case has("host key verification failed", "no ed25519 host key is known", "host key is known"):
 		return "the server's key is not in ~/.ssh/known_hosts: check it and add it, for example with ssh-keyscan"
 	case has("permission denied (", "permission denied, ") && k.identity == Identity{}:
-		return "the server takes none of the ssh keys that the build may use: without --ssh, keys are used only for the server of a context that the command line names"
+		return "the server takes none of the ssh keys that the build may use: " +
+			"without --ssh, keys are used only for the server of a context that the command line names"
 	case has("permission denied (", "permission denied, "):
 		return "the server takes none of the ssh keys that the build may use"
 	case has("ssh: not found", "cannot run ssh", "unable to fork"):
 		return "install the package openssh-client"
-	case has("unable to update url base from redirection", "redirect") && authorized:
-		return "credentials are not sent to where the server redirects: use the address that it redirects to"
-	case has("terminal prompts disabled", "could not read username", "authentication failed", "returned error: 401", "returned error: 403"):
-		return "if the repository is private, give --secret id=GIT_AUTH_TOKEN." + s.Host() + ",env=VARIABLE"
-	case has("transport 'http' not allowed") && s.Scheme() == "https":
-		return "the server redirects from https to plain http, which is refused"
+	case has("answers 401", "answers 403"):
+		return "if the repository is private, give --secret id=GIT_AUTH_TOKEN." + k.source.Host() + ",env=VARIABLE"
+	case has("may not send kiln there"):
+		return "if it is right, use that address itself"
 	case has("not found", "does not exist", "not exported"):
 		return "check the address"
 	}
@@ -125,15 +129,21 @@ type call struct {
 	// local is for git that works on a mirror alone.
 	local    bool
 	identity Identity
+	// limit is how far in the source's server may be.
+	limit reach.Scope
+	// pin is the address of the source's host, where it has to be that one.
+	pin string
 	// protocol is the only one that git may use; "" for the source's.
 	protocol string
-	stdout   io.Writer
-	args     []string
+	// index is the path of git's index; "" for none.
+	index  string
+	stdin  io.Reader
+	stdout io.Writer
+	args   []string
 }
 
 // environment returns everything that git and what it starts have for an environment: nothing of the user's but where
-// programs are, proxies and trusted certificates. Credentials are here and not among the arguments, which everybody on the
-// machine can read.
+// programs are.
 func (c *Client) environment(k call) []string {
 	env := []string{
 		"LC_ALL=C", "HOME=" + os.DevNull, "XDG_CONFIG_HOME=" + os.DevNull,
@@ -141,49 +151,65 @@ func (c *Client) environment(k call) []string {
 		"GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=", "SSH_ASKPASS=", "SSH_ASKPASS_REQUIRE=never",
 		"GIT_LITERAL_PATHSPECS=1", "GIT_OPTIONAL_LOCKS=0", "GIT_ALLOW_PROTOCOL=" + k.protocol,
 	}
-	for _, name := range []string{
-		"PATH", "http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY",
-		"SSL_CERT_FILE", "SSL_CERT_DIR",
-	} {
-		if v, ok := os.LookupEnv(name); ok {
-			env = append(env, name+"="+v)
-			if name == "SSL_CERT_FILE" {
-				env = append(env, "GIT_SSL_CAINFO="+v)
-			}
-		}
+	if path, ok := os.LookupEnv("PATH"); ok {
+		env = append(env, "PATH="+path)
 	}
-	ssh := fmt.Sprintf("ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=yes -o UpdateHostKeys=no -o ClearAllForwardings=yes "+
-		"-o ConnectTimeout=%d -o ServerAliveInterval=10 -o ServerAliveCountMax=3", connectTimeout)
-	agent := k.identity.Socket
-	if agent == "" && k.identity.User {
-		agent = os.Getenv("SSH_AUTH_SOCK")
+	if k.index != "" {
+		env = append(env, "GIT_INDEX_FILE="+k.index)
 	}
-	if agent != "" {
+	ssh := "ssh"
+	for _, a := range c.sshOptions(k) {
+		ssh += " '" + a + "'" // git gives it to a shell
+	}
+	if k.pin != "" {
+		env = append(env, "GIT_OVERRIDE_VIRTUAL_HOST="+k.source.Host()) // for git://
+	}
+	if agent := k.identity.agent(); agent != "" {
 		env = append(env, "SSH_AUTH_SOCK="+agent)
 	}
+	return append(env, "GIT_SSH_COMMAND="+ssh, "GIT_SSH_VARIANT=ssh")
+}
+
+// agent returns the socket of the ssh agent; "" for none.
+func (i Identity) agent() string {
+	if i.Socket == "" && i.User {
+		return os.Getenv("SSH_AUTH_SOCK")
+	}
+	return i.Socket
+}
+
+// sshOptions returns the options of ssh for a call: the user's configuration has no part in it.
+func (c *Client) sshOptions(k call) []string {
+	o := []string{"-F", "none"}
+	for _, v := range []string{
+		"BatchMode=yes", "StrictHostKeyChecking=yes", "UpdateHostKeys=no", "ClearAllForwardings=yes",
+		fmt.Sprintf("ConnectTimeout=%d", connectTimeout), "ServerAliveInterval=10", "ServerAliveCountMax=3",
+	} {
+		o = append(o, "-o", v)
+	}
 	if !k.identity.User {
-		ssh += " -o IdentityFile=none"
-		if agent == "" {
-			ssh += " -o IdentityAgent=none -o IdentitiesOnly=yes"
+		o = append(o, "-o", "IdentityFile=none")
+		if k.identity.agent() == "" {
+			o = append(o, "-o", "IdentityAgent=none", "-o", "IdentitiesOnly=yes")
 		}
 	}
-	env = append(env, "GIT_SSH_COMMAND="+ssh, "GIT_SSH_VARIANT=ssh")
-	if k.authorization != "" {
-		u, err := url.Parse(k.source.Remote)
-		if err == nil {
-			env = append(env, "GIT_CONFIG_COUNT=2",
-				"GIT_CONFIG_KEY_0=http."+u.Scheme+"://"+u.Host+"/.extraHeader", "GIT_CONFIG_VALUE_0=Authorization: "+k.authorization,
-				"GIT_CONFIG_KEY_1=http.followRedirects", "GIT_CONFIG_VALUE_1=false")
+	if k.pin != "" {
+		// The key is still that of the name.
+		known := k.source.Hostname()
+		if port := k.source.Port(); port != "" && port != "22" {
+			known = "[" + known + "]:" + port
 		}
+		o = append(o, "-o", "HostName="+k.pin, "-o", "HostKeyAlias="+known)
 	}
-	return env
+	return o
 }
 
 // settings hold for every run: nothing that a repository holds is run, and nothing runs on in the background.
 var settings = []string{
 	"-c", "core.hooksPath=" + os.DevNull, "-c", "core.fsmonitor=false", "-c", "core.askPass=", "-c", "credential.helper=",
 	"-c", "gc.auto=0", "-c", "maintenance.auto=false", "-c", "protocol.file.allow=never", "-c", "protocol.ext.allow=never",
-	"-c", "transfer.bundleURI=false", "-c", "submodule.recurse=false", "-c", "tar.umask=0022", "-c", "advice.detachedHead=false",
+	"-c", "transfer.bundleURI=false", "-c", "http.followRedirects=false",
+	"-c", "http.proxy=", "-c", "http.emptyAuth=false", "-c", "submodule.recurse=false", "-c", "tar.umask=0022", "-c", "advice.detachedHead=false",
 	"-c", fmt.Sprintf("http.lowSpeedLimit=%d", lowSpeedLimit), "-c", fmt.Sprintf("http.lowSpeedTime=%d", lowSpeedTime),
 }
 
@@ -193,33 +219,109 @@ func (c *Client) run(ctx context.Context, k call) error {
 	if err != nil {
 		return &MissingError{k.source.Remote}
 	}
-	if k.protocol == "" {
-		// A redirection that leads to another protocol, as from https down to http, is refused.
-		k.protocol = k.source.Scheme()
+	args := slices.Clone(settings)
+	if k.protocol == "file" {
+		args = append(args, "-c", "protocol.file.allow=always")
 	}
+	if k.local {
+		if k.protocol == "" {
+			k.protocol = "none" // of a mirror that lacks something
+		}
+		return c.execute(ctx, k, git, append(args, k.args...), c.environment(k))
+	}
+	if !web(k.source) {
+		k.protocol = k.source.Scheme()
+		if err := c.pin(ctx, &k); err != nil {
+			return err
+		}
+		return c.execute(ctx, k, git, append(args, k.args...), c.environment(k))
+	}
+	via, err := serve(ctx, k.source, k.authorization, c.web.Way(k.limit))
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", k.doing, k.source.Remote, err)
+	}
+	defer via.close()
+	k.protocol = "http"
+	args = append(args, replaced(k.args, k.source.Remote, via.address)...)
+	err = c.execute(ctx, k, git, args, append(c.environment(k), via.environment()...))
+	if failed, ok := errors.AsType[*Error](err); ok {
+		failed.Said = strings.ReplaceAll(failed.Said, via.address, k.source.Remote)
+		if err := via.failed(); err != nil {
+			failed.Said, failed.again = err.Error(), temporary(err)
+		}
+		failed.Hint = hint(failed.Said, k)
+	}
+	return err
+}
+
+// pin has a call go to an address of the source's host that is within the limit, so that its name cannot lead elsewhere.
+func (c *Client) pin(ctx context.Context, k *call) error {
+	if k.limit == reach.Anywhere {
+		return nil
+	}
+	name := k.source.Hostname()
+	a, err := c.web.Find(ctx, name).Addr(k.limit)
+	if err == nil && strings.Trim(name+k.source.Port(), hostChars) != "" {
+		err = fmt.Errorf("%q is not the name of a host", name)
+	}
+	if err != nil {
+		e := &Error{Doing: k.doing, Remote: k.source.Remote, Said: err.Error(), again: temporary(err)}
+		e.Hint = hint(e.Said, *k)
+		return e
+	}
+	k.pin = a.String()
+	if k.source.Scheme() == "git" {
+		k.args = replaced(k.args, k.source.Remote, k.source.WithHost(k.pin))
+	}
+	return nil
+}
+
+// hostChars are what names and addresses of hosts consist of.
+const hostChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._:"
+
+// ssh has the server of the source run a command.
+func (c *Client) ssh(ctx context.Context, k call, command ...string) error {
+	ssh, err := exec.LookPath("ssh")
+	if err != nil {
+		return &Error{Doing: k.doing, Remote: k.source.Remote, Said: "ssh is not installed", Hint: "install the package openssh-client"}
+	}
+	if err := c.pin(ctx, &k); err != nil {
+		return err
+	}
+	args := c.sshOptions(k)
+	if port := k.source.Port(); port != "" {
+		args = append(args, "-p", port)
+	}
+	if user := k.source.SSHUser(); user != "" {
+		args = append(args, "-l", user)
+	}
+	// The server gives it to a shell.
+	for i, a := range command {
+		if strings.Trim(a, hostChars+"/~@+,=") != "" {
+			command[i] = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+		}
+	}
+	return c.execute(ctx, k, ssh, append(args, "--", k.source.Hostname(), strings.Join(command, " ")), c.environment(k))
+}
+
+// execute runs a program that fetches, or that reads what was fetched.
+func (c *Client) execute(ctx context.Context, k call, program string, args, env []string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	said := &tail{timer: time.AfterFunc(silence, func() { cancel(errSilent) })}
 	defer said.timer.Stop()
-	args := settings
-	if k.protocol == "file" {
-		args = append(args[:len(args):len(args)], "-c", "protocol.file.allow=always")
-	}
-	if c.lfs() {
-		args = append(args[:len(args):len(args)], "-c", "filter.lfs.process=git-lfs filter-process", "-c", "filter.lfs.required=true",
-			"-c", "remote.origin.url="+k.source.Remote)
-	}
-	cmd := exec.CommandContext(ctx, git, append(args[:len(args):len(args)], k.args...)...)
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = c.tmp
-	cmd.Env = c.environment(k)
-	cmd.Stdout, cmd.Stderr = k.stdout, said
+	cmd.Env = env
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = k.stdin, k.stdout, said
 	cmd.SysProcAttr = userns.AsCaller(&syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL})
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
-	// The signal of Pdeathsig comes when the thread ends that started git.
+	// The signal of Pdeathsig comes when the thread ends that started the program.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err = cmd.Run(); err == nil {
+	err := cmd.Run()
+	if err == nil {
 		return nil
 	}
 	cause := context.Cause(ctx)
@@ -230,7 +332,7 @@ func (c *Client) run(ctx context.Context, k call) error {
 		return cause
 	}
 	if exit := new(exec.ExitError); !errors.As(err, &exit) {
-		return fmt.Errorf("%s %s: run git: %w", k.doing, k.source.Remote, err)
+		return fmt.Errorf("%s %s: run %s: %w", k.doing, k.source.Remote, filepath.Base(program), err)
 	}
 	text := said.line()
 	if text == "" {
@@ -239,15 +341,36 @@ func (c *Client) run(ctx context.Context, k call) error {
 	return &Error{Doing: k.doing, Remote: k.source.Remote, Said: text, Hint: hint(text, k)}
 }
 
+// web reports whether a repository is fetched over http.
+func web(s *remoteurl.Git) bool { return s.Scheme() == "http" || s.Scheme() == "https" }
+
+// replaced returns arguments with one in place of another.
+func replaced(args []string, old, by string) []string {
+	args = slices.Clone(args)
+	for i, a := range args {
+		if a == old {
+			args[i] = by
+		}
+	}
+	return args
+}
+
 var errSilent = errors.New("git said nothing")
 
 // retry runs git until it succeeds or trying again is pointless.
 func (c *Client) retry(ctx context.Context, k call) error {
-	for try := 1; ; try++ {
+	return c.again(ctx, func() error {
 		if b, ok := k.stdout.(*answer); ok {
 			b.Reset()
 		}
-		err := c.run(ctx, k)
+		return c.run(ctx, k)
+	})
+}
+
+// again calls f until it succeeds or trying again is pointless.
+func (c *Client) again(ctx context.Context, f func() error) error {
+	for try := 1; ; try++ {
+		err := f()
 		var failed *Error
 		if !errors.As(err, &failed) || !failed.transient() || try == maxTries {
 			return err

@@ -18,6 +18,7 @@ import (
 	_ "crypto/sha512" // sha384 and sha512 checksums
 
 	"github.com/kilnbuild/kiln/internal/lease"
+	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/opencontainers/go-digest"
 )
@@ -73,6 +74,12 @@ type Request struct {
 	remoteurl.HTTP
 	// Checksum is the digest that the file must have; "" for none.
 	Checksum digest.Digest
+	// Header is sent to the host of URL, and to no other.
+	Header http.Header
+	// MaxSize bounds the file in bytes; 0 is for the constant of that name.
+	MaxSize int64
+	// Way is how it is asked for; nil is for one of its own that may lead anywhere.
+	Way *reach.Way
 }
 
 // File is what is known of a file.
@@ -193,10 +200,38 @@ func (c *Client) Look(ctx context.Context, r Request) (*File, error) {
 // Get fetches the file, whatever is known of it.
 func (c *Client) Get(ctx context.Context, r Request) (*File, error) { return c.fetch(ctx, r, nil) }
 
-func (c *Client) fetch(ctx context.Context, r Request, old *state) (_ *File, err error) {
+func (c *Client) fetch(ctx context.Context, r Request, old *state) (*File, error) {
+	s, path, err := c.download(ctx, r, old)
+	if err != nil {
+		return nil, err
+	}
+	file := s.file()
+	if path != "" {
+		if err := c.remember(r, s); err != nil {
+			os.Remove(path)
+			return nil, fmt.Errorf("remember %s: %w", remoteurl.Shown(r.URL), err)
+		}
+		file.Path = path
+	}
+	return file, nil
+}
+
+// Download fetches a file of which nothing is remembered.
+func (c *Client) Download(ctx context.Context, r Request) (*File, error) {
+	s, path, err := c.download(ctx, r, nil)
+	if err != nil {
+		return nil, err
+	}
+	file := s.file()
+	file.Path = path
+	return file, nil
+}
+
+// download returns the state of a file and where it is now, which is "" for one that is still as old says.
+func (c *Client) download(ctx context.Context, r Request, old *state) (_ *state, _ string, err error) {
 	f, err := os.CreateTemp(c.tmp, "http-")
 	if err != nil {
-		return nil, fmt.Errorf("download %s: %w", remoteurl.Shown(r.URL), err)
+		return nil, "", fmt.Errorf("download %s: %w", remoteurl.Shown(r.URL), err)
 	}
 	d := &download{c: c, request: r, old: old, file: f}
 	keep := false
@@ -209,13 +244,13 @@ func (c *Client) fetch(ctx context.Context, r Request, old *state) (_ *File, err
 		}
 	}()
 	if d.authorization, err = c.authorization(r); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if err := d.run(ctx); err != nil {
-		return nil, fmt.Errorf("download %s: %w", remoteurl.Shown(r.URL), err)
+		return nil, "", fmt.Errorf("download %s: %w", remoteurl.Shown(r.URL), err)
 	}
 	if d.unchanged {
-		return old.file(), nil
+		return old, "", nil
 	}
 	s := &state{ETag: d.etag, LastModified: d.modified, Settled: d.settled, Digest: digest.NewDigest(digest.SHA256, d.sum), Size: d.size}
 	if r.Checksum != "" {
@@ -225,16 +260,11 @@ func (c *Client) fetch(ctx context.Context, r Request, old *state) (_ *File, err
 			s.Also = []digest.Digest{got}
 		}
 		if got != r.Checksum {
-			return nil, fmt.Errorf("download %s: the file has digest %s, and the checksum says %s", remoteurl.Shown(r.URL), got, r.Checksum)
+			return nil, "", fmt.Errorf("download %s: the file has digest %s, and the checksum says %s", remoteurl.Shown(r.URL), got, r.Checksum)
 		}
 	}
-	if err := c.remember(r, s); err != nil {
-		return nil, fmt.Errorf("remember %s: %w", remoteurl.Shown(r.URL), err)
-	}
 	keep = true
-	file := s.file()
-	file.Path = f.Name()
-	return file, nil
+	return s, f.Name(), nil
 }
 
 // hashes begins the digests of a download anew.

@@ -255,7 +255,7 @@ func TestCredentials(t *testing.T) {
 func TestRedirectDown(t *testing.T) {
 	from, _ := http.NewRequest("GET", "https://h/x", nil)
 	to, _ := http.NewRequest("GET", "http://h/x", nil)
-	if err := redirect(to, []*http.Request{from}); !errors.Is(err, errPlainHTTP) {
+	if err := (&download{}).redirect(to, []*http.Request{from}); !errors.Is(err, errPlainHTTP) {
 		t.Errorf("https to http: %v", err)
 	}
 }

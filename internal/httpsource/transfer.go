@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -79,9 +80,13 @@ func (c *Client) authorization(r Request) (string, error) {
 
 // run tries until the file is there.
 func (d *download) run(ctx context.Context) error {
-	t := transports()
-	defer t.CloseIdleConnections()
-	client := &http.Client{Transport: t.Way(reach.Anywhere), CheckRedirect: redirect}
+	way := d.request.Way
+	if way == nil {
+		t := transports()
+		defer t.CloseIdleConnections()
+		way = t.Way(reach.Anywhere)
+	}
+	client := &http.Client{Transport: way, CheckRedirect: d.redirect}
 	d.hashes()
 	for failed, stalls := 0, 0; ; {
 		resumed, err := d.try(ctx, client)
@@ -116,7 +121,7 @@ func (d *download) run(ctx context.Context) error {
 }
 
 // redirect says where the client may be sent. What is for the first host goes to no other.
-func redirect(next *http.Request, via []*http.Request) error {
+func (d *download) redirect(next *http.Request, via []*http.Request) error {
 	if len(via) > maxRedirects {
 		return fmt.Errorf("%s redirects more than %d times", via[0].URL.Host, maxRedirects)
 	}
@@ -132,6 +137,9 @@ func redirect(next *http.Request, via []*http.Request) error {
 	for _, r := range append(via[1:len(via):len(via)], next) {
 		if r.URL.Scheme != via[0].URL.Scheme || !strings.EqualFold(r.URL.Host, via[0].URL.Host) {
 			next.Header.Del("Authorization")
+			for name := range d.request.Header {
+				next.Header.Del(name)
+			}
 		}
 	}
 	return nil
@@ -159,6 +167,7 @@ func (d *download) try(ctx context.Context, client *http.Client) (resumed bool, 
 	if err != nil {
 		return false, errors.New("the address is not a URL")
 	}
+	maps.Copy(req.Header, d.request.Header)
 	req.Header.Set("User-Agent", "kiln")
 	req.Header.Set("Accept-Encoding", "identity")
 	if d.authorization != "" {
@@ -244,6 +253,9 @@ func (d *download) read(body io.Reader, timer *time.Timer) error {
 			since = 0
 		}
 		if n > 0 {
+			if limit := d.request.MaxSize; limit > 0 && d.size+int64(n) > limit {
+				return fmt.Errorf("the file is larger than the %d bytes that are announced", limit)
+			}
 			if d.size+int64(n) > d.c.limit {
 				return fmt.Errorf("the file is larger than the %d GiB that are allowed", MaxSize>>30)
 			}

@@ -212,8 +212,8 @@ type Host struct {
 	err   error // an *Error for what is no name
 }
 
-// Find looks up a host by its name or address, without a port.
-func Find(ctx context.Context, name string) *Host { return (&Host{name: name}).find(ctx) }
+// Find looks up a host by its name or address, without a port. What it has found once stays.
+func (t *Transports) Find(ctx context.Context, name string) *Host { return t.host(name).find(ctx) }
 
 func (h *Host) find(ctx context.Context) *Host {
 	h.mu.Lock()
@@ -255,7 +255,8 @@ func lookup(ctx context.Context, name string) ([]netip.Addr, error) {
 		return []netip.Addr{a.Unmap()}, nil
 	}
 	last := plain[strings.LastIndexByte(plain, '.')+1:]
-	if last == "" || last[0] >= '0' && last[0] <= '9' || strings.ContainsFunc(plain, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '%' }) {
+	strange := strings.ContainsFunc(plain, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '%' })
+	if strange || last == "" || last[0] >= '0' && last[0] <= '9' {
 		return nil, &Error{Host: name}
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)

@@ -1,7 +1,6 @@
 package reach
 
 import (
-	"context"
 	"errors"
 	"io"
 	"net"
@@ -168,7 +167,8 @@ func TestWay(t *testing.T) {
 }
 
 func TestFind(t *testing.T) {
-	h := Find(context.Background(), "localhost")
+	find := func(name string) *Host { return NewTransports(&http.Transport{}, net.Dialer{}).Find(t.Context(), name) }
+	h := find("localhost")
 	if h.Low != Machine || h.High != Machine {
 		t.Errorf("localhost is from %s to %s", h.Low, h.High)
 	}
@@ -178,10 +178,10 @@ func TestFind(t *testing.T) {
 	if a, err := h.Addr(Machine); err != nil || !a.IsLoopback() {
 		t.Errorf("localhost: %s, %v", a, err)
 	}
-	if a, err := Find(context.Background(), "1.1.1.1").Addr(Internet); err != nil || a != netip.MustParseAddr("1.1.1.1") {
+	if a, err := find("1.1.1.1").Addr(Internet); err != nil || a != netip.MustParseAddr("1.1.1.1") {
 		t.Errorf("1.1.1.1: %s, %v", a, err)
 	}
-	if h := Find(context.Background(), "name.invalid"); h.High != Internet {
+	if h := find("name.invalid"); h.High != Internet {
 		t.Errorf("an unknown name is %s", h.High)
 	}
 }

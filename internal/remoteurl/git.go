@@ -331,26 +331,61 @@ func (s *Git) Host() string {
 	return host
 }
 
+// Hostname returns the name or address of the server, without a port and brackets.
+func (s *Git) Hostname() string { return (&url.URL{Host: s.Host()}).Hostname() }
+
+// Port returns the server's port; "" for the usual one.
+func (s *Git) Port() string { return (&url.URL{Host: s.Host()}).Port() }
+
+// SSHUser returns the user of ssh; "" for none.
+func (s *Git) SSHUser() string {
+	if u, err := url.Parse(s.Remote); err == nil && u.Host != "" {
+		if u.Scheme != "ssh" {
+			return ""
+		}
+		return u.User.Username()
+	}
+	user, _, _ := strings.Cut(s.Remote, "@")
+	return user
+}
+
+// Path returns where the repository is on its server, without the slash at the beginning of that of a URL.
+func (s *Git) Path() string {
+	if u, err := url.Parse(s.Remote); err == nil && u.Host != "" {
+		return strings.TrimPrefix(u.Path, "/")
+	}
+	_, place, _ := strings.Cut(s.Remote, "@")
+	_, p, _ := strings.Cut(place, ":")
+	return p
+}
+
+// WithHost returns Remote, which is a URL, with another host name or address.
+func (s *Git) WithHost(name string) string {
+	u, err := url.Parse(s.Remote)
+	if err != nil {
+		return s.Remote
+	}
+	port := u.Port()
+	if u.Host = name; strings.Contains(name, ":") {
+		u.Host = "[" + name + "]"
+	}
+	if port != "" {
+		u.Host = net.JoinHostPort(name, port)
+	}
+	return u.String()
+}
+
 // Account returns the server, and for ssh the user there, that the repository is at: "https://host:443", "ssh://git@host:22". Two
 // repositories with the same account are served by the same server to the same user.
 func (s *Git) Account() string {
-	scheme, user, host := s.Scheme(), "", s.Host()
-	if scheme == "ssh" {
-		_, rest, isURL := strings.Cut(s.Remote, "://")
-		if !isURL {
-			rest = s.Remote
-		}
-		place, _, _ := strings.Cut(rest, "/")
-		if i := strings.LastIndexByte(place, '@'); i >= 0 {
-			user = place[:i+1]
-		}
+	user, port := "", s.Port()
+	if u := s.SSHUser(); u != "" {
+		user = u + "@"
 	}
-	u := &url.URL{Host: strings.ToLower(host)}
-	port := u.Port()
 	if port == "" {
-		port = map[string]string{"http": "80", "https": "443", "ssh": "22", "git": "9418"}[scheme]
+		port = map[string]string{"http": "80", "https": "443", "ssh": "22", "git": "9418"}[s.Scheme()]
 	}
-	return scheme + "://" + user + net.JoinHostPort(u.Hostname(), port)
+	return s.Scheme() + "://" + user + net.JoinHostPort(strings.ToLower(s.Hostname()), port)
 }
 
 // Join resolves the address of a submodule, which may be relative to the repository that has it: "../other.git".

@@ -69,7 +69,7 @@ func (r *Runner) planGit(ctx context.Context, v *llb.Vertex, op llb.Git) (solver
 	}
 	inputs := append(common(v),
 		solver.Input{Name: "commit", Value: commit.ID}, solver.Input{Name: "directory", Value: op.Subdir},
-		solver.Input{Name: "submodules", Value: strconv.FormatBool(!op.SkipSubmodules)}, solver.Input{Name: "lfs", Value: strconv.FormatBool(r.git.LFS())})
+		solver.Input{Name: "submodules", Value: strconv.FormatBool(!op.SkipSubmodules)}, solver.Input{Name: "lfs", Value: "true"})
 	if op.KeepGitDir {
 		inputs = append(inputs, solver.Input{Name: "git dir of", Value: op.Remote}, solver.Input{Name: "ref", Value: commit.Name}, solver.Input{Name: "object", Value: commit.Object})
 	}
