@@ -58,10 +58,11 @@ type PidsError struct {
 }
 
 func (e *PidsError) Error() string {
+	what := "any number of processes and threads is possible"
 	if e.Shared > 0 {
-		return fmt.Sprintf("each user may have %d processes and threads in all steps together, since kiln can have no control group: %v", e.Shared, e.Err)
+		what = fmt.Sprintf("each user id may have %d processes and threads in all steps together", e.Shared)
 	}
-	return fmt.Sprintf("any number of processes and threads is possible, since kiln can have no control group: %v", e.Err)
+	return fmt.Sprintf("%s, since kiln can have no control group: %v", what, e.Err)
 }
 
 // Unwrap returns the cause.

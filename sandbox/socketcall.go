@@ -32,11 +32,13 @@ func newSocketMaker() (*socketMaker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a pair of sockets: %w", err)
 	}
-	return &socketMaker{give: os.NewFile(uintptr(fds[0]), "socket"), take: os.NewFile(uintptr(fds[1]), "socket"), done: make(chan struct{})}, nil
+	m := &socketMaker{done: make(chan struct{})}
+	m.give, m.take = os.NewFile(uintptr(fds[0]), "socket"), os.NewFile(uintptr(fds[1]), "socket")
+	return m, nil
 }
 
-// planSocketMaker has the process send kiln the listener of a second filter, which leaves to kiln what the first does. Where the process
-// can have none, since whoever runs kiln has one already (EBUSY), the call gets ENOSYS.
+// planSocketMaker has the process send kiln the listener of a second filter, which leaves to kiln what the first does. Where the
+// process can have none, since whoever runs kiln has one already (EBUSY) or the kernel knows none (EINVAL), the call gets ENOSYS.
 func (r *run) planSocketMaker(l *plan, spare *os.File) error {
 	var err error
 	if r.sockets, err = newSocketMaker(); err != nil {
@@ -44,7 +46,7 @@ func (r *run) planSocketMaker(l *plan, spare *os.File) error {
 	}
 	r.files = append(r.files, r.sockets.give)
 	listener := l.add("listen to socketcall", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER,
-		filterText(seccomp.Socketcalls())).or(syscall.EBUSY).skipping(2)
+		filterText(seccomp.Socketcalls())).or(syscall.EBUSY, syscall.EINVAL).skipping(2)
 	l.add("move the listener", unix.SYS_DUP3, listener, fd(spare), unix.O_CLOEXEC)
 	l.add("send the listener", unix.SYS_SENDMSG, fd(r.sockets.give), &rights{fd(spare)}, unix.MSG_NOSIGNAL)
 	return nil
@@ -372,6 +374,9 @@ func (c *caller) become() error {
 		if _, _, errno := unix.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
 			return fmt.Errorf("become the caller's user: %w", errno)
 		}
+	}
+	if err := hide(); err != nil {
+		return err
 	}
 	data[0].Effective = data[0].Permitted & uint32(c.capabilities)
 	data[1].Effective = data[1].Permitted & uint32(c.capabilities>>32)

@@ -243,7 +243,7 @@ func withoutPids() string {
 	case err != nil || e == nil:
 		return ""
 	case e.Shared > 0:
-		return fmt.Sprintf(": instead each user may have %d in all steps together", e.Shared)
+		return fmt.Sprintf(": instead each user id may have %d in all steps together", e.Shared)
 	}
 	return ": a RUN may have any number of them"
 }
