@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strings"
 )
 
 // Digest identifies a vertex by what it does and what it is made from. It is neither a cache key nor a content digest:
@@ -15,6 +16,26 @@ type Digest [sha256.Size]byte
 
 // String returns the digest in the form of OCI digests, "sha256:…".
 func (d Digest) String() string { return "sha256:" + hex.EncodeToString(d[:]) }
+
+// ParseDigest reads what String wrote.
+func ParseDigest(s string) (d Digest, err error) {
+	digits, ok := strings.CutPrefix(s, "sha256:")
+	b, err := hex.DecodeString(digits)
+	if !ok || err != nil || len(b) != len(d) {
+		return d, fmt.Errorf("parse digest %q: want sha256: and %d hexadecimal digits", s, 2*len(d))
+	}
+	copy(d[:], b)
+	return d, nil
+}
+
+// MarshalText is String.
+func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText is ParseDigest.
+func (d *Digest) UnmarshalText(text []byte) (err error) {
+	*d, err = ParseDigest(string(text))
+	return err
+}
 
 // Op is what a vertex does. The implementations are Image, Scratch, Local, HTTP, Git, Exec, Copy, Mkdir and Merge; they are
 // values and must not be changed once they are in a graph.
@@ -25,9 +46,9 @@ type Op interface {
 
 // Location is the part of a Dockerfile that a vertex comes from, for errors and progress. Lines count from 1.
 type Location struct {
-	File      string
-	StartLine int
-	EndLine   int
+	File      string `json:"file,omitempty"`
+	StartLine int    `json:"start,omitempty"`
+	EndLine   int    `json:"end,omitempty"`
 }
 
 // Meta is what a vertex says of itself to people. Only NoCache and Platform are part of the vertex's identity.

@@ -27,6 +27,9 @@ var allowed = map[string][]string{
 	"llb":      {},
 	"frontend": {"parser", "llb", "internal/ignore", "internal/remoteurl"},
 
+	// What happens. Whatever makes something happen may say so.
+	"events": {"llb", "internal"},
+
 	"solver":     {"llb"},
 	"cache":      {"solver", "llb", "internal"},
 	"solver/ops": {"solver", "llb", "snapshot", "sandbox", "internal"},

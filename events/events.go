@@ -1,0 +1,257 @@
+// Package events says what happens in a build: typed events on one stream, which printers, the history of builds and reports read. It
+// does not know what causes an event, nor how one is shown.
+//
+// # Order
+//
+// A stream is a list of events with times that do not decrease. The stream of a build begins with [Build] and ends with [Done]. What
+// takes time is a vertex: a vertex of the graph under its digest, or something else, as the download of a manifest or the export of an
+// image, under an ID that no vertex of the graph has. Each vertex has one [Started], then any number of other events, and one [Finished].
+// A vertex that is solved again in the same build, as the download of a context may be, starts again after it has finished.
+//
+// # Encoding
+//
+// Each event is one JSON object on one line, as [Append] writes it and [Decode] reads it. "time" is in the form of RFC 3339. "vertex" is
+// the digest of the vertex, "sha256:…"; events of the build have none. One more member holds the event, and its name says which one it is:
+//
+//	{"time":"…","build":{"version":1,"id":"…","context":"/src","dockerfile":"Dockerfile","platforms":["linux/amd64"]}}
+//	{"time":"…","vertex":"sha256:…","started":{"op":"exec","text":"RUN make","place":{"stage":"build","stages":2,"step":2,"steps":5},
+//	    "inputs":["sha256:…"],"location":{"file":"Dockerfile","start":3,"end":3}}}
+//	{"time":"…","vertex":"sha256:…","log":{"stream":1,"data":"aGVsbG8K"}}
+//	{"time":"…","vertex":"sha256:…","transfer":{"name":"sha256:…","current":1000,"total":3000}}
+//	{"time":"…","vertex":"sha256:…","note":{"text":"naming to docker.io/library/app:latest"}}
+//	{"time":"…","vertex":"sha256:…","cached":{"key":"…"}}
+//	{"time":"…","vertex":"sha256:…","missed":{"reason":"…","changes":[{"input":"arg","now":["make all"],"was":["make"]}]}}
+//	{"time":"…","vertex":"sha256:…","files":{"changes":[{"path":"src/a","change":"changed","what":["content"]}],"more":2}}
+//	{"time":"…","vertex":"sha256:…","again":{"differs":true,"changes":[…]}}
+//	{"time":"…","warning":{"rule":"JSONArgsRecommended","text":"…","url":"…","location":{…}}}
+//	{"time":"…","vertex":"sha256:…","finished":{"outputs":[{"layer":"…","content":"…"}],"key":"…","logBytes":12,"cpu":1000}}
+//	{"time":"…","lost":{"events":12}}
+//	{"time":"…","done":{"digest":"sha256:…","names":["docker.io/library/app:latest"]}}
+//
+// Members that are zero are left out. Bytes are base64, durations are nanoseconds. A reader passes over members and events that it does
+// not know; [Version] grows only if what a reader knows changes its meaning.
+//
+// # Text
+//
+// Text comes from Dockerfiles, images, servers and programs, and is kept as it came; only the user and password of URLs, and the values
+// that package build hides, are left out. Whoever shows it to people makes it fit for a terminal first (internal/termtext).
+package events
+
+import (
+	"time"
+
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// Version is that of the meaning of events, which Build carries.
+const Version = 1
+
+// Event is one thing that happened.
+type Event struct {
+	Time time.Time
+	// Vertex is what it happened to; the zero value for events of the build.
+	Vertex llb.Digest
+	// Body is one of the types below, as a value; nil for an event that Decode does not know.
+	Body Body
+}
+
+// Body is what an event says. The implementations are the types of this package that events hold.
+type Body interface{ body() }
+
+// Build begins the stream of a build.
+type Build struct {
+	Version int `json:"version"`
+	// ID is the name of the build in the history; "" for a build that is not recorded.
+	ID string `json:"id,omitempty"`
+	// Context is the build context: an absolute directory, an address without credentials, or "-". Dockerfile is as it was named.
+	Context    string   `json:"context,omitempty"`
+	Dockerfile string   `json:"dockerfile,omitempty"`
+	Target     string   `json:"target,omitempty"`
+	Platforms  []string `json:"platforms,omitempty"`
+	// Names are those that the image is to have, in full.
+	Names []string `json:"names,omitempty"`
+	// Explain says that the user asked why steps run.
+	Explain bool `json:"explain,omitempty"`
+}
+
+// Started begins a vertex.
+type Started struct {
+	// Op is the kind of op, as in llb.Op; "" for what is no vertex of the graph.
+	Op string `json:"op,omitempty"`
+	// Place and Text are those of llb.Meta.
+	Place llb.Place `json:"place,omitzero"`
+	Text  string    `json:"text"`
+	// Inputs are the vertices that it reads from, in the op's order.
+	Inputs   []llb.Digest `json:"inputs,omitempty"`
+	Location llb.Location `json:"location,omitzero"`
+}
+
+// Name returns the line of progress output: "[build 2/5] RUN make".
+func (s Started) Name() string { return s.Place.String() + s.Text }
+
+// Idle reports whether the vertex stands for something that is there already, so that it is not shown to people.
+func (s Started) Idle() bool {
+	switch s.Op {
+	case llb.Scratch{}.Kind(), llb.Local{}.Kind(), llb.Merge{}.Kind():
+		return true
+	}
+	return false
+}
+
+// Log is output of a vertex: any bytes, in pieces of any size. Stream is 1 for standard output, 2 for standard error. Data is only valid
+// while a Sink is called.
+type Log struct {
+	Stream int    `json:"stream"`
+	Data   []byte `json:"data"`
+}
+
+// Transfer says how much of a part of the vertex, as one blob, is done. Current and Total are bytes; Total is 0 where it is not known.
+type Transfer struct {
+	Name    string `json:"name"`
+	Current int64  `json:"current"`
+	Total   int64  `json:"total,omitempty"`
+	// Done says that this is the last event of the transfer. Without it the vertex's end is that of the transfer.
+	Done bool `json:"done,omitempty"`
+}
+
+// Note is a line about a vertex, as the name that an image was given.
+type Note struct {
+	Text string `json:"text"`
+}
+
+// Cached says that an earlier result is used. Key is that of its record.
+type Cached struct {
+	Key string `json:"key,omitempty"`
+}
+
+// Missed says why there is no earlier result, before the step runs.
+type Missed struct {
+	Reason string `json:"reason"`
+	// Changes are the inputs that are not what they were in the last build, at most MaxChanges, and More the number of others. There are
+	// none where the step's last build is not known.
+	Changes []Change `json:"changes,omitempty"`
+	More    int      `json:"more,omitempty"`
+	// Last is the layer that the step made in the last build.
+	Last string `json:"last,omitempty"`
+}
+
+// MaxChanges is how many changes of one kind an event names.
+const MaxChanges = 10
+
+// Change is an input of a step that is not what it was.
+type Change struct {
+	// Input is the name of the inputs in the record: "arg", "env", "root", "files".
+	Input string `json:"input"`
+	// Now are the values that are new, and Was those that are gone; none of both where only the order changed. Values are clipped, and
+	// hidden if they are secrets. "root" and "files" are digests, of which no values are given.
+	Now []string `json:"now,omitempty"`
+	Was []string `json:"was,omitempty"`
+}
+
+// InputRoot and InputFiles are the inputs that are digests: what the step stands on, and the files that it makes.
+const (
+	InputRoot  = "root"
+	InputFiles = "files"
+)
+
+// Files says, if it was asked for, how the files that a step made differ from those that it made in the last build.
+type Files struct {
+	// Changes are at most MaxChanges, and More is the number of others. There are none where the files cannot be compared any more.
+	Changes []FileChange `json:"changes,omitempty"`
+	More    int          `json:"more,omitempty"`
+}
+
+// FileChange is a file that differs.
+type FileChange struct {
+	// Path is relative to the root, without a leading slash.
+	Path string `json:"path"`
+	// Kind is Added, Removed or Changed, and What names what has changed: "type", "content", "mode", "owner", "link", "extended
+	// attributes".
+	Kind string   `json:"change"`
+	What []string `json:"what,omitempty"`
+}
+
+// The kinds of a FileChange.
+const (
+	Added   = "added"
+	Removed = "removed"
+	Changed = "changed"
+)
+
+// Again says what came of running a cached step again, to verify the cache: it made the same, or Differs, with the files that do where they
+// can be compared, or it failed with an Error.
+type Again struct {
+	Differs bool `json:"differs,omitempty"`
+	Files
+	Error string `json:"error,omitempty"`
+}
+
+// Warning is something that the user should know.
+type Warning struct {
+	// Rule is the name of the check that found it; "" for what is no check's. Detail says what the check is about, URL where more is.
+	Rule     string       `json:"rule,omitempty"`
+	Text     string       `json:"text"`
+	Detail   string       `json:"detail,omitempty"`
+	URL      string       `json:"url,omitempty"`
+	Location llb.Location `json:"location,omitzero"`
+}
+
+// Finished ends a vertex.
+type Finished struct {
+	// Outputs are what it made, or the earlier result that was used; none of what makes no layer.
+	Outputs []Output `json:"outputs,omitempty"`
+	// Error says why it failed. A vertex that was stopped, because of another's failure or by the user, is Canceled and has not failed.
+	Error    string `json:"error,omitempty"`
+	Canceled bool   `json:"canceled,omitempty"`
+	// Key is that of the record of a step that ran, or was to run.
+	Key string `json:"key,omitempty"`
+	// LogBytes is the length of the output that is kept with the record, or of a step that failed beside it, until the step runs again.
+	LogBytes int64 `json:"logBytes,omitempty"`
+	Resources
+}
+
+// Output is a layer that a vertex made.
+type Output struct {
+	Index int `json:"index,omitempty"`
+	// Layer is its id in the snapshot store, and Content the digest of its content; "" for one without entries.
+	Layer   string `json:"layer"`
+	Content string `json:"content,omitempty"`
+}
+
+// Resources are what the processes of a step took. They are zero where that is not known.
+type Resources struct {
+	// CPU is processor time, of user and system.
+	CPU time.Duration `json:"cpu,omitempty"`
+	// Memory is the largest resident set of one process, in bytes.
+	Memory int64 `json:"memory,omitempty"`
+}
+
+// Lost says that a Reader was not given that many events, in the place where they were.
+type Lost struct {
+	Events int `json:"events"`
+}
+
+// Done ends the stream of a build.
+type Done struct {
+	// Error says why the build failed, and Canceled that the user stopped it.
+	Error    string `json:"error,omitempty"`
+	Canceled bool   `json:"canceled,omitempty"`
+	// Digest is that of the image's manifest or index, Image the id that the image has in the store; "" where no image was made.
+	Digest string   `json:"digest,omitempty"`
+	Image  string   `json:"image,omitempty"`
+	Names  []string `json:"names,omitempty"`
+}
+
+func (Build) body()    {}
+func (Started) body()  {}
+func (Log) body()      {}
+func (Transfer) body() {}
+func (Note) body()     {}
+func (Cached) body()   {}
+func (Missed) body()   {}
+func (Files) body()    {}
+func (Again) body()    {}
+func (Warning) body()  {}
+func (Finished) body() {}
+func (Lost) body()     {}
+func (Done) body()     {}

@@ -1,0 +1,236 @@
+package events
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/termtext"
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// Sink is given the events of a stream, one after the other. It must not wait for anything but its own output, nor emit events.
+type Sink interface {
+	Event(e Event)
+}
+
+// Stream passes events on to sinks, and to readers if Keep was called; nothing else of them is kept. Its methods are safe for concurrent
+// use. A nil *Stream drops everything.
+type Stream struct {
+	now func() time.Time
+
+	mu     sync.Mutex
+	last   time.Time
+	sinks  []Sink
+	tasks  map[string]int // how many that are no vertices have had a name
+	kept   *kept          // nil: no reader is expected
+	closed bool
+}
+
+// New returns a stream with these sinks.
+func New(sinks ...Sink) *Stream {
+	return &Stream{now: time.Now, sinks: sinks, tasks: map[string]int{}}
+}
+
+// Attach adds a sink, which is given the events from now on.
+func (s *Stream) Attach(sink Sink) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sinks = append(s.sinks, sink)
+}
+
+// Detach takes a sink away: when it returns, the sink is not called any more.
+func (s *Stream) Detach(sink Sink) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sinks = slices.DeleteFunc(s.sinks, func(other Sink) bool { return other == sink })
+}
+
+// Close ends the stream: later events are dropped, and readers come to its end. A second Close does nothing.
+func (s *Stream) Close() {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	if s.kept != nil {
+		s.kept.wake()
+	}
+}
+
+// Emit passes an event of the build on.
+func (s *Stream) Emit(body Body) { s.emit(llb.Digest{}, body) }
+
+func (s *Stream) emit(vertex llb.Digest, body Body) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	// The clock may be set back.
+	if now := s.now(); now.After(s.last) {
+		s.last = now
+	}
+	e := Event{Time: s.last, Vertex: vertex, Body: body}
+	for _, sink := range s.sinks {
+		sink.Event(e)
+	}
+	if s.kept != nil {
+		s.kept.add(e)
+	}
+}
+
+// Warn emits a Warning that no check found.
+func (s *Stream) Warn(text string) { s.Emit(Warning{Text: termtext.Redact(text)}) }
+
+// Vertex starts a vertex of the graph.
+func (s *Stream) Vertex(v *llb.Vertex) *Task {
+	m := v.Meta()
+	inputs := make([]llb.Digest, len(v.Inputs()))
+	for i, in := range v.Inputs() {
+		inputs[i] = in.Digest()
+	}
+	return s.start(v.Digest(), Started{Op: v.Op().Kind(), Place: m.Place, Text: termtext.Redact(m.Text), Inputs: inputs, Location: m.Location})
+}
+
+// Task starts something that is no vertex of the graph. Its ID is the digest of its name, and of how often there was one of this name in
+// the stream before.
+func (s *Stream) Task(place llb.Place, text string) *Task {
+	if s == nil {
+		return nil
+	}
+	started := Started{Place: place, Text: termtext.Redact(text)}
+	name := started.Name()
+	s.mu.Lock()
+	s.tasks[name]++
+	n := s.tasks[name]
+	s.mu.Unlock()
+	return s.start(sha256.Sum256(fmt.Appendf(nil, "kiln task %d %s", n, name)), started)
+}
+
+func (s *Stream) start(id llb.Digest, started Started) *Task {
+	if s == nil {
+		return nil
+	}
+	s.emit(id, started)
+	return &Task{stream: s, id: id}
+}
+
+// Task emits the events of one vertex. Its methods are safe for concurrent use; those of a nil *Task do nothing.
+type Task struct {
+	stream *Stream
+	id     llb.Digest
+
+	mu        sync.Mutex
+	resources Resources
+	finished  bool
+}
+
+// Emit emits an event of the vertex. After Finish it does nothing.
+func (t *Task) Emit(body Body) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.finished {
+		t.stream.emit(t.id, body)
+	}
+}
+
+// Log emits output. p is only used during the call.
+func (t *Task) Log(stream int, p []byte) { t.Emit(Log{Stream: stream, Data: p}) }
+
+// Note emits a line.
+func (t *Task) Note(text string) { t.Emit(Note{Text: termtext.Redact(text)}) }
+
+// Used adds to what the vertex's processes took.
+func (t *Task) Used(r Resources) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.resources.CPU += r.CPU
+	t.resources.Memory = max(t.resources.Memory, r.Memory)
+}
+
+// Done ends a vertex that makes no layer, with err if it failed.
+func (t *Task) Done(err error) { t.Finish(Finished{}, err) }
+
+// Finish ends the vertex. An error that is context.Canceled says that it was stopped, any other that it failed.
+func (t *Task) Finish(f Finished, err error) {
+	if t == nil {
+		return
+	}
+	f.Canceled, f.Error = Outcome(err)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.finished {
+		return
+	}
+	f.Resources, t.finished = t.resources, true
+	t.stream.emit(t.id, f)
+}
+
+// Outcome returns what an error is in an event: a cancellation, or a text without the user and password of URLs.
+func Outcome(err error) (canceled bool, text string) {
+	switch {
+	case err == nil:
+		return false, ""
+	case errors.Is(err, context.Canceled):
+		return true, ""
+	}
+	return false, termtext.Redact(err.Error())
+}
+
+// Transferring returns a function that emits how much of a transfer is done, not more often than people can see: total is in bytes, 0
+// where it is not known. The transfer is done when current is total, or when the function is called with done.
+func (t *Task) Transferring(name string, total int64) func(current int64, done bool) {
+	if t == nil {
+		return func(int64, bool) {}
+	}
+	var mu sync.Mutex
+	var last time.Time
+	over := false
+	return func(current int64, done bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		done = done || total > 0 && current >= total
+		if over || !done && t.stream.now().Sub(last) < transferInterval {
+			return
+		}
+		last, over = t.stream.now(), done
+		t.Emit(Transfer{Name: name, Current: current, Total: total, Done: done})
+	}
+}
+
+// transferInterval is the least time between two events of one transfer.
+const transferInterval = 100 * time.Millisecond
+
+type contextKey struct{}
+
+// With returns a context in which work is done for a vertex.
+func With(ctx context.Context, t *Task) context.Context {
+	return context.WithValue(ctx, contextKey{}, t)
+}
+
+// From returns the vertex that work is done for; nil, whose methods do nothing, for none.
+func From(ctx context.Context) *Task {
+	t, _ := ctx.Value(contextKey{}).(*Task)
+	return t
+}
