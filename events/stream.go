@@ -95,7 +95,7 @@ func (s *Stream) emit(vertex llb.Digest, body Body) {
 }
 
 // Warn emits a Warning that no check found.
-func (s *Stream) Warn(text string) { s.Emit(Warning{Text: termtext.Redact(text)}) }
+func (s *Stream) Warn(text string) { s.Emit(Warning{Text: Text(text)}) }
 
 // Vertex starts a vertex of the graph.
 func (s *Stream) Vertex(v *llb.Vertex) *Task {
@@ -104,7 +104,7 @@ func (s *Stream) Vertex(v *llb.Vertex) *Task {
 	for i, in := range v.Inputs() {
 		inputs[i] = in.Digest()
 	}
-	return s.start(v.Digest(), Started{Op: v.Op().Kind(), Place: m.Place, Text: termtext.Redact(m.Text), Inputs: inputs, Location: m.Location})
+	return s.start(v.Digest(), Started{Op: v.Op().Kind(), Place: m.Place, Text: Text(m.Text), Inputs: inputs, Location: m.Location})
 }
 
 // Task starts something that is no vertex of the graph. Its ID is the digest of its name, and of how often there was one of this name in
@@ -113,7 +113,7 @@ func (s *Stream) Task(place llb.Place, text string) *Task {
 	if s == nil {
 		return nil
 	}
-	started := Started{Place: place, Text: termtext.Redact(text)}
+	started := Started{Place: place, Text: Text(text)}
 	name := started.Name()
 	s.mu.Lock()
 	s.tasks[name]++
@@ -156,7 +156,7 @@ func (t *Task) Emit(body Body) {
 func (t *Task) Log(stream int, p []byte) { t.Emit(Log{Stream: stream, Data: p}) }
 
 // Note emits a line.
-func (t *Task) Note(text string) { t.Emit(Note{Text: termtext.Redact(text)}) }
+func (t *Task) Note(text string) { t.Emit(Note{Text: Text(text)}) }
 
 // Used adds to what the vertex's processes took.
 func (t *Task) Used(r Resources) {
@@ -187,7 +187,10 @@ func (t *Task) Finish(f Finished, err error) {
 	t.stream.emit(t.id, f)
 }
 
-// Outcome returns what an error is in an event: a cancellation, or a text without the user and password of URLs.
+// Text returns a text as events have it: at most termtext.MaxLine bytes, without the user and password of URLs.
+func Text(s string) string { return termtext.Redact(termtext.Clip(s, termtext.MaxLine)) }
+
+// Outcome returns what an error is in an event: a cancellation, or a Text.
 func Outcome(err error) (canceled bool, text string) {
 	switch {
 	case err == nil:
@@ -195,7 +198,7 @@ func Outcome(err error) (canceled bool, text string) {
 	case errors.Is(err, context.Canceled):
 		return true, ""
 	}
-	return false, termtext.Redact(err.Error())
+	return false, Text(err.Error())
 }
 
 // Transferring returns a function that emits how much of a transfer is done, not more often than people can see: total is in bytes, 0

@@ -132,6 +132,8 @@ type Status struct {
 	Signal syscall.Signal
 	// CPU is the processor time that the process and the descendants that it waited for took.
 	CPU time.Duration
+	// Memory is the largest resident set that one of these had, in bytes.
+	Memory int64
 	// OOMKills is how many processes of the run the kernel killed for want of memory in its control group, and PidsRefused
 	// how many were not started since there were too many.
 	OOMKills, PidsRefused int64
@@ -634,6 +636,7 @@ func (r *run) result() (Status, error) {
 	status := Status{
 		ExitCode: ws.ExitStatus(),
 		CPU:      time.Duration(usage.Utime.Nano() + usage.Stime.Nano()),
+		Memory:   usage.Maxrss << 10,
 		OOMKills: memory, PidsRefused: pids, NoPidsLimit: r.noPidsLimit(),
 	}
 	if ws.Signaled() {

@@ -9,8 +9,10 @@ import (
 	"io"
 	"io/fs"
 	"runtime/debug"
+	"slices"
 	"time"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/llb"
 )
 
@@ -93,34 +95,12 @@ type Runner interface {
 	Missing(l Layer) error
 }
 
-// Observer is told what happens to each vertex. Its methods are called from several goroutines, for one vertex in order:
-// Started, then Log any number of times, then Finished; vertices of a build that failed may lack the last.
-type Observer interface {
-	Started(v *llb.Vertex)
-	// Log takes output of a step; stream is 1 or 2. p is only valid during the call.
-	Log(v *llb.Vertex, stream int, p []byte)
-	Finished(v *llb.Vertex, o Outcome)
-}
-
-// Outcome is how a vertex ended.
-type Outcome struct {
-	// Cached says that an earlier result was used; Record is that result, or the new one of a step that ran, or nil where
-	// the vertex is not of a kind that is recorded.
-	Cached bool
-	Record *Record
-	// Miss is why the step ran; nil for one that did not. Last is what the step made before, where that is known.
-	Miss *Miss
-	Last *Record
-	// Again is what a cached step made when it ran again to verify the cache; nil where it did not.
-	Again *Again
-	Err   error
-}
-
-// Again is the result of running a step that is cached.
-type Again struct {
-	Layer Layer
-	// Err is why the step failed this time, or nil.
-	Err error
+// Explainer says how steps differ from what they were. Implementations are safe for concurrent use.
+type Explainer interface {
+	// Inputs compares the inputs of a step with those that it had in the last build. Values that are secrets are hidden.
+	Inputs(now, last []Input) (changes []events.Change, more int)
+	// Files compares what a step made with what it made before.
+	Files(now, last Layer) events.Files
 }
 
 // VertexError is the failure of one vertex.
@@ -138,9 +118,13 @@ func (e *VertexError) Unwrap() error { return e.Err }
 
 // Options say how a graph is solved.
 type Options struct {
-	Cache    Cache
-	Runner   Runner
-	Observer Observer
+	Cache  Cache
+	Runner Runner
+	// Events is told what happens to each vertex, and may be nil. The context that the Runner is given has the vertex: see events.From.
+	Events *events.Stream
+	// Explain says why steps run, and may be nil; Files also asks it about the files of a step that made others than in the last build.
+	Explain Explainer
+	Files   bool
 	// Parallelism is how many vertices are worked on at once; at least 1.
 	Parallelism int
 	// Verify runs steps again that are cached, to see whether they make the same. The earlier result is used all the same.
@@ -353,145 +337,195 @@ func (s *solve) work(ctx context.Context, n *node) (out *Chain, err error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	v := n.vertex
-	s.opts.Observer.Started(v)
-	var o Outcome
+	w := &work{solve: s, vertex: n.vertex, task: s.opts.Events.Vertex(n.vertex)}
+	ctx = events.With(ctx, w.task)
 	defer func() {
 		if p := recover(); p != nil {
 			err = &PanicError{Value: p, Stack: debug.Stack()}
 		}
-		o.Err = err
-		s.opts.Observer.Finished(v, o)
+		shown := err
+		if err != nil && ctx.Err() != nil {
+			shown = context.Cause(ctx) // whatever a step says that is stopped, it has not failed
+		}
+		w.task.Finish(w.finished, shown)
 	}()
 
 	in := make([]*Chain, len(n.inputs))
 	for i, input := range n.inputs {
 		in[i] = input.output
 	}
-	step, err := s.opts.Runner.Plan(ctx, v, in)
+	w.step, err = s.opts.Runner.Plan(ctx, n.vertex, in)
 	if err != nil {
 		return nil, err
 	}
-	if step.Close != nil {
-		defer step.Close()
+	if w.step.Close != nil {
+		defer w.step.Close()
 	}
-	if step.Done {
-		return step.Root, nil
+	if w.step.Done {
+		return w.step.Root, nil
 	}
-	o, err = s.probeOrRun(ctx, v, step)
+	w.key = KeyOf(w.step.Inputs)
+	w.finished.Key = w.key.String()
+	r, err := w.probeOrRun(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return in[0].Push(o.Record.Layer), nil
+	output := events.Output{Layer: r.Layer.ID}
+	if r.Layer.Content != (Content{}) {
+		output.Content = r.Layer.Content.String()
+	}
+	w.finished.Outputs = []events.Output{output}
+	return in[0].Push(r.Layer), nil
+}
+
+// work is a vertex that is being worked on.
+type work struct {
+	*solve
+	vertex   *llb.Vertex
+	task     *events.Task
+	step     Step
+	key      Key
+	finished events.Finished // as far as it is known
 }
 
 // probeOrRun returns the record of a step: an earlier one, or that of running it now. Whoever holds the key's lock is the
 // only one to run it, so equal work in other goroutines and processes is waited for and then found in the cache.
-func (s *solve) probeOrRun(ctx context.Context, v *llb.Vertex, step Step) (Outcome, error) {
-	key := KeyOf(step.Inputs)
-	var miss *Miss
-	if v.Meta().NoCache {
-		miss = &Miss{Reason: "caching is off for this step"}
-	} else {
-		r, err := s.get(key)
-		if err == nil {
-			return s.hit(ctx, v, key, step, r)
-		}
-		if !errors.As(err, &miss) {
-			return Outcome{}, err
-		}
-	}
-	unlock, err := s.opts.Cache.Lock(ctx, key)
+func (w *work) probeOrRun(ctx context.Context) (*Record, error) {
+	r, miss, err := w.probe()
 	if err != nil {
-		return Outcome{Miss: miss}, err
+		return nil, err
+	}
+	if miss == nil {
+		return r, w.hit(ctx, r)
+	}
+	unlock, err := w.opts.Cache.Lock(ctx, w.key)
+	if err != nil {
+		return nil, err
 	}
 	defer unlock()
-	if !v.Meta().NoCache {
-		r, err := s.get(key)
-		if err == nil {
-			return s.hit(ctx, v, key, step, r)
-		}
-		if !errors.As(err, &miss) {
-			return Outcome{}, err
-		}
-	}
-	var last *Record
-	same := false
-	if h, ok := s.opts.Cache.(History); ok {
-		last, same = h.Last(v)
-	}
-	r, err := s.run(ctx, v, key, step, last)
-	if !same {
-		last = nil
-	}
-	return Outcome{Record: r, Miss: miss, Last: last}, err
-}
-
-func (s *solve) get(key Key) (*Record, error) {
-	r, err := s.opts.Cache.Get(key)
-	if err != nil {
+	if r, miss, err = w.probe(); err != nil {
 		return nil, err
 	}
-	err = s.opts.Runner.Missing(r.Layer)
+	if miss == nil {
+		return r, w.hit(ctx, r)
+	}
+	return w.run(ctx, miss)
+}
+
+// probe returns the record of the step, or why there is none.
+func (w *work) probe() (*Record, *Miss, error) {
+	if w.vertex.Meta().NoCache {
+		return nil, &Miss{Reason: "caching is off for this step"}, nil
+	}
+	r, err := w.opts.Cache.Get(w.key)
+	if miss, ok := errors.AsType[*Miss](err); ok {
+		return nil, miss, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	err = w.opts.Runner.Missing(r.Layer)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, &Miss{Reason: fmt.Sprintf("layer %s is gone", r.Layer.ID)}
+		return nil, &Miss{Reason: fmt.Sprintf("layer %s is gone", r.Layer.ID)}, nil
 	case err != nil:
-		return nil, &Miss{Reason: err.Error()}
+		return nil, &Miss{Reason: err.Error()}, nil
 	}
-	return r, nil
+	return r, nil, nil
 }
 
-// hit returns the outcome of a step whose record is r, which is run again if it is to be verified.
-func (s *solve) hit(ctx context.Context, v *llb.Vertex, key Key, step Step, r *Record) (Outcome, error) {
-	o := Outcome{Cached: true, Record: r}
-	if h, ok := s.opts.Cache.(History); ok {
-		_ = h.SetLast(v, key) // without it the next explanation says less, and no result changes
+// hit uses the record r, and runs the step again if that is to be verified.
+func (w *work) hit(ctx context.Context, r *Record) error {
+	if h, ok := w.opts.Cache.(History); ok {
+		_ = h.SetLast(w.vertex, w.key) // without it the next explanation says less, and no result changes
 	}
-	if !s.opts.Verify {
-		return o, nil
+	w.task.Emit(events.Cached{Key: w.key.String()})
+	if !w.opts.Verify {
+		return nil
 	}
-	log, err := s.opts.Cache.NewLog()
+	log, err := w.opts.Cache.NewLog()
 	if err != nil {
-		return o, err
+		return err
 	}
 	defer log.Close()
-	tee := &tee{observer: s.opts.Observer, vertex: v, log: log}
-	o.Again = &Again{}
-	o.Again.Layer, o.Again.Err = step.Run(ctx, Job{Stdout: tee.stream(1), Stderr: tee.stream(2)})
+	tee := &tee{task: w.task, log: log}
+	made, err := w.step.Run(ctx, Job{Stdout: tee.stream(1), Stderr: tee.stream(2)})
 	if ctx.Err() != nil {
-		return o, context.Cause(ctx)
+		return context.Cause(ctx)
 	}
-	return o, nil
+	again := events.Again{}
+	if err != nil {
+		_, again.Error = events.Outcome(err)
+	} else if made.Content != r.Layer.Content {
+		again.Differs = true
+		if w.opts.Explain != nil {
+			again.Files = w.opts.Explain.Files(made, r.Layer)
+		}
+	}
+	w.task.Emit(again)
+	return nil
 }
 
-func (s *solve) run(ctx context.Context, v *llb.Vertex, key Key, step Step, last *Record) (*Record, error) {
-	log, err := s.opts.Cache.NewLog()
+// run runs the step and puts its record into the cache.
+func (w *work) run(ctx context.Context, miss *Miss) (*Record, error) {
+	job := Job{}
+	var last *Record // in the last build
+	if h, ok := w.opts.Cache.(History); ok {
+		r, same := h.Last(w.vertex)
+		if r != nil {
+			job.Last = r.Layer
+		}
+		if same {
+			last = r
+		}
+	}
+	missed := w.missed(miss, last)
+	w.task.Emit(missed)
+	log, err := w.opts.Cache.NewLog()
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	tee := &tee{observer: s.opts.Observer, vertex: v, log: log}
+	tee := &tee{task: w.task, log: log}
 	started := time.Now()
-	job := Job{Stdout: tee.stream(1), Stderr: tee.stream(2)}
-	if last != nil {
-		job.Last = last.Layer
-	}
-	layer, err := step.Run(ctx, job)
+	job.Stdout, job.Stderr = tee.stream(1), tee.stream(2)
+	layer, err := w.step.Run(ctx, job)
 	if err != nil && ctx.Err() == nil && tee.size() > 0 {
 		// A log that cannot be kept is no reason to say less of the failure.
-		file, _ := s.opts.Cache.PutFailed(key, log)
-		return nil, &VertexError{Vertex: v, Err: err, LogFile: file}
+		file, _ := w.opts.Cache.PutFailed(w.key, log)
+		if file != "" {
+			w.finished.LogBytes = tee.size()
+		}
+		return nil, &VertexError{Vertex: w.vertex, Err: err, LogFile: file}
 	}
 	if err != nil {
 		return nil, err
 	}
-	r := &Record{Layer: layer, Inputs: step.Inputs, Name: v.Meta().Name(), Started: started, Took: time.Since(started), LogSize: tee.size()}
-	if err := s.opts.Cache.Put(key, r, log); err != nil {
+	w.finished.LogBytes = tee.size()
+	r := &Record{
+		Layer: layer, Inputs: w.step.Inputs, Name: w.vertex.Meta().Name(), Started: started, Took: time.Since(started), LogSize: tee.size(),
+	}
+	if err := w.opts.Cache.Put(w.key, r, log); err != nil {
 		return nil, err
 	}
-	if h, ok := s.opts.Cache.(History); ok {
-		return r, h.SetLast(v, key)
+	if w.opts.Files && slices.ContainsFunc(missed.Changes, func(c events.Change) bool { return c.Input == events.InputFiles }) {
+		w.task.Emit(w.opts.Explain.Files(layer, last.Layer))
+	}
+	if h, ok := w.opts.Cache.(History); ok {
+		return r, h.SetLast(w.vertex, w.key)
 	}
 	return r, nil
+}
+
+// missed returns the event that says why the step runs.
+func (w *work) missed(miss *Miss, last *Record) events.Missed {
+	m := events.Missed{Reason: miss.Reason}
+	if last == nil {
+		return m
+	}
+	m.Last = last.Layer.ID
+	if w.opts.Explain != nil {
+		m.Changes, m.More = w.opts.Explain.Inputs(w.step.Inputs, last.Inputs)
+	}
+	return m
 }

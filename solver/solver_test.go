@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/solvertest"
@@ -93,40 +94,52 @@ func (r *runner) Missing(l solver.Layer) error {
 	return nil
 }
 
-// outcomes is a solver.Observer.
+// outcome is how a vertex ended.
+type outcome struct {
+	cached   bool
+	missed   *events.Missed
+	finished events.Finished
+}
+
+// outcomes is an events.Sink.
 type outcomes struct {
 	mu      sync.Mutex
-	by      map[string]solver.Outcome
+	running map[llb.Digest]*outcome
+	names   map[llb.Digest]string
+	by      map[string]outcome // of the vertices that have finished
 	started int
 	log     strings.Builder
 }
 
-func (o *outcomes) Started(*llb.Vertex) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.started++
-}
-
-func (o *outcomes) Log(v *llb.Vertex, stream int, p []byte) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	fmt.Fprintf(&o.log, "%d:%s", stream, p)
-}
-
-func (o *outcomes) Finished(v *llb.Vertex, out solver.Outcome) {
+func (o *outcomes) Event(e events.Event) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.by == nil {
-		o.by = map[string]solver.Outcome{}
+		o.running, o.names, o.by = map[llb.Digest]*outcome{}, map[llb.Digest]string{}, map[string]outcome{}
 	}
-	if op, ok := v.Op().(llb.Mkdir); ok {
-		o.by[op.Path] = out
+	r := o.running[e.Vertex]
+	switch b := e.Body.(type) {
+	case events.Started:
+		o.started++
+		o.running[e.Vertex], o.names[e.Vertex] = &outcome{}, b.Text
+	case events.Log:
+		fmt.Fprintf(&o.log, "%d:%s", b.Stream, b.Data)
+	case events.Cached:
+		r.cached = true
+	case events.Missed:
+		r.missed = &b
+	case events.Finished:
+		r.finished = b
+		delete(o.running, e.Vertex)
+		if o.names[e.Vertex] != "scratch" {
+			o.by[o.names[e.Vertex]] = *r
+		}
 	}
 }
 
 func (o *outcomes) cached() (names []string) {
 	for name, out := range o.by {
-		if out.Cached {
+		if out.cached {
 			names = append(names, name)
 		}
 	}
@@ -156,7 +169,10 @@ func (b *build) step(name string, inputs ...*llb.Vertex) *llb.Vertex {
 func solve(t *testing.T, r *runner, c solver.Cache, roots ...*llb.Vertex) ([]*solver.Chain, *outcomes, error) {
 	t.Helper()
 	o := &outcomes{}
-	out, err := solver.Solve(t.Context(), roots, solver.Options{Cache: c, Runner: r, Observer: o, Parallelism: 8})
+	out, err := solver.Solve(t.Context(), roots, solver.Options{Cache: c, Runner: r, Events: events.New(o), Parallelism: 8})
+	if len(o.running) != 0 {
+		t.Errorf("%d vertices have not finished", len(o.running))
+	}
 	if r.held != 0 {
 		t.Errorf("%d steps were not closed", r.held)
 	}
@@ -229,7 +245,7 @@ func TestParallelismIsTheLimit(t *testing.T) {
 		mu.Unlock()
 		return nil
 	}}
-	_, err := solver.Solve(t.Context(), roots, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Observer: &outcomes{}, Parallelism: 3})
+	_, err := solver.Solve(t.Context(), roots, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Parallelism: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -326,8 +342,8 @@ func TestSecondBuildIsCached(t *testing.T) {
 		root := b.step("c", b.step("b", b.step("a")))
 		first, o := mustSolve(t, &runner{}, c, root)
 		for name, out := range o.by {
-			if out.Miss == nil || out.Miss.Reason == "" || out.Cached || out.Record == nil {
-				t.Errorf("%s ran with outcome %+v, want a reason and a record", name, out)
+			if out.missed == nil || out.missed.Reason == "" || out.cached || len(out.finished.Outputs) != 1 || out.finished.Outputs[0].Layer != name {
+				t.Errorf("%s ran with outcome %+v, want a reason and its layer", name, out)
 			}
 		}
 		r := &runner{}
@@ -389,7 +405,7 @@ func TestNoCache(t *testing.T) {
 		if got := strings.Join(r.ran, " "); got != "b" {
 			t.Fatalf("ran %s, want b alone", got)
 		}
-		if miss := o.by["b"].Miss; miss == nil || miss.Reason == "" {
+		if miss := o.by["b"].missed; miss == nil || miss.Reason == "" {
 			t.Errorf("b's miss is %v", miss)
 		}
 		if out[0].Top().ID != "b'" {
@@ -414,10 +430,10 @@ func TestLayerGone(t *testing.T) {
 	if got := strings.Join(r.ran, " "); got != "a" {
 		t.Fatalf("ran %s, want a", got)
 	}
-	if miss := o.by["a"].Miss; miss == nil || !strings.Contains(miss.Reason, "layer a") {
+	if miss := o.by["a"].missed; miss == nil || !strings.Contains(miss.Reason, "layer a") {
 		t.Errorf("the reason is %v, want one that names the layer", miss)
 	}
-	if !o.by["b"].Cached {
+	if !o.by["b"].cached {
 		t.Error("b ran, and it reads the same content")
 	}
 }
@@ -474,8 +490,11 @@ func TestFirstFailure(t *testing.T) {
 	if len(ended) != 1 {
 		t.Error("Solve returned before the other step had ended")
 	}
-	if out := o.by["failing"]; !errors.Is(out.Err, boom) || out.Miss == nil {
+	if out := o.by["failing"]; out.finished.Error != "boom" || out.finished.Canceled || out.missed == nil {
 		t.Errorf("the outcome is %+v", out)
+	}
+	if out := o.by["slow"]; !out.finished.Canceled || out.finished.Error != "" {
+		t.Errorf("the outcome of the step that was stopped is %+v", out)
 	}
 }
 
@@ -505,7 +524,7 @@ func TestCancel(t *testing.T) {
 		<-ctx.Done()
 		return errors.New("process killed by SIGKILL")
 	}}
-	_, err := solver.Solve(ctx, []*llb.Vertex{root}, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Observer: &outcomes{}, Parallelism: 8})
+	_, err := solver.Solve(ctx, []*llb.Vertex{root}, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Parallelism: 8})
 	if !errors.Is(err, cause) {
 		t.Fatalf("Solve = %v, want the cause", err)
 	}
@@ -514,7 +533,7 @@ func TestCancel(t *testing.T) {
 	}
 	// A context that has ended already starts nothing.
 	o := &outcomes{}
-	_, err = solver.Solve(ctx, []*llb.Vertex{root}, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Observer: o, Parallelism: 8})
+	_, err = solver.Solve(ctx, []*llb.Vertex{root}, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Events: events.New(o), Parallelism: 8})
 	if !errors.Is(err, cause) || o.started != 0 {
 		t.Fatalf("Solve = %v after %d starts", err, o.started)
 	}
@@ -528,7 +547,7 @@ func TestCancelWhileWaiting(t *testing.T) {
 		finish := make(chan struct{})
 		other := make(chan error)
 		go func() {
-			_, err := solver.Solve(t.Context(), []*llb.Vertex{root}, solver.Options{Cache: c, Observer: &outcomes{}, Runner: &runner{
+			_, err := solver.Solve(t.Context(), []*llb.Vertex{root}, solver.Options{Cache: c, Runner: &runner{
 				run: func(context.Context, string, solver.Job) error {
 					close(running)
 					<-finish
@@ -541,7 +560,7 @@ func TestCancelWhileWaiting(t *testing.T) {
 		cause := errors.New("interrupted")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(time.Millisecond, func() { cancel(cause) })
-		_, err := solver.Solve(ctx, []*llb.Vertex{root}, solver.Options{Cache: c, Observer: &outcomes{}, Runner: &runner{}})
+		_, err := solver.Solve(ctx, []*llb.Vertex{root}, solver.Options{Cache: c, Runner: &runner{}})
 		if !errors.Is(err, cause) {
 			t.Errorf("Solve = %v, want the cause", err)
 		}
@@ -561,10 +580,17 @@ func TestLog(t *testing.T) {
 	}}
 	_, o := mustSolve(t, r, c, newBuild().step("a"))
 	if got := o.log.String(); got != "1:out\n2:err\n" {
-		t.Errorf("the observer saw %q", got)
+		t.Errorf("the sink saw %q", got)
 	}
-	rec := o.by["a"].Record
-	if got := c.Log(solver.KeyOf(rec.Inputs)); got != "out\nerr\n" || rec.LogSize != int64(len(got)) {
+	key, err := solver.ParseKey(o.by["a"].finished.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec, err := c.Get(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Log(key); got != "out\nerr\n" || rec.LogSize != int64(len(got)) {
 		t.Errorf("the record has the log %q and says it has %d bytes", got, rec.LogSize)
 	}
 }

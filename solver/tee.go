@@ -4,13 +4,12 @@ import (
 	"io"
 	"sync"
 
-	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/events"
 )
 
-// tee sends a step's output to the observer and into the step's log, both streams in the order of the writes.
+// tee emits a step's output and writes it into the step's log, both streams in the order of the writes.
 type tee struct {
-	observer Observer
-	vertex   *llb.Vertex
+	task *events.Task
 
 	mu  sync.Mutex
 	log io.Writer
@@ -34,7 +33,7 @@ func (s teeStream) Write(p []byte) (int, error) {
 	t := s.tee
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.observer.Log(t.vertex, s.number, p)
+	t.task.Log(s.number, p)
 	n, err := t.log.Write(p)
 	t.n += int64(n)
 	return n, err

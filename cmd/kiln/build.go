@@ -7,10 +7,11 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/builder"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/progress"
 	"github.com/spf13/cobra"
 )
 
@@ -235,10 +236,10 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 // build runs a build and prints its result; a call other than build is printed as JSON if asJSON is set.
 func (a *app) build(ctx context.Context, b *builder.Builder, o builder.Options, mode string, asJSON bool) error {
 	result := &builder.Result{}
-	quiet := false
-	err := a.withProgress(ctx, mode, func(ctx context.Context, p progress.Printer) (err error) {
-		quiet = p.Quiet()
-		result, err = b.Build(ctx, o, p)
+	shown, _ := progressMode(mode)
+	quiet := shown == "quiet"
+	err := a.withProgress(ctx, mode, func(ctx context.Context, s *events.Stream) (err error) {
+		result, err = b.Build(ctx, o, s)
 		return err
 	})
 	if o.Check {
@@ -275,12 +276,13 @@ func (a *app) printVerified(r *builder.Result) {
 	var b strings.Builder
 	differ := 0
 	for _, v := range r.Verified {
-		if len(v.Differences) == 0 {
+		differences := progress.Differences(v.Again)
+		if len(differences) == 0 {
 			continue
 		}
 		differ++
 		fmt.Fprintf(&b, "  %s\n", termtext.Line(shorten(v.Step)))
-		for _, d := range v.Differences {
+		for _, d := range differences {
 			fmt.Fprintf(&b, "    %s\n", termtext.Line(d))
 		}
 	}

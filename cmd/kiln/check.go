@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/config"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/spf13/cobra"
 )
@@ -38,8 +38,8 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 			}
 			return a.withBuilder(func(b *builder.Builder) error {
 				var c *builder.Checked
-				err := a.withProgress(cmd.Context(), mode, func(ctx context.Context, p progress.Printer) (err error) {
-					c, err = b.Check(ctx, repair, p, found)
+				err := a.withProgress(cmd.Context(), mode, func(ctx context.Context, s *events.Stream) (err error) {
+					c, err = b.Check(ctx, repair, s, found)
 					return err
 				})
 				if err != nil {

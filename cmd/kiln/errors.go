@@ -7,10 +7,10 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/builder"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
+	"github.com/kilnbuild/kiln/progress"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/spf13/cobra"
@@ -39,10 +39,10 @@ type internalError struct{ err error }
 func (e *internalError) Error() string { return e.err.Error() }
 func (e *internalError) Unwrap() error { return e.err }
 
-// progressError is an error of something whose progress was shown, and the tasks that failed on the way.
+// progressError is an error of something whose progress was shown, and what failed on the way.
 type progressError struct {
 	err      error
-	failures []progress.Failure
+	failures *progress.Failures
 }
 
 func (e *progressError) Error() string { return e.err.Error() }
@@ -193,17 +193,15 @@ func excerpt(l llb.Location, lines []string) []byte {
 }
 
 // quoteLog returns the end of the log of a step, or nothing, and says where the rest is.
-func quoteLog(failures []progress.Failure, step *solver.VertexError) []byte {
+func quoteLog(failures *progress.Failures, step *solver.VertexError) []byte {
 	const rule = "------\n"
-	for _, f := range failures {
-		if f.Name != termtext.Line(step.Vertex.Meta().Name()) || len(f.Log) == 0 {
-			continue
-		}
-		text := rule + " > " + shorten(f.Name) + ":\n" + strings.Join(f.Log, "\n") + "\n" + rule
-		if f.More && step.LogFile != "" {
-			text += "all of its output: " + step.LogFile + "\n"
-		}
-		return []byte(text)
+	f, ok := failures.Of(step.Vertex.Digest())
+	if !ok || len(f.Log) == 0 {
+		return nil
 	}
-	return nil
+	text := rule + " > " + shorten(f.Name) + ":\n" + strings.Join(f.Log, "\n") + "\n" + rule
+	if f.More && step.LogFile != "" {
+		text += "all of its output: " + step.LogFile + "\n"
+	}
+	return []byte(text)
 }

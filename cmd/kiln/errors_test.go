@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/builder"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
+	"github.com/kilnbuild/kiln/progress"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
 )
@@ -23,6 +24,20 @@ func TestPrintError(t *testing.T) {
 	cp := g.Add(llb.Copy{}, llb.Meta{Place: llb.Place{Step: 1, Steps: 2}, Text: "COPY a /a", Location: at(2)}, base)
 	nowhere := g.Add(llb.Copy{Dest: "/"}, llb.Meta{Text: "made up"}, base)
 	failed := errors.New(`process "make" did not complete successfully: exit code: 2`)
+
+	// Another step of the same name failed too.
+	failures := &progress.Failures{}
+	twin := g.Add(llb.Exec{Args: []string{"x"}}, run.Meta(), base)
+	for _, step := range []struct {
+		v   *llb.Vertex
+		log string
+	}{{twin, "no\n"}, {run, "one\ntwo\n"}} {
+		for _, body := range []events.Body{
+			events.Started{Place: step.v.Meta().Place, Text: step.v.Meta().Text}, events.Log{Stream: 1, Data: []byte(step.log)}, events.Finished{Error: "no"},
+		} {
+			failures.Event(events.Event{Vertex: step.v.Digest(), Body: body})
+		}
+	}
 
 	const runExcerpt = `Dockerfile:3
 --------------------
@@ -44,7 +59,7 @@ func TestPrintError(t *testing.T) {
 		{
 			"run", &buildError{dockerfile: dockerfile, name: "Dockerfile", err: &progressError{
 				err:      &solver.VertexError{Vertex: run, Err: failed},
-				failures: []progress.Failure{{Name: "other", Log: []string{"no"}}, {Name: "[2/2] RUN make", Log: []string{"one", "two"}}},
+				failures: failures,
 			}}, 1,
 			`kiln: Dockerfile:3: process "make" did not complete successfully: exit code: 2` + "\n" + runExcerpt + "------\n > [2/2] RUN make:\none\ntwo\n------\n",
 		},

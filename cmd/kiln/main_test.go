@@ -15,7 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/llb"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 )
@@ -146,8 +147,8 @@ func TestBrokenProgress(t *testing.T) {
 	r.Close()
 	defer w.Close()
 	a := newApp(io.Discard, w)
-	err = a.withProgress(t.Context(), "plain", func(ctx context.Context, p progress.Printer) error {
-		p.Task("x").Start()
+	err = a.withProgress(t.Context(), "plain", func(ctx context.Context, s *events.Stream) error {
+		s.Task(llb.Place{}, "x")
 		<-ctx.Done()
 		return context.Cause(ctx)
 	})

@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/builder"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/spf13/cobra"
 )
 
@@ -32,8 +32,8 @@ func (a *app) pullCommand() *cobra.Command {
 				one = platforms[0].String()
 			}
 			return a.withBuilder(func(b *builder.Builder) error {
-				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, p progress.Printer) error {
-					return b.Pull(ctx, args[0], one, p)
+				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, s *events.Stream) error {
+					return b.Pull(ctx, args[0], one, s)
 				})
 			})
 		},

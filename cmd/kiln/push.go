@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/builder"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/spf13/cobra"
 )
 
@@ -17,8 +17,8 @@ func (a *app) pushCommand() *cobra.Command {
 		Args:  exactArgs("a NAME"),
 		RunE: asRoot(func(cmd *cobra.Command, args []string) error {
 			return a.withBuilder(func(b *builder.Builder) error {
-				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, p progress.Printer) error {
-					return b.Push(ctx, args[0], p)
+				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, s *events.Stream) error {
+					return b.Push(ctx, args[0], s)
 				})
 			})
 		}),

@@ -9,11 +9,12 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/config"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/internal/userns"
+	"github.com/kilnbuild/kiln/progress"
 	"github.com/spf13/cobra"
 )
 
@@ -160,25 +161,34 @@ func (a *app) withBuilder(f func(b *builder.Builder) error) (err error) {
 	return f(b)
 }
 
-// withProgress calls f with a printer of the mode that the flag, or else the environment, says. A broken standard error ends
-// ctx: nobody sees the build any more.
-func (a *app) withProgress(ctx context.Context, flag string, f func(ctx context.Context, p progress.Printer) error) error {
-	mode, from := flag, "--progress"
+// progressMode returns the mode that the flag, or else the environment, says, and what said so.
+func progressMode(flag string) (mode, from string) {
+	mode, from = flag, "--progress"
 	for _, name := range []string{"KILN_PROGRESS", "BUILDKIT_PROGRESS"} {
 		if mode == "" {
 			mode, from = os.Getenv(name), name
 		}
 	}
+	return mode, from
+}
+
+// withProgress calls f with a stream whose events are shown in the progress mode. A broken standard error ends ctx: nobody sees the build
+// any more.
+func (a *app) withProgress(ctx context.Context, flag string, f func(ctx context.Context, s *events.Stream) error) error {
+	mode, from := progressMode(flag)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	p, err := progress.New(mode, watch(a.view, cancel))
 	if err != nil {
 		return usageErrorf("%s: %w", from, err)
 	}
-	err = f(ctx, p)
+	failures := &progress.Failures{}
+	s := events.New(failures, p)
+	err = f(ctx, s)
+	s.Close()
 	p.Close()
 	if err != nil {
-		return &progressError{err: err, failures: p.Failures()}
+		return &progressError{err: err, failures: failures}
 	}
 	return nil
 }

@@ -14,11 +14,11 @@ import (
 
 	"crypto/sha256"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/localdir"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"github.com/kilnbuild/kiln/internal/userns"
@@ -55,8 +55,8 @@ type Result struct {
 type Verified struct {
 	// Step is its progress line.
 	Step string
-	// Differences say what it made that is not as in the cache; none if it made the same.
-	Differences []string
+	// Again is what came of it.
+	Again events.Again
 }
 
 // maxDockerfile bounds a Dockerfile, and maxIgnore a .dockerignore, in bytes: far above any that a person or a generator
@@ -70,12 +70,27 @@ const (
 // inside kiln limits itself to their number.
 const parallelism = 64
 
-// Build builds an image and does what o.Outputs says with it. The error of a Dockerfile that is wrong is an *InputError or a
-// *parser.Error, that of a step a *solver.VertexError. The Result is never nil.
-func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res *Result, err error) {
+// Build builds an image and does what o.Outputs says with it; s is told what happens, from events.Build to events.Done. The error of a
+// Dockerfile that is wrong is an *InputError or a *parser.Error, that of a step a *solver.VertexError. The Result is never nil.
+func (b *Builder) Build(ctx context.Context, o Options, s *events.Stream) (*Result, error) {
+	begin := events.Build{
+		Version: events.Version, Context: projectOf(o), Dockerfile: remoteurl.WithoutUser(o.Dockerfile), Target: o.Target, Names: o.Tags, Explain: o.Explain,
+	}
+	for _, p := range o.Platforms {
+		begin.Platforms = append(begin.Platforms, p.String())
+	}
+	s.Emit(begin)
+	res, err := b.build(ctx, o, s)
+	done := events.Done{Digest: res.Digest, Image: res.ImageID, Names: res.Names}
+	done.Canceled, done.Error = events.Outcome(err)
+	s.Emit(done)
+	return res, err
+}
+
+func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *Result, err error) {
 	res = &Result{}
 	if note := userns.Note(); note != "" && !o.Check && o.Describe == "" {
-		p.Warn(note)
+		s.Warn(note)
 	}
 	if err := b.open(); err != nil {
 		return res, err
@@ -103,19 +118,20 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 	}
 	locals := &localDirs{trees: map[string]layer.Tree{}}
 	defer locals.close()
-	bases := newBases(b, o.Pull, p)
+	bases := newBases(b, o.Pull, s)
 	defer bases.Close()
 	var note func(string)
 	if o.Debug {
-		note = p.Warn
+		note = s.Warn
 	}
 	runner := ops.New(ops.Config{
 		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Root: b.store.Root(), Tmp: b.scratch.Path(),
-		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, SharedProc: sharedProc, Warn: p.Warn, Note: note,
+		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, SharedProc: sharedProc, Warn: s.Warn, Note: note,
 	})
 	defer func() { err = errors.Join(err, runner.Close()) }()
 	project := projectOf(o)
-	r := &remote{builder: b, runner: runner, progress: p, project: project}
+	explain := explainer{b.snapshots, o.BuildArgs}
+	r := &remote{builder: b, runner: runner, events: s, explain: explain, files: o.Explain, project: project}
 	res.Dockerfile, res.DockerfileName, err = b.contexts(ctx, o, r, locals)
 	if err != nil {
 		return res, err
@@ -154,13 +170,14 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 	lowered, err := frontend.Build(ctx, res.Dockerfile, options, bases)
 	if lowered != nil {
 		for _, w := range lowered.Warnings {
+			s.Emit(events.Warning{Rule: w.Rule, Text: events.Text(w.Msg), Detail: w.Description, URL: w.URL, Location: w.Location})
 			res.Warnings = append(res.Warnings, Warning{Rule: w.Rule, Message: w.Msg, Description: w.Description, URL: w.URL, Location: w.Location, Advice: frontend.IsAdvice(w.Rule)})
 		}
 	}
 	if err != nil || o.Check {
 		return res, err
 	}
-	rewriteTimes(plans, lowered.Epoch, p.Warn)
+	rewriteTimes(plans, lowered.Epoch, s.Warn)
 	roots := make([]*llb.Vertex, len(lowered.Images))
 	for i, img := range lowered.Images {
 		roots[i] = img.Root
@@ -177,17 +194,19 @@ func (b *Builder) Build(ctx context.Context, o Options, p progress.Printer) (res
 	early := newEarly(ctx, blobs, roots, plans)
 	defer early.wait()
 	defer cancel()
-	watch := newObserver(p, early)
-	if o.Explain {
-		watch.explain = func(out solver.Outcome) []string { return explain(b.snapshots, out, o.BuildArgs) }
-	}
-	watch.verify = func(out solver.Outcome) []string { return verified(b.snapshots, out) }
-	outputs, err := solver.Solve(ctx, roots, solver.Options{Cache: b.cache, Runner: runner, Observer: watch, Parallelism: parallelism, Verify: o.VerifyCache})
-	res.Verified = watch.checked
+	again := &verified{names: map[llb.Digest]string{}}
+	s.Attach(early)
+	defer s.Detach(early)
+	s.Attach(again)
+	outputs, err := solver.Solve(ctx, roots, solver.Options{
+		Cache: b.cache, Runner: runner, Events: s, Explain: explain, Files: o.Explain, Parallelism: parallelism, Verify: o.VerifyCache,
+	})
+	s.Detach(again)
+	res.Verified = again.steps
 	if err != nil {
 		return res, err
 	}
-	fin := &finished{builder: b, blobs: blobs, bases: bases, runner: runner, lowered: lowered, chains: outputs, names: names, progress: p}
+	fin := &finished{builder: b, blobs: blobs, bases: bases, runner: runner, lowered: lowered, chains: outputs, names: names, events: s}
 	return res, fin.export(ctx, o, plans, res)
 }
 

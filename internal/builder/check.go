@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/dirtree"
@@ -24,7 +25,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/localdir"
-	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/opencontainers/go-digest"
@@ -56,7 +57,7 @@ func RepairLayout(root string) (bool, error) { return cas.RepairLayout(root) }
 
 // Check verifies everything that the root directory keeps, while other processes may use it, and calls found for what is wrong.
 // With repair, what is wrong is removed where it can be made again.
-func (b *Builder) Check(ctx context.Context, repair bool, p progress.Printer, found func(Finding)) (*Checked, error) {
+func (b *Builder) Check(ctx context.Context, repair bool, s *events.Stream, found func(Finding)) (*Checked, error) {
 	if err := b.open(); err != nil {
 		return nil, err
 	}
@@ -68,13 +69,12 @@ func (b *Builder) Check(ctx context.Context, repair bool, p progress.Printer, fo
 	}
 	for _, part := range []struct {
 		name string
-		do   func(context.Context, *progress.Task) error
+		do   func(context.Context, *events.Task) error
 	}{
 		{"checking the root directory", c.places}, {"checking blobs", c.blobs}, {"checking images", c.images}, {"checking layers", c.layers},
 		{"checking records", c.records}, {"checking the rest", c.rest},
 	} {
-		task := p.Task(part.name)
-		task.Start()
+		task := s.Task(llb.Place{}, part.name)
 		err := part.do(ctx, task)
 		task.Done(err)
 		if err != nil {
@@ -127,7 +127,7 @@ const (
 const foreign = "kiln does not know it and leaves it alone: move it away"
 
 // places looks for what does not belong, and for directories that others could write to.
-func (c *checker) places(ctx context.Context, _ *progress.Task) error {
+func (c *checker) places(ctx context.Context, _ *events.Task) error {
 	if err := c.names(".", rootName); err != nil {
 		return err
 	}
@@ -193,7 +193,7 @@ func (c *checker) names(dir, allowed string) error {
 }
 
 // blobs reads every blob.
-func (c *checker) blobs(ctx context.Context, task *progress.Task) error {
+func (c *checker) blobs(ctx context.Context, task *events.Task) error {
 	type blob struct {
 		digest digest.Digest
 		size   int64
@@ -210,6 +210,7 @@ func (c *checker) blobs(ctx context.Context, task *progress.Task) error {
 	}
 	// What an image needs is reported with the image.
 	c.sum.Blobs = len(all)
+	report := task.Transferring("bytes", total)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, blob := range all {
@@ -228,7 +229,7 @@ func (c *checker) blobs(ctx context.Context, task *progress.Task) error {
 			defer f.Close()
 			v := blob.digest.Verifier()
 			n, err := io.Copy(io.MultiWriter(v, ctxWriter{ctx}), f)
-			task.Status("bytes", atomic.AddInt64(&done, n), max(total, atomic.LoadInt64(&done)))
+			report(atomic.AddInt64(&done, n), false)
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
@@ -267,7 +268,7 @@ func (c *checker) rel(path string) string {
 
 // images looks whether every image has what it is made of. The list of images cannot change meanwhile, so no blob of one is
 // pruned.
-func (c *checker) images(ctx context.Context, _ *progress.Task) error {
+func (c *checker) images(ctx context.Context, _ *events.Task) error {
 	if err := c.b.store.CheckIndex(); err != nil {
 		others, listErr := c.manifests()
 		if listErr != nil {
@@ -403,19 +404,20 @@ func (c *checker) manifests() ([]ocispec.Descriptor, error) {
 }
 
 // layers compares every layer with its manifest.
-func (c *checker) layers(ctx context.Context, task *progress.Task) error {
+func (c *checker) layers(ctx context.Context, task *events.Task) error {
 	ids, err := c.b.snapshots.IDs()
 	if err != nil {
 		return err
 	}
 	c.sum.Layers = len(ids)
 	var bytes atomic.Int64
+	report := task.Transferring("bytes", 0)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, id := range ids {
 		g.Go(func() error {
 			err := c.layer(ctx, id, &bytes)
-			task.Status("bytes", bytes.Load(), 0)
+			report(bytes.Load(), false)
 			return err
 		})
 	}
@@ -499,7 +501,7 @@ func (c *checker) note(path string) error {
 }
 
 // records reads every record, and compares it with the layer that it names.
-func (c *checker) records(ctx context.Context, _ *progress.Task) error {
+func (c *checker) records(ctx context.Context, _ *events.Task) error {
 	return c.b.cache.All(func(s cache.Stored) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -529,7 +531,7 @@ func (c *checker) records(ctx context.Context, _ *progress.Task) error {
 }
 
 // rest reads the small caches.
-func (c *checker) rest(ctx context.Context, _ *progress.Task) error {
+func (c *checker) rest(ctx context.Context, _ *events.Task) error {
 	for _, place := range []struct {
 		dir    string
 		check  func(path string) error

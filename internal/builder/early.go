@@ -4,24 +4,27 @@ import (
 	"context"
 	"sync"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/solver"
 )
 
-// early makes the blobs of the image's layers while later steps still run.
+// early makes the blobs of the image's layers while later steps still run. It is an events.Sink.
 type early struct {
 	ctx     context.Context
 	blobs   *exporter.Blobs
 	forms   []exporter.LayerForm
-	wanted  map[*llb.Vertex]bool
+	wanted  map[llb.Digest]bool
 	room    chan struct{}
 	working sync.WaitGroup
+
+	mu  sync.Mutex
+	ran map[llb.Digest]bool // the vertices that are not cached
 }
 
 // newEarly returns an early for the layers that lie on the way from the roots down, in the forms that outputs need.
 func newEarly(ctx context.Context, blobs *exporter.Blobs, roots []*llb.Vertex, outputs []output) *early {
-	e := &early{ctx: ctx, blobs: blobs, wanted: map[*llb.Vertex]bool{}, room: make(chan struct{}, 2)}
+	e := &early{ctx: ctx, blobs: blobs, wanted: map[llb.Digest]bool{}, ran: map[llb.Digest]bool{}, room: make(chan struct{}, 2)}
 	for _, out := range outputs {
 		if out.image() {
 			e.forms = append(e.forms, out.form.Layers)
@@ -29,10 +32,10 @@ func newEarly(ctx context.Context, blobs *exporter.Blobs, roots []*llb.Vertex, o
 	}
 	for _, v := range roots {
 		for len(v.Inputs()) > 0 {
-			e.wanted[v] = true
+			e.wanted[v.Digest()] = true
 			if _, ok := v.Op().(llb.Merge); ok {
 				for _, linked := range v.Inputs()[1:] {
-					e.wanted[linked] = true
+					e.wanted[linked.Digest()] = true
 				}
 			}
 			v = v.Inputs()[0]
@@ -41,12 +44,27 @@ func newEarly(ctx context.Context, blobs *exporter.Blobs, roots []*llb.Vertex, o
 	return e
 }
 
-// made begins, unless e is nil, with the blob of a layer that a vertex has just made. What goes wrong goes wrong again, and is reported, when
-// the image is assembled.
-func (e *early) made(v *llb.Vertex, l solver.Layer) {
-	if e == nil || !e.wanted[v] {
+// Event implements events.Sink: it begins with the blob of a layer that a vertex has just made.
+func (e *early) Event(event events.Event) {
+	if !e.wanted[event.Vertex] {
 		return
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch b := event.Body.(type) {
+	case events.Missed:
+		e.ran[event.Vertex] = true
+	case events.Finished:
+		if e.ran[event.Vertex] && b.Error == "" && !b.Canceled {
+			for _, out := range b.Outputs {
+				e.prepare(out.Layer)
+			}
+		}
+	}
+}
+
+// prepare makes the blob of a layer. What goes wrong goes wrong again, and is reported, when the image is assembled.
+func (e *early) prepare(id string) {
 	for _, form := range e.forms {
 		e.working.Go(func() {
 			select {
@@ -55,7 +73,7 @@ func (e *early) made(v *llb.Vertex, l solver.Layer) {
 				return
 			}
 			defer func() { <-e.room }()
-			_ = e.blobs.Prepare(e.ctx, exporter.Layer{ID: l.ID}, form)
+			_ = e.blobs.Prepare(e.ctx, exporter.Layer{ID: id}, form)
 		})
 	}
 }

@@ -2,12 +2,10 @@ package builder
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/termtext"
@@ -15,43 +13,62 @@ import (
 	"github.com/kilnbuild/kiln/solver"
 )
 
-// maxExplained is how many changed files, or other changes, are named for one step.
-const maxExplained = 10
+// explainer is the solver's: it compares inputs and manifests. Keys are made of the very inputs that are compared here, so what is named is
+// what made the difference.
+type explainer struct {
+	store *snapshot.Store
+	// buildArgs are those of the build; values that have the name of a secret are hidden.
+	buildArgs map[string]string
+}
 
-// explain says in lines why a step ran: what is different from when it ran last. Keys are made of the very inputs that are
-// compared here, so what is named is what made the difference. Values of variables and of buildArgs that have the name of a secret are
-// not shown.
-func explain(store *snapshot.Store, out solver.Outcome, buildArgs map[string]string) []string {
-	if out.Last == nil {
-		return []string{"ran because " + out.Miss.Reason}
-	}
-	var lines []string
-	unnamed := 0 // changes of files that have no line
-	hide := hider(buildArgs, out.Record.Inputs, out.Last.Inputs)
-	now, before := byName(out.Record.Inputs), byName(out.Last.Inputs)
-	for _, name := range names(out.Record.Inputs, out.Last.Inputs) {
-		added, gone := without(now[name], before[name]), without(before[name], now[name])
-		if len(added) == 0 && len(gone) == 0 {
+// maxValue is how much of an input's value is shown, in bytes.
+const maxValue = 200
+
+// Inputs implements solver.Explainer.
+func (x explainer) Inputs(now, last []solver.Input) (changes []events.Change, more int) {
+	nowBy, lastBy := byName(now), byName(last)
+	var hide func(name, value string) string
+	for _, name := range names(now, last) {
+		if slices.Equal(nowBy[name], lastBy[name]) {
 			continue
 		}
-		switch name {
-		case "root":
-			lines = append(lines, "ran because what it stands on is not what it was")
-		case "files":
-			changed, more := files(store, out.Last.Layer, out.Record.Layer)
-			lines, unnamed = append(lines, changed...), more
-		default:
-			lines = append(lines, changed(name, added, gone, hide)...)
+		if len(changes) == events.MaxChanges {
+			more++
+			continue
 		}
+		c := events.Change{Input: name}
+		if name != events.InputRoot && name != events.InputFiles {
+			if hide == nil {
+				hide = hider(x.buildArgs, now, last)
+			}
+			show := func(values []string) (out []string) {
+				for _, v := range values[:min(len(values), events.MaxChanges)] {
+					out = append(out, termtext.Clip(termtext.Redact(hide(name, v)), maxValue))
+				}
+				return out
+			}
+			c.Now, c.Was = show(without(nowBy[name], lastBy[name])), show(without(lastBy[name], nowBy[name]))
+		}
+		changes = append(changes, c)
 	}
-	if len(lines) == 0 {
-		return []string{"ran because " + out.Miss.Reason}
+	return changes, more
+}
+
+// Files implements solver.Explainer.
+func (x explainer) Files(now, last solver.Layer) (f events.Files) {
+	a, errA := x.store.Manifest(last.ID)
+	b, errB := x.store.Manifest(now.ID)
+	if errA != nil || errB != nil {
+		return f // they cannot be compared any more
 	}
-	shown := min(len(lines), maxExplained)
-	if more := len(lines) - shown + unnamed; more > 0 {
-		lines = append(lines[:shown], fmt.Sprintf("and because of %d more changes", more))
-	}
-	return lines
+	changes(a, b, func(c events.FileChange) {
+		if len(f.Changes) == events.MaxChanges {
+			f.More++
+			return
+		}
+		f.Changes = append(f.Changes, c)
+	})
+	return f
 }
 
 func byName(inputs []solver.Input) map[string][]string {
@@ -119,51 +136,8 @@ func hider(buildArgs map[string]string, inputs ...[]solver.Input) func(name, val
 	}
 }
 
-// changed describes how the values of one kind of input differ, as hide lets them be shown.
-func changed(name string, added, gone []string, hide func(name, value string) string) []string {
-	show := func(v string) string { return clip(hide(name, v)) }
-	switch {
-	case len(added) == 1 && len(gone) == 1 && show(added[0]) == show(gone[0]):
-		return []string{fmt.Sprintf("ran because its %s has another value, which is not shown: %s", name, show(added[0]))}
-	case len(added) == 1 && len(gone) == 1:
-		return []string{fmt.Sprintf("ran because its %s is now %s, and was %s", name, show(added[0]), show(gone[0]))}
-	}
-	var lines []string
-	for _, v := range added {
-		lines = append(lines, fmt.Sprintf("ran because of a new %s: %s", name, show(v)))
-	}
-	for _, v := range gone {
-		lines = append(lines, fmt.Sprintf("ran because of a %s that is gone: %s", name, show(v)))
-	}
-	if len(lines) == 0 {
-		lines = []string{fmt.Sprintf("ran because the order of its %ss is another", name)}
-	}
-	return lines
-}
-
-func clip(s string) string {
-	return strconv.Quote(termtext.Clip(s, 200))
-}
-
-// files names the files that differ between what a step made and what it made last, at most maxExplained, and counts the others.
-func files(store *snapshot.Store, last, now solver.Layer) (lines []string, more int) {
-	a, errA := store.Manifest(last.ID)
-	b, errB := store.Manifest(now.ID)
-	if errA != nil || errB != nil {
-		return []string{"ran because its files changed"}, 0
-	}
-	changes(a, b, func(path, what string) {
-		if len(lines) == maxExplained {
-			more++
-			return
-		}
-		lines = append(lines, fmt.Sprintf("ran because /%s %s", path, what))
-	})
-	return lines, more
-}
-
 // changes calls say for each entry of a that is not as it is in b, times aside.
-func changes(a, b *layer.Manifest, say func(path, what string)) {
+func changes(a, b *layer.Manifest, say func(events.FileChange)) {
 	i, j := 0, 0
 	for i < a.Entries || j < b.Entries {
 		var x, y layer.Entry
@@ -179,51 +153,22 @@ func changes(a, b *layer.Manifest, say func(path, what string)) {
 		}
 		switch {
 		case order < 0:
-			say(x.Path, "is not there any more")
+			say(events.FileChange{Path: x.Path, Kind: events.Removed})
 			i++
 		case order > 0:
-			say(y.Path, "is new")
+			say(events.FileChange{Path: y.Path, Kind: events.Added})
 			j++
 		default:
-			if what := difference(x, y); what != "" {
-				say(x.Path, what)
+			if what := difference(x, y); len(what) > 0 {
+				say(events.FileChange{Path: x.Path, Kind: events.Changed, What: what})
 			}
 			i, j = i+1, j+1
 		}
 	}
 }
 
-// verified says in lines what a cached step made of another kind when it ran again; none if it made the same.
-func verified(store *snapshot.Store, out solver.Outcome) []string {
-	if out.Again.Err != nil {
-		return []string{"failed when it ran again: " + out.Again.Err.Error()}
-	}
-	if out.Again.Layer.Content == out.Record.Layer.Content {
-		return nil
-	}
-	a, errA := store.Manifest(out.Record.Layer.ID)
-	b, errB := store.Manifest(out.Again.Layer.ID)
-	if err := errors.Join(errA, errB); err != nil {
-		return []string{"made something else when it ran again: " + err.Error()}
-	}
-	var lines []string
-	more := 0
-	changes(a, b, func(path, what string) {
-		if len(lines) == maxExplained {
-			more++
-			return
-		}
-		lines = append(lines, fmt.Sprintf("/%s %s when it ran again", path, what))
-	})
-	if more > 0 {
-		lines = append(lines, fmt.Sprintf("and %d more differences", more))
-	}
-	return lines
-}
-
-// difference says how two entries of one path differ; "" if only their times do.
-func difference(x, y layer.Entry) string {
-	var what []string
+// difference says in what two entries of one path differ, times aside.
+func difference(x, y layer.Entry) (what []string) {
 	add := func(differs bool, name string) {
 		if differs {
 			what = append(what, name)
@@ -235,8 +180,5 @@ func difference(x, y layer.Entry) string {
 	add(x.UID != y.UID || x.GID != y.GID, "owner")
 	add(x.Link != y.Link, "link")
 	add(!slices.Equal(x.Xattrs, y.Xattrs), "extended attributes")
-	if len(what) == 0 {
-		return ""
-	}
-	return "has changed in " + strings.Join(what, ", ")
+	return what
 }

@@ -13,10 +13,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
@@ -165,14 +165,14 @@ func (p output) image() bool {
 
 // finished is a build whose steps are done.
 type finished struct {
-	builder  *Builder
-	blobs    *exporter.Blobs
-	bases    *bases
-	runner   *ops.Runner
-	lowered  *frontend.Result
-	chains   []*solver.Chain
-	names    []string
-	progress progress.Printer
+	builder *Builder
+	blobs   *exporter.Blobs
+	bases   *bases
+	runner  *ops.Runner
+	lowered *frontend.Result
+	chains  []*solver.Chain
+	names   []string
+	events  *events.Stream
 }
 
 // export does what the outputs ask for, one after the other, and writes the files about the result.
@@ -218,8 +218,8 @@ func (f *finished) output(ctx context.Context, out output, images []exporter.Ima
 		OutputImage: "exporting to image", OutputRegistry: "exporting to image and pushing", OutputDocker: "exporting to docker image format", OutputOCI: "exporting to oci image format",
 		OutputLocal: "exporting to client directory", OutputTar: "exporting to client tarball", OutputCacheOnly: "exporting nothing",
 	}[out.Type]
-	task := f.progress.Task(name)
-	task.Start()
+	task := f.events.Task(llb.Place{}, name)
+	ctx = events.With(ctx, task)
 	var err error
 	switch out.Type {
 	case OutputCacheOnly:
@@ -236,7 +236,7 @@ func (f *finished) output(ctx context.Context, out output, images []exporter.Ima
 }
 
 // write assembles the image in the output's form and puts it where it is wanted.
-func (f *finished) write(ctx context.Context, out output, images []exporter.Image, task *progress.Task, res *Result) error {
+func (f *finished) write(ctx context.Context, out output, images []exporter.Image, task *events.Task, res *Result) error {
 	blobs := f.blobs
 	a, err := blobs.Assemble(ctx, images, out.form)
 	if err != nil {
@@ -287,7 +287,7 @@ func canonical(names []string, d digest.Digest) ([]string, error) {
 }
 
 // tag gives an image of the store its names; one without any is listed all the same.
-func (b *Builder) tag(desc ocispec.Descriptor, names []string, task *progress.Task) error {
+func (b *Builder) tag(desc ocispec.Descriptor, names []string, task *events.Task) error {
 	if len(names) == 0 {
 		return b.store.Tag("", desc)
 	}
@@ -300,7 +300,7 @@ func (b *Builder) tag(desc ocispec.Descriptor, names []string, task *progress.Ta
 	return nil
 }
 
-func (f *finished) push(ctx context.Context, out output, a *exporter.Assembled, task *progress.Task) error {
+func (f *finished) push(ctx context.Context, out output, a *exporter.Assembled, task *events.Task) error {
 	mounts := map[digest.Digest]string{}
 	source := lazyBlobs{ctx: ctx, store: f.blobs, layers: map[digest.Digest]exporter.Layer{}}
 	for _, m := range a.Manifests {
@@ -314,9 +314,7 @@ func (f *finished) push(ctx context.Context, out output, a *exporter.Assembled, 
 	}
 	for _, name := range out.names {
 		task.Note("pushing " + name)
-		err := f.builder.client.Push(ctx, source, name, a.Desc, registry.PushOptions{MountFrom: mounts, Progress: func(d ocispec.Descriptor, done int64) {
-			task.Status(d.Digest.String(), done, d.Size)
-		}})
+		err := f.builder.client.Push(ctx, source, name, a.Desc, registry.PushOptions{MountFrom: mounts, Progress: uploads(task)})
 		if err != nil {
 			return err
 		}
@@ -425,10 +423,10 @@ func (f *finished) directory(ctx context.Context, dest string, tree layer.Tree, 
 		return err
 	}
 	if n := dropped.SetID; n > 0 {
-		f.progress.Warn(fmt.Sprintf("%s: %s without the set-user-ID and set-group-ID bits that the image has; type=local,dest=…,set-id=true keeps them", dest, wrote(n, "file")))
+		f.events.Warn(fmt.Sprintf("%s: %s without the set-user-ID and set-group-ID bits that the image has; type=local,dest=…,set-id=true keeps them", dest, wrote(n, "file")))
 	}
 	if n := dropped.Devices; n > 0 {
-		f.progress.Warn(fmt.Sprintf("%s: %s left out; type=local,dest=…,devices=true makes them", dest, wrote(n, "device")))
+		f.events.Warn(fmt.Sprintf("%s: %s left out; type=local,dest=…,devices=true makes them", dest, wrote(n, "device")))
 	}
 	return nil
 }

@@ -10,9 +10,9 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/cas"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver/ops"
@@ -21,10 +21,10 @@ import (
 
 // bases finds the images that a build starts from, and their layers. It implements frontend.Resolver and ops.Images.
 type bases struct {
-	store    *cas.Store
-	client   *registry.Client
-	progress progress.Printer
-	pull     bool
+	store  *cas.Store
+	client *registry.Client
+	events *events.Stream
+	pull   bool
 
 	mu      sync.Mutex
 	found   map[string]base // by manifest digest
@@ -38,8 +38,8 @@ type base struct {
 	ref    string
 }
 
-func newBases(b *Builder, pull bool, p progress.Printer) *bases {
-	return &bases{store: b.store, client: b.client, progress: p, pull: pull, found: map[string]base{}, layouts: map[string]*registry.Layout{}}
+func newBases(b *Builder, pull bool, s *events.Stream) *bases {
+	return &bases{store: b.store, client: b.client, events: s, pull: pull, found: map[string]base{}, layouts: map[string]*registry.Layout{}}
 }
 
 // Close closes the layouts that were opened.
@@ -52,9 +52,8 @@ func (b *bases) Close() {
 // ResolveImage implements frontend.Resolver. An image of the local store comes before one of a registry, unless the build
 // was asked to pull.
 func (b *bases) ResolveImage(ctx context.Context, req frontend.ImageRequest) (*frontend.BaseImage, error) {
-	task := b.progress.Task(req.Place.String() + req.Text)
-	task.Start()
-	found, err := b.resolve(ctx, req)
+	task := b.events.Task(req.Place, req.Text)
+	found, err := b.resolve(events.With(ctx, task), req)
 	task.Done(err)
 	if err != nil {
 		return nil, err
@@ -156,7 +155,7 @@ func (b *bases) Open(ctx context.Context, op llb.Image, l ops.ImageLayer) (io.Re
 	if err != nil {
 		return nil, err
 	}
-	return registry.Stream(ctx, found.source, found.ref, l.Blob, b.store)
+	return registry.Stream(ctx, reporting{found.source}, found.ref, l.Blob, b.store)
 }
 
 func (b *bases) download(ctx context.Context, op llb.Image, blob ocispec.Descriptor) error {
@@ -167,7 +166,19 @@ func (b *bases) download(ctx context.Context, op llb.Image, blob ocispec.Descrip
 	if err != nil {
 		return err
 	}
-	return registry.Download(ctx, found.source, found.ref, blob, b.store)
+	return registry.Download(ctx, reporting{found.source}, found.ref, blob, b.store)
+}
+
+// reporting is a source of blobs that reports to the vertex of the context how much of each has come.
+type reporting struct{ registry.Source }
+
+// Fetch implements registry.Source.
+func (r reporting) Fetch(ctx context.Context, ref string, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	blob, err := r.Source.Fetch(ctx, ref, desc)
+	if err != nil {
+		return nil, err
+	}
+	return &downloading{ReadCloser: blob, report: events.From(ctx).Transferring(desc.Digest.String(), desc.Size)}, nil
 }
 
 // repository returns the repository that an image came from, "" for one that is not of a registry.

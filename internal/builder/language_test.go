@@ -26,7 +26,6 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/kilnbuild/kiln/internal/config"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 	"github.com/kilnbuild/kiln/solver"
@@ -182,13 +181,8 @@ func describe(t *testing.T, b *Builder, base, dir string, in caseOptions) string
 		}
 		o.Secrets = append(o.Secrets, Secret{ID: id, Src: file})
 	}
-	quiet, err := progress.New("quiet", io.Discard)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer quiet.Close()
 	var text strings.Builder
-	res, err := b.Build(context.Background(), o, quiet)
+	res, err := b.Build(context.Background(), o, nil)
 	for _, w := range res.Warnings {
 		fmt.Fprintf(&text, "warning: line %d: %s: %s\n", w.Location.StartLine, w.Rule, w.Message)
 	}

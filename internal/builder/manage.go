@@ -9,9 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/cas"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -290,7 +290,7 @@ func (b *Builder) Inspect(ctx context.Context, name string) (json.RawMessage, er
 }
 
 // Push sends an image of the store to its registry, its layers compressed by gzip.
-func (b *Builder) Push(ctx context.Context, name string, p progress.Printer) error {
+func (b *Builder) Push(ctx context.Context, name string, s *events.Stream) error {
 	if err := b.open(); err != nil {
 		return err
 	}
@@ -302,14 +302,13 @@ func (b *Builder) Push(ctx context.Context, name string, p progress.Printer) err
 	if r, err := registry.ParseReference(name); err == nil && r.String() == img.Name || ref == "" {
 		ref = name
 	}
-	task := p.Task("pushing " + ref)
-	task.Start()
-	err = b.pushImage(ctx, img.Desc, ref, task)
+	task := s.Task(llb.Place{}, "pushing "+ref)
+	err = b.pushImage(events.With(ctx, task), img.Desc, ref, task)
 	task.Done(err)
 	return err
 }
 
-func (b *Builder) pushImage(ctx context.Context, desc ocispec.Descriptor, ref string, task *progress.Task) (err error) {
+func (b *Builder) pushImage(ctx context.Context, desc ocispec.Descriptor, ref string, task *events.Task) (err error) {
 	ctx, _, end := b.mayPush(ctx, []string{ref})
 	defer func() { err = end(err) }()
 	gzip, err := exporter.ParseCompression("gzip", "")
@@ -323,13 +322,11 @@ func (b *Builder) pushImage(ctx context.Context, desc ocispec.Descriptor, ref st
 		return err
 	}
 	task.Note("digest " + desc.Digest.String())
-	return b.client.Push(ctx, b.store, ref, desc, registry.PushOptions{Progress: func(d ocispec.Descriptor, done int64) {
-		task.Status(d.Digest.String(), done, d.Size)
-	}})
+	return b.client.Push(ctx, b.store, ref, desc, registry.PushOptions{Progress: uploads(task)})
 }
 
 // Pull brings an image for one platform into the store and gives it its name. The platform is that of the machine for "".
-func (b *Builder) Pull(ctx context.Context, name, platform string, p progress.Printer) error {
+func (b *Builder) Pull(ctx context.Context, name, platform string, s *events.Stream) error {
 	ref, err := registry.ParseReference(name)
 	if err != nil {
 		return &InputError{err}
@@ -340,9 +337,8 @@ func (b *Builder) Pull(ctx context.Context, name, platform string, p progress.Pr
 			return &InputError{err}
 		}
 	}
-	task := p.Task("pulling " + ref.String())
-	task.Start()
-	img, err := registry.Pull(ctx, b.client, ref.String(), ociPlatform(want), b.store)
+	task := s.Task(llb.Place{}, "pulling "+ref.String())
+	img, err := registry.Pull(events.With(ctx, task), reporting{b.client}, ref.String(), ociPlatform(want), b.store)
 	if err == nil {
 		task.Note("digest " + img.Target.Digest.String())
 		local := ref.String()

@@ -11,9 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
@@ -52,17 +52,22 @@ const maxStdin = 64 << 30
 
 // remote brings in what a build reads from elsewhere than the client's directories, by steps as those of the build itself.
 type remote struct {
-	builder  *Builder
-	runner   *ops.Runner
-	progress progress.Printer
-	graph    llb.Graph
+	builder *Builder
+	runner  *ops.Runner
+	events  *events.Stream
+	graph   llb.Graph
+	// explain and files are the solver's options.
+	explain explainer
+	files   bool
 	// project is that of the build's llb.Place.
 	project string
 }
 
 // tree returns the files that a vertex makes.
 func (r *remote) tree(ctx context.Context, v *llb.Vertex) (layer.Tree, error) {
-	out, err := solver.Solve(ctx, []*llb.Vertex{v}, solver.Options{Cache: r.builder.cache, Runner: r.runner, Observer: newObserver(r.progress, nil), Parallelism: 1})
+	out, err := solver.Solve(ctx, []*llb.Vertex{v}, solver.Options{
+		Cache: r.builder.cache, Runner: r.runner, Events: r.events, Explain: r.explain, Files: r.files, Parallelism: 1,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -20,19 +20,20 @@ const module = "github.com/kilnbuild/kiln/"
 // packages below internal that are not listed here: they know each other and nothing else of ours. A package may always
 // import its own internal packages.
 var allowed = map[string][]string{
-	"cmd/kiln":         {"internal/builder", "internal", "llb", "parser", "registry", "solver"}, // past the builder for types of errors and options only
-	"internal/builder": {"cache", "exporter", "frontend", "llb", "parser", "registry", "sandbox", "snapshot", "solver", "solver/ops", "internal"},
+	"cmd/kiln":         {"internal/builder", "progress", "events", "internal", "llb", "parser", "registry", "solver"}, // past the builder for types of errors and options only
+	"internal/builder": {"events", "cache", "exporter", "frontend", "llb", "parser", "registry", "sandbox", "snapshot", "solver", "solver/ops", "internal"},
 
 	"parser":   {},
 	"llb":      {},
 	"frontend": {"parser", "llb", "internal/ignore", "internal/remoteurl"},
 
-	// What happens. Whatever makes something happen may say so.
-	"events": {"llb", "internal"},
+	// What happens, and how it is shown: whatever makes something happen may say so, and nothing else is known of a printer.
+	"events":   {"llb", "internal"},
+	"progress": {"events", "llb", "internal"},
 
-	"solver":     {"llb"},
+	"solver":     {"llb", "events"},
 	"cache":      {"solver", "llb", "internal"},
-	"solver/ops": {"solver", "llb", "snapshot", "sandbox", "internal"},
+	"solver/ops": {"solver", "llb", "events", "snapshot", "sandbox", "internal"},
 
 	// Neither knows the other; both speak internal/mount.
 	"snapshot": {"internal"},

@@ -36,6 +36,8 @@ type Options struct {
 	Identity Identity
 	// Log takes lines about what was done.
 	Log io.Writer
+	// Received, where not nil, is told how many bytes have come from a repository, submodules' among them, whose remote is given.
+	Received func(remote string, bytes int64)
 }
 
 // options are those of one repository.
@@ -43,6 +45,7 @@ type options struct {
 	identity Identity
 	named    bool        // its server is that of the repository that the build asks for
 	limit    reach.Scope // how far in its server may be
+	received func(remote string, bytes int64)
 }
 
 // export is the writing of one commit and its submodules.
@@ -97,7 +100,7 @@ func committed(s *remoteurl.Git, commit Commit, git func(args ...string) (string
 // options returns what may be used for a repository. A repository that the user does not control chooses its submodules, so the
 // user's own keys are used for no server but that of the repository that was asked for.
 func (x *export) options(s *remoteurl.Git, limit reach.Scope) options {
-	o := options{identity: x.o.Identity, named: s.Account() == x.account, limit: limit}
+	o := options{identity: x.o.Identity, named: s.Account() == x.account, limit: limit, received: x.o.Received}
 	o.identity.User = o.identity.User && o.named
 	return o
 }

@@ -249,6 +249,9 @@ func (c *Client) update(ctx context.Context, s *remoteurl.Git, m *mirror, commit
 		return err
 	}
 	k := call{source: s, doing: "fetch " + short(commit) + " from", authorization: auth, identity: o.identity, limit: o.limit}
+	if o.received != nil {
+		k.received = func(bytes int64) { o.received(s.Remote, bytes) }
+	}
 	fetch := m.git("fetch", "--progress", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-gc")
 	k.args = append(fetch[:len(fetch):len(fetch)], "--depth=1", "--", s.Remote, commit.Object)
 	err = c.retry(ctx, k)

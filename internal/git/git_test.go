@@ -393,3 +393,18 @@ func TestSaid(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestReceived(t *testing.T) {
+	for said, want := range map[string]int64{
+		"remote: Counting objects: 100% (3/3), done.\n": -1,
+		"Receiving objects:  45% (45/100)\r":            -1,
+		"Receiving objects:   4% (4/100), 512 bytes | 1.00 KiB/s\rReceiving objects:  45% (45/100), 1.50 KiB | 9 KiB": 1536,
+		"Receiving objects: 100% (100/100), 2.25 MiB | 2.00 MiB/s, done.\n":                                           2.25 * (1 << 20),
+		"Receiving objects: 100% (100/100), 1.00 GiB | 2.00 MiB/s, done.\nResolving deltas: 100% (1/1), done.\n":      1 << 30,
+		"Receiving objects: 1%, 1.1.1 MiB": -1,
+	} {
+		if n, ok := received([]byte(said)); ok != (want >= 0) || ok && n != want {
+			t.Errorf("%q: %d, %v", said, n, ok)
+		}
+	}
+}

@@ -11,9 +11,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -140,6 +143,8 @@ type call struct {
 	stdin  io.Reader
 	stdout io.Writer
 	args   []string
+	// received, where not nil, is told how many bytes have come, as git reports it.
+	received func(bytes int64)
 }
 
 // environment returns everything that git and what it starts have for an environment: nothing of the user's but where
@@ -308,7 +313,7 @@ func (c *Client) ssh(ctx context.Context, k call, command ...string) error {
 func (c *Client) execute(ctx context.Context, k call, program string, args, env []string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	said := &tail{timer: time.AfterFunc(silence, func() { cancel(errSilent) })}
+	said := &tail{timer: time.AfterFunc(silence, func() { cancel(errSilent) }), received: k.received}
 	defer said.timer.Stop()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = c.tmp
@@ -408,17 +413,41 @@ func (a *answer) Write(p []byte) (int, error) {
 
 // tail keeps the end of what git complains, and puts off the timer whenever there is something.
 type tail struct {
-	timer *time.Timer
-	text  []byte
+	timer    *time.Timer
+	received func(bytes int64)
+	text     []byte
 }
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.timer.Reset(silence)
+	if n, ok := received(p); ok && t.received != nil {
+		t.received(n)
+	}
 	t.text = append(t.text, p...)
 	if len(t.text) > maxDiagnosis {
 		t.text = append(t.text[:0], t.text[len(t.text)-maxDiagnosis:]...)
 	}
 	return len(p), nil
+}
+
+// receiving is git's progress of a transfer: "Receiving objects:  45% (45/100), 1.20 MiB | 2.00 MiB/s".
+var receiving = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`Receiving objects: [^,\r\n]*, ([0-9.]+) (bytes|KiB|MiB|GiB)`)
+})
+
+// received returns how many bytes the last line of progress in p says have come; false if there is none.
+func received(p []byte) (int64, bool) {
+	all := receiving().FindAllSubmatch(p, -1)
+	if len(all) == 0 {
+		return 0, false
+	}
+	last := all[len(all)-1]
+	n, err := strconv.ParseFloat(string(last[1]), 64)
+	if err != nil {
+		return 0, false
+	}
+	unit := map[string]float64{"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[string(last[2])]
+	return int64(n * unit), true
 }
 
 // boilerplate is what git says after every failure of ssh.

@@ -80,6 +80,8 @@ type Request struct {
 	MaxSize int64
 	// Way is how it is asked for; nil is for one of its own that may lead anywhere.
 	Way *reach.Way
+	// Received, where not nil, is told how many bytes of the file have come, and how many there are; 0 where that is not known.
+	Received func(bytes, total int64)
 }
 
 // File is what is known of a file.
@@ -285,6 +287,7 @@ type download struct {
 
 	sum, other hash.Hash
 	size       int64
+	total      int64 // 0: the server does not say
 	// Of the answer that the bytes so far are of; validator is an ETag by which the rest can be asked for.
 	etag, modified, validator string
 	settled                   bool

@@ -230,6 +230,7 @@ func (d *download) begin(resp *http.Response) error {
 		return err
 	}
 	d.hashes()
+	d.total = max(0, resp.ContentLength)
 	d.etag, d.modified, d.validator, d.settled = resp.Header.Get("ETag"), "", "", false
 	if t, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
 		d.modified = t.UTC().Format(http.TimeFormat)
@@ -267,6 +268,9 @@ func (d *download) read(body io.Reader, timer *time.Timer) error {
 				d.other.Write(buf[:n])
 			}
 			d.size += int64(n)
+			if d.request.Received != nil {
+				d.request.Received(d.size, d.total)
+			}
 		}
 		if err == io.EOF {
 			return nil

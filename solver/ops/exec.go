@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/network"
@@ -272,6 +273,7 @@ func (r *Runner) exec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []*sol
 	if err != nil {
 		return l, explain(err, v.Meta().Platform)
 	}
+	events.From(ctx).Used(events.Resources{CPU: status.CPU, Memory: status.Memory})
 	r.tellPidsLimit(status.NoPidsLimit)
 	if status.ExitCode != 0 || status.Signal != 0 {
 		failed := &ExitError{Args: op.Args, Status: status, OutOfMemory: oomKills() > killed, Limits: r.Limits}

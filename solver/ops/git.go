@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
@@ -54,6 +55,23 @@ func gitSource(op llb.Git) *remoteurl.Git {
 	return &remoteurl.Git{Remote: op.Remote, User: op.User, Ref: op.Ref, Subdir: op.Subdir, Checksum: op.Checksum, FetchByCommit: op.FetchByCommit}
 }
 
+// receiving returns what reports to the step how much has come from each repository.
+func receiving(ctx context.Context) func(remote string, bytes int64) {
+	task := events.From(ctx)
+	var mu sync.Mutex
+	byRemote := map[string]func(current int64, done bool){}
+	return func(remote string, bytes int64) {
+		mu.Lock()
+		report := byRemote[remote]
+		if report == nil {
+			report = task.Transferring(remote, 0)
+			byRemote[remote] = report
+		}
+		mu.Unlock()
+		report(bytes, false)
+	}
+}
+
 // planGit plans the fetching of a commit. The key is the commit, and what is taken of it; where it comes from has no part in
 // it, but for a .git directory, which says so.
 func (r *Runner) planGit(ctx context.Context, v *llb.Vertex, op llb.Git) (solver.Step, error) {
@@ -81,7 +99,7 @@ func (r *Runner) planGit(ctx context.Context, v *llb.Vertex, op llb.Git) (solver
 				return solver.Layer{}, err
 			}
 			defer giveBack()
-			o := git.Options{KeepGitDir: op.KeepGitDir, SkipSubmodules: op.SkipSubmodules, Identity: who, Log: job.Stderr}
+			o := git.Options{KeepGitDir: op.KeepGitDir, SkipSubmodules: op.SkipSubmodules, Identity: who, Log: job.Stderr, Received: receiving(ctx)}
 			return r.fill(func(put func(layer.Entry, io.Reader) error) error { return r.git.Export(ctx, s, commit, o, put) })
 		},
 	}, nil

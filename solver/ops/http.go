@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/httpsource"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
@@ -32,10 +33,20 @@ func (r *Runner) secret(id string) ([]byte, bool, error) {
 // down at once, since its digest is the key. It only becomes a layer when no layer is known to hold it.
 func (r *Runner) planHTTP(ctx context.Context, v *llb.Vertex, op llb.HTTP) (solver.Step, error) {
 	client := r.httpClient()
-	req := httpsource.Request{HTTP: remoteurl.HTTP{URL: op.URL, User: op.User}, Checksum: digest.Digest(op.Checksum)}
+	var report func(current int64, done bool)
+	task := events.From(ctx)
+	req := httpsource.Request{HTTP: remoteurl.HTTP{URL: op.URL, User: op.User}, Checksum: digest.Digest(op.Checksum), Received: func(bytes, total int64) {
+		if report == nil {
+			report = task.Transferring(op.Filename, total)
+		}
+		report(bytes, false)
+	}}
 	f, err := client.Look(ctx, req)
 	if err != nil {
 		return solver.Step{}, err
+	}
+	if report != nil {
+		report(f.Size, true)
 	}
 	modified := time.Unix(0, 0)
 	inputs := append(common(v), solver.Input{Name: "digest", Value: f.Digest.String()}, solver.Input{Name: "name", Value: op.Filename})

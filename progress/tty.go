@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/termtext"
 )
 
@@ -22,43 +23,87 @@ type tty struct {
 	now  func() time.Time
 
 	began   time.Time
-	running []*Task
+	running []*shown
 	ended   int
 	lasting []string // lines to be left above the view with the next redraw
 	drawn   []int    // columns of each line of the view on the screen
+}
+
+// shown is what tty holds of a task.
+type shown struct {
+	*task
+	tail  tail
+	notes []string
 }
 
 func newTTY(w io.Writer, size func() (width, height int), now func() time.Time) *tty {
 	return &tty{w: w, size: size, now: now, began: now()}
 }
 
-func (d *tty) start(t *Task)        { d.running = append(d.running, t) }
-func (*tty) log(*Task, int, []byte) {}
-func (*tty) status(*Task, *status)  {}
-func (*tty) note(*Task, string)     {}
-func (d *tty) warn(text string)     { d.lasting = append(d.lasting, "WARN: "+text) }
+func (d *tty) start(t *task) {
+	if !t.what.Idle() {
+		d.running = append(d.running, &shown{task: t})
+	}
+}
+
+// of returns what is held of a task; nil for one that is not shown.
+func (d *tty) of(t *task) *shown {
+	for _, s := range d.running {
+		if s.task == t {
+			return s
+		}
+	}
+	return nil
+}
+
+func (d *tty) log(t *task, _ time.Time, _ int, p []byte) {
+	if s := d.of(t); s != nil {
+		s.tail.write(p)
+	}
+}
+
+func (*tty) transfer(*task, time.Time, *transfer) {}
+
+func (d *tty) note(t *task, _ time.Time, text string) {
+	if s := d.of(t); s != nil && len(s.notes) < maxNotes {
+		s.notes = append(s.notes, text)
+	}
+}
+
+// warn shows a warning. The findings of checks are for whoever shows them with the lines of the Dockerfile.
+func (d *tty) warn(_ time.Time, w events.Warning) {
+	if w.Rule == "" {
+		d.lasting = append(d.lasting, "WARN: "+termtext.Line(w.Text))
+	}
+}
+
 func (d *tty) tick() {
 	if len(d.running) > 0 || len(d.lasting) > 0 || len(d.drawn) > 0 {
 		d.draw(true)
 	}
 }
+
 func (d *tty) close() { d.draw(false) }
 
-func (d *tty) finish(t *Task) {
-	d.running = slices.DeleteFunc(d.running, func(o *Task) bool { return o == t })
+func (d *tty) finish(t *task, at time.Time, f events.Finished) {
+	s := d.of(t)
+	if s == nil {
+		return
+	}
+	d.running = slices.DeleteFunc(d.running, func(o *shown) bool { return o == s })
 	d.ended++
 	mark := ""
-	switch t.outcome {
-	case cached:
-		mark = "CACHED "
-	case canceled:
+	switch {
+	case f.Canceled:
 		mark = "CANCELED "
-	case failed:
+	case f.Error != "":
 		mark = "ERROR "
+	case t.cached:
+		mark = "CACHED "
 	}
 	width, _ := d.size()
-	d.lasting = append(d.lasting, taskLine(mark+t.name, t.ended.Sub(t.started), width))
-	for _, n := range t.notes {
+	d.lasting = append(d.lasting, taskLine(mark+t.name, at.Sub(t.started), width))
+	for _, n := range s.notes {
 		d.lasting = append(d.lasting, " => => "+n)
 	}
 	// The lines of tasks that end within one tick are written together, but not any number of them.
@@ -137,16 +182,16 @@ func taskLine(text string, took time.Duration, width int) string {
 }
 
 // taskDetails returns at most n lines: notes, transfers, and the end of the log.
-func taskDetails(t *Task, n int) []string {
+func taskDetails(t *shown, n int) []string {
 	var lines []string
 	for _, text := range t.notes {
 		lines = append(lines, " => => "+text)
 	}
 	transfers := 0
-	for _, s := range t.statuses {
-		if s.completed.IsZero() && transfers < detailLines {
+	for _, tr := range t.transfers {
+		if transfers < detailLines {
 			transfers++
-			lines = append(lines, " => => "+termtext.Line(s.id)+" "+progressOf(s))
+			lines = append(lines, " => => "+tr.name+" "+amount(tr))
 		}
 	}
 	lines = lines[:min(n, len(lines))]

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/termtext"
 )
 
@@ -27,7 +28,7 @@ type plain struct {
 	now    func() time.Time
 
 	numbers int
-	blocks  map[*Task]*block
+	blocks  map[*task]*block
 	current *block
 	waiting []*block // not current, with text, first come first
 }
@@ -44,10 +45,13 @@ type block struct {
 }
 
 func newPlain(w io.Writer, colour bool, now func() time.Time) *plain {
-	return &plain{w: w, colour: colour, now: now, blocks: map[*Task]*block{}}
+	return &plain{w: w, colour: colour, now: now, blocks: map[*task]*block{}}
 }
 
-func (d *plain) start(t *Task) {
+func (d *plain) start(t *task) {
+	if t.what.Idle() {
+		return
+	}
 	d.numbers++
 	b := &block{number: d.numbers, name: t.name}
 	d.blocks[t] = b
@@ -58,14 +62,15 @@ func (d *plain) start(t *Task) {
 // line adds "#N text".
 func (b *block) line(text string) { b.text = fmt.Appendf(b.text, "#%d %s\n", b.number, text) }
 
-func (d *plain) log(t *Task, stream int, p []byte) {
-	b := d.blocks[t]
-	b.streams[stream&1].feed(p, d.logLine(t, b))
-	d.show(b)
+func (d *plain) log(t *task, at time.Time, stream int, p []byte) {
+	if b := d.blocks[t]; b != nil {
+		b.streams[stream&1].feed(p, d.logLine(t, at, b))
+		d.show(b)
+	}
 }
 
-func (d *plain) logLine(t *Task, b *block) func([]byte) {
-	prefix := fmt.Appendf(nil, "#%d %.3f ", b.number, d.now().Sub(t.started).Seconds())
+func (d *plain) logLine(t *task, at time.Time, b *block) func([]byte) {
+	prefix := fmt.Appendf(nil, "#%d %.3f ", b.number, at.Sub(t.started).Seconds())
 	return func(line []byte) {
 		if len(b.text) >= maxPending {
 			d.show(b)
@@ -77,62 +82,70 @@ func (d *plain) logLine(t *Task, b *block) func([]byte) {
 }
 
 // flush takes lines that have no end as they are.
-func (d *plain) flush(t *Task, b *block) {
+func (d *plain) flush(t *task, at time.Time, b *block) {
 	for i := range b.streams {
-		b.streams[i].flush(d.logLine(t, b))
+		b.streams[i].flush(d.logLine(t, at, b))
 	}
 }
 
-func (d *plain) status(t *Task, s *status) {
-	now := d.now()
-	if s.completed.IsZero() && (now.Sub(s.started) < statusInterval || now.Sub(s.shown) < statusInterval) {
+func (d *plain) transfer(t *task, at time.Time, tr *transfer) {
+	b := d.blocks[t]
+	if b == nil || !tr.Done && (at.Sub(tr.started) < statusInterval || at.Sub(tr.shown) < statusInterval) {
 		return
 	}
-	s.shown = now
-	b := d.blocks[t]
-	text := termtext.Line(s.id) + " " + progressOf(s)
-	if !s.completed.IsZero() {
-		text += fmt.Sprintf(" %.1fs done", s.completed.Sub(s.started).Seconds())
+	tr.shown = at
+	text := tr.name + " " + amount(tr)
+	if tr.Done {
+		text += fmt.Sprintf(" %.1fs done", at.Sub(tr.started).Seconds())
 	}
 	b.line(text)
 	d.show(b)
 }
 
-// progressOf returns "1.2MB / 3.4MB", or "1.2MB" where the total is not known.
-func progressOf(s *status) string {
-	current := units.HumanSizeWithPrecision(float64(s.current), 3)
-	if s.total <= 0 {
+// amount returns "1.2MB / 3.4MB", or "1.2MB" where the total is not known.
+func amount(tr *transfer) string {
+	current := units.HumanSizeWithPrecision(float64(tr.Current), 3)
+	if tr.Total <= 0 {
 		return current
 	}
-	return current + " / " + units.HumanSizeWithPrecision(float64(s.total), 3)
+	return current + " / " + units.HumanSizeWithPrecision(float64(tr.Total), 3)
 }
 
-func (d *plain) note(t *Task, text string) {
-	b := d.blocks[t]
-	b.line(text)
-	d.show(b)
+func (d *plain) note(t *task, _ time.Time, text string) {
+	if b := d.blocks[t]; b != nil {
+		b.line(text)
+		d.show(b)
+	}
 }
 
-func (d *plain) finish(t *Task) {
+func (d *plain) finish(t *task, at time.Time, f events.Finished) {
 	b := d.blocks[t]
+	if b == nil {
+		return
+	}
 	delete(d.blocks, t)
-	d.flush(t, b)
-	switch t.outcome {
-	case cached:
-		b.line("CACHED")
-	case canceled:
+	d.flush(t, at, b)
+	switch {
+	case f.Canceled:
 		b.line("CANCELED")
-	case failed:
-		b.line("ERROR: " + termtext.Line(t.err.Error()))
+	case f.Error != "":
+		b.line("ERROR: " + termtext.Line(f.Error))
+	case t.cached:
+		b.line("CACHED")
 	default:
-		b.line(fmt.Sprintf("DONE %.1fs", t.ended.Sub(t.started).Seconds()))
+		b.line(fmt.Sprintf("DONE %.1fs", at.Sub(t.started).Seconds()))
 	}
 	b.text = append(b.text, '\n')
 	b.done = true
 	d.show(b)
 }
 
-func (d *plain) warn(text string) { _, _ = fmt.Fprintf(d.w, "WARN: %s\n", text) }
+// warn shows a warning. The findings of checks are for whoever shows them with the lines of the Dockerfile.
+func (d *plain) warn(_ time.Time, w events.Warning) {
+	if w.Rule == "" {
+		_, _ = fmt.Fprintf(d.w, "WARN: %s\n", termtext.Line(w.Text))
+	}
+}
 
 // show writes b's text if b has the word, or can get it.
 func (d *plain) show(b *block) {
@@ -183,7 +196,7 @@ func (d *plain) tick() {
 
 func (d *plain) close() {
 	for t, b := range d.blocks {
-		d.flush(t, b)
+		d.flush(t, d.now(), b)
 		d.show(b)
 	}
 	for len(d.waiting) > 0 {
