@@ -100,7 +100,8 @@ func writeFile(dir int, name, content string) error {
 	return err
 }
 
-// hostDevice clones the mount of a device node of the host, which must be the device that its name says.
+// hostDevice clones the mount of a device node of the host, which must be the device that its name says. The clone is read-only, which
+// keeps the mode, the owner and the times of the node as they are, and lets the device be written to.
 func hostDevice(d device) (*os.File, error) {
 	fd, err := unix.Open("/dev/"+d.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -115,7 +116,15 @@ func hostDevice(d device) (*os.File, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFCHR || uint64(st.Rdev) != unix.Mkdev(d.major, d.minor) {
 		return nil, errors.New("the host's /dev/" + d.name + " is another device")
 	}
-	return mount.Clone(f, false)
+	clone, err := mount.Clone(f, false)
+	if err != nil {
+		return nil, err
+	}
+	if err := mount.SetAttr(clone, mount.ReadOnly, false); err != nil {
+		clone.Close()
+		return nil, err
+	}
+	return clone, nil
 }
 
 // newDev returns the file system for /dev: links, and empty places for the devices and the file systems below it.

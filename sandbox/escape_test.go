@@ -231,3 +231,42 @@ func TestLauncher(t *testing.T) {
 		t.Errorf("%v, %q, %+v", err, out, l.prog)
 	}
 }
+
+// A step may change the mode, the owner and the times of what its descriptors and its devices stand for. None of it is the host's.
+func TestDevicesOfTheHostStayAsTheyAre(t *testing.T) {
+	given := filepath.Join(t.TempDir(), "given")
+	if err := unix.Mknod(given, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
+		t.Fatal(err)
+	}
+	state := func() string {
+		var s strings.Builder
+		for _, name := range []string{"/dev/null", "/dev/zero", "/dev/tty", given} {
+			var st unix.Stat_t
+			if err := unix.Stat(name, &st); err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintln(&s, name, st.Mode, st.Uid, st.Gid, st.Mtim)
+		}
+		return s.String()
+	}
+	before := state()
+	confined(t, func(t *testing.T, c confinement, im image) {
+		const change = "for f in /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /dev/null /dev/zero /dev/tty /given; do chmod 600 $f; chown 33:33 $f; touch -d @100 $f; done; echo x > /given"
+		for _, stdout := range []bool{true, false} {
+			_, _, err := im.sh(t, change, c.spec, func(s *Spec) {
+				s.Devices = []Mount{{Source: cloned(t, given, false), Target: "/given"}}
+				if !stdout {
+					s.Stdout, s.Stderr = nil, nil
+				}
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if after := state(); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+		_ = os.Chmod("/dev/null", 0o666)
+		_ = os.Chown("/dev/null", 0, 0)
+	}
+}

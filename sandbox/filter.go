@@ -29,7 +29,7 @@ func (r *run) planFilter(l *plan, p parts) error {
 	if !f.Notifies {
 		return nil
 	}
-	return r.planSocketMaker(l, p.null)
+	return r.planSocketMaker(l, p.dev) // which nothing needs any more
 }
 
 // filterText is a filter as seccomp(2) takes it.

@@ -423,9 +423,6 @@ func (r *run) prepare() error {
 	if err := r.tree.ready(); err != nil {
 		return err
 	}
-	if p.null, err = r.own(os.Open(os.DevNull)); err != nil {
-		return err
-	}
 	if p.out, p.err, err = r.pipes(); err != nil {
 		return err
 	}
@@ -482,7 +479,7 @@ type output struct {
 	done chan struct{}
 }
 
-// pipes returns the process's standard output and standard error.
+// pipes returns the process's standard output and standard error, nil for one that is discarded.
 func (r *run) pipes() (stdout, stderr *os.File, err error) {
 	if stdout, err = r.pipe(r.spec.Stdout); err != nil {
 		return nil, nil, err
@@ -500,7 +497,7 @@ func same(a, b io.Writer) bool {
 
 func (r *run) pipe(w io.Writer) (*os.File, error) {
 	if w == nil {
-		return r.own(os.OpenFile(os.DevNull, os.O_WRONLY, 0))
+		return nil, nil
 	}
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {

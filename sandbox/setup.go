@@ -25,7 +25,7 @@ type parts struct {
 	procAt, sysAt, devAt *os.File // mount points in the root
 	etc                  []*os.File
 	targets              []*os.File // of Spec.Mounts and Spec.Devices
-	null, out, err       *os.File
+	out, err             *os.File   // nil for /dev/null
 	launcher, plan       *os.File   // what the process executes, and the memory that this finds its own plan in
 	kiln                 *os.File   // kiln's pidfd
 	cgroups              []*os.File // what is written to for joining the control groups of version 1
@@ -162,9 +162,17 @@ func (r *run) processPlan(p parts) (*plan, error) {
 	l.add("read the working directory", unix.SYS_GETCWD, cwd, cwd.size)
 	l.add("see that the working directory is in the root", nrByte, cwd, int('/'), int(unix.EXDEV))
 
-	l.add("set standard input", unix.SYS_DUP3, fd(p.null), 0, 0)
-	l.add("set standard output", unix.SYS_DUP3, fd(p.out), 1, 0)
-	l.add("set standard error", unix.SYS_DUP3, fd(p.err), 2, 0)
+	// The step's own, since it may change the mode and the owner of what its descriptors stand for.
+	null := l.add("open /dev/null", unix.SYS_OPENAT, fd(p.dev), "null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	orNull := func(f *os.File) any {
+		if f == nil {
+			return null
+		}
+		return fd(f)
+	}
+	l.add("set standard input", unix.SYS_DUP3, null, 0, 0)
+	l.add("set standard output", unix.SYS_DUP3, orNull(p.out), 1, 0)
+	l.add("set standard error", unix.SYS_DUP3, orNull(p.err), 2, 0)
 	if err := r.planFilter(l, p); err != nil {
 		return nil, err
 	}
@@ -323,7 +331,8 @@ func (r *run) planRoot(l *plan, p parts) {
 	for i, m := range slices.Concat(s.Mounts, s.Devices) {
 		attr := contained
 		if i >= len(s.Mounts) {
-			attr = private
+			// As of any device of the host, the step may use it and not change its node.
+			attr = raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE})
 		}
 		setattr("contain "+m.Target, m.Source, attr)
 		l.add("attach "+m.Target, unix.SYS_MOVE_MOUNT, fd(m.Source), "", fd(p.targets[i]), "", moveFromFd|moveToFd)
