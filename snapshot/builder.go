@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -12,18 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxLinks is how many symbolic links one path may lead through, as in path_resolution(7).
-const maxLinks = 40
-
 // Builder puts one layer together, over a root file system that it can read: paths are resolved as they would be if the
 // layer were already in place. With a pending layer behind it files are written as they come; without one it only
-// works out what the layer's entries would be. In memory are the layer's directories alone. It is not safe for concurrent use.
+// works out what the layer's entries would be. In memory are the layer's directories alone, and those below it that paths lead
+// through. Whatever is done with a path takes time that is linear in its length. It is not safe for concurrent use.
 type Builder struct {
 	parent  layer.Tree // nil: what is below is not known
 	pending *Pending
-	dirs    map[string]*dirNode
-	order   []*dirNode // the directories as they came, and some that are no more
-	numbers int        // of directories so far
+	dirs    dirTree
+	most    int // how many directories there may be; 0 for any number
 	leaves  *leaves
 	links   int // how many files have several names
 	disk    *disk
@@ -31,49 +29,41 @@ type Builder struct {
 	// stream, where not nil, takes the entries as they come: see Stream. held are directories that it, or who asks for Entries, has not
 	// got yet.
 	stream func(*layer.Entry) error
-	held   []*dirNode
+	held   []heldDir
 	trim   bool        // see Trim
-	passed layer.Entry // the last one that was no directory: one place for all of them
+	buf    []byte      // to read files with; nil until there is one
+	passed layer.Entry // the last one that was passed on: one place for all of them
 }
 
-// dirNode is a directory of the layer, by its physical path.
-type dirNode struct {
-	layer.Entry
-	// number is another one for each directory that is made, also at the same path.
-	number int
-	// below are the directories that were put in it, and some that are no more.
-	below []*dirNode
-	// alone says that nothing that lies below the layer can be seen in it.
-	alone bool
-	// idle says that the layer is not to have it: see Trim.
-	idle bool
-	// gone says that the directory is not part of the layer any more.
-	gone bool
+// heldDir is a directory with its path.
+type heldDir struct {
+	*dirNode
+	path string
 }
 
 // set puts an entry in the layer, whose parent directory is there, in the place of that of the same path and type.
 func (b *Builder) set(e *layer.Entry, alone bool) error {
 	if e.Type != layer.Dir {
+		if n := b.dirs.find(e.Path); n != nil && n != b.dirs.top {
+			b.dirs.remove(n) // one below the layer, which this hides
+		}
 		if b.stream != nil {
 			return b.pass(e)
 		}
 		return b.setLeaf(&leaf{Entry: *e})
 	}
-	n := &dirNode{Entry: *e, alone: alone}
-	if old := b.dirs[n.Path]; old != nil {
-		old.gone = true
-		n.below, n.number = old.below, old.number
-	} else {
-		b.numbers++
-		n.number = b.numbers
+	n := b.dirs.own(e.Path, true)
+	if n == nil {
+		return fmt.Errorf("BUG: %q is put in no directory", e.Path)
 	}
-	b.dirs[n.Path] = n
-	if up := b.dirs[layer.Parent(n.Path)]; up != nil && up != n {
-		up.below = append(up.below, n)
+	n.Entry = *e
+	n.Path = ""
+	if alone {
+		b.dirs.hide(n)
 	}
-	b.order = append(b.order, n)
-	if b.stream != nil {
-		b.held = append(b.held, n)
+	if b.stream != nil && !n.held {
+		b.held = append(b.held, heldDir{n, e.Path})
+		n.held = true
 	}
 	return nil
 }
@@ -83,54 +73,51 @@ func (b *Builder) setLeaf(e *leaf) error {
 	return b.leaves.put(e)
 }
 
-// number returns that of the directory that a path is in; 0 for the root while the layer has no entry for that.
+// number returns that of the directory that a path is in.
 func (b *Builder) number(path string) int {
-	if up := b.dirs[layer.Parent(path)]; up != nil && up.Path != "" {
+	if up := b.dirs.find(layer.Parent(path)); up != nil {
 		return up.number
 	}
-	return 0
+	return noDirectory
 }
 
-// leaf returns the layer's own entry of a path if that is no directory. A stream keeps none.
+// leafIn returns the layer's own entry of a name in a directory if that is no directory. A stream keeps none.
+func (b *Builder) leafIn(n *dirNode, name string) (layer.Entry, bool, error) {
+	if b.stream != nil {
+		return layer.Entry{}, false, nil
+	}
+	e, ok, err := b.leaves.get(n.number, name)
+	return e.Entry, ok, err
+}
+
+// leaf is leafIn for a path.
 func (b *Builder) leaf(p string) (leaf, bool, error) {
 	if b.stream != nil {
 		return leaf{}, false, nil
 	}
-	e, ok, err := b.leaves.get(p)
-	return e, ok && b.live(&e), err
+	return b.leaves.get(b.number(p), base(p))
 }
 
+// base returns the last component of a path.
+func base(p string) string { return p[strings.LastIndexByte(p, '/')+1:] }
+
 // live reports whether an entry is part of the layer still.
-func (b *Builder) live(e *leaf) bool {
-	up := layer.Parent(e.Path)
-	return (up == "" || b.dirs[up] != nil) && e.in == b.number(e.Path)
-}
+func (b *Builder) live(e *leaf) bool { return !b.dirs.dead[e.in] }
 
 // own returns the layer's own entry of a path.
 func (b *Builder) own(p string) (layer.Entry, bool, error) {
-	if n, ok := b.dirs[p]; ok {
-		return n.Entry, true, nil
+	if n := b.dirs.own(p, false); n != nil {
+		return n.entry(p), true, nil
 	}
 	e, ok, err := b.leaf(p)
 	return e.Entry, ok, err
-}
-
-// unset takes a directory out, and what is below it.
-func (b *Builder) unset(n *dirNode) {
-	n.gone = true
-	delete(b.dirs, n.Path)
-	for _, below := range n.below {
-		if !below.gone {
-			b.unset(below)
-		}
-	}
 }
 
 // NewBuilder returns a builder over parent. A nil parent is for the layer of an image, whose entries may be in
 // directories that only lower layers name: such are made and marked Implied. p may be nil: then nothing is written.
 // Directories that nobody asked for get the time now. Close must be called.
 func (s *Store) NewBuilder(parent layer.Tree, p *Pending, now time.Time) *Builder {
-	b := &Builder{parent: parent, pending: p, dirs: map[string]*dirNode{}, leaves: newLeaves(s.tmp), now: now}
+	b := &Builder{parent: parent, pending: p, dirs: newDirTree(), leaves: newLeaves(s.tmp), now: now}
 	if p != nil {
 		b.disk = newDisk(p.fs, s)
 	}
@@ -157,8 +144,15 @@ func (b *Builder) Over(s *Store, id string) { b.disk.over = s.newOver(id) }
 // What f keeps of an entry it must copy.
 func (b *Builder) Stream(f func(*layer.Entry) error) {
 	b.stream = f
-	b.held = append(b.held, b.order...)
+	for n, path := range b.dirs.all() {
+		b.held = append(b.held, heldDir{n, path})
+		n.held = true
+	}
 }
+
+// Most bounds how many directories the layer may have, those included that only the paths of others name: a few bytes of an archive can
+// stand for as many as they like. More are a *layer.LimitError.
+func (b *Builder) Most(dirs int) { b.most = dirs }
 
 // Trim makes the builder leave out directories that are as they were below the layer, but for their times, and in which the layer has
 // nothing: as BuildKit does, which finds a layer by comparing what was below with what is there.
@@ -178,7 +172,7 @@ func (b *Builder) pass(e *layer.Entry) error {
 	return b.stream(&b.passed)
 }
 
-// flush gives f the directories that are held back. follows is what comes after them; nil for nothing.
+// flush gives f the directories that are held back. follows is what comes after them; nil for nothing. What f keeps of an entry it must copy.
 func (b *Builder) flush(follows *layer.Entry, f func(*layer.Entry) error) error {
 	// What is in a directory comes right after it, so it is enough to look at what comes next.
 	next := ""
@@ -189,7 +183,7 @@ func (b *Builder) flush(follows *layer.Entry, f func(*layer.Entry) error) error 
 		if n.gone || !b.trim {
 			continue
 		}
-		if next == "" || !layer.Within(next, n.Path) {
+		if next == "" || !layer.Within(next, n.path) {
 			same, err := b.same(n)
 			if err != nil {
 				return err
@@ -198,13 +192,15 @@ func (b *Builder) flush(follows *layer.Entry, f func(*layer.Entry) error) error 
 				continue
 			}
 		}
-		next = n.Path
+		next = n.path
 	}
 	for _, n := range b.held {
+		n.held = false
 		if n.gone || n.idle {
 			continue
 		}
-		if err := f(&n.Entry); err != nil {
+		b.passed = n.entry(n.path)
+		if err := f(&b.passed); err != nil {
 			return err
 		}
 	}
@@ -213,11 +209,11 @@ func (b *Builder) flush(follows *layer.Entry, f func(*layer.Entry) error) error 
 }
 
 // same reports whether a directory is as it was below the layer, but for its time.
-func (b *Builder) same(n *dirNode) (bool, error) {
+func (b *Builder) same(n heldDir) (bool, error) {
 	if b.parent == nil || n.alone || n.Opaque {
 		return false, nil
 	}
-	lower, ok, err := b.parent.Lookup(n.Path)
+	lower, ok, err := b.parent.Lookup(n.path)
 	return ok && lower.Type == layer.Dir && lower.Mode == n.Mode && lower.UID == n.UID && lower.GID == n.GID && slices.Equal(lower.Xattrs, n.Xattrs), err
 }
 
@@ -239,163 +235,174 @@ func (e *PathError) Error() string { return fmt.Sprintf("/%s: %s", layer.Clip(e.
 
 // Lookup returns the entry of a physical path as it will be; false where there is none.
 func (b *Builder) Lookup(p string) (layer.Entry, bool, error) {
-	if e, ok, err := b.own(p); ok || err != nil {
-		return e, e.Type != layer.Whiteout, err
+	n, e, ok, err := b.lookup(p)
+	if n != nil && ok {
+		e = n.entry(p)
 	}
+	return e, ok, err
+}
+
+// lookup is Lookup that of a directory returns its node and no entry.
+func (b *Builder) lookup(p string) (*dirNode, layer.Entry, bool, error) {
 	if p == "" {
-		if b.parent != nil {
-			if e, ok, err := b.parent.Lookup(""); ok || err != nil {
-				return e, ok, err
-			}
-		}
-		return layer.Entry{Type: layer.Dir, Mode: 0o755}, true, nil
+		top, err := b.top()
+		return top, layer.Entry{}, err == nil, err
 	}
-	if b.parent == nil {
-		return layer.Entry{}, false, nil
+	up, err := b.directory(layer.Parent(p))
+	if up == nil || err != nil {
+		return nil, layer.Entry{}, false, err
 	}
-	// What lies below a name that the layer has in another way is hidden. Every directory of the layer knows that of those
-	// above it, so the nearest one decides.
-	for dir := layer.Parent(p); dir != ""; dir = layer.Parent(dir) {
-		if n, ok := b.dirs[dir]; ok {
-			if n.alone {
-				return layer.Entry{}, false, nil
-			}
-			break
-		}
-		if _, ok, err := b.leaf(dir); ok || err != nil {
-			return layer.Entry{}, false, err
-		}
-	}
-	return b.parent.Lookup(p)
+	return b.child(up, base(p), p)
 }
 
-// Resolve returns the physical path that name stands for, following symbolic links inside the root, the last one only if
-// followLast. What does not exist is taken as it is written. The entry is nil if there is nothing at the path.
-func (b *Builder) Resolve(name string, followLast bool) (string, *layer.Entry, error) {
-	return Resolve(b.Lookup, name, followLast)
+// directory returns the node of the directory at a physical path; nil for none.
+func (b *Builder) directory(p string) (*dirNode, error) {
+	if n := b.dirs.find(p); n != nil {
+		return n, nil
+	}
+	at, err := b.top()
+	for i, name := range pathPrefixes(p) {
+		if at, _, _, err = b.child(at, name, p[:i]); at == nil || err != nil {
+			return nil, err
+		}
+	}
+	return at, err
 }
 
-// Resolve is path resolution as in a chroot over any look-up function of physical paths.
-func Resolve(lookup func(string) (layer.Entry, bool, error), name string, followLast bool) (string, *layer.Entry, error) {
-	cur := ""
-	var at *layer.Entry
-	rest := strings.Split(name, "/")
-	links := 0
-	for len(rest) > 0 {
-		c := rest[0]
-		rest = rest[1:]
-		switch c {
-		case "", ".":
-			continue
-		case "..":
-			cur, at = layer.Parent(cur), nil
-			continue
+// pathPrefixes yields the components of a path, each with the length of the path up to its end.
+func pathPrefixes(p string) iter.Seq2[int, string] {
+	return func(yield func(int, string) bool) {
+		for begin := 0; begin < len(p); {
+			end := begin + strings.IndexByte(p[begin:], '/')
+			if end < begin {
+				end = len(p)
+			}
+			if !yield(end, p[begin:end]) {
+				return
+			}
+			begin = end + 1
 		}
-		next := c
-		if cur != "" {
-			next = cur + "/" + c
-		}
-		if len(next) >= layer.MaxPath {
-			return "", nil, &PathError{Path: next, Msg: layer.PathTooLong}
-		}
-		e, ok, err := lookup(next)
+	}
+}
+
+// top returns the node of the root directory, with the attributes that it has below the layer unless it is the layer's own.
+func (b *Builder) top() (*dirNode, error) {
+	top := b.dirs.top
+	if top.mine || top.below {
+		return top, nil
+	}
+	e := layer.Entry{Type: layer.Dir, Mode: 0o755}
+	if b.parent != nil {
+		lower, ok, err := b.parent.Lookup("")
 		if err != nil {
-			return "", nil, err
+			return nil, err
 		}
-		if !ok {
-			cur, at = next, nil
-			continue
+		if ok {
+			e = lower
 		}
-		if e.Type == layer.Symlink && (followLast || !last(rest)) {
-			if links++; links > maxLinks {
-				return "", nil, &PathError{Path: next, Msg: "too many levels of symbolic links"}
-			}
-			if strings.HasPrefix(e.Link, "/") {
-				cur, at = "", nil
-			}
-			rest = append(strings.Split(e.Link, "/"), rest...)
-			continue
-		}
-		cur, at = next, &e
 	}
-	if at == nil {
-		// A path that ends in "..", or the root: look again at where it led.
-		e, ok, err := lookup(cur)
-		if err != nil || !ok {
-			return cur, nil, err
-		}
-		at = &e
-	}
-	return cur, at, nil
+	top.Entry, top.below = e, true
+	return top, nil
 }
 
-// last reports whether none of the components names anything.
-func last(rest []string) bool {
-	for _, c := range rest {
-		if c != "" && c != "." {
-			return false
-		}
+// child looks up a name in a directory; p is the path of both. Of a directory it returns the node and no entry.
+func (b *Builder) child(in *dirNode, name, p string) (*dirNode, layer.Entry, bool, error) {
+	if n := b.dirs.child(in, name); n != nil {
+		return n, layer.Entry{}, true, nil
 	}
-	return true
+	if e, ok, err := b.leafIn(in, name); ok || err != nil {
+		return nil, e, ok && e.Type != layer.Whiteout, err
+	}
+	if b.parent == nil || in.alone {
+		return nil, layer.Entry{}, false, nil
+	}
+	e, ok, err := b.parent.Lookup(p)
+	if ok && e.Type == layer.Dir {
+		n := b.dirs.add(in, name)
+		n.Entry, n.below = e, true
+		n.Path = ""
+		return n, layer.Entry{}, true, err
+	}
+	return nil, e, ok, err
 }
 
 // Mkdirs makes the directory at a physical path, and its missing parents, each with what made gives for its path. Those
 // that exist are left as they are; a path where something else is, is an error.
 func (b *Builder) Mkdirs(p string, made func(path string) layer.Entry) error {
-	if b.dirs[p] != nil {
+	if b.dirs.own(p, false) != nil {
 		return nil
 	}
-	e, ok, err := b.Lookup(p)
+	at, err := b.top()
 	if err != nil {
 		return err
 	}
-	if ok {
-		if e.Type != layer.Dir {
-			return &PathError{Path: p, Msg: "is not a directory"}
+	missing := false
+	for i, name := range pathPrefixes(p) {
+		path := p[:i]
+		var n *dirNode
+		if !missing {
+			var ok bool
+			if n, _, ok, err = b.child(at, name, path); err != nil {
+				return err
+			}
+			if ok && n == nil {
+				return &PathError{Path: path, Msg: "is not a directory"}
+			}
+			missing = !ok
 		}
-		return b.copyUp(p)
+		switch {
+		case missing:
+			n, err = b.mkdir(at, path, made)
+		case !n.mine:
+			err = b.copyUp(n, path)
+		}
+		if err != nil {
+			return err
+		}
+		at = n
 	}
-	if err := b.Mkdirs(layer.Parent(p), made); err != nil {
-		return err
-	}
-	dir := made(p)
-	dir.Path, dir.Type = p, layer.Dir
-	if err := b.replace(&dir); err != nil {
-		return err
-	}
-	return b.add(&dir, nil)
+	return nil
 }
 
-// copyUp makes sure that the layer itself has an entry for a directory of the root, and for its parents.
-func (b *Builder) copyUp(p string) error {
-	if b.dirs[p] != nil || p == "" {
-		return nil
+// mkdir makes a directory at a path in a directory of the layer, or in the root.
+func (b *Builder) mkdir(up *dirNode, path string, made func(path string) layer.Entry) (*dirNode, error) {
+	// Whoever made asks is told of the directory that it is in.
+	b.dirs.remember(layer.Parent(path), up)
+	dir := made(path)
+	dir.Path, dir.Type = path, layer.Dir
+	if err := b.replace(&dir); err != nil {
+		return nil, err
 	}
-	e, ok, err := b.Lookup(p)
-	if err != nil {
-		return err
+	if err := b.add(&dir, nil); err != nil {
+		return nil, err
 	}
-	if !ok || e.Type != layer.Dir {
-		return fmt.Errorf("BUG: %q is no directory", p)
-	}
-	if err := b.copyUp(layer.Parent(p)); err != nil {
-		return err
-	}
+	return b.dirs.find(path), nil
+}
+
+// copyUp makes an entry of the layer of a directory that is below it. Those above it are the layer's already.
+func (b *Builder) copyUp(n *dirNode, path string) error {
 	// The time is not this layer's own, but that of the directory it found.
+	e := n.entry(path)
 	e.Clock, e.Opaque, e.Implied = true, false, false
 	return b.add(&e, nil)
 }
 
 // add puts an entry in the layer whose parent directory is there, and that is not.
 func (b *Builder) add(e *layer.Entry, body io.Reader) error {
+	if e.Type == layer.Dir && b.most > 0 && b.dirs.made >= b.most {
+		return &layer.LimitError{Msg: fmt.Sprintf("the archive's names make more than the %d directories that are allowed; archive.maxEntries in kiln.toml allows more", b.most)}
+	}
 	switch {
 	case b.disk != nil:
 		if err := b.disk.put(e, body); err != nil {
 			return err
 		}
 	case body != nil && e.Type == layer.File:
+		if b.buf == nil {
+			b.buf = make([]byte, 32<<10)
+		}
 		h := sha256.New()
-		n, err := io.Copy(h, body)
+		n, err := io.CopyBuffer(h, struct{ io.Reader }{body}, b.buf)
 		if err != nil {
 			return err
 		}
@@ -405,7 +412,7 @@ func (b *Builder) add(e *layer.Entry, body io.Reader) error {
 	alone := false
 	if e.Type == layer.Dir && e.Path != "" {
 		alone = e.Opaque
-		if up := b.dirs[layer.Parent(e.Path)]; up != nil && up.alone {
+		if up := b.dirs.find(layer.Parent(e.Path)); up != nil && up.alone {
 			alone = true
 		} else if b.parent != nil && !alone {
 			lower, ok, err := b.parent.Lookup(e.Path)
@@ -446,11 +453,11 @@ func (b *Builder) Put(e layer.Entry, body io.Reader) error {
 
 // putDir gives the directory that is at e's path the attributes of e.
 func (b *Builder) putDir(e *layer.Entry) error {
-	if err := b.copyUp(e.Path); err != nil {
+	if err := b.Mkdirs(e.Path, b.implied); err != nil {
 		return err
 	}
 	alone := false
-	if mine := b.dirs[e.Path]; mine != nil {
+	if mine := b.dirs.own(e.Path, false); mine != nil {
 		e.Opaque, alone = mine.Opaque, mine.alone
 	}
 	if b.disk != nil {
@@ -540,7 +547,7 @@ func (b *Builder) implied(p string) layer.Entry {
 
 // forget takes a path and what is below it out of the layer.
 func (b *Builder) forget(p string) error {
-	dir := b.dirs[p]
+	dir := b.dirs.own(p, false)
 	_, ok, err := b.leaf(p)
 	if err != nil || dir == nil && !ok {
 		return err
@@ -551,10 +558,10 @@ func (b *Builder) forget(p string) error {
 		}
 	}
 	if dir != nil {
-		b.unset(dir)
+		b.dirs.remove(dir)
 		return nil
 	}
-	return b.leaves.remove(p)
+	return b.leaves.remove(b.number(p), base(p))
 }
 
 // Delete removes what is at a physical path, in the layer and below it.
@@ -574,7 +581,7 @@ func (b *Builder) Delete(p string) error {
 // Whiteout hides what lower layers have at a physical path. What the layer itself has there stays (image-spec, layer.md:
 // a whiteout applies to lower layers only).
 func (b *Builder) Whiteout(p string) error {
-	if b.dirs[p] != nil {
+	if b.dirs.own(p, false) != nil {
 		return b.Opaque(p)
 	}
 	if _, ok, err := b.leaf(p); ok || err != nil {
@@ -591,15 +598,17 @@ func (b *Builder) Opaque(p string) error {
 	if err := b.Mkdirs(p, b.implied); err != nil {
 		return err
 	}
-	if b.dirs[p] == nil {
+	if b.dirs.own(p, false) == nil {
 		if err := b.set(&layer.Entry{Type: layer.Dir, Mode: 0o755, ModTime: b.now, Clock: true, Implied: b.parent == nil}, false); err != nil {
 			return err
 		}
 	}
-	n := b.dirs[p]
-	n.Opaque, n.alone = true, true
+	n := b.dirs.own(p, false)
+	n.Opaque = true
+	b.dirs.hide(n)
 	if b.disk != nil {
-		return b.disk.setDir(&n.Entry)
+		e := n.entry(p)
+		return b.disk.setDir(&e)
 	}
 	return nil
 }
@@ -607,16 +616,17 @@ func (b *Builder) Opaque(p string) error {
 // Entries calls f for what the layer has so far, in the order of layer.Compare. Of the names of one file the first is the
 // File, and the others are Hardlinks to it.
 func (b *Builder) Entries(f func(*layer.Entry) error) error {
-	dirs := slices.DeleteFunc(b.order, func(n *dirNode) bool { return n.gone })
-	order := func(x, y *dirNode) int { return layer.Compare(x.Path, y.Path) }
-	if !slices.IsSortedFunc(dirs, order) {
-		slices.SortFunc(dirs, order)
+	next, stop := iter.Pull2(b.dirs.all())
+	defer stop()
+	dir, path, more := next()
+	hold := func() {
+		b.held = append(b.held, heldDir{dir, path})
+		dir, path, more = next()
 	}
-	b.order = dirs
 	first := map[int]string{}
 	err := b.leaves.sorted(b.live, func(e *leaf) error {
-		for len(dirs) > 0 && layer.Compare(dirs[0].Path, e.Path) < 0 {
-			b.held, dirs = append(b.held, dirs[0]), dirs[1:]
+		for more && layer.Compare(path, e.Path) < 0 {
+			hold()
 		}
 		if err := b.flush(&e.Entry, f); err != nil {
 			return err
@@ -633,7 +643,9 @@ func (b *Builder) Entries(f func(*layer.Entry) error) error {
 	if err != nil {
 		return err
 	}
-	b.held = append(b.held, dirs...)
+	for more {
+		hold()
+	}
 	return b.flush(nil, f)
 }
 
@@ -668,21 +680,22 @@ func (b *Builder) Finish() error {
 		return nil
 	}
 	if o := b.disk.over; o != nil {
-		if err := o.finish(b.disk, b.order); err != nil {
+		if err := o.finish(b.disk, b.dirs.all()); err != nil {
 			return err
 		}
 		b.pending.over = o.id
 	}
-	for _, n := range b.order {
-		if up := b.dirs[layer.Parent(n.Path)]; n.idle && !n.gone && (up == nil || !up.idle) && b.disk.has(n.Path) {
-			if err := b.disk.remove(n.Path); err != nil {
+	for n, path := range b.dirs.all() {
+		if n.idle && (n.up == nil || !n.up.idle) && b.disk.has(path) {
+			if err := b.disk.remove(path); err != nil {
 				return err
 			}
 		}
 	}
-	for _, n := range b.order {
-		if !n.gone && !n.idle && b.disk.has(n.Path) {
-			if err := b.disk.times(&n.Entry); err != nil {
+	for n, path := range b.dirs.all() {
+		if !n.idle && b.disk.has(path) {
+			e := n.entry(path)
+			if err := b.disk.times(&e); err != nil {
 				return err
 			}
 		}

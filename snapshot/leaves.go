@@ -3,6 +3,7 @@ package snapshot
 import (
 	"bufio"
 	"bytes"
+	"container/heap"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -17,12 +18,12 @@ import (
 // leaves keep the entries of a Builder that are no directories. An image may have millions of them, so in memory is only where the
 // entry of a path is, 16 bytes or so for each; the entries are in a file, unless they are few.
 //
-// An entry that is put is a record behind all others. The last record of a path is the one that counts.
+// An entry that is put is a record behind all others. The last record of a name in a directory is the one that counts.
 type leaves struct {
 	tmp  string // the directory for files
 	seed maphash.Seed
-	// at has the places of records by the hashes of their paths. Where two paths have one hash, the second is found by the number
-	// that follows. Removed is the place of one that was taken out.
+	// at has the places of records by the hashes of their directories' numbers and their names. Where two have one hash, the second is found by
+	// the number that follows. Removed is the place of one that was taken out.
 	at      map[uint64]int64
 	file    *os.File // of the records before tail; nil while there are none. It has no name
 	size    int64    // of the file
@@ -59,14 +60,19 @@ func (l *leaves) close() {
 	}
 }
 
-// find returns the place of a path's record, or removed, and the number that it is or would be found by.
-func (l *leaves) find(path string) (at int64, number uint64, err error) {
+// hash returns the number by which a name of a directory is found. The seed is not known to those who choose names.
+func (l *leaves) hash(in int, name string) uint64 {
+	return maphash.String(l.seed, name) + uint64(in)*0x9e3779b97f4a7c15 // directories' names of the same hash lie far from each other
+}
+
+// find returns the place of the record of a name in a directory, or removed, and the number that it is or would be found by.
+func (l *leaves) find(in int, name string) (at int64, number uint64, err error) {
 	free, isFree := uint64(0), false
-	for number = maphash.String(l.seed, path); ; number++ {
+	for number = l.hash(in, name); ; number++ {
 		at, ok := l.at[number]
 		if ok && at != removed {
 			found, err := l.read(at)
-			if err != nil || found.Path == path {
+			if err != nil || found.in == in && found.Name() == name {
 				return at, number, err
 			}
 			continue
@@ -80,18 +86,18 @@ func (l *leaves) find(path string) (at int64, number uint64, err error) {
 	}
 }
 
-// counts reports whether the record at a place is the last of its path.
-func (l *leaves) counts(path string, at int64) (bool, error) {
-	if l.at[maphash.String(l.seed, path)] == at {
+// counts reports whether the record e at a place is the last of its name in its directory.
+func (l *leaves) counts(e *leaf, at int64) (bool, error) {
+	if l.at[l.hash(e.in, e.Name())] == at {
 		return true, nil
 	}
-	last, _, err := l.find(path)
+	last, _, err := l.find(e.in, e.Name())
 	return last == at, err
 }
 
-// get returns the entry of a path; false if there is none.
-func (l *leaves) get(path string) (leaf, bool, error) {
-	at, _, err := l.find(path)
+// get returns the entry of a name in a directory; false if there is none.
+func (l *leaves) get(in int, name string) (leaf, bool, error) {
+	at, _, err := l.find(in, name)
 	if err != nil || at == removed {
 		return leaf{}, false, err
 	}
@@ -99,9 +105,9 @@ func (l *leaves) get(path string) (leaf, bool, error) {
 	return found, err == nil, err
 }
 
-// put adds an entry, in the place of that of the same path.
+// put adds an entry, in the place of that of the same name in the same directory.
 func (l *leaves) put(e *leaf) error {
-	_, number, err := l.find(e.Path)
+	_, number, err := l.find(e.in, e.Name())
 	if err != nil {
 		return err
 	}
@@ -119,9 +125,9 @@ func (l *leaves) put(e *leaf) error {
 	return nil
 }
 
-// remove takes the entry of a path out. Its number stays known, for a path whose number follows.
-func (l *leaves) remove(path string) error {
-	at, number, err := l.find(path)
+// remove takes the entry of a name in a directory out. Its number stays known, for a name whose number follows.
+func (l *leaves) remove(in int, name string) error {
+	at, number, err := l.find(in, name)
 	if err == nil && at != removed {
 		l.at[number] = removed
 	}
@@ -201,7 +207,7 @@ func (l *leaves) all(live func(*leaf) bool, f func(*leaf) error) error {
 		if err != nil {
 			return err
 		}
-		counts, err := l.counts(e.Path, at)
+		counts, err := l.counts(&e, at)
 		if err != nil {
 			return err
 		}
@@ -286,43 +292,67 @@ func (l *leaves) sorted(live func(*leaf) bool, f func(*leaf) error) error {
 
 // merge calls f for the entries of all parts, which are sorted each, and of one that is in memory.
 func merge(parts []*bufio.Reader, last []leaf, f func(*leaf) error) error {
-	heads := make([]*leaf, len(parts)+1)
-	next := func(i int) (err error) {
-		heads[i] = nil
+	next := func(i int) (*leaf, error) {
 		if i == len(parts) {
-			if len(last) > 0 {
-				heads[i], last = &last[0], last[1:]
+			if len(last) == 0 {
+				return nil, nil
 			}
-			return nil
+			e := &last[0]
+			last = last[1:]
+			return e, nil
 		}
 		e, _, err := nextLeaf(parts[i])
-		if err == nil {
-			heads[i] = &e
-		} else if err == io.EOF {
-			err = nil
+		if err == io.EOF {
+			return nil, nil
 		}
-		return err
+		return &e, err
 	}
-	for i := range heads {
-		if err := next(i); err != nil {
+	var heads partHeads
+	for i := range len(parts) + 1 {
+		e, err := next(i)
+		if err != nil {
 			return err
 		}
-	}
-	for {
-		least := -1
-		for i, h := range heads { // there are few
-			if h != nil && (least < 0 || layer.Compare(h.Path, heads[least].Path) < 0) {
-				least = i
-			}
-		}
-		if least < 0 {
-			return nil
-		}
-		if err := f(heads[least]); err != nil {
-			return err
-		}
-		if err := next(least); err != nil {
-			return err
+		if e != nil {
+			heads = append(heads, partHead{e, i})
 		}
 	}
+	heap.Init(&heads)
+	for len(heads) > 0 {
+		least := heads[0]
+		if err := f(least.leaf); err != nil {
+			return err
+		}
+		e, err := next(least.part)
+		if err != nil {
+			return err
+		}
+		if e == nil {
+			heap.Pop(&heads)
+			continue
+		}
+		heads[0].leaf = e
+		heap.Fix(&heads, 0)
+	}
+	return nil
+}
+
+// partHead is the first entry that is left of a part.
+type partHead struct {
+	*leaf
+	part int
+}
+
+// partHeads is a heap.Interface, the least path first.
+type partHeads []partHead
+
+func (h partHeads) Len() int           { return len(h) }
+func (h partHeads) Less(i, j int) bool { return layer.Compare(h[i].Path, h[j].Path) < 0 }
+func (h partHeads) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *partHeads) Push(x any)        { *h = append(*h, x.(partHead)) }
+func (h *partHeads) Pop() any {
+	last := len(*h) - 1
+	x := (*h)[last]
+	*h = (*h)[:last]
+	return x
 }

@@ -2,11 +2,11 @@ package snapshot
 
 import (
 	"fmt"
-	"hash/maphash"
 	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -25,9 +25,10 @@ func TestLeaves(t *testing.T) {
 			want := map[string]string{}
 			long := strings.Repeat("x", 700) // longer than what is read at once
 			for i := range n {
-				path := fmt.Sprintf("%d/%d", random.IntN(100), random.IntN(n))
+				dir := random.IntN(100)
+				path := fmt.Sprintf("%d/%d", dir, random.IntN(n))
 				if random.IntN(10) == 0 {
-					if err := l.remove(path); err != nil {
+					if err := l.remove(dir, base(path)); err != nil {
 						t.Fatal(err)
 					}
 					delete(want, path)
@@ -37,17 +38,18 @@ func TestLeaves(t *testing.T) {
 				if i%1000 == 0 {
 					link += long
 				}
-				if err := l.put(&leaf{Entry: layer.Entry{Path: path, Type: layer.Symlink, Link: link}}); err != nil {
+				if err := l.put(&leaf{Entry: layer.Entry{Path: path, Type: layer.Symlink, Link: link}, in: dir}); err != nil {
 					t.Fatal(err)
 				}
 				want[path] = link
 			}
 			for path, link := range want {
-				if e, ok, err := l.get(path); err != nil || !ok || e.Link != link {
+				dir, _ := strconv.Atoi(layer.Parent(path))
+				if e, ok, err := l.get(dir, base(path)); err != nil || !ok || e.Link != link {
 					t.Fatalf("%s is %q, %v, %v; want %q", path, e.Link, ok, err, link)
 				}
 			}
-			if _, ok, err := l.get("no such path"); ok || err != nil {
+			if _, ok, err := l.get(0, "no such path"); ok || err != nil {
 				t.Error(ok, err)
 			}
 			paths := slices.SortedFunc(maps.Keys(want), layer.Compare)
@@ -81,21 +83,21 @@ func TestLeavesOfOneHash(t *testing.T) {
 	has := func(want ...string) {
 		t.Helper()
 		for _, path := range []string{"a", "b"} {
-			if _, ok, err := l.get(path); err != nil || ok != slices.Contains(want, path) {
+			if _, ok, err := l.get(0, path); err != nil || ok != slices.Contains(want, path) {
 				t.Errorf("%s is there: %v, %v", path, ok, err)
 			}
 		}
 	}
 	put("a")
 	// b's number is taken by a.
-	l.at[maphash.String(l.seed, "b")] = l.at[maphash.String(l.seed, "a")]
+	l.at[l.hash(0, "b")] = l.at[l.hash(0, "a")]
 	put("b")
 	has("a", "b")
-	l.at[maphash.String(l.seed, "b")] = removed
+	l.at[l.hash(0, "b")] = removed
 	has("a", "b")
 	put("b")
 	has("a", "b")
-	if err := l.remove("b"); err != nil {
+	if err := l.remove(0, "b"); err != nil {
 		t.Fatal(err)
 	}
 	has("a")

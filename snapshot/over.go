@@ -3,6 +3,7 @@ package snapshot
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
 	"strings"
@@ -186,22 +187,23 @@ func (o *over) makeDir(d *disk, path string) error {
 }
 
 // finish makes the directories that are not as they were, and reports whether the layer has all that the earlier one has.
-func (o *over) finish(d *disk, dirs []*dirNode) error {
+func (o *over) finish(d *disk, dirs iter.Seq2[*dirNode, string]) error {
 	if o.seen != o.under.Entries {
 		return ErrNotOver
 	}
-	for _, n := range dirs {
-		if _, missing := o.dirs[n.Path]; !missing || n.gone {
+	for n, path := range dirs {
+		if _, missing := o.dirs[path]; !missing {
 			continue
 		}
 		if n.idle {
-			if o.under.Find(n.Path) >= 0 {
+			if o.under.Find(path) >= 0 {
 				return ErrNotOver
 			}
 			continue
 		}
-		if i := o.under.Find(n.Path); i < 0 || !o.under.Same(i, &n.Entry) {
-			if err := o.makeDir(d, n.Path); err != nil {
+		e := n.entry(path)
+		if i := o.under.Find(path); i < 0 || !o.under.Same(i, &e) {
+			if err := o.makeDir(d, path); err != nil {
 				return err
 			}
 		}

@@ -591,9 +591,27 @@ func TestManyReplaced(t *testing.T) {
 	}
 }
 
+// A name of 4000 bytes can stand for 2000 directories: they count as entries do.
+func TestMostDirectories(t *testing.T) {
+	for name, c := range map[string]struct {
+		members []member
+		refused bool
+	}{
+		"one name": {[]member{file(strings.Repeat("d/", 200)+"f", "")}, true}, "few": {[]member{file(strings.Repeat("d/", 100)+"f", ""), file(strings.Repeat("d/", 100)+"g", "")}, false},
+		"two names": {[]member{file(strings.Repeat("d/", 60)+"f", ""), file(strings.Repeat("e/", 60)+"f", "")}, true},
+	} {
+		s := newStore(t)
+		s.Limit = layer.Limit{Entries: 100}
+		_, err := s.Unpack(t.Context(), id(1), tarball(t, c.members...), nil)
+		if _, limited := errors.AsType[*layer.LimitError](err); limited != c.refused || !limited && err != nil {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}
+
 // Image layers of every make show, over what lies below them, what the image-spec says.
 func TestUnpack(t *testing.T) {
-	base := []member{dir("usr/lib"), file("usr/lib/x", "old"), link("lib", "usr/lib"), dir("d"), file("d/f", "f"), file("d/g", "g")}
+	base := []member{dir("usr/lib"), file("usr/lib/x", "old"), link("lib", "usr/lib"), dir("d"), file("d/f", "f"), file("d/g", "g"), file("d/s/f", "f")}
 	for name, c := range map[string]struct {
 		layer []member
 		want  string // entries that are looked for, "path=content", "path=" for any, "!path" for none
@@ -622,6 +640,7 @@ func TestUnpack(t *testing.T) {
 		"up":                       {[]member{file("../x", "")}, "", "leads out"},
 		"hard link up":             {[]member{hard("x", "../../etc/passwd")}, "", "leads out"},
 		"hard link to nothing":     {[]member{hard("x", "nothing")}, "", "nothing"},
+		"opaque above, last":       {[]member{file("d/s/new", "n"), file("d/.wh..wh..opq", ""), file("d/s/f/x", "x"), file("d/f/x", "x")}, "d/s/new=n d/s/f/x=x d/f/x=x !d/g", ""},
 		"below a file":             {[]member{file("a", "1"), file("a/b", "2")}, "", "not a directory"},
 		"root is a link":           {[]member{link("./", "/tmp")}, "", "not a directory"},
 		"whiteout of nothing":      {[]member{file("d/.wh.", "")}, "", "whiteout"},

@@ -65,7 +65,7 @@ func (t *Tree) find(p string) (layer.Entry, int, bool) {
 			if implied == nil {
 				implied, at = &e, i
 			}
-			if e.Opaque || opaqueAbove(l.manifest, p) {
+			if e.Opaque || l.manifest.OpaqueAbove(p) {
 				break
 			}
 			continue
@@ -102,27 +102,8 @@ func (l treeLayer) file(e layer.Entry) layer.Entry {
 
 // hides reports whether a layer that has no entry for p keeps lower layers' p from being seen.
 func (l treeLayer) hides(p string) bool {
-	for dir := p; dir != ""; {
-		dir = layer.Parent(dir)
-		if e, ok := l.manifest.Lookup(dir); ok {
-			// The manifest has every parent of what it has, so nothing above this one is without it.
-			return e.Type != layer.Dir || e.Opaque || opaqueAbove(l.manifest, dir)
-		}
-	}
-	return false
-}
-
-func opaqueAbove(m *layer.Manifest, dir string) bool {
-	if m.Plain {
-		return false // in a deep tree the way up is long
-	}
-	for dir != "" {
-		dir = layer.Parent(dir)
-		if e, ok := m.Lookup(dir); ok && e.Opaque {
-			return true
-		}
-	}
-	return false
+	above, ok := l.manifest.Above(p)
+	return ok && (above.Type != layer.Dir || above.Opaque || l.manifest.OpaqueAbove(above.Path))
 }
 
 // List implements layer.Tree.
@@ -147,7 +128,7 @@ func (t *Tree) List(dir string) ([]layer.Entry, error) {
 			}
 			out = append(out, l.file(e))
 		}
-		if ok && (own.Opaque || opaqueAbove(l.manifest, dir)) || !ok && l.hides(dir) {
+		if ok && (own.Opaque || l.manifest.OpaqueAbove(dir)) || !ok && l.hides(dir) {
 			break
 		}
 	}

@@ -76,6 +76,7 @@ func (s *Store) Index(ctx context.Context, id string, tarball io.Reader) error {
 // what tarball vouches for in its last Read.
 func unpackLayer(ctx context.Context, b *Builder, tarball io.Reader, limit layer.Limit) error {
 	r := layer.NewReader(tarball, limit)
+	b.Most(limit.OrDefault().Entries)
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

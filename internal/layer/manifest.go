@@ -12,6 +12,7 @@ import (
 	"iter"
 	"os"
 	"sort"
+	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/mapped"
@@ -266,6 +267,8 @@ type Manifest struct {
 	file  *mapped.File
 	data  []byte
 	table []byte
+	// opaque are the numbers of the opaque entries that are in no other one, in order, once somebody asks.
+	opaque func() []int
 }
 
 // ErrDamaged is the error of a manifest that is not what Writer wrote, or of a layer that is not what its manifest says.
@@ -309,6 +312,7 @@ func parse(data []byte) (*Manifest, error) {
 	m.Entries = int(n)
 	m.Created = time.Unix(0, int64(number(2)))
 	m.Implied, m.Plain, m.Over = number(3)&flagImplied != 0, number(3)&flagPlain != 0, number(3)&flagOver != 0
+	m.opaque = sync.OnceValue(m.findOpaque)
 	copy(m.Content[:], footer[32:])
 	copy(m.Identity[:], footer[32+sha256.Size:])
 	return m, nil
@@ -407,6 +411,68 @@ func (m *Manifest) Lookup(path string) (Entry, bool) {
 		return Entry{}, false
 	}
 	return m.At(i), true
+}
+
+// Above returns the layer's own entry of the nearest directory above a path of which it has one; path itself does not count.
+func (m *Manifest) Above(path string) (Entry, bool) {
+	// What is in a directory follows it directly. So the entry before the place of path is that directory or in it.
+	i := m.search(path) - 1
+	if i < 0 || path == "" {
+		return Entry{}, false
+	}
+	before := m.path(i)
+	common := 0
+	for n := range min(len(before), len(path)) {
+		if before[n] != path[n] {
+			break
+		}
+		if path[n] == '/' {
+			common = n
+		}
+		if n+1 == len(before) && len(path) > n+1 && path[n+1] == '/' {
+			common = n + 1
+		}
+	}
+	for dir := path[:common]; ; dir = Parent(dir) {
+		if e, ok := m.Lookup(dir); ok || dir == "" {
+			return e, ok // at once, mostly: who writes a manifest has the directories of all that is in it
+		}
+	}
+}
+
+// OpaqueAbove reports whether one of the directories above a path is opaque.
+func (m *Manifest) OpaqueAbove(path string) bool {
+	if m.Plain || path == "" {
+		return false
+	}
+	opaque := m.opaque()
+	m.file.Search()
+	// They are not in each other, so only the last one before the path can have it.
+	i := sort.Search(len(opaque), func(i int) bool { return Compare(string(m.path(opaque[i])), path) >= 0 })
+	return i > 0 && Within(path, string(m.path(opaque[i-1])))
+}
+
+// findOpaque returns the numbers of the opaque entries that are in no other one.
+func (m *Manifest) findOpaque() []int {
+	var found []int
+	for i := range m.Entries {
+		m.file.Touch()
+		if !m.isOpaque(i) {
+			continue
+		}
+		if n := len(found); n == 0 || !Within(string(m.path(i)), string(m.path(found[n-1]))) {
+			found = append(found, i)
+		}
+	}
+	return found
+}
+
+// isOpaque reports whether entry number i is Opaque.
+func (m *Manifest) isOpaque(i int) bool {
+	d := m.record(i)
+	d.bytes()
+	d.byte()
+	return d.byte()&1 != 0
 }
 
 // All yields every entry in order.

@@ -11,12 +11,24 @@ import (
 type Limit struct {
 	// Size is of the archive, uncompressed, and of all its files together, in bytes.
 	Size int64
-	// Entries is their number. Of each one something is kept in memory until the layer is complete.
+	// Entries is their number, and how many directories they and their names may make together. Of each one something is kept in memory
+	// until the layer is complete.
 	Entries int
 }
 
 // DefaultLimit is what an archive may hold where kiln.toml does not say.
 var DefaultLimit = Limit{Size: 64 << 30, Entries: 4 << 20}
+
+// OrDefault returns the limit with DefaultLimit in place of what is not set.
+func (l Limit) OrDefault() Limit {
+	if l.Size <= 0 {
+		l.Size = DefaultLimit.Size
+	}
+	if l.Entries <= 0 {
+		l.Entries = DefaultLimit.Entries
+	}
+	return l
+}
 
 // LimitError is an archive that holds more than it may.
 type LimitError struct{ Msg string }
@@ -41,12 +53,7 @@ type Reader struct {
 
 // NewReader returns a Reader of an uncompressed tar. The zero Limit is DefaultLimit.
 func NewReader(tarball io.Reader, limit Limit) *Reader {
-	if limit.Size <= 0 {
-		limit.Size = DefaultLimit.Size
-	}
-	if limit.Entries <= 0 {
-		limit.Entries = DefaultLimit.Entries
-	}
+	limit = limit.OrDefault()
 	r := &Reader{limit: limit}
 	r.stream = &limitedReader{r: tarball, left: limit.Size, over: r.tooLarge}
 	r.tar = tar.NewReader(r.stream)

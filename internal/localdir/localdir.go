@@ -39,6 +39,8 @@ type Dir struct {
 type dirInfo struct {
 	ignored bool
 	info    ignore.Info
+	// hasAny says whether something in an excluded directory is part of the tree, once looked says that this is known.
+	hasAny, looked bool
 }
 
 // Open opens the directory name. cacheFile is where digests are kept from build to build; tmp is a directory on the same file
@@ -95,14 +97,22 @@ func (d *Dir) visible(path string, t layer.Type) (bool, error) {
 		excluded, _ := d.match(path)
 		return !excluded, nil
 	}
-	if !d.dirInfo(path).ignored {
+	info := d.dirInfo(path)
+	if !info.ignored {
 		return true, nil
 	}
-	if !d.ignore.MayReinclude(path) {
-		return false, nil
+	if info.looked || !d.ignore.MayReinclude(path) {
+		return info.hasAny, nil
 	}
 	below, err := d.List(path)
-	return len(below) > 0, err
+	if err != nil {
+		return false, err
+	}
+	info.hasAny, info.looked = len(below) > 0, true
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.infos[path] = info
+	return info.hasAny, nil
 }
 
 // Lookup implements layer.Tree.
@@ -130,7 +140,7 @@ func (d *Dir) Lookup(path string) (layer.Entry, bool, error) {
 	return e, ok, err
 }
 
-// stat looks at the last component of path in the directory dir.
+// stat looks at the last component of path in the directory dir, whether or not it is part of the tree.
 func (d *Dir) stat(dir int, path string, at *finger) (layer.Entry, bool, error) {
 	var st unix.Stat_t
 	name := path[len(layer.Parent(path)):]
@@ -142,11 +152,7 @@ func (d *Dir) stat(dir int, path string, at *finger) (layer.Entry, bool, error) 
 		return layer.Entry{}, false, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
 	e, err := d.entry(dir, name, path, &st, at)
-	if err != nil {
-		return layer.Entry{}, false, err
-	}
-	ok, err := d.visible(path, e.Type)
-	return e, ok, err
+	return e, err == nil, err
 }
 
 // entry makes an entry of what was found out about name in the directory dir, or with "" about dir itself.
@@ -184,6 +190,26 @@ func (d *Dir) entry(dir int, name, path string, st *unix.Stat_t, at *finger) (la
 
 // List implements layer.Tree.
 func (d *Dir) List(path string) ([]layer.Entry, error) {
+	all, err := d.list(path)
+	if err != nil || d.ignore == nil {
+		return all, err
+	}
+	// The directory is closed by now: to see whether something is part of the tree may take many more, each in the one before.
+	visible := all[:0]
+	for _, e := range all {
+		ok, err := d.visible(e.Path, e.Type)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			visible = append(visible, e)
+		}
+	}
+	return visible, nil
+}
+
+// list is List without regard to what is excluded.
+func (d *Dir) list(path string) ([]layer.Entry, error) {
 	f, err := d.root.OpenNoSymlinks(path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err

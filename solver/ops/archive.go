@@ -2,7 +2,6 @@ package ops
 
 import (
 	"bufio"
-	"cmp"
 	"compress/bzip2"
 	"context"
 	"crypto/sha256"
@@ -15,7 +14,6 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/xi2/xz"
@@ -97,6 +95,7 @@ func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
 		c.archives = append(c.archives, fmt.Sprintf("%x into /%s", e.Digest, dest))
 		return true, nil
 	}
+	c.b.Most(c.limit.OrDefault().Entries)
 	err = c.unpack(in, dest)
 	if err == nil {
 		_, err = io.Copy(io.Discard, body) // what follows the archive's end is part of the file's digest
@@ -148,23 +147,10 @@ func damaged(err error) bool {
 // directory returns the physical path of the directory of a member, below dest. Symbolic links on the way are followed as in a
 // chroot there; one that leads to nothing is an error, as the directory cannot be made through it. Others that are missing are taken as they are written.
 func (c *copying) directory(dest, member string) (string, error) {
-	lookup := func(p string) (layer.Entry, bool, error) { return c.b.Lookup(join(dest, p)) }
-	at := ""
-	parts := components(layer.Parent(member))
-	for i, part := range parts {
-		next, e, err := snapshot.Resolve(lookup, join(at, part), true)
-		if err != nil {
-			return "", err
-		}
-		if e == nil {
-			if link, ok, err := lookup(join(at, part)); err != nil || ok {
-				return "", cmp.Or(err, error(&layer.HeaderError{Name: member, Msg: fmt.Sprintf("is below the symbolic link /%s to %q, which is not there", join(dest, join(at, part)), layer.Clip(link.Link))}))
-			}
-			return join(dest, join(at, strings.Join(parts[i:], "/"))), nil
-		}
-		at = next
-	}
-	return join(dest, at), nil
+	dir, _, err := c.b.ResolveBelow(dest, layer.Parent(member), true, func(path string, link layer.Entry) error {
+		return &layer.HeaderError{Name: member, Msg: fmt.Sprintf("is below the symbolic link /%s to %q, which is not there", layer.Clip(path), layer.Clip(link.Link))}
+	})
+	return dir, err
 }
 
 // The times that an archive's members can have, as Docker takes them; others are the first.
