@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -102,7 +103,7 @@ func (b *Blobs) WriteOCI(ctx context.Context, w io.Writer, a *Assembled, ar Arch
 	if err != nil {
 		return err
 	}
-	tw := tar.NewWriter(ctxWriter{ctx, w})
+	tw := tar.NewWriter(ctxio.Writer(ctx, w))
 	for _, dir := range []string{"blobs/", "blobs/sha256/"} {
 		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: entryTime}); err != nil {
 			return err
@@ -153,10 +154,10 @@ func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Ar
 	buf := make([]byte, blockSize)
 	for _, d := range a.blobs() {
 		path := filepath.Join(dir, blobPath(d))
-		if isBlob(path, d, buf) {
+		if isBlob(ctx, path, d, buf) {
 			continue
 		}
-		if err := WriteFile(path, func(w io.Writer) error { return b.copyBlob(ctxWriter{ctx, w}, d, buf) }); err != nil {
+		if err := WriteFile(path, func(w io.Writer) error { return b.copyBlob(ctxio.Writer(ctx, w), d, buf) }); err != nil {
 			return err
 		}
 	}
@@ -174,7 +175,7 @@ func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Ar
 }
 
 // isBlob reports whether a file is a blob, by its bytes: a crash of the machine may have left one that only has the size.
-func isBlob(path string, d ocispec.Descriptor, buf []byte) bool {
+func isBlob(ctx context.Context, path string, d ocispec.Descriptor, buf []byte) bool {
 	if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() || info.Size() != d.Size {
 		return false
 	}
@@ -184,7 +185,7 @@ func isBlob(path string, d ocispec.Descriptor, buf []byte) bool {
 	}
 	defer f.Close()
 	h := sha256.New()
-	_, err = io.CopyBuffer(h, struct{ io.Reader }{f}, buf)
+	_, err = io.CopyBuffer(h, ctxio.Reader(ctx, f), buf)
 	return err == nil && hex.EncodeToString(h.Sum(nil)) == d.Digest.Encoded()
 }
 

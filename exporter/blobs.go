@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/snapshot"
@@ -247,8 +248,8 @@ func (b *Blobs) Packed(id string) (open func() (io.ReadCloser, error), ok bool) 
 	return nil, false
 }
 
-// Check reads the blobs that a layer became. One that is damaged is gone after that.
-func (b *Blobs) Check(id string) {
+// Check reads the blobs that a layer became, until ctx ends. One that is damaged is gone after that.
+func (b *Blobs) Check(ctx context.Context, id string) {
 	for _, path := range Notes(b.Snapshots.Path(id)) {
 		note, err := os.ReadFile(path)
 		if err != nil {
@@ -256,7 +257,7 @@ func (b *Blobs) Check(id string) {
 		}
 		if have, ok := b.remembered(note); ok {
 			if r, err := b.Store.Open(have.desc); err == nil {
-				_, _ = io.Copy(io.Discard, r)
+				_, _ = io.Copy(io.Discard, ctxio.Reader(ctx, r))
 				r.Close()
 			}
 		}
@@ -298,7 +299,7 @@ func (b *Blobs) blob(ctx context.Context, c Compression, old *pieces, write func
 	if c.Type != Uncompressed.Type {
 		to = io.MultiWriter(diffID, out)
 	}
-	err = behind(ctxWriter{ctx, to}, write)
+	err = behind(ctxio.Writer(ctx, to), write)
 	if err = errors.Join(err, out.Close()); err != nil {
 		return blob{}, err
 	}
@@ -421,19 +422,6 @@ func Notes(dir string) []string {
 	return names
 }
 
-// ctxWriter fails once its context has ended.
-type ctxWriter struct {
-	ctx context.Context
-	w   io.Writer
-}
-
-func (c ctxWriter) Write(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	return c.w.Write(p)
-}
-
 // blockSize is how much is read and written at a time.
 const blockSize = 1 << 20
 
@@ -485,11 +473,11 @@ func (b *Blobs) compressNow(ctx context.Context, plain ocispec.Descriptor, c Com
 		return blob{}, err
 	}
 	defer w.Close()
-	z, mediaType, err := compressor(ctxWriter{ctx, w}, c, old)
+	z, mediaType, err := compressor(ctxio.Writer(ctx, w), c, old)
 	if err != nil {
 		return blob{}, err
 	}
-	_, err = io.CopyBuffer(struct{ io.Writer }{z}, struct{ io.Reader }{r}, make([]byte, blockSize))
+	_, err = io.CopyBuffer(struct{ io.Writer }{z}, ctxio.Reader(ctx, r), make([]byte, blockSize))
 	if err = errors.Join(err, z.Close()); err != nil {
 		return blob{}, err
 	}

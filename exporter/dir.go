@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sys/unix"
@@ -43,7 +44,7 @@ const setID = unix.S_ISUID | unix.S_ISGID
 // A directory that WriteDir makes can be entered by nobody but the user until everything is written, and is removed if that fails. The mode
 // of a directory that exists is never changed.
 func WriteDir(ctx context.Context, dir string, tree layer.Tree, o DirOptions) (Dropped, error) {
-	w := dirWriter{tree: tree, options: o, buf: make([]byte, blockSize), devices: map[string]bool{}}
+	w := dirWriter{ctx: ctx, tree: tree, options: o, buf: make([]byte, blockSize), devices: map[string]bool{}}
 	made, mode, err := w.open(dir)
 	if err != nil {
 		return w.dropped, err
@@ -63,6 +64,7 @@ func WriteDir(ctx context.Context, dir string, tree layer.Tree, o DirOptions) (D
 
 // dirWriter writes one root file system into a directory.
 type dirWriter struct {
+	ctx     context.Context
 	root    *rootfs.Root
 	tree    layer.Tree
 	options DirOptions
@@ -270,7 +272,7 @@ func (w *dirWriter) file(dir int, e *layer.Entry) error {
 		return failed("create", e, err)
 	}
 	f := os.NewFile(uintptr(fd), e.Path)
-	_, err = io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{src}, w.buf)
+	_, err = io.CopyBuffer(struct{ io.Writer }{f}, ctxio.Reader(w.ctx, src), w.buf)
 	if err == nil {
 		err = errors.Join(unix.Fchmod(fd, e.Mode), setTime(fd, "", e))
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxtest"
 	"github.com/kilnbuild/kiln/internal/kilntest"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/userns"
@@ -642,5 +643,23 @@ func TestCancelled(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(filepath.Join(m.Store.Root(), "tmp")); len(left) > 0 {
 		t.Errorf("left in tmp: %v", left)
+	}
+}
+
+// TestCompareEnds shows that comparing a file with a blob, and a blob with its digest, end with the context.
+func TestCompareEnds(t *testing.T) {
+	m := newMade(t)
+	a := m.assemble(gz)
+	dir := t.TempDir()
+	if err := m.WriteOCIDir(t.Context(), dir, a, Archive{}); err != nil {
+		t.Fatal(err)
+	}
+	d := a.Manifests[0].Manifest.Layers[1]
+	path := filepath.Join(dir, blobPath(d))
+	if !isBlob(t.Context(), path, d, make([]byte, blockSize)) || isBlob(ctxtest.EndAfter(2), path, d, make([]byte, 1)) {
+		t.Error("a file is compared with a blob after the context has ended")
+	}
+	if err := m.WriteOCIDir(ctxtest.EndAfter(2), dir, a, Archive{}); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("WriteOCIDir = %v", err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
@@ -57,7 +58,7 @@ func WriteTar(ctx context.Context, w io.Writer, tree layer.Tree) error {
 			walkErr = nil
 		}
 	}
-	err := layer.WriteTar(ctxWriter{ctx, w}, seq)
+	err := layer.WriteTar(ctxio.Writer(ctx, w), seq)
 	return errors.Join(walkErr, err)
 }
 

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/opencontainers/go-digest"
@@ -227,7 +228,7 @@ func (l *Layout) blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, err
 }
 
 // Fetch opens a blob of the layout; ref is not needed and ignored. See Source.
-func (l *Layout) Fetch(_ context.Context, _ string, desc ocispec.Descriptor) (io.ReadCloser, error) {
+func (l *Layout) Fetch(ctx context.Context, _ string, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	if _, err := cas.ParseDigest(string(desc.Digest)); err != nil {
 		return nil, l.wrap(err)
 	}
@@ -235,5 +236,5 @@ func (l *Layout) Fetch(_ context.Context, _ string, desc ocispec.Descriptor) (io
 	if err != nil {
 		return nil, l.wrap(err)
 	}
-	return cas.VerifyReader(f, desc, l.dir), nil
+	return cas.VerifyReader(ctxio.ReadCloser(ctx, f), desc, l.dir), nil
 }

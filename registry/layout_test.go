@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxtest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -196,5 +197,33 @@ func TestLayoutFetchVerifies(t *testing.T) {
 	_, err = io.ReadAll(rc)
 	if _, ok := errors.AsType[*cas.MismatchError](err); !ok {
 		t.Errorf("ReadAll = %v", err)
+	}
+}
+
+// TestLayoutEnds shows that reading a blob of a layout ends with the context.
+func TestLayoutEnds(t *testing.T) {
+	s := newStore(t)
+	desc := makeImage(t, s, amd64, 1<<20)
+	if err := s.Tag("x:1", desc); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Pull(ctxtest.EndAfter(2), openLayout(t, s.Root()), "x:1", amd64, newStore(t)); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("Pull: %v", err)
+	}
+	var m ocispec.Manifest
+	data, err := s.ReadAll(desc, 0)
+	if err == nil {
+		err = json.Unmarshal(data, &m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := openLayout(t, s.Root()).Fetch(ctxtest.EndAfter(3), "", m.Layers[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := io.Copy(io.Discard, r); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("Fetch: %v", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -274,7 +275,7 @@ func (u *upload) run(ctx context.Context) error {
 		}
 	}
 	if u.offset == 0 && u.desc.Size <= maxWhole {
-		return u.commit(ctx, u.open, u.desc.Size)
+		return u.commit(ctx, u.opener(ctx), u.desc.Size)
 	}
 	for u.offset < u.desc.Size {
 		if err := u.send(ctx); err != nil {
@@ -414,7 +415,7 @@ func (u *upload) send(ctx context.Context) error {
 	if begin > 0 {
 		header.Set("Content-Range", fmt.Sprintf("%d-%d", begin, u.desc.Size-1))
 	}
-	resp, err := u.do(ctx, request{method: http.MethodPatch, url: u.location, header: header, open: u.open, length: u.desc.Size - begin})
+	resp, err := u.do(ctx, request{method: http.MethodPatch, url: u.location, header: header, open: u.opener(ctx), length: u.desc.Size - begin})
 	if err != nil {
 		return err
 	}
@@ -445,17 +446,20 @@ func (u *upload) refused(err *statusError) error {
 	return err
 }
 
-// open opens the blob at the offset.
-func (u *upload) open() (io.ReadCloser, error) {
-	rc, err := u.blobs.Open(u.desc)
-	if err != nil {
-		return nil, err
+// opener returns what opens the blob at the offset, to be read until ctx ends.
+func (u *upload) opener(ctx context.Context) func() (io.ReadCloser, error) {
+	return func() (io.ReadCloser, error) {
+		blob, err := u.blobs.Open(u.desc)
+		if err != nil {
+			return nil, err
+		}
+		rc := ctxio.ReadCloser(ctx, blob)
+		if _, err := io.CopyN(io.Discard, rc, u.offset); err != nil {
+			rc.Close()
+			return nil, err
+		}
+		return &countedBody{ReadCloser: rc, done: u.offset, progress: u.progress}, nil
 	}
-	if _, err := io.CopyN(io.Discard, rc, u.offset); err != nil {
-		rc.Close()
-		return nil, err
-	}
-	return &countedBody{ReadCloser: rc, done: u.offset, progress: u.progress}, nil
 }
 
 type countedBody struct {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/mount"
@@ -161,6 +162,9 @@ func (c *copyReader) skip(e *layer.Entry) error {
 	if e.Type != layer.Dir {
 		return nil
 	}
+	if err := ctxio.Ended(c.ctx); err != nil {
+		return err
+	}
 	list, err := c.below.List(e.Path)
 	for i := 0; err == nil && i < len(list); i++ {
 		err = c.skip(&list[i])
@@ -224,7 +228,7 @@ func equal(e, was *layer.Entry) bool {
 }
 
 // strip removes from a copy what is no entry of the layer.
-func (p *Pending) strip() error {
+func (p *Pending) strip(ctx context.Context) error {
 	m, err := layer.OpenManifest(filepath.Join(p.dir, "manifest"))
 	if err != nil {
 		return err
@@ -236,19 +240,22 @@ func (p *Pending) strip() error {
 	}
 	at := dirtree.NewDescent(dir)
 	defer at.Close()
-	if err := strip(m, at, ""); err != nil {
+	if err := strip(ctx, m, at, ""); err != nil {
 		return err
 	}
 	return setTime(at.Fd(), "", p.copied.root)
 }
 
 // strip removes from the directory that at is at, whose path in the layer is path, what is no entry of m.
-func strip(m *layer.Manifest, at *dirtree.Descent, path string) error {
+func strip(ctx context.Context, m *layer.Manifest, at *dirtree.Descent, path string) error {
 	names, err := at.File().Readdirnames(-1)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
+		if err := ctxio.Ended(ctx); err != nil {
+			return err
+		}
 		p := join(path, name)
 		e, ok := m.Lookup(p)
 		if !ok || e.Type == layer.Whiteout {
@@ -263,7 +270,7 @@ func strip(m *layer.Manifest, at *dirtree.Descent, path string) error {
 		if err := at.Enter(name); err != nil {
 			return &os.PathError{Op: "open", Path: p, Err: err}
 		}
-		if err := strip(m, at, p); err != nil {
+		if err := strip(ctx, m, at, p); err != nil {
 			return err
 		}
 		if err := errors.Join(setTime(at.Fd(), "", e.ModTime), at.Leave()); err != nil {

@@ -37,7 +37,7 @@ func (s *Store) survived(id string, m *layer.Manifest) error {
 		s.CheckBlobs(id)
 	}
 	var damage string
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(s.Context)
 	defer stop()
 	err = s.compare(ctx, id, m, func(path, what string) {
 		if damage == "" {

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync/atomic"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
@@ -94,6 +95,9 @@ func (d *digesting) drop(e *layer.Entry) { delete(d.begun, e) }
 func (d *digesting) emit(e *layer.Entry) error {
 	if d.failed.Load() {
 		return errNotWanted
+	}
+	if err := ctxio.Ended(d.ctx); err != nil {
+		return err
 	}
 	d.queue <- digested{e, d.begun[e]}
 	delete(d.begun, e)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 )
@@ -39,7 +40,7 @@ func (s *Store) export(ctx context.Context, tree layer.Tree, root *rootfs.Root, 
 		if e.LinkID != "" {
 			links[e.LinkID] = e.Path
 		}
-		if err := copyEntry(d, tree, &e); err != nil {
+		if err := copyEntry(ctx, d, tree, &e); err != nil {
 			return err
 		}
 		if err := place(d, e.Path, made); err != nil {
@@ -65,7 +66,7 @@ func (s *Store) export(ctx context.Context, tree layer.Tree, root *rootfs.Root, 
 }
 
 // copyEntry writes one entry of the tree.
-func copyEntry(d *disk, tree layer.Tree, e *layer.Entry) error {
+func copyEntry(ctx context.Context, d *disk, tree layer.Tree, e *layer.Entry) error {
 	if e.Type != layer.File {
 		return d.put(e, nil)
 	}
@@ -74,7 +75,7 @@ func copyEntry(d *disk, tree layer.Tree, e *layer.Entry) error {
 		return err
 	}
 	defer body.Close()
-	return d.put(e, body)
+	return d.put(e, ctxio.Reader(ctx, body))
 }
 
 // place calls f with the place of a path.

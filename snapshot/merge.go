@@ -7,6 +7,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
@@ -119,7 +120,9 @@ func (s *Store) replay(b *Builder, id string) error {
 		return err
 	}
 	for e := range m.All() {
+		err := ctxio.Ended(s.Context)
 		switch {
+		case err != nil:
 		case e.Type == layer.Whiteout:
 			err = b.Delete(e.Path)
 		case e.Type == layer.Hardlink:

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
@@ -110,9 +111,13 @@ func (s *Store) unpackAs(packed, files string, m *layer.Manifest, open Blob) err
 	if err != nil {
 		return err
 	}
-	r := tar.NewReader(tarball)
+	r := tar.NewReader(ctxio.Reader(s.Context, tarball))
 	for e := range m.All() {
 		err = d.unpack(e, r)
+		if ended := ctxio.Ended(s.Context); ended != nil {
+			w.Abort()
+			return ended // and nothing is said of the blob
+		}
 		if _, disk := errors.AsType[*os.PathError](err); err != nil && !disk {
 			err = s.damaged(packed, e.Path)
 		}

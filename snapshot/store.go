@@ -3,6 +3,7 @@
 package snapshot
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
@@ -46,6 +48,9 @@ type Store struct {
 	Blob func(id string) (Blob, bool)
 	// CheckBlobs reads the blobs that a layer became, and removes those that are damaged. It is set as Limit is.
 	CheckBlobs func(id string)
+	// Context is that of the process: its end ends what the store does for all who wait for it, as unpacking and merging layers. It is
+	// set as Limit is.
+	Context context.Context
 
 	dir    string // layers/
 	tmp    string // a directory of this process's own on the same file system
@@ -78,7 +83,7 @@ type Store struct {
 // namespace that the process is in: in one that is not the first, overlay keeps its own attributes under "user." names
 // (kernel, Documentation/filesystems/overlayfs.rst), and a disk cannot hold all that a layer does.
 func Open(root, tmp string, ns userns.Namespace) (*Store, error) {
-	s := &Store{dir: filepath.Join(root, "layers"), tmp: tmp, spreading: spreading{tmp: tmp, slow: slowInode}, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*layerFiles{}, earlier: map[string]string{}, files: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	s := &Store{Context: context.Background(), dir: filepath.Join(root, "layers"), tmp: tmp, spreading: spreading{tmp: tmp, slow: slowInode}, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*layerFiles{}, earlier: map[string]string{}, files: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	if ns.Nested {
 		s.opaque = "user.overlay.opaque"
 	}
@@ -319,7 +324,7 @@ func (p *Pending) Commit(b *Builder, id string) (Committed, error) {
 	if err != nil {
 		return Committed{}, err
 	}
-	if err := b.Entries(w.Add); err != nil {
+	if err := b.Entries(until(p.store.Context, w.Add)); err != nil {
 		w.Abort()
 		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
 	}
@@ -331,6 +336,16 @@ func (p *Pending) Commit(b *Builder, id string) (Committed, error) {
 		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
 	}
 	return p.CommitWritten(sum, id)
+}
+
+// until returns add until ctx ends, and then its cause.
+func until(ctx context.Context, add func(*layer.Entry) error) func(*layer.Entry) error {
+	return func(e *layer.Entry) error {
+		if err := ctxio.Ended(ctx); err != nil {
+			return err
+		}
+		return add(e)
+	}
 }
 
 // Manifest begins the layer's manifest, for CommitWritten.
@@ -378,7 +393,9 @@ func (p *Pending) CommitWritten(sum layer.Summary, id string) (Committed, error)
 		err = unix.Renameat2(unix.AT_FDCWD, p.dir, unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
 		if errors.Is(err, unix.EEXIST) {
 			if _, damaged := p.store.Manifest(id); damaged != nil {
-				err = p.replace(target)
+				if err = ctxio.Ended(p.store.Context); err == nil { // else nobody knows
+					err = p.replace(target)
+				}
 			} else {
 				p.Close()
 				err = nil

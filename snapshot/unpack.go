@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
@@ -59,7 +60,7 @@ func (s *Store) Index(ctx context.Context, id string, tarball io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("keep the layer's entries: %w", err)
 	}
-	if err := b.Entries(w.Add); err != nil {
+	if err := b.Entries(until(ctx, w.Add)); err != nil {
 		w.Abort()
 		return fmt.Errorf("keep the layer's entries: %w", err)
 	}
@@ -75,7 +76,7 @@ func (s *Store) Index(ctx context.Context, id string, tarball io.Reader) error {
 // unpackLayer puts what a layer's tar holds into b and reads it to its end: what follows the end of the archive is part of
 // what tarball vouches for in its last Read.
 func unpackLayer(ctx context.Context, b *Builder, tarball io.Reader, limit layer.Limit) error {
-	r := layer.NewReader(tarball, limit)
+	r := layer.NewReader(ctxio.Reader(ctx, tarball), limit)
 	b.Most(limit.OrDefault().Entries)
 	for {
 		if ctx.Err() != nil {

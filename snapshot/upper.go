@@ -42,7 +42,7 @@ func (p *Pending) CommitChanges(ctx context.Context, below layer.Tree, started t
 		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
 	}
 	if p.copied != nil {
-		if err := p.strip(); err != nil {
+		if err := p.strip(ctx); err != nil {
 			return Committed{}, fmt.Errorf("take the copy from the layer: %w", err)
 		}
 	}

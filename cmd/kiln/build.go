@@ -72,7 +72,7 @@ func (a *app) buildCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withBuilder(func(b *builder.Builder) error {
+			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
 				err := a.build(cmd.Context(), b, o, f.mode(), call.json)
 				if cmd.Context().Err() == nil {
 					if err := b.Collect(cmd.Context()); err != nil {

@@ -36,7 +36,7 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 					return &internalError{err}
 				}
 			}
-			return a.withBuilder(func(b *builder.Builder) error {
+			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
 				var c *builder.Checked
 				err := a.withProgress(cmd.Context(), mode, func(ctx context.Context, s *events.Stream) (err error) {
 					c, err = b.Check(ctx, repair, s, found)

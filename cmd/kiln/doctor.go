@@ -45,7 +45,7 @@ func (a *app) examine(cmd *cobra.Command) error {
 		d.say(f)
 	}
 	if cfgErr == nil {
-		err := a.withBuilder(func(b *builder.Builder) error { return b.Examine(cmd.Context(), d.say) })
+		err := a.withBuilder(cmd.Context(), func(b *builder.Builder) error { return b.Examine(cmd.Context(), d.say) })
 		if e, ok := err.(*internalError); ok {
 			d.say(builder.Diagnosis{What: "root directory", Text: e.Error(), Severity: builder.Fatal})
 		} else if err != nil {

@@ -47,7 +47,7 @@ func (a *app) imagesCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withBuilder(func(b *builder.Builder) error {
+			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
 				images, err := b.Images(cmd.Context())
 				if err != nil {
 					return err

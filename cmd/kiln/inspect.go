@@ -21,7 +21,7 @@ func (a *app) inspectCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withBuilder(func(b *builder.Builder) error {
+			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
 				var all []json.RawMessage
 				for _, name := range args {
 					data, err := b.Inspect(cmd.Context(), name)

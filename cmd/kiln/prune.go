@@ -50,7 +50,7 @@ name have. What a running build uses stays.`,
 					return err
 				}
 			}
-			return a.withBuilder(func(b *builder.Builder) error { return a.prune(cmd, b, o) })
+			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error { return a.prune(cmd, b, o) })
 		}),
 	}
 	flags := cmd.Flags()
@@ -149,7 +149,7 @@ func (a *app) duCommand() *cobra.Command {
 		Short: "Show what takes the root directory's space",
 		Args:  exactArgs(),
 		RunE: asRoot(func(cmd *cobra.Command, args []string) error {
-			return a.withBuilder(func(b *builder.Builder) error {
+			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
 				u, err := b.Usage(cmd.Context())
 				if err != nil {
 					return err

@@ -31,7 +31,7 @@ func (a *app) pullCommand() *cobra.Command {
 			if len(platforms) == 1 {
 				one = platforms[0].String()
 			}
-			return a.withBuilder(func(b *builder.Builder) error {
+			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
 				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, s *events.Stream) error {
 					return b.Pull(ctx, args[0], one, s)
 				})

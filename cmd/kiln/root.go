@@ -134,7 +134,7 @@ type doneError struct{ status int }
 func (e *doneError) Error() string { return fmt.Sprintf("exit status %d", e.status) }
 
 // withBuilder calls f with an open builder.
-func (a *app) withBuilder(f func(b *builder.Builder) error) (err error) {
+func (a *app) withBuilder(ctx context.Context, f func(b *builder.Builder) error) (err error) {
 	cfg, err := config.Load()
 	if err != nil {
 		return &internalError{err}
@@ -143,7 +143,7 @@ func (a *app) withBuilder(f func(b *builder.Builder) error) (err error) {
 	if err != nil {
 		return &internalError{err}
 	}
-	b, err := builder.New(root, cfg)
+	b, err := builder.New(ctx, root, cfg)
 	if err != nil {
 		return &internalError{err}
 	}

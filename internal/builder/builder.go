@@ -2,6 +2,7 @@
 package builder
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,7 @@ import (
 
 // Builder builds images and keeps them in one root directory. Its methods may be called from several goroutines.
 type Builder struct {
+	ctx    context.Context
 	store  *cas.Store
 	client *registry.Client
 	// cdiDirs are where the specifications of devices are.
@@ -48,13 +50,15 @@ type Builder struct {
 	cache     *cache.Cache
 }
 
-// New opens the root directory, which it makes if it is missing. Close must be called.
-func New(root string, cfg *config.Config) (*Builder, error) {
+// New opens the root directory, which it makes if it is missing. Close must be called. The context is that of the process, for what its
+// builds have in common.
+func New(ctx context.Context, root string, cfg *config.Config) (*Builder, error) {
 	store, err := cas.Open(root)
 	if err != nil {
 		return nil, err
 	}
-	b := &Builder{store: store, client: registry.New(cfg.Registries), cdiDirs: cfg.CDI.SpecDirs}
+	store.Context = ctx
+	b := &Builder{ctx: ctx, store: store, client: registry.New(cfg.Registries), cdiDirs: cfg.CDI.SpecDirs}
 	b.userns, b.noProcessSandbox = cfg.Userns, cfg.NoProcessSandbox
 	if err := CheckUserns(b.userns); err != nil {
 		return nil, fmt.Errorf("kiln.toml: userns = %q: %w", b.userns, err)
@@ -89,7 +93,8 @@ func (b *Builder) open() error {
 			if b.snapshots, err = snapshot.Open(root, b.scratch.Path(), ns); err != nil {
 				return err
 			}
-			b.snapshots.Limit, b.snapshots.Blob, b.snapshots.CheckBlobs = b.archive, b.packed, b.blobs().Check
+			b.snapshots.Context = b.ctx
+			b.snapshots.Limit, b.snapshots.Blob, b.snapshots.CheckBlobs = b.archive, b.packed, func(id string) { b.blobs().Check(b.ctx, id) }
 			b.cache, err = cache.Open(root, b.scratch.Path())
 			return err
 		}()

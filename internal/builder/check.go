@@ -20,6 +20,7 @@ import (
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/httpsource"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -146,6 +147,9 @@ func (c *checker) places(ctx context.Context, _ *events.Task) error {
 	}
 	prefixes, err := filepath.Glob(filepath.Join(c.root, "records", "??"))
 	for i := 0; err == nil && i < len(prefixes); i++ {
+		if err := ctxio.Ended(ctx); err != nil {
+			return err
+		}
 		err = c.names("records/"+filepath.Base(prefixes[i]), recordName)
 	}
 	return err
@@ -228,7 +232,7 @@ func (c *checker) blobs(ctx context.Context, task *events.Task) error {
 			}
 			defer f.Close()
 			v := blob.digest.Verifier()
-			n, err := io.Copy(io.MultiWriter(v, ctxWriter{ctx}), f)
+			n, err := io.Copy(io.MultiWriter(v, ctxio.Writer(ctx, io.Discard)), f)
 			report(atomic.AddInt64(&done, n), false)
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
@@ -251,16 +255,6 @@ func (c *checker) blobs(ctx context.Context, task *events.Task) error {
 	return err
 }
 
-// ctxWriter fails once its context has ended.
-type ctxWriter struct{ ctx context.Context }
-
-func (w ctxWriter) Write(p []byte) (int, error) {
-	if w.ctx.Err() != nil {
-		return 0, context.Cause(w.ctx)
-	}
-	return len(p), nil
-}
-
 func (c *checker) rel(path string) string {
 	rel, _ := filepath.Rel(c.root, path)
 	return rel
@@ -270,7 +264,7 @@ func (c *checker) rel(path string) string {
 // pruned.
 func (c *checker) images(ctx context.Context, _ *events.Task) error {
 	if err := c.b.store.CheckIndex(); err != nil {
-		others, listErr := c.manifests()
+		others, listErr := c.manifests(ctx)
 		if listErr != nil {
 			return listErr
 		}
@@ -284,6 +278,9 @@ func (c *checker) images(ctx context.Context, _ *events.Task) error {
 	err := c.b.store.Locked(func(entries []ocispec.Descriptor) error {
 		c.sum.Images = len(entries)
 		for _, e := range entries {
+			if err := ctxio.Ended(ctx); err != nil {
+				return err
+			}
 			name := e.Annotations[ocispec.AnnotationRefName]
 			if name == "" {
 				name = e.Digest.String()
@@ -371,10 +368,13 @@ func (c *checker) image(desc ocispec.Descriptor) (lost []digest.Digest, listable
 }
 
 // manifests returns the images that the blobs are, those of an index aside.
-func (c *checker) manifests() ([]ocispec.Descriptor, error) {
+func (c *checker) manifests(ctx context.Context) ([]ocispec.Descriptor, error) {
 	var all []ocispec.Descriptor
 	inIndex := map[digest.Digest]bool{}
 	err := c.b.store.Blobs(func(d digest.Digest, size int64) error {
+		if err := ctxio.Ended(ctx); err != nil {
+			return err
+		}
 		if size > cas.MaxManifest || c.bad[d] {
 			return nil
 		}

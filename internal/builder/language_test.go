@@ -46,7 +46,7 @@ func TestLanguage(t *testing.T) {
 	if err != nil || len(names) == 0 {
 		t.Fatal("no cases", err)
 	}
-	b, err := New(t.TempDir(), &config.Config{})
+	b, err := New(t.Context(), t.TempDir(), &config.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -133,6 +134,9 @@ func (b *Builder) Images(ctx context.Context) ([]ImageInfo, error) {
 	var out []ImageInfo
 	byDigest := map[string]int{}
 	for _, img := range all {
+		if err := ctxio.Ended(ctx); err != nil {
+			return nil, err
+		}
 		i, ok := byDigest[img.Desc.Digest.String()]
 		if !ok {
 			info, err := b.info(img.Desc)
@@ -176,6 +180,9 @@ func (b *Builder) lookup(name string) (cas.Image, error) {
 	}
 	var found []cas.Image
 	for _, candidate := range all {
+		if err := ctxio.Ended(b.ctx); err != nil {
+			return img, err
+		}
 		info, infoErr := b.info(candidate.Desc)
 		if infoErr == nil && strings.HasPrefix(strings.TrimPrefix(info.ID, "sha256:"), digits) &&
 			!slices.ContainsFunc(found, func(x cas.Image) bool { return x.Desc.Digest == candidate.Desc.Digest }) {

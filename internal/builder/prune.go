@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
@@ -99,8 +100,8 @@ func (b *Builder) Prune(ctx context.Context, o PruneOptions, removed func(Item) 
 		if limited && sum >= excess {
 			break
 		}
-		if ctx.Err() != nil {
-			return sum, context.Cause(ctx)
+		if err := ctxio.Ended(ctx); err != nil {
+			return sum, err
 		}
 		if it.Shared && !o.All || !o.Before.IsZero() && it.Used.After(o.Before) {
 			continue
@@ -121,6 +122,9 @@ func (b *Builder) Prune(ctx context.Context, o PruneOptions, removed func(Item) 
 	for _, it := range all.Items {
 		if it.Kind != KindRecord || p.records[it.key] || !p.layers[it.layer] && b.hasLayer(it.layer) {
 			continue
+		}
+		if err := ctxio.Ended(ctx); err != nil {
+			return sum, err
 		}
 		if _, err := p.remove(it); err != nil {
 			return sum, fmt.Errorf("remove record %s: %w", it.ID, err)
@@ -364,6 +368,9 @@ func (b *Builder) Usage(ctx context.Context) (*RootUsage, error) {
 	named := reached{store: b.store, blobs: map[digest.Digest]int64{}, diffIDs: map[string]bool{}}
 	seen := map[digest.Digest]bool{}
 	for _, img := range images {
+		if err := ctxio.Ended(ctx); err != nil {
+			return nil, err
+		}
 		if img.Name != "" {
 			named.add(img.Desc)
 			if !seen[img.Desc.Digest] {
@@ -372,17 +379,17 @@ func (b *Builder) Usage(ctx context.Context) (*RootUsage, error) {
 			}
 		}
 	}
-	if err := b.blobItems(u, images, &named); err != nil {
+	if err := b.blobItems(ctx, u, images, &named); err != nil {
 		return nil, err
 	}
-	records, err := b.recordItems()
+	records, err := b.recordItems(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if err := b.layerItems(ctx, u, records, &named); err != nil {
 		return nil, err
 	}
-	if err := b.logItems(u); err != nil {
+	if err := b.logItems(ctx, u); err != nil {
 		return nil, err
 	}
 	if err := b.otherItems(ctx, u, &named); err != nil {
@@ -396,9 +403,12 @@ func (b *Builder) Usage(ctx context.Context) (*RootUsage, error) {
 }
 
 // blobItems adds the images without a name, each with the blobs that it has alone, and the blobs that no image has.
-func (b *Builder) blobItems(u *RootUsage, images []cas.Image, named *reached) error {
+func (b *Builder) blobItems(ctx context.Context, u *RootUsage, images []cas.Image, named *reached) error {
 	items := map[digest.Digest]*Item{} // of blobs
 	err := b.store.Blobs(func(d digest.Digest, size int64) error {
+		if err := ctxio.Ended(ctx); err != nil {
+			return err
+		}
 		path, err := b.store.Path(d)
 		if err != nil {
 			return err
@@ -420,6 +430,9 @@ func (b *Builder) blobItems(u *RootUsage, images []cas.Image, named *reached) er
 	}
 	counted := map[digest.Digest]bool{}
 	for _, img := range images {
+		if err := ctxio.Ended(ctx); err != nil {
+			return err
+		}
 		manifest := items[img.Desc.Digest]
 		if img.Name != "" || manifest == nil {
 			continue
@@ -460,9 +473,12 @@ func (it *Item) measure() bool {
 	return true
 }
 
-func (b *Builder) recordItems() ([]Item, error) {
+func (b *Builder) recordItems(ctx context.Context) ([]Item, error) {
 	var items []Item
 	err := b.cache.All(func(s cache.Stored) error {
+		if err := ctxio.Ended(ctx); err != nil {
+			return err
+		}
 		it := Item{Kind: KindRecord, ID: s.Key.String(), Size: s.Size, Used: s.Used, key: s.Key}
 		if s.Record != nil {
 			it.Description, it.layer = s.Record.Name, s.Record.Layer.ID
@@ -502,7 +518,7 @@ func (b *Builder) layerItems(ctx context.Context, u *RootUsage, records []Item, 
 				}
 			}
 			var err error
-			if it.Size, err = usage.Of(it.path); err != nil {
+			if it.Size, err = usage.Of(ctx, it.path); err != nil {
 				return err
 			}
 			mu.Lock()
@@ -548,8 +564,11 @@ func (b *Builder) goLast(items []Item, shared map[string]bool) {
 }
 
 // logItems adds the logs of steps that failed.
-func (b *Builder) logItems(u *RootUsage) error {
+func (b *Builder) logItems(ctx context.Context, u *RootUsage) error {
 	return b.cache.FailedLogs(func(l cache.FailedLog) error {
+		if err := ctxio.Ended(ctx); err != nil {
+			return err
+		}
 		it := Item{Kind: KindLog, ID: l.Key.String(), Used: l.Used, Shared: true, path: l.Path}
 		if it.measure() {
 			u.Items = append(u.Items, it)
@@ -577,8 +596,8 @@ func (b *Builder) otherItems(ctx context.Context, u *RootUsage, named *reached) 
 				}
 				it.path, it.ID = strings.TrimSuffix(it.path, ".lock"), strings.TrimSuffix(it.ID, ".lock")
 			}
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
+			if err := ctxio.Ended(ctx); err != nil {
+				return err
 			}
 			if !it.measure() && place.kind != KindGit {
 				continue
@@ -591,7 +610,7 @@ func (b *Builder) otherItems(ctx context.Context, u *RootUsage, named *reached) 
 			case KindGit:
 				it.usedAt(it.path + ".lock")
 			}
-			if it.Size, err = usage.Of(it.path); err != nil {
+			if it.Size, err = usage.Of(ctx, it.path); err != nil {
 				return fmt.Errorf("measure %s: %w", it.path, err)
 			}
 			u.Items = append(u.Items, it)

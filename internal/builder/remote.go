@@ -185,7 +185,7 @@ func (r *remote) download(address, name string) (*llb.Vertex, error) {
 }
 
 func (r *remote) stdin(ctx context.Context, in io.Reader) (layer.Tree, []byte, error) {
-	c, err := r.runner.File(contextFile, &bounded{r: until(ctx, in), left: maxStdin})
+	c, err := r.runner.File(ctx, contextFile, &bounded{r: until(ctx, in), left: maxStdin})
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the build context from standard input: %w", err)
 	}

@@ -22,6 +22,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/userns"
@@ -59,6 +60,9 @@ var own = []string{"blobs", tmpDir, locksDir, ocispec.ImageIndexFile, "layers", 
 
 // Store is an image store. Its methods may be called from several goroutines at once.
 type Store struct {
+	// Context is that of the process: its end ends waiting for other processes. It is set before the store is used, or left as it is.
+	Context context.Context
+
 	root string
 
 	mu   sync.Mutex
@@ -81,7 +85,7 @@ func Open(root string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	s := &Store{root: root, held: map[digest.Digest]held{}}
+	s := &Store{Context: context.Background(), root: root, held: map[digest.Digest]held{}}
 	if err := s.prepare(); err != nil {
 		return nil, fmt.Errorf("open image store %s: %w", root, err)
 	}
@@ -172,7 +176,7 @@ func (s *Store) create(name string, v any) error {
 	if err != nil {
 		return err
 	}
-	tmp, err := s.temp(context.Background())
+	tmp, err := s.temp(s.Context)
 	if err != nil {
 		return err
 	}
@@ -240,11 +244,12 @@ func (s *Store) Create(ctx context.Context) (*Writer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create blob: %w", err)
 	}
-	return &Writer{store: s, tmp: tmp, file: bufio.NewWriterSize(tmp.File(), blockSize), hash: sha256.New()}, nil
+	return &Writer{ctx: ctx, store: s, tmp: tmp, file: bufio.NewWriterSize(tmp.File(), blockSize), hash: sha256.New()}, nil
 }
 
 // Writer is a blob being written. It is for one goroutine.
 type Writer struct {
+	ctx   context.Context
 	store *Store
 	tmp   *lock.Lock // the open temporary file; nil after Commit or Close
 	file  *bufio.Writer
@@ -293,8 +298,11 @@ func (w *Writer) Commit(want digest.Digest, size int64) (ocispec.Descriptor, err
 	desc := ocispec.Descriptor{Digest: got, Size: w.size}
 	err = unix.Renameat2(unix.AT_FDCWD, w.tmp.File().Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
 	if err == unix.EEXIST {
-		if w.store.sound(desc) {
+		if w.store.sound(w.ctx, desc) {
 			return desc, w.Close()
+		}
+		if err := ctxio.Ended(w.ctx); err != nil {
+			return ocispec.Descriptor{}, err // nobody knows
 		}
 		err = os.Rename(w.tmp.File().Name(), path)
 	}
@@ -310,7 +318,7 @@ func (w *Writer) Commit(want digest.Digest, size int64) (ocispec.Descriptor, err
 }
 
 // sound reads a blob to its end, and holds it if it is right.
-func (s *Store) sound(desc ocispec.Descriptor) bool {
+func (s *Store) sound(ctx context.Context, desc ocispec.Descriptor) bool {
 	if !s.Has(desc) {
 		return false
 	}
@@ -319,7 +327,7 @@ func (s *Store) sound(desc ocispec.Descriptor) bool {
 		return false
 	}
 	defer r.Close()
-	_, err = io.Copy(io.Discard, r)
+	_, err = io.Copy(io.Discard, ctxio.Reader(ctx, r))
 	return err == nil
 }
 
@@ -366,7 +374,7 @@ func (s *Store) Put(mediaType string, data []byte) (ocispec.Descriptor, error) {
 			return desc, nil
 		}
 	}
-	w, err := s.Create(context.Background())
+	w, err := s.Create(s.Context)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}

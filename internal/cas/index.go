@@ -206,7 +206,7 @@ func readIndex(path string) (*ocispec.Index, error) {
 
 // Locked calls f with the entries of index.json while no process can change them.
 func (s *Store) Locked(f func([]ocispec.Descriptor) error) (err error) {
-	l, err := lock.Acquire(context.Background(), filepath.Join(s.root, locksDir, "index"), false)
+	l, err := lock.Acquire(s.Context, filepath.Join(s.root, locksDir, "index"), false)
 	if err != nil {
 		return fmt.Errorf("lock the list of images: %w", err)
 	}
@@ -229,8 +229,7 @@ func (s *Store) Forget(d digest.Digest) (bool, error) {
 
 // edit replaces index.json by what f makes of its entries, under the lock that all kiln processes take for that.
 func (s *Store) edit(f func([]ocispec.Descriptor) []ocispec.Descriptor) (err error) {
-	ctx := context.Background()
-	l, err := lock.Acquire(ctx, filepath.Join(s.root, locksDir, "index"), false)
+	l, err := lock.Acquire(s.Context, filepath.Join(s.root, locksDir, "index"), false)
 	if err != nil {
 		return fmt.Errorf("change the list of images: %w", err)
 	}
@@ -244,7 +243,7 @@ func (s *Store) edit(f func([]ocispec.Descriptor) []ocispec.Descriptor) (err err
 	if err != nil {
 		return fmt.Errorf("change the list of images: %w", err)
 	}
-	if err := s.replaceIndex(ctx, data); err != nil {
+	if err := s.replaceIndex(s.Context, data); err != nil {
 		return fmt.Errorf("change the list of images: %w", err)
 	}
 	return nil

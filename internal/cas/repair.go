@@ -48,8 +48,7 @@ func (s *Store) CheckIndex() error {
 // RepairIndex replaces an index.json that cannot be read by one of the entries that can still be read in it and whose blobs
 // are there, and of the others, which get no name.
 func (s *Store) RepairIndex(others []ocispec.Descriptor) (err error) {
-	ctx := context.Background()
-	l, err := lock.Acquire(ctx, filepath.Join(s.root, locksDir, "index"), false)
+	l, err := lock.Acquire(s.Context, filepath.Join(s.root, locksDir, "index"), false)
 	if err != nil {
 		return fmt.Errorf("repair the list of images: %w", err)
 	}
@@ -65,7 +64,7 @@ func (s *Store) RepairIndex(others []ocispec.Descriptor) (err error) {
 	listed := map[string]bool{}
 	for _, d := range salvage(data) {
 		name := nameOf(d)
-		if _, err := ParseDigest(string(d.Digest)); err != nil || !s.sound(d) || name != "" && !validName(name) || listed[name+" "+string(d.Digest)] {
+		if _, err := ParseDigest(string(d.Digest)); err != nil || !s.sound(context.Background(), d) || name != "" && !validName(name) || listed[name+" "+string(d.Digest)] {
 			continue
 		}
 		listed[name+" "+string(d.Digest)], listed[string(d.Digest)] = true, true
@@ -77,7 +76,7 @@ func (s *Store) RepairIndex(others []ocispec.Descriptor) (err error) {
 		}
 	}
 	if data, err = json.Marshal(index); err == nil {
-		err = s.replaceIndex(ctx, data)
+		err = s.replaceIndex(context.Background(), data)
 	}
 	if err != nil {
 		return fmt.Errorf("repair the list of images: %w", err)

@@ -2,19 +2,21 @@
 package usage
 
 import (
+	"context"
 	"errors"
 	"io"
 	"io/fs"
 	"os"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/dirtree"
 	"golang.org/x/sys/unix"
 )
 
 // Of returns how many bytes of the disk a file or directory takes with all that is in it. Of a file with several names each
 // name counts its share, so that the sum over everything is right. What is not there, or goes meanwhile, counts nothing. In memory are the
-// names of the directories on the way alone.
-func Of(path string) (int64, error) {
+// names of the directories on the way alone. The end of ctx ends it.
+func Of(ctx context.Context, path string) (int64, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
 		return 0, ignoreGone(&fs.PathError{Op: "stat", Path: path, Err: err})
@@ -31,7 +33,7 @@ func Of(path string) (int64, error) {
 	defer at.Close()
 	// rest has for each directory on the way the names of those in it that are still to be measured.
 	rest := make([][]string, 0, 64)
-	dirs, err := measure(at.File(), &sum)
+	dirs, err := measure(ctx, at.File(), &sum)
 	for rest = append(rest, dirs); err == nil && len(rest) > 0; {
 		last := len(rest) - 1
 		if len(rest[last]) == 0 {
@@ -43,7 +45,7 @@ func Of(path string) (int64, error) {
 		name := rest[last][0]
 		rest[last] = rest[last][1:]
 		if err = at.Enter(name); err == nil {
-			if dirs, err = measure(at.File(), &sum); err == nil {
+			if dirs, err = measure(ctx, at.File(), &sum); err == nil {
 				rest = append(rest, dirs)
 			}
 		}
@@ -64,9 +66,12 @@ func ignoreGone(err error) error {
 }
 
 // measure adds what is in a directory to sum, and returns the names of the directories in it.
-func measure(dir *os.File, sum *int64) ([]string, error) {
+func measure(ctx context.Context, dir *os.File, sum *int64) ([]string, error) {
 	var dirs []string
 	for {
+		if err := ctxio.Ended(ctx); err != nil {
+			return nil, err
+		}
 		names, err := dir.Readdirnames(1024)
 		for _, name := range names {
 			var st unix.Stat_t

@@ -2,11 +2,13 @@ package usage
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/kilnbuild/kiln/internal/ctxtest"
 	"github.com/kilnbuild/kiln/internal/dirtree"
 	"golang.org/x/sys/unix"
 )
@@ -41,11 +43,11 @@ func TestOf(t *testing.T) {
 	}
 	for _, path := range []string{"", "a/b", "a/b/file", "a/root"} {
 		path = filepath.Join(dir, path)
-		if got, err := Of(path); err != nil || got != walked(t, path) || got == 0 && path != filepath.Join(dir, "a/root") {
+		if got, err := Of(t.Context(), path); err != nil || got != walked(t, path) || got == 0 && path != filepath.Join(dir, "a/root") {
 			t.Errorf("%s: %d bytes, not %d: %v", path, got, walked(t, path), err)
 		}
 	}
-	if got, err := Of(filepath.Join(dir, "missing")); got != 0 || err != nil {
+	if got, err := Of(t.Context(), filepath.Join(dir, "missing")); got != 0 || err != nil {
 		t.Errorf("%d, %v", got, err)
 	}
 }
@@ -85,7 +87,19 @@ func TestOfDeep(t *testing.T) {
 		t.Fatal(err)
 	}
 	unix.Close(fd)
-	if got, err := Of(dir); err != nil || got != want {
+	if got, err := Of(t.Context(), dir); err != nil || got != want {
 		t.Errorf("%d bytes, not %d: %v", got, want, err)
+	}
+}
+
+func TestOfEnds(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 100 {
+		if err := os.Mkdir(filepath.Join(dir, fmt.Sprint(i)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Of(ctxtest.EndAfter(50), dir); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("Of: %v", err)
 	}
 }

@@ -44,9 +44,7 @@ func (e *NotFoundError) Error() string {
 // notFound returns the error for a path of a tree, which is physical where links are followed.
 func notFound(tree layer.Tree, name, physical string) error {
 	err := &NotFoundError{Path: strings.TrimPrefix(path.Clean("/"+name), "/")}
-	if d, ok := tree.(interface {
-		Ignored(path string) (ignore.Reason, bool)
-	}); ok {
+	if d, ok := tree.(ignoring); ok {
 		if reason, ok := d.Ignored(physical); ok {
 			err.Ignored = &reason
 			return err

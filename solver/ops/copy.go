@@ -26,7 +26,7 @@ import (
 // that nothing but what is selected and what decides where it goes has any part in it. Archives that are to be unpacked
 // enter with their own digest, and with the whole content of the root that they are unpacked over.
 func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []*solver.Chain) (solver.Step, error) {
-	c := &copying{ctx: ctx, store: r.Snapshots, op: op, now: made(op.Epoch), limit: r.Snapshots.Limit, trees: make([]layer.Tree, len(in)),
+	c := &copying{store: r.Snapshots, op: op, now: made(op.Epoch), limit: r.Snapshots.Limit, inputs: make([]layer.Tree, len(in)),
 		local: make([]bool, len(in)), selections: make([][]string, len(in))}
 	c.unpacks = slices.ContainsFunc(op.Sources, func(s llb.CopySource) bool { return s.Unpack })
 	for i, vertex := range v.Inputs() {
@@ -40,11 +40,12 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 		if err != nil {
 			return solver.Step{}, err
 		}
-		c.trees[i] = t
+		c.inputs[i] = t
 		if _, c.local[i] = vertex.Op().(llb.Local); c.local[i] {
 			c.selections[i] = r.selections[vertex.Digest()]
 		}
 	}
+	c.during(ctx)
 	// Without an image below there are no names.
 	c.nameless = op.Link || in[0] == nil
 	if err := c.prepare(r.warn); err != nil {
@@ -65,7 +66,7 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 	return solver.Step{
 		Inputs: inputs,
 		Run: func(ctx context.Context, job solver.Job) (solver.Layer, error) {
-			c.ctx = ctx
+			c.during(ctx)
 			if r.pack != nil && !r.inFiles[v.Digest()] && !c.unpacks {
 				return r.packLayer(ctx, c, planned, job)
 			}
@@ -92,13 +93,14 @@ func (r *Runner) planCopy(ctx context.Context, v *llb.Vertex, op llb.Copy, in []
 
 // copying is one COPY or ADD. build does it, with or without writing.
 type copying struct {
-	ctx   context.Context
-	store *snapshot.Store
-	op    llb.Copy
-	now   moment
-	limit layer.Limit  // of archives
-	trees []layer.Tree // of the inputs
-	local []bool       // which of the inputs are contexts
+	ctx    context.Context
+	store  *snapshot.Store
+	op     llb.Copy
+	now    moment
+	limit  layer.Limit // of archives
+	inputs []layer.Tree
+	trees  []layer.Tree // the inputs, until ctx ends
+	local  []bool       // which of the inputs are contexts
 	// selections are what all sources of the build select of the inputs that are contexts.
 	selections [][]string
 
@@ -118,6 +120,14 @@ type copying struct {
 	writing   bool
 	links     map[string]string // physical path of the first copy of a file, by LinkID, below one selected path
 	from      map[string]origin // of files, by physical path: those of all, or the last one of a stream; nil: nobody asks
+}
+
+// during makes ctx the one that ends the copying.
+func (c *copying) during(ctx context.Context) {
+	c.ctx, c.trees = ctx, make([]layer.Tree, len(c.inputs))
+	for i, t := range c.inputs {
+		c.trees[i] = endingTree{t, ctx}
+	}
 }
 
 type owner struct{ uid, gid uint32 }

@@ -127,10 +127,11 @@ func (r *Runner) pathContent(ctx context.Context, c *solver.Chain, name string) 
 	if path.Clean("/"+name) == "/" {
 		return c.Content(), nil
 	}
-	tree, err := r.rootTree(ctx, c)
+	root, err := r.rootTree(ctx, c)
 	if err != nil {
 		return solver.Content{}, err
 	}
+	tree := endingTree{root, ctx}
 	physical, e, err := snapshot.Resolve(tree.Lookup, name, true)
 	if err != nil {
 		return solver.Content{}, err

@@ -100,7 +100,7 @@ func (r *Runner) planGit(ctx context.Context, v *llb.Vertex, op llb.Git) (solver
 			}
 			defer giveBack()
 			o := git.Options{KeepGitDir: op.KeepGitDir, SkipSubmodules: op.SkipSubmodules, Identity: who, Log: job.Stderr, Received: receiving(ctx)}
-			return r.fill(func(put func(layer.Entry, io.Reader) error) error { return r.git.Export(ctx, s, commit, o, put) })
+			return r.fill(ctx, func(put func(layer.Entry, io.Reader) error) error { return r.git.Export(ctx, s, commit, o, put) })
 		},
 	}, nil
 }

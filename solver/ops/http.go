@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/httpsource"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
@@ -76,7 +77,7 @@ func (r *Runner) planHTTP(ctx context.Context, v *llb.Vertex, op llb.HTTP) (solv
 			}
 			defer body.Close()
 			e := layer.Entry{Path: op.Filename, Type: layer.File, Mode: 0o600, Size: f.Size, ModTime: modified}
-			return r.fill(func(put func(layer.Entry, io.Reader) error) error { return put(e, body) })
+			return r.fill(ctx, func(put func(layer.Entry, io.Reader) error) error { return put(e, body) })
 		},
 		Close: func() {
 			if file != "" {
@@ -87,16 +88,16 @@ func (r *Runner) planHTTP(ctx context.Context, v *llb.Vertex, op llb.HTTP) (solv
 }
 
 // File makes a root file system of one file, mode 0600 and owned by root, whose bytes are those of body.
-func (r *Runner) File(name string, body io.Reader) (*solver.Chain, error) {
-	l, err := r.fill(func(put func(layer.Entry, io.Reader) error) error {
+func (r *Runner) File(ctx context.Context, name string, body io.Reader) (*solver.Chain, error) {
+	l, err := r.fill(ctx, func(put func(layer.Entry, io.Reader) error) error {
 		return put(layer.Entry{Path: name, Type: layer.File, Mode: 0o600, ModTime: time.Unix(0, 0)}, body)
 	})
 	var root *solver.Chain
 	return root.Push(l), err
 }
 
-// fill makes a layer over nothing of the entries that source gives to put.
-func (r *Runner) fill(source func(put func(layer.Entry, io.Reader) error) error) (solver.Layer, error) {
+// fill makes a layer over nothing of the entries that source gives to put, until ctx ends.
+func (r *Runner) fill(ctx context.Context, source func(put func(layer.Entry, io.Reader) error) error) (solver.Layer, error) {
 	p, err := r.Snapshots.New()
 	if err != nil {
 		return solver.Layer{}, err
@@ -104,7 +105,16 @@ func (r *Runner) fill(source func(put func(layer.Entry, io.Reader) error) error)
 	defer p.Close()
 	b := r.Snapshots.NewBuilder(inlineTree{}, p, time.Unix(0, 0))
 	defer b.Close()
-	if err := source(b.Put); err != nil {
+	put := func(e layer.Entry, body io.Reader) error {
+		if body != nil {
+			body = ctxio.Reader(ctx, body)
+		}
+		if err := ctxio.Ended(ctx); err != nil {
+			return err
+		}
+		return b.Put(e, body)
+	}
+	if err := source(put); err != nil {
 		return solver.Layer{}, err
 	}
 	if err := b.Finish(); err != nil {

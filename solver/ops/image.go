@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/passwd"
@@ -180,7 +181,7 @@ func (r *Runner) readBlob(ctx context.Context, src source, read func(tarball io.
 		return err
 	}
 	defer blob.Close()
-	ahead, err := readahead.NewReadCloserSize(io.NopCloser(blob), aheadBlocks, aheadBlock)
+	ahead, err := readahead.NewReadCloserSize(io.NopCloser(ctxio.Reader(ctx, blob)), aheadBlocks, aheadBlock)
 	if err != nil {
 		return err
 	}
@@ -195,7 +196,7 @@ func (r *Runner) readBlob(ctx context.Context, src source, read func(tarball io.
 		return err
 	}
 	defer tarball.Close()
-	return read(&diffIDReader{r: tarball, rest: ahead, hash: sha256.New(), want: src.layer.DiffID.Encoded()})
+	return read(&diffIDReader{r: ctxio.Reader(ctx, tarball), rest: ahead, hash: sha256.New(), want: src.layer.DiffID.Encoded()})
 }
 
 // look returns the tree of a root in which no step of this build runs: layers of images that nobody has unpacked are only

@@ -1,7 +1,6 @@
 package ops
 
 import (
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -130,7 +129,7 @@ func (m *mounting) fill(dir string, spec llb.Mount) error {
 		if err != nil {
 			return err
 		}
-		if err := m.r.Snapshots.Export(context.WithoutCancel(m.ctx), tree, fresh); err != nil {
+		if err := m.r.Snapshots.Export(m.ctx, tree, fresh); err != nil {
 			return err
 		}
 	} else if err := errors.Join(os.Chown(fresh, spec.UID, spec.GID), unix.Chmod(fresh, spec.Mode&0o777)); err != nil {

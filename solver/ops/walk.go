@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/layer"
 )
@@ -55,6 +56,9 @@ func (w *walker) look(dir string, info ignore.Info) listing {
 	all := make([]found, len(list))
 	var wanted []*layer.Entry
 	for i := range list {
+		if err := ctxio.Ended(w.ctx); err != nil {
+			return listing{err: err}
+		}
 		f := &all[i]
 		f.entry = &list[i]
 		rel := strings.TrimPrefix(f.entry.Path[len(w.top):], "/")

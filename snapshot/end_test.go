@@ -1,0 +1,211 @@
+package snapshot
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/ctxtest"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/rootfs"
+)
+
+// largeTar is a tar of one large file.
+func largeTar(t *testing.T) io.Reader {
+	t.Helper()
+	var head bytes.Buffer
+	if err := tar.NewWriter(&head).WriteHeader(&tar.Header{Name: "file", Typeflag: tar.TypeReg, Mode: 0o644, Size: largeSize}); err != nil {
+		t.Fatal(err)
+	}
+	return io.MultiReader(&head, io.LimitReader(zeros{}, largeSize+1024))
+}
+
+const largeSize = 64 << 20
+
+// zeros are as many as are asked for.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// TestUnpackEnds shows that reading a layer ends with its context, within a file of any size and among any number of entries.
+func TestUnpackEnds(t *testing.T) {
+	s := newStore(t)
+	id := fmt.Sprintf("%064x", 1)
+	if _, err := s.Unpack(ctxtest.EndAfter(20), id, largeTar(t), nil); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("Unpack: %v", err)
+	}
+	if err := s.Index(ctxtest.EndAfter(20), id, largeTar(t)); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("Index: %v", err)
+	}
+	var many bytes.Buffer
+	w := tar.NewWriter(&many)
+	const n = 1000
+	for i := range n {
+		if err := w.WriteHeader(&tar.Header{Name: fmt.Sprint(i), Typeflag: tar.TypeReg}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// Once for each entry that is read, and once for each that is kept.
+	for _, at := range []int{n / 2, n + n/2} {
+		if err := s.Index(ctxtest.EndAfter(at), id, bytes.NewReader(many.Bytes())); !errors.Is(err, ctxtest.ErrEnded) {
+			t.Errorf("Index, whose context ended when it was looked at %d times: %v", at, err)
+		}
+	}
+	s.Context = ctxtest.EndAfter(n / 2)
+	if _, err := s.Unpack(context.Background(), id, bytes.NewReader(many.Bytes()), nil); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("Unpack: %v", err)
+	}
+	s.Context = context.Background()
+	if s.HasEntries(id) {
+		t.Error("what was not read to its end is there")
+	}
+}
+
+// TestExportEnds shows that copying a root ends with its context.
+func TestExportEnds(t *testing.T) {
+	s := newStore(t)
+	c := step(t, s, nil, func(root *rootfs.Root) {
+		for i := range 100 {
+			put(t, root, fmt.Sprint(i), "x")
+		}
+	})
+	tree, err := s.Tree([]string{c.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Export(ctxtest.EndAfter(50), tree, t.TempDir()); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("Export: %v", err)
+	}
+	if err := s.Export(ctxtest.EndAfter(3), largeTree{tree}, t.TempDir()); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("Export of a large file: %v", err)
+	}
+}
+
+// largeTree has large files.
+type largeTree struct{ layer.Tree }
+
+func (largeTree) Open(*layer.Entry) (io.ReadCloser, error) {
+	return io.NopCloser(io.LimitReader(zeros{}, largeSize)), nil
+}
+
+// TestPackedEnds shows that unpacking a blob ends with the store's context, and that the layer is not taken for damaged then.
+func TestPackedEnds(t *testing.T) {
+	s, o := newStore(t), newStore(t)
+	c := step(t, s, nil, func(root *rootfs.Root) {
+		for i := range 100 {
+			put(t, root, fmt.Sprint(i), "text")
+		}
+	})
+	var blob []byte
+	o.Blob = func(string) (Blob, bool) {
+		return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil }, true
+	}
+	blob = packed(t, s, o, c.ID)
+	tree, err := o.Tree([]string{c.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []int{1, 5, 50} {
+		o.Context = ctxtest.EndAfter(at)
+		if _, err := tree.Open(&layer.Entry{Path: "7", Type: layer.File}); !errors.Is(err, ctxtest.ErrEnded) {
+			t.Errorf("Open, whose context ended when it was looked at %d times: %v", at, err)
+		}
+	}
+	o.Context = context.Background()
+	if !o.Has(c.ID) {
+		t.Fatal("the layer was given up")
+	}
+	f, err := tree.Open(&layer.Entry{Path: "7", Type: layer.File})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if text, err := io.ReadAll(f); err != nil || string(text) != "text" {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// TestMergeEnds shows that merging layers ends with the store's context.
+func TestMergeEnds(t *testing.T) {
+	s := newStore(t)
+	var ids []string
+	for i := range 2 * mergeRun {
+		p, err := s.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := s.NewBuilder(nil, p, time.Unix(0, 0))
+		if err := b.Put(layer.Entry{Path: fmt.Sprint(i), Type: layer.Symlink, Link: "x", Mode: 0o777}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Finish(); err != nil {
+			t.Fatal(err)
+		}
+		c, err := p.Commit(b, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Close()
+		p.Close()
+		ids = append(ids, c.ID)
+	}
+	s.Context = ctxtest.EndAfter(mergeRun / 2)
+	if _, err := s.Merge(ids, 1); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("Merge: %v", err)
+	}
+	s.Context = context.Background()
+	if merged, err := s.Merge(ids, 1); err != nil || len(merged) != 2 {
+		t.Errorf("%d layers, %v", len(merged), err)
+	}
+}
+
+// TestCopyEnds shows that reading what a step left of a copy ends with the context, also while it is made a layer.
+func TestCopyEnds(t *testing.T) {
+	s := newStore(t)
+	c := step(t, s, nil, func(root *rootfs.Root) {
+		for i := range 20 {
+			put(t, root, fmt.Sprint(i), "x")
+		}
+	})
+	tree, err := s.Tree([]string{c.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	looked := 0
+	for at := 1; ; at++ {
+		p, err := s.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := s.mountCopy(t.Context(), []string{c.ID}, p, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(t, rootfs.At(m.File), "new", "new")
+		m.Close()
+		_, err = p.CommitChanges(ctxtest.EndAfter(at), tree, time.Now())
+		p.Close()
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, ctxtest.ErrEnded) {
+			t.Fatalf("CommitChanges, whose context ended when it was looked at %d times: %v", at, err)
+		}
+		looked++
+	}
+	// Each name of the copy is looked at once more when what is no change is taken away.
+	if looked < 20 {
+		t.Errorf("the context was looked at %d times", looked)
+	}
+}
