@@ -243,10 +243,10 @@ func (a *app) build(ctx context.Context, b *builder.Builder, o builder.Options, 
 		return err
 	})
 	if o.Check {
-		return a.printCheck(result, err, asJSON)
+		return a.printCheck(ctx, result, err, asJSON)
 	}
 	if !quiet {
-		a.printWarnings(result)
+		a.printWarnings(ctx, result)
 		a.printVerified(result)
 	}
 	if err != nil {

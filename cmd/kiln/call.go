@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 )
@@ -41,28 +43,35 @@ func parseCall(value string) (call, error) {
 const maxWarnings = 100
 
 // printWarnings prints a build's warnings, each with its lines of the Dockerfile.
-func (a *app) printWarnings(r *builder.Result) {
+func (a *app) printWarnings(ctx context.Context, r *builder.Result) {
 	if len(r.Warnings) == 0 {
 		return
 	}
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "\n%s found:\n", count(len(r.Warnings), "warning"))
 	shown := r.Warnings[:min(len(r.Warnings), maxWarnings)]
-	warnings(&b, r, shown)
+	_, _ = fmt.Fprintf(a.stderr, "\n%s found:\n", count(len(r.Warnings), "warning"))
+	_ = warnings(ctx, a.stderr, r, shown) // who does not read them does not want them
 	if more := len(r.Warnings) - len(shown); more > 0 {
-		fmt.Fprintf(&b, "\nand %d more: --check prints all of them\n", more)
+		_, _ = fmt.Fprintf(a.stderr, "\nand %d more: --check prints all of them\n", more)
 	}
-	_, _ = a.stderr.Write(b.Bytes())
 }
 
-func warnings(b *bytes.Buffer, r *builder.Result, shown []builder.Warning) {
+// warnings prints warnings one by one, however many there are, until ctx ends.
+func warnings(ctx context.Context, to io.Writer, r *builder.Result, shown []builder.Warning) error {
 	lines := dockerfileLines(r.Dockerfile)
 	for _, w := range shown {
-		fmt.Fprintf(b, "\nWARNING: %s\n%s\n", strings.TrimSuffix(w.Rule+" - "+w.URL, " - "), termtext.Line(w.Message))
+		if err := ctxio.Ended(ctx); err != nil {
+			return err
+		}
+		var b bytes.Buffer
+		fmt.Fprintf(&b, "\nWARNING: %s\n%s\n", strings.TrimSuffix(w.Rule+" - "+w.URL, " - "), termtext.Line(w.Message))
 		if w.Location.StartLine > 0 {
 			b.Write(excerpt(w.Location, lines))
 		}
+		if _, err := to.Write(b.Bytes()); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 // lintResults is the result of BuildKit's subrequest frontend.lint.
@@ -93,7 +102,7 @@ type lintError struct {
 
 // printCheck prints what a check found, and fails where that is more than advice. The check's own error, if it has one, stops
 // it; as JSON it is a part of the result.
-func (a *app) printCheck(r *builder.Result, err error, asJSON bool) error {
+func (a *app) printCheck(ctx context.Context, r *builder.Result, err error, asJSON bool) error {
 	failed := err
 	if err != nil {
 		failed = &buildError{err: err, dockerfile: r.Dockerfile, name: r.DockerfileName}
@@ -101,16 +110,18 @@ func (a *app) printCheck(r *builder.Result, err error, asJSON bool) error {
 		failed = errFound
 	}
 	if !asJSON {
-		var b bytes.Buffer
+		found := ""
 		switch {
 		case len(r.Warnings) > 0 && err == nil:
-			fmt.Fprintf(&b, "Check complete, %s found.\n", count(len(r.Warnings), "warning"))
+			found = fmt.Sprintf("Check complete, %s found.\n", count(len(r.Warnings), "warning"))
 		case err == nil:
-			b.WriteString("Check complete, no warnings found.\n")
+			found = "Check complete, no warnings found.\n"
 		}
-		warnings(&b, r, r.Warnings)
-		_, writeErr := a.stdout.Write(b.Bytes())
-		return cmp.Or(failed, writeErr)
+		_, printErr := io.WriteString(a.stdout, found)
+		if printErr == nil {
+			printErr = warnings(ctx, a.stdout, r, r.Warnings)
+		}
+		return cmp.Or(failed, printErr)
 	}
 	out := lintResults{Warnings: []lintWarning{}, Sources: []lintSource{{r.DockerfileName, "Dockerfile", r.Dockerfile}}}
 	for _, w := range r.Warnings {
