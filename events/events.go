@@ -11,7 +11,8 @@
 // # Encoding
 //
 // Each event is one JSON object on one line, as [Append] writes it and [Decode] reads it. "time" is in the form of RFC 3339. "vertex" is
-// the digest of the vertex, "sha256:…"; events of the build have none. One more member holds the event, and its name says which one it is:
+// the digest of the vertex, "sha256:…"; events of the build have none. One more member holds the event, and its name says which one it
+// is:
 //
 //	{"time":"…","build":{"version":1,"id":"…","context":"/src","dockerfile":"Dockerfile","platforms":["linux/amd64"]}}
 //	{"time":"…","vertex":"sha256:…","started":{"op":"exec","text":"RUN make","place":{"stage":"build","stages":2,"step":2,"steps":5},
@@ -56,34 +57,38 @@ type Event struct {
 }
 
 // Body is what an event says. The implementations are the types of this package that events hold.
-type Body interface{ body() }
+type Body interface {
+	// kind is the name of the member that holds it in JSON, and write writes its members.
+	kind() string
+	write(w *writer)
+}
 
 // Build begins the stream of a build.
 type Build struct {
 	Version int `json:"version"`
 	// ID is the name of the build in the history; "" for a build that is not recorded.
-	ID string `json:"id,omitempty"`
+	ID string `json:"id"`
 	// Context is the build context: an absolute directory, an address without credentials, or "-". Dockerfile is as it was named.
-	Context    string   `json:"context,omitempty"`
-	Dockerfile string   `json:"dockerfile,omitempty"`
-	Target     string   `json:"target,omitempty"`
-	Platforms  []string `json:"platforms,omitempty"`
+	Context    string   `json:"context"`
+	Dockerfile string   `json:"dockerfile"`
+	Target     string   `json:"target"`
+	Platforms  []string `json:"platforms"`
 	// Names are those that the image is to have, in full.
-	Names []string `json:"names,omitempty"`
+	Names []string `json:"names"`
 	// Explain says that the user asked why steps run.
-	Explain bool `json:"explain,omitempty"`
+	Explain bool `json:"explain"`
 }
 
 // Started begins a vertex.
 type Started struct {
 	// Op is the kind of op, as in llb.Op; "" for what is no vertex of the graph.
-	Op string `json:"op,omitempty"`
+	Op string `json:"op"`
 	// Place and Text are those of llb.Meta.
-	Place llb.Place `json:"place,omitzero"`
+	Place llb.Place `json:"place"`
 	Text  string    `json:"text"`
 	// Inputs are the vertices that it reads from, in the op's order.
-	Inputs   []llb.Digest `json:"inputs,omitempty"`
-	Location llb.Location `json:"location,omitzero"`
+	Inputs   []llb.Digest `json:"inputs"`
+	Location llb.Location `json:"location"`
 }
 
 // Name returns the line of progress output: "[build 2/5] RUN make".
@@ -109,9 +114,9 @@ type Log struct {
 type Transfer struct {
 	Name    string `json:"name"`
 	Current int64  `json:"current"`
-	Total   int64  `json:"total,omitempty"`
+	Total   int64  `json:"total"`
 	// Done says that this is the last event of the transfer. Without it the vertex's end is that of the transfer.
-	Done bool `json:"done,omitempty"`
+	Done bool `json:"done"`
 }
 
 // Note is a line about a vertex, as the name that an image was given.
@@ -121,7 +126,7 @@ type Note struct {
 
 // Cached says that an earlier result is used. Key is that of its record.
 type Cached struct {
-	Key string `json:"key,omitempty"`
+	Key string `json:"key"`
 }
 
 // Missed says why there is no earlier result, before the step runs.
@@ -129,10 +134,10 @@ type Missed struct {
 	Reason string `json:"reason"`
 	// Changes are the inputs that are not what they were in the last build, at most MaxChanges, and More the number of others. There are
 	// none where the step's last build is not known.
-	Changes []Change `json:"changes,omitempty"`
-	More    int      `json:"more,omitempty"`
+	Changes []Change `json:"changes"`
+	More    int      `json:"more"`
 	// Last is the layer that the step made in the last build.
-	Last string `json:"last,omitempty"`
+	Last string `json:"last"`
 }
 
 // MaxChanges is how many changes of one kind an event names.
@@ -144,8 +149,8 @@ type Change struct {
 	Input string `json:"input"`
 	// Now are the values that are new, and Was those that are gone; none of both where only the order changed. Values are clipped, and
 	// hidden if they are secrets. "root" and "files" are digests, of which no values are given.
-	Now []string `json:"now,omitempty"`
-	Was []string `json:"was,omitempty"`
+	Now []string `json:"now"`
+	Was []string `json:"was"`
 }
 
 // InputRoot and InputFiles are the inputs that are digests: what the step stands on, and the files that it makes.
@@ -157,8 +162,8 @@ const (
 // Files says, if it was asked for, how the files that a step made differ from those that it made in the last build.
 type Files struct {
 	// Changes are at most MaxChanges, and More is the number of others. There are none where the files cannot be compared any more.
-	Changes []FileChange `json:"changes,omitempty"`
-	More    int          `json:"more,omitempty"`
+	Changes []FileChange `json:"changes"`
+	More    int          `json:"more"`
 }
 
 // FileChange is a file that differs.
@@ -168,7 +173,7 @@ type FileChange struct {
 	// Kind is Added, Removed or Changed, and What names what has changed: "type", "content", "mode", "owner", "link", "extended
 	// attributes".
 	Kind string   `json:"change"`
-	What []string `json:"what,omitempty"`
+	What []string `json:"what"`
 }
 
 // The kinds of a FileChange.
@@ -181,49 +186,49 @@ const (
 // Again says what came of running a cached step again, to verify the cache: it made the same, or Differs, with the files that do where they
 // can be compared, or it failed with an Error.
 type Again struct {
-	Differs bool `json:"differs,omitempty"`
+	Differs bool `json:"differs"`
 	Files
-	Error string `json:"error,omitempty"`
+	Error string `json:"error"`
 }
 
 // Warning is something that the user should know.
 type Warning struct {
 	// Rule is the name of the check that found it; "" for what is no check's. Detail says what the check is about, URL where more is.
-	Rule     string       `json:"rule,omitempty"`
+	Rule     string       `json:"rule"`
 	Text     string       `json:"text"`
-	Detail   string       `json:"detail,omitempty"`
-	URL      string       `json:"url,omitempty"`
-	Location llb.Location `json:"location,omitzero"`
+	Detail   string       `json:"detail"`
+	URL      string       `json:"url"`
+	Location llb.Location `json:"location"`
 }
 
 // Finished ends a vertex.
 type Finished struct {
 	// Outputs are what it made, or the earlier result that was used; none of what makes no layer.
-	Outputs []Output `json:"outputs,omitempty"`
+	Outputs []Output `json:"outputs"`
 	// Error says why it failed. A vertex that was stopped, because of another's failure or by the user, is Canceled and has not failed.
-	Error    string `json:"error,omitempty"`
-	Canceled bool   `json:"canceled,omitempty"`
+	Error    string `json:"error"`
+	Canceled bool   `json:"canceled"`
 	// Key is that of the record of a step that ran, or was to run.
-	Key string `json:"key,omitempty"`
+	Key string `json:"key"`
 	// LogBytes is the length of the output that is kept with the record, or of a step that failed beside it, until the step runs again.
-	LogBytes int64 `json:"logBytes,omitempty"`
+	LogBytes int64 `json:"logBytes"`
 	Resources
 }
 
 // Output is a layer that a vertex made.
 type Output struct {
-	Index int `json:"index,omitempty"`
+	Index int `json:"index"`
 	// Layer is its id in the snapshot store, and Content the digest of its content; "" for one without entries.
 	Layer   string `json:"layer"`
-	Content string `json:"content,omitempty"`
+	Content string `json:"content"`
 }
 
 // Resources are what the processes of a step took. They are zero where that is not known.
 type Resources struct {
 	// CPU is processor time, of user and system.
-	CPU time.Duration `json:"cpu,omitempty"`
+	CPU time.Duration `json:"cpu"`
 	// Memory is the largest resident set of one process, in bytes.
-	Memory int64 `json:"memory,omitempty"`
+	Memory int64 `json:"memory"`
 }
 
 // Lost says that a Reader was not given that many events, in the place where they were.
@@ -234,24 +239,10 @@ type Lost struct {
 // Done ends the stream of a build.
 type Done struct {
 	// Error says why the build failed, and Canceled that the user stopped it.
-	Error    string `json:"error,omitempty"`
-	Canceled bool   `json:"canceled,omitempty"`
+	Error    string `json:"error"`
+	Canceled bool   `json:"canceled"`
 	// Digest is that of the image's manifest or index, Image the id that the image has in the store; "" where no image was made.
-	Digest string   `json:"digest,omitempty"`
-	Image  string   `json:"image,omitempty"`
-	Names  []string `json:"names,omitempty"`
+	Digest string   `json:"digest"`
+	Image  string   `json:"image"`
+	Names  []string `json:"names"`
 }
-
-func (Build) body()    {}
-func (Started) body()  {}
-func (Log) body()      {}
-func (Transfer) body() {}
-func (Note) body()     {}
-func (Cached) body()   {}
-func (Missed) body()   {}
-func (Files) body()    {}
-func (Again) body()    {}
-func (Warning) body()  {}
-func (Finished) body() {}
-func (Lost) body()     {}
-func (Done) body()     {}
