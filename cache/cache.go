@@ -112,6 +112,14 @@ func (c *Cache) Put(key solver.Key, r *solver.Record, log solver.Log) error {
 // failedLog is added to the name of a record.
 const failedLog = ".failed.log"
 
+// LogFile returns the file that holds the log of a step's last run, or of its last failure, if there is one.
+func (c *Cache) LogFile(key solver.Key, failed bool) string {
+	if failed {
+		return c.path(key) + failedLog
+	}
+	return c.path(key) + ".log"
+}
+
 // PutFailed implements solver.Cache.
 func (c *Cache) PutFailed(key solver.Key, log solver.Log) (string, error) {
 	path := c.path(key)

@@ -90,7 +90,7 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.StringArrayVar(&f.buildArgs, "build-arg", nil, "value of an ARG, as NAME[=VALUE]")
 	flags.StringArrayVar(&f.buildContexts, "build-context", nil, "another context, as NAME=DIRECTORY, NAME=URL, NAME=docker-image://IMAGE or NAME=oci-layout://DIRECTORY")
 	flags.BoolVar(&f.noCache, "no-cache", false, "run every step")
-	flags.BoolVar(&f.explain, "explain", false, "say of each step that runs what changed since it ran last")
+	flags.BoolVar(&f.explain, "explain", false, "say of each step that runs what changed since the last build")
 	flags.BoolVar(&f.verifyCache, "verify-cache", false, "run cached steps again, and say which make something else; the cache is used all the same")
 	flags.StringArrayVar(&f.noCacheFilter, "no-cache-filter", nil, "run every step of these stages, as STAGE,…")
 	flags.BoolVar(&f.pull, "pull", false, "ask the registry for newer base images")

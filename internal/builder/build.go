@@ -73,17 +73,28 @@ const parallelism = 64
 // Build builds an image and does what o.Outputs says with it; s is told what happens, from events.Build to events.Done. The error of a
 // Dockerfile that is wrong is an *InputError or a *parser.Error, that of a step a *solver.VertexError. The Result is never nil.
 func (b *Builder) Build(ctx context.Context, o Options, s *events.Stream) (*Result, error) {
+	if err := b.open(); err != nil {
+		return &Result{}, err
+	}
 	begin := events.Build{
 		Version: events.Version, Context: projectOf(o), Dockerfile: remoteurl.WithoutUser(o.Dockerfile), Target: o.Target, Names: o.Tags, Explain: o.Explain,
 	}
 	for _, p := range o.Platforms {
 		begin.Platforms = append(begin.Platforms, p.String())
 	}
+	if s == nil {
+		s = events.New() // the history wants to know
+	}
+	end := func() {}
+	if !o.Check && o.Describe == "" {
+		begin.ID, end = b.record(o, s)
+	}
 	s.Emit(begin)
 	res, err := b.build(ctx, o, s)
 	done := events.Done{Digest: res.Digest, Image: res.ImageID, Names: res.Names}
 	done.Canceled, done.Error = events.Outcome(err)
 	s.Emit(done)
+	end()
 	return res, err
 }
 
@@ -91,9 +102,6 @@ func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *
 	res = &Result{}
 	if note := userns.Note(); note != "" && !o.Check && o.Describe == "" {
 		s.Warn(note)
-	}
-	if err := b.open(); err != nil {
-		return res, err
 	}
 	limits, err := b.stepLimits(o)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/history"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/cdi"
 	"github.com/kilnbuild/kiln/internal/config"
@@ -39,6 +40,8 @@ type Builder struct {
 	userns string
 	// noProcessSandbox is --no-process-sandbox as kiln.toml has it.
 	noProcessSandbox bool
+	// keep says which builds stay in the history.
+	keep history.Retention
 	// archive bounds what is unpacked.
 	archive layer.Limit
 
@@ -48,6 +51,7 @@ type Builder struct {
 	scratch   *scratch.Dir
 	snapshots *snapshot.Store
 	cache     *cache.Cache
+	history   *history.History
 }
 
 // New opens the root directory, which it makes if it is missing. Close must be called. The context is that of the process, for what its
@@ -67,7 +71,7 @@ func New(ctx context.Context, root string, cfg *config.Config) (*Builder, error)
 		return nil, err
 	}
 	b.archive = layer.Limit{Size: cfg.Archive.Size, Entries: cfg.Archive.MaxEntries}
-	b.gc = cfg.GC
+	b.gc, b.keep = cfg.GC, retention(cfg.History)
 	if _, err := b.collection(); err != nil {
 		return nil, err
 	}
@@ -95,6 +99,7 @@ func (b *Builder) open() error {
 			}
 			b.snapshots.Context = b.ctx
 			b.snapshots.Limit, b.snapshots.Blob, b.snapshots.CheckBlobs = b.archive, b.packed, func(id string) { b.blobs().Check(b.ctx, id) }
+			b.history = history.Open(root, b.scratch.Path(), b.keep)
 			b.cache, err = cache.Open(root, b.scratch.Path())
 			return err
 		}()

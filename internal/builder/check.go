@@ -19,6 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/history"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/dirtree"
@@ -112,7 +113,7 @@ func (c *checker) report(path, problem, effect string, mend func() error) error 
 
 // The names that may be in each directory, as regular expressions; "" is for any name. What is in tmp and locks comes and goes.
 const (
-	rootName   = `^(blobs|index\.json|oci-layout|layers|entries|records|context|mounts|compressed|git|http|locks|tmp|gc|ids)$`
+	rootName   = `^(blobs|index\.json|oci-layout|layers|entries|records|context|mounts|compressed|git|http|builds|locks|tmp|gc|ids)$`
 	hash64     = `^[0-9a-f]{64}$`
 	hash32     = `^[0-9a-f]{32}$`
 	lockedHash = `^[0-9a-f]{32}(\.lock)?$`
@@ -122,6 +123,7 @@ const (
 	noteName   = `^[0-9a-f]{64}\.[a-z0-9.-]+$`
 	layerName  = `^(fs|manifest|unsynced|packed|over|bare|blob\.[a-z0-9.-]+)$`
 	shaName    = `^sha256$`
+	buildName  = `^[0-9]{8}T[0-9]{6}\.[0-9]{9}Z-[0-9a-f]{8}\.jsonl$`
 )
 
 // foreign is what becomes of a file that kiln did not make.
@@ -134,7 +136,7 @@ func (c *checker) places(ctx context.Context, _ *events.Task) error {
 	}
 	for _, dir := range []struct{ path, name string }{
 		{"blobs", shaName}, {"blobs/sha256", hash64}, {"layers", hash64}, {"entries", hash64}, {"records", prefixName}, {"records/steps", hash64},
-		{"context", hash32}, {"mounts", mountName}, {"compressed", noteName}, {"git", lockedHash}, {"http", hash32}, {"locks", ""}, {"tmp", ""},
+		{"context", hash32}, {"mounts", mountName}, {"compressed", noteName}, {"git", lockedHash}, {"http", hash32}, {history.DirName, buildName}, {"locks", ""}, {"tmp", ""},
 	} {
 		if err := c.names(dir.path, dir.name); err != nil {
 			return err
@@ -550,6 +552,7 @@ func (c *checker) rest(ctx context.Context, _ *events.Task) error {
 			_, _, err := exporter.ReadNote(path)
 			return err
 		}, "the blob is compressed again"},
+		{history.DirName, history.Check, "the build is not in the history any more"},
 	} {
 		names, err := os.ReadDir(filepath.Join(c.root, place.dir))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

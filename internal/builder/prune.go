@@ -17,6 +17,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/history"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/dirtree"
@@ -47,6 +48,7 @@ const (
 	KindHTTP    Kind = "http note" // what a server said of a file
 	KindContext Kind = "context"   // digests of a build context's files
 	KindNote    Kind = "note"      // which blob became which by compression
+	KindBuild   Kind = "build"     // its events, in the history
 )
 
 // Item is one thing of the root directory that can be removed by itself.
@@ -71,7 +73,7 @@ type Item struct {
 
 // PruneOptions say what Prune removes; the zero value removes all that no image with a name has.
 type PruneOptions struct {
-	// All removes also the cache of layers that images have, and the logs of steps that failed.
+	// All removes also the cache of layers that images have, the logs of steps that failed, and the history of builds.
 	All bool
 	// Before keeps what was used since then; the zero time keeps nothing.
 	Before time.Time
@@ -582,7 +584,7 @@ func (b *Builder) otherItems(ctx context.Context, u *RootUsage, named *reached) 
 	for _, place := range []struct {
 		kind Kind
 		dir  string
-	}{{KindEntries, "entries"}, {KindCache, "mounts"}, {KindGit, "git"}, {KindHTTP, "http"}, {KindContext, "context"}, {KindNote, "compressed"}} {
+	}{{KindEntries, "entries"}, {KindCache, "mounts"}, {KindGit, "git"}, {KindHTTP, "http"}, {KindContext, "context"}, {KindNote, "compressed"}, {KindBuild, history.DirName}} {
 		dir := filepath.Join(b.store.Root(), place.dir)
 		names, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -602,7 +604,7 @@ func (b *Builder) otherItems(ctx context.Context, u *RootUsage, named *reached) 
 			if !it.measure() && place.kind != KindGit {
 				continue
 			}
-			it.Shared = place.kind == KindEntries && named.diffIDs[it.ID]
+			it.Shared = place.kind == KindBuild || place.kind == KindEntries && named.diffIDs[it.ID]
 			// A directory's own time says nothing of what is in it; the lock's is that of its last use.
 			switch place.kind {
 			case KindCache:

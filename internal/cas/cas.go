@@ -56,7 +56,7 @@ const (
 const tmpPrefix = "blob-"
 
 // own are the names that may be in a root that has no oci-layout file yet, because another process is just making it.
-var own = []string{"blobs", tmpDir, locksDir, ocispec.ImageIndexFile, "layers", "entries", "records", "context", "mounts", "gc", "ids", "compressed", "git", "http"}
+var own = []string{"blobs", tmpDir, locksDir, ocispec.ImageIndexFile, "layers", "entries", "records", "context", "mounts", "gc", "ids", "compressed", "git", "http", "builds"}
 
 // Store is an image store. Its methods may be called from several goroutines at once.
 type Store struct {

@@ -10,7 +10,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/docker/go-units"
 	"github.com/kilnbuild/kiln/internal/userns"
@@ -35,6 +37,8 @@ type Config struct {
 	NoProcessSandbox bool `toml:"noProcessSandbox"`
 	// GC is when a build is followed by the removal of what has not been used for long.
 	GC GC `toml:"gc"`
+	// History is which builds the history keeps; nil where nothing is said.
+	History *History `toml:"history"`
 	// Limits bound each step.
 	Limits Limits `toml:"limits"`
 	// Archive bounds what archives may hold, layers of images among them.
@@ -54,6 +58,36 @@ type GC struct {
 	MinFreeSpace string `toml:"minFreeSpace"`
 	// ReservedSpace is what the root directory may have in any case; "" for "10%".
 	ReservedSpace string `toml:"reservedSpace"`
+}
+
+// History says how long builds are kept in the history. The keys are those of buildkitd.toml, and mean what they mean there: a build is
+// removed when it is older than MaxAge and not one of the last MaxEntries.
+type History struct {
+	// MaxAge is in seconds, or a duration as "48h".
+	MaxAge Duration `toml:"maxAge"`
+	// MaxEntries is 0 where nothing is said; a 0 that is written records no builds.
+	MaxEntries *int64 `toml:"maxEntries"`
+}
+
+// Duration is a number of seconds, or a text as "48h".
+type Duration struct{ time.Duration }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(text []byte) error {
+	s := string(text)
+	parsed, err := time.ParseDuration(s)
+	if err != nil {
+		seconds, numErr := strconv.ParseInt(s, 10, 32)
+		if numErr != nil {
+			return fmt.Errorf("%q is neither a number of seconds nor a duration, as 48h is", s)
+		}
+		parsed = time.Duration(seconds) * time.Second
+	}
+	if parsed < 0 {
+		return fmt.Errorf("%q is negative", s)
+	}
+	d.Duration = parsed
+	return nil
 }
 
 // Limits are the limits of a step: sizes as "512m", lists as "0-3", times as "30m". The zero value of each is for none, that of
@@ -194,6 +228,9 @@ func Parse(path string, data []byte) (*Config, error) {
 	}
 	if c.Archive.MaxEntries < 0 {
 		return nil, fmt.Errorf("%s: archive.maxEntries: %d is no number of entries", path, c.Archive.MaxEntries)
+	}
+	if c.History != nil && c.History.MaxEntries != nil && *c.History.MaxEntries < 0 {
+		return nil, fmt.Errorf("%s: history.maxEntries: %d is no number of builds", path, *c.History.MaxEntries)
 	}
 	registries := Registries{}
 	for name, r := range c.Registries {

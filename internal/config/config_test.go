@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestParse(t *testing.T) {
@@ -15,6 +16,10 @@ root = "/srv/kiln"
 [archive]
   maxSize = "2GB"
   maxEntries = 10
+
+[history]
+  maxAge = 172800
+  maxEntries = 20
 
 [registry."docker.io"]
   mirrors = ["127.0.0.1:5000", "harbor.corp/proxy"]
@@ -33,7 +38,8 @@ root = "/srv/kiln"
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &Config{Root: "/srv/kiln", Archive: Archive{MaxSize: "2GB", MaxEntries: 10, Size: 2 << 30}, Registries: Registries{
+	entries := int64(20)
+	want := &Config{Root: "/srv/kiln", History: &History{MaxAge: Duration{48 * time.Hour}, MaxEntries: &entries}, Archive: Archive{MaxSize: "2GB", MaxEntries: 10, Size: 2 << 30}, Registries: Registries{
 		"docker.io":      {Mirrors: []string{"127.0.0.1:5000", "harbor.corp/proxy"}},
 		"127.0.0.1:5000": {HTTP: true},
 		"harbor.corp": {Insecure: true, CA: []string{"/etc/kiln/ca.pem", "/abs/ca.pem"}, Realms: []string{"auth.corp:5001"},
@@ -51,6 +57,9 @@ func TestParseErrors(t *testing.T) {
 		"root = \n":                                                              "kiln.toml:1: ",
 		"\n[registry.\"x\"]\nhttp = \"yes\"\n":                                   "kiln.toml:3: ",
 		"[archive]\nmaxSize = \"much\"\n":                                        "archive.maxSize",
+		"[history]\nmaxEntries = -1\n":                                           "history.maxEntries",
+		"[history]\nmaxAge = \"old\"\n":                                          "kiln.toml:2: ",
+		"[history]\nmaxAge = -1\n":                                               "is negative",
 		"[archive]\nmaxEntries = -1\n":                                           "archive.maxEntries",
 		"[registry.\"https://x\"]\n":                                             "want a registry's name",
 		"[registry.\"x/y\"]\n":                                                   "want a registry's name",

@@ -21,7 +21,7 @@ const module = "github.com/kilnbuild/kiln/"
 // import its own internal packages.
 var allowed = map[string][]string{
 	"cmd/kiln":         {"internal/builder", "progress", "events", "internal", "llb", "parser", "registry", "solver"}, // past the builder for types of errors and options only
-	"internal/builder": {"events", "cache", "exporter", "frontend", "llb", "parser", "registry", "sandbox", "snapshot", "solver", "solver/ops", "internal"},
+	"internal/builder": {"events", "history", "cache", "exporter", "frontend", "llb", "parser", "registry", "sandbox", "snapshot", "solver", "solver/ops", "internal"},
 
 	"parser":   {},
 	"llb":      {},
@@ -30,6 +30,7 @@ var allowed = map[string][]string{
 	// What happens, and how it is shown: whatever makes something happen may say so, and nothing else is known of a printer.
 	"events":   {"llb", "internal"},
 	"progress": {"events", "llb", "internal"},
+	"history":  {"events"},
 
 	"solver":     {"llb", "events"},
 	"cache":      {"solver", "llb", "internal"},

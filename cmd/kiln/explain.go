@@ -1,0 +1,102 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/termtext"
+	"github.com/kilnbuild/kiln/progress"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) explainCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "explain [BUILD]",
+		Short: "Show what a build ran, and why",
+		Long: `Show what the last build ran and why, and where the output of its steps is, from the history of builds. BUILD is the ID of an
+earlier one, or the beginning or end of its ID.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usageErrorf("%s takes one BUILD at most", cmd.CommandPath())
+			}
+			return nil
+		},
+		RunE: asRoot(func(cmd *cobra.Command, args []string) error {
+			id := ""
+			if len(args) == 1 {
+				id = args[0]
+			}
+			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
+				p, err := b.Past(id)
+				if err != nil {
+					return err
+				}
+				_, err = a.stdout.Write(explanation(p, time.Now()))
+				return err
+			})
+		}),
+	}
+}
+
+// explanation describes a build of the history.
+func explanation(p *builder.PastBuild, now time.Time) []byte {
+	var out bytes.Buffer
+	line := func(format string, args ...any) { fmt.Fprintln(&out, termtext.Line(fmt.Sprintf(format, args...))) }
+	end := ""
+	switch {
+	case p.Done.Canceled:
+		end = ", canceled"
+	case p.Done.Error != "":
+		end = ", failed"
+	}
+	ago := strings.ToLower(units.HumanDuration(now.Sub(p.Begun)))
+	line("build %s of %s, %s ago, took %.1fs%s", p.ID, p.Build.Context, ago, p.Took.Seconds(), end)
+	failed := func(step builder.PastStep) bool { return step.Finished.Error != "" }
+	if p.Done.Error != "" && !slices.ContainsFunc(p.Steps, failed) {
+		line("%s", p.Done.Error)
+	}
+	for _, step := range p.Steps {
+		if step.Op == "" || step.Idle() {
+			continue
+		}
+		line("%-9s %s", outcome(step), shorten(step.Name()))
+		if step.Missed != nil {
+			for _, reason := range progress.Reasons(*step.Missed) {
+				line("          %s", reason)
+			}
+		}
+		if step.Files != nil {
+			for _, reason := range progress.FileReasons(*step.Files) {
+				line("          %s", reason)
+			}
+		}
+		if failed(step) {
+			line("          %s", step.Finished.Error)
+		}
+		if step.LogFile != "" {
+			line("          output: %s", step.LogFile)
+		}
+	}
+	if p.Lost > 0 {
+		line("and %s that the history had no room for", count(p.Lost, "event"))
+	}
+	return out.Bytes()
+}
+
+// outcome says in a word what became of a step, and how long a step took that ran.
+func outcome(step builder.PastStep) string {
+	switch {
+	case step.Finished.Canceled:
+		return "canceled"
+	case step.Finished.Error != "":
+		return "failed"
+	case step.Cached:
+		return "cached"
+	}
+	return fmt.Sprintf("%.1fs", step.Took.Seconds())
+}

@@ -1,0 +1,324 @@
+// Package history keeps the events of builds in the root directory, for some days, and reads them. It does not know what builds do.
+//
+// builds/<id>.jsonl holds the events of one build, in the encoding of package events, from events.Build to events.Done. Output is
+// not in it: events.Finished says under which key the cache keeps that. A file gets its name when it is complete, and no build waits for
+// the disk: what a crash of the machine has cut off does not end with events.Done, and is no history.
+package history
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/events"
+)
+
+// DirName is the directory of the history in kiln's root.
+const DirName = "builds"
+
+const (
+	// most is how many builds are kept however young they are, unless Retention.Entries says more: each build looks through their names.
+	most = 1000
+	// maxFile bounds the file of one build, in bytes. What is too much is counted.
+	maxFile = 16 << 20
+	// maxLine bounds one event, in bytes: a vertex may have many inputs.
+	maxLine = 4 << 20
+	// bufferSize is from how many bytes on the events of a build that is running are put into a file.
+	bufferSize = 256 << 10
+)
+
+// Retention says which builds are kept, as buildkitd.toml does: a build is removed when it is older than Age and not one of the last
+// Entries.
+type Retention struct {
+	Age     time.Duration
+	Entries int
+	// Off records no builds.
+	Off bool
+}
+
+// Default is what BuildKit keeps: of the last 48 hours, and 50 builds in any case.
+var Default = Retention{Age: 48 * time.Hour, Entries: 50}
+
+// History is the directory. Its methods are safe for concurrent use, also by other processes.
+type History struct {
+	dir, tmp string
+	keep     Retention
+}
+
+// Open returns the history of a root directory, which may not have one yet. tmp is a directory of this process's own on the same file
+// system.
+func Open(root, tmp string, keep Retention) *History {
+	return &History{dir: filepath.Join(root, DirName), tmp: tmp, keep: keep}
+}
+
+// idFormat is how an ID begins, so that IDs are in the order in which builds began.
+const idFormat = "20060102T150405.000000000Z"
+
+const extension = ".jsonl"
+
+// isName reports whether a file in the directory is a build. It is called for each of them in every build.
+func isName(s string) bool {
+	return len(s) == len(idFormat)+len("-00000000")+len(extension) && strings.HasSuffix(s, extension) && s[8] == 'T'
+}
+
+// Recorder writes the events of one build. It is an events.Sink.
+type Recorder struct {
+	history *History
+	id      string
+	pruned  chan struct{} // closed when older builds have been removed
+
+	mu    sync.Mutex
+	buf   []byte
+	file  *os.File // nil: all is in buf
+	size  int64    // of what is in the file
+	lost  int      // events that were too much
+	done  bool     // the last event has come
+	err   error
+	space int64 // maxFile, or less in tests
+}
+
+// Begin returns the Recorder of a build that begins now, and meanwhile removes builds that are not to be kept any more. Close must be
+// called.
+func (h *History) Begin() *Recorder {
+	r := &Recorder{
+		history: h, id: fmt.Sprintf("%s-%08x", time.Now().UTC().Format(idFormat), rand.Uint32()), pruned: make(chan struct{}), space: maxFile,
+		buf: make([]byte, 0, 8<<10),
+	}
+	go func() {
+		defer close(r.pruned)
+		h.prune()
+	}()
+	return r
+}
+
+// ID is the name of the build.
+func (r *Recorder) ID() string { return r.id }
+
+// Event implements events.Sink.
+func (r *Recorder) Event(e events.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.history.keep.Off {
+		return
+	}
+	switch b := e.Body.(type) {
+	case events.Log:
+		return
+	case events.Transfer:
+		if !b.Done {
+			return
+		}
+	case events.Done:
+		r.done = true
+		if r.lost > 0 {
+			r.buf = events.Append(r.buf, events.Event{Time: e.Time, Body: events.Lost{Events: r.lost}})
+		}
+	default:
+		if r.size+int64(len(r.buf)) > r.space {
+			r.lost++
+			return
+		}
+	}
+	before := len(r.buf)
+	if r.buf = events.Append(r.buf, e); len(r.buf)-before > maxLine {
+		r.buf = r.buf[:before]
+		r.lost++
+	}
+	if len(r.buf) > bufferSize {
+		r.flush()
+	}
+}
+
+// flush puts the buffer into the file.
+func (r *Recorder) flush() {
+	if r.err == nil && r.file == nil {
+		r.file, r.err = os.OpenFile(filepath.Join(r.history.tmp, r.id+extension), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	}
+	if r.err == nil {
+		_, r.err = r.file.Write(r.buf)
+	}
+	r.size += int64(len(r.buf))
+	r.buf = r.buf[:0]
+}
+
+// Close keeps the build, if its stream has come to its end. An error says that the build is not in the history.
+func (r *Recorder) Close() error {
+	<-r.pruned // which left room for this build
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.history.keep.Off || !r.done {
+		return r.discard()
+	}
+	r.flush()
+	if r.err == nil {
+		r.err = r.file.Close()
+	}
+	if r.err == nil {
+		from, to := r.file.Name(), filepath.Join(r.history.dir, r.id+extension)
+		if r.err = os.Rename(from, to); errors.Is(r.err, fs.ErrNotExist) {
+			if r.err = os.MkdirAll(r.history.dir, 0o700); r.err == nil {
+				r.err = os.Rename(from, to)
+			}
+		}
+	}
+	if r.err != nil {
+		return fmt.Errorf("record the build: %w", errors.Join(r.err, r.discard()))
+	}
+	return nil
+}
+
+// discard removes what was written.
+func (r *Recorder) discard() error {
+	if r.file == nil {
+		return nil
+	}
+	r.file.Close() // perhaps it is closed already
+	return os.Remove(r.file.Name())
+}
+
+// IDs returns the builds, the last one first.
+func (h *History) IDs() ([]string, error) {
+	names, err := h.names()
+	if err != nil {
+		return nil, fmt.Errorf("list the history of builds: %w", err)
+	}
+	slices.Reverse(names)
+	for i, n := range names {
+		names[i] = strings.TrimSuffix(n, extension)
+	}
+	return names, nil
+}
+
+// names returns the names of the files, the oldest first.
+func (h *History) names() ([]string, error) {
+	dir, err := os.Open(h.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	names = slices.DeleteFunc(names, func(n string) bool { return !isName(n) })
+	slices.Sort(names)
+	return names, nil
+}
+
+// prune removes builds that are not to be kept, and leaves room for one more. What cannot be removed is only a matter of space.
+func (h *History) prune() {
+	names, err := h.names()
+	if err != nil {
+		return
+	}
+	room := 1
+	if h.keep.Off {
+		room = 0
+	}
+	floor, ceiling := max(0, h.keep.Entries-room), max(most, h.keep.Entries)-room
+	for n := len(names); n > floor; n-- {
+		path := filepath.Join(h.dir, names[len(names)-n])
+		if n <= ceiling {
+			info, err := os.Lstat(path)
+			if err == nil && time.Since(info.ModTime()) <= h.keep.Age {
+				return // those that follow are younger
+			}
+		}
+		_ = os.Remove(path) // somebody else may be pruning too
+	}
+}
+
+// DamagedError is a file that is not the whole history of a build.
+type DamagedError struct{ Reason string }
+
+func (e *DamagedError) Error() string { return e.Reason }
+
+// errLater is a file of a later version of kiln.
+var errLater = errors.New("it was written by a later version of kiln")
+
+// Read calls f for each event of a build until f returns an error, which it returns. A build that is not in the history is
+// fs.ErrNotExist, a file that is not whole a *DamagedError.
+func (h *History) Read(id string, f func(events.Event) error) error {
+	if !isName(id+extension) || strings.Contains(id, "/") {
+		return fs.ErrNotExist
+	}
+	return read(filepath.Join(h.dir, id+extension), f)
+}
+
+// Check returns an error unless the file at path is the whole history of a build, or one that only a later version can read.
+func Check(path string) error {
+	err := read(path, func(events.Event) error { return nil })
+	if errors.Is(err, errLater) {
+		return nil
+	}
+	return err
+}
+
+func read(path string, f func(events.Event) error) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	lines := bufio.NewReaderSize(file, 64<<10)
+	var last events.Body
+	for n := 1; ; n++ {
+		line, err := readLine(lines)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		e, err := events.Decode(line)
+		if err != nil {
+			return &DamagedError{fmt.Sprintf("line %d: %v", n, err)}
+		}
+		if build, ok := e.Body.(events.Build); ok && build.Version > events.Version {
+			return errLater
+		} else if ok != (n == 1) {
+			return &DamagedError{fmt.Sprintf("line %d: a history begins with the event of a build, and has one", n)}
+		}
+		last = e.Body
+		if err := f(e); err != nil {
+			return err
+		}
+	}
+	if _, ok := last.(events.Done); !ok {
+		return &DamagedError{"it does not have the end of the build"}
+	}
+	return nil
+}
+
+// readLine returns the next line, io.EOF at the end.
+func readLine(r *bufio.Reader) ([]byte, error) {
+	var line []byte
+	for {
+		part, err := r.ReadSlice('\n')
+		line = append(line, part...)
+		switch {
+		case err == nil:
+			return line, nil
+		case err == io.EOF && len(line) == 0:
+			return nil, io.EOF
+		case err == io.EOF:
+			return nil, &DamagedError{"its last line has no end"}
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return nil, err
+		case len(line) > 2*maxLine:
+			return nil, &DamagedError{fmt.Sprintf("a line is longer than %d MiB", 2*maxLine>>20)}
+		}
+	}
+}
