@@ -226,7 +226,7 @@ func TestSweepKeepsLogsOfFailures(t *testing.T) {
 func TestLastOfAPlace(t *testing.T) {
 	c := open(t, t.TempDir())
 	var g llb.Graph
-	root := g.Add(llb.Scratch{}, llb.Meta{})
+	root := g.Add(llb.Scratch{}, llb.Meta{}).Output(0)
 	n := 0
 	vertex := func(change func(*llb.Meta)) *llb.Vertex {
 		n++
@@ -235,7 +235,7 @@ func TestLastOfAPlace(t *testing.T) {
 			Location: llb.Location{File: "Dockerfile"},
 		}
 		change(&meta)
-		return g.Add(llb.Mkdir{Path: fmt.Sprint("/", n)}, meta, root)
+		return g.Add(llb.File{Actions: []llb.Action{{Mkdir: &llb.Mkdir{Path: fmt.Sprint("/", n)}}}}, meta, root)
 	}
 	same := func(*llb.Meta) {}
 	key, r := solvertest.Record(1)

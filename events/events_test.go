@@ -136,9 +136,9 @@ func TestStream(t *testing.T) {
 	var g llb.Graph
 	root := g.Add(llb.Scratch{}, llb.Meta{Text: "scratch"})
 	place, at := llb.Place{Stage: "a", Step: 1, Steps: 2}, llb.Location{File: "Dockerfile", StartLine: 3}
-	v := g.Add(llb.Mkdir{Path: "/a"}, llb.Meta{
+	v := g.Add(llb.File{Actions: []llb.Action{{Mkdir: &llb.Mkdir{Path: "/a"}}}}, llb.Meta{
 		Place: place, Text: "COPY https://u:canary@h/x", Location: at,
-	}, root)
+	}, root.Output(0))
 	task := s.Vertex(v)
 	task.Used(Resources{CPU: time.Second, Memory: 10})
 	task.Used(Resources{CPU: time.Second, Memory: 5})
@@ -159,7 +159,7 @@ func TestStream(t *testing.T) {
 
 	vertex := []Body{
 		Started{
-			Op: "mkdir", Place: place, Text: "COPY https://xxxxx@h/x", Inputs: []llb.Digest{root.Digest()}, Location: at,
+			Op: "file", Place: place, Text: "COPY https://xxxxx@h/x", Inputs: []llb.Digest{root.Digest()}, Location: at,
 		},
 		Finished{Key: "k", Error: "get https://xxxxx@h/x: no", Resources: Resources{CPU: 2 * time.Second, Memory: 10}},
 	}

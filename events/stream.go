@@ -102,7 +102,7 @@ func (s *Stream) Vertex(v *llb.Vertex) *Task {
 	m := v.Meta()
 	inputs := make([]llb.Digest, len(v.Inputs()))
 	for i, in := range v.Inputs() {
-		inputs[i] = in.Digest()
+		inputs[i] = in.Vertex.Digest()
 	}
 	return s.start(v.Digest(), Started{Op: v.Op().Kind(), Place: m.Place, Text: Text(m.Text), Inputs: inputs, Location: m.Location})
 }

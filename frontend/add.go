@@ -39,26 +39,26 @@ func (b *builder) add(s *stage, c *instructions.AddCommand, lint *linter.Linter)
 		link: c.Link, exclude: c.ExcludePatterns, at: c.Location(),
 		unpack: c.Unpack == nil || *c.Unpack,
 		from:   b.mainContext(),
-		remote: func(src string) (*llb.Vertex, llb.CopySource, error) {
+		remote: func(src string) (llb.Output, llb.CopySource, error) {
 			switch {
 			case isGit(src):
 				return b.addGit(s, c, src)
 			case isHTTP(src):
 				return b.addHTTP(s, c, src)
 			}
-			return nil, llb.CopySource{}, nil
+			return llb.Output{}, llb.CopySource{}, nil
 		},
 	})
 }
 
-// addHTTP returns the vertex of a file from a URL, and what ADD takes of it. It is unpacked only if that is asked for.
-func (b *builder) addHTTP(s *stage, c *instructions.AddCommand, src string) (*llb.Vertex, llb.CopySource, error) {
+// addHTTP returns the root with a file from a URL, and what ADD takes of it. It is unpacked only if that is asked for.
+func (b *builder) addHTTP(s *stage, c *instructions.AddCommand, src string) (llb.Output, llb.CopySource, error) {
 	op, err := httpSource(c, src)
 	if err != nil {
-		return nil, llb.CopySource{}, err
+		return llb.Output{}, llb.CopySource{}, err
 	}
 	v := b.graph.Add(op, b.internalMeta(s, "download "+remoteurl.Shown(op.URL), c.Location()), b.scratch())
-	return v, llb.CopySource{Path: escapeWildcards("/" + op.Filename), Unpack: c.Unpack != nil && *c.Unpack}, nil
+	return v.Output(0), llb.CopySource{Path: escapeWildcards("/" + op.Filename), Unpack: c.Unpack != nil && *c.Unpack}, nil
 }
 
 // httpSource returns the op that fetches a file from a URL.
@@ -95,14 +95,14 @@ func urlFilename(src string) string {
 	return name
 }
 
-// addGit returns the vertex of a repository, and what ADD takes of it: everything.
-func (b *builder) addGit(s *stage, c *instructions.AddCommand, src string) (*llb.Vertex, llb.CopySource, error) {
+// addGit returns the tree of a repository, and what ADD takes of it: everything.
+func (b *builder) addGit(s *stage, c *instructions.AddCommand, src string) (llb.Output, llb.CopySource, error) {
 	op, err := gitSource(c, src)
 	if err != nil {
-		return nil, llb.CopySource{}, err
+		return llb.Output{}, llb.CopySource{}, err
 	}
 	v := b.graph.Add(op, b.internalMeta(s, "load git source "+gitName(op), c.Location()), b.scratch())
-	return v, llb.CopySource{Path: "/"}, nil
+	return v.Output(0), llb.CopySource{Path: "/"}, nil
 }
 
 // gitSource returns the op that fetches a repository.

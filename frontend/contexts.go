@@ -102,19 +102,19 @@ func parseContext(name, value string) (*namedContext, error) {
 	return c, nil
 }
 
-// contextVertex returns the vertex whose files a context that is no image has.
-func (b *builder) contextVertex(c *namedContext) *llb.Vertex {
+// contextOutput returns the output whose files a context that is no image has.
+func (b *builder) contextOutput(c *namedContext) llb.Output {
 	meta := func(text string) llb.Meta {
 		return llb.Meta{Place: llb.Place{Project: b.opts.Project, Group: "context " + c.name}, Text: text}
 	}
 	switch op := c.remote.(type) {
 	case llb.Git:
-		return b.graph.Add(op, meta("load git source "+gitName(op)), b.scratch())
+		return b.graph.Add(op, meta("load git source "+gitName(op)), b.scratch()).Output(0)
 	case llb.HTTP:
-		file := b.graph.Add(op, meta("download "+remoteurl.Shown(op.URL)), b.scratch())
-		return b.graph.Add(UnpackContext(op.Filename), meta("unpack "+remoteurl.Shown(op.URL)), b.scratch(), file)
+		file := b.graph.Add(op, meta("download "+remoteurl.Shown(op.URL)), b.scratch()).Output(0)
+		return b.graph.Add(UnpackContext(op.Filename), meta("unpack "+remoteurl.Shown(op.URL)), b.scratch(), file).Output(0)
 	}
-	return b.graph.Add(llb.Local{Name: c.name}, meta("load from client"))
+	return b.graph.Add(llb.Local{Name: c.name}, meta("load from client")).Output(0)
 }
 
 // GitContext returns the op that fetches a repository which the user named as a context.
@@ -126,9 +126,13 @@ func GitContext(s *remoteurl.Git) llb.Git {
 
 // UnpackContext returns the op that makes a context of the file filename in input 1: what is in it if it is an archive,
 // else the file itself. Everything belongs to root, as in a directory of the client.
-func UnpackContext(filename string) llb.Copy {
+func UnpackContext(filename string) llb.File {
 	epoch := int64(0)
-	return llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/" + filename, Unpack: true}}, Dest: "/", Chown: "0:0", Epoch: &epoch}
+	return llb.File{Actions: []llb.Action{{Copy: &llb.Copy{
+		Sources:    []llb.CopySource{{Input: 1, Path: "/" + filename, Unpack: true}},
+		Dest:       "/",
+		Attributes: llb.Attributes{Chown: "0:0", Epoch: &epoch},
+	}}}}
 }
 
 // IsDirContext says whether the value of a --build-context is a directory of the client.

@@ -27,10 +27,10 @@ type copying struct {
 	link, parents bool
 	exclude       []string
 	unpack        bool
-	// from is what the paths are in. remote, where not nil, returns the vertex of a source that is in no context, and what is
-	// taken of it; a nil vertex for a path in from.
-	from   *llb.Vertex
-	remote func(src string) (*llb.Vertex, llb.CopySource, error)
+	// from is what the paths are in. remote, where not nil, returns the output of a source that is in no context, and what is
+	// taken of it; that of no vertex for a path in from.
+	from   llb.Output
+	remote func(src string) (llb.Output, llb.CopySource, error)
 	at     []moby.Range
 }
 
@@ -54,7 +54,7 @@ func (b *builder) copy(s *stage, c *instructions.CopyCommand, sources []*stage, 
 			return fmt.Errorf("cannot copy from stage %q, it needs to be defined before current stage %q", c.From, s.name)
 		}
 		cp.from = from.root
-		if dir := from.directory(); dir != nil {
+		if dir, ok := from.directory(); ok {
 			cp.from = dir
 		}
 	} else {
@@ -64,9 +64,9 @@ func (b *builder) copy(s *stage, c *instructions.CopyCommand, sources []*stage, 
 	return b.copyFiles(s, cp)
 }
 
-// mainContext is the vertex of the build context.
-func (b *builder) mainContext() *llb.Vertex {
-	return b.graph.Add(llb.Local{Name: "context"}, llb.Meta{Place: llb.Place{Group: "internal"}, Text: "load build context"})
+// mainContext is the build context.
+func (b *builder) mainContext() llb.Output {
+	return b.graph.Add(llb.Local{Name: "context"}, llb.Meta{Place: llb.Place{Group: "internal"}, Text: "load build context"}).Output(0)
 }
 
 // copyFiles adds the vertices of COPY and ADD.
@@ -80,15 +80,14 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	if _, err := ignore.New(b.ctx, cp.exclude); err != nil {
 		return fmt.Errorf("--exclude: %w", err)
 	}
-	op := llb.Copy{
-		Dest:    copyDest(s, cp.DestPath),
-		Chown:   cp.chown,
-		Chmod:   cp.chmod,
-		Exclude: cp.exclude,
-		Parents: cp.parents,
+	attributes := llb.Attributes{Chown: cp.chown, Chmod: cp.chmod, Epoch: b.epoch}
+	files := llb.Copy{
+		Dest:       copyDest(s, cp.DestPath),
+		Attributes: attributes,
+		Exclude:    cp.exclude,
+		Parents:    cp.parents,
 		// As in BuildKit, --link is without effect beside --chmod.
-		Link:  cp.link && cp.chmod == "",
-		Epoch: b.epoch,
+		Link: cp.link && cp.chmod == "",
 	}
 	created := cp.keyword
 	if cp.parents {
@@ -100,8 +99,8 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	if cp.chmod != "" {
 		created += " --chmod=" + cp.chmod
 	}
-	inputs := []*llb.Vertex{s.root}
-	if op.Link {
+	inputs := []llb.Output{s.root}
+	if files.Link {
 		inputs[0] = b.scratch()
 	}
 	for _, src := range cp.SourcePaths {
@@ -112,7 +111,7 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 			if err != nil {
 				return err
 			}
-			if v != nil {
+			if v.Vertex != nil {
 				from, source = v, remote
 			}
 		}
@@ -120,14 +119,19 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 			inputs = append(inputs, from)
 			source.Input = len(inputs) - 1
 		}
-		op.Sources = append(op.Sources, source)
+		files.Sources = append(files.Sources, source)
+	}
+	var op llb.File
+	if len(files.Sources) > 0 {
+		op.Actions = append(op.Actions, llb.Action{Copy: &files})
 	}
 	for _, f := range cp.SourceContents {
 		created += " <<" + f.Path
 		if err := checkFileName(f.Path); err != nil {
 			return err
 		}
-		op.Sources = append(op.Sources, llb.CopySource{Inline: &llb.InlineFile{Name: f.Path, Content: []byte(f.Data)}})
+		file := llb.Mkfile{Path: files.Dest, Name: f.Path, Link: files.Link, Content: []byte(f.Data), Attributes: attributes}
+		op.Actions = append(op.Actions, llb.Action{Mkfile: &file})
 	}
 	created += " " + cp.DestPath + " # buildkit"
 
@@ -137,12 +141,12 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	}
 	meta.NoCache = s.noCache
 	v := b.graph.Add(op, meta, inputs...)
-	if op.Link {
+	if files.Link {
 		meta.NoCache = false
 		meta.Text = "LINK " + meta.Text
-		v = b.graph.Add(llb.Merge{}, meta, s.root, v)
+		v = b.graph.Add(llb.Merge{}, meta, s.root, v.Output(0))
 	}
-	s.root = v
+	s.root = v.Output(0)
 	s.commit(created, v)
 	return nil
 }

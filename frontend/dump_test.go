@@ -25,14 +25,14 @@ func dump(res *Result, err error) string {
 			return
 		}
 		for _, in := range v.Inputs() {
-			visit(in)
+			visit(in.Vertex)
 		}
 		order = append(order, v)
 		number[v] = len(order)
 	}
 	for _, image := range res.Images {
-		visit(image.Root)
-		line("image %s, root %d", image.Platform, number[image.Root])
+		visit(image.Root.Vertex)
+		line("image %s, root %d", image.Platform, number[image.Root.Vertex])
 		if image.Author != "" {
 			line("  author %s", image.Author)
 		}
@@ -54,7 +54,7 @@ func dump(res *Result, err error) string {
 	for _, v := range order {
 		var inputs []string
 		for _, in := range v.Inputs() {
-			inputs = append(inputs, fmt.Sprint(number[in]))
+			inputs = append(inputs, fmt.Sprint(number[in.Vertex]))
 		}
 		line("vertex %d %s(%s) %s", number[v], v.Op().Kind(), strings.Join(inputs, ", "), compact(v.Op()))
 		m := v.Meta()
@@ -135,13 +135,14 @@ func compact(v any) string {
 // check returns what is wrong with a result that every result has to have right.
 func check(res *Result) error {
 	for _, image := range res.Images {
-		if image.Root == nil {
+		if image.Root.Vertex == nil {
 			return fmt.Errorf("an image has no root")
 		}
 		var layers []*llb.Vertex
-		for v := image.Root; len(v.Inputs()) > 0; v = v.Inputs()[0] {
-			layers = append(layers, v)
+		for o, ok := image.Root, true; ok; o, ok = o.Base() {
+			layers = append(layers, o.Vertex)
 		}
+		layers = layers[:len(layers)-1] // what the root begins with
 		slices.Reverse(layers)
 		var named []*llb.Vertex
 		for i, h := range image.History {
@@ -166,13 +167,13 @@ func check(res *Result) error {
 				return fmt.Errorf("%s: %w", v.Meta().Name(), err)
 			}
 			for _, in := range v.Inputs() {
-				if err := visit(in); err != nil {
+				if err := visit(in.Vertex); err != nil {
 					return err
 				}
 			}
 			return nil
 		}
-		if err := visit(image.Root); err != nil {
+		if err := visit(image.Root.Vertex); err != nil {
 			return err
 		}
 	}
@@ -182,7 +183,7 @@ func check(res *Result) error {
 func checkVertex(v *llb.Vertex) error {
 	_, isLocal := v.Op().(llb.Local)
 	if len(v.Inputs()) > 0 {
-		if _, rootIsLocal := v.Inputs()[0].Op().(llb.Local); rootIsLocal || isLocal {
+		if _, rootIsLocal := v.Inputs()[0].Vertex.Op().(llb.Local); rootIsLocal || isLocal {
 			return fmt.Errorf("a local directory is a root file system")
 		}
 	}
@@ -199,24 +200,45 @@ func checkVertex(v *llb.Vertex) error {
 				return fmt.Errorf("mount target %q", m.Target)
 			}
 			if m.Input > 0 {
-				if _, ok := v.Inputs()[m.Input].Op().(llb.Local); ok {
+				if _, ok := v.Inputs()[m.Input].Vertex.Op().(llb.Local); ok {
 					return fmt.Errorf("a mount shows a local directory")
 				}
 			}
 		}
-	case llb.Copy:
-		if !strings.HasPrefix(op.Dest, "/") || len(op.Sources) == 0 {
-			return fmt.Errorf("destination %q, %d sources", op.Dest, len(op.Sources))
+	case llb.File:
+		if len(op.Actions) == 0 {
+			return fmt.Errorf("no actions")
 		}
-		for _, s := range op.Sources {
-			if s.Inline == nil && (s.Input < 1 || s.Input >= len(v.Inputs()) || !strings.HasPrefix(s.Path, "/")) {
+		for _, a := range op.Actions {
+			if err := checkAction(v, a); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func checkAction(v *llb.Vertex, a llb.Action) error {
+	switch {
+	case a.Copy != nil:
+		if !strings.HasPrefix(a.Copy.Dest, "/") || len(a.Copy.Sources) == 0 {
+			return fmt.Errorf("destination %q, %d sources", a.Copy.Dest, len(a.Copy.Sources))
+		}
+		for _, s := range a.Copy.Sources {
+			if s.Input < 1 || s.Input >= len(v.Inputs()) || !strings.HasPrefix(s.Path, "/") {
 				return fmt.Errorf("source %d:%q", s.Input, s.Path)
 			}
 		}
-	case llb.Mkdir:
-		if !strings.HasPrefix(op.Path, "/") || op.Path == "/" {
-			return fmt.Errorf("path %q", op.Path)
+	case a.Mkfile != nil:
+		if !strings.HasPrefix(a.Mkfile.Path, "/") || a.Mkfile.Name == "" {
+			return fmt.Errorf("path %q, name %q", a.Mkfile.Path, a.Mkfile.Name)
 		}
+	case a.Mkdir != nil:
+		if !strings.HasPrefix(a.Mkdir.Path, "/") || a.Mkdir.Path == "/" {
+			return fmt.Errorf("path %q", a.Mkdir.Path)
+		}
+	default:
+		return fmt.Errorf("an action of another kind")
 	}
 	return nil
 }

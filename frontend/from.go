@@ -290,7 +290,7 @@ func (b *builder) addImage(s *stage) {
 	case !s.implicit:
 		meta = b.stepMeta(s, text, b.lex, environ(nil), s.src.Location)
 	}
-	s.root = b.graph.Add(s.op, meta)
+	s.root = b.graph.Add(s.op, meta).Output(0)
 }
 
 // setScratch makes s begin with nothing.
@@ -304,21 +304,22 @@ func (b *builder) setScratch(s *stage, p llb.Platform) {
 // setDirectory makes s begin with the files of a named context.
 func (b *builder) setDirectory(s *stage, p llb.Platform) {
 	b.setScratch(s, p)
-	s.local = b.contextVertex(s.context)
+	s.local = b.contextOutput(s.context)
 	s.localRoot = s.root
 	if s.implicit {
 		return
 	}
-	op := llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/"}}, Dest: "/"}
+	op := llb.File{Actions: []llb.Action{{Copy: &llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/"}}, Dest: "/"}}}}
 	meta := b.groupMeta(s, "context "+s.context.name, "FROM "+s.context.name, s.src.Location)
 	meta.NoCache = s.noCache // times of files have no part in a key, and are those of the directory now
-	s.root = b.graph.Add(op, meta, s.root, s.local)
+	v := b.graph.Add(op, meta, s.root, s.local)
+	s.root = v.Output(0)
 	s.localRoot = s.root
-	s.commit("FROM "+s.context.name+" # buildkit", s.root)
+	s.commit("FROM "+s.context.name+" # buildkit", v)
 }
 
-func (b *builder) scratch() *llb.Vertex {
-	return b.graph.Add(llb.Scratch{}, llb.Meta{Place: llb.Place{Group: "internal"}, Text: "scratch"})
+func (b *builder) scratch() llb.Output {
+	return b.graph.Add(llb.Scratch{}, llb.Meta{Place: llb.Place{Group: "internal"}, Text: "scratch"}).Output(0)
 }
 
 func platformOf(image dockerspec.DockerOCIImage) llb.Platform {

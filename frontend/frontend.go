@@ -95,7 +95,7 @@ type Image struct {
 	// Platform is that of the image's configuration.
 	Platform llb.Platform
 	// Root is the vertex of the root file system; an llb.Scratch for an image without layers.
-	Root *llb.Vertex
+	Root llb.Output
 	// Config is the image configuration without platform, times, root file system and history.
 	Config dockerspec.DockerOCIImageConfig
 	Author string

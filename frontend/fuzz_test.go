@@ -150,11 +150,11 @@ func FuzzHeredoc(f *testing.F) {
 			if err != nil {
 				t.Fatalf("%q: %v", text+end, err)
 			}
-			op, ok := res.Images[0].Root.Op().(llb.Copy)
-			if !ok || len(op.Sources) != 1 || op.Sources[0].Inline == nil {
-				t.Fatalf("%q is no file: %+v", text+end, res.Images[0].Root.Op())
+			op, ok := res.Images[0].Root.Vertex.Op().(llb.File)
+			if !ok || len(op.Actions) != 1 || op.Actions[0].Mkfile == nil {
+				t.Fatalf("%q is no file: %+v", text+end, res.Images[0].Root.Vertex.Op())
 			}
-			if got := op.Sources[0].Inline.Content; !bytes.Equal(got, []byte(want)) {
+			if got := op.Actions[0].Mkfile.Content; !bytes.Equal(got, []byte(want)) {
 				t.Errorf("%q: the file holds %q, and should %q", text+end, got, want)
 			}
 		}

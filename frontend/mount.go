@@ -15,7 +15,7 @@ import (
 
 // mounts lowers the --mount flags of RUN and returns them, in the order in which they are to be mounted, the path of
 // the first ssh agent, and the inputs of the step, to which it adds.
-func (b *builder) mounts(s *stage, c *instructions.RunCommand, sources []*stage, inputs []*llb.Vertex) (mounts []llb.Mount, agent string, with []*llb.Vertex, err error) {
+func (b *builder) mounts(s *stage, c *instructions.RunCommand, sources []*stage, inputs []llb.Output) (mounts []llb.Mount, agent string, with []llb.Output, err error) {
 	agents := 0
 	for i, m := range instructions.GetMounts(c) {
 		out := llb.Mount{Type: llb.MountType(m.Type), ReadOnly: m.ReadOnly, Required: m.Required}
@@ -84,30 +84,30 @@ func mountTarget(s *stage, target string) (string, error) {
 	return target, nil
 }
 
-// mountSource returns the vertex that a bind or cache mount shows, and the path in it.
-func (b *builder) mountSource(s *stage, c *instructions.RunCommand, m *instructions.Mount, from *stage) (*llb.Vertex, string) {
+// mountSource returns what a bind or cache mount shows, and the path in it.
+func (b *builder) mountSource(s *stage, c *instructions.RunCommand, m *instructions.Mount, from *stage) (llb.Output, string) {
 	source := path.Join("/", m.Source)
-	var local *llb.Vertex
-	switch {
-	case from == nil:
+	var local llb.Output
+	if from == nil {
 		local = b.mainContext()
-	case from.directory() != nil:
-		local = from.directory()
-	default:
+	} else if dir, ok := from.directory(); ok {
+		local = dir
+	} else {
 		return from.root, source
 	}
 	// A local directory is no root file system, so what is mounted is copied, and that alone is read of it.
-	op := llb.Copy{
-		Sources: []llb.CopySource{{Input: 1, Path: escapeWildcards(source)}},
-		Dest:    path.Join("/", path.Base(source)),
-		Epoch:   b.epoch,
-	}
+	dest := path.Join("/", path.Base(source))
+	op := llb.File{Actions: []llb.Action{{Copy: &llb.Copy{
+		Sources:    []llb.CopySource{{Input: 1, Path: escapeWildcards(source)}},
+		Dest:       dest,
+		Attributes: llb.Attributes{Epoch: b.epoch},
+	}}}}
 	text := "load " + strings.TrimPrefix(source, "/") + " for a bind mount"
 	if source == "/" {
 		text = "load the context for a bind mount"
 	}
 	v := b.graph.Add(op, b.internalMeta(s, text, c.Location()), b.scratch(), local)
-	return v, op.Dest
+	return v.Output(0), dest
 }
 
 // escapeWildcards returns a pattern that matches p alone.

@@ -17,7 +17,7 @@ import (
 
 // run lowers RUN.
 func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) error {
-	inputs := []*llb.Vertex{s.root}
+	inputs := []llb.Output{s.root}
 	args, script, err := runArgs(s, c)
 	if err != nil {
 		return err
@@ -63,8 +63,9 @@ func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) er
 	meta.NoCache = s.noCache
 	meta.Platform = s.platform.String()
 	created := "RUN " + strings.Join(append(s.argsInHistory(), args...), " ") + " # buildkit"
-	s.root = b.graph.Add(op, meta, inputs...)
-	s.commit(created, s.root)
+	v := b.graph.Add(op, meta, inputs...)
+	s.root = v.Output(0)
+	s.commit(created, v)
 	return nil
 }
 
@@ -72,9 +73,9 @@ func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) er
 const pipes = "/dev/pipes"
 
 // runArgs returns the arguments that RUN executes, and the file to put below pipes where there is one.
-func runArgs(s *stage, c *instructions.RunCommand) ([]string, *llb.InlineFile, error) {
+func runArgs(s *stage, c *instructions.RunCommand) ([]string, *llb.Mkfile, error) {
 	args := c.CmdLine
-	var script *llb.InlineFile
+	var script *llb.Mkfile
 	if len(c.Files) > 0 {
 		if len(args) != 1 || !c.PrependShell {
 			return nil, nil, errors.New("a heredoc needs the shell form of RUN")
@@ -98,7 +99,7 @@ func runArgs(s *stage, c *instructions.RunCommand) ([]string, *llb.InlineFile, e
 				if err := checkFileName(first.Name); err != nil {
 					return nil, nil, err
 				}
-				script = &llb.InlineFile{Name: first.Name, Content: []byte(data)}
+				script = &llb.Mkfile{Name: first.Name, Content: []byte(data)}
 				args = []string{path.Join(pipes, first.Name)}
 			}
 		}
@@ -120,9 +121,10 @@ func checkFileName(name string) error {
 	return nil
 }
 
-func (b *builder) scriptFile(s *stage, f *llb.InlineFile, at []moby.Range) *llb.Vertex {
-	op := llb.Copy{Sources: []llb.CopySource{{Inline: f}}, Dest: path.Join("/", f.Name), Chmod: "0755", Epoch: b.epoch}
-	return b.graph.Add(op, b.internalMeta(s, "preparing inline document", at), b.scratch())
+func (b *builder) scriptFile(s *stage, f *llb.Mkfile, at []moby.Range) llb.Output {
+	f.Path, f.Attributes = path.Join("/", f.Name), llb.Attributes{Chmod: "0755", Epoch: b.epoch}
+	op := llb.File{Actions: []llb.Action{{Mkfile: f}}}
+	return b.graph.Add(op, b.internalMeta(s, "preparing inline document", at), b.scratch()).Output(0)
 }
 
 // argsInHistory returns "|2 A=1 B=2": the ARGs that a RUN sees.

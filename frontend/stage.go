@@ -34,11 +34,11 @@ type stage struct {
 	// resolved says that the base is known, lowered that all fields below are final.
 	resolved, triggered, lowered bool
 
-	root *llb.Vertex
-	// local is the vertex of a named context that is a directory: what COPY --from and mounts read from.
-	local *llb.Vertex
+	root llb.Output
+	// local is that of a named context that is a directory: what COPY --from and mounts read from.
+	local llb.Output
 	// localRoot is the root file system made of local, before the stage's own instructions.
-	localRoot *llb.Vertex
+	localRoot llb.Output
 	// op is the image that the stage begins with, if Ref is set; image is its whole configuration.
 	op      llb.Image
 	image   dockerspec.DockerOCIImage
@@ -100,13 +100,13 @@ func (s *stage) commit(createdBy string, vertex *llb.Vertex) {
 // cwd returns the working directory, absolute and cleaned.
 func (s *stage) cwd() string { return path.Join("/", s.config.WorkingDir) }
 
-// directory returns the client's directory that the stage is, nil for a stage that is anything else, as one that was changed
+// directory returns the client's directory that the stage is; false for a stage that is anything else, as one that was changed
 // since: what is taken from it is then read where it is, and not copied first.
-func (s *stage) directory() *llb.Vertex {
-	if s.root == s.localRoot {
-		return s.local
+func (s *stage) directory() (llb.Output, bool) {
+	if s.root != s.localRoot || s.local.Vertex == nil {
+		return llb.Output{}, false
 	}
-	return nil
+	return s.local, true
 }
 
 // shell returns the command that shell forms are run by.

@@ -22,9 +22,10 @@ func (b *builder) workdir(s *stage, c *instructions.WorkdirCommand, lint *linter
 		s.commit(created, nil)
 		return
 	}
-	op := llb.Mkdir{Path: s.cwd(), User: s.config.User, Epoch: b.epoch}
-	s.root = b.graph.Add(op, b.stepMeta(s, c.String(), b.lex, s.env, c.Location()), s.root)
-	s.commit(created, s.root)
+	dir := llb.Mkdir{Path: s.cwd(), Attributes: llb.Attributes{Chown: s.config.User, Epoch: b.epoch}}
+	v := b.graph.Add(llb.File{Actions: []llb.Action{{Mkdir: &dir}}}, b.stepMeta(s, c.String(), b.lex, s.env, c.Location()), s.root)
+	s.root = v.Output(0)
+	s.commit(created, v)
 }
 
 // joinWorkdir returns the working directory after WORKDIR dir. An absolute one stays as it is written.

@@ -1,4 +1,4 @@
-// Package llb is the build graph: immutable vertices with one output and one digest each. It knows what a step is,
+// Package llb is the build graph: immutable vertices, each with a digest and one or more outputs. It knows what a step is,
 // not how one runs, what it costs or whether it was run before.
 package llb
 
@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -37,7 +38,7 @@ func (d *Digest) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// Op is what a vertex does. The implementations are Image, Scratch, Local, HTTP, Git, Exec, Copy, Mkdir and Merge; they are
+// Op is what a vertex does. The implementations are Scratch, Image, Local, HTTP, Git, Exec, File, Merge and Diff; they are
 // values and must not be changed once they are in a graph.
 type Op interface {
 	// Kind returns the op's name as it enters digests and cache keys, for example "exec".
@@ -70,17 +71,27 @@ func (m Meta) Name() string { return m.Place.String() + m.Text }
 // Vertex is a step of a build. Vertices are made by Graph.Add alone.
 type Vertex struct {
 	op     Op
-	inputs []*Vertex
+	inputs []Output
 	meta   Meta
 	digest Digest
+}
+
+// Output is one of the root file systems that a vertex makes. The zero Output is that of no vertex.
+type Output struct {
+	Vertex *Vertex
+	// Index counts from 0. Which outputs a vertex has, its op decides: see Bases.
+	Index int
 }
 
 // Op returns what the vertex does.
 func (v *Vertex) Op() Op { return v.op }
 
-// Inputs returns the vertices whose outputs this one reads, in the op's own order. Input 0 of Exec, Copy, Mkdir and Merge
-// is the root file system that the op works on. The slice must not be changed.
-func (v *Vertex) Inputs() []*Vertex { return v.inputs }
+// Inputs returns the outputs that this vertex reads, in the op's own order. Input 0 of Exec, File and Merge is the root file
+// system that the op works on. The slice must not be changed.
+func (v *Vertex) Inputs() []Output { return v.inputs }
+
+// Output returns the vertex's output number i.
+func (v *Vertex) Output(i int) Output { return Output{v, i} }
 
 // Meta returns the vertex's description.
 func (v *Vertex) Meta() Meta { return v.meta }
@@ -96,7 +107,7 @@ type Graph struct {
 
 // Add returns the vertex with this op, these inputs, and meta's NoCache and Platform. If the graph holds it already
 // that vertex is returned, with the Meta of the first Add.
-func (g *Graph) Add(op Op, meta Meta, inputs ...*Vertex) *Vertex {
+func (g *Graph) Add(op Op, meta Meta, inputs ...Output) *Vertex {
 	d := digestOf(op, meta, inputs)
 	if v, ok := g.byDigest[d]; ok {
 		return v
@@ -109,7 +120,7 @@ func (g *Graph) Add(op Op, meta Meta, inputs ...*Vertex) *Vertex {
 	return v
 }
 
-func digestOf(op Op, meta Meta, inputs []*Vertex) Digest {
+func digestOf(op Op, meta Meta, inputs []Output) Digest {
 	type identity struct {
 		Kind     string
 		Op       Op
@@ -119,7 +130,11 @@ func digestOf(op Op, meta Meta, inputs []*Vertex) Digest {
 	}
 	id := identity{Kind: op.Kind(), Op: op, NoCache: meta.NoCache, Platform: meta.Platform}
 	for _, in := range inputs {
-		id.Inputs = append(id.Inputs, in.digest.String())
+		name := in.Vertex.digest.String()
+		if in.Index > 0 {
+			name += "#" + strconv.Itoa(in.Index)
+		}
+		id.Inputs = append(id.Inputs, name)
 	}
 	// Ops are structs of plain values in a fixed order, so their JSON is canonical.
 	data, err := json.Marshal(id)

@@ -1,5 +1,7 @@
 package llb
 
+import "slices"
+
 // Scratch is the empty root file system. No inputs.
 type Scratch struct{}
 
@@ -19,8 +21,8 @@ type Image struct {
 // Kind implements Op.
 func (Image) Kind() string { return "image" }
 
-// Local is a directory of the client: the build context or a named context. No inputs. It can only be read from, as a
-// source of Copy or Exec; it never is a root file system.
+// Local is a directory of the client: the build context or a named context. No inputs. It can only be the source of a Copy; it
+// never is a root file system.
 type Local struct {
 	// Name is "context" for the build context, else the named context's name.
 	Name string
@@ -87,8 +89,11 @@ type Mount struct {
 	Input int
 	// Source is the path below Input, or in a cache without one below the cache itself, that is mounted; absolute.
 	Source string
-	// ReadOnly is false for a bind mount with rw, whose writes are thrown away, and for a cache mount without ro.
+	// ReadOnly is false for a bind mount with rw and for a cache mount without ro.
 	ReadOnly bool
+	// Output is the number of the vertex's output that what a bind mount shows, Source "/", becomes by what the process writes
+	// there: one layer over Input. The numbers of an Exec's mounts count from 1 without a gap. With 0 the writes are thrown away.
+	Output int
 	// CacheID names the cache; it is never part of a cache key.
 	CacheID string
 	Sharing Sharing
@@ -119,8 +124,8 @@ type Ulimit struct {
 	Hard uint64
 }
 
-// Exec runs a process in its root file system, input 0; other inputs are those that Mounts name. Its output is the root
-// file system afterwards: one new layer, possibly empty.
+// Exec runs a process in its root file system, input 0; other inputs are those that Mounts name. Its output 0 is the root
+// file system afterwards: one new layer, possibly empty. Mounts can have further outputs.
 type Exec struct {
 	Args []string
 	// Env is the process's whole environment, "NAME=value" in order.
@@ -148,64 +153,47 @@ type Exec struct {
 // Kind implements Op.
 func (Exec) Kind() string { return "exec" }
 
-// InlineFile is a heredoc of COPY or ADD.
-type InlineFile struct {
-	Name    string
-	Content []byte
-}
-
-// CopySource is one source of a Copy: Path (a file, a directory, or with wildcards) in the vertex's input number Input,
-// or Inline.
-type CopySource struct {
-	Input int
-	Path  string
-	// Inline is set for a heredoc; Input and Path are then zero.
-	Inline *InlineFile
-	// AllowMissing makes a path without wildcards that does not exist select nothing.
-	AllowMissing bool
-	// Unpack puts the content of a file that is an archive in place of it: ADD of a local file.
-	Unpack bool
-}
-
-// Copy puts files into its root file system, input 0, as one new layer: COPY and ADD.
-// Sources' inputs start at 1.
-type Copy struct {
-	Sources []CopySource
-	// Dest is absolute; a trailing slash says that it is a directory.
-	Dest string
-	// Chown is "user[:group]" by names of the destination's files or numbers; "" keeps the owners of an image's or stage's
-	// files and gives root those of a local context.
-	Chown string
-	// Chmod is octal or symbolic as in chmod(1); "" keeps the modes.
-	Chmod string
-	// Exclude are patterns in the syntax of .dockerignore, relative to each source directory.
-	Exclude []string
-	// Parents keeps the sources' parent directories, from a "/./" on.
-	Parents bool
-	// Link ignores what is at the destination: input 0 is Scratch and symbolic links of the final root are not followed.
-	Link bool
-	// Epoch, where not nil, is the time in Unix seconds of directories that the copy creates (SOURCE_DATE_EPOCH).
-	Epoch *int64
-}
-
-// Kind implements Op.
-func (Copy) Kind() string { return "copy" }
-
-// Mkdir makes a directory and its missing parents in its root file system, input 0, as one new layer, possibly empty:
-// WORKDIR. Path is absolute; a directory that exists is left as it is.
-type Mkdir struct {
-	Path string
-	// User owns what is made: "user[:group]" as USER has it; "" is root.
-	User string
-	// Epoch, where not nil, is the time in Unix seconds of what is made (SOURCE_DATE_EPOCH).
-	Epoch *int64
-}
-
-// Kind implements Op.
-func (Mkdir) Kind() string { return "mkdir" }
-
-// Merge stacks the layers of its further inputs, each made over Scratch, onto its root file system, input 0: COPY --link.
+// Merge stacks the layers of its further inputs onto its root file system, input 0, which may be Scratch. A directory of an
+// input that hides what lay below it there hides that alone, and nothing of the inputs before.
 type Merge struct{}
 
 // Kind implements Op.
 func (Merge) Kind() string { return "merge" }
+
+// Diff is what has to be put over input 0 to make it input 1: the layers of input 1 above those of input 0, or else one layer of
+// what differs, with whiteouts for what is missing. It can be put over other root file systems by Merge.
+type Diff struct{}
+
+// Kind implements Op.
+func (Diff) Kind() string { return "diff" }
+
+// NoBase is the base of an output that is made over nothing, and of the outputs of ops that have no inputs.
+const NoBase = -1
+
+// Bases returns, for each output of an op, the number of the input whose layers are its lowest ones, or NoBase. An op has at
+// least one output.
+func Bases(op Op) []int {
+	switch op := op.(type) {
+	case Exec:
+		bases := []int{0}
+		for n := 1; ; n++ {
+			i := slices.IndexFunc(op.Mounts, func(m Mount) bool { return m.Output == n })
+			if i < 0 {
+				return bases
+			}
+			bases = append(bases, op.Mounts[i].Input)
+		}
+	case Scratch, Image, Local, Diff:
+		return []int{NoBase}
+	}
+	return []int{0}
+}
+
+// Base returns the output whose layers are the lowest ones of o; false if there is none.
+func (o Output) Base() (Output, bool) {
+	i := Bases(o.Vertex.op)[o.Index]
+	if i == NoBase {
+		return Output{}, false
+	}
+	return o.Vertex.inputs[i], true
+}

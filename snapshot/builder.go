@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -253,6 +254,45 @@ func (b *Builder) lookup(p string) (*dirNode, layer.Entry, bool, error) {
 		return nil, layer.Entry{}, false, err
 	}
 	return b.child(up, base(p), p)
+}
+
+// List returns the entries directly in the directory at a physical path as they will be, sorted by name. It reads all that the layer has, and
+// is not for a builder that streams.
+func (b *Builder) List(dir string) ([]layer.Entry, error) {
+	byPath := map[string]layer.Entry{}
+	if b.parent != nil {
+		below, err := b.parent.List(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range below {
+			// What the layer has there may hide it.
+			e, ok, err := b.Lookup(e.Path)
+			if err != nil {
+				return nil, err
+			}
+			if ok {
+				byPath[e.Path] = e
+			}
+		}
+	}
+	for n, path := range b.dirs.all() {
+		if path != "" && layer.Parent(path) == dir {
+			byPath[path] = n.entry(path)
+		}
+	}
+	err := b.leaves.sorted(b.live, func(e *leaf) error {
+		if layer.Parent(e.Path) == dir && e.Type != layer.Whiteout {
+			byPath[e.Path] = e.Entry
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := slices.Collect(maps.Values(byPath))
+	slices.SortFunc(out, func(a, b layer.Entry) int { return strings.Compare(a.Path, b.Path) })
+	return out, nil
 }
 
 // directory returns the node of the directory at a physical path; nil for none.

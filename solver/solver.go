@@ -171,13 +171,13 @@ type completion struct {
 //   - Work happens in goroutines; states change only here, one completion at a time.
 //   - The first failure cancels the work of all others, starts nothing more, and waits for what runs.
 //   - When nothing is ready or working, every root is done.
-func Solve(ctx context.Context, roots []*llb.Vertex, o Options) ([]*Chain, error) {
+func Solve(ctx context.Context, roots []llb.Output, o Options) ([]*Chain, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s := &solve{opts: o, nodes: map[llb.Digest]*node{}, completions: make(chan completion)}
 	var wanted []*node
 	for _, v := range roots {
-		wanted = append(wanted, s.add(v))
+		wanted = append(wanted, s.add(v.Vertex))
 	}
 	for _, n := range wanted {
 		s.rank(n, 0)
@@ -273,8 +273,8 @@ func (s *solve) add(root *llb.Vertex) *node {
 		if s.nodes[top.v.Digest()] == nil && top.next < len(top.v.Inputs()) {
 			in := top.v.Inputs()[top.next]
 			top.next++
-			if s.nodes[in.Digest()] == nil {
-				stack = append(stack, visit{v: in})
+			if s.nodes[in.Vertex.Digest()] == nil {
+				stack = append(stack, visit{v: in.Vertex})
 			}
 			continue
 		}
@@ -285,7 +285,7 @@ func (s *solve) add(root *llb.Vertex) *node {
 		}
 		n := &node{vertex: v}
 		for _, in := range v.Inputs() {
-			i := s.nodes[in.Digest()]
+			i := s.nodes[in.Vertex.Digest()]
 			n.inputs = append(n.inputs, i)
 			i.users = append(i.users, n)
 		}

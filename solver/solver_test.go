@@ -20,7 +20,7 @@ import (
 	"github.com/kilnbuild/kiln/solver/solvertest"
 )
 
-// runner is a solver.Runner for graphs of Mkdir vertices. What a vertex does is looked up by its path.
+// runner is a solver.Runner for graphs of File vertices that make one directory. What a vertex does is looked up by its path.
 type runner struct {
 	mu   sync.Mutex
 	ran  []string        // paths of the vertices that Run was called for, in the order of their ends
@@ -45,10 +45,11 @@ func digest(s string) (c solver.Content) {
 }
 
 func (r *runner) Plan(ctx context.Context, v *llb.Vertex, in []*solver.Chain) (solver.Step, error) {
-	op, ok := v.Op().(llb.Mkdir)
+	file, ok := v.Op().(llb.File)
 	if !ok {
 		return solver.Step{Done: true}, nil
 	}
+	op := file.Actions[0].Mkdir
 	name := op.Path
 	if r.key != nil {
 		name = r.key(op.Path)
@@ -150,23 +151,28 @@ func (o *outcomes) cached() (names []string) {
 // build is a graph under construction.
 type build struct {
 	llb.Graph
-	scratch *llb.Vertex
+	scratch llb.Output
 }
 
 func newBuild() *build {
 	b := &build{}
-	b.scratch = b.Add(llb.Scratch{}, llb.Meta{Text: "scratch"})
+	b.scratch = b.Add(llb.Scratch{}, llb.Meta{Text: "scratch"}).Output(0)
 	return b
 }
 
-func (b *build) step(name string, inputs ...*llb.Vertex) *llb.Vertex {
-	if len(inputs) == 0 {
-		inputs = []*llb.Vertex{b.scratch}
-	}
-	return b.Add(llb.Mkdir{Path: name}, llb.Meta{Text: name}, inputs...)
+// mkdir is an op that tells a vertex from others.
+func mkdir(path string) llb.Op {
+	return llb.File{Actions: []llb.Action{{Mkdir: &llb.Mkdir{Path: path}}}}
 }
 
-func solve(t *testing.T, r *runner, c solver.Cache, roots ...*llb.Vertex) ([]*solver.Chain, *outcomes, error) {
+func (b *build) step(name string, inputs ...llb.Output) llb.Output {
+	if len(inputs) == 0 {
+		inputs = []llb.Output{b.scratch}
+	}
+	return b.Add(mkdir(name), llb.Meta{Text: name}, inputs...).Output(0)
+}
+
+func solve(t *testing.T, r *runner, c solver.Cache, roots ...llb.Output) ([]*solver.Chain, *outcomes, error) {
 	t.Helper()
 	o := &outcomes{}
 	out, err := solver.Solve(t.Context(), roots, solver.Options{Cache: c, Runner: r, Events: events.New(o), Parallelism: 8})
@@ -179,7 +185,7 @@ func solve(t *testing.T, r *runner, c solver.Cache, roots ...*llb.Vertex) ([]*so
 	return out, o, err
 }
 
-func mustSolve(t *testing.T, r *runner, c solver.Cache, roots ...*llb.Vertex) ([]*solver.Chain, *outcomes) {
+func mustSolve(t *testing.T, r *runner, c solver.Cache, roots ...llb.Output) ([]*solver.Chain, *outcomes) {
 	t.Helper()
 	out, o, err := solve(t, r, c, roots...)
 	if err != nil {
@@ -207,7 +213,7 @@ func forEachCache(t *testing.T, f func(t *testing.T, c solver.Cache)) {
 
 func TestIndependentStepsRunTogether(t *testing.T) {
 	b := newBuild()
-	var roots []*llb.Vertex
+	var roots []llb.Output
 	const n = 5
 	for i := range n {
 		roots = append(roots, b.step(fmt.Sprint(i)))
@@ -228,7 +234,7 @@ func TestIndependentStepsRunTogether(t *testing.T) {
 
 func TestParallelismIsTheLimit(t *testing.T) {
 	b := newBuild()
-	var roots []*llb.Vertex
+	var roots []llb.Output
 	for i := range 30 {
 		roots = append(roots, b.step(fmt.Sprint(i)))
 	}
@@ -259,9 +265,9 @@ func TestInputsBeforeUsers(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 30 {
 		b := newBuild()
-		var steps []*llb.Vertex
+		var steps []llb.Output
 		for i := range 60 {
-			var inputs []*llb.Vertex
+			var inputs []llb.Output
 			for range rnd.IntN(4) {
 				if i > 0 {
 					inputs = append(inputs, steps[rnd.IntN(i)])
@@ -273,8 +279,9 @@ func TestInputsBeforeUsers(t *testing.T) {
 		var mu sync.Mutex
 		needs := map[string][]string{}
 		for _, v := range steps {
-			for _, in := range v.Inputs() {
-				needs[v.Meta().Name()] = append(needs[v.Meta().Name()], in.Meta().Name())
+			name := v.Vertex.Meta().Name()
+			for _, in := range v.Vertex.Inputs() {
+				needs[name] = append(needs[name], in.Vertex.Meta().Name())
 			}
 		}
 		r := &runner{run: func(_ context.Context, path string, _ solver.Job) error {
@@ -319,7 +326,7 @@ func TestEqualVerticesAreOne(t *testing.T) {
 func TestEqualKeysRunOnce(t *testing.T) {
 	forEachCache(t, func(t *testing.T, c solver.Cache) {
 		b := newBuild()
-		var roots []*llb.Vertex
+		var roots []llb.Output
 		for i := range 6 {
 			roots = append(roots, b.step(fmt.Sprint(i)))
 		}
@@ -398,7 +405,7 @@ func TestNoCache(t *testing.T) {
 	forEachCache(t, func(t *testing.T, c solver.Cache) {
 		b := newBuild()
 		a := b.step("a")
-		root := b.Add(llb.Mkdir{Path: "b"}, llb.Meta{Text: "b", NoCache: true}, a)
+		root := b.Add(mkdir("b"), llb.Meta{Text: "b", NoCache: true}, a).Output(0)
 		mustSolve(t, &runner{}, c, root)
 		r := &runner{unique: "'"}
 		out, o := mustSolve(t, r, c, root)
@@ -484,7 +491,7 @@ func TestFirstFailure(t *testing.T) {
 	}}
 	_, o, err := solve(t, r, solvertest.NewMemory(), after)
 	failed, ok := errors.AsType[*solver.VertexError](err)
-	if !ok || failed.Vertex != failing || !errors.Is(err, boom) {
+	if !ok || failed.Vertex != failing.Vertex || !errors.Is(err, boom) {
 		t.Fatalf("Solve = %v, want the failure of the step that failed first", err)
 	}
 	if len(ended) != 1 {
@@ -524,7 +531,7 @@ func TestCancel(t *testing.T) {
 		<-ctx.Done()
 		return errors.New("process killed by SIGKILL")
 	}}
-	_, err := solver.Solve(ctx, []*llb.Vertex{root}, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Parallelism: 8})
+	_, err := solver.Solve(ctx, []llb.Output{root}, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Parallelism: 8})
 	if !errors.Is(err, cause) {
 		t.Fatalf("Solve = %v, want the cause", err)
 	}
@@ -533,7 +540,7 @@ func TestCancel(t *testing.T) {
 	}
 	// A context that has ended already starts nothing.
 	o := &outcomes{}
-	_, err = solver.Solve(ctx, []*llb.Vertex{root}, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Events: events.New(o), Parallelism: 8})
+	_, err = solver.Solve(ctx, []llb.Output{root}, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Events: events.New(o), Parallelism: 8})
 	if !errors.Is(err, cause) || o.started != 0 {
 		t.Fatalf("Solve = %v after %d starts", err, o.started)
 	}
@@ -547,7 +554,7 @@ func TestCancelWhileWaiting(t *testing.T) {
 		finish := make(chan struct{})
 		other := make(chan error)
 		go func() {
-			_, err := solver.Solve(t.Context(), []*llb.Vertex{root}, solver.Options{Cache: c, Runner: &runner{
+			_, err := solver.Solve(t.Context(), []llb.Output{root}, solver.Options{Cache: c, Runner: &runner{
 				run: func(context.Context, string, solver.Job) error {
 					close(running)
 					<-finish
@@ -560,7 +567,7 @@ func TestCancelWhileWaiting(t *testing.T) {
 		cause := errors.New("interrupted")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(time.Millisecond, func() { cancel(cause) })
-		_, err := solver.Solve(ctx, []*llb.Vertex{root}, solver.Options{Cache: c, Runner: &runner{}})
+		_, err := solver.Solve(ctx, []llb.Output{root}, solver.Options{Cache: c, Runner: &runner{}})
 		if !errors.Is(err, cause) {
 			t.Errorf("Solve = %v, want the cause", err)
 		}
@@ -604,11 +611,11 @@ func TestLargeGraphs(t *testing.T) {
 		top = chain.step(fmt.Sprint(i), top)
 	}
 	fan := newBuild()
-	var leaves []*llb.Vertex
+	var leaves []llb.Output
 	for i := range n {
 		leaves = append(leaves, fan.step(fmt.Sprint(i)))
 	}
-	for name, root := range map[string]*llb.Vertex{"chain": top, "fan": fan.step("all", leaves...)} {
+	for name, root := range map[string]llb.Output{"chain": top, "fan": fan.step("all", leaves...)} {
 		t.Run(name, func(t *testing.T) {
 			c := solvertest.NewMemory()
 			for _, want := range []int{n, 0} {
@@ -629,7 +636,7 @@ func TestNoGoroutinesAreLeft(t *testing.T) {
 	before := runtime.NumGoroutine()
 	for i := range 50 {
 		b := newBuild()
-		var inputs []*llb.Vertex
+		var inputs []llb.Output
 		for n := range 20 {
 			inputs = append(inputs, b.step(fmt.Sprint(n)))
 		}

@@ -20,14 +20,14 @@ func TestPrintError(t *testing.T) {
 	var g llb.Graph
 	base := g.Add(llb.Scratch{}, llb.Meta{})
 	at := func(line int) llb.Location { return llb.Location{File: "Dockerfile", StartLine: line, EndLine: line} }
-	run := g.Add(llb.Exec{}, llb.Meta{Place: llb.Place{Step: 2, Steps: 2}, Text: "RUN make", Location: at(3)}, base)
-	cp := g.Add(llb.Copy{}, llb.Meta{Place: llb.Place{Step: 1, Steps: 2}, Text: "COPY a /a", Location: at(2)}, base)
-	nowhere := g.Add(llb.Copy{Dest: "/"}, llb.Meta{Text: "made up"}, base)
+	run := g.Add(llb.Exec{}, llb.Meta{Place: llb.Place{Step: 2, Steps: 2}, Text: "RUN make", Location: at(3)}, base.Output(0))
+	cp := g.Add(llb.File{}, llb.Meta{Place: llb.Place{Step: 1, Steps: 2}, Text: "COPY a /a", Location: at(2)}, base.Output(0))
+	nowhere := g.Add(llb.File{Actions: []llb.Action{{}}}, llb.Meta{Text: "made up"}, base.Output(0))
 	failed := errors.New(`process "make" did not complete successfully: exit code: 2`)
 
 	// Another step of the same name failed too.
 	failures := &progress.Failures{}
-	twin := g.Add(llb.Exec{Args: []string{"x"}}, run.Meta(), base)
+	twin := g.Add(llb.Exec{Args: []string{"x"}}, run.Meta(), base.Output(0))
 	for _, step := range []struct {
 		v   *llb.Vertex
 		log string

@@ -186,7 +186,7 @@ func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *
 		return res, err
 	}
 	rewriteTimes(plans, lowered.Epoch, s.Warn)
-	roots := make([]*llb.Vertex, len(lowered.Images))
+	roots := make([]llb.Output, len(lowered.Images))
 	for i, img := range lowered.Images {
 		roots[i] = img.Root
 	}

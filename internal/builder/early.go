@@ -23,22 +23,23 @@ type early struct {
 }
 
 // newEarly returns an early for the layers that lie on the way from the roots down, in the forms that outputs need.
-func newEarly(ctx context.Context, blobs *exporter.Blobs, roots []*llb.Vertex, outputs []output) *early {
+func newEarly(ctx context.Context, blobs *exporter.Blobs, roots []llb.Output, outputs []output) *early {
 	e := &early{ctx: ctx, blobs: blobs, wanted: map[llb.Digest]bool{}, ran: map[llb.Digest]bool{}, room: make(chan struct{}, 2)}
 	for _, out := range outputs {
 		if out.image() {
 			e.forms = append(e.forms, out.form.Layers)
 		}
 	}
-	for _, v := range roots {
-		for len(v.Inputs()) > 0 {
+	for _, o := range roots {
+		for base, ok := o.Base(); ok; base, ok = o.Base() {
+			v := o.Vertex
 			e.wanted[v.Digest()] = true
 			if _, ok := v.Op().(llb.Merge); ok {
 				for _, linked := range v.Inputs()[1:] {
-					e.wanted[linked.Digest()] = true
+					e.wanted[linked.Vertex.Digest()] = true
 				}
 			}
-			v = v.Inputs()[0]
+			o = base
 		}
 	}
 	return e

@@ -513,11 +513,11 @@ func (f *finished) times(layers []exporter.Layer) ([]*time.Time, error) {
 }
 
 // bottom returns the image that a root is built on, and its layers.
-func (f *finished) bottom(ctx context.Context, v *llb.Vertex) (llb.Image, []ops.ImageLayer, error) {
-	for len(v.Inputs()) > 0 {
-		v = v.Inputs()[0]
+func (f *finished) bottom(ctx context.Context, o llb.Output) (llb.Image, []ops.ImageLayer, error) {
+	for base, ok := o.Base(); ok; base, ok = o.Base() {
+		o = base
 	}
-	img, ok := v.Op().(llb.Image)
+	img, ok := o.Vertex.Op().(llb.Image)
 	if !ok {
 		return img, nil, nil
 	}

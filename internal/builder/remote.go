@@ -65,7 +65,7 @@ type remote struct {
 
 // tree returns the files that a vertex makes.
 func (r *remote) tree(ctx context.Context, v *llb.Vertex) (layer.Tree, error) {
-	out, err := solver.Solve(ctx, []*llb.Vertex{v}, solver.Options{
+	out, err := solver.Solve(ctx, []llb.Output{v.Output(0)}, solver.Options{
 		Cache: r.builder.cache, Runner: r.runner, Events: r.events, Explain: r.explain, Files: r.files, Parallelism: 1,
 	})
 	if err != nil {
@@ -87,8 +87,8 @@ func (r *remote) meta(text string) llb.Meta {
 	return llb.Meta{Place: llb.Place{Project: r.project, Group: "internal"}, Text: text}
 }
 
-func (r *remote) scratch() *llb.Vertex {
-	return r.graph.Add(llb.Scratch{}, r.meta("scratch"))
+func (r *remote) scratch() llb.Output {
+	return r.graph.Add(llb.Scratch{}, r.meta("scratch")).Output(0)
 }
 
 // source returns the files of a context that is no directory. A context that is one file and no archive is a Dockerfile:
@@ -212,7 +212,7 @@ func (r *remote) unpack(ctx context.Context, tree layer.Tree, vertex *llb.Vertex
 	archive := ops.IsArchive(f)
 	f.Close()
 	if archive {
-		tree, err := r.tree(ctx, r.graph.Add(frontend.UnpackContext(contextFile), r.meta("unpack the context from "+from), r.scratch(), vertex))
+		tree, err := r.tree(ctx, r.graph.Add(frontend.UnpackContext(contextFile), r.meta("unpack the context from "+from), r.scratch(), vertex.Output(0)))
 		return tree, nil, err
 	}
 	text, err := readTree(tree, contextFile, maxDockerfile)

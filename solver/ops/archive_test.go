@@ -51,7 +51,8 @@ func unpackOver(t *testing.T, below layer.Tree, data []byte) error {
 	defer b.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	c := &copying{ctx: ctx, store: s, op: llb.Copy{Dest: "/"}, b: b, writing: true}
+	f := &filing{ctx: ctx, store: s, b: b, writing: true}
+	c := &copying{maker: maker{filing: f}, op: &llb.Copy{Dest: "/"}}
 	archive, ok := openArchive(bytes.NewReader(data), layer.Limit{})
 	if !ok {
 		t.Fatal("it is no archive")

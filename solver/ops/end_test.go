@@ -40,7 +40,7 @@ func TestPlanEnds(t *testing.T) {
 		"with a pivot": {Sources: []llb.CopySource{{Input: 1, Path: "/dir*/./file"}}, Dest: "/to/", Parents: true},
 	} {
 		var g llb.Graph
-		v := g.Add(op, llb.Meta{}, g.Add(llb.Scratch{}, llb.Meta{}), g.Add(llb.Local{Name: "context"}, llb.Meta{}))
+		v := g.Add(copyOp(op), llb.Meta{}, g.Add(llb.Scratch{}, llb.Meta{}).Output(0), g.Add(llb.Local{Name: "context"}, llb.Meta{}).Output(0))
 		for _, at := range []int{1, 5, dirs / 2} {
 			if _, err := p.Plan(ctxtest.EndAfter(at), v, []*solver.Chain{nil, nil}); !errors.Is(err, ctxtest.ErrEnded) {
 				t.Errorf("%s: Plan, whose context ended when it was looked at %d times: %v", name, at, err)

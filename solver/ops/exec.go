@@ -104,6 +104,9 @@ func (r *Runner) planExec(ctx context.Context, v *llb.Vertex, op llb.Exec, in []
 				}
 				what += ",content=" + d.String()
 			}
+			if m.Output > 0 {
+				what += fmt.Sprintf(",output=%d", m.Output)
+			}
 		case llb.MountSecret, llb.MountSSH:
 			what += fmt.Sprintf(",id=%q,env=%q", m.ID, m.Env)
 		case llb.MountTmpfs:

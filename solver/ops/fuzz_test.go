@@ -131,7 +131,7 @@ func unpacked(t *testing.T, data []byte) (solver.Layer, error) {
 	p := newPlanner(t)
 	p.write("archive", string(data))
 	p.look()
-	op := llb.Copy{Dest: "/dest", Sources: []llb.CopySource{{Input: 1, Path: "/archive", Unpack: true}}}
+	op := copyOp(llb.Copy{Dest: "/dest", Sources: []llb.CopySource{{Input: 1, Path: "/archive", Unpack: true}}})
 	step, err := p.step(op, llb.Meta{}, nil, nil)
 	if err != nil {
 		return solver.Layer{}, err

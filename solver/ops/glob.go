@@ -12,10 +12,16 @@ import (
 	"github.com/kilnbuild/kiln/snapshot"
 )
 
+// finder is the part of a layer.Tree that paths are found by.
+type finder interface {
+	Lookup(path string) (layer.Entry, bool, error)
+	List(dir string) ([]layer.Entry, error)
+}
+
 // glob returns the paths in a tree that a source selects. A source without wildcards selects itself, whether it exists or
 // not. Wildcards are those of path.Match and do not cross slashes; the directories before the first are followed if they
 // are symbolic links, those that a wildcard matches are not.
-func glob(tree layer.Tree, pattern string) ([]string, error) {
+func glob(tree finder, pattern string) ([]string, error) {
 	literal, parts := split(pattern)
 	if len(parts) == 0 {
 		return []string{literal}, nil
@@ -68,7 +74,7 @@ func (c *copying) unmatched(tree layer.Tree, src llb.CopySource, literal string)
 // uses reports whether BuildKit would have the entry e at a path of a context: if it is, is in or has in it something that a source of the
 // build selects. There "**" stands for any number of directories in each of them, and nothing is excluded.
 func (c *copying) uses(tree layer.Tree, input int, at string, e *layer.Entry) (bool, error) {
-	plain := copying{ctx: c.ctx} // without --exclude
+	plain := copying{maker: maker{filing: &filing{ctx: c.ctx}}} // without --exclude
 	for _, selection := range c.selections[input] {
 		left := [][]string{components(selection)}
 		for _, name := range components(at) {
@@ -106,7 +112,7 @@ func (c *copying) uses(tree layer.Tree, input int, at string, e *layer.Entry) (b
 }
 
 // match returns what the pattern's components select below directories, in tree order for each directory.
-func match(tree layer.Tree, dirs, parts []string) ([]string, error) {
+func match(tree finder, dirs, parts []string) ([]string, error) {
 	for i, part := range parts {
 		var next []string
 		for _, dir := range dirs {

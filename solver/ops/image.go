@@ -230,11 +230,14 @@ func (r *Runner) look(ctx context.Context, c *solver.Chain) (*snapshot.Tree, err
 // Expect says which vertices the build is for. Images that none of its processes runs in, or mounts, are not unpacked for a
 // step that only has to know what is at its destination. What is copied to where nothing needs files becomes a blob by pack at
 // once; nil is for outputs that need no such blobs, or files. Where more is needed after all, it is unpacked then.
-func (r *Runner) Expect(roots []*llb.Vertex, pack Pack) {
+func (r *Runner) Expect(roots []llb.Output, pack Pack) {
 	r.pack, r.inFiles, r.selections = pack, map[llb.Digest]bool{}, map[llb.Digest][]string{}
 	unpacked := map[string]bool{}
 	seen := map[llb.Digest]bool{}
-	queue := slices.Clone(roots)
+	var queue []*llb.Vertex
+	for _, o := range roots {
+		queue = append(queue, o.Vertex)
+	}
 	for len(queue) > 0 {
 		v := queue[len(queue)-1]
 		queue = queue[:len(queue)-1]
@@ -242,7 +245,9 @@ func (r *Runner) Expect(roots []*llb.Vertex, pack Pack) {
 			continue
 		}
 		seen[v.Digest()] = true
-		queue = append(queue, v.Inputs()...)
+		for _, in := range v.Inputs() {
+			queue = append(queue, in.Vertex)
+		}
 		r.selects(v)
 		for i, in := range v.Inputs() {
 			// What a step runs in, mounts, or copies from has to be there in full.
@@ -263,14 +268,18 @@ func (r *Runner) Expect(roots []*llb.Vertex, pack Pack) {
 func (r *Runner) selects(v *llb.Vertex) {
 	note := func(input int, path string) {
 		in := v.Inputs()[input]
-		if _, local := in.Op().(llb.Local); local {
-			r.selections[in.Digest()] = append(r.selections[in.Digest()], path)
+		if _, local := in.Vertex.Op().(llb.Local); local {
+			d := in.Vertex.Digest()
+			r.selections[d] = append(r.selections[d], path)
 		}
 	}
 	switch op := v.Op().(type) {
-	case llb.Copy:
-		for _, s := range op.Sources {
-			if s.Inline == nil {
+	case llb.File:
+		for _, a := range op.Actions {
+			if a.Copy == nil {
+				continue
+			}
+			for _, s := range a.Copy.Sources {
 				note(s.Input, s.Path)
 			}
 		}
@@ -285,38 +294,28 @@ func (r *Runner) selects(v *llb.Vertex) {
 
 // looksInside reports whether an op opens files of the root that it changes.
 func looksInside(op llb.Op) bool {
-	switch op := op.(type) {
-	case llb.Copy:
-		return passwd.NeedsFiles(op.Chown) || slices.ContainsFunc(op.Sources, func(s llb.CopySource) bool { return s.Unpack })
-	case llb.Mkdir:
-		return passwd.NeedsFiles(op.User)
-	}
-	return false
+	file, ok := op.(llb.File)
+	return ok && (unpacks(file) || slices.ContainsFunc(file.Actions, func(a llb.Action) bool { return passwd.NeedsFiles(a.Chown()) }))
 }
 
-// needFiles notes that something needs the files of a vertex, and with that those of the layers below.
-func (r *Runner) needFiles(v *llb.Vertex) {
-	for v != nil && !r.inFiles[v.Digest()] {
-		r.inFiles[v.Digest()] = true
-		in := v.Inputs()
-		if _, ok := v.Op().(llb.Merge); ok {
-			for _, linked := range in[1:] {
+// needFiles notes that something needs the files of an output, and with that those of the layers below.
+func (r *Runner) needFiles(o llb.Output) {
+	for ok := true; ok && !r.inFiles[o.Vertex.Digest()]; o, ok = o.Base() {
+		r.inFiles[o.Vertex.Digest()] = true
+		if _, merges := o.Vertex.Op().(llb.Merge); merges {
+			for _, linked := range o.Vertex.Inputs()[1:] {
 				r.needFiles(linked)
 			}
 		}
-		if len(in) == 0 {
-			return
-		}
-		v = in[0]
 	}
 }
 
-// bottom returns what a root file system begins with.
-func bottom(v *llb.Vertex) *llb.Vertex {
-	for len(v.Inputs()) > 0 {
-		v = v.Inputs()[0]
+// bottom returns the vertex that a root file system begins with.
+func bottom(o llb.Output) *llb.Vertex {
+	for base, ok := o.Base(); ok; base, ok = o.Base() {
+		o = base
 	}
-	return v
+	return o.Vertex
 }
 
 func layerError(src source, err error) error {

@@ -63,13 +63,13 @@ func content(n byte) *solver.Chain {
 
 func (p *planner) step(op llb.Op, meta llb.Meta, in ...*solver.Chain) (solver.Step, error) {
 	var g llb.Graph
-	var inputs []*llb.Vertex
+	var inputs []llb.Output
 	for i := range in {
 		var source llb.Op = llb.Scratch{}
-		if _, ok := op.(llb.Copy); ok && i == 1 {
+		if _, ok := op.(llb.File); ok && i == 1 {
 			source = llb.Local{Name: "context"}
 		}
-		inputs = append(inputs, g.Add(source, llb.Meta{Text: fmt.Sprint(i)}))
+		inputs = append(inputs, g.Add(source, llb.Meta{Text: fmt.Sprint(i)}).Output(0))
 	}
 	return p.Plan(p.t.Context(), g.Add(op, meta, inputs...), in)
 }
@@ -165,6 +165,7 @@ func TestExecKey(t *testing.T) {
 			{"Target", func(m *llb.Mount) { m.Target = "/other" }, false},
 			{"Input", func(m *llb.Mount) { m.Input = 2 }, false},
 			{"ReadOnly", func(m *llb.Mount) { m.ReadOnly = true }, false},
+			{"Output", func(m *llb.Mount) { m.Output = 1 }, false},
 		},
 		cache: {
 			{"CacheID", func(m *llb.Mount) { m.CacheID = "other" }, true},
@@ -263,7 +264,7 @@ func TestCopyKey(t *testing.T) {
 	key := func(op llb.Copy) solver.Key {
 		t.Helper()
 		p.look()
-		return p.key(op, llb.Meta{}, nil, nil)
+		return p.key(copyOp(op), llb.Meta{}, nil, nil)
 	}
 	base := key(op())
 
@@ -273,6 +274,7 @@ func TestCopyKey(t *testing.T) {
 		{"Sources", func(c *llb.Copy) { c.Sources[0].Path = "/d*r" }, true}, // it selects the same
 		{"Dest", func(c *llb.Copy) { c.Dest = "/elsewhere/" }, false},
 		{"Dest", func(c *llb.Copy) { c.Dest = "/dest" }, true}, // a directory goes there either way
+		{"Attributes", func(c *llb.Copy) {}, true},
 		{"Chown", func(c *llb.Copy) { c.Chown = "1:1" }, false},
 		{"Chown", func(c *llb.Copy) { c.Chown = "0:0" }, true}, // it is root's without
 		{"Chmod", func(c *llb.Copy) { c.Chmod = "0600" }, false},
@@ -328,9 +330,6 @@ func TestCopyKey(t *testing.T) {
 	sources := []change[llb.CopySource]{
 		{"Input", func(s *llb.CopySource) { s.Input = 2 }, false},
 		{"Path", func(s *llb.CopySource) { s.Path = "/dir/a" }, false},
-		{"Inline", func(s *llb.CopySource) {
-			*s = llb.CopySource{Inline: &llb.InlineFile{Name: "tar", Content: []byte("x")}}
-		}, false},
 		{"AllowMissing", func(s *llb.CopySource) { s.AllowMissing = true }, true},
 		{"Unpack", func(s *llb.CopySource) { s.Unpack = true }, false},
 	}
@@ -357,22 +356,80 @@ func TestCopyKey(t *testing.T) {
 	}
 }
 
-func TestMkdirKey(t *testing.T) {
+// copyOp is an op that copies.
+func copyOp(c llb.Copy) llb.Op { return llb.File{Actions: []llb.Action{{Copy: &c}}} }
+
+// The key of a File is what its actions make: equal files made by other actions are the same.
+func TestActionKeys(t *testing.T) {
 	p := newPlanner(t)
 	epoch := int64(1000)
-	base := p.key(llb.Mkdir{Path: "/a/b"}, llb.Meta{}, nil)
-	changes := []change[llb.Mkdir]{
+	key := func(actions ...llb.Action) solver.Key {
+		t.Helper()
+		return p.key(llb.File{Actions: actions}, llb.Meta{}, nil)
+	}
+	mkdir := llb.Action{Mkdir: &llb.Mkdir{Path: "/a/b"}}
+	base := key(mkdir)
+	dirs := []change[llb.Mkdir]{
 		{"Path", func(m *llb.Mkdir) { m.Path = "/a/c" }, false},
-		{"User", func(m *llb.Mkdir) { m.User = "5" }, false},
-		{"User", func(m *llb.Mkdir) { m.User = "0:0" }, true},
+		{"Attributes", func(*llb.Mkdir) {}, true},
+		{"Chown", func(m *llb.Mkdir) { m.Chown = "5" }, false},
+		{"Chown", func(m *llb.Mkdir) { m.Chown = "0:0" }, true},
+		{"Chmod", func(m *llb.Mkdir) { m.Chmod = "0700" }, false},
+		{"Chmod", func(m *llb.Mkdir) { m.Chmod = "0755" }, true},
 		{"Epoch", func(m *llb.Mkdir) { m.Epoch = &epoch }, false},
 	}
-	covered(t, changes)
-	for i, c := range changes {
+	covered(t, dirs)
+	for i, c := range dirs {
 		op := llb.Mkdir{Path: "/a/b"}
 		c.edit(&op)
-		if same := p.key(op, llb.Meta{}, nil) == base; same != c.same {
-			t.Errorf("change %d, of %s: the key is the same: %v, want %v", i, c.field, same, c.same)
+		if same := key(llb.Action{Mkdir: &op}) == base; same != c.same {
+			t.Errorf("change %d, of Mkdir.%s: the key is the same: %v, want %v", i, c.field, same, c.same)
+		}
+	}
+	file := func() llb.Mkfile { return llb.Mkfile{Path: "/d/f", Content: []byte("text")} }
+	f := file()
+	base = key(llb.Action{Mkfile: &f})
+	files := []change[llb.Mkfile]{
+		{"Path", func(m *llb.Mkfile) { m.Path = "/d/g" }, false},
+		{"Path", func(m *llb.Mkfile) { m.Path, m.Name = "/d/", "f" }, true},
+		{"Name", func(m *llb.Mkfile) { m.Name = "x" }, true},  // there is no directory /d/f
+		{"Link", func(m *llb.Mkfile) { m.Link = true }, true}, // over nothing there is nothing to ignore
+		{"Content", func(m *llb.Mkfile) { m.Content = []byte("TEXT") }, false},
+		{"Attributes", func(*llb.Mkfile) {}, true},
+		{"Chown", func(m *llb.Mkfile) { m.Chown = "5" }, false},
+		{"Chmod", func(m *llb.Mkfile) { m.Chmod = "0755" }, false},
+		{"Epoch", func(m *llb.Mkfile) { m.Epoch = &epoch }, false},
+	}
+	covered(t, files)
+	for i, c := range files {
+		op := file()
+		c.edit(&op)
+		if same := key(llb.Action{Mkfile: &op}) == base; same != c.same {
+			t.Errorf("change %d, of Mkfile.%s: the key is the same: %v, want %v", i, c.field, same, c.same)
+		}
+	}
+	link := llb.Action{Symlink: &llb.Symlink{Path: "/l", Target: "x"}}
+	if key(link) == key(llb.Action{Symlink: &llb.Symlink{Path: "/l", Target: "y"}}) {
+		t.Error("another target of a symbolic link has the same key")
+	}
+	// What is made and removed again leaves nothing, and a later action sees what an earlier one did.
+	if key(llb.Action{Mkfile: &f}, llb.Action{Remove: &llb.Remove{Path: "/d"}}, link) != key(llb.Action{Remove: &llb.Remove{Path: "/x", AllowMissing: true}}, link) {
+		t.Error("a file that was removed again shows in the key")
+	}
+	if key(mkdir, llb.Action{Symlink: &llb.Symlink{Path: "/a/l", Target: "b"}}, llb.Action{Mkfile: &llb.Mkfile{Path: "/a/l/f"}}) !=
+		key(llb.Action{Mkdir: &llb.Mkdir{Path: "/a/b"}}, llb.Action{Mkfile: &llb.Mkfile{Path: "/a/b/f"}}, llb.Action{Symlink: &llb.Symlink{Path: "/a/l", Target: "b"}}) {
+		t.Error("a link that an earlier action made is not followed")
+	}
+	for name, a := range map[string]llb.Action{
+		"nothing to remove":            {Remove: &llb.Remove{Path: "/x"}},
+		"a link where a directory is":  {Symlink: &llb.Symlink{Path: "/a", Target: "x"}},
+		"a link in no directory":       {Symlink: &llb.Symlink{Path: "/x/l", Target: "x"}},
+		"a file in a file":             {Mkfile: &llb.Mkfile{Path: "/f/x"}},
+		"an action that is none":       {},
+		"a file in place of directory": {Mkfile: &llb.Mkfile{Path: "/a"}},
+	} {
+		if _, err := p.step(llb.File{Actions: []llb.Action{mkdir, {Mkfile: &llb.Mkfile{Path: "/f"}}, a}}, llb.Meta{}, nil); err == nil {
+			t.Errorf("%s is no error", name)
 		}
 	}
 }
@@ -423,12 +480,13 @@ func TestContextChangesWhileCopied(t *testing.T) {
 			p.write("tar", archive(t, "in", "x"))
 			p.write(c.file, c.before)
 			p.look()
-			op := llb.Copy{Dest: "/"}
+			files := llb.Copy{Dest: "/"}
 			for _, name := range []string{"plain", "beside", "tar"} {
 				if name == "plain" || c.file != "plain" {
-					op.Sources = append(op.Sources, llb.CopySource{Input: 1, Path: "/" + name, Unpack: true})
+					files.Sources = append(files.Sources, llb.CopySource{Input: 1, Path: "/" + name, Unpack: true})
 				}
 			}
+			op := copyOp(files)
 			step, err := p.step(op, llb.Meta{}, nil, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -475,7 +533,7 @@ func TestContextChangesWhilePacked(t *testing.T) {
 				p.Snapshots.Blob = func(string) (snapshot.Blob, bool) { return nil, true }
 				run := func() (solver.Layer, error) {
 					p.look()
-					step, err := p.step(llb.Copy{Sources: sources, Dest: "/x/"}, llb.Meta{}, nil, nil)
+					step, err := p.step(copyOp(llb.Copy{Sources: sources, Dest: "/x/"}), llb.Meta{}, nil, nil)
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -151,10 +151,8 @@ func (r *Runner) Plan(ctx context.Context, v *llb.Vertex, in []*solver.Chain) (s
 		return solver.Step{Done: true, Root: merge(in)}, nil
 	case llb.Exec:
 		return r.planExec(ctx, v, op, in)
-	case llb.Copy:
-		return r.planCopy(ctx, v, op, in)
-	case llb.Mkdir:
-		return r.planMkdir(ctx, v, op, in)
+	case llb.File:
+		return r.planFile(ctx, v, op, in)
 	case llb.HTTP:
 		return r.planHTTP(ctx, v, op)
 	case llb.Git:
@@ -176,8 +174,8 @@ func merge(in []*solver.Chain) *solver.Chain {
 }
 
 // tree returns the file tree of an input, realising its layers.
-func (r *Runner) tree(ctx context.Context, v *llb.Vertex, c *solver.Chain) (layer.Tree, error) {
-	if local, ok := v.Op().(llb.Local); ok {
+func (r *Runner) tree(ctx context.Context, v llb.Output, c *solver.Chain) (layer.Tree, error) {
+	if local, ok := v.Vertex.Op().(llb.Local); ok {
 		d := r.Local[local.Name]
 		if d == nil {
 			return nil, fmt.Errorf("BUG: no local directory %q", local.Name)
@@ -195,9 +193,9 @@ func (r *Runner) rootTree(ctx context.Context, c *solver.Chain) (*snapshot.Tree,
 	return r.Snapshots.Tree(ids)
 }
 
-// destination returns the tree of the root that v is about to change, with its files or, where nobody needs those, without.
-func (r *Runner) destination(ctx context.Context, v *llb.Vertex, c *solver.Chain, files bool) (layer.Tree, error) {
-	img, ok := bottom(v).Op().(llb.Image)
+// destination returns the tree of the root o that is about to change, with its files or, where nobody needs those, without.
+func (r *Runner) destination(ctx context.Context, o llb.Output, c *solver.Chain, files bool) (layer.Tree, error) {
+	img, ok := bottom(o).Op().(llb.Image)
 	if !ok || files || r.unpacked == nil || r.unpacked[img.Digest] {
 		return r.rootTree(ctx, c)
 	}

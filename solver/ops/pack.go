@@ -16,7 +16,7 @@ import (
 
 // packLayer does what was planned without writing the files: their bytes go from where they are into the layer's tar, and the
 // layer is committed once its blob is complete.
-func (r *Runner) packLayer(ctx context.Context, c *copying, planned layer.Summary, job solver.Job) (solver.Layer, error) {
+func (r *Runner) packLayer(ctx context.Context, f *filing, planned layer.Summary, job solver.Job) (solver.Layer, error) {
 	id := hex.EncodeToString(planned.Identity[:])
 	r.Snapshots.SetEarlier(id, job.Last.ID)
 	if m, err := r.Snapshots.Manifest(id); err == nil {
@@ -33,7 +33,7 @@ func (r *Runner) packLayer(ctx context.Context, c *copying, planned layer.Summar
 	}
 	var written layer.Summary
 	note, data, err := r.pack(ctx, id, func(w io.Writer) error {
-		if err := c.tar(w, manifest.Add); err != nil {
+		if err := f.tar(w, manifest.Add); err != nil {
 			manifest.Abort()
 			return err
 		}
@@ -54,25 +54,25 @@ func (r *Runner) packLayer(ctx context.Context, c *copying, planned layer.Summar
 }
 
 // tar writes the layer's tar to w and gives its entries to add.
-func (c *copying) tar(w io.Writer, add func(*layer.Entry) error) error {
-	c.b = c.store.NewBuilder(c.trees[0], nil, c.now.time)
-	c.b.Trim()
-	defer c.b.Close()
-	c.writing, c.streaming, c.from = false, false, map[string]origin{}
-	defer func() { c.from = nil }()
+func (f *filing) tar(w io.Writer, add func(*layer.Entry) error) error {
+	f.b = f.store.NewBuilder(f.trees[0], nil, f.now())
+	f.b.Trim()
+	defer f.b.Close()
+	f.writing, f.streaming, f.from = false, false, map[string]origin{}
+	defer func() { f.from = nil }()
 	var all error
 	entries := func(yield func(*layer.Entry, layer.Body) bool) {
-		c.emit = func(e *layer.Entry) error {
+		f.emit = func(e *layer.Entry) error {
 			if err := add(e); err != nil {
 				return err
 			}
-			from, kept := c.from[e.Path], *e // several entries are read ahead
-			if !yield(&kept, func(w io.Writer) error { return from.write(c.ctx, w, &kept) }) {
+			from, kept := f.from[e.Path], *e // several entries are read ahead
+			if !yield(&kept, func(w io.Writer) error { return from.write(f.ctx, w, &kept) }) {
 				return errStopped
 			}
 			return nil
 		}
-		all = c.all()
+		all = f.all()
 	}
 	err := layer.WriteTar(w, entries)
 	if err == nil || all != nil && !errors.Is(all, errStopped) {
