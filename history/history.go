@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/events"
+	"golang.org/x/sys/unix"
 )
 
 // DirName is the directory of the history in kiln's root.
@@ -52,12 +53,13 @@ var Default = Retention{Age: 48 * time.Hour, Entries: 50}
 type History struct {
 	dir, tmp string
 	keep     Retention
+	unnamed  int // O_TMPFILE; in tests 0, which is as if the file system had no files without a name
 }
 
 // Open returns the history of a root directory, which may not have one yet. tmp is a directory of this process's own on the same file
 // system.
 func Open(root, tmp string, keep Retention) *History {
-	return &History{dir: filepath.Join(root, DirName), tmp: tmp, keep: keep}
+	return &History{dir: filepath.Join(root, DirName), tmp: tmp, keep: keep, unnamed: unix.O_TMPFILE}
 }
 
 // idFormat is how an ID begins, so that IDs are in the order in which builds began.
@@ -74,11 +76,12 @@ func isName(s string) bool {
 type Recorder struct {
 	history *History
 	id      string
-	pruned  chan struct{} // closed when older builds have been removed
+	ready   chan struct{} // closed when older builds have been removed, and there is a file
 
 	mu    sync.Mutex
 	buf   []byte
-	file  *os.File // nil: all is in buf
+	file  *os.File // see create; only used when ready is closed
+	named bool     // the file has a name, in tmp
 	size  int64    // of what is in the file
 	lost  int      // events that were too much
 	done  bool     // the last event has come
@@ -86,15 +89,18 @@ type Recorder struct {
 	space int64 // maxFile, or less in tests
 }
 
-// Begin returns the Recorder of a build that begins now, and meanwhile removes builds that are not to be kept any more. Close must be
-// called.
+// Begin returns the Recorder of a build that begins now. Meanwhile builds are removed that are not to be kept any more, and the file is made:
+// an ext4 that has just removed other files takes half a millisecond to find an inode. Close must be called.
 func (h *History) Begin() *Recorder {
 	r := &Recorder{
-		history: h, id: fmt.Sprintf("%s-%08x", time.Now().UTC().Format(idFormat), rand.Uint32()), pruned: make(chan struct{}), space: maxFile,
+		history: h, id: fmt.Sprintf("%s-%08x", time.Now().UTC().Format(idFormat), rand.Uint32()), ready: make(chan struct{}), space: maxFile,
 		buf: make([]byte, 0, 8<<10),
 	}
 	go func() {
-		defer close(r.pruned)
+		defer close(r.ready)
+		if !h.keep.Off {
+			r.create()
+		}
 		h.prune()
 	}()
 	return r
@@ -138,11 +144,43 @@ func (r *Recorder) Event(e events.Event) {
 	}
 }
 
+// create makes the file, without a name where the file system can have such files (open(2), O_TMPFILE), and else in tmp.
+func (r *Recorder) create() {
+	h := r.history
+	fd, err := unix.Open(h.dir, unix.O_WRONLY|unix.O_CLOEXEC|h.unnamed, 0o600)
+	if err == unix.ENOENT {
+		if r.err = os.MkdirAll(h.dir, 0o700); r.err != nil {
+			return
+		}
+		fd, err = unix.Open(h.dir, unix.O_WRONLY|unix.O_CLOEXEC|h.unnamed, 0o600)
+	}
+	if err == nil {
+		r.file = os.NewFile(uintptr(fd), r.path())
+		return
+	}
+	r.named = true
+	r.file, r.err = os.OpenFile(filepath.Join(h.tmp, r.id+extension), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+// path is where the file is going to be.
+func (r *Recorder) path() string { return filepath.Join(r.history.dir, r.id+extension) }
+
+// publish gives the file its name.
+func (r *Recorder) publish() error {
+	if r.named {
+		return os.Rename(r.file.Name(), r.path())
+	}
+	// AT_EMPTY_PATH would need a privilege (linkat(2)).
+	unnamed := fmt.Sprintf("/proc/self/fd/%d", r.file.Fd())
+	if err := unix.Linkat(unix.AT_FDCWD, unnamed, unix.AT_FDCWD, r.path(), unix.AT_SYMLINK_FOLLOW); err != nil {
+		return &os.LinkError{Op: "link", Old: unnamed, New: r.path(), Err: err}
+	}
+	return nil
+}
+
 // flush puts the buffer into the file.
 func (r *Recorder) flush() {
-	if r.err == nil && r.file == nil {
-		r.file, r.err = os.OpenFile(filepath.Join(r.history.tmp, r.id+extension), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	}
+	<-r.ready
 	if r.err == nil {
 		_, r.err = r.file.Write(r.buf)
 	}
@@ -152,37 +190,27 @@ func (r *Recorder) flush() {
 
 // Close keeps the build, if its stream has come to its end. An error says that the build is not in the history.
 func (r *Recorder) Close() error {
-	<-r.pruned // which left room for this build
+	<-r.ready
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.history.keep.Off || !r.done {
-		return r.discard()
+	published := false
+	if r.done && r.file != nil {
+		r.flush()
+		if r.err == nil {
+			r.err = r.publish()
+			published = r.err == nil
+		}
 	}
-	r.flush()
-	if r.err == nil {
-		r.err = r.file.Close()
-	}
-	if r.err == nil {
-		from, to := r.file.Name(), filepath.Join(r.history.dir, r.id+extension)
-		if r.err = os.Rename(from, to); errors.Is(r.err, fs.ErrNotExist) {
-			if r.err = os.MkdirAll(r.history.dir, 0o700); r.err == nil {
-				r.err = os.Rename(from, to)
-			}
+	if r.file != nil {
+		r.err = errors.Join(r.err, r.file.Close())
+		if r.named && !published {
+			r.err = errors.Join(r.err, os.Remove(r.file.Name()))
 		}
 	}
 	if r.err != nil {
-		return fmt.Errorf("record the build: %w", errors.Join(r.err, r.discard()))
+		return fmt.Errorf("record the build: %w", r.err)
 	}
 	return nil
-}
-
-// discard removes what was written.
-func (r *Recorder) discard() error {
-	if r.file == nil {
-		return nil
-	}
-	r.file.Close() // perhaps it is closed already
-	return os.Remove(r.file.Name())
 }
 
 // IDs returns the builds, the last one first.

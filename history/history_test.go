@@ -15,11 +15,23 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/events"
+	"golang.org/x/sys/unix"
 )
 
 func open(t *testing.T, keep Retention) *History {
 	t.Helper()
 	return Open(t.TempDir(), t.TempDir(), keep)
+}
+
+// forEach runs a test with files without a name, as far as the file system has them, and with files that have one from the beginning.
+func forEach(t *testing.T, f func(t *testing.T, h *History)) {
+	for name, flag := range map[string]int{"unnamed": unix.O_TMPFILE, "named": 0} {
+		t.Run(name, func(t *testing.T) {
+			h := open(t, Default)
+			h.unnamed = flag
+			f(t, h)
+		})
+	}
 }
 
 // record records a build with these events between its first and its last.
@@ -63,8 +75,9 @@ func left(t *testing.T, h *History) {
 	}
 }
 
-func TestRecord(t *testing.T) {
-	h := open(t, Default)
+func TestRecord(t *testing.T) { forEach(t, testRecord) }
+
+func testRecord(t *testing.T, h *History) {
 	if all := ids(t, h); len(all) != 0 {
 		t.Fatalf("builds before the first: %v", all)
 	}
@@ -96,8 +109,9 @@ func TestRecord(t *testing.T) {
 }
 
 // A build that did not come to its end is not in the history, and one whose recording fails leaves nothing.
-func TestNoHalfBuilds(t *testing.T) {
-	h := open(t, Default)
+func TestNoHalfBuilds(t *testing.T) { forEach(t, testNoHalfBuilds) }
+
+func testNoHalfBuilds(t *testing.T, h *History) {
 	r := h.Begin()
 	s := events.New(r)
 	s.Emit(events.Build{Version: events.Version})
@@ -113,7 +127,7 @@ func TestNoHalfBuilds(t *testing.T) {
 	left(t, h)
 
 	// There is a file where the directory should be.
-	if err := os.WriteFile(h.dir, nil, 0o600); err != nil {
+	if err := errors.Join(os.Remove(h.dir), os.WriteFile(h.dir, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	r = h.Begin()
@@ -133,8 +147,9 @@ func TestNoHalfBuilds(t *testing.T) {
 }
 
 // However many events a build has, memory and file are bounded, and the end is there.
-func TestBounds(t *testing.T) {
-	h := open(t, Default)
+func TestBounds(t *testing.T) { forEach(t, testBounds) }
+
+func testBounds(t *testing.T, h *History) {
 	r := h.Begin()
 	r.space = 1 << 20
 	s := events.New(r)
