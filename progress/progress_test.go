@@ -435,7 +435,7 @@ func TestRawJSON(t *testing.T) {
 	if len(all) != 11 {
 		t.Fatalf("%d lines", len(all))
 	}
-	if v := all[0].Vertexes[0]; v.Digest != root.id || v.Name != "scratch" {
+	if v := all[1].Vertexes[0]; v.Digest != root.id || v.Name != "scratch" || v.Completed == nil || !v.Cached {
 		t.Errorf("what is there already: %+v", v)
 	}
 	all = all[2:]

@@ -110,7 +110,8 @@ func (d *rawJSON) note(t *task, at time.Time, text string) { d.log(t, at, 0, []b
 
 func (d *rawJSON) finish(t *task, at time.Time, f events.Finished) {
 	v := vertexOf(t)
-	v.Completed, v.Cached, v.Error = &at, t.cached, f.Error
+	// What is there already is cached: nothing ran for it.
+	v.Completed, v.Cached, v.Error = &at, t.cached || t.what.Idle(), f.Error
 	if f.Canceled {
 		v.Error = canceledError
 	}

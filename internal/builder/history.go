@@ -70,14 +70,25 @@ func (b *Builder) Past(id string) (*PastBuild, error) {
 	if err := b.open(); err != nil {
 		return nil, err
 	}
-	full, err := b.findBuild(id)
+	found, err := b.findBuilds(id)
 	if err != nil {
 		return nil, err
 	}
-	p := &PastBuild{ID: full}
+	var p *PastBuild
+	for _, full := range found {
+		// A crash of the machine may have damaged the last ones.
+		if p, err = b.readBuild(full); !errors.As(err, new(*history.DamagedError)) {
+			break
+		}
+	}
+	return p, err
+}
+
+func (b *Builder) readBuild(id string) (*PastBuild, error) {
+	p := &PastBuild{ID: id}
 	steps := map[llb.Digest]*PastStep{}
 	began := map[llb.Digest]time.Time{}
-	err = b.history.Read(full, func(e events.Event) error {
+	err := b.history.Read(id, func(e events.Event) error {
 		step := steps[e.Vertex]
 		switch body := e.Body.(type) {
 		case events.Build:
@@ -109,7 +120,7 @@ func (b *Builder) Past(id string) (*PastBuild, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read build %s: %w", full, err)
+		return nil, fmt.Errorf("read build %s: %w", id, err)
 	}
 	return p, nil
 }
@@ -132,17 +143,17 @@ func (b *Builder) complete(step *PastStep) {
 	}
 }
 
-// findBuild returns the ID of the build that an ID, its beginning or its end names.
-func (b *Builder) findBuild(id string) (string, error) {
+// findBuilds returns the ID of the build that an ID, its beginning or its end names, and for "" those of all builds, the last one first.
+func (b *Builder) findBuilds(id string) ([]string, error) {
 	all, err := b.history.IDs()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if len(all) == 0 {
-		return "", &InputError{errors.New("there is no build in the history")}
+		return nil, &InputError{errors.New("there is no build in the history")}
 	}
 	if id == "" {
-		return all[0], nil
+		return all, nil
 	}
 	var found []string
 	for _, candidate := range all {
@@ -152,9 +163,9 @@ func (b *Builder) findBuild(id string) (string, error) {
 	}
 	switch len(found) {
 	case 0:
-		return "", &InputError{fmt.Errorf("build %s is not in the history; the last one is %s", id, all[0])}
+		return nil, &InputError{fmt.Errorf("build %s is not in the history; the last one is %s", id, all[0])}
 	case 1:
-		return found[0], nil
+		return found, nil
 	}
-	return "", &InputError{fmt.Errorf("%d builds have an ID that begins or ends with %s: give more of it", len(found), id)}
+	return nil, &InputError{fmt.Errorf("%d builds have an ID that begins or ends with %s: give more of it", len(found), id)}
 }
