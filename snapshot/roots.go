@@ -10,6 +10,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sys/unix"
 )
@@ -169,7 +170,7 @@ func (s *Store) tryOverlay() error {
 	}
 	defer f.Close()
 	fail := func(what string, err error) error {
-		return fmt.Errorf("an overlay in %s: %s: %w", filepath.Dir(s.dir), what, err)
+		return fmt.Errorf("an overlay in %s: %s: %w", rootdir.Shown(filepath.Dir(s.dir)), what, err)
 	}
 	at := int(f.Fd())
 	if err := unix.Unlinkat(at, "file", 0); err != nil {

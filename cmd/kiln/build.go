@@ -59,7 +59,7 @@ func (a *app) buildCommand() *cobra.Command {
 		Use:   "build [flags] PATH | URL | -",
 		Short: "Build an image from a Dockerfile",
 		Args:  exactArgs("a PATH, URL or - (the build context)"),
-		RunE: asRoot(func(cmd *cobra.Command, args []string) error {
+		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
 			o, err := f.options(args[0])
 			if err != nil {
 				return err
@@ -230,7 +230,7 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 			return o, usageErrorf("build context: %w", err)
 		}
 	}
-	return o, nil
+	return o, o.Absolute()
 }
 
 // build runs a build and prints its result; a call other than build is printed as JSON if asJSON is set.

@@ -6,7 +6,6 @@ import (
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/builder"
-	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/spf13/cobra"
 )
@@ -20,7 +19,7 @@ func (a *app) checkCommand() *cobra.Command {
 		Long: `Verify everything in the root directory: every blob against its digest, every layer's files against its manifest, every record
 and list. What is wrong is named on standard output, and the exit status is 1. Builds may run meanwhile.`,
 		Args: exactArgs(),
-		RunE: asRoot(func(cmd *cobra.Command, args []string) error {
+		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
 			problems, repaired := 0, 0
 			found := func(f builder.Finding) {
 				problems++
@@ -71,15 +70,10 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 
 // repairLayout repairs the one file without which no root directory is opened.
 func (a *app) repairLayout(found func(builder.Finding)) error {
-	cfg, err := config.Load()
-	if err != nil {
+	if _, err := a.enter(); err != nil {
 		return err
 	}
-	root, err := cfg.RootDir(a.rootDir)
-	if err != nil {
-		return err
-	}
-	repaired, err := builder.RepairLayout(root)
+	repaired, err := builder.RepairLayout(".")
 	if repaired {
 		found(builder.Finding{Path: "oci-layout", Problem: "cannot be read", Effect: "kiln refuses the root directory", Repaired: true})
 	}

@@ -22,7 +22,7 @@ for what none runs without. The exit status is 0 if a build can run, and else 1.
 			if !userns.Needed() {
 				return a.examine(cmd)
 			}
-			err := asRoot(nil)(cmd, args)
+			err := a.asRoot(nil)(cmd, args)
 			if e, ok := err.(*internalError); ok {
 				// There is no user namespace, so nothing else can be tried.
 				d := &report{app: a}

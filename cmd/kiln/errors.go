@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
@@ -201,7 +202,7 @@ func quoteLog(failures *progress.Failures, step *solver.VertexError) []byte {
 	}
 	text := rule + " > " + shorten(f.Name) + ":\n" + strings.Join(f.Log, "\n") + "\n" + rule
 	if f.More && step.LogFile != "" {
-		text += "all of its output: " + step.LogFile + "\n"
+		text += "all of its output: " + rootdir.Shown(step.LogFile) + "\n"
 	}
 	return []byte(text)
 }

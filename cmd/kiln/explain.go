@@ -9,6 +9,7 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/progress"
 	"github.com/spf13/cobra"
@@ -26,7 +27,7 @@ earlier one, or the beginning or end of its ID.`,
 			}
 			return nil
 		},
-		RunE: asRoot(func(cmd *cobra.Command, args []string) error {
+		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
 			id := ""
 			if len(args) == 1 {
 				id = args[0]
@@ -79,7 +80,7 @@ func explanation(p *builder.PastBuild, now time.Time) []byte {
 			line("          %s", step.Finished.Error)
 		}
 		if step.LogFile != "" {
-			line("          output: %s", step.LogFile)
+			line("          output: %s", rootdir.Shown(step.LogFile))
 		}
 	}
 	if p.Lost > 0 {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/internal/userns"
 )
@@ -38,6 +39,8 @@ type app struct {
 	// rootDir and debug are the flags of all commands.
 	rootDir string
 	debug   bool
+	// config is the configuration, once the root directory was entered.
+	config *config.Config
 }
 
 func newApp(stdout, stderr io.Writer) *app {

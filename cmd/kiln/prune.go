@@ -26,7 +26,7 @@ func (a *app) pruneCommand() *cobra.Command {
 		Long: `Remove images without a name, blobs that no image has, and the cache, but for the steps and layers that images with a
 name have. What a running build uses stays.`,
 		Args: exactArgs(),
-		RunE: asRoot(func(cmd *cobra.Command, args []string) (err error) {
+		RunE: a.asRoot(func(cmd *cobra.Command, args []string) (err error) {
 			o := builder.PruneOptions{All: all, DryRun: dryRun}
 			if o.Before, err = parsePruneFilters(filters, time.Now()); err != nil {
 				return err
@@ -148,7 +148,7 @@ func (a *app) duCommand() *cobra.Command {
 		Use:   "du",
 		Short: "Show what takes the root directory's space",
 		Args:  exactArgs(),
-		RunE: asRoot(func(cmd *cobra.Command, args []string) error {
+		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
 			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
 				u, err := b.Usage(cmd.Context())
 				if err != nil {

@@ -15,7 +15,7 @@ func (a *app) pushCommand() *cobra.Command {
 		Use:   "push NAME[:TAG]",
 		Short: "Send an image to its registry",
 		Args:  exactArgs("a NAME"),
-		RunE: asRoot(func(cmd *cobra.Command, args []string) error {
+		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
 			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
 				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, s *events.Stream) error {
 					return b.Push(ctx, args[0], s)

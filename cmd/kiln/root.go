@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -12,6 +13,7 @@ import (
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/progress"
@@ -114,12 +116,15 @@ func count(n int, thing string) string {
 
 // asRoot returns run in a form that is root's where kiln is not: in a user namespace, by a kiln of its own, which does and says
 // everything.
-func asRoot(run func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Command, args []string) error {
+func (a *app) asRoot(run func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Command, args []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		if !userns.Needed() {
 			return run(cmd, args)
 		}
 		ctx := cmd.Context()
+		if _, root, err := a.findRoot(); err == nil { // the other says what is wrong with it
+			a.warnOfRoot(root)
+		}
 		status, err := userns.Run(ctx, func() syscall.Signal { return causeSignal(ctx).signal })
 		if err != nil {
 			return &internalError{err}
@@ -133,17 +138,81 @@ type doneError struct{ status int }
 
 func (e *doneError) Error() string { return fmt.Sprintf("exit status %d", e.status) }
 
-// withBuilder calls f with an open builder.
-func (a *app) withBuilder(ctx context.Context, f func(b *builder.Builder) error) (err error) {
+// enter reads the configuration and makes the root directory the working directory, once. Paths of the user's are absolute from then
+// on.
+func (a *app) enter() (*config.Config, error) {
+	if a.config != nil {
+		return a.config, nil
+	}
+	cfg, root, err := a.findRoot()
+	if err != nil {
+		return nil, err
+	}
+	if !userns.Inside() { // the kiln that started this one has warned
+		a.warnOfRoot(root)
+	}
+	if err := absoluteEnvironment(); err != nil {
+		return nil, err
+	}
+	if err := rootdir.Enter(root); err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", root, err)
+	}
+	a.config = cfg
+	return cfg, nil
+}
+
+// findRoot reads the configuration and finds the root directory.
+func (a *app) findRoot() (*config.Config, string, error) {
 	cfg, err := config.Load()
 	if err != nil {
-		return &internalError{err}
+		return nil, "", err
 	}
 	root, err := cfg.RootDir(a.rootDir)
+	return cfg, root, err
+}
+
+// warnOfRoot says who else could replace the root directory. It has to know users as the machine does, so in a user namespace of
+// kiln's own it comes too late.
+func (a *app) warnOfRoot(root string) {
+	doubts, err := rootdir.Doubts(root, os.Geteuid())
+	if err != nil {
+		return // whoever opens it says why it cannot
+	}
+	for _, d := range doubts {
+		a.complain(fmt.Sprintf("warning: %s, on the path of the root directory %s, %s: they could replace the root directory between two commands", d.Path, root, d))
+	}
+}
+
+// pathVariables are those of the environment that hold a path, or several, for kiln itself.
+var pathVariables = []string{"HOME", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+
+// absoluteEnvironment makes the paths absolute that are relative to the working directory.
+func absoluteEnvironment() error {
+	for _, name := range pathVariables {
+		list := filepath.SplitList(os.Getenv(name))
+		for i := range list {
+			var err error
+			if list[i], err = filepath.Abs(list[i]); err != nil {
+				return err
+			}
+		}
+		if len(list) == 0 {
+			continue
+		}
+		if err := os.Setenv(name, strings.Join(list, string(filepath.ListSeparator))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// withBuilder calls f with an open builder.
+func (a *app) withBuilder(ctx context.Context, f func(b *builder.Builder) error) (err error) {
+	cfg, err := a.enter()
 	if err != nil {
 		return &internalError{err}
 	}
-	b, err := builder.New(ctx, root, cfg)
+	b, err := builder.New(ctx, ".", cfg)
 	if err != nil {
 		return &internalError{err}
 	}
@@ -155,7 +224,7 @@ func (a *app) withBuilder(ctx context.Context, f func(b *builder.Builder) error)
 			fmt.Fprintf(a.stderr, "WARNING: %s\n", termtext.Line(closeErr.Error()))
 		}
 		for _, left := range b.Left() {
-			fmt.Fprintf(a.stderr, "WARNING: a killed kiln has left what cannot be removed, and only takes space: %s\n", termtext.Line(left.Error()))
+			fmt.Fprintf(a.stderr, "WARNING: a killed kiln has left in %s what cannot be removed, and only takes space: %s\n", termtext.Line(rootdir.Shown(".")), termtext.Line(left.Error()))
 		}
 	}()
 	return f(b)

@@ -20,6 +20,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/localdir"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/llb"
@@ -254,7 +255,7 @@ func shownName(path, contextDir string) string {
 	if rel, err := filepath.Rel(contextDir, path); err == nil && filepath.IsLocal(rel) {
 		return rel
 	}
-	return path
+	return rootdir.Shown(path)
 }
 
 // readFile reads a regular file of the client of at most limit bytes.

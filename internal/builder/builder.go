@@ -54,8 +54,8 @@ type Builder struct {
 	history   *history.History
 }
 
-// New opens the root directory, which it makes if it is missing. Close must be called. The context is that of the process, for what its
-// builds have in common.
+// New opens the root directory, which it makes if it is missing: "." for one that was entered, see package rootdir. Close must be
+// called. The context is that of the process, for what its builds have in common.
 func New(ctx context.Context, root string, cfg *config.Config) (*Builder, error) {
 	store, err := cas.Open(root)
 	if err != nil {

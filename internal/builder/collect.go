@@ -28,7 +28,7 @@ const collectEvery = time.Hour
 func (b *Builder) collection() (o PruneOptions, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(b.store.Root(), &st); err != nil {
-		return o, fmt.Errorf("look at the file system of %s: %w", b.store.Root(), err)
+		return o, fmt.Errorf("look at the file system of %s: %w", b.store.Name(), err)
 	}
 	disk := int64(st.Blocks) * st.Bsize
 	o.All = true

@@ -114,10 +114,10 @@ func (b *Builder) lookRoot(context.Context) (string, Severity) {
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(b.store.Root(), &st); err != nil {
-		return fmt.Sprintf("statfs %s: %v", b.store.Root(), err), Fatal
+		return fmt.Sprintf("statfs %s: %v", b.store.Name(), err), Fatal
 	}
 	free := int64(st.Bavail) * st.Bsize
-	text := fmt.Sprintf("%s, with %s free", b.store.Root(), units.HumanSize(float64(free)))
+	text := fmt.Sprintf("%s, with %s free", b.store.Name(), units.HumanSize(float64(free)))
 	if st.Files > 0 {
 		text += fmt.Sprintf(" and %d inodes", st.Ffree)
 	}
@@ -151,7 +151,7 @@ func (b *Builder) lookCapabilities(context.Context) (string, Severity) {
 	defer os.Remove(name)
 	// struct vfs_cap_data of revision 2 with CAP_NET_BIND_SERVICE, see capabilities(7).
 	if err := unix.Setxattr(name, "security.capability", []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0); err != nil {
-		return fmt.Sprintf("the file system of %s does not hold them (%v), so setcap fails in a RUN, and layers with such files cannot be unpacked", b.store.Root(), err), Lacking
+		return fmt.Sprintf("the file system of %s does not hold them (%v), so setcap fails in a RUN, and layers with such files cannot be unpacked", b.store.Name(), err), Lacking
 	}
 	return "are kept", Fine
 }

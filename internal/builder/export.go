@@ -17,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
@@ -423,10 +424,10 @@ func (f *finished) directory(ctx context.Context, dest string, tree layer.Tree, 
 		return err
 	}
 	if n := dropped.SetID; n > 0 {
-		f.events.Warn(fmt.Sprintf("%s: %s without the set-user-ID and set-group-ID bits that the image has; type=local,dest=…,set-id=true keeps them", dest, wrote(n, "file")))
+		f.events.Warn(fmt.Sprintf("%s: %s without the set-user-ID and set-group-ID bits that the image has; type=local,dest=…,set-id=true keeps them", rootdir.Shown(dest), wrote(n, "file")))
 	}
 	if n := dropped.Devices; n > 0 {
-		f.events.Warn(fmt.Sprintf("%s: %s left out; type=local,dest=…,devices=true makes them", dest, wrote(n, "device")))
+		f.events.Warn(fmt.Sprintf("%s: %s left out; type=local,dest=…,devices=true makes them", rootdir.Shown(dest), wrote(n, "device")))
 	}
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"slices"
 	"sync"
 
@@ -108,10 +107,6 @@ func (b *bases) hold(img *registry.Image) {
 }
 
 func (b *bases) layout(dir string) (*registry.Layout, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, err
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if l := b.layouts[dir]; l != nil {

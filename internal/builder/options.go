@@ -7,15 +7,18 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 )
 
 // Options say what one build has to do. They are checked values, as far as they can be checked without looking at files:
-// names are in full, environment variables are resolved. Paths are as the user gave them, relative to the working directory.
+// names are in full, environment variables are resolved. Paths on the client are absolute: see Absolute.
 type Options struct {
 	// ContextDir is the build context: a directory, the address of a git repository or of an archive or Dockerfile, or "-" for
 	// an archive or Dockerfile on Stdin.
@@ -80,6 +83,43 @@ type Options struct {
 	Check bool
 	// Describe asks for a description of the Dockerfile in place of a build: "outline" or "targets"; "" for none.
 	Describe string
+}
+
+// Absolute makes the paths absolute that are relative to the working directory. It is called before that changes.
+func (o *Options) Absolute() error {
+	var failed error
+	abs := func(path *string) {
+		if *path == "" || *path == stdin || failed != nil {
+			return
+		}
+		*path, failed = filepath.Abs(*path)
+	}
+	if isDir(o.ContextDir) {
+		abs(&o.ContextDir)
+		if !elsewhere(o.Dockerfile) {
+			abs(&o.Dockerfile)
+		}
+	}
+	contexts := map[string]string{}
+	for name, value := range o.BuildContexts {
+		if layout, ok := strings.CutPrefix(value, registry.LayoutScheme); ok {
+			abs(&layout)
+			value = registry.LayoutScheme + layout
+		} else if frontend.IsDirContext(value) {
+			abs(&value)
+		}
+		contexts[name] = value
+	}
+	o.BuildContexts = contexts
+	for i := range o.Outputs {
+		abs(&o.Outputs[i].Dest)
+	}
+	for i := range o.Secrets {
+		abs(&o.Secrets[i].Src)
+	}
+	abs(&o.IIDFile)
+	abs(&o.MetadataFile)
+	return failed
 }
 
 // OutputType is a kind of Output.
@@ -170,5 +210,5 @@ func (o *Options) DockerfilePath() (string, error) {
 			return "", &InputError{fmt.Errorf("look for the Dockerfile: %w", err)}
 		}
 	}
-	return "", &InputError{fmt.Errorf("there is no Dockerfile in %s; name one with -f", o.ContextDir)}
+	return "", &InputError{fmt.Errorf("there is no Dockerfile in %s; name one with -f", rootdir.Shown(o.ContextDir))}
 }

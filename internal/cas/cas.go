@@ -25,6 +25,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -64,6 +65,7 @@ type Store struct {
 	Context context.Context
 
 	root string
+	name string // of root, for people
 
 	mu   sync.Mutex
 	held map[digest.Digest]held
@@ -80,14 +82,16 @@ type held struct {
 // The directory must belong to the process's user and be writable by nobody else; kiln takes away others' permission to
 // look into it. One that holds other things but no oci-layout file is refused, because kiln would otherwise close
 // somebody's home directory.
+//
+// A root that is a relative name stays one: the process's working directory must not change then. See package rootdir.
 func Open(root string) (*Store, error) {
-	root, err := filepath.Abs(root)
+	name, err := filepath.Abs(rootdir.Shown(root))
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	s := &Store{Context: context.Background(), root: root, held: map[digest.Digest]held{}}
+	s := &Store{Context: context.Background(), root: filepath.Clean(root), name: name, held: map[digest.Digest]held{}}
 	if err := s.prepare(); err != nil {
-		return nil, fmt.Errorf("open image store %s: %w", root, err)
+		return nil, fmt.Errorf("open image store %s: %w", name, err)
 	}
 	s.Sweep()
 	return s, nil
@@ -216,6 +220,9 @@ func (s *Store) Sweep() {
 
 // Root returns the store's directory as an absolute path.
 func (s *Store) Root() string { return s.root }
+
+// Name returns the absolute path that the store's directory had when it was opened, for people to read.
+func (s *Store) Name() string { return s.name }
 
 // Path returns the path of a blob, whether or not it exists, for programs that open files by name. What is read there is
 // not verified.

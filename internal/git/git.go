@@ -106,7 +106,7 @@ func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, who Identity) (C
 		if err != nil {
 			return Commit{}, err
 		}
-		k := call{source: s, doing: "list the refs of", authorization: auth, identity: who, limit: reach.Anywhere, args: []string{"ls-remote", "--", s.Remote}}
+		k := call{source: s, doing: "list the refs of", authorization: auth, identity: who, limit: reach.Anywhere, args: []string{"--git-dir=" + noRepository, "ls-remote", "--", s.Remote}}
 		names := candidates(s.Ref)
 		for _, n := range names {
 			k.args = append(k.args, n, n+"^{}")
@@ -129,6 +129,9 @@ func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, who Identity) (C
 	}
 	return found, nil
 }
+
+// noRepository keeps git from looking for a repository in the directories above, whose configuration would count.
+const noRepository = "/dev/null/none"
 
 func ref(s *remoteurl.Git) string {
 	if s.Ref == "" {

@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,6 +21,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/userns"
 )
 
@@ -316,16 +316,12 @@ func (c *Client) execute(ctx context.Context, k call, program string, args, env 
 	said := &tail{timer: time.AfterFunc(silence, func() { cancel(errSilent) }), received: k.received}
 	defer said.timer.Stop()
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Dir = c.tmp
 	cmd.Env = env
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = k.stdin, k.stdout, said
 	cmd.SysProcAttr = userns.AsCaller(&syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL})
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
-	// The signal of Pdeathsig comes when the thread ends that started the program.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	err := cmd.Run()
+	err := rootdir.Run(cmd)
 	if err == nil {
 		return nil
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -62,14 +61,15 @@ func (o Overlay) mountString() (*os.File, error) {
 	fail := func(call string, err error) error {
 		return &Error{FS: "overlay", Call: call, Err: err}
 	}
-	target, err := filepath.Abs(o.Lower[0])
-	if err != nil {
-		return nil, fail("find "+o.Lower[0], err)
-	}
 	var f *os.File
-	err = alone(func() error {
+	err := alone(func() error {
 		// They are opened here: the kernel overlays no directory of another mount namespace.
 		var fds []int
+		here, err := unix.Open(".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fail("open .", err)
+		}
+		defer unix.Close(here)
 		defer func() {
 			for _, fd := range fds {
 				unix.Close(fd)
@@ -106,7 +106,7 @@ func (o Overlay) mountString() (*os.File, error) {
 		if err := unix.Chdir("/proc/thread-self/fd"); err != nil {
 			return fail("chdir /proc/thread-self/fd", err)
 		}
-		if err := unix.Mount("overlay", target, "overlay", flags, options); err != nil {
+		if err := unix.Mount("overlay", names[0], "overlay", flags, options); err != nil {
 			return fail("mount with the options "+options, err)
 		}
 		mounts, err := os.ReadFile("/proc/thread-self/mountinfo")
@@ -116,7 +116,11 @@ func (o Overlay) mountString() (*os.File, error) {
 		if text := string(mounts) + "\n"; !strings.Contains(text, lower+",") && !strings.Contains(text, lower+"\n") {
 			return fail(fmt.Sprintf("mount of %d layers: the kernel has not taken all of them", n), unix.EINVAL)
 		}
-		fd, err := unix.OpenTree(unix.AT_FDCWD, target, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		// Its name leads to what is mounted on it, and the descriptor to what is below.
+		if err := unix.Fchdir(here); err != nil {
+			return fail("chdir", err)
+		}
+		fd, err := unix.OpenTree(unix.AT_FDCWD, o.Lower[0], unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 		if err != nil {
 			return fail("open_tree", err)
 		}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"golang.org/x/crypto/ssh"
@@ -121,9 +122,12 @@ func (a *Agent) Lend(ctx context.Context, tmp string) (s *Socket, err error) {
 	return s, nil
 }
 
-// Path returns a path of the socket that processes of the same user can use. The name of a socket has at most 107 bytes, and
-// that of the directory may be longer.
+// Path returns a path of the socket that processes of the same user can use, with the same working directory if it is relative. The
+// name of a socket has at most 107 bytes, and that of the directory may be longer.
 func (s *Socket) Path() string {
+	if !filepath.IsAbs(s.name) {
+		return filepath.Join(s.name, Name)
+	}
 	return fmt.Sprintf("/proc/%d/fd/%d/%s", os.Getpid(), s.Dir.Fd(), Name)
 }
 

@@ -45,6 +45,9 @@ func Needed() bool {
 	return unix.Capget(&hdr, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SYS_ADMIN) == 0
 }
 
+// Inside reports whether another kiln has started this one by Run.
+func Inside() bool { return inside != nil }
+
 // UID returns the id of the user that called kiln, as that user sees it.
 func UID() int {
 	if inside != nil {
