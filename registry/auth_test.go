@@ -315,6 +315,9 @@ func TestRedirectBack(t *testing.T) {
 	if _, err := quick(nil).Resolve(t.Context(), front.host+"/app", amd64, newStore(t)); err == nil {
 		t.Fatal("resolved")
 	}
+	if len(back.heard) == 0 {
+		t.Error("nothing was redirected")
+	}
 	if stolen.Load() != nil {
 		t.Error("the way back had a token")
 	}

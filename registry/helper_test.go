@@ -138,6 +138,19 @@ func (f *fault) count(prefix string) int {
 	return n
 }
 
+// sent returns how many requests had bytes of a blob: a small one comes with the PUT that ends its upload.
+func (f *fault) sent() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for _, c := range f.calls {
+		if strings.HasPrefix(c, "PATCH ") || strings.HasPrefix(c, "PUT ") && strings.Contains(c, "/blobs/") {
+			n++
+		}
+	}
+	return n
+}
+
 // checkOrder has all that was asked about blobs come before any manifest was sent.
 func (f *fault) checkOrder(t *testing.T) {
 	t.Helper()

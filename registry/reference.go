@@ -2,6 +2,7 @@ package registry
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -62,6 +63,9 @@ func parseReference(s string) (Reference, error) {
 	if len(r.Repository) > maxRepository {
 		return r, fmt.Errorf("its repository, %.40s…, is longer than %d bytes", r.Repository, maxRepository)
 	}
+	if err := checkRegistry(r.Registry); err != nil {
+		return r, err
+	}
 	// The library checks the characters alone; "a/../b" would lead elsewhere in an address.
 	for part := range strings.SplitSeq(r.Repository, "/") {
 		if part == "" || !alphanumeric(part[0]) || !alphanumeric(part[len(part)-1]) {
@@ -78,6 +82,21 @@ func parseReference(s string) (Reference, error) {
 		r.Registry = config.DockerHub
 	}
 	return r, nil
+}
+
+// checkRegistry returns an error unless s is a host name or an address, with a port or without.
+func checkRegistry(s string) error {
+	host := s
+	if i := strings.LastIndexByte(s, ':'); i >= 0 && !strings.HasSuffix(s, "]") {
+		host = s[:i]
+		if _, err := strconv.ParseUint(s[i+1:], 10, 16); err != nil {
+			return fmt.Errorf("%q in it is no port", s[i+1:])
+		}
+	}
+	if !strings.HasPrefix(host, "[") && (host == "" || !alphanumeric(host[0]) || !alphanumeric(host[len(host)-1])) {
+		return fmt.Errorf("%q in it is no host name", host)
+	}
+	return nil
 }
 
 func alphanumeric(c byte) bool {

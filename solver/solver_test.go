@@ -235,28 +235,37 @@ func TestIndependentStepsRunTogether(t *testing.T) {
 func TestParallelismIsTheLimit(t *testing.T) {
 	b := newBuild()
 	var roots []llb.Output
-	for i := range 30 {
+	const n, limit = 30, 3
+	for i := range n {
 		roots = append(roots, b.step(fmt.Sprint(i)))
 	}
 	var mu sync.Mutex
-	now, most := 0, 0
+	changed := sync.NewCond(&mu)
+	now, done, most := 0, 0, 0
+	// Each waits until as many as may run do, and then gives more of them the time to begin.
 	r := &runner{run: func(context.Context, string, solver.Job) error {
 		mu.Lock()
 		now++
 		most = max(most, now)
+		for changed.Broadcast(); now < limit && done <= n-limit; {
+			changed.Wait()
+		}
 		mu.Unlock()
-		runtime.Gosched()
+		for range 100 {
+			runtime.Gosched()
+		}
 		mu.Lock()
-		now--
+		now, done = now-1, done+1
+		changed.Broadcast()
 		mu.Unlock()
 		return nil
 	}}
-	_, err := solver.Solve(t.Context(), roots, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Parallelism: 3})
+	_, err := solver.Solve(t.Context(), roots, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Parallelism: limit})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if most > 3 {
-		t.Fatalf("%d steps at once, of at most 3", most)
+	if most != limit {
+		t.Fatalf("%d steps at once, and %d may be", most, limit)
 	}
 }
 

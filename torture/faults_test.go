@@ -54,7 +54,7 @@ func TestFailingCalls(t *testing.T) {
 	ref := quiet(t, filepath.Join(t.TempDir(), "root"))
 	want := treeDigest(t, ref.build())
 	n := rounds(t, 14)
-	failed := 0
+	failed, hit := 0, 0
 	for i := range n {
 		f := failures[rnd.IntN(len(failures))]
 		inject := fmt.Sprintf("%s:error=%s:when=%d", f.calls, f.errno, 1+rnd.IntN(12))
@@ -76,6 +76,9 @@ func TestFailingCalls(t *testing.T) {
 		timer := time.AfterFunc(time.Minute, func() { hung = true; cmd.Process.Kill() })
 		err := cmd.Wait()
 		timer.Stop()
+		if err != nil {
+			hit++
+		}
 		switch {
 		case hung:
 			t.Errorf("%s: kiln hangs\n%s", inject, log.String())
@@ -99,6 +102,9 @@ func TestFailingCalls(t *testing.T) {
 		if t.Failed() {
 			t.Fatalf("%s: kiln said\n%s", inject, log.String())
 		}
+	}
+	if hit == 0 {
+		t.Errorf("none of %d rounds came to a call that was to fail", n)
 	}
 	t.Logf("%d rounds, %d of them ended in an error", n, failed)
 }

@@ -265,6 +265,9 @@ func TestKill(t *testing.T) {
 		}
 	}
 	checkStore(t, p, "again")
+	if killed == 0 {
+		t.Errorf("kiln was killed in none of %d rounds", n)
+	}
 	t.Logf("%d rounds, kiln killed in %d, a whole build takes %v, one with most in the cache %v", n, killed, full.Round(time.Millisecond), warm.Round(time.Millisecond))
 }
 

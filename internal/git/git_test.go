@@ -34,7 +34,7 @@ func newRemote(t *testing.T) *remote {
 	r := &remote{t: t, dir: t.TempDir()}
 	out, err := exec.Command("git", "--exec-path").Output()
 	if err != nil {
-		t.Skipf("git is not installed: %v", err)
+		t.Fatalf("%v: install git", err)
 	}
 	h := cgi.Handler{Path: filepath.Join(strings.TrimSpace(string(out)), "git-http-backend")}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {

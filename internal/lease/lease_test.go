@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -77,9 +78,10 @@ func TestTakeOrMiss(t *testing.T) {
 		})
 	}
 	var users sync.WaitGroup
+	var taken atomic.Int64
 	for range 4 {
 		users.Go(func() {
-			for range 200 {
+			for i := 0; i < 200 || taken.Load() == 0; i++ {
 				fresh, err := os.MkdirTemp(trash, "new-")
 				if err != nil {
 					t.Error(err)
@@ -94,6 +96,7 @@ func TestTakeOrMiss(t *testing.T) {
 					t.Error(err)
 					return
 				}
+				taken.Add(1)
 				if _, err := os.Lstat(path); err != nil {
 					t.Errorf("what is held: %v", err)
 				}

@@ -467,6 +467,13 @@ func TestTargets(t *testing.T) {
 // send.
 func TestLoopbackByHand(t *testing.T) {
 	reached := make(chan struct{}, 1)
+	// What leads to the host's own address does reach it by such a packet.
+	own := serve(t, address(t, gateway4), func(*net.TCPConn) { reached <- struct{}{} })
+	n := newNetwork(t)
+	r := newRelay(n.namespace, &n.pool.sockets)
+	r.packet(syn(netip.AddrPortFrom(address4.Addr(), 1000), own))
+	<-reached
+	r.close()
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		addr := serve(t, netip.MustParseAddr(host), func(*net.TCPConn) { reached <- struct{}{} })
 		n := newNetwork(t)

@@ -129,9 +129,13 @@ func TestKeys(t *testing.T) {
 			t.Errorf("%s: %v", k, err)
 		}
 	}
-	for what, err := range map[string]error{"remove": client.RemoveAll(), "lock": client.Lock([]byte("x"))} {
-		if err == nil {
+	for what, f := range map[string]func() error{"remove": client.RemoveAll, "lock": func() error { return client.Lock([]byte("x")) }} {
+		if err := f(); err == nil {
 			t.Errorf("%s is passed on", what)
+		}
+		// It was refused, and not the connection that broke.
+		if keys, err := client.List(); err != nil || len(keys) != 2 {
+			t.Errorf("after %s: %v, %v", what, keys, err)
 		}
 	}
 	path := s.Path()
