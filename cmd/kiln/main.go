@@ -6,6 +6,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -16,6 +19,7 @@ import (
 
 func main() {
 	paceGC()
+	dropRelativePath()
 	a := newApp(os.Stdout, os.Stderr)
 	if err := userns.Enter(); err != nil {
 		if !errors.Is(err, userns.ErrOrphan) {
@@ -27,6 +31,15 @@ func main() {
 	// it. Only now, since a kiln that starts another in a user namespace has to write to files of that in /proc.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // it cannot fail with these arguments
 	os.Exit(a.run(os.Args[1:]))
+}
+
+// dropRelativePath takes directories out of $PATH that are relative: programs are not looked for where the user happens to be, which may
+// be the context of somebody else.
+func dropRelativePath() {
+	path := filepath.SplitList(os.Getenv("PATH"))
+	if kept := slices.DeleteFunc(slices.Clone(path), func(dir string) bool { return !filepath.IsAbs(dir) }); len(kept) < len(path) {
+		_ = os.Setenv("PATH", strings.Join(kept, string(filepath.ListSeparator))) // it fails for names that are none
+	}
 }
 
 // app is one run of the command line.

@@ -143,10 +143,11 @@ func TestRedirects(t *testing.T) {
 	t.Cleanup(proxy.Close)
 	inners := []*inner{newInner(t, "127.0.0.1"), newInner(t, kilntest.Metadata)}
 
-	ways := []struct {
+	type way struct {
 		name  string
 		build func(dir, from string, in *inner) *exec.Cmd
-	}{
+	}
+	ways := []way{
 		{"ADD", func(dir, from string, in *inner) *exec.Cmd {
 			return build(t, dir, "FROM scratch\nADD http://"+from+"/"+in.path("redirect")+"/f /\n")
 		}},
@@ -176,14 +177,19 @@ func TestRedirects(t *testing.T) {
 			return build(t, dir, "FROM scratch\nADD http://"+from+"/"+at+" /\n")
 		}},
 	}
+	for name, add := range map[string]string{"file": "http://%s/f", "repository": "http://%s/r.git", "git": "git://%s/r.git", "ssh": "ssh://git@%s/r.git"} {
+		ways = append(ways, way{"Dockerfile of a context, " + name, func(dir, from string, in *inner) *exec.Cmd {
+			at := in.path("git") + "/" + filepath.Base(filepath.Dir(dir)) + filepath.Base(dir) + ".git"
+			repository(t, filepath.Join(sends.repositories, at), "", map[string]string{"Dockerfile": "FROM scratch\nADD " + fmt.Sprintf(add, in.addr) + " /\n"})
+			return exec.Command("kiln", "build", "http://"+from+"/"+at)
+		}})
+	}
 	for _, scheme := range []string{"http", "git", "ssh"} {
-		ways = append(ways, ways[0])
-		ways[len(ways)-1].name = "submodule over " + scheme
-		ways[len(ways)-1].build = func(dir, from string, in *inner) *exec.Cmd {
+		ways = append(ways, way{"submodule over " + scheme, func(dir, from string, in *inner) *exec.Cmd {
 			at := in.path("git") + "/" + filepath.Base(filepath.Dir(dir)) + filepath.Base(dir) + ".git"
 			repository(t, filepath.Join(sends.repositories, at), scheme+"://"+in.addr+"/r.git", map[string]string{"f": "x"})
 			return build(t, dir, "FROM scratch\nADD http://"+from+"/"+at+" /\n")
-		}
+		}})
 	}
 	run := func(t *testing.T, c *exec.Cmd, env ...string) string {
 		dir := t.TempDir()

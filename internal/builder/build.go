@@ -135,7 +135,7 @@ func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *
 	}
 	runner := ops.New(ops.Config{
 		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Root: b.store.Root(), Tmp: b.scratch.Path(),
-		CDIDirs: b.cdiDirs, Allow: o.Allow, Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, SharedProc: sharedProc, Warn: s.Warn, Note: note,
+		CDIDirs: b.cdiDirs, Allow: o.Allow, Limit: hostLimit(o), Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, SharedProc: sharedProc, Warn: s.Warn, Note: note,
 	})
 	defer func() { err = errors.Join(err, runner.Close()) }()
 	project := projectOf(o)

@@ -7,6 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
@@ -61,6 +66,45 @@ type remote struct {
 	files   bool
 	// project is that of the build's llb.Place.
 	project string
+}
+
+// hostLimit returns how far in the hosts may be that ADD names. A Dockerfile from another machine is somebody else's: it names none that a
+// RUN could not reach, and none closer than where it came from. Those that the user named may be anywhere.
+func hostLimit(o Options) reach.Limit {
+	from := o.ContextDir
+	if elsewhere(o.Dockerfile) {
+		from = o.Dockerfile
+	}
+	origin := hostOf(from)
+	if origin == "" {
+		return nil
+	}
+	named := []string{origin, hostOf(o.ContextDir)}
+	for _, value := range o.BuildContexts {
+		named = append(named, hostOf(value))
+	}
+	found := reach.NewTransports(&http.Transport{}, net.Dialer{})
+	return func(ctx context.Context, host string) reach.Scope {
+		if slices.ContainsFunc(named, func(n string) bool { return strings.EqualFold(n, host) }) {
+			return reach.Anywhere
+		}
+		return max(reach.Private, found.Find(ctx, origin).Low)
+	}
+}
+
+// hostOf returns the host that an address names, without its port; "" for what is on the client.
+func hostOf(address string) string {
+	switch {
+	case remoteurl.IsGitContext(address):
+		if s, err := remoteurl.ParseGitContext(address); err == nil {
+			return s.Hostname()
+		}
+	case remoteurl.IsHTTP(address):
+		if u, err := url.Parse(address); err == nil {
+			return u.Hostname()
+		}
+	}
+	return ""
 }
 
 // tree returns the files that a vertex makes.

@@ -64,12 +64,12 @@ type export struct {
 // commit. A file's body is valid during the call.
 func (c *Client) Export(ctx context.Context, s *remoteurl.Git, commit Commit, o Options, put func(e layer.Entry, body io.Reader) error) error {
 	x := &export{c: c, ctx: ctx, o: o, account: s.Account(), put: put}
-	return x.commit(s, commit, s.Subdir, "", 0, reach.Anywhere)
+	return x.commit(s, commit, s.Subdir, "", 0, c.Limit.Of(ctx, s.Hostname()))
 }
 
 // Time returns when a commit was made.
 func (c *Client) Time(ctx context.Context, s *remoteurl.Git, commit Commit, who Identity) (time.Time, error) {
-	m, err := c.fetch(ctx, s, commit, options{identity: who, named: true, limit: reach.Anywhere})
+	m, err := c.fetch(ctx, s, commit, options{identity: who, named: true, limit: c.Limit.Of(ctx, s.Hostname())})
 	if err != nil {
 		return time.Time{}, err
 	}

@@ -26,6 +26,9 @@ import (
 // Client fetches repositories into mirrors. Its methods may be called from several goroutines, and several processes may
 // share the mirrors.
 type Client struct {
+	// Limit is of the hosts of repositories that are asked for. It is set before the Client is used, or left as it is.
+	Limit reach.Limit
+
 	dir, tmp string
 	secret   func(id string) ([]byte, bool, error)
 	pause    time.Duration // firstPause, or less in tests
@@ -106,7 +109,7 @@ func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, who Identity) (C
 		if err != nil {
 			return Commit{}, err
 		}
-		k := call{source: s, doing: "list the refs of", authorization: auth, identity: who, limit: reach.Anywhere, args: []string{"--git-dir=" + noRepository, "ls-remote", "--", s.Remote}}
+		k := call{source: s, doing: "list the refs of", authorization: auth, identity: who, limit: c.Limit.Of(ctx, s.Hostname()), args: []string{"--git-dir=" + noRepository, "ls-remote", "--", s.Remote}}
 		names := candidates(s.Ref)
 		for _, n := range names {
 			k.args = append(k.args, n, n+"^{}")

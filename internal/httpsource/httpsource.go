@@ -56,6 +56,9 @@ const settled = time.Minute
 
 // Client fetches files. Its methods may be called from several goroutines, and several processes may share its directory.
 type Client struct {
+	// Limit is of the hosts of requests that have no Way. It is set before the Client is used, or left as it is.
+	Limit reach.Limit
+
 	dir, tmp    string
 	secret      func(id string) ([]byte, bool, error)
 	idle, pause time.Duration // idleTimeout and firstPause, or less in tests
@@ -78,7 +81,7 @@ type Request struct {
 	Header http.Header
 	// MaxSize bounds the file in bytes; 0 is for the constant of that name.
 	MaxSize int64
-	// Way is how it is asked for; nil is for one of its own that may lead anywhere.
+	// Way is how it is asked for; nil is for one of its own.
 	Way *reach.Way
 	// Received, where not nil, is told how many bytes of the file have come, and how many there are; 0 where that is not known.
 	Received func(bytes, total int64)

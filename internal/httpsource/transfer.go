@@ -84,7 +84,11 @@ func (d *download) run(ctx context.Context) error {
 	if way == nil {
 		t := transports()
 		defer t.CloseIdleConnections()
-		way = t.Way(reach.Anywhere)
+		u, err := url.Parse(d.request.URL)
+		if err != nil {
+			return errors.New("the address is not a URL")
+		}
+		way = t.Way(d.c.Limit.Of(ctx, u.Hostname()))
 	}
 	client := &http.Client{Transport: way, CheckRedirect: d.redirect}
 	d.hashes()

@@ -36,6 +36,17 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s is %s, and a server outside of that network may not send kiln there", s, Of(e.Addr))
 }
 
+// Limit says how far in a host, by its name or address, may be that is named by what the user did not write; nil is for anywhere.
+type Limit func(ctx context.Context, host string) Scope
+
+// Of returns the limit of a host.
+func (l Limit) Of(ctx context.Context, host string) Scope {
+	if l == nil {
+		return Anywhere
+	}
+	return l(ctx, host)
+}
+
 // Transports makes http connections that lead no further in than a limit. It is safe for concurrent use.
 type Transports struct {
 	base   *http.Transport

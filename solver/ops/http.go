@@ -20,7 +20,9 @@ import (
 
 // httpClient returns the client of ADD from http and https.
 func (r *Runner) httpClient() *httpsource.Client {
-	return httpsource.New(filepath.Join(r.Root, "http"), r.Tmp, r.secret)
+	c := httpsource.New(filepath.Join(r.Root, "http"), r.Tmp, r.secret)
+	c.Limit = r.Limit
+	return c
 }
 
 func (r *Runner) secret(id string) ([]byte, bool, error) {

@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/network"
+	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/sandbox"
@@ -69,6 +70,8 @@ type Config struct {
 	IDs func() (*mount.IDMap, error)
 	// SharedProc is as in sandbox.Spec.
 	SharedProc bool
+	// Limit is of the hosts that ADD names; nil is for anywhere.
+	Limit reach.Limit
 	// Local are the trees of llb.Local by their names: directories of the client, or what took the place of one.
 	Local map[string]layer.Tree
 	// Root is kiln's root directory, for cache mounts and locks.
@@ -124,6 +127,7 @@ func New(c Config) *Runner {
 		r.networks.Make = sandbox.NewUserNamespace
 	}
 	r.git = git.New(filepath.Join(c.Root, "git"), c.Tmp, r.secret)
+	r.git.Limit = c.Limit
 	return r
 }
 
