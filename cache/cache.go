@@ -58,7 +58,14 @@ func (c *Cache) path(key solver.Key) string {
 // maxRecord bounds a record, in bytes: a command line and an environment can be 6 MiB (execve(2)).
 const maxRecord = 16 << 20
 
-const header = "kiln record 2"
+// header is the first line of a record. One that begins with headerWords alone is of another version.
+const (
+	headerWords = "kiln record "
+	header      = headerWords + "3"
+)
+
+// errVersion is the error of a record that another version of kiln wrote.
+var errVersion = errors.New("another version of kiln wrote it")
 
 // Get implements solver.Cache.
 func (c *Cache) Get(key solver.Key) (*solver.Record, error) {
@@ -75,7 +82,7 @@ func (c *Cache) Get(key solver.Key) (*solver.Record, error) {
 		return nil, &solver.Miss{Reason: "its record cannot be read: " + err.Error()}
 	}
 	if err != nil {
-		return nil, &solver.Miss{Reason: "its record is damaged: " + err.Error()}
+		return nil, &solver.Miss{Reason: "its record is damaged: " + err.Error(), Err: err}
 	}
 	lease.Used(path, info)
 	return r, nil
@@ -155,7 +162,11 @@ func (c *Cache) Last(v *llb.Vertex) (r *solver.Record, same bool) {
 		if err != nil {
 			continue
 		}
-		if r, err := c.Get(key); err == nil {
+		r, err := c.Get(key)
+		if errors.Is(err, errVersion) {
+			r, err = &solver.Record{}, nil
+		}
+		if err == nil {
 			return r, i < len(names)-1
 		}
 	}
@@ -263,8 +274,14 @@ func (l *logFile) Close() error {
 
 func encode(key solver.Key, r *solver.Record) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\nkey %s\nlayer %s %s\nname %q\nstarted %s\ntook %d\nlog %d\n", header, key,
-		r.Layer.ID, r.Layer.Content, r.Name, r.Started.UTC().Format(time.RFC3339Nano), int64(r.Took), r.LogSize)
+	fmt.Fprintf(&b, "%s\nkey %s\n", header, key)
+	for _, m := range r.Outputs {
+		fmt.Fprintf(&b, "output %d %s %s\n", m.Output, m.ID, m.Content)
+	}
+	fmt.Fprintf(&b, "name %q\nstarted %s\ntook %d\nlog %d\n", r.Name, r.Started.UTC().Format(time.RFC3339Nano), int64(r.Took), r.LogSize)
+	for _, m := range r.Materials {
+		fmt.Fprintf(&b, "material %q %q\n", m.URI, m.Digest)
+	}
 	for _, in := range r.Inputs {
 		fmt.Fprintf(&b, "input %q %q\n", in.Name, in.Value)
 	}
@@ -289,16 +306,25 @@ func decode(key solver.Key, data string) (*solver.Record, error) {
 		switch {
 		case i == 0:
 			if line != header {
-				err = fmt.Errorf("it is of another version: %q", line)
+				err = errVersion
+			}
+			if !strings.HasPrefix(line, headerWords) {
+				err = fmt.Errorf("its first line is %q", line)
 			}
 		case word == "key":
 			if rest != key.String() {
 				err = errors.New("it is that of another key")
 			}
-		case word == "layer":
-			id, content, _ := strings.Cut(rest, " ")
-			r.Layer.ID = id
-			r.Layer.Content, err = solver.ParseContent(content)
+		case word == "output":
+			var m solver.Made
+			if m, err = parseOutput(rest); err == nil {
+				r.Outputs = append(r.Outputs, m)
+			}
+		case word == "material":
+			var m solver.Input
+			if m, err = parseInput(rest); err == nil {
+				r.Materials = append(r.Materials, solver.Material{URI: m.Name, Digest: m.Value})
+			}
 		case word == "name":
 			r.Name, err = strconv.Unquote(rest)
 		case word == "started":
@@ -325,6 +351,17 @@ func decode(key solver.Key, data string) (*solver.Record, error) {
 		return nil, errors.New("its inputs have another key")
 	}
 	return r, nil
+}
+
+func parseOutput(s string) (m solver.Made, err error) {
+	number, rest, _ := strings.Cut(s, " ")
+	id, content, _ := strings.Cut(rest, " ")
+	m.ID = id
+	if m.Output, err = strconv.Atoi(number); err != nil || m.Output < 0 {
+		return m, fmt.Errorf("the output %q is not a number", number)
+	}
+	m.Content, err = solver.ParseContent(content)
+	return m, err
 }
 
 func parseInput(s string) (solver.Input, error) {

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -274,4 +275,27 @@ func TestLastOfAPlace(t *testing.T) {
 	check("another download", internal("download y"), false, false)
 	n++
 	check("another kind", g.Add(llb.Exec{Cwd: fmt.Sprint(n)}, first.Meta(), root), false, false)
+}
+
+// A record in the form of another version is a miss, and says so where it is what a step made last.
+func TestRecordOfAnotherVersion(t *testing.T) {
+	c := open(t, t.TempDir())
+	var g llb.Graph
+	v := g.Add(llb.Scratch{}, llb.Meta{})
+	key, r := solvertest.Record(1)
+	path := put(t, c, key, r, "")
+	if err := c.SetLast(v, key); err != nil {
+		t.Fatal(err)
+	}
+	old := "kiln record 2\nkey " + key.String() + "\nlayer 00 00\n"
+	old += fmt.Sprintf("sum %x\n", sha256.Sum256([]byte(old)))
+	if err := os.WriteFile(path, []byte(old), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Get(key); !errors.As(err, new(*solver.Miss)) || !strings.Contains(err.Error(), "another version") {
+		t.Errorf("Get = %v", err)
+	}
+	if last, same := c.Last(v); last == nil || len(last.Inputs) > 0 || !same {
+		t.Errorf("Last = %+v, %v", last, same)
+	}
 }

@@ -20,18 +20,23 @@ type Action struct {
 }
 
 // Chown returns the owner that the action asks for; "" for none.
-func (a Action) Chown() string {
+func (a Action) Chown() string { return a.attributes().Chown }
+
+// Epoch returns the time of what the action makes; nil for the clock's.
+func (a Action) Epoch() *int64 { return a.attributes().Epoch }
+
+func (a Action) attributes() Attributes {
 	switch {
 	case a.Copy != nil:
-		return a.Copy.Chown
+		return a.Copy.Attributes
 	case a.Mkfile != nil:
-		return a.Mkfile.Chown
+		return a.Mkfile.Attributes
 	case a.Mkdir != nil:
-		return a.Mkdir.Chown
+		return a.Mkdir.Attributes
 	case a.Symlink != nil:
-		return a.Symlink.Chown
+		return a.Symlink.Attributes
 	}
-	return ""
+	return Attributes{}
 }
 
 // Attributes are those of what an action makes.
@@ -99,4 +104,35 @@ type Symlink struct {
 	Path   string
 	Target string
 	Attributes
+}
+
+// Selections returns what the vertices below some outputs select of each Local, by its name: paths and wildcards.
+func Selections(roots []Output) map[string][]string {
+	selected := map[string][]string{}
+	seen := map[*Vertex]bool{}
+	queue := roots
+	for len(queue) > 0 {
+		v := queue[len(queue)-1].Vertex
+		queue = queue[:len(queue)-1]
+		if seen[v] {
+			continue
+		}
+		seen[v] = true
+		queue = append(queue[:len(queue):len(queue)], v.inputs...)
+		file, ok := v.op.(File)
+		if !ok {
+			continue
+		}
+		for _, a := range file.Actions {
+			if a.Copy == nil {
+				continue
+			}
+			for _, s := range a.Copy.Sources {
+				if local, ok := v.inputs[s.Input].Vertex.op.(Local); ok {
+					selected[local.Name] = append(selected[local.Name], s.Path)
+				}
+			}
+		}
+	}
+	return selected
 }

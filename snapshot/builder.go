@@ -118,11 +118,17 @@ func (b *Builder) own(p string) (layer.Entry, bool, error) {
 // directories that only lower layers name: such are made and marked Implied. p may be nil: then nothing is written.
 // Directories that nobody asked for get the time now. Close must be called.
 func (s *Store) NewBuilder(parent layer.Tree, p *Pending, now time.Time) *Builder {
-	b := &Builder{parent: parent, pending: p, dirs: newDirTree(), leaves: newLeaves(s.tmp), now: now}
+	b := Compose(parent, s.tmp, now)
+	b.pending = p
 	if p != nil {
 		b.disk = newDisk(p.fs, s)
 	}
 	return b
+}
+
+// Compose is NewBuilder for a builder that needs no store, since it does not write. tmp is a directory for what does not fit into memory.
+func Compose(parent layer.Tree, tmp string, now time.Time) *Builder {
+	return &Builder{parent: parent, dirs: newDirTree(), leaves: newLeaves(tmp), now: now}
 }
 
 // Reuse lets the builder take files from a committed layer that are the same in everything, by hard links, instead of

@@ -126,6 +126,9 @@ func (s *Store) HasEntries(id string) bool {
 	return err == nil
 }
 
+// Listing is Manifest also for a layer that was only indexed, of which no files are there: see Index.
+func (s *Store) Listing(id string) (*layer.Manifest, error) { return s.entries(id) }
+
 // entries returns the manifest of a layer that is there, or that was indexed.
 func (s *Store) entries(id string) (*layer.Manifest, error) {
 	m, err := s.Manifest(id)

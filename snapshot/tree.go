@@ -41,6 +41,21 @@ func (s *Store) Tree(ids []string) (*Tree, error) {
 	return t, nil
 }
 
+// Layer is a layer as its manifest.
+type Layer struct {
+	ID string
+	*layer.Manifest
+}
+
+// View returns the root file system of these layers, the lowest first. Its files cannot be opened.
+func View(layers []Layer) *Tree {
+	t := &Tree{}
+	for _, l := range slices.Backward(layers) {
+		t.layers = append(t.layers, treeLayer{l.ID, l.Manifest})
+	}
+	return t
+}
+
 // Lookup implements layer.Tree.
 func (t *Tree) Lookup(p string) (layer.Entry, bool, error) {
 	e, _, ok := t.find(p)
@@ -145,6 +160,9 @@ func (t *Tree) Open(e *layer.Entry) (io.ReadCloser, error) {
 	entry, i, ok := t.find(e.Path)
 	if !ok || i < 0 {
 		return nil, &os.PathError{Op: "open", Path: e.Path, Err: unix.ENOENT}
+	}
+	if t.store == nil {
+		return nil, &os.PathError{Op: "open", Path: e.Path, Err: errors.New("only the layer's manifest is there")}
 	}
 	id, err := t.store.unpacked(t.layers[i].id)
 	if err != nil {

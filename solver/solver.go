@@ -16,24 +16,17 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 )
 
-// Record is what is remembered of a step that ran.
-type Record struct {
-	Layer Layer
-	// Inputs are the key's inputs in words.
-	Inputs []Input
-	// Name is the step's progress line when it ran.
-	Name string
-	// Started and Took say when the step ran, and for how long.
-	Started time.Time
-	Took    time.Duration
-	// LogSize is the length in bytes of the step's log, which the cache keeps beside the record.
-	LogSize int64
+// Miss is why the cache has no record: a key that was never seen, or a record that is damaged or not to be trusted.
+type Miss struct {
+	Reason string
+	// Err is why a record could not be read; nil where there is none.
+	Err error
 }
 
-// Miss is why the cache has no record: a key that was never seen, or a record that is damaged or not to be trusted.
-type Miss struct{ Reason string }
-
 func (m *Miss) Error() string { return m.Reason }
+
+// Unwrap returns Err.
+func (m *Miss) Unwrap() error { return m.Err }
 
 // Cache remembers what steps made, under their keys. Implementations are safe for concurrent use, also by other processes.
 type Cache interface {
@@ -53,8 +46,8 @@ type Cache interface {
 // History is what a Cache may also know: what a step made in the last build, whatever has changed since then.
 type History interface {
 	// Last returns the record that SetLast named last for the vertex's digest, or else for its place, or else, with same false, for the
-	// same place in another project; nil for none. One of another project may serve as something to start from, and says nothing of why
-	// the step runs.
+	// same place in another project; nil for none, and one without Inputs for one that another version of kiln wrote. One of another
+	// project may serve as something to start from, and says nothing of why the step runs.
 	Last(v *llb.Vertex) (r *Record, same bool)
 	// SetLast remembers that the record under key is the vertex's. Where that is known already nothing is written.
 	SetLast(v *llb.Vertex, key Key) error
@@ -63,36 +56,6 @@ type History interface {
 // Log takes the output of one step. Close without a Put or PutFailed throws it away.
 type Log interface {
 	io.WriteCloser
-}
-
-// Step is what a Runner has found out about a vertex whose inputs are done.
-type Step struct {
-	// Done says that there is nothing to run: Root is the output already. The other fields are zero then.
-	Done bool
-	Root *Chain
-	// Inputs decide the result of Run.
-	Inputs []Input
-	// Run does the work and returns the layer that comes on top of the vertex's input 0.
-	Run func(ctx context.Context, job Job) (Layer, error)
-	// Close, where not nil, frees what the step holds; it is called once, whether or not Run was.
-	Close func()
-}
-
-// Job is what a running step is given.
-type Job struct {
-	// Stdout and Stderr take the output of processes.
-	Stdout io.Writer
-	Stderr io.Writer
-	// Last is the layer that the step made when it last ran, for what can be taken from it; the zero Layer for none.
-	Last Layer
-}
-
-// Runner knows what ops do. Implementations are safe for concurrent use.
-type Runner interface {
-	// Plan looks at a vertex whose inputs' outputs are in; it reads, but does not change anything that stays.
-	Plan(ctx context.Context, v *llb.Vertex, in []*Chain) (Step, error)
-	// Missing returns why a layer of an earlier build cannot be used, nil if it can, and fs.ErrNotExist if it was removed.
-	Missing(l Layer) error
 }
 
 // Explainer says how steps differ from what they were. Implementations are safe for concurrent use.
@@ -118,9 +81,13 @@ func (e *VertexError) Unwrap() error { return e.Err }
 
 // Options say how a graph is solved.
 type Options struct {
-	Cache  Cache
-	Runner Runner
-	// Events is told what happens to each vertex, and may be nil. The context that the Runner is given has the vertex: see events.From.
+	Cache    Cache
+	Planner  Planner
+	Executor Executor
+	// Demand is what is needed of the roots.
+	Demand Demand
+	// Events is told what happens to each vertex, and may be nil. The context that Planner and Executor are given has the vertex: see
+	// events.From.
 	Events *events.Stream
 	// Explain says why steps run, and may be nil; Files also asks it about the files of a step that made others than in the last build.
 	Explain Explainer
@@ -153,15 +120,16 @@ type node struct {
 	pending int // inputs that are not done
 	users   []*node
 	inputs  []*node
-	output  *Chain
+	outputs []Ref
+	demand  []Demand // of each output
 	// rank is the length of the longest way from here to a root: steps on the longest way start first.
 	rank int
 }
 
 type completion struct {
-	node   *node
-	output *Chain
-	err    error
+	node    *node
+	outputs []Ref
+	err     error
 }
 
 // Solve brings about the outputs of the roots and returns them in their order. The error of the vertex that failed first
@@ -171,7 +139,7 @@ type completion struct {
 //   - Work happens in goroutines; states change only here, one completion at a time.
 //   - The first failure cancels the work of all others, starts nothing more, and waits for what runs.
 //   - When nothing is ready or working, every root is done.
-func Solve(ctx context.Context, roots []llb.Output, o Options) ([]*Chain, error) {
+func Solve(ctx context.Context, roots []llb.Output, o Options) ([]Ref, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s := &solve{opts: o, nodes: map[llb.Digest]*node{}, completions: make(chan completion)}
@@ -182,6 +150,7 @@ func Solve(ctx context.Context, roots []llb.Output, o Options) ([]*Chain, error)
 	for _, n := range wanted {
 		s.rank(n, 0)
 	}
+	s.demand(roots)
 	for _, n := range s.order {
 		if n.pending == 0 {
 			s.set(n, ready)
@@ -213,7 +182,7 @@ func Solve(ctx context.Context, roots []llb.Output, o Options) ([]*Chain, error)
 			}
 			continue
 		}
-		c.node.output = c.output
+		c.node.outputs = c.outputs
 		s.set(c.node, done)
 		for _, u := range c.node.users {
 			if u.pending--; u.pending == 0 {
@@ -224,12 +193,12 @@ func Solve(ctx context.Context, roots []llb.Output, o Options) ([]*Chain, error)
 	if first != nil {
 		return nil, first
 	}
-	outputs := make([]*Chain, len(wanted))
+	outputs := make([]Ref, len(wanted))
 	for i, n := range wanted {
 		if n.state != done {
 			panic(fmt.Sprintf("BUG: nothing left to do, and %s is not done", n.vertex.Meta().Name()))
 		}
-		outputs[i] = n.output
+		outputs[i] = n.outputs[roots[i].Index]
 	}
 	return outputs, nil
 }
@@ -283,7 +252,7 @@ func (s *solve) add(root *llb.Vertex) *node {
 		if s.nodes[v.Digest()] != nil {
 			continue
 		}
-		n := &node{vertex: v}
+		n := &node{vertex: v, demand: make([]Demand, len(llb.Bases(v.Op())))}
 		for _, in := range v.Inputs() {
 			i := s.nodes[in.Vertex.Digest()]
 			n.inputs = append(n.inputs, i)
@@ -333,11 +302,11 @@ func (s *solve) pop() *node {
 }
 
 // work finds a vertex's output in the cache, or makes it.
-func (s *solve) work(ctx context.Context, n *node) (out *Chain, err error) {
+func (s *solve) work(ctx context.Context, n *node) (out []Ref, err error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	w := &work{solve: s, vertex: n.vertex, task: s.opts.Events.Vertex(n.vertex)}
+	w := &work{solve: s, node: n, vertex: n.vertex, task: s.opts.Events.Vertex(n.vertex)}
 	ctx = events.With(ctx, w.task)
 	defer func() {
 		if p := recover(); p != nil {
@@ -350,40 +319,64 @@ func (s *solve) work(ctx context.Context, n *node) (out *Chain, err error) {
 		w.task.Finish(w.finished, shown)
 	}()
 
-	in := make([]*Chain, len(n.inputs))
+	in := make([]Ref, len(n.inputs))
 	for i, input := range n.inputs {
-		in[i] = input.output
+		in[i] = input.outputs[n.vertex.Inputs()[i].Index]
 	}
-	w.step, err = s.opts.Runner.Plan(ctx, n.vertex, in)
+	w.plan, err = s.opts.Planner.Plan(ctx, n.vertex.Op(), n.vertex.Meta(), in)
 	if err != nil {
 		return nil, err
 	}
-	if w.step.Close != nil {
-		defer w.step.Close()
+	if w.plan.Done {
+		for i, r := range w.plan.Outputs {
+			if len(in) > 0 {
+				break // its layers were made for it
+			}
+			s.opts.Executor.Expect(r, func() Demand { return s.expected(n, i) })
+		}
+		return w.plan.Outputs, nil
 	}
-	if w.step.Done {
-		return w.step.Root, nil
-	}
-	w.key = KeyOf(w.step.Inputs)
+	w.key = KeyOf(w.plan.Inputs)
 	w.finished.Key = w.key.String()
 	r, err := w.probeOrRun(ctx)
 	if err != nil {
 		return nil, err
 	}
-	output := events.Output{Layer: r.Layer.ID}
-	if r.Layer.Content != (Content{}) {
-		output.Content = r.Layer.Content.String()
+	for _, m := range r.Outputs {
+		output := events.Output{Layer: m.ID}
+		if m.Content != (Content{}) {
+			output.Content = m.Content.String()
+		}
+		w.finished.Outputs = append(w.finished.Outputs, output)
 	}
-	w.finished.Outputs = []events.Output{output}
-	return in[0].Push(r.Layer), nil
+	return stack(n.vertex.Op(), in, r.Outputs)
+}
+
+// stack returns the outputs of an op: what it made on top of what each of them lies on.
+func stack(op llb.Op, in []Ref, made []Made) ([]Ref, error) {
+	bases := llb.Bases(op)
+	out := make([]Ref, len(bases))
+	for i, base := range bases {
+		if base != llb.NoBase {
+			out[i] = in[base]
+		}
+	}
+	for _, m := range made {
+		if m.Output < 0 || m.Output >= len(out) {
+			return nil, fmt.Errorf("BUG: a layer of output %d, and there are %d", m.Output, len(out))
+		}
+		out[m.Output] = out[m.Output].Push(m.Layer)
+	}
+	return out, nil
 }
 
 // work is a vertex that is being worked on.
 type work struct {
 	*solve
+	node     *node
 	vertex   *llb.Vertex
 	task     *events.Task
-	step     Step
+	plan     Plan
 	key      Key
 	finished events.Finished // as far as it is known
 }
@@ -391,7 +384,7 @@ type work struct {
 // probeOrRun returns the record of a step: an earlier one, or that of running it now. Whoever holds the key's lock is the
 // only one to run it, so equal work in other goroutines and processes is waited for and then found in the cache.
 func (w *work) probeOrRun(ctx context.Context) (*Record, error) {
-	r, miss, err := w.probe()
+	r, miss, err := w.probe(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -403,7 +396,7 @@ func (w *work) probeOrRun(ctx context.Context) (*Record, error) {
 		return nil, err
 	}
 	defer unlock()
-	if r, miss, err = w.probe(); err != nil {
+	if r, miss, err = w.probe(ctx); err != nil {
 		return nil, err
 	}
 	if miss == nil {
@@ -413,7 +406,7 @@ func (w *work) probeOrRun(ctx context.Context) (*Record, error) {
 }
 
 // probe returns the record of the step, or why there is none.
-func (w *work) probe() (*Record, *Miss, error) {
+func (w *work) probe(ctx context.Context) (*Record, *Miss, error) {
 	if w.vertex.Meta().NoCache {
 		return nil, &Miss{Reason: "caching is off for this step"}, nil
 	}
@@ -424,12 +417,16 @@ func (w *work) probe() (*Record, *Miss, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	err = w.opts.Runner.Missing(r.Layer)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, &Miss{Reason: fmt.Sprintf("layer %s is gone", r.Layer.ID)}, nil
-	case err != nil:
-		return nil, &Miss{Reason: err.Error()}, nil
+	for _, m := range r.Outputs {
+		err := w.opts.Executor.Missing(ctx, m.Layer)
+		switch {
+		case ctx.Err() != nil:
+			return nil, nil, context.Cause(ctx)
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, &Miss{Reason: fmt.Sprintf("layer %s is gone", m.ID)}, nil
+		case err != nil:
+			return nil, &Miss{Reason: err.Error()}, nil
+		}
 	}
 	return r, nil, nil
 }
@@ -449,34 +446,48 @@ func (w *work) hit(ctx context.Context, r *Record) error {
 	}
 	defer log.Close()
 	tee := &tee{task: w.task, log: log}
-	made, err := w.step.Run(ctx, Job{Stdout: tee.stream(1), Stderr: tee.stream(2)})
+	made, err := w.opts.Executor.Execute(ctx, w.plan.Work, Job{Stdout: tee.stream(1), Stderr: tee.stream(2), Demand: w.node.demand})
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	again := events.Again{}
 	if err != nil {
 		_, again.Error = events.Outcome(err)
-	} else if made.Content != r.Layer.Content {
+	} else if !slices.EqualFunc(made, r.Outputs, func(a, b Made) bool { return a.Output == b.Output && a.Content == b.Content }) {
 		again.Differs = true
 		if w.opts.Explain != nil {
-			again.Files = w.opts.Explain.Files(made, r.Layer)
+			again.Files = w.opts.Explain.Files(first(made), first(r.Outputs))
 		}
 	}
 	w.task.Emit(again)
 	return nil
 }
 
+// first returns the first of the layers that a step made; the zero Layer for none.
+func first(made []Made) Layer {
+	if len(made) == 0 {
+		return Layer{}
+	}
+	return made[0].Layer
+}
+
 // run runs the step and puts its record into the cache.
 func (w *work) run(ctx context.Context, miss *Miss) (*Record, error) {
-	job := Job{}
+	job := Job{Demand: w.node.demand}
 	var last *Record // in the last build
 	if h, ok := w.opts.Cache.(History); ok {
 		r, same := h.Last(w.vertex)
-		if r != nil {
-			job.Last = r.Layer
-		}
-		if same {
-			last = r
+		switch {
+		case r == nil:
+		case len(r.Inputs) == 0:
+			if same {
+				miss = &Miss{Reason: "it ran last with another version of kiln, whose records have another form"}
+			}
+		default:
+			job.Last = r.Outputs
+			if same {
+				last = r
+			}
 		}
 	}
 	missed := w.missed(miss, last)
@@ -489,7 +500,7 @@ func (w *work) run(ctx context.Context, miss *Miss) (*Record, error) {
 	tee := &tee{task: w.task, log: log}
 	started := time.Now()
 	job.Stdout, job.Stderr = tee.stream(1), tee.stream(2)
-	layer, err := w.step.Run(ctx, job)
+	made, err := w.opts.Executor.Execute(ctx, w.plan.Work, job)
 	if err != nil && ctx.Err() == nil && tee.size() > 0 {
 		// A log that cannot be kept is no reason to say less of the failure.
 		file, _ := w.opts.Cache.PutFailed(w.key, log)
@@ -503,13 +514,14 @@ func (w *work) run(ctx context.Context, miss *Miss) (*Record, error) {
 	}
 	w.finished.LogBytes = tee.size()
 	r := &Record{
-		Layer: layer, Inputs: w.step.Inputs, Name: w.vertex.Meta().Name(), Started: started, Took: time.Since(started), LogSize: tee.size(),
+		Outputs: made, Inputs: w.plan.Inputs, Materials: w.plan.Materials,
+		Name: w.vertex.Meta().Name(), Started: started, Took: time.Since(started), LogSize: tee.size(),
 	}
 	if err := w.opts.Cache.Put(w.key, r, log); err != nil {
 		return nil, err
 	}
 	if w.opts.Files && slices.ContainsFunc(missed.Changes, func(c events.Change) bool { return c.Input == events.InputFiles }) {
-		w.task.Emit(w.opts.Explain.Files(layer, last.Layer))
+		w.task.Emit(w.opts.Explain.Files(first(made), first(last.Outputs)))
 	}
 	if h, ok := w.opts.Cache.(History); ok {
 		return r, h.SetLast(w.vertex, w.key)
@@ -523,9 +535,9 @@ func (w *work) missed(miss *Miss, last *Record) events.Missed {
 	if last == nil {
 		return m
 	}
-	m.Last = last.Layer.ID
+	m.Last = first(last.Outputs).ID
 	if w.opts.Explain != nil {
-		m.Changes, m.More = w.opts.Explain.Inputs(w.step.Inputs, last.Inputs)
+		m.Changes, m.More = w.opts.Explain.Inputs(w.plan.Inputs, last.Inputs)
 	}
 	return m
 }

@@ -2,10 +2,12 @@ package solver_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -20,18 +22,20 @@ import (
 	"github.com/kilnbuild/kiln/solver/solvertest"
 )
 
-// runner is a solver.Runner for graphs of File vertices that make one directory. What a vertex does is looked up by its path.
+// runner is a solver.Planner and a solver.Executor for graphs of File vertices that make one directory. What a vertex does is looked up by its
+// path, which is its solver.Work.
 type runner struct {
-	mu   sync.Mutex
-	ran  []string        // paths of the vertices that Run was called for, in the order of their ends
-	gone map[string]bool // layers that are not in the store any more
-	held int             // steps planned, and not closed
+	mu       sync.Mutex
+	ran      []string                   // paths of the vertices that Execute was called for, in the order of their ends
+	gone     map[string]bool            // layers that are not in the store any more
+	demands  map[string][]solver.Demand // of the vertices that were executed, by path
+	expected map[string]solver.Demand   // of sources
 
 	// content says what a step makes, its layer's content, from its path; nil for the path itself.
 	content func(path string) string
 	// key says what decides it beside the contents of its inputs; nil for its path.
 	key func(path string) string
-	// run, where not nil, is called in Run.
+	// run, where not nil, is called in Execute.
 	run func(ctx context.Context, path string, out solver.Job) error
 	// unique is part of every layer's id, as the time of a RUN would be.
 	unique string
@@ -44,49 +48,91 @@ func digest(s string) (c solver.Content) {
 	return c
 }
 
-func (r *runner) Plan(ctx context.Context, v *llb.Vertex, in []*solver.Chain) (solver.Step, error) {
-	file, ok := v.Op().(llb.File)
-	if !ok {
-		return solver.Step{Done: true}, nil
-	}
-	op := file.Actions[0].Mkdir
-	name := op.Path
-	if r.key != nil {
-		name = r.key(op.Path)
+func (r *runner) Plan(ctx context.Context, op llb.Op, meta llb.Meta, in []solver.Ref) (solver.Plan, error) {
+	var name string
+	switch op := op.(type) {
+	case llb.File:
+		name = op.Actions[0].Mkdir.Path
+	case llb.Exec:
+		name = op.Cwd
+	case llb.Image:
+		return solver.Plan{Done: true, Outputs: []solver.Ref{solver.NewRef(solver.Layer{ID: op.Ref, Content: digest(op.Ref)})}}, nil
+	case llb.Merge:
+		root := in[0]
+		for _, l := range in[1].Layers() {
+			root = root.Push(l)
+		}
+		return solver.Plan{Done: true, Outputs: []solver.Ref{root}}, nil
+	default:
+		return solver.Plan{Done: true, Outputs: []solver.Ref{{}}}, nil
 	}
 	inputs := []solver.Input{{Name: "path", Value: name}}
+	if r.key != nil {
+		inputs[0].Value = r.key(name)
+	}
 	for _, c := range in {
 		inputs = append(inputs, solver.Input{Name: "root", Value: c.Content().String()})
 	}
-	r.mu.Lock()
-	r.held++
-	r.mu.Unlock()
-	return solver.Step{
-		Inputs: inputs,
-		Run: func(ctx context.Context, out solver.Job) (solver.Layer, error) {
-			if r.run != nil {
-				if err := r.run(ctx, op.Path, out); err != nil {
-					return solver.Layer{}, err
-				}
-			}
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			r.ran = append(r.ran, op.Path)
-			made := op.Path
-			if r.content != nil {
-				made = r.content(op.Path)
-			}
-			return solver.Layer{ID: op.Path + r.unique, Content: digest(made)}, nil
-		},
-		Close: func() {
-			r.mu.Lock()
-			r.held--
-			r.mu.Unlock()
-		},
-	}, nil
+	return solver.Plan{Inputs: inputs, Work: workOf{name, len(llb.Bases(op))}}, nil
 }
 
-func (r *runner) Missing(l solver.Layer) error {
+// workOf is the work of a vertex: its path, and how many outputs it has.
+type workOf struct {
+	path    string
+	outputs int
+}
+
+func (r *runner) Uses(op llb.Op, inputs int) []solver.Use {
+	uses := make([]solver.Use, inputs)
+	for i := range uses {
+		switch op.(type) {
+		case llb.Exec:
+			uses[i] = solver.UseFiles
+		case llb.Merge:
+			uses[i] = solver.UseLayers
+		}
+	}
+	return uses
+}
+
+func (r *runner) Execute(ctx context.Context, w solver.Work, job solver.Job) ([]solver.Made, error) {
+	work := w.(workOf)
+	if r.run != nil {
+		if err := r.run(ctx, work.path, job); err != nil {
+			return nil, err
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ran = append(r.ran, work.path)
+	if r.demands == nil {
+		r.demands = map[string][]solver.Demand{}
+	}
+	r.demands[work.path] = job.Demand
+	content := work.path
+	if r.content != nil {
+		content = r.content(work.path)
+	}
+	made := []solver.Made{{Layer: solver.Layer{ID: work.path + r.unique, Content: digest(content)}}}
+	for i := 1; i < work.outputs; i++ {
+		id := fmt.Sprintf("%s#%d", work.path, i)
+		made = append(made, solver.Made{Output: i, Layer: solver.Layer{ID: id, Content: digest(id)}})
+	}
+	return made, nil
+}
+
+func (r *runner) Expect(ref solver.Ref, demand func() solver.Demand) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.expected == nil {
+		r.expected = map[string]solver.Demand{}
+	}
+	for _, l := range ref.Layers() {
+		r.expected[l.ID] = demand()
+	}
+}
+
+func (r *runner) Missing(_ context.Context, l solver.Layer) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.gone[l.ID] {
@@ -172,26 +218,29 @@ func (b *build) step(name string, inputs ...llb.Output) llb.Output {
 	return b.Add(mkdir(name), llb.Meta{Text: name}, inputs...).Output(0)
 }
 
-func solve(t *testing.T, r *runner, c solver.Cache, roots ...llb.Output) ([]*solver.Chain, *outcomes, error) {
+func solve(t *testing.T, r *runner, c solver.Cache, roots ...llb.Output) ([]solver.Ref, *outcomes, error) {
 	t.Helper()
 	o := &outcomes{}
-	out, err := solver.Solve(t.Context(), roots, solver.Options{Cache: c, Runner: r, Events: events.New(o), Parallelism: 8})
+	out, err := solver.Solve(t.Context(), roots, solver.Options{Cache: c, Planner: r, Executor: r, Events: events.New(o), Parallelism: 8})
 	if len(o.running) != 0 {
 		t.Errorf("%d vertices have not finished", len(o.running))
-	}
-	if r.held != 0 {
-		t.Errorf("%d steps were not closed", r.held)
 	}
 	return out, o, err
 }
 
-func mustSolve(t *testing.T, r *runner, c solver.Cache, roots ...llb.Output) ([]*solver.Chain, *outcomes) {
+func mustSolve(t *testing.T, r *runner, c solver.Cache, roots ...llb.Output) ([]solver.Ref, *outcomes) {
 	t.Helper()
 	out, o, err := solve(t, r, c, roots...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out, o
+}
+
+// top returns the id of a root's uppermost layer.
+func top(r solver.Ref) string {
+	layers := r.Layers()
+	return layers[len(layers)-1].ID
 }
 
 func TestMemory(t *testing.T) {
@@ -260,7 +309,7 @@ func TestParallelismIsTheLimit(t *testing.T) {
 		mu.Unlock()
 		return nil
 	}}
-	_, err := solver.Solve(t.Context(), roots, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Parallelism: limit})
+	_, err := solver.Solve(t.Context(), roots, solver.Options{Cache: solvertest.NewMemory(), Planner: r, Executor: r, Parallelism: limit})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -326,7 +375,7 @@ func TestEqualVerticesAreOne(t *testing.T) {
 	if o.started != 4 { // and scratch
 		t.Errorf("%d vertices started", o.started)
 	}
-	if got := out[0].Parent().Top().ID + " " + out[1].Parent().Top().ID + " " + out[2].Top().ID; got != "a a a" {
+	if got := top(out[0].Below(out[0].Depth()-1)) + " " + top(out[1].Below(out[1].Depth()-1)) + " " + top(out[2]); got != "a a a" {
 		t.Errorf("outputs stand on %s", got)
 	}
 }
@@ -345,8 +394,8 @@ func TestEqualKeysRunOnce(t *testing.T) {
 			t.Fatalf("ran %v, cached %v", r.ran, o.cached())
 		}
 		for _, chain := range out {
-			if chain.Top().ID != r.ran[0] {
-				t.Errorf("an output is layer %s, and %s ran", chain.Top().ID, r.ran[0])
+			if top(chain) != r.ran[0] {
+				t.Errorf("an output is layer %s, and %s ran", top(chain), r.ran[0])
 			}
 		}
 	})
@@ -424,8 +473,8 @@ func TestNoCache(t *testing.T) {
 		if miss := o.by["b"].missed; miss == nil || miss.Reason == "" {
 			t.Errorf("b's miss is %v", miss)
 		}
-		if out[0].Top().ID != "b'" {
-			t.Errorf("the output is %s, want the new layer", out[0].Top().ID)
+		if top(out[0]) != "b'" {
+			t.Errorf("the output is %s, want the new layer", top(out[0]))
 		}
 		// Its result is remembered for those who allow that.
 		r = &runner{}
@@ -540,16 +589,13 @@ func TestCancel(t *testing.T) {
 		<-ctx.Done()
 		return errors.New("process killed by SIGKILL")
 	}}
-	_, err := solver.Solve(ctx, []llb.Output{root}, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Parallelism: 8})
+	_, err := solver.Solve(ctx, []llb.Output{root}, solver.Options{Cache: solvertest.NewMemory(), Planner: r, Executor: r, Parallelism: 8})
 	if !errors.Is(err, cause) {
 		t.Fatalf("Solve = %v, want the cause", err)
 	}
-	if r.held != 0 {
-		t.Errorf("%d steps were not closed", r.held)
-	}
 	// A context that has ended already starts nothing.
 	o := &outcomes{}
-	_, err = solver.Solve(ctx, []llb.Output{root}, solver.Options{Cache: solvertest.NewMemory(), Runner: r, Events: events.New(o), Parallelism: 8})
+	_, err = solver.Solve(ctx, []llb.Output{root}, solver.Options{Cache: solvertest.NewMemory(), Planner: r, Executor: r, Events: events.New(o), Parallelism: 8})
 	if !errors.Is(err, cause) || o.started != 0 {
 		t.Fatalf("Solve = %v after %d starts", err, o.started)
 	}
@@ -563,20 +609,19 @@ func TestCancelWhileWaiting(t *testing.T) {
 		finish := make(chan struct{})
 		other := make(chan error)
 		go func() {
-			_, err := solver.Solve(t.Context(), []llb.Output{root}, solver.Options{Cache: c, Runner: &runner{
-				run: func(context.Context, string, solver.Job) error {
-					close(running)
-					<-finish
-					return nil
-				},
-			}})
+			r := &runner{run: func(context.Context, string, solver.Job) error {
+				close(running)
+				<-finish
+				return nil
+			}}
+			_, err := solver.Solve(t.Context(), []llb.Output{root}, solver.Options{Cache: c, Planner: r, Executor: r})
 			other <- err
 		}()
 		<-running
 		cause := errors.New("interrupted")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(time.Millisecond, func() { cancel(cause) })
-		_, err := solver.Solve(ctx, []llb.Output{root}, solver.Options{Cache: c, Runner: &runner{}})
+		_, err := solver.Solve(ctx, []llb.Output{root}, solver.Options{Cache: c, Planner: &runner{}, Executor: &runner{}})
 		if !errors.Is(err, cause) {
 			t.Errorf("Solve = %v, want the cause", err)
 		}
@@ -698,8 +743,8 @@ func TestKeyOf(t *testing.T) {
 	}
 }
 
-func TestChainContent(t *testing.T) {
-	var empty *solver.Chain
+func TestRefContent(t *testing.T) {
+	var empty solver.Ref
 	layer := func(n byte) solver.Layer { return solver.Layer{ID: fmt.Sprint(n), Content: solver.Content{n}} }
 	a := empty.Push(layer(1))
 	if a.Content() == empty.Content() || a.Push(layer(2)).Content() == a.Content() {
@@ -710,5 +755,98 @@ func TestChainContent(t *testing.T) {
 	}
 	if empty.Push(layer(1)).Push(layer(2)).Content() == empty.Push(layer(2)).Push(layer(1)).Content() {
 		t.Error("the order of layers does not matter")
+	}
+}
+
+func TestRefEncodes(t *testing.T) {
+	r := solver.NewRef(solver.Layer{ID: "a", Content: solver.Content{1}}, solver.Layer{ID: "b"}, solver.Layer{ID: "c", Content: solver.Content{3}})
+	for _, want := range []solver.Ref{{}, {Local: "context"}, r} {
+		data, err := json.Marshal(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got solver.Ref
+		if err := json.Unmarshal(data, &got); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s is read as %+v, %v", data, got, err)
+		}
+	}
+	if below := r.Below(1); below.Depth() != 1 || top(below) != "a" || r.Below(5).Content() != r.Content() || r.Below(0) != (solver.Ref{}) {
+		t.Errorf("the lowest layer is %+v", below)
+	}
+}
+
+// A vertex can have several outputs, each on what its mount showed. A record has them all, and each user gets the one that it names.
+func TestOutputs(t *testing.T) {
+	forEachCache(t, func(t *testing.T, c solver.Cache) {
+		b := newBuild()
+		mount := b.step("mount")
+		v := b.Add(llb.Exec{Cwd: "exec", Mounts: []llb.Mount{{Input: 1, Output: 2}, {Input: 0, Output: 1}}}, llb.Meta{Text: "exec"}, b.step("root"), mount)
+		user := b.step("user", v.Output(2))
+		for i, want := range []int{4, 0} {
+			r := &runner{}
+			out, o := mustSolve(t, r, c, v.Output(0), v.Output(1), v.Output(2), user)
+			if len(r.ran) != want {
+				t.Errorf("round %d: %v ran", i, r.ran)
+			}
+			for n, layers := range []string{"[root exec]", "[root exec#1]", "[mount exec#2]", "[mount exec#2 user]"} {
+				var ids []string
+				for _, l := range out[n].Layers() {
+					ids = append(ids, l.ID)
+				}
+				if got := fmt.Sprint(ids); got != layers {
+					t.Errorf("round %d: output %d is %s, want %s", i, n, got, layers)
+				}
+			}
+			if got := o.by["exec"].finished.Outputs; len(got) != 3 {
+				t.Errorf("round %d: the event has the outputs %v", i, got)
+			}
+		}
+		// One of its layers is gone.
+		r := &runner{gone: map[string]bool{"exec#1": true}}
+		mustSolve(t, r, c, v.Output(0))
+		if got := strings.Join(r.ran, " "); got != "exec" {
+			t.Errorf("ran %s, want exec", got)
+		}
+	})
+}
+
+// What is needed of an output follows from the graph below the roots.
+func TestDemand(t *testing.T) {
+	b := newBuild()
+	image := b.Add(llb.Image{Ref: "image"}, llb.Meta{Text: "image"}).Output(0)
+	copied := b.step("copied", image)  // in the exported image, and nobody reads its files
+	linked := b.step("linked")         // merged into the image
+	inside := b.step("inside", copied) // a process runs in it
+	exec := b.Add(llb.Exec{Cwd: "exec"}, llb.Meta{Text: "exec"}, inside).Output(0)
+	merged := b.Add(llb.Merge{}, llb.Meta{Text: "merge"}, copied, linked).Output(0)
+	solveWith := func(c solver.Cache, roots ...llb.Output) *runner {
+		t.Helper()
+		r := &runner{}
+		_, err := solver.Solve(t.Context(), roots, solver.Options{
+			Cache: c, Planner: r, Executor: r, Demand: solver.Demand{Blob: "gzip"}, Parallelism: 8,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	r := solveWith(solvertest.NewMemory(), merged)
+	blob := []solver.Demand{{Blob: "gzip"}}
+	if !reflect.DeepEqual(r.demands, map[string][]solver.Demand{"copied": blob, "linked": blob}) || r.expected["image"] != blob[0] {
+		t.Errorf("without a process: %+v, of the image %+v", r.demands, r.expected["image"])
+	}
+	c, err := cache.Open(t.TempDir(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r = solveWith(c, exec, merged)
+	both := []solver.Demand{{Files: true, Blob: "gzip"}}
+	want := map[string][]solver.Demand{"copied": both, "linked": blob, "inside": both, "exec": blob}
+	if !reflect.DeepEqual(r.demands, want) || r.expected["image"] != both[0] {
+		t.Errorf("with a process: %+v, of the image %+v", r.demands, r.expected["image"])
+	}
+	// All of it has run before: the files of the image are probably not needed again.
+	if r = solveWith(c, exec, merged); r.expected["image"] != blob[0] {
+		t.Errorf("the second time: %+v", r.expected["image"])
 	}
 }

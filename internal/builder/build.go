@@ -26,7 +26,8 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
-	"github.com/kilnbuild/kiln/solver/ops"
+	"github.com/kilnbuild/kiln/solver/execute"
+	"github.com/kilnbuild/kiln/solver/session"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
@@ -133,14 +134,14 @@ func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *
 	if o.Debug {
 		note = s.Warn
 	}
-	runner := ops.New(ops.Config{
-		Snapshots: b.snapshots, Images: bases, Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Root: b.store.Root(), Tmp: b.scratch.Path(),
-		CDIDirs: b.cdiDirs, Allow: o.Allow, Limit: hostLimit(o), Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, SharedProc: sharedProc, Warn: s.Warn, Note: note,
-	})
-	defer func() { err = errors.Join(err, runner.Close()) }()
+	job := &session.Session{Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Allow: o.Allow, Warn: s.Warn, Note: note}
+	steps := b.steps(execute.Config{
+		Images: bases, Limit: hostLimit(o), Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, SharedProc: sharedProc,
+	}, job)
+	defer func() { err = errors.Join(err, steps.Close()) }()
 	project := projectOf(o)
 	explain := explainer{b.snapshots, o.BuildArgs}
-	r := &remote{builder: b, runner: runner, events: s, explain: explain, files: o.Explain, project: project}
+	r := &remote{builder: b, steps: steps, events: s, explain: explain, files: o.Explain, project: project}
 	res.Dockerfile, res.DockerfileName, err = b.contexts(ctx, o, r, locals)
 	if err != nil {
 		return res, err
@@ -173,7 +174,7 @@ func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *
 			}
 		}
 		var end func(error) error
-		ctx, runner.MayRun, end = b.mayPush(ctx, pushed)
+		ctx, job.MayRun, end = b.mayPush(ctx, pushed)
 		defer func() { err = end(err) }()
 	}
 	lowered, err := frontend.Build(ctx, res.Dockerfile, options, bases)
@@ -193,13 +194,8 @@ func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	blobs := b.blobs()
-	var pack func(context.Context, string, func(io.Writer) error) (string, []byte, error)
-	if form, ok := onlyForm(plans); ok {
-		pack = func(ctx context.Context, id string, tar func(io.Writer) error) (string, []byte, error) {
-			return blobs.Pack(ctx, id, form, tar)
-		}
-	}
-	runner.Expect(roots, pack)
+	demand := steps.pack(blobs, plans)
+	job.Selected = llb.Selections(roots)
 	early := newEarly(ctx, blobs, roots, plans)
 	defer early.wait()
 	defer cancel()
@@ -208,14 +204,14 @@ func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *
 	defer s.Detach(early)
 	s.Attach(again)
 	outputs, err := solver.Solve(ctx, roots, solver.Options{
-		Cache: b.cache, Runner: runner, Events: s, Explain: explain, Files: o.Explain, Parallelism: parallelism, Verify: o.VerifyCache,
+		Cache: b.cache, Planner: steps.Planner, Executor: steps.Executor, Demand: demand, Events: s, Explain: explain, Files: o.Explain, Parallelism: parallelism, Verify: o.VerifyCache,
 	})
 	s.Detach(again)
 	res.Verified = again.steps
 	if err != nil {
 		return res, err
 	}
-	fin := &finished{builder: b, blobs: blobs, bases: bases, runner: runner, lowered: lowered, chains: outputs, names: names, events: s}
+	fin := &finished{builder: b, blobs: blobs, bases: bases, steps: steps, lowered: lowered, chains: outputs, names: names, events: s}
 	return res, fin.export(ctx, o, plans, res)
 }
 
@@ -447,7 +443,7 @@ type secrets []Secret
 // maxSecret bounds a secret, in bytes, as BuildKit does.
 const maxSecret = 500 << 10
 
-// Secret implements ops.Secrets.
+// Secret implements session.Secrets.
 func (s secrets) Secret(id string) ([]byte, bool, error) {
 	for _, secret := range s {
 		if secret.ID != id {

@@ -22,7 +22,6 @@ import (
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/sandbox"
 	"github.com/kilnbuild/kiln/snapshot"
-	"github.com/kilnbuild/kiln/solver/ops"
 )
 
 // Builder builds images and keeps them in one root directory. Its methods may be called from several goroutines.
@@ -154,7 +153,7 @@ func (b *Builder) packed(id string) (snapshot.Blob, bool) {
 		if err != nil {
 			return nil, err
 		}
-		plain, err := ops.Uncompress(blob)
+		plain, err := layer.Uncompress(blob)
 		if err != nil {
 			blob.Close()
 			return nil, err

@@ -515,21 +515,26 @@ func (c *checker) records(ctx context.Context, _ *events.Task) error {
 		if s.Damage != nil {
 			return c.report(path, "is damaged: "+s.Damage.Error(), "the step runs again", remove)
 		}
-		id := s.Record.Layer.ID
-		if c.badLayers[id] {
-			return nil
-		}
-		m, err := layer.OpenManifest(filepath.Join(c.b.snapshots.Path(id), "manifest"))
-		if err != nil {
-			return nil // the layer is gone, which is a miss
-		}
-		defer m.Close()
-		// A layer of an image has other names than what is in it: its diff id.
-		if solver.Content(m.Content) != s.Record.Layer.Content {
-			return c.report(path, "says that layer "+id+" has another content than it has", "steps that follow may be taken for cached that are not", remove)
+		for _, made := range s.Record.Outputs {
+			if c.otherContent(made.Layer) {
+				return c.report(path, "says that layer "+made.ID+" has another content than it has", "steps that follow may be taken for cached that are not", remove)
+			}
 		}
 		return nil
 	})
+}
+
+// otherContent reports whether a layer that is there and sound has another content than a record says.
+func (c *checker) otherContent(l solver.Layer) bool {
+	if c.badLayers[l.ID] {
+		return false
+	}
+	m, err := layer.OpenManifest(filepath.Join(c.b.snapshots.Path(l.ID), "manifest"))
+	if err != nil {
+		return false // the layer is gone, which is a miss
+	}
+	defer m.Close()
+	return solver.Content(m.Content) != l.Content
 }
 
 // rest reads the small caches.

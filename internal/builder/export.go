@@ -21,7 +21,7 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
-	"github.com/kilnbuild/kiln/solver/ops"
+	"github.com/kilnbuild/kiln/solver/execute"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -169,9 +169,9 @@ type finished struct {
 	builder *Builder
 	blobs   *exporter.Blobs
 	bases   *bases
-	runner  *ops.Runner
+	steps   *steps
 	lowered *frontend.Result
-	chains  []*solver.Chain
+	chains  []solver.Ref
 	names   []string
 	events  *events.Stream
 }
@@ -387,7 +387,7 @@ func (l lazyBlobs) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
 // files writes the root file systems' files.
 func (f *finished) files(ctx context.Context, out output) error {
 	for i, chain := range f.chains {
-		ids, err := f.runner.Realise(ctx, chain)
+		ids, err := f.steps.Realise(ctx, chain)
 		if err != nil {
 			return err
 		}
@@ -514,7 +514,7 @@ func (f *finished) times(layers []exporter.Layer) ([]*time.Time, error) {
 }
 
 // bottom returns the image that a root is built on, and its layers.
-func (f *finished) bottom(ctx context.Context, o llb.Output) (llb.Image, []ops.ImageLayer, error) {
+func (f *finished) bottom(ctx context.Context, o llb.Output) (llb.Image, []execute.ImageLayer, error) {
 	for base, ok := o.Base(); ok; base, ok = o.Base() {
 		o = base
 	}
@@ -526,7 +526,7 @@ func (f *finished) bottom(ctx context.Context, o llb.Output) (llb.Image, []ops.I
 	return img, layers, err
 }
 
-func (f *finished) baseLayer(img llb.Image, l ops.ImageLayer) exporter.Layer {
+func (f *finished) baseLayer(img llb.Image, l execute.ImageLayer) exporter.Layer {
 	return exporter.Layer{ID: l.DiffID.Encoded(), Image: &exporter.ImageLayer{
 		Blob: l.Blob, DiffID: l.DiffID, Repository: f.bases.repository(img),
 		Fetch: func(ctx context.Context) error { return f.bases.download(ctx, img, l.Blob) },

@@ -14,11 +14,11 @@ import (
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
-	"github.com/kilnbuild/kiln/solver/ops"
+	"github.com/kilnbuild/kiln/solver/execute"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// bases finds the images that a build starts from, and their layers. It implements frontend.Resolver and ops.Images.
+// bases finds the images that a build starts from, and their layers. It implements frontend.Resolver and execute.Images.
 type bases struct {
 	store  *cas.Store
 	client *registry.Client
@@ -129,23 +129,23 @@ func (b *bases) get(op llb.Image) (base, error) {
 	return found, nil
 }
 
-// Layers implements ops.Images. Of two blobs with the same diff id only the first is ever unpacked, and so compared with
+// Layers implements execute.Images. Of two blobs with the same diff id only the first is ever unpacked, and so compared with
 // it: that one then stands for both, and no image gets the other.
-func (b *bases) Layers(_ context.Context, op llb.Image) ([]ops.ImageLayer, error) {
+func (b *bases) Layers(_ context.Context, op llb.Image) ([]execute.ImageLayer, error) {
 	found, err := b.get(op)
 	if err != nil {
 		return nil, err
 	}
-	layers := make([]ops.ImageLayer, len(found.image.DiffIDs))
+	layers := make([]execute.ImageLayer, len(found.image.DiffIDs))
 	for i, d := range found.image.DiffIDs {
 		first := slices.Index(found.image.DiffIDs, d)
-		layers[i] = ops.ImageLayer{Blob: found.image.Manifest.Layers[first], DiffID: d}
+		layers[i] = execute.ImageLayer{Blob: found.image.Manifest.Layers[first], DiffID: d}
 	}
 	return layers, nil
 }
 
-// Open implements ops.Images: a blob that is not in the store yet is brought there while it is read.
-func (b *bases) Open(ctx context.Context, op llb.Image, l ops.ImageLayer) (io.ReadCloser, error) {
+// Open implements execute.Images: a blob that is not in the store yet is brought there while it is read.
+func (b *bases) Open(ctx context.Context, op llb.Image, l execute.ImageLayer) (io.ReadCloser, error) {
 	found, err := b.get(op)
 	if err != nil {
 		return nil, err

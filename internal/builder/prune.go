@@ -65,10 +65,10 @@ type Item struct {
 	// kept for the user.
 	Shared bool
 
-	path  string
-	blobs []digest.Digest // of an image or blob
-	key   solver.Key      // of a record
-	layer string          // of a record
+	path   string
+	blobs  []digest.Digest // of an image or blob
+	key    solver.Key      // of a record
+	layers []string        // of a record
 }
 
 // PruneOptions say what Prune removes; the zero value removes all that no image with a name has.
@@ -122,7 +122,7 @@ func (b *Builder) Prune(ctx context.Context, o PruneOptions, removed func(Item) 
 	}
 	// Records of layers that are gone are of no use.
 	for _, it := range all.Items {
-		if it.Kind != KindRecord || p.records[it.key] || !p.layers[it.layer] && b.hasLayer(it.layer) {
+		if it.Kind != KindRecord || p.records[it.key] || !slices.ContainsFunc(it.layers, p.goneLayer) {
 			continue
 		}
 		if err := ctxio.Ended(ctx); err != nil {
@@ -141,6 +141,9 @@ func (b *Builder) Prune(ctx context.Context, o PruneOptions, removed func(Item) 
 	}
 	return sum, b.cache.Sweep()
 }
+
+// goneLayer reports whether a layer was removed, now or before.
+func (p *pruner) goneLayer(id string) bool { return p.layers[id] || !p.b.hasLayer(id) }
 
 func (b *Builder) hasLayer(id string) bool {
 	_, err := os.Lstat(b.snapshots.Path(id))
@@ -209,7 +212,7 @@ func (p *pruner) inUse(it Item) bool {
 	case KindLayer, KindBlob, KindImage:
 		return lease.InUse(it.path)
 	case KindRecord:
-		return it.layer != "" && lease.InUse(p.b.snapshots.Path(it.layer))
+		return slices.ContainsFunc(it.layers, func(id string) bool { return lease.InUse(p.b.snapshots.Path(id)) })
 	case KindCache:
 		return lease.InUse(filepath.Join(it.path, "lock"))
 	case KindGit:
@@ -483,7 +486,10 @@ func (b *Builder) recordItems(ctx context.Context) ([]Item, error) {
 		}
 		it := Item{Kind: KindRecord, ID: s.Key.String(), Size: s.Size, Used: s.Used, key: s.Key}
 		if s.Record != nil {
-			it.Description, it.layer = s.Record.Name, s.Record.Layer.ID
+			it.Description = s.Record.Name
+			for _, m := range s.Record.Outputs {
+				it.layers = append(it.layers, m.ID)
+			}
 		}
 		items = append(items, it)
 		return nil
@@ -499,7 +505,9 @@ func (b *Builder) layerItems(ctx context.Context, u *RootUsage, records []Item, 
 	}
 	names := map[string]string{}
 	for _, r := range records {
-		names[r.layer] = cmp.Or(names[r.layer], r.Description)
+		for _, id := range r.layers {
+			names[id] = cmp.Or(names[id], r.Description)
+		}
 	}
 	shared := map[string]bool{}
 	var mu sync.Mutex
@@ -535,7 +543,7 @@ func (b *Builder) layerItems(ctx context.Context, u *RootUsage, records []Item, 
 	}
 	b.goLast(u.Items, shared)
 	for _, r := range records {
-		r.Shared = shared[r.layer]
+		r.Shared = slices.ContainsFunc(r.layers, func(id string) bool { return shared[id] })
 		u.Items = append(u.Items, r)
 	}
 	return nil

@@ -23,7 +23,7 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
-	"github.com/kilnbuild/kiln/solver/ops"
+	"github.com/kilnbuild/kiln/solver/files"
 )
 
 // stdin stands for standard input as a context and as a Dockerfile.
@@ -58,7 +58,7 @@ const maxStdin = 64 << 30
 // remote brings in what a build reads from elsewhere than the client's directories, by steps as those of the build itself.
 type remote struct {
 	builder *Builder
-	runner  *ops.Runner
+	steps   *steps
 	events  *events.Stream
 	graph   llb.Graph
 	// explain and files are the solver's options.
@@ -110,7 +110,7 @@ func hostOf(address string) string {
 // tree returns the files that a vertex makes.
 func (r *remote) tree(ctx context.Context, v *llb.Vertex) (layer.Tree, error) {
 	out, err := solver.Solve(ctx, []llb.Output{v.Output(0)}, solver.Options{
-		Cache: r.builder.cache, Runner: r.runner, Events: r.events, Explain: r.explain, Files: r.files, Parallelism: 1,
+		Cache: r.builder.cache, Planner: r.steps.Planner, Executor: r.steps.Executor, Events: r.events, Explain: r.explain, Files: r.files, Parallelism: 1,
 	})
 	if err != nil {
 		return nil, err
@@ -118,8 +118,8 @@ func (r *remote) tree(ctx context.Context, v *llb.Vertex) (layer.Tree, error) {
 	return r.chain(ctx, out[0])
 }
 
-func (r *remote) chain(ctx context.Context, c *solver.Chain) (layer.Tree, error) {
-	ids, err := r.runner.Realise(ctx, c)
+func (r *remote) chain(ctx context.Context, c solver.Ref) (layer.Tree, error) {
+	ids, err := r.steps.Realise(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +188,7 @@ func (r *remote) sourceTime(o Options) frontend.SourceTime {
 				return time.Time{}, nil
 			}
 		}
-		made, err := r.runner.SourceTime(ctx, op)
+		made, err := r.steps.SourceTime(ctx, op)
 		if err != nil {
 			return made, &SourceError{err}
 		}
@@ -229,7 +229,7 @@ func (r *remote) download(address, name string) (*llb.Vertex, error) {
 }
 
 func (r *remote) stdin(ctx context.Context, in io.Reader) (layer.Tree, []byte, error) {
-	c, err := r.runner.File(ctx, contextFile, &bounded{r: until(ctx, in), left: maxStdin})
+	c, err := r.steps.File(ctx, contextFile, &bounded{r: until(ctx, in), left: maxStdin})
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the build context from standard input: %w", err)
 	}
@@ -241,7 +241,7 @@ func (r *remote) stdin(ctx context.Context, in io.Reader) (layer.Tree, []byte, e
 	if err != nil {
 		return nil, nil, err
 	}
-	r.runner.Local[stdin] = tree
+	r.steps.Local[stdin] = tree
 	file := r.graph.Add(llb.Local{Name: stdin}, r.meta("load the context from standard input"))
 	return r.unpack(ctx, tree, file, empty, "standard input")
 }
@@ -253,7 +253,7 @@ func (r *remote) unpack(ctx context.Context, tree layer.Tree, vertex *llb.Vertex
 	if err != nil {
 		return nil, nil, err
 	}
-	archive := ops.IsArchive(f)
+	archive := files.IsArchive(f)
 	f.Close()
 	if archive {
 		tree, err := r.tree(ctx, r.graph.Add(frontend.UnpackContext(contextFile), r.meta("unpack the context from "+from), r.scratch(), vertex.Output(0)))

@@ -21,7 +21,7 @@ const module = "github.com/kilnbuild/kiln/"
 // import its own internal packages.
 var allowed = map[string][]string{
 	"cmd/kiln":         {"internal/builder", "progress", "events", "internal", "llb", "parser", "registry", "solver"}, // past the builder for types of errors and options only
-	"internal/builder": {"events", "history", "cache", "exporter", "frontend", "llb", "parser", "registry", "sandbox", "snapshot", "solver", "solver/ops", "internal"},
+	"internal/builder": {"events", "history", "cache", "exporter", "frontend", "llb", "parser", "registry", "sandbox", "snapshot", "solver", "solver/execute", "solver/files", "solver/plan", "solver/session", "internal"},
 
 	"parser":   {},
 	"llb":      {},
@@ -32,9 +32,15 @@ var allowed = map[string][]string{
 	"progress": {"events", "llb", "internal"},
 	"history":  {"events"},
 
-	"solver":     {"llb", "events"},
-	"cache":      {"solver", "llb", "internal"},
-	"solver/ops": {"solver", "llb", "events", "snapshot", "sandbox", "internal"},
+	"solver": {"llb", "events"},
+	"cache":  {"solver", "llb", "internal"},
+
+	// What decides a step, and the doing of it: they share work and files, do not know each other, and only the second one runs processes.
+	"solver/session": {"internal"},
+	"solver/work":    {"solver", "llb"},
+	"solver/files":   {"llb", "snapshot", "internal"},
+	"solver/plan":    {"solver", "solver/files", "solver/session", "solver/work", "llb", "snapshot", "internal"},
+	"solver/execute": {"solver", "solver/files", "solver/session", "solver/work", "llb", "events", "snapshot", "sandbox", "internal"},
 
 	// Neither knows the other; both speak internal/mount.
 	"snapshot": {"internal"},

@@ -104,12 +104,17 @@ func Record(n int) (solver.Key, *solver.Record) {
 		{Name: "empty"},
 	}
 	r := &solver.Record{
-		Layer:   solver.Layer{ID: fmt.Sprintf("%064x", n), Content: solver.Content{byte(n), 2: 0xff}},
-		Inputs:  inputs,
-		Name:    "[1/2] RUN echo \"\n\" \xff",
-		Started: time.Unix(1700000000, int64(n)).UTC(),
-		Took:    1500*time.Millisecond + time.Duration(n),
-		LogSize: 0,
+		Outputs: []solver.Made{
+			{Layer: solver.Layer{ID: fmt.Sprintf("%064x", n), Content: solver.Content{byte(n), 2: 0xff}}},
+			{Output: 1, Layer: solver.Layer{ID: fmt.Sprintf("%064x", n+1)}},
+			{Output: 1, Layer: solver.Layer{ID: fmt.Sprintf("%064x", n), Content: solver.Content{1}}},
+		},
+		Materials: []solver.Material{{URI: "https://host/a b\n", Digest: "sha256:00"}, {URI: "", Digest: ""}},
+		Inputs:    inputs,
+		Name:      "[1/2] RUN echo \"\n\" \xff",
+		Started:   time.Unix(1700000000, int64(n)).UTC(),
+		Took:      1500*time.Millisecond + time.Duration(n),
+		LogSize:   0,
 	}
 	return solver.KeyOf(inputs), r
 }
@@ -156,7 +161,8 @@ func TestCache(t *testing.T, reopen func() solver.Cache) {
 
 	// A step that ran again has another time and perhaps another layer.
 	again := *r
-	again.Layer.ID, again.Took, again.LogSize = fmt.Sprintf("%064x", 99), time.Hour, 0
+	again.Outputs = []solver.Made{{Layer: solver.Layer{ID: fmt.Sprintf("%064x", 99)}}}
+	again.Took, again.LogSize = time.Hour, 0
 	put(c, key, &again, "")
 	get(reopen(), key, &again)
 

@@ -1,0 +1,111 @@
+package execute
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/sandbox"
+)
+
+// ended says how a process that did not succeed ended, and what that means where its status says so.
+func (e *ExitError) ended() string {
+	status := e.Status
+	signal := status.Signal
+	s := ""
+	if signal != 0 {
+		s = "killed by " + unix.SignalName(signal)
+	} else {
+		s = fmt.Sprintf("exit code: %d", status.ExitCode)
+		// A shell reports the signal that ended its child so.
+		if name := unix.SignalName(syscall.Signal(status.ExitCode - 128)); status.ExitCode > 128 && name != "" {
+			signal = syscall.Signal(status.ExitCode - 128)
+			s += ", which a shell gives for " + name
+		}
+	}
+	switch {
+	case status.OOMKills > 0 && e.Limits.Memory > 0:
+		s += fmt.Sprintf(": out of memory (limit %s, --memory)", units.BytesSize(float64(e.Limits.Memory)))
+	case status.OOMKills > 0:
+		s += ": its control group ran out of memory"
+	case status.PidsRefused > 0 && e.Limits.Pids >= 0:
+		s += fmt.Sprintf(": it had as many processes and threads as it may have (limit %d, --pids-limit)", cmp.Or(e.Limits.Pids, sandbox.DefaultPids))
+	case status.PidsRefused > 0:
+		s += ": its control group had as many processes and threads as it may have"
+	case signal == syscall.SIGKILL && e.OutOfMemory:
+		s += ": the machine ran out of memory"
+	case signal == syscall.SIGSEGV || signal == syscall.SIGILL || signal == syscall.SIGBUS || signal == syscall.SIGABRT:
+		s += ": the program crashed"
+	case status.ExitCode == 127:
+		s += ": a command was not found"
+	case status.ExitCode == 126:
+		s += ": a command could not be executed"
+	}
+	return s
+}
+
+// oomKills returns how many processes the kernel has killed for want of memory; 0 where it does not say. See proc(5).
+func oomKills() int {
+	text, err := os.ReadFile("/proc/vmstat")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			n, _ := strconv.Atoi(strings.TrimSpace(count))
+			return n
+		}
+	}
+	return 0
+}
+
+// NoExecError is a program that cannot be executed, with advice.
+type NoExecError struct {
+	Err    *sandbox.ExecError
+	Advice string
+}
+
+func (e *NoExecError) Error() string { return e.Err.Error() + ": " + e.Advice }
+
+// Unwrap returns the cause.
+func (e *NoExecError) Unwrap() error { return e.Err }
+
+// explain adds advice to the error of a program that cannot be executed; platform is the step's.
+func explain(err error, platform string) error {
+	e, ok := errors.AsType[*sandbox.ExecError](err)
+	if !ok {
+		return err
+	}
+	host := llb.Platform{OS: "linux", Architecture: runtime.GOARCH}.Normalize()
+	p, parseErr := llb.ParsePlatform(platform, host)
+	foreign := parseErr == nil && p.Architecture != host.Architecture
+	switch {
+	case e.Errno == syscall.ENOEXEC && foreign:
+		return &NoExecError{e, fmt.Sprintf("the step is for %s and this machine is %s: Debian's packages qemu-user-static and binfmt-support make it run such programs", p, host)}
+	case e.Errno == syscall.ENOEXEC:
+		return &NoExecError{e, fmt.Sprintf("it is no program for %s, nor a script that begins with #!", host)}
+	case e.Errno == syscall.EAGAIN:
+		return &NoExecError{e, "its user has as many processes and threads as it may have (RLIMIT_NPROC), in this step and those beside it"}
+	case e.Errno == syscall.ENOENT && e.Reason == "no such file or directory" && isShell(e.Name):
+		return &NoExecError{e, fmt.Sprintf("there is no %s in this image: use the exec form, RUN [\"program\", \"argument\"], or a base image with a shell", e.Name)}
+	}
+	return err
+}
+
+func isShell(name string) bool {
+	switch path.Base(name) {
+	case "sh", "bash", "ash", "dash", "zsh", "ksh":
+		return true
+	}
+	return false
+}

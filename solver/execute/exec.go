@@ -1,0 +1,447 @@
+package execute
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/network"
+	"github.com/kilnbuild/kiln/internal/passwd"
+	"github.com/kilnbuild/kiln/internal/userns"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/sandbox"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/work"
+	"golang.org/x/sys/unix"
+)
+
+// ExitError is a process that did not succeed.
+type ExitError struct {
+	Args   []string
+	Status sandbox.Status
+	// FullDisk is kiln's root directory if its file system had no room left when the process ended; many programs do not
+	// say why they could not write.
+	FullDisk string
+	// OutOfMemory says that the kernel killed processes for want of memory meanwhile.
+	OutOfMemory bool
+	// OneID says that the process could not change to another user, nor give files to one.
+	OneID bool
+	// Limits are what the process was held to.
+	Limits sandbox.Limits
+}
+
+// TimeoutError is a step that was ended since it took too long.
+type TimeoutError struct {
+	Args  []string
+	Limit time.Duration
+}
+
+func (e *TimeoutError) Error() string {
+	return fmt.Sprintf("process %q was killed: it took longer than the %v that a step may take (--step-timeout)", strings.Join(e.Args, " "), e.Limit)
+}
+
+func (e *ExitError) Error() string {
+	s := fmt.Sprintf("process %q did not complete successfully: %s", strings.Join(e.Args, " "), e.ended())
+	if e.FullDisk != "" {
+		s += fmt.Sprintf("; there is no space left on device for %s", e.FullDisk)
+	}
+	if e.OneID {
+		s += "; it could neither chown nor change to another user than root, as there is one id and no more"
+	}
+	return s
+}
+
+// prepared is a step that can be run: its root file system is mounted, and so are its mounts.
+type prepared struct {
+	root    *snapshot.Root
+	tree    *snapshot.Tree    // of what is below root
+	up      *snapshot.Pending // takes what is written to root
+	mounts  *mounting
+	network *network.Network // nil: none of its own
+	users   *os.File         // a user namespace of its own; nil for none
+	spec    sandbox.Spec
+}
+
+// close lets go of everything.
+func (p *prepared) close() {
+	if p.users != nil {
+		p.users.Close()
+	}
+	if p.network != nil {
+		p.network.Release(p.spec.Insecure)
+	}
+	if p.mounts != nil {
+		p.mounts.close()
+	}
+	if p.root != nil {
+		p.root.Close()
+	}
+	if p.up != nil {
+		p.up.Close()
+	}
+}
+
+// exec runs a process and makes the layers of what it has written.
+func (x *Executor) exec(ctx context.Context, w work.Exec, job solver.Job) ([]solver.Made, error) {
+	if x.MayRun != nil {
+		if err := x.MayRun(ctx); err != nil {
+			return nil, err
+		}
+	}
+	p, err := x.prepare(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	defer p.close()
+	p.spec.Stdout, p.spec.Stderr = job.Stdout, job.Stderr
+	started := time.Now()
+	if err := x.run(ctx, w, p); err != nil {
+		return nil, err
+	}
+	return x.commit(ctx, p, started, job)
+}
+
+// prepare makes everything ready that the process of an Exec needs but its output. The caller closes what is returned.
+func (x *Executor) prepare(ctx context.Context, w work.Exec) (_ *prepared, err error) {
+	p := &prepared{}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	ids, err := x.Realise(ctx, w.In[0])
+	if err != nil {
+		return nil, err
+	}
+	if p.tree, err = x.Snapshots.Tree(ids); err != nil {
+		return nil, err
+	}
+	top, _, err := p.tree.Lookup("")
+	if err != nil {
+		return nil, err
+	}
+	if p.up, err = x.Snapshots.New(); err != nil {
+		return nil, err
+	}
+	if err := p.up.SetRoot(top); err != nil {
+		return nil, err
+	}
+	idmap, err := x.IDs()
+	if err != nil {
+		return nil, err
+	}
+	if p.root, err = x.Snapshots.Mount(ctx, ids, p.up, idmap); err != nil {
+		return nil, err
+	}
+	if p.root.Refusal != nil {
+		x.copies.Do(func() {
+			x.Warning(fmt.Sprintf("overlayfs cannot be used here, so each RUN works on a copy of its root, which takes time and space: %v", p.root.Refusal))
+		})
+	}
+	user, err := sandbox.LookupUser(p.root.File, w.Op.User)
+	if err != nil {
+		return nil, err
+	}
+	p.mounts = &mounting{ctx: ctx, x: x, op: w.Op, in: w.In, ids: idmap, root: p.tree}
+	if err := p.mounts.all(); err != nil {
+		return nil, err
+	}
+	if err := p.mounts.addDevices(); err != nil {
+		return nil, err
+	}
+	user.Groups = slices.Concat(user.Groups, p.mounts.groups)
+	p.spec = x.spec(w, p, user, idmap)
+	return p, x.connect(w.Op, p)
+}
+
+// spec returns what the sandbox is told of a step, but for its network.
+func (x *Executor) spec(w work.Exec, p *prepared, user passwd.User, idmap *mount.IDMap) sandbox.Spec {
+	op, m := w.Op, p.mounts
+	spec := sandbox.Spec{
+		Root: p.root.File, Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user,
+		Mounts: m.mounts, Devices: m.nodes, Hostname: op.Hostname, ShmSize: op.ShmSize, CgroupParent: op.CgroupParent, Limits: x.Limits,
+		Insecure: op.Security == llb.SecurityInsecure, IDs: idmap, SharedProc: x.SharedProc, Pool: &x.groups,
+	}
+	// "os/arch[/variant]"
+	if platform := strings.Split(w.Platform, "/"); len(platform) > 1 {
+		spec.Architecture = platform[1]
+	}
+	for _, u := range op.Ulimits {
+		spec.Rlimits = append(spec.Rlimits, sandbox.Rlimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+	}
+	return spec
+}
+
+// connect gives a step its network.
+func (x *Executor) connect(op llb.Exec, p *prepared) (err error) {
+	spec := &p.spec
+	gateway := network.Gateway
+	switch op.Network {
+	case llb.NetworkHost:
+		// The step has the machine's own network, so the machine is where the step is.
+		spec.Network, gateway = sandbox.NetworkHost, "127.0.0.1"
+	case llb.NetworkNone:
+		spec.Network = sandbox.NetworkNone
+	default:
+		if p.network, err = x.networks.Get(); err != nil {
+			return err
+		}
+		spec.Network, spec.NetworkNamespace, spec.UserNamespace = sandbox.NetworkJoin, p.network.Namespace(), p.network.UserNamespace()
+		if spec.ResolvConf, err = p.network.ResolvConf(); err != nil {
+			return err
+		}
+	}
+	if spec.SharedProc && spec.UserNamespace == nil {
+		if p.users, err = userNamespace(); err != nil {
+			return err
+		}
+		spec.UserNamespace = p.users
+	}
+	for _, h := range op.ExtraHosts {
+		if h.IP == "host-gateway" {
+			h.IP = gateway
+		}
+		spec.ExtraHosts = append(spec.ExtraHosts, sandbox.Host{Name: h.Host, IP: h.IP})
+	}
+	return nil
+}
+
+// run runs the process of a step that is prepared, to its end.
+func (x *Executor) run(ctx context.Context, w work.Exec, p *prepared) error {
+	if x.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, x.Timeout, &TimeoutError{Args: w.Op.Args, Limit: x.Timeout})
+		defer cancel()
+	}
+	killed := oomKills()
+	status, err := sandbox.Run(ctx, p.spec)
+	if err != nil {
+		return explain(err, w.Platform)
+	}
+	events.From(ctx).Used(events.Resources{CPU: status.CPU, Memory: status.Memory})
+	x.tellPidsLimit(status.NoPidsLimit)
+	if status.ExitCode == 0 && status.Signal == 0 {
+		return nil
+	}
+	failed := &ExitError{Args: w.Op.Args, Status: status, OutOfMemory: oomKills() > killed, Limits: x.Limits}
+	if ns, err := userns.Current(); err == nil {
+		failed.OneID = ns.Single()
+	}
+	if full(x.Root) {
+		failed.FullDisk = x.Root
+	}
+	return failed
+}
+
+// commit makes layers of what a process has written since started: to its root, and to the mounts that are outputs.
+func (x *Executor) commit(ctx context.Context, p *prepared, started time.Time, job solver.Job) ([]solver.Made, error) {
+	// What was written has to be in the upper directory before it is read there.
+	if err := p.root.Close(); err != nil {
+		return nil, err
+	}
+	c, err := p.up.CommitChanges(ctx, p.tree, started)
+	if err != nil {
+		return nil, err
+	}
+	x.Snapshots.SetEarlier(c.ID, job.LastOf(0))
+	out := made(c)
+	for _, o := range p.mounts.outputs {
+		if err := o.root.Close(); err != nil {
+			return nil, err
+		}
+		c, err := o.up.CommitChanges(ctx, o.tree, started)
+		if err != nil {
+			return nil, err
+		}
+		x.Snapshots.SetEarlier(c.ID, job.LastOf(o.number))
+		out = append(out, solver.Made{Output: o.number, Layer: committed(c)})
+	}
+	return out, nil
+}
+
+// tellPidsLimit says once what holds in place of the default limit of processes: a warning where that is nothing.
+func (x *Executor) tellPidsLimit(e *sandbox.PidsError) {
+	tell, text := x.Note, ""
+	switch {
+	case e == nil:
+		return
+	case e.Shared > 0:
+		text = fmt.Sprintf("in RUN %v", e)
+	default:
+		tell, text = x.Warn, fmt.Sprintf("in RUN %v (--pids-limit=-1 accepts that)", e)
+	}
+	if tell != nil {
+		x.noPidsLimit.Do(func() { tell(text) })
+	}
+}
+
+// userNamespace makes a user namespace for a step without a network of its own.
+func userNamespace() (*os.File, error) {
+	users, network, err := sandbox.NewUserNamespace()
+	if err != nil {
+		return nil, err
+	}
+	return users, network.Close()
+}
+
+// full reports whether next to nothing can be written to a file system any more.
+func full(dir string) bool {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) != nil {
+		return false
+	}
+	return st.Bavail < (1<<20)/uint64(st.Bsize) || st.Files > 0 && st.Ffree == 0
+}
+
+// mountOutput is a mount that becomes an output of its step.
+type mountOutput struct {
+	number int
+	root   *snapshot.Root
+	tree   *snapshot.Tree // of what is below
+	up     *snapshot.Pending
+}
+
+// mounting collects what a step's mounts need, and lets it go.
+type mounting struct {
+	ctx  context.Context
+	x    *Executor
+	op   llb.Exec
+	in   []solver.Ref
+	ids  *mount.IDMap   // of the step; nil: kiln's
+	root *snapshot.Tree // that the step runs in
+
+	mounts  []sandbox.Mount
+	env     []string
+	closers []func()
+
+	// outputs are the mounts whose writes are kept.
+	outputs []mountOutput
+
+	// What devices add.
+	nodes     []sandbox.Mount
+	deviceEnv []string
+	groups    []uint32
+}
+
+func (m *mounting) close() {
+	for _, f := range slices.Backward(m.closers) {
+		f()
+	}
+}
+
+// add adds a mount, which takes the place of an earlier one at the same target, as with BuildKit: they may not fit on one another.
+func (m *mounting) add(f *os.File, target string) {
+	m.closers = append(m.closers, func() { f.Close() })
+	m.mounts = slices.DeleteFunc(m.mounts, func(other sandbox.Mount) bool { return other.Target == target })
+	m.mounts = append(m.mounts, sandbox.Mount{Source: f, Target: target})
+}
+
+func (m *mounting) all() error {
+	ns, err := userns.Current()
+	if err != nil {
+		return err
+	}
+	for _, spec := range m.op.Mounts {
+		if err := ns.Check(uint32(spec.UID), uint32(spec.GID)); err != nil {
+			return fmt.Errorf("mount %s at %s: %w", spec.Type, spec.Target, err)
+		}
+		switch spec.Type {
+		case llb.MountBind:
+			err = m.bind(spec)
+		case llb.MountCache:
+			err = m.cache(spec)
+		case llb.MountTmpfs:
+			err = m.tmpfs(spec)
+		case llb.MountSecret:
+			err = m.secret(spec)
+		case llb.MountSSH:
+			err = m.agent(spec)
+		default:
+			err = fmt.Errorf("BUG: no mount type %q", spec.Type)
+		}
+		if err != nil {
+			return fmt.Errorf("mount %s at %s: %w", spec.Type, spec.Target, err)
+		}
+	}
+	return nil
+}
+
+// tmpfs mounts an empty file system, which has the mode of the directory that it covers.
+func (m *mounting) tmpfs(spec llb.Mount) error {
+	mode := uint32(0o1777)
+	_, e, err := snapshot.Resolve(m.root.Lookup, spec.Target, true) // what cannot be resolved cannot be mounted on, which says so
+	if err == nil && e != nil && e.Type == layer.Dir {
+		mode = e.Mode
+	}
+	f, err := mount.Tmpfs(spec.Size, mode, 0, 0)
+	if err != nil {
+		return err
+	}
+	if !spec.ReadOnly {
+		m.add(f, spec.Target)
+		return m.mapIDs(f)
+	}
+	defer f.Close()
+	spec.Source = "/"
+	return m.belowMapped(f, spec)
+}
+
+// bind mounts a path of another root file system. What is written to it, if that is allowed, goes to a layer: that of an output, or one that is
+// thrown away.
+func (m *mounting) bind(spec llb.Mount) error {
+	ids, err := m.x.Realise(m.ctx, m.in[spec.Input])
+	if err != nil {
+		return err
+	}
+	var up *snapshot.Pending
+	if !spec.ReadOnly {
+		if up, err = m.x.Snapshots.New(); err != nil {
+			return err
+		}
+		m.closers = append(m.closers, func() { up.Close() })
+	}
+	if spec.Output > 0 {
+		if spec.ReadOnly || path.Clean(spec.Source) != "/" {
+			return errors.New("BUG: an output of a mount that is read-only, or not of a whole root file system")
+		}
+		tree, err := m.x.Snapshots.Tree(ids)
+		if err != nil {
+			return err
+		}
+		top, _, err := tree.Lookup("")
+		if err != nil {
+			return err
+		}
+		if err := up.SetRoot(top); err != nil {
+			return err
+		}
+		m.outputs = append(m.outputs, mountOutput{number: spec.Output, tree: tree, up: up})
+	}
+	root, err := m.x.Snapshots.Mount(m.ctx, ids, up, m.ids)
+	if err != nil {
+		return err
+	}
+	m.closers = append(m.closers, func() { root.Close() })
+	if spec.Output > 0 {
+		m.outputs[len(m.outputs)-1].root = root
+	}
+	_, err = m.below(root.File, spec)
+	return err
+}
+
+// mapIDs maps the ids of a file system for the step.
+func (m *mounting) mapIDs(f *os.File) error {
+	if m.ids == nil {
+		return nil
+	}
+	return mount.MapIDs(f, m.ids)
+}

@@ -1,0 +1,119 @@
+package execute
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/files"
+	"github.com/kilnbuild/kiln/solver/work"
+)
+
+// file makes the layer of a File, as a blob where nobody needs its files.
+func (x *Executor) file(ctx context.Context, w work.File, job solver.Job) ([]solver.Made, error) {
+	c := files.Change{Op: w.Op, Limit: x.Snapshots.Limit, Tmp: x.Tmp}
+	names := files.Names(w.Op)
+	unpacks := files.Unpacks(w.Op)
+	for i, ref := range w.In {
+		in, err := x.input(ctx, ref, i > 0 || unpacks || len(names) > 0)
+		if err != nil {
+			return nil, err
+		}
+		c.Inputs = append(c.Inputs, in)
+	}
+	planned := files.Result{Archives: w.Archives, Copied: w.Copied}
+	planned.Content, planned.Identity = w.Planned, w.Identity
+	if len(names) > 0 {
+		// What was planned is compared as it was planned, and then planned anew with the owners.
+		again, err := files.Digest(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		if !unpacks && again.Identity != planned.Identity {
+			return nil, files.ErrChanged
+		}
+		if c.Owners, err = files.Owners(w.Op, c.Inputs[0].Tree, w.In[0].Depth() == 0, x.Warning); err != nil {
+			return nil, err
+		}
+		if planned, err = files.Digest(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	if !unpacks && x.Pack != nil && job.Demand != nil && job.Demand[0].Blob != "" && !job.Demand[0].Files {
+		return x.packed(ctx, c, planned, job)
+	}
+	last := job.LastOf(0)
+	p, result, err := files.Write(ctx, c, x.Snapshots, last)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	// Another program may have written to the context since it was looked at.
+	if !result.Same(planned, unpacks) {
+		return nil, files.ErrChanged
+	}
+	l, err := p.CommitWritten(result.Summary, "")
+	x.Snapshots.SetEarlier(l.ID, last)
+	return made(l), err
+}
+
+// input returns what a File reads from, with its files if they are asked for.
+func (x *Executor) input(ctx context.Context, r solver.Ref, open bool) (files.Input, error) {
+	if r.Local != "" {
+		t := x.Local[r.Local]
+		if t == nil {
+			return files.Input{}, fmt.Errorf("BUG: no local directory %q", r.Local)
+		}
+		return files.Input{Tree: t, Local: true, Selected: x.Selected[r.Local]}, nil
+	}
+	if open {
+		t, err := x.Tree(ctx, r)
+		return files.Input{Tree: t}, err
+	}
+	layers, err := x.View(ctx, r)
+	return files.Input{Tree: snapshot.View(layers)}, err
+}
+
+// packed makes a layer without writing its files: their bytes go from where they are into the layer's tar, and the layer is committed once
+// its blob is complete.
+func (x *Executor) packed(ctx context.Context, c files.Change, planned files.Result, job solver.Job) ([]solver.Made, error) {
+	id := hex.EncodeToString(planned.Identity[:])
+	x.Snapshots.SetEarlier(id, job.LastOf(0))
+	if m, err := x.Snapshots.Manifest(id); err == nil {
+		return made(snapshot.Committed{ID: id, Summary: m.Summary}), nil
+	}
+	p, err := x.Snapshots.New()
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	manifest, err := p.Manifest()
+	if err != nil {
+		return nil, err
+	}
+	var written layer.Summary
+	note, data, err := x.Pack(ctx, job.Demand[0].Blob, id, func(w io.Writer) error {
+		if err := files.WriteTar(ctx, c, w, manifest); err != nil {
+			manifest.Abort()
+			return err
+		}
+		var err error
+		if written, err = manifest.Close(time.Now()); err == nil && written.Identity != planned.Identity {
+			err = files.ErrChanged
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Pack(note, data); err != nil {
+		return nil, err
+	}
+	l, err := p.CommitWritten(written, "")
+	return made(l), err
+}

@@ -1,0 +1,100 @@
+package execute
+
+import (
+	"context"
+	"io"
+	"strconv"
+	"sync"
+
+	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/git"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/work"
+)
+
+// resolving is the looking up of one ref, which everybody in this build waits for.
+type resolving struct {
+	once   sync.Once
+	commit git.Commit
+	err    error
+}
+
+// gitCommit returns what a ref is in this build: it is looked up once, so that every step has the same commit.
+func (x *Executor) gitCommit(ctx context.Context, s *remoteurl.Git, who git.Identity) (git.Commit, error) {
+	key := s.Remote + " " + s.Ref + " " + s.Checksum + " " + strconv.FormatBool(s.FetchByCommit)
+	x.mu.Lock()
+	found := x.commits[key]
+	if found == nil {
+		found = &resolving{}
+		x.commits[key] = found
+	}
+	x.mu.Unlock()
+	found.once.Do(func() { found.commit, found.err = x.git.Resolve(ctx, s, who) })
+	return found.commit, found.err
+}
+
+// gitIdentity returns how ssh proves to a repository who the user is: by the agent that the build was given as "default", and
+// for a context, which the user named, by the user's own agent and keys. The agent can be used until it is given back.
+func (x *Executor) gitIdentity(ctx context.Context, op llb.Git) (who git.Identity, giveBack func(), err error) {
+	who.User = op.Context
+	agent := x.Agents["default"]
+	if agent == nil {
+		return who, func() {}, nil
+	}
+	socket, err := agent.Lend(ctx, x.Tmp)
+	if err != nil {
+		return who, nil, err
+	}
+	who.Socket = socket.Path()
+	return who, socket.Close, nil
+}
+
+func gitSource(op llb.Git) *remoteurl.Git {
+	return &remoteurl.Git{Remote: op.Remote, User: op.User, Ref: op.Ref, Subdir: op.Subdir, Checksum: op.Checksum, FetchByCommit: op.FetchByCommit}
+}
+
+// receiving returns what reports to the step how much has come from each repository.
+func receiving(ctx context.Context) func(remote string, bytes int64) {
+	task := events.From(ctx)
+	var mu sync.Mutex
+	byRemote := map[string]func(current int64, done bool){}
+	return func(remote string, bytes int64) {
+		mu.Lock()
+		report := byRemote[remote]
+		if report == nil {
+			report = task.Transferring(remote, 0)
+			byRemote[remote] = report
+		}
+		mu.Unlock()
+		report(bytes, false)
+	}
+}
+
+// Git implements plan.Sources.
+func (x *Executor) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
+	who, giveBack, err := x.gitIdentity(ctx, op)
+	if err != nil {
+		return git.Commit{}, err
+	}
+	defer giveBack()
+	return x.gitCommit(ctx, gitSource(op), who)
+}
+
+// checkout makes the layer of a commit.
+func (x *Executor) checkout(ctx context.Context, w work.Git, job solver.Job) ([]solver.Made, error) {
+	who, giveBack, err := x.gitIdentity(ctx, w.Op)
+	if err != nil {
+		return nil, err
+	}
+	defer giveBack()
+	o := git.Options{
+		KeepGitDir: w.Op.KeepGitDir, SkipSubmodules: w.Op.SkipSubmodules, Identity: who, Log: job.Stderr, Received: receiving(ctx),
+	}
+	commit := git.Commit{ID: w.Commit, Name: w.Name, Object: w.Object}
+	return x.fill(ctx, func(put func(layer.Entry, io.Reader) error) error {
+		return x.git.Export(ctx, gitSource(w.Op), commit, o, put)
+	})
+}

@@ -1,0 +1,164 @@
+package execute
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/internal/httpsource"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/work"
+	digest "github.com/opencontainers/go-digest"
+)
+
+// httpClient returns the client of ADD from http and https.
+func (x *Executor) httpClient() *httpsource.Client {
+	c := httpsource.New(filepath.Join(x.Root, "http"), x.Tmp, x.Secret)
+	c.Limit = x.Limit
+	return c
+}
+
+// HTTP implements plan.Sources. A file that has changed comes down at once, since its digest is asked for. It only becomes a layer when no
+// layer is known to hold it.
+func (x *Executor) HTTP(ctx context.Context, op llb.HTTP) (d digest.Digest, modified time.Time, err error) {
+	var report func(current int64, done bool)
+	task := events.From(ctx)
+	req := httpRequest(op)
+	req.Received = func(bytes, total int64) {
+		if report == nil {
+			report = task.Transferring(op.Filename, total)
+		}
+		report(bytes, false)
+	}
+	f, err := x.httpClient().Look(ctx, req)
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	if report != nil {
+		report(f.Size, true)
+	}
+	if f.Path != "" {
+		x.keepFile(op, f.Digest, f.Path)
+	}
+	return f.Digest, f.Modified, nil
+}
+
+func httpRequest(op llb.HTTP) httpsource.Request {
+	return httpsource.Request{HTTP: remoteurl.HTTP{URL: op.URL, User: op.User}, Checksum: digest.Digest(op.Checksum)}
+}
+
+func fileName(op llb.HTTP, d digest.Digest) string { return op.URL + " " + d.String() }
+
+// keepFile keeps a file that was downloaded, for takeFile or until the build ends.
+func (x *Executor) keepFile(op llb.HTTP, d digest.Digest, file string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	name := fileName(op, d)
+	if old, ok := x.files[name]; ok {
+		os.Remove(old)
+	}
+	x.files[name] = file
+}
+
+// takeFile returns a file that was kept; false if there is none. The caller removes it.
+func (x *Executor) takeFile(op llb.HTTP, d digest.Digest) (string, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	name := fileName(op, d)
+	file, ok := x.files[name]
+	delete(x.files, name)
+	return file, ok
+}
+
+// download makes the layer of a file that was looked at.
+func (x *Executor) download(ctx context.Context, w work.HTTP, job solver.Job) ([]solver.Made, error) {
+	op := w.Op
+	modified := time.Unix(0, 0)
+	if w.Modified != "" {
+		var err error
+		if modified, err = time.Parse(time.RFC3339, w.Modified); err != nil {
+			return nil, fmt.Errorf("BUG: the time of a file: %w", err)
+		}
+	}
+	file, ok := x.takeFile(op, digest.Digest(w.Digest))
+	if !ok {
+		// It has not changed, and the layer that held it is gone, or not wanted.
+		again, err := x.httpClient().Get(ctx, httpRequest(op))
+		if err != nil {
+			return nil, err
+		}
+		file = again.Path
+		if again.Digest.String() != w.Digest {
+			os.Remove(file)
+			return nil, fmt.Errorf("download %s: the file changed while the build looked at it: build again", remoteurl.Shown(op.URL))
+		}
+	}
+	defer os.Remove(file)
+	body, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	info, err := body.Stat()
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(job.Stderr, "downloaded %d bytes, %s\n", info.Size(), w.Digest)
+	e := layer.Entry{Path: op.Filename, Type: layer.File, Mode: 0o600, Size: info.Size(), ModTime: modified}
+	return x.fill(ctx, func(put func(layer.Entry, io.Reader) error) error { return put(e, body) })
+}
+
+// File makes a root file system of one file, mode 0600 and owned by root, whose bytes are those of body.
+func (x *Executor) File(ctx context.Context, name string, body io.Reader) (solver.Ref, error) {
+	made, err := x.fill(ctx, func(put func(layer.Entry, io.Reader) error) error {
+		return put(layer.Entry{Path: name, Type: layer.File, Mode: 0o600, ModTime: time.Unix(0, 0)}, body)
+	})
+	if err != nil {
+		return solver.Ref{}, err
+	}
+	return solver.NewRef(made[0].Layer), nil
+}
+
+// nothing is a tree without even a root directory.
+type nothing struct{}
+
+func (nothing) Lookup(string) (layer.Entry, bool, error)  { return layer.Entry{}, false, nil }
+func (nothing) List(string) ([]layer.Entry, error)        { return nil, nil }
+func (nothing) Sum(context.Context, []*layer.Entry) error { return nil }
+func (nothing) Open(*layer.Entry) (io.ReadCloser, error)  { return nil, os.ErrNotExist }
+
+// fill makes a layer over nothing of the entries that source gives to put, until ctx ends.
+func (x *Executor) fill(ctx context.Context, source func(put func(layer.Entry, io.Reader) error) error) ([]solver.Made, error) {
+	p, err := x.Snapshots.New()
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	b := x.Snapshots.NewBuilder(nothing{}, p, time.Unix(0, 0))
+	defer b.Close()
+	put := func(e layer.Entry, body io.Reader) error {
+		if body != nil {
+			body = ctxio.Reader(ctx, body)
+		}
+		if err := ctxio.Ended(ctx); err != nil {
+			return err
+		}
+		return b.Put(e, body)
+	}
+	if err := source(put); err != nil {
+		return nil, err
+	}
+	if err := b.Finish(); err != nil {
+		return nil, err
+	}
+	c, err := p.Commit(b, "")
+	return made(c), err
+}

@@ -1,0 +1,283 @@
+package execute
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"path/filepath"
+	"sync"
+
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/klauspost/readahead"
+	"golang.org/x/sync/errgroup"
+)
+
+// Image implements plan.Sources: an image's root is its layers as its config names them, and nothing is unpacked for that. The content of
+// such a layer is its diff id, which vouches for every byte of it.
+func (x *Executor) Image(ctx context.Context, op llb.Image) (solver.Ref, error) {
+	layers, err := x.Images.Layers(ctx, op)
+	if err != nil {
+		return solver.Ref{}, err
+	}
+	var root solver.Ref
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, l := range layers {
+		id := l.DiffID.Encoded()
+		if _, ok := x.sources[id]; !ok {
+			x.sources[id] = source{op, l}
+		}
+		root = root.Push(solver.Layer{ID: id, Content: sha256.Sum256([]byte("diff id " + l.DiffID.String()))})
+	}
+	return root, nil
+}
+
+// View implements plan.Layers. A layer of an image that is not there is read through for its entries; it is unpacked at once if its files are
+// expected to be needed.
+func (x *Executor) View(ctx context.Context, r solver.Ref) ([]snapshot.Layer, error) {
+	refs := r.Layers()
+	layers := make([]snapshot.Layer, len(refs))
+	var missing []int
+	for i, l := range refs {
+		m, err := x.Snapshots.Listing(l.ID)
+		if err != nil {
+			missing = append(missing, i)
+		}
+		layers[i] = snapshot.Layer{ID: l.ID, Manifest: m}
+	}
+	if len(missing) == 0 {
+		return layers, nil
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(4)
+	for _, i := range missing {
+		g.Go(func() error {
+			if err := x.list(gctx, refs[i].ID); err != nil {
+				return err
+			}
+			m, err := x.Snapshots.Listing(refs[i].ID)
+			layers[i].Manifest = m
+			return err
+		})
+	}
+	return layers, g.Wait()
+}
+
+// list makes the entries of a layer of an image known.
+func (x *Executor) list(ctx context.Context, id string) error {
+	x.mu.Lock()
+	src, ok := x.sources[id]
+	demand := x.demands[id]
+	x.mu.Unlock()
+	switch {
+	case !ok:
+		return fmt.Errorf("layer %s is neither in the store nor of an image of this build", id)
+	case demand != nil && demand().Files:
+		return x.materialise(ctx, id, nil)
+	}
+	return x.once("entries of "+id, func() error {
+		return layerError(src, x.readBlob(ctx, src, func(tarball io.Reader) error { return x.Snapshots.Index(ctx, id, tarball) }))
+	})
+}
+
+// Tree returns the files of a root, of which it makes sure that they are there.
+func (x *Executor) Tree(ctx context.Context, r solver.Ref) (*snapshot.Tree, error) {
+	ids, err := x.Realise(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return x.Snapshots.Tree(ids)
+}
+
+// Realise makes sure that every layer of a root is in the snapshot store, unpacking those of images side by side, and
+// returns the ids under which they are there, the lowest first.
+func (x *Executor) Realise(ctx context.Context, r solver.Ref) ([]string, error) {
+	layers := r.Layers()
+	ids := make([]string, len(layers))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(4)
+	for i, l := range layers {
+		ids[i] = l.ID
+		if x.Snapshots.Has(l.ID) {
+			continue
+		}
+		g.Go(func() error { return x.materialise(gctx, l.ID, nil) })
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	// A layer that names something in a directory, but not the directory, looks different over different roots.
+	for i := range layers {
+		m, err := x.Snapshots.Manifest(ids[i])
+		if err != nil {
+			return nil, err
+		}
+		if !m.Implied || i == 0 {
+			continue
+		}
+		id := fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s over %s", layers[i].ID, r.Below(i).Content())))
+		if !x.Snapshots.Has(id) {
+			if err := x.materialise(ctx, id, &variant{of: layers[i].ID, below: ids[:i]}); err != nil {
+				return nil, err
+			}
+		}
+		ids[i] = id
+	}
+	return ids, nil
+}
+
+// variant is a layer as it is over the layers below.
+type variant struct {
+	of    string
+	below []string
+}
+
+// materialising is the unpacking of one layer, which everybody in this process waits for.
+type materialising struct {
+	once sync.Once
+	err  error
+}
+
+func (x *Executor) materialise(ctx context.Context, id string, v *variant) error {
+	return x.once(id, func() error { return x.unpack(ctx, id, v) })
+}
+
+// once calls f once for everybody who calls it with that name.
+func (x *Executor) once(name string, f func() error) error {
+	x.mu.Lock()
+	m := x.ready[name]
+	if m == nil {
+		m = &materialising{}
+		x.ready[name] = m
+	}
+	x.mu.Unlock()
+	m.once.Do(func() {
+		m.err = f()
+		if m.err != nil {
+			// Whoever comes later, perhaps with a context that still lives, tries again.
+			x.mu.Lock()
+			delete(x.ready, name)
+			x.mu.Unlock()
+		}
+	})
+	return m.err
+}
+
+func (x *Executor) unpack(ctx context.Context, id string, v *variant) error {
+	from := id
+	if v != nil {
+		from = v.of
+	}
+	x.mu.Lock()
+	src, ok := x.sources[from]
+	x.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("layer %s is neither in the store nor of an image of this build", from)
+	}
+	l, err := lock.Acquire(ctx, filepath.Join(x.Root, "locks", "layer-"+id), false)
+	if err != nil {
+		return err
+	}
+	defer l.Remove()
+	if x.Snapshots.Has(id) {
+		return nil // another process unpacked it while we waited
+	}
+	// A mirror may have sent other bytes than asked for, which shows at their end: then another is asked.
+	for try := 1; ; try++ {
+		err := x.unpackBlob(ctx, id, src, v)
+		if _, other := errors.AsType[*cas.MismatchError](err); !other || try == maxTries {
+			return layerError(src, err)
+		}
+	}
+}
+
+// maxTries is how often a layer is fetched whose bytes turned out to be others.
+const maxTries = 3
+
+// Reading ahead lets the network, the decompression and the writing of files each have a core. The decompression takes as
+// long as all else, so its goroutine does nothing but that. Three blocks of 512 KiB on each side are enough to even out their
+// speeds.
+const (
+	aheadBlock  = 512 << 10
+	aheadBlocks = 3
+)
+
+func (x *Executor) unpackBlob(ctx context.Context, id string, src source, v *variant) error {
+	var below layer.Tree
+	if v != nil {
+		var err error
+		if below, err = x.Snapshots.Tree(v.below); err != nil {
+			return err
+		}
+	}
+	return x.readBlob(ctx, src, func(tarball io.Reader) error {
+		_, err := x.Snapshots.Unpack(ctx, id, tarball, below)
+		return err
+	})
+}
+
+// readBlob gives the uncompressed bytes of a layer's blob to read, which end in io.EOF only if they are what the image says.
+func (x *Executor) readBlob(ctx context.Context, src source, read func(tarball io.Reader) error) error {
+	blob, err := x.Images.Open(ctx, src.image, src.layer)
+	if err != nil {
+		return err
+	}
+	defer blob.Close()
+	ahead, err := readahead.NewReadCloserSize(io.NopCloser(ctxio.Reader(ctx, blob)), aheadBlocks, aheadBlock)
+	if err != nil {
+		return err
+	}
+	defer ahead.Close()
+	plain, err := layer.Uncompress(ahead)
+	if err != nil {
+		return err
+	}
+	defer plain.Close()
+	tarball, err := readahead.NewReadCloserSize(io.NopCloser(plain), aheadBlocks, aheadBlock)
+	if err != nil {
+		return err
+	}
+	defer tarball.Close()
+	return read(&diffIDReader{r: ctxio.Reader(ctx, tarball), rest: ahead, hash: sha256.New(), want: src.layer.DiffID.Encoded()})
+}
+
+func layerError(src source, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("layer %s of %s: %w", src.layer.Blob.Digest, src.image.Ref, err)
+}
+
+// diffIDReader ends in io.EOF only if its bytes have the diff id, and if the compressed bytes that they came from, rest, are
+// read to their end as well. Nobody else reads rest any more once r has ended.
+type diffIDReader struct {
+	r    io.Reader
+	rest io.Reader
+	hash hash.Hash
+	want string
+}
+
+func (d *diffIDReader) Read(p []byte) (int, error) {
+	n, err := d.r.Read(p)
+	d.hash.Write(p[:n])
+	if err != io.EOF {
+		return n, err
+	}
+	// Not by the WriteTo that rest may have: one that has ended returns io.EOF again, and nothing would be compared.
+	if _, err := io.Copy(io.Discard, struct{ io.Reader }{d.rest}); err != nil {
+		return n, err
+	}
+	if got := fmt.Sprintf("%x", d.hash.Sum(nil)); got != d.want {
+		return n, fmt.Errorf("its uncompressed bytes have digest sha256:%s, and the image's config says sha256:%s", got, d.want)
+	}
+	return n, io.EOF
+}

@@ -1,0 +1,42 @@
+package execute
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/internal/sshagent"
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// agent mounts a socket of kiln's own, behind which is an ssh agent: the step can list keys and have things signed, and
+// nothing else, and it can do so until it ends.
+func (m *mounting) agent(spec llb.Mount) error {
+	agent := m.x.Agents[spec.ID]
+	if agent == nil {
+		if spec.Required {
+			return fmt.Errorf("ssh agent %q is required, and the build was not given it: use --ssh %s, --ssh %s=SOCKET or --ssh %s=KEYFILE", spec.ID, spec.ID, spec.ID, spec.ID)
+		}
+		return nil
+	}
+	socket, err := agent.Lend(m.ctx, m.x.Tmp)
+	if err != nil {
+		return err
+	}
+	m.closers = append(m.closers, socket.Close)
+	f, err := rootfs.At(socket.Dir).OpenFile(sshagent.Name, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	path := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	if err := os.Chown(path, spec.UID, spec.GID); err != nil {
+		return err
+	}
+	if err := unix.Chmod(path, spec.Mode&0o7777); err != nil {
+		return err
+	}
+	return m.belowMapped(socket.Dir, llb.Mount{Source: "/" + sshagent.Name, Target: spec.Target})
+}

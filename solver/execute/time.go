@@ -1,0 +1,85 @@
+package execute
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/httpsource"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/solver/files"
+	digest "github.com/opencontainers/go-digest"
+)
+
+// SourceTime returns the time of what an llb.Git or llb.HTTP fetches: that of the commit, or when the server says that the
+// file was modified, or else, of an archive, that of the newest file in it; zero for none.
+func (x *Executor) SourceTime(ctx context.Context, op llb.Op) (time.Time, error) {
+	switch op := op.(type) {
+	case llb.Git:
+		s := gitSource(op)
+		who, giveBack, err := x.gitIdentity(ctx, op)
+		if err != nil {
+			return time.Time{}, err
+		}
+		defer giveBack()
+		commit, err := x.gitCommit(ctx, s, who)
+		if err != nil {
+			return time.Time{}, err
+		}
+		return x.git.Time(ctx, s, commit, who)
+	case llb.HTTP:
+		return x.fileTime(ctx, op)
+	default:
+		return time.Time{}, fmt.Errorf("BUG: the time of %s", op.Kind())
+	}
+}
+
+func (x *Executor) fileTime(ctx context.Context, op llb.HTTP) (time.Time, error) {
+	client := x.httpClient()
+	req := httpsource.Request{HTTP: remoteurl.HTTP{URL: op.URL, User: op.User}, Checksum: digest.Digest(op.Checksum)}
+	f, err := client.Look(ctx, req)
+	if err == nil && f.Path == "" && f.Modified.IsZero() {
+		f, err = client.Get(ctx, req)
+	}
+	if err != nil {
+		return time.Time{}, err
+	}
+	if f.Path == "" {
+		return f.Modified, nil
+	}
+	defer os.Remove(f.Path)
+	if !f.Modified.IsZero() {
+		return f.Modified, nil
+	}
+	body, err := os.Open(f.Path)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer body.Close()
+	archive, ok := files.OpenArchive(body, x.Snapshots.Limit)
+	if !ok {
+		return time.Time{}, nil
+	}
+	return newest(archive)
+}
+
+// newest returns the time of the newest regular file of an archive.
+func newest(archive *layer.Reader) (time.Time, error) {
+	var made time.Time
+	for {
+		e, err := archive.Next()
+		if err == io.EOF {
+			return made, nil
+		}
+		if err != nil {
+			return made, err
+		}
+		if e.Type == layer.File && e.ModTime.After(made) {
+			made = e.ModTime
+		}
+	}
+}

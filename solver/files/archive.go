@@ -1,0 +1,220 @@
+package files
+
+import (
+	"bufio"
+	"compress/bzip2"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/xi2/xz"
+)
+
+// OpenArchive returns the tar in a file, which is compressed by gzip, bzip2, xz or zstd, or not at all; ok is false for a
+// file that is none. Only the content tells, never the name.
+func OpenArchive(r io.Reader, limit layer.Limit) (archive *layer.Reader, ok bool) {
+	buf := bufio.NewReaderSize(r, 64<<10)
+	head, _ := buf.Peek(6)
+	var plain io.Reader
+	switch {
+	case strings.HasPrefix(string(head), "BZh"):
+		plain = bzip2.NewReader(buf)
+	case string(head) == "\xfd7zXZ\x00":
+		z, err := xz.NewReader(buf, maxXZWindow)
+		if err != nil && !unreadable(err) {
+			return nil, false
+		}
+		plain = z
+	default:
+		z, err := layer.Uncompress(buf)
+		if err != nil {
+			return nil, false
+		}
+		plain = z
+	}
+	archive = layer.NewReader(plain, limit)
+	archive.Rooted = true
+	err := archive.Begin()
+	return archive, err == nil || unreadable(err)
+}
+
+// unreadable says of an error that what was read cannot be looked into, or only with too much memory. It may well be an
+// archive, and must not pass for a file.
+func unreadable(err error) bool {
+	return slices.ContainsFunc([]error{xz.ErrMemlimit, xz.ErrOptions, zstd.ErrDecoderSizeExceeded, zstd.ErrWindowSizeExceeded},
+		func(target error) bool { return errors.Is(err, target) })
+}
+
+// IsArchive reports whether a file is what openArchive reads.
+func IsArchive(r io.Reader) bool {
+	_, ok := OpenArchive(r, layer.Limit{})
+	return ok
+}
+
+// maxXZWindow bounds the memory that an xz file may ask for: 64 MiB is what xz -9 needs.
+const maxXZWindow = 64 << 20
+
+// archive unpacks a file of the source into the destination if it is an archive, and reports whether it is. A sink that takes no bytes
+// only gets the destination; and as it may not be able to open the files of layers, those are taken for archives there.
+func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
+	if !c.sink.bodies() && !c.context {
+		return true, c.archived(tree, e, &c.result.Others)
+	}
+	f, err := tree.Open(e)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	body := io.TeeReader(f, sum)
+	in, ok := OpenArchive(body, c.Limit)
+	if !ok {
+		return false, nil
+	}
+	if !c.sink.bodies() {
+		return true, c.archived(tree, e, &c.result.Archives)
+	}
+	dest, err := c.archiveDir()
+	if err != nil {
+		return true, err
+	}
+	c.b.Most(c.Limit.OrDefault().Entries)
+	err = c.unpack(in, dest)
+	if err == nil {
+		_, err = io.Copy(io.Discard, body) // what follows the archive's end is part of the file's digest
+	}
+	if err != nil {
+		return true, fmt.Errorf("unpack the archive /%s: %w", e.Path, err)
+	}
+	if c.context {
+		c.result.Archives = append(c.result.Archives, fmt.Sprintf("%x into /%s", sum.Sum(nil), dest))
+	}
+	return true, nil
+}
+
+// archived adds an archive that is not unpacked to a list.
+func (c *copying) archived(tree layer.Tree, e *layer.Entry, list *[]string) error {
+	dest, err := c.archiveDir()
+	if err != nil {
+		return err
+	}
+	if err := tree.Sum(c.ctx, []*layer.Entry{e}); err != nil {
+		return err
+	}
+	*list = append(*list, fmt.Sprintf("%x into /%s", e.Digest, dest))
+	return nil
+}
+
+// archiveDir makes the directory that archives are unpacked into, and returns its physical path.
+func (c *copying) archiveDir() (string, error) {
+	dest, _, err := c.b.Resolve(c.op.Dest, true)
+	if err != nil {
+		return "", err
+	}
+	return dest, c.b.Mkdirs(dest, func(path string) layer.Entry {
+		e := c.newDir(path)
+		e.Mode = 0o755 | e.Mode&setGID // --chmod is not for archives
+		return e
+	})
+}
+
+func (c *copying) unpack(archive *layer.Reader, dest string) error {
+	for {
+		if c.ctx.Err() != nil {
+			return context.Cause(c.ctx)
+		}
+		e, err := archive.Next()
+		if err == io.EOF {
+			// A checksum at the end tells of damage. What follows the archive is no part of it, nor is what is missing there.
+			if err := archive.Rest(); damaged(err) {
+				return err
+			}
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		// The archive's own top says nothing about the directory that it is unpacked into.
+		if e.Path == "" {
+			continue
+		}
+		if err := c.member(e, archive, dest); err != nil {
+			return err
+		}
+	}
+}
+
+// damaged reports whether an error at the end of an archive is that of a checksum, or says that it is too large.
+func damaged(err error) bool {
+	if _, ok := errors.AsType[*layer.LimitError](err); ok {
+		return true
+	}
+	if e, ok := errors.AsType[bzip2.StructuralError](err); ok {
+		return strings.HasSuffix(string(e), "checksum mismatch")
+	}
+	return errors.Is(err, gzip.ErrChecksum) || errors.Is(err, zstd.ErrCRCMismatch) || errors.Is(err, xz.ErrData)
+}
+
+// directory returns the physical path of the directory of a member, below dest. Symbolic links on the way are followed as in a
+// chroot there; one that leads to nothing is an error, as the directory cannot be made through it. Others that are missing are taken as they are written.
+func (c *copying) directory(dest, member string) (string, error) {
+	dir, _, err := c.b.ResolveBelow(dest, layer.Parent(member), true, func(path string, link layer.Entry) error {
+		return &layer.HeaderError{Name: member, Msg: fmt.Sprintf("is below the symbolic link /%s to %q, which is not there", layer.Clip(path), layer.Clip(link.Link))}
+	})
+	return dir, err
+}
+
+// The times that an archive's members can have, as Docker takes them; others are the first.
+var firstTime, lastTime = time.Unix(0, 0), time.Unix(0, math.MaxInt64)
+
+// member puts one entry of an archive below dest. Its directories are followed where they are symbolic links, inside dest; what it
+// replaces is not.
+func (c *copying) member(e layer.Entry, body io.Reader, dest string) error {
+	name := e.Name()
+	dir, err := c.directory(dest, e.Path)
+	if err != nil {
+		return err
+	}
+	if e.ModTime.Before(firstTime) || e.ModTime.After(lastTime) {
+		e.ModTime = firstTime
+	}
+	e.Path = join(dir, name)
+	c.own(&e)
+	if e.Type != layer.Hardlink {
+		return c.b.Put(e, body)
+	}
+	linkDir, err := c.directory(dest, e.Link)
+	if err != nil {
+		return err
+	}
+	target := join(linkDir, e.Link[strings.LastIndexByte(e.Link, '/')+1:])
+	file, ok, err := c.b.Lookup(target)
+	if err != nil {
+		return err
+	}
+	if !ok || file.Type == layer.Dir {
+		return &layer.HeaderError{Name: e.Path, Msg: fmt.Sprintf("is a hard link to /%s, which is no file", target)}
+	}
+	own, err := c.b.Own(target)
+	if err != nil {
+		return err
+	}
+	if !own {
+		if file.Type != layer.File {
+			return errors.New("a hard link to a special file of a lower layer is not supported")
+		}
+		if err := c.b.CopyUp(file, target); err != nil {
+			return err
+		}
+	}
+	return c.b.Link(e, target)
+}

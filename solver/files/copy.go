@@ -1,0 +1,230 @@
+package files
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot"
+)
+
+// copying is one llb.Copy.
+type copying struct {
+	maker
+	op      *llb.Copy
+	exclude *ignore.Matcher
+	matches [][]selected // of each source
+}
+
+func (r *run) newCopy(op *llb.Copy) (*copying, error) {
+	exclude, err := ignore.New(r.ctx, op.Exclude)
+	if err != nil {
+		return nil, fmt.Errorf("read --exclude: %w", err)
+	}
+	m, err := r.maker(op.Attributes)
+	return &copying{maker: m, op: op, exclude: exclude}, err
+}
+
+func (c *copying) dest() (string, error) { return c.maker.dest(c.op.Dest, !c.op.Link) }
+
+// selected is a path that a source selects, and what is there.
+type selected struct {
+	name     string // as the source has it
+	physical string
+	entry    *layer.Entry // nil: nothing is there
+}
+
+// find finds what each source selects. Files whose digests are not known yet are read for them, several at a time.
+func (c *copying) find() error {
+	all := make([][]selected, len(c.op.Sources))
+	files := make([][]*layer.Entry, len(c.trees))
+	for i, src := range c.op.Sources {
+		if c.op.Parents {
+			continue
+		}
+		tree := c.trees[src.Input]
+		names, err := glob(tree, src.Path)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			m := selected{name: name}
+			if m.physical, m.entry, err = snapshot.Resolve(tree.Lookup, name, true); err != nil {
+				return err
+			}
+			all[i] = append(all[i], m)
+			if m.entry != nil && m.entry.Type == layer.File {
+				files[src.Input] = append(files[src.Input], m.entry)
+			}
+		}
+	}
+	for i, list := range files {
+		if len(list) == 0 {
+			continue
+		}
+		if err := c.trees[i].Sum(c.ctx, list); err != nil {
+			return err
+		}
+	}
+	c.matches = all
+	return nil
+}
+
+func (c *copying) do() error {
+	for i, src := range c.op.Sources {
+		if err := c.source(src, c.matches[i]); err != nil {
+			return err
+		}
+	}
+	c.matches = nil
+	return nil
+}
+
+func (c *copying) source(src llb.CopySource, matches []selected) error {
+	tree := c.trees[src.Input]
+	c.context = c.Inputs[src.Input].Local
+	if c.op.Parents {
+		return c.parents(tree, src)
+	}
+	if len(matches) == 0 {
+		literal, _ := split(src.Path)
+		return c.unmatched(tree, src, literal)
+	}
+	for _, m := range matches {
+		c.links = map[string]string{}
+		if err := c.match(tree, m, src, len(matches) == 1 && len(c.op.Sources) == 1 && len(c.actions) == 1 && !c.unpacks); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// match copies one path that a source selects; only says that there is nothing else to copy.
+func (c *copying) match(tree layer.Tree, m selected, src llb.CopySource, only bool) error {
+	e := m.entry
+	if e == nil {
+		if src.AllowMissing {
+			return nil
+		}
+		return NotFound(tree, m.name, m.physical)
+	}
+	if src.Unpack && e.Type == layer.File {
+		ok, err := c.archive(tree, e)
+		if ok || err != nil {
+			return err
+		}
+	}
+	dest, err := c.dest()
+	if err != nil {
+		return err
+	}
+	if e.Type == layer.Dir {
+		return c.dir(tree, *e, dest, only)
+	}
+	target, err := c.target(dest, path.Base("/"+m.name))
+	if err != nil {
+		return err
+	}
+	return c.leaf(tree, *e, target)
+}
+
+// dir copies what is in a source directory into dest. If that is all there is to copy, it comes in the order of the layer's
+// entries, each path once, so that nothing has to be kept of however many files.
+func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string, only bool) error {
+	if only {
+		c.streaming = true
+		c.b.Stream(c.add)
+	}
+	old, ok, err := c.b.Lookup(dest)
+	if err != nil {
+		return err
+	}
+	if ok && old.Type != layer.Dir {
+		return &snapshot.PathError{Path: dest, Msg: "is not a directory, and a directory cannot be copied to it"}
+	}
+	top := old
+	if !ok {
+		top = c.newDir(dest)
+		top.Path = dest
+	}
+	if dest != "" {
+		// The directory that is copied into gets the source's time, and keeps its own attributes.
+		top.ModTime, top.Clock = src.ModTime, src.Clock
+		if err := c.b.Put(top, nil); err != nil {
+			return err
+		}
+	}
+	return c.below(tree, src.Path, func(e *layer.Entry) error {
+		return c.nested(tree, *e, join(dest, strings.TrimPrefix(e.Path[len(src.Path):], "/")))
+	})
+}
+
+// put copies selected entries of one tree, parents first, to the physical paths that to gives for theirs.
+func (c *copying) put(tree layer.Tree, selected []*layer.Entry, to func(string) string) error {
+	for _, src := range selected {
+		if c.ctx.Err() != nil {
+			return context.Cause(c.ctx)
+		}
+		if err := c.nested(tree, *src, to(src.Path)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nested copies an entry that lies below a source directory.
+func (c *copying) nested(tree layer.Tree, src layer.Entry, target string) error {
+	if src.Type != layer.Dir {
+		return c.leaf(tree, src, target)
+	}
+	old, ok, err := c.b.Lookup(target)
+	if err != nil {
+		return err
+	}
+	if ok && old.Type != layer.Dir {
+		return &snapshot.PathError{Path: target, Msg: "is not a directory, and a directory cannot be copied to it"}
+	}
+	src.Path, src.Implied, src.Opaque, src.LinkID = target, false, false, ""
+	c.apply(&src)
+	return c.b.Put(src, nil)
+}
+
+func join(dir, name string) string {
+	switch {
+	case dir == "":
+		return name
+	case name == "":
+		return dir
+	}
+	return dir + "/" + name
+}
+
+// lazyFile is a file of a tree that is opened when somebody reads it.
+type lazyFile struct {
+	tree  layer.Tree
+	entry layer.Entry
+	file  io.ReadCloser
+}
+
+func (l *lazyFile) Read(p []byte) (int, error) {
+	if l.file == nil {
+		f, err := l.tree.Open(&l.entry)
+		if err != nil {
+			return 0, err
+		}
+		l.file = f
+	}
+	return l.file.Read(p)
+}
+
+func (l *lazyFile) Close() error {
+	if l.file == nil {
+		return nil
+	}
+	return l.file.Close()
+}

@@ -1,0 +1,385 @@
+package files
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot"
+)
+
+// finder is the part of a layer.Tree that paths are found by.
+type finder interface {
+	Lookup(path string) (layer.Entry, bool, error)
+	List(dir string) ([]layer.Entry, error)
+}
+
+// glob returns the paths in a tree that a source selects. A source without wildcards selects itself, whether it exists or
+// not. Wildcards are those of path.Match and do not cross slashes; the directories before the first are followed if they
+// are symbolic links, those that a wildcard matches are not.
+func glob(tree finder, pattern string) ([]string, error) {
+	literal, parts := split(pattern)
+	if len(parts) == 0 {
+		return []string{literal}, nil
+	}
+	for _, p := range parts {
+		if _, err := path.Match(p, ""); err != nil {
+			return nil, fmt.Errorf("the wildcard %q is malformed", pattern)
+		}
+	}
+	base, e, err := snapshot.Resolve(tree.Lookup, literal, true)
+	if err != nil || e == nil || e.Type != layer.Dir {
+		return nil, err
+	}
+	return match(tree, []string{base}, parts)
+}
+
+// split returns the path before a pattern's first component with a wildcard, and the components from there on.
+func split(pattern string) (literal string, rest []string) {
+	parts := components(pattern)
+	n := 0
+	for n < len(parts) && !wild(parts[n]) {
+		parts[n] = unescape(parts[n])
+		n++
+	}
+	return strings.Join(parts[:n], "/"), parts[n:]
+}
+
+// unmatched returns the error, if it is one, of a source that selects nothing below the directory literal. BuildKit looks for that in
+// what it has of the source's tree: of a context that is what the sources of the whole build select, each with its directories.
+func (c *copying) unmatched(tree layer.Tree, src llb.CopySource, literal string) error {
+	if literal == "" {
+		return nil
+	}
+	base, e, err := snapshot.Resolve(tree.Lookup, literal, true)
+	if err != nil {
+		return err
+	}
+	if e == nil {
+		return NotFound(tree, literal, base)
+	}
+	if !c.Inputs[src.Input].Local {
+		return nil
+	}
+	if used, err := c.uses(tree, src.Input, base, e); used || err != nil {
+		return err
+	}
+	return fmt.Errorf("%q: no file matches, and the build uses nothing else of /%s", src.Path, literal)
+}
+
+// uses reports whether BuildKit would have the entry e at a path of a context: if it is, is in or has in it something that a source of the
+// build selects. There "**" stands for any number of directories in each of them, and nothing is excluded.
+func (c *copying) uses(tree layer.Tree, input int, at string, e *layer.Entry) (bool, error) {
+	plain := copying{maker: maker{run: &run{ctx: c.ctx}}} // without --exclude
+	for _, selection := range c.Inputs[input].Selected {
+		left := [][]string{components(selection)}
+		for _, name := range components(at) {
+			var next [][]string
+			for _, parts := range left {
+				taken, rest := step(parts, name)
+				if taken {
+					return true, nil
+				}
+				next = append(next, rest...)
+			}
+			left = next
+		}
+		for _, parts := range left {
+			if e.Type != layer.Dir {
+				break
+			}
+			var found []*layer.Entry
+			if err := plain.walkParents(tree, at, at, parts, ignore.Info{}, &found); err != nil || len(found) > 0 {
+				return len(found) > 0, err
+			}
+		}
+		// A source may lead there by symbolic links.
+		matches, err := glob(tree, selection)
+		if err != nil {
+			continue // its own step says so
+		}
+		for _, m := range matches {
+			if to, found, err := snapshot.Resolve(tree.Lookup, m, true); err == nil && found != nil && (layer.Within(to, at) || layer.Within(at, to)) {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// match returns what the pattern's components select below directories, in tree order for each directory.
+func match(tree finder, dirs, parts []string) ([]string, error) {
+	for i, part := range parts {
+		var next []string
+		for _, dir := range dirs {
+			list, err := tree.List(dir)
+			if err != nil {
+				return nil, err
+			}
+			for _, e := range list {
+				ok, err := path.Match(part, e.Name())
+				if err != nil {
+					return nil, err
+				}
+				if ok && (i == len(parts)-1 || e.Type == layer.Dir) {
+					next = append(next, e.Path)
+				}
+			}
+		}
+		dirs = next
+	}
+	return dirs, nil
+}
+
+// components splits a source into its cleaned components; none for the root.
+func components(p string) []string {
+	p = path.Clean("/" + p)
+	if p == "/" {
+		return nil
+	}
+	return strings.Split(p[1:], "/")
+}
+
+func wild(s string) bool {
+	for i := 0; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++
+		case '*', '?', '[':
+			return true
+		}
+	}
+	return false
+}
+
+func unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+1 < len(s) {
+			i++
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// parents copies a source of COPY --parents: what it selects keeps its directories, those after the first "/./" of the
+// source if there is one.
+func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
+	before, after, pivot := cutPivot(src.Path)
+	bases := []string{""}
+	if pivot {
+		var err error
+		if bases, err = glob(tree, before); err != nil {
+			return err
+		}
+	}
+	dest, _, err := c.b.Resolve(c.op.Dest, true)
+	if err != nil {
+		return err
+	}
+	for _, base := range bases {
+		c.links = map[string]string{}
+		physical, e, err := snapshot.Resolve(tree.Lookup, base, true)
+		if err != nil {
+			return err
+		}
+		if e == nil && wild(before) {
+			continue
+		}
+		if e == nil {
+			return NotFound(tree, base, physical)
+		}
+		if wild(before) && c.Inputs[src.Input].Local {
+			if used, err := c.uses(tree, src.Input, physical, e); err != nil {
+				return err
+			} else if !used {
+				continue
+			}
+		}
+		if e.Type != layer.Dir {
+			if err := c.copyAsIs(tree, src, base, dest, e); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := c.b.Mkdirs(dest, c.newDir); err != nil {
+			return err
+		}
+		if !pivot {
+			e = nil
+		}
+		n, err := c.pattern(tree, physical, after, dest, e, !wild(before))
+		if err != nil {
+			return err
+		}
+		if n == 0 && pivot && !wild(before) {
+			if err := c.unmatched(tree, src, base); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// copyAsIs does what BuildKit does with base, which is before a "/./" and no directory but e: unless there are no wildcards, it is copied as
+// it is.
+func (c *copying) copyAsIs(tree layer.Tree, src llb.CopySource, base, dest string, e *layer.Entry) error {
+	if !wild(src.Path) {
+		return NotFound(tree, base, e.Path)
+	}
+	if err := c.unmatched(tree, src, base); err != nil {
+		return err
+	}
+	if err := c.b.Mkdirs(layer.Parent(dest), c.newDir); err != nil {
+		return err
+	}
+	if strings.HasSuffix(c.op.Dest, "/") {
+		if err := c.b.Mkdirs(dest, c.newDir); err != nil {
+			return err
+		}
+	}
+	target, err := c.target(dest, path.Base("/"+base))
+	if err != nil {
+		return err
+	}
+	return c.leaf(tree, *e, target)
+}
+
+// cutPivot splits a source at its first "/./" that has something on both sides.
+func cutPivot(p string) (before, after string, ok bool) {
+	p = strings.TrimPrefix(p, "./")
+	before, after, ok = strings.Cut(p, "/./")
+	if !ok || strings.Trim(after, "/.") == "" {
+		return "", p, false
+	}
+	return before, after, true
+}
+
+// pattern copies what pattern selects below base, with its directories up to base, into dest, and returns how many entries that are. pivot
+// is base's entry if a "/./" named it. required says that a pattern without wildcards has to select something.
+func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *layer.Entry, required bool) (int, error) {
+	parts := components(pattern)
+	for i, p := range parts {
+		if wild(p) {
+			required = false
+			if _, err := path.Match(p, ""); err != nil {
+				return 0, fmt.Errorf("the wildcard %q is malformed", pattern)
+			}
+		} else {
+			parts[i] = unescape(p)
+		}
+	}
+	var selected []*layer.Entry
+	if err := c.walkParents(tree, base, base, parts, ignore.Info{}, &selected); err != nil {
+		return 0, err
+	}
+	if len(selected) == 0 && required {
+		name := join(base, strings.Join(parts, "/"))
+		_, ok, err := tree.Lookup(name)
+		if err != nil {
+			return 0, err
+		}
+		if !ok {
+			return 0, NotFound(tree, name, name)
+		}
+		if len(c.op.Exclude) > 0 {
+			return 0, fmt.Errorf("%q: not found: --exclude leaves nothing of it", "/"+name)
+		}
+	}
+	if err := tree.Sum(c.ctx, selected); err != nil {
+		return 0, err
+	}
+	if pivot != nil && dest != "" {
+		// The destination takes the place of the directory before the "/./", of which it gets the time.
+		top, ok, err := c.b.Lookup(dest)
+		if err != nil {
+			return 0, err
+		}
+		if ok && top.Type == layer.Dir {
+			top.ModTime, top.Clock = pivot.ModTime, pivot.Clock
+			if err := c.b.Put(top, nil); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return len(selected), c.put(tree, selected, func(p string) string { return join(dest, strings.TrimPrefix(p[len(base):], "/")) })
+}
+
+// walkParents appends to out what the components select in dir, with each selected entry's parents up to base before it.
+// An empty list of components selects everything.
+func (c *copying) walkParents(tree layer.Tree, base, dir string, parts []string, info ignore.Info, out *[]*layer.Entry) error {
+	if c.ctx.Err() != nil {
+		return context.Cause(c.ctx)
+	}
+	list, err := tree.List(dir)
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		e := &list[i]
+		taken, rest := step(parts, e.Name())
+		if !taken && rest == nil {
+			continue
+		}
+		rel := strings.TrimPrefix(e.Path[len(base):], "/")
+		excluded, below := c.exclude.Ignored(rel, info)
+		if taken && !excluded {
+			*out = append(*out, e)
+		}
+		if e.Type != layer.Dir || excluded && !c.exclude.MayReinclude(rel) {
+			continue
+		}
+		n := len(*out)
+		if taken {
+			rest = [][]string{{}}
+		}
+		var found []*layer.Entry
+		for _, r := range rest {
+			if err := c.walkParents(tree, base, e.Path, r, below, &found); err != nil {
+				return err
+			}
+		}
+		if len(found) > 0 {
+			if !taken || excluded {
+				*out = append((*out)[:n], e)
+			}
+			*out = append(*out, found...)
+		}
+	}
+	return nil
+}
+
+// step matches a name against the first of the components: whether it is selected as a whole, and else which components
+// are left for what is in it. "**" stands for any number of names, none included.
+func step(parts []string, name string) (taken bool, rest [][]string) {
+	if len(parts) == 0 {
+		return true, nil
+	}
+	if parts[0] == "**" {
+		if len(parts) == 1 {
+			return true, nil
+		}
+		taken, rest = step(parts[1:], name)
+		return taken, append(rest, parts)
+	}
+	if ok, err := path.Match(parts[0], name); err != nil || !ok {
+		if !wild(parts[0]) && parts[0] == name {
+			ok = true
+		}
+		if !ok {
+			return false, nil
+		}
+	}
+	if len(parts) == 1 {
+		return true, nil
+	}
+	return false, [][]string{parts[1:]}
+}

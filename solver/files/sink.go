@@ -1,0 +1,197 @@
+package files
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/snapshot"
+)
+
+// sink takes the layer that a run makes.
+type sink interface {
+	// add takes the layer's next entry, in the order of layer.Compare, and of a file where it comes from if the run has that.
+	add(e *layer.Entry, from origin) error
+	// bodies says that the builder writes files as it gets them.
+	bodies() bool
+}
+
+// ErrChanged is the error of a Change whose contexts are written to meanwhile.
+var ErrChanged = errors.New("the files changed while they were copied: build again when nothing writes to them")
+
+// Digest works out what comes of a Change, without reading files whose digests are known, and without writing anything.
+func Digest(ctx context.Context, c Change) (Result, error) {
+	s := digestSink{layer.NewDigester()}
+	r, err := newRun(ctx, c, s)
+	if err != nil {
+		return Result{}, err
+	}
+	r.b = snapshot.Compose(r.trees[0], c.Tmp, r.now())
+	defer r.b.Close()
+	r.b.Trim()
+	if err := r.all(); err != nil {
+		return Result{}, err
+	}
+	r.result.Summary = s.Sum()
+	return r.result, nil
+}
+
+type digestSink struct{ *layer.Digester }
+
+func (s digestSink) add(e *layer.Entry, _ origin) error { return s.Add(e) }
+
+func (s digestSink) bodies() bool { return false }
+
+// Write makes the layer of a Change in the store, for the caller to commit or close. What is as it was in the layer last, "" for none, is taken
+// from there: if that is possible by having it below, else by hard links.
+func Write(ctx context.Context, c Change, store *snapshot.Store, last string) (*snapshot.Pending, Result, error) {
+	over := !Unpacks(c.Op)
+	for {
+		p, err := store.New()
+		if err != nil {
+			return nil, Result{}, err
+		}
+		result, err := write(ctx, c, store, p, last, over)
+		if err == nil {
+			return p, result, nil
+		}
+		p.Close()
+		if !over || !errors.Is(err, snapshot.ErrNotOver) {
+			return nil, Result{}, err
+		}
+		over = false
+	}
+}
+
+func write(ctx context.Context, c Change, store *snapshot.Store, p *snapshot.Pending, last string, over bool) (Result, error) {
+	manifest, err := p.Manifest()
+	if err != nil {
+		return Result{}, err
+	}
+	r, err := newRun(ctx, c, dirSink{manifest})
+	if err == nil {
+		r.b = store.NewBuilder(r.trees[0], p, r.now())
+		defer r.b.Close()
+		r.b.Trim()
+		r.b.Reuse(store, last)
+		if over {
+			r.b.Over(store, last)
+		}
+		err = r.all()
+	}
+	if err != nil {
+		manifest.Abort()
+		return Result{}, err
+	}
+	if p.Over() {
+		manifest.Over()
+	}
+	r.result.Summary, err = manifest.Close(time.Now())
+	return r.result, err
+}
+
+type dirSink struct{ manifest *layer.Writer }
+
+func (s dirSink) add(e *layer.Entry, _ origin) error { return s.manifest.Add(e) }
+
+func (s dirSink) bodies() bool { return true }
+
+// WriteTar writes the tar of a Change's layer to w, and its entries to manifest. It is not for one that unpacks archives.
+func WriteTar(ctx context.Context, c Change, w io.Writer, manifest *layer.Writer) error {
+	s := &tarSink{ctx: ctx, manifest: manifest}
+	r, err := newRun(ctx, c, s)
+	if err != nil {
+		return err
+	}
+	r.b, r.from = snapshot.Compose(r.trees[0], c.Tmp, r.now()), map[string]origin{}
+	defer r.b.Close()
+	r.b.Trim()
+	var all error
+	err = layer.WriteTar(w, func(yield func(*layer.Entry, layer.Body) bool) {
+		s.yield = yield
+		all = r.all()
+	})
+	if err == nil || all != nil && !errors.Is(all, errStopped) {
+		err = all
+	}
+	return err
+}
+
+type tarSink struct {
+	ctx      context.Context
+	manifest *layer.Writer
+	yield    func(*layer.Entry, layer.Body) bool
+}
+
+func (s *tarSink) add(e *layer.Entry, from origin) error {
+	if err := s.manifest.Add(e); err != nil {
+		return err
+	}
+	kept := *e // several entries are read ahead
+	if !s.yield(&kept, func(w io.Writer) error { return from.write(s.ctx, w, &kept) }) {
+		return errStopped
+	}
+	return nil
+}
+
+func (s *tarSink) bodies() bool { return false }
+
+var errStopped = errors.New("the tar could not be written")
+
+// Same reports whether a Change made what was planned, so that the contexts were not written to in between. What comes out of archives, if it may
+// unpack any, is not known before they are unpacked.
+func (r Result) Same(planned Result, unpacks bool) bool {
+	return slices.Equal(r.Archives, planned.Archives) && slices.Equal(r.Copied, planned.Copied) && (unpacks || r.Content == planned.Content)
+}
+
+// origin is where a file comes from.
+type origin struct {
+	tree layer.Tree
+	path string
+}
+
+// write writes the bytes of a file whose entry is e. It fails if they are not those that were planned: what w got by then is wrong.
+func (from origin) write(ctx context.Context, w io.Writer, e *layer.Entry) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if from.tree == nil {
+		return fmt.Errorf("BUG: nobody knows where %q comes from", e.Path)
+	}
+	f, err := from.tree.Open(&layer.Entry{Path: from.path, Type: layer.File})
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buf := make([]byte, min(256<<10, e.Size+1))
+	h := sha256.New()
+	for rest := e.Size; ; {
+		n, err := f.Read(buf)
+		if rest -= int64(n); rest < 0 || err == io.EOF && rest > 0 {
+			return changed(from)
+		}
+		h.Write(buf[:n])
+		if _, err := w.Write(buf[:n]); err != nil {
+			return err
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if layer.Digest(h.Sum(nil)) != e.Digest {
+		return changed(from)
+	}
+	return nil
+}
+
+func changed(from origin) error {
+	return fmt.Errorf("%s changed while it was copied: build again when nothing writes to it", layer.Clip(from.path))
+}

@@ -1,0 +1,134 @@
+package files
+
+import (
+	"context"
+	"runtime"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/internal/layer"
+)
+
+// below calls yield for what is in a directory of the source, and not excluded, in tree order, with digests.
+func (c *copying) below(tree layer.Tree, dir string, yield func(*layer.Entry) error) error {
+	w := &walker{ctx: c.ctx, tree: tree, exclude: c.exclude, top: dir, room: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	l := w.look(dir, ignore.Info{})
+	if l.err != nil {
+		return l.err
+	}
+	return w.walk(l.found, yield)
+}
+
+// walker goes through a directory. Directories are listed ahead of the walk, and their files read if their digests are not
+// known, as many at a time as there are processors: most of the time of a build in which nothing changed goes into that.
+type walker struct {
+	ctx     context.Context
+	tree    layer.Tree
+	exclude *ignore.Matcher
+	top     string
+	room    chan struct{}
+}
+
+// aheadDirs is how many directories of one parent are listed ahead.
+const aheadDirs = 32
+
+// found is an entry with what the patterns say of it.
+type found struct {
+	entry    *layer.Entry
+	excluded bool
+	below    ignore.Info
+	enter    bool         // it is a directory in which something may be wanted
+	listing  chan listing // where that comes from, once it is being listed
+}
+
+type listing struct {
+	found []found
+	err   error
+}
+
+// look lists a directory, of which the patterns say info.
+func (w *walker) look(dir string, info ignore.Info) listing {
+	list, err := w.tree.List(dir)
+	if err != nil {
+		return listing{err: err}
+	}
+	all := make([]found, len(list))
+	var wanted []*layer.Entry
+	for i := range list {
+		if err := ctxio.Ended(w.ctx); err != nil {
+			return listing{err: err}
+		}
+		f := &all[i]
+		f.entry = &list[i]
+		rel := strings.TrimPrefix(f.entry.Path[len(w.top):], "/")
+		f.excluded, f.below = w.exclude.Ignored(rel, info)
+		f.enter = f.entry.Type == layer.Dir && (!f.excluded || w.exclude.MayReinclude(rel))
+		if !f.excluded && f.entry.Type == layer.File {
+			wanted = append(wanted, f.entry)
+		}
+	}
+	return listing{all, w.tree.Sum(w.ctx, wanted)}
+}
+
+// ahead begins to look into a directory. Whether or not anybody waits for it, it comes to its end.
+func (w *walker) ahead(f *found) {
+	f.listing = make(chan listing, 1)
+	go func() {
+		w.room <- struct{}{}
+		defer func() { <-w.room }()
+		f.listing <- w.look(f.entry.Path, f.below)
+	}()
+}
+
+func (w *walker) walk(all []found, yield func(*layer.Entry) error) error {
+	if w.ctx.Err() != nil {
+		return context.Cause(w.ctx)
+	}
+	var dirs []*found
+	for i := range all {
+		if all[i].enter {
+			dirs = append(dirs, &all[i])
+		}
+	}
+	started := 0
+	for i := range all {
+		f := &all[i]
+		if !f.excluded {
+			if err := yield(f.entry); err != nil {
+				return err
+			}
+		}
+		if !f.enter {
+			continue
+		}
+		for ; started < min(aheadDirs, len(dirs)); started++ {
+			w.ahead(dirs[started])
+		}
+		dirs, started = dirs[1:], started-1
+		l := <-f.listing
+		f.listing = nil
+		if l.err != nil {
+			return l.err
+		}
+		inside := yield
+		if f.excluded {
+			// An exception may bring something in it back, and with that the directory itself, before it.
+			dir := f.entry
+			inside = func(e *layer.Entry) error {
+				if dir != nil {
+					d := dir
+					dir = nil
+					if err := yield(d); err != nil {
+						return err
+					}
+				}
+				return yield(e)
+			}
+		}
+		if err := w.walk(l.found, inside); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,101 @@
+package plan
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/files"
+	"github.com/kilnbuild/kiln/solver/work"
+)
+
+// file plans COPY, ADD and WORKDIR. The layer's entries are worked out without writing anything: their digest is the key, so
+// that nothing but what is selected and what decides where it goes has any part in it. Names of owners enter as they are, with the digests of
+// the files that they are looked up in. Archives that are to be unpacked enter with their own digest, and with the whole content of the root
+// that they are unpacked over.
+func (p *Planner) file(ctx context.Context, op llb.File, in []solver.Ref) (solver.Plan, error) {
+	c := files.Change{Op: op, Limit: p.Limit, Tmp: p.Tmp}
+	for _, r := range in {
+		input, err := p.input(ctx, r)
+		if err != nil {
+			return solver.Plan{}, err
+		}
+		c.Inputs = append(c.Inputs, input)
+	}
+	planned, err := files.Digest(ctx, c)
+	if err != nil {
+		return solver.Plan{}, err
+	}
+	inputs := append(common(op), contentInput("files", solver.Content(planned.Content)))
+	inputs = append(inputs, epochs(op)...)
+	w := work.File{Op: op, In: in, Archives: planned.Archives, Copied: planned.Copied, Planned: planned.Content, Identity: planned.Identity}
+	unpacks := len(planned.Archives)+len(planned.Others) > 0
+	if unpacks {
+		inputs = append(inputs, contentInput("root", in[0].Content()))
+		for _, a := range op.Actions {
+			inputs = append(inputs, solver.Input{Name: "chown", Value: a.Chown()})
+		}
+		for _, a := range planned.Archives {
+			inputs = append(inputs, solver.Input{Name: "archive", Value: a})
+		}
+		for _, a := range planned.Others {
+			inputs = append(inputs, solver.Input{Name: "archive", Value: a})
+		}
+	} else if planned.Named {
+		for _, name := range files.Names(op) {
+			inputs = append(inputs, solver.Input{Name: "chown", Value: name})
+		}
+		for _, file := range []string{"/etc/passwd", "/etc/group"} {
+			in, err := fileInput(c.Inputs[0], file)
+			if err != nil {
+				return solver.Plan{}, err
+			}
+			inputs = append(inputs, in)
+		}
+	}
+	return solver.Plan{Inputs: inputs, Work: w}, nil
+}
+
+// input returns what a File reads from.
+func (p *Planner) input(ctx context.Context, r solver.Ref) (files.Input, error) {
+	if r.Local == "" {
+		t, err := p.view(ctx, r)
+		return files.Input{Tree: t}, err
+	}
+	t := p.Session.Local[r.Local]
+	if t == nil {
+		return files.Input{}, fmt.Errorf("BUG: no local directory %q", r.Local)
+	}
+	return files.Input{Tree: t, Local: true, Selected: p.Session.Selected[r.Local]}, nil
+}
+
+// epochs are the key inputs of the times that actions give; none if they give none.
+func epochs(op llb.File) []solver.Input {
+	var inputs []solver.Input
+	given := false
+	for _, a := range op.Actions {
+		in := solver.Input{Name: "epoch"}
+		if epoch := a.Epoch(); epoch != nil {
+			in.Value, given = strconv.FormatInt(*epoch, 10), true
+		}
+		inputs = append(inputs, in)
+	}
+	if !given {
+		return nil
+	}
+	return inputs
+}
+
+// fileInput is the key input of a file of a root: its digest, or "" if it is not there.
+func fileInput(t layer.Tree, name string) (solver.Input, error) {
+	in := solver.Input{Name: name}
+	_, e, err := snapshot.Resolve(t.Lookup, name, true)
+	if err == nil && e != nil {
+		in.Value = fmt.Sprintf("%c %x", e.Type, e.Digest)
+	}
+	return in, err
+}

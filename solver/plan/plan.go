@@ -1,0 +1,155 @@
+// Package plan finds out what decides the results of steps: it is the solver's Planner. It reads the manifests of layers and the contexts
+// of the client, and needs neither the files of layers nor any privilege. It does not know Dockerfiles, nor the rest of the graph.
+package plan
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/git"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/files"
+	"github.com/kilnbuild/kiln/solver/session"
+	"github.com/kilnbuild/kiln/solver/work"
+	digest "github.com/opencontainers/go-digest"
+)
+
+// Layers gives the manifests of layers. It is safe for concurrent use.
+type Layers interface {
+	// View returns the layers of a root file system, the lowest first. They may come from far away.
+	View(ctx context.Context, r solver.Ref) ([]snapshot.Layer, error)
+}
+
+// Sources says what there is elsewhere. It is safe for concurrent use.
+type Sources interface {
+	// Image returns the root file system of an image.
+	Image(ctx context.Context, op llb.Image) (solver.Ref, error)
+	// HTTP returns the digest of a file, and the time that the server gives it; zero for none.
+	HTTP(ctx context.Context, op llb.HTTP) (digest.Digest, time.Time, error)
+	// Git returns the commit that a ref names.
+	Git(ctx context.Context, op llb.Git) (git.Commit, error)
+	// Devices returns an error if a step cannot have the devices that it asks for.
+	Devices(op llb.Exec) error
+}
+
+// Planner plans the steps of one build. It implements solver.Planner.
+type Planner struct {
+	Layers  Layers
+	Sources Sources
+	Session *session.Session
+	// Tmp is a directory for lists of files that do not fit into memory.
+	Tmp string
+	// Limit bounds archives.
+	Limit layer.Limit
+}
+
+// Plan implements solver.Planner.
+func (p *Planner) Plan(ctx context.Context, op llb.Op, meta llb.Meta, in []solver.Ref) (solver.Plan, error) {
+	switch op := op.(type) {
+	case llb.Scratch:
+		return done(solver.Ref{}), nil
+	case llb.Local:
+		return done(solver.Ref{Local: op.Name}), nil
+	case llb.Image:
+		root, err := p.Sources.Image(ctx, op)
+		return done(root), err
+	case llb.Merge:
+		return p.merge(ctx, in)
+	case llb.Diff:
+		return p.diff(ctx, in)
+	case llb.Exec:
+		return p.exec(ctx, op, meta, in)
+	case llb.File:
+		return p.file(ctx, op, in)
+	case llb.HTTP:
+		return p.http(ctx, op)
+	case llb.Git:
+		return p.git(ctx, op)
+	}
+	return solver.Plan{}, fmt.Errorf("BUG: no op %q", op.Kind())
+}
+
+func done(outputs ...solver.Ref) solver.Plan { return solver.Plan{Done: true, Outputs: outputs} }
+
+// Uses implements solver.Planner.
+func (p *Planner) Uses(op llb.Op, inputs int) []solver.Use {
+	uses := make([]solver.Use, inputs)
+	for i := range uses {
+		switch op := op.(type) {
+		case llb.Exec:
+			uses[i] = solver.UseFiles
+		case llb.Merge:
+			uses[i] = solver.UseLayers
+		case llb.Diff:
+			if i == 1 {
+				uses[i] = solver.UseLayers
+			}
+		case llb.File:
+			// Names of owners are looked up in files of the root, and an archive can have links to them.
+			if i > 0 || files.Unpacks(op) || len(files.Names(op)) > 0 {
+				uses[i] = solver.UseFiles
+			}
+		}
+	}
+	return uses
+}
+
+// view returns the entries of a root file system.
+func (p *Planner) view(ctx context.Context, r solver.Ref) (*snapshot.Tree, error) {
+	layers, err := p.Layers.View(ctx, r)
+	return snapshot.View(layers), err
+}
+
+// common are the key inputs that every op has.
+func common(op llb.Op) []solver.Input {
+	return []solver.Input{{Name: "op", Value: op.Kind()}}
+}
+
+func contentInput(name string, c solver.Content) solver.Input {
+	return solver.Input{Name: name, Value: hex.EncodeToString(c[:])}
+}
+
+// http plans the fetching of a file. The key is its digest.
+func (p *Planner) http(ctx context.Context, op llb.HTTP) (solver.Plan, error) {
+	d, modified, err := p.Sources.HTTP(ctx, op)
+	if err != nil {
+		return solver.Plan{}, err
+	}
+	w := work.HTTP{Op: op, User: op.User, Digest: d.String()}
+	inputs := append(common(op), solver.Input{Name: "digest", Value: w.Digest}, solver.Input{Name: "name", Value: op.Filename})
+	if !modified.IsZero() {
+		w.Modified = modified.UTC().Format(time.RFC3339)
+		inputs = append(inputs, solver.Input{Name: "last modified", Value: w.Modified})
+	}
+	return solver.Plan{Inputs: inputs, Work: w, Materials: []solver.Material{{URI: op.URL, Digest: w.Digest}}}, nil
+}
+
+// git plans the fetching of a commit. The key is the commit, and what is taken of it; where it comes from has no part in
+// it, but for a .git directory, which says so.
+func (p *Planner) git(ctx context.Context, op llb.Git) (solver.Plan, error) {
+	commit, err := p.Sources.Git(ctx, op)
+	if err != nil {
+		return solver.Plan{}, err
+	}
+	inputs := append(common(op),
+		solver.Input{Name: "commit", Value: commit.ID}, solver.Input{Name: "directory", Value: op.Subdir},
+		solver.Input{Name: "submodules", Value: strconv.FormatBool(!op.SkipSubmodules)}, solver.Input{Name: "lfs", Value: "true"})
+	if op.KeepGitDir {
+		inputs = append(inputs, solver.Input{Name: "git dir of", Value: op.Remote}, solver.Input{Name: "ref", Value: commit.Name},
+			solver.Input{Name: "object", Value: commit.Object})
+	}
+	kind := "sha1:"
+	if len(commit.ID) == 64 {
+		kind = "sha256:"
+	}
+	return solver.Plan{
+		Inputs: inputs, Work: work.Git{Op: op, User: op.User, Commit: commit.ID, Name: commit.Name, Object: commit.Object},
+		Materials: []solver.Material{{URI: op.Remote, Digest: kind + commit.ID}},
+	}, nil
+}

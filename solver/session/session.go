@@ -1,0 +1,50 @@
+// Package session is what the client of one build has: contexts, secrets and agents, and who is told what. It goes with a build and is
+// never part of a step's work.
+package session
+
+import (
+	"context"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/sshagent"
+)
+
+// Secrets gives the values of secrets.
+type Secrets interface {
+	// Secret returns a secret's value; false if the build was given none of that id.
+	Secret(id string) ([]byte, bool, error)
+}
+
+// Session belongs to one build. The zero Session has nothing.
+type Session struct {
+	// Local are the trees of llb.Local by their names: directories of the client, or what took the place of one.
+	Local map[string]layer.Tree
+	// Selected are the paths and wildcards that the steps of the build select of each of them: see frontend.Selections.
+	Selected map[string][]string
+	// Secrets may be nil.
+	Secrets Secrets
+	// Agents are ssh agents by id.
+	Agents map[string]*sshagent.Agent
+	// Allow are the entitlements of the build.
+	Allow []string
+	// MayRun, where not nil, waits until steps may run; its error, or ctx's, is that of a step.
+	MayRun func(ctx context.Context) error
+	// Warn shows people what they should know, and Note takes what need not concern them; both may be nil.
+	Warn func(text string)
+	Note func(text string)
+}
+
+// Secret returns a secret's value; false if the build was given none of that id.
+func (s *Session) Secret(id string) ([]byte, bool, error) {
+	if s.Secrets == nil {
+		return nil, false, nil
+	}
+	return s.Secrets.Secret(id)
+}
+
+// Warning calls Warn, unless that is nil.
+func (s *Session) Warning(text string) {
+	if s.Warn != nil {
+		s.Warn(text)
+	}
+}
