@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/passwd"
 )
 
@@ -253,8 +254,12 @@ func TestDevicesOfTheHostStayAsTheyAre(t *testing.T) {
 	confined(t, func(t *testing.T, c confinement, im image) {
 		const change = "for f in /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /dev/null /dev/zero /dev/tty /given; do chmod 600 $f; chown 33:33 $f; touch -d @100 $f; done; echo x > /given"
 		for _, stdout := range []bool{true, false} {
+			node := cloned(t, given, false)
+			if err := mount.SetAttr(node, mount.ReadOnly, false); err != nil {
+				t.Fatal(err)
+			}
 			_, _, err := im.sh(t, change, c.spec, func(s *Spec) {
-				s.Devices = []Mount{{Source: cloned(t, given, false), Target: "/given"}}
+				s.Devices = []Mount{{Source: node, Target: "/given"}}
 				if !stdout {
 					s.Stdout, s.Stderr = nil, nil
 				}

@@ -44,7 +44,8 @@ type Spec struct {
 	User passwd.User
 	// Mounts are attached in their order, on top of what the sandbox itself mounts.
 	Mounts []Mount
-	// Devices are device nodes that the process may use, attached after the Mounts.
+	// Devices are device nodes that the process may use, attached after the Mounts. Those that are not the process's own must be on
+	// read-only mounts: it can change the mode and the owner of others.
 	Devices []Mount
 	// Architecture is that of the image, as the OCI image specification names it; "" is the machine's. With "386" the process may
 	// make sockets by socketcall(2), which programs for other architectures do not need.

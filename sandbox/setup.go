@@ -331,8 +331,7 @@ func (r *run) planRoot(l *plan, p parts) {
 	for i, m := range slices.Concat(s.Mounts, s.Devices) {
 		attr := contained
 		if i >= len(s.Mounts) {
-			// As of any device of the host, the step may use it and not change its node.
-			attr = raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE})
+			attr = private
 		}
 		setattr("contain "+m.Target, m.Source, attr)
 		l.add("attach "+m.Target, unix.SYS_MOVE_MOUNT, fd(m.Source), "", fd(p.targets[i]), "", moveFromFd|moveToFd)

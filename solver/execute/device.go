@@ -135,11 +135,17 @@ func (m *mounting) node(n cdi.Node) error {
 	if err != nil && !errors.Is(err, unix.EPERM) {
 		return err
 	}
+	own := err == nil
 	clone, err := mount.Below(fs, host, false)
 	if err != nil {
 		return err
 	}
 	m.closers = append(m.closers, func() { clone.Close() })
+	if !own { // the step may use the host's node, and not change it
+		if err := mount.SetAttr(clone, mount.ReadOnly, false); err != nil {
+			return err
+		}
+	}
 	m.nodes = append(m.nodes, sandbox.Mount{Source: clone, Target: path.Clean(n.Path)})
 	return nil
 }
