@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/ctxio"
-	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,8 +24,6 @@ type copied struct {
 	inodes []uint64
 	// until is when the last of them was changed by kiln: what has a later ctime was changed by others.
 	until time.Time
-	// root is the time of the root directory after the step.
-	root time.Time
 }
 
 // mountCopy makes a root for Mount that is a copy of the layers' files.
@@ -98,8 +96,7 @@ func (p *Pending) tick() (time.Time, error) {
 // copyReader compares a copy with the tree that it was made from.
 type copyReader struct {
 	*upperReader
-	copied *copied
-	next   int // the number of the tree's entry that comes next
+	next int // the number of the tree's entry that comes next
 }
 
 // dir compares a directory that is the one that was copied.
@@ -176,20 +173,20 @@ func (c *copyReader) skip(e *layer.Entry) error {
 // it sets its ctime, and nobody can set it back.
 func (c *copyReader) both(was *layer.Entry) error {
 	name := was.Name()
-	var st unix.Stat_t
-	if err := unix.Fstatat(c.at.Fd(), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	var st unix.Statx_t
+	if err := unix.Statx(c.at.Fd(), name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st); err != nil {
 		return &os.PathError{Op: "stat", Path: was.Path, Err: err}
 	}
 	if c.next >= len(c.copied.inodes) {
 		return fmt.Errorf("/%s is not among the %d entries that were copied", was.Path, len(c.copied.inodes))
 	}
-	own := st.Ino == c.copied.inodes[c.next]
-	untouched := own && !time.Unix(st.Ctim.Unix()).After(c.copied.until)
+	own := st.Ino == c.copied.inodes[c.next] && !c.copied.later(st.Btime) // the number of a file that was removed is that of another soon
+	untouched := own && !c.copied.later(st.Ctime)
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if untouched && !isDir {
 		return c.skip(was)
 	}
-	e, err := c.entry(name, was.Path)
+	e, err := c.entry(name, was.Path, own)
 	if err != nil {
 		return err
 	}
@@ -211,7 +208,7 @@ func (c *copyReader) both(was *layer.Entry) error {
 		}
 	}
 	switch {
-	case e == nil: // a socket, which no layer can hold
+	case e == nil: // no layer can hold it
 		return c.put(&layer.Entry{Path: was.Path, Type: layer.Whiteout})
 	case !isDir && equal(e, was):
 		c.digesting.drop(e)
@@ -221,61 +218,99 @@ func (c *copyReader) both(was *layer.Entry) error {
 	return c.add(c.linked(e))
 }
 
+// later reports whether a time is one that came after the copy; one that is not known, which is zero, is not.
+func (c *copied) later(t unix.StatxTimestamp) bool {
+	return time.Unix(t.Sec, int64(t.Nsec)).After(c.until)
+}
+
+// has reports whether a name in a directory, or for the name "" the directory itself, is of a file that was copied, to this path or another; false where the file system does not
+// say when files were made.
+func (c *copied) has(dir int, name string) (bool, error) {
+	var st unix.Statx_t
+	err := unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH, unix.STATX_BTIME, &st)
+	return st.Mask&unix.STATX_BTIME != 0 && !c.later(st.Btime), err
+}
+
 // equal reports whether a file of one name is what it was.
 func equal(e, was *layer.Entry) bool {
 	return e.Type == was.Type && e.Mode == was.Mode && e.UID == was.UID && e.GID == was.GID && e.Size == was.Size && e.Digest == was.Digest &&
 		e.Link == was.Link && e.Major == was.Major && e.Minor == was.Minor && e.ModTime.Equal(was.ModTime) && slices.Equal(e.Xattrs, was.Xattrs)
 }
 
-// strip removes from a copy what is no entry of the layer.
-func (p *Pending) strip(ctx context.Context) error {
+// rewrite puts the files of the layer, as the manifest has them, into a directory of their own in place of the one in which a step left them. So
+// nothing else that the step did there is in the layer, and who has a file or directory of it open cannot change the layer.
+func (p *Pending) rewrite(ctx context.Context) error {
 	m, err := layer.OpenManifest(filepath.Join(p.dir, "manifest"))
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	dir, err := p.fs.OpenFile("", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	fresh := filepath.Join(p.dir, "fresh")
+	if err := errors.Join(os.Mkdir(fresh, 0o755), os.Chmod(fresh, 0o755)); err != nil {
+		return err
+	}
+	root, err := rootfs.Open(fresh)
 	if err != nil {
 		return err
 	}
-	at := dirtree.NewDescent(dir)
-	defer at.Close()
-	if err := strip(ctx, m, at, ""); err != nil {
+	if err := p.takeOver(ctx, m, root); err != nil {
+		root.Close()
 		return err
 	}
-	return setTime(at.Fd(), "", p.copied.root)
+	left := p.dir + "-left"
+	p.fs.Close()
+	p.fs = root
+	if err := os.Rename(p.Dir(), left); err != nil {
+		return err
+	}
+	p.store.throwAway(left)
+	return os.Rename(fresh, p.Dir())
 }
 
-// strip removes from the directory that at is at, whose path in the layer is path, what is no entry of m.
-func strip(ctx context.Context, m *layer.Manifest, at *dirtree.Descent, path string) error {
-	names, err := at.File().Readdirnames(-1)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
+// takeOver writes the entries of m to root, with the bytes that the files have in the layer's own directory.
+func (p *Pending) takeOver(ctx context.Context, m *layer.Manifest, root *rootfs.Root) error {
+	from, to := newDisk(p.fs, p.store), newDisk(root, p.store)
+	defer from.close()
+	defer to.close()
+	for e := range m.All() {
 		if err := ctxio.Ended(ctx); err != nil {
 			return err
 		}
-		p := join(path, name)
-		e, ok := m.Lookup(p)
-		if !ok || e.Type == layer.Whiteout {
-			if err := dirtree.RemoveAt(at.Fd(), name); err != nil {
-				return err
-			}
-			continue
+		if err := takeEntry(ctx, from, to, e); err != nil {
+			return err
 		}
+	}
+	for e := range m.All() {
 		if e.Type != layer.Dir {
 			continue
 		}
-		if err := at.Enter(name); err != nil {
-			return &os.PathError{Op: "open", Path: p, Err: err}
-		}
-		if err := strip(ctx, m, at, p); err != nil {
+		if err := to.times(e); err != nil {
 			return err
 		}
-		if err := errors.Join(setTime(at.Fd(), "", e.ModTime), at.Leave()); err != nil {
-			return err
-		}
+	}
+	return nil
+}
+
+func takeEntry(ctx context.Context, from, to *disk, e *layer.Entry) error {
+	made := *e
+	if e.Type != layer.File {
+		return to.put(&made, nil)
+	}
+	dir, err := from.parent(e.Path)
+	if err != nil {
+		return err
+	}
+	fd, err := openFile(dir.fd(), e.Name())
+	if err != nil {
+		return &os.PathError{Op: "open", Path: e.Path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), e.Path)
+	defer f.Close()
+	if err := to.put(&made, ctxio.Reader(ctx, f)); err != nil {
+		return err
+	}
+	if made.Digest != e.Digest {
+		return fmt.Errorf("/%s was changed after the step: %w", layer.Clip(e.Path), mount.ErrInUse)
 	}
 	return nil
 }

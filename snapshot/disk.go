@@ -33,10 +33,8 @@ type disk struct {
 	// earlier is a layer that files can be taken from which are the same here; nil for none.
 	earlier *earlier
 	// over is the layer that what is written is over; nil for none.
-	over *over
-	// acl says that what is made here gets an access control list from that of the root.
-	acl, aclKnown bool
-	uid, gid      uint32 // the process's
+	over     *over
+	uid, gid uint32 // the process's
 }
 
 // earlier is a committed layer. Its files are never changed, so one that is the same in another layer can be the same file
@@ -81,7 +79,7 @@ type openDir struct {
 func (o openDir) fd() int { return int(o.file.Fd()) }
 
 func newDisk(root *rootfs.Root, s *Store) *disk {
-	return &disk{store: s, root: root, opaque: s.opaque, ns: s.ns, uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
+	return &disk{store: s, root: root, opaque: s.mark + opaqueMark, ns: s.ns, uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
 }
 
 // mark calls f, which makes one of the marks by which an overlay sees what a layer deletes. Where roots are copies there are none.
@@ -122,6 +120,9 @@ func (d *disk) closeEarlier() {
 func (d *disk) link(dir int, e *layer.Entry) bool {
 	if d.earlier == nil || e.Digest == (layer.Digest{}) {
 		return false
+	}
+	if ownerless(d.ns, e) {
+		return false // the overlay tells of a file with several names less when it copies it up: see upperReader.restore
 	}
 	old, ok := d.earlier.manifest.Lookup(e.Path)
 	if !ok || old.Type != layer.File || old.Digest != e.Digest || old.Size != e.Size || old.Mode != e.Mode || old.UID != e.UID || old.GID != e.GID ||
@@ -168,14 +169,10 @@ func (d *disk) parent(path string) (openDir, error) {
 }
 
 // plain is openDir's for an open directory. It is not where a set-group-ID bit or a mount option (ext4(5), grpid) gives new
-// files another group, or a default access control list decides (acl(5)).
+// files another group. No directory has a default access control list (acl(5)), since scratch's has none.
 func (d *disk) plain(dir int) bool {
-	if !d.aclKnown {
-		_, err := unix.Getxattr(fmt.Sprintf("/proc/self/fd/%d", d.root.Fd()), "system.posix_acl_default", nil)
-		d.acl, d.aclKnown = err != unix.ENODATA && err != unix.EOPNOTSUPP, true
-	}
 	var st unix.Stat_t
-	return !d.acl && unix.Fstat(dir, &st) == nil && st.Mode&unix.S_ISGID == 0 && st.Gid == d.gid
+	return unix.Fstat(dir, &st) == nil && st.Mode&unix.S_ISGID == 0 && st.Gid == d.gid
 }
 
 // umask returns the process's, which nothing in kiln changes, or all bits if it cannot be known.
@@ -382,36 +379,33 @@ func allZero(p []byte) bool {
 // attributesAt sets owner, mode and extended attributes of a name in a directory, of a symbolic link itself, but not what it
 // has.
 func (d *disk) attributesAt(dir int, name string, e *layer.Entry, has made) error {
-	uid, gid, held, err := owner(d.ns, e)
-	if err != nil {
-		return err
-	}
-	if e.Type != layer.Symlink && (len(e.Xattrs) > 0 || e.Opaque || held != "") {
-		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err == nil {
-			defer unix.Close(fd)
-			return d.attributesFd(fd, e, has)
-		}
-		if e.Opaque {
+	if e.Type == layer.Dir && (len(e.Xattrs) > 0 || e.Opaque) {
+		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
 			return &os.PathError{Op: "open", Path: e.Path, Err: err}
 		}
+		defer unix.Close(fd)
+		return d.attributesFd(fd, e, has)
+	}
+	uid, gid, err := owner(d.ns, e)
+	if err != nil {
+		return err
 	}
 	if !has.owner {
 		if err := unix.Fchownat(dir, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return &os.PathError{Op: "chown", Path: e.Path, Err: err}
 		}
 	}
-	if e.Type == layer.Symlink || has.mode {
-		return nil
+	if e.Type != layer.Symlink && !has.mode {
+		if err := unix.Fchmodat(dir, name, e.Mode, 0); err != nil {
+			return &os.PathError{Op: "chmod", Path: e.Path, Err: err}
+		}
 	}
-	if err := unix.Fchmodat(dir, name, e.Mode, 0); err != nil {
-		return &os.PathError{Op: "chmod", Path: e.Path, Err: err}
-	}
-	return nil
+	return d.setXattrs(within(dir, name), e)
 }
 
 func (d *disk) attributesFd(fd int, e *layer.Entry, has made) error {
-	uid, gid, held, err := owner(d.ns, e)
+	uid, gid, err := owner(d.ns, e)
 	if err != nil {
 		return err
 	}
@@ -426,20 +420,19 @@ func (d *disk) attributesFd(fd int, e *layer.Entry, has made) error {
 		}
 	}
 	if e.Opaque {
-		if err := d.mark(func() error { return unix.Fsetxattr(fd, d.opaque, []byte("y"), 0) }); err != nil {
+		if err := d.mark(func() error { return unix.Fsetxattr(fd, d.opaque, []byte(opaqueValue), 0) }); err != nil {
 			return &os.PathError{Op: "setxattr " + d.opaque, Path: e.Path, Err: err}
 		}
 	}
-	if held != "" && e.Type != layer.Fifo {
-		if err := unix.Fsetxattr(fd, ownerXattr, []byte(held), 0); err != nil {
-			return &os.PathError{Op: "setxattr " + ownerXattr, Path: e.Path, Err: err}
-		}
-	}
+	return d.setXattrs(target{fd: fd}, e)
+}
+
+func (d *disk) setXattrs(p target, e *layer.Entry) error {
 	for _, x := range e.Xattrs {
-		if !writable(d.ns, x.Name) {
+		if !writable(d.ns, e, x.Name) {
 			continue
 		}
-		if err := unix.Fsetxattr(fd, x.Name, []byte(x.Value), 0); err != nil {
+		if err := p.set(x.Name, x.Value); err != nil {
 			return &os.PathError{Op: "setxattr " + x.Name, Path: e.Path, Err: err}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/kilnbuild/kiln/internal/dirtree"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/rootfs"
@@ -24,10 +25,17 @@ type Root struct {
 	copy *Pending
 	// blank is a directory that goes with the mount: see Store.blank; "" for none.
 	blank string
+	// devices are what stands for devices, byID the same by what it is known by: see holdDevices.
+	devices []heldDevice
+	byID    map[fileID]layer.Entry
 }
 
 // Close lets the mount go.
 func (r *Root) Close() error {
+	for _, d := range r.devices {
+		d.file.Close()
+	}
+	r.devices = nil
 	err := r.File.Close()
 	if r.copy != nil {
 		r.copy.Close()
@@ -44,6 +52,22 @@ func (r *Root) Close() error {
 // The root is an overlay of the layers or, where the kernel does not overlay in the store's directory, a copy of their files. It is never a
 // layer's own directory, so that no process in it can change a committed layer, whatever privileges it has in its mount namespace.
 func (s *Store) Mount(ctx context.Context, ids []string, up *Pending, idmap *mount.IDMap) (*Root, error) {
+	r, err := s.mount(ctx, ids, up, idmap)
+	if err != nil || up == nil || !s.ns.Nested {
+		return r, err
+	}
+	tree, err := s.Tree(ids)
+	if err == nil {
+		err = r.holdDevices(tree)
+	}
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (s *Store) mount(ctx context.Context, ids []string, up *Pending, idmap *mount.IDMap) (*Root, error) {
 	if !s.copies() {
 		r, err := s.mountOverlay(ids, up, idmap)
 		if err == nil {

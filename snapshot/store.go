@@ -52,11 +52,11 @@ type Store struct {
 	// set as Limit is.
 	Context context.Context
 
-	dir    string // layers/
-	tmp    string // a directory of this process's own on the same file system
-	opaque string
-	ns     userns.Namespace
-	boot   string
+	dir  string // layers/
+	tmp  string // a directory of this process's own on the same file system
+	mark string // what the names of an overlay's own attributes begin with
+	ns   userns.Namespace
+	boot string
 
 	doubtful atomic.Bool // overlays may not work here: see Mount
 	trying   sync.Once
@@ -66,6 +66,8 @@ type Store struct {
 	unpacking sync.Mutex // the files of a packed layer are being written
 
 	spreading spreading
+
+	noFlags atomic.Bool // the file system has nothing that chattr(1) could set
 
 	removing chan struct{} // holds one for each removal that is under way
 
@@ -83,9 +85,9 @@ type Store struct {
 // namespace that the process is in: in one that is not the first, overlay keeps its own attributes under "user." names
 // (kernel, Documentation/filesystems/overlayfs.rst), and a disk cannot hold all that a layer does.
 func Open(root, tmp string, ns userns.Namespace) (*Store, error) {
-	s := &Store{Context: context.Background(), dir: filepath.Join(root, "layers"), tmp: tmp, spreading: spreading{tmp: tmp, slow: slowInode}, opaque: "trusted.overlay.opaque", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*layerFiles{}, earlier: map[string]string{}, files: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	s := &Store{Context: context.Background(), dir: filepath.Join(root, "layers"), tmp: tmp, spreading: spreading{tmp: tmp, slow: slowInode}, mark: "trusted.overlay.", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*layerFiles{}, earlier: map[string]string{}, files: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	if ns.Nested {
-		s.opaque = "user.overlay.opaque"
+		s.mark = "user.overlay."
 	}
 	if err := s.checkIDs(filepath.Join(root, "ids")); err != nil {
 		return nil, fmt.Errorf("open the layer store: %w", err)
@@ -255,6 +257,10 @@ func validID(id string) bool {
 
 // Pending is a layer that is being made.
 type Pending struct {
+	// Rewrite has CommitChanges copy what a step has left: for where others have the privilege to make the root's file system writable
+	// again after CommitChanges has sealed it, and may have been given a descriptor of it.
+	Rewrite bool
+
 	store *Store
 	dir   string
 	fs    *rootfs.Root

@@ -164,16 +164,12 @@ func (t *Tree) Open(e *layer.Entry) (io.ReadCloser, error) {
 	if t.store == nil {
 		return nil, &os.PathError{Op: "open", Path: e.Path, Err: errors.New("only the layer's manifest is there")}
 	}
-	id, err := t.store.unpacked(t.layers[i].id)
-	if err != nil {
-		return nil, err
-	}
-	files, err := t.store.filesOf(id, t.layers[i].manifest)
+	files, err := t.filesOf(i)
 	if err != nil {
 		return nil, err
 	}
 	at := files.at(e.Path)
-	id = at.id
+	id := at.id
 	f, err := at.root.OpenNoSymlinks(e.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil, t.store.damaged(id, entry.Path)
@@ -190,6 +186,15 @@ func (t *Tree) Open(e *layer.Entry) (io.ReadCloser, error) {
 		return nil, err
 	}
 	return &verifiedFile{ReadCloser: f, hash: sha256.New(), store: t.store, id: id, entry: entry}, nil
+}
+
+// filesOf returns the files of the layer number i.
+func (t *Tree) filesOf(i int) (*layerFiles, error) {
+	id, err := t.store.unpacked(t.layers[i].id)
+	if err != nil {
+		return nil, err
+	}
+	return t.store.filesOf(id, t.layers[i].manifest)
 }
 
 // verifiedFile is a file of a layer that is compared with the manifest while it is read. It has no method of the file's

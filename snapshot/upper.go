@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/mount"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,35 +18,61 @@ import (
 // which is 10 ms at the slowest (CONFIG_HZ=100).
 const clockSlack = 20 * time.Millisecond
 
-// CommitChanges reads what a step left in a pending layer that was given to Mount for the root file system
-// below, and puts it into the store, or takes a layer of the same identity that is there already. Times between started and now are the
+// CommitChanges reads what a step left in a pending layer that was given to Mount for root, whose file system is made of below, closes the root,
+// and puts the layer into the store, or takes a layer of the same identity that is there already. Times between started and now are the
 // clock's. An overlay also copies files and directories up in which, in the end, nothing was changed, or of a directory nothing but its own
 // time: those are no changes, and are taken away.
-func (p *Pending) CommitChanges(ctx context.Context, below layer.Tree, started time.Time) (Committed, error) {
-	w, err := p.Manifest()
+//
+// When the layer is committed there is nothing in its directory but what its manifest says, and nobody can write to it any more: what
+// processes of the step have passed on to others, as the descriptor of a file or of a directory, is of no use to change it. The error
+// is mount.ErrInUse, wrapped, where a process outside the step has a file open for writing.
+func (p *Pending) CommitChanges(ctx context.Context, root *Root, below *Tree, started time.Time) (Committed, error) {
+	if p.copied == nil {
+		root.forgetRemoved()
+		if err := mount.Seal(ctx, root.File); err != nil {
+			return Committed{}, fmt.Errorf("close the root file system of the step: %w", err)
+		}
+	}
+	sum, err := p.writeManifest(ctx, root, below, started)
 	if err != nil {
 		return Committed{}, err
 	}
+	if err := root.Close(); err != nil {
+		return Committed{}, fmt.Errorf("close the root file system of the step: %w", err)
+	}
+	if p.copied != nil || p.Rewrite {
+		if err := p.rewrite(ctx); err != nil {
+			return Committed{}, fmt.Errorf("copy what the step has left: %w", err)
+		}
+	}
+	return p.CommitWritten(sum, "")
+}
+
+// writeManifest writes the manifest of what a step left.
+func (p *Pending) writeManifest(ctx context.Context, root *Root, below *Tree, started time.Time) (layer.Summary, error) {
+	base, err := p.store.inodeOfDir(p.dir)
+	if err != nil {
+		return layer.Summary{}, fmt.Errorf("read the layer: %w", err)
+	}
+	w, err := p.Manifest()
+	if err != nil {
+		return layer.Summary{}, err
+	}
 	d := newDigesting(ctx, w.Add)
-	r := &upperReader{ctx: ctx, store: p.store, below: below, from: started.Add(-clockSlack), to: time.Now(), digesting: d, links: map[string]string{}}
+	r := &upperReader{ctx: ctx, store: p.store, root: root, below: below, copied: p.copied, base: base, from: started.Add(-clockSlack), to: time.Now(), digesting: d, links: map[string]*layer.Entry{}}
 	err = r.all(p)
 	if failed := d.close(); failed != nil {
 		err = failed
 	}
 	if err != nil {
 		w.Abort()
-		return Committed{}, fmt.Errorf("read the layer: %w", err)
+		return layer.Summary{}, fmt.Errorf("read the layer: %w", err)
 	}
 	sum, err := w.Close(time.Now())
 	if err != nil {
-		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
+		err = fmt.Errorf("write a layer's manifest: %w", err)
 	}
-	if p.copied != nil {
-		if err := p.strip(ctx); err != nil {
-			return Committed{}, fmt.Errorf("take the copy from the layer: %w", err)
-		}
-	}
-	return p.CommitWritten(sum, "")
+	return sum, err
 }
 
 // all emits what is in the layer, in the order of layer.Compare.
@@ -57,7 +83,7 @@ func (r *upperReader) all(p *Pending) error {
 	}
 	r.at = dirtree.NewDescent(dir)
 	defer r.at.Close()
-	root, err := r.entry("", "")
+	root, err := r.entry("", "", true)
 	if err != nil {
 		return err
 	}
@@ -68,12 +94,26 @@ func (r *upperReader) all(p *Pending) error {
 	if err != nil {
 		return err
 	}
-	if p.copied == nil {
-		return r.restoring(root, r.dir)
+	if p.copied != nil {
+		c := &copyReader{upperReader: r, next: 1}
+		return c.dir("")
 	}
-	p.copied.root = root.ModTime
-	c := &copyReader{upperReader: r, copied: p.copied, next: 1}
-	return c.dir("")
+	if same {
+		// The directory is not in the layer, which may lie over a root with other attributes.
+		if err := removeXattrs(target{fd: r.at.Fd()}, root.Xattrs); err != nil {
+			return err
+		}
+	}
+	return r.restoring(root, r.dir)
+}
+
+func removeXattrs(t target, list []layer.Xattr) error {
+	for _, x := range list {
+		if err := t.remove(x.Name); err != nil && !errors.Is(err, unix.ENODATA) {
+			return fmt.Errorf("remove the attribute %s: %w", x.Name, err)
+		}
+	}
+	return nil
 }
 
 // put emits an entry that is no directory.
@@ -107,13 +147,18 @@ func (r *upperReader) unchanged(e *layer.Entry) (bool, error) {
 type upperReader struct {
 	ctx      context.Context
 	store    *Store
-	below    layer.Tree
+	root     *Root // as the step saw it
+	below    *Tree
+	copied   *copied // nil: what is read is the upper directory of an overlay
+	base     inode   // of the directory that the layer is made in
 	from, to time.Time
 	at       *dirtree.Descent // the directory that is read
 	// hidden says that nothing of below is seen in the directory that is read: it is opaque or new, or one above it is.
 	hidden    bool
-	links     map[string]string // the first path of a file with several names, by LinkID
+	links     map[string]*layer.Entry // the first name of a file that has several, by LinkID
 	digesting *digesting
+	// lost are files of below that are not there any more; nil: not known yet. See moved.
+	lost map[lostKey][]layer.Entry
 	// removed says that something was removed from the directory that is read, which changed its time.
 	removed bool
 	// held are directories, each in the one before, in which nothing was found yet: they may be no changes.
@@ -145,9 +190,12 @@ func (r *upperReader) name(name, p string) error {
 	if len(p) >= layer.MaxPath {
 		return &PathError{Path: p, Msg: layer.PathTooLong}
 	}
-	e, err := r.entry(name, p)
-	if err != nil || e == nil {
+	e, err := r.entry(name, p, false)
+	if err != nil {
 		return err
+	}
+	if e == nil {
+		return r.drop(name, p)
 	}
 	if same, err := r.same(e); err != nil {
 		return err
@@ -155,6 +203,23 @@ func (r *upperReader) name(name, p string) error {
 		return r.remove(name)
 	}
 	return r.add(r.linked(e))
+}
+
+// drop takes from the layer's directory what no layer can hold. What it has taken the place of is deleted.
+func (r *upperReader) drop(name, p string) error {
+	if r.copied != nil {
+		return nil // only what the manifest has is taken from a copy
+	}
+	if err := r.remove(name); err != nil || r.hidden {
+		return err
+	}
+	if _, ok, err := r.below.Lookup(p); err != nil || !ok {
+		return err
+	}
+	if err := unix.Mknodat(r.at.Fd(), name, unix.S_IFCHR, 0); err != nil {
+		return &os.PathError{Op: "mknod", Path: p, Err: err}
+	}
+	return r.put(&layer.Entry{Path: p, Type: layer.Whiteout})
 }
 
 // remove takes from the layer's directory what is no change.
@@ -191,10 +256,10 @@ func (r *upperReader) linked(e *layer.Entry) *layer.Entry {
 	}
 	first, ok := r.links[e.LinkID]
 	if !ok {
-		r.links[e.LinkID] = e.Path
+		r.links[e.LinkID] = e
 		return e
 	}
-	return &layer.Entry{Path: e.Path, Type: layer.Hardlink, Link: first, Mode: e.Mode, UID: e.UID, GID: e.GID, ModTime: e.ModTime, Clock: e.Clock}
+	return &layer.Entry{Path: e.Path, Type: layer.Hardlink, Link: first.Path, Mode: e.Mode, UID: first.UID, GID: first.GID, ModTime: e.ModTime, Clock: e.Clock}
 }
 
 // add emits an entry, and what is below it.
@@ -254,8 +319,9 @@ func (r *upperReader) restoring(e *layer.Entry, read func(path string) error) er
 	return err
 }
 
-// entry describes a name in the directory, or for the name "" the directory itself; nil for what no layer can hold.
-func (r *upperReader) entry(name, p string) (*layer.Entry, error) {
+// entry describes a name in the directory, or for the name "" the directory itself; nil for what no layer can hold. Of an overlay it also takes
+// from the file what its entry does not say. own says, of a copy, that the file is the one that was copied to this path.
+func (r *upperReader) entry(name, p string, own bool) (*layer.Entry, error) {
 	var st unix.Stat_t
 	dir, flags := r.at.Fd(), unix.AT_SYMLINK_NOFOLLOW
 	if name == "" {
@@ -285,6 +351,9 @@ func (r *upperReader) entry(name, p string) (*layer.Entry, error) {
 		e.Link = string(b[:n])
 	case unix.S_IFCHR:
 		e.Type, e.Major, e.Minor = layer.Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
+		if st.Rdev == 0 && r.copied != nil {
+			return nil, nil // an overlay lets nobody make one
+		}
 		if st.Rdev == 0 {
 			return &layer.Entry{Path: p, Type: layer.Whiteout}, nil
 		}
@@ -292,113 +361,71 @@ func (r *upperReader) entry(name, p string) (*layer.Entry, error) {
 		e.Type, e.Major, e.Minor = layer.Block, unix.Major(st.Rdev), unix.Minor(st.Rdev)
 	case unix.S_IFIFO:
 		e.Type = layer.Fifo
-	case unix.S_IFSOCK:
+	default:
 		return nil, nil // a tar has no sockets
 	}
 	if e.Type != layer.Dir && st.Nlink > 1 {
 		e.LinkID = fmt.Sprintf("%x:%x", st.Dev, st.Ino)
 		if first, ok := r.links[e.LinkID]; ok {
+			e.UID, e.GID = first.UID, first.GID
 			old, ok, err := r.below.Lookup(p)
 			if err != nil {
 				return nil, err
 			}
 			if !ok || !like(e, &old) {
-				e.Type, e.Link = layer.Hardlink, first
+				e.Type, e.Link = layer.Hardlink, first.Path
 				return e, nil
 			}
 		}
 	}
-	switch e.Type {
-	case layer.Symlink, layer.Fifo:
-		if !r.store.ns.Single() {
-			break
-		}
-		if old, ok, err := r.below.Lookup(p); err != nil {
-			return nil, err
-		} else if ok && old.Type == e.Type && old.Link == e.Link {
-			e.UID, e.GID = old.UID, old.GID
-		}
-	case layer.File, layer.Dir:
-		how := unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-		at := name
+	at := within(dir, name)
+	var f *os.File
+	if e.Type == layer.File || e.Type == layer.Dir {
+		open := name
 		if name == "" {
-			at = "."
+			open = "."
 		}
-		fd, err := unix.Openat(dir, at, how, 0)
+		fd, err := unix.Openat(dir, open, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return fail("open", err)
 		}
-		f := os.NewFile(uintptr(fd), p)
-		if err := r.store.xattrs(fd, e); err != nil {
-			f.Close()
-			return fail("read extended attributes of", err)
-		}
-		if e.Type == layer.File {
-			r.digesting.begin(f, e)
-		} else {
-			f.Close()
-		}
+		f, at = os.NewFile(uintptr(fd), p), target{fd: fd}
 	}
-	return e, nil
-}
-
-// xattrs adds a file's extended attributes, and what they hold, to its entry.
-func (s *Store) xattrs(fd int, e *layer.Entry) error {
-	names, err := listXattrs(fd)
-	if err != nil {
-		return err
+	from, err := r.attributes(at, e)
+	if r.copied != nil && err == nil && r.store.ns.Nested {
+		from, err = r.copied.has(dir, name)
 	}
-	for _, name := range names {
-		if name == s.opaque {
-			e.Opaque = true
-			continue
-		}
-		if !layer.KeepXattr(name) {
-			continue
-		}
-		value, err := getXattr(fd, name)
+	inPlace := false
+	if err == nil && r.store.ns.Nested {
+		inPlace, err = r.restore(e, st.Size, own || from)
+	}
+	if err != nil || e.Type != layer.File {
+		f.Close() // of nil as well
 		if err != nil {
-			return err
+			return fail("read the attributes of", err)
 		}
-		if s.ns.Nested {
-			if held, err := restore(e, name, value); err != nil {
-				return err
-			} else if held {
-				continue
-			}
-		}
-		e.Xattrs = append(e.Xattrs, layer.Xattr{Name: name, Value: value})
+		return e, nil
 	}
-	return nil
+	r.digesting.begin(f, e)
+	if r.store.ns.Single() && !inPlace {
+		err = r.moved(e, st.Size, from)
+	}
+	return e, err
 }
 
-// listXattrs returns the names of a file's extended attributes, sorted; none where the file system has no such thing.
-func listXattrs(fd int) ([]string, error) {
-	n, err := unix.Flistxattr(fd, nil)
-	if errors.Is(err, unix.ENOTSUP) || n == 0 && err == nil {
-		return nil, nil
-	}
+// attributes adds a file's extended attributes to its entry, and takes from the file what the entry does not have, unless it is a copy. In a
+// copy, which a step can write to as it likes, the marks of overlays mean nothing. It reports whether the file was copied up.
+func (r *upperReader) attributes(t target, e *layer.Entry) (copiedUp bool, err error) {
+	a, err := r.store.attributesOf(t)
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	b := make([]byte, n)
-	if n, err = unix.Flistxattr(fd, b); err != nil {
-		return nil, err
+	e.Xattrs = a.content
+	if r.copied != nil {
+		return false, nil
 	}
-	names := strings.Split(strings.TrimSuffix(string(b[:n]), "\x00"), "\x00")
-	slices.Sort(names)
-	return names, nil
-}
-
-func getXattr(fd int, name string) (string, error) {
-	b := make([]byte, 256)
-	n, err := unix.Fgetxattr(fd, name, b)
-	if errors.Is(err, unix.ERANGE) {
-		b = make([]byte, 64<<10) // XATTR_SIZE_MAX
-		n, err = unix.Fgetxattr(fd, name, b)
+	if a.opaque {
+		e.Opaque = e.Type == layer.Dir
 	}
-	if err != nil {
-		return "", err
-	}
-	return string(b[:n]), nil
+	return a.copiedUp, r.store.clean(t, a.foreign, r.base)
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/dirtree"
@@ -21,9 +22,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Verify compares a layer's files with its manifest: names, types, modes, owners, extended attributes, links and bytes. It
-// calls damage for each file that is not what it was, by its path from the layer's directory, or for the manifest itself; progress
-// takes how many bytes were read. A layer that is not there, or goes before it is looked at, is in order; one that is looked at
+// Verify compares a layer's files with its manifest, in both directions: names, types, modes, owners, extended attributes, links and bytes are
+// to be those of the entries, and there is to be nothing that no entry has, such as other names, attributes, access control lists or flags
+// of chattr(1). Times are not compared. It calls damage for each file that is not what it was, by its path from the layer's directory, or
+// for the manifest itself; progress takes how many bytes were read. A layer that is not there, or goes before it is looked at, is in order; one that is looked at
 // stays meanwhile.
 func (s *Store) Verify(ctx context.Context, id string, damage func(path, what string), progress func(int64)) error {
 	l, err := lease.Take(s.Path(id))
@@ -38,6 +40,9 @@ func (s *Store) Verify(ctx context.Context, id string, damage func(path, what st
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		damage("manifest", "is not there")
+		return nil
+	case errors.Is(err, layer.ErrOtherVersion):
+		damage("manifest", "was written by another version of kiln")
 		return nil
 	case errors.Is(err, layer.ErrDamaged):
 		damage("manifest", "is not what was written: its checksum is wrong")
@@ -89,7 +94,12 @@ func (s *Store) compare(ctx context.Context, id string, m *layer.Manifest, damag
 	if _, err := os.Lstat(filepath.Join(s.dir, id, bareNote)); err == nil {
 		v.bare = true
 	}
-	err = v.dir("")
+	if v.base, err = s.inodeOfDir(s.Path(id)); err != nil {
+		return err
+	}
+	if err = v.top(); err == nil {
+		err = v.dir("")
+	}
 	if readErr := v.reading.Wait(); readErr != nil {
 		err = readErr
 	}
@@ -125,6 +135,7 @@ type verifier struct {
 	root     *rootfs.Root
 	manifest *layer.Manifest
 	seen     []bool // by entry
+	base     inode  // of the layer's own directory
 	bare     bool   // the layer has no marks of what it deletes
 	damage   func(path, what string)
 	progress func(int64)
@@ -184,6 +195,70 @@ func (v *verifier) dir(path string) error {
 	return nil
 }
 
+// top compares the layer's directory itself. Where the manifest has no entry of it, it may be anything that nobody sees.
+func (v *verifier) top() error {
+	e, ok := v.manifest.Lookup("")
+	var st unix.Stat_t
+	if err := unix.Fstat(v.at.Fd(), &st); err != nil {
+		return err
+	}
+	found := foundEntry("", &st)
+	if !ok {
+		e = found
+	}
+	return v.attributes(target{fd: v.at.Fd()}, found, e)
+}
+
+// foundEntry describes a file as stat(2) tells of it.
+func foundEntry(path string, st *unix.Stat_t) layer.Entry {
+	e := layer.Entry{Path: path, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		e.Type, e.Size = layer.File, st.Size
+	case unix.S_IFDIR:
+		e.Type = layer.Dir
+	case unix.S_IFLNK:
+		e.Type = layer.Symlink
+	case unix.S_IFCHR:
+		e.Type, e.Major, e.Minor = layer.Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
+		if st.Rdev == 0 {
+			e = layer.Entry{Path: path, Type: layer.Whiteout}
+		}
+	case unix.S_IFBLK:
+		e.Type, e.Major, e.Minor = layer.Block, unix.Major(st.Rdev), unix.Minor(st.Rdev)
+	case unix.S_IFIFO:
+		e.Type = layer.Fifo
+	}
+	return e
+}
+
+// attributes compares a file with its entry, in all but its bytes.
+func (v *verifier) attributes(t target, found, e layer.Entry) error {
+	a, err := v.store.attributesOf(t)
+	if err != nil {
+		v.damage(e.Path, "cannot be read: "+err.Error())
+		return nil
+	}
+	found.Xattrs, found.Opaque = a.content, a.opaque
+	what := v.differs(found, e)
+	if what == "" && len(a.foreign) > 0 {
+		what = "has extended attributes that it did not have: " + strings.Join(a.foreign, ", ")
+	}
+	if what == "" && t.path == "" {
+		i, err := v.store.inodeOf(t.fd)
+		if err != nil {
+			return err
+		}
+		if extra := i.beyond(v.base); extra != (inode{}) {
+			what = "has flags of chattr(1) that it did not have: " + extra.String()
+		}
+	}
+	if what != "" {
+		v.damage(e.Path, what)
+	}
+	return nil
+}
+
 // name compares one name of the directory, and reports whether it is a directory that is to be compared, too.
 func (v *verifier) name(name, p string) (isDir bool, err error) {
 	dir := v.at.Fd()
@@ -194,9 +269,7 @@ func (v *verifier) name(name, p string) (isDir bool, err error) {
 	}
 	i := v.manifest.Find(p)
 	if i < 0 {
-		if st.Mode&unix.S_IFMT != unix.S_IFSOCK { // a step's sockets are no part of its layer
-			v.damage(p, "was not there when the layer was made")
-		}
+		v.damage(p, "was not there when the layer was made")
 		return false, nil
 	}
 	v.seen[i] = true
@@ -204,35 +277,17 @@ func (v *verifier) name(name, p string) (isDir bool, err error) {
 	if e.Type == layer.Hardlink {
 		return false, v.link(&st, e)
 	}
-	found := layer.Entry{Path: p, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		found.Type, found.Size = layer.File, st.Size
-	case unix.S_IFDIR:
-		found.Type = layer.Dir
-	case unix.S_IFLNK:
-		found.Type = layer.Symlink
+	found := foundEntry(p, &st)
+	if found.Type == layer.Symlink {
 		n, err := unix.Readlinkat(dir, name, v.target[:])
 		if err != nil {
 			v.damage(p, "cannot be read: "+err.Error())
 			return false, nil
 		}
 		found.Link = string(v.target[:n])
-	case unix.S_IFCHR:
-		found.Type, found.Major, found.Minor = layer.Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
-		if st.Rdev == 0 {
-			found = layer.Entry{Path: p, Type: layer.Whiteout}
-		}
-	case unix.S_IFBLK:
-		found.Type, found.Major, found.Minor = layer.Block, unix.Major(st.Rdev), unix.Minor(st.Rdev)
-	case unix.S_IFIFO:
-		found.Type = layer.Fifo
 	}
 	if found.Type != layer.File && found.Type != layer.Dir {
-		if what := v.differs(found, e); what != "" {
-			v.damage(p, what)
-		}
-		return false, nil
+		return false, v.attributes(within(dir, name), found, e)
 	}
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -246,13 +301,8 @@ func (v *verifier) name(name, p string) (isDir bool, err error) {
 			f.Close()
 		}
 	}()
-	if err := v.store.xattrs(fd, &found); err != nil {
-		v.damage(p, "cannot be read: "+err.Error())
-		return false, nil
-	}
-	what := v.differs(found, e)
-	if what != "" {
-		v.damage(p, what)
+	if err := v.attributes(target{fd: fd}, found, e); err != nil {
+		return false, err
 	}
 	switch {
 	case found.Type == layer.Dir && e.Type == layer.Dir:
@@ -267,14 +317,15 @@ func (v *verifier) name(name, p string) (isDir bool, err error) {
 	return false, nil
 }
 
-// differs says what of a file is not as in its entry.
+// differs says what of a file is not as its entry has it on disk.
 func (v *verifier) differs(found, e layer.Entry) string {
+	e = v.store.stored(e)
 	switch {
 	case found.Type != e.Type:
 		return "is of another type"
 	case e.Type != layer.Symlink && found.Mode != e.Mode:
 		return fmt.Sprintf("has mode %04o and had %04o", found.Mode, e.Mode)
-	case (found.UID != e.UID || found.GID != e.GID) && !(v.store.ns.Single() && (e.Type == layer.Symlink || e.Type == layer.Fifo)):
+	case found.UID != e.UID || found.GID != e.GID:
 		return fmt.Sprintf("belongs to %d:%d and belonged to %d:%d", found.UID, found.GID, e.UID, e.GID)
 	case found.Size != e.Size && e.Type == layer.File:
 		return fmt.Sprintf("has %d bytes and had %d", found.Size, e.Size)
@@ -282,12 +333,7 @@ func (v *verifier) differs(found, e layer.Entry) string {
 		return "is another device"
 	case found.Link != e.Link:
 		return "leads elsewhere"
-	}
-	if e.Type != layer.File && e.Type != layer.Dir {
-		return "" // such have no attributes of their own, or none that were looked at when the layer was made
-	}
-	had := slices.DeleteFunc(slices.Clone(e.Xattrs), func(x layer.Xattr) bool { return !writable(v.store.ns, x.Name) })
-	if found.Opaque != e.Opaque && !v.bare || !slices.Equal(found.Xattrs, had) {
+	case found.Opaque != e.Opaque && !v.bare || !slices.Equal(found.Xattrs, e.Xattrs):
 		return "has other extended attributes"
 	}
 	return ""

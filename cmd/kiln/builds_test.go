@@ -27,6 +27,7 @@ import (
 //	$BASE        the argument of --build-context for a base image called base
 //	$REGISTRY    a registry that says no: "missing/…" it does not know, "private/…" is for others, "secret/…" it does not give,
 //	             "broken/…" is not well
+//	$STEPTOOL    testdata/steptool, for steps
 func TestBuilds(t *testing.T) {
 	stories(t, testscript.Params{Dir: "testdata/builds"}, func(*testscript.Env) error { return nil })
 }
@@ -41,6 +42,12 @@ func stories(t *testing.T, p testscript.Params, setup func(*testscript.Env) erro
 	if err := kilntest.Base(base); err != nil {
 		t.Fatal(err)
 	}
+	tool := filepath.Join(filepath.Dir(base), "steptool")
+	build := exec.Command("go", "build", "-o", tool, "./testdata/steptool")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	// For stories of other users.
 	if err := exec.Command("chmod", "-R", "a+rX", filepath.Dir(base)).Run(); err != nil {
 		t.Fatal(err)
@@ -53,6 +60,7 @@ func stories(t *testing.T, p testscript.Params, setup func(*testscript.Env) erro
 		env.Setenv("KILN_PROGRESS", "plain")
 		env.Setenv("DOCKER_CONFIG", env.WorkDir)
 		env.Setenv("BASE", "--build-context=base=oci-layout://"+base)
+		env.Setenv("STEPTOOL", tool)
 		env.Setenv("REGISTRY", strings.TrimPrefix(registry.URL, "http://"))
 		return setup(env)
 	}

@@ -121,16 +121,17 @@ type Tree interface {
 	Open(e *Entry) (io.ReadCloser, error)
 }
 
-// KeepXattr reports whether an extended attribute is content: those of the overlay file system itself and those that the
-// host's security modules put on every file are not.
+// KeepXattr reports whether an extended attribute is content: capabilities, and what user and trusted attributes there are but for those of
+// the overlay file system and those in which XFS shows access control lists. All others are dropped: labels are for the security
+// modules of one machine, and access control lists are recorded by no builder.
 func KeepXattr(name string) bool {
 	switch {
 	case name == "security.capability":
 		return true
-	case strings.HasPrefix(name, "security."), strings.HasPrefix(name, "system."):
-		return false
-	case strings.HasPrefix(name, "trusted.overlay."), strings.HasPrefix(name, "user.overlay."):
-		return false
+	case strings.HasPrefix(name, "trusted."):
+		return !strings.HasPrefix(name, "trusted.overlay.") && !strings.HasPrefix(name, "trusted.SGI_")
+	case strings.HasPrefix(name, "user."):
+		return !strings.HasPrefix(name, "user.overlay.")
 	}
-	return true
+	return false
 }

@@ -334,6 +334,23 @@ func FuzzFromHeader(f *testing.F) {
 	})
 }
 
+// A manifest of another version is told from one that is damaged, and not read.
+func TestOtherVersion(t *testing.T) {
+	name := write(t, sample())
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data = bytes.Replace(data[:len(data)-sha256.Size], []byte("manifest 2\n"), []byte("manifest 1\n"), 1)
+	sum := sha256.Sum256(data)
+	if err := os.WriteFile(name, append(data, sum[:]...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenManifest(name); !errors.Is(err, ErrOtherVersion) || !errors.Is(err, ErrDamaged) {
+		t.Errorf("OpenManifest: %v", err)
+	}
+}
+
 // FuzzOpenManifest gives a damaged file the checksum that it should have, so that the rest of what is checked has to stand alone.
 func FuzzOpenManifest(f *testing.F) {
 	good, err := os.ReadFile(write(f, sample()))

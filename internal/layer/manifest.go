@@ -18,12 +18,16 @@ import (
 	"github.com/kilnbuild/kiln/internal/mapped"
 )
 
+// The number in magic is one more for each change of what a layer's directory may hold, so that what an earlier kiln made is never read
+// wrongly: it counts as damaged, and is made again. 2: there is nothing on disk that the manifest does not record.
+//
 // The file is: magic; the entries in order of Compare, each with its length; a table of the entries' offsets, 8 bytes
 // each; for a layer that is over another 8 bytes of nothing, so that a kiln which knows of no such layers takes the manifest for damaged;
 // and a footer of the table's offset, the number of entries, the layer's time, flags, its content digest, its
 // identity, and the SHA-256 of everything before. Numbers are little endian. It is read in place, by mmap(2).
 const (
-	magic      = "kiln layer manifest 1\n"
+	magic      = "kiln layer manifest 2\n"
+	anyMagic   = "kiln layer manifest "        // begins that of every version
 	footerSize = 8 + 8 + 8 + 8 + 2*sha256.Size // without the digest of everything before
 )
 
@@ -32,6 +36,8 @@ const (
 	flagImplied = 1 << iota
 	flagPlain
 	flagOver
+	flagDevices
+	flagOwned
 )
 
 // maxEntry bounds one entry: a path and a link of 64 KiB each and 1 MiB of extended attributes are far above what a
@@ -51,6 +57,8 @@ type Summary struct {
 	Implied bool
 	// Plain says that no entry is Opaque; false is also for a manifest that does not say.
 	Plain bool
+	// Devices says that some entry is a Char or Block, and Owned that some entry does not belong to root.
+	Devices, Owned bool
 	// Over says that some of the files are another layer's: whoever keeps the layer knows which.
 	Over bool
 	// Created is when the layer was made.
@@ -95,6 +103,8 @@ func (d *Digester) add(e *Entry) []byte {
 	d.summary.Entries++
 	d.summary.Implied = d.summary.Implied || e.Implied
 	d.summary.Plain = d.summary.Plain && !e.Opaque
+	d.summary.Devices = d.summary.Devices || e.Type == Char || e.Type == Block
+	d.summary.Owned = d.summary.Owned || e.UID|e.GID != 0
 	return b[4:]
 }
 
@@ -194,6 +204,12 @@ func (w *Writer) Close(created time.Time) (Summary, error) {
 	if s.Over {
 		flags |= flagOver
 	}
+	if s.Devices {
+		flags |= flagDevices
+	}
+	if s.Owned {
+		flags |= flagOwned
+	}
 	put(flags)
 	w.write(s.Content[:])
 	w.write(s.Identity[:])
@@ -292,8 +308,14 @@ func OpenManifest(name string) (*Manifest, error) {
 	return m, nil
 }
 
+// ErrOtherVersion is an ErrDamaged of a manifest that an earlier or later kiln wrote.
+var ErrOtherVersion = fmt.Errorf("%w: it was made by another version of kiln", ErrDamaged)
+
 // parse reads what lies before the digest at the end.
 func parse(data []byte) (*Manifest, error) {
+	if !bytes.HasPrefix(data, []byte(magic)) && bytes.HasPrefix(data, []byte(anyMagic)) {
+		return nil, ErrOtherVersion
+	}
 	if len(data) < len(magic)+footerSize || string(data[:len(magic)]) != magic {
 		return nil, ErrDamaged
 	}
@@ -312,6 +334,7 @@ func parse(data []byte) (*Manifest, error) {
 	m.Entries = int(n)
 	m.Created = time.Unix(0, int64(number(2)))
 	m.Implied, m.Plain, m.Over = number(3)&flagImplied != 0, number(3)&flagPlain != 0, number(3)&flagOver != 0
+	m.Devices, m.Owned = number(3)&flagDevices != 0, number(3)&flagOwned != 0
 	m.opaque = sync.OnceValue(m.findOpaque)
 	copy(m.Content[:], footer[32:])
 	copy(m.Identity[:], footer[32+sha256.Size:])

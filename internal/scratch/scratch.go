@@ -37,6 +37,11 @@ func Open(tmp string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a temporary directory: %w", err)
 	}
+	// What is made in here is to have the modes that it is made with, also where the user has given kiln's root a default access control
+	// list, acl(5).
+	if err := unix.Removexattr(d.path, "system.posix_acl_default"); err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
+		return nil, errors.Join(fmt.Errorf("remove the default access control list of a temporary directory: %w", err), d.Close())
+	}
 	Spread(d.path)
 	d.sweep()
 	return d, nil

@@ -1,10 +1,14 @@
 package scratch
 
 import (
+	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // leave makes a directory as a process leaves it that is killed: unlocked, with things in it.
@@ -110,5 +114,34 @@ func TestManyAtOnce(t *testing.T) {
 	wg.Wait()
 	if got := names(t, tmp); len(got) > 0 {
 		t.Errorf("left: %v", got)
+	}
+}
+
+// A default access control list of kiln's root gives nothing to what is made.
+func TestNoAccessControlList(t *testing.T) {
+	tmp := t.TempDir()
+	list := []byte("\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x04\x00\x07\x00\xff\xff\xff\xff\x20\x00\x07\x00\xff\xff\xff\xff")
+	if err := unix.Setxattr(tmp, "system.posix_acl_default", list, 0); err == unix.ENOTSUP {
+		t.Skip("the file system knows no access control lists")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	d, err := Open(tmp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := errors.Join(os.Mkdir(filepath.Join(d.Path(), "dir"), 0o755), os.WriteFile(filepath.Join(d.Path(), "file"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]os.FileMode{"dir": 0o755, "file": 0o644} {
+		path := filepath.Join(d.Path(), name)
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v", name, info.Mode(), err)
+		}
+		b := make([]byte, 1024)
+		if n, err := unix.Listxattr(path, b); err != nil || bytes.Contains(b[:max(n, 0)], []byte("posix_acl")) {
+			t.Errorf("%s has the attributes %q, %v", name, b[:max(n, 0)], err)
+		}
 	}
 }

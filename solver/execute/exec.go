@@ -129,7 +129,7 @@ func (x *Executor) prepare(ctx context.Context, w work.Exec) (_ *prepared, err e
 	if err != nil {
 		return nil, err
 	}
-	if p.up, err = x.Snapshots.New(); err != nil {
+	if p.up, err = x.newUpper(); err != nil {
 		return nil, err
 	}
 	if err := p.up.SetRoot(top); err != nil {
@@ -161,6 +161,20 @@ func (x *Executor) prepare(ctx context.Context, w work.Exec) (_ *prepared, err e
 	user.Groups = slices.Concat(user.Groups, p.mounts.groups)
 	p.spec = x.spec(w, p, user, idmap)
 	return p, x.connect(w.Op, p)
+}
+
+// newUpper begins a layer that takes what a step writes. With --security=insecure a step has kiln's privileges over file systems that kiln has
+// mounted, where kiln is in a user namespace; so there what steps leave is copied. Those of root on the host have no bounds at all.
+func (x *Executor) newUpper() (*snapshot.Pending, error) {
+	ns, err := userns.Current()
+	if err != nil {
+		return nil, err
+	}
+	p, err := x.Snapshots.New()
+	if err == nil {
+		p.Rewrite = ns.Nested && slices.Contains(x.Allow, "security.insecure")
+	}
+	return p, err
 }
 
 // spec returns what the sandbox is told of a step, but for its network.
@@ -244,21 +258,14 @@ func (x *Executor) run(ctx context.Context, w work.Exec, p *prepared) error {
 
 // commit makes layers of what a process has written since started: to its root, and to the mounts that are outputs.
 func (x *Executor) commit(ctx context.Context, p *prepared, started time.Time, job solver.Job) ([]solver.Made, error) {
-	// What was written has to be in the upper directory before it is read there.
-	if err := p.root.Close(); err != nil {
-		return nil, err
-	}
-	c, err := p.up.CommitChanges(ctx, p.tree, started)
+	c, err := p.up.CommitChanges(ctx, p.root, p.tree, started)
 	if err != nil {
 		return nil, err
 	}
 	x.Snapshots.SetEarlier(c.ID, job.LastOf(0))
 	out := made(c)
 	for _, o := range p.mounts.outputs {
-		if err := o.root.Close(); err != nil {
-			return nil, err
-		}
-		c, err := o.up.CommitChanges(ctx, o.tree, started)
+		c, err := o.up.CommitChanges(ctx, o.root, o.tree, started)
 		if err != nil {
 			return nil, err
 		}
@@ -402,17 +409,15 @@ func (m *mounting) bind(spec llb.Mount) error {
 	if err != nil {
 		return err
 	}
+	if spec.Output > 0 && (spec.ReadOnly || path.Clean(spec.Source) != "/") {
+		return errors.New("BUG: an output of a mount that is read-only, or not of a whole root file system")
+	}
 	var up *snapshot.Pending
 	if !spec.ReadOnly {
-		if up, err = m.x.Snapshots.New(); err != nil {
+		if up, err = m.x.newUpper(); err != nil {
 			return err
 		}
 		m.closers = append(m.closers, func() { up.Close() })
-	}
-	if spec.Output > 0 {
-		if spec.ReadOnly || path.Clean(spec.Source) != "/" {
-			return errors.New("BUG: an output of a mount that is read-only, or not of a whole root file system")
-		}
 		tree, err := m.x.Snapshots.Tree(ids)
 		if err != nil {
 			return err
@@ -424,7 +429,9 @@ func (m *mounting) bind(spec llb.Mount) error {
 		if err := up.SetRoot(top); err != nil {
 			return err
 		}
-		m.outputs = append(m.outputs, mountOutput{number: spec.Output, tree: tree, up: up})
+		if spec.Output > 0 {
+			m.outputs = append(m.outputs, mountOutput{number: spec.Output, tree: tree, up: up})
+		}
 	}
 	root, err := m.x.Snapshots.Mount(m.ctx, ids, up, m.ids)
 	if err != nil {

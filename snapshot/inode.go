@@ -1,0 +1,152 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// inode is what chattr(1) sets of a file.
+type inode struct {
+	flags   int    // of inodeFlags
+	project uint32 // see quotactl(2)
+}
+
+// The flags of linux/fs.h that say what may be done with a file, or that a step can read back. Others are no business of a
+// layer: they are the file system's own, or say how it keeps the bytes, as by compression; and FS_TOPDIR_FL is set by kiln itself, see
+// spreading.
+const (
+	flagSecureRemoval = 0x1
+	flagUndelete      = 0x2
+	flagSync          = 0x8
+	flagImmutable     = 0x10
+	flagAppend        = 0x20
+	flagNoDump        = 0x40
+	flagNoAtime       = 0x80
+	flagJournalData   = 0x4000
+	flagNoTail        = 0x8000
+	flagDirSync       = 0x10000
+	flagProjInherit   = 0x20000000
+	flagCasefold      = 0x40000000
+
+	inodeFlags = flagSecureRemoval | flagUndelete | flagSync | flagImmutable | flagAppend | flagNoDump | flagNoAtime | flagJournalData | flagNoTail |
+		flagDirSync | flagProjInherit | flagCasefold
+)
+
+// fsxattr is struct fsxattr of linux/fs.h, and what follows are the numbers of the system calls that read and write it.
+type fsxattr struct {
+	flags, extentSize, extents, project, cowExtentSize uint32
+	_                                                  [8]byte
+}
+
+const (
+	fsGetXattr = 0x801c581f
+	fsSetXattr = 0x401c5820
+)
+
+// noInode are the errors of a file system that knows no flags or projects.
+var noInode = []error{unix.ENOTTY, unix.ENOTSUP, unix.EINVAL, unix.ENOSYS}
+
+// inodeOf reads what chattr(1) has set of an open file or directory.
+func (s *Store) inodeOf(fd int) (i inode, err error) {
+	if s.noFlags.Load() {
+		return inode{}, nil
+	}
+	i.flags, err = unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if isAny(err, noInode) {
+		s.noFlags.Store(true)
+		return inode{}, nil
+	}
+	if err != nil {
+		return inode{}, err
+	}
+	i.flags &= inodeFlags
+	if s.ns.Nested {
+		return i, nil // nobody in a user namespace can change the project
+	}
+	x, err := getFsxattr(fd)
+	if isAny(err, noInode) {
+		return i, nil
+	}
+	i.project = x.project
+	return i, err
+}
+
+func isAny(err error, list []error) bool {
+	return slices.ContainsFunc(list, func(e error) bool { return errors.Is(err, e) })
+}
+
+func getFsxattr(fd int) (x fsxattr, err error) {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsGetXattr, uintptr(unsafe.Pointer(&x)))
+	if errno != 0 {
+		err = errno
+	}
+	return x, err
+}
+
+// beyond returns what i has that a file does not have by itself in a directory with base: it inherits flags and project.
+func (i inode) beyond(base inode) inode {
+	extra := inode{flags: i.flags &^ base.flags}
+	if i.project != base.project {
+		extra.project = i.project
+	}
+	return extra
+}
+
+// String names the flags as lsattr(1) does.
+func (i inode) String() string {
+	var b strings.Builder
+	for _, f := range []struct {
+		flag int
+		name byte
+	}{{flagSecureRemoval, 's'}, {flagUndelete, 'u'}, {flagSync, 'S'}, {flagDirSync, 'D'}, {flagImmutable, 'i'}, {flagAppend, 'a'}, {flagNoDump, 'd'},
+		{flagNoAtime, 'A'}, {flagJournalData, 'j'}, {flagNoTail, 't'}, {flagProjInherit, 'P'}, {flagCasefold, 'F'}} {
+		if i.flags&f.flag != 0 {
+			b.WriteByte(f.name)
+		}
+	}
+	if i.project != 0 {
+		fmt.Fprintf(&b, " (project %d)", i.project)
+	}
+	return b.String()
+}
+
+// take takes what extra has from an open file or directory in which that was found.
+func (extra inode) take(fd int, base inode) error {
+	if extra.flags != 0 {
+		flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+		if err == nil {
+			err = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags&^extra.flags)
+		}
+		if err != nil {
+			return fmt.Errorf("take the flags %v of chattr(1): %w", inode{flags: extra.flags}, err)
+		}
+	}
+	if extra.project == 0 {
+		return nil
+	}
+	x, err := getFsxattr(fd)
+	if err != nil {
+		return fmt.Errorf("take the project of chattr(1): %w", err)
+	}
+	x.project = base.project
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsSetXattr, uintptr(unsafe.Pointer(&x))); errno != 0 {
+		return fmt.Errorf("take the project of chattr(1): %w", errno)
+	}
+	return nil
+}
+
+// inodeOfDir is inodeOf of a directory by its path.
+func (s *Store) inodeOfDir(dir string) (inode, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return inode{}, err
+	}
+	defer f.Close()
+	return s.inodeOf(int(f.Fd()))
+}
