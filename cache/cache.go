@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -175,11 +176,19 @@ func (c *Cache) Last(v *llb.Vertex) (r *solver.Record, same bool) {
 
 // SetLast implements solver.History.
 func (c *Cache) SetLast(v *llb.Vertex, key solver.Key) error {
-	for _, name := range stepNames(v) {
-		path := filepath.Join(c.steps(), name)
-		if target, err := os.Readlink(path); err == nil && target == key.String() {
+	names := stepNames(v)
+	leads := func(name string) bool {
+		target, err := os.Readlink(filepath.Join(c.steps(), name))
+		return err == nil && target == key.String()
+	}
+	if own := names[:len(names)-1]; !slices.ContainsFunc(own, func(name string) bool { return !leads(name) }) {
+		return nil // what other projects did meanwhile at such a place is of no interest
+	}
+	for _, name := range names {
+		if leads(name) {
 			continue
 		}
+		path := filepath.Join(c.steps(), name)
 		var id [8]byte
 		rand.Read(id[:])
 		tmp := filepath.Join(c.tmp, "step-"+hex.EncodeToString(id[:]))
