@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/builder"
@@ -15,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // Exit statuses, besides 128 + the number of a signal.
@@ -108,9 +111,9 @@ func (a *app) printError(err error) {
 	location := locate(err)
 	step, isStep := errors.AsType[*solver.VertexError](err)
 	if isStep {
-		a.complain(stepText(step, location) + ": " + err.Error())
+		a.complain(stepText(step, location) + ": " + err.Error() + ofRoot(err))
 	} else {
-		a.complain(err.Error())
+		a.complain(err.Error() + ofRoot(err))
 	}
 	if location.StartLine > 0 {
 		var lines []string
@@ -122,6 +125,19 @@ func (a *app) printError(err error) {
 	if shown, ok := errors.AsType[*progressError](err); ok && isStep {
 		_, _ = a.stderr.Write(quoteLog(shown.failures, step))
 	}
+}
+
+// ofRoot says where the root directory is if that is what is wrong: errors name what is in it without its path.
+func ofRoot(err error) string {
+	if p, ok := errors.AsType[*fs.PathError](err); !ok || filepath.IsAbs(p.Path) {
+		return ""
+	}
+	for _, of := range []error{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO, unix.EACCES, unix.EPERM} {
+		if errors.Is(err, of) {
+			return fmt.Sprintf(" (the root directory is %s)", rootdir.Shown("."))
+		}
+	}
+	return ""
 }
 
 // stepText says which step failed. The error of a RUN names its command, so that the place is enough.
