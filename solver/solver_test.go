@@ -22,8 +22,8 @@ import (
 	"github.com/kilnbuild/kiln/solver/solvertest"
 )
 
-// runner is a solver.Planner and a solver.Executor for graphs of File vertices that make one directory. What a vertex does is looked up by its
-// path, which is its solver.Work.
+// runner is a solver.Planner and a solver.Executor for graphs of File vertices that make one directory. What a vertex does is looked
+// up by its path, which is its solver.Work.
 type runner struct {
 	mu       sync.Mutex
 	ran      []string                   // paths of the vertices that Execute was called for, in the order of their ends

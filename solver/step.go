@@ -65,8 +65,8 @@ type Executor interface {
 	Execute(ctx context.Context, w Work, job Job) ([]Made, error)
 	// Missing returns why a layer of an earlier build cannot be used, nil if it can, and fs.ErrNotExist if it was removed.
 	Missing(ctx context.Context, l Layer) error
-	// Expect tells of an output of a source, which a Planner has found to be there, what will probably be needed of it. Demand is only called
-	// where that matters.
+	// Expect tells of an output of a source, which a Planner has found to be there, what will probably be needed of it. Demand is
+	// only called where that matters.
 	Expect(r Ref, demand func() Demand)
 }
 

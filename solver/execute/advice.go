@@ -39,7 +39,8 @@ func (e *ExitError) ended() string {
 	case status.OOMKills > 0:
 		s += ": its control group ran out of memory"
 	case status.PidsRefused > 0 && e.Limits.Pids >= 0:
-		s += fmt.Sprintf(": it had as many processes and threads as it may have (limit %d, --pids-limit)", cmp.Or(e.Limits.Pids, sandbox.DefaultPids))
+		limit := cmp.Or(e.Limits.Pids, sandbox.DefaultPids)
+		s += fmt.Sprintf(": it had as many processes and threads as it may have (limit %d, --pids-limit)", limit)
 	case status.PidsRefused > 0:
 		s += ": its control group had as many processes and threads as it may have"
 	case signal == syscall.SIGKILL && e.OutOfMemory:
@@ -91,13 +92,15 @@ func explain(err error, platform string) error {
 	foreign := parseErr == nil && p.Architecture != host.Architecture
 	switch {
 	case e.Errno == syscall.ENOEXEC && foreign:
-		return &NoExecError{e, fmt.Sprintf("the step is for %s and this machine is %s: Debian's packages qemu-user-static and binfmt-support make it run such programs", p, host)}
+		return &NoExecError{e, fmt.Sprintf("the step is for %s and this machine is %s: "+
+			"Debian's packages qemu-user-static and binfmt-support make it run such programs", p, host)}
 	case e.Errno == syscall.ENOEXEC:
 		return &NoExecError{e, fmt.Sprintf("it is no program for %s, nor a script that begins with #!", host)}
 	case e.Errno == syscall.EAGAIN:
 		return &NoExecError{e, "its user has as many processes and threads as it may have (RLIMIT_NPROC), in this step and those beside it"}
 	case e.Errno == syscall.ENOENT && e.Reason == "no such file or directory" && isShell(e.Name):
-		return &NoExecError{e, fmt.Sprintf("there is no %s in this image: use the exec form, RUN [\"program\", \"argument\"], or a base image with a shell", e.Name)}
+		return &NoExecError{e, fmt.Sprintf("there is no %s in this image: "+
+			"use the exec form, RUN [\"program\", \"argument\"], or a base image with a shell", e.Name)}
 	}
 	return err
 }

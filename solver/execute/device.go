@@ -126,7 +126,9 @@ func (m *mounting) node(n cdi.Node) error {
 	defer fs.Close()
 	err = unix.Mknodat(int(fs.Fd()), "node", kind|mode, int(st.Rdev))
 	if err == nil {
-		err = errors.Join(unix.Fchownat(int(fs.Fd()), "node", int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW), unix.Fchmodat(int(fs.Fd()), "node", mode, 0))
+		err = errors.Join(
+			unix.Fchownat(int(fs.Fd()), "node", int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW),
+			unix.Fchmodat(int(fs.Fd()), "node", mode, 0))
 		if err == nil {
 			host.Close()
 			host, err = rootfs.At(fs).OpenFile("node", unix.O_PATH, 0)

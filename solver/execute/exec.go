@@ -46,7 +46,8 @@ type TimeoutError struct {
 }
 
 func (e *TimeoutError) Error() string {
-	return fmt.Sprintf("process %q was killed: it took longer than the %v that a step may take (--step-timeout)", strings.Join(e.Args, " "), e.Limit)
+	return fmt.Sprintf("process %q was killed: it took longer than the %v that a step may take (--step-timeout)",
+		strings.Join(e.Args, " "), e.Limit)
 }
 
 func (e *ExitError) Error() string {
@@ -144,7 +145,8 @@ func (x *Executor) prepare(ctx context.Context, w work.Exec) (_ *prepared, err e
 	}
 	if p.root.Refusal != nil {
 		x.copies.Do(func() {
-			x.Warning(fmt.Sprintf("overlayfs cannot be used here, so each RUN works on a copy of its root, which takes time and space: %v", p.root.Refusal))
+			x.Warning(fmt.Sprintf("overlayfs cannot be used here, so each RUN works on a copy of its root, which takes time and space: %v",
+				p.root.Refusal))
 		})
 	}
 	user, err := sandbox.LookupUser(p.root.File, w.Op.User)
@@ -163,8 +165,9 @@ func (x *Executor) prepare(ctx context.Context, w work.Exec) (_ *prepared, err e
 	return p, x.connect(w.Op, p)
 }
 
-// newUpper begins a layer that takes what a step writes. With --security=insecure a step has kiln's privileges over file systems that kiln has
-// mounted, where kiln is in a user namespace; so there what steps leave is copied. Those of root on the host have no bounds at all.
+// newUpper begins a layer that takes what a step writes. With --security=insecure a step has kiln's privileges over file systems
+// that kiln has mounted, where kiln is in a user namespace; so there what steps leave is copied. Those of root on the host have no
+// bounds at all.
 func (x *Executor) newUpper() (*snapshot.Pending, error) {
 	ns, err := userns.Current()
 	if err != nil {
@@ -402,8 +405,8 @@ func (m *mounting) tmpfs(spec llb.Mount) error {
 	return m.belowMapped(f, spec)
 }
 
-// bind mounts a path of another root file system. What is written to it, if that is allowed, goes to a layer: that of an output, or one that is
-// thrown away.
+// bind mounts a path of another root file system. What is written to it, if that is allowed, goes to a layer: that of an output, or
+// one that is thrown away.
 func (m *mounting) bind(spec llb.Mount) error {
 	ids, err := m.x.Realise(m.ctx, m.in[spec.Input])
 	if err != nil {

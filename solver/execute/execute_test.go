@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"reflect"
 	"strings"
 	"testing"
 
@@ -21,11 +20,19 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/executetest"
 	"github.com/kilnbuild/kiln/solver/plan"
 	"github.com/kilnbuild/kiln/solver/session"
-	"github.com/kilnbuild/kiln/solver/work"
 	digest "github.com/opencontainers/go-digest"
 )
+
+func TestContract(t *testing.T) {
+	executetest.Test(t, func(t *testing.T) *executetest.Machine {
+		m := newMachine(t)
+		tree := func(ctx context.Context, r solver.Ref) (layer.Tree, error) { return m.Tree(ctx, r) }
+		return &executetest.Machine{Planner: m.Planner, Executor: m.Executor, Session: m.Executor.Session, Tree: tree}
+	})
+}
 
 // machine plans and executes steps over a build context.
 type machine struct {
@@ -100,180 +107,38 @@ func (m *machine) plan(op llb.Op, in ...solver.Ref) solver.Plan {
 	return p
 }
 
-// do plans and executes an op. Its work goes through its encoding, and is done twice: the second time there is nothing new.
-func (m *machine) do(op llb.Op, in ...solver.Ref) solver.Ref {
+// file returns a root with one more layer, of files by their paths.
+func (m *machine) files(mode string, files map[string]string) solver.Ref {
 	m.t.Helper()
-	p := m.plan(op, in...)
-	if p.Done {
-		return p.Outputs[0]
+	var op llb.File
+	for path, text := range files {
+		op.Actions = append(op.Actions, llb.Action{Mkfile: &llb.Mkfile{Path: path, Content: []byte(text), Attributes: llb.Attributes{Chmod: mode}}})
 	}
-	first, err := m.Execute(m.t.Context(), p.Work, solver.Job{Stdout: io.Discard, Stderr: io.Discard})
+	made, err := m.Execute(m.t.Context(), m.plan(op, scratch).Work, solver.Job{})
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	data, err := work.Encode(p.Work)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	decoded, err := work.Decode(data)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	if !reflect.DeepEqual(decoded, p.Work) {
-		m.t.Errorf("the work is encoded as %s\nand decoded as %+v\nwhich was      %+v", data, decoded, p.Work)
-	}
-	second, err := m.Execute(m.t.Context(), decoded, solver.Job{Stdout: io.Discard, Stderr: io.Discard})
-	if err != nil || !reflect.DeepEqual(first, second) {
-		m.t.Errorf("decoded work makes %+v, %v, and made %+v", second, err, first)
-	}
-	var root solver.Ref
-	if base := llb.Bases(op)[0]; base != llb.NoBase {
-		root = in[base]
-	}
-	for _, l := range first {
-		if err := m.Missing(m.t.Context(), l.Layer); err != nil {
-			m.t.Errorf("a layer that was made: %v", err)
-		}
-		root = root.Push(l.Layer)
-	}
-	return root
+	return solver.NewRef(made[0].Layer)
 }
 
-// tree returns a root's files as text: "dir/", "file=content owner", "link->target", each in a word.
-func (m *machine) tree(r solver.Ref) string {
+// want checks the names in the top directory of a root.
+func (m *machine) want(r solver.Ref, want string) {
 	m.t.Helper()
 	tree, err := m.Tree(m.t.Context(), r)
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	var words []string
-	var list func(dir string)
-	list = func(dir string) {
-		entries, err := tree.List(dir)
-		if err != nil {
-			m.t.Fatal(err)
-		}
-		for _, e := range entries {
-			switch e.Type {
-			case layer.Dir:
-				words = append(words, e.Path+"/")
-				list(e.Path)
-			case layer.Symlink:
-				words = append(words, e.Path+"->"+e.Link)
-			default:
-				f, err := tree.Open(&e)
-				if err != nil {
-					m.t.Fatal(err)
-				}
-				data, err := io.ReadAll(f)
-				if err := errors.Join(err, f.Close()); err != nil {
-					m.t.Fatal(err)
-				}
-				words = append(words, e.Path+"="+string(data))
-			}
-		}
+	list, err := tree.List("")
+	if err != nil {
+		m.t.Fatal(err)
 	}
-	list("")
-	return strings.Join(words, " ")
-}
-
-func (m *machine) want(r solver.Ref, want string) {
-	m.t.Helper()
-	if got := m.tree(r); got != want {
-		m.t.Errorf("the root holds\n%s\nwant\n%s", got, want)
+	var names []string
+	for _, e := range list {
+		names = append(names, e.Name())
 	}
-}
-
-// file is an action that makes a file.
-func file(path, text string) llb.Action {
-	return llb.Action{Mkfile: &llb.Mkfile{Path: path, Content: []byte(text)}}
-}
-
-func filesOp(actions ...llb.Action) llb.Op { return llb.File{Actions: actions} }
-
-func TestFileActions(t *testing.T) {
-	m := newMachine(t)
-	m.write("c/x", "X")
-	m.look()
-	root := m.do(filesOp(file("/a/1", "one"), file("/a/2", "two"), llb.Action{Symlink: &llb.Symlink{Path: "/l", Target: "a"}}), scratch)
-	m.want(root, "a/ a/1=one a/2=two l->a")
-	root = m.do(filesOp(
-		llb.Action{Mkdir: &llb.Mkdir{Path: "/l/new"}},
-		llb.Action{Copy: &llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/c"}}, Dest: "/l/new/"}},
-		llb.Action{Remove: &llb.Remove{Path: "/l/?", AllowWildcard: true}},
-		file("/a/3", "three"),
-		llb.Action{Remove: &llb.Remove{Path: "/a/new/x"}},
-	), root, local)
-	m.want(root, "a/ a/3=three a/new/ l->a")
-	root = m.do(filesOp(llb.Action{Remove: &llb.Remove{Path: "/l"}}, file("/l/in", "a directory now")), root)
-	m.want(root, "a/ a/3=three a/new/ l/ l/in=a directory now")
-	root = m.do(filesOp(llb.Action{Remove: &llb.Remove{Path: "/a"}}, file("/a/4", "four")), root)
-	m.want(root, "a/ a/4=four l/ l/in=a directory now")
-	if root.Depth() != 4 {
-		t.Errorf("four ops made %d layers", root.Depth())
+	if got := strings.Join(names, " "); got != want {
+		m.t.Errorf("the root holds %s, want %s", got, want)
 	}
-}
-
-// Names of owners are looked up in the files of the root that is changed.
-func TestOwners(t *testing.T) {
-	m := newMachine(t)
-	m.write("f", "text")
-	m.look()
-	var warnings []string
-	m.Warn = func(text string) { warnings = append(warnings, text) }
-	chown := func(who string) llb.Op {
-		return copyOp(llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/f"}}, Dest: "/f", Attributes: llb.Attributes{Chown: who}})
-	}
-	root := m.do(filesOp(file("/etc/passwd", "app:x:1234:5678::/:\n"), file("/etc/group", "staff:x:50:\n")), scratch)
-	for who, want := range map[string]string{"app": "1234:5678", "app:staff": "1234:50", "7:staff": "7:50", "8": "8:8", "nobody": "0:0"} {
-		tree, err := m.Tree(t.Context(), m.do(chown(who), root, local))
-		if err != nil {
-			t.Fatal(err)
-		}
-		e, _, err := tree.Lookup("f")
-		if got := fmt.Sprintf("%d:%d", e.UID, e.GID); err != nil || got != want {
-			t.Errorf("--chown=%s gives the file to %s, %v, want %s", who, got, err, want)
-		}
-	}
-	if len(warnings) != 2 || !strings.Contains(warnings[0], "--chown=nobody") {
-		t.Errorf("the warnings are %q", warnings)
-	}
-	p := m.plan(chown("app"), scratch, local)
-	if _, err := m.Execute(t.Context(), p.Work, solver.Job{}); err == nil || !strings.Contains(err.Error(), "--chown=app") {
-		t.Errorf("a name in an empty root: %v", err)
-	}
-}
-
-func TestDiff(t *testing.T) {
-	m := newMachine(t)
-	base := m.do(filesOp(file("/keep", "k"), file("/d/gone", "g"), file("/d/changed", "c"), file("/f/x", "x"), file("/e", "e")), scratch)
-	// The same but for what differs, made by other layers.
-	other := m.do(filesOp(file("/keep", "k"), file("/d/changed", "CHANGED"), file("/f", "now a file"), file("/e/in", "now a directory")), scratch)
-	diff := m.do(llb.Diff{}, base, other)
-	if diff.Depth() != 1 {
-		t.Errorf("the difference has %d layers", diff.Depth())
-	}
-	merged := m.do(llb.Merge{}, base, diff)
-	m.want(merged, m.tree(other))
-	// Over another root only what is in the difference goes.
-	third := m.do(filesOp(file("/d/gone", "g"), file("/d/own", "own"), file("/z", "z")), scratch)
-	m.want(m.do(llb.Merge{}, third, diff), "d/ d/changed=CHANGED d/own=own e/ e/in=now a directory f=now a file z=z")
-	if same := m.do(llb.Diff{}, m.do(filesOp(file("/x", "x")), scratch), m.do(filesOp(llb.Action{Remove: &llb.Remove{Path: "/y", AllowMissing: true}}, file("/x", "x")), scratch)); same.Depth() != 0 {
-		t.Errorf("roots that are the same differ by %+v", same)
-	}
-}
-
-// A directory that was made anew hides what its own root had in it, and nothing of what is merged below it.
-func TestMergeKeepsOpaqueToItself(t *testing.T) {
-	m := newMachine(t)
-	lower := m.do(filesOp(file("/d/old", "old"), file("/d/both", "of the lower")), scratch)
-	upper := m.do(filesOp(llb.Action{Remove: &llb.Remove{Path: "/d"}}, file("/d/new", "new")), lower)
-	m.want(upper, "d/ d/new=new")
-	mine := m.do(filesOp(file("/d/mine", "mine"), file("/d/both", "both")), scratch)
-	m.want(m.do(llb.Merge{}, mine, upper), "d/ d/mine=mine d/new=new")
-	m.want(m.do(llb.Merge{}, scratch, mine, upper), "d/ d/mine=mine d/new=new")
-	m.want(m.do(llb.Merge{}, mine, m.do(llb.Diff{}, lower, upper)), "d/ d/mine=mine d/new=new")
-	m.want(m.do(llb.Merge{}, scratch, lower, mine), "d/ d/both=both d/mine=mine d/old=old")
 }
 
 // What a process writes to a mount that is an output becomes a layer over what the mount showed; what it writes to another is thrown away.
@@ -290,9 +155,8 @@ func TestMountOutputs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sh := llb.Action{Mkfile: &llb.Mkfile{Path: "/bin/sh", Content: program, Attributes: llb.Attributes{Chmod: "0755"}}}
-	root := m.do(filesOp(sh), scratch)
-	shown := m.do(filesOp(file("/old", "old"), file("/gone", "gone")), scratch)
+	root := m.files("0755", map[string]string{"/bin/sh": string(program)})
+	shown := m.files("0644", map[string]string{"/old": "old", "/gone": "gone"})
 	op := llb.Exec{
 		Args: []string{"/bin/sh", "-c", "echo -n new >/out/new; rm /out/gone; echo -n x >/thrown/away; echo -n kept >/kept"}, Cwd: "/", Network: llb.NetworkNone,
 		Mounts: []llb.Mount{
@@ -308,7 +172,7 @@ func TestMountOutputs(t *testing.T) {
 	if len(made) != 2 || made[0].Output != 0 || made[1].Output != 1 {
 		t.Fatalf("the step made %+v", made)
 	}
-	m.want(shown.Push(made[1].Layer), "new=new old=old")
+	m.want(shown.Push(made[1].Layer), "new old")
 	tree, err := m.Tree(t.Context(), root.Push(made[0].Layer))
 	if err != nil {
 		t.Fatal(err)
@@ -355,7 +219,7 @@ func TestPlanningUnpacksNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m.want(solver.NewRef(made[0].Layer), "file=of the image")
+		m.want(solver.NewRef(made[0].Layer), "file")
 		if want := map[bool]int{false: 2, true: 1}[expected]; img.opened != want {
 			t.Errorf("files expected: %v: the blob was read %d times", expected, img.opened)
 		}

@@ -53,7 +53,9 @@ func (x *Executor) gitIdentity(ctx context.Context, op llb.Git) (who git.Identit
 }
 
 func gitSource(op llb.Git) *remoteurl.Git {
-	return &remoteurl.Git{Remote: op.Remote, User: op.User, Ref: op.Ref, Subdir: op.Subdir, Checksum: op.Checksum, FetchByCommit: op.FetchByCommit}
+	return &remoteurl.Git{
+		Remote: op.Remote, User: op.User, Ref: op.Ref, Subdir: op.Subdir, Checksum: op.Checksum, FetchByCommit: op.FetchByCommit,
+	}
 }
 
 // receiving returns what reports to the step how much has come from each repository.

@@ -41,8 +41,8 @@ func (x *Executor) Image(ctx context.Context, op llb.Image) (solver.Ref, error) 
 	return root, nil
 }
 
-// View implements plan.Layers. A layer of an image that is not there is read through for its entries; it is unpacked at once if its files are
-// expected to be needed.
+// View implements plan.Layers. A layer of an image that is not there is read through for its entries; it is unpacked at once if its
+// files are expected to be needed.
 func (x *Executor) View(ctx context.Context, r solver.Ref) ([]snapshot.Layer, error) {
 	refs := r.Layers()
 	layers := make([]snapshot.Layer, len(refs))

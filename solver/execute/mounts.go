@@ -146,7 +146,8 @@ func (m *mounting) secret(spec llb.Mount) error {
 	}
 	if !ok {
 		if spec.Required {
-			return fmt.Errorf("secret %q is required, and the build was not given it: use --secret id=%s,src=FILE or --secret id=%s,env=VARIABLE", spec.ID, spec.ID, spec.ID)
+			return fmt.Errorf("secret %q is required, and the build was not given it: use --secret id=%s,src=FILE or --secret id=%s,env=VARIABLE",
+				spec.ID, spec.ID, spec.ID)
 		}
 		value = nil
 	}

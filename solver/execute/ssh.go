@@ -17,7 +17,8 @@ func (m *mounting) agent(spec llb.Mount) error {
 	agent := m.x.Agents[spec.ID]
 	if agent == nil {
 		if spec.Required {
-			return fmt.Errorf("ssh agent %q is required, and the build was not given it: use --ssh %s, --ssh %s=SOCKET or --ssh %s=KEYFILE", spec.ID, spec.ID, spec.ID, spec.ID)
+			return fmt.Errorf("ssh agent %q is required, and the build was not given it: use --ssh %s, --ssh %s=SOCKET or --ssh %s=KEYFILE",
+				spec.ID, spec.ID, spec.ID, spec.ID)
 		}
 		return nil
 	}

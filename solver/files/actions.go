@@ -121,7 +121,8 @@ func (r *remove) names() ([]string, error) {
 // setGID is S_ISGID of inode(7).
 const setGID = 0o2000
 
-// passOn gives a directory that is to be made at path what mkdir(2) passes on to it: in one with the set-group-ID bit that bit and the group.
+// passOn gives a directory that is to be made at path what mkdir(2) passes on to it: in one with the set-group-ID bit that bit and
+// the group.
 func passOn(b *snapshot.Builder, path string, e *layer.Entry) {
 	if parent, ok, _ := b.Lookup(layer.Parent(path)); ok && parent.Mode&setGID != 0 {
 		e.Mode |= setGID

@@ -165,10 +165,12 @@ func damaged(err error) bool {
 }
 
 // directory returns the physical path of the directory of a member, below dest. Symbolic links on the way are followed as in a
-// chroot there; one that leads to nothing is an error, as the directory cannot be made through it. Others that are missing are taken as they are written.
+// chroot there; one that leads to nothing is an error, as the directory cannot be made through it. Others that are missing are taken
+// as they are written.
 func (c *copying) directory(dest, member string) (string, error) {
 	dir, _, err := c.b.ResolveBelow(dest, layer.Parent(member), true, func(path string, link layer.Entry) error {
-		return &layer.HeaderError{Name: member, Msg: fmt.Sprintf("is below the symbolic link /%s to %q, which is not there", layer.Clip(path), layer.Clip(link.Link))}
+		msg := fmt.Sprintf("is below the symbolic link /%s to %q, which is not there", layer.Clip(path), layer.Clip(link.Link))
+		return &layer.HeaderError{Name: member, Msg: msg}
 	})
 	return dir, err
 }

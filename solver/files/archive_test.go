@@ -18,8 +18,8 @@ import (
 	"github.com/kilnbuild/kiln/snapshot"
 )
 
-// nested is a tree of directories called d in each other, depth of them, that counts the bytes of the paths which are looked up. Beyond room of
-// them it fails, so that what would take hours is over soon.
+// nested is a tree of directories called d in each other, depth of them, that counts the bytes of the paths which are looked up.
+// Beyond room of them it fails, so that what would take hours is over soon.
 type nested struct {
 	depth, room, used int
 }

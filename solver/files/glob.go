@@ -103,7 +103,8 @@ func (c *copying) uses(tree layer.Tree, input int, at string, e *layer.Entry) (b
 			continue // its own step says so
 		}
 		for _, m := range matches {
-			if to, found, err := snapshot.Resolve(tree.Lookup, m, true); err == nil && found != nil && (layer.Within(to, at) || layer.Within(at, to)) {
+			to, found, err := snapshot.Resolve(tree.Lookup, m, true)
+			if err == nil && found != nil && (layer.Within(to, at) || layer.Within(at, to)) {
 				return true, nil
 			}
 		}
@@ -229,8 +230,8 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 	return nil
 }
 
-// copyAsIs does what BuildKit does with base, which is before a "/./" and no directory but e: unless there are no wildcards, it is copied as
-// it is.
+// copyAsIs does what BuildKit does with base, which is before a "/./" and no directory but e: unless there are no wildcards, it is
+// copied as it is.
 func (c *copying) copyAsIs(tree layer.Tree, src llb.CopySource, base, dest string, e *layer.Entry) error {
 	if !wild(src.Path) {
 		return NotFound(tree, base, e.Path)

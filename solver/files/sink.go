@@ -47,8 +47,8 @@ func (s digestSink) add(e *layer.Entry, _ origin) error { return s.Add(e) }
 
 func (s digestSink) bodies() bool { return false }
 
-// Write makes the layer of a Change in the store, for the caller to commit or close. What is as it was in the layer last, "" for none, is taken
-// from there: if that is possible by having it below, else by hard links.
+// Write makes the layer of a Change in the store, for the caller to commit or close. What is as it was in the layer last, "" for
+// none, is taken from there: if that is possible by having it below, else by hard links.
 func Write(ctx context.Context, c Change, store *snapshot.Store, last string) (*snapshot.Pending, Result, error) {
 	over := !Unpacks(c.Op)
 	for {
@@ -143,8 +143,8 @@ func (s *tarSink) bodies() bool { return false }
 
 var errStopped = errors.New("the tar could not be written")
 
-// Same reports whether a Change made what was planned, so that the contexts were not written to in between. What comes out of archives, if it may
-// unpack any, is not known before they are unpacked.
+// Same reports whether a Change made what was planned, so that the contexts were not written to in between. What comes out of
+// archives, if it may unpack any, is not known before they are unpacked.
 func (r Result) Same(planned Result, unpacks bool) bool {
 	return slices.Equal(r.Archives, planned.Archives) && slices.Equal(r.Copied, planned.Copied) && (unpacks || r.Content == planned.Content)
 }

@@ -13,10 +13,10 @@ import (
 	"github.com/kilnbuild/kiln/solver/work"
 )
 
-// file plans COPY, ADD and WORKDIR. The layer's entries are worked out without writing anything: their digest is the key, so
-// that nothing but what is selected and what decides where it goes has any part in it. Names of owners enter as they are, with the digests of
-// the files that they are looked up in. Archives that are to be unpacked enter with their own digest, and with the whole content of the root
-// that they are unpacked over.
+// file plans COPY, ADD and WORKDIR. The layer's entries are worked out without writing anything: their digest is the key, so that
+// nothing but what is selected and what decides where it goes has any part in it. Names of owners enter as they are, with the
+// digests of the files that they are looked up in. Archives that are to be unpacked enter with their own digest, and with the whole
+// content of the root that they are unpacked over.
 func (p *Planner) file(ctx context.Context, op llb.File, in []solver.Ref) (solver.Plan, error) {
 	c := files.Change{Op: op, Limit: p.Limit, Tmp: p.Tmp}
 	for _, r := range in {
