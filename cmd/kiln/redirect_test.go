@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/pem"
 	"fmt"
 	"net"
 	"net/http"
@@ -234,4 +235,56 @@ func build(t *testing.T, dir, dockerfile string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	return exec.Command("kiln", "build", dir)
+}
+
+// TestGitOverTLS fetches a repository and an object of git-lfs by https, with and without the certificate, and where the server redirects to
+// plain http.
+func TestGitOverTLS(t *testing.T) {
+	repositories := t.TempDir()
+	repository(t, filepath.Join(repositories, "x-1/git/r.git"), "", map[string]string{".gitattributes": "f filter=lfs\n", "f": pointer, "a": "a"})
+	var srv *httptest.Server
+	srv = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/objects/batch"):
+			_, id, _ := strings.Cut(pointer, "sha256:")
+			id, _, _ = strings.Cut(id, "\n")
+			fmt.Fprintf(w, `{"objects": [{"oid": %q, "size": 3, "actions": {"download": {"href": %q}}}]}`, id, srv.URL+"/object")
+		case r.URL.Path == "/object":
+			fmt.Fprint(w, "one")
+		case strings.HasPrefix(r.URL.Path, "/down/"):
+			http.Redirect(w, r, "http://"+r.Host+strings.TrimPrefix(r.URL.Path, "/down")+"?"+r.URL.RawQuery, http.StatusMovedPermanently)
+		default:
+			sender{repositories}.ServeHTTP(w, r)
+		}
+	}))
+	defer srv.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ name, ca, path, want string }{
+		{"trusted", ca, "/x-1/git/r.git", ""},
+		{"unknown", "/dev/null", "/x-1/git/r.git", "failed to verify certificate"},
+		{"down", ca, "/down/x-1/git/r.git", "redirects from https to plain http, which is refused"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			out := filepath.Join(dir, "out")
+			c := build(t, dir, "FROM scratch\nADD "+srv.URL+tt.path+" /\n")
+			c.Args = append(c.Args, "-o", out)
+			c.Env = append(os.Environ(), "KILN_ROOT="+filepath.Join(dir, "root"), "KILN_CONFIG=/dev/null", "SSL_CERT_FILE="+tt.ca, "SSL_CERT_DIR="+dir)
+			said, err := c.CombinedOutput()
+			if tt.want != "" {
+				if err == nil || !strings.Contains(string(said), tt.want) {
+					t.Errorf("got %v, want %s\n%s", err, tt.want, said)
+				}
+				return
+			}
+			f, fErr := os.ReadFile(filepath.Join(out, "f"))
+			a, aErr := os.ReadFile(filepath.Join(out, "a"))
+			if err != nil || fErr != nil || aErr != nil || string(f) != "one" || string(a) != "a" {
+				t.Errorf("%v, %v, %v: %q and %q\n%s", err, fErr, aErr, f, a, said)
+			}
+		})
+	}
 }

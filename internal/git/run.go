@@ -114,6 +114,8 @@ func hint(said string, k call) string {
 		return "install the package openssh-client"
 	case has("answers 401", "answers 403"):
 		return "if the repository is private, give --secret id=GIT_AUTH_TOKEN." + k.source.Host() + ",env=VARIABLE"
+	case has("failed to verify certificate"):
+		return "the file that $SSL_CERT_FILE names holds the authorities that are trusted"
 	case has("may not send kiln there"):
 		return "if it is right, use that address itself"
 	case has("not found", "does not exist", "not exported"):
