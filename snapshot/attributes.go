@@ -3,10 +3,12 @@ package snapshot
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"golang.org/x/sys/unix"
 )
@@ -130,7 +132,7 @@ func (s *Store) attributesOf(t target) (a attributes, err error) {
 			if a.opaque = value == opaqueValue; !a.opaque {
 				a.foreign = append(a.foreign, name)
 			}
-		case marked && mark == impureMark, machineXattr(name):
+		case marked && mark == impureMark, machineXattr(name), s.given(name):
 		default:
 			a.foreign = append(a.foreign, name)
 		}
@@ -146,6 +148,34 @@ func machineXattr(name string) bool {
 		return true
 	}
 	return strings.HasPrefix(name, "security.SMACK64") || strings.HasPrefix(name, "btrfs.")
+}
+
+// given reports whether the file system gives every new file an extended attribute of this name, as NFS does with its access control list.
+func (s *Store) given(name string) bool {
+	s.givenOnce.Do(func() { s.givenNames = slices.Concat(newXattrs(s.tmp, false), newXattrs(s.tmp, true)) })
+	return slices.Contains(s.givenNames, name)
+}
+
+// newXattrs returns the names of the extended attributes that a new file or directory in dir has; none where that cannot be found out.
+func newXattrs(dir string, isDir bool) []string {
+	name, err := os.MkdirTemp(dir, "attributes-")
+	if err != nil {
+		return nil
+	}
+	defer dirtree.Remove(name)
+	if !isDir {
+		name += "/file"
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			return nil
+		}
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	names, _ := target{fd: int(f.Fd())}.xattrs()
+	return names
 }
 
 // clean takes from an open file or directory, or from another file, what a layer does not record: the foreign attributes, and for what is

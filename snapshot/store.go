@@ -67,7 +67,9 @@ type Store struct {
 
 	spreading spreading
 
-	noFlags atomic.Bool // the file system has nothing that chattr(1) could set
+	noFlags    atomic.Bool // the file system has nothing that chattr(1) could set
+	givenOnce  sync.Once
+	givenNames []string // set by givenOnce: see given
 
 	removing chan struct{} // holds one for each removal that is under way
 
