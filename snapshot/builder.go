@@ -474,7 +474,7 @@ func (b *Builder) add(e *layer.Entry, body io.Reader) error {
 // Put adds an entry at its physical path; a directory gives its attributes to one that is there, anything else replaces
 // what is there. Missing parent directories are made, mode 0755 and owned by root. For a File body is read to its end, and
 // the layer's Size and Digest are what was read; for a builder that does not write it may be nil if e has them. Hardlinks
-// are made by Link.
+// are made by Link. The layer's entry has the LinkID of e, by which a caller finds the file again.
 func (b *Builder) Put(e layer.Entry, body io.Reader) error {
 	if msg := badName(e.Path); msg != "" {
 		return &PathError{Path: e.Path, Msg: msg}

@@ -183,13 +183,21 @@ func (l *leaves) read(at int64) (leaf, error) {
 func (e *leaf) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(e.in))
 	b = binary.AppendUvarint(b, uint64(e.links))
+	b = binary.AppendUvarint(b, uint64(len(e.LinkID)))
+	b = append(b, e.LinkID...)
 	return e.Entry.Append(b)
 }
 
 func parseLeaf(b []byte) leaf {
 	in, n := binary.Uvarint(b)
-	links, k := binary.Uvarint(b[n:])
-	return leaf{layer.ParseEntry(b[n+k:]), int(in), int(links)}
+	b = b[n:]
+	links, n := binary.Uvarint(b)
+	b = b[n:]
+	size, n := binary.Uvarint(b)
+	b = b[n:]
+	e := leaf{layer.ParseEntry(b[size:]), int(in), int(links)}
+	e.LinkID = string(b[:size])
+	return e
 }
 
 // all calls f for the entries that count and that live says are there, in the order in which they were put.

@@ -47,7 +47,10 @@ func (m *mkfile) do() error {
 	}
 	size := int64(len(m.op.Content))
 	e := layer.Entry{Type: layer.File, Mode: 0o644, Size: size, ModTime: m.now.time, Clock: m.now.clock}
-	return m.leaf(inlineTree{m.op.Content}, e, dest)
+	tree := inlineTree{m.op.Content}
+	m.number = len(m.trees) + len(m.inline)
+	m.inline = append(m.inline, tree)
+	return m.leaf(tree, e, dest)
 }
 
 // symlink is one llb.Symlink.

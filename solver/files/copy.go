@@ -87,7 +87,7 @@ func (c *copying) do() error {
 
 func (c *copying) source(src llb.CopySource, matches []selected) error {
 	tree := c.trees[src.Input]
-	c.context = c.Inputs[src.Input].Local
+	c.context, c.number = c.Inputs[src.Input].Local, src.Input
 	if c.op.Parents {
 		return c.parents(tree, src)
 	}

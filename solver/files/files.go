@@ -75,8 +75,8 @@ type run struct {
 
 	sink      sink
 	b         *snapshot.Builder
-	streaming bool              // the builder passes entries on as they come
-	from      map[string]origin // of files, by physical path: those of all, or the last one of a stream; nil if the sink does not ask
+	streaming bool         // the builder passes entries on as they come
+	inline    []layer.Tree // the files that actions hold, after trees in the numbers of origins
 }
 
 func newRun(ctx context.Context, c Change, s sink) (*run, error) {
@@ -104,6 +104,7 @@ type maker struct {
 	chmod      *mode.Set
 	octal      bool
 	context    bool              // what is copied is of a directory of the client
+	number     int               // that of the tree that it is of
 	links      map[string]string // physical path of the first copy of a file, by LinkID, below one selected path
 }
 
@@ -199,7 +200,13 @@ func (r *run) all() error {
 }
 
 // add gives the sink the next entry of the layer.
-func (r *run) add(e *layer.Entry) error { return r.sink.add(e, r.from[e.Path]) }
+func (r *run) add(e *layer.Entry) error {
+	from, err := r.origin(e.LinkID)
+	if err != nil {
+		return err
+	}
+	return r.sink.add(e, from)
+}
 
 // dest makes the directories that the destination names, all of it if it ends in a slash, else all but the last
 // component, and returns its physical path. follow says whether the last component is followed.
@@ -291,9 +298,6 @@ func (m *maker) leaf(tree layer.Tree, src layer.Entry, target string) error {
 	if first, ok := m.links[src.LinkID]; ok && src.LinkID != "" {
 		src.Path = target
 		m.apply(&src)
-		if !m.streaming && m.from != nil {
-			m.from[target] = m.from[first]
-		}
 		return m.b.Link(src, first)
 	}
 	if src.LinkID != "" {
@@ -308,19 +312,17 @@ func (m *maker) leaf(tree layer.Tree, src layer.Entry, target string) error {
 			}
 			src = read
 		}
-		if m.from != nil {
-			if m.streaming {
-				clear(m.from)
-			}
-			m.from[target] = origin{tree, src.Path}
-		}
 		if m.sink.bodies() {
 			f := &lazyFile{tree: tree, entry: src}
 			defer f.Close()
 			body = f
 		}
 	}
-	src.Path, src.LinkID = target, ""
+	id := ""
+	if src.Type == layer.File && m.sink.origins() {
+		id = originID(m.number, src.Path)
+	}
+	src.Path, src.LinkID = target, id
 	m.apply(&src)
 	if err := m.b.Put(src, body); err != nil || !m.unpacks || !m.context || src.Type != layer.File {
 		return err

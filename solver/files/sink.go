@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -15,10 +17,11 @@ import (
 
 // sink takes the layer that a run makes.
 type sink interface {
-	// add takes the layer's next entry, in the order of layer.Compare, and of a file where it comes from if the run has that.
+	// add takes the layer's next entry, in the order of layer.Compare, and of a file its origin.
 	add(e *layer.Entry, from origin) error
-	// bodies says that the builder writes files as it gets them.
+	// bodies says that the builder writes files as it gets them, and origins that add is to get their origins.
 	bodies() bool
+	origins() bool
 }
 
 // ErrChanged is the error of a Change whose contexts are written to meanwhile.
@@ -46,6 +49,8 @@ type digestSink struct{ *layer.Digester }
 func (s digestSink) add(e *layer.Entry, _ origin) error { return s.Add(e) }
 
 func (s digestSink) bodies() bool { return false }
+
+func (s digestSink) origins() bool { return false }
 
 // Write makes the layer of a Change in the store, for the caller to commit or close. What is as it was in the layer last, "" for
 // none, is taken from there: if that is possible by having it below, else by hard links.
@@ -101,6 +106,8 @@ func (s dirSink) add(e *layer.Entry, _ origin) error { return s.manifest.Add(e) 
 
 func (s dirSink) bodies() bool { return true }
 
+func (s dirSink) origins() bool { return false }
+
 // WriteTar writes the tar of a Change's layer to w, and its entries to manifest. It is not for one that unpacks archives.
 func WriteTar(ctx context.Context, c Change, w io.Writer, manifest *layer.Writer) error {
 	s := &tarSink{ctx: ctx, manifest: manifest}
@@ -108,7 +115,7 @@ func WriteTar(ctx context.Context, c Change, w io.Writer, manifest *layer.Writer
 	if err != nil {
 		return err
 	}
-	r.b, r.from = snapshot.Compose(r.trees[0], c.Tmp, r.now()), map[string]origin{}
+	r.b = snapshot.Compose(r.trees[0], c.Tmp, r.now())
 	defer r.b.Close()
 	r.b.Trim()
 	var all error
@@ -141,6 +148,8 @@ func (s *tarSink) add(e *layer.Entry, from origin) error {
 
 func (s *tarSink) bodies() bool { return false }
 
+func (s *tarSink) origins() bool { return true }
+
 var errStopped = errors.New("the tar could not be written")
 
 // Same reports whether a Change made what was planned, so that the contexts were not written to in between. What comes out of
@@ -153,6 +162,25 @@ func (r Result) Same(planned Result, unpacks bool) bool {
 type origin struct {
 	tree layer.Tree
 	path string
+}
+
+// originID returns the LinkID that stands for an origin in the entries of a layer: the number of its tree, and its path.
+func originID(tree int, path string) string { return strconv.Itoa(tree) + " " + path }
+
+// origin returns what originID stands for; the zero origin for "".
+func (r *run) origin(id string) (origin, error) {
+	if id == "" {
+		return origin{}, nil
+	}
+	number, path, _ := strings.Cut(id, " ")
+	n, err := strconv.Atoi(number)
+	switch {
+	case err != nil || n < 0 || n >= len(r.trees)+len(r.inline):
+		return origin{}, fmt.Errorf("BUG: %q is no origin", id)
+	case n < len(r.trees):
+		return origin{r.trees[n], path}, nil
+	}
+	return origin{r.inline[n-len(r.trees)], path}, nil
 }
 
 // write writes the bytes of a file whose entry is e. It fails if they are not those that were planned: what w got by then is wrong.
