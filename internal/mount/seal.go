@@ -12,7 +12,7 @@ import (
 // ErrInUse says that a file of a file system is still open for writing, or is open and removed.
 var ErrInUse = errors.New("a process that is still running has a file of it open")
 
-// sealTries is how often Seal tries while the file system is in use, with pauses from sealPause on that double each time: 4 s in all. The
+// sealTries is how often Seal tries while the file system is in use, with pauses from sealPause on that double each time: 2 s in all. The
 // kernel closes some files of a process that has ended later, as those in flight between sockets (net/unix/garbage.c).
 const (
 	sealTries = 12
