@@ -88,7 +88,8 @@ func repository(t *testing.T, dir, submodule string, files map[string]string) {
 	t.Helper()
 	git := func(stdin string, args ...string) string {
 		c := exec.Command("git", append([]string{"--git-dir=" + dir}, args...)...)
-		c.Env = append(os.Environ(), "HOME="+dir, "GIT_INDEX_FILE="+dir+"/new", "GIT_AUTHOR_NAME=t", "GIT_AUTHOR_EMAIL=t@t", "GIT_COMMITTER_NAME=t", "GIT_COMMITTER_EMAIL=t@t")
+		c.Env = append(os.Environ(), "HOME="+dir, "GIT_INDEX_FILE="+dir+"/new",
+			"GIT_AUTHOR_NAME=t", "GIT_AUTHOR_EMAIL=t@t", "GIT_COMMITTER_NAME=t", "GIT_COMMITTER_EMAIL=t@t")
 		c.Stdin = strings.NewReader(stdin)
 		out, err := c.CombinedOutput()
 		if err != nil {
@@ -215,7 +216,8 @@ func TestRedirects(t *testing.T) {
 				}
 				forwarded.Store("")
 				out := run(t, way.build(t.TempDir(), "public.invalid", in), "http_proxy="+proxy.URL)
-				if asked := forwarded.Load().(string); in.asked.Load() != 0 || !strings.Contains(out, refused) || !strings.Contains(asked, "public.invalid") || strings.Contains(asked, in.addr) {
+				asked := forwarded.Load().(string)
+				if in.asked.Load() != 0 || !strings.Contains(out, refused) || !strings.Contains(asked, "public.invalid") || strings.Contains(asked, in.addr) {
 					t.Errorf("by a proxy to %s: %d connections, by the proxy to%s\n%s", in.addr, in.asked.Load(), asked, out)
 				}
 				in.asked.Store(0)

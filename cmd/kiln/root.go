@@ -175,16 +175,21 @@ func (a *app) findRoot() (*config.Config, string, error) {
 // kiln's own it comes too late.
 func (a *app) warnOfRoot(root string) {
 	doubts, err := rootdir.Doubts(root, os.Geteuid())
-	if err != nil {
+	if err != nil || len(doubts) == 0 {
 		return // whoever opens it says why it cannot
 	}
-	for _, d := range doubts {
-		a.complain(fmt.Sprintf("warning: %s, on the path of the root directory %s, %s: they could replace the root directory between two commands", d.Path, root, d))
+	more := ""
+	if n := len(doubts) - 1; n > 0 {
+		more = fmt.Sprintf(" (and %d more)", n)
 	}
+	a.complain(fmt.Sprintf("warning: %s%s, on the path of the root directory %s, %s: "+
+		"they could replace the root directory between two commands", doubts[0].Path, more, root, doubts[0]))
 }
 
 // pathVariables are those of the environment that hold a path, or several, for kiln itself.
-var pathVariables = []string{"HOME", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+var pathVariables = []string{
+	"HOME", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR",
+}
 
 // absoluteEnvironment makes the paths absolute that are relative to the working directory.
 func absoluteEnvironment() error {
@@ -224,7 +229,8 @@ func (a *app) withBuilder(ctx context.Context, f func(b *builder.Builder) error)
 			fmt.Fprintf(a.stderr, "WARNING: %s\n", termtext.Line(closeErr.Error()))
 		}
 		for _, left := range b.Left() {
-			fmt.Fprintf(a.stderr, "WARNING: a killed kiln has left in %s what cannot be removed, and only takes space: %s\n", termtext.Line(rootdir.Shown(".")), termtext.Line(left.Error()))
+			fmt.Fprintf(a.stderr, "WARNING: a killed kiln has left in %s what cannot be removed, and only takes space: %s\n",
+				termtext.Line(rootdir.Shown(".")), termtext.Line(left.Error()))
 		}
 	}()
 	return f(b)

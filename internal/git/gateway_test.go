@@ -67,18 +67,21 @@ func TestAuthorization(t *testing.T) {
 		t.Errorf("on the same server: got %q, %v", got, err)
 	}
 	_, err = exported(t, newClient(t), r.source("r.git"), Options{})
-	if err == nil || !strings.Contains(err.Error(), "answers 401 Unauthorized (if the repository is private, give --secret id=GIT_AUTH_TOKEN.127.0.0.1:") {
+	const advice = "answers 401 Unauthorized (if the repository is private, give --secret id=GIT_AUTH_TOKEN.127.0.0.1:"
+	if err == nil || !strings.Contains(err.Error(), advice) {
 		t.Errorf("without: %v", err)
 	}
 	r.handle = func(w http.ResponseWriter, req *http.Request) bool {
 		http.Redirect(w, req, other.url+req.URL.RequestURI(), http.StatusMovedPermanently)
 		return true
 	}
-	if got, err = exported(t, secrets(t, token), r.source("r.git"), Options{}); err != nil || !slices.Contains(got, "f 644 a other") || leaked.Load() != 0 {
+	got, err = exported(t, secrets(t, token), r.source("r.git"), Options{})
+	if err != nil || !slices.Contains(got, "f 644 a other") || leaked.Load() != 0 {
 		t.Errorf("at another server: got %q, %v, and %d requests with what is not for it", got, err, leaked.Load())
 	}
 	said, err := os.ReadFile(log)
-	if err != nil || strings.Contains(string(said), "canary") || strings.Contains(string(said), "Y2FuYXJ5") || !strings.Contains(string(said), "fetch") {
+	if err != nil || strings.Contains(string(said), "canary") || strings.Contains(string(said), "Y2FuYXJ5") ||
+		!strings.Contains(string(said), "fetch") {
 		t.Errorf("git was given, %v:\n%s", err, said)
 	}
 }
@@ -141,7 +144,7 @@ func TestFaults(t *testing.T) {
 			w.Write([]byte("0010"))
 			panic(http.ErrAbortHandler)
 		}, ""},
-		"503":           {func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(503); return true }, "127.0.0.1:.* answers 503 Service Unavailable"},
+		"503":           {func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(503); return true }, " answers 503 Service Unavailable"},
 		"404":           {func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(404); return true }, "answers 404 Not Found (check the address)"},
 		"no repository": {func(w http.ResponseWriter, _ *http.Request) bool { w.Write([]byte("hello")); return true }, "/r.git"},
 		"redirected POST": {func(w http.ResponseWriter, req *http.Request) bool {
@@ -165,8 +168,8 @@ func TestFaults(t *testing.T) {
 			n.Store(0)
 			r.handle = tt.handle
 			got, err := exported(t, newClient(t), r.source("r.git"), Options{})
-			want := strings.Split(tt.want, ".*")
-			if tt.want == "" && (err != nil || len(got) != 2) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), want[len(want)-1]) || strings.Contains(err.Error(), "http://127.0.0.1") && !strings.Contains(err.Error(), r.url)) {
+			if tt.want == "" && (err != nil || len(got) != 2) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) ||
+				strings.Contains(strings.ReplaceAll(err.Error(), r.url, ""), "http://127.0.0.1")) {
 				t.Errorf("got %.100q, %v", got, err)
 			}
 		})

@@ -55,7 +55,8 @@ func (s *store) handle(w http.ResponseWriter, r *http.Request) bool {
 			Size int64
 		}
 	}
-	if err := json.NewDecoder(r.Body).Decode(&asked); err != nil || asked.Operation != "download" || !slices.Equal(asked.Transfers, []string{"basic"}) ||
+	err := json.NewDecoder(r.Body).Decode(&asked)
+	if err != nil || asked.Operation != "download" || !slices.Equal(asked.Transfers, []string{"basic"}) ||
 		r.Method != http.MethodPost || r.Header.Get("Accept") != lfsMedia || r.Header.Get("Content-Type") != lfsMedia {
 		http.Error(w, "what?", http.StatusBadRequest)
 		return true
@@ -70,7 +71,8 @@ func (s *store) handle(w http.ResponseWriter, r *http.Request) bool {
 		if s.href != nil {
 			href = s.href(o.OID)
 		}
-		objects = append(objects, map[string]any{"oid": o.OID, "size": o.Size, "actions": map[string]any{"download": map[string]any{"href": href, "header": s.header}}})
+		actions := map[string]any{"download": map[string]any{"href": href, "header": s.header}}
+		objects = append(objects, map[string]any{"oid": o.OID, "size": o.Size, "actions": actions})
 	}
 	json.NewEncoder(w).Encode(map[string]any{"transfer": "basic", "objects": objects})
 	return true
@@ -88,15 +90,21 @@ func TestLFS(t *testing.T) {
 	big := strings.Repeat("content ", 1<<16)
 	files := map[string]string{
 		".gitattributes": kept, "d/.gitattributes": "plain.bin -filter\n",
-		"a.bin": s.add("one"), "d/b.bin": s.add(big), "d/same.bin": s.add("one"), "d/plain.bin": s.add("two"), "c.txt": s.add("three"), "e.bin": "no pointer",
+		"a.bin": s.add("one"), "d/b.bin": s.add(big),
+		"d/same.bin": s.add("one"), "d/plain.bin": s.add("two"), "c.txt": s.add("three"), "e.bin": "no pointer",
 		// What the repository says of servers and programs is not obeyed.
-		".lfsconfig": fmt.Sprintf("[lfs]\n\turl = %[1]s\n\tpushurl = %[1]s\n\tstandalonetransferagent = evil\n[lfs \"customtransfer.evil\"]\n\tpath = /bin/false\n[remote \"origin\"]\n\tlfsurl = file://%[2]s\n", elsewhere.URL, r.dir),
+		".lfsconfig": fmt.Sprintf("[lfs]\n\turl = %[1]s\n\tpushurl = %[1]s\n\tstandalonetransferagent = evil\n"+
+			"[lfs \"customtransfer.evil\"]\n\tpath = /bin/false\n[remote \"origin\"]\n\tlfsurl = file://%[2]s\n", elsewhere.URL, r.dir),
 	}
 	id := r.commit("r.git", files)
 	outer := r.commit("outer.git", map[string]string{"m": "@" + id, ".gitmodules": "[submodule \"m\"]\n\tpath = m\n\turl = ../r.git\n"})
 	c := newClient(t)
 	got, err := exported(t, c, r.source("r.git"), Options{})
-	for _, want := range []string{"f 644 a.bin one", "f 644 d/b.bin " + strings.TrimSpace(big), "f 644 d/same.bin one", "f 644 d/plain.bin " + strings.TrimSpace(s.add("two")), "f 644 c.txt " + strings.TrimSpace(s.add("three")), "f 644 e.bin no pointer"} {
+	two := strings.TrimSpace(s.add("two"))
+	for _, want := range []string{
+		"f 644 a.bin one", "f 644 d/b.bin " + strings.TrimSpace(big), "f 644 d/same.bin one", "f 644 d/plain.bin " + two,
+		"f 644 c.txt " + strings.TrimSpace(s.add("three")), "f 644 e.bin no pointer",
+	} {
 		if !slices.Contains(got, want) {
 			t.Errorf("%.80q is not there: %v", want, err)
 		}
@@ -106,11 +114,12 @@ func TestLFS(t *testing.T) {
 	}
 	// They are fetched once.
 	before := len(s.requests)
-	if got, err = exported(t, c, r.source("r.git#main:d"), Options{}); err != nil || !slices.Contains(got, "f 644 same.bin one") || len(s.requests) != before {
+	got, err = exported(t, c, r.source("r.git#main:d"), Options{})
+	if err != nil || !slices.Contains(got, "f 644 same.bin one") || len(s.requests) != before {
 		t.Errorf("again: %.200q, %v, %q", got, err, s.requests)
 	}
 	got, err = exported(t, newClient(t), r.source("outer.git#"+outer), Options{})
-	if err != nil || !slices.Contains(got, "f 644 m/a.bin one") || !slices.Contains(got, "f 644 m/d/plain.bin "+strings.TrimSpace(s.add("two"))) {
+	if err != nil || !slices.Contains(got, "f 644 m/a.bin one") || !slices.Contains(got, "f 644 m/d/plain.bin "+two) {
 		t.Errorf("in a submodule: %.200q, %v", got, err)
 	}
 	// What was damaged on the disk is noticed.
@@ -186,7 +195,8 @@ func TestLFSServers(t *testing.T) {
 			tt.change(s)
 			c := secrets(t, map[string]string{"GIT_AUTH_TOKEN." + strings.TrimPrefix(r.url, "http://"): "canary"})
 			got, err := exported(t, c, r.source("r.git"), Options{})
-			if tt.hint == "" && (err != nil || !slices.Contains(got, "f 644 a.bin one")) || tt.hint != "" && (err == nil || !strings.Contains(err.Error(), tt.hint)) {
+			if tt.hint == "" && (err != nil || !slices.Contains(got, "f 644 a.bin one")) ||
+				tt.hint != "" && (err == nil || !strings.Contains(err.Error(), tt.hint)) {
 				t.Errorf("got %q, %v", got, err)
 			}
 			saw := []string{}
@@ -204,7 +214,8 @@ func TestLFSServers(t *testing.T) {
 	r := newRemote(t)
 	s := &store{objects: map[string]string{}}
 	r.commit("r.git", map[string]string{".gitattributes": kept, "a.bin": s.add("one")})
-	if _, err := exported(t, newClient(t), r.source("r.git"), Options{}); err == nil || !strings.Contains(err.Error(), "fetch files that git-lfs keeps for") || !strings.Contains(err.Error(), "answers 404") {
+	_, err := exported(t, newClient(t), r.source("r.git"), Options{})
+	if err == nil || !strings.Contains(err.Error(), "fetch files that git-lfs keeps for") || !strings.Contains(err.Error(), "answers 404") {
 		t.Errorf("a server without git-lfs: %v", err)
 	}
 }
@@ -224,9 +235,11 @@ func TestLFSPointer(t *testing.T) {
 		t.Errorf("%q is read as %+v", text, o)
 	}
 	for _, bad := range []string{
-		"", "x", string(text) + "\n", string(text[1:]), strings.TrimSuffix(string(text), "\n"), strings.Replace(string(text), "size 7", "size -7", 1),
-		strings.Replace(string(text), "size 7", "size +7", 1), strings.Replace(string(text), "size 7", "size 07", 1), strings.Replace(string(text), "sha256:", "sha256:../", 1),
-		strings.Replace(string(text), "oid", "ext-0-evil sha256:"+strings.Repeat("0", 64)+"\noid", 1), strings.Replace(string(text), "sha256:e", "sha256:E", 1),
+		"", "x", string(text) + "\n", string(text[1:]), strings.TrimSuffix(string(text), "\n"),
+		strings.Replace(string(text), "size 7", "size -7", 1), strings.Replace(string(text), "size 7", "size +7", 1),
+		strings.Replace(string(text), "size 7", "size 07", 1), strings.Replace(string(text), "sha256:", "sha256:../", 1),
+		strings.Replace(string(text), "oid", "ext-0-evil sha256:"+strings.Repeat("0", 64)+"\noid", 1),
+		strings.Replace(string(text), "sha256:e", "sha256:E", 1),
 	} {
 		if o, ok := parsePointer([]byte(bad)); ok {
 			t.Errorf("%q is read as %+v", bad, o)
@@ -252,8 +265,10 @@ func TestLFSBySSH(t *testing.T) {
 	id := r.commit("it's.git", map[string]string{".gitattributes": kept, "a.bin": s.add("one")})
 	bin, log := t.TempDir(), filepath.Join(t.TempDir(), "log")
 	// An ssh that runs the command here, as a server's shell does.
-	script := fmt.Sprintf("#!/bin/sh\necho \"$SSH_AUTH_SOCK $@\" >>%[1]s\nfor last; do :; done\ncd %[2]s\nexport GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'\neval \"$last\"\n", log, r.dir)
-	lfs := fmt.Sprintf("#!/bin/sh\n[ \"$1 $2\" = \"it's.git download\" ] || exit 1\necho '{\"href\": \"%s/lfs/api\", \"header\": {\"Authorization\": \"by ssh\"}}'\n", r.url)
+	script := fmt.Sprintf("#!/bin/sh\necho \"$SSH_AUTH_SOCK $@\" >>%[1]s\nfor last; do :; done\ncd %[2]s\n"+
+		"export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'\neval \"$last\"\n", log, r.dir)
+	lfs := fmt.Sprintf("#!/bin/sh\n[ \"$1 $2\" = \"it's.git download\" ] || exit 1\n"+
+		"echo '{\"href\": \"%s/lfs/api\", \"header\": {\"Authorization\": \"by ssh\"}}'\n", r.url)
 	for name, text := range map[string]string{"ssh": script, "git-lfs-authenticate": lfs} {
 		if err := os.WriteFile(filepath.Join(bin, name), []byte(text), 0o755); err != nil {
 			t.Fatal(err)
@@ -269,11 +284,12 @@ func TestLFSBySSH(t *testing.T) {
 	if err != nil || !slices.Contains(got, "f 644 a.bin one") {
 		t.Errorf("got %q, %v", got, err)
 	}
-	if want := []string{"/lfs/api/objects/batch by ssh", "by ssh"}; len(s.requests) != 2 || s.requests[0] != want[0] || !strings.HasSuffix(s.requests[1], want[1]) {
+	if len(s.requests) != 2 || s.requests[0] != "/lfs/api/objects/batch by ssh" || !strings.HasSuffix(s.requests[1], "by ssh") {
 		t.Errorf("requests %q", s.requests)
 	}
 	said, err := os.ReadFile(log)
-	if err != nil || strings.Contains(string(said), "/agent") || !strings.Contains(string(said), "-l git -- localhost git-lfs-authenticate 'it'\\''s.git' download\n") || !strings.Contains(string(said), "IdentityAgent=none") {
+	if err != nil || strings.Contains(string(said), "/agent") || !strings.Contains(string(said), "IdentityAgent=none") ||
+		!strings.Contains(string(said), "-l git -- localhost git-lfs-authenticate 'it'\\''s.git' download\n") {
 		t.Errorf("ssh was called, %v:\n%s", err, said)
 	}
 }

@@ -39,7 +39,8 @@ func TestDoubts(t *testing.T) {
 		{"missing", []file{{"a", 0o777, 0, 0, ""}}, "a/b/c/root", 0, []Doubt{{"a", -1}}},
 		{"the root directory itself", []file{{"a", 0o755, 0, 0, ""}, {"a/root", 0o777, 1000, 0, ""}}, "a/root", 0, nil},
 		{"by a link", []file{{"a", 0o755, 0, 0, ""}, {"a/b", 0o777, 0, 0, ""}, {"l", 0, 0, 0, "a/b"}}, "l/root", 0, []Doubt{{"a/b", -1}}},
-		{"by another's link", []file{{"a", 0o755, 0, 0, ""}, {"t", 0o777 | os.ModeSticky, 0, 0, ""}, {"t/l", 0, 1000, 0, "../a"}}, "t/l/root", 0, []Doubt{{"t/l", 1000}}},
+		{"by another's link", []file{{"a", 0o755, 0, 0, ""}, {"t", 0o777 | os.ModeSticky, 0, 0, ""}, {"t/l", 0, 1000, 0, "../a"}}, "t/l/root", 0,
+			[]Doubt{{"t/l", 1000}}},
 		{"by a link to the top", []file{{"a", 0o777, 0, 0, ""}, {"l", 0, 0, 0, "TOP/a"}}, "l/root", 0, []Doubt{{"a", -1}}},
 		{"the root directory is a link", []file{{"a", 0o777, 0, 0, ""}, {"a/r", 0o700, 0, 0, ""}, {"l", 0, 0, 0, "a/r"}}, "l", 0, []Doubt{{"a", -1}}},
 	} {
