@@ -280,6 +280,7 @@ func TestArchiveLimits(t *testing.T) {
 	}{
 		{"small", func(a *archive) { a.file("a", "x"); a.file("b", "x"); a.file("c", "x") }, ""},
 		{"many", func(a *archive) { a.file("a", "x"); a.file("b", "x"); a.file("c", "x"); a.file("d", "x") }, "archive.maxEntries"},
+		{"many directories in one name", func(a *archive) { a.file("a/b/c/d/e", "x") }, "archive.maxEntries"},
 		{"large", func(a *archive) { a.file("a", strings.Repeat("x", 600<<10)); a.file("b", strings.Repeat("x", 600<<10)) }, "archive.maxSize"},
 		{"large after its end", func(a *archive) { a.file("a", "x"); a.end(); a.Write(make([]byte, 2<<20)) }, "archive.maxSize"},
 	} {
@@ -678,6 +679,12 @@ var hostileArchives = []hostileArchive{
 	{name: "name of 256 bytes", make: func(a *archive) { a.file(strings.Repeat("n", 256), "x") }, result: refused, says: "longer than"},
 	{name: "name of a megabyte", make: func(a *archive) { a.file(strings.Repeat("n", 1<<20-100), "x") }, result: refused},
 	{name: "1900 deep", make: func(a *archive) { a.file(strings.Repeat("d/", 1900)+"f", "x") }, result: unpacked, want: []string{strings.Repeat("d/", 1900) + "f=x"}},
+	{name: "1900 deep and each named", make: func(a *archive) {
+		for i := 1; i <= 1900; i++ {
+			a.dir(strings.Repeat("d/", i))
+		}
+		a.file(strings.Repeat("d/", 1900)+"f", "x")
+	}, result: unpacked, want: []string{strings.Repeat("d/", 1900) + "f=x"}},
 	{name: "5000 deep", make: func(a *archive) { a.file(strings.Repeat("d/", 5000)+"f", "x") }, result: refused, says: "longer than"},
 	{name: "5000 deep step by step", make: func(a *archive) {
 		for i := 1; i <= 5000; i += 50 {
