@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/cas"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	digest "github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
@@ -125,6 +126,14 @@ func (b *Blobs) putJSON(mediaType string, v any) (ocispec.Descriptor, error) {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("encode %s: %w", mediaType, err)
+	}
+	if len(data) > cas.MaxManifest {
+		// Neither kiln nor, mostly, a registry would take it back.
+		what := mediaType
+		if mediaType == ocispec.MediaTypeImageConfig || mediaType == dockerConfig {
+			what = "configuration, which has environment, labels and history,"
+		}
+		return ocispec.Descriptor{}, fmt.Errorf("the image's %s has %d bytes, and may have %d MiB", what, len(data), cas.MaxManifest>>20)
 	}
 	return b.Store.Put(mediaType, data)
 }

@@ -252,6 +252,21 @@ func TestMadeAnewIsTheSame(t *testing.T) {
 	}
 }
 
+// A configuration that nobody would read again is not written.
+func TestLargeConfiguration(t *testing.T) {
+	m := newMade(t)
+	for _, c := range []struct {
+		size    int
+		refused bool
+	}{{3 << 20, false}, {4 << 20, true}} {
+		m.image.Config.Config.Labels = map[string]string{"a": strings.Repeat("x", c.size)}
+		_, err := m.Assemble(t.Context(), []Image{m.image}, gz)
+		if (err != nil) != c.refused || err != nil && !strings.Contains(err.Error(), "may have 4 MiB") {
+			t.Errorf("%d bytes: error %v", c.size, err)
+		}
+	}
+}
+
 func TestDockerTar(t *testing.T) {
 	m := newMade(t)
 	path := filepath.Join(t.TempDir(), "image.tar")

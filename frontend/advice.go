@@ -12,7 +12,6 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
-	"github.com/moby/buildkit/util/suggest"
 )
 
 // The checks that BuildKit does not have. They are skipped as the others are, and fail a build only where the check directive
@@ -158,11 +157,12 @@ func scriptOf(c *instructions.RunCommand) []program {
 	if !c.PrependShell && len(c.CmdLine) > 0 {
 		return []program{c.CmdLine}
 	}
-	text := strings.Join(c.CmdLine, " ")
+	var lines strings.Builder
+	lines.WriteString(strings.Join(c.CmdLine, " "))
 	for _, f := range c.Files {
-		text += "\n" + f.Data
+		lines.WriteString("\n" + f.Data)
 	}
-	text = strings.ReplaceAll(text, "\\\n", " ")
+	text := strings.ReplaceAll(lines.String(), "\\\n", " ")
 	var script []program
 	for _, part := range separators().Split(text, -1) {
 		words := strings.Fields(part)
@@ -225,7 +225,7 @@ func (b *builder) adviseOrder(copied []instructions.Command, script []program) [
 			return copied
 		}
 		rule, format, slow = &ruleCopyBeforeInstall, ruleCopyBeforeInstall.Format, script[i]
-		needless = func(c instructions.SourcesAndDest) bool { return !configures(c, script) }
+		needless = func(c instructions.SourcesAndDest) bool { return !b.configures(c, script) }
 	} else if i := slices.IndexFunc(script, program.fetches); i >= 0 {
 		if slices.ContainsFunc(script, func(p program) bool { return !p.fetches() && !p.is("set", "cd") }) {
 			return copied
@@ -238,9 +238,10 @@ func (b *builder) adviseOrder(copied []instructions.Command, script []program) [
 		return copied
 	}
 	return slices.DeleteFunc(copied, func(c instructions.Command) bool {
-		if b.ended() != nil {
+		if b.ended() != nil || b.comparisons <= 0 {
 			return false
 		}
+		b.comparisons--
 		sources := sourcesOf(c)
 		if !needless(sources) {
 			return false
@@ -263,15 +264,19 @@ func sourcesOf(c instructions.Command) instructions.SourcesAndDest {
 }
 
 // configures says whether an installation may need what was copied: a configuration, a key, or a file that it names.
-func configures(c instructions.SourcesAndDest, script []program) bool {
+func (b *builder) configures(c instructions.SourcesAndDest, script []program) bool {
 	for _, dir := range []string{"/etc", "/usr", "/tmp", "/root", "/var"} {
 		if c.DestPath == dir || strings.HasPrefix(c.DestPath, dir+"/") {
 			return true
 		}
 	}
+	paths := append(slices.Clone(c.SourcePaths), c.DestPath)
 	for _, p := range script {
 		for _, word := range p {
-			for _, src := range append(slices.Clone(c.SourcePaths), c.DestPath) {
+			if b.comparisons -= len(paths); b.comparisons <= 0 {
+				return true // who knows
+			}
+			for _, src := range paths {
 				if base := path.Base(src); base != "." && base != "/" && strings.Contains(word, strings.Trim(base, "*")) {
 					return true
 				}
@@ -280,6 +285,9 @@ func configures(c instructions.SourcesAndDest, script []program) bool {
 	}
 	return false
 }
+
+// maxComparisons is how many words of scripts are compared with copied files, in the whole build, to give advice.
+const maxComparisons = 1 << 24
 
 // adviseUpdate reports package lists that a layer keeps for later installations.
 func adviseUpdate(c *instructions.RunCommand, script []program, lint *linter.Linter) {
@@ -308,10 +316,25 @@ func mountsAt(c *instructions.RunCommand, dirs ...string) bool {
 // adviseCaches reports the caches of package managers that stay in a layer.
 func adviseCaches(s *stage, c *instructions.RunCommand, script []program, lint *linter.Linter) {
 	found := func(match func(p program) bool) bool { return slices.ContainsFunc(script, match) }
+	// What is asked of the whole script or of all mounts is found out once: a script may have very many installations.
+	known := map[string]bool{}
+	once := func(name string, find func() bool) bool {
+		is, ok := known[name]
+		if !ok {
+			is = find()
+			known[name] = is
+		}
+		return is
+	}
 	removes := func(dir string) bool {
-		return found(func(p program) bool {
-			return p.is("rm", "find") && slices.ContainsFunc(p, func(word string) bool { return strings.Contains(word, dir) })
+		return once("rm "+dir, func() bool {
+			return found(func(p program) bool {
+				return p.is("rm", "find") && slices.ContainsFunc(p, func(word string) bool { return strings.Contains(word, dir) })
+			})
 		})
+	}
+	mounts := func(dirs ...string) bool {
+		return once("mount "+dirs[0], func() bool { return mountsAt(c, dirs...) })
 	}
 	report := func(tool, remedy string) {
 		advise(lint, &rulePackageCacheInLayer, c.Location(), rulePackageCacheInLayer.Format(tool, remedy))
@@ -319,24 +342,24 @@ func adviseCaches(s *stage, c *instructions.RunCommand, script []program, lint *
 	for _, p := range script {
 		switch {
 		case p.is("apt-get", "apt") && p.installs():
-			if !removes("/var/lib/apt") && !mountsAt(c, "/var/lib/apt") && !removes("/var/cache") {
+			if !removes("/var/lib/apt") && !mounts("/var/lib/apt") && !removes("/var/cache") {
 				report(p[0]+" install", "remove /var/lib/apt/lists/* in the same RUN, or use --mount=type=cache,target=/var/lib/apt")
 				return
 			}
 		case p.is("apk") && p.installs():
-			if !slices.Contains(p, "--no-cache") && !removes("/var/cache/apk") && !mountsAt(c, "/var/cache/apk", "/etc/apk/cache") {
+			if !slices.Contains(p, "--no-cache") && !removes("/var/cache/apk") && !mounts("/var/cache/apk", "/etc/apk/cache") {
 				report("apk add", "use apk add --no-cache, or --mount=type=cache,target=/var/cache/apk")
 				return
 			}
 		case p.is("dnf", "yum", "microdnf", "tdnf", "zypper") && p.installs():
-			cleans := found(func(p program) bool { return p.does("clean") })
-			if !cleans && !removes("/var/cache") && !mountsAt(c, "/var/cache") {
+			cleans := once("clean", func() bool { return found(func(p program) bool { return p.does("clean") }) })
+			if !cleans && !removes("/var/cache") && !mounts("/var/cache") {
 				report(p[0]+" install", "run "+p[0]+" clean all in the same RUN, or use --mount=type=cache,target=/var/cache")
 				return
 			}
 		case p.is("pip", "pip3") && p.does("install"):
 			_, off := s.env.Get("PIP_NO_CACHE_DIR")
-			if !off && !slices.Contains(p, "--no-cache-dir") && !removes(".cache") && !mountsAt(c, "/root/.cache") && !mountsNamed(c, "pip") {
+			if !off && !slices.Contains(p, "--no-cache-dir") && !removes(".cache") && !mounts("/root/.cache") && !once("pip", func() bool { return mountsNamed(c, "pip") }) {
 				report(p[0]+" install", "use --no-cache-dir, or --mount=type=cache,target=/root/.cache/pip")
 				return
 			}
@@ -368,7 +391,7 @@ func (b *builder) adviseBuildArgs() {
 			continue
 		}
 		hint := ""
-		if match, ok := suggest.Search(name, declared, false); ok {
+		if match, ok := b.suggest.search(name, func() []string { return declared }, false); ok {
 			hint = " (did you mean " + match + "?)"
 		}
 		advise(b.lint, &ruleUnusedBuildArg, nil, ruleUnusedBuildArg.Format(name, hint))

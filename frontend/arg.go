@@ -1,6 +1,8 @@
 package frontend
 
 import (
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -19,20 +21,26 @@ func (b *builder) setGlobalArgs(df *parser.Dockerfile) error {
 	if target == "" {
 		target = "default"
 	}
-	b.global = nil
+	b.global = newEnviron(b.budget)
+	var predefined, given [][2]string
 	set := func(prefix string, p llb.Platform) {
 		for _, kv := range [][2]string{
 			{"PLATFORM", p.String()}, {"OS", p.OS}, {"OSVERSION", p.OSVersion}, {"ARCH", p.Architecture}, {"VARIANT", p.Variant},
 		} {
-			b.global = b.global.with(prefix+kv[0], kv[1])
+			predefined = append(predefined, [2]string{prefix + kv[0], kv[1]})
 		}
 	}
 	set("BUILD", b.opts.BuildPlatform)
 	set("TARGET", b.target)
-	b.global = b.global.with("TARGETSTAGE", target)
-	for _, name := range b.global.Keys() {
-		if v, ok := b.buildArgs[name]; ok {
-			b.global = b.global.with(name, v)
+	predefined = append(predefined, [2]string{"TARGETSTAGE", target})
+	for _, kv := range predefined {
+		if v, ok := b.buildArgs[kv[0]]; ok {
+			given = append(given, [2]string{kv[0], v})
+		}
+	}
+	for _, kv := range append(predefined, given...) {
+		if err := b.global.set(kv[0], kv[1]); err != nil {
+			return err
 		}
 	}
 	b.lintDefaultArgs(df)
@@ -50,21 +58,26 @@ func (b *builder) setGlobalArgs(df *parser.Dockerfile) error {
 }
 
 // metaArgs returns the global arguments after the ARGs above the first FROM, with values taking the place of defaults.
-func (b *builder) metaArgs(df *parser.Dockerfile, values map[string]string) (environ, error) {
-	env := b.global
+func (b *builder) metaArgs(df *parser.Dockerfile, values map[string]string) (*environ, error) {
+	env := b.global.fork()
 	for _, c := range df.Args {
 		if err := b.ended(); err != nil {
 			return nil, err
 		}
 		for _, a := range c.Args {
-			if v, ok := values[a.Key]; ok {
-				env = env.with(a.Key, v)
-			} else if a.Value != nil {
-				v, _, err := b.lex.ProcessWord(*a.Value, env)
-				if err != nil {
-					return nil, b.at(err, c.Location())
-				}
-				env = env.with(a.Key, v)
+			v, ok := values[a.Key]
+			if !ok && a.Value == nil {
+				continue
+			}
+			var err error
+			if !ok {
+				v, _, err = b.words.word(*a.Value, env)
+			}
+			if err == nil {
+				err = env.set(a.Key, v)
+			}
+			if err != nil {
+				return nil, b.at(err, c.Location())
 			}
 		}
 	}
@@ -73,14 +86,15 @@ func (b *builder) metaArgs(df *parser.Dockerfile, values map[string]string) (env
 
 // arg lowers ARG.
 func (b *builder) arg(s *stage, c *instructions.ArgCommand, lint *linter.Linter) error {
-	created := "ARG"
+	var created strings.Builder
+	created.WriteString("ARG")
 	for _, a := range c.Args {
 		lintSecret("ARG", a.Key, c.Location(), lint)
 		if v, ok := b.buildArgs[a.Key]; ok {
 			a.Value = &v
 		} else if a.Value != nil {
-			v, unmatched, err := b.lex.ProcessWord(*a.Value, s.env)
-			lintUnmatched(s, c, unmatched, lint)
+			v, unmatched, err := b.words.word(*a.Value, s.env)
+			b.lintUnmatched(s, c, unmatched, lint)
 			if err != nil {
 				return err
 			}
@@ -88,17 +102,63 @@ func (b *builder) arg(s *stage, c *instructions.ArgCommand, lint *linter.Linter)
 		} else if v, ok := b.global.Get(a.Key); ok {
 			a.Value = &v
 		}
-		created += " " + a.Key
+		created.WriteString(" " + a.Key)
 		if a.Value != nil {
-			created += "=" + *a.Value
+			created.WriteString("=" + *a.Value)
 			if !sbomArgs[a.Key] {
-				s.env = s.env.with(a.Key, *a.Value)
+				if err := s.env.set(a.Key, *a.Value); err != nil {
+					return err
+				}
 			}
 		}
-		s.args = append(s.args, a)
+		if err := s.args.set(a); err != nil {
+			return err
+		}
 	}
-	s.commit(created, nil)
+	s.commit(created.String(), nil)
 	return nil
+}
+
+// arguments are the ARGs of a stage, each name once, in the order in which they were declared first.
+type arguments struct {
+	budget *budget
+	at     map[string]int // places in list
+	list   []instructions.KeyValuePairOptional
+	shared bool // as an environ's
+}
+
+// get returns what was declared last of a name.
+func (a *arguments) get(name string) (instructions.KeyValuePairOptional, bool) {
+	i, ok := a.at[name]
+	if !ok {
+		return instructions.KeyValuePairOptional{}, false
+	}
+	return a.list[i], true
+}
+
+// set declares an argument. The error is that of the budget.
+func (a *arguments) set(arg instructions.KeyValuePairOptional) error {
+	if a.shared {
+		if err := a.budget.spend(2 * entrySize * len(a.list)); err != nil {
+			return err
+		}
+		a.at, a.list, a.shared = maps.Clone(a.at), slices.Clone(a.list), false
+	}
+	i, ok := a.at[arg.Key]
+	if !ok {
+		i = len(a.list)
+		a.at[arg.Key] = i
+		a.list = append(a.list, arg)
+	}
+	a.list[i] = arg
+	return nil
+}
+
+// fork returns a copy, which takes no time until one of the two is changed.
+func (a *arguments) fork() *arguments {
+	a.shared = true
+	other := *a
+	return &other
 }
 
 // sbomArgs are arguments that are for the builder and never in the environment.

@@ -13,8 +13,6 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
-	"github.com/moby/buildkit/frontend/dockerfile/shell"
-	"github.com/moby/buildkit/util/suggest"
 
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
@@ -31,14 +29,23 @@ type builder struct {
 
 	// buildArgs are the Options', without a SOURCE_DATE_EPOCH that stands for no time.
 	buildArgs map[string]string
-	lex       *shell.Lex
+	budget    *budget
+	words     *expander
+	documents *expander // for heredocs
+	shown     *expander // for what people see of a RUN
+	suggest   *suggester
 	// global are the ARGs above the first FROM and the predefined ones.
-	global environ
+	global *environ
 	// declared are the names of the ARGs above the first FROM, with or without a value.
 	declared []string
-	epoch    *int64
+	// isDeclared has the same, once somebody asks.
+	isDeclared map[string]bool
+	epoch      *int64
 	// labs says that the Dockerfile asks for the labs channel of the language.
-	labs bool
+	labs     bool
+	triggers int // bytes of those that run
+	// comparisons is what is left of maxComparisons.
+	comparisons int
 	// stages are those of the Dockerfile, in its order, and then the implicit ones.
 	stages []*stage
 	// named is the number of stages before triggers of base images add any: the only one is not named in progress output.
@@ -81,7 +88,11 @@ func (b *builder) build(dockerfile []byte) (*Image, error) {
 	b.buildArgs = maps.Clone(b.opts.BuildArgs)
 	image, _ := syntaxImage(dockerfile, b.opts)
 	b.labs = strings.HasSuffix(image, "-labs")
-	b.lex = shell.NewLex(df.Escape)
+	b.budget = newBudget()
+	b.words = newExpander(df.Escape, b.budget)
+	b.documents, b.shown = b.words.documents(), b.words.shown()
+	b.suggest = &suggester{left: maxSuggesting}
+	b.comparisons = maxComparisons
 	b.lintStages(df.Stages)
 	if err := b.setGlobalArgs(df); err != nil {
 		return nil, err
@@ -96,17 +107,19 @@ func (b *builder) build(dockerfile []byte) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	for s := target; s != nil; s = s.base {
+		s.exported = true
+	}
 	if err := b.addDependencies(); err != nil {
 		return nil, err
 	}
 	if err := b.resolve(target); err != nil {
 		return nil, err
 	}
-	needed := b.needed(target)
 	// Stages without instructions come first: images that are copied from stand behind the others, in no order.
 	for _, first := range []bool{true, false} {
 		for _, s := range b.stages {
-			if (s.implicit || s.replaced()) == first && needed[s] {
+			if (s.implicit || s.replaced()) == first && s.needed {
 				if err := b.lower(s); err != nil {
 					return nil, err
 				}
@@ -116,11 +129,11 @@ func (b *builder) build(dockerfile []byte) (*Image, error) {
 	if err := b.advise(target); err != nil {
 		return nil, err
 	}
-	return b.finish(target), nil
+	return b.finish(target)
 }
 
 // finish returns the image of the lowered target.
-func (b *builder) finish(s *stage) *Image {
+func (b *builder) finish(s *stage) (*Image, error) {
 	platform := platformOf(s.image)
 	if len(b.opts.Platforms) > 0 || platform.OS == "" {
 		same := platform.OS == b.target.OS && platform.Architecture == b.target.Architecture
@@ -133,18 +146,24 @@ func (b *builder) finish(s *stage) *Image {
 		}
 	}
 	if len(b.opts.Labels) > 0 {
-		if s.config.Labels == nil {
-			s.config.Labels = map[string]string{}
+		if err := s.ownMaps(b.budget); err != nil {
+			return nil, err
 		}
-		maps.Copy(s.config.Labels, b.opts.Labels)
+		for _, k := range slices.Sorted(maps.Keys(b.opts.Labels)) {
+			s.setLabel(k, b.opts.Labels[k])
+		}
 	}
+	if err := s.checkSize(); err != nil {
+		return nil, b.at(err, s.src.Location)
+	}
+	s.config.Env = s.vars.all()
 	return &Image{
 		Platform: platform.Normalize(),
 		Root:     s.root,
 		Config:   s.config,
 		Author:   s.author,
-		History:  s.history,
-	}
+		History:  s.allHistory(),
+	}, nil
 }
 
 // findTarget returns the stage to build.
@@ -156,7 +175,10 @@ func (b *builder) findTarget() (*stage, error) {
 		return s, nil
 	}
 	err := fmt.Errorf("target stage %q could not be found", b.opts.Target)
-	return nil, suggest.WrapError(err, b.opts.Target, b.stageNames(), true)
+	if match, ok := b.suggest.search(b.opts.Target, b.stageNames, true); ok {
+		return nil, &parser.Error{Msg: err.Error(), Hint: didYouMean(match), Err: err}
+	}
+	return nil, err
 }
 
 func (b *builder) stageNames() []string {
@@ -202,7 +224,7 @@ func (b *builder) command(s *stage, c instructions.Command) (command, error) {
 		if c.From == "" {
 			break
 		}
-		expanded, err := b.lex.ProcessWordWithMatches(c.From, environ(nil))
+		expanded, err := b.words.expand(c.From, (*environ)(nil))
 		if err != nil {
 			return cmd, err
 		}
@@ -254,96 +276,102 @@ func (b *builder) from(name string, at []moby.Range) *stage {
 	if s, ok := b.external[name]; ok {
 		return s
 	}
-	s := &stage{src: instructions.Stage{BaseName: name, Location: at}, implicit: true}
+	s := &stage{src: instructions.Stage{BaseName: name, Location: at}, implicit: true, number: len(b.stages)}
 	b.external[name] = s
 	b.stages = append(b.stages, s)
 	return s
 }
 
-// checkCycles reports stages that read from each other.
+// checkCycles reports stages that read from each other. It does not recurse: there may be very many.
 func (b *builder) checkCycles() error {
 	const visiting, done = 1, 2
 	state := map[*stage]int{}
-	var visit func(s *stage) error
-	visit = func(s *stage) error {
-		state[s] = visiting
-		for _, d := range s.deps {
-			if state[d.stage] == visiting {
-				return b.at(fmt.Errorf("circular dependency detected on stage %s", cmp.Or(s.name, "0")), d.at)
-			}
-			if state[d.stage] == 0 {
-				if err := visit(d.stage); err != nil {
-					return err
-				}
-			}
-		}
-		state[s] = done
-		return nil
+	type visit struct {
+		s    *stage
+		next int // of its dependencies
 	}
 	for _, s := range b.stages {
-		if state[s] == 0 {
-			if err := visit(s); err != nil {
-				return err
+		if state[s] != 0 {
+			continue
+		}
+		way := []visit{{s: s}}
+		state[s] = visiting
+		for len(way) > 0 {
+			at := &way[len(way)-1]
+			if at.next == len(at.s.deps) {
+				state[at.s] = done
+				way = way[:len(way)-1]
+				continue
+			}
+			d := at.s.deps[at.next]
+			at.next++
+			switch state[d.stage] {
+			case visiting:
+				return b.at(fmt.Errorf("circular dependency detected on stage %s", cmp.Or(at.s.name, "0")), d.at)
+			case 0:
+				state[d.stage] = visiting
+				way = append(way, visit{s: d.stage})
 			}
 		}
 	}
 	return nil
 }
 
-// needed returns the stages that have to be lowered for target.
-func (b *builder) needed(target *stage) map[*stage]bool {
-	needed := map[*stage]bool{}
-	var add func(s *stage)
-	add = func(s *stage) {
-		if s == nil || needed[s] {
-			return
+// need notes that a stage has to be lowered, and those that it needs, and returns those of which that was not known.
+func (b *builder) need(first *stage) []*stage {
+	var added []*stage
+	for todo := []*stage{first}; len(todo) > 0; {
+		s := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if s == nil || s.needed {
+			continue
 		}
-		needed[s] = true
-		add(s.base)
+		s.needed = true
+		added = append(added, s)
+		todo = append(todo, s.base)
 		for _, d := range s.deps {
-			add(d.stage)
+			todo = append(todo, d.stage)
 		}
 	}
-	add(target)
-	if b.opts.AllStages {
-		for _, s := range b.stages {
-			add(s)
-		}
-	}
-	return needed
+	return added
 }
 
 // resolve finds the base images of the stages that target needs and the triggers in them, which may need more stages.
 func (b *builder) resolve(target *stage) error {
-	for {
+	number := func(x, y *stage) int { return cmp.Compare(x.number, y.number) }
+	more := b.need(target)
+	if b.opts.AllStages {
+		for _, s := range b.stages {
+			more = append(more, b.need(s)...)
+		}
+	}
+	for len(more) > 0 {
 		if err := b.ended(); err != nil {
 			return err
 		}
-		needed := b.needed(target)
-		var stages []*stage
-		for _, s := range b.stages {
-			if needed[s] && s.base == nil && !s.resolved {
-				stages = append(stages, s)
+		slices.SortFunc(more, number)
+		var bases []*stage
+		for _, s := range more {
+			if s.base == nil {
+				bases = append(bases, s)
 			}
 		}
-		if err := b.resolveBases(stages); err != nil {
+		if err := b.resolveBases(bases); err != nil {
 			return err
 		}
-		more := len(stages) > 0
-		for _, s := range slices.Clone(b.stages) {
-			if needed[s] && !s.triggered {
-				s.triggered = true
-				added, err := b.addTriggers(s)
-				if err != nil {
-					return err
-				}
-				more = more || added
+		stages := more
+		more = nil
+		for _, s := range stages {
+			known := len(s.deps)
+			if err := b.addTriggers(s); err != nil {
+				return err
+			}
+			for _, d := range s.deps[known:] {
+				more = append(more, b.need(d.stage)...)
 			}
 		}
-		if !more {
-			return nil
-		}
 	}
+	return nil
 }
 
 // lower turns the instructions of s into vertices.
@@ -354,24 +382,24 @@ func (b *builder) lower(s *stage) error {
 		}
 		s.inherit()
 	}
+	if err := s.begin(b.budget); err != nil {
+		return b.at(err, s.src.Location)
+	}
 	if s.op.Ref != "" {
 		b.addImage(s)
 	}
 	if s.platform == nil {
 		s.platform = &b.target
 	}
-	if _, ok := environ(s.config.Env).Get("PATH"); !ok {
-		s.config.Env = append(s.config.Env, "PATH="+defaultPath)
-	}
-	for _, kv := range s.config.Env {
-		k, v, _ := strings.Cut(kv, "=")
-		s.env = s.env.with(k, v)
-	}
 	if s.config.WorkingDir != "" {
 		s.config.WorkingDir = joinWorkdir("", s.config.WorkingDir)
 	}
 	for _, c := range s.commands {
-		if err := b.lowerCommand(s, c); err != nil {
+		err := b.lowerCommand(s, c)
+		if err == nil {
+			err = s.checkSize()
+		}
+		if err != nil {
 			return b.at(err, c.Location())
 		}
 	}
@@ -394,19 +422,19 @@ func (b *builder) lowerCommand(s *stage, c command) error {
 	case *instructions.ArgCommand:
 		return b.arg(s, cmd, lint)
 	case *instructions.CmdCommand:
-		b.cmd(s, cmd, lint)
+		return b.cmd(s, cmd, lint)
 	case *instructions.CopyCommand:
 		return b.copy(s, cmd, c.sources, lint)
 	case *instructions.EntrypointCommand:
-		b.entrypoint(s, cmd, lint)
+		return b.entrypoint(s, cmd, lint)
 	case *instructions.EnvCommand:
-		b.env(s, cmd, lint)
+		return b.env(s, cmd, lint)
 	case *instructions.ExposeCommand:
 		return b.expose(s, cmd, lint)
 	case *instructions.HealthCheckCommand:
 		b.healthcheck(s, cmd, lint)
 	case *instructions.LabelCommand:
-		b.label(s, cmd, lint)
+		return b.label(s, cmd, lint)
 	case *instructions.MaintainerCommand:
 		b.maintainer(s, cmd)
 	case *instructions.OnbuildCommand:
@@ -422,7 +450,7 @@ func (b *builder) lowerCommand(s *stage, c command) error {
 	case *instructions.VolumeCommand:
 		return b.volume(s, cmd)
 	case *instructions.WorkdirCommand:
-		b.workdir(s, cmd, lint)
+		return b.workdir(s, cmd, lint)
 	default:
 		return fmt.Errorf("%s is not supported", strings.ToUpper(c.Name()))
 	}
@@ -431,25 +459,22 @@ func (b *builder) lowerCommand(s *stage, c command) error {
 
 // expand replaces variables in the words of an instruction.
 func (b *builder) expand(s *stage, c command, lint *linter.Linter) error {
-	with := func(lex *shell.Lex) instructions.SingleWordExpander {
+	with := func(x *expander) instructions.SingleWordExpander {
 		return func(word string) (string, error) {
-			expanded, unmatched, err := lex.ProcessWord(word, s.env)
-			lintUnmatched(s, c, unmatched, lint)
+			expanded, unmatched, err := x.word(word, s.env)
+			b.lintUnmatched(s, c, unmatched, lint)
 			return expanded, err
 		}
 	}
 	// A default of ARG is only expanded where it is used.
 	_, isArg := c.Command.(*instructions.ArgCommand)
 	if e, ok := c.Command.(instructions.SupportsSingleWordExpansion); ok && !isArg {
-		if err := e.Expand(with(b.lex)); err != nil {
+		if err := e.Expand(with(b.words)); err != nil {
 			return err
 		}
 	}
 	if e, ok := c.Command.(instructions.SupportsSingleWordExpansionRaw); ok {
-		// In heredocs quotes are ordinary characters, and the escape directive does not hold.
-		lex := shell.NewLex('\\')
-		lex.SkipProcessQuotes = true
-		return e.ExpandRaw(with(lex))
+		return e.ExpandRaw(with(b.documents))
 	}
 	return nil
 }

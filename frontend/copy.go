@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -89,22 +88,24 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 		// As in BuildKit, --link is without effect beside --chmod.
 		Link: cp.link && cp.chmod == "",
 	}
-	created := cp.keyword
+	var created strings.Builder
+	created.WriteString(cp.keyword)
 	if cp.parents {
-		created += " --parents"
+		created.WriteString(" --parents")
 	}
 	if cp.chown != "" {
-		created += " --chown=" + cp.chown
+		created.WriteString(" --chown=" + cp.chown)
 	}
 	if cp.chmod != "" {
-		created += " --chmod=" + cp.chmod
+		created.WriteString(" --chmod=" + cp.chmod)
 	}
 	inputs := []llb.Output{s.root}
 	if files.Link {
 		inputs[0] = b.scratch()
 	}
+	number := map[llb.Output]int{} // of inputs that are sources
 	for _, src := range cp.SourcePaths {
-		created += " " + remoteurl.WithoutUser(src)
+		created.WriteString(" " + remoteurl.WithoutUser(src))
 		from, source := cp.from, llb.CopySource{Path: copySourcePath(src, cp.parents), Unpack: cp.unpack}
 		if cp.remote != nil {
 			v, remote, err := cp.remote(src)
@@ -115,9 +116,10 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 				from, source = v, remote
 			}
 		}
-		if source.Input = slices.Index(inputs[1:], from) + 1; source.Input == 0 {
+		if source.Input = number[from]; source.Input == 0 {
+			source.Input = len(inputs)
+			number[from] = source.Input
 			inputs = append(inputs, from)
-			source.Input = len(inputs) - 1
 		}
 		files.Sources = append(files.Sources, source)
 	}
@@ -126,19 +128,17 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 		op.Actions = append(op.Actions, llb.Action{Copy: &files})
 	}
 	for _, f := range cp.SourceContents {
-		created += " <<" + f.Path
+		created.WriteString(" <<" + f.Path)
 		if err := checkFileName(f.Path); err != nil {
 			return err
 		}
 		file := llb.Mkfile{Path: files.Dest, Name: f.Path, Link: files.Link, Content: []byte(f.Data), Attributes: attributes}
 		op.Actions = append(op.Actions, llb.Action{Mkfile: &file})
 	}
-	created += " " + cp.DestPath + " # buildkit"
+	created.WriteString(" " + cp.DestPath + " # buildkit")
 
-	meta := b.stepMeta(s, cp.text, b.lex, s.env, cp.at)
-	for _, src := range cp.SourcePaths {
-		meta.Text = strings.ReplaceAll(meta.Text, src, remoteurl.WithoutUser(src))
-	}
+	meta := b.stepMeta(s, cp.text, b.words, s.env, cp.at)
+	meta.Text = withoutUsers(meta.Text, cp.SourcePaths)
 	meta.NoCache = s.noCache
 	v := b.graph.Add(op, meta, inputs...)
 	if files.Link {
@@ -147,8 +147,22 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 		v = b.graph.Add(llb.Merge{}, meta, s.root, v.Output(0))
 	}
 	s.root = v.Output(0)
-	s.commit(created, v)
+	s.commit(created.String(), v)
 	return nil
+}
+
+// withoutUsers returns a text in which sources stand, without the users and passwords of those that are URLs.
+func withoutUsers(text string, sources []string) string {
+	var pairs []string
+	for _, src := range sources {
+		if shown := remoteurl.WithoutUser(src); shown != src {
+			pairs = append(pairs, src, shown)
+		}
+	}
+	if len(pairs) == 0 {
+		return text
+	}
+	return strings.NewReplacer(pairs...).Replace(text)
 }
 
 // copyDest returns an absolute destination; a slash at its end says that it is a directory. With BuildKit ".." at its end says nothing.

@@ -1,19 +1,25 @@
 package frontend
 
 import (
+	"errors"
+	"strings"
+
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 )
 
 // env lowers ENV.
-func (b *builder) env(s *stage, c *instructions.EnvCommand, lint *linter.Linter) {
-	created := "ENV"
+func (b *builder) env(s *stage, c *instructions.EnvCommand, lint *linter.Linter) error {
+	var created strings.Builder
+	created.WriteString("ENV")
 	for _, e := range c.Env {
 		lintLegacyKeyValue(c, e, lint)
 		lintSecret("ENV", e.Key, c.Location(), lint)
-		created += " " + e.String()
-		s.env = s.env.with(e.Key, e.Value)
-		s.config.Env = setInPlace(s.config.Env, e.Key, e.Value)
+		created.WriteString(" " + e.String())
+		if err := errors.Join(s.env.set(e.Key, e.Value), s.vars.replace(e.Key, e.Value)); err != nil {
+			return err
+		}
 	}
-	s.commit(created, nil)
+	s.commit(created.String(), nil)
+	return nil
 }

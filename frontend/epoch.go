@@ -38,13 +38,12 @@ func (b *builder) setEpoch(df *parser.Dockerfile) error {
 	}
 	if value == "" {
 		if given {
-			b.unsetEpoch()
+			return b.unsetEpoch()
 		}
 		return nil
 	}
 	if n, err := strconv.ParseInt(value, 10, 64); err == nil {
-		b.setEpochTo(n, given)
-		return nil
+		return b.setEpochTo(n, given)
 	}
 	op, ok, err := b.epochSource(df, value, at)
 	if err != nil || !ok {
@@ -57,26 +56,25 @@ func (b *builder) setEpoch(df *parser.Dockerfile) error {
 		}
 	}
 	if made.IsZero() {
-		b.unsetEpoch()
-		return nil
+		return b.unsetEpoch()
 	}
-	b.setEpochTo(made.Unix(), given)
-	return nil
+	return b.setEpochTo(made.Unix(), given)
 }
 
 // setEpochTo sets the time, and the argument, which was given or has a default, to it as a plain number.
-func (b *builder) setEpochTo(seconds int64, given bool) {
+func (b *builder) setEpochTo(seconds int64, given bool) error {
 	b.epoch = &seconds
-	if text := strconv.FormatInt(seconds, 10); given {
-		b.buildArgs[epochArg] = text
-	} else {
-		b.global = b.global.with(epochArg, text)
+	text := strconv.FormatInt(seconds, 10)
+	if !given {
+		return b.global.set(epochArg, text)
 	}
+	b.buildArgs[epochArg] = text
+	return nil
 }
 
-func (b *builder) unsetEpoch() {
-	b.global = b.global.without(epochArg)
+func (b *builder) unsetEpoch() error {
 	delete(b.buildArgs, epochArg)
+	return b.global.unset(epochArg)
 }
 
 // epochSource returns the op whose time SOURCE_DATE_EPOCH=value asks for, nil for the build context. It is false, and the
@@ -91,9 +89,9 @@ func (b *builder) epochSource(df *parser.Dockerfile, value string, at []moby.Ran
 	}
 	if named != nil {
 		if named.remote == nil {
-			b.unsetEpoch()
+			err = b.unsetEpoch()
 		}
-		return named.remote, named.remote != nil, nil
+		return named.remote, named.remote != nil, err
 	}
 	for i := range df.Stages {
 		if s := &df.Stages[i]; s.Name != "" && strings.EqualFold(s.Name, value) {
@@ -106,9 +104,12 @@ func (b *builder) epochSource(df *parser.Dockerfile, value string, at []moby.Ran
 
 // epochStage returns what the stage that SOURCE_DATE_EPOCH names fetches, or an error and its place.
 func (b *builder) epochStage(s *instructions.Stage) (op llb.Op, at []moby.Range, err error) {
-	env := b.global.without(epochArg)
+	env := b.global.fork()
 	at = s.Location
-	base, err := b.lex.ProcessWordWithMatches(s.BaseName, env)
+	if err := env.unset(epochArg); err != nil {
+		return nil, at, err
+	}
+	base, err := b.words.expand(s.BaseName, env)
 	if err != nil {
 		return nil, at, err
 	}
@@ -120,14 +121,19 @@ func (b *builder) epochStage(s *instructions.Stage) (op llb.Op, at []moby.Range,
 		switch c := c.(type) {
 		case *instructions.ArgCommand:
 			for _, a := range c.Args {
-				if v, ok := b.buildArgs[a.Key]; ok && a.Key != epochArg {
-					env = env.with(a.Key, v)
-				} else if a.Value != nil {
-					v, _, err := b.lex.ProcessWord(*a.Value, env)
-					if err != nil {
-						return nil, at, err
-					}
-					env = env.with(a.Key, v)
+				v, ok := b.buildArgs[a.Key]
+				ok = ok && a.Key != epochArg
+				if !ok && a.Value == nil {
+					continue
+				}
+				if !ok {
+					v, _, err = b.words.word(*a.Value, env)
+				}
+				if err == nil {
+					err = env.set(a.Key, v)
+				}
+				if err != nil {
+					return nil, at, err
 				}
 			}
 		case *instructions.AddCommand:
@@ -150,13 +156,13 @@ func (b *builder) epochStage(s *instructions.Stage) (op llb.Op, at []moby.Range,
 var errOneAdd = errors.New("the stage that " + epochArg + " names has to consist of ARGs and one ADD of one URL or git repository")
 
 // epochAdd returns what an ADD fetches.
-func (b *builder) epochAdd(c *instructions.AddCommand, env environ) (llb.Op, error) {
-	src, _, err := b.lex.ProcessWord(c.SourcePaths[0], env)
+func (b *builder) epochAdd(c *instructions.AddCommand, env *environ) (llb.Op, error) {
+	src, _, err := b.words.word(c.SourcePaths[0], env)
 	if err != nil {
 		return nil, err
 	}
 	add := *c
-	if add.Checksum, _, err = b.lex.ProcessWord(c.Checksum, env); err != nil {
+	if add.Checksum, _, err = b.words.word(c.Checksum, env); err != nil {
 		return nil, err
 	}
 	switch {

@@ -15,7 +15,7 @@ import (
 func (b *builder) expose(s *stage, c *instructions.ExposeCommand, lint *linter.Linter) error {
 	ports := []string{}
 	for _, word := range c.Ports {
-		words, err := b.lex.ProcessWords(word, s.env)
+		words, err := b.words.words(word, s.env)
 		if err != nil {
 			return err
 		}
@@ -24,14 +24,17 @@ func (b *builder) expose(s *stage, c *instructions.ExposeCommand, lint *linter.L
 			if err != nil {
 				return fmt.Errorf("invalid port %q: %w", w, err)
 			}
+			if err := b.budget.spend(4 * entrySize * len(parsed)); err != nil {
+				return err
+			}
 			ports = append(ports, parsed...)
 		}
 	}
-	if s.config.ExposedPorts == nil {
-		s.config.ExposedPorts = map[string]struct{}{}
+	if err := s.ownMaps(b.budget); err != nil {
+		return err
 	}
 	for _, p := range ports {
-		s.config.ExposedPorts[p] = struct{}{}
+		s.add(&s.config.ExposedPorts, p)
 	}
 	s.commit(fmt.Sprintf("EXPOSE %v", ports), nil)
 	return nil

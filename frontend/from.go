@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,7 +10,6 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
-	"github.com/moby/buildkit/util/suggest"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -21,7 +21,7 @@ import (
 func (b *builder) addStages(stages []instructions.Stage) error {
 	b.byName, b.external = map[string]*stage{}, map[string]*stage{}
 	for i, src := range stages {
-		s := &stage{src: src, name: src.Name}
+		s := &stage{src: src, name: src.Name, number: i}
 		if err := b.addStage(s, i); err != nil {
 			return b.at(err, src.Location)
 		}
@@ -34,13 +34,13 @@ func (b *builder) addStage(s *stage, index int) error {
 		return err
 	}
 	lint := b.lint.WithMergedConfigFromComments(s.src.Comments)
-	base, err := b.lex.ProcessWordWithMatches(s.src.BaseName, b.global)
+	base, err := b.words.expand(s.src.BaseName, b.global)
 	b.lintFromArgs(s, base.Unmatched, lint)
 	if err != nil {
 		return err
 	}
 	if base.Result == "" {
-		return suggestName(fmt.Errorf("base name (%s) should not be blank", s.src.BaseName), base.Unmatched, b.global.Keys())
+		return b.suggestName(fmt.Errorf("base name (%s) should not be blank", clip(s.src.BaseName)), base.Unmatched)
 	}
 	s.src.BaseName = base.Result
 	if expr := s.src.Platform; expr != "" {
@@ -88,32 +88,34 @@ func steps(c instructions.Command) int {
 
 // setPlatform reads FROM --platform.
 func (b *builder) setPlatform(s *stage, expr string, lint *linter.Linter) error {
-	v, err := b.lex.ProcessWordWithMatches(expr, b.global)
+	v, err := b.words.expand(expr, b.global)
 	b.lintFromArgs(s, v.Unmatched, lint)
 	if err != nil {
 		return fmt.Errorf("--platform: %w", err)
 	}
 	b.lintPlatform(s, expr, v, lint)
 	if v.Result == "" {
-		return suggestName(fmt.Errorf("empty platform value from expression %s", expr), v.Unmatched, b.global.Keys())
+		return b.suggestName(fmt.Errorf("empty platform value from expression %s", clip(expr)), v.Unmatched)
 	}
 	p, err := llb.ParsePlatform(v.Result, b.opts.BuildPlatform)
 	if err != nil {
-		return suggestName(fmt.Errorf("--platform: %w", err), v.Unmatched, b.global.Keys())
+		return b.suggestName(fmt.Errorf("--platform: %w", err), v.Unmatched)
 	}
 	s.platform = &p
 	return nil
 }
 
-// suggestName adds "did you mean" to err for the first of the names that is nearly one of known.
-func suggestName(err error, names map[string]struct{}, known []string) error {
+// suggestName adds "did you mean" to err for the first of the names that is nearly that of a global argument.
+func (b *builder) suggestName(err error, names map[string]struct{}) error {
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		if ok, better := suggest.WrapErrorMaybe(err, name, known, true); ok {
-			return better
+		if match, ok := b.suggest.search(name, b.global.Keys, true); ok {
+			return &parser.Error{Msg: err.Error(), Hint: didYouMean(match), Err: err}
 		}
 	}
 	return err
 }
+
+func didYouMean(match string) string { return "did you mean " + match + "?" }
 
 // platformFor returns the platform that the stage's image is asked for.
 func (b *builder) platformFor(s *stage) llb.Platform {
@@ -128,16 +130,61 @@ type images struct {
 	resolver Resolver
 	mu       sync.Mutex
 	byKey    map[ImageRequest]*resolution
+	room     chan struct{}
 }
+
+// maxResolving is how many images are looked for at once.
+const maxResolving = 64
 
 type resolution struct {
 	done  chan struct{}
-	image *BaseImage
+	image *foundImage
 	err   error
 }
 
+// foundImage is an image with what the stages that begin with it have in common, so that it need not be made for each.
+type foundImage struct {
+	*BaseImage
+	vars    *environ // of its configuration
+	history []History
+	size    int // as a stage's
+	sizes   map[string]int
+}
+
+func newFoundImage(image *BaseImage) *foundImage {
+	f := &foundImage{BaseImage: image, vars: newEnviron(nil)}
+	c := &image.Config.Config
+	f.vars.fill(c.Env)
+	for _, h := range image.Config.History {
+		f.history = append(f.history, History{
+			CreatedBy: h.CreatedBy, Comment: h.Comment, Author: h.Author, Empty: h.EmptyLayer, Created: h.Created,
+		})
+	}
+	var s stage // which adds up
+	for _, h := range f.history {
+		s.size += historySize + jsonSize(h.CreatedBy) + jsonSize(h.Comment) + jsonSize(h.Author)
+	}
+	for k, v := range c.Labels {
+		s.setLabel(k, v)
+	}
+	for p := range c.ExposedPorts {
+		s.add(&s.config.ExposedPorts, p)
+	}
+	for v := range c.Volumes {
+		s.add(&s.config.Volumes, v)
+	}
+	s.sizedList("cmd", c.Cmd)
+	s.sizedList("entrypoint", c.Entrypoint)
+	s.sizedList("shell", c.Shell)
+	s.sized("workdir", jsonSize(c.WorkingDir))
+	s.sized("user", jsonSize(c.User))
+	s.sized("author", jsonSize(image.Config.Author))
+	f.size, f.sizes = s.size, s.sizes
+	return f
+}
+
 // resolve starts to look for an image and returns the function that waits for it.
-func (m *images) resolve(b *builder, req ImageRequest) func() (*BaseImage, error) {
+func (m *images) resolve(b *builder, req ImageRequest) func() (*foundImage, error) {
 	key := req
 	key.Place, key.Text = llb.Place{}, ""
 	m.mu.Lock()
@@ -147,14 +194,20 @@ func (m *images) resolve(b *builder, req ImageRequest) func() (*BaseImage, error
 		r = &resolution{done: make(chan struct{})}
 		if m.byKey == nil {
 			m.byKey = map[ImageRequest]*resolution{}
+			m.room = make(chan struct{}, maxResolving)
 		}
 		m.byKey[key] = r
+		m.room <- struct{}{}
 		go func() {
+			defer func() { <-m.room }()
 			defer close(r.done)
-			r.image, r.err = m.resolver.ResolveImage(b.ctx, req)
+			var image *BaseImage
+			if image, r.err = m.resolver.ResolveImage(b.ctx, req); r.err == nil {
+				r.image = newFoundImage(image)
+			}
 		}()
 	}
-	return func() (*BaseImage, error) {
+	return func() (*foundImage, error) {
 		<-r.done
 		return r.image, r.err
 	}
@@ -164,7 +217,6 @@ func (m *images) resolve(b *builder, req ImageRequest) func() (*BaseImage, error
 func (b *builder) resolveBases(stages []*stage) error {
 	waits := make([]func() error, len(stages))
 	for i, s := range stages {
-		s.resolved = true
 		var wait func() error
 		err := b.ended()
 		if err == nil {
@@ -176,12 +228,38 @@ func (b *builder) resolveBases(stages []*stage) error {
 		waits[i] = wait
 	}
 	var first error
+	var failed *stage
 	for i, wait := range waits {
 		if err := wait(); err != nil && first == nil {
-			first = b.at(err, stages[i].src.Location)
+			first, failed = err, stages[i]
 		}
 	}
-	return first
+	if first == nil {
+		return nil
+	}
+	if notFound, ok := errors.AsType[*nameError](first); ok {
+		first = b.nameError(notFound)
+	}
+	return b.at(first, failed.src.Location)
+}
+
+// nameError is an error of an image's name, for which advice is looked for once it is known to be the first.
+type nameError struct {
+	name  string
+	known []string // which names it may have been meant for, beside those of stages
+	err   error
+}
+
+func (e *nameError) Error() string { return e.err.Error() }
+
+func (e *nameError) Unwrap() error { return e.err }
+
+// nameError returns the error with advice where the name is nearly that of a stage or of a well-known image.
+func (b *builder) nameError(e *nameError) error {
+	if match, ok := b.suggest.search(e.name, func() []string { return append(b.stageNames(), e.known...) }, true); ok {
+		return &parser.Error{Msg: e.err.Error(), Hint: didYouMean(match), Err: e.err}
+	}
+	return e.err
 }
 
 // resolveBase starts to find the base of a stage that is built on no other.
@@ -199,7 +277,7 @@ func (b *builder) resolveBase(s *stage) (func() error, error) {
 	if s.context == nil {
 		ref, err := normalizeRef(asked)
 		if err != nil {
-			return nil, suggest.WrapError(err, asked, b.stageNames(), true)
+			return nil, &nameError{name: asked, err: err}
 		}
 		req.Ref = ref
 		if s.context, err = b.namedContext(asked, platform); err != nil {
@@ -225,7 +303,7 @@ func (b *builder) resolveBase(s *stage) (func() error, error) {
 	return func() error {
 		image, err := wait()
 		if err != nil {
-			return b.imageError(asked, err)
+			return &nameError{asked, []string{"alpine", "busybox", "debian", "fedora", "golang", "node", "python", "ubuntu"}, err}
 		}
 		b.setImage(s, asked, req, image)
 		return nil
@@ -243,29 +321,16 @@ func shownImage(ref, layout string) string {
 	return "oci-layout://" + layout + ":" + ref
 }
 
-// imageError returns err, with advice where the name is nearly that of a stage or of a well-known image.
-func (b *builder) imageError(name string, err error) error {
-	known := append(b.stageNames(), "alpine", "busybox", "debian", "fedora", "golang", "node", "python", "ubuntu")
-	if match, ok := suggest.Search(name, known, true); ok {
-		return &parser.Error{Msg: err.Error(), Hint: "did you mean " + match + "?", Err: err}
-	}
-	return err
-}
-
 // setImage makes image the base of s; asked is its name in the Dockerfile.
-func (b *builder) setImage(s *stage, asked string, req ImageRequest, image *BaseImage) {
+func (b *builder) setImage(s *stage, asked string, req ImageRequest, image *foundImage) {
 	got := platformOf(image.Config)
 	if s.platform == nil {
 		s.platform = &b.target
 	}
 	s.image = image.Config
 	s.author = image.Config.Author
-	s.config = cloneConfig(image.Config.Config)
-	for _, h := range image.Config.History {
-		s.history = append(s.history, History{
-			CreatedBy: h.CreatedBy, Comment: h.Comment, Author: h.Author, Empty: h.EmptyLayer, Created: h.Created,
-		})
-	}
+	s.config = image.Config.Config
+	s.found, s.size, s.sizes = image, image.size, maps.Clone(image.sizes)
 	s.op = llb.Image{Ref: req.Ref, Digest: image.Digest, Layout: req.Layout}
 	if s.context == nil {
 		b.lintBasePlatform(s, asked, *s.platform, got)
@@ -288,7 +353,7 @@ func (b *builder) addImage(s *stage) {
 	case s.context != nil:
 		meta = b.groupMeta(s, "context "+s.context.name, text, s.src.Location)
 	case !s.implicit:
-		meta = b.stepMeta(s, text, b.lex, environ(nil), s.src.Location)
+		meta = b.stepMeta(s, text, b.words, (*environ)(nil), s.src.Location)
 	}
 	s.root = b.graph.Add(s.op, meta).Output(0)
 }

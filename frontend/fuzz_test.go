@@ -193,3 +193,15 @@ func FuzzFlags(f *testing.F) {
 		lower(t, "FROM base\nARG A=1\n"+strings.Replace(lines[line%uint(len(lines))], "%s", value, 1)+"\n")
 	})
 }
+
+// setInPlace returns a copy of env in which name is value, at its old place where it has one.
+func setInPlace(env []string, name, value string) []string {
+	env = slices.Clone(env)
+	for i, kv := range env {
+		if k, _, _ := strings.Cut(kv, "="); k == name {
+			env[i] = name + "=" + value
+			return env
+		}
+	}
+	return append(env, name+"="+value)
+}

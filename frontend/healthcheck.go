@@ -11,5 +11,6 @@ import (
 func (b *builder) healthcheck(s *stage, c *instructions.HealthCheckCommand, lint *linter.Linter) {
 	lintUsedOnce(c, &s.healthcheck, lint)
 	s.config.Healthcheck = c.Health
+	s.sizedList("healthcheck", c.Health.Test)
 	s.commit(fmt.Sprintf("HEALTHCHECK %+v", *c.Health), nil)
 }

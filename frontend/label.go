@@ -1,20 +1,24 @@
 package frontend
 
 import (
+	"strings"
+
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 )
 
 // label lowers LABEL.
-func (b *builder) label(s *stage, c *instructions.LabelCommand, lint *linter.Linter) {
-	if s.config.Labels == nil {
-		s.config.Labels = map[string]string{}
+func (b *builder) label(s *stage, c *instructions.LabelCommand, lint *linter.Linter) error {
+	if err := s.ownMaps(b.budget); err != nil {
+		return err
 	}
-	created := "LABEL"
+	var created strings.Builder
+	created.WriteString("LABEL")
 	for _, l := range c.Labels {
 		lintLegacyKeyValue(c, l, lint)
-		s.config.Labels[l.Key] = l.Value
-		created += " " + l.String()
+		s.setLabel(l.Key, l.Value)
+		created.WriteString(" " + l.String())
 	}
-	s.commit(created, nil)
+	s.commit(created.String(), nil)
+	return nil
 }

@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"cmp"
+	"fmt"
 	"path"
 	"regexp"
 	"slices"
@@ -12,7 +13,6 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
-	"github.com/moby/buildkit/util/suggest"
 
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/llb"
@@ -36,6 +36,9 @@ func (w *warnings) sorted() []Warning {
 	return out
 }
 
+// maxRules is how many rules the check directive may name: far more than there are.
+const maxRules = 1000
+
 // newLinter returns the linter that the check directive or BUILDKIT_DOCKERFILE_CHECK configures, and what will hold its
 // findings.
 func newLinter(dockerfile []byte, o *Options) (*linter.Linter, *warnings, error) {
@@ -46,6 +49,10 @@ func newLinter(dockerfile []byte, o *Options) (*linter.Linter, *warnings, error)
 	config, err := linter.ParseLintOptions(text)
 	if err != nil {
 		return nil, nil, &parser.Error{File: o.Filename, Line: line, EndLine: line, Msg: "check: " + err.Error(), Err: err}
+	}
+	if n := len(config.SkipRules) + len(config.ExperimentalRules); n > maxRules {
+		// Each instruction with a check of its own has a copy of the list.
+		return nil, nil, &parser.Error{File: o.Filename, Line: line, EndLine: line, Msg: fmt.Sprintf("check: %d rules are more than there are", n)}
 	}
 	found := &warnings{seen: map[Warning]bool{}}
 	config.Warn = func(rule, description, url, msg string, at []moby.Range) {
@@ -117,7 +124,7 @@ func (b *builder) lintDefaultArgs(df *parser.Dockerfile) {
 		return
 	}
 	for _, s := range df.Stages {
-		name, _, err := b.lex.ProcessWord(s.BaseName, env)
+		name, _, err := b.words.word(s.BaseName, env)
 		if err != nil {
 			return
 		}
@@ -129,10 +136,18 @@ func (b *builder) lintDefaultArgs(df *parser.Dockerfile) {
 
 // lintFromArgs reports the variables of FROM that no ARG declares.
 func (b *builder) lintFromArgs(s *stage, unmatched map[string]struct{}, lint *linter.Linter) {
-	known := append(b.global.Keys(), b.declared...)
+	if len(unmatched) == 0 {
+		return
+	}
+	if b.isDeclared == nil {
+		b.isDeclared = map[string]bool{}
+		for _, name := range b.declared {
+			b.isDeclared[name] = true
+		}
+	}
 	for name := range unmatched {
-		if !slices.Contains(known, name) {
-			match, _ := suggest.Search(name, known, true)
+		if _, ok := b.global.Get(name); !ok && !b.isDeclared[name] {
+			match, _ := b.suggest.search(name, func() []string { return append(b.global.Keys(), b.declared...) }, true)
 			lint.Run(&linter.RuleUndefinedArgInFrom, s.src.Location, linter.RuleUndefinedArgInFrom.Format(name, match))
 		}
 	}
@@ -167,13 +182,12 @@ func (b *builder) lintBasePlatform(s *stage, name string, want, got llb.Platform
 }
 
 // lintUnmatched reports the variables of an instruction that are not set and that no ARG declares.
-func lintUnmatched(s *stage, c instructions.Command, unmatched map[string]struct{}, lint *linter.Linter) {
+func (b *builder) lintUnmatched(s *stage, c instructions.Command, unmatched map[string]struct{}, lint *linter.Linter) {
 	for name := range unmatched {
-		declared := slices.ContainsFunc(s.args, func(a instructions.KeyValuePairOptional) bool { return a.Key == name })
-		if declared || sbomArgs[name] {
+		if _, declared := s.args.get(name); declared || sbomArgs[name] {
 			continue
 		}
-		match, _ := suggest.Search(name, s.env.Keys(), true)
+		match, _ := b.suggest.search(name, s.env.Keys, true)
 		lint.Run(&linter.RuleUndefinedVar, c.Location(), linter.RuleUndefinedVar.Format(name, match))
 	}
 }

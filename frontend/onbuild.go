@@ -1,6 +1,8 @@
 package frontend
 
 import (
+	"fmt"
+
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
 	"github.com/kilnbuild/kiln/parser"
@@ -9,42 +11,57 @@ import (
 // onbuild lowers ONBUILD, which has no history entry.
 func (b *builder) onbuild(s *stage, c *instructions.OnbuildCommand) {
 	s.config.OnBuild = append(s.config.OnBuild, c.Expression)
+	s.sized("onbuild", s.sizes["onbuild"]+jsonSize(c.Expression))
 }
 
-// addTriggers puts the triggers of the base of s before its own instructions, and says whether they read from other stages.
-func (b *builder) addTriggers(s *stage) (bool, error) {
-	if s.implicit || s.replaced() {
-		return false, nil
-	}
-	triggers := s.config.OnBuild
-	s.config.OnBuild = nil
-	if s.base != nil {
-		triggers = nil
-		for _, c := range s.base.commands {
+// maxTriggers bounds the triggers that run in one build for one platform, in bytes as a Dockerfile is bounded, of which each has historySize more
+// than its text: each stage runs those of its base.
+const maxTriggers = 16 << 20
+
+// triggers returns those that a stage of the Dockerfile sets for the stages that are built on it.
+func (s *stage) triggers() []string {
+	if !s.hasTriggers {
+		s.hasTriggers = true
+		for _, c := range s.commands {
 			if o, ok := c.Command.(*instructions.OnbuildCommand); ok {
-				triggers = append(triggers, o.Expression)
+				s.setTriggers = append(s.setTriggers, o.Expression)
 			}
 		}
 	}
+	return s.setTriggers
+}
+
+// addTriggers puts the triggers of the base of s before its own instructions.
+func (b *builder) addTriggers(s *stage) error {
+	if s.implicit || s.replaced() {
+		return nil
+	}
+	triggers := s.config.OnBuild
+	s.config.OnBuild = nil
+	s.sized("onbuild", 0)
+	if s.base != nil {
+		triggers = s.base.triggers()
+	}
 	var commands []command
-	read := false
 	for _, text := range triggers {
 		if err := b.ended(); err != nil {
-			return false, err
+			return err
+		}
+		if b.triggers += len(text) + historySize; b.triggers > maxTriggers {
+			return b.at(fmt.Errorf("the ONBUILD triggers of all stages have more than %d MiB", maxTriggers>>20), s.src.Location)
 		}
 		c, err := parser.ParseTrigger(b.opts.Filename, text, s.src.Location, b.lint)
 		if err != nil {
-			return false, err
+			return err
 		}
 		cmd, err := b.command(s, c)
 		if err != nil {
-			return false, b.at(err, s.src.Location)
+			return b.at(err, s.src.Location)
 		}
 		cmd.onBuild = true
 		commands = append(commands, cmd)
 		s.steps += steps(c)
-		read = read || len(cmd.sources) > 0
 	}
 	s.commands = append(commands, s.commands...)
-	return read, nil
+	return nil
 }

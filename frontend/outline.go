@@ -133,21 +133,20 @@ func DescribeTarget(ctx context.Context, dockerfile []byte, o Options, r Resolve
 		return nil, parser.At(err, o.Filename, nil)
 	}
 	out := &Outline{Name: target.src.Name, Description: target.src.DocComment, Sources: [][]byte{dockerfile}}
-	return out, out.describe(b, df, b.needed(target))
+	return out, out.describe(b, df)
 }
 
 // describe adds what the stages take. df is the Dockerfile as it is written; that of b's stages is expanded.
-func (out *Outline) describe(b *builder, df *parser.Dockerfile, needed map[*stage]bool) error {
+func (out *Outline) describe(b *builder, df *parser.Dockerfile) error {
 	seen := map[string]bool{}
 	used := map[string]bool{}
 	for i, src := range df.Stages {
 		s := b.stages[i]
-		if !needed[s] || s.replaced() {
+		if !s.needed || s.replaced() {
 			continue
 		}
 		b.use(used, src.BaseName)
 		b.use(used, src.Platform)
-		values := s.argValues()
 		for _, c := range src.Commands {
 			if err := b.ended(); err != nil {
 				return err
@@ -162,7 +161,8 @@ func (out *Outline) describe(b *builder, df *parser.Dockerfile, needed map[*stag
 					}
 					if !seen["arg "+a.Key] {
 						seen["arg "+a.Key] = true
-						out.Args = append(out.Args, OutlineArg{a.Key, a.DocComment, values[a.Key], sourceLocation(c.Location())})
+						lowered, _ := s.args.get(a.Key)
+						out.Args = append(out.Args, OutlineArg{a.Key, a.DocComment, lowered.ValueString(), sourceLocation(c.Location())})
 					}
 				}
 			case *instructions.RunCommand:
@@ -194,20 +194,11 @@ func (out *Outline) describe(b *builder, df *parser.Dockerfile, needed map[*stag
 
 // use adds the variables of a word to used.
 func (b *builder) use(used map[string]bool, word string) {
-	if v, err := b.lex.ProcessWordWithMatches(word, b.global); err == nil {
+	if v, err := b.words.expand(word, b.global); err == nil {
 		for name := range v.Matched {
 			used[name] = true
 		}
 	}
-}
-
-// argValues returns the values of the ARGs of the lowered stage.
-func (s *stage) argValues() map[string]string {
-	values := map[string]string{}
-	for _, a := range s.args {
-		values[a.Key] = a.ValueString()
-	}
-	return values
 }
 
 // mounts adds the secrets and agents of RUN.

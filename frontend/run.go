@@ -10,6 +10,7 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
 
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
@@ -17,6 +18,10 @@ import (
 
 // run lowers RUN.
 func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) error {
+	// All of this enters the digest of the step, however short the line is.
+	if err := errors.Join(b.spendShell(s), b.budget.spend(s.env.size+len(s.config.User))); err != nil {
+		return err
+	}
 	inputs := []llb.Output{s.root}
 	args, script, err := runArgs(s, c)
 	if err != nil {
@@ -24,7 +29,7 @@ func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) er
 	}
 	op := llb.Exec{
 		Args: args,
-		Env:  slices.Clone([]string(s.env)),
+		Env:  s.env.all(),
 		// As it is written: the kernel wants the directories before a "..", so those are made as well.
 		Cwd:          cmp.Or(s.config.WorkingDir, "/"),
 		User:         s.config.User,
@@ -62,10 +67,11 @@ func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) er
 	meta := b.runMeta(s, c)
 	meta.NoCache = s.noCache
 	meta.Platform = s.platform.String()
-	created := "RUN " + strings.Join(append(s.argsInHistory(), args...), " ") + " # buildkit"
 	v := b.graph.Add(op, meta, inputs...)
 	s.root = v.Output(0)
-	s.commit(created, v)
+	if s.exported {
+		s.commit("RUN "+strings.Join(append(s.argsInHistory(), args...), " ")+" # buildkit", v)
+	}
 	return nil
 }
 
@@ -84,11 +90,12 @@ func runArgs(s *stage, c *instructions.RunCommand) ([]string, *llb.Mkfile, error
 		switch {
 		case moby.MustParseHeredoc(args[0]) == nil:
 			// The heredoc belongs to a command, so the shell has to see it whole.
-			text := args[0]
+			var text strings.Builder
+			text.WriteString(args[0])
 			for _, f := range c.Files {
-				text += "\n" + f.Data + f.Name
+				text.WriteString("\n" + f.Data + f.Name)
 			}
-			args = []string{text}
+			args = []string{text.String()}
 		default:
 			data := first.Data
 			if first.Chomp {
@@ -129,36 +136,26 @@ func (b *builder) scriptFile(s *stage, f *llb.Mkfile, at []moby.Range) llb.Outpu
 
 // argsInHistory returns "|2 A=1 B=2": the ARGs that a RUN sees.
 func (s *stage) argsInHistory() []string {
-	var names []string
-	values := map[string]string{}
-	for _, a := range s.args {
-		if _, ok := values[a.Key]; !ok {
-			names = append(names, a.Key)
-		}
+	if len(s.args.list) == 0 {
+		return nil
+	}
+	out := []string{fmt.Sprintf("|%d", len(s.args.list))}
+	for _, a := range s.args.list {
 		v, ok := s.env.Get(a.Key)
 		if !ok {
 			v = a.ValueString()
 		}
-		values[a.Key] = v
-	}
-	if len(names) == 0 {
-		return nil
-	}
-	out := []string{fmt.Sprintf("|%d", len(names))}
-	for _, name := range names {
-		out = append(out, name+"="+values[name])
+		out = append(out, a.Key+"="+v)
 	}
 	return out
 }
 
 // runMeta returns the description of RUN. Variables that are not set stay as they are written, as the shell may set them.
 func (b *builder) runMeta(s *stage, c *instructions.RunCommand) llb.Meta {
-	lex := *b.lex
-	lex.RawQuotes, lex.RawEscapes, lex.SkipUnsetEnv = true, true, true
-	env := s.env
+	env := masked{s.env, map[string]bool{}}
 	for _, m := range instructions.GetMounts(c) {
 		if m.Type == instructions.MountTypeSecret && m.Env != nil {
-			env = env.with(*m.Env, Hidden)
+			env.names[*m.Env] = true
 		}
 	}
 	text := c.String()
@@ -171,7 +168,21 @@ func (b *builder) runMeta(s *stage, c *instructions.RunCommand) llb.Meta {
 		}
 		text += " (" + line + ")"
 	}
-	return b.stepMeta(s, text, &lex, env, c.Location())
+	return b.stepMeta(s, text, b.shown, env, c.Location())
+}
+
+// masked is an environment in which some names are those of secrets.
+type masked struct {
+	shell.EnvGetter
+	names map[string]bool
+}
+
+// Get implements shell.EnvGetter.
+func (e masked) Get(name string) (string, bool) {
+	if e.names[name] {
+		return Hidden, true
+	}
+	return e.EnvGetter.Get(name)
 }
 
 // network returns the network of RUN.

@@ -16,6 +16,7 @@ func (b *builder) stopSignal(s *stage, c *instructions.StopSignalCommand) error 
 		return fmt.Errorf("invalid signal %q: it has to be a name such as SIGTERM, or a number above 0", c.Signal)
 	}
 	s.config.StopSignal = c.Signal
+	s.sized("stopsignal", jsonSize(c.Signal))
 	s.commit("STOPSIGNAL "+c.Signal, nil)
 	return nil
 }

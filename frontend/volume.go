@@ -9,14 +9,14 @@ import (
 
 // volume lowers VOLUME.
 func (b *builder) volume(s *stage, c *instructions.VolumeCommand) error {
-	if s.config.Volumes == nil {
-		s.config.Volumes = map[string]struct{}{}
+	if err := s.ownMaps(b.budget); err != nil {
+		return err
 	}
 	for _, v := range c.Volumes {
 		if v == "" {
 			return errors.New("VOLUME specified can not be an empty string")
 		}
-		s.config.Volumes[v] = struct{}{}
+		s.add(&s.config.Volumes, v)
 	}
 	s.commit(fmt.Sprintf("VOLUME %v", c.Volumes), nil)
 	return nil

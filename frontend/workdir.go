@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"fmt"
 	"path"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -10,23 +11,34 @@ import (
 )
 
 // workdir lowers WORKDIR.
-func (b *builder) workdir(s *stage, c *instructions.WorkdirCommand, lint *linter.Linter) {
+func (b *builder) workdir(s *stage, c *instructions.WorkdirCommand, lint *linter.Linter) error {
 	// Only the first one of the Dockerfile counts: what is relative to that is as sure as that is.
 	if !s.workdirSet && !path.IsAbs(c.Path) {
 		lint.Run(&linter.RuleWorkdirRelativePath, c.Location(), linter.RuleWorkdirRelativePath.Format(c.Path))
 	}
 	s.workdirSet = true
 	s.config.WorkingDir = joinWorkdir(s.config.WorkingDir, c.Path)
+	if len(s.config.WorkingDir) > maxPath {
+		return fmt.Errorf("the working directory %q is longer than the %d bytes that Linux takes", clip(s.config.WorkingDir), maxPath)
+	}
+	s.sized("workdir", jsonSize(s.config.WorkingDir))
+	if err := b.budget.spend(len(s.config.User)); err != nil {
+		return err
+	}
 	created := "WORKDIR " + s.config.WorkingDir
 	if s.cwd() == "/" {
 		s.commit(created, nil)
-		return
+		return nil
 	}
 	dir := llb.Mkdir{Path: s.cwd(), Attributes: llb.Attributes{Chown: s.config.User, Epoch: b.epoch}}
-	v := b.graph.Add(llb.File{Actions: []llb.Action{{Mkdir: &dir}}}, b.stepMeta(s, c.String(), b.lex, s.env, c.Location()), s.root)
+	v := b.graph.Add(llb.File{Actions: []llb.Action{{Mkdir: &dir}}}, b.stepMeta(s, c.String(), b.words, s.env, c.Location()), s.root)
 	s.root = v.Output(0)
 	s.commit(created, v)
+	return nil
 }
+
+// maxPath is how long a path can be: PATH_MAX of limits.h without the byte that ends it.
+const maxPath = 4095
 
 // joinWorkdir returns the working directory after WORKDIR dir. An absolute one stays as it is written.
 func joinWorkdir(current, dir string) string {

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -81,6 +82,9 @@ func parse(ctx context.Context, file string, text []byte, lint *linter.Linter) (
 			lint.Run(&linter.RuleNoEmptyContinuation, []moby.Range{*w.Location}, linter.RuleNoEmptyContinuation.Format())
 		}
 	}
+	if err := checkNodes(res.AST.Children); err != nil {
+		return nil, At(err, file, nil)
+	}
 	stages, args, err := instructions.Parse(res.AST, lint)
 	if err != nil {
 		return nil, At(err, file, nil)
@@ -94,7 +98,16 @@ func parse(ctx context.Context, file string, text []byte, lint *linter.Linter) (
 // ParseTrigger reads the text of an ONBUILD trigger, which is one instruction, as if it stood at location of file.
 // Errors are of type *Error.
 func ParseTrigger(file, text string, location []moby.Range, lint *linter.Linter) (instructions.Command, error) {
+	if err := checkLines(file, []byte(text)); err != nil {
+		if e, ok := errors.AsType[*Error](err); ok {
+			err = errors.New("the ONBUILD trigger: " + e.Msg)
+		}
+		return nil, At(err, file, location)
+	}
 	res, err := moby.Parse(strings.NewReader(text))
+	if err == nil {
+		err = checkNodes(res.AST.Children)
+	}
 	if err != nil {
 		return nil, At(err, file, location)
 	}
@@ -133,12 +146,19 @@ func Directive(name string, text []byte) (value string, line int) {
 // checkLines finds the faults for which moby's parser gives no or a wrong line: in directives, and lines that are too long.
 func checkLines(file string, text []byte) error {
 	var directives moby.DirectiveParser
+	var i instruction
 	text = bytes.TrimPrefix(text, []byte("\xef\xbb\xbf"))
 	for n := 1; len(text) > 0; n++ {
 		line, rest, found := bytes.Cut(text, []byte("\n"))
 		text = rest
 		if len(line) >= bufio.MaxScanTokenSize-1 && (found || len(line) >= bufio.MaxScanTokenSize) {
 			return &Error{File: file, Line: n, EndLine: n, Msg: fmt.Sprintf("line is longer than %d bytes", bufio.MaxScanTokenSize-2)}
+		}
+		if bytes.IndexByte(line, 0) >= 0 {
+			return &Error{File: file, Line: n, EndLine: n, Msg: "the line has a NUL byte, and so is no text in UTF-8"}
+		}
+		if err := i.line(file, n, line); err != nil {
+			return err
 		}
 		d, err := directives.ParseLine(bytes.TrimSpace(line))
 		if err != nil {
