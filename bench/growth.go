@@ -1,11 +1,14 @@
 package main
 
 import (
+	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -15,6 +18,7 @@ func measureGrowth(e *env, k peer, wanted *regexp.Regexp, rounds int, r *report)
 	if e.million {
 		files = append(files, 1000000)
 	}
+	lines := []int{100, 1000, 10000, 20000} // more are more history than an image's configuration may have
 	for _, g := range []struct {
 		name  string
 		sizes []int
@@ -25,6 +29,11 @@ func measureGrowth(e *env, k peer, wanted *regexp.Regexp, rounds int, r *report)
 		{"chain, steps", []int{10, 100, 1000}, e.chain},
 		{"fan, stages", []int{10, 100, 1000}, func(n int) (*task, error) { return e.fan(n, "true") }},
 		{"layers", []int{1, 10, 100, 400, maxLayers}, e.layers},
+		{"ENV, lines", lines, func(n int) (*task, error) { return e.lines("ENV", n, "ENV A%d=%d\n") }},
+		{"ARG, lines", lines, func(n int) (*task, error) { return e.lines("ARG", n, "ARG A%d=%d\n") }},
+		{"WORKDIR, lines", lines, func(n int) (*task, error) { return e.lines("WORKDIR", n, "WORKDIR /a\n") }},
+		{"ONBUILD, triggers", lines, e.triggers},
+		{"ADD, nested directories", []int{10, 100, 1000, 2000}, e.nested},
 	} {
 		if !wanted.MatchString(g.name) {
 			continue
@@ -92,5 +101,51 @@ func (e *env) layers(n int) (*task, error) {
 		return nil, err
 	}
 	j := job{dir: dir, dockerfiles: []string{file}, noCache: true, dest: filepath.Join(e.tmp, "layers.tar")}
+	return &task{job: func(int, string) job { return j }}, nil
+}
+
+// lines is a Dockerfile of n instructions, in each of which %d is its number.
+func (e *env) lines(name string, n int, format string) (*task, error) {
+	var b strings.Builder
+	b.WriteString("FROM scratch\nCOPY file /\n")
+	for i := range n {
+		b.WriteString(strings.ReplaceAll(format, "%d", strconv.Itoa(i)))
+	}
+	return e.simple(fmt.Sprintf("%s%d", name, n), b.String(), job{})
+}
+
+// triggers is a stage that runs n triggers of its base.
+func (e *env) triggers(n int) (*task, error) {
+	var b strings.Builder
+	b.WriteString("FROM scratch AS base\n")
+	for i := range n {
+		fmt.Fprintf(&b, "ONBUILD ENV A%d=%d\n", i, i)
+	}
+	return e.simple(fmt.Sprintf("triggers%d", n), b.String()+"FROM base\nCOPY file /\n", job{})
+}
+
+// nested is an ADD of an archive of n directories, each in the one before.
+func (e *env) nested(n int) (*task, error) {
+	dir, err := e.context(fmt.Sprintf("nested%d", n), func(dir string) error {
+		f, err := os.Create(filepath.Join(dir, "archive.tar"))
+		if err != nil {
+			return err
+		}
+		w := tar.NewWriter(f)
+		for i := range n {
+			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: strings.Repeat("d/", i+1), Mode: 0o755}); err != nil {
+				return err
+			}
+		}
+		return errors.Join(w.Close(), f.Close())
+	})
+	if err != nil {
+		return nil, err
+	}
+	file, err := e.dockerfile("nested", "FROM scratch\nADD archive.tar /\n")
+	if err != nil {
+		return nil, err
+	}
+	j := job{dir: dir, dockerfiles: []string{file}, noCache: true}
 	return &task{job: func(int, string) job { return j }}, nil
 }
