@@ -445,7 +445,7 @@ func (l *lfs) download(ctx context.Context, o *object, a action) error {
 		return err
 	}
 	path := l.path(o)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
+	if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
 		err = os.Rename(file.Path, path)
 	}
 	if err != nil {
