@@ -76,24 +76,17 @@ func (c *copying) unmatched(tree layer.Tree, src llb.CopySource, literal string)
 func (c *copying) uses(tree layer.Tree, input int, at string, e *layer.Entry) (bool, error) {
 	plain := copying{maker: maker{run: &run{ctx: c.ctx}}} // without --exclude
 	for _, selection := range c.Inputs[input].Selected {
-		left := [][]string{components(selection)}
+		left := selectionOf(components(selection))
 		for _, name := range components(at) {
-			var next [][]string
-			for _, parts := range left {
-				taken, rest := step(parts, name)
-				if taken {
-					return true, nil
-				}
-				next = append(next, rest...)
+			taken, rest := left.step(name)
+			if taken {
+				return true, nil
 			}
-			left = next
+			left = rest
 		}
-		for _, parts := range left {
-			if e.Type != layer.Dir {
-				break
-			}
+		if e.Type == layer.Dir && len(left.at) > 0 {
 			var found []*layer.Entry
-			if err := plain.walkParents(tree, at, at, parts, ignore.Info{}, &found); err != nil || len(found) > 0 {
+			if err := plain.walkParents(tree, at, at, left, ignore.Info{}, &found); err != nil || len(found) > 0 {
 				return len(found) > 0, err
 			}
 		}
@@ -279,7 +272,7 @@ func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *la
 		}
 	}
 	var selected []*layer.Entry
-	if err := c.walkParents(tree, base, base, parts, ignore.Info{}, &selected); err != nil {
+	if err := c.walkParents(tree, base, base, selectionOf(parts), ignore.Info{}, &selected); err != nil {
 		return 0, err
 	}
 	if len(selected) == 0 && required {
@@ -314,9 +307,8 @@ func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *la
 	return len(selected), c.put(tree, selected, func(p string) string { return join(dest, strings.TrimPrefix(p[len(base):], "/")) })
 }
 
-// walkParents appends to out what the components select in dir, with each selected entry's parents up to base before it.
-// An empty list of components selects everything.
-func (c *copying) walkParents(tree layer.Tree, base, dir string, parts []string, info ignore.Info, out *[]*layer.Entry) error {
+// walkParents appends to out what a selection selects in dir, with each selected entry's parents up to base before it.
+func (c *copying) walkParents(tree layer.Tree, base, dir string, s selection, info ignore.Info, out *[]*layer.Entry) error {
 	if c.ctx.Err() != nil {
 		return context.Cause(c.ctx)
 	}
@@ -326,8 +318,8 @@ func (c *copying) walkParents(tree layer.Tree, base, dir string, parts []string,
 	}
 	for i := range list {
 		e := &list[i]
-		taken, rest := step(parts, e.Name())
-		if !taken && rest == nil {
+		taken, rest := s.step(e.Name())
+		if !taken && len(rest.at) == 0 {
 			continue
 		}
 		rel := strings.TrimPrefix(e.Path[len(base):], "/")
@@ -340,47 +332,69 @@ func (c *copying) walkParents(tree layer.Tree, base, dir string, parts []string,
 		}
 		n := len(*out)
 		if taken {
-			rest = [][]string{{}}
+			rest = selectionOf(nil)
 		}
-		var found []*layer.Entry
-		for _, r := range rest {
-			if err := c.walkParents(tree, base, e.Path, r, below, &found); err != nil {
-				return err
-			}
+		if !taken || excluded {
+			*out = append(*out, e) // if there is something in it
 		}
-		if len(found) > 0 {
-			if !taken || excluded {
-				*out = append((*out)[:n], e)
-			}
-			*out = append(*out, found...)
+		parent := len(*out)
+		if err := c.walkParents(tree, base, e.Path, rest, below, out); err != nil {
+			return err
+		}
+		if len(*out) == parent {
+			*out = (*out)[:n]
 		}
 	}
 	return nil
 }
 
-// step matches a name against the first of the components: whether it is selected as a whole, and else which components
-// are left for what is in it. "**" stands for any number of names, none included.
-func step(parts []string, name string) (taken bool, rest [][]string) {
-	if len(parts) == 0 {
-		return true, nil
-	}
-	if parts[0] == "**" {
-		if len(parts) == 1 {
-			return true, nil
-		}
-		taken, rest = step(parts[1:], name)
-		return taken, append(rest, parts)
-	}
-	if ok, err := path.Match(parts[0], name); err != nil || !ok {
-		if !wild(parts[0]) && parts[0] == name {
-			ok = true
-		}
-		if !ok {
-			return false, nil
+// selection is what is left of a source's components: of each of some places in them, the components from there on. So many "**" as there may be, there
+// are never more places than components.
+type selection struct {
+	parts []string
+	at    []int // in order, each once; len(parts) is the place of everything
+}
+
+// selectionOf returns the selection of components. An empty list selects everything.
+func selectionOf(parts []string) selection { return selection{parts, []int{0}} }
+
+// step matches a name against the first components: whether it is selected as a whole, and else what is left for what is in it.
+// "**" stands for any number of names, none included.
+func (s selection) step(name string) (taken bool, rest selection) {
+	rest.parts = s.parts
+	add := func(place int) {
+		if n := len(rest.at); n == 0 || rest.at[n-1] < place {
+			rest.at = append(rest.at, place)
 		}
 	}
-	if len(parts) == 1 {
-		return true, nil
+	looked := -1 // up to this place
+	for _, place := range s.at {
+		for ; place > looked; place++ {
+			looked = place
+			if place == len(s.parts) {
+				return true, rest
+			}
+			if s.parts[place] == "**" {
+				if place == len(s.parts)-1 {
+					return true, rest
+				}
+				add(place)
+				continue // it may stand for nothing
+			}
+			if matches(s.parts[place], name) {
+				if place == len(s.parts)-1 {
+					return true, rest
+				}
+				add(place + 1)
+			}
+			break
+		}
 	}
-	return false, [][]string{parts[1:]}
+	return false, rest
+}
+
+// matches reports whether a component selects a name.
+func matches(part, name string) bool {
+	ok, err := path.Match(part, name)
+	return err == nil && ok || !wild(part) && part == name
 }
