@@ -56,6 +56,9 @@ type stacked struct {
 	layer   Layer
 	content Content // of the whole
 	depth   int
+	// changed is the uppermost of this and those below whose layer has entries; nil for none. changes is how many have some.
+	changed *stacked
+	changes int
 }
 
 // NewRef returns the root file system made of these layers, the lowest first.
@@ -70,12 +73,17 @@ func NewRef(layers ...Layer) Ref {
 // Push returns the root with one more layer on top.
 func (r Ref) Push(l Layer) Ref {
 	up := &stacked{below: r.top, layer: l, content: r.Content(), depth: r.Depth() + 1}
+	if r.top != nil {
+		up.changed, up.changes = r.top.changed, r.top.changes
+	}
 	if l.Content != (Content{}) {
 		// A layer that changes nothing leaves the content of the root as it was, so what follows stays cached.
 		h := sha256.New()
 		h.Write(up.content[:])
 		h.Write(l.Content[:])
 		up.content = Content(h.Sum(nil))
+		up.changed = up
+		up.changes++
 	}
 	return Ref{top: up}
 }
@@ -101,6 +109,28 @@ func (r Ref) Layers() []Layer {
 	out := make([]Layer, r.Depth())
 	for at := r.top; at != nil; at = at.below {
 		out[at.depth-1] = at.layer
+	}
+	return out
+}
+
+// Change is a layer that has entries, and the content of the root that it was made over.
+type Change struct {
+	Layer
+	Below Content
+}
+
+// Changes returns the layers that have entries, from the lowest to the uppermost: the root is the same without the others, which take no time.
+func (r Ref) Changes() []Change {
+	if r.top == nil {
+		return nil
+	}
+	out := make([]Change, r.top.changes)
+	for at := r.top.changed; at != nil; {
+		below := Ref{top: at.below}
+		out[at.changes-1] = Change{at.layer, below.Content()}
+		if at = at.below; at != nil {
+			at = at.changed
+		}
 	}
 	return out
 }

@@ -3,6 +3,7 @@
 package solver
 
 import (
+	"container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -225,7 +226,7 @@ type solve struct {
 	opts        Options
 	nodes       map[llb.Digest]*node
 	order       []*node // inputs before users
-	queue       []*node // ready, in no order
+	queue       queue   // ready
 	count       [failed + 1]int
 	completions chan completion
 }
@@ -283,21 +284,27 @@ func (s *solve) set(n *node, to state) {
 	s.count[to]++
 	n.state = to
 	if to == ready {
-		s.queue = append(s.queue, n)
+		heap.Push(&s.queue, n)
 	}
 }
 
 // pop takes the ready node with the longest way still to go.
 func (s *solve) pop() *node {
-	best := 0
-	for i, n := range s.queue {
-		if n.rank > s.queue[best].rank {
-			best = i
-		}
-	}
-	n := s.queue[best]
-	s.queue[best] = s.queue[len(s.queue)-1]
-	s.queue = s.queue[:len(s.queue)-1]
+	return heap.Pop(&s.queue).(*node)
+}
+
+// queue is a heap.Interface, the node with the longest way to a root first.
+type queue []*node
+
+func (q queue) Len() int           { return len(q) }
+func (q queue) Less(i, j int) bool { return q[i].rank > q[j].rank }
+func (q queue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
+func (q *queue) Push(x any)        { *q = append(*q, x.(*node)) }
+func (q *queue) Pop() any {
+	last := len(*q) - 1
+	n := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
 	return n
 }
 

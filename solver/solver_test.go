@@ -758,6 +758,22 @@ func TestRefContent(t *testing.T) {
 	}
 }
 
+func TestRefChanges(t *testing.T) {
+	var r solver.Ref
+	var want []solver.Change
+	for i := range 10 {
+		if got := r.Changes(); !slices.Equal(got, want) {
+			t.Errorf("after %d layers the changes are %v, not %v", i, got, want)
+		}
+		l := solver.Layer{ID: fmt.Sprint(i)}
+		if i%3 == 1 {
+			l.Content = solver.Content{byte(i)}
+			want = append(want, solver.Change{Layer: l, Below: r.Content()})
+		}
+		r = r.Push(l)
+	}
+}
+
 func TestRefEncodes(t *testing.T) {
 	r := solver.NewRef(solver.Layer{ID: "a", Content: solver.Content{1}}, solver.Layer{ID: "b"}, solver.Layer{ID: "c", Content: solver.Content{3}})
 	for _, want := range []solver.Ref{{}, {Local: "context"}, r} {

@@ -136,7 +136,7 @@ func (x *Executor) Missing(_ context.Context, l solver.Layer) error {
 func (x *Executor) Expect(r solver.Ref, demand func() solver.Demand) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for _, l := range r.Layers() {
+	for _, l := range r.Changes() {
 		if x.demands[l.ID] == nil {
 			x.demands[l.ID] = demand
 		}

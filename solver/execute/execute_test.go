@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -333,4 +334,33 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) {
 	clear(p)
 	return len(p), nil
+}
+
+// Layers without entries take no part in a root: a thousand WORKDIRs of a directory that is there leave it as it is, and cost what is above
+// them nothing.
+func TestRootWithoutEmptyLayers(t *testing.T) {
+	m := newMachine(t)
+	files := m.files("0644", map[string]string{"/a": "a"})
+	made := files.Layers()[0]
+	var root solver.Ref
+	for i := range 2000 {
+		if i == 1000 {
+			root = root.Push(made)
+		}
+		root = root.Push(solver.Layer{ID: fmt.Sprintf("%064x", i)}) // of which the store knows nothing
+	}
+	ids, err := m.Realise(t.Context(), root)
+	if err != nil || !slices.Equal(ids, []string{made.ID}) {
+		t.Errorf("the layers are %v, %v", ids, err)
+	}
+	if layers, err := m.View(t.Context(), root); err != nil || len(layers) != 1 || layers[0].ID != made.ID {
+		t.Errorf("the view has %d layers, %v", len(layers), err)
+	}
+	m.want(root, "a")
+	// Merged onto another root it keeps all its layers.
+	merged := m.plan(llb.Merge{}, m.files("0644", map[string]string{"/b": "b"}), root)
+	if !merged.Done || merged.Outputs[0].Depth() != 2002 {
+		t.Fatalf("merging plans %+v", merged)
+	}
+	m.want(merged.Outputs[0], "a b")
 }

@@ -44,7 +44,7 @@ func (x *Executor) Image(ctx context.Context, op llb.Image) (solver.Ref, error) 
 // View implements plan.Layers. A layer of an image that is not there is read through for its entries; it is unpacked at once if its
 // files are expected to be needed.
 func (x *Executor) View(ctx context.Context, r solver.Ref) ([]snapshot.Layer, error) {
-	refs := r.Layers()
+	refs := r.Changes()
 	layers := make([]snapshot.Layer, len(refs))
 	var missing []int
 	for i, l := range refs {
@@ -99,9 +99,9 @@ func (x *Executor) Tree(ctx context.Context, r solver.Ref) (*snapshot.Tree, erro
 }
 
 // Realise makes sure that every layer of a root is in the snapshot store, unpacking those of images side by side, and
-// returns the ids under which they are there, the lowest first.
+// returns the ids under which they are there, the lowest first. Layers without entries are left out.
 func (x *Executor) Realise(ctx context.Context, r solver.Ref) ([]string, error) {
-	layers := r.Layers()
+	layers := r.Changes()
 	ids := make([]string, len(layers))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(4)
@@ -124,7 +124,7 @@ func (x *Executor) Realise(ctx context.Context, r solver.Ref) ([]string, error) 
 		if !m.Implied || i == 0 {
 			continue
 		}
-		id := fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s over %s", layers[i].ID, r.Below(i).Content())))
+		id := fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s over %s", layers[i].ID, layers[i].Below)))
 		if !x.Snapshots.Has(id) {
 			if err := x.materialise(ctx, id, &variant{of: layers[i].ID, below: ids[:i]}); err != nil {
 				return nil, err

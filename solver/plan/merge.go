@@ -34,8 +34,14 @@ func (p *Planner) moved(ctx context.Context, r solver.Ref, n int) ([]work.Layer,
 		return nil, err
 	}
 	var out []work.Layer
-	for i, l := range layers[n:] {
-		out = append(out, work.Layer{Root: r.Below(n + i + 1), AsIs: l.Plain || l.Entries == 0})
+	for i, l := range r.Layers() {
+		asIs := true
+		if l.Content != (solver.Content{}) {
+			asIs, layers = layers[0].Plain || layers[0].Entries == 0, layers[1:]
+		}
+		if i >= n {
+			out = append(out, work.Layer{Root: r.Below(i + 1), AsIs: asIs})
+		}
 	}
 	return out, nil
 }
