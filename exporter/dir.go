@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sys/unix"
@@ -112,20 +113,23 @@ func (w *dirWriter) open(dir string) (made bool, mode uint32, err error) {
 // undo removes the directories that were made.
 func (w *dirWriter) undo(dir string, made bool) error {
 	if made {
-		return os.RemoveAll(dir)
+		return dirtree.Remove(dir)
 	}
-	if len(w.tops) == 0 {
-		return nil
+	var err error
+	for _, top := range w.tops {
+		err = errors.Join(err, w.remove(top))
 	}
-	root, err := os.OpenRoot(dir)
+	return err
+}
+
+// remove removes a directory with all that is in it.
+func (w *dirWriter) remove(path string) error {
+	parent, err := w.root.OpenNoSymlinks(layer.Parent(path), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
-	defer root.Close()
-	for _, top := range w.tops {
-		err = errors.Join(err, root.RemoveAll(top))
-	}
-	return err
+	defer parent.Close()
+	return dirtree.RemoveAt(int(parent.Fd()), path[strings.LastIndexByte(path, '/')+1:])
 }
 
 // finish gives directories their modes and times, now that nothing more is written into them.
