@@ -176,7 +176,7 @@ func (b *builder) findTarget() (*stage, error) {
 	}
 	err := fmt.Errorf("target stage %q could not be found", b.opts.Target)
 	if match, ok := b.suggest.search(b.opts.Target, b.stageNames, true); ok {
-		return nil, &parser.Error{Msg: err.Error(), Hint: didYouMean(match), Err: err}
+		return nil, &parser.Error{File: b.opts.Filename, Msg: err.Error(), Hint: didYouMean(match), Err: err}
 	}
 	return nil, err
 }
