@@ -23,6 +23,7 @@ type Builder struct {
 	pending *Pending
 	dirs    dirTree
 	most    int // how many directories there may be; 0 for any number
+	kept    int // bytes of the directories' extended attributes so far
 	leaves  *leaves
 	links   int // how many files have several names
 	disk    *disk
@@ -35,6 +36,9 @@ type Builder struct {
 	buf    []byte      // to read files with; nil until there is one
 	passed layer.Entry // the last one that was passed on: one place for all of them
 }
+
+// maxKept bounds the extended attributes of an archive's directories, in bytes: they are in memory until the layer is complete.
+const maxKept = 64 << 20
 
 // heldDir is a directory with its path.
 type heldDir struct {
@@ -56,6 +60,12 @@ func (b *Builder) set(e *layer.Entry, alone bool) error {
 	n := b.dirs.own(e.Path, true)
 	if n == nil {
 		return fmt.Errorf("BUG: %q is put in no directory", e.Path)
+	}
+	for _, x := range e.Xattrs {
+		b.kept += len(x.Name) + len(x.Value)
+	}
+	if b.most > 0 && b.kept > maxKept {
+		return &layer.LimitError{Msg: fmt.Sprintf("the archive's directories have more than %d MiB of extended attributes", maxKept>>20)}
 	}
 	n.Entry = *e
 	n.Path = ""

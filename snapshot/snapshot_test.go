@@ -627,6 +627,22 @@ func TestMostDirectories(t *testing.T) {
 	}
 }
 
+// The extended attributes of directories are in memory, and so bounded. Those of files are not.
+func TestMostAttributes(t *testing.T) {
+	value := strings.Repeat("x", 900<<10)
+	for typeflag, refused := range map[byte]bool{tar.TypeDir: true, tar.TypeReg: false} {
+		s := newStore(t)
+		var members []member
+		for i := range 80 {
+			members = append(members, member{tar.Header{Name: fmt.Sprint(i), Typeflag: typeflag, PAXRecords: map[string]string{"SCHILY.xattr.user.x": value}}, ""})
+		}
+		err := s.Index(t.Context(), id(1), tarball(t, members...))
+		if _, limited := errors.AsType[*layer.LimitError](err); limited != refused || !limited && err != nil {
+			t.Errorf("type %c: error %v", typeflag, err)
+		}
+	}
+}
+
 // Image layers of every make show, over what lies below them, what the image-spec says.
 func TestUnpack(t *testing.T) {
 	base := []member{dir("usr/lib"), file("usr/lib/x", "old"), link("lib", "usr/lib"), dir("d"), file("d/f", "f"), file("d/g", "g"), file("d/s/f", "f")}

@@ -30,6 +30,9 @@ func (l Limit) OrDefault() Limit {
 	return l
 }
 
+// maxAttributes bounds the extended attributes of one archive together, in bytes.
+const maxAttributes = 1 << 30
+
 // LimitError is an archive that holds more than it may.
 type LimitError struct{ Msg string }
 
@@ -41,11 +44,13 @@ type Reader struct {
 	// are errors.
 	Rooted bool
 
-	stream  io.Reader
-	tar     *tar.Reader
-	limit   Limit
-	size    int64
-	entries int
+	stream io.Reader
+	tar    *tar.Reader
+	limit  Limit
+	size   int64
+	// attributes are the bytes of extended attributes so far.
+	attributes int64
+	entries    int
 	// first and err are what Begins has read.
 	first *tar.Header
 	err   error
@@ -102,6 +107,12 @@ func (r *Reader) Next() (Entry, error) {
 			return Entry{}, r.tooLarge()
 		}
 		r.size += e.Size
+		for _, x := range e.Xattrs {
+			r.attributes += int64(len(x.Name) + len(x.Value))
+		}
+		if r.attributes > maxAttributes {
+			return Entry{}, &LimitError{fmt.Sprintf("the archive's entries have more than %d MiB of extended attributes", maxAttributes>>20)}
+		}
 		return e, nil
 	}
 }

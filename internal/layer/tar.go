@@ -262,7 +262,8 @@ func FromHeader(h *tar.Header) (e Entry, ok bool, err error) {
 	}
 	for key, value := range h.PAXRecords {
 		if name, found := strings.CutPrefix(key, xattrRecord); found && KeepXattr(name) {
-			e.Xattrs = append(e.Xattrs, Xattr{Name: name, Value: value})
+			// They are parts of the whole header, which would stay in memory with them.
+			e.Xattrs = append(e.Xattrs, Xattr{Name: strings.Clone(name), Value: strings.Clone(value)})
 		}
 	}
 	slices.SortFunc(e.Xattrs, func(a, b Xattr) int { return strings.Compare(a.Name, b.Name) })
