@@ -3,7 +3,6 @@
 package dirtree
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -284,10 +283,7 @@ func (r *remover) makeDeep() error {
 // openDir opens a directory for reading. One that its owner may not read gets the permission. A mount point is EBUSY.
 func openDir(dir int, name string) (*os.File, error) {
 	f, err := openIn(dir, name)
-	if err == unix.EACCES {
-		if err := chmod(dir, name); err != nil {
-			return nil, errors.Join(unix.EACCES, err)
-		}
+	if err == unix.EACCES && chmod(dir, name) == nil {
 		f, err = openIn(dir, name)
 	}
 	return f, err
