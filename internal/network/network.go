@@ -114,8 +114,8 @@ func (n *Network) Release(privileged bool) {
 	})
 }
 
-// lingering is how long a connection whose process is gone may take to pass on what the process has sent.
-const lingering = 5 * time.Second
+// lingering is how long a connection whose process is gone may take to pass on what the process has sent. Tests change it.
+var lingering = 5 * time.Second
 
 // drain waits until what the processes have sent is on its way.
 func (n *Network) drain() {

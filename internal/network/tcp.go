@@ -154,7 +154,9 @@ func (c *connections) establish(r *tcp.ForwarderRequest, id stack.TransportEndpo
 	var queue waiter.Queue
 	ep, terr := r.CreateEndpoint(&queue)
 	if terr != nil {
+		// The process has reset the connection already. Its target must not take that for an end.
 		c.sending.Done()
+		_ = host.(*net.TCPConn).SetLinger(0)
 		host.Close()
 		return nil, errors.New(terr.String())
 	}
