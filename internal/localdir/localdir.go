@@ -30,6 +30,7 @@ type Dir struct {
 	root   *rootfs.Root
 	ignore *ignore.Matcher
 	stats  *statCache
+	now    func() time.Time // time.Now, or a test's clock
 
 	mu    sync.Mutex
 	infos map[string]dirInfo
@@ -50,7 +51,7 @@ func Open(ctx context.Context, name string, m *ignore.Matcher, cacheFile, tmp st
 	if err != nil {
 		return nil, err
 	}
-	return &Dir{ctx: ctx, root: root, ignore: m, stats: openStatCache(cacheFile, tmp), infos: map[string]dirInfo{}}, nil
+	return &Dir{ctx: ctx, root: root, ignore: m, stats: openStatCache(cacheFile, tmp), now: time.Now, infos: map[string]dirInfo{}}, nil
 }
 
 // Close frees the directory, after keeping the digests that were learnt in the cache file.
@@ -294,7 +295,7 @@ func (d *Dir) sum(ctx context.Context, e *layer.Entry, buf []byte) error {
 		return err
 	}
 	defer f.Close()
-	opened := time.Now()
+	opened := d.now()
 	var before, after unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &before); err != nil {
 		return err

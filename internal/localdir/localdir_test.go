@@ -27,6 +27,7 @@ type place struct {
 	dir   string
 	cache string
 	tmp   string
+	now   func() time.Time // if it is not nil, the clock of those that open it
 }
 
 func newPlace(t *testing.T) *place {
@@ -54,6 +55,9 @@ func (p *place) open(patterns ...string) *Dir {
 	d, err := Open(context.Background(), p.dir, m, p.cache, p.tmp)
 	if err != nil {
 		p.t.Fatal(err)
+	}
+	if p.now != nil {
+		d.now = p.now
 	}
 	return d
 }
@@ -151,8 +155,22 @@ func (p *place) kept() *statCache {
 	return c
 }
 
-// settle makes everything in the context old, by the only means that there is: time. The tests that need it do so together.
-func settle() { time.Sleep(settled + 100*time.Millisecond) }
+// settle stops the clock at the first moment at which a file is settled that changed before the file called path did.
+func (p *place) settle(path string) {
+	p.t.Helper()
+	at := p.changed(path).Add(settled)
+	p.now = func() time.Time { return at }
+}
+
+// changed returns when the file called path changed last.
+func (p *place) changed(path string) time.Time {
+	p.t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		p.t.Fatal(err)
+	}
+	return time.Unix(st.Ctim.Unix())
+}
 
 func TestStatCache(t *testing.T) {
 	p := newPlace(t)
@@ -160,15 +178,19 @@ func TestStatCache(t *testing.T) {
 		p.write(fmt.Sprintf("d%d/f%d", i%7, i), fmt.Sprint(i))
 	}
 	p.write("young", "0")
+	p.settle(filepath.Join(p.dir, "d0/f0"))
 	slow := p.open()
 	digests(t, slow)
 	// A build that takes long: what it read was too young then, and is not trusted because it is old by now.
-	settle()
+	slow.now = func() time.Time { return time.Now().Add(time.Hour) }
 	p.close(slow)
 	if n := p.kept().count(); n != 0 {
 		t.Fatalf("%d digests were kept of files that had just been written when they were read", n)
 	}
-	p.write("young", "1")
+	for young := ""; young == "" || p.changed(young) == p.changed(filepath.Join(p.dir, "d0/f49")); { // the kernel's clock has ticks
+		young = p.write("young", "1")
+	}
+	p.settle(filepath.Join(p.dir, "young"))
 
 	d := p.open()
 	want := digests(t, d)
