@@ -92,7 +92,7 @@ func TestLauncherIsNotKiln(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, err := os.ReadFile(kiln)
+	content, err := os.ReadFile(kiln)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,12 +105,17 @@ func TestLauncherIsNotKiln(t *testing.T) {
 		// Were it kiln, that is this test, it would run a test and end with status 0.
 		for _, program := range []string{"/proc/self/exe", "/bin/link", "/bin/script", "/bin/loaded", "/proc/1/exe"} {
 			out, st, err := im.sh(t, "", c.spec, args(program, "-test.run=^$"))
-			if st.ExitCode != 127 || out != "" {
+			want := 127
+			if program == "/bin/loaded" && before(t, 6, 7) {
+				// No file without data can be a loader there: the kernel ends a process that would start by one.
+				want = 128 + int(unix.SIGSEGV)
+			}
+			if st.ExitCode != want || out != "" {
 				t.Errorf("%s: %+v, %v, %q", program, st, err, out)
 			}
 		}
 	})
-	if after, err := os.ReadFile(kiln); err != nil || !bytes.Equal(before, after) {
+	if after, err := os.ReadFile(kiln); err != nil || !bytes.Equal(content, after) {
 		t.Errorf("the file of kiln has changed: %v", err)
 	}
 }

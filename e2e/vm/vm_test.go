@@ -1,15 +1,19 @@
 //go:build vm
 
-// Package vm runs kiln on kernels that are not this machine's: in a virtual machine with the kernel of Debian's
-// linux-image-cloud-amd64, or those that $KERNELS names, a disk of ext4, control groups of version 2, and nothing but
-// busybox, kiln, and the tests that the packages have anyway.
+// Package vm runs kiln on kernels that are not this machine's: in a virtual machine with the kernel of Debian's cloud
+// images, or those that $KERNELS names, a disk of ext4, control groups of version 2, and nothing but busybox, kiln, and
+// the tests that the packages have anyway.
 //
 // A test is a shell script in guest/: it runs as root in a directory of its own, and passes if its status is 0.
+//
+// $ARCH is the machine's architecture, as Go names it: amd64 if it is not set, or arm64. The packages' own tests, those of
+// packages.sh, take long where this machine emulates another architecture, and run there only if $TESTS is set.
 package vm
 
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -17,6 +21,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,7 +31,24 @@ import (
 const source = "../.."
 
 // packages are those whose tests run in the machine, from their own directories below /src.
-var packages = []string{"internal/mount", "snapshot", "sandbox", "cmd/kiln"}
+var packages = []string{"internal/mount", "snapshot", "sandbox"}
+
+// hang is far longer than any run takes: what is not done by then hangs.
+const hang = 2 * time.Hour
+
+// A machine is what differs between architectures.
+type machine struct {
+	arch    string
+	kernel  string   // the Debian package that depends on the newest kernel of the cloud images
+	console string   // the kernel's name for the serial port
+	qemu    []string // the emulator, the board and the processor
+}
+
+var machines = map[string]machine{
+	"amd64": {"amd64", "linux-image-cloud-amd64", "ttyS0", []string{"qemu-system-x86_64", "-cpu", "max"}},
+	// The architected algorithm of pointer authentication is slow to emulate.
+	"arm64": {"arm64", "linux-image-cloud-arm64", "ttyAMA0", []string{"qemu-system-aarch64", "-machine", "virt", "-cpu", "max,pauth-impdef=on"}},
+}
 
 // modules are what the kernel needs for its disk and for the tests, in an order in which they load. Those that it has built in are
 // not there.
@@ -37,42 +59,74 @@ func TestKernels(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("run as root: the machine's disk has files of root's")
 	}
+	m, ok := machines[cmp.Or(os.Getenv("ARCH"), "amd64")]
+	if !ok {
+		t.Fatalf("ARCH=%s: it is amd64 or arm64", os.Getenv("ARCH"))
+	}
+	debian := newArchive(t, m.arch)
 	dirs := filepath.SplitList(os.Getenv("KERNELS"))
 	if len(dirs) == 0 {
-		dirs = []string{debianKernel(t)}
+		dirs = []string{debian.unpack(t, debian.newestKernel(t, m.kernel))}
 	}
-	root, scripts := guestRoot(t)
+	busybox := "/bin/busybox"
+	if m.arch != runtime.GOARCH {
+		busybox = debian.unpack(t, "busybox-static") + busybox
+	}
+	root, scripts := guestRoot(t, m, busybox)
 	for _, dir := range dirs {
 		images, err := filepath.Glob(filepath.Join(dir, "boot/vmlinuz-*"))
 		if err != nil || len(images) != 1 {
-			t.Fatalf("%s is no unpacked kernel package: %q, %v", dir, images, err)
+			t.Fatalf("%s is not an unpacked kernel package: %q, %v", dir, images, err)
 		}
 		version := strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-")
-		t.Run(version, func(t *testing.T) { boot(t, images[0], dir, root, scripts) })
+		t.Run(version, func(t *testing.T) { boot(t, m, images[0], dir, root, scripts) })
 	}
 }
 
-// debianKernel downloads and unpacks the kernel of this machine's Debian.
-func debianKernel(t *testing.T) string {
+// An archive has the packages of this machine's Debian for one architecture. Where that is not this machine's, apt's lists are
+// downloaded into a directory of the test's, so that neither apt nor dpkg of this machine is configured for it.
+type archive struct {
+	arch    string
+	options []string
+}
+
+func newArchive(t *testing.T, arch string) archive {
 	t.Helper()
-	dir := t.TempDir()
-	out := run(t, dir, "apt-cache", "depends", "--important", "linux-image-cloud-amd64")
-	var name string
+	a := archive{arch, []string{"-qq", "-o", "APT::Sandbox::User=root"}}
+	if arch != runtime.GOARCH {
+		dir := t.TempDir()
+		check(t, os.Mkdir(dir+"/lists", 0o755))
+		a.options = append(a.options, "-o", "Dir::State::Lists="+dir+"/lists", "-o", "Dir::Cache="+dir,
+			"-o", "APT::Architectures::="+runtime.GOARCH, "-o", "APT::Architectures::="+arch)
+		run(t, dir, "apt-get", append(a.options, "update")...)
+	}
+	return a
+}
+
+// newestKernel returns the package that the package name depends on.
+func (a archive) newestKernel(t *testing.T, name string) string {
+	t.Helper()
+	out := run(t, ".", "apt-cache", append(a.options, "depends", "--important", name+":"+a.arch)...)
 	for word := range strings.FieldsSeq(out) {
-		if strings.HasPrefix(word, "linux-image-") && word != "linux-image-cloud-amd64" {
-			name = word
+		if p, _, _ := strings.Cut(word, ":"); strings.HasPrefix(p, "linux-image-") && p != name {
+			return p
 		}
 	}
-	if name == "" {
-		t.Fatalf("which kernel linux-image-cloud-amd64 stands for is unknown:\n%s", out)
-	}
-	run(t, dir, "apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", name)
+	t.Fatalf("%s depends on no kernel:\n%s", name, out)
+	return ""
+}
+
+// unpack downloads a package and returns a directory with its files.
+func (a archive) unpack(t *testing.T, name string) string {
+	t.Helper()
+	dir := t.TempDir()
+	run(t, dir, "apt-get", append(a.options, "download", name+":"+a.arch)...)
 	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
 	if err != nil || len(debs) != 1 {
 		t.Fatal(debs, err)
 	}
-	run(t, dir, "dpkg-deb", "-x", debs[0], dir+"/kernel")
-	return dir + "/kernel"
+	run(t, dir, "dpkg-deb", "-x", debs[0], dir+"/files")
+	return dir + "/files"
 }
 
 func run(t *testing.T, dir, name string, args ...string) string {
@@ -90,7 +144,7 @@ func run(t *testing.T, dir, name string, args ...string) string {
 
 // guestRoot makes the directory that becomes the machine's disk, but for the kernel's modules, and returns it with the names of
 // the tests in it.
-func guestRoot(t *testing.T) (root string, tests []string) {
+func guestRoot(t *testing.T, m machine, busybox string) (root string, tests []string) {
 	t.Helper()
 	root = t.TempDir()
 	for _, dir := range []string{"bin", "dev", "etc", "home/user", "lib/modules", "proc", "root", "src", "sys", "tmp", "tests", "var"} {
@@ -98,14 +152,7 @@ func guestRoot(t *testing.T) (root string, tests []string) {
 	}
 	check(t, os.Chmod(root+"/tmp", os.ModeSticky|0o777))
 	check(t, os.Chown(root+"/home/user", 1000, 1000))
-	busybox, err := exec.LookPath("busybox")
-	check(t, err)
 	copyFile(t, busybox, root+"/bin/busybox")
-	for applet := range strings.FieldsSeq(run(t, root, busybox, "--list")) {
-		if applet != "busybox" {
-			check(t, os.Symlink("busybox", filepath.Join(root, "bin", applet)))
-		}
-	}
 	for name, text := range map[string]string{
 		"passwd": "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
 		"group":  "root:x:0:\nuser:x:1000:\n", "hosts": "127.0.0.1 localhost\n", "resolv.conf": "nameserver 127.0.0.1\n",
@@ -114,6 +161,7 @@ func guestRoot(t *testing.T) (root string, tests []string) {
 		check(t, os.WriteFile(filepath.Join(root, "etc", name), []byte(text), 0o644))
 	}
 	t.Setenv("CGO_ENABLED", "0")
+	t.Setenv("GOARCH", m.arch)
 	run(t, source, "go", "build", "-trimpath", "-o", root+"/bin/kiln", "./cmd/kiln")
 	for _, p := range packages {
 		dir := filepath.Join(root, "src", p)
@@ -126,8 +174,12 @@ func guestRoot(t *testing.T) (root string, tests []string) {
 	scripts, err := filepath.Glob("guest/*.sh")
 	check(t, err)
 	for _, s := range scripts {
-		copyFile(t, s, filepath.Join(root, "tests", filepath.Base(s)))
-		tests = append(tests, strings.TrimSuffix(filepath.Base(s), ".sh"))
+		name := strings.TrimSuffix(filepath.Base(s), ".sh")
+		if name == "packages" && m.arch != runtime.GOARCH && os.Getenv("TESTS") == "" {
+			continue
+		}
+		copyFile(t, s, filepath.Join(root, "tests", name+".sh"))
+		tests = append(tests, name)
 	}
 	if len(tests) == 0 {
 		t.Fatal("there are no tests in guest/")
@@ -153,7 +205,7 @@ func copyFile(t *testing.T, from, to string) {
 }
 
 // boot runs all tests on one kernel.
-func boot(t *testing.T, image, kernel, root string, tests []string) {
+func boot(t *testing.T, m machine, image, kernel, root string, tests []string) {
 	tmp := t.TempDir()
 	order := unpackModules(t, kernel, root+"/lib/modules")
 	check(t, os.WriteFile(root+"/lib/modules/order", []byte(strings.Join(order, "\n")+"\n"), 0o644))
@@ -162,18 +214,21 @@ func boot(t *testing.T, image, kernel, root string, tests []string) {
 	initrd := filepath.Join(tmp, "initrd")
 	writeInitrd(t, initrd, root, order)
 
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), hang)
 	defer cancel()
-	qemu := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048",
+	qemu := exec.CommandContext(ctx, m.qemu[0], append(m.qemu[1:], "-accel", "tcg,thread=multi", "-smp", "2", "-m", "2048",
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio", "-kernel", image, "-initrd", initrd,
-		"-drive", "file="+disk+",format=raw,if=virtio,cache=unsafe", "-append", "console=ttyS0 quiet panic=-1 cgroup_no_v1=all")
+		"-drive", "file="+disk+",format=raw,if=virtio,cache=unsafe", "-append", "console="+m.console+" quiet panic=-1 cgroup_no_v1=all")...)
 	var stderr bytes.Buffer
 	qemu.Stderr = &stderr
 	stdout, err := qemu.StdoutPipe()
 	check(t, err)
 	qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	check(t, qemu.Start())
-	results, rest := read(stdout)
+	started := time.Now()
+	results, rest := read(stdout, func(name, status string) {
+		t.Logf("%v: %s: status %s", time.Since(started).Round(time.Second), name, status)
+	})
 	if err := qemu.Wait(); err != nil {
 		t.Errorf("%v\n%s", err, stderr.String())
 	}
@@ -193,8 +248,8 @@ func boot(t *testing.T, image, kernel, root string, tests []string) {
 
 type result struct{ output, status string }
 
-// read reads the console to its end: what each test printed, and all that was printed besides.
-func read(console io.Reader) (map[string]result, string) {
+// read reads the console to its end: what each test printed, and all that was printed besides. It calls ended when a test ends.
+func read(console io.Reader, ended func(name, status string)) (map[string]result, string) {
 	results := map[string]result{}
 	var current, rest strings.Builder
 	lines := bufio.NewScanner(console)
@@ -208,6 +263,7 @@ func read(console io.Reader) (map[string]result, string) {
 			current.Reset()
 		case len(f) == 3 && f[0] == "@@end":
 			results[f[1]] = result{output: current.String(), status: f[2]}
+			ended(f[1], f[2])
 			current.Reset()
 		default:
 			current.WriteString(line + "\n")

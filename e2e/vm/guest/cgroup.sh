@@ -3,7 +3,7 @@ export KILN_ROOT=$PWD/root KILN_PROGRESS=plain
 top=/sys/fs/cgroup
 cat $top/cgroup.controllers
 left() { ! find $top -name 'kiln-*' | grep .; }
-tests() { (cd /src/sandbox && ./test -test.v -test.timeout 3m -test.run '^Test(CgroupParent|Limits|Sweep)$' > /tmp/out 2>&1 || { cat /tmp/out; false; }); }
+tests() { (cd /src/sandbox && ./test -test.v -test.timeout 60m -test.run '^Test(CgroupParent|Limits|Sweep)$' > /tmp/out 2>&1 || { cat /tmp/out; false; }); }
 mkdir context && cp /bin/busybox context && cd context
 cat > Dockerfile <<'F'
 FROM scratch
@@ -22,7 +22,7 @@ fails 'dd if=/dev/zero of=/dev/null bs=300M count=1' '-m 32m --memory-swap 32m' 
 
 echo "== in a group with processes"
 mkdir $top/session
-sh -e -c "echo \$\$ > $top/session/cgroup.procs; cd /src/sandbox; ./test -test.v -test.timeout 3m -test.run '^Test(CgroupParent|Limits|Sweep)$'" > /tmp/out 2>&1 || { cat /tmp/out; false; }
+sh -e -c "echo \$\$ > $top/session/cgroup.procs; cd /src/sandbox; ./test -test.v -test.timeout 60m -test.run '^Test(CgroupParent|Limits|Sweep)$'" > /tmp/out 2>&1 || { cat /tmp/out; false; }
 left
 cat $top/session/cgroup.type $top/session/cgroup.subtree_control
 test "$(cat $top/session/cgroup.type)" = domain
@@ -32,7 +32,7 @@ echo 1G > $top/session/memory.max
 echo $$ > $top/session/cgroup.procs
 fails true '-m 64m' 'has a limit\|has processes, and a limit'
 cat /tmp/log | head -1
-fails 'for i in $(seq 100); do sleep 100 & done' '--pids-limit 20' 'as many processes and threads'
+fails 'for i in $(seq 100); do sleep 10000 & done' '--pids-limit 20' 'as many processes and threads'
 fails true '--cpuset-cpus 77' 'limit the step.s cpuset'
 FLAGS="--pids-limit 30 --cpuset-cpus 0 --cpu-shares 512 --cpu-quota 50000" build 'test $(nproc) = 1' || { cat /tmp/log; false; }
 left
@@ -40,7 +40,7 @@ FLAGS="-m 64m --cgroup-parent /builds" build 'echo 2' || { cat /tmp/log; false; 
 left
 
 echo "== kill"
-kiln build -q --network=host --build-arg DO='sleep 100' . > /dev/null 2>&1 &
+kiln build -q --network=host --build-arg DO='sleep 10000' . > /dev/null 2>&1 &
 pid=$!
 while ! pidof sleep > /dev/null; do sleep 0.2; done
 find $top -name 'kiln-*' | grep . 
