@@ -239,7 +239,7 @@ func startAgent(t *testing.T, key string) (socket string) {
 		}
 	})
 	t.Setenv("SSH_AUTH_SOCK", socket)
-	for range 100 {
+	for range 6000 { // five minutes
 		if _, err := os.Stat(socket); err == nil {
 			break
 		}

@@ -64,7 +64,7 @@ func startDocker(t *testing.T) (host string) {
 		cmd.Process.Signal(os.Interrupt)
 		select {
 		case <-ended:
-		case <-time.After(30 * time.Second):
+		case <-time.After(5 * time.Minute):
 			cmd.Process.Kill()
 			<-ended
 		}
@@ -72,7 +72,7 @@ func startDocker(t *testing.T) (host string) {
 			t.Error(err)
 		}
 	})
-	for range 60 {
+	for range 600 { // five minutes
 		if exec.Command("docker", "--host", host, "version").Run() == nil {
 			return host
 		}

@@ -87,7 +87,7 @@ func startRegistry(tmp string) (stop func(), err error) {
 		cmd.Process.Kill()
 		cmd.Wait()
 	}
-	for range 100 {
+	for range 3000 { // five minutes
 		res, err := http.Get("http://" + registry + "/v2/")
 		if err == nil {
 			res.Body.Close()

@@ -231,7 +231,7 @@ func (b *blockedImages) ResolveImage(ctx context.Context, req ImageRequest) (*Ba
 	}
 	select {
 	case <-b.all:
-	case <-time.After(10 * time.Second):
+	case <-time.After(5 * time.Minute):
 		return nil, errors.New("the images are not resolved at the same time")
 	}
 	return b.fakeImages.ResolveImage(ctx, req)

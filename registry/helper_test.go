@@ -42,10 +42,23 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// quick returns a Client that waits for little.
+// hang is far longer than anything takes that a test waits for, on a machine with much else to do.
+const hang = 5 * time.Minute
+
+// quick returns a Client that hardly pauses before it tries again.
 func quick(settings config.Registries) *Client {
 	c := New(settings)
-	c.pause, c.idle = time.Millisecond, 400*time.Millisecond
+	c.pause, c.idle = time.Millisecond, hang
+	return c
+}
+
+// impatience is how long the server of an impatient client may be silent. Of the answers to several tries one has to come in that time.
+const impatience = 2 * time.Second
+
+// impatient returns a Client for a server that falls silent.
+func impatient(settings config.Registries) *Client {
+	c := quick(settings)
+	c.idle = impatience
 	return c
 }
 

@@ -162,7 +162,7 @@ func TestHostileLayout(t *testing.T) {
 				if err == nil || strings.Contains(err.Error(), canary) {
 					t.Errorf("%v", err)
 				}
-			case <-time.After(5 * time.Second):
+			case <-time.After(hang):
 				t.Fatal("it hangs")
 			}
 		})

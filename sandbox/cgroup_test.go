@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -47,7 +49,7 @@ func TestCgroupParent(t *testing.T) {
 	in := func(s *Spec) { s.CgroupParent = "/" + parent }
 	inside := make(chan []string, 1)
 	roots := hierarchyMounts(t)
-	watch := writerFunc(func(p []byte) (int, error) {
+	watch := whileRunning(func() {
 		var found []string
 		for _, root := range roots {
 			members, _ := filepath.Glob(filepath.Join(root, parent, "kiln-*", "cgroup.procs"))
@@ -58,9 +60,8 @@ func TestCgroupParent(t *testing.T) {
 			}
 		}
 		inside <- found
-		return len(p), nil
 	})
-	st, err := Run(context.Background(), Spec{Root: im.mount(t), Args: []string{"/bin/sh", "-c", "echo here; sleep 0.3"}, Env: []string{defaultPath}, User: root, CgroupParent: "/" + parent, Stdout: watch})
+	st, err := Run(context.Background(), Spec{Root: im.mount(t), Args: []string{"/bin/sh", "-c", flood}, Env: []string{defaultPath}, User: root, CgroupParent: "/" + parent, Stdout: watch})
 	if err != nil || st.ExitCode != 0 {
 		t.Fatalf("%+v, %v", st, err)
 	}
@@ -87,7 +88,7 @@ func TestCgroupParent(t *testing.T) {
 	if limited == "" {
 		t.Fatal("no hierarchy of this machine limits the number of processes")
 	}
-	out, _, err := im.sh(t, "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; echo all", in)
+	out, _, err := im.sh(t, "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; echo all", in)
 	if err != nil || !strings.Contains(out, "fork") || strings.Contains(out, "all") {
 		t.Errorf("the limit was not applied: %v\n%s", err, out)
 	}
@@ -102,9 +103,21 @@ func TestCgroupParent(t *testing.T) {
 	}
 }
 
-type writerFunc func(p []byte) (int, error)
+// flood is a script that writes more than a pipe holds: it does not end before its output is read.
+const flood = "head -c 1000000 /dev/zero"
 
-func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+// whileRunning returns a writer for the output of flood that calls f once, while the script cannot end.
+func whileRunning(f func()) io.Writer { return &watcher{f: f} }
+
+type watcher struct {
+	once sync.Once
+	f    func()
+}
+
+func (w *watcher) Write(p []byte) (int, error) {
+	w.once.Do(w.f)
+	return len(p), nil
+}
 
 // available reports whether this machine has a controller that kiln can use.
 func available(t *testing.T, controller string) bool {
@@ -164,7 +177,7 @@ func TestLimits(t *testing.T) {
 			continue
 		}
 		var found []string
-		look := writerFunc(func(p []byte) (int, error) {
+		look := whileRunning(func() {
 			for _, root := range hierarchyMounts(t) {
 				for file, want := range c.want {
 					files, _ := filepath.Glob(filepath.Join(root, parent, groupPrefix+"*", file))
@@ -178,9 +191,8 @@ func TestLimits(t *testing.T) {
 					}
 				}
 			}
-			return len(p), nil
 		})
-		_, st, err := im.sh(t, "echo here; sleep 0.2", limits(c.limits), func(s *Spec) { s.Stdout, s.CgroupParent = look, parent })
+		_, st, err := im.sh(t, flood, limits(c.limits), func(s *Spec) { s.Stdout, s.CgroupParent = look, parent })
 		if err != nil || st.ExitCode != 0 || len(found) == 0 {
 			t.Errorf("%+v: %+v, %v, found %q", c.limits, st, err, found)
 		}

@@ -95,6 +95,7 @@ func TestPruneWhileBuilding(t *testing.T) {
 		long = time.Duration(n) * time.Second
 	}
 	deadline := time.Now().Add(long)
+	const enough = 4 // builds and checks that end, however long that takes
 	var seeds sync.Mutex
 	number := func(n int64) int64 {
 		seeds.Lock()
@@ -102,6 +103,7 @@ func TestPruneWhileBuilding(t *testing.T) {
 		return rnd.Int64N(n)
 	}
 	var builds, killed, prunes, checks atomic.Int64
+	goOn := func() bool { return time.Now().Before(deadline) || builds.Load() < enough || checks.Load() < enough }
 	// run runs a command, and kills every fifth. It reports false for one that was killed.
 	run := func(cmd *exec.Cmd) (out, log []byte, ok bool, err error) {
 		var stdout, stderr bytes.Buffer
@@ -124,7 +126,7 @@ func TestPruneWhileBuilding(t *testing.T) {
 	var wg sync.WaitGroup
 	loop := func(f func()) {
 		wg.Go(func() {
-			for (time.Now().Before(deadline) || builds.Load() == 0) && !t.Failed() {
+			for goOn() && !t.Failed() {
 				f()
 			}
 		})
@@ -158,6 +160,9 @@ func TestPruneWhileBuilding(t *testing.T) {
 			if ok && err != nil {
 				t.Errorf("kiln %s: %v\n%s%s", strings.Join(args, " "), err, out, log)
 			}
+			if !ok {
+				return
+			}
 			if args[0] == "check" {
 				checks.Add(1)
 			} else {
@@ -166,7 +171,7 @@ func TestPruneWhileBuilding(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if left, err := kilntest.WaitGone(5*time.Second, root); err != nil || len(left) > 0 {
+	if left, err := kilntest.WaitGone(nil, root); err != nil || len(left) > 0 {
 		t.Errorf("%v, %v", left, err)
 	}
 	if t.Failed() {

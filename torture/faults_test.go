@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/kilntest"
 	"golang.org/x/sys/unix"
 )
 
@@ -73,7 +74,7 @@ func TestFailingCalls(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(time.Minute, func() { hung = true; cmd.Process.Kill() })
+		timer := time.AfterFunc(kilntest.Hang, func() { hung = true; cmd.Process.Kill() })
 		err := cmd.Wait()
 		timer.Stop()
 		if err != nil {

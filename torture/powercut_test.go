@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/kilntest"
 	"golang.org/x/sys/unix"
 )
 
@@ -128,7 +129,7 @@ func TestPowerCut(t *testing.T) {
 		}
 		d.Close()
 		<-done // kiln itself survives the disk, and fails
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(kilntest.Hang); ; time.Sleep(5 * time.Millisecond) {
 			err := unix.Unmount(mnt, 0)
 			if err == nil {
 				break
@@ -138,7 +139,7 @@ func TestPowerCut(t *testing.T) {
 			}
 		}
 		// Whoever was making a mount namespace just then has it still, and it is not the disk as it was that would be mounted again.
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(kilntest.Hang); ; time.Sleep(5 * time.Millisecond) {
 			out, err := exec.Command("losetup", "-j", file).Output()
 			if err != nil {
 				t.Fatal(err)

@@ -114,7 +114,7 @@ func TestSecrets(t *testing.T) {
 	for _, ending := range []struct{ name, script string }{
 		{"ok", "true"},
 		{"fail", "exit 3"},
-		{"killed", "echo ready; sleep 300"},
+		{"killed", "echo ready; sleep 10000"},
 		{"full", "dd if=/dev/zero of=/fill bs=1M count=100"},
 	} {
 		t.Run(ending.name, func(t *testing.T) {

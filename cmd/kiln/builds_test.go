@@ -150,7 +150,7 @@ func cmdClean(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // cmdSignal is "signal SIGNAL STATUS TEXT kiln ARG…": it runs kiln until it has printed TEXT, sends the signal, and wants
-// that status within a second, and no process left. SIGNAL is INT, TERM, HUP, KILL, or ^C, which is what a terminal sends.
+// that status, and no process left. SIGNAL is INT, TERM, HUP, KILL, or ^C, which is what a terminal sends.
 func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 4 {
 		ts.Fatalf("usage: signal SIGNAL STATUS TEXT kiln ARG...")
@@ -178,7 +178,7 @@ func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
 	cmd.Stderr = w
 	ts.Check(cmd.Start())
 	w.Close()
-	watchdog := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
+	watchdog := time.AfterFunc(kilntest.Hang, func() { cmd.Process.Kill() })
 	defer watchdog.Stop()
 	var seen bytes.Buffer
 	buf := make([]byte, 4096)
@@ -191,7 +191,8 @@ func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("kiln ended before it said %q:\n%s", args[2], seen.String())
 		}
 	}
-	sent := time.Now()
+	running, err := kilntest.Marked(ts.Getenv("WORK")) // kiln itself, which for an ordinary user is two processes, among them
+	ts.Check(err)
 	if args[0] == "^C" {
 		ts.Check(syscall.Kill(-cmd.Process.Pid, sig))
 	} else {
@@ -211,10 +212,10 @@ func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
 	if got := cmd.ProcessState.ExitCode(); got != want {
 		ts.Fatalf("exit status %d, want %d", got, want)
 	}
-	left, err := kilntest.WaitGone(time.Until(sent.Add(time.Second)), ts.Getenv("WORK"))
+	left, err := kilntest.WaitGone(running, ts.Getenv("WORK"))
 	ts.Check(err)
-	if took := time.Since(sent); took > time.Second || len(left) > 0 {
-		ts.Fatalf("a second after the signal: %v, kiln took %v", left, took)
+	if len(left) > 0 {
+		ts.Fatalf("left behind: %v", left)
 	}
 }
 

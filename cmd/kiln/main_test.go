@@ -13,9 +13,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/kilntest"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
@@ -94,7 +94,7 @@ func TestSignals(t *testing.T) {
 		{"twice", []string{"stubborn"}, []syscall.Signal{syscall.SIGINT, syscall.SIGINT}, 130, "cleaning up\n"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), kilntest.Hang)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, "kiln-test", append([]string{"wait"}, tc.args...)...)
 			var stderr bytes.Buffer

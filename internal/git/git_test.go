@@ -374,14 +374,16 @@ func TestTogether(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	hang := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
-	defer hang.Close()
 	ctx, cancel := context.WithCancel(context.Background())
-	time.AfterFunc(200*time.Millisecond, cancel)
+	defer cancel()
+	hang := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		cancel()
+		<-r.Context().Done()
+	}))
+	defer hang.Close()
 	s, _ := remoteurl.ParseGit(hang.URL + "/r.git")
-	start := time.Now()
-	if _, err := c.Resolve(ctx, s, Identity{}); !errors.Is(err, context.Canceled) || time.Since(start) > 5*time.Second {
-		t.Errorf("stopped after %s: %v", time.Since(start), err)
+	if _, err := c.Resolve(ctx, s, Identity{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("stopped: %v", err)
 	}
 }
 

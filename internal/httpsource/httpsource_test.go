@@ -24,7 +24,7 @@ func newClient(t *testing.T, secrets map[string]string) *Client {
 		v, ok := secrets[id]
 		return []byte(v), ok, nil
 	})
-	c.idle, c.pause = 300*time.Millisecond, time.Millisecond
+	c.idle, c.pause = 5*time.Minute, time.Millisecond
 	return c
 }
 
@@ -195,6 +195,9 @@ func TestFaults(t *testing.T) {
 			address := serve(t, func(w http.ResponseWriter, r *http.Request) { tt.serve(n.Add(1), w, r) })
 			c := newClient(t, nil)
 			c.limit = int64(len(big))
+			if tt.name == "silence" {
+				c.idle = 100 * time.Millisecond
+			}
 			f, err := c.Look(context.Background(), request(t, address+"/f?sig=canary"))
 			switch {
 			case tt.err == "" && (err != nil || body(t, f) != string(big)):

@@ -150,15 +150,21 @@ func DeadGroups() []string {
 	return slices.DeleteFunc(first, func(dir string) bool { return !slices.Contains(again, dir) })
 }
 
-// Processes returns the processes whose environment or command line holds one of the marks, but for the caller's own
-// ancestors. Zombies count.
+// Processes returns, in words, the processes that Marked returns.
 func Processes(marks ...string) ([]string, error) {
+	pids, err := Marked(marks...)
+	return describe(pids), err
+}
+
+// Marked returns the numbers of the processes whose environment or command line holds one of the marks, but for the caller's own
+// ancestors. One that has begun to end has neither, though it may still have files open: see WaitGone.
+func Marked(marks ...string) ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
 	own := ancestors()
-	var out []string
+	var pids []int
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil || slices.Contains(own, pid) {
@@ -167,14 +173,34 @@ func Processes(marks ...string) ([]string, error) {
 		// A process may end while it is looked at.
 		environ, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
 		cmdline, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		for _, m := range marks {
-			if bytes.Contains(environ, []byte(m)) || bytes.Contains(cmdline, []byte(m)) {
-				out = append(out, fmt.Sprintf("process %d %q", pid, bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
-				break
-			}
+		holds := func(mark string) bool {
+			return bytes.Contains(environ, []byte(mark)) || bytes.Contains(cmdline, []byte(mark))
+		}
+		if slices.ContainsFunc(marks, holds) {
+			pids = append(pids, pid)
 		}
 	}
-	return out, nil
+	return pids, nil
+}
+
+func describe(pids []int) (words []string) {
+	for _, pid := range pids {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // it may have ended by now
+		words = append(words, fmt.Sprintf("process %d %q", pid, bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
+	}
+	return words
+}
+
+// ended reports whether all threads of a process have ended, and with them its open files and locks, whether or not its parent has
+// waited for it: see proc_pid_stat(5).
+func ended(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	const state, threads = 0, 17
+	return strings.Contains("ZX", f[state]) && f[threads] <= "1"
 }
 
 func ancestors() (pids []int) {
@@ -192,15 +218,20 @@ func ancestors() (pids []int) {
 	return pids
 }
 
-// WaitGone waits until no process holds one of the marks, and returns those that are still there when the time is over.
-func WaitGone(limit time.Duration, marks ...string) ([]string, error) {
-	deadline := time.Now().Add(limit)
-	for {
-		left, err := Processes(marks...)
+// Hang is far longer than anything takes that a test waits for, on a machine with much else to do: what is not there by then
+// hangs. It is no measure of speed, and what must not be taken for an end has to last longer.
+const Hang = 5 * time.Minute
+
+// WaitGone waits until no process holds one of the marks, and the processes with the numbers known, which Marked returned before, have
+// ended. It returns those that are still there after Hang, in words.
+func WaitGone(known []int, marks ...string) ([]string, error) {
+	for deadline := time.Now().Add(Hang); ; time.Sleep(5 * time.Millisecond) {
+		known = slices.DeleteFunc(known, ended)
+		marked, err := Marked(marks...)
+		left := append(slices.Clone(known), marked...)
 		if err != nil || len(left) == 0 || time.Now().After(deadline) {
-			return left, err
+			return describe(left), err
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 

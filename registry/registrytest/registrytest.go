@@ -15,7 +15,7 @@ import (
 )
 
 // startTimeout is how long the registry may take to answer on a machine that is busy with other tests.
-const startTimeout = 20 * time.Second
+const startTimeout = 5 * time.Minute
 
 // Registry is a registry that runs until the test ends.
 type Registry struct {
