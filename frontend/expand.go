@@ -305,7 +305,7 @@ func (m *measure) variable() int64 {
 		if op == '#' || op == '%' {
 			m.match(value, word)
 		}
-		return max(word, value, word+int64(len(name))+5) // with its braces if it is to stay as it is
+		return max(word, value, word+int64(len(name))+8) // with its braces if it is to stay as it is: "${name:?word}", the ? of any size
 	case '/':
 		all := m.peek() == '/'
 		if all {
