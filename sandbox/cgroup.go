@@ -94,6 +94,9 @@ func (r *run) enterGroups() error {
 	if err := r.findGroups(); err != nil {
 		return err
 	}
+	if r.spec.Insecure && r.guards() && !r.cgroups.guarded {
+		return errUnguarded
+	}
 	return r.limitTasks()
 }
 

@@ -75,8 +75,17 @@ func DeviceNodes() error {
 	return errors.Join(err, c.remove())
 }
 
-// guards says whether a device controller is to say which devices the process may open. One that can make no device nodes needs none.
-func (r *run) guards() bool { return !r.spec.Insecure && r.spec.IDs == nil && !r.ns.Nested }
+// privileged reports whether the process is to have the privileges of kiln itself, on the machine: all devices with them.
+func (r *run) privileged() bool { return r.spec.Insecure && r.spec.IDs == nil && !r.ns.Nested }
+
+// guards says whether a device controller is to say which devices the process may open. Where kiln is in a user namespace itself the
+// kernel lets nobody open a device by a node of a file system that kiln has mounted. A process with privileges in a user namespace of its own
+// could take away the option nodev of a mount, so there only a controller keeps it from the nodes that an image or an archive has.
+func (r *run) guards() bool { return !r.ns.Nested && r.spec.Insecure == (r.spec.IDs != nil) }
+
+// errUnguarded is of a step whose privileges would reach every device of the machine.
+var errUnguarded = errors.New("run with privileges in a user namespace: it takes a device controller, without which the step could open every " +
+	"device of the machine by a node in its image: run kiln where it may make control groups, or leave out --userns or --security=insecure")
 
 // guardDevices has a device controller say which devices the process may open, where the machine lets kiln have one. Where not, the
 // nodes that it makes cannot be opened at all.

@@ -238,7 +238,7 @@ func (r *run) planRoot(l *plan, p parts) {
 	s := &r.spec
 	private := raw(unix.MountAttr{Propagation: unix.MS_PRIVATE})
 	contained := private
-	if !s.Insecure && !r.cgroups.guarded {
+	if !r.privileged() && !r.cgroups.guarded {
 		contained = raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE})
 	}
 	setattr := func(name string, f *os.File, attr []byte) {
