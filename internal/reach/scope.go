@@ -66,9 +66,15 @@ var embedding = []struct {
 	{netip.MustParsePrefix("::/96"), 12},           // IPv4-compatible (RFC 4291)
 	{netip.MustParsePrefix("::ffff:0:0:0/96"), 12}, // IPv4-translated (RFC 2765)
 	{netip.MustParsePrefix("64:ff9b::/96"), 12},    // NAT64 (RFC 6052)
-	{netip.MustParsePrefix("64:ff9b:1::/48"), 12},  // NAT64 of a network's own (RFC 8215)
 	{netip.MustParsePrefix("2002::/16"), 2},        // 6to4 (RFC 3056)
 }
+
+// A network may take any prefix in localNAT64 for its own NAT64 (RFC 8215), of any length that RFC 6052 section 2.2 has. localLayouts
+// are where the bytes of the IPv4 address are for the lengths 48, 56, 64 and 96; byte 8 is none of them but for the last.
+var (
+	localNAT64   = netip.MustParsePrefix("64:ff9b:1::/48")
+	localLayouts = [][4]int{{6, 7, 9, 10}, {7, 9, 10, 11}, {9, 10, 11, 12}, {12, 13, 14, 15}}
+)
 
 // Of returns the scope of an address.
 func Of(a netip.Addr) Scope {
@@ -99,10 +105,31 @@ func fixed(a netip.Addr) Scope {
 			return fixed(netip.AddrFrom4([4]byte(b[e.at:])))
 		}
 	}
+	if localNAT64.Contains(a) {
+		return translated(a)
+	}
 	if a.IsPrivate() {
 		return Private
 	}
 	return Internet
+}
+
+// translated returns the scope of an address in localNAT64: the highest of all that it may be translated to, as the length of the
+// network's prefix is not known. No translator sends to 0.0.0.0/8, and the zeros of one layout are that in another, so it
+// counts only where no layout has anything else.
+func translated(a netip.Addr) Scope {
+	b := a.As16()
+	found, highest := false, Internet
+	for _, at := range localLayouts {
+		v4 := [4]byte{b[at[0]], b[at[1]], b[at[2]], b[at[3]]}
+		if v4[0] != 0 {
+			found, highest = true, max(highest, fixed(netip.AddrFrom4(v4)))
+		}
+	}
+	if !found {
+		return Machine
+	}
+	return highest
 }
 
 // own reports whether an address is that of an interface.
