@@ -57,15 +57,15 @@ func (a *app) printWarnings(ctx context.Context, r *builder.Result) {
 
 // warnings prints warnings one by one, however many there are, until ctx ends.
 func warnings(ctx context.Context, to io.Writer, r *builder.Result, shown []builder.Warning) error {
-	lines := dockerfileLines(r.Dockerfile)
+	quoted := newSource(r.Dockerfile)
 	for _, w := range shown {
 		if err := ctxio.Ended(ctx); err != nil {
 			return err
 		}
 		var b bytes.Buffer
-		fmt.Fprintf(&b, "\nWARNING: %s\n%s\n", strings.TrimSuffix(w.Rule+" - "+w.URL, " - "), termtext.Line(w.Message))
+		fmt.Fprintf(&b, "\nWARNING: %s\n%s\n", strings.TrimSuffix(w.Rule+" - "+w.URL, " - "), termtext.Line(quoted.message(w.Message, w.Location.StartLine, w.Location.EndLine)))
 		if w.Location.StartLine > 0 {
-			b.Write(excerpt(w.Location, lines))
+			b.Write(excerpt(w.Location, quoted))
 		}
 		if _, err := to.Write(b.Bytes()); err != nil {
 			return err

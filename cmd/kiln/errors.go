@@ -109,18 +109,18 @@ func (a *app) printError(err error) {
 		return
 	}
 	location := locate(err)
+	quoted := newSource(nil)
+	if b, ok := errors.AsType[*buildError](err); ok && location.StartLine > 0 && location.File == b.name {
+		quoted = newSource(b.dockerfile)
+	}
+	message := quoted.message(err.Error(), location.StartLine, location.EndLine) + ofRoot(err)
 	step, isStep := errors.AsType[*solver.VertexError](err)
 	if isStep {
-		a.complain(stepText(step, location) + ": " + err.Error() + ofRoot(err))
-	} else {
-		a.complain(err.Error() + ofRoot(err))
+		message = stepText(step, location) + ": " + message
 	}
+	a.complain(message)
 	if location.StartLine > 0 {
-		var lines []string
-		if b, ok := errors.AsType[*buildError](err); ok && location.File == b.name {
-			lines = dockerfileLines(b.dockerfile)
-		}
-		_, _ = a.stderr.Write(excerpt(location, lines))
+		_, _ = a.stderr.Write(excerpt(location, quoted))
 	}
 	if shown, ok := errors.AsType[*progressError](err); ok && isStep {
 		_, _ = a.stderr.Write(quoteLog(shown.failures, step))
@@ -174,26 +174,18 @@ const (
 	excerptMost   = 20
 )
 
-// dockerfileLines returns the lines of a Dockerfile, none of one that is not there.
-func dockerfileLines(dockerfile []byte) []string {
-	if len(dockerfile) == 0 {
-		return nil
-	}
-	return strings.Split(strings.TrimSuffix(string(dockerfile), "\n"), "\n")
-}
-
 // excerpt returns the lines of a Dockerfile around a location, those meant marked; only the location where there are none.
-func excerpt(l llb.Location, lines []string) []byte {
+func excerpt(l llb.Location, of *source) []byte {
 	const rule = "--------------------\n"
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s:%d\n", termtext.Line(l.File), l.StartLine)
-	if l.StartLine > len(lines) {
+	if l.StartLine > len(of.lines) {
 		return b.Bytes()
 	}
 	b.WriteString(rule)
-	end := min(max(l.EndLine, l.StartLine), len(lines))
+	end := min(max(l.EndLine, l.StartLine), len(of.lines))
 	last := min(end, l.StartLine+excerptMost-1)
-	for n := max(1, l.StartLine-excerptMargin); n <= min(last+excerptMargin, len(lines)); n++ {
+	for n := max(1, l.StartLine-excerptMargin); n <= min(last+excerptMargin, len(of.lines)); n++ {
 		if n > last && last < end {
 			b.WriteString("     | >>> …\n")
 			break
@@ -202,7 +194,7 @@ func excerpt(l llb.Location, lines []string) []byte {
 		if n >= l.StartLine && n <= end {
 			mark = ">>>"
 		}
-		line := fmt.Sprintf("%4d | %s %s", n, mark, termtext.Line(lines[n-1]))
+		line := fmt.Sprintf("%4d | %s %s", n, mark, termtext.Line(of.line(n-1)))
 		b.WriteString(strings.TrimRight(line, " \t") + "\n")
 	}
 	b.WriteString(rule)

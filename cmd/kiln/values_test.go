@@ -207,7 +207,7 @@ func TestOptions(t *testing.T) {
 }
 
 func TestExcerpt(t *testing.T) {
-	text := dockerfileLines([]byte("FROM busybox\n\nRUN false\n"))
+	text := newSource([]byte("FROM busybox\n\nRUN false\n"))
 	want := `Dockerfile:3
 --------------------
    1 |     FROM busybox
@@ -223,7 +223,7 @@ func TestExcerpt(t *testing.T) {
 			t.Errorf("got:\n%s", got)
 		}
 	}
-	long := dockerfileLines([]byte(strings.Repeat("x \\\n\x1b[2J", 100)))
+	long := newSource([]byte(strings.Repeat("x \\\n\x1b[2J", 100)))
 	got := string(excerpt(llb.Location{File: "D", StartLine: 3, EndLine: 90}, long))
 	if n := strings.Count(got, "\n"); n != 3+2+excerptMost+1 || strings.Contains(got, "\x1b") || !strings.Contains(got, "…") {
 		t.Errorf("%d lines:\n%s", n, got)
