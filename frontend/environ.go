@@ -10,8 +10,8 @@ import (
 // defaultPath is the PATH of images that set none.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// environ is a list of variables, each name once. To look one up and to set it takes the same time however many there are. The nil *environ has
-// none, and can only be read.
+// environ is a list of variables, each name once. To look one up and to set it takes the same time however many there
+// are. The nil *environ has none, and can only be read.
 type environ struct {
 	budget *budget
 	at     map[string]int // where names are in list

@@ -11,15 +11,16 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 )
 
-// A few bytes of a Dockerfile can stand for as many as they like, and BuildKit's expander has no limit. So each word is measured before it is
-// expanded: how large it, and all that is put together for it, can become.
+// A few bytes of a Dockerfile can stand for as many as they like, and BuildKit's expander has no limit. So each word is
+// measured before it is expanded: how large it, and all that is put together for it, can become.
 const (
 	// maxValue bounds a word after its variables are expanded, in bytes. maxDocument is for a heredoc, which is a file.
 	maxValue    = 1 << 20
 	maxDocument = 16 << 20
 	// maxConfig bounds an image's configuration: that of a larger one kiln, as others, would not read again (cas.MaxManifest).
 	maxConfig = 4 << 20
-	// maxWork bounds the bytes that are put together for one word. Of a replacement they are a bound of those alone, since only doing it tells.
+	// maxWork bounds the bytes that are put together for one word. Of a replacement they are a bound of those alone, since
+	// only doing it tells.
 	maxWork = 64 << 20
 	// maxDepth bounds variables in variables, "${A:-${B:-…}}".
 	maxDepth = 100
@@ -46,7 +47,8 @@ func (b *budget) spend(bytes int) error {
 // expander expands words as shell.Lex does, within limits.
 type expander struct {
 	lex *shell.Lex
-	// escape is the escape character, quotes says that quotes are special, unset that variables which are not set stay as they are: as lex has it.
+	// escape is the escape character, quotes says that quotes are special, unset that variables which are not set stay as
+	// they are: as lex has it.
 	escape rune
 	quotes bool
 	unset  bool

@@ -17,7 +17,8 @@ import (
 	"github.com/kilnbuild/kiln/parser"
 )
 
-// TestExpansionIsBounded has words that become much larger than the Dockerfile: they are refused, with their line, before anything becomes large.
+// TestExpansionIsBounded has words that become much larger than the Dockerfile: they are refused, with their line,
+// before anything becomes large.
 func TestExpansionIsBounded(t *testing.T) {
 	double := func(times int) string { return strings.Repeat("ENV A=$A$A\n", times) }
 	for name, c := range map[string]struct {
@@ -108,7 +109,8 @@ func (b bigImages) ResolveImage(_ context.Context, req ImageRequest) (*BaseImage
 	return image, nil
 }
 
-// TestManyInstructions lowers Dockerfiles of very many instructions and stages. Time that grows with the square of their number would be hours.
+// TestManyInstructions lowers Dockerfiles of very many instructions and stages. Time that grows with the square of their
+// number would be hours.
 func TestManyInstructions(t *testing.T) {
 	each := func(n int, format string) string {
 		var b strings.Builder

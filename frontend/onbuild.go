@@ -14,8 +14,8 @@ func (b *builder) onbuild(s *stage, c *instructions.OnbuildCommand) {
 	s.sized("onbuild", s.sizes["onbuild"]+jsonSize(c.Expression))
 }
 
-// maxTriggers bounds the triggers that run in one build for one platform, in bytes as a Dockerfile is bounded, of which each has historySize more
-// than its text: each stage runs those of its base.
+// maxTriggers bounds the triggers that run in one build for one platform, in bytes as a Dockerfile is bounded, of which
+// each has historySize more than its text: each stage runs those of its base.
 const maxTriggers = 16 << 20
 
 // triggers returns those that a stage of the Dockerfile sets for the stages that are built on it.

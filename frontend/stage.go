@@ -90,8 +90,8 @@ type dependency struct {
 // replaced says that a named context stands for the whole stage.
 func (s *stage) replaced() bool { return s.context != nil && s.context.replacesStage }
 
-// inherit takes over what a stage has from the stage that it is built on. Nothing is copied before it is changed: of n stages, each built on the
-// one before, the last would have n times what the first has.
+// inherit takes over what a stage has from the stage that it is built on. Nothing is copied before it is changed: of n
+// stages, each built on the one before, the last would have n times what the first has.
 func (s *stage) inherit() {
 	b := s.base
 	s.root, s.platform, s.author = b.root, b.platform, b.author

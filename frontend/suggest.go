@@ -2,8 +2,8 @@ package frontend
 
 import "github.com/moby/buildkit/util/suggest"
 
-// maxSuggesting bounds the characters that are compared in one build to find names that were meant, and maxSuggested the length of such names:
-// each name that is not known is compared with all that are.
+// maxSuggesting bounds the characters that are compared in one build to find names that were meant, and maxSuggested the
+// length of such names: each name that is not known is compared with all that are.
 const (
 	maxSuggesting = 1 << 24
 	maxSuggested  = 64
@@ -12,8 +12,8 @@ const (
 // suggester finds names that may have been meant.
 type suggester struct{ left int }
 
-// search returns the one of known that name is nearly; false for none, and when there were too many before. known is only asked for if it is
-// needed.
+// search returns the one of known that name is nearly; false for none, and when there were too many before. known is
+// only asked for if it is needed.
 func (s *suggester) search(name string, known func() []string, caseSensitive bool) (string, bool) {
 	if s.left <= 0 || len(name) > maxSuggested {
 		return "", false

@@ -9,8 +9,8 @@ import (
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
 )
 
-// BuildKit's parser calls itself for what is nested, and takes time and memory that grow with the square of some lists. These limits are far
-// above what anybody writes; beyond them it would use up the stack, or the machine's memory.
+// BuildKit's parser calls itself for what is nested, and takes time and memory that grow with the square of some lists.
+// These limits are far above what anybody writes; beyond them it would use up the stack, or the machine's memory.
 const (
 	// maxNested is how many variables with an operator, "${A:-…}", an instruction with "<<" may have: each may be in the one before.
 	maxNested = 256
@@ -24,8 +24,8 @@ const (
 	maxName = 256
 )
 
-// instruction is what is known of an instruction while its lines are read, before BuildKit's parser has put them together. In heredocs, which it
-// takes for lines of instructions, it may count too much.
+// instruction is what is known of an instruction while its lines are read, before BuildKit's parser has put them
+// together. In heredocs, which it takes for lines of instructions, it may count too much.
 type instruction struct {
 	begin, end int // lines
 	heredoc    bool

@@ -142,7 +142,8 @@ func Compose(parent layer.Tree, tmp string, now time.Time) *Builder {
 }
 
 // Reuse lets the builder take files from a committed layer that are the same in everything, by hard links, instead of
-// reading them again: those that are put with a Digest. A layer that is not there, or packed, is no error. The builder must be one that writes.
+// reading them again: those that are put with a Digest. A layer that is not there, or packed, is no error. The builder
+// must be one that writes.
 func (b *Builder) Reuse(s *Store, id string) {
 	m, err := s.Manifest(id)
 	if err != nil || s.isPacked(id) {
@@ -155,10 +156,10 @@ func (b *Builder) Reuse(s *Store, id string) {
 // It goes before all else, and for a builder that streams. Any call may then fail with ErrNotOver.
 func (b *Builder) Over(s *Store, id string) { b.disk.over = s.newOver(id) }
 
-// Stream makes the builder pass its entries on to f, in the order of layer.Compare, instead of keeping them: nothing is kept
-// but the directories. From then on entries must be put in that order, each path once, but for a directory, which may be put
-// again before anything is put below it. What was put before may only be directories. Entries is not for such a builder, and Finish passes on what is left.
-// What f keeps of an entry it must copy.
+// Stream makes the builder pass its entries on to f, in the order of layer.Compare, instead of keeping them: nothing is
+// kept but the directories. From then on entries must be put in that order, each path once, but for a directory, which
+// may be put again before anything is put below it. What was put before may only be directories. Entries is not for such
+// a builder, and Finish passes on what is left. What f keeps of an entry it must copy.
 func (b *Builder) Stream(f func(*layer.Entry) error) {
 	b.stream = f
 	for n, path := range b.dirs.all() {
@@ -189,7 +190,8 @@ func (b *Builder) pass(e *layer.Entry) error {
 	return b.stream(&b.passed)
 }
 
-// flush gives f the directories that are held back. follows is what comes after them; nil for nothing. What f keeps of an entry it must copy.
+// flush gives f the directories that are held back. follows is what comes after them; nil for nothing. What f keeps of
+// an entry it must copy.
 func (b *Builder) flush(follows *layer.Entry, f func(*layer.Entry) error) error {
 	// What is in a directory comes right after it, so it is enough to look at what comes next.
 	next := ""
@@ -272,8 +274,8 @@ func (b *Builder) lookup(p string) (*dirNode, layer.Entry, bool, error) {
 	return b.child(up, base(p), p)
 }
 
-// List returns the entries directly in the directory at a physical path as they will be, sorted by name. It reads all that the layer has, and
-// is not for a builder that streams.
+// List returns the entries directly in the directory at a physical path as they will be, sorted by name. It reads all
+// that the layer has, and is not for a builder that streams.
 func (b *Builder) List(dir string) ([]layer.Entry, error) {
 	byPath := map[string]layer.Entry{}
 	if b.parent != nil {

@@ -91,8 +91,8 @@ func (t *dirTree) find(path string) *dirNode {
 	return at
 }
 
-// own returns the layer's directory at a path. If there is none it is nil or, if it is to be made, a new one, unless there is no directory to
-// make it in.
+// own returns the layer's directory at a path. If there is none it is nil or, if it is to be made, a new one, unless
+// there is no directory to make it in.
 func (t *dirTree) own(path string, make bool) *dirNode {
 	n := t.find(path)
 	if !make || n != nil && n.mine {

@@ -16,8 +16,9 @@ func (b *Builder) Resolve(name string, followLast bool) (string, *layer.Entry, e
 	return b.ResolveBelow("", name, followLast, nil)
 }
 
-// ResolveBelow is Resolve in a chroot in the directory at the physical path dir; the path that it returns is in the whole root. dangling, unless it is
-// nil, is called for a symbolic link that name leads through and that leads to nothing, with its physical path, and gives the error.
+// ResolveBelow is Resolve in a chroot in the directory at the physical path dir; the path that it returns is in the
+// whole root. dangling, unless it is nil, is called for a symbolic link that name leads through and that leads to
+// nothing, with its physical path, and gives the error.
 func (b *Builder) ResolveBelow(dir, name string, followLast bool, dangling func(path string, link layer.Entry) error) (string, *layer.Entry, error) {
 	top, err := b.directory(dir)
 	if err != nil {
@@ -37,7 +38,8 @@ func Resolve(lookup func(string) (layer.Entry, bool, error), name string, follow
 
 // steps are the steps of a path resolution. It is in one directory, at first in the root.
 type steps interface {
-	// down looks up a name in the directory. If that is a directory the resolution is in it from then on. path is the physical path of the name.
+	// down looks up a name in the directory. If that is a directory the resolution is in it from then on. path is the
+	// physical path of the name.
 	down(name string, path []byte) (e layer.Entry, ok bool, err error)
 	// up goes to the directory above. It is not called in the root.
 	up()

@@ -119,7 +119,8 @@ type Change struct {
 	Below Content
 }
 
-// Changes returns the layers that have entries, from the lowest to the uppermost: the root is the same without the others, which take no time.
+// Changes returns the layers that have entries, from the lowest to the uppermost: the root is the same without the
+// others, which take no time.
 func (r Ref) Changes() []Change {
 	if r.top == nil {
 		return nil

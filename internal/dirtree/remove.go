@@ -18,8 +18,8 @@ const maxOpen = 32
 
 // RemoveError says what of a tree could not be removed. The rest of the tree is gone.
 type RemoveError struct {
-	// Path is the first name that could not be removed: the argument of Remove or a path below it. A long one is shortened. What was very deep in
-	// the tree is named by where the removal has moved it to.
+	// Path is the first name that could not be removed: the argument of Remove or a path below it. A long one is shortened.
+	// What was very deep in the tree is named by where the removal has moved it to.
 	Path string
 	// More is how many others could not be removed.
 	More int

@@ -348,8 +348,8 @@ func (c *copying) walkParents(tree layer.Tree, base, dir string, s selection, in
 	return nil
 }
 
-// selection is what is left of a source's components: of each of some places in them, the components from there on. So many "**" as there may be, there
-// are never more places than components.
+// selection is what is left of a source's components: of each of some places in them, the components from there on. So
+// many "**" as there may be, there are never more places than components.
 type selection struct {
 	parts []string
 	at    []int // in order, each once; len(parts) is the place of everything
