@@ -118,12 +118,14 @@ func (m *socketMaker) listener() *os.File {
 // A notification is a call that waits: struct seccomp_notif of linux/seccomp.h. The numbers of the ioctls hold the sizes of the
 // structures, so these are what the kernel takes whatever its own have become.
 type notification struct {
-	id          uint64
-	pid, flags  uint32
-	nr          int32
-	arch        uint32
-	instruction uint64
-	args        [6]uint64
+	id  uint64
+	pid uint32
+	_   uint32 // flags
+	// struct seccomp_data
+	_    int32  // number
+	_    uint32 // architecture
+	_    uint64 // address of the instruction
+	args [6]uint64
 }
 
 const (
