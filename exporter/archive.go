@@ -11,14 +11,17 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // Archive is what WriteOCI and WriteOCIDir write beside the image.
@@ -142,28 +145,39 @@ func (b *Blobs) copyBlob(w io.Writer, d ocispec.Descriptor, buf []byte) error {
 }
 
 // WriteOCIDir writes the image as an OCI image layout into a directory, which is made if it is missing. Blobs that are
-// there already stay; the index is replaced last.
+// there already stay; the index is replaced last. Links in the directory are not followed.
 func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Archive) error {
 	files, err := b.files(a, ar)
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Join(dir, "blobs", "sha256"), 0o755); err != nil {
+	top, err := OpenDir(dir)
+	if err != nil {
 		return err
 	}
+	defer top.Close()
+	blobs, err := subdir(top, "blobs")
+	if err != nil {
+		return err
+	}
+	defer blobs.Close()
+	sums, err := subdir(blobs, "sha256")
+	if err != nil {
+		return err
+	}
+	defer sums.Close()
 	buf := make([]byte, blockSize)
 	for _, d := range a.blobs() {
-		path := filepath.Join(dir, blobPath(d))
-		if isBlob(ctx, path, d, buf) {
+		if isBlob(ctx, sums, d, buf) {
 			continue
 		}
-		if err := WriteFile(path, func(w io.Writer) error { return b.copyBlob(ctxio.Writer(ctx, w), d, buf) }); err != nil {
+		if err := replace(sums, d.Digest.Encoded(), func(w io.Writer) error { return b.copyBlob(ctxio.Writer(ctx, w), d, buf) }); err != nil {
 			return err
 		}
 	}
 	slices.Reverse(files) // the index names what must be there before it
 	for _, f := range files {
-		err := WriteFile(filepath.Join(dir, f.name), func(w io.Writer) error {
+		err := replace(top, f.name, func(w io.Writer) error {
 			_, err := w.Write(f.data)
 			return err
 		})
@@ -174,35 +188,69 @@ func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Ar
 	return nil
 }
 
-// isBlob reports whether a file is a blob, by its bytes: a crash of the machine may have left one that only has the size.
-func isBlob(ctx context.Context, path string, d ocispec.Descriptor, buf []byte) bool {
-	if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() || info.Size() != d.Size {
-		return false
+// subdir opens a directory in another one, and makes it if it is missing.
+func subdir(dir *os.File, name string) (*os.File, error) {
+	path := filepath.Join(dir.Name(), name)
+	if err := unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil && err != unix.EEXIST {
+		return nil, &os.PathError{Op: "mkdir", Path: path, Err: err}
 	}
-	f, err := os.Open(path)
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// isBlob reports whether a file is a blob, by its bytes: a crash of the machine may have left one that only has the size.
+func isBlob(ctx context.Context, dir *os.File, d ocispec.Descriptor, buf []byte) bool {
+	fd, err := unix.Openat(int(dir.Fd()), d.Digest.Encoded(), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false
 	}
+	f := os.NewFile(uintptr(fd), d.Digest.Encoded())
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() != d.Size {
+		return false
+	}
 	h := sha256.New()
 	_, err = io.CopyBuffer(h, ctxio.Reader(ctx, f), buf)
 	return err == nil && hex.EncodeToString(h.Sum(nil)) == d.Digest.Encoded()
 }
 
 // WriteFile writes a file by way of a temporary one beside it, so that nobody ever sees half of it; what is there is
-// replaced. A path that is no regular file, as /dev/stdout, is written to as it is.
+// replaced. A path that is no regular file, as /dev/stdout, is written to as it is. The path is resolved once.
 func WriteFile(path string, write func(io.Writer) error) error {
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		if info.IsDir() {
-			return fmt.Errorf("write %s: it is a directory", path)
-		}
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
-			return err
-		}
-		return errors.Join(write(f), f.Close())
+	above, name := split(path)
+	dir, err := openDir(unix.AT_FDCWD, above, above)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	defer dir.Close()
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return replace(dir, name, write)
+	}
+	there := os.NewFile(uintptr(fd), path)
+	defer there.Close()
+	switch info, err := there.Stat(); {
+	case err != nil:
+		return err
+	case info.IsDir():
+		return fmt.Errorf("write %s: it is a directory", path)
+	case info.Mode().IsRegular():
+		return replace(dir, name, write)
+	}
+	// What was looked at is opened, whatever the path leads to by now.
+	f, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(fd), os.O_WRONLY, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: errors.Unwrap(err)}
+	}
+	return errors.Join(write(f), f.Close())
+}
+
+// replace writes a file of a directory by way of a temporary one in it.
+func replace(dir *os.File, name string, write func(io.Writer) error) error {
+	f, temp, err := createTemp(dir, name)
 	if err != nil {
 		return err
 	}
@@ -212,10 +260,28 @@ func WriteFile(path string, write func(io.Writer) error) error {
 	}
 	err = errors.Join(err, f.Chmod(0o644), f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		if err = unix.Renameat(int(dir.Fd()), temp, int(dir.Fd()), name); err != nil {
+			err = &os.PathError{Op: "replace", Path: filepath.Join(dir.Name(), name), Err: err}
+		}
 	}
 	if err != nil {
-		os.Remove(f.Name())
+		_ = unix.Unlinkat(int(dir.Fd()), temp, 0)
 	}
 	return err
+}
+
+// createTemp makes a file with a name of its own beside the one called name.
+func createTemp(dir *os.File, name string) (f *os.File, temp string, err error) {
+	for {
+		temp = "." + name + "-" + strconv.FormatUint(uint64(rand.Uint32()), 10)
+		path := filepath.Join(dir.Name(), temp)
+		fd, err := unix.Openat(int(dir.Fd()), temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		switch err {
+		case nil:
+			return os.NewFile(uintptr(fd), path), temp, nil
+		case unix.EEXIST, unix.EINTR:
+		default:
+			return nil, "", &os.PathError{Op: "create", Path: path, Err: err}
+		}
+	}
 }

@@ -45,35 +45,61 @@ const setID = unix.S_ISUID | unix.S_ISGID
 // A directory that WriteDir makes can be entered by nobody but the user until everything is written, and is removed if that fails. The mode
 // of a directory that exists is never changed.
 func WriteDir(ctx context.Context, dir string, tree layer.Tree, o DirOptions) (Dropped, error) {
-	w := dirWriter{ctx: ctx, tree: tree, options: o, buf: make([]byte, blockSize), devices: map[string]bool{}}
-	made, mode, err := w.open(dir)
+	above, name := split(dir)
+	parent, err := OpenDir(above)
 	if err != nil {
+		return Dropped{}, err
+	}
+	defer parent.Close()
+	return WriteDirAt(ctx, parent, name, dir, tree, o)
+}
+
+// WriteDirAt is WriteDir for the directory called name in parent. Errors call it shown.
+func WriteDirAt(ctx context.Context, parent *os.File, name, shown string, tree layer.Tree, o DirOptions) (Dropped, error) {
+	w := dirWriter{ctx: ctx, parent: parent, name: name, shown: shown, tree: tree, options: o, buf: make([]byte, blockSize), devices: map[string]bool{}}
+	if err := w.open(); err != nil {
 		return w.dropped, err
 	}
 	defer w.root.Close()
-	if err = entries(ctx, tree, w.entry); err == nil {
+	err := entries(ctx, tree, w.entry)
+	if err == nil {
 		err = w.finish()
 	}
-	if err == nil && made {
-		err = fchmod(w.root.File(), mode)
+	if err == nil && w.made {
+		err = fchmod(w.root.File(), w.mode)
 	}
 	if err != nil {
-		err = errors.Join(err, w.undo(dir, made))
+		err = errors.Join(err, w.undo())
 	}
 	return w.dropped, err
 }
 
-// dirWriter writes one root file system into a directory.
+// OpenDir opens a directory to reach what is in it. It is made if it is missing, and so are those above it.
+func OpenDir(path string) (*os.File, error) {
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return nil, err
+	}
+	return openDir(unix.AT_FDCWD, path, path)
+}
+
+// dirWriter writes one root file system into a directory. Once that is open its path means nothing any more: others may own a directory
+// on the way, and put anything in its place.
 type dirWriter struct {
-	ctx     context.Context
-	root    *rootfs.Root
+	ctx context.Context
+	// parent holds the directory as name; shown is what the user calls it.
+	parent      *os.File
+	name, shown string
+	root        *rootfs.Root
+	// made says that root was missing, and mode is what it gets then when it is complete.
+	made    bool
+	mode    uint32
 	tree    layer.Tree
 	options DirOptions
 	buf     []byte
 	dropped Dropped
 	dirs    []writtenDir
-	// tops are the directories that were made in directories that existed.
-	tops []string
+	// top is the path of the last directory that was made in one that existed.
+	top string
 	// devices are the paths of those that were left out, to which there may be hard links.
 	devices map[string]bool
 }
@@ -81,55 +107,114 @@ type dirWriter struct {
 type writtenDir struct {
 	layer.Entry
 	existed bool
+	// top is which directory it is if it was made in one that existed, where others may be able to replace it. All that is below
+	// is closed to others until it gets its mode.
+	top dirtree.ID
 }
 
-// open opens the directory. If it was missing, it made it, with mode 0700, and returns the mode that the user's umask gives it.
-func (w *dirWriter) open(dir string) (made bool, mode uint32, err error) {
-	if err := os.MkdirAll(filepath.Dir(filepath.Clean(dir)), 0o755); err != nil {
-		return false, 0, err
+// open opens the directory, or makes it, with mode 0700.
+func (w *dirWriter) open() error {
+	dir, err := makeDir(w.parent, w.name, w.shown, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		if dir, err = openDir(int(w.parent.Fd()), w.name, w.shown); err == nil {
+			w.root = rootfs.At(dir)
+		}
+		return err
 	}
-	if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrExist) {
-		w.root, err = rootfs.Open(dir)
-		return false, 0, err
-	} else if err != nil {
-		return false, 0, err
-	}
-	// It is empty, and whoever has it open needs the permission anew for each look-up in it.
-	fd, err := unix.Open(filepath.Clean(dir), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return false, 0, &os.PathError{Op: "open", Path: dir, Err: err}
+		return err
 	}
-	w.root = rootfs.At(os.NewFile(uintptr(fd), dir))
+	w.root, w.made = rootfs.At(dir), true
+	// It is empty, and whoever has it open needs the permission anew for each look-up in it.
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return false, 0, errors.Join(&os.PathError{Op: "stat", Path: dir, Err: err}, w.root.Close())
+	if err := unix.Fstat(w.root.Fd(), &st); err != nil {
+		return errors.Join(&os.PathError{Op: "stat", Path: w.shown, Err: err}, dir.Close())
 	}
-	if err := unix.Fchmod(fd, 0o700); err != nil {
-		return false, 0, errors.Join(&os.PathError{Op: "chmod", Path: dir, Err: err}, w.root.Close())
+	w.mode = st.Mode & 0o7777
+	if err := fchmod(dir, 0o700); err != nil {
+		return errors.Join(err, dir.Close())
 	}
-	return true, st.Mode & 0o7777, nil
+	return nil
 }
 
-// undo removes the directories that were made.
-func (w *dirWriter) undo(dir string, made bool) error {
-	if made {
-		return dirtree.Remove(dir)
+// split returns the directory that holds the last name of a path, and that name. What has no last name is "." in itself.
+func split(path string) (dir, name string) {
+	dir, name = filepath.Split(path)
+	if name == "" && dir != "" {
+		if trimmed := strings.TrimRight(dir, "/"); trimmed != "" {
+			return split(trimmed)
+		}
+		return "/", "."
+	}
+	if dir == "" {
+		dir = "."
+	}
+	return dir, name
+}
+
+// openDir opens a directory to reach what is in it. A link is followed.
+func openDir(at int, name, shown string) (*os.File, error) {
+	fd, err := unix.Openat(at, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: shown, Err: err}
+	}
+	return os.NewFile(uintptr(fd), shown), nil
+}
+
+// errReplaced is the error for what somebody else has put something in the place of.
+var errReplaced = errors.New("it was replaced while it was being written")
+
+// makeDir makes a directory and opens it for reading. If others put another directory in its place before it is open, that is empty as
+// well, or is an error: kiln changes and removes what is in the directories that it made.
+func makeDir(parent *os.File, name, shown string, perm uint32) (*os.File, error) {
+	if err := unix.Mkdirat(int(parent.Fd()), name, perm); err != nil {
+		return nil, &os.PathError{Op: "mkdir", Path: shown, Err: err}
+	}
+	fd, err := unix.Openat(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: shown, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), shown)
+	if _, err := f.Readdirnames(1); err == nil {
+		return nil, errors.Join(&os.PathError{Op: "mkdir", Path: shown, Err: errReplaced}, f.Close())
+	} else if err != io.EOF {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// undo removes the directories that were made. What others have moved away stays, and so does what is in its place.
+func (w *dirWriter) undo() error {
+	if w.made {
+		id, err := dirtree.Identify(w.root.File())
+		if err == nil {
+			err = dirtree.RemoveDirAt(int(w.parent.Fd()), w.name, id)
+		}
+		if err != nil {
+			return fmt.Errorf("remove the incomplete %s: %w", w.shown, err)
+		}
+		return nil
 	}
 	var err error
-	for _, top := range w.tops {
-		err = errors.Join(err, w.remove(top))
+	for i := range w.dirs {
+		if d := &w.dirs[i]; d.top != (dirtree.ID{}) {
+			err = errors.Join(err, w.remove(d))
+		}
 	}
 	return err
 }
 
-// remove removes a directory with all that is in it.
-func (w *dirWriter) remove(path string) error {
-	parent, err := w.root.OpenNoSymlinks(layer.Parent(path), unix.O_PATH|unix.O_DIRECTORY, 0)
+// remove removes a directory that was made in one that existed, with all that is in it.
+func (w *dirWriter) remove(d *writtenDir) error {
+	parent, err := w.root.OpenNoSymlinks(layer.Parent(d.Path), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
 	defer parent.Close()
-	return dirtree.RemoveAt(int(parent.Fd()), path[strings.LastIndexByte(path, '/')+1:])
+	if err := dirtree.RemoveDirAt(int(parent.Fd()), d.Name(), d.top); err != nil {
+		return fmt.Errorf("remove the incomplete %s: %w", d.Path, err)
+	}
+	return nil
 }
 
 // finish gives directories their modes and times, now that nothing more is written into them.
@@ -140,18 +225,31 @@ func (w *dirWriter) finish() error {
 		if err != nil {
 			return err
 		}
-		if !d.existed {
-			err = fchmod(f, d.Mode)
-		}
-		timeErr := setTime(int(f.Fd()), "", &d.Entry)
-		if d.existed && timeErr == unix.EPERM {
-			timeErr = nil // it belongs to somebody else
-		}
-		if err = errors.Join(err, timeErr, f.Close()); err != nil {
+		if err := errors.Join(finishDir(f, d), f.Close()); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// finishDir gives an open directory its mode and its time.
+func finishDir(f *os.File, d *writtenDir) error {
+	if d.top != (dirtree.ID{}) {
+		if id, err := dirtree.Identify(f); err != nil {
+			return err
+		} else if id != d.top {
+			return failed("chmod", &d.Entry, errReplaced)
+		}
+	}
+	var err error
+	if !d.existed {
+		err = fchmod(f, d.Mode)
+	}
+	timeErr := setTime(int(f.Fd()), "", &d.Entry)
+	if d.existed && timeErr == unix.EPERM {
+		timeErr = nil // it belongs to somebody else
+	}
+	return errors.Join(err, timeErr)
 }
 
 func fchmod(f *os.File, mode uint32) error {
@@ -179,7 +277,7 @@ func (w *dirWriter) entry(e *layer.Entry) error {
 	defer parent.Close()
 	dir, name := int(parent.Fd()), e.Name()
 	if e.Type == layer.Dir {
-		return w.directory(dir, e)
+		return w.directory(parent, e)
 	}
 	if err := unix.Unlinkat(dir, name, 0); err != nil && err != unix.ENOENT {
 		return failed("replace", e, err)
@@ -215,28 +313,39 @@ func failed(op string, e *layer.Entry, err error) error {
 	return &os.PathError{Op: op, Path: e.Path, Err: err}
 }
 
-func (w *dirWriter) directory(dir int, e *layer.Entry) error {
-	err := unix.Mkdirat(dir, e.Name(), 0o700)
+func (w *dirWriter) directory(parent *os.File, e *layer.Entry) error {
+	dir := int(parent.Fd())
 	existed := false
-	if err == unix.EEXIST {
+	id, err := w.mkdir(parent, e)
+	if errors.Is(err, fs.ErrExist) {
 		var st unix.Stat_t
-		if err = unix.Fstatat(dir, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW); err == nil {
-			existed = st.Mode&unix.S_IFMT == unix.S_IFDIR
-		}
+		err = failed("mkdir", e, unix.Fstatat(dir, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW))
+		existed = err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
 		if err == nil && !existed {
-			if err = unix.Unlinkat(dir, e.Name(), 0); err == nil {
-				err = unix.Mkdirat(dir, e.Name(), 0o700)
+			if err = failed("mkdir", e, unix.Unlinkat(dir, e.Name(), 0)); err == nil {
+				id, err = w.mkdir(parent, e)
 			}
 		}
 	}
 	if err != nil {
-		return failed("mkdir", e, err)
+		return err
 	}
-	w.dirs = append(w.dirs, writtenDir{*e, existed})
-	if n := len(w.tops); !existed && (n == 0 || !strings.HasPrefix(e.Path, w.tops[n-1]+"/")) {
-		w.tops = append(w.tops, e.Path)
-	}
+	w.dirs = append(w.dirs, writtenDir{*e, existed, id})
 	return nil
+}
+
+// mkdir makes a directory. It returns which one that is if it was made in one that existed.
+func (w *dirWriter) mkdir(parent *os.File, e *layer.Entry) (id dirtree.ID, err error) {
+	if w.top != "" && strings.HasPrefix(e.Path, w.top+"/") {
+		return id, failed("mkdir", e, unix.Mkdirat(int(parent.Fd()), e.Name(), 0o700))
+	}
+	f, err := makeDir(parent, e.Name(), e.Path, 0o700)
+	if err != nil {
+		return id, err
+	}
+	defer f.Close()
+	w.top = e.Path
+	return dirtree.Identify(f)
 }
 
 // node makes a named pipe or a device.
@@ -259,7 +368,7 @@ func (w *dirWriter) node(dir int, e *layer.Entry) error {
 		return failed("stat", e, err)
 	}
 	if st.Mode&unix.S_IFMT != kind {
-		return failed("chmod", e, errors.New("it was replaced while it was being written"))
+		return failed("chmod", e, errReplaced)
 	}
 	// fchmod(2) does not take a descriptor of O_PATH, and opening a pipe or a device for more may have effects.
 	return failed("chmod", e, unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), e.Mode))

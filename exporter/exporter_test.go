@@ -670,11 +670,156 @@ func TestCompareEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := a.Manifests[0].Manifest.Layers[1]
-	path := filepath.Join(dir, blobPath(d))
-	if !isBlob(t.Context(), path, d, make([]byte, blockSize)) || isBlob(ctxtest.EndAfter(2), path, d, make([]byte, 1)) {
+	sums, err := openDir(unix.AT_FDCWD, filepath.Join(dir, filepath.Dir(blobPath(d))), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sums.Close()
+	if !isBlob(t.Context(), sums, d, make([]byte, blockSize)) || isBlob(ctxtest.EndAfter(2), sums, d, make([]byte, 1)) {
 		t.Error("a file is compared with a blob after the context has ended")
 	}
 	if err := m.WriteOCIDir(ctxtest.EndAfter(2), dir, a, Archive{}); !errors.Is(err, ctxtest.ErrEnded) {
 		t.Errorf("WriteOCIDir = %v", err)
+	}
+}
+
+// TestDirLooksUpItsPathOnce puts a link to a victim's directory in the place of a directory on the path to the export's, or of what the
+// export made, before the export fails. Nothing of the victim's is removed or changed.
+func TestDirLooksUpItsPathOnce(t *testing.T) {
+	boom := errors.New("boom")
+	for _, tc := range []struct {
+		name string
+		// exists says that DIR, att/sub/out, exists before; moved is what is moved away then, to att/moved.
+		exists bool
+		moved  string
+		// link says that a link takes the place, and else a directory of the victim's.
+		link bool
+		// succeed lets the export go on.
+		succeed bool
+		// left is what is still in att/moved afterwards.
+		left string
+	}{
+		{name: "DIR", exists: true, moved: "sub/out", link: true, left: "mine"},
+		{name: "the parent of DIR", exists: true, moved: "sub", link: true, left: "out/mine"},
+		{name: "a new DIR", moved: "sub/out", link: true, left: "bin"},
+		{name: "a new DIR by a directory", moved: "sub/out", left: "bin"},
+		{name: "the parent of a new DIR", moved: "sub", link: true},
+		{name: "a directory in DIR", exists: true, moved: "sub/out/bin", link: true, left: "su"},
+		{name: "a directory in DIR by a directory", exists: true, moved: "sub/out/bin", left: "su"},
+		{name: "a directory in DIR by a directory, and all goes well", exists: true, moved: "sub/out/bin", succeed: true, left: "su"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := newMade(t)
+			tmp := t.TempDir()
+			att, victim := filepath.Join(tmp, "att"), filepath.Join(tmp, "victim")
+			dir, moved := filepath.Join(att, "sub/out"), filepath.Join(att, tc.moved)
+			// Whatever the swapped name is, what lies below it by the old path is there for the victim.
+			secrets := []string{"bin/secret", "closed/secret", "out/secret", "out/bin/secret"}
+			for _, secret := range secrets {
+				path := filepath.Join(victim, secret)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if tc.exists {
+				if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "mine"), nil, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			at := victim
+			swapped := false
+			tree := opened{Tree: m.tree()}
+			tree.f = func(e *layer.Entry) error {
+				if !strings.HasPrefix(e.Path, "closed/") {
+					return nil
+				}
+				if !swapped {
+					swapped = true
+					if err := os.Rename(moved, filepath.Join(att, "moved")); err != nil {
+						t.Error(err)
+					}
+					var err error
+					if tc.link {
+						err = os.Symlink(victim, moved)
+					} else {
+						err, at = os.Rename(victim, moved), moved
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				}
+				if tc.succeed {
+					return nil
+				}
+				return boom
+			}
+			_, err := WriteDir(t.Context(), dir, tree, DirOptions{})
+			if !swapped || err == nil || !tc.succeed && !errors.Is(err, boom) {
+				t.Errorf("WriteDir = %v", err)
+			}
+			for _, secret := range secrets {
+				if info, err := os.Stat(filepath.Join(at, filepath.Dir(secret))); err != nil || info.Mode().Perm() != 0o700 {
+					t.Errorf("the victim's directory of %s: %v, %v", secret, info, err)
+				}
+				if _, err := os.Stat(filepath.Join(at, secret)); err != nil {
+					t.Errorf("the victim's file: %v", err)
+				}
+			}
+			list, err := os.ReadDir(filepath.Join(att, "moved"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tc.left == "" && len(list) != 0 {
+				t.Errorf("left: %v", list)
+			} else if _, err := os.Stat(filepath.Join(att, "moved", tc.left)); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Lstat(filepath.Join(att, "moved", "out", "bin")); tc.moved == "sub" && err == nil {
+				t.Error("what was made is left where it was moved to")
+			}
+		})
+	}
+}
+
+// TestFileLooksUpItsPathOnce has the directory of a file replaced by a link to another one while the file is written.
+func TestFileLooksUpItsPathOnce(t *testing.T) {
+	tmp := t.TempDir()
+	dir, moved, victim := filepath.Join(tmp, "dir"), filepath.Join(tmp, "moved"), filepath.Join(tmp, "victim")
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.Mkdir(victim, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	err := WriteFile(filepath.Join(dir, "file"), func(w io.Writer) error {
+		_, err := io.WriteString(w, "new")
+		return errors.Join(err, os.Rename(dir, moved), os.Symlink(victim, dir))
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if data, err := os.ReadFile(filepath.Join(moved, "file")); err != nil || string(data) != "new" {
+		t.Errorf("the file is %q, %v", data, err)
+	}
+	if list, err := os.ReadDir(victim); err != nil || len(list) != 0 {
+		t.Errorf("the other directory holds %v, %v", list, err)
+	}
+}
+
+// TestOCIDirIsConfined exports a layout into a directory whose own directories lead elsewhere.
+func TestOCIDirIsConfined(t *testing.T) {
+	m := newMade(t)
+	a := m.assemble(gz)
+	for _, link := range []string{"blobs", "blobs/sha256"} {
+		dir, outside := t.TempDir(), t.TempDir()
+		if err := errors.Join(os.MkdirAll(filepath.Join(dir, filepath.Dir(link)), 0o755), os.Symlink(outside, filepath.Join(dir, link))); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.WriteOCIDir(t.Context(), dir, a, Archive{}); err == nil || !strings.Contains(err.Error(), link) {
+			t.Errorf("error %v", err)
+		}
+		if list, err := os.ReadDir(outside); err != nil || len(list) != 0 {
+			t.Errorf("%s: outside there is %v, %v", link, list, err)
+		}
 	}
 }

@@ -386,40 +386,60 @@ func (l lazyBlobs) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
 
 // files writes the root file systems' files.
 func (f *finished) files(ctx context.Context, out output) error {
+	if len(f.chains) > 1 {
+		return f.platforms(ctx, out)
+	}
+	tree, err := f.tree(ctx, f.chains[0])
+	switch {
+	case err != nil:
+		return err
+	case out.Type == OutputLocal:
+		dropped, err := exporter.WriteDir(ctx, out.Dest, tree, out.files)
+		return f.dropped(out.Dest, dropped, err)
+	case out.Dest == "-":
+		return exporter.WriteTar(ctx, os.Stdout, tree)
+	}
+	return exporter.WriteFile(out.Dest, func(w io.Writer) error { return exporter.WriteTar(ctx, w, tree) })
+}
+
+// platforms writes the files of each platform into a directory of its own in the user's, which is looked up once.
+func (f *finished) platforms(ctx context.Context, out output) error {
+	if out.Type == OutputTar {
+		return errors.New("a tar holds one platform's files: give one --platform, or use type=local")
+	}
+	var dest *os.File
 	for i, chain := range f.chains {
-		ids, err := f.steps.Realise(ctx, chain)
+		tree, err := f.tree(ctx, chain)
 		if err != nil {
 			return err
 		}
-		tree, err := f.builder.snapshots.Tree(ids)
-		if err != nil {
-			return err
-		}
-		dest := out.Dest
-		if len(f.chains) > 1 {
-			if out.Type == OutputTar {
-				return errors.New("a tar holds one platform's files: give one --platform, or use type=local")
+		if dest == nil {
+			if dest, err = exporter.OpenDir(out.Dest); err != nil {
+				return err
 			}
-			dest += "/" + strings.ReplaceAll(f.lowered.Images[i].Platform.String(), "/", "_")
+			defer dest.Close()
 		}
-		switch {
-		case out.Type == OutputLocal:
-			err = f.directory(ctx, dest, tree, out.files)
-		case dest == "-":
-			err = exporter.WriteTar(ctx, os.Stdout, tree)
-		default:
-			err = exporter.WriteFile(dest, func(w io.Writer) error { return exporter.WriteTar(ctx, w, tree) })
-		}
-		if err != nil {
+		name := strings.ReplaceAll(f.lowered.Images[i].Platform.String(), "/", "_")
+		shown := out.Dest + "/" + name
+		dropped, err := exporter.WriteDirAt(ctx, dest, name, shown, tree, out.files)
+		if err := f.dropped(shown, dropped, err); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// directory writes a root file system's files, and warns of what the user's directory does not get.
-func (f *finished) directory(ctx context.Context, dest string, tree layer.Tree, o exporter.DirOptions) error {
-	dropped, err := exporter.WriteDir(ctx, dest, tree, o)
+// tree makes a root file system's layers, where they are missing, and returns its files.
+func (f *finished) tree(ctx context.Context, chain solver.Ref) (layer.Tree, error) {
+	ids, err := f.steps.Realise(ctx, chain)
+	if err != nil {
+		return nil, err
+	}
+	return f.builder.snapshots.Tree(ids)
+}
+
+// dropped warns of what the user's directory did not get when files were written into it.
+func (f *finished) dropped(dest string, dropped exporter.Dropped, err error) error {
 	if err != nil {
 		return err
 	}

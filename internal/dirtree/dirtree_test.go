@@ -373,3 +373,37 @@ func TestDescentMoved(t *testing.T) {
 		t.Errorf("after %d: error %v", left, err)
 	}
 }
+
+func TestRemoveDirAt(t *testing.T) {
+	tmp := t.TempDir()
+	mine, other := filepath.Join(tmp, "mine"), filepath.Join(tmp, "other")
+	for _, dir := range []string{mine, other} {
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, "file"), nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	parent, dir := open(t, tmp), open(t, mine)
+	defer parent.Close()
+	defer dir.Close()
+	id, err := Identify(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Symlink(mine, filepath.Join(tmp, "link")), os.Chmod(mine, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"other", "link", "other/file", "missing"} {
+		if err := RemoveDirAt(int(parent.Fd()), name, id); err != ErrOther {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+	if err := RemoveDirAt(int(parent.Fd()), "mine", id); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(mine); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(other, "file")); err != nil {
+		t.Error(err)
+	}
+}

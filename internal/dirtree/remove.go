@@ -3,6 +3,7 @@
 package dirtree
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -61,9 +62,65 @@ func Remove(name string) error {
 // the number of open directories is bounded, and the time is linear in the number of files.
 func RemoveAt(dir int, name string) error { return removeAt(dir, name, name) }
 
+// ID says which directory one is: the device and the inode of stat(2).
+type ID struct{ Dev, Ino uint64 }
+
+// Identify returns the ID of an open file.
+func Identify(f *os.File) (ID, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return ID{}, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	return ID{st.Dev, st.Ino}, nil
+}
+
+// ErrOther is the error of RemoveDirAt for a name that is not that of the directory.
+var ErrOther = errors.New("the directory was moved or replaced")
+
+// RemoveDirAt is RemoveAt for the directory id. It removes nothing, and its error is ErrOther, if name is missing or is anything else.
+func RemoveDirAt(dir int, name string, id ID) error {
+	top, err := openSame(dir, name, id)
+	if err == ErrOther {
+		return err
+	}
+	if err != nil {
+		return &RemoveError{Path: name, Err: err}
+	}
+	defer top.Close()
+	r := &remover{at: []string{name}}
+	r.directory(top, dir, name)
+	return r.result()
+}
+
+// openSame opens the directory id, which is called name, for reading. One that its owner may not read gets the permission.
+func openSame(dir int, name string, id ID) (*os.File, error) {
+	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
+		return nil, ErrOther
+	}
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	found, err := Identify(f)
+	if err != nil {
+		return nil, err
+	}
+	if found != id {
+		return nil, ErrOther
+	}
+	return openDir(fd, ".")
+}
+
 func removeAt(dir int, name, shown string) error {
 	r := &remover{at: []string{shown}}
 	r.tree(dir, name)
+	return r.result()
+}
+
+// result returns the error of the removal.
+func (r *remover) result() error {
 	if r.failed == 0 {
 		return nil
 	}
@@ -128,6 +185,11 @@ func (r *remover) tree(dir int, name string) {
 		return
 	}
 	defer top.Close()
+	r.directory(top, dir, name)
+}
+
+// directory removes the tree of top, which is called name in dir. Should name be another directory by now, that goes only if it is empty.
+func (r *remover) directory(top *os.File, dir int, name string) {
 	r.top = top
 	r.empty(top, func() error {
 		for r.deep != nil {
