@@ -199,8 +199,12 @@ func (r *run) all() error {
 	return r.b.Finish()
 }
 
-// add gives the sink the next entry of the layer.
+// add gives the sink the next entry of the layer. Where the sink takes no origins a LinkID is that of hard links, which may be of
+// files below.
 func (r *run) add(e *layer.Entry) error {
+	if !r.sink.origins() {
+		return r.sink.add(e, origin{})
+	}
 	from, err := r.origin(e.LinkID)
 	if err != nil {
 		return err
