@@ -33,7 +33,7 @@ func joined(t testing.TB, pool *networks.Pool) func(*Spec) {
 
 func newPool(t testing.TB) *networks.Pool {
 	pool := &networks.Pool{}
-	t.Cleanup(pool.Close)
+	t.Cleanup(func() { pool.Close(context.Background()) })
 	return pool
 }
 
@@ -175,7 +175,7 @@ func TestNetworkCancelled(t *testing.T) {
 			t.Error(err)
 		}
 		n.Release(false)
-		pool.Close()
+		pool.Close(t.Context())
 	}
 	files := func() int {
 		names, err := os.ReadDir("/proc/self/fd")

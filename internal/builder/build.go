@@ -138,7 +138,8 @@ func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *
 	steps := b.steps(execute.Config{
 		Images: bases, Limit: hostLimit(o), Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, SharedProc: sharedProc,
 	}, job)
-	defer func() { err = errors.Join(err, steps.Close()) }()
+	whole := ctx // ctx becomes one that ends with this function
+	defer func() { err = errors.Join(err, steps.Close(whole)) }()
 	project := projectOf(o)
 	explain := explainer{b.snapshots, o.BuildArgs}
 	r := &remote{builder: b, steps: steps, events: s, explain: explain, files: o.Explain, project: project}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -63,8 +64,8 @@ func readResolvConf() (text string, servers []netip.Addr, err error) {
 }
 
 // target returns where on the host's network a packet to dst goes: to dst, but for the addresses that stand for something.
-// The error is a unix.Errno, ENETUNREACH for what is out of reach.
-func target(dst netip.AddrPort) (netip.AddrPort, error) {
+// hidden reports the addresses of the loopback interface, see loopbackAddresses. The error is a unix.Errno, ENETUNREACH for what is out of reach.
+func target(dst netip.AddrPort, hidden func(netip.Addr) bool) (netip.AddrPort, error) {
 	addr := dst.Addr().Unmap()
 	if addr == gateway4 || addr == gateway6 {
 		addr, err := hostAddress(addr)
@@ -84,8 +85,16 @@ func target(dst netip.AddrPort) (netip.AddrPort, error) {
 		}
 		return netip.AddrPortFrom(servers[min(i, len(servers)-1)], dnsPort), nil
 	}
-	if !reachable(addr) {
-		return dst, unix.ENETUNREACH
+	for _, a := range meanings(addr) {
+		if !reachable(a) {
+			return dst, unix.ENETUNREACH
+		}
+		if hidden(a) {
+			// On some routers the loopback interface has the host's only address, to which the gateway leads as well.
+			if own, err := hostAddress(a); err != nil || own != a {
+				return dst, unix.ENETUNREACH
+			}
+		}
 	}
 	return netip.AddrPortFrom(addr, dst.Port()), nil
 }
@@ -95,10 +104,53 @@ var (
 	notRoutable  = netip.MustParsePrefix("240.0.0.0/4")
 	ipv4In6      = netip.MustParsePrefix("::/96") // with :: and ::1
 	translatedV4 = netip.MustParsePrefix("::ffff:0:0:0/96")
+	nat64        = netip.MustParsePrefix("64:ff9b::/96") // RFC 6052, section 2.1
 )
 
-// reachable reports whether packets to an address leave the host or reach one of its interfaces other than the loopback
-// interface.
+// meanings returns the address, and for one of NAT64 the address of IPv4 in it: the translator may be on the host.
+func meanings(a netip.Addr) []netip.Addr {
+	if !nat64.Contains(a) {
+		return []netip.Addr{a}
+	}
+	b := a.As16()
+	return []netip.Addr{a, netip.AddrFrom4([4]byte(b[12:]))}
+}
+
+// loopbackAddresses returns a function that reports whether an address is one of the host's loopback interface and of no
+// other interface. To the kernel every address of an IPv4 prefix on that interface is the host's. If the host's interfaces cannot be
+// listed all addresses are reported.
+func loopbackAddresses() func(netip.Addr) bool {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return func(netip.Addr) bool { return true }
+	}
+	var local []netip.Prefix
+	other := map[netip.Addr]bool{}
+	for _, i := range interfaces {
+		list, err := i.Addrs()
+		if err != nil {
+			return func(netip.Addr) bool { return true }
+		}
+		for _, a := range list {
+			p, err := netip.ParsePrefix(a.String())
+			switch {
+			case err != nil:
+			case i.Flags&net.FlagLoopback == 0:
+				other[p.Addr()] = true
+			case p.Addr().Is4():
+				local = append(local, p.Masked())
+			default:
+				local = append(local, netip.PrefixFrom(p.Addr(), p.Addr().BitLen()))
+			}
+		}
+	}
+	return func(a netip.Addr) bool {
+		return !other[a] && slices.ContainsFunc(local, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+}
+
+// reachable reports whether an address may be one of another host or of an interface other than the loopback interface, as far as the
+// address tells.
 func reachable(a netip.Addr) bool {
 	a = a.Unmap()
 	switch {
@@ -112,7 +164,7 @@ func reachable(a netip.Addr) bool {
 }
 
 // hostAddress returns the address of the host from which it sends to others in the family of like, else any of its own
-// that is not only the host's.
+// that is not only the host's, one of the loopback interface last.
 func hostAddress(like netip.Addr) (netip.Addr, error) {
 	to := "192.0.2.1:9" // never sent to; see RFC 5737 and RFC 3849
 	if like.Is6() {
@@ -128,11 +180,21 @@ func hostAddress(like netip.Addr) (netip.Addr, error) {
 	if err != nil {
 		return like, unix.ENETUNREACH
 	}
+	hidden, found := loopbackAddresses(), netip.Addr{}
 	for _, a := range list {
 		p, err := netip.ParsePrefix(a.String())
-		if err == nil && p.Addr().Is4() == like.Is4() && reachable(p.Addr()) {
+		if err != nil || p.Addr().Is4() != like.Is4() || !reachable(p.Addr()) {
+			continue
+		}
+		if !hidden(p.Addr()) {
 			return p.Addr(), nil
 		}
+		if !found.IsValid() {
+			found = p.Addr()
+		}
 	}
-	return like, unix.ENETUNREACH
+	if !found.IsValid() {
+		return like, unix.ENETUNREACH
+	}
+	return found, nil
 }

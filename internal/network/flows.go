@@ -29,6 +29,7 @@ const (
 type flows struct {
 	ns      *namespace
 	sockets *limit
+	hidden  func(netip.Addr) bool // see loopbackAddresses
 
 	mu     sync.Mutex
 	open   map[flowKey]*flow
@@ -58,8 +59,8 @@ type flow struct {
 	asked  int    // queries without an answer, if to is a name server's
 }
 
-func newFlows(ns *namespace, sockets *limit) *flows {
-	return &flows{ns: ns, sockets: sockets, open: map[flowKey]*flow{}}
+func newFlows(ns *namespace, sockets *limit, hidden func(netip.Addr) bool) *flows {
+	return &flows{ns: ns, sockets: sockets, hidden: hidden, open: map[flowKey]*flow{}}
 }
 
 // datagram takes a UDP datagram.
@@ -107,7 +108,7 @@ func (f *flows) send(key flowKey, pkt *stack.PacketBuffer, payload []byte) {
 			return
 		}
 		var err error
-		if fl, err = newFlow(key); err != nil {
+		if fl, err = f.newFlow(key); err != nil {
 			f.sockets.give()
 			f.ns.refuse(quote(pkt), err)
 			return
@@ -142,8 +143,8 @@ func (f *flows) remove(fl *flow) {
 }
 
 // newFlow opens the host's socket of a flow.
-func newFlow(key flowKey) (*flow, error) {
-	to, err := target(key.to)
+func (f *flows) newFlow(key flowKey) (*flow, error) {
+	to, err := target(key.to, f.hidden)
 	if err != nil {
 		return nil, err
 	}
@@ -251,7 +252,7 @@ func (fl *flow) reply(message []byte) []byte {
 	return message
 }
 
-// close ends all flows.
+// close ends all flows. It returns when that is done, or after the time ending.
 func (f *flows) close() {
 	f.mu.Lock()
 	f.closed = true
@@ -259,5 +260,8 @@ func (f *flows) close() {
 		f.remove(fl)
 	}
 	f.mu.Unlock()
-	f.all.Wait()
+	select {
+	case <-finished(&f.all):
+	case <-time.After(ending):
+	}
 }

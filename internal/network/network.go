@@ -7,6 +7,7 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -30,7 +31,8 @@ type Pool struct {
 	mu      sync.Mutex
 	free    []*Network
 	closing sync.WaitGroup
-	sockets limit // of all networks
+	stopped chan struct{} // made by the first Get; closed when Close no longer waits for what processes sent
+	sockets limit         // of all networks
 }
 
 // Network is a network name space and what connects it with the host's network.
@@ -55,6 +57,9 @@ func (e *UnavailableError) Unwrap() error { return e.Err }
 // Get returns a network that nobody has used or is using. Errors are *UnavailableError.
 func (p *Pool) Get() (*Network, error) {
 	p.mu.Lock()
+	if p.stopped == nil {
+		p.stopped = make(chan struct{})
+	}
 	if last := len(p.free) - 1; last >= 0 {
 		n := p.free[last]
 		p.free = p.free[:last]
@@ -81,15 +86,47 @@ func (p *Pool) Get() (*Network, error) {
 	return n, nil
 }
 
-// Close ends all networks that have been released. What their processes sent is on its way when it returns.
-func (p *Pool) Close() {
+// Close ends all networks that have been released, and is called once. What their processes sent is on its way when it returns,
+// unless that takes more than some seconds or ctx ends. Whatever processes did, it returns soon after that.
+func (p *Pool) Close(ctx context.Context) {
 	p.mu.Lock()
-	for _, n := range p.free {
-		n.end()
-	}
+	free, stopped := p.free, p.stopped
 	p.free = nil
 	p.mu.Unlock()
-	p.closing.Wait()
+	if stopped == nil { // there has been no network
+		return
+	}
+	for _, n := range free {
+		p.closing.Go(n.end)
+	}
+	done := finished(&p.closing)
+	timeout := time.NewTimer(lingering)
+	defer timeout.Stop()
+	select {
+	case <-done:
+		return
+	case <-timeout.C:
+	case <-ctx.Done():
+	}
+	close(stopped)
+	select {
+	case <-done:
+	case <-time.After(ending):
+	}
+}
+
+// ending is how long the end of what no longer has anything to do may take. It takes milliseconds; the time is for mistakes, so
+// that no process can keep kiln from ending. Tests change it.
+var ending = 5 * time.Second
+
+// finished returns a channel that is closed when w has come to its end.
+func finished(w *sync.WaitGroup) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		w.Wait()
+		close(done)
+	}()
+	return done
 }
 
 // Namespace returns the descriptor of the network name space, for setns(2). It stays the network's.
@@ -117,7 +154,7 @@ func (n *Network) Release(privileged bool) {
 // lingering is how long a connection whose process is gone may take to pass on what the process has sent. Tests change it.
 var lingering = 5 * time.Second
 
-// drain waits until what the processes have sent is on its way.
+// drain waits until what the processes have sent is on its way, but not longer than the time lingering or until Pool.Close stops that.
 func (n *Network) drain() {
 	timeout := time.NewTimer(lingering)
 	defer timeout.Stop()
@@ -125,6 +162,10 @@ func (n *Network) drain() {
 	select {
 	case <-n.emptied:
 	case <-n.ended:
+	case <-timeout.C:
+		return
+	case <-n.pool.stopped:
+		return
 	}
 	if n.relay == nil {
 		return
@@ -132,6 +173,7 @@ func (n *Network) drain() {
 	select {
 	case <-n.relay.tcp.sent():
 	case <-timeout.C:
+	case <-n.pool.stopped:
 	}
 }
 

@@ -2,6 +2,7 @@ package network
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/log"
 
 	"github.com/kilnbuild/kiln/internal/thread"
 )
@@ -65,7 +67,7 @@ func newNetwork(t testing.TB) *Network {
 	n := get(t, pool)
 	t.Cleanup(func() {
 		n.Release(true)
-		pool.Close()
+		pool.Close(context.Background())
 	})
 	return n
 }
@@ -449,20 +451,199 @@ func TestNameServers(t *testing.T) {
 }
 
 func TestTargets(t *testing.T) {
+	none := func(netip.Addr) bool { return false }
 	for _, addr := range []string{"127.0.0.1", "127.255.255.254", "0.0.0.0", "0.1.2.3", "::", "::1", "::127.0.0.1", "::ffff:127.0.0.1",
-		"::ffff:0.0.0.0", "::ffff:0:127.0.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1", "ff02::1", "fe80::1"} {
-		if to, err := target(netip.AddrPortFrom(netip.MustParseAddr(addr), 80)); !errors.Is(err, unix.ENETUNREACH) {
+		"::ffff:0.0.0.0", "::ffff:0:127.0.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1", "ff02::1", "fe80::1", "64:ff9b::127.0.0.1", "64:ff9b::0.0.0.0"} {
+		if to, err := target(netip.AddrPortFrom(netip.MustParseAddr(addr), 80), none); !errors.Is(err, unix.ENETUNREACH) {
 			t.Errorf("%s leads to %s, %v", addr, to, err)
 		}
 	}
-	for _, addr := range []string{"192.0.2.1", "10.0.2.15", "169.254.169.254", "2001:db8::1", "fd00::1"} {
+	for _, addr := range []string{"192.0.2.1", "10.0.2.15", "169.254.169.254", "2001:db8::1", "fd00::1", "64:ff9b::192.0.2.1"} {
 		a := netip.AddrPortFrom(netip.MustParseAddr(addr), 80)
-		if to, err := target(a); err != nil || to != a {
+		if to, err := target(a, none); err != nil || to != a {
 			t.Errorf("%s leads to %s, %v", addr, to, err)
 		}
 	}
-	if to, err := target(netip.AddrPortFrom(gateway4, 80)); err != nil || !reachable(to.Addr()) || to.Port() != 80 {
+	if to, err := target(netip.AddrPortFrom(gateway4, 80), none); err != nil || !reachable(to.Addr()) || to.Port() != 80 {
 		t.Errorf("the gateway leads to %s, %v", to, err)
+	}
+}
+
+// TestLoopbackAddresses has the addresses of the loopback interface refused that the host has besides 127.0.0.1 and ::1, but for
+// the one that is all that a host has.
+func TestLoopbackAddresses(t *testing.T) {
+	n := newNetwork(t)
+	check := func(what string, refused, allowed []string) {
+		hidden := loopbackAddresses()
+		for _, addr := range refused {
+			if to, err := target(netip.AddrPortFrom(netip.MustParseAddr(addr), 80), hidden); !errors.Is(err, unix.ENETUNREACH) {
+				t.Errorf("%s: %s leads to %s, %v", what, addr, to, err)
+			}
+		}
+		for _, addr := range allowed {
+			a := netip.AddrPortFrom(netip.MustParseAddr(addr), 80)
+			if to, err := target(a, hidden); err != nil || to != a {
+				t.Errorf("%s: %s leads to %s, %v", what, addr, to, err)
+			}
+		}
+	}
+	gateway := func(want string) {
+		if to, err := target(netip.AddrPortFrom(gateway4, 80), loopbackAddresses()); err != nil || to.Addr().String() != want {
+			t.Errorf("the gateway leads to %s, %v, want %s", to, err, want)
+		}
+	}
+	add := func(s *netlink, prefixes ...string) error {
+		for _, text := range prefixes {
+			p := netip.MustParsePrefix(text)
+			family := uint8(unix.AF_INET)
+			if p.Addr().Is6() {
+				family = unix.AF_INET6
+			}
+			a := unix.IfAddrmsg{Family: family, Prefixlen: uint8(p.Bits()), Flags: unix.IFA_F_NODAD, Index: loIndex}
+			local, addr := attribute(unix.IFA_LOCAL, p.Addr().AsSlice()), attribute(unix.IFA_ADDRESS, p.Addr().AsSlice())
+			if err := s.do(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, raw(a), local, addr); err != nil {
+				return fmt.Errorf("add %s: %w", p, err)
+			}
+		}
+		return nil
+	}
+	inside(t, n, func() {
+		s, err := newNetlink()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer s.close()
+		// The last one is also an address of the other interface.
+		if err := add(s, "198.51.100.1/24", "203.0.113.7/32", "3fff::7/64", "10.0.2.100/32"); err != nil {
+			t.Error(err)
+		}
+		check("some", []string{"198.51.100.1", "198.51.100.200", "203.0.113.7", "::ffff:203.0.113.7", "64:ff9b::203.0.113.7"},
+			[]string{"198.51.101.1", "203.0.113.8", "3fff::8", "10.0.2.100"})
+		if hasIPv6() { // else this is the only such address
+			check("IPv6", []string{"3fff::7"}, nil)
+		}
+		gateway("10.0.2.100")
+	})
+	err := inNewNamespace(nil, func() error {
+		s, err := newNetlink()
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		if err := s.link(loIndex, unix.IFF_UP, unix.IFF_UP); err != nil {
+			return err
+		}
+		if err := add(s, "198.51.100.1/24", "203.0.113.7/32"); err != nil {
+			return err
+		}
+		check("nothing else", []string{"198.51.100.2", "203.0.113.7"}, []string{"198.51.100.1"})
+		gateway("198.51.100.1")
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// TestQuiet has the logger that the stack's packages keep write nothing.
+func TestQuiet(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	kept := log.Log()
+	kept.Emitter = &log.Writer{Next: w}
+	silence()
+	kept.Infof("text")
+	w.Close()
+	if text, err := io.ReadAll(r); err != nil || len(text) != 0 {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// TestSameRequests sends one request for a connection again and again, as a process with a raw socket does, while each is refused.
+func TestSameRequests(t *testing.T) {
+	l, err := net.Listen("tcp", netip.AddrPortFrom(address(t, gateway4), 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := l.Addr().(*net.TCPAddr).AddrPort()
+	l.Close()
+	n := newNetwork(t)
+	r := newRelay(n.namespace, &n.pool.sockets)
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for range 100_000 {
+				r.packet(syn(netip.AddrPortFrom(address4.Addr(), 12345), closed))
+			}
+		})
+	}
+	all.Wait()
+	r.close()
+	waitFor(t, "end of all sockets", func() bool { return n.pool.sockets.used.Load() == 0 })
+	if len(r.tcp.pending) != 0 {
+		t.Errorf("%d requests are pending", len(r.tcp.pending))
+	}
+}
+
+// TestCloseEnds closes pools while a call of what the relay runs never returns.
+func TestCloseEnds(t *testing.T) {
+	usual, usualLingering := ending, lingering
+	ending, lingering = 100*time.Millisecond, 100*time.Millisecond
+	defer func() { ending, lingering = usual, usualLingering }()
+	silent := serve(t, address(t, gateway4), func(c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) })
+	for name, count := range map[string]func(r *relay) *sync.WaitGroup{
+		"connections": func(r *relay) *sync.WaitGroup { return &r.tcp.all },
+		"senders":     func(r *relay) *sync.WaitGroup { return &r.tcp.sending },
+		"flows":       func(r *relay) *sync.WaitGroup { return &r.flows.all },
+	} {
+		pool := &Pool{}
+		n := get(t, pool)
+		mustDial(t, n, "tcp", silent.String())
+		stuck := count(n.relay)
+		stuck.Add(1)
+		t.Cleanup(stuck.Done)
+		n.Release(true)
+		closed := make(chan struct{})
+		go func() {
+			pool.Close(context.Background())
+			close(closed)
+		}()
+		select {
+		case <-closed:
+		case <-time.After(hang):
+			t.Fatalf("%s: the pool is not closed", name)
+		}
+	}
+}
+
+// TestCloseStops ends the context while a connection still has something to pass on.
+func TestCloseStops(t *testing.T) {
+	usual := lingering
+	lingering = 2 * hang
+	defer func() { lingering = usual }()
+	deaf := make(chan struct{})
+	silent := serve(t, address(t, gateway4), func(c *net.TCPConn) { <-deaf })
+	defer close(deaf)
+	pool := &Pool{}
+	n := get(t, pool)
+	c := mustDial(t, n, "tcp", silent.String())
+	defer c.Close()
+	n.Release(true)
+	ctx, cancel := context.WithCancel(context.Background())
+	closed := make(chan struct{})
+	go func() {
+		pool.Close(ctx)
+		close(closed)
+	}()
+	cancel()
+	select {
+	case <-closed:
+	case <-time.After(hang):
+		t.Fatal("the pool is not closed")
 	}
 }
 
@@ -576,7 +757,7 @@ func TestReuse(t *testing.T) {
 			}
 			n.Release(false)
 			other.Release(false)
-			pool.Close()
+			pool.Close(context.Background())
 		}
 	})
 }
@@ -639,7 +820,7 @@ func TestLastWords(t *testing.T) {
 				t.Fatal(err)
 			}
 			n.Release(false)
-			pool.Close()
+			pool.Close(context.Background())
 			_ = u.SetDeadline(time.Now().Add(hang))
 			if _, _, err := u.ReadFrom(make([]byte, 1)); err != nil {
 				t.Error(err)
@@ -718,7 +899,7 @@ func TestNothingLeft(t *testing.T) {
 			c.Close()
 		}
 		n.Release(false)
-		pool.Close()
+		pool.Close(context.Background())
 	}
 	use()
 	runtime.GC()

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/netip"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -30,8 +31,11 @@ type relay struct {
 
 const nic = 1
 
-// quiet keeps the stack from writing to standard error what it thinks of packets.
-var quiet = sync.OnceFunc(func() { log.SetTarget(&log.Writer{Next: io.Discard}) })
+// quiet keeps the stack from writing to standard error what it thinks of packets. log.SetTarget would replace the logger, and
+// the stack's rate-limited loggers have kept the one that was there when their packages were initialized.
+var quiet = sync.OnceFunc(silence)
+
+func silence() { log.Log().Emitter = &log.Writer{Next: io.Discard} }
 
 func newRelay(ns *namespace, sockets *limit) *relay {
 	quiet()
@@ -40,8 +44,9 @@ func newRelay(ns *namespace, sockets *limit) *relay {
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
 	})
-	r.tcp = newConnections(r.stack, ns, sockets)
-	r.flows = newFlows(ns, sockets)
+	hidden := loopbackAddresses()
+	r.tcp = newConnections(r.stack, ns, sockets, hidden)
+	r.flows = newFlows(ns, sockets, hidden)
 	r.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, r.tcp.segment)
 	r.stack.SetTransportProtocolHandler(udp.ProtocolNumber, r.flows.datagram)
 	r.stack.SetTransportProtocolHandler(icmp.ProtocolNumber4, r.flows.echo)
@@ -83,11 +88,19 @@ func (r *relay) packet(p []byte) {
 	r.link.dispatcher.DeliverNetworkPacket(proto, pkt)
 }
 
-// close ends all connections. It waits for everything that runs.
+// close ends all connections. It waits for everything that runs, each time no longer than the time ending.
 func (r *relay) close() {
 	r.tcp.close()
 	r.flows.close()
-	r.stack.Destroy()
+	destroyed := make(chan struct{})
+	go func() {
+		r.stack.Destroy()
+		close(destroyed)
+	}()
+	select {
+	case <-destroyed:
+	case <-time.After(ending):
+	}
 }
 
 func addrPort(a tcpip.Address, port uint16) netip.AddrPort {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,12 +39,13 @@ type connections struct {
 	stack     *stack.Stack
 	ns        *namespace
 	sockets   *limit
+	hidden    func(netip.Addr) bool // see loopbackAddresses
 	forwarder *tcp.Forwarder
 	ctx       context.Context // ends with close
 	cancel    context.CancelFunc
 
 	mu      sync.Mutex
-	pending map[stack.TransportEndpointID][]byte // the quotes of requests that have not been answered
+	pending map[stack.TransportEndpointID][]byte // the quotes of requests that the forwarder has not completed
 	open    map[*connection]bool
 	closing bool
 	sending sync.WaitGroup // what passes on what processes send
@@ -59,7 +61,7 @@ type connection struct {
 	sent     atomic.Bool // the process has ended its half, and it has been passed on
 }
 
-func newConnections(s *stack.Stack, ns *namespace, sockets *limit) *connections {
+func newConnections(s *stack.Stack, ns *namespace, sockets *limit, hidden func(netip.Addr) bool) *connections {
 	buffers := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: window, Max: window}
 	sendBuffers := tcpip.TCPSendBufferSizeRangeOption(buffers)
 	sack := tcpip.TCPSACKEnabled(true)
@@ -68,13 +70,15 @@ func newConnections(s *stack.Stack, ns *namespace, sockets *limit) *connections 
 	for _, o := range []tcpip.SettableTransportProtocolOption{&buffers, &sendBuffers, &sack, &timeWait} {
 		must(s.SetTransportProtocolOption(tcp.ProtocolNumber, o))
 	}
-	c := &connections{stack: s, ns: ns, sockets: sockets, pending: map[stack.TransportEndpointID][]byte{}, open: map[*connection]bool{}}
+	c := &connections{stack: s, ns: ns, sockets: sockets, hidden: hidden,
+		pending: map[stack.TransportEndpointID][]byte{}, open: map[*connection]bool{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.forwarder = tcp.NewForwarder(s, window, maxConnections, c.connect)
 	return c
 }
 
-// segment takes a segment that belongs to no connection.
+// segment takes a segment that belongs to no connection. The forwarder drops a request whose id it has in flight without calling
+// connect, and does not say so. Every such id is in pending, so what is counted here is a call of connect.
 func (c *connections) segment(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	if header.TCP(pkt.TransportHeader().Slice()).Flags()&(header.TCPFlagSyn|header.TCPFlagAck) != header.TCPFlagSyn {
 		return false
@@ -99,23 +103,10 @@ func (c *connections) connect(r *tcp.ForwarderRequest) {
 	defer c.sockets.give()
 	id := r.ID()
 	conn, err := c.establish(r, id)
-	c.mu.Lock()
-	quoted := c.pending[id]
-	delete(c.pending, id)
-	if err == nil {
-		c.open[conn] = true
-	}
-	c.mu.Unlock()
+	c.complete(r, id, conn, err)
 	if err != nil {
-		// A request that timed out is not answered either.
-		refused := errors.Is(err, unix.ECONNREFUSED)
-		if !refused {
-			c.ns.refuse(quoted, err)
-		}
-		r.Complete(refused)
 		return
 	}
-	r.Complete(false)
 	received := make(chan struct{})
 	go func() {
 		defer close(received)
@@ -131,9 +122,26 @@ func (c *connections) connect(r *tcp.ForwarderRequest) {
 	c.mu.Unlock()
 }
 
+// complete answers a request for which there is a connection, or else an error. The id leaves pending and the forwarder at once:
+// a request between the two would be counted and never handled.
+func (c *connections) complete(r *tcp.ForwarderRequest, id stack.TransportEndpointID, conn *connection, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == nil {
+		c.open[conn] = true
+	}
+	// A request that timed out is not answered either.
+	refused := errors.Is(err, unix.ECONNREFUSED)
+	if err != nil && !refused {
+		c.ns.refuse(c.pending[id], err)
+	}
+	r.Complete(refused)
+	delete(c.pending, id)
+}
+
 // establish connects to the target, and then lets the process's connection be. What it returns is counted in sending.
 func (c *connections) establish(r *tcp.ForwarderRequest, id stack.TransportEndpointID) (*connection, error) {
-	to, err := target(addrPort(id.LocalAddress, id.LocalPort))
+	to, err := target(addrPort(id.LocalAddress, id.LocalPort), c.hidden)
 	if err != nil {
 		return nil, err
 	}
@@ -217,35 +225,32 @@ func (c *connections) sent() <-chan struct{} {
 	c.mu.Lock()
 	c.closing = true
 	c.mu.Unlock()
-	done := make(chan struct{})
-	go func() {
-		c.sending.Wait()
-		close(done)
-	}()
-	return done
+	return finished(&c.sending)
 }
 
-// close ends all connections.
+// close ends all connections. It returns when that is done, or after the time ending.
 func (c *connections) close() {
 	c.mu.Lock()
 	c.closing = true
-	c.cancel()
-	for conn := range c.open {
-		conn.reset()
-	}
 	c.mu.Unlock()
-	done := make(chan struct{})
-	go func() {
-		c.all.Wait()
-		close(done)
-	}()
+	c.cancel()
+	done := finished(&c.all)
+	timeout := time.NewTimer(ending)
+	defer timeout.Stop()
 	for {
 		// A connection that is just being made is not in open yet, and may not be in the stack.
+		c.mu.Lock()
+		for conn := range c.open {
+			conn.reset()
+		}
+		c.mu.Unlock()
 		for _, e := range c.stack.RegisteredEndpoints() {
 			e.Abort()
 		}
 		select {
 		case <-done:
+			return
+		case <-timeout.C:
 			return
 		case <-time.After(10 * time.Millisecond):
 		}

@@ -116,9 +116,10 @@ func New(c Config, s *session.Session) *Executor {
 	return x
 }
 
-// Close ends what the steps' networks have left, and removes their control groups. No step may run any more.
-func (x *Executor) Close() error {
-	x.networks.Close()
+// Close ends what the steps' networks have left, and removes their control groups. No step may run any more. When ctx ends, what steps
+// sent is no longer waited for.
+func (x *Executor) Close(ctx context.Context) error {
+	x.networks.Close(ctx)
 	err := x.groups.Close()
 	for _, file := range x.files {
 		err = errors.Join(err, os.Remove(file))

@@ -56,7 +56,7 @@ func newMachine(t *testing.T) *machine {
 	}
 	s := &session.Session{}
 	x := New(Config{Snapshots: store, Root: root, Tmp: tmp}, s)
-	t.Cleanup(func() { x.Close() })
+	t.Cleanup(func() { x.Close(context.Background()) })
 	return &machine{x, &plan.Planner{Layers: x, Sources: x, Session: s, Tmp: tmp}, t, t.TempDir()}
 }
 
