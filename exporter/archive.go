@@ -218,7 +218,7 @@ func isBlob(ctx context.Context, dir *os.File, d ocispec.Descriptor, buf []byte)
 }
 
 // WriteFile writes a file by way of a temporary one beside it, so that nobody ever sees half of it; what is there is
-// replaced. A path that is no regular file, as /dev/stdout, is written to as it is. The path is resolved once.
+// replaced. A path that is no regular file, or leads to an open one as /dev/stdout does, is written to as it is. The path is resolved once.
 func WriteFile(path string, write func(io.Writer) error) error {
 	above, name := split(path)
 	dir, err := openDir(unix.AT_FDCWD, above, above)
@@ -237,7 +237,7 @@ func WriteFile(path string, write func(io.Writer) error) error {
 		return err
 	case info.IsDir():
 		return fmt.Errorf("write %s: it is a directory", path)
-	case info.Mode().IsRegular():
+	case info.Mode().IsRegular() && !magic(dir, name):
 		return replace(dir, name, write)
 	}
 	// What was looked at is opened, whatever the path leads to by now.
@@ -246,6 +246,16 @@ func WriteFile(path string, write func(io.Writer) error) error {
 		return &os.PathError{Op: "open", Path: path, Err: errors.Unwrap(err)}
 	}
 	return errors.Join(write(f), f.Close())
+}
+
+// magic reports whether a name leads through a link of proc(5) to what the process has open, as /dev/stdout does. That link is not
+// replaced, though what it leads to may be a regular file.
+func magic(dir *os.File, name string) bool {
+	fd, err := unix.Openat2(int(dir.Fd()), name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS})
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err == unix.ELOOP
 }
 
 // replace writes a file of a directory by way of a temporary one in it.

@@ -806,6 +806,33 @@ func TestFileLooksUpItsPathOnce(t *testing.T) {
 	}
 }
 
+// TestWriteFileToOpenOne: a link as /dev/stdout is one stays, whatever the output is.
+func TestWriteFileToOpenOne(t *testing.T) {
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	to, link := fmt.Sprintf("/proc/self/fd/%d", f.Fd()), filepath.Join(dir, "link")
+	if err := os.Symlink(to, link); err != nil {
+		t.Fatal(err)
+	}
+	err = WriteFile(link, func(w io.Writer) error {
+		_, err := io.WriteString(w, "new")
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if data, err := os.ReadFile(f.Name()); err != nil || string(data) != "new" {
+		t.Errorf("the file is %q, %v", data, err)
+	}
+	if now, err := os.Readlink(link); err != nil || now != to {
+		t.Errorf("the link is %q, %v", now, err)
+	}
+}
+
 // TestOCIDirIsConfined exports a layout into a directory whose own directories lead elsewhere.
 func TestOCIDirIsConfined(t *testing.T) {
 	m := newMade(t)
