@@ -64,7 +64,8 @@ func readResolvConf() (text string, servers []netip.Addr, err error) {
 }
 
 // target returns where on the host's network a packet to dst goes: to dst, but for the addresses that stand for something.
-// hidden reports the addresses of the loopback interface, see loopbackAddresses. The error is a unix.Errno, ENETUNREACH for what is out of reach.
+// hidden reports the addresses of the loopback interface, see loopbackAddresses.
+// The error is a unix.Errno, ENETUNREACH for what is out of reach.
 func target(dst netip.AddrPort, hidden func(netip.Addr) bool) (netip.AddrPort, error) {
 	addr := dst.Addr().Unmap()
 	if addr == gateway4 || addr == gateway6 {

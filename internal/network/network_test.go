@@ -453,7 +453,8 @@ func TestNameServers(t *testing.T) {
 func TestTargets(t *testing.T) {
 	none := func(netip.Addr) bool { return false }
 	for _, addr := range []string{"127.0.0.1", "127.255.255.254", "0.0.0.0", "0.1.2.3", "::", "::1", "::127.0.0.1", "::ffff:127.0.0.1",
-		"::ffff:0.0.0.0", "::ffff:0:127.0.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1", "ff02::1", "fe80::1", "64:ff9b::127.0.0.1", "64:ff9b::0.0.0.0"} {
+		"::ffff:0.0.0.0", "::ffff:0:127.0.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1", "ff02::1", "fe80::1",
+		"64:ff9b::127.0.0.1", "64:ff9b::0.0.0.0"} {
 		if to, err := target(netip.AddrPortFrom(netip.MustParseAddr(addr), 80), none); !errors.Is(err, unix.ENETUNREACH) {
 			t.Errorf("%s leads to %s, %v", addr, to, err)
 		}
