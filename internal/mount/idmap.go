@@ -24,7 +24,9 @@ var ErrNoIDMap = errors.New("the kernel cannot map the ids of the files of layer
 
 // MapIDs maps the ids of a detached mount, which must not be in use yet.
 func MapIDs(f *os.File, m *IDMap) error {
-	err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(m.Namespace.Fd())})
+	err := whileBusy(func() error {
+		return unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(m.Namespace.Fd())})
+	})
 	if err != nil {
 		return fmt.Errorf("map the ids of mount %s: %w", f.Name(), os.NewSyscallError("mount_setattr", err))
 	}

@@ -105,7 +105,9 @@ func SetAttr(f *os.File, attr Attr, recursive bool) error {
 	if recursive {
 		flags |= unix.AT_RECURSIVE
 	}
-	err := unix.MountSetattr(int(f.Fd()), "", flags, &unix.MountAttr{Attr_set: uint64(attr)})
+	err := whileBusy(func() error {
+		return unix.MountSetattr(int(f.Fd()), "", flags, &unix.MountAttr{Attr_set: uint64(attr)})
+	})
 	if err != nil {
 		return fmt.Errorf("set attributes of mount %s: %w", f.Name(), os.NewSyscallError("mount_setattr", err))
 	}

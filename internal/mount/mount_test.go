@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -264,5 +265,21 @@ func TestBelow(t *testing.T) {
 		if err != nil || strings.Contains(string(mounts), tmp) {
 			t.Errorf("the host sees the mount: %v", err)
 		}
+	}
+}
+
+// A process that is being started has the files of all others open for a moment, also one in a mount that is made read-only.
+func TestBusyForAMoment(t *testing.T) {
+	f := must(t)(Tmpfs(0, 0o755, 0, 0))
+	file, err := os.Create(at(f, "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(20*time.Millisecond, func() { file.Close() })
+	if err := SetAttr(f, ReadOnly, false); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(at(f, "other"), nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Error(err)
 	}
 }

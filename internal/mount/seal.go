@@ -54,3 +54,17 @@ func readOnly(f *os.File) error {
 	}
 	return c.check(unix.FsconfigReconfigure(c.fd), "fsconfig reconfigure")
 }
+
+// whileBusy calls f again while its error is EBUSY, as Seal does. A process that is being started, for another step or as another program,
+// has the files of this one open for a moment, with those that are being written.
+func whileBusy(f func() error) error {
+	pause := sealPause
+	for try := 1; ; try++ {
+		err := f()
+		if !errors.Is(err, unix.EBUSY) || try == sealTries {
+			return err
+		}
+		time.Sleep(pause)
+		pause *= 2
+	}
+}
