@@ -45,7 +45,8 @@ type Options struct {
 	// ShmSize is the size of /dev/shm in bytes; 0 for the default.
 	ShmSize      int64
 	CgroupParent string
-	// Allow are the entitlements that are granted: "network.host", "security.insecure", "device", "device=NAME". A Network of host grants the first.
+	// Allow are the entitlements that are granted: "network.host", "security.insecure", "device", "device=NAME". A Network of host grants
+	// the first.
 	Allow []string
 	// NoInsecure is why no RUN may have --security=insecure, whatever is allowed; "" if it may.
 	NoInsecure string

@@ -89,8 +89,8 @@ type Recorder struct {
 	space int64 // maxFile, or less in tests
 }
 
-// Begin returns the Recorder of a build that begins now. Meanwhile builds are removed that are not to be kept any more, and the file is made:
-// an ext4 that has just removed other files takes half a millisecond to find an inode. Close must be called.
+// Begin returns the Recorder of a build that begins now. Meanwhile builds are removed that are not to be kept any more, and the file is
+// made: an ext4 that has just removed other files takes half a millisecond to find an inode. Close must be called.
 func (h *History) Begin() *Recorder {
 	r := &Recorder{
 		history: h, id: fmt.Sprintf("%s-%08x", time.Now().UTC().Format(idFormat), rand.Uint32()), ready: make(chan struct{}), space: maxFile,

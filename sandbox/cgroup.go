@@ -20,8 +20,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/userns"
 )
 
-// groupPrefix begins the names of the groups that kiln makes; 16 digits follow. Whoever made one holds a lock on it (flock(2)) for as long as
-// it lives, so that one whose lock is free is known to be left by a kiln that died.
+// groupPrefix begins the names of the groups that kiln makes; 16 digits follow. Whoever made one holds a lock on it (flock(2)) for as
+// long as it lives, so that one whose lock is free is known to be left by a kiln that died.
 const groupPrefix = "kiln-"
 
 // cgroups are the control groups of one run, at most one in each hierarchy of the machine. See cgroups(7).

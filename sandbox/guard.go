@@ -79,8 +79,8 @@ func DeviceNodes() error {
 func (r *run) privileged() bool { return r.spec.Insecure && r.spec.IDs == nil && !r.ns.Nested }
 
 // guards says whether a device controller is to say which devices the process may open. Where kiln is in a user namespace itself the
-// kernel lets nobody open a device by a node of a file system that kiln has mounted. A process with privileges in a user namespace of its own
-// could take away the option nodev of a mount, so there only a controller keeps it from the nodes that an image or an archive has.
+// kernel lets nobody open a device by a node of a file system that kiln has mounted. A process with privileges in a user namespace of its
+// own could take away the option nodev of a mount, so there only a controller keeps it from the nodes that an image or an archive has.
 func (r *run) guards() bool { return !r.ns.Nested && r.spec.Insecure == (r.spec.IDs != nil) }
 
 // errUnguarded is of a step whose privileges would reach every device of the machine.

@@ -452,8 +452,8 @@ func (r *run) prepare() error {
 	return r.plan(p)
 }
 
-// makeCwd makes the working directory if it is missing, with its missing parents, for the user, as BuildKit does. One inside a file system of the kernel is left to the process, which
-// looks whether it is there.
+// makeCwd makes the working directory if it is missing, with its missing parents, for the user, as BuildKit does. One inside a file
+// system of the kernel is left to the process, which looks whether it is there.
 func (r *run) makeCwd() error {
 	clean := path.Clean(r.spec.Cwd)
 	if clean == "/" {

@@ -97,9 +97,9 @@ type attributes struct {
 }
 
 // The marks of an overlay, by what comes after the prefix of their names: kernel, Documentation/filesystems/overlayfs.rst and
-// fs/overlayfs/overlayfs.h. The overlay hides its marks from those who use it, and takes no account of origin and impure in a lower directory; it
-// writes them again whenever somebody looks at a directory that lacks them. So they are left alone. In a user namespace the value of
-// origin is empty.
+// fs/overlayfs/overlayfs.h. The overlay hides its marks from those who use it, and takes no account of origin and impure in a lower
+// directory; it writes them again whenever somebody looks at a directory that lacks them. So they are left alone. In a user namespace the
+// value of origin is empty.
 const (
 	opaqueMark  = "opaque"
 	opaqueValue = "y"

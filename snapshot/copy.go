@@ -223,8 +223,8 @@ func (c *copied) later(t unix.StatxTimestamp) bool {
 	return time.Unix(t.Sec, int64(t.Nsec)).After(c.until)
 }
 
-// has reports whether a name in a directory, or for the name "" the directory itself, is of a file that was copied, to this path or another; false where the file system does not
-// say when files were made.
+// has reports whether a name in a directory, or for the name "" the directory itself, is of a file that was copied, to this path or
+// another; false where the file system does not say when files were made.
 func (c *copied) has(dir int, name string) (bool, error) {
 	var st unix.Statx_t
 	err := unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH, unix.STATX_BTIME, &st)
@@ -237,8 +237,8 @@ func equal(e, was *layer.Entry) bool {
 		e.Link == was.Link && e.Major == was.Major && e.Minor == was.Minor && e.ModTime.Equal(was.ModTime) && slices.Equal(e.Xattrs, was.Xattrs)
 }
 
-// rewrite puts the files of the layer, as the manifest has them, into a directory of their own in place of the one in which a step left them. So
-// nothing else that the step did there is in the layer, and who has a file or directory of it open cannot change the layer.
+// rewrite puts the files of the layer, as the manifest has them, into a directory of their own in place of the one in which a step left
+// them. So nothing else that the step did there is in the layer, and who has a file or directory of it open cannot change the layer.
 func (p *Pending) rewrite(ctx context.Context) error {
 	m, err := layer.OpenManifest(filepath.Join(p.dir, "manifest"))
 	if err != nil {

@@ -254,8 +254,8 @@ type lostKey struct {
 	mode uint32
 }
 
-// moved gives a file that the step made, or moved, the owner of one that it cannot be told from and that is not there any more. copiedUp says
-// that it is a file of below. Files of several owners that are the same are no one's.
+// moved gives a file that the step made, or moved, the owner of one that it cannot be told from and that is not there any more. copiedUp
+// says that it is a file of below. Files of several owners that are the same are no one's.
 func (r *upperReader) moved(e *layer.Entry, size int64, copiedUp bool) error {
 	if r.lost == nil {
 		if err := r.findLost(); err != nil {

@@ -22,8 +22,8 @@ import (
 type leaves struct {
 	tmp  string // the directory for files
 	seed maphash.Seed
-	// at has the places of records by the hashes of their directories' numbers and their names. Where two have one hash, the second is found by
-	// the number that follows. Removed is the place of one that was taken out.
+	// at has the places of records by the hashes of their directories' numbers and their names. Where two have one hash, the second is found
+	// by the number that follows. Removed is the place of one that was taken out.
 	at      map[uint64]int64
 	file    *os.File // of the records before tail; nil while there are none. It has no name
 	size    int64    // of the file

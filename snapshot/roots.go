@@ -112,9 +112,9 @@ const (
 	blankBottom = "bottom"
 )
 
-// blank makes a directory with two empty ones for an overlay. The top one has the attributes of the root directory of a root made of these layers,
-// for a root that is not written to: an overlay takes them from its uppermost directory, and those of a layer's own directory say
-// nothing, as the layer may lie over others than it was made over. The bottom one is for a root without any layer.
+// blank makes a directory with two empty ones for an overlay. The top one has the attributes of the root directory of a root made of
+// these layers, for a root that is not written to: an overlay takes them from its uppermost directory, and those of a layer's own
+// directory say nothing, as the layer may lie over others than it was made over. The bottom one is for a root without any layer.
 func (s *Store) blank(ids []string) (string, error) {
 	tree, err := s.Tree(ids)
 	if err != nil {

@@ -875,8 +875,8 @@ func TestUnpackAttributes(t *testing.T) {
 	}
 }
 
-// What the file system gives every file is neither removed nor damage; that is tried with a default access control list, which gives new files
-// and directories one each.
+// What the file system gives every file is neither removed nor damage; that is tried with a default access control list, which gives new
+// files and directories one each.
 func TestGivenAttributes(t *testing.T) {
 	s := newStore(t)
 	list := []byte("\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x07\x00\x07\x00\x00\x00\x04\x00\x07\x00\xff\xff\xff\xff\x10\x00\x07\x00\xff\xff\xff\xff\x20\x00\x07\x00\xff\xff\xff\xff")

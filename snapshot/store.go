@@ -546,8 +546,8 @@ func (s *Store) Note(id, name string) ([]byte, error) {
 	return os.ReadFile(filepath.Join(s.dir, id, name))
 }
 
-// SetNote keeps a few bytes about a layer beside it, under a name that is none of "fs", "manifest", "unsynced", "packed", "over" and "bare", replacing what it
-// kept before. A crash of the machine may damage them, so they have to say themselves whether they are whole.
+// SetNote keeps a few bytes about a layer beside it, under a name that is none of "fs", "manifest", "unsynced", "packed", "over" and
+// "bare", replacing what it kept before. A crash of the machine may damage them, so they have to say themselves whether they are whole.
 func (s *Store) SetNote(id, name string, data []byte) error {
 	f, err := os.CreateTemp(s.tmp, "note-")
 	if err != nil {

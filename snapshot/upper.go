@@ -18,10 +18,10 @@ import (
 // which is 10 ms at the slowest (CONFIG_HZ=100).
 const clockSlack = 20 * time.Millisecond
 
-// CommitChanges reads what a step left in a pending layer that was given to Mount for root, whose file system is made of below, closes the root,
-// and puts the layer into the store, or takes a layer of the same identity that is there already. Times between started and now are the
-// clock's. An overlay also copies files and directories up in which, in the end, nothing was changed, or of a directory nothing but its own
-// time: those are no changes, and are taken away.
+// CommitChanges reads what a step left in a pending layer that was given to Mount for root, whose file system is made of below, closes
+// the root, and puts the layer into the store, or takes a layer of the same identity that is there already. Times between started and now
+// are the clock's. An overlay also copies files and directories up in which, in the end, nothing was changed, or of a directory nothing
+// but its own time: those are no changes, and are taken away.
 //
 // When the layer is committed there is nothing in its directory but what its manifest says, and nobody can write to it any more: what
 // processes of the step have passed on to others, as the descriptor of a file or of a directory, is of no use to change it. The error
@@ -319,8 +319,8 @@ func (r *upperReader) restoring(e *layer.Entry, read func(path string) error) er
 	return err
 }
 
-// entry describes a name in the directory, or for the name "" the directory itself; nil for what no layer can hold. Of an overlay it also takes
-// from the file what its entry does not say. own says, of a copy, that the file is the one that was copied to this path.
+// entry describes a name in the directory, or for the name "" the directory itself; nil for what no layer can hold. Of an overlay it also
+// takes from the file what its entry does not say. own says, of a copy, that the file is the one that was copied to this path.
 func (r *upperReader) entry(name, p string, own bool) (*layer.Entry, error) {
 	var st unix.Stat_t
 	dir, flags := r.at.Fd(), unix.AT_SYMLINK_NOFOLLOW
@@ -413,8 +413,8 @@ func (r *upperReader) entry(name, p string, own bool) (*layer.Entry, error) {
 	return e, err
 }
 
-// attributes adds a file's extended attributes to its entry, and takes from the file what the entry does not have, unless it is a copy. In a
-// copy, which a step can write to as it likes, the marks of overlays mean nothing. It reports whether the file was copied up.
+// attributes adds a file's extended attributes to its entry, and takes from the file what the entry does not have, unless it is a copy.
+// In a copy, which a step can write to as it likes, the marks of overlays mean nothing. It reports whether the file was copied up.
 func (r *upperReader) attributes(t target, e *layer.Entry) (copiedUp bool, err error) {
 	a, err := r.store.attributesOf(t)
 	if err != nil {

@@ -22,11 +22,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Verify compares a layer's files with its manifest, in both directions: names, types, modes, owners, extended attributes, links and bytes are
-// to be those of the entries, and there is to be nothing that no entry has, such as other names, attributes, access control lists or flags
-// of chattr(1). Times are not compared. It calls damage for each file that is not what it was, by its path from the layer's directory, or
-// for the manifest itself; progress takes how many bytes were read. A layer that is not there, or goes before it is looked at, is in order; one that is looked at
-// stays meanwhile.
+// Verify compares a layer's files with its manifest, in both directions: names, types, modes, owners, extended attributes, links and
+// bytes are to be those of the entries, and there is to be nothing that no entry has, such as other names, attributes, access control
+// lists or flags of chattr(1). Times are not compared. It calls damage for each file that is not what it was, by its path from the
+// layer's directory, or for the manifest itself; progress takes how many bytes were read. A layer that is not there, or goes before it is
+// looked at, is in order; one that is looked at stays meanwhile.
 func (s *Store) Verify(ctx context.Context, id string, damage func(path, what string), progress func(int64)) error {
 	l, err := lease.Take(s.Path(id))
 	if errors.Is(err, fs.ErrNotExist) {

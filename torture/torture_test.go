@@ -170,7 +170,8 @@ func treeDigest(t *testing.T, tarball []byte) string {
 	return d
 }
 
-// fiveSteps has every kind of step, the root in the environment of its processes by which they are found, a process that does not want to end, and something that no two rounds share.
+// fiveSteps has every kind of step, the root in the environment of its processes by which they are found, a process that does not want to
+// end, and something that no two rounds share.
 const fiveSteps = `ARG ROOT
 FROM base AS tools
 ARG ROOT

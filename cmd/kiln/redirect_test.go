@@ -239,8 +239,8 @@ func build(t *testing.T, dir, dockerfile string) *exec.Cmd {
 	return exec.Command("kiln", "build", dir)
 }
 
-// TestGitOverTLS fetches a repository and an object of git-lfs by https, with and without the certificate, and where the server redirects to
-// plain http.
+// TestGitOverTLS fetches a repository and an object of git-lfs by https, with and without the certificate, and where the server redirects
+// to plain http.
 func TestGitOverTLS(t *testing.T) {
 	repositories := t.TempDir()
 	repository(t, filepath.Join(repositories, "x-1/git/r.git"), "", map[string]string{".gitattributes": "f filter=lfs\n", "f": pointer, "a": "a"})

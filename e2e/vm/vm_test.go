@@ -299,8 +299,8 @@ func unpackModules(t *testing.T, kernel, to string) []string {
 	return order
 }
 
-// writeInitrd writes the archive that the kernel starts from: it loads the modules and goes over to the disk. The form is cpio's "newc", see
-// Documentation/driver-api/early-userspace/buffer-format.rst of the Linux source.
+// writeInitrd writes the archive that the kernel starts from: it loads the modules and goes over to the disk. The form is cpio's "newc",
+// see Documentation/driver-api/early-userspace/buffer-format.rst of the Linux source.
 func writeInitrd(t *testing.T, name, root string, order []string) {
 	t.Helper()
 	f, err := os.Create(name)

@@ -132,8 +132,8 @@ func (b *Builder) Close() error {
 	return err
 }
 
-// Left returns what killed processes have left in the root directory and cannot be removed: nothing else removes it. It is known in full after
-// Close.
+// Left returns what killed processes have left in the root directory and cannot be removed: nothing else removes it. It is known in full
+// after Close.
 func (b *Builder) Left() []error {
 	if b.scratch == nil {
 		return nil

@@ -45,7 +45,8 @@ type dirInfo struct {
 }
 
 // Open opens the directory name. cacheFile is where digests are kept from build to build; tmp is a directory on the same file
-// system, for what is unfinished. m may be nil. The end of ctx ends everything that reads the directory, however large it and its files are.
+// system, for what is unfinished. m may be nil. The end of ctx ends everything that reads the directory, however large it and its files
+// are.
 func Open(ctx context.Context, name string, m *ignore.Matcher, cacheFile, tmp string) (*Dir, error) {
 	root, err := rootfs.Open(name)
 	if err != nil {

@@ -52,8 +52,8 @@ func (e *Error) Unwrap() error { return e.Err }
 // An Option is a mount option of a file system; Value is "" for a flag.
 type Option struct{ Name, Value string }
 
-// New mounts a new instance of the file system that the kernel calls fs, which is also its source in mountinfo. The descriptor that it returns can be used as a
-// directory for openat(2) and the like, and is close-on-exec. The error is an *Error.
+// New mounts a new instance of the file system that the kernel calls fs, which is also its source in mountinfo. The descriptor that it
+// returns can be used as a directory for openat(2) and the like, and is close-on-exec. The error is an *Error.
 func New(fs string, attr Attr, options ...Option) (*os.File, error) {
 	c, err := open(fs)
 	if err != nil {

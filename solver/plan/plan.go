@@ -22,7 +22,8 @@ import (
 
 // Layers gives the manifests of layers. It is safe for concurrent use.
 type Layers interface {
-	// View returns the layers of a root file system that have entries, those of solver.Ref.Changes, the lowest first. They may come from far away.
+	// View returns the layers of a root file system that have entries, those of solver.Ref.Changes, the lowest first. They may come from far
+	// away.
 	View(ctx context.Context, r solver.Ref) ([]snapshot.Layer, error)
 }
 
