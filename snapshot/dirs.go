@@ -65,8 +65,13 @@ func (n *dirNode) entry(path string) layer.Entry {
 // remember notes which directory is at a path.
 func (t *dirTree) remember(path string, n *dirNode) { t.lastPath, t.last = path, n }
 
-// child returns a directory of another one; nil for none that is known.
-func (t *dirTree) child(in *dirNode, name string) *dirNode { return t.at[inDir{in, name}] }
+// child returns a directory of another one; nil for none that is known. Most directories have files alone, and nothing is looked for there.
+func (t *dirTree) child(in *dirNode, name string) *dirNode {
+	if in.first == nil {
+		return nil
+	}
+	return t.at[inDir{in, name}]
+}
 
 // find returns the directory at a path; nil for none that is known.
 func (t *dirTree) find(path string) *dirNode {
