@@ -53,6 +53,9 @@ func TestReadBackPrivileges(t *testing.T) {
 			_, after, _ := strings.Cut(readFile(t, "/proc/self/status"), "CapBnd:\t")
 			bounding, _, _ = strings.Cut(after, "\n")
 			seccomp = 0
+			if c.ids {
+				seccomp = 2 // that of the kernel's keys
+			}
 		}
 		if c.insecure && c.ids {
 			bounding = "000001ffffffffff" // all that there are, and over what belongs to the namespace alone
@@ -478,5 +481,26 @@ func TestSocketcallEnds(t *testing.T) {
 	}
 	if err != nil || out != "end\n" {
 		t.Errorf("%q, %+v, %v", out, st, err)
+	}
+}
+
+// The kernel's keys belong to users of the machine, also in a user namespace: only root's own privileges on the machine reach them.
+func TestKeys(t *testing.T) {
+	confined(t, func(t *testing.T, c confinement, im image) {
+		probe(t, im, "^TestProbeKeys$", c.spec, func(s *Spec) { s.Env = append(s.Env, fmt.Sprint("KEYS=", c.insecure && !c.ids)) })
+	})
+}
+
+// TestProbeKeys runs in the sandbox.
+func TestProbeKeys(t *testing.T) {
+	if os.Getenv("SANDBOX_TEST_PROBE") == "" {
+		t.SkipNow() // TestKeys runs it
+	}
+	want := os.Getenv("KEYS") == "true"
+	if _, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_USER_KEYRING, true); (err == nil) != want {
+		t.Errorf("keyctl: %v, want it allowed: %v", err, want)
+	}
+	if _, err := unix.AddKey("user", "kiln-test", []byte("x"), unix.KEY_SPEC_PROCESS_KEYRING); (err == nil) != want {
+		t.Errorf("add_key: %v, want it allowed: %v", err, want)
 	}
 }

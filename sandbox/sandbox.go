@@ -60,7 +60,7 @@ type Spec struct {
 	NetworkNamespace *os.File
 	// ResolvConf is the content of /etc/resolv.conf for NetworkJoin; with the other networks it is the host's.
 	ResolvConf string
-	// Insecure runs the process with all of kiln's capabilities, without a system call filter, with /proc and /sys
+	// Insecure runs the process with all of kiln's capabilities, without Docker's system call policy, with /proc and /sys
 	// writable and devices usable.
 	Insecure bool
 	// SharedProc gives the process the /proc and /sys that kiln itself has, read-only, for a kiln that is in a user namespace in a

@@ -103,6 +103,31 @@ func Socketcalls() []unix.SockFilter {
 	return append(prog, decide(notify)...)
 }
 
+// keyCalls are add_key(2), request_key(2) and keyctl(2) in each ABI.
+var keyCalls = map[uint32][]uint32{
+	unix.AUDIT_ARCH_X86_64: {248, 249, 250, x32 + 248, x32 + 249, x32 + 250}, unix.AUDIT_ARCH_I386: {286, 287, 288},
+	unix.AUDIT_ARCH_AARCH64: {217, 218, 219}, unix.AUDIT_ARCH_ARM: {309, 310, 311},
+}
+
+// x32 marks the numbers of the x32 ABI, whose processes are of AUDIT_ARCH_X86_64.
+const x32 = 0x40000000
+
+// Keys is the filter that refuses the calls of the kernel's key service, for a GOARCH, and allows all else. Keys belong to users of the
+// machine, whatever user namespace a process is in: see keyrings(7).
+func Keys(goarch string) []unix.SockFilter {
+	prog := []unix.SockFilter{load(offsetArch)}
+	for _, a := range abis[goarch] {
+		body := []unix.SockFilter{load(offsetNr)}
+		for _, nr := range keyCalls[a.audit] {
+			body = append(body, jump(unix.BPF_JEQ, nr, 0, 1), errno(unix.EPERM))
+		}
+		body = append(body, result(unix.SECCOMP_RET_ALLOW))
+		prog = append(prog, branch(unix.BPF_JEQ, a.audit, len(body))...)
+		prog = append(prog, body...)
+	}
+	return append(prog, result(unix.SECCOMP_RET_KILL_PROCESS))
+}
+
 // Calls of socketcall(2) that make sockets, from linux/net.h.
 const (
 	SocketcallSocket     = 1
