@@ -28,7 +28,7 @@ var inside *caller
 
 // caller is what is known of who called kiln. Its form in the environment is "FD UID GID".
 type caller struct {
-	pipe     *os.File
+	socket   *os.File // to the kiln that started this one
 	uid, gid int
 }
 
@@ -109,7 +109,7 @@ func Run(ctx context.Context, signal func() syscall.Signal) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	stop := context.AfterFunc(ctx, func() { _, _ = p.pipe.Write([]byte{byte(signal())}) })
+	stop := context.AfterFunc(ctx, func() { _, _ = p.socket.Write([]byte{byte(signal())}) })
 	defer stop()
 	state, err := p.Wait()
 	if err != nil {
@@ -124,21 +124,21 @@ func Run(ctx context.Context, signal func() syscall.Signal) (int, error) {
 
 type process struct {
 	*os.Process
-	pipe *os.File
+	socket *os.File // to it
 }
 
 // start starts the program with these ids.
 func start(ids *IDs) (*process, error) {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return nil, &Error{Doing: "make a pipe", Err: err}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, &Error{Doing: "make a pair of sockets", Err: err}
 	}
-	read, write := os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe")
-	defer read.Close()
+	theirs, ours := os.NewFile(uintptr(fds[0]), "socket"), os.NewFile(uintptr(fds[1]), "socket")
 	// It keeps its number, so that it takes no place of a file that kiln was given, as by -f <(…).
-	if _, err := unix.FcntlInt(read.Fd(), unix.F_SETFD, 0); err != nil {
-		write.Close()
-		return nil, &Error{Doing: "make a pipe", Err: err}
+	if _, err := unix.FcntlInt(theirs.Fd(), unix.F_SETFD, 0); err != nil {
+		theirs.Close()
+		ours.Close()
+		return nil, &Error{Doing: "make a pair of sockets", Err: err}
 	}
 	p, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{
 		Env:   append(os.Environ(), fmt.Sprintf("%s=%d %d %d", marker, fds[0], ids.uid, ids.gid)),
@@ -150,20 +150,28 @@ func start(ids *IDs) (*process, error) {
 			AmbientCaps: capabilities(),
 		},
 	})
+	theirs.Close()
 	if err != nil {
-		write.Close()
+		ours.Close()
 		return nil, refused(err)
 	}
-	err = ids.write(p.Pid)
+	// StartProcess returns when execve(2) has closed files. Only later its files in /proc belong to the caller again, if the caller
+	// is not dumpable: see proc(5). It says so itself, when it runs.
+	if _, err = ours.Read(make([]byte, 1)); err != nil {
+		err = &Error{Doing: "start kiln in a user namespace", Err: err}
+	}
 	if err == nil {
-		err = send(write, ids.Missing)
+		err = ids.write(p.Pid)
+	}
+	if err == nil {
+		err = send(ours, ids.Missing)
 	}
 	if err != nil {
-		write.Close() // it reads the end, and goes
+		ours.Close() // it reads the end, and goes
 		_, _ = p.Wait()
 		return nil, err
 	}
-	return &process{p, write}, nil
+	return &process{p, ours}, nil
 }
 
 // capabilities are all that the kernel knows.
@@ -192,13 +200,16 @@ func Enter() error {
 		return &Error{Doing: "read $" + marker, Err: err}
 	}
 	unix.CloseOnExec(fd)
-	pipe := os.NewFile(uintptr(fd), "pipe")
-	why, err := receive(pipe)
+	if err := unix.Send(fd, []byte{0}, unix.MSG_NOSIGNAL); err != nil {
+		return ErrOrphan
+	}
+	socket := os.NewFile(uintptr(fd), "socket")
+	why, err := receive(socket)
 	if err != nil {
 		return ErrOrphan
 	}
 	single = why
-	inside = &caller{pipe, uid, gid}
+	inside = &caller{socket, uid, gid}
 	// Where a security module takes a new namespace's capabilities away, this is the first call that fails.
 	c, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -265,7 +276,7 @@ func Told(f func(syscall.Signal)) {
 	}
 	go func() {
 		var b [1]byte
-		if n, _ := inside.pipe.Read(b[:]); n == 1 {
+		if n, _ := inside.socket.Read(b[:]); n == 1 {
 			f(syscall.Signal(b[0]))
 		}
 	}()

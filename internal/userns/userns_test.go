@@ -2,12 +2,64 @@ package userns
 
 import (
 	"bytes"
+	"context"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
+
+// TestMain is also the program of TestRun: one that has itself started again many times, and what is started.
+func TestMain(m *testing.M) {
+	if err := Enter(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	switch {
+	case Inside():
+		os.Exit(7)
+	case os.Getenv("USERNS_TEST_RUN") != "":
+		os.Exit(runOften())
+	}
+	os.Exit(m.Run())
+}
+
+func runOften() int {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	// execve(2) closes descriptors one after the other, and that by which StartProcess learns of it is one of the first. Only then
+	// do the files of the process in /proc belong to its user.
+	for range 10000 {
+		if _, err := unix.FcntlInt(2, unix.F_DUPFD_CLOEXEC, 100); err != nil {
+			break // there may be no more
+		}
+	}
+	for range 200 {
+		if status, err := Run(context.Background(), nil); err != nil || status != 7 {
+			fmt.Fprintln(os.Stderr, status, err)
+			return 1
+		}
+	}
+	return 0
+}
+
+// A process whose memory nobody may read gives the one that it starts its ids, however long that takes to become another program.
+func TestRun(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "USERNS_TEST_RUN=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
 
 func TestRanges(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "subuid")
