@@ -44,7 +44,7 @@ e2e: build
 	@$(call need,busybox-static docker-registry mmdebstrap openssh-client qemu-user-static skopeo umoci)
 	KILN=$(CURDIR)/kiln go test -tags e2e -count=1 -timeout 2h -v ./e2e
 
-# ARCH is amd64, or arm64, which is emulated and takes half an hour; there the packages' own tests run only with TESTS=1. KERNELS
+# ARCH is amd64, or arm64, which takes about four minutes; there the packages' own tests run only with TESTS=1. KERNELS
 # are directories of unpacked kernel packages, separated by colons; without it Debian's is downloaded.
 vm:
 	@$(call need,busybox-static e2fsprogs $(if $(filter arm64,$(ARCH)),qemu-system-arm,qemu-system-x86) xz-utils)

@@ -50,13 +50,13 @@ kiln build -q -f small . > /tmp/log 2>&1 || { cat /tmp/log; false; }
 left
 
 echo "== a user namespace"
-if ! FLAGS="--userns=100000:65536" build 'test $(id -u) = 0 && echo 4'; then grep 'the kernel cannot map the ids of the files of layers: Linux 6.15 or later is needed' /tmp/log; fi
+if ! FLAGS="--userns=100000:65536" build 'test $(id -u) = 0 && echo 4'; then grep 'the kernel cannot map the ids of the files of layers: Linux 6.15 or later is needed' /tmp/log || { cat /tmp/log; false; }; fi
 
 echo "== an ordinary user"
 echo $$ > $top/cgroup.procs
 FLAGS= ; chmod 755 $PWD/.. 
 su user -c "cd $PWD && KILN_ROOT=/home/user/root kiln build --network=host --pids-limit 20 --build-arg DO=true ." > /tmp/log 2>&1 && { cat /tmp/log; false; }
-grep 'limit the step' /tmp/log
+grep 'limit the step' /tmp/log || { cat /tmp/log; false; }
 mkdir -p $top/user && chown -R user $top/user
 echo $$ > $top/user/cgroup.procs
 su user -c "cd $PWD && KILN_ROOT=/home/user/root kiln build --network=host --pids-limit 20 --build-arg DO=true ." > /tmp/log 2>&1 || { cat /tmp/log; false; }
