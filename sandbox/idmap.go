@@ -64,6 +64,8 @@ func newNamespaces(flags uint64, uids, gids string, open func(pid int) error) er
 	pidfdAt := a.alloc(wordSize)
 	p.clone.flags |= unix.CLONE_PIDFD
 	p.clone.pidfd = uint64(a.address(pidfdAt))
+	launching.add(p.prog, noCall)
+	defer launching.remove(p.prog)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	pid := int(start(p.clone))

@@ -288,6 +288,7 @@ type run struct {
 	keeper  *plan
 	process *plan
 	launch  *plan
+	closes  *op // the keeper's call after which neither it nor the process has descriptors of kiln's
 	status  *buffer
 	usage   *buffer
 	execs   []*op // the attempts to execute the program
@@ -563,6 +564,11 @@ func (r *run) run(ctx context.Context) (Status, error) {
 		r.keeper.clone.cgroup = uint64(g.Fd())
 	}
 
+	if err := launching.settle(ctx); err != nil {
+		return Status{}, err
+	}
+	launching.add(r.keeper.prog, uintptr(r.closes.index))
+	defer launching.remove(r.keeper.prog)
 	// The keeper is told when the thread dies that started it, so this one must live as long.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

@@ -106,7 +106,7 @@ func (r *run) plan(p parts) error {
 	k.add("see that kiln is alive", unix.SYS_PPOLL, raw(unix.PollFd{Fd: int32(fd(p.kiln)), Events: unix.POLLIN}), 1,
 		raw(unix.Timespec{}), 0, 8).mustBeZero()
 	process := k.add("start the process", nrClone, r.process)
-	k.add("close files", unix.SYS_CLOSE_RANGE, 0, uint32(1<<32-1), 0)
+	r.closes = k.add("close files", unix.SYS_CLOSE_RANGE, 0, uint32(1<<32-1), 0) // the process has closed its own by then, see CLONE_VFORK
 	r.status, r.usage = &buffer{size: 4}, &buffer{size: int(unsafe.Sizeof(unix.Rusage{}))}
 	k.add("wait for the process", unix.SYS_WAIT4, process, r.status, 0, r.usage)
 	k.add("exit", unix.SYS_EXIT_GROUP, 0)
