@@ -7,8 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/events"
-	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/progress"
@@ -44,7 +44,7 @@ type buildFlags struct {
 	cgroupParent  string
 	userns        string
 	noProcSandbox bool
-	limits        builder.Limits
+	limits        build.Limits
 	resources     []string
 	secrets       []string
 	agents        []string
@@ -72,7 +72,7 @@ func (a *app) buildCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
+			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
 				err := a.build(cmd.Context(), b, o, f.mode(), call.json)
 				if cmd.Context().Err() == nil {
 					if err := b.Collect(cmd.Context()); err != nil {
@@ -111,7 +111,7 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.StringVar(&f.userns, "userns", "", "ids of each RUN: auto for those that /etc/subuid has for root, START:COUNT, or host")
 	flags.BoolVar(&f.noProcSandbox, "no-process-sandbox", false, "let each RUN see kiln's own /proc, for containers in which none can be mounted")
 	flags.Lookup("userns").NoOptDefVal = "auto"
-	f.limits = builder.Limits{}
+	f.limits = build.Limits{}
 	for _, l := range limitFlags {
 		flags.VarP(&limitFlag{limits: f.limits, name: l.name, kind: l.kind}, l.name, l.shorthand, l.usage)
 	}
@@ -130,15 +130,15 @@ func (a *app) buildCommand() *cobra.Command {
 func (f *buildFlags) mode() string { return quietMode(f.quiet, f.progress) }
 
 // options returns what the flags ask for.
-func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
-	isDir, err := builder.CheckContext(contextDir)
+func (f *buildFlags) options(contextDir string) (o build.Options, err error) {
+	isDir, err := build.CheckContext(contextDir)
 	if err != nil {
 		return o, usageErrorf("build context: %w", err)
 	}
 	if contextDir == "-" && f.file == "-" {
 		return o, usageErrorf("standard input cannot be both the build context and the Dockerfile (-f -)")
 	}
-	o = builder.Options{
+	o = build.Options{
 		ContextDir:    contextDir,
 		Dockerfile:    f.file,
 		Tags:          f.tags,
@@ -159,7 +159,7 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 		o.Describe = call.name
 	}
 	for _, tag := range o.Tags {
-		if err := builder.CheckTag(tag); err != nil {
+		if err := build.CheckTag(tag); err != nil {
 			return o, usageErrorf("--tag: %w", err)
 		}
 	}
@@ -176,7 +176,7 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 		return o, err
 	}
 	for _, v := range f.annotations {
-		parsed, err := builder.ParseAnnotation(v)
+		parsed, err := build.ParseAnnotation(v)
 		if err != nil {
 			return o, usageErrorf("--annotation %q: %w", v, err)
 		}
@@ -196,8 +196,8 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 	}
 	o.CgroupParent = f.cgroupParent
 	o.NoProcessSandbox = f.noProcSandbox
-	if o.Userns = f.userns; builder.CheckUserns(o.Userns) != nil {
-		return o, usageErrorf("--userns %q: %w", o.Userns, builder.CheckUserns(o.Userns))
+	if o.Userns = f.userns; build.CheckUserns(o.Userns) != nil {
+		return o, usageErrorf("--userns %q: %w", o.Userns, build.CheckUserns(o.Userns))
 	}
 	if o.Limits, err = parseLimits(f.limits, f.resources); err != nil {
 		return o, err
@@ -220,7 +220,7 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 	}
 	if o.IIDFile != "" {
 		for _, out := range o.Outputs {
-			if out.Type == builder.OutputLocal || out.Type == builder.OutputTar {
+			if out.Type == build.OutputLocal || out.Type == build.OutputTar {
 				return o, usageErrorf("--iidfile cannot be written for output type=%s, which is no image", out.Type)
 			}
 		}
@@ -234,8 +234,8 @@ func (f *buildFlags) options(contextDir string) (o builder.Options, err error) {
 }
 
 // build runs a build and prints its result; a call other than build is printed as JSON if asJSON is set.
-func (a *app) build(ctx context.Context, b *builder.Builder, o builder.Options, mode string, asJSON bool) error {
-	result := &builder.Result{}
+func (a *app) build(ctx context.Context, b *build.Builder, o build.Options, mode string, asJSON bool) error {
+	result := &build.Result{}
 	shown, _ := progressMode(mode)
 	quiet := shown == "quiet"
 	err := a.withProgress(ctx, mode, func(ctx context.Context, s *events.Stream) (err error) {
@@ -266,10 +266,10 @@ func (a *app) build(ctx context.Context, b *builder.Builder, o builder.Options, 
 }
 
 // onStdout reports whether an output goes to standard output.
-func onStdout(o builder.Output) bool { return o.Dest == "-" }
+func onStdout(o build.Output) bool { return o.Dest == "-" }
 
 // printVerified says which steps made something else when they ran again.
-func (a *app) printVerified(r *builder.Result) {
+func (a *app) printVerified(r *build.Result) {
 	if len(r.Verified) == 0 {
 		return
 	}

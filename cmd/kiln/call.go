@@ -11,7 +11,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
@@ -43,7 +43,7 @@ func parseCall(value string) (call, error) {
 const maxWarnings = 100
 
 // printWarnings prints a build's warnings, each with its lines of the Dockerfile.
-func (a *app) printWarnings(ctx context.Context, r *builder.Result) {
+func (a *app) printWarnings(ctx context.Context, r *build.Result) {
 	if len(r.Warnings) == 0 {
 		return
 	}
@@ -56,7 +56,7 @@ func (a *app) printWarnings(ctx context.Context, r *builder.Result) {
 }
 
 // warnings prints warnings one by one, however many there are, until ctx ends.
-func warnings(ctx context.Context, to io.Writer, r *builder.Result, shown []builder.Warning) error {
+func warnings(ctx context.Context, to io.Writer, r *build.Result, shown []build.Warning) error {
 	quoted := newSource(r.Dockerfile)
 	for _, w := range shown {
 		if err := ctxio.Ended(ctx); err != nil {
@@ -82,11 +82,11 @@ type lintResults struct {
 }
 
 type lintWarning struct {
-	RuleName    string                  `json:"ruleName"`
-	Description string                  `json:"description,omitempty"`
-	URL         string                  `json:"url,omitempty"`
-	Detail      string                  `json:"detail,omitempty"`
-	Location    *builder.SourceLocation `json:"location,omitempty"`
+	RuleName    string                `json:"ruleName"`
+	Description string                `json:"description,omitempty"`
+	URL         string                `json:"url,omitempty"`
+	Detail      string                `json:"detail,omitempty"`
+	Location    *build.SourceLocation `json:"location,omitempty"`
 }
 
 type lintSource struct {
@@ -96,17 +96,17 @@ type lintSource struct {
 }
 
 type lintError struct {
-	Message  string                  `json:"message"`
-	Location *builder.SourceLocation `json:"location,omitempty"`
+	Message  string                `json:"message"`
+	Location *build.SourceLocation `json:"location,omitempty"`
 }
 
 // printCheck prints what a check found, and fails where that is more than advice. The check's own error, if it has one, stops
 // it; as JSON it is a part of the result.
-func (a *app) printCheck(ctx context.Context, r *builder.Result, err error, asJSON bool) error {
+func (a *app) printCheck(ctx context.Context, r *build.Result, err error, asJSON bool) error {
 	failed := err
 	if err != nil {
 		failed = &buildError{err: err, dockerfile: r.Dockerfile, name: r.DockerfileName}
-	} else if slices.ContainsFunc(r.Warnings, func(w builder.Warning) bool { return !w.Advice }) {
+	} else if slices.ContainsFunc(r.Warnings, func(w build.Warning) bool { return !w.Advice }) {
 		failed = errFound
 	}
 	if !asJSON {
@@ -137,8 +137,8 @@ func (a *app) printCheck(ctx context.Context, r *builder.Result, err error, asJS
 	return failed
 }
 
-func location(l llb.Location) *builder.SourceLocation {
-	return builder.NewSourceLocation(l.StartLine, l.EndLine)
+func location(l llb.Location) *build.SourceLocation {
+	return build.NewSourceLocation(l.StartLine, l.EndLine)
 }
 
 func printJSON(w io.Writer, v any) error {
@@ -151,7 +151,7 @@ func printJSON(w io.Writer, v any) error {
 }
 
 // printDescription prints the result of --call outline and targets.
-func (a *app) printDescription(r *builder.Result, asJSON bool) error {
+func (a *app) printDescription(r *build.Result, asJSON bool) error {
 	if asJSON {
 		if r.Outline != nil {
 			return printJSON(a.stdout, r.Outline)
@@ -205,7 +205,7 @@ func (a *app) printDescription(r *builder.Result, asJSON bool) error {
 	}
 	for _, list := range []struct {
 		title  string
-		mounts []builder.OutlineMount
+		mounts []build.OutlineMount
 	}{{"SECRET", o.Secrets}, {"SSH", o.SSH}} {
 		if len(list.mounts) == 0 {
 			continue

@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/events"
-	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/spf13/cobra"
 )
@@ -21,7 +21,7 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 		Args: exactArgs(),
 		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
 			problems, repaired := 0, 0
-			found := func(f builder.Finding) {
+			found := func(f build.Finding) {
 				problems++
 				end := ""
 				if f.Repaired {
@@ -35,8 +35,8 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 					return &internalError{err}
 				}
 			}
-			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
-				var c *builder.Checked
+			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
+				var c *build.Checked
 				err := a.withProgress(cmd.Context(), mode, func(ctx context.Context, s *events.Stream) (err error) {
 					c, err = b.Check(ctx, repair, s, found)
 					return err
@@ -69,13 +69,13 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 }
 
 // repairLayout repairs the one file without which no root directory is opened.
-func (a *app) repairLayout(found func(builder.Finding)) error {
+func (a *app) repairLayout(found func(build.Finding)) error {
 	if _, err := a.enter(); err != nil {
 		return err
 	}
-	repaired, err := builder.RepairLayout(".")
+	repaired, err := build.RepairLayout(".")
 	if repaired {
-		found(builder.Finding{Path: "oci-layout", Problem: "cannot be read", Effect: "kiln refuses the root directory", Repaired: true})
+		found(build.Finding{Path: "oci-layout", Problem: "cannot be read", Effect: "kiln refuses the root directory", Repaired: true})
 	}
 	return err
 }

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
@@ -77,7 +77,7 @@ func exitStatus(err error) int {
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return exitUsage
 	}
-	if _, ok := errors.AsType[*builder.InputError](err); ok {
+	if _, ok := errors.AsType[*build.InputError](err); ok {
 		return exitUsage
 	}
 	if _, ok := errors.AsType[*internalError](err); ok {
@@ -85,7 +85,7 @@ func exitStatus(err error) int {
 	}
 	// A Dockerfile is not at fault for a step that fails, or for a server that does not give an image or a source.
 	if _, ok := errors.AsType[*parser.Error](err); ok && !errors.As(err, new(*solver.VertexError)) && !errors.As(err, new(*registry.Error)) &&
-		!errors.As(err, new(*builder.SourceError)) {
+		!errors.As(err, new(*build.SourceError)) {
 		return exitUsage
 	}
 	return exitFailed

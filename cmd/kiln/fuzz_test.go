@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/build"
 	"github.com/tonistiigi/go-csvvalue"
 )
 
@@ -24,7 +24,7 @@ func FuzzFlags(f *testing.F) {
 		values := []string{value}
 		outputs, outputErr := parseOutputs(values, false, false)
 		for _, o := range outputs {
-			if o.Type == "" || o.Attrs == nil || o.Type == builder.OutputLocal && o.Dest == "" {
+			if o.Type == "" || o.Attrs == nil || o.Type == build.OutputLocal && o.Dest == "" {
 				t.Errorf("--output %q is %+v", value, o)
 			}
 		}

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
-	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/spf13/cobra"
 )
@@ -47,7 +47,7 @@ func (a *app) imagesCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
+			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
 				images, err := b.Images(cmd.Context())
 				if err != nil {
 					return err
@@ -87,7 +87,7 @@ func (a *app) imagesCommand() *cobra.Command {
 }
 
 // imageRows returns a row for each name of each image.
-func imageRows(images []builder.ImageInfo, noTrunc bool, now time.Time) []imageRow {
+func imageRows(images []build.ImageInfo, noTrunc bool, now time.Time) []imageRow {
 	var rows []imageRow
 	for _, i := range images {
 		row := imageRow{

@@ -4,7 +4,7 @@ import (
 	"maps"
 	"strings"
 
-	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/build"
 )
 
 // limitFlags are the flags that limit a step.
@@ -22,7 +22,7 @@ var limitFlags = []struct{ name, shorthand, kind, usage string }{
 
 // limitFlag is the value of one of the limitFlags.
 type limitFlag struct {
-	limits     builder.Limits
+	limits     build.Limits
 	name, kind string
 }
 
@@ -39,7 +39,7 @@ func (f *limitFlag) String() string { return "" }
 func (f *limitFlag) Type() string { return f.kind }
 
 // parseLimits checks the limits, those of --resource included.
-func parseLimits(flags builder.Limits, resources []string) (builder.Limits, error) {
+func parseLimits(flags build.Limits, resources []string) (build.Limits, error) {
 	all := maps.Clone(flags)
 	maps.DeleteFunc(all, func(_, value string) bool { return value == "" })
 	for _, r := range resources {
@@ -51,7 +51,7 @@ func parseLimits(flags builder.Limits, resources []string) (builder.Limits, erro
 	}
 	for name, value := range all {
 		// One by one: what two of them have to do with each other may depend on kiln.toml.
-		if err := builder.CheckLimit(name, value); err != nil {
+		if err := build.CheckLimit(name, value); err != nil {
 			return nil, usageErrorf("--%w", err)
 		}
 	}

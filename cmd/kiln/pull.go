@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 
+	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/events"
-	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/spf13/cobra"
 )
 
@@ -31,7 +31,7 @@ func (a *app) pullCommand() *cobra.Command {
 			if len(platforms) == 1 {
 				one = platforms[0].String()
 			}
-			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
+			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
 				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, s *events.Stream) error {
 					return b.Pull(ctx, args[0], one, s)
 				})

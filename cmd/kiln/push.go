@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 
+	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/events"
-	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/spf13/cobra"
 )
 
@@ -16,7 +16,7 @@ func (a *app) pushCommand() *cobra.Command {
 		Short: "Send an image to its registry",
 		Args:  exactArgs("a NAME"),
 		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
-			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
+			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
 				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, s *events.Stream) error {
 					return b.Push(ctx, args[0], s)
 				})

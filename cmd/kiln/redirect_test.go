@@ -151,24 +151,24 @@ func TestRedirects(t *testing.T) {
 	}
 	ways := []way{
 		{"ADD", func(dir, from string, in *inner) *exec.Cmd {
-			return build(t, dir, "FROM scratch\nADD http://"+from+"/"+in.path("redirect")+"/f /\n")
+			return buildOf(t, dir, "FROM scratch\nADD http://"+from+"/"+in.path("redirect")+"/f /\n")
 		}},
 		{"context", func(dir, from string, in *inner) *exec.Cmd {
 			return exec.Command("kiln", "build", "http://"+from+"/"+in.path("redirect")+"/c.tar")
 		}},
 		{"image", func(dir, from string, in *inner) *exec.Cmd {
-			return build(t, dir, "FROM "+from+"/"+in.path("redirect")+"/image\n")
+			return buildOf(t, dir, "FROM "+from+"/"+in.path("redirect")+"/image\n")
 		}},
 		{"token", func(dir, from string, in *inner) *exec.Cmd {
-			return build(t, dir, "FROM "+from+"/"+in.path("realm")+"/image\n")
+			return buildOf(t, dir, "FROM "+from+"/"+in.path("realm")+"/image\n")
 		}},
 		{"push", func(dir, from string, in *inner) *exec.Cmd {
-			c := build(t, dir, "FROM scratch\nCOPY Dockerfile /\n")
+			c := buildOf(t, dir, "FROM scratch\nCOPY Dockerfile /\n")
 			c.Args = append(c.Args, "--push", "-t", from+"/"+in.path("upload")+"/image")
 			return c
 		}},
 		{"git", func(dir, from string, in *inner) *exec.Cmd {
-			return build(t, dir, "FROM scratch\nADD http://"+from+"/"+in.path("redirect")+"/r.git /\n")
+			return buildOf(t, dir, "FROM scratch\nADD http://"+from+"/"+in.path("redirect")+"/r.git /\n")
 		}},
 		{"git context", func(dir, from string, in *inner) *exec.Cmd {
 			return exec.Command("kiln", "build", "http://"+from+"/"+in.path("redirect")+"/r.git")
@@ -176,7 +176,7 @@ func TestRedirects(t *testing.T) {
 		{"git-lfs", func(dir, from string, in *inner) *exec.Cmd {
 			at := in.path("git") + "/" + filepath.Base(filepath.Dir(dir)) + filepath.Base(dir) + ".git"
 			repository(t, filepath.Join(sends.repositories, at), "", map[string]string{".gitattributes": "f filter=lfs\n", "f": pointer})
-			return build(t, dir, "FROM scratch\nADD http://"+from+"/"+at+" /\n")
+			return buildOf(t, dir, "FROM scratch\nADD http://"+from+"/"+at+" /\n")
 		}},
 	}
 	for name, add := range map[string]string{"file": "http://%s/f", "repository": "http://%s/r.git", "git": "git://%s/r.git", "ssh": "ssh://git@%s/r.git"} {
@@ -190,7 +190,7 @@ func TestRedirects(t *testing.T) {
 		ways = append(ways, way{"submodule over " + scheme, func(dir, from string, in *inner) *exec.Cmd {
 			at := in.path("git") + "/" + filepath.Base(filepath.Dir(dir)) + filepath.Base(dir) + ".git"
 			repository(t, filepath.Join(sends.repositories, at), scheme+"://"+in.addr+"/r.git", map[string]string{"f": "x"})
-			return build(t, dir, "FROM scratch\nADD http://"+from+"/"+at+" /\n")
+			return buildOf(t, dir, "FROM scratch\nADD http://"+from+"/"+at+" /\n")
 		}})
 	}
 	run := func(t *testing.T, c *exec.Cmd, env ...string) string {
@@ -230,8 +230,8 @@ func TestRedirects(t *testing.T) {
 	}
 }
 
-// build returns a build of a Dockerfile in a new directory.
-func build(t *testing.T, dir, dockerfile string) *exec.Cmd {
+// buildOf returns a build of a Dockerfile in a new directory.
+func buildOf(t *testing.T, dir, dockerfile string) *exec.Cmd {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o600); err != nil {
 		t.Fatal(err)
@@ -272,7 +272,7 @@ func TestGitOverTLS(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
 			out := filepath.Join(dir, "out")
-			c := build(t, dir, "FROM scratch\nADD "+srv.URL+tt.path+" /\n")
+			c := buildOf(t, dir, "FROM scratch\nADD "+srv.URL+tt.path+" /\n")
 			c.Args = append(c.Args, "-o", out)
 			c.Env = append(os.Environ(), "KILN_ROOT="+filepath.Join(dir, "root"), "KILN_CONFIG=/dev/null", "SSL_CERT_FILE="+tt.ca, "SSL_CERT_DIR="+dir)
 			said, err := c.CombinedOutput()

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/build"
 	"github.com/spf13/cobra"
 )
 
@@ -14,7 +14,7 @@ func (a *app) rmiCommand() *cobra.Command {
 		Short: "Remove names of images",
 		Args:  minArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error {
+			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
 				// One name that is not there does not keep the others.
 				var errs []error
 				for _, name := range args {

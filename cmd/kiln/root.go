@@ -10,8 +10,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/events"
-	"github.com/kilnbuild/kiln/internal/builder"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
@@ -212,12 +212,12 @@ func absoluteEnvironment() error {
 }
 
 // withBuilder calls f with an open builder.
-func (a *app) withBuilder(ctx context.Context, f func(b *builder.Builder) error) (err error) {
+func (a *app) withBuilder(ctx context.Context, f func(b *build.Builder) error) (err error) {
 	cfg, err := a.enter()
 	if err != nil {
 		return &internalError{err}
 	}
-	b, err := builder.New(ctx, ".", cfg)
+	b, err := build.New(ctx, ".", cfg)
 	if err != nil {
 		return &internalError{err}
 	}

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/build"
 	"github.com/spf13/cobra"
 )
 
@@ -11,7 +11,7 @@ func (a *app) tagCommand() *cobra.Command {
 		Short: "Give an image another name",
 		Args:  exactArgs("a SOURCE", "a TARGET"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withBuilder(cmd.Context(), func(b *builder.Builder) error { return b.Tag(cmd.Context(), args[0], args[1]) })
+			return a.withBuilder(cmd.Context(), func(b *build.Builder) error { return b.Tag(cmd.Context(), args[0], args[1]) })
 		},
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"github.com/docker/go-units"
-	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	csvvalue "github.com/tonistiigi/go-csvvalue"
@@ -20,8 +20,8 @@ import (
 
 // parseOutputs reads --output: "type=oci,dest=x,…", a directory, or "-" for a tar on standard output; push and load
 // are those flags, which stand for an output of their type where there is none.
-func parseOutputs(values []string, push, load bool) ([]builder.Output, error) {
-	var outputs []builder.Output
+func parseOutputs(values []string, push, load bool) ([]build.Output, error) {
+	var outputs []build.Output
 	for _, v := range values {
 		o, err := parseOutput(v)
 		if err != nil {
@@ -32,17 +32,17 @@ func parseOutputs(values []string, push, load bool) ([]builder.Output, error) {
 	if push {
 		pushed := false
 		for i := range outputs {
-			if outputs[i].Type == builder.OutputImage {
-				outputs[i].Type = builder.OutputRegistry
+			if outputs[i].Type == build.OutputImage {
+				outputs[i].Type = build.OutputRegistry
 			}
-			pushed = pushed || outputs[i].Type == builder.OutputRegistry
+			pushed = pushed || outputs[i].Type == build.OutputRegistry
 		}
 		if !pushed {
-			outputs = append(outputs, builder.Output{Type: builder.OutputRegistry, Attrs: map[string]string{}})
+			outputs = append(outputs, build.Output{Type: build.OutputRegistry, Attrs: map[string]string{}})
 		}
 	}
-	if load && !slices.ContainsFunc(outputs, func(o builder.Output) bool { return o.Type == builder.OutputDocker && o.Dest == "" }) {
-		outputs = append(outputs, builder.Output{Type: builder.OutputDocker, Attrs: map[string]string{}})
+	if load && !slices.ContainsFunc(outputs, func(o build.Output) bool { return o.Type == build.OutputDocker && o.Dest == "" }) {
+		outputs = append(outputs, build.Output{Type: build.OutputDocker, Attrs: map[string]string{}})
 	}
 	n := 0
 	for _, o := range outputs {
@@ -56,11 +56,11 @@ func parseOutputs(values []string, push, load bool) ([]builder.Output, error) {
 	return outputs, nil
 }
 
-func parseOutput(value string) (builder.Output, error) {
-	bad := func(format string, args ...any) (builder.Output, error) {
-		return builder.Output{}, usageErrorf("--output %q: %w", value, fmt.Errorf(format, args...))
+func parseOutput(value string) (build.Output, error) {
+	bad := func(format string, args ...any) (build.Output, error) {
+		return build.Output{}, usageErrorf("--output %q: %w", value, fmt.Errorf(format, args...))
 	}
-	o := builder.Output{Attrs: map[string]string{}}
+	o := build.Output{Attrs: map[string]string{}}
 	if value == "" {
 		return bad("it is empty")
 	}
@@ -70,9 +70,9 @@ func parseOutput(value string) (builder.Output, error) {
 	}
 	if len(fields) == 1 && fields[0] == value && !strings.HasPrefix(value, "type=") {
 		if value == "-" {
-			return builder.Output{Type: builder.OutputTar, Dest: "-", Attrs: o.Attrs}, nil
+			return build.Output{Type: build.OutputTar, Dest: "-", Attrs: o.Attrs}, nil
 		}
-		return builder.Output{Type: builder.OutputLocal, Dest: value, Attrs: o.Attrs}, nil
+		return build.Output{Type: build.OutputLocal, Dest: value, Attrs: o.Attrs}, nil
 	}
 	kind := ""
 	for _, field := range fields {
@@ -89,8 +89,8 @@ func parseOutput(value string) (builder.Output, error) {
 			o.Attrs[key] = v
 		}
 	}
-	switch o.Type = builder.OutputType(kind); o.Type {
-	case builder.OutputImage:
+	switch o.Type = build.OutputType(kind); o.Type {
+	case build.OutputImage:
 		if v, ok := o.Attrs["push"]; ok {
 			push, err := strconv.ParseBool(v)
 			if err != nil {
@@ -98,23 +98,23 @@ func parseOutput(value string) (builder.Output, error) {
 			}
 			delete(o.Attrs, "push")
 			if push {
-				o.Type = builder.OutputRegistry
+				o.Type = build.OutputRegistry
 			}
 		}
 		fallthrough
-	case builder.OutputRegistry, builder.OutputCacheOnly:
+	case build.OutputRegistry, build.OutputCacheOnly:
 		if o.Dest != "" {
 			return bad("type=%s has no dest", kind)
 		}
-	case builder.OutputOCI, builder.OutputTar:
+	case build.OutputOCI, build.OutputTar:
 		if o.Dest == "" {
 			o.Dest = "-"
 		}
-	case builder.OutputLocal:
+	case build.OutputLocal:
 		if o.Dest == "" || o.Dest == "-" {
 			return bad("type=local needs dest=DIRECTORY")
 		}
-	case builder.OutputDocker:
+	case build.OutputDocker:
 	case "":
 		return bad("it has no type=")
 	default:
@@ -205,7 +205,7 @@ func parseBuildContexts(values []string) (map[string]string, error) {
 		if strings.HasPrefix(value, "target:") || strings.HasPrefix(value, "input:") || value == "-" {
 			return nil, usageErrorf("--build-context %s: a context like %q is not supported yet; there are directories, http, https and git addresses, docker-image:// and oci-layout://", name, value)
 		}
-		isDir, err := builder.CheckContext(value)
+		isDir, err := build.CheckContext(value)
 		if err == nil && isDir {
 			err = checkDir(value)
 		}
@@ -297,14 +297,14 @@ func parseShmSize(value string) (int64, error) {
 
 // parseSecrets reads --secret id=ID[,src=FILE|,env=VARIABLE][,type=file|env]. With neither src nor env the secret is the
 // environment variable named as the id, or if there is none, the file.
-func parseSecrets(values []string) ([]builder.Secret, error) {
-	var secrets []builder.Secret
+func parseSecrets(values []string) ([]build.Secret, error) {
+	var secrets []build.Secret
 	for _, value := range values {
 		s, err := parseSecret(value)
 		if err != nil {
 			return nil, usageErrorf("--secret %q: %w", value, err)
 		}
-		if slices.ContainsFunc(secrets, func(o builder.Secret) bool { return o.ID == s.ID }) {
+		if slices.ContainsFunc(secrets, func(o build.Secret) bool { return o.ID == s.ID }) {
 			return nil, usageErrorf("--secret %q: there are two secrets with id %q", value, s.ID)
 		}
 		secrets = append(secrets, s)
@@ -312,12 +312,12 @@ func parseSecrets(values []string) ([]builder.Secret, error) {
 	return secrets, nil
 }
 
-func parseSecret(value string) (builder.Secret, error) {
+func parseSecret(value string) (build.Secret, error) {
 	fields, err := csvvalue.Fields(value, nil)
 	if err != nil {
-		return builder.Secret{}, fmt.Errorf("it is not a comma separated list: %w", err)
+		return build.Secret{}, fmt.Errorf("it is not a comma separated list: %w", err)
 	}
-	var s builder.Secret
+	var s build.Secret
 	kind := ""
 	for _, field := range fields {
 		key, v, ok := strings.Cut(field, "=")

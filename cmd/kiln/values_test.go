@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kilnbuild/kiln/internal/builder"
+	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/llb"
 )
 
@@ -32,23 +32,23 @@ func TestParseOutputs(t *testing.T) {
 	for _, tc := range []struct {
 		in         []string
 		push, load bool
-		want       []builder.Output
+		want       []build.Output
 		err        string
 	}{
 		{in: nil},
-		{in: []string{"out/dir"}, want: []builder.Output{{Type: "local", Dest: "out/dir", Attrs: attrs{}}}},
-		{in: []string{"-"}, want: []builder.Output{{Type: "tar", Dest: "-", Attrs: attrs{}}}},
-		{in: []string{"type=oci,dest=a b,tar=false"}, want: []builder.Output{{Type: "oci", Dest: "a b", Attrs: attrs{"tar": "false"}}}},
-		{in: []string{`type=image,"name=a,b",Push=true`}, want: []builder.Output{{Type: "registry", Attrs: attrs{"name": "a,b"}}}},
-		{in: []string{"type=image,push=false"}, want: []builder.Output{{Type: "image", Attrs: attrs{}}}},
-		{in: []string{"type=tar"}, want: []builder.Output{{Type: "tar", Dest: "-", Attrs: attrs{}}}},
-		{in: []string{"type=docker", "type=cacheonly"}, want: []builder.Output{{Type: "docker", Attrs: attrs{}}, {Type: "cacheonly", Attrs: attrs{}}}},
-		{push: true, want: []builder.Output{{Type: "registry", Attrs: attrs{}}}},
-		{in: []string{"type=image,name=x"}, push: true, want: []builder.Output{{Type: "registry", Attrs: attrs{"name": "x"}}}},
-		{in: []string{"type=local,dest=d"}, push: true, want: []builder.Output{{Type: "local", Dest: "d", Attrs: attrs{}}, {Type: "registry", Attrs: attrs{}}}},
-		{load: true, want: []builder.Output{{Type: "docker", Attrs: attrs{}}}},
-		{in: []string{"type=docker"}, load: true, want: []builder.Output{{Type: "docker", Attrs: attrs{}}}},
-		{in: []string{"type=docker,dest=f"}, load: true, want: []builder.Output{{Type: "docker", Dest: "f", Attrs: attrs{}}, {Type: "docker", Attrs: attrs{}}}},
+		{in: []string{"out/dir"}, want: []build.Output{{Type: "local", Dest: "out/dir", Attrs: attrs{}}}},
+		{in: []string{"-"}, want: []build.Output{{Type: "tar", Dest: "-", Attrs: attrs{}}}},
+		{in: []string{"type=oci,dest=a b,tar=false"}, want: []build.Output{{Type: "oci", Dest: "a b", Attrs: attrs{"tar": "false"}}}},
+		{in: []string{`type=image,"name=a,b",Push=true`}, want: []build.Output{{Type: "registry", Attrs: attrs{"name": "a,b"}}}},
+		{in: []string{"type=image,push=false"}, want: []build.Output{{Type: "image", Attrs: attrs{}}}},
+		{in: []string{"type=tar"}, want: []build.Output{{Type: "tar", Dest: "-", Attrs: attrs{}}}},
+		{in: []string{"type=docker", "type=cacheonly"}, want: []build.Output{{Type: "docker", Attrs: attrs{}}, {Type: "cacheonly", Attrs: attrs{}}}},
+		{push: true, want: []build.Output{{Type: "registry", Attrs: attrs{}}}},
+		{in: []string{"type=image,name=x"}, push: true, want: []build.Output{{Type: "registry", Attrs: attrs{"name": "x"}}}},
+		{in: []string{"type=local,dest=d"}, push: true, want: []build.Output{{Type: "local", Dest: "d", Attrs: attrs{}}, {Type: "registry", Attrs: attrs{}}}},
+		{load: true, want: []build.Output{{Type: "docker", Attrs: attrs{}}}},
+		{in: []string{"type=docker"}, load: true, want: []build.Output{{Type: "docker", Attrs: attrs{}}}},
+		{in: []string{"type=docker,dest=f"}, load: true, want: []build.Output{{Type: "docker", Dest: "f", Attrs: attrs{}}, {Type: "docker", Attrs: attrs{}}}},
 		{in: []string{""}, err: "it is empty"},
 		{in: []string{"type=oci,tar"}, err: `"tar" is not key=value`},
 		{in: []string{"a=b,c=d"}, err: "it has no type="},
@@ -75,7 +75,7 @@ func TestParsePlatforms(t *testing.T) {
 		{in: []string{"linux/arm64/v8", "linux/x86_64", "linux/arm"}, want: "linux/arm64 linux/amd64 linux/arm/v7"},
 		{env: "linux/s390x", want: "linux/s390x"},
 		{in: []string{"linux/riscv64"}, env: "linux/s390x", want: "linux/riscv64"},
-		{in: []string{"local,local"}, want: builder.HostPlatform().String()},
+		{in: []string{"local,local"}, want: build.HostPlatform().String()},
 		{in: []string{"linux/"}, err: "--platform"},
 		{in: []string{"linux/a,,linux/b"}, err: "--platform"},
 		{env: "/", err: "DOCKER_DEFAULT_PLATFORM"},
@@ -168,17 +168,17 @@ func TestParseSecrets(t *testing.T) {
 	t.Setenv("TOKEN", "x")
 	for _, tc := range []struct {
 		in   string
-		want builder.Secret
+		want build.Secret
 		err  string
 	}{
-		{in: "id=a,src=f", want: builder.Secret{ID: "a", Src: "f"}},
-		{in: "id=a,source=f,type=file", want: builder.Secret{ID: "a", Src: "f"}},
-		{in: "id=a,env=V", want: builder.Secret{ID: "a", Env: "V"}},
-		{in: "type=env,id=a,src=V", want: builder.Secret{ID: "a", Env: "V"}},
-		{in: "type=env,id=a", want: builder.Secret{ID: "a", Env: "a"}},
-		{in: "id=TOKEN", want: builder.Secret{ID: "TOKEN", Env: "TOKEN"}},
-		{in: "id=file.txt", want: builder.Secret{ID: "file.txt", Src: "file.txt"}},
-		{in: `id=a,"src=f,g"`, want: builder.Secret{ID: "a", Src: "f,g"}},
+		{in: "id=a,src=f", want: build.Secret{ID: "a", Src: "f"}},
+		{in: "id=a,source=f,type=file", want: build.Secret{ID: "a", Src: "f"}},
+		{in: "id=a,env=V", want: build.Secret{ID: "a", Env: "V"}},
+		{in: "type=env,id=a,src=V", want: build.Secret{ID: "a", Env: "V"}},
+		{in: "type=env,id=a", want: build.Secret{ID: "a", Env: "a"}},
+		{in: "id=TOKEN", want: build.Secret{ID: "TOKEN", Env: "TOKEN"}},
+		{in: "id=file.txt", want: build.Secret{ID: "file.txt", Src: "file.txt"}},
+		{in: `id=a,"src=f,g"`, want: build.Secret{ID: "a", Src: "f,g"}},
 		{in: "src=f", err: "it has no id="},
 		{in: "id=a,src=f,env=V", err: "not both"},
 		{in: "id=a,env=V,type=file", err: "not both"},
@@ -187,7 +187,7 @@ func TestParseSecrets(t *testing.T) {
 		{in: "a", err: "not key=value"},
 	} {
 		got, err := parseSecrets([]string{tc.in})
-		check(t, tc.in, got, err, []builder.Secret{tc.want}, tc.err)
+		check(t, tc.in, got, err, []build.Secret{tc.want}, tc.err)
 	}
 	if _, err := parseSecrets([]string{"id=a,src=f", "id=a,src=g"}); err == nil {
 		t.Error("two secrets with one id")
@@ -232,7 +232,7 @@ func TestExcerpt(t *testing.T) {
 
 func TestImageRows(t *testing.T) {
 	now := time.Unix(1700000000, 0)
-	rows := imageRows([]builder.ImageInfo{
+	rows := imageRows([]build.ImageInfo{
 		{Names: []string{"docker.io/library/app:v1", "docker.io/me/app:latest", "localhost:5000/a/b:c"}, ID: "sha256:0123456789abcdef", Created: now.Add(-3 * time.Hour), Size: 1_500_000},
 		{ID: "sha256:fedcba9876543210"},
 	}, false, now)

@@ -20,9 +20,9 @@ const module = "github.com/kilnbuild/kiln/"
 // packages below internal that are not listed here: they know each other and nothing else of ours. A package may always
 // import its own internal packages.
 var allowed = map[string][]string{
-	// Past the builder for types of errors and options only, and for what the language takes for a secret.
-	"cmd/kiln":         {"internal/builder", "progress", "events", "frontend", "internal", "llb", "parser", "registry", "solver"},
-	"internal/builder": {"events", "history", "cache", "exporter", "frontend", "llb", "parser", "registry", "sandbox", "snapshot", "solver", "solver/execute", "solver/files", "solver/plan", "solver/session", "internal"},
+	// Past build for types of errors and options only, and for what the language takes for a secret.
+	"cmd/kiln": {"build", "progress", "events", "frontend", "internal", "llb", "parser", "registry", "solver"},
+	"build":    {"events", "history", "cache", "exporter", "frontend", "llb", "parser", "registry", "sandbox", "snapshot", "solver", "solver/execute", "solver/files", "solver/plan", "solver/session", "internal"},
 
 	"parser":   {},
 	"llb":      {},

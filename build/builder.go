@@ -1,5 +1,5 @@
-// Package builder puts kiln together: it is the only package that knows frontend, solver, stores, registries and exporters.
-package builder
+// Package build puts kiln together: it is the only package that knows frontend, solver, stores, registries and exporters.
+package build
 
 import (
 	"context"
