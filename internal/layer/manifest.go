@@ -391,7 +391,6 @@ func ParseEntry(b []byte) Entry {
 
 // search returns the number of the first entry that does not sort before path.
 func (m *Manifest) search(path string) int {
-	m.file.Search()
 	return sort.Search(m.Entries, func(i int) bool { return Compare(string(m.path(i)), path) >= 0 })
 }
 
@@ -407,7 +406,6 @@ func (m *Manifest) Find(path string) int {
 // FindFrom is Find for a path that is probably that of entry number at.
 func (m *Manifest) FindFrom(at int, path string) (int, bool) {
 	if at < m.Entries && string(m.path(at)) == path {
-		m.file.Touch()
 		return at, true
 	}
 	i := m.Find(path)
@@ -469,7 +467,6 @@ func (m *Manifest) OpaqueAbove(path string) bool {
 		return false
 	}
 	opaque := m.opaque()
-	m.file.Search()
 	// They are not in each other, so only the last one before the path can have it.
 	i := sort.Search(len(opaque), func(i int) bool { return Compare(string(m.path(opaque[i])), path) >= 0 })
 	return i > 0 && Within(path, string(m.path(opaque[i-1])))
@@ -479,7 +476,6 @@ func (m *Manifest) OpaqueAbove(path string) bool {
 func (m *Manifest) findOpaque() []int {
 	var found []int
 	for i := range m.Entries {
-		m.file.Touch()
 		if !m.isOpaque(i) {
 			continue
 		}
@@ -502,7 +498,6 @@ func (m *Manifest) isOpaque(i int) bool {
 func (m *Manifest) All() iter.Seq[*Entry] {
 	return func(yield func(*Entry) bool) {
 		for i := range m.Entries {
-			m.file.Touch()
 			e := m.At(i)
 			if !yield(&e) {
 				return
@@ -530,7 +525,6 @@ func (m *Manifest) List(dir string) iter.Seq[Entry] {
 				i++
 				continue
 			}
-			m.file.Search()
 			// Everything below e lies before the next name that is not below it.
 			low, sub := i+1, e.Path
 			i = low + sort.Search(m.Entries-low, func(k int) bool { return !Within(string(m.path(low+k)), sub) })

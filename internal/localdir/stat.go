@@ -156,9 +156,6 @@ const near = 4
 func (c *statCache) get(s stamp, at *finger) (layer.Digest, bool) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	if c.file != nil {
-		c.file.Touch()
-	}
 	i := min(int(*at), c.count()) // the file may be another by now
 	for end := min(i+near, c.count()); i < end && !c.is(i, s); i++ {
 	}
@@ -224,9 +221,6 @@ func (c *statCache) write() error {
 	out := bufio.NewWriterSize(io.MultiWriter(f, h), 64<<10) // it keeps the first error for Flush
 	out.WriteString(statMagic)
 	record := func(s stamp, d layer.Digest) {
-		if c.file != nil {
-			c.file.Touch()
-		}
 		var b [40]byte
 		for i, v := range []uint64{s.dev, s.ino, uint64(s.size), uint64(s.mtime), uint64(s.ctime)} {
 			binary.LittleEndian.PutUint64(b[8*i:], v)

@@ -1,5 +1,5 @@
-// Package mapped reads files in place that end in the SHA-256 of all that goes before it, however large, without keeping them
-// in memory. It does not know what is in them.
+// Package mapped reads files in place, by mmap(2), that end in the SHA-256 of all that goes before it. It does not know what is in them.
+// What is read counts as resident memory of the process, and is the kernel's page cache, which it takes back when it needs memory.
 package mapped
 
 import (
@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,9 +15,8 @@ import (
 // File is an open file. It is safe for concurrent use.
 type File struct {
 	// Data is the file without the digest at its end. It is not to be written to.
-	Data    []byte
-	whole   []byte
-	touched atomic.Int64
+	Data  []byte
+	whole []byte
 }
 
 // ErrDamaged is the error of a file whose end is not the digest of the rest, or that is too large to be read in place.
@@ -41,7 +39,7 @@ func Open(name string) (*File, error) {
 	if size <= sha256.Size || size > maxSize {
 		return nil, ErrDamaged
 	}
-	// By read(2), since what is touched of a mapping counts as memory of the process.
+	// By read(2), which does not map every page of the file into the process.
 	h := sha256.New()
 	if _, err := io.CopyBuffer(h, struct{ io.Reader }{io.LimitReader(f, size-sha256.Size)}, make([]byte, min(256<<10, size))); err != nil {
 		return nil, err
@@ -56,28 +54,6 @@ func Open(name string) (*File, error) {
 		return nil, ErrDamaged
 	}
 	return &File{Data: data[:end], whole: data}, nil
-}
-
-// Touch is to be called for each place that is looked at, when one follows the other, and Search for each place that is looked for
-// from anywhere: that touches many. Every now and then the pages that were read are given back to the kernel, which has them in its cache.
-func (f *File) Touch() { f.touch(1) }
-
-// Search is told of with Touch.
-func (f *File) Search() { f.touch(searchCost) }
-
-const (
-	smallFile  = 8 << 20 // a file that may stay in memory as a whole
-	mostTouch  = 1 << 15
-	searchCost = 1 << 9 // some ten places, and with each the kernel maps 16 pages
-)
-
-func (f *File) touch(cost int64) {
-	if len(f.whole) < smallFile {
-		return
-	}
-	if n := f.touched.Add(cost); n/mostTouch != (n-cost)/mostTouch {
-		_ = unix.Madvise(f.whole, unix.MADV_DONTNEED) // a matter of memory alone
-	}
 }
 
 // Close unmaps the file: Data must not be used any more.
