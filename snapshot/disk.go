@@ -244,7 +244,7 @@ func (d *disk) write(e *layer.Entry, body io.Reader) error {
 	case layer.Dir:
 		var mode uint32
 		mode, has = d.creation(parent, e, 0o700)
-		if err := d.store.spreading.mkdir(dir, name, mode); err != nil {
+		if err := unix.Mkdirat(dir, name, mode); err != nil {
 			return fail("mkdir", err)
 		}
 	case layer.Symlink:

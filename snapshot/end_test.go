@@ -136,40 +136,6 @@ func TestPackedEnds(t *testing.T) {
 	}
 }
 
-// TestMergeEnds shows that merging layers ends with the store's context.
-func TestMergeEnds(t *testing.T) {
-	s := newStore(t)
-	var ids []string
-	for i := range 2 * mergeRun {
-		p, err := s.New()
-		if err != nil {
-			t.Fatal(err)
-		}
-		b := s.NewBuilder(nil, p, time.Unix(0, 0))
-		if err := b.Put(layer.Entry{Path: fmt.Sprint(i), Type: layer.Symlink, Link: "x", Mode: 0o777}, nil); err != nil {
-			t.Fatal(err)
-		}
-		if err := b.Finish(); err != nil {
-			t.Fatal(err)
-		}
-		c, err := p.Commit(b, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		b.Close()
-		p.Close()
-		ids = append(ids, c.ID)
-	}
-	s.Context = ctxtest.EndAfter(mergeRun / 2)
-	if _, err := s.Merge(ids, 1); !errors.Is(err, ctxtest.ErrEnded) {
-		t.Errorf("Merge: %v", err)
-	}
-	s.Context = context.Background()
-	if merged, err := s.Merge(ids, 1); err != nil || len(merged) != 2 {
-		t.Errorf("%d layers, %v", len(merged), err)
-	}
-}
-
 // TestCopyEnds shows that reading what a step left of a copy ends with the context, also while it is made a layer.
 func TestCopyEnds(t *testing.T) {
 	s := newStore(t)

@@ -19,7 +19,7 @@ type inode struct {
 
 // The flags of linux/fs.h that say what may be done with a file, or that a step can read back. Others are no business of a
 // layer: they are the file system's own, or say how it keeps the bytes, as by compression; and FS_TOPDIR_FL is set by kiln itself, see
-// spreading.
+// package scratch.
 const (
 	flagSecureRemoval = 0x1
 	flagUndelete      = 0x2

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -55,7 +54,6 @@ func storeIn(t *testing.T, root string) *Store {
 	t.Cleanup(func() {
 		s.awaitRemovals()
 		left, _ := os.ReadDir(tmp)
-		left = slices.DeleteFunc(left, func(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), slowName) })
 		if len(left) > 0 {
 			t.Errorf("left in tmp: %v", left)
 		}
@@ -266,58 +264,6 @@ func TestTreeIsTheOverlay(t *testing.T) {
 	}
 }
 
-// Merged layers are the same root file system as those that they were made of, down to the directories' times.
-func TestMergeIsTheOverlay(t *testing.T) {
-	for seed := range uint64(4) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			rnd := rand.New(rand.NewPCG(seed, 2))
-			s := newStore(t)
-			var ids []string
-			for range 9 {
-				c := step(t, s, ids, func(root *rootfs.Root) {
-					for range 10 {
-						change(rnd, fmt.Sprintf("/proc/self/fd/%d/", root.Fd()))
-					}
-				})
-				if c.Entries > 0 && !slices.Contains(ids, c.ID) {
-					ids = append(ids, c.ID)
-				}
-			}
-			tree, err := s.Tree(ids)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want := mounted(t, s, ids)
-			for _, length := range []int{2, 3, len(ids)} {
-				merged, err := s.mergeRuns(ids, length, math.MaxInt)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if n := len(ids)/length + len(ids)%length; len(merged) != n {
-					t.Fatalf("%d layers in runs of %d are %d layers", len(ids), length, len(merged))
-				}
-				if got := mounted(t, s, merged); got != want {
-					t.Fatalf("runs of %d are mounted\n%s\nand not\n%s", length, got, want)
-				}
-				over, err := s.Tree(merged)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if got := listing(t, over); got != want {
-					t.Fatalf("the manifests of runs of %d say\n%s\nand the mount\n%s", length, got, want)
-				}
-				for _, path := range []string{"", "a", "b", "c", "d.e", "a/a", "b/b"} {
-					x, _, _ := tree.Lookup(path)
-					y, _, _ := over.Lookup(path)
-					if !x.ModTime.Equal(y.ModTime) || x.Clock != y.Clock {
-						t.Errorf("the time of /%s is %v, %v and not %v, %v", path, y.ModTime, y.Clock, x.ModTime, x.Clock)
-					}
-				}
-			}
-		})
-	}
-}
-
 // The root directory of a root is what the manifests say, also where a layer was made over another base than it lies over.
 func TestRootDirectory(t *testing.T) {
 	s := newStore(t)
@@ -343,12 +289,11 @@ func TestRootDirectory(t *testing.T) {
 	}
 }
 
-// A root may have more layers than the kernel stacks.
-func TestMoreLayersThanTheKernelStacks(t *testing.T) {
+// A root of as many layers as there may be can be mounted, also only to be read; one layer more is an error that says what to do.
+func TestMaxLayers(t *testing.T) {
 	s := newStore(t)
-	const layers = mount.MaxLower + 200
 	var ids []string
-	for i := range layers {
+	for i := range MaxLayers + 1 {
 		p, err := s.New()
 		if err != nil {
 			t.Fatal(err)
@@ -365,8 +310,17 @@ func TestMoreLayersThanTheKernelStacks(t *testing.T) {
 		}
 		ids = append(ids, c.ID)
 	}
-	if got := strings.Count(mounted(t, s, ids), "\n") + 1; got != layers {
-		t.Errorf("%d files of %d", got, layers)
+	if got := strings.Count(mounted(t, s, ids[:MaxLayers]), "\n") + 1; got != MaxLayers {
+		t.Errorf("%d files of %d", got, MaxLayers)
+	}
+	root, err := s.Mount(t.Context(), ids[:MaxLayers], nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root.Close()
+	_, err = s.Mount(t.Context(), ids, nil, nil)
+	if many, ok := errors.AsType[*TooManyLayersError](err); !ok || many.Layers != MaxLayers+1 {
+		t.Errorf("%d layers: %v", len(ids), err)
 	}
 }
 

@@ -48,8 +48,7 @@ type Store struct {
 	Blob func(id string) (Blob, bool)
 	// CheckBlobs reads the blobs that a layer became, and removes those that are damaged. It is set as Limit is.
 	CheckBlobs func(id string)
-	// Context is that of the process: its end ends what the store does for all who wait for it, as unpacking and merging layers. It is
-	// set as Limit is.
+	// Context is that of the process: its end ends what the store does for all who wait for it, as unpacking layers. It is set as Limit is.
 	Context context.Context
 
 	dir  string // layers/
@@ -62,10 +61,7 @@ type Store struct {
 	trying   sync.Once
 	refusal  error // why they do not; set by trying
 
-	merging   sync.Mutex // a merged layer is being made
 	unpacking sync.Mutex // the files of a packed layer are being written
-
-	spreading spreading
 
 	noFlags    atomic.Bool // the file system has nothing that chattr(1) could set
 	givenOnce  sync.Once
@@ -87,7 +83,7 @@ type Store struct {
 // namespace that the process is in: in one that is not the first, overlay keeps its own attributes under "user." names
 // (kernel, Documentation/filesystems/overlayfs.rst), and a disk cannot hold all that a layer does.
 func Open(root, tmp string, ns userns.Namespace) (*Store, error) {
-	s := &Store{Context: context.Background(), dir: filepath.Join(root, "layers"), tmp: tmp, spreading: spreading{tmp: tmp, slow: slowInode}, mark: "trusted.overlay.", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*layerFiles{}, earlier: map[string]string{}, files: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	s := &Store{Context: context.Background(), dir: filepath.Join(root, "layers"), tmp: tmp, mark: "trusted.overlay.", ns: ns, held: map[string]*lock.Lock{}, unsynced: map[string]bool{}, manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, roots: map[string]*layerFiles{}, earlier: map[string]string{}, files: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	if ns.Nested {
 		s.mark = "user.overlay."
 	}
@@ -274,7 +270,7 @@ type Pending struct {
 
 // New begins a layer: an empty directory. Close must be called; after a Commit it does nothing.
 func (s *Store) New() (*Pending, error) {
-	dir, err := s.spreading.dir("layer-")
+	dir, err := os.MkdirTemp(s.tmp, "layer-")
 	if err != nil {
 		return nil, fmt.Errorf("begin a layer: %w", err)
 	}
@@ -449,6 +445,25 @@ type Committed struct {
 	layer.Summary
 }
 
+// MaxLayers is the number of layers with entries that a root file system can be mounted of: the number of directories that overlayfs
+// stacks, less the empty one on top of a root that is only read.
+const MaxLayers = mount.MaxLower - 1
+
+// TooManyLayersError is the error of mounting a root file system of more than MaxLayers layers.
+type TooManyLayersError struct{ Layers int }
+
+func (e *TooManyLayersError) Error() string {
+	return fmt.Sprintf("the root file system has %d layers, and overlayfs stacks at most %d: combine instructions, or start a new stage that copies the files (COPY --from=STAGE / /)", e.Layers, MaxLayers)
+}
+
+// CheckLayers returns a *TooManyLayersError if a root file system of n different layers with entries cannot be mounted.
+func CheckLayers(n int) error {
+	if n > MaxLayers {
+		return &TooManyLayersError{Layers: n}
+	}
+	return nil
+}
+
 // overlay returns the directories of a root file system made of these layers, the lowest first; what is written goes to the pending layer,
 // unless that is nil.
 func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
@@ -474,13 +489,13 @@ func (s *Store) overlay(ids []string, up *Pending) (mount.Overlay, error) {
 		}
 	}
 	slices.Reverse(live)
-	live, err := s.Merge(live, mount.MaxLower-over-1) // one may be blank
-	if err != nil {
+	if err := CheckLayers(len(live) + over); err != nil {
 		return o, err
 	}
 	clear(seen)
 	for _, id := range slices.Backward(live) {
-		if id, err = s.unpacked(id); err != nil {
+		id, err := s.unpacked(id)
+		if err != nil {
 			return o, err
 		}
 		for id != "" {

@@ -119,6 +119,9 @@ func (x *Executor) prepare(ctx context.Context, w work.Exec) (_ *prepared, err e
 			p.close()
 		}
 	}()
+	if err := mountable(w.In[0]); err != nil {
+		return nil, err
+	}
 	ids, err := x.Realise(ctx, w.In[0])
 	if err != nil {
 		return nil, err
@@ -163,6 +166,15 @@ func (x *Executor) prepare(ctx context.Context, w work.Exec) (_ *prepared, err e
 	user.Groups = slices.Concat(user.Groups, p.mounts.groups)
 	p.spec = x.spec(w, p, user, idmap)
 	return p, x.connect(w.Op, p)
+}
+
+// mountable returns an error if a root has more layers than can be mounted, before any of them is fetched or unpacked for it.
+func mountable(r solver.Ref) error {
+	distinct := map[string]bool{}
+	for _, l := range r.Changes() {
+		distinct[l.ID] = true
+	}
+	return snapshot.CheckLayers(len(distinct))
 }
 
 // newUpper begins a layer that takes what a step writes. With --security=insecure a step has kiln's privileges over file systems
@@ -408,6 +420,9 @@ func (m *mounting) tmpfs(spec llb.Mount) error {
 // bind mounts a path of another root file system. What is written to it, if that is allowed, goes to a layer: that of an output, or
 // one that is thrown away.
 func (m *mounting) bind(spec llb.Mount) error {
+	if err := mountable(m.in[spec.Input]); err != nil {
+		return err
+	}
 	ids, err := m.x.Realise(m.ctx, m.in[spec.Input])
 	if err != nil {
 		return err
