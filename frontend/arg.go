@@ -1,13 +1,12 @@
 package frontend
 
 import (
-	"maps"
-	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 
+	"github.com/kilnbuild/kiln/frontend/expand"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -21,7 +20,7 @@ func (b *builder) setGlobalArgs(df *parser.Dockerfile) error {
 	if target == "" {
 		target = "default"
 	}
-	b.global = newEnviron(b.budget)
+	b.global = expand.NewEnv(b.budget)
 	var predefined, given [][2]string
 	set := func(prefix string, p llb.Platform) {
 		for _, kv := range [][2]string{
@@ -39,7 +38,7 @@ func (b *builder) setGlobalArgs(df *parser.Dockerfile) error {
 		}
 	}
 	for _, kv := range append(predefined, given...) {
-		if err := b.global.set(kv[0], kv[1]); err != nil {
+		if err := b.global.Set(kv[0], kv[1]); err != nil {
 			return err
 		}
 	}
@@ -58,8 +57,8 @@ func (b *builder) setGlobalArgs(df *parser.Dockerfile) error {
 }
 
 // metaArgs returns the global arguments after the ARGs above the first FROM, with values taking the place of defaults.
-func (b *builder) metaArgs(df *parser.Dockerfile, values map[string]string) (*environ, error) {
-	env := b.global.fork()
+func (b *builder) metaArgs(df *parser.Dockerfile, values map[string]string) (*expand.Env, error) {
+	env := b.global.Fork()
 	for _, c := range df.Args {
 		if err := b.ended(); err != nil {
 			return nil, err
@@ -71,10 +70,10 @@ func (b *builder) metaArgs(df *parser.Dockerfile, values map[string]string) (*en
 			}
 			var err error
 			if !ok {
-				v, _, err = b.words.word(*a.Value, env)
+				v, _, err = b.words.Word(*a.Value, env)
 			}
 			if err == nil {
-				err = env.set(a.Key, v)
+				err = env.Set(a.Key, v)
 			}
 			if err != nil {
 				return nil, b.at(err, c.Location())
@@ -93,7 +92,7 @@ func (b *builder) arg(s *stage, c *instructions.ArgCommand, lint *linter.Linter)
 		if v, ok := b.buildArgs[a.Key]; ok {
 			a.Value = &v
 		} else if a.Value != nil {
-			v, unmatched, err := b.words.word(*a.Value, s.env)
+			v, unmatched, err := b.words.Word(*a.Value, s.env)
 			b.lintUnmatched(s, c, unmatched, lint)
 			if err != nil {
 				return err
@@ -106,59 +105,17 @@ func (b *builder) arg(s *stage, c *instructions.ArgCommand, lint *linter.Linter)
 		if a.Value != nil {
 			created.WriteString("=" + *a.Value)
 			if !sbomArgs[a.Key] {
-				if err := s.env.set(a.Key, *a.Value); err != nil {
+				if err := s.env.Set(a.Key, *a.Value); err != nil {
 					return err
 				}
 			}
 		}
-		if err := s.args.set(a); err != nil {
+		if err := s.args.Set(a); err != nil {
 			return err
 		}
 	}
-	s.commit(created.String(), nil)
+	s.config.Commit(created.String(), nil)
 	return nil
-}
-
-// arguments are the ARGs of a stage, each name once, in the order in which they were declared first.
-type arguments struct {
-	budget *budget
-	at     map[string]int // places in list
-	list   []instructions.KeyValuePairOptional
-	shared bool // as an environ's
-}
-
-// get returns what was declared last of a name.
-func (a *arguments) get(name string) (instructions.KeyValuePairOptional, bool) {
-	i, ok := a.at[name]
-	if !ok {
-		return instructions.KeyValuePairOptional{}, false
-	}
-	return a.list[i], true
-}
-
-// set declares an argument. The error is that of the budget.
-func (a *arguments) set(arg instructions.KeyValuePairOptional) error {
-	if a.shared {
-		if err := a.budget.spend(2 * entrySize * len(a.list)); err != nil {
-			return err
-		}
-		a.at, a.list, a.shared = maps.Clone(a.at), slices.Clone(a.list), false
-	}
-	i, ok := a.at[arg.Key]
-	if !ok {
-		i = len(a.list)
-		a.at[arg.Key] = i
-		a.list = append(a.list, arg)
-	}
-	a.list[i] = arg
-	return nil
-}
-
-// fork returns a copy, which takes no time until one of the two is changed.
-func (a *arguments) fork() *arguments {
-	a.shared = true
-	other := *a
-	return &other
 }
 
 // sbomArgs are arguments that are for the builder and never in the environment.

@@ -14,6 +14,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
 
+	"github.com/kilnbuild/kiln/frontend/expand"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -29,13 +30,13 @@ type builder struct {
 
 	// buildArgs are the Options', without a SOURCE_DATE_EPOCH that stands for no time.
 	buildArgs map[string]string
-	budget    *budget
-	words     *expander
-	documents *expander // for heredocs
-	shown     *expander // for what people see of a RUN
+	budget    *expand.Budget
+	words     *expand.Expander
+	documents *expand.Expander // for heredocs
+	shown     *expand.Expander // for what people see of a RUN
 	suggest   *suggester
 	// global are the ARGs above the first FROM and the predefined ones.
-	global *environ
+	global *expand.Env
 	// declared are the names of the ARGs above the first FROM, with or without a value.
 	declared []string
 	// isDeclared has the same, once somebody asks.
@@ -88,9 +89,9 @@ func (b *builder) build(dockerfile []byte) (*Image, error) {
 	b.buildArgs = maps.Clone(b.opts.BuildArgs)
 	image, _ := syntaxImage(dockerfile, b.opts)
 	b.labs = strings.HasSuffix(image, "-labs")
-	b.budget = newBudget()
-	b.words = newExpander(df.Escape, b.budget)
-	b.documents, b.shown = b.words.documents(), b.words.shown()
+	b.budget = expand.NewBudget()
+	b.words = expand.New(df.Escape, b.budget)
+	b.documents, b.shown = b.words.Documents(), b.words.Shown()
 	b.suggest = &suggester{left: maxSuggesting}
 	b.comparisons = maxComparisons
 	b.lintStages(df.Stages)
@@ -134,7 +135,7 @@ func (b *builder) build(dockerfile []byte) (*Image, error) {
 
 // finish returns the image of the lowered target.
 func (b *builder) finish(s *stage) (*Image, error) {
-	platform := platformOf(s.image)
+	platform := s.ownPlatform
 	if len(b.opts.Platforms) > 0 || platform.OS == "" {
 		same := platform.OS == b.target.OS && platform.Architecture == b.target.Architecture
 		platform.OS, platform.Architecture = b.target.OS, b.target.Architecture
@@ -145,24 +146,20 @@ func (b *builder) finish(s *stage) (*Image, error) {
 			platform.OSVersion = b.target.OSVersion
 		}
 	}
-	if len(b.opts.Labels) > 0 {
-		if err := s.ownMaps(b.budget); err != nil {
+	for _, k := range slices.Sorted(maps.Keys(b.opts.Labels)) {
+		if err := s.config.SetLabel(k, b.opts.Labels[k]); err != nil {
 			return nil, err
 		}
-		for _, k := range slices.Sorted(maps.Keys(b.opts.Labels)) {
-			s.setLabel(k, b.opts.Labels[k])
-		}
 	}
-	if err := s.checkSize(); err != nil {
+	if err := s.config.CheckSize(); err != nil {
 		return nil, b.at(err, s.src.Location)
 	}
-	s.config.Env = s.vars.all()
 	return &Image{
 		Platform: platform.Normalize(),
 		Root:     s.root,
-		Config:   s.config,
-		Author:   s.author,
-		History:  s.allHistory(),
+		Config:   s.config.Spec(),
+		Author:   s.config.Author(),
+		History:  s.config.History(),
 	}, nil
 }
 
@@ -224,7 +221,7 @@ func (b *builder) command(s *stage, c instructions.Command) (command, error) {
 		if c.From == "" {
 			break
 		}
-		expanded, err := b.words.expand(c.From, (*environ)(nil))
+		expanded, err := b.words.Expand(c.From, (*expand.Env)(nil))
 		if err != nil {
 			return cmd, err
 		}
@@ -380,24 +377,24 @@ func (b *builder) lower(s *stage) error {
 		if !s.base.lowered {
 			return b.at(fmt.Errorf("stage %q has to stand above the one that is built on it", s.base.name), s.src.Location)
 		}
-		s.inherit()
+		s.inherit(b.budget)
 	}
 	if err := s.begin(b.budget); err != nil {
 		return b.at(err, s.src.Location)
 	}
-	if s.op.Ref != "" {
+	if s.image != nil {
 		b.addImage(s)
 	}
 	if s.platform == nil {
 		s.platform = &b.target
 	}
-	if s.config.WorkingDir != "" {
-		s.config.WorkingDir = joinWorkdir("", s.config.WorkingDir)
+	if dir := s.config.WorkingDir(); dir != "" {
+		s.config.SetWorkingDir(joinWorkdir("", dir))
 	}
 	for _, c := range s.commands {
 		err := b.lowerCommand(s, c)
 		if err == nil {
-			err = s.checkSize()
+			err = s.config.CheckSize()
 		}
 		if err != nil {
 			return b.at(err, c.Location())
@@ -459,9 +456,9 @@ func (b *builder) lowerCommand(s *stage, c command) error {
 
 // expand replaces variables in the words of an instruction.
 func (b *builder) expand(s *stage, c command, lint *linter.Linter) error {
-	with := func(x *expander) instructions.SingleWordExpander {
+	with := func(x *expand.Expander) instructions.SingleWordExpander {
 		return func(word string) (string, error) {
-			expanded, unmatched, err := x.word(word, s.env)
+			expanded, unmatched, err := x.Word(word, s.env)
 			b.lintUnmatched(s, c, unmatched, lint)
 			return expanded, err
 		}

@@ -147,7 +147,7 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 		v = b.graph.Add(llb.Merge{}, meta, s.root, v.Output(0))
 	}
 	s.root = v.Output(0)
-	s.commit(created.String(), v)
+	s.config.Commit(created.String(), v)
 	return nil
 }
 
@@ -169,7 +169,7 @@ func withoutUsers(text string, sources []string) string {
 func copyDest(s *stage, dest string) string {
 	isDir := dest == "" || dest == "." || strings.HasSuffix(dest, "/") || strings.HasSuffix(dest, "/.")
 	if !path.IsAbs(dest) {
-		dest = path.Join(s.cwd(), dest)
+		dest = path.Join(s.config.Cwd(), dest)
 	}
 	dest = path.Clean(dest)
 	if isDir && dest != "/" {

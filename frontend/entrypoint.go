@@ -12,13 +12,12 @@ func (b *builder) entrypoint(s *stage, c *instructions.EntrypointCommand, lint *
 	if err := b.spendShell(s); err != nil {
 		return err
 	}
-	lintUsedOnce(c, &s.entrypoint, lint)
-	s.config.Entrypoint = commandLine(s, c, c.ShellDependantCmdLine, lint)
-	if s.cmd == nil {
-		s.config.Cmd = nil
-		s.sized("cmd", 0)
+	lintUsedOnce(c, &s.checks.entrypoint, lint)
+	args := commandLine(s, c, c.ShellDependantCmdLine, lint)
+	s.config.SetEntrypoint(args)
+	if s.checks.cmd == nil {
+		s.config.UnsetCmd()
 	}
-	s.sizedList("entrypoint", s.config.Entrypoint)
-	s.commit(fmt.Sprintf("ENTRYPOINT %q", s.config.Entrypoint), nil)
+	s.config.Commit(fmt.Sprintf("ENTRYPOINT %q", args), nil)
 	return nil
 }

@@ -16,10 +16,10 @@ func (b *builder) env(s *stage, c *instructions.EnvCommand, lint *linter.Linter)
 		lintLegacyKeyValue(c, e, lint)
 		lintSecret("ENV", e.Key, c.Location(), lint)
 		created.WriteString(" " + e.String())
-		if err := errors.Join(s.env.set(e.Key, e.Value), s.vars.replace(e.Key, e.Value)); err != nil {
+		if err := errors.Join(s.env.Set(e.Key, e.Value), s.config.SetEnv(e.Key, e.Value)); err != nil {
 			return err
 		}
 	}
-	s.commit(created.String(), nil)
+	s.config.Commit(created.String(), nil)
 	return nil
 }

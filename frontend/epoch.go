@@ -11,6 +11,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
 
+	"github.com/kilnbuild/kiln/frontend/expand"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -66,7 +67,7 @@ func (b *builder) setEpochTo(seconds int64, given bool) error {
 	b.epoch = &seconds
 	text := strconv.FormatInt(seconds, 10)
 	if !given {
-		return b.global.set(epochArg, text)
+		return b.global.Set(epochArg, text)
 	}
 	b.buildArgs[epochArg] = text
 	return nil
@@ -74,7 +75,7 @@ func (b *builder) setEpochTo(seconds int64, given bool) error {
 
 func (b *builder) unsetEpoch() error {
 	delete(b.buildArgs, epochArg)
-	return b.global.unset(epochArg)
+	return b.global.Unset(epochArg)
 }
 
 // epochSource returns the op whose time SOURCE_DATE_EPOCH=value asks for, nil for the build context. It is false, and the
@@ -104,12 +105,12 @@ func (b *builder) epochSource(df *parser.Dockerfile, value string, at []moby.Ran
 
 // epochStage returns what the stage that SOURCE_DATE_EPOCH names fetches, or an error and its place.
 func (b *builder) epochStage(s *instructions.Stage) (op llb.Op, at []moby.Range, err error) {
-	env := b.global.fork()
+	env := b.global.Fork()
 	at = s.Location
-	if err := env.unset(epochArg); err != nil {
+	if err := env.Unset(epochArg); err != nil {
 		return nil, at, err
 	}
-	base, err := b.words.expand(s.BaseName, env)
+	base, err := b.words.Expand(s.BaseName, env)
 	if err != nil {
 		return nil, at, err
 	}
@@ -127,10 +128,10 @@ func (b *builder) epochStage(s *instructions.Stage) (op llb.Op, at []moby.Range,
 					continue
 				}
 				if !ok {
-					v, _, err = b.words.word(*a.Value, env)
+					v, _, err = b.words.Word(*a.Value, env)
 				}
 				if err == nil {
-					err = env.set(a.Key, v)
+					err = env.Set(a.Key, v)
 				}
 				if err != nil {
 					return nil, at, err
@@ -156,13 +157,13 @@ func (b *builder) epochStage(s *instructions.Stage) (op llb.Op, at []moby.Range,
 var errOneAdd = errors.New("the stage that " + epochArg + " names has to consist of ARGs and one ADD of one URL or git repository")
 
 // epochAdd returns what an ADD fetches.
-func (b *builder) epochAdd(c *instructions.AddCommand, env *environ) (llb.Op, error) {
-	src, _, err := b.words.word(c.SourcePaths[0], env)
+func (b *builder) epochAdd(c *instructions.AddCommand, env *expand.Env) (llb.Op, error) {
+	src, _, err := b.words.Word(c.SourcePaths[0], env)
 	if err != nil {
 		return nil, err
 	}
 	add := *c
-	if add.Checksum, _, err = b.words.word(c.Checksum, env); err != nil {
+	if add.Checksum, _, err = b.words.Word(c.Checksum, env); err != nil {
 		return nil, err
 	}
 	switch {

@@ -9,13 +9,15 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
+
+	"github.com/kilnbuild/kiln/frontend/expand"
 )
 
 // expose lowers EXPOSE. A variable may hold several ports, so the words are made after it is expanded.
 func (b *builder) expose(s *stage, c *instructions.ExposeCommand, lint *linter.Linter) error {
 	ports := []string{}
 	for _, word := range c.Ports {
-		words, err := b.words.words(word, s.env)
+		words, err := b.words.Words(word, s.env)
 		if err != nil {
 			return err
 		}
@@ -24,19 +26,16 @@ func (b *builder) expose(s *stage, c *instructions.ExposeCommand, lint *linter.L
 			if err != nil {
 				return fmt.Errorf("invalid port %q: %w", w, err)
 			}
-			if err := b.budget.spend(4 * entrySize * len(parsed)); err != nil {
+			if err := b.budget.Spend(4 * expand.EntrySize * len(parsed)); err != nil {
 				return err
 			}
 			ports = append(ports, parsed...)
 		}
 	}
-	if err := s.ownMaps(b.budget); err != nil {
+	if err := s.config.Expose(ports); err != nil {
 		return err
 	}
-	for _, p := range ports {
-		s.add(&s.config.ExposedPorts, p)
-	}
-	s.commit(fmt.Sprintf("EXPOSE %v", ports), nil)
+	s.config.Commit(fmt.Sprintf("EXPOSE %v", ports), nil)
 	return nil
 }
 

@@ -11,8 +11,9 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/kilnbuild/kiln/frontend/expand"
+	"github.com/kilnbuild/kiln/frontend/imageconfig"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -34,13 +35,13 @@ func (b *builder) addStage(s *stage, index int) error {
 		return err
 	}
 	lint := b.lint.WithMergedConfigFromComments(s.src.Comments)
-	base, err := b.words.expand(s.src.BaseName, b.global)
+	base, err := b.words.Expand(s.src.BaseName, b.global)
 	b.lintFromArgs(s, base.Unmatched, lint)
 	if err != nil {
 		return err
 	}
 	if base.Result == "" {
-		return b.suggestName(fmt.Errorf("base name (%s) should not be blank", clip(s.src.BaseName)), base.Unmatched)
+		return b.suggestName(fmt.Errorf("base name (%s) should not be blank", expand.Clip(s.src.BaseName)), base.Unmatched)
 	}
 	s.src.BaseName = base.Result
 	if expr := s.src.Platform; expr != "" {
@@ -88,14 +89,14 @@ func steps(c instructions.Command) int {
 
 // setPlatform reads FROM --platform.
 func (b *builder) setPlatform(s *stage, expr string, lint *linter.Linter) error {
-	v, err := b.words.expand(expr, b.global)
+	v, err := b.words.Expand(expr, b.global)
 	b.lintFromArgs(s, v.Unmatched, lint)
 	if err != nil {
 		return fmt.Errorf("--platform: %w", err)
 	}
 	b.lintPlatform(s, expr, v, lint)
 	if v.Result == "" {
-		return b.suggestName(fmt.Errorf("empty platform value from expression %s", clip(expr)), v.Unmatched)
+		return b.suggestName(fmt.Errorf("empty platform value from expression %s", expand.Clip(expr)), v.Unmatched)
 	}
 	p, err := llb.ParsePlatform(v.Result, b.opts.BuildPlatform)
 	if err != nil {
@@ -142,45 +143,10 @@ type resolution struct {
 	err   error
 }
 
-// foundImage is an image with what the stages that begin with it have in common, so that it need not be made for each.
+// foundImage is an image with the configuration that all stages which begin with it fork.
 type foundImage struct {
 	*BaseImage
-	vars    *environ // of its configuration
-	history []History
-	size    int // as a stage's
-	sizes   map[string]int
-}
-
-func newFoundImage(image *BaseImage) *foundImage {
-	f := &foundImage{BaseImage: image, vars: newEnviron(nil)}
-	c := &image.Config.Config
-	f.vars.fill(c.Env)
-	for _, h := range image.Config.History {
-		f.history = append(f.history, History{
-			CreatedBy: h.CreatedBy, Comment: h.Comment, Author: h.Author, Empty: h.EmptyLayer, Created: h.Created,
-		})
-	}
-	var s stage // which adds up
-	for _, h := range f.history {
-		s.size += historySize + jsonSize(h.CreatedBy) + jsonSize(h.Comment) + jsonSize(h.Author)
-	}
-	for k, v := range c.Labels {
-		s.setLabel(k, v)
-	}
-	for p := range c.ExposedPorts {
-		s.add(&s.config.ExposedPorts, p)
-	}
-	for v := range c.Volumes {
-		s.add(&s.config.Volumes, v)
-	}
-	s.sizedList("cmd", c.Cmd)
-	s.sizedList("entrypoint", c.Entrypoint)
-	s.sizedList("shell", c.Shell)
-	s.sized("workdir", jsonSize(c.WorkingDir))
-	s.sized("user", jsonSize(c.User))
-	s.sized("author", jsonSize(image.Config.Author))
-	f.size, f.sizes = s.size, s.sizes
-	return f
+	config *imageconfig.Config
 }
 
 // resolve starts to look for an image and returns the function that waits for it.
@@ -203,7 +169,7 @@ func (m *images) resolve(b *builder, req ImageRequest) func() (*foundImage, erro
 			defer close(r.done)
 			var image *BaseImage
 			if image, r.err = m.resolver.ResolveImage(b.ctx, req); r.err == nil {
-				r.image = newFoundImage(image)
+				r.image = &foundImage{image, imageconfig.Of(&image.Config)}
 			}
 		}()
 	}
@@ -327,11 +293,9 @@ func (b *builder) setImage(s *stage, asked string, req ImageRequest, image *foun
 	if s.platform == nil {
 		s.platform = &b.target
 	}
-	s.image = image.Config
-	s.author = image.Config.Author
-	s.config = image.Config.Config
-	s.found, s.size, s.sizes = image, image.size, maps.Clone(image.sizes)
-	s.op = llb.Image{Ref: req.Ref, Digest: image.Digest, Layout: req.Layout}
+	s.image = &stageImage{image, llb.Image{Ref: req.Ref, Digest: image.Digest, Layout: req.Layout}}
+	s.ownPlatform = got
+	s.config = image.config.Fork(b.budget, s.exported)
 	if s.context == nil {
 		b.lintBasePlatform(s, asked, *s.platform, got)
 	}
@@ -340,47 +304,47 @@ func (b *builder) setImage(s *stage, asked string, req ImageRequest, image *foun
 // addImage adds the vertex of the image that s begins with. The triggers in the image are known by now, and so is the
 // number of steps.
 func (b *builder) addImage(s *stage) {
-	if len(s.image.RootFS.DiffIDs) == 0 {
+	op := s.image.op
+	if len(s.image.Config.RootFS.DiffIDs) == 0 {
 		s.root = b.scratch()
 		return
 	}
-	text := "FROM " + shownImage(s.op.Ref, s.op.Layout)
-	if !strings.Contains(s.op.Ref, "@") {
-		text += "@" + s.op.Digest
+	text := "FROM " + shownImage(op.Ref, op.Layout)
+	if !strings.Contains(op.Ref, "@") {
+		text += "@" + op.Digest
 	}
 	meta := llb.Meta{Text: text, Location: b.location(s.src.Location)}
 	switch {
 	case s.context != nil:
 		meta = b.groupMeta(s, "context "+s.context.name, text, s.src.Location)
 	case !s.implicit:
-		meta = b.stepMeta(s, text, b.words, (*environ)(nil), s.src.Location)
+		meta = b.stepMeta(s, text, b.words, (*expand.Env)(nil), s.src.Location)
 	}
-	s.root = b.graph.Add(s.op, meta).Output(0)
+	s.root = b.graph.Add(op, meta).Output(0)
 }
 
 // setScratch makes s begin with nothing.
 func (b *builder) setScratch(s *stage, p llb.Platform) {
 	s.root = b.scratch()
-	s.image.Platform = ocispecs.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion}
-	s.config.WorkingDir = "/"
-	s.config.Env = []string{"PATH=" + defaultPath}
+	s.ownPlatform = p
+	s.config = imageconfig.New(b.budget, s.exported)
 }
 
 // setDirectory makes s begin with the files of a named context.
 func (b *builder) setDirectory(s *stage, p llb.Platform) {
 	b.setScratch(s, p)
-	s.local = b.contextOutput(s.context)
-	s.localRoot = s.root
+	s.dir.local = b.contextOutput(s.context)
+	s.dir.root = s.root
 	if s.implicit {
 		return
 	}
 	op := llb.File{Actions: []llb.Action{{Copy: &llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/"}}, Dest: "/"}}}}
 	meta := b.groupMeta(s, "context "+s.context.name, "FROM "+s.context.name, s.src.Location)
 	meta.NoCache = s.noCache // times of files have no part in a key, and are those of the directory now
-	v := b.graph.Add(op, meta, s.root, s.local)
+	v := b.graph.Add(op, meta, s.root, s.dir.local)
 	s.root = v.Output(0)
-	s.localRoot = s.root
-	s.commit("FROM "+s.context.name+" # buildkit", v)
+	s.dir.root = s.root
+	s.config.Commit("FROM "+s.context.name+" # buildkit", v)
 }
 
 func (b *builder) scratch() llb.Output {

@@ -4,10 +4,10 @@ package frontend
 
 import (
 	"context"
-	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
+	"github.com/kilnbuild/kiln/frontend/imageconfig"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/llb"
 )
@@ -102,21 +102,7 @@ type Image struct {
 	Author string
 	// History begins with that of the base image. From there on it has one entry that is not Empty for each vertex from the
 	// base to Root along the first inputs, in that order.
-	History []History
-}
-
-// History is an entry of an image's history.
-type History struct {
-	CreatedBy string
-	Comment   string
-	Author    string
-	// Empty says that no layer belongs to the entry.
-	Empty bool
-	// Created is set for the base image's entries alone.
-	Created *time.Time
-	// Vertex is the one whose layer the entry is about; for COPY --link that is the llb.Merge. Nil for an empty entry and
-	// for the base image's.
-	Vertex *llb.Vertex
+	History []imageconfig.History
 }
 
 // Warning is a finding of a check, as docs.docker.com/reference/build-checks lists them.

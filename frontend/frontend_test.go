@@ -13,9 +13,10 @@ import (
 	"testing"
 	"time"
 
-	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/rogpeppe/go-internal/txtar"
 
+	"github.com/kilnbuild/kiln/frontend/expand"
+	"github.com/kilnbuild/kiln/frontend/imageconfig"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
@@ -334,8 +335,8 @@ func TestPaths(t *testing.T) {
 			t.Errorf("copySourcePath(%q, true) = %q, want %q", tt.src, got, tt.parents)
 		}
 	}
-	s := &stage{config: dockerspec.DockerOCIImageConfig{}}
-	s.config.WorkingDir = "/w/x/"
+	s := &stage{config: imageconfig.New(expand.NewBudget(), false)}
+	s.config.SetWorkingDir("/w/x/")
 	for dest, want := range map[string]string{
 		"": "/w/x/", ".": "/w/x/", "./": "/w/x/", "a": "/w/x/a", "a/": "/w/x/a/", "/": "/", "/a/.": "/a/", "/a/..": "/", "../b": "/w/b",
 		"..": "/w", "//a//b": "/a/b",

@@ -13,6 +13,7 @@ import (
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 
+	"github.com/kilnbuild/kiln/frontend/imageconfig"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -88,7 +89,7 @@ func expansion(t *testing.T, text string) (env []string, labels map[string]strin
 	lex := shell.NewLex(res.EscapeToken)
 	for _, c := range stages[0].Commands {
 		// The first variable of an image without a base.
-		seen := append([]string{"PATH=" + defaultPath}, env...)
+		seen := append([]string{"PATH=" + imageconfig.DefaultPath}, env...)
 		expand := func(word string) (string, error) {
 			s, _, err := lex.ProcessWord(word, shell.EnvsFromSlice(seen))
 			return s, err

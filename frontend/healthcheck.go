@@ -9,8 +9,7 @@ import (
 
 // healthcheck lowers HEALTHCHECK.
 func (b *builder) healthcheck(s *stage, c *instructions.HealthCheckCommand, lint *linter.Linter) {
-	lintUsedOnce(c, &s.healthcheck, lint)
-	s.config.Healthcheck = c.Health
-	s.sizedList("healthcheck", c.Health.Test)
-	s.commit(fmt.Sprintf("HEALTHCHECK %+v", *c.Health), nil)
+	lintUsedOnce(c, &s.checks.healthcheck, lint)
+	s.config.SetHealthcheck(c.Health)
+	s.config.Commit(fmt.Sprintf("HEALTHCHECK %+v", *c.Health), nil)
 }

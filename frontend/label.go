@@ -9,16 +9,15 @@ import (
 
 // label lowers LABEL.
 func (b *builder) label(s *stage, c *instructions.LabelCommand, lint *linter.Linter) error {
-	if err := s.ownMaps(b.budget); err != nil {
-		return err
-	}
 	var created strings.Builder
 	created.WriteString("LABEL")
 	for _, l := range c.Labels {
 		lintLegacyKeyValue(c, l, lint)
-		s.setLabel(l.Key, l.Value)
+		if err := s.config.SetLabel(l.Key, l.Value); err != nil {
+			return err
+		}
 		created.WriteString(" " + l.String())
 	}
-	s.commit(created.String(), nil)
+	s.config.Commit(created.String(), nil)
 	return nil
 }

@@ -170,14 +170,8 @@ func TestManyInstructions(t *testing.T) {
 	}
 }
 
-// What the size of a configuration is taken for is no more than it is, and not much less.
+// The size that a configuration is taken for is at most its real size, and not much less.
 func TestConfigSize(t *testing.T) {
-	for _, text := range []string{"", "abc", `"\` + "\n\r\t\b\f\x00\x1f", "<>&&", "é\u2028\u2029\ufffd", "\xff\xc3", strings.Repeat("a && b\n", 100)} {
-		data, err := json.Marshal([]string{text, ""})
-		if want := len(data) - len(`[""]`); err != nil || jsonSize(text) != want {
-			t.Errorf("%q has %d bytes as JSON, not %d: %v", text, want, jsonSize(text), err)
-		}
-	}
 	text := "FROM scratch\n" + strings.Repeat("ENV A=1 B=\"x && y\"\nLABEL a=<>\nEXPOSE 80\nVOLUME /v\nRUN a && b\nCMD x\nHEALTHCHECK CMD x\nONBUILD RUN x\n", 100)
 	lint, _, err := newLinter([]byte(text), &Options{})
 	if err != nil {
@@ -198,7 +192,7 @@ func TestConfigSize(t *testing.T) {
 		}
 	}
 	data, err := json.Marshal(config)
-	size := b.stages[0].size + b.stages[0].vars.size
+	size := b.stages[0].config.Size()
 	if err != nil || size > len(data) || size < len(data)*3/4 {
 		t.Errorf("the configuration has %d bytes and was taken for %d: %v", len(data), size, err)
 	}

@@ -124,7 +124,7 @@ func (b *builder) lintDefaultArgs(df *parser.Dockerfile) {
 		return
 	}
 	for _, s := range df.Stages {
-		name, _, err := b.words.word(s.BaseName, env)
+		name, _, err := b.words.Word(s.BaseName, env)
 		if err != nil {
 			return
 		}
@@ -184,7 +184,7 @@ func (b *builder) lintBasePlatform(s *stage, name string, want, got llb.Platform
 // lintUnmatched reports the variables of an instruction that are not set and that no ARG declares.
 func (b *builder) lintUnmatched(s *stage, c instructions.Command, unmatched map[string]struct{}, lint *linter.Linter) {
 	for name := range unmatched {
-		if _, declared := s.args.get(name); declared || sbomArgs[name] {
+		if _, declared := s.args.Get(name); declared || sbomArgs[name] {
 			continue
 		}
 		match, _ := b.suggest.search(name, s.env.Keys, true)

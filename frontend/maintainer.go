@@ -4,7 +4,6 @@ import "github.com/moby/buildkit/frontend/dockerfile/instructions"
 
 // maintainer lowers MAINTAINER.
 func (b *builder) maintainer(s *stage, c *instructions.MaintainerCommand) {
-	s.author = c.Maintainer
-	s.sized("author", jsonSize(c.Maintainer))
-	s.commit("MAINTAINER "+c.Maintainer, nil)
+	s.config.SetAuthor(c.Maintainer)
+	s.config.Commit("MAINTAINER "+c.Maintainer, nil)
 }

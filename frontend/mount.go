@@ -71,7 +71,7 @@ func (b *builder) mounts(s *stage, c *instructions.RunCommand, sources []*stage,
 // image are followed, and what they lead to is checked, when the step runs.
 func mountTarget(s *stage, target string) (string, error) {
 	if !path.IsAbs(target) {
-		target = path.Join(s.cwd(), target)
+		target = path.Join(s.config.Cwd(), target)
 	}
 	if target = path.Clean(target); target == "/" {
 		return "", fmt.Errorf("invalid mount target %q", target)

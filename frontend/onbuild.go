@@ -5,17 +5,17 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
+	"github.com/kilnbuild/kiln/frontend/imageconfig"
 	"github.com/kilnbuild/kiln/parser"
 )
 
 // onbuild lowers ONBUILD, which has no history entry.
 func (b *builder) onbuild(s *stage, c *instructions.OnbuildCommand) {
-	s.config.OnBuild = append(s.config.OnBuild, c.Expression)
-	s.sized("onbuild", s.sizes["onbuild"]+jsonSize(c.Expression))
+	s.config.AddTrigger(c.Expression)
 }
 
 // maxTriggers bounds the triggers that run in one build for one platform, in bytes as a Dockerfile is bounded, of which
-// each has historySize more than its text: each stage runs those of its base.
+// each has imageconfig.HistorySize more than its text: each stage runs those of its base.
 const maxTriggers = 16 << 20
 
 // triggers returns those that a stage of the Dockerfile sets for the stages that are built on it.
@@ -36,18 +36,18 @@ func (b *builder) addTriggers(s *stage) error {
 	if s.implicit || s.replaced() {
 		return nil
 	}
-	triggers := s.config.OnBuild
-	s.config.OnBuild = nil
-	s.sized("onbuild", 0)
+	var triggers []string
 	if s.base != nil {
 		triggers = s.base.triggers()
+	} else if s.image != nil {
+		triggers = s.image.config.Triggers()
 	}
 	var commands []command
 	for _, text := range triggers {
 		if err := b.ended(); err != nil {
 			return err
 		}
-		if b.triggers += len(text) + historySize; b.triggers > maxTriggers {
+		if b.triggers += len(text) + imageconfig.HistorySize; b.triggers > maxTriggers {
 			return b.at(fmt.Errorf("the ONBUILD triggers of all stages have more than %d MiB", maxTriggers>>20), s.src.Location)
 		}
 		c, err := parser.ParseTrigger(b.opts.Filename, text, s.src.Location, b.lint)

@@ -161,7 +161,7 @@ func (out *Outline) describe(b *builder, df *parser.Dockerfile) error {
 					}
 					if !seen["arg "+a.Key] {
 						seen["arg "+a.Key] = true
-						lowered, _ := s.args.get(a.Key)
+						lowered, _ := s.args.Get(a.Key)
 						out.Args = append(out.Args, OutlineArg{a.Key, a.DocComment, lowered.ValueString(), sourceLocation(c.Location())})
 					}
 				}
@@ -194,7 +194,7 @@ func (out *Outline) describe(b *builder, df *parser.Dockerfile) error {
 
 // use adds the variables of a word to used.
 func (b *builder) use(used map[string]bool, word string) {
-	if v, err := b.words.expand(word, b.global); err == nil {
+	if v, err := b.words.Expand(word, b.global); err == nil {
 		for name := range v.Matched {
 			used[name] = true
 		}

@@ -19,7 +19,7 @@ import (
 // run lowers RUN.
 func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) error {
 	// All of this enters the digest of the step, however short the line is.
-	if err := errors.Join(b.spendShell(s), b.budget.spend(s.env.size+len(s.config.User))); err != nil {
+	if err := errors.Join(b.spendShell(s), b.budget.Spend(s.env.Size()+len(s.config.User()))); err != nil {
 		return err
 	}
 	inputs := []llb.Output{s.root}
@@ -29,10 +29,10 @@ func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) er
 	}
 	op := llb.Exec{
 		Args: args,
-		Env:  s.env.all(),
+		Env:  s.env.All(),
 		// As it is written: the kernel wants the directories before a "..", so those are made as well.
-		Cwd:          cmp.Or(s.config.WorkingDir, "/"),
-		User:         s.config.User,
+		Cwd:          cmp.Or(s.config.WorkingDir(), "/"),
+		User:         s.config.User(),
 		ExtraHosts:   b.opts.ExtraHosts,
 		Ulimits:      b.opts.Ulimits,
 		Hostname:     b.buildArgs["BUILDKIT_SANDBOX_HOSTNAME"],
@@ -69,8 +69,8 @@ func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) er
 	meta.Platform = s.platform.String()
 	v := b.graph.Add(op, meta, inputs...)
 	s.root = v.Output(0)
-	if s.exported {
-		s.commit("RUN "+strings.Join(append(s.argsInHistory(), args...), " ")+" # buildkit", v)
+	if s.config.Exported() {
+		s.config.Commit("RUN "+strings.Join(append(s.argsInHistory(), args...), " ")+" # buildkit", v)
 	}
 	return nil
 }
@@ -136,11 +136,11 @@ func (b *builder) scriptFile(s *stage, f *llb.Mkfile, at []moby.Range) llb.Outpu
 
 // argsInHistory returns "|2 A=1 B=2": the ARGs that a RUN sees.
 func (s *stage) argsInHistory() []string {
-	if len(s.args.list) == 0 {
+	if len(s.args.List()) == 0 {
 		return nil
 	}
-	out := []string{fmt.Sprintf("|%d", len(s.args.list))}
-	for _, a := range s.args.list {
+	out := []string{fmt.Sprintf("|%d", len(s.args.List()))}
+	for _, a := range s.args.List() {
 		v, ok := s.env.Get(a.Key)
 		if !ok {
 			v = a.ValueString()

@@ -8,7 +8,6 @@ import (
 
 // shell lowers SHELL.
 func (b *builder) shell(s *stage, c *instructions.ShellCommand) {
-	s.config.Shell = c.Shell
-	s.sizedList("shell", c.Shell)
-	s.commit(fmt.Sprintf("SHELL %v", c.Shell), nil)
+	s.config.SetShell(c.Shell)
+	s.config.Commit(fmt.Sprintf("SHELL %v", c.Shell), nil)
 }

@@ -15,9 +15,8 @@ func (b *builder) stopSignal(s *stage, c *instructions.StopSignalCommand) error 
 	if !isSignal(c.Signal) {
 		return fmt.Errorf("invalid signal %q: it has to be a name such as SIGTERM, or a number above 0", c.Signal)
 	}
-	s.config.StopSignal = c.Signal
-	s.sized("stopsignal", jsonSize(c.Signal))
-	s.commit("STOPSIGNAL "+c.Signal, nil)
+	s.config.SetStopSignal(c.Signal)
+	s.config.Commit("STOPSIGNAL "+c.Signal, nil)
 	return nil
 }
 

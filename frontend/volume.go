@@ -3,21 +3,19 @@ package frontend
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 )
 
 // volume lowers VOLUME.
 func (b *builder) volume(s *stage, c *instructions.VolumeCommand) error {
-	if err := s.ownMaps(b.budget); err != nil {
+	if slices.Contains(c.Volumes, "") {
+		return errors.New("VOLUME specified can not be an empty string")
+	}
+	if err := s.config.AddVolumes(c.Volumes); err != nil {
 		return err
 	}
-	for _, v := range c.Volumes {
-		if v == "" {
-			return errors.New("VOLUME specified can not be an empty string")
-		}
-		s.add(&s.config.Volumes, v)
-	}
-	s.commit(fmt.Sprintf("VOLUME %v", c.Volumes), nil)
+	s.config.Commit(fmt.Sprintf("VOLUME %v", c.Volumes), nil)
 	return nil
 }

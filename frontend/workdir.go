@@ -7,33 +7,34 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 
+	"github.com/kilnbuild/kiln/frontend/expand"
 	"github.com/kilnbuild/kiln/llb"
 )
 
 // workdir lowers WORKDIR.
 func (b *builder) workdir(s *stage, c *instructions.WorkdirCommand, lint *linter.Linter) error {
 	// Only the first one of the Dockerfile counts: what is relative to that is as sure as that is.
-	if !s.workdirSet && !path.IsAbs(c.Path) {
+	if !s.checks.workdirSet && !path.IsAbs(c.Path) {
 		lint.Run(&linter.RuleWorkdirRelativePath, c.Location(), linter.RuleWorkdirRelativePath.Format(c.Path))
 	}
-	s.workdirSet = true
-	s.config.WorkingDir = joinWorkdir(s.config.WorkingDir, c.Path)
-	if len(s.config.WorkingDir) > maxPath {
-		return fmt.Errorf("the working directory %q is longer than the %d bytes that Linux takes", clip(s.config.WorkingDir), maxPath)
+	s.checks.workdirSet = true
+	dir := joinWorkdir(s.config.WorkingDir(), c.Path)
+	if len(dir) > maxPath {
+		return fmt.Errorf("the working directory %q is longer than the %d bytes that Linux takes", expand.Clip(dir), maxPath)
 	}
-	s.sized("workdir", jsonSize(s.config.WorkingDir))
-	if err := b.budget.spend(len(s.config.User)); err != nil {
+	s.config.SetWorkingDir(dir)
+	if err := b.budget.Spend(len(s.config.User())); err != nil {
 		return err
 	}
-	created := "WORKDIR " + s.config.WorkingDir
-	if s.cwd() == "/" {
-		s.commit(created, nil)
+	created := "WORKDIR " + dir
+	if s.config.Cwd() == "/" {
+		s.config.Commit(created, nil)
 		return nil
 	}
-	dir := llb.Mkdir{Path: s.cwd(), Attributes: llb.Attributes{Chown: s.config.User, Epoch: b.epoch}}
-	v := b.graph.Add(llb.File{Actions: []llb.Action{{Mkdir: &dir}}}, b.stepMeta(s, c.String(), b.words, s.env, c.Location()), s.root)
+	mkdir := llb.Mkdir{Path: s.config.Cwd(), Attributes: llb.Attributes{Chown: s.config.User(), Epoch: b.epoch}}
+	v := b.graph.Add(llb.File{Actions: []llb.Action{{Mkdir: &mkdir}}}, b.stepMeta(s, c.String(), b.words, s.env, c.Location()), s.root)
 	s.root = v.Output(0)
-	s.commit(created, v)
+	s.config.Commit(created, v)
 	return nil
 }
 

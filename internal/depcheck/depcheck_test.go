@@ -26,7 +26,11 @@ var allowed = map[string][]string{
 
 	"parser":   {},
 	"llb":      {},
-	"frontend": {"parser", "llb", "internal/ignore", "internal/remoteurl"},
+	"frontend": {"frontend/expand", "frontend/imageconfig", "parser", "llb", "internal/ignore", "internal/remoteurl"},
+
+	// What the frontend consists of: words and environments, which know only the language; the configuration of an image.
+	"frontend/expand":      {},
+	"frontend/imageconfig": {"frontend/expand", "llb"},
 
 	// What happens, and how it is shown: whatever makes something happen may say so, and nothing else is known of a printer.
 	"events":   {"llb", "internal"},

@@ -1,4 +1,6 @@
-package frontend
+// Package expand expands the variables in the words of a Dockerfile within limits, and keeps the environments that they
+// are expanded from.
+package expand
 
 import (
 	"errors"
@@ -17,8 +19,6 @@ const (
 	// maxValue bounds a word after its variables are expanded, in bytes. maxDocument is for a heredoc, which is a file.
 	maxValue    = 1 << 20
 	maxDocument = 16 << 20
-	// maxConfig bounds an image's configuration: that of a larger one kiln, as others, would not read again (cas.MaxManifest).
-	maxConfig = 4 << 20
 	// maxWork bounds the bytes that are put together for one word. Of a replacement they are a bound of those alone, since
 	// only doing it tells.
 	maxWork = 64 << 20
@@ -31,21 +31,22 @@ const (
 	maxMatching = 1 << 28
 )
 
-// budget is what is left of maxValues, maxText and maxMatching.
-type budget struct{ values, text, matching int64 }
+// Budget is how much the build for one platform may still expand: what is left of maxValues, maxText and maxMatching.
+type Budget struct{ values, text, matching int64 }
 
-func newBudget() *budget { return &budget{maxValues, maxText, maxMatching} }
+// NewBudget returns the budget of one build.
+func NewBudget() *Budget { return &Budget{maxValues, maxText, maxMatching} }
 
-// spend takes bytes of text off the budget.
-func (b *budget) spend(bytes int) error {
+// Spend takes bytes of text off the budget. It returns an error if the budget is exhausted.
+func (b *Budget) Spend(bytes int) error {
 	if b.text -= int64(bytes); b.text < 0 {
 		return fmt.Errorf("the environments of steps, and what stages inherit, have more than %d MiB in all", maxText>>20)
 	}
 	return nil
 }
 
-// expander expands words as shell.Lex does, within limits.
-type expander struct {
+// Expander expands words as shell.Lex does, within limits.
+type Expander struct {
 	lex *shell.Lex
 	// escape is the escape character, quotes says that quotes are special, unset that variables which are not set stay as
 	// they are: as lex has it.
@@ -54,36 +55,36 @@ type expander struct {
 	unset  bool
 	// most is how large a word may become.
 	most   int
-	budget *budget
+	budget *Budget
 }
 
-// newExpander returns an expander for words of instructions.
-func newExpander(escape rune, b *budget) *expander {
-	return &expander{lex: shell.NewLex(escape), escape: escape, quotes: true, most: maxValue, budget: b}
+// New returns an Expander for words of instructions.
+func New(escape rune, b *Budget) *Expander {
+	return &Expander{lex: shell.NewLex(escape), escape: escape, quotes: true, most: maxValue, budget: b}
 }
 
-// documents returns an expander for heredocs: in them quotes are ordinary characters, and the escape directive does not hold.
-func (x *expander) documents() *expander {
+// Documents returns an Expander for heredocs: in them quotes are ordinary characters, and the escape directive does not hold.
+func (x *Expander) Documents() *Expander {
 	lex := shell.NewLex('\\')
 	lex.SkipProcessQuotes = true
-	return &expander{lex: lex, escape: '\\', most: maxDocument, budget: x.budget}
+	return &Expander{lex: lex, escape: '\\', most: maxDocument, budget: x.budget}
 }
 
-// shown returns an expander for what people see of a RUN: what is not set stays as it is written, as the shell may set it.
-func (x *expander) shown() *expander {
+// Shown returns an Expander for what people see of a RUN: what is not set stays as it is written, as the shell may set it.
+func (x *Expander) Shown() *Expander {
 	lex := shell.NewLex(x.escape)
 	lex.RawQuotes, lex.RawEscapes, lex.SkipUnsetEnv = true, true, true
-	return &expander{lex: lex, escape: x.escape, quotes: true, unset: true, most: x.most, budget: x.budget}
+	return &Expander{lex: lex, escape: x.escape, quotes: true, unset: true, most: x.most, budget: x.budget}
 }
 
-// word returns a word with its variables expanded, and the names of those that are not set.
-func (x *expander) word(word string, env shell.EnvGetter) (string, map[string]struct{}, error) {
-	r, err := x.expand(word, env)
+// Word returns a word with its variables expanded, and the names of those that are not set.
+func (x *Expander) Word(word string, env shell.EnvGetter) (string, map[string]struct{}, error) {
+	r, err := x.Expand(word, env)
 	return r.Result, r.Unmatched, err
 }
 
-// expand is word with all that shell.Lex says of it.
-func (x *expander) expand(word string, env shell.EnvGetter) (shell.ProcessWordResult, error) {
+// Expand is Word with all that shell.Lex says of it.
+func (x *Expander) Expand(word string, env shell.EnvGetter) (shell.ProcessWordResult, error) {
 	word = valid(word)
 	if err := x.measure(word, env); err != nil {
 		return shell.ProcessWordResult{}, err
@@ -95,8 +96,8 @@ func (x *expander) expand(word string, env shell.EnvGetter) (shell.ProcessWordRe
 	return r, clipError(err)
 }
 
-// words returns the words that a word becomes.
-func (x *expander) words(word string, env shell.EnvGetter) ([]string, error) {
+// Words returns the words that a word becomes.
+func (x *Expander) Words(word string, env shell.EnvGetter) ([]string, error) {
 	word = valid(word)
 	if err := x.measure(word, env); err != nil {
 		return nil, err
@@ -121,11 +122,11 @@ func valid(word string) string {
 }
 
 func tooLarge(word string, most int) error {
-	return fmt.Errorf("%q becomes larger than %d MiB when its variables are expanded", clip(word), most>>20)
+	return fmt.Errorf("%q becomes larger than %d MiB when its variables are expanded", Clip(word), most>>20)
 }
 
-// clip shortens what is quoted in an error.
-func clip(s string) string {
+// Clip shortens what is quoted in an error.
+func Clip(s string) string {
 	const most = 200
 	if len(s) <= most {
 		return s
@@ -139,37 +140,37 @@ func clipError(err error) error {
 		return err
 	}
 	msg := err.Error()
-	return errors.New(clip(msg[:len(msg)/2]) + " " + strings.ToValidUTF8(msg[len(msg)-200:], ""))
+	return errors.New(Clip(msg[:len(msg)/2]) + " " + strings.ToValidUTF8(msg[len(msg)-200:], ""))
 }
 
 // measure takes what a word needs off the budget, and refuses one that needs too much.
-func (x *expander) measure(word string, env shell.EnvGetter) error {
+func (x *Expander) measure(word string, env shell.EnvGetter) error {
 	if len(word) > x.most {
 		return tooLarge(word, x.most)
 	}
 	if !strings.Contains(word, "$") {
 		return nil
 	}
-	m := &measure{expander: x, env: env, rest: word}
+	m := &measure{Expander: x, env: env, rest: word}
 	m.until(endOfWord)
 	if m.nested {
-		return fmt.Errorf("%q has variables in variables, more than %d of them in each other", clip(word), maxDepth)
+		return fmt.Errorf("%q has variables in variables, more than %d of them in each other", Clip(word), maxDepth)
 	}
 	if m.work > maxWork {
 		return tooLarge(word, x.most)
 	}
 	if x.budget.matching -= m.matching; x.budget.matching < 0 {
-		return fmt.Errorf("%q: its patterns, with those before, take too long to match", clip(word))
+		return fmt.Errorf("%q: its patterns, with those before, take too long to match", Clip(word))
 	}
 	if x.budget.values -= m.work; x.budget.values < 0 {
-		return fmt.Errorf("%q: variables become more than %d MiB in all", clip(word), maxValues>>20)
+		return fmt.Errorf("%q: variables become more than %d MiB in all", Clip(word), maxValues>>20)
 	}
 	return nil
 }
 
 // measure goes through a word as shell.Lex does, and adds up how many bytes that puts together at most. A syntax error ends it.
 type measure struct {
-	*expander
+	*Expander
 	env      shell.EnvGetter
 	rest     string
 	depth    int

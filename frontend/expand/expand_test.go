@@ -1,4 +1,4 @@
-package frontend
+package expand
 
 import (
 	"math/rand/v2"
@@ -42,8 +42,8 @@ func checkMeasure(t *testing.T, word, a, b, c string) {
 	t.Helper()
 	word = valid(word)
 	env := shell.EnvsFromSlice([]string{"A=" + a, "B=" + b, "C=" + c})
-	for _, x := range []*expander{newExpander('\\', newBudget()), newExpander('`', newBudget()), newExpander('\\', newBudget()).documents(), newExpander('\\', newBudget()).shown()} {
-		m := &measure{expander: x, env: env, rest: word}
+	for _, x := range []*Expander{New('\\', NewBudget()), New('`', NewBudget()), New('\\', NewBudget()).Documents(), New('\\', NewBudget()).Shown()} {
+		m := &measure{Expander: x, env: env, rest: word}
 		size := m.until(endOfWord)
 		if m.work > maxWork || m.nested {
 			continue
