@@ -7,12 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -127,7 +125,7 @@ func interpreted(loader string) []byte {
 	var b bytes.Buffer
 	for _, part := range []any{
 		elf.Header64{Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
-			Type: uint16(elf.ET_EXEC), Machine: uint16(machines[runtime.GOARCH]), Version: uint32(elf.EV_CURRENT), Entry: 0x800000 + headers,
+			Type: uint16(elf.ET_EXEC), Machine: uint16(map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[runtime.GOARCH]), Version: uint32(elf.EV_CURRENT), Entry: 0x800000 + headers,
 			Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 2},
 		elf.Prog64{Type: uint32(elf.PT_INTERP), Flags: uint32(elf.PF_R), Off: headers, Filesz: uint64(len(path)), Memsz: uint64(len(path)), Align: 1},
 		elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Vaddr: 0x800000, Filesz: headers, Memsz: headers, Align: 1 << 16},
@@ -136,26 +134,6 @@ func interpreted(loader string) []byte {
 		_ = binary.Write(&b, binary.LittleEndian, part)
 	}
 	return b.Bytes()
-}
-
-// The file that a step may find as /proc/self/exe cannot be changed, not even by root with all privileges on the host.
-func TestLauncherCannotBeChanged(t *testing.T) {
-	f, err := launcherFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	name := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
-	for what, err := range map[string]error{
-		"write":    func() error { f, err := os.OpenFile(name, os.O_WRONLY, 0); f.Close(); return err }(),
-		"truncate": os.Truncate(name, 0),
-		"chmod":    os.Chmod(name, 0o4755),
-		"chown":    os.Chown(name, 1, 1),
-		"xattr":    unix.Setxattr(name, "security.capability", []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0),
-	} {
-		if !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ETXTBSY) {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
 }
 
 // No path of the image is executed while the process has kiln's memory and descriptors.
@@ -187,54 +165,6 @@ func TestLongPath(t *testing.T) {
 		if !errors.As(err, &e) || e.Errno != unix.E2BIG {
 			t.Errorf("%s: %+v, %v, %q", what, st, err, out)
 		}
-	}
-}
-
-// TestLauncher runs the launcher alone, with a plan that has a call of each kind. With SANDBOX_TEST_LAUNCHER it writes the program
-// and the plan to that directory, to be run on a machine of another kind.
-func TestLauncher(t *testing.T) {
-	l := &plan{}
-	l.add("close the plan", unix.SYS_CLOSE, launcherPlanFd)
-	l.add("fail and go on", unix.SYS_CLOSE, launcherPlanFd).or(unix.EBADF).skipping(1)
-	l.add("be skipped", unix.SYS_EXIT_GROUP, 1)
-	text := "six arguments\n"
-	l.add("write", unix.SYS_WRITE, 1, text, len(text), 0, 0, 0)
-	l.add("try a program", unix.SYS_EXECVE, "/nope", &vector{}, &vector{}).or(unix.ENOENT)
-	l.add("execute another", unix.SYS_EXECVE, "/bin/echo", &vector{list: []string{"echo", "executed"}}, &vector{})
-	a, f, err := newLauncherArena(l.size())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.free()
-	defer f.Close()
-	l.lay(a)
-	if dir := os.Getenv("SANDBOX_TEST_LAUNCHER"); dir != "" {
-		if err := errors.Join(os.WriteFile(dir+"/launcher", launcherELF(), 0o755), os.WriteFile(dir+"/plan", a.mem, 0o644)); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	program, err := launcherFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	run := func(files ...*os.File) (string, error) {
-		cmd := exec.Command(fmt.Sprintf("/proc/self/fd/%d", program.Fd()))
-		cmd.ExtraFiles = files
-		out, err := cmd.CombinedOutput()
-		return string(out), err
-	}
-	if out, err := run(f); err != nil || out != text+"executed\n" || l.prog.failed != 0 || l.prog.pc != uintptr(len(l.ops)-1) {
-		t.Errorf("%v, %q, %+v", err, out, l.prog)
-	}
-	var exit *exec.ExitError
-	if out, err := run(); !errors.As(err, &exit) || exit.ExitCode() != 127 || out != "" {
-		t.Errorf("without a plan: %v, %q", err, out)
-	}
-	l.prog.pc, l.ops[4].tolerate = 0, 0
-	(*rawCall)(a.pointer(l.prog.calls + 4*unsafe.Sizeof(rawCall{}))).tolerate = 0
-	if out, err := run(f); !errors.As(err, &exit) || exit.ExitCode() != 127 || out != text || l.prog.failed != 5 || unix.Errno(l.prog.errno) != unix.ENOENT {
-		t.Errorf("%v, %q, %+v", err, out, l.prog)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/sandbox/internal/calls"
 	"github.com/kilnbuild/kiln/sandbox/internal/seccomp"
 )
 
@@ -17,10 +18,10 @@ var filters = map[bool]func() (seccomp.Filter, error){
 
 // planFilter installs the system call filter. It comes before privileges go: without no_new_privs, which would disable programs like
 // sudo, it takes CAP_SYS_ADMIN to install one.
-func (r *run) planFilter(l *plan, p parts) error {
+func (r *run) planFilter(l *calls.List, p parts) error {
 	if r.spec.Insecure {
 		if !r.privileged() {
-			l.add("install the filter of keys", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, filterText(seccomp.Keys(runtime.GOARCH)))
+			l.Add("install the filter of keys", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, filterText(seccomp.Keys(runtime.GOARCH)))
 		}
 		return nil
 	}
@@ -28,7 +29,7 @@ func (r *run) planFilter(l *plan, p parts) error {
 	if err != nil {
 		return err
 	}
-	l.add("install the system call filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, filterText(f.Program))
+	l.Add("install the system call filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, filterText(f.Program))
 	if !f.Notifies {
 		return nil
 	}
@@ -36,10 +37,10 @@ func (r *run) planFilter(l *plan, p parts) error {
 }
 
 // filterText is a filter as seccomp(2) takes it.
-func filterText(prog []unix.SockFilter) *fprog {
+func filterText(prog []unix.SockFilter) *calls.Filter {
 	text := make([]byte, 0, len(prog)*8)
 	for _, in := range prog {
-		text = append(text, raw(in)...)
+		text = append(text, calls.Raw(in)...)
 	}
-	return &fprog{n: len(prog), text: text}
+	return &calls.Filter{N: len(prog), Text: text}
 }

@@ -3,12 +3,12 @@ package sandbox
 import (
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/userns"
+	"github.com/kilnbuild/kiln/sandbox/internal/calls"
 )
 
 // NewIDMap makes a user namespace in which count users and groups from 0 on are those of the machine from firstUser and
@@ -52,31 +52,21 @@ func newNamespaces(flags uint64, uids, gids string, open func(pid int) error) er
 	fail := func(doing string, err error) error {
 		return fmt.Errorf("make a user namespace for steps: %s: %w", doing, err)
 	}
-	p := &plan{flags: unix.CLONE_NEWUSER | flags}
-	p.add("die with kiln", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL), 0, 0, 0)
-	p.add("wait to be killed", unix.SYS_PPOLL, 0, 0, 0, 0, 0)
-	a, err := newArena(p.size() + 4096)
+	p := &calls.List{Flags: unix.CLONE_NEWUSER | flags}
+	p.Add("die with kiln", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL), 0, 0, 0)
+	p.Add("wait to be killed", unix.SYS_PPOLL, 0, 0, 0, 0, 0)
+	process, err := calls.NewProcess(p)
 	if err != nil {
 		return err
 	}
-	defer a.free()
-	p.assemble(a)
-	pidfdAt := a.alloc(wordSize)
-	p.clone.flags |= unix.CLONE_PIDFD
-	p.clone.pidfd = uint64(a.address(pidfdAt))
-	launching.add(p.prog, noCall)
-	defer launching.remove(p.prog)
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	pid := int(start(p.clone))
-	if pid < 0 {
-		return fail("start a process", unix.Errno(-pid))
+	defer process.Close()
+	pid, err := process.Start(nil)
+	if err != nil {
+		return fail("start a process", err)
 	}
-	pidfd := os.NewFile(uintptr(*(*int32)(a.pointer(pidfdAt))), "process")
-	defer pidfd.Close()
 	defer func() {
-		_ = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0)
-		_ = wait(pidfd)
+		process.Kill()
+		_ = process.Wait()
 	}()
 	for file, text := range map[string]string{"uid_map": uids, "gid_map": gids} {
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", pid, file), []byte(text), 0); err != nil {

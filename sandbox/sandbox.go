@@ -8,24 +8,27 @@ package sandbox
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path"
 	"reflect"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/passwd"
 	"github.com/kilnbuild/kiln/internal/userns"
+	"github.com/kilnbuild/kiln/sandbox/internal/calls"
+	"github.com/kilnbuild/kiln/sandbox/internal/cgroup"
 )
 
 // Spec says what to run and in which surroundings.
@@ -283,20 +286,20 @@ type run struct {
 	tree    tree
 	supply  *supply
 	files   []*os.File // to be closed at the end
-	cgroups *cgroups
+	cgroups *cgroup.Groups
 	cgroup  *os.File // of version 2, in which the keeper is made; nil: kiln's own
-	keeper  *plan
-	process *plan
-	launch  *plan
-	closes  *op // the keeper's call after which neither it nor the process has descriptors of kiln's
-	status  *buffer
-	usage   *buffer
-	execs   []*op // the attempts to execute the program
-	exists  []*op // for each of them, whether the file is there
+	keeper  *calls.List
+	process *calls.List
+	program *calls.List // what the launcher does
+	launch  *calls.Launch
+	waited  *calls.Call // the keeper's, for the process
+	status  *calls.Buffer
+	usage   *calls.Buffer
+	execs   []*calls.Call // the attempts to execute the program
+	exists  []*calls.Call // for each of them, whether the file is there
 	outs    []*output
-	sockets *socketMaker // nil where the process needs none
-	arena   *arena       // of keeper and process
-	memory  *arena       // of launch
+	sockets *socketMaker   // nil where the process needs none
+	running *calls.Process // the keeper
 }
 
 func (r *run) close() {
@@ -313,10 +316,11 @@ func (r *run) close() {
 		r.sockets.take.Close()
 	}
 	r.tree.close()
-	for _, a := range []*arena{r.arena, r.memory} {
-		if a != nil {
-			a.free()
-		}
+	if r.launch != nil {
+		r.launch.Close()
+	}
+	if r.running != nil {
+		r.running.Close()
 	}
 }
 
@@ -431,7 +435,7 @@ func (r *run) prepare() error {
 	if err := r.enterGroups(); err != nil {
 		return err
 	}
-	if p.cgroups, r.cgroup, err = r.cgroups.join(); err != nil {
+	if p.cgroups, r.cgroup, err = r.cgroups.Join(); err != nil {
 		return err
 	}
 	r.files = append(r.files, p.cgroups...)
@@ -439,17 +443,12 @@ func (r *run) prepare() error {
 	if p.kiln, err = r.own(os.NewFile(uintptr(max(fd, 0)), "kiln"), err); err != nil {
 		return fmt.Errorf("open kiln's own process: %w", err)
 	}
-	if p.launcher, err = launcherFile(); err != nil {
+	if r.program, err = r.launchPlan(); err != nil {
 		return err
 	}
-	if r.launch, err = r.launchPlan(); err != nil {
+	if r.launch, err = calls.NewLaunch(r.program); err != nil {
 		return err
 	}
-	if r.memory, p.plan, err = newLauncherArena(r.launch.size()); err != nil {
-		return err
-	}
-	r.files = append(r.files, p.plan)
-	r.launch.lay(r.memory)
 	return r.plan(p)
 }
 
@@ -544,39 +543,26 @@ func (o *output) copy() {
 // run starts the process and waits for its end.
 func (r *run) run(ctx context.Context) (Status, error) {
 	if r.spec.Debug != nil {
-		if _, err := io.WriteString(r.spec.Debug, r.keeper.String()+"the launcher:\n"+r.launch.String()); err != nil {
+		if _, err := io.WriteString(r.spec.Debug, r.keeper.String()+"the launcher:\n"+r.program.String()); err != nil {
 			return Status{}, fmt.Errorf("write the plan of the sandbox: %w", err)
 		}
 	}
-	if err := hide(); err != nil {
+	if err := calls.Hide(); err != nil {
 		return Status{}, err
 	}
 	var err error
-	if r.arena, err = newArena(r.keeper.size() + 4096); err != nil {
+	if r.running, err = calls.NewProcess(r.keeper); err != nil {
 		return Status{}, err
 	}
-	r.keeper.assemble(r.arena)
-	pidfdAt := r.arena.alloc(wordSize)
-	r.keeper.clone.flags |= unix.CLONE_PIDFD
-	r.keeper.clone.pidfd = uint64(r.arena.address(pidfdAt))
-	if g := r.cgroup; g != nil {
-		r.keeper.clone.flags |= unix.CLONE_INTO_CGROUP
-		r.keeper.clone.cgroup = uint64(g.Fd())
-	}
-
-	if err := launching.settle(ctx); err != nil {
+	if err := calls.Settle(ctx); err != nil {
 		return Status{}, err
 	}
-	launching.add(r.keeper.prog, uintptr(r.closes.index))
-	defer launching.remove(r.keeper.prog)
-	// The keeper is told when the thread dies that started it, so this one must live as long.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if pid := start(r.keeper.clone); int(pid) < 0 {
-		return Status{}, &SetupError{Op: "start a process", Errno: syscall.Errno(-int(pid))}
+	if _, err := r.running.Start(r.cgroup); err != nil {
+		e := &SetupError{Op: "start a process"}
+		errors.As(err, &e.Errno)
+		return Status{}, e
 	}
-	pidfd := os.NewFile(uintptr(*(*int32)(r.arena.pointer(pidfdAt))), "keeper")
-	defer pidfd.Close()
+	r.launch.Started()
 	for _, f := range r.files {
 		f.Close()
 	}
@@ -592,9 +578,9 @@ func (r *run) run(ctx context.Context) (Status, error) {
 	killed.Add(1)
 	stop := context.AfterFunc(ctx, func() {
 		defer killed.Done()
-		_ = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0)
+		r.running.Kill()
 	})
-	if err := wait(pidfd); err != nil {
+	if err := r.running.Wait(); err != nil {
 		return Status{}, err
 	}
 	if !stop() {
@@ -611,32 +597,22 @@ func (r *run) run(ctx context.Context) (Status, error) {
 	return r.result()
 }
 
-// wait waits for the process of a pidfd and reaps it. See waitid(2).
-func wait(pidfd *os.File) error {
-	for {
-		err := unix.Waitid(unix.P_PIDFD, int(pidfd.Fd()), nil, unix.WEXITED, nil)
-		if !errors.Is(err, unix.EINTR) {
-			return os.NewSyscallError("waitid", err)
-		}
-	}
-}
-
 // result reads what the processes left in the arenas.
 func (r *run) result() (Status, error) {
-	if err := r.execError(r.launch.prog); err != nil {
+	if err := r.execError(); err != nil {
 		return Status{ExitCode: err.code()}, err
 	}
-	for _, p := range []*plan{r.keeper, r.process, r.launch} {
-		if i := p.prog.failed; i != 0 {
-			return Status{}, r.setupError(p.ops[i-1].name, syscall.Errno(p.prog.errno))
+	for _, l := range []*calls.List{r.keeper, r.process, r.program} {
+		if c, errno := l.Failed(); c != nil {
+			return Status{}, r.setupError(c.Name, errno)
 		}
 	}
-	memory, pids := r.cgroups.killed()
-	if r.keeper.prog.pc < r.keeper.prog.n-1 {
+	memory, pids := r.cgroups.Killed()
+	if !r.keeper.Passed(r.waited) {
 		return Status{ExitCode: 137, Signal: syscall.SIGKILL, OOMKills: memory, PidsRefused: pids, NoPidsLimit: r.noPidsLimit()}, nil
 	}
-	ws := syscall.WaitStatus(*(*uint32)(r.arena.pointer(r.status.offset)))
-	usage := (*unix.Rusage)(r.arena.pointer(r.usage.offset))
+	ws := syscall.WaitStatus(binary.NativeEndian.Uint32(r.status.Bytes()))
+	usage := (*unix.Rusage)(unsafe.Pointer(&r.usage.Bytes()[0]))
 	status := Status{
 		ExitCode: ws.ExitStatus(),
 		CPU:      time.Duration(usage.Utime.Nano() + usage.Stime.Nano()),
@@ -679,29 +655,25 @@ func (e *ExecError) code() int {
 }
 
 // execError returns why no attempt to execute the program went well, nil if one did or none was made.
-func (r *run) execError(prog *program) *ExecError {
+func (r *run) execError() *ExecError {
 	name := r.spec.Args[0]
 	e := &ExecError{Name: name, Errno: syscall.ENOENT, Reason: "executable file not found in $PATH"}
 	if strings.Contains(name, "/") {
 		e.Reason = "no such file or directory"
 	}
-	if prog.failed != 0 {
-		if !slices.ContainsFunc(r.execs, func(o *op) bool { return o.index == int(prog.failed)-1 }) {
+	if c, errno := r.program.Failed(); c != nil {
+		if !slices.Contains(r.execs, c) {
 			return nil
 		}
-		e.Errno = syscall.Errno(prog.errno)
-		e.Reason = e.Errno.Error()
+		e.Errno, e.Reason = errno, errno.Error()
 		return e
 	}
-	if prog.pc < prog.n {
+	if !r.program.Ended() {
 		return nil
 	}
-	result := func(o *op) syscall.Errno {
-		return syscall.Errno(-min(0, *(*int)(r.memory.pointer(prog.results + uintptr(o.index)*wordSize))))
-	}
 	for i, o := range r.execs {
-		switch errno := result(o); {
-		case errno == syscall.ENOENT && result(r.exists[i]) == 0:
+		switch errno := r.program.Errno(o); {
+		case errno == syscall.ENOENT && r.program.Errno(r.exists[i]) == 0:
 			e.Reason = "the interpreter or loader that it names does not exist"
 			return e
 		case errno == syscall.EACCES:

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/sandbox/internal/calls"
 )
 
 // parts are the descriptors that the process is given to set itself up with; none of them survives that.
@@ -26,7 +27,6 @@ type parts struct {
 	etc                  []*os.File
 	targets              []*os.File // of Spec.Mounts and Spec.Devices
 	out, err             *os.File   // nil for /dev/null
-	launcher, plan       *os.File   // what the process executes, and the memory that this finds its own plan in
 	kiln                 *os.File   // kiln's pidfd
 	cgroups              []*os.File // what is written to for joining the control groups of version 1
 }
@@ -72,14 +72,7 @@ const (
 	standard    = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 )
 
-func atCwd() uintptr { n := unix.AT_FDCWD; return uintptr(n) }
-
 func fd(f *os.File) int { return int(f.Fd()) }
-
-// raw is the memory of a structure.
-func raw[T any](v T) []byte {
-	return append([]byte(nil), unsafe.Slice((*byte)(unsafe.Pointer(&v)), unsafe.Sizeof(v))...)
-}
 
 // plan makes the plans of the keeper and of the process.
 func (r *run) plan(p parts) error {
@@ -87,104 +80,102 @@ func (r *run) plan(p parts) error {
 	if r.process, err = r.processPlan(p); err != nil {
 		return err
 	}
-	k := &plan{flags: unix.CLONE_NEWPID}
-	k.add("leave kiln's session", unix.SYS_SETSID)
+	k := &calls.List{Flags: unix.CLONE_NEWPID}
+	k.Add("leave kiln's session", unix.SYS_SETSID)
 	for _, f := range p.cgroups {
-		k.add("join a control group", unix.SYS_WRITE, fd(f), []byte("0"), 1)
+		k.Add("join a control group", unix.SYS_WRITE, fd(f), []byte("0"), 1)
 	}
 	if r.spec.Network == NetworkJoin {
-		k.add("enter the network name space", unix.SYS_SETNS, fd(r.spec.NetworkNamespace), unix.CLONE_NEWNET)
+		k.Add("enter the network name space", unix.SYS_SETNS, fd(r.spec.NetworkNamespace), unix.CLONE_NEWNET)
 	}
 	if m := r.spec.IDs; m != nil {
-		k.add("enter the user namespace", unix.SYS_SETNS, fd(m.Namespace), unix.CLONE_NEWUSER)
+		k.Add("enter the user namespace", unix.SYS_SETNS, fd(m.Namespace), unix.CLONE_NEWUSER)
 	}
 	if f := r.spec.UserNamespace; f != nil {
-		k.add("enter the user namespace", unix.SYS_SETNS, fd(f), unix.CLONE_NEWUSER)
+		k.Add("enter the user namespace", unix.SYS_SETNS, fd(f), unix.CLONE_NEWUSER)
 	}
 	// Here, since a change of privileges would take the signal away.
-	k.add("die with kiln", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL), 0, 0, 0)
-	k.add("see that kiln is alive", unix.SYS_PPOLL, raw(unix.PollFd{Fd: int32(fd(p.kiln)), Events: unix.POLLIN}), 1,
-		raw(unix.Timespec{}), 0, 8).mustBeZero()
-	process := k.add("start the process", nrClone, r.process)
-	r.closes = k.add("close files", unix.SYS_CLOSE_RANGE, 0, uint32(1<<32-1), 0) // the process has closed its own by then, see CLONE_VFORK
-	r.status, r.usage = &buffer{size: 4}, &buffer{size: int(unsafe.Sizeof(unix.Rusage{}))}
-	k.add("wait for the process", unix.SYS_WAIT4, process, r.status, 0, r.usage)
-	k.add("exit", unix.SYS_EXIT_GROUP, 0)
+	k.Add("die with kiln", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL), 0, 0, 0)
+	k.Add("see that kiln is alive", unix.SYS_PPOLL, calls.Raw(unix.PollFd{Fd: int32(fd(p.kiln)), Events: unix.POLLIN}), 1,
+		calls.Raw(unix.Timespec{}), 0, 8).MustBeZero()
+	process := k.Add("start the process", calls.Clone, r.process)
+	k.Closes = k.Add("close files", unix.SYS_CLOSE_RANGE, 0, uint32(1<<32-1), 0) // the process has closed its own by then, see CLONE_VFORK
+	r.status, r.usage = &calls.Buffer{Size: 4}, &calls.Buffer{Size: int(unsafe.Sizeof(unix.Rusage{}))}
+	r.waited = k.Add("wait for the process", unix.SYS_WAIT4, process, r.status, 0, r.usage)
+	k.Add("exit", unix.SYS_EXIT_GROUP, 0)
 	r.keeper = k
 	return nil
 }
 
 // processPlan is what the process does until it is the launcher: it makes its namespaces, mounts and descriptors.
-func (r *run) processPlan(p parts) (*plan, error) {
+func (r *run) processPlan(p parts) (*calls.List, error) {
 	s := &r.spec
 	// The keeper waits until the program is executed (vfork), as far as the kernel is concerned: else a change of oom_score_adj
 	// would be for all that share kiln's memory, kiln included.
-	l := &plan{flags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP | unix.CLONE_VFORK}
+	l := &calls.List{Flags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP | unix.CLONE_VFORK}
 	if s.Network == NetworkNone {
-		l.flags |= unix.CLONE_NEWNET
+		l.Flags |= unix.CLONE_NEWNET
 	}
-	l.add("start a session", unix.SYS_SETSID)
-	l.add("leave kiln's keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).
-		or(syscall.ENOSYS, syscall.EPERM) // of a container's system call policy, which is the process's too: it gets at no keyring then
+	l.Add("start a session", unix.SYS_SETSID)
+	l.Add("leave kiln's keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).
+		Or(syscall.ENOSYS, syscall.EPERM) // of a container's system call policy, which is the process's too: it gets at no keyring then
 	// Real-time signals too: a parent that used posix_spawn, as make does, leaves the first of them ignored.
 	for sig := 1; sig <= 64; sig++ {
 		if sig != int(unix.SIGKILL) && sig != int(unix.SIGSTOP) {
 			// struct sigaction of the kernel: the handler is its first word and SIG_DFL is 0.
-			l.add(fmt.Sprintf("reset signal %d", sig), unix.SYS_RT_SIGACTION, sig, make([]byte, 32), 0, 8)
+			l.Add(fmt.Sprintf("reset signal %d", sig), unix.SYS_RT_SIGACTION, sig, make([]byte, 32), 0, 8)
 		}
 	}
 
 	if adj, ok := oomScore(); ok {
-		file := l.add("open oom_score_adj", unix.SYS_OPENAT, atCwd(), "/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		l.add("rather die than kiln", unix.SYS_WRITE, file, []byte(adj), len(adj))
+		file := l.Add("open oom_score_adj", unix.SYS_OPENAT, calls.Here(), "/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		l.Add("rather die than kiln", unix.SYS_WRITE, file, []byte(adj), len(adj))
 	}
 	if s.IDs != nil {
-		l.add("leave kiln's groups", unix.SYS_SETGROUPS, 0, 0)
-		l.add("become the group of the namespace's root", unix.SYS_SETRESGID, 0, 0, 0)
-		l.add("become the namespace's root", unix.SYS_SETRESUID, 0, 0, 0)
+		l.Add("leave kiln's groups", unix.SYS_SETGROUPS, 0, 0)
+		l.Add("become the group of the namespace's root", unix.SYS_SETRESGID, 0, 0, 0)
+		l.Add("become the namespace's root", unix.SYS_SETRESUID, 0, 0, 0)
 	}
 	r.planRoot(l, p)
 	if s.Network == NetworkNone {
-		sock := l.add("open a socket", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		sock := l.Add("open a socket", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		req := make([]byte, sizeofIfreq)
 		copy(req, "lo")
 		binary.NativeEndian.PutUint16(req[unix.IFNAMSIZ:], unix.IFF_UP|unix.IFF_RUNNING)
-		l.add("bring up the loopback interface", unix.SYS_IOCTL, sock, unix.SIOCSIFFLAGS, req)
+		l.Add("bring up the loopback interface", unix.SYS_IOCTL, sock, unix.SIOCSIFFLAGS, req)
 	}
-	l.add("set the host name", unix.SYS_SETHOSTNAME, s.Hostname, len(s.Hostname))
+	l.Add("set the host name", unix.SYS_SETHOSTNAME, s.Hostname, len(s.Hostname))
 
-	l.add("set the umask", unix.SYS_UMASK, 0o022)
-	dir := l.add("open working directory "+s.Cwd, unix.SYS_OPENAT2, atCwd(), s.Cwd,
-		raw(unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+	l.Add("set the umask", unix.SYS_UMASK, 0o022)
+	dir := l.Add("open working directory "+s.Cwd, unix.SYS_OPENAT2, calls.Here(), s.Cwd,
+		calls.Raw(unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
 			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}), unix.SizeofOpenHow)
-	l.add("change to working directory "+s.Cwd, unix.SYS_FCHDIR, dir)
-	cwd := &buffer{size: unix.PathMax}
-	l.add("read the working directory", unix.SYS_GETCWD, cwd, cwd.size)
-	l.add("see that the working directory is in the root", nrByte, cwd, int('/'), int(unix.EXDEV))
+	l.Add("change to working directory "+s.Cwd, unix.SYS_FCHDIR, dir)
+	cwd := &calls.Buffer{Size: unix.PathMax}
+	l.Add("read the working directory", unix.SYS_GETCWD, cwd, cwd.Size)
+	l.Add("see that the working directory is in the root", calls.Check, cwd, int('/'), int(unix.EXDEV))
 
 	// The step's own, since it may change the mode and the owner of what its descriptors stand for.
-	null := l.add("open /dev/null", unix.SYS_OPENAT, fd(p.dev), "null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	null := l.Add("open /dev/null", unix.SYS_OPENAT, fd(p.dev), "null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	orNull := func(f *os.File) any {
 		if f == nil {
 			return null
 		}
 		return fd(f)
 	}
-	l.add("set standard input", unix.SYS_DUP3, null, 0, 0)
-	l.add("set standard output", unix.SYS_DUP3, orNull(p.out), 1, 0)
-	l.add("set standard error", unix.SYS_DUP3, orNull(p.err), 2, 0)
+	l.Add("set standard input", unix.SYS_DUP3, null, 0, 0)
+	l.Add("set standard output", unix.SYS_DUP3, orNull(p.out), 1, 0)
+	l.Add("set standard error", unix.SYS_DUP3, orNull(p.err), 2, 0)
 	if err := r.planFilter(l, p); err != nil {
 		return nil, err
 	}
-	r.planLaunch(l, p.launcher, p.plan)
-	return l, nil
+	return l, r.launch.Add(l)
 }
 
 // launchPlan is what the launcher does: it takes the process's privileges away, and executes its program.
-func (r *run) launchPlan() (*plan, error) {
+func (r *run) launchPlan() (*calls.List, error) {
 	s := &r.spec
-	l := &plan{}
-	l.add("close the plan", unix.SYS_CLOSE, launcherPlanFd)
+	l := calls.NewLaunchList()
 	// Only now, when nothing more is opened: kiln may have more files open than the process may have. It takes privileges.
 	if err := r.planLimits(l); err != nil {
 		return nil, err
@@ -192,23 +183,23 @@ func (r *run) launchPlan() (*plan, error) {
 	if err := r.planPrivileges(l); err != nil {
 		return nil, err
 	}
-	l.add("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, make([]byte, 8), 0, 8)
+	l.Add("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, make([]byte, 8), 0, 8)
 
 	env := s.Env
 	if !hasName(env, "HOME") {
 		env = append(append([]string(nil), env...), "HOME="+s.User.Home)
 	}
-	argv, envp := &vector{list: s.Args}, &vector{list: env}
+	argv, envp := &calls.Strings{List: s.Args}, &calls.Strings{List: env}
 	paths := candidates(s.Args[0], env)
 	for _, name := range paths {
-		r.execs = append(r.execs, l.add("execute "+name, unix.SYS_EXECVE, name, argv, envp).
-			or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES))
+		r.execs = append(r.execs, l.Add("execute "+name, unix.SYS_EXECVE, name, argv, envp).
+			Or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES))
 	}
-	look := raw(unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS})
+	look := calls.Raw(unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS})
 	for _, name := range paths {
-		r.exists = append(r.exists, l.add("look for "+name, unix.SYS_OPENAT2, atCwd(), name, look, unix.SizeofOpenHow).
-			or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES, syscall.ELOOP, syscall.ENAMETOOLONG).skipping(1))
-		l.add("close "+name, unix.SYS_CLOSE_RANGE, launcherPlanFd, uint32(1<<32-1), 0)
+		r.exists = append(r.exists, l.Add("look for "+name, unix.SYS_OPENAT2, calls.Here(), name, look, unix.SizeofOpenHow).
+			Or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES, syscall.ELOOP, syscall.ENAMETOOLONG).Skipping(1))
+		l.Add("close "+name, unix.SYS_CLOSE_RANGE, 3, uint32(1<<32-1), 0)
 	}
 	return l, nil
 }
@@ -234,57 +225,57 @@ func hasName(env []string, name string) bool {
 }
 
 // planRoot attaches everything that is mounted and makes it the only file tree.
-func (r *run) planRoot(l *plan, p parts) {
+func (r *run) planRoot(l *calls.List, p parts) {
 	s := &r.spec
-	private := raw(unix.MountAttr{Propagation: unix.MS_PRIVATE})
+	private := calls.Raw(unix.MountAttr{Propagation: unix.MS_PRIVATE})
 	contained := private
-	if !r.privileged() && !r.cgroups.guarded {
-		contained = raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE})
+	if !r.privileged() && !r.cgroups.Guarded() {
+		contained = calls.Raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE})
 	}
 	setattr := func(name string, f *os.File, attr []byte) {
-		l.add(name, unix.SYS_MOUNT_SETATTR, fd(f), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr, len(attr))
+		l.Add(name, unix.SYS_MOUNT_SETATTR, fd(f), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr, len(attr))
 	}
 
-	l.add("keep mounts from the host", unix.SYS_MOUNT_SETATTR, atCwd(), "/", unix.AT_RECURSIVE, private, len(private))
-	var proc *op
+	l.Add("keep mounts from the host", unix.SYS_MOUNT_SETATTR, calls.Here(), "/", unix.AT_RECURSIVE, private, len(private))
+	var proc *calls.Call
 	if s.SharedProc {
 		// Read-only: the files of kiln's processes and of other steps' belong to the user that this one is, oom_score_adj among them.
 		proc = r.planClone(l, "/proc", standard|unix.MOUNT_ATTR_RDONLY)
 	}
 	// The supplies can be cloned while they are attached. Somewhere below the old root they vanish with it.
-	l.add("attach the supplies", unix.SYS_MOVE_MOUNT, fd(r.supply.fs), "", atCwd(), "/proc", moveFromFd)
-	clone := func(name string) *op {
-		return l.add("clone "+name+" of the supplies", unix.SYS_OPEN_TREE, fd(r.supply.fs), name, cloneTree)
+	l.Add("attach the supplies", unix.SYS_MOVE_MOUNT, fd(r.supply.fs), "", calls.Here(), "/proc", moveFromFd)
+	clone := func(name string) *calls.Call {
+		return l.Add("clone "+name+" of the supplies", unix.SYS_OPEN_TREE, fd(r.supply.fs), name, cloneTree)
 	}
 	// The whole cannot be made read-only while a process that another step is starting still has one of its files open.
-	readOnly := raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
-	cloneReadOnly := func(name string) *op {
+	readOnly := calls.Raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	cloneReadOnly := func(name string) *calls.Call {
 		c := clone(name)
-		l.add("make "+name+" read-only", unix.SYS_MOUNT_SETATTR, c, "", unix.AT_EMPTY_PATH, readOnly, len(readOnly))
+		l.Add("make "+name+" read-only", unix.SYS_MOUNT_SETATTR, c, "", unix.AT_EMPTY_PATH, readOnly, len(readOnly))
 		return c
 	}
 	setattr("contain the root", s.Root, contained)
-	l.add("attach the root", unix.SYS_MOVE_MOUNT, fd(s.Root), "", atCwd(), "/", moveFromFd)
+	l.Add("attach the root", unix.SYS_MOVE_MOUNT, fd(s.Root), "", calls.Here(), "/", moveFromFd)
 
 	if proc == nil {
 		proc = r.planMount(l, "proc", "/proc", standard)
 	}
-	l.add("attach /proc", unix.SYS_MOVE_MOUNT, proc, "", fd(p.procAt), "", moveFromFd|moveToFd)
+	l.Add("attach /proc", unix.SYS_MOVE_MOUNT, proc, "", fd(p.procAt), "", moveFromFd|moveToFd)
 	sysAttr := standard
 	if !s.Insecure {
 		sysAttr |= unix.MOUNT_ATTR_RDONLY
 	}
 	sys := r.planSys(l, sysAttr)
-	l.add("attach /sys", unix.SYS_MOVE_MOUNT, sys, "", fd(p.sysAt), "", moveFromFd|moveToFd)
+	l.Add("attach /sys", unix.SYS_MOVE_MOUNT, sys, "", fd(p.sysAt), "", moveFromFd|moveToFd)
 	if unified() {
 		cgroup := r.planMount(l, "cgroup2", "/sys/fs/cgroup", sysAttr)
-		l.add("attach /sys/fs/cgroup", unix.SYS_MOVE_MOUNT, cgroup, "", sys, "fs/cgroup", moveFromFd)
+		l.Add("attach /sys/fs/cgroup", unix.SYS_MOVE_MOUNT, cgroup, "", sys, "fs/cgroup", moveFromFd)
 	}
-	mask := func(below string, dir *op, with string, names []string) {
+	mask := func(below string, dir *calls.Call, with string, names []string) {
 		for _, name := range names {
-			at := l.add("open "+below+"/"+name, unix.SYS_OPENAT, dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC).
-				or(syscall.ENOENT).skipping(3)
-			l.add("mask "+below+"/"+name, unix.SYS_MOVE_MOUNT, cloneReadOnly(with), "", at, "", moveFromFd|moveToFd)
+			at := l.Add("open "+below+"/"+name, unix.SYS_OPENAT, dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC).
+				Or(syscall.ENOENT).Skipping(3)
+			l.Add("mask "+below+"/"+name, unix.SYS_MOVE_MOUNT, cloneReadOnly(with), "", at, "", moveFromFd|moveToFd)
 		}
 	}
 	if !s.Insecure {
@@ -299,20 +290,20 @@ func (r *run) planRoot(l *plan, p parts) {
 			}
 		}
 		for _, name := range readOnlyProc {
-			c := l.add("clone /proc/"+name, unix.SYS_OPEN_TREE, proc, name, cloneTree).or(syscall.ENOENT).skipping(2)
-			l.add("make /proc/"+name+" read-only", unix.SYS_MOUNT_SETATTR, c, "", unix.AT_EMPTY_PATH, readOnly, len(readOnly))
-			l.add("attach /proc/"+name, unix.SYS_MOVE_MOUNT, c, "", proc, name, moveFromFd)
+			c := l.Add("clone /proc/"+name, unix.SYS_OPEN_TREE, proc, name, cloneTree).Or(syscall.ENOENT).Skipping(2)
+			l.Add("make /proc/"+name+" read-only", unix.SYS_MOUNT_SETATTR, c, "", unix.AT_EMPTY_PATH, readOnly, len(readOnly))
+			l.Add("attach /proc/"+name, unix.SYS_MOVE_MOUNT, c, "", proc, name, moveFromFd)
 		}
 	}
 
-	l.add("attach /dev", unix.SYS_MOVE_MOUNT, fd(p.dev), "", fd(p.devAt), "", moveFromFd|moveToFd)
+	l.Add("attach /dev", unix.SYS_MOVE_MOUNT, fd(p.dev), "", fd(p.devAt), "", moveFromFd|moveToFd)
 	if p.pts != nil {
-		l.add("attach /dev/pts", unix.SYS_MOVE_MOUNT, fd(p.pts), "", fd(p.dev), "pts", moveFromFd)
+		l.Add("attach /dev/pts", unix.SYS_MOVE_MOUNT, fd(p.pts), "", fd(p.dev), "pts", moveFromFd)
 	} else {
 		pts := r.planMount(l, "devpts", "/dev/pts", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, p.ptsOptions...)
-		l.add("attach /dev/pts", unix.SYS_MOVE_MOUNT, pts, "", fd(p.dev), "pts", moveFromFd)
+		l.Add("attach /dev/pts", unix.SYS_MOVE_MOUNT, pts, "", fd(p.dev), "pts", moveFromFd)
 	}
-	l.add("attach /dev/shm", unix.SYS_MOVE_MOUNT, fd(p.shm), "", fd(p.dev), "shm", moveFromFd)
+	l.Add("attach /dev/shm", unix.SYS_MOVE_MOUNT, fd(p.shm), "", fd(p.dev), "shm", moveFromFd)
 	for _, d := range devices {
 		var node any
 		if f := r.supply.nodes[d.name]; f != nil {
@@ -320,13 +311,13 @@ func (r *run) planRoot(l *plan, p parts) {
 		} else {
 			node = clone(d.name)
 		}
-		l.add("attach /dev/"+d.name, unix.SYS_MOVE_MOUNT, node, "", fd(p.dev), d.name, moveFromFd)
+		l.Add("attach /dev/"+d.name, unix.SYS_MOVE_MOUNT, node, "", fd(p.dev), d.name, moveFromFd)
 	}
 	mqueue := r.planMount(l, "mqueue", "/dev/mqueue", standard)
-	l.add("attach /dev/mqueue", unix.SYS_MOVE_MOUNT, mqueue, "", fd(p.dev), "mqueue", moveFromFd)
+	l.Add("attach /dev/mqueue", unix.SYS_MOVE_MOUNT, mqueue, "", fd(p.dev), "mqueue", moveFromFd)
 
 	for i, name := range []string{"hosts", "resolv.conf"} {
-		l.add("attach /etc/"+name, unix.SYS_MOVE_MOUNT, cloneReadOnly(name), "", fd(p.etc[i]), "", moveFromFd|moveToFd)
+		l.Add("attach /etc/"+name, unix.SYS_MOVE_MOUNT, cloneReadOnly(name), "", fd(p.etc[i]), "", moveFromFd|moveToFd)
 	}
 	for i, m := range slices.Concat(s.Mounts, s.Devices) {
 		attr := contained
@@ -334,16 +325,16 @@ func (r *run) planRoot(l *plan, p parts) {
 			attr = private
 		}
 		setattr("contain "+m.Target, m.Source, attr)
-		l.add("attach "+m.Target, unix.SYS_MOVE_MOUNT, fd(m.Source), "", fd(p.targets[i]), "", moveFromFd|moveToFd)
+		l.Add("attach "+m.Target, unix.SYS_MOVE_MOUNT, fd(m.Source), "", fd(p.targets[i]), "", moveFromFd|moveToFd)
 	}
 
 	// pivot_root(2) stacks the old root on the new one; by its descriptor it is sure that it is what goes.
-	old := l.add("open the old root", unix.SYS_OPENAT, atCwd(), "/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
-	l.add("enter the root", unix.SYS_FCHDIR, fd(s.Root))
-	l.add("change the root", unix.SYS_PIVOT_ROOT, ".", ".")
-	l.add("enter the old root", unix.SYS_FCHDIR, old)
-	l.add("detach the old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
-	l.add("enter the root again", unix.SYS_FCHDIR, fd(s.Root))
+	old := l.Add("open the old root", unix.SYS_OPENAT, calls.Here(), "/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	l.Add("enter the root", unix.SYS_FCHDIR, fd(s.Root))
+	l.Add("change the root", unix.SYS_PIVOT_ROOT, ".", ".")
+	l.Add("enter the old root", unix.SYS_FCHDIR, old)
+	l.Add("detach the old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
+	l.Add("enter the root again", unix.SYS_FCHDIR, fd(s.Root))
 }
 
 // hostSys reports whether /sys is the machine's mount of it. It shows the devices of a network, so that only who owns that may
@@ -354,7 +345,7 @@ func (r *run) hostSys() bool {
 }
 
 // planSys makes what is to be /sys.
-func (r *run) planSys(l *plan, attr int) *op {
+func (r *run) planSys(l *calls.List, attr int) *calls.Call {
 	if !r.hostSys() {
 		return r.planMount(l, "sysfs", "/sys", attr)
 	}
@@ -362,22 +353,22 @@ func (r *run) planSys(l *plan, attr int) *op {
 }
 
 // planClone clones what the machine has at a path, with all that is mounted there.
-func (r *run) planClone(l *plan, at string, attr int) *op {
-	set := raw(unix.MountAttr{Attr_set: uint64(attr), Propagation: unix.MS_PRIVATE})
-	c := l.add("clone the machine's "+at, unix.SYS_OPEN_TREE, atCwd(), at, cloneTree|unix.AT_RECURSIVE)
-	l.add("contain "+at, unix.SYS_MOUNT_SETATTR, c, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, set, len(set))
+func (r *run) planClone(l *calls.List, at string, attr int) *calls.Call {
+	set := calls.Raw(unix.MountAttr{Attr_set: uint64(attr), Propagation: unix.MS_PRIVATE})
+	c := l.Add("clone the machine's "+at, unix.SYS_OPEN_TREE, calls.Here(), at, cloneTree|unix.AT_RECURSIVE)
+	l.Add("contain "+at, unix.SYS_MOUNT_SETATTR, c, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, set, len(set))
 	return c
 }
 
 // planMount mounts a file system of the kernel, detached; the result is its descriptor.
-func (r *run) planMount(l *plan, fs, at string, attr int, options ...mount.Option) *op {
-	c := l.add("open "+fs, unix.SYS_FSOPEN, fs, unix.FSOPEN_CLOEXEC)
-	l.add("name "+fs, unix.SYS_FSCONFIG, c, unix.FSCONFIG_SET_STRING, "source", fs, 0)
+func (r *run) planMount(l *calls.List, fs, at string, attr int, options ...mount.Option) *calls.Call {
+	c := l.Add("open "+fs, unix.SYS_FSOPEN, fs, unix.FSOPEN_CLOEXEC)
+	l.Add("name "+fs, unix.SYS_FSCONFIG, c, unix.FSCONFIG_SET_STRING, "source", fs, 0)
 	for _, o := range options {
-		l.add("set "+o.Name+" of "+fs, unix.SYS_FSCONFIG, c, unix.FSCONFIG_SET_STRING, o.Name, o.Value, 0)
+		l.Add("set "+o.Name+" of "+fs, unix.SYS_FSCONFIG, c, unix.FSCONFIG_SET_STRING, o.Name, o.Value, 0)
 	}
-	l.add("make "+fs, unix.SYS_FSCONFIG, c, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)
-	return l.add("mount "+at, unix.SYS_FSMOUNT, c, unix.FSMOUNT_CLOEXEC, attr)
+	l.Add("make "+fs, unix.SYS_FSCONFIG, c, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)
+	return l.Add("mount "+at, unix.SYS_FSMOUNT, c, unix.FSMOUNT_CLOEXEC, attr)
 }
 
 // unified reports whether the host has the second version of control groups at their usual place.
@@ -390,7 +381,7 @@ func unified() bool {
 const maxFiles = 1 << 20
 
 // planLimits sets the resource limits.
-func (r *run) planLimits(l *plan) error {
+func (r *run) planLimits(l *calls.List) error {
 	limits := r.spec.Rlimits
 	given := false
 	for _, lim := range limits {
@@ -404,14 +395,14 @@ func (r *run) planLimits(l *plan) error {
 		limits = append([]Rlimit{{Name: "nofile", Soft: min(own.Max, maxFiles), Hard: own.Max}}, limits...)
 	}
 	for _, lim := range limits {
-		l.add("set limit "+lim.Name, unix.SYS_PRLIMIT64, 0, resources[lim.Name],
-			raw(unix.Rlimit{Cur: lim.Soft, Max: lim.Hard}), 0)
+		l.Add("set limit "+lim.Name, unix.SYS_PRLIMIT64, 0, resources[lim.Name],
+			calls.Raw(unix.Rlimit{Cur: lim.Soft, Max: lim.Hard}), 0)
 	}
 	return nil
 }
 
 // planPrivileges takes the process's privileges away.
-func (r *run) planPrivileges(l *plan) error {
+func (r *run) planPrivileges(l *calls.List) error {
 	s := &r.spec
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var own [2]unix.CapUserData
@@ -425,26 +416,26 @@ func (r *run) planPrivileges(l *plan) error {
 			if capabilities&(1<<c) == 0 {
 				// EINVAL is for numbers beyond the last capability.
 				left := 64 - c - 1 - bits.OnesCount64(capabilities>>(c+1))
-				l.add(fmt.Sprintf("drop capability %d", c), unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0, 0, 0).
-					or(syscall.EINVAL).skipping(left)
+				l.Add(fmt.Sprintf("drop capability %d", c), unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0, 0, 0).
+					Or(syscall.EINVAL).Skipping(left)
 			}
 		}
 	}
-	l.add("clear ambient capabilities", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+	l.Add("clear ambient capabilities", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	groups := make([]byte, 4*len(s.User.Groups))
 	for i, g := range s.User.Groups {
 		binary.NativeEndian.PutUint32(groups[4*i:], g)
 	}
 	if !r.ns.Single() { // there the kernel does not allow it, and there is no other group
-		l.add("set supplementary groups", unix.SYS_SETGROUPS, len(s.User.Groups), groups)
+		l.Add("set supplementary groups", unix.SYS_SETGROUPS, len(s.User.Groups), groups)
 	}
-	l.add("set the group", unix.SYS_SETRESGID, s.User.GID, s.User.GID, s.User.GID)
-	l.add("set the user", unix.SYS_SETRESUID, s.User.UID, s.User.UID, s.User.UID)
+	l.Add("set the group", unix.SYS_SETRESGID, s.User.GID, s.User.GID, s.User.GID)
+	l.Add("set the user", unix.SYS_SETRESUID, s.User.UID, s.User.UID, s.User.UID)
 	if s.User.UID != 0 {
 		keep = 0
 	}
 	low, high := uint32(keep), uint32(keep>>32)
-	l.add("set capabilities", unix.SYS_CAPSET, raw(hdr), raw([2]unix.CapUserData{
+	l.Add("set capabilities", unix.SYS_CAPSET, calls.Raw(hdr), calls.Raw([2]unix.CapUserData{
 		{Effective: low, Permitted: low}, {Effective: high, Permitted: high}}))
 	return nil
 }

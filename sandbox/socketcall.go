@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/thread"
+	"github.com/kilnbuild/kiln/sandbox/internal/calls"
 	"github.com/kilnbuild/kiln/sandbox/internal/seccomp"
 )
 
@@ -39,16 +40,16 @@ func newSocketMaker() (*socketMaker, error) {
 
 // planSocketMaker has the process send kiln the listener of a second filter, which leaves to kiln what the first does. Where the
 // process can have none, since whoever runs kiln has one already (EBUSY) or the kernel knows none (EINVAL), the call gets ENOSYS.
-func (r *run) planSocketMaker(l *plan, spare *os.File) error {
+func (r *run) planSocketMaker(l *calls.List, spare *os.File) error {
 	var err error
 	if r.sockets, err = newSocketMaker(); err != nil {
 		return err
 	}
 	r.files = append(r.files, r.sockets.give)
-	listener := l.add("listen to socketcall", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER,
-		filterText(seccomp.Socketcalls())).or(syscall.EBUSY, syscall.EINVAL).skipping(2)
-	l.add("move the listener", unix.SYS_DUP3, listener, fd(spare), unix.O_CLOEXEC)
-	l.add("send the listener", unix.SYS_SENDMSG, fd(r.sockets.give), &rights{fd(spare)}, unix.MSG_NOSIGNAL)
+	listener := l.Add("listen to socketcall", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER,
+		filterText(seccomp.Socketcalls())).Or(syscall.EBUSY, syscall.EINVAL).Skipping(2)
+	l.Add("move the listener", unix.SYS_DUP3, listener, fd(spare), unix.O_CLOEXEC)
+	l.Add("send the listener", unix.SYS_SENDMSG, fd(r.sockets.give), &calls.Rights{FD: fd(spare)}, unix.MSG_NOSIGNAL)
 	return nil
 }
 
@@ -377,7 +378,7 @@ func (c *caller) become() error {
 			return fmt.Errorf("become the caller's user: %w", errno)
 		}
 	}
-	if err := hide(); err != nil {
+	if err := calls.Hide(); err != nil {
 		return err
 	}
 	data[0].Effective = data[0].Permitted & uint32(c.capabilities)

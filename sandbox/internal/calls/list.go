@@ -1,4 +1,6 @@
-package sandbox
+// Package calls has a process make a list of system calls that was prepared before, while it shares the memory of kiln, and then execute a
+// program by way of the launcher. It knows nothing of what the calls are for.
+package calls
 
 import (
 	"fmt"
@@ -10,94 +12,122 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A plan is the list of system calls by which a process makes its surroundings before it executes the step's program. It is
-// built in advance and can be printed; assemble gives it the form that interpret carries out.
-type plan struct {
-	ops []*op
-	// flags are the clone flags of the process that carries the plan out.
-	flags uint64
+// A List is the system calls by which a process makes its surroundings before it executes a program. It is built in advance and can be
+// printed.
+type List struct {
+	// Flags are the clone flags of the process that carries the list out.
+	Flags uint64
+	// Closes is the call after which neither the process nor those that it starts have descriptors of kiln's; nil if that is when they end.
+	Closes *Call
+
+	calls []*Call
 	// prog and clone are set by assemble.
-	prog  *program
-	clone *cloneArgs
+	prog   *program
+	clone  *cloneArgs
+	memory *arena
 }
 
-// op is one system call.
-type op struct {
-	index int
-	// name says what the call is for, as it is to be read behind "could not".
-	name string
-	nr   uintptr
-	// args are numbers (any integer), strings and byte slices (by address; strings end in a zero byte), *buffer, *vector,
-	// *fprog and *rights (by address), *op (the result of that call) or *plan (for nrClone only).
+// Call is one system call of a List.
+type Call struct {
+	// Name says what the call is for, as it is to be read before ": permission denied".
+	Name string
+
+	index    int
+	nr       uintptr
 	args     []any
 	tolerate uint64
 	skip     int
 	zero     bool
 }
 
-// fprog is struct sock_fprog of seccomp(2): n instructions.
-type fprog struct {
-	n    int
-	text []byte
+// Filter is struct sock_fprog of seccomp(2).
+type Filter struct {
+	// N is the number of instructions, and Text the instructions.
+	N    int
+	Text []byte
 }
 
-// rights is struct msghdr of sendmsg(2): a byte, and a descriptor as SCM_RIGHTS of unix(7).
-type rights struct{ fd int }
+// Rights is struct msghdr of sendmsg(2): a byte, and the descriptor FD as SCM_RIGHTS of unix(7).
+type Rights struct{ FD int }
 
-// buffer is memory that a call writes to.
-type buffer struct {
-	size   int
+// Buffer is memory of Size bytes that a call writes to.
+type Buffer struct {
+	Size   int
+	offset uintptr
+	mem    []byte
+}
+
+// Bytes returns the memory, which lasts as long as that of the Process. It is nil before the list is in memory.
+func (b *Buffer) Bytes() []byte { return b.mem }
+
+// Strings is a vector of strings as execve(2) takes it. It is laid out once for all calls that take it.
+type Strings struct {
+	List   []string
 	offset uintptr
 }
 
-// vector is a list of strings as execve(2) takes it. It is laid out once for all calls that take it.
-type vector struct {
-	list   []string
-	offset uintptr
-}
-
-func (v *vector) size() uintptr {
-	n := align(uintptr(len(v.list)+1) * wordSize)
-	for _, s := range v.list {
+func (v *Strings) size() uintptr {
+	n := align(uintptr(len(v.List)+1) * wordSize)
+	for _, s := range v.List {
 		n += align(uintptr(len(s)) + 1)
 	}
 	return n
 }
 
-// add appends a call.
-func (p *plan) add(name string, nr uintptr, args ...any) *op {
-	o := &op{index: len(p.ops), name: name, nr: nr, args: args}
-	p.ops = append(p.ops, o)
-	return o
+// Add appends a call. Its arguments are numbers (any integer), strings and byte slices (by address; strings end in a zero byte), *Buffer,
+// *Strings, *Filter and *Rights (by address), *Call (the result of that call) or *List (for Clone only).
+func (l *List) Add(name string, nr uintptr, args ...any) *Call {
+	c := &Call{index: len(l.calls), Name: name, nr: nr, args: args}
+	l.calls = append(l.calls, c)
+	return c
 }
 
-// or makes error numbers, which must be below 64, no failure of the call.
-func (o *op) or(errnos ...syscall.Errno) *op {
+// Or makes error numbers, which must be below 64, no failure of the call.
+func (c *Call) Or(errnos ...syscall.Errno) *Call {
 	for _, e := range errnos {
-		o.tolerate |= 1 << e
+		c.tolerate |= 1 << e
 	}
-	return o
+	return c
 }
 
-// skipping leaves out the next n calls after an error that is no failure.
-func (o *op) skipping(n int) *op {
-	o.skip = n
-	return o
+// Skipping leaves out the next n calls after an error that is no failure.
+func (c *Call) Skipping(n int) *Call {
+	c.skip = n
+	return c
 }
 
-// mustBeZero makes a result other than zero the error ESRCH.
-func (o *op) mustBeZero() *op {
-	o.zero = true
-	return o
+// MustBeZero makes a result other than zero the error ESRCH.
+func (c *Call) MustBeZero() *Call {
+	c.zero = true
+	return c
+}
+
+// Failed returns the call that failed and why, when the list has been carried out; nil if none did.
+func (l *List) Failed() (*Call, syscall.Errno) {
+	if l.prog.failed == 0 {
+		return nil, 0
+	}
+	return l.calls[l.prog.failed-1], syscall.Errno(l.prog.errno)
+}
+
+// Passed reports whether the call is over, and did not fail.
+func (l *List) Passed(c *Call) bool { return l.prog.pc > uintptr(c.index) && l.prog.failed == 0 }
+
+// Ended reports whether all calls are over, and none failed.
+func (l *List) Ended() bool { return l.prog.pc >= l.prog.n && l.prog.failed == 0 }
+
+// Errno returns the error of a call that is over and did not fail, 0 for none.
+func (l *List) Errno(c *Call) syscall.Errno {
+	return syscall.Errno(-min(0, *(*int)(l.memory.pointer(l.prog.results + uintptr(c.index)*wordSize))))
 }
 
 // String lists the calls, a line each, much as strace(1) would. $n is the result of call n.
-func (p *plan) String() string {
+func (l *List) String() string {
 	var b strings.Builder
-	for _, o := range p.ops {
-		fmt.Fprintf(&b, "%3d %s: %s\n", o.index, o.name, o.call())
+	for _, o := range l.calls {
+		fmt.Fprintf(&b, "%3d %s: %s\n", o.index, o.Name, o.text())
 		for _, a := range o.args {
-			if sub, ok := a.(*plan); ok {
+			if sub, ok := a.(*List); ok {
 				for line := range strings.Lines(sub.String()) {
 					b.WriteString("    " + line)
 				}
@@ -107,26 +137,26 @@ func (p *plan) String() string {
 	return b.String()
 }
 
-func (o *op) call() string {
-	args := make([]string, len(o.args))
-	for i, a := range o.args {
+func (c *Call) text() string {
+	args := make([]string, len(c.args))
+	for i, a := range c.args {
 		switch a := a.(type) {
 		case string:
 			args[i] = fmt.Sprintf("%q", a)
 		case []byte:
 			args[i] = fmt.Sprintf("%d bytes", len(a))
-		case *buffer:
-			args[i] = fmt.Sprintf("buffer of %d", a.size)
-		case *fprog:
-			args[i] = fmt.Sprintf("%d instructions", a.n)
-		case *rights:
-			args[i] = fmt.Sprintf("descriptor %d", a.fd)
-		case *op:
+		case *Buffer:
+			args[i] = fmt.Sprintf("buffer of %d", a.Size)
+		case *Filter:
+			args[i] = fmt.Sprintf("%d instructions", a.N)
+		case *Rights:
+			args[i] = fmt.Sprintf("descriptor %d", a.FD)
+		case *Call:
 			args[i] = fmt.Sprintf("$%d", a.index)
-		case *plan:
+		case *List:
 			args[i] = "the following"
-		case *vector:
-			args[i] = fmt.Sprintf("%d strings", len(a.list))
+		case *Strings:
+			args[i] = fmt.Sprintf("%d strings", len(a.List))
 		default:
 			if n := number(a); n > 4096 {
 				args[i] = fmt.Sprintf("%#x", n)
@@ -135,13 +165,13 @@ func (o *op) call() string {
 			}
 		}
 	}
-	name := callNames[o.nr]
+	name := callNames[c.nr]
 	if name == "" {
-		name = fmt.Sprintf("syscall %d", o.nr)
+		name = fmt.Sprintf("syscall %d", c.nr)
 	}
 	s := name + "(" + strings.Join(args, ", ") + ")"
 	for e := range syscall.Errno(64) {
-		if o.tolerate&(1<<e) != 0 {
+		if c.tolerate&(1<<e) != 0 {
 			s += " or " + unix.ErrnoName(e)
 		}
 	}
@@ -150,7 +180,7 @@ func (o *op) call() string {
 
 // callNames are the names of the calls that plans are made of.
 var callNames = map[uintptr]string{
-	nrByte: "check", nrClone: "clone3", unix.SYS_CLOSE_RANGE: "close_range", unix.SYS_CAPSET: "capset",
+	Check: "check", Clone: "clone3", unix.SYS_CLOSE_RANGE: "close_range", unix.SYS_CAPSET: "capset",
 	unix.SYS_DUP3: "dup3", unix.SYS_EXECVE: "execve", unix.SYS_EXECVEAT: "execveat",
 	unix.SYS_EXIT_GROUP: "exit_group", unix.SYS_CLOSE: "close",
 	unix.SYS_FCHDIR: "fchdir", unix.SYS_FSCONFIG: "fsconfig", unix.SYS_FSMOUNT: "fsmount", unix.SYS_FSOPEN: "fsopen",
@@ -225,29 +255,29 @@ func (a *arena) bytes(b []byte) uintptr {
 }
 
 // size is the memory that assemble takes, which is more than lay takes.
-func (p *plan) size() uintptr {
+func (l *List) size() uintptr {
 	n := align(unsafe.Sizeof(program{})) + align(unsafe.Sizeof(cloneArgs{})) + stackSize +
-		uintptr(len(p.ops))*(align(unsafe.Sizeof(rawCall{}))+align(wordSize))
-	vectors := map[*vector]bool{}
-	for _, o := range p.ops {
+		uintptr(len(l.calls))*(align(unsafe.Sizeof(rawCall{}))+align(wordSize))
+	vectors := map[*Strings]bool{}
+	for _, o := range l.calls {
 		for _, arg := range o.args {
 			switch arg := arg.(type) {
 			case string:
 				n += align(uintptr(len(arg)) + 1)
 			case []byte:
 				n += align(uintptr(len(arg)))
-			case *vector:
+			case *Strings:
 				if !vectors[arg] {
 					vectors[arg] = true
 					n += arg.size()
 				}
-			case *buffer:
-				n += align(uintptr(arg.size))
-			case *fprog:
-				n += 2*wordSize + align(uintptr(len(arg.text)))
-			case *rights:
+			case *Buffer:
+				n += align(uintptr(arg.Size))
+			case *Filter:
+				n += 2*wordSize + align(uintptr(len(arg.Text)))
+			case *Rights:
 				n += align(uintptr(unix.CmsgSpace(4))) + align(1) + align(unsafe.Sizeof(unix.Iovec{})) + align(unsafe.Sizeof(unix.Msghdr{}))
-			case *plan:
+			case *List:
 				n += arg.size()
 			}
 		}
@@ -256,13 +286,13 @@ func (p *plan) size() uintptr {
 }
 
 // lay lays the plan out in the arena, the program first.
-func (p *plan) lay(a *arena) {
+func (l *List) lay(a *arena) {
 	prog := (*program)(a.pointer(a.alloc(unsafe.Sizeof(program{}))))
-	p.prog = prog
-	prog.n = uintptr(len(p.ops))
+	l.prog, l.memory = prog, a
+	prog.n = uintptr(len(l.calls))
 	prog.calls = a.alloc(prog.n * unsafe.Sizeof(rawCall{}))
 	prog.results = a.alloc(prog.n * wordSize)
-	for i, o := range p.ops {
+	for i, o := range l.calls {
 		c := (*rawCall)(a.pointer(prog.calls + uintptr(i)*unsafe.Sizeof(rawCall{})))
 		c.nr, c.tolerate, c.skip = o.nr, uintptr(o.tolerate), uintptr(o.skip)
 		if o.zero {
@@ -274,32 +304,33 @@ func (p *plan) lay(a *arena) {
 				c.args[j] = a.address(a.bytes(append([]byte(arg), 0)))
 			case []byte:
 				c.args[j] = a.address(a.bytes(arg))
-			case *vector:
+			case *Strings:
 				if arg.offset == 0 {
-					arg.offset = a.strings(arg.list)
+					arg.offset = a.strings(arg.List)
 				}
 				c.args[j] = a.address(arg.offset)
-			case *buffer:
+			case *Buffer:
 				if arg.offset == 0 {
-					arg.offset = a.alloc(uintptr(arg.size))
+					arg.offset = a.alloc(uintptr(arg.Size))
+					arg.mem = a.mem[arg.offset:][:arg.Size]
 				}
 				c.args[j] = a.address(arg.offset)
-				if o.nr == nrByte {
+				if o.nr == Check {
 					c.args[j] = arg.offset
 				}
-			case *fprog:
+			case *Filter:
 				at := a.alloc(2 * wordSize)
-				*(*uint16)(a.pointer(at)) = uint16(arg.n)
-				*(*uintptr)(a.pointer(at + wordSize)) = a.address(a.bytes(arg.text))
+				*(*uint16)(a.pointer(at)) = uint16(arg.N)
+				*(*uintptr)(a.pointer(at + wordSize)) = a.address(a.bytes(arg.Text))
 				c.args[j] = a.address(at)
-			case *rights:
-				control, vector := a.bytes(unix.UnixRights(arg.fd)), a.bytes(raw(unix.Iovec{Base: (*byte)(a.pointer(a.alloc(1))), Len: 1}))
-				c.args[j] = a.address(a.bytes(raw(unix.Msghdr{Iov: (*unix.Iovec)(a.pointer(vector)), Iovlen: 1,
+			case *Rights:
+				control, vector := a.bytes(unix.UnixRights(arg.FD)), a.bytes(Raw(unix.Iovec{Base: (*byte)(a.pointer(a.alloc(1))), Len: 1}))
+				c.args[j] = a.address(a.bytes(Raw(unix.Msghdr{Iov: (*unix.Iovec)(a.pointer(vector)), Iovlen: 1,
 					Control: (*byte)(a.pointer(control)), Controllen: uint64(unix.CmsgSpace(4))})))
-			case *op:
+			case *Call:
 				c.args[j] = uintptr(arg.index)
 				c.slots |= 1 << j
-			case *plan:
+			case *List:
 				arg.assemble(a)
 				c.args[j] = uintptr(unsafe.Pointer(arg.clone))
 			default:
@@ -310,17 +341,17 @@ func (p *plan) lay(a *arena) {
 }
 
 // assemble lays the plan out in the arena for interpret, with a stack and the arguments of the clone that starts it.
-func (p *plan) assemble(a *arena) {
-	p.lay(a)
-	p.prog.base = a.pointer(0)
+func (l *List) assemble(a *arena) {
+	l.lay(a)
+	l.prog.base = a.pointer(0)
 	// What clone finds on the new stack.
 	stack := a.alloc(stackSize)
 	top := uintptr(stackSize - 64)
 	*(*uintptr)(a.pointer(stack + top + 32)) = reflect.ValueOf(interpret).Pointer()
-	*(*uintptr)(a.pointer(stack + top + 40)) = uintptr(unsafe.Pointer(p.prog))
-	p.clone = (*cloneArgs)(a.pointer(a.alloc(unsafe.Sizeof(cloneArgs{}))))
-	*p.clone = cloneArgs{
-		flags:      p.flags | unix.CLONE_VM | unix.CLONE_CLEAR_SIGHAND,
+	*(*uintptr)(a.pointer(stack + top + 40)) = uintptr(unsafe.Pointer(l.prog))
+	l.clone = (*cloneArgs)(a.pointer(a.alloc(unsafe.Sizeof(cloneArgs{}))))
+	*l.clone = cloneArgs{
+		flags:      l.Flags | unix.CLONE_VM | unix.CLONE_CLEAR_SIGHAND,
 		exitSignal: uint64(unix.SIGCHLD),
 		stack:      uint64(a.address(stack)),
 		stackSize:  uint64(top),

@@ -1,4 +1,4 @@
-package sandbox
+package calls
 
 import (
 	"bytes"
@@ -62,10 +62,7 @@ func newLauncher(image []byte) (*os.File, error) {
 	}
 	defer fs.Close()
 	const name = "launcher"
-	if err := writeFile(int(fs.Fd()), name, string(image)); err != nil {
-		return nil, err
-	}
-	if err := unix.Fchmodat(int(fs.Fd()), name, 0o555, 0); err != nil {
+	if err := writeFile(int(fs.Fd()), name, image, 0o555); err != nil {
 		return nil, err
 	}
 	if err := mount.SetAttr(fs, mount.ReadOnly, false); err != nil {
@@ -132,13 +129,4 @@ func newLauncherArena(n uintptr) (*arena, *os.File, error) {
 	}
 	f.Close()
 	return nil, nil, fmt.Errorf("make memory for the launcher of the sandbox: %w", err)
-}
-
-// planLaunch appends the calls by which the process becomes the launcher. It is the last that it does with kiln's memory.
-func (r *run) planLaunch(l *plan, launcher, plan *os.File) {
-	// Both are above the two numbers, see above.
-	l.add("pass the plan on", unix.SYS_DUP3, fd(plan), launcherPlanFd, 0)
-	l.add("pass the launcher on", unix.SYS_DUP3, fd(launcher), launcherExecFd, unix.O_CLOEXEC)
-	l.add("close files", unix.SYS_CLOSE_RANGE, launcherExecFd+1, uint32(1<<32-1), 0)
-	l.add("execute the launcher", unix.SYS_EXECVEAT, launcherExecFd, "", &vector{list: []string{"kiln-launcher"}}, &vector{}, unix.AT_EMPTY_PATH)
 }

@@ -1,17 +1,12 @@
-package sandbox
+package cgroup
 
 import (
 	"errors"
 	"fmt"
 	"math"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
-
-	"github.com/kilnbuild/kiln/internal/userns"
 )
 
 // DefaultPids is how many processes and threads a run may have if Limits does not say.
@@ -47,73 +42,6 @@ func (e *LimitError) Error() string { return "limit the step's " + e.Controller 
 
 // Unwrap returns the cause.
 func (e *LimitError) Unwrap() error { return e.Err }
-
-// A PidsError says that a run had no control group for the default limit of processes.
-type PidsError struct {
-	// Shared is how many processes and threads there could be all the same, by RLIMIT_NPROC: for each user of a namespace in all runs of
-	// this kiln at the same time, and kiln's own are among root's. 0 is no limit.
-	Shared int64
-	// Err is why there was no control group.
-	Err error
-}
-
-func (e *PidsError) Error() string {
-	what := "any number of processes and threads is possible"
-	if e.Shared > 0 {
-		what = fmt.Sprintf("each user id may have %d processes and threads in all steps together", e.Shared)
-	}
-	return fmt.Sprintf("%s, since kiln can have no control group: %v", what, e.Err)
-}
-
-// Unwrap returns the cause.
-func (e *PidsError) Unwrap() error { return e.Err }
-
-// NoPidsLimit returns what Status.NoPidsLimit will be for runs that Limits say nothing of.
-func NoPidsLimit() (*PidsError, error) {
-	ns, err := userns.Current()
-	if err != nil {
-		return nil, err
-	}
-	c, err := newCgroups("", Limits{})
-	if err != nil {
-		return nil, err
-	}
-	r := &run{cgroups: c, ns: ns}
-	err = errors.Join(r.limitTasks(), c.remove())
-	return r.noPidsLimit(), err
-}
-
-// limitTasks has RLIMIT_NPROC in place of a control group that there cannot be. Since Linux 5.14 the kernel counts for it the processes and
-// threads of a user in a user namespace. In the machine's first one those are of all that the user runs, so it is no limit for a step.
-func (r *run) limitTasks() error {
-	if r.cgroups.note == nil || !r.ns.Nested && r.spec.IDs == nil || slices.ContainsFunc(r.spec.Rlimits, isNproc) {
-		return nil
-	}
-	var own unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NPROC, &own); err != nil {
-		return fmt.Errorf("get limit nproc: %w", err)
-	}
-	r.spec.Rlimits = slices.Concat(r.spec.Rlimits, []Rlimit{{Name: "nproc", Soft: min(own.Cur, DefaultPids), Hard: min(own.Max, DefaultPids)}})
-	return nil
-}
-
-func isNproc(l Rlimit) bool { return l.Name == "nproc" }
-
-// noPidsLimit returns why no control group limits the number of processes, and what does.
-func (r *run) noPidsLimit() *PidsError {
-	if r.cgroups.note == nil {
-		return nil
-	}
-	e := &PidsError{Err: r.cgroups.note}
-	// The machine's root is never held to it.
-	if r.spec.IDs == nil && r.ns.MayBeRoot() {
-		return e
-	}
-	if i := slices.IndexFunc(r.spec.Rlimits, isNproc); i >= 0 && r.spec.Rlimits[i].Hard < math.MaxInt64 {
-		e.Shared = int64(r.spec.Rlimits[i].Hard)
-	}
-	return e
-}
 
 // errNoController is a machine without the controller.
 var errNoController = errors.New("this machine's control groups have no such controller: either the kernel lacks it, or it is not mounted")

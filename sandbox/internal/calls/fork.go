@@ -1,7 +1,6 @@
-package sandbox
+package calls
 
 import (
-	"os"
 	"syscall"
 	"unsafe"
 
@@ -36,8 +35,10 @@ type rawCall struct {
 
 // Calls that interpret carries out itself, by numbers that the kernel does not have.
 const (
-	nrClone = 1<<20 + iota // clone3 with the arguments at address args[0], which give the new process another program
-	nrByte                 // error args[2] if the byte at args[0] in the arena is not args[1]
+	// Clone is clone3(2) of a process that carries out the *List which is the argument.
+	Clone = 1<<20 + iota
+	// Check fails with the error number of the third argument if the first byte of the *Buffer is not the second argument.
+	Check
 )
 
 // cloneArgs is struct clone_args of clone3(2).
@@ -71,10 +72,10 @@ func interpret(p *program, r uintptr) *program {
 			if r > ^uintptr(4095) {
 				errno = syscall.Errno(-r)
 			}
-		case c.nr == nrClone:
+		case c.nr == Clone:
 			p.cloneArgs = c.args[0]
 			return p
-		case c.nr == nrByte:
+		case c.nr == Check:
 			if uintptr(*(*byte)(unsafe.Add(p.base, c.args[0]))) != c.args[1] {
 				errno = syscall.Errno(c.args[2])
 			}
@@ -117,13 +118,6 @@ func value(p *program, c *rawCall, i uintptr) uintptr {
 		v = *(*uintptr)(unsafe.Add(p.base, p.results+v*wordSize))
 	}
 	return v
-}
-
-// hide makes kiln's memory, which the processes that are started here share, unreadable for every other process that has not
-// CAP_SYS_PTRACE in the user namespace that kiln was executed in: see ptrace(2), "Ptrace access mode checking". A change of the
-// user of a thread may undo it.
-func hide() error {
-	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
 }
 
 // start clones the first process with every signal blocked, so that no handler of Go's runs in it before its handlers are

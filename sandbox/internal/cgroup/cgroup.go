@@ -1,4 +1,6 @@
-package sandbox
+// Package cgroup makes the control groups of a step and sets their limits, in version 1 and version 2. See cgroups(7), and
+// Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst of the Linux source. It knows nothing of what runs in them.
+package cgroup
 
 import (
 	"bytes"
@@ -24,26 +26,44 @@ import (
 // long as it lives, so that one whose lock is free is known to be left by a kiln that died.
 const groupPrefix = "kiln-"
 
-// cgroups are the control groups of one run, at most one in each hierarchy of the machine. See cgroups(7).
-type cgroups struct {
+// Request says what groups a run needs.
+type Request struct {
+	// Parent is a group, as a path from the top of each hierarchy, in which the run gets one of its own in each. It is made where it is
+	// missing. "" is kiln's own group or the one above, for Limits alone.
+	Parent string
+	// Limits are set, or New fails.
+	Limits Limits
+	// Devices are the only ones that the processes of the run may open, if Groups.Guarded says so. nil leaves them those of kiln.
+	Devices []Device
+}
+
+// Groups are the control groups of one run, at most one in each hierarchy of the machine.
+type Groups struct {
 	groups []*group
 	made   []string // what had to be made above the groups, in that order
-	// note says why the default limit is not applied; nil if it is.
-	note error
-	// guarded says that a device controller guards the processes in them.
-	guarded bool
-	// earlier is what was counted until killed was called last: for runs before this one.
+	// unlimited says why the default limit of processes is not applied; nil if it is.
+	unlimited  error
+	guarded    bool
+	forDevices bool // whether the request had Devices
+	// earlier is what was counted until Killed was called last: for runs before this one.
 	earlier counts
 }
 
-// counts are how many processes were killed for want of memory, and how many were not started because there were too many.
+// counts are how many processes were killed because memory was short, and how many were not started because there were too many.
 type counts struct{ memory, pids int64 }
 
-// Pool keeps the control groups of runs that are over for later ones: to make and remove them takes longer than a short process runs. It
-// serves runs without a CgroupParent, Limits and Devices. The zero value is an empty pool. It is safe for concurrent use.
+// Guarded reports whether a device controller lets the processes open the Devices of the request alone.
+func (c *Groups) Guarded() bool { return c.guarded }
+
+// Unlimited returns why no limit on the number of processes is applied although Limits.Pids is 0; nil if one is.
+func (c *Groups) Unlimited() error { return c.unlimited }
+
+// Pool keeps the groups of runs that are over for later ones: to make and remove them takes longer than a short process runs. It serves
+// runs without a Parent and Limits, whose Devices are either nil or the same. The zero value is an empty pool. It is safe for concurrent
+// use.
 type Pool struct {
 	mu   sync.Mutex
-	idle map[bool][]*cgroups // by whether a run is to be guarded
+	idle map[bool][]*Groups // by whether Devices were given
 }
 
 // Close removes the groups of the pool. No run may use it any more.
@@ -53,77 +73,39 @@ func (p *Pool) Close() error {
 	var failed error
 	for _, list := range p.idle {
 		for _, c := range list {
-			failed = errors.Join(failed, c.remove())
+			failed = errors.Join(failed, c.Remove())
 		}
 	}
 	p.idle = nil
 	return failed
 }
 
-func (p *Pool) get(guard bool) *cgroups {
+// Get returns groups of the pool, or new ones.
+func (p *Pool) Get(r Request) (*Groups, error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	list := p.idle[guard]
-	if len(list) == 0 {
-		return nil
+	list := p.idle[r.Devices != nil]
+	if n := len(list); n > 0 {
+		p.idle[r.Devices != nil] = list[:n-1]
+		p.mu.Unlock()
+		return list[n-1], nil
 	}
-	c := list[len(list)-1]
-	p.idle[guard] = list[:len(list)-1]
-	return c
+	p.mu.Unlock()
+	c, err := New(r)
+	if err == nil {
+		c.forDevices = r.Devices != nil
+	}
+	return c, err
 }
 
-func (p *Pool) put(guard bool, c *cgroups) {
+// Put takes groups from Get back, when nothing of the run is alive. Processes whose groups the kernel has not let go of yet do not affect
+// later runs.
+func (p *Pool) Put(c *Groups) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.idle == nil {
-		p.idle = map[bool][]*cgroups{}
+		p.idle = map[bool][]*Groups{}
 	}
-	p.idle[guard] = append(p.idle[guard], c)
-}
-
-// poolOf returns the pool that a run's groups come from; nil for one whose groups are made for it alone.
-func poolOf(s *Spec) *Pool {
-	if s.CgroupParent != "" || s.Limits != (Limits{}) || len(s.Devices) > 0 {
-		return nil
-	}
-	return s.Pool
-}
-
-// enterGroups gives the run its groups, or what takes the place of one that it cannot have.
-func (r *run) enterGroups() error {
-	if err := r.findGroups(); err != nil {
-		return err
-	}
-	if r.spec.Insecure && r.guards() && !r.cgroups.guarded {
-		return errUnguarded
-	}
-	return r.limitTasks()
-}
-
-func (r *run) findGroups() error {
-	pool := poolOf(&r.spec)
-	if pool != nil {
-		if r.cgroups = pool.get(r.guards()); r.cgroups != nil {
-			return nil
-		}
-	}
-	var err error
-	if r.cgroups, err = newCgroups(r.spec.CgroupParent, r.spec.Limits); err != nil || !r.guards() {
-		return err
-	}
-	return r.guardDevices()
-}
-
-// leaveGroups is for when nothing of the run is alive. Processes whose groups the kernel has not let go of yet are no hindrance to others.
-func (r *run) leaveGroups() error {
-	if r.cgroups == nil {
-		return nil
-	}
-	if pool := poolOf(&r.spec); pool != nil {
-		pool.put(r.guards(), r.cgroups)
-		return nil
-	}
-	return r.cgroups.remove()
+	p.idle[c.forDevices] = append(p.idle[c.forDevices], c)
 }
 
 // group is a control group that kiln made.
@@ -145,34 +127,23 @@ type hierarchy struct {
 	controllers []string
 }
 
-// newCgroups makes the groups of a run and sets the limits. They lie in the group parent, a path from the top of each
-// hierarchy, which is made where it is missing; or where parent is "", in kiln's own or beside it. The error names what the
-// machine does not allow.
-func newCgroups(parent string, l Limits) (_ *cgroups, err error) {
+// New makes the groups of a run. A limit that cannot be applied is a *LimitError; only the default limit of processes and Devices may be
+// left out, which Unlimited and Guarded say.
+func New(r Request) (_ *Groups, err error) {
 	all, err := machine()
 	if err != nil {
 		return nil, err
 	}
-	c := &cgroups{}
+	c := &Groups{}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, c.remove())
+			err = errors.Join(err, c.Remove())
 		}
 	}()
-	if parent != "" {
-		if len(all) == 0 {
-			return nil, fmt.Errorf("make a control group in %s: no control groups are mounted on this machine", parent)
-		}
-		for _, h := range all {
-			dir, err := c.descend(h, parent)
-			if err == nil {
-				err = c.add(h, dir, false)
-			}
-			if err != nil {
-				return nil, fmt.Errorf("make a control group in %s: %w", parent, err)
-			}
-		}
+	if err := c.below(all, r.Parent); err != nil {
+		return nil, fmt.Errorf("make a control group in %s: %w", r.Parent, err)
 	}
+	l := r.Limits
 	for _, controller := range l.controllers() {
 		if err := c.limit(all, controller, l); err != nil {
 			return nil, &LimitError{Controller: controller, Err: err}
@@ -180,13 +151,36 @@ func newCgroups(parent string, l Limits) (_ *cgroups, err error) {
 	}
 	if l.Pids == 0 {
 		l.Pids = DefaultPids
-		c.note = c.limit(all, "pids", l)
+		c.unlimited = c.limit(all, "pids", l)
+	}
+	if r.Devices != nil {
+		c.guarded = c.guard(all, r.Devices, r.Limits) == nil
 	}
 	return c, nil
 }
 
+// below makes a group in each hierarchy below the group parent; "" makes none.
+func (c *Groups) below(all []*hierarchy, parent string) error {
+	if parent == "" {
+		return nil
+	}
+	if len(all) == 0 {
+		return errors.New("no control groups are mounted on this machine")
+	}
+	for _, h := range all {
+		dir, err := c.descend(h, parent)
+		if err == nil {
+			err = c.add(h, dir, false)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // limit sets the limits of one controller, and sees that they are set.
-func (c *cgroups) limit(all []*hierarchy, controller string, l Limits) error {
+func (c *Groups) limit(all []*hierarchy, controller string, l Limits) error {
 	i := slices.IndexFunc(all, func(h *hierarchy) bool { return h.has(controller) })
 	if i < 0 {
 		return errNoController
@@ -207,7 +201,7 @@ func (c *cgroups) limit(all []*hierarchy, controller string, l Limits) error {
 }
 
 // group returns the run's group in a hierarchy, which is made for a controller if there is none yet.
-func (c *cgroups) group(h *hierarchy, controller string, l Limits) (*group, error) {
+func (c *Groups) group(h *hierarchy, controller string, l Limits) (*group, error) {
 	if g := c.in(h); g != nil {
 		return g, nil
 	}
@@ -218,7 +212,7 @@ func (c *cgroups) group(h *hierarchy, controller string, l Limits) (*group, erro
 	return c.in(h), err
 }
 
-func (c *cgroups) in(h *hierarchy) *group {
+func (c *Groups) in(h *hierarchy) *group {
 	for _, g := range c.groups {
 		if g.hierarchy == h {
 			return g
@@ -353,7 +347,7 @@ func (e *placeError) Error() string {
 func (e *placeError) Unwrap() error { return e.err }
 
 // descend makes what is missing of parent, a path from the top of a hierarchy, and returns where it is.
-func (c *cgroups) descend(h *hierarchy, parent string) (string, error) {
+func (c *Groups) descend(h *hierarchy, parent string) (string, error) {
 	dir := h.mount
 	for name := range strings.SplitSeq(strings.Trim(path.Clean("/"+parent), "/"), "/") {
 		above := dir
@@ -394,7 +388,7 @@ func (h *hierarchy) inheritSets(from, to string) error {
 }
 
 // add makes a group in the group at dir.
-func (c *cgroups) add(h *hierarchy, dir string, threaded bool) error {
+func (c *Groups) add(h *hierarchy, dir string, threaded bool) error {
 	sweep(dir)
 	unlock, err := lockGroup(dir)
 	if err != nil {
@@ -567,9 +561,9 @@ func (g *group) write(file, value string) error {
 	return nil
 }
 
-// join returns what a process needs to be in the groups: files that it writes 0 to, of version 1, and the group that it is
+// Join returns what a process needs to be in the groups: files that it writes 0 to, of version 1, and the group that it is
 // made in, of version 2, which may be nil.
-func (c *cgroups) join() (procs []*os.File, into *os.File, err error) {
+func (c *Groups) Join() (procs []*os.File, into *os.File, err error) {
 	for _, g := range c.groups {
 		if g.hierarchy.unified {
 			into = g.dir
@@ -590,7 +584,7 @@ func (c *cgroups) join() (procs []*os.File, into *os.File, err error) {
 }
 
 // counts returns what the kernel has counted for the groups.
-func (c *cgroups) counts() (n counts) {
+func (c *Groups) counts() (n counts) {
 	for _, g := range c.groups {
 		if g.hierarchy.unified {
 			n.memory += g.count("memory.events", "oom_kill")
@@ -602,8 +596,9 @@ func (c *cgroups) counts() (n counts) {
 	return n
 }
 
-// killed returns what was counted for this run, once.
-func (c *cgroups) killed() (memory, pids int64) {
+// Killed returns how many processes of this run were killed because memory was short, and how many were not started because there were
+// too many. What it has returned once is not counted again.
+func (c *Groups) Killed() (memory, pids int64) {
 	n, was := c.counts(), c.earlier
 	c.earlier = n
 	return n.memory - was.memory, n.pids - was.pids
@@ -620,8 +615,8 @@ func (g *group) count(file, name string) (n int64) {
 	return n
 }
 
-// remove removes the groups that were made, when their processes have ended; parents that others use by now stay.
-func (c *cgroups) remove() error {
+// Remove removes the groups that were made, when their processes have ended; parents that others use by now stay.
+func (c *Groups) Remove() error {
 	var failed error
 	for _, g := range c.groups {
 		failed = errors.Join(failed, g.remove())

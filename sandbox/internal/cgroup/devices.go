@@ -1,4 +1,4 @@
-package sandbox
+package cgroup
 
 import (
 	"encoding/binary"
@@ -11,101 +11,35 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/kilnbuild/kiln/internal/userns"
 )
 
 // devicesController is the kernel's name of what says which devices the processes of a control group may open, by whatever node. In
 // version 1 it is a controller with rules; in version 2 a BPF program that is attached to the group.
 const devicesController = "devices"
 
-// deviceRule is a device that the processes of a run may open.
-type deviceRule struct {
-	kind         byte // 'c' or 'b'
-	major, minor uint32
-	all          bool // whatever the minor number is
+// Device is a device that the processes of a run may open.
+type Device struct {
+	Kind         byte // 'c' or 'b'
+	Major, Minor uint32
+	// Any stands for every minor number.
+	Any bool
 }
 
-// terminals are what /dev/ptmx and the nodes in /dev/pts are.
-var terminals = []deviceRule{{kind: 'c', major: 5, minor: 2}, {kind: 'c', major: 136, all: true}}
-
-// deviceRules are those of the devices that every process gets, and of these.
-func deviceRules(nodes []Mount) ([]deviceRule, error) {
-	rules := slices.Clone(terminals)
-	for _, d := range devices {
-		rules = append(rules, deviceRule{kind: 'c', major: d.major, minor: d.minor})
-	}
-	for _, n := range nodes {
-		var st unix.Stat_t
-		if err := unix.Fstat(int(n.Source.Fd()), &st); err != nil {
-			return nil, fmt.Errorf("mount at %s: %w", n.Target, err)
-		}
-		kind := byte('c')
-		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
-			kind = 'b'
-		}
-		rules = append(rules, deviceRule{kind: kind, major: unix.Major(st.Rdev), minor: unix.Minor(st.Rdev)})
-	}
-	return rules, nil
-}
-
-// errNoNodes is of a process in a user namespace, for which the kernel makes no device nodes.
-var errNoNodes = errors.New("in a user namespace the kernel makes none")
-
-// DeviceNodes returns why a process cannot open the nodes that it makes of devices that it has anyway, as debootstrap does; nil if it
-// can.
-func DeviceNodes() error {
-	ns, err := userns.Current()
-	if err != nil {
-		return err
-	}
-	if ns.Nested {
-		return errNoNodes
-	}
-	rules, err := deviceRules(nil)
-	if err != nil {
-		return err
-	}
+// CanGuard returns why a run cannot have a device controller; nil if it can.
+func CanGuard(rules []Device) error {
 	all, err := machine()
 	if err != nil {
 		return err
 	}
-	c := &cgroups{}
+	c := &Groups{}
 	err = c.guard(all, rules, Limits{})
-	return errors.Join(err, c.remove())
-}
-
-// privileged reports whether the process is to have the privileges of kiln itself, on the machine: all devices with them.
-func (r *run) privileged() bool { return r.spec.Insecure && r.spec.IDs == nil && !r.ns.Nested }
-
-// guards says whether a device controller is to say which devices the process may open. Where kiln is in a user namespace itself the
-// kernel lets nobody open a device by a node of a file system that kiln has mounted. A process with privileges in a user namespace of its
-// own could take away the option nodev of a mount, so there only a controller keeps it from the nodes that an image or an archive has.
-func (r *run) guards() bool { return !r.ns.Nested && r.spec.Insecure == (r.spec.IDs != nil) }
-
-// errUnguarded is of a step whose privileges would reach every device of the machine.
-var errUnguarded = errors.New("run with privileges in a user namespace: it takes a device controller, without which the step could open every " +
-	"device of the machine by a node in its image: run kiln where it may make control groups, or leave out --userns or --security=insecure")
-
-// guardDevices has a device controller say which devices the process may open, where the machine lets kiln have one. Where not, the
-// nodes that it makes cannot be opened at all.
-func (r *run) guardDevices() error {
-	rules, err := deviceRules(r.spec.Devices)
-	if err != nil {
-		return err
-	}
-	all, err := machine()
-	if err != nil {
-		return err
-	}
-	r.cgroups.guarded = r.cgroups.guard(all, rules, r.spec.Limits) == nil
-	return nil
+	return errors.Join(err, c.Remove())
 }
 
 // guard lets the processes of the run open the devices of the rules and no others, and make nodes of any, as Docker does. See
 // Documentation/admin-guide/cgroup-v1/devices.rst of the Linux source, and "Device controller" in cgroup-v2.rst. After an error they
 // may open what kiln may.
-func (c *cgroups) guard(all []*hierarchy, rules []deviceRule, l Limits) error {
+func (c *Groups) guard(all []*hierarchy, rules []Device, l Limits) error {
 	i := slices.IndexFunc(all, func(h *hierarchy) bool { return slices.Contains(h.controllers, devicesController) })
 	if i < 0 {
 		i = slices.IndexFunc(all, func(h *hierarchy) bool { return h.unified })
@@ -135,7 +69,7 @@ func (c *cgroups) guard(all []*hierarchy, rules []deviceRule, l Limits) error {
 }
 
 // allowDevices sets the rules of a group of version 1. A new one has those of the group above.
-func (g *group) allowDevices(rules []deviceRule) error {
+func (g *group) allowDevices(rules []Device) error {
 	if err := g.write("devices.deny", "a"); err != nil {
 		return err
 	}
@@ -147,10 +81,10 @@ func (g *group) allowDevices(rules []deviceRule) error {
 	lines := []string{"c *:* m", "b *:* m"}
 	for _, r := range rules {
 		minor := "*"
-		if !r.all {
-			minor = fmt.Sprint(r.minor)
+		if !r.Any {
+			minor = fmt.Sprint(r.Minor)
 		}
-		lines = append(lines, fmt.Sprintf("%c %d:%s rw", r.kind, r.major, minor))
+		lines = append(lines, fmt.Sprintf("%c %d:%s rw", r.Kind, r.Major, minor))
 	}
 	for _, line := range lines {
 		if _, err := f.WriteString(line); err != nil { // a rule is a write
@@ -185,7 +119,7 @@ type bpfInstruction struct {
 
 // deviceProgram returns the rules as a program of the type BPF_PROG_TYPE_CGROUP_DEVICE, which is given a struct bpf_cgroup_dev_ctx
 // and returns 1 for what is allowed.
-func deviceProgram(rules []deviceRule) []bpfInstruction {
+func deviceProgram(rules []Device) []bpfInstruction {
 	const context, kind, access, major, minor, result = 1, 2, 3, 4, 5, 0
 	p := []bpfInstruction{
 		{code: bpfLoadWord, registers: kind | context<<4},
@@ -209,20 +143,20 @@ func deviceProgram(rules []deviceRule) []bpfInstruction {
 	allow(condition{access, bpfDeviceMknod})
 	for _, r := range rules {
 		of := condition{kind, bpfDeviceChar}
-		if r.kind == 'b' {
+		if r.Kind == 'b' {
 			of.value = bpfDeviceBlock
 		}
-		if r.all {
-			allow(of, condition{major, r.major})
+		if r.Any {
+			allow(of, condition{major, r.Major})
 		} else {
-			allow(of, condition{major, r.major}, condition{minor, r.minor})
+			allow(of, condition{major, r.Major}, condition{minor, r.Minor})
 		}
 	}
 	return append(p, bpfInstruction{code: bpfSet, registers: result}, bpfInstruction{code: bpfExit})
 }
 
 // attachDevices sets the rules of a group of version 2: see bpf(2). They hold besides those of the groups above.
-func attachDevices(group *os.File, rules []deviceRule) error {
+func attachDevices(group *os.File, rules []Device) error {
 	var text []byte
 	for _, in := range deviceProgram(rules) {
 		text = append(text, in.code, in.registers)
