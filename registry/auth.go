@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/fetch"
 )
 
 // maxToken bounds a token server's answer in bytes; tokens have a few thousand.
@@ -81,29 +82,52 @@ func (a *authorizer) renew(ctx context.Context, header http.Header, scopes []str
 		return false, err
 	}
 	defer a.unlock()
-	for _, ch := range parseChallenges(header.Values("WWW-Authenticate")) {
-		switch ch.scheme {
-		case "bearer":
-			a.bearer = &ch
-			key := strings.Join(scopes, " ")
-			if a.tokens[key].header == used {
-				delete(a.tokens, key)
-			}
-			_, err := a.token(ctx, ch, scopes)
-			return err == nil, err
-		case "basic":
-			cred, err := a.credential(ctx)
-			if err != nil {
-				return false, err
-			}
-			if cred.password == "" {
-				return false, nil
-			}
-			a.basic = basicHeader(cred)
-			return a.basic != used, nil
+	bearer, basic := offered(parseChallenges(header.Values("WWW-Authenticate")))
+	var failed error
+	if bearer != nil {
+		if failed = a.useBearer(ctx, bearer, scopes, used); failed == nil || fetch.Transient(failed) {
+			return failed == nil, failed
 		}
 	}
-	return false, nil
+	if !basic {
+		return false, failed
+	}
+	cred, err := a.credential(ctx)
+	if failed != nil && (err != nil || cred.password == "") {
+		return false, failed
+	}
+	if err != nil || cred.password == "" {
+		return false, err
+	}
+	a.basic = basicHeader(cred)
+	return a.basic != used, nil
+}
+
+// offered returns which of the two known schemes a server offers. Bearer is preferred whatever their order: it can be met without
+// credentials, and shows the server fewer of them.
+func offered(list []challenge) (bearer *challenge, basic bool) {
+	for _, ch := range list {
+		switch {
+		case ch.scheme == "bearer" && bearer == nil:
+			bearer = &ch
+		case ch.scheme == "basic":
+			basic = true
+		}
+	}
+	return bearer, basic
+}
+
+// useBearer gets a token for the scopes that is another than the one that was used.
+func (a *authorizer) useBearer(ctx context.Context, ch *challenge, scopes []string, used string) error {
+	key := strings.Join(scopes, " ")
+	if a.tokens[key].header == used {
+		delete(a.tokens, key)
+	}
+	if _, err := a.token(ctx, *ch, scopes); err != nil {
+		return err
+	}
+	a.bearer, a.basic = ch, ""
+	return nil
 }
 
 func basicHeader(cred credential) string {
@@ -163,7 +187,7 @@ func (a *authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 		form.Set("scope", strings.Join(scopes, " "))
 		form.Set("grant_type", "refresh_token")
 		form.Set("refresh_token", cred.identityToken)
-		form.Set("client_id", userAgent)
+		form.Set("client_id", fetch.UserAgent)
 		body := form.Encode()
 		r.method = http.MethodPost
 		r.header = http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
@@ -193,8 +217,9 @@ func (a *authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 		return "", 0, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return "", 0, newStatusError(resp)
+		return "", 0, fetch.NewStatusError(resp)
 	}
+	fetch.Decode(resp)
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxToken))
 	if err != nil {
@@ -206,7 +231,7 @@ func (a *authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 		ExpiresIn   int    `json:"expires_in"`
 	}
 	if err := json.Unmarshal(data, &answer); err != nil {
-		return "", 0, invalid("%s sent no token: %w", u.Host, errors.New(quote(err.Error())))
+		return "", 0, invalid("%s sent no token: %w", u.Host, errors.New(fetch.Quote(err.Error())))
 	}
 	value := answer.Token
 	if value == "" {
@@ -228,7 +253,7 @@ func (a *authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 func (a *authorizer) realm(address string, secret bool) (*url.URL, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Hostname() == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" {
-		return nil, invalid("%s names the token server %q, which is no address", a.host.addr, quote(address))
+		return nil, invalid("%s names the token server %q, which is no address", a.host.addr, fetch.Quote(address))
 	}
 	u.Fragment = ""
 	scheme := a.host.currentScheme()

@@ -13,17 +13,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/opencontainers/go-digest"
 )
@@ -31,36 +34,8 @@ import (
 // hubHost is the host behind docker.io.
 const hubHost = "registry-1.docker.io"
 
-// userAgent is what kiln calls itself.
-const userAgent = "kiln"
-
-// How often and how long things are tried.
-const (
-	// maxTries is how often a request is made until it succeeds. Bytes that arrive begin the count again.
-	maxTries = 5
-	// maxStalls is how many of the tries may end because the server fell silent: two, so that one that stays silent is
-	// given up within a minute.
-	maxStalls = 2
-	// idleTimeout is how long a server may send less than minProgress bytes.
-	idleTimeout = 28 * time.Second
-	// minProgress, in bytes, is what counts as sending something, so that a byte a second is not taken for work.
-	minProgress = 16 << 10
-	// commitTimeout is how long a registry may take to answer when it has an upload whole: it hashes and moves it then.
-	commitTimeout = 5 * time.Minute
-	// abandonTimeout is how long a registry may take to forget an upload.
-	abandonTimeout = 2 * time.Second
-	// firstPause is how long to wait before the second try, and it doubles from there, up to maxPause.
-	firstPause = 200 * time.Millisecond
-	maxPause   = 5 * time.Second
-	// maxRetryAfter is how long to wait at most when the server asks for more with Retry-After.
-	maxRetryAfter = 20 * time.Second
-	// connectTimeout bounds a connection's making, and the TLS handshake's.
-	connectTimeout = 10 * time.Second
-	// maxRedirects is how many redirections are followed for one request: what browsers do.
-	maxRedirects = 10
-	// maxHeader bounds the header of an answer in bytes.
-	maxHeader = 64 << 10
-)
+// abandonTimeout is how long a registry may take to forget an upload.
+const abandonTimeout = 2 * time.Second
 
 // parallel is how many blobs go side by side: what fills a fast line without tripping registries' limits.
 const parallel = 5
@@ -70,8 +45,7 @@ const parallel = 5
 type Client struct {
 	settings config.Registries
 	creds    *keychain
-	idle     time.Duration // idleTimeout, or less in tests
-	pause    time.Duration // firstPause, or less in tests
+	patience fetch.Patience
 
 	mu    sync.Mutex
 	hosts map[string]*host
@@ -94,8 +68,7 @@ func New(settings config.Registries) *Client {
 	return &Client{
 		settings:  settings,
 		creds:     newKeychain(),
-		idle:      idleTimeout,
-		pause:     firstPause,
+		patience:  fetch.Usual(),
 		hosts:     map[string]*host{},
 		strangers: map[string]*reach.Transports{},
 		last:      map[string]string{},
@@ -117,6 +90,8 @@ type host struct {
 	// mayFall says that the scheme is https and becomes http if that is what the server speaks: a loopback registry. Fell
 	// says that it did.
 	mayFall, fell bool
+	// whole says that the host takes blobs only as a whole.
+	whole bool
 }
 
 // endpoint is where a registry's images are: at the registry itself or at a mirror of it.
@@ -147,7 +122,7 @@ func (c *Client) host(name string) (*host, error) {
 	} else {
 		h.mayFall = loopback(h.addr)
 	}
-	h.by(newTransports(t).Way(reach.Anywhere))
+	h.by(fetch.NewTransports(t).Way(reach.Anywhere))
 	h.auth = newAuthorizer(h, c.creds)
 	c.hosts[name] = h
 	return h, nil
@@ -161,21 +136,8 @@ func (h *host) by(w *reach.Way) {
 // stay keeps net/http from following redirections: see Client.follow.
 func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-func newTransports(t *tls.Config) *reach.Transports {
-	return reach.NewTransports(&http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		TLSClientConfig:        t,
-		TLSHandshakeTimeout:    connectTimeout,
-		MaxIdleConnsPerHost:    parallel + 1,
-		IdleConnTimeout:        90 * time.Second, // what net/http's own default is
-		MaxResponseHeaderBytes: maxHeader,
-		DisableCompression:     true, // digests are of the bytes as they are sent
-		ForceAttemptHTTP2:      true,
-	}, net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second})
-}
-
 func tlsConfig(set config.Registry) (*tls.Config, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: set.Insecure}
+	t := &tls.Config{InsecureSkipVerify: set.Insecure}
 	if len(set.CA) > 0 {
 		pool, err := x509.SystemCertPool()
 		if err != nil {
@@ -282,6 +244,37 @@ func (h *host) fall() bool {
 	return h.fell
 }
 
+// broken reports whether a TLS handshake failed because the server closed the connection or said nothing, as some servers of plain http
+// do when they receive one.
+func broken(handshake error) bool {
+	timeout, ok := errors.AsType[net.Error](handshake)
+	return errors.Is(handshake, io.EOF) || errors.Is(handshake, syscall.ECONNRESET) || ok && timeout.Timeout()
+}
+
+// watchHandshakes returns a context for requests to the host, and what tells whether a handshake in one of them broke.
+func watchHandshakes(ctx context.Context) (context.Context, func() bool) {
+	broke := &atomic.Bool{}
+	trace := &httptrace.ClientTrace{TLSHandshakeDone: func(_ tls.ConnectionState, err error) {
+		if broken(err) {
+			broke.Store(true)
+		}
+	}}
+	return httptrace.WithClientTrace(ctx, trace), broke.Load
+}
+
+// takesWhole reports whether the host was found to take blobs only as a whole, takeWhole notes that it does.
+func (h *host) takesWhole() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.whole
+}
+
+func (h *host) takeWhole() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.whole = true
+}
+
 // settle returns the address with the scheme that the host turned out to speak after the address was made.
 func (h *host) settle(u *url.URL) *url.URL {
 	h.mu.Lock()
@@ -314,14 +307,14 @@ func portOf(u *url.URL) string {
 func (h *host) locate(from *url.URL, location string) (*url.URL, error) {
 	u, err := from.Parse(location)
 	if err != nil || location == "" {
-		return nil, invalid("%s sent the address %q, which is none", from.Host, quote(location))
+		return nil, invalid("%s sent the address %q, which is none", from.Host, fetch.Quote(location))
 	}
 	if u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" {
 		return nil, invalid("%s sent an address that is not http or https", from.Host)
 	}
 	if from.Scheme == "https" && u.Scheme == "http" {
 		if from.Host != h.addr || u.Hostname() != from.Hostname() {
-			return nil, fmt.Errorf("%s sends to %s: %w", from.Host, u.Host, errPlainHTTP)
+			return nil, fmt.Errorf("%s sends to %s: %w", from.Host, u.Host, fetch.ErrPlainHTTP)
 		}
 		u.Scheme = "https"
 		if u.Port() == "80" {
@@ -331,9 +324,6 @@ func (h *host) locate(from *url.URL, location string) (*url.URL, error) {
 	u.User = nil
 	return u, nil
 }
-
-// errPlainHTTP is a step from https down to http.
-var errPlainHTTP = errors.New("plain http is refused after https")
 
 // request is a request that can be made again.
 type request struct {
@@ -345,8 +335,6 @@ type request struct {
 	length int64
 	// scopes are the rights it needs.
 	scopes []string
-	// wait is how long the server may take to answer; 0 is the client's idle time.
-	wait time.Duration
 }
 
 // maxChallenges is how often one request is made with other credentials because the server asked for them: at first
@@ -354,7 +342,7 @@ type request struct {
 const maxChallenges = 3
 
 // do makes a request, with the host's credentials where the address is the host's own, and returns the answer whatever its
-// status. Redirections are not followed. The answer's body fails with errStalled when the server falls silent.
+// status. Redirections are not followed.
 func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 	for challenge := 0; ; challenge++ {
 		u := h.settle(r.url)
@@ -366,9 +354,10 @@ func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 				return nil, err
 			}
 		}
-		resp, err := h.client.send(ctx, h.http, r, u, authorization)
+		watched, broke := watchHandshakes(ctx)
+		resp, err := h.client.send(watched, h.http, r, u, authorization)
 		// Not own: another request may have found that out between settle and owns.
-		if u.Scheme == "https" && u.Host == h.addr && isNoTLS(err) && h.fall() {
+		if err != nil && u.Scheme == "https" && u.Host == h.addr && ctx.Err() == nil && (fetch.IsNotTLS(err) || broke()) && h.fall() {
 			continue // it is plain http now
 		}
 		if err != nil {
@@ -385,149 +374,39 @@ func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 		if !retry {
 			return resp, nil
 		}
-		drain(resp)
+		fetch.Drain(resp)
 	}
 }
 
-// drain ends an answer so that its connection can be used again.
-func drain(resp *http.Response) {
-	_, _ = io.CopyN(io.Discard, resp.Body, maxDiagnosis) // what cannot be read costs a connection only
-	resp.Body.Close()
-}
-
-// send makes one request and watches that the server goes on.
+// send makes one request.
 func (c *Client) send(ctx context.Context, hc *http.Client, r request, u *url.URL, authorization string) (*http.Response, error) {
-	wait := r.wait
-	if wait == 0 {
-		wait = c.idle
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	timer := time.AfterFunc(wait, func() { cancel(errStalled) })
-	fail := func(err error) (*http.Response, error) {
-		timer.Stop()
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-			if errors.Is(cause, errStalled) {
-				err = fmt.Errorf("ask %s: %w", u.Host, cause)
-			}
-		}
-		cancel(nil)
-		return nil, err
-	}
 	req := (&http.Request{Method: r.method, URL: u, Host: u.Host, Header: http.Header{}}).WithContext(ctx)
 	for name, values := range r.header {
 		req.Header[name] = values
 	}
-	req.Header.Set("User-Agent", userAgent)
+	req.Header.Set("User-Agent", fetch.UserAgent)
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
-	var body *sentBody
 	if r.open != nil {
-		rc, err := r.open()
+		body, err := r.open()
 		if err != nil {
-			return fail(err)
+			return nil, err
 		}
-		body = &sentBody{ReadCloser: rc, timer: timer, wait: wait}
 		req.Body, req.ContentLength = body, r.length
 		if r.length == 0 {
 			req.Body = http.NoBody
-			rc.Close()
+			body.Close()
 		}
 	}
-	resp, err := hc.Do(req)
-	timer.Stop()
-	if body != nil {
-		if own := body.answered(); own != nil { // our own source's, not the network's
-			if err == nil {
-				resp.Body.Close()
-			}
-			return fail(own)
-		}
-	}
-	if err != nil {
-		return fail(&transportError{withoutURL(u.Host, err)})
-	}
-	resp.Body = &receivedBody{body: resp.Body, ctx: ctx, cancel: cancel, idle: c.idle, host: u.Host}
-	return resp, nil
-}
-
-// sentBody is a request's body. The timer runs while the transport is not reading it: then it waits for the server.
-type sentBody struct {
-	io.ReadCloser
-	timer *time.Timer
-	wait  time.Duration
-
-	mu   sync.Mutex
-	err  error // of the source
-	done bool  // the answer is there, though the transport may still read
-}
-
-func (b *sentBody) Read(p []byte) (int, error) {
-	b.timer.Stop()
-	n, err := b.ReadCloser.Read(p)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.done {
-		b.timer.Reset(b.wait)
-	}
-	if err != nil && err != io.EOF {
-		b.err = err
-	}
-	return n, err
-}
-
-// answered ends the timer's use and returns the error that ended the reading of the source, if one did.
-func (b *sentBody) answered() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.done = true
-	b.timer.Stop()
-	return b.err
-}
-
-// receivedBody is an answer's body. Only the time spent waiting for the server counts, not what its reader takes to go on.
-type receivedBody struct {
-	body   io.ReadCloser
-	ctx    context.Context // of the request: it holds the cause of its end
-	cancel context.CancelCauseFunc
-	idle   time.Duration
-	host   string
-	spent  time.Duration // waited since the last minProgress bytes
-	got    int           // arrived in that time
-}
-
-func (b *receivedBody) Read(p []byte) (int, error) {
-	timer := time.AfterFunc(b.idle-b.spent, func() { b.cancel(errStalled) })
-	start := time.Now()
-	n, err := b.body.Read(p)
-	timer.Stop()
-	b.spent += time.Since(start)
-	if b.got += n; b.got >= minProgress {
-		b.spent, b.got = 0, 0
-	}
-	if err != nil && err != io.EOF {
-		if cause := context.Cause(b.ctx); cause != nil {
-			err = cause
-		}
-		if b.ctx.Err() == nil || errors.Is(err, errStalled) {
-			err = &transportError{fmt.Errorf("read from %s: %w", b.host, err)}
-		}
-	}
-	return n, err
-}
-
-func (b *receivedBody) Close() error {
-	err := b.body.Close()
-	b.cancel(nil)
-	return err
+	return c.patience.Do(hc, req)
 }
 
 // get makes a request for reading and follows redirections. Credentials go along only as long as every address was the
 // host's own. The answer's status is 200, or 206 when the request had a Range; every other one is an error.
 func (c *Client) get(ctx context.Context, h *host, r request) (*http.Response, error) {
 	at, own := h, true
-	for range maxRedirects {
+	for range fetch.MaxRedirects {
 		resp, err := at.do(ctx, r)
 		if err != nil {
 			return nil, err
@@ -536,7 +415,7 @@ func (c *Client) get(ctx context.Context, h *host, r request) (*http.Response, e
 		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 			location := resp.Header.Get("Location")
 			next, err := h.locate(resp.Request.URL, location)
-			drain(resp)
+			fetch.Drain(resp)
 			if err != nil {
 				return nil, err
 			}
@@ -550,10 +429,10 @@ func (c *Client) get(ctx context.Context, h *host, r request) (*http.Response, e
 		case http.StatusOK, http.StatusPartialContent:
 			return resp, nil
 		default:
-			return nil, newStatusError(resp)
+			return nil, fetch.NewStatusError(resp)
 		}
 	}
-	return nil, invalid("%s redirects more than %d times", h.addr, maxRedirects)
+	return nil, invalid("%s redirects more than %d times", h.addr, fetch.MaxRedirects)
 }
 
 // stranger returns the host of an address that this host has sent us to. It is asked without credentials, whatever kiln has
@@ -592,55 +471,6 @@ func (c *Client) transports(addr string, set config.Registry) (*reach.Transports
 	if err != nil {
 		return nil, fmt.Errorf("use the settings of registry %s: %w", addr, err)
 	}
-	c.strangers[addr] = newTransports(t)
+	c.strangers[addr] = fetch.NewTransports(t)
 	return c.strangers[addr], nil
-}
-
-// tries counts how often something was tried.
-type tries struct {
-	client *Client
-	failed int
-	stalls int
-}
-
-// progress begins the count again.
-func (t *tries) progress() { t.failed, t.stalls = 0, 0 }
-
-// again waits as long as is due after the failure err and returns nil, or returns err when trying again is pointless.
-func (t *tries) again(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	t.failed++
-	if errors.Is(err, errStalled) {
-		t.stalls++
-	}
-	if !transient(err) || t.failed >= maxTries || t.stalls >= maxStalls {
-		return err
-	}
-	pause := min(t.client.pause<<(t.failed-1), maxPause)
-	pause = pause/2 + rand.N(pause/2+1) // apart, where many wait for one server
-	if s, ok := errors.AsType[*statusError](err); ok && s.retryAfter >= 0 {
-		pause = min(s.retryAfter, maxRetryAfter)
-	}
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-time.After(pause):
-		return nil
-	}
-}
-
-// retry calls f until it succeeds or trying again is pointless.
-func (c *Client) retry(ctx context.Context, f func() error) error {
-	t := tries{client: c}
-	for {
-		err := f()
-		if err == nil {
-			return nil
-		}
-		if err := t.again(ctx, err); err != nil {
-			return err
-		}
-	}
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/userns"
 )
 
@@ -278,7 +279,7 @@ func askHelper(ctx context.Context, name, server string) (credential, error) {
 		if strings.Contains(said, "credentials not found") {
 			return credential{}, nil
 		}
-		return credential{}, fmt.Errorf("run %s: %w: %s", path, err, quote(said))
+		return credential{}, fmt.Errorf("run %s: %w: %s", path, err, fetch.Quote(said))
 	}
 	var answer struct{ Username, Secret string }
 	if err := json.Unmarshal(out.Bytes(), &answer); err != nil {

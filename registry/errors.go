@@ -1,24 +1,14 @@
 package registry
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
-	"net/url"
-	"slices"
-	"strconv"
-	"strings"
 	"syscall"
-	"time"
-	"unicode"
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -92,77 +82,6 @@ func (e *PlatformError) Error() string {
 	return fmt.Sprintf("%s has no image for %s; it has %s", e.Ref, e.Want, termtext.List(e.Have))
 }
 
-// maxDiagnosis bounds how much of an answer's body is read to find out what is wrong, in bytes.
-const maxDiagnosis = 16 << 10
-
-// maxQuote bounds how much of a server's words an error repeats, in bytes.
-const maxQuote = 300
-
-// statusError is an answer that is no success.
-type statusError struct {
-	host       string
-	status     int
-	text       string        // the server's words
-	retryAfter time.Duration // what the server asks for, or -1
-}
-
-func (e *statusError) Error() string {
-	s := fmt.Sprintf("%s answered %d %s", e.host, e.status, http.StatusText(e.status))
-	if e.text != "" {
-		s += ": " + e.text
-	}
-	return s
-}
-
-// newStatusError reads the diagnosis from the body (distribution-spec, spec.md, "Error Codes") and closes it.
-func newStatusError(resp *http.Response) *statusError {
-	defer resp.Body.Close()
-	e := &statusError{host: resp.Request.URL.Host, status: resp.StatusCode, retryAfter: retryAfter(resp.Header.Get("Retry-After"))}
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxDiagnosis))
-	if err != nil {
-		return e // the status says enough
-	}
-	var body struct {
-		Errors []struct{ Code, Message string }
-	}
-	if json.Unmarshal(data, &body) == nil && len(body.Errors) > 0 {
-		first := body.Errors[0]
-		e.text = quote(strings.Trim(first.Code+": "+first.Message, ": "))
-	}
-	return e
-}
-
-// quote makes a server's words fit for a line of a terminal.
-func quote(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, s)
-	if len(s) > maxQuote {
-		s = strings.ToValidUTF8(s[:maxQuote], "") + "…"
-	}
-	return s
-}
-
-// retryAfter reads the header's seconds or date (RFC 9110, 10.2.3); -1 means there is none.
-func retryAfter(value string) time.Duration {
-	if value == "" {
-		return -1
-	}
-	if n, err := strconv.Atoi(value); err == nil && n >= 0 {
-		return time.Duration(min(n, int(maxRetryAfter/time.Second))) * time.Second
-	}
-	if at, err := http.ParseTime(value); err == nil {
-		return max(time.Until(at), 0)
-	}
-	return -1
-}
-
-// errStalled is the end of a request whose server sent nothing, or next to nothing, for too long.
-var errStalled = errors.New("the server fell silent")
-
 // errTooLarge is a document over its limit.
 var errTooLarge = invalid("a manifest or index of more than %d bytes is not read", cas.MaxManifest)
 
@@ -196,67 +115,6 @@ func (e *invalidError) Unwrap() error { return e.err }
 
 func invalid(format string, args ...any) error { return &invalidError{fmt.Errorf(format, args...)} }
 
-// withoutURL takes the address out of an error of net/http: that of a redirection may hold a signature that opens the blob
-// to whoever reads the log.
-func withoutURL(host string, err error) error {
-	if e, ok := errors.AsType[*url.Error](err); ok {
-		return fmt.Errorf("ask %s: %w", host, e.Err)
-	}
-	return err
-}
-
-// isNoTLS tells whether err is that the server has answered in another language than TLS: with HTTP, or with the bare text that
-// some servers of HTTP have for what they do not understand.
-func isNoTLS(err error) bool {
-	_, ok := errors.AsType[tls.RecordHeaderError](err)
-	return ok || errors.Is(err, http.ErrSchemeMismatch)
-}
-
-// isTLS tells whether err comes from setting up TLS.
-func isTLS(err error) bool {
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[tls.AlertError](err); ok {
-		return true
-	}
-	return isNoTLS(err) || errors.Is(err, errPlainHTTP)
-}
-
-// transient tells whether the same request may succeed when it is made again.
-func transient(err error) bool {
-	if _, ok := errors.AsType[*lostUpload](err); ok {
-		return true
-	}
-	if s, ok := errors.AsType[*statusError](err); ok {
-		return slices.Contains([]int{http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
-			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}, s.status)
-	}
-	if errors.Is(err, errStalled) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		return true
-	}
-	if errors.As(err, new(*reach.Error)) {
-		return false
-	}
-	if isTLS(err) || errors.Is(err, syscall.ECONNREFUSED) {
-		return false // nobody listens, or not to us: that does not mend itself in seconds
-	}
-	if dns, ok := errors.AsType[*net.DNSError](err); ok {
-		return dns.IsTimeout || dns.IsTemporary
-	}
-	_, ok := errors.AsType[*transportError](err)
-	return ok
-}
-
-// transportError is a connection that could not be made or broke.
-type transportError struct{ err error }
-
-func (e *transportError) Error() string { return e.err.Error() }
-func (e *transportError) Unwrap() error { return e.err }
-
 // explain makes the *Error of what went wrong with ref at a registry's host.
 func (c *Client) explain(op string, ref Reference, h *host, err error) error {
 	if err == nil {
@@ -269,16 +127,16 @@ func (c *Client) explain(op string, ref Reference, h *host, err error) error {
 		return err
 	}
 	e := &Error{Op: op, Ref: ref.String(), Registry: h.addr, Repository: ref.Repository, Err: err}
-	status, isStatus := errors.AsType[*statusError](err)
+	status, isStatus := errors.AsType[*fetch.StatusError](err)
 	realm, isRealm := errors.AsType[*realmError](err)
 	_, isCredentials := errors.AsType[*credentialsError](err)
 	_, isInvalid := errors.AsType[*invalidError](err)
 	_, isMismatch := errors.AsType[*cas.MismatchError](err)
 	refused, isRefused := errors.AsType[*reach.Error](err)
-	transport, isTransport := errors.AsType[*transportError](err)
+	transport, isTransport := errors.AsType[*fetch.ConnectionError](err)
 	switch {
 	case isStatus:
-		e.Status = status.status
+		e.Status = status.Status
 		c.explainStatus(e, h, status)
 	case isRealm:
 		e.Kind = Credentials
@@ -290,11 +148,9 @@ func (c *Client) explain(op string, ref Reference, h *host, err error) error {
 		e.Kind = Credentials
 	case isInvalid || isMismatch:
 		e.Kind = Invalid
-	case isTLS(err):
+	case fetch.IsTLS(err):
 		e.Kind = TLS
 		e.Advice = tlsAdvice(h, err)
-	case errors.Is(err, errStalled):
-		e.Kind = Unreachable
 	case isTransport:
 		e.Kind = Unreachable
 		if errors.Is(transport, syscall.ECONNREFUSED) {
@@ -306,8 +162,8 @@ func (c *Client) explain(op string, ref Reference, h *host, err error) error {
 	return e
 }
 
-func (c *Client) explainStatus(e *Error, h *host, status *statusError) {
-	switch status.status {
+func (c *Client) explainStatus(e *Error, h *host, status *fetch.StatusError) {
+	switch status.Status {
 	case http.StatusNotFound:
 		e.Kind = NotFound
 		e.Err = fmt.Errorf("access is denied or it does not exist (%w)", status)
@@ -331,7 +187,7 @@ func (c *Client) explainStatus(e *Error, h *host, status *statusError) {
 
 func tlsAdvice(h *host, err error) string {
 	switch {
-	case errors.Is(err, http.ErrSchemeMismatch), errors.Is(err, errPlainHTTP):
+	case errors.Is(err, http.ErrSchemeMismatch), errors.Is(err, fetch.ErrPlainHTTP):
 		return fmt.Sprintf("if the registry is meant to speak plain http, put http = true under [registry.%q] in kiln.toml", h.name)
 	default:
 		return fmt.Sprintf("name the authority that signed its certificate with ca = [\"FILE\"] under [registry.%q] in kiln.toml", h.name)

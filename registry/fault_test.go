@@ -602,7 +602,7 @@ func TestCancel(t *testing.T) {
 		return true
 	})
 	c := New(config.Registries{front.host: {HTTP: true}})
-	c.idle = hang
+	c.patience = quick(nil).patience
 	if _, err := c.Resolve(ctx, front.host+"/app", amd64, newStore(t)); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/fetch"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -32,7 +33,7 @@ func (c *Client) Fetch(ctx context.Context, ref string, desc ocispec.Descriptor)
 	if err != nil {
 		return nil, err
 	}
-	b := &blobReader{ctx: ctx, client: c, ref: r, desc: desc, endpoints: c.withoutBad(all, desc), tries: tries{client: c}}
+	b := &blobReader{ctx: ctx, client: c, ref: r, desc: desc, endpoints: c.withoutBad(all, desc), tries: fetch.Tries{Patience: c.patience}}
 	if err := b.connect(); err != nil {
 		return nil, err
 	}
@@ -86,7 +87,7 @@ type blobReader struct {
 	desc      ocispec.Descriptor
 	endpoints []endpoint
 	at        int // the endpoint that is being asked
-	tries     tries
+	tries     fetch.Tries
 	failures  failures
 	used      []endpoint // those that bytes came from
 	body      io.ReadCloser
@@ -104,9 +105,9 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		}
 		n, err := b.body.Read(p)
 		b.offset += int64(n)
-		if b.since += n; b.since >= minProgress {
+		if b.since += n; b.since >= fetch.MinProgress {
 			b.since = 0
-			b.tries.progress()
+			b.tries.Progress()
 		}
 		if n > 0 {
 			return n, nil // the error comes again
@@ -118,7 +119,7 @@ func (b *blobReader) Read(p []byte) (int, error) {
 			return 0, io.EOF // how the connection ends is no matter now
 		}
 		if err == io.EOF {
-			err = &transportError{fmt.Errorf("read from %s: %w after %d of %d bytes", b.endpoints[b.at].addr, io.ErrUnexpectedEOF, b.offset, b.desc.Size)}
+			err = b.broken(fmt.Errorf("%w after %d of %d bytes", io.ErrUnexpectedEOF, b.offset, b.desc.Size))
 		}
 		b.body.Close()
 		b.body = nil
@@ -151,7 +152,7 @@ func (b *blobReader) connect() error {
 
 // failed decides after err how to go on: it returns nil to try again, here or at the next endpoint.
 func (b *blobReader) failed(err error) error {
-	err = b.tries.again(b.ctx, err)
+	err = b.tries.Again(b.ctx, err)
 	if err == nil {
 		return nil
 	}
@@ -163,7 +164,7 @@ func (b *blobReader) failed(err error) error {
 		return b.client.explainAll("pull", b.ref, b.failures)
 	}
 	b.at++
-	b.tries, b.noRange = tries{client: b.client}, false
+	b.tries, b.noRange = fetch.Tries{Patience: b.client.patience}, false
 	return nil
 }
 
@@ -174,30 +175,39 @@ func (b *blobReader) request(ep endpoint) error {
 		r.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", b.offset, b.desc.Size-1)}}
 	}
 	resp, err := b.client.get(b.ctx, ep.host, r)
-	if s, ok := errors.AsType[*statusError](err); ok && s.status == http.StatusRequestedRangeNotSatisfiable && ranged {
+	if s, ok := errors.AsType[*fetch.StatusError](err); ok && s.Status == http.StatusRequestedRangeNotSatisfiable && ranged {
 		b.noRange = true
-		return &transportError{fmt.Errorf("%s sends no part of the blob", ep.addr)}
+		return b.broken(errors.New("it sends no part of the blob"))
 	}
 	if err != nil {
 		return err
+	}
+	if fetch.Encoded(resp) && resp.ContentLength != b.desc.Size {
+		fetch.Decode(resp)
+		b.noRange = true // a part would be one of the compressed bytes
 	}
 	begins := int64(0)
 	if resp.StatusCode == http.StatusPartialContent {
 		if !ranged || !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", b.offset)) {
 			resp.Body.Close()
 			b.noRange = true
-			return &transportError{fmt.Errorf("%s sent another part of the blob than was asked for", ep.addr)}
+			return b.broken(errors.New("it sent another part of the blob than the requested one"))
 		}
 		begins = b.offset
 	}
 	if begins < b.offset { // the server knows no ranges: what is known already comes once more
 		if _, err := io.CopyN(io.Discard, resp.Body, b.offset); err != nil {
 			resp.Body.Close()
-			return &transportError{fmt.Errorf("read from %s: %w", ep.addr, err)}
+			return b.broken(err)
 		}
 	}
 	b.body = resp.Body
 	return nil
+}
+
+// broken returns the error of an answer of the current endpoint that cannot be used, but another may.
+func (b *blobReader) broken(err error) error {
+	return &fetch.ConnectionError{Host: b.endpoints[b.at].addr, Doing: "read from", Err: err}
 }
 
 // failure is what went wrong at one endpoint.

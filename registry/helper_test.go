@@ -20,6 +20,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -48,7 +49,7 @@ const hang = 5 * time.Minute
 // quick returns a Client that hardly pauses before it tries again.
 func quick(settings config.Registries) *Client {
 	c := New(settings)
-	c.pause, c.idle = time.Millisecond, hang
+	c.patience = fetch.Patience{FirstByte: hang, Idle: hang, Pause: time.Millisecond}
 	return c
 }
 
@@ -58,7 +59,7 @@ const impatience = 2 * time.Second
 // impatient returns a Client for a server that falls silent.
 func impatient(settings config.Registries) *Client {
 	c := quick(settings)
-	c.idle = impatience
+	c.patience.FirstByte, c.patience.Idle = impatience, impatience
 	return c
 }
 

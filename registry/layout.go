@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/opencontainers/go-digest"
@@ -80,7 +81,7 @@ func (l *Layout) check() error {
 		return invalid("read %s: %w", ocispec.ImageLayoutFile, err)
 	}
 	if v.Version != ocispec.ImageLayoutVersion {
-		return invalid("it has version %q and this kiln knows %s", quote(v.Version), ocispec.ImageLayoutVersion)
+		return invalid("it has version %q and this kiln knows %s", fetch.Quote(v.Version), ocispec.ImageLayoutVersion)
 	}
 	return nil
 }

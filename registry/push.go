@@ -13,6 +13,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -93,7 +94,7 @@ func (c *Client) CheckPush(ctx context.Context, ref string) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
 		defer cancel()
 		if resp, err := u.do(ctx, request{method: http.MethodDelete, url: u.location}); err == nil {
-			drain(resp)
+			fetch.Drain(resp)
 		}
 	}
 	return nil
@@ -167,7 +168,7 @@ func (c *Client) pushManifest(ctx context.Context, ref Reference, id string, m p
 		return err
 	}
 	ep := endpoint{host: h}
-	err = c.retry(ctx, func() error {
+	err = c.patience.Retry(ctx, func() error {
 		resp, err := h.do(ctx, request{
 			method: http.MethodPut,
 			url:    ep.url(ref.Repository, "manifests", id),
@@ -175,22 +176,25 @@ func (c *Client) pushManifest(ctx context.Context, ref Reference, id string, m p
 			open:   func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(string(m.data))), nil },
 			length: int64(len(m.data)),
 			scopes: []string{pushScope(ref.Repository)},
-			wait:   max(commitTimeout, c.idle),
 		})
 		if err != nil {
 			return err
 		}
-		if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusAccepted {
-			return newStatusError(resp)
+		if !succeeded(resp) {
+			return fetch.NewStatusError(resp)
 		}
-		drain(resp)
+		fetch.Drain(resp)
 		if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != string(m.desc.Digest) {
-			return invalid("%s stored the manifest as %s instead of %s", h.addr, quote(got), m.desc.Digest)
+			return invalid("%s stored the manifest as %s instead of %s", h.addr, fetch.Quote(got), m.desc.Digest)
 		}
 		return nil
 	})
 	return c.explain("push", ref, h, err)
 }
+
+// succeeded reports whether an answer is a success. The specification names one status for each request; registries send others, and
+// what counts is the class (RFC 9110, 15).
+func succeeded(resp *http.Response) bool { return resp.StatusCode/100 == 2 }
 
 func pushScope(repository string) string { return "repository:" + repository + ":pull,push" }
 
@@ -199,7 +203,7 @@ func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref Reference, desc 
 	if err != nil {
 		return err
 	}
-	u := &upload{client: c, ep: endpoint{host: h}, ref: ref, desc: desc, blobs: blobs, tries: tries{client: c}, progress: func(int64) {}, limit: reach.Anywhere}
+	u := &upload{client: c, ep: endpoint{host: h}, ref: ref, desc: desc, blobs: blobs, tries: fetch.Tries{Patience: c.patience}, progress: func(int64) {}, limit: reach.Anywhere}
 	if o.Progress != nil {
 		u.progress = func(n int64) { o.Progress(desc, n) }
 	}
@@ -212,7 +216,7 @@ func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref Reference, desc 
 			u.progress(desc.Size)
 			return nil
 		}
-		if err := u.tries.again(ctx, err); err != nil {
+		if err := u.tries.Again(ctx, err); err != nil {
 			return c.explain("push", ref, h, err)
 		}
 	}
@@ -242,7 +246,7 @@ type upload struct {
 	desc     ocispec.Descriptor
 	blobs    Blobs
 	from     string // the repository to mount it from, or ""
-	tries    tries
+	tries    fetch.Tries
 	progress func(int64)
 
 	location *url.URL // of the session; nil is none
@@ -257,11 +261,18 @@ type lostUpload struct{ err error }
 func (e *lostUpload) Error() string { return e.err.Error() }
 func (e *lostUpload) Unwrap() error { return e.err }
 
+// Transient implements the interface of fetch.Transient.
+func (e *lostUpload) Transient() bool { return true }
+
 func (u *upload) run(ctx context.Context) error {
 	// Also after a failure: the registry may have had it all, and only its answer got lost.
 	there, err := u.exists(ctx)
 	if there || err != nil {
 		return err
+	}
+	whole := u.desc.Size <= maxWhole || u.ep.takesWhole()
+	if u.location != nil && whole {
+		u.location = nil
 	}
 	if u.location != nil {
 		if err := u.status(ctx); err != nil {
@@ -274,11 +285,15 @@ func (u *upload) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if u.offset == 0 && u.desc.Size <= maxWhole {
+	if whole {
 		return u.commit(ctx, u.opener(ctx), u.desc.Size)
 	}
 	for u.offset < u.desc.Size {
-		if err := u.send(ctx); err != nil {
+		err := u.send(ctx)
+		if errors.Is(err, errNoPatch) {
+			return u.run(ctx) // as a whole now
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -299,7 +314,7 @@ func (u *upload) exists(ctx context.Context) (bool, error) {
 		resp.Body.Close()
 		return resp.ContentLength < 0 || resp.ContentLength == u.desc.Size, nil
 	}
-	if _, ok := errors.AsType[*statusError](err); ok && !transient(err) {
+	if _, ok := errors.AsType[*fetch.StatusError](err); ok && !fetch.Transient(err) {
 		return false, nil // whatever is wrong, the upload's own answer says it better
 	}
 	return false, err
@@ -330,22 +345,19 @@ func (u *upload) begin(ctx context.Context) (mounted bool, err error) {
 	}
 	none := func() (io.ReadCloser, error) { return http.NoBody, nil }
 	resp, err := u.do(ctx, request{method: http.MethodPost, url: target, open: none, scopes: scopes})
-	if err == nil && resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusAccepted {
-		err = newStatusError(resp)
+	if err == nil && !succeeded(resp) {
+		err = fetch.NewStatusError(resp)
 	}
-	if u.from != "" && err != nil && !transient(err) && ctx.Err() == nil {
+	if u.from != "" && err != nil && !fetch.Transient(err) && ctx.Err() == nil {
 		u.from = "" // whatever was wrong with the mount, sending needs less
 		return u.begin(ctx)
 	}
 	if err != nil {
 		return false, err
 	}
-	drain(resp)
-	if resp.StatusCode == http.StatusCreated {
-		if u.from != "" {
-			return true, nil
-		}
-		return false, invalid("%s answered 201 to the beginning of an upload", u.ep.addr)
+	fetch.Drain(resp)
+	if resp.StatusCode == http.StatusCreated && u.from != "" {
+		return true, nil
 	}
 	u.from = "" // once is enough
 	u.offset = 0
@@ -373,21 +385,21 @@ func (u *upload) status(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode != http.StatusNoContent && resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusAccepted {
-		if err := newStatusError(resp); transient(err) {
+	if !succeeded(resp) {
+		if err := fetch.NewStatusError(resp); fetch.Transient(err) {
 			return err
 		}
 		u.location = nil // gone, or never to be asked: begin again
 		return nil
 	}
-	drain(resp)
+	fetch.Drain(resp)
 	has, ok := uploaded(resp)
 	if !ok || has > u.desc.Size {
 		u.location = nil
 		return nil
 	}
-	if has-u.offset >= minProgress {
-		u.tries.progress()
+	if has-u.offset >= fetch.MinProgress {
+		u.tries.Progress()
 	}
 	u.offset = has
 	u.progress(has)
@@ -419,10 +431,10 @@ func (u *upload) send(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode != http.StatusAccepted && resp.StatusCode != http.StatusNoContent && resp.StatusCode != http.StatusCreated {
-		return u.refused(newStatusError(resp))
+	if !succeeded(resp) {
+		return u.refusedPatch(begin, fetch.NewStatusError(resp))
 	}
-	drain(resp)
+	fetch.Drain(resp)
 	has, ok := uploaded(resp)
 	switch {
 	case !ok || has == u.desc.Size || u.desc.Size == 1:
@@ -437,9 +449,23 @@ func (u *upload) send(ctx context.Context) error {
 	return u.moved(resp, false)
 }
 
+// errNoPatch says that the registry takes blobs only as a whole.
+var errNoPatch = errors.New("the registry does not take parts of a blob")
+
+// refusedPatch is refused for PATCH. Not every registry has it, nor says so by the same status; every one has to take a blob whole
+// (distribution-spec, "Pushing a blob monolithically"), so that is tried unless the answer says something else.
+func (u *upload) refusedPatch(begin int64, err *fetch.StatusError) error {
+	other := []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusConflict, http.StatusRequestedRangeNotSatisfiable}
+	if begin > 0 || err.Transient() || slices.Contains(other, err.Status) {
+		return u.refused(err)
+	}
+	u.ep.takeWhole()
+	return errNoPatch
+}
+
 // refused ends the session when the registry knows it no more, or has another offset than kiln.
-func (u *upload) refused(err *statusError) error {
-	if slices.Contains([]int{http.StatusNotFound, http.StatusConflict, http.StatusRequestedRangeNotSatisfiable}, err.status) {
+func (u *upload) refused(err *fetch.StatusError) error {
+	if slices.Contains([]int{http.StatusNotFound, http.StatusConflict, http.StatusRequestedRangeNotSatisfiable}, err.Status) {
 		u.location = nil
 		return &lostUpload{err}
 	}
@@ -483,16 +509,16 @@ func (u *upload) commit(ctx context.Context, open func() (io.ReadCloser, error),
 	}
 	target.RawQuery += url.Values{"digest": {string(u.desc.Digest)}}.Encode()
 	header := http.Header{"Content-Type": {"application/octet-stream"}}
-	resp, err := u.do(ctx, request{method: http.MethodPut, url: &target, header: header, open: open, length: length, wait: max(commitTimeout, u.client.idle)})
+	resp, err := u.do(ctx, request{method: http.MethodPut, url: &target, header: header, open: open, length: length})
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusNoContent && resp.StatusCode != http.StatusOK {
-		return u.refused(newStatusError(resp))
+	if !succeeded(resp) {
+		return u.refused(fetch.NewStatusError(resp))
 	}
-	drain(resp)
+	fetch.Drain(resp)
 	if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != string(u.desc.Digest) {
-		return invalid("%s stored the blob as %s instead of %s", u.ep.addr, quote(got), u.desc.Digest)
+		return invalid("%s stored the blob as %s instead of %s", u.ep.addr, fetch.Quote(got), u.desc.Digest)
 	}
 	return nil
 }

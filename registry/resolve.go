@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -105,7 +106,7 @@ func (s *remote) document(ctx context.Context, desc ocispec.Descriptor) ([]byte,
 	}
 	data, declared, err := s.get(ctx, string(desc.Digest), desc)
 	if err == nil && declared != "" && mediaTypeOf(declared) != desc.MediaType {
-		return nil, "", invalid("manifest %s is %q where it is listed and %q where it is", desc.Digest, desc.MediaType, quote(declared))
+		return nil, "", invalid("manifest %s is %q where it is listed and %q where it is", desc.Digest, desc.MediaType, fetch.Quote(declared))
 	}
 	return data, desc.MediaType, err
 }
@@ -154,12 +155,12 @@ func (s *remote) get(ctx context.Context, id string, want ocispec.Descriptor) ([
 
 func (s *remote) getFrom(ctx context.Context, ep endpoint, id string, want ocispec.Descriptor) (data []byte, declared string, err error) {
 	head := want.Digest == "" && !s.store.Empty() // for a tag it may be enough to learn the digest
-	err = s.client.retry(ctx, func() error {
+	err = s.client.patience.Retry(ctx, func() error {
 		r := request{url: ep.url(s.ref.Repository, "manifests", id), header: http.Header{"Accept": {accept}}, scopes: []string{ep.pullScope(s.ref.Repository)}}
 		if head {
 			r.method = http.MethodHead
 			resp, err := s.client.get(ctx, ep.host, r)
-			status, isStatus := errors.AsType[*statusError](err)
+			status, isStatus := errors.AsType[*fetch.StatusError](err)
 			switch {
 			case err == nil:
 				resp.Body.Close()
@@ -168,9 +169,9 @@ func (s *remote) getFrom(ctx context.Context, ep endpoint, id string, want ocisp
 				}
 			case !isStatus:
 				return err
-			case status.status == http.StatusNotFound || status.status == http.StatusUnauthorized || status.status == http.StatusForbidden:
+			case status.Status == http.StatusNotFound || status.Status == http.StatusUnauthorized || status.Status == http.StatusForbidden:
 				// The answer to GET says why.
-			case transient(err):
+			case fetch.Transient(err):
 				return err
 			}
 			head = false
@@ -180,6 +181,7 @@ func (s *remote) getFrom(ctx context.Context, ep endpoint, id string, want ocisp
 		if err != nil {
 			return err
 		}
+		fetch.Decode(resp)
 		defer resp.Body.Close()
 		declared = resp.Header.Get("Content-Type")
 		data, err = readDocument(resp, ep, want)
@@ -322,7 +324,7 @@ func (r *resolver) descend(ctx context.Context, desc ocispec.Descriptor, data []
 // image reads the config of a manifest and checks that both tell the same.
 func (r *resolver) image(ctx context.Context, desc ocispec.Descriptor, m *ocispec.Manifest) (*Image, error) {
 	if t := m.Config.MediaType; t != ocispec.MediaTypeImageConfig && t != MediaTypeDockerConfig {
-		return nil, invalid("it is no container image: its config is %q", quote(t))
+		return nil, invalid("it is no container image: its config is %q", fetch.Quote(t))
 	}
 	data, err := r.src.blob(ctx, m.Config)
 	if err != nil {

@@ -4,46 +4,26 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log"
 	"net"
 	"net/http"
-	"net/url"
-	"slices"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
 
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 )
 
 const (
-	// maxRedirects is how many redirections of a request are followed: what browsers do.
-	maxRedirects = 10
-	// maxHeader bounds the header of an answer in bytes.
-	maxHeader = 64 << 10
 	// refsPath is where git asks for a repository's refs, and with it whether the repository is there. See gitprotocol-http(5).
 	refsPath = "/info/refs"
 	// keyHeader is the header by which git shows a gateway that it may use it.
 	keyHeader = "Kiln-Key"
 )
-
-func newTransports() *reach.Transports {
-	return reach.NewTransports(&http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:    connectTimeout * time.Second,
-		IdleConnTimeout:        90 * time.Second, // what net/http's own default is
-		MaxResponseHeaderBytes: maxHeader,
-		DisableCompression:     true, // git unpacks what it asked for
-		ForceAttemptHTTP2:      true,
-	}, net.Dialer{Timeout: connectTimeout * time.Second, KeepAlive: 30 * time.Second})
-}
 
 // gateway is one remote repository as an http server on this machine, which git fetches from. So all connections are kiln's own:
 // git knows neither credentials nor proxies, a redirection leads no further than package reach allows, and what went wrong is known
@@ -53,6 +33,7 @@ type gateway struct {
 	key           string // of whoever may use it: other users of this machine can connect, too
 	authorization string // for the repository's own server
 	client        *http.Client
+	patience      fetch.Patience
 	server        *http.Server
 
 	mu   sync.Mutex
@@ -61,46 +42,21 @@ type gateway struct {
 	err  error  // of the last request that failed
 }
 
-// webError is an answer that is not what was asked for.
-type webError struct {
-	host   string
-	status int
-}
-
-func (e *webError) Error() string {
-	return fmt.Sprintf("%s answers %d %s", e.host, e.status, http.StatusText(e.status))
-}
-
-// temporary reports whether a request that failed may succeed when it is made once more.
-func temporary(err error) bool {
-	if e, ok := errors.AsType[*webError](err); ok {
-		return slices.Contains([]int{http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
-			http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}, e.status)
-	}
-	if errors.As(err, new(*reach.Error)) || errors.As(err, new(*tls.CertificateVerificationError)) || errors.Is(err, syscall.ECONNREFUSED) {
-		return false
-	}
-	if dns, ok := errors.AsType[*net.DNSError](err); ok {
-		return dns.IsTimeout || dns.IsTemporary
-	}
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, new(net.Error))
-}
-
 // serve makes a gateway to a repository, which works until ctx is done or it is closed.
-func serve(ctx context.Context, s *remoteurl.Git, authorization string, way *reach.Way) (*gateway, error) {
+func serve(ctx context.Context, s *remoteurl.Git, authorization string, way *reach.Way, p fetch.Patience) (*gateway, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("serve git on this machine: %w", err)
 	}
 	g := &gateway{
 		address: "http://" + l.Addr().String() + "/", key: rand.Text(), authorization: authorization,
-		client: &http.Client{Transport: way, CheckRedirect: redirect},
-		base:   strings.TrimSuffix(s.Remote, "/"), own: true,
+		client: &http.Client{Transport: way, CheckRedirect: redirect}, patience: p,
+		base: strings.TrimSuffix(s.Remote, "/"), own: true,
 	}
 	g.server = &http.Server{
 		Handler:           g,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ReadHeaderTimeout: connectTimeout * time.Second,
+		ReadHeaderTimeout: fetch.ConnectTimeout,
 		ErrorLog:          log.New(io.Discard, "", 0),
 	}
 	go func() { _ = g.server.Serve(l) }() // it ends with the gateway
@@ -124,19 +80,13 @@ func (g *gateway) environment() []string {
 // redirect follows redirections. What is for the first server goes to no other.
 func redirect(next *http.Request, via []*http.Request) error {
 	first, last := via[0], via[len(via)-1]
-	switch {
-	case next.Method != first.Method:
-		return fmt.Errorf("%s redirects what is sent to it", last.URL.Host)
-	case len(via) > maxRedirects:
-		return fmt.Errorf("%s redirects more than %d times", first.URL.Host, maxRedirects)
-	case next.URL.Scheme != "http" && next.URL.Scheme != "https":
-		return fmt.Errorf("%s redirects to what is not http or https", last.URL.Host)
-	case last.URL.Scheme == "https" && next.URL.Scheme == "http":
-		return fmt.Errorf("%s redirects from https to plain http, which is refused", last.URL.Host)
+	if next.Method != first.Method {
+		return &fetch.RedirectError{Err: fmt.Errorf("%s redirects what is sent to it", last.URL.Host)}
 	}
-	next.URL.User = nil
-	next.Header.Del("Referer")
-	if next.URL.Scheme != first.URL.Scheme || !strings.EqualFold(next.URL.Host, first.URL.Host) || last.Header.Get("Authorization") == "" {
+	if err := fetch.CheckRedirect(next, via); err != nil {
+		return err
+	}
+	if !fetch.SameOrigin(next.URL, first.URL) || last.Header.Get("Authorization") == "" {
 		next.Header.Del("Authorization")
 	}
 	return nil
@@ -164,7 +114,9 @@ func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode >= http.StatusMultipleChoices {
-		g.fail(&webError{resp.Request.URL.Host, resp.StatusCode})
+		g.fail(fetch.NewStatusError(resp))
+		http.Error(w, "kiln says why", resp.StatusCode)
+		return
 	}
 	copyHeaders(w.Header(), resp.Header, responseHeaders)
 	w.WriteHeader(resp.StatusCode)
@@ -194,10 +146,7 @@ func (g *gateway) ask(r *http.Request) (*http.Response, error) {
 	if own && g.authorization != "" {
 		req.Header.Set("Authorization", g.authorization)
 	}
-	resp, err := g.client.Do(req)
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		err = u.Err // without the address, which may hold a signature
-	}
+	resp, err := g.patience.Do(g.client, req)
 	if err == nil && r.URL.Path == refsPath && resp.StatusCode == http.StatusOK {
 		if err = g.moved(r, resp.Request); err != nil {
 			resp.Body.Close()

@@ -10,7 +10,9 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 )
@@ -67,7 +69,7 @@ func TestAuthorization(t *testing.T) {
 		t.Errorf("on the same server: got %q, %v", got, err)
 	}
 	_, err = exported(t, newClient(t), r.source("r.git"), Options{})
-	const advice = "answers 401 Unauthorized (if the repository is private, give --secret id=GIT_AUTH_TOKEN.127.0.0.1:"
+	const advice = "answered 401 Unauthorized (if the repository is private, give --secret id=GIT_AUTH_TOKEN.127.0.0.1:"
 	if err == nil || !strings.Contains(err.Error(), advice) {
 		t.Errorf("without: %v", err)
 	}
@@ -94,7 +96,7 @@ func TestGatewayKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := serve(t.Context(), s, "", newTransports().Way(reach.Anywhere))
+	g, err := serve(t.Context(), s, "", fetch.NewTransports(nil).Way(reach.Anywhere), fetch.Usual())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,6 +126,7 @@ func TestFaults(t *testing.T) {
 	r := newRemote(t)
 	r.commit("r.git", map[string]string{"a": strings.Repeat("x", 1<<20)})
 	var n atomic.Int32
+	const idle = 500 * time.Millisecond
 	for name, tt := range map[string]struct {
 		handle func(w http.ResponseWriter, req *http.Request) bool
 		want   string // of the error; "" for success
@@ -144,8 +147,19 @@ func TestFaults(t *testing.T) {
 			w.Write([]byte("0010"))
 			panic(http.ErrAbortHandler)
 		}, ""},
-		"503":           {func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(503); return true }, " answers 503 Service Unavailable"},
-		"404":           {func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(404); return true }, "answers 404 Not Found (check the address)"},
+		"slow first byte": {func(w http.ResponseWriter, req *http.Request) bool {
+			time.Sleep(4 * idle)
+			return false
+		}, ""},
+		"silent in the body": {func(w http.ResponseWriter, req *http.Request) bool {
+			w.Header().Set("Content-Type", "application/x-git-upload-pack-advertisement")
+			w.Write([]byte("001e# service=git-upload-pack\n"))
+			w.(http.Flusher).Flush()
+			<-req.Context().Done()
+			return true
+		}, "the server fell silent"},
+		"503":           {func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(503); return true }, " answered 503 Service Unavailable"},
+		"404":           {func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(404); return true }, "answered 404 Not Found (check the address)"},
 		"no repository": {func(w http.ResponseWriter, _ *http.Request) bool { w.Write([]byte("hello")); return true }, "/r.git"},
 		"redirected POST": {func(w http.ResponseWriter, req *http.Request) bool {
 			if req.Method == http.MethodPost {
@@ -167,7 +181,11 @@ func TestFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			n.Store(0)
 			r.handle = tt.handle
-			got, err := exported(t, newClient(t), r.source("r.git"), Options{})
+			c := newClient(t)
+			if strings.HasPrefix(name, "s") {
+				c.patience.Idle = idle
+			}
+			got, err := exported(t, c, r.source("r.git"), Options{})
 			if tt.want == "" && (err != nil || len(got) != 2) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) ||
 				strings.Contains(strings.ReplaceAll(err.Error(), r.url, ""), "http://127.0.0.1")) {
 				t.Errorf("got %.100q, %v", got, err)

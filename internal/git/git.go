@@ -14,8 +14,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/httpsource"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
@@ -31,7 +31,7 @@ type Client struct {
 
 	dir, tmp string
 	secret   func(id string) ([]byte, bool, error)
-	pause    time.Duration // firstPause, or less in tests
+	patience fetch.Patience
 	web      *reach.Transports
 	files    *httpsource.Client // for objects of git-lfs
 }
@@ -41,7 +41,7 @@ type Client struct {
 // GIT_AUTH_TOKEN are asked for; false is for none.
 func New(dir, tmp string, secret func(id string) ([]byte, bool, error)) *Client {
 	none := func(string) ([]byte, bool, error) { return nil, false, nil }
-	return &Client{dir: dir, tmp: tmp, secret: secret, pause: firstPause, web: newTransports(), files: httpsource.New("", tmp, none)}
+	return &Client{dir: dir, tmp: tmp, secret: secret, patience: fetch.Usual(), web: fetch.NewTransports(nil), files: httpsource.New("", tmp, none)}
 }
 
 // Identity is what ssh may use to prove who the user is; the zero value is nothing.

@@ -107,7 +107,7 @@ func (r *remote) source(s string) *remoteurl.Git {
 
 func newClient(t *testing.T) *Client {
 	c := New(filepath.Join(t.TempDir(), "git"), t.TempDir(), func(string) ([]byte, bool, error) { return nil, false, nil })
-	c.pause = time.Millisecond
+	c.patience.Pause = time.Millisecond
 	return c
 }
 

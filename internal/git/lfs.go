@@ -15,8 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/httpsource"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/reach"
@@ -223,7 +223,7 @@ func (l *lfs) fetch(ctx context.Context, some []object) error {
 		}
 	}
 	var actions map[string]action
-	err = l.c.again(ctx, func() error {
+	err = l.c.patience.Retry(ctx, func() error {
 		actions, err = l.ask(ctx, missing)
 		return err
 	})
@@ -275,7 +275,7 @@ func (l *lfs) find(ctx context.Context) (*endpoint, error) {
 func (l *lfs) findBySSH(ctx context.Context) (*endpoint, error) {
 	var out answer
 	k := call{source: l.source, doing: "ask for the git-lfs server of", identity: l.o.identity, limit: l.o.limit, stdout: &out}
-	err := l.c.again(ctx, func() error {
+	err := l.c.patience.Retry(ctx, func() error {
 		out.Reset()
 		return l.c.ssh(ctx, k, "git-lfs-authenticate", l.source.Path(), "download")
 	})
@@ -356,17 +356,15 @@ func (l *lfs) ask(ctx context.Context, some []object) (map[string]action, error)
 	req.Header.Set("Accept", lfsMedia)
 	req.Header.Set("Content-Type", lfsMedia)
 	req.Header.Set("User-Agent", "git-lfs/3 (kiln)") // some servers want the name
-	// Idle times are bounded as for git: nothing more is sent until all of a short answer is there.
-	ctx, cancel := context.WithTimeoutCause(ctx, lowSpeedTime*time.Second, errors.New("the server has fallen silent"))
-	defer cancel()
-	resp, err := (&http.Client{Transport: l.at.way, CheckRedirect: redirect}).Do(req.WithContext(ctx))
+	resp, err := l.c.patience.Do(&http.Client{Transport: l.at.way, CheckRedirect: redirect}, req)
 	if err != nil {
 		return nil, l.failed(err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, l.failed(&webError{resp.Request.URL.Host, resp.StatusCode})
+		return nil, l.failed(fetch.NewStatusError(resp))
 	}
+	fetch.Decode(resp)
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxOutput+1))
 	if err == nil && len(data) > maxOutput {
 		err = fmt.Errorf("the answer of %s is longer than %d MiB", resp.Request.URL.Host, maxOutput>>20)
@@ -400,10 +398,7 @@ func (l *lfs) ask(ctx context.Context, some []object) (map[string]action, error)
 
 // failed returns the *Error of a failure of the server.
 func (l *lfs) failed(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		err = u.Err
-	}
-	e := &Error{Doing: "ask the git-lfs server of", Remote: l.source.Remote, Said: err.Error(), again: temporary(err)}
+	e := &Error{Doing: "ask the git-lfs server of", Remote: l.source.Remote, Said: err.Error(), err: err}
 	e.Hint = hint(e.Said, call{source: l.source})
 	return e
 }

@@ -215,7 +215,7 @@ func TestLFSServers(t *testing.T) {
 	s := &store{objects: map[string]string{}}
 	r.commit("r.git", map[string]string{".gitattributes": kept, "a.bin": s.add("one")})
 	_, err := exported(t, newClient(t), r.source("r.git"), Options{})
-	if err == nil || !strings.Contains(err.Error(), "fetch files that git-lfs keeps for") || !strings.Contains(err.Error(), "answers 404") {
+	if err == nil || !strings.Contains(err.Error(), "fetch files that git-lfs keeps for") || !strings.Contains(err.Error(), "answered 404") {
 		t.Errorf("a server without git-lfs: %v", err)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,25 +18,17 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/userns"
 )
 
-// How often and how long git is tried. They are what kiln gives a registry, as far as git can be told.
 const (
-	maxTries   = 4
-	firstPause = 300 * time.Millisecond
-	maxPause   = 5 * time.Second
-	// lowSpeedTime, in seconds, is how long a server may send less than lowSpeedLimit bytes a second over http.
-	lowSpeedTime  = 28
-	lowSpeedLimit = 1 << 10
 	// silence is how long git may say nothing at all: it reports its progress several times a second, but a server may
 	// count the objects of a large repository for minutes before its first word.
 	silence = 5 * time.Minute
-	// connectTimeout, in seconds, is for ssh; git knows none for http.
-	connectTimeout = 10
 )
 
 const (
@@ -63,7 +54,7 @@ type Error struct {
 	// Hint says what to do; "" where nobody knows.
 	Hint string
 
-	again bool // it is an answer or a connection that may be another when it is asked for again
+	err error // of kiln's own connection; nil where git or ssh made it
 }
 
 func (e *Error) Error() string {
@@ -74,10 +65,12 @@ func (e *Error) Error() string {
 	return s
 }
 
-// transient reports whether trying again may help.
-func (e *Error) transient() bool {
-	if e.again {
-		return true
+func (e *Error) Unwrap() error { return e.err }
+
+// Transient implements the interface of fetch.Transient.
+func (e *Error) Transient() bool {
+	if e.err != nil {
+		return fetch.Transient(e.err)
 	}
 	said := strings.ToLower(e.Said)
 	for _, sign := range []string{
@@ -112,7 +105,7 @@ func hint(said string, k call) string {
 		return "the server takes none of the ssh keys that the build may use"
 	case has("ssh: not found", "cannot run ssh", "unable to fork"):
 		return "install the package openssh-client"
-	case has("answers 401", "answers 403"):
+	case has("answered 401", "answered 403"):
 		return "if the repository is private, give --secret id=GIT_AUTH_TOKEN." + k.source.Host() + ",env=VARIABLE"
 	case has("failed to verify certificate"):
 		return "the file that $SSL_CERT_FILE names holds the authorities that are trusted"
@@ -190,7 +183,7 @@ func (c *Client) sshOptions(k call) []string {
 	o := []string{"-F", "none"}
 	for _, v := range []string{
 		"BatchMode=yes", "StrictHostKeyChecking=yes", "UpdateHostKeys=no", "ClearAllForwardings=yes",
-		fmt.Sprintf("ConnectTimeout=%d", connectTimeout), "ServerAliveInterval=10", "ServerAliveCountMax=3",
+		fmt.Sprintf("ConnectTimeout=%d", fetch.ConnectTimeout/time.Second), "ServerAliveInterval=10", "ServerAliveCountMax=3",
 	} {
 		o = append(o, "-o", v)
 	}
@@ -217,7 +210,6 @@ var settings = []string{
 	"-c", "gc.auto=0", "-c", "maintenance.auto=false", "-c", "protocol.file.allow=never", "-c", "protocol.ext.allow=never",
 	"-c", "transfer.bundleURI=false", "-c", "http.followRedirects=false",
 	"-c", "http.proxy=", "-c", "http.emptyAuth=false", "-c", "submodule.recurse=false", "-c", "tar.umask=0022", "-c", "advice.detachedHead=false",
-	"-c", fmt.Sprintf("http.lowSpeedLimit=%d", lowSpeedLimit), "-c", fmt.Sprintf("http.lowSpeedTime=%d", lowSpeedTime),
 }
 
 // run runs git once.
@@ -243,7 +235,7 @@ func (c *Client) run(ctx context.Context, k call) error {
 		}
 		return c.execute(ctx, k, git, append(args, k.args...), c.environment(k))
 	}
-	via, err := serve(ctx, k.source, k.authorization, c.web.Way(k.limit))
+	via, err := serve(ctx, k.source, k.authorization, c.web.Way(k.limit), c.patience)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", k.doing, k.source.Remote, err)
 	}
@@ -254,7 +246,7 @@ func (c *Client) run(ctx context.Context, k call) error {
 	if failed, ok := errors.AsType[*Error](err); ok {
 		failed.Said = strings.ReplaceAll(failed.Said, via.address, k.source.Remote)
 		if err := via.failed(); err != nil {
-			failed.Said, failed.again = err.Error(), temporary(err)
+			failed.Said, failed.err = err.Error(), err
 		}
 		failed.Hint = hint(failed.Said, k)
 	}
@@ -272,7 +264,7 @@ func (c *Client) pin(ctx context.Context, k *call) error {
 		err = fmt.Errorf("%q is not the name of a host", name)
 	}
 	if err != nil {
-		e := &Error{Doing: k.doing, Remote: k.source.Remote, Said: err.Error(), again: temporary(err)}
+		e := &Error{Doing: k.doing, Remote: k.source.Remote, Said: err.Error(), err: &fetch.ConnectionError{Host: name, Doing: "find", Err: err}}
 		e.Hint = hint(e.Said, *k)
 		return e
 	}
@@ -362,29 +354,12 @@ var errSilent = errors.New("git said nothing")
 
 // retry runs git until it succeeds or trying again is pointless.
 func (c *Client) retry(ctx context.Context, k call) error {
-	return c.again(ctx, func() error {
+	return c.patience.Retry(ctx, func() error {
 		if b, ok := k.stdout.(*answer); ok {
 			b.Reset()
 		}
 		return c.run(ctx, k)
 	})
-}
-
-// again calls f until it succeeds or trying again is pointless.
-func (c *Client) again(ctx context.Context, f func() error) error {
-	for try := 1; ; try++ {
-		err := f()
-		var failed *Error
-		if !errors.As(err, &failed) || !failed.transient() || try == maxTries {
-			return err
-		}
-		pause := min(c.pause<<(try-1), maxPause)
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(pause/2 + rand.N(pause/2+1)):
-		}
-	}
 }
 
 // output returns what git prints.

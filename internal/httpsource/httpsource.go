@@ -17,35 +17,15 @@ import (
 
 	_ "crypto/sha512" // sha384 and sha512 checksums
 
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/opencontainers/go-digest"
 )
 
-// How often and how long things are tried: as for a registry.
-const (
-	// maxTries is how often a request is made until it succeeds. Bytes that need not be asked for again begin the count anew.
-	maxTries = 5
-	// maxStalls is how many of the tries may end because the server fell silent.
-	maxStalls = 2
-	// idleTimeout is how long a server may send less than minProgress bytes.
-	idleTimeout = 28 * time.Second
-	minProgress = 16 << 10
-	// firstPause is how long to wait before the second try, and it doubles from there, up to maxPause.
-	firstPause = 200 * time.Millisecond
-	maxPause   = 5 * time.Second
-	// maxRetryAfter is how long to wait at most when the server asks for more with Retry-After.
-	maxRetryAfter = 20 * time.Second
-	// connectTimeout bounds a connection's making, and the TLS handshake's.
-	connectTimeout = 10 * time.Second
-	// maxRedirects is what browsers follow at least.
-	maxRedirects = 10
-	// maxHeader bounds the header of an answer in bytes.
-	maxHeader = 64 << 10
-	// maxState bounds what is remembered of one address in bytes: headers that are longer are not kept.
-	maxState = 64 << 10
-)
+// maxState bounds what is remembered of one address in bytes: headers that are longer are not kept.
+const maxState = 64 << 10
 
 // MaxSize bounds a file in bytes, so that an answer without end does not fill the disk: no layer is as large.
 const MaxSize = 64 << 30
@@ -59,17 +39,17 @@ type Client struct {
 	// Limit is of the hosts of requests that have no Way. It is set before the Client is used, or left as it is.
 	Limit reach.Limit
 
-	dir, tmp    string
-	secret      func(id string) ([]byte, bool, error)
-	idle, pause time.Duration // idleTimeout and firstPause, or less in tests
-	limit       int64         // MaxSize, or less in tests
+	dir, tmp string
+	secret   func(id string) ([]byte, bool, error)
+	patience fetch.Patience
+	limit    int64 // MaxSize, or less in tests
 }
 
 // New returns a Client that remembers in the directory dir what servers said, which is made when it is first needed. Files
 // are put in the directory tmp. secret gives the values of secrets by id: HTTP_AUTH_HEADER_HOST and HTTP_AUTH_TOKEN_HOST
 // are asked for; false is for none.
 func New(dir, tmp string, secret func(id string) ([]byte, bool, error)) *Client {
-	return &Client{dir: dir, tmp: tmp, secret: secret, idle: idleTimeout, pause: firstPause, limit: MaxSize}
+	return &Client{dir: dir, tmp: tmp, secret: secret, patience: fetch.Usual(), limit: MaxSize}
 }
 
 // Request is a file to be fetched.

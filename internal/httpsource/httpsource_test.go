@@ -2,6 +2,7 @@ package httpsource
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/sha512"
 	"errors"
@@ -15,16 +16,20 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/opencontainers/go-digest"
 )
+
+// hang is far longer than anything takes that a test waits for.
+const hang = 5 * time.Minute
 
 func newClient(t *testing.T, secrets map[string]string) *Client {
 	c := New(t.TempDir(), t.TempDir(), func(id string) ([]byte, bool, error) {
 		v, ok := secrets[id]
 		return []byte(v), ok, nil
 	})
-	c.idle, c.pause = 5*time.Minute, time.Millisecond
+	c.patience = fetch.Patience{FirstByte: hang, Idle: hang, Pause: time.Millisecond}
 	return c
 }
 
@@ -157,8 +162,8 @@ func TestFaults(t *testing.T) {
 			}
 			w.Write(big)
 		}, "", 2},
-		{"503 for ever", func(n int32, w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }, "answers 503", maxTries},
-		{"404", func(n int32, w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNotFound) }, "answers 404 Not Found (check the address)", 1},
+		{"503 for ever", func(n int32, w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }, "answered 503", fetch.MaxTries},
+		{"404", func(n int32, w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNotFound) }, "answered 404 Not Found (check the address)", 1},
 		{"cut off, and the rest asked for", func(n int32, w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("ETag", `"x"`)
 			if n == 1 {
@@ -181,7 +186,12 @@ func TestFaults(t *testing.T) {
 			}
 			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(big))
 		}, "", 2},
-		{"silence", func(n int32, w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "fallen silent", maxStalls},
+		{"silence", func(n int32, w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "fell silent", fetch.MaxStalls},
+		{"silence in the body", func(n int32, w http.ResponseWriter, r *http.Request) {
+			w.Write(big[:100])
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}, "fell silent", fetch.MaxStalls},
 		{"another part", func(n int32, w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusPartialContent) }, "another part", 1},
 		{"304 to no condition", func(n int32, w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNotModified) }, "without condition", 1},
 		{"redirects in a circle", func(n int32, w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", http.StatusFound) }, "redirects more than 10 times", 1},
@@ -195,8 +205,8 @@ func TestFaults(t *testing.T) {
 			address := serve(t, func(w http.ResponseWriter, r *http.Request) { tt.serve(n.Add(1), w, r) })
 			c := newClient(t, nil)
 			c.limit = int64(len(big))
-			if tt.name == "silence" {
-				c.idle = 100 * time.Millisecond
+			if strings.HasPrefix(tt.name, "silence") {
+				c.patience.FirstByte, c.patience.Idle = 100*time.Millisecond, 100*time.Millisecond
 			}
 			f, err := c.Look(context.Background(), request(t, address+"/f?sig=canary"))
 			switch {
@@ -258,7 +268,7 @@ func TestCredentials(t *testing.T) {
 func TestRedirectDown(t *testing.T) {
 	from, _ := http.NewRequest("GET", "https://h/x", nil)
 	to, _ := http.NewRequest("GET", "http://h/x", nil)
-	if err := (&download{}).redirect(to, []*http.Request{from}); !errors.Is(err, errPlainHTTP) {
+	if err := (&download{}).redirect(to, []*http.Request{from}); !errors.Is(err, fetch.ErrPlainHTTP) {
 		t.Errorf("https to http: %v", err)
 	}
 }
@@ -291,5 +301,49 @@ func TestDamagedState(t *testing.T) {
 				t.Fatalf("%q is taken for %+v", damaged, s)
 			}
 		}
+	}
+}
+
+// TestEncoded has servers that compress an answer without being asked to, which is undone, and one that only says of a compressed file
+// that it is compressed, which is not.
+func TestEncoded(t *testing.T) {
+	plain := bytes.Repeat([]byte("0123456789abcdef"), 64<<10)
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	z.Write(plain)
+	z.Close()
+	for name, tt := range map[string]struct {
+		contentType, encoding string
+		want                  []byte
+	}{
+		"compressed":            {"text/plain", "gzip", plain},
+		"compressed, x-gzip":    {"application/octet-stream", "x-gzip", plain},
+		"no encoding":           {"application/octet-stream", "", packed.Bytes()},
+		"a file that is so":     {"application/gzip", "gzip", packed.Bytes()},
+		"a file that is x-gzip": {"application/x-gzip", "x-gzip", packed.Bytes()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var n atomic.Int32
+			address := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", tt.contentType)
+				w.Header().Set("ETag", `"e"`)
+				if tt.encoding != "" {
+					w.Header().Set("Content-Encoding", tt.encoding)
+				}
+				if n.Add(1) == 1 { // it breaks in the middle, and the rest may be asked for
+					w.Header().Set("Content-Length", fmt.Sprint(packed.Len()))
+					w.Write(packed.Bytes()[:packed.Len()/2])
+					panic(http.ErrAbortHandler)
+				}
+				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(packed.Bytes()))
+			})
+			f, err := newClient(t, nil).Look(t.Context(), request(t, address+"/f"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := body(t, f); got != string(tt.want) || n.Load() != 2 {
+				t.Errorf("got %d bytes after %d requests, want %d bytes", len(got), n.Load(), len(tt.want))
+			}
+		})
 	}
 }
