@@ -1,50 +1,13 @@
 package build
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"unicode"
 
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/llb"
 )
-
-// ParseAnnotation reads "[PART[[PLATFORM]],…:]KEY=VALUE", as --annotation takes it; without a part it is on the manifest.
-func ParseAnnotation(s string) ([]exporter.Annotation, error) {
-	where, value, ok := strings.Cut(s, "=")
-	if !ok {
-		return nil, errors.New("it is not KEY=VALUE")
-	}
-	on, key, ok := strings.Cut(where, ":")
-	if !ok {
-		on, key = string(exporter.OnManifest), where
-	}
-	var all []exporter.Annotation
-	for part := range strings.SplitSeq(on, ",") {
-		a, err := annotation(part, key, value)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, a)
-	}
-	return all, nil
-}
-
-func annotation(on, key, value string) (a exporter.Annotation, err error) {
-	a.Key, a.Value = key, value
-	if key == "" || strings.ContainsFunc(key, unicode.IsSpace) {
-		return a, fmt.Errorf("%q is no key of an annotation", key)
-	}
-	var platform string
-	if a.Part, platform, err = exporter.ParsePart(on); err != nil || platform == "" {
-		return a, err
-	}
-	p, err := llb.ParsePlatform(platform, HostPlatform())
-	a.Platform = p.String()
-	return a, err
-}
 
 // annotation reads what follows "annotation" in the key of an output: "[-PART][[PLATFORM]].KEY".
 func (p *output) annotation(rest, value string) error {
@@ -57,7 +20,7 @@ func (p *output) annotation(rest, value string) error {
 	default:
 		on = string(exporter.OnManifest) + on
 	}
-	a, err := annotation(on, key, value)
+	a, err := exporter.NewAnnotation(on, key, value)
 	if err != nil {
 		return fmt.Errorf("output %s: %w", p.Type, err)
 	}
@@ -68,7 +31,7 @@ func (p *output) annotation(rest, value string) error {
 // checkAnnotations returns an error for an annotation of what the image is not going to have.
 func (p *output) checkAnnotations(platforms []llb.Platform) error {
 	if len(platforms) == 0 {
-		platforms = []llb.Platform{HostPlatform()}
+		platforms = []llb.Platform{llb.Host()}
 	}
 	for _, a := range p.form.Annotations {
 		switch {

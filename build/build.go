@@ -9,14 +9,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"crypto/sha256"
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/history"
 	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/localdir"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
@@ -27,7 +28,10 @@ import (
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/execute"
+	"github.com/kilnbuild/kiln/solver/explain"
 	"github.com/kilnbuild/kiln/solver/session"
+	"github.com/kilnbuild/kiln/store"
+	"github.com/kilnbuild/kiln/store/images"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
@@ -73,9 +77,10 @@ const (
 const parallelism = 64
 
 // Build builds an image and does what o.Outputs says with it; s is told what happens, from events.Build to events.Done. The error of a
-// Dockerfile that is wrong is an *InputError or a *parser.Error, that of a step a *solver.VertexError. The Result is never nil.
+// Dockerfile that is wrong is an *input.Error or a *parser.Error, that of a step a *solver.VertexError. The Result is never nil.
 func (b *Builder) Build(ctx context.Context, o Options, s *events.Stream) (*Result, error) {
-	if err := b.open(); err != nil {
+	work, err := b.root.Work()
+	if err != nil {
 		return &Result{}, err
 	}
 	begin := events.Build{
@@ -89,10 +94,10 @@ func (b *Builder) Build(ctx context.Context, o Options, s *events.Stream) (*Resu
 	}
 	end := func() {}
 	if !o.Check && o.Describe == "" {
-		begin.ID, end = b.record(o, s)
+		begin.ID, end = record(work.History, o, s)
 	}
 	s.Emit(begin)
-	res, err := b.build(ctx, o, s)
+	res, err := b.build(ctx, work, o, s)
 	done := events.Done{Digest: res.Digest, Image: res.ImageID, Names: res.Names}
 	done.Canceled, done.Error = events.Outcome(err)
 	s.Emit(done)
@@ -100,31 +105,31 @@ func (b *Builder) Build(ctx context.Context, o Options, s *events.Stream) (*Resu
 	return res, err
 }
 
-func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *Result, err error) {
+func (b *Builder) build(ctx context.Context, work *store.Work, o Options, s *events.Stream) (res *Result, err error) {
 	res = &Result{}
 	if note := userns.Note(); note != "" && !o.Check && o.Describe == "" {
 		s.Warn(note)
 	}
 	limits, err := b.stepLimits(o)
 	if err != nil {
-		return res, &InputError{err}
+		return res, &input.Error{Err: err}
 	}
 	ids, closeIDs, err := b.idMap(o)
 	if err != nil {
 		return res, err
 	}
 	defer closeIDs()
-	sharedProc, err := b.sharedProc(o)
+	sharedProc, err := userns.SharedProc(o.NoProcessSandbox || b.noProcessSandbox)
 	if err != nil {
 		return res, err
 	}
 	names, err := fullNames(o.Tags)
 	if err != nil {
-		return res, &InputError{err}
+		return res, &input.Error{Err: err}
 	}
 	plans, err := b.outputs(o, names)
 	if err != nil {
-		return res, &InputError{err}
+		return res, &input.Error{Err: err}
 	}
 	locals := &localDirs{trees: map[string]layer.Tree{}}
 	defer locals.close()
@@ -135,20 +140,20 @@ func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *
 		note = s.Warn
 	}
 	job := &session.Session{Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Allow: o.Allow, Warn: s.Warn, Note: note}
-	steps := b.steps(execute.Config{
+	steps := b.steps(work, execute.Config{
 		Images: bases, Limit: hostLimit(o), Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, SharedProc: sharedProc,
 	}, job)
 	whole := ctx // ctx becomes one that ends with this function
 	defer func() { err = errors.Join(err, steps.Close(whole)) }()
 	project := projectOf(o)
-	explain := explainer{b.snapshots, o.BuildArgs}
-	r := &remote{builder: b, steps: steps, events: s, explain: explain, files: o.Explain, project: project}
-	res.Dockerfile, res.DockerfileName, err = b.contexts(ctx, o, r, locals)
+	why := explain.Explainer{Layers: work.Layers, BuildArgs: o.BuildArgs, IsSecret: frontend.IsSecretName}
+	r := &remote{work: work, steps: steps, events: s, explain: why, files: o.Explain, project: project}
+	res.Dockerfile, res.DockerfileName, err = b.contexts(ctx, work, o, r, locals)
 	if err != nil {
 		return res, err
 	}
 	options := frontend.Options{
-		Filename: res.DockerfileName, Project: project, Target: o.Target, BuildArgs: o.BuildArgs, Labels: o.Labels, Platforms: o.Platforms, BuildPlatform: HostPlatform(),
+		Filename: res.DockerfileName, Project: project, Target: o.Target, BuildArgs: o.BuildArgs, Labels: o.Labels, Platforms: o.Platforms, BuildPlatform: llb.Host(),
 		NoCache: o.NoCache, NoCacheFilter: o.NoCacheFilter, NamedContexts: o.BuildContexts, Network: o.Network, ExtraHosts: o.ExtraHosts,
 		Ulimits: o.Ulimits, ShmSize: o.ShmSize, CgroupParent: o.CgroupParent, Allow: o.Allow, Ignore: locals.ignore, AllStages: o.Check,
 	}
@@ -175,7 +180,7 @@ func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *
 			}
 		}
 		var end func(error) error
-		ctx, job.MayRun, end = b.mayPush(ctx, pushed)
+		ctx, job.MayRun, end = images.AskPush(ctx, b.client, pushed)
 		defer func() { err = end(err) }()
 	}
 	lowered, err := frontend.Build(ctx, res.Dockerfile, options, bases)
@@ -194,7 +199,7 @@ func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *
 		roots[i] = img.Root
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	blobs := b.blobs()
+	blobs := b.root.Blobs()
 	demand := steps.pack(blobs, plans)
 	job.Selected = llb.Selections(roots)
 	early := newEarly(ctx, blobs, roots, plans)
@@ -205,14 +210,14 @@ func (b *Builder) build(ctx context.Context, o Options, s *events.Stream) (res *
 	defer s.Detach(early)
 	s.Attach(again)
 	outputs, err := solver.Solve(ctx, roots, solver.Options{
-		Cache: b.cache, Planner: steps.Planner, Executor: steps.Executor, Demand: demand, Events: s, Explain: explain, Files: o.Explain, Parallelism: parallelism, Verify: o.VerifyCache,
+		Cache: work.Records, Planner: steps.Planner, Executor: steps.Executor, Demand: demand, Events: s, Explain: why, Files: o.Explain, Parallelism: parallelism, Verify: o.VerifyCache,
 	})
 	s.Detach(again)
 	res.Verified = again.steps
 	if err != nil {
 		return res, err
 	}
-	fin := &finished{builder: b, blobs: blobs, bases: bases, steps: steps, lowered: lowered, chains: outputs, names: names, events: s}
+	fin := &finished{builder: b, work: work, blobs: blobs, bases: bases, steps: steps, lowered: lowered, chains: outputs, names: names, events: s}
 	return res, fin.export(ctx, o, plans, res)
 }
 
@@ -227,11 +232,6 @@ func projectOf(o Options) string {
 		return abs
 	}
 	return o.ContextDir
-}
-
-// HostPlatform returns the platform that kiln runs on.
-func HostPlatform() llb.Platform {
-	return llb.Platform{OS: "linux", Architecture: runtime.GOARCH}.Normalize()
 }
 
 // fullNames returns image names in full: "app" is "docker.io/library/app:latest".
@@ -330,9 +330,9 @@ func (l *localDirs) close() {
 }
 
 // contexts opens the build context and the named contexts that are directories, and returns the Dockerfile and its name.
-func (b *Builder) contexts(ctx context.Context, o Options, r *remote, out *localDirs) (dockerfile []byte, name string, err error) {
+func (b *Builder) contexts(ctx context.Context, work *store.Work, o Options, r *remote, out *localDirs) (dockerfile []byte, name string, err error) {
 	if isDir(o.ContextDir) {
-		dockerfile, name, err = b.contextDir(ctx, o, r, out)
+		dockerfile, name, err = b.contextDir(ctx, work, o, r, out)
 	} else {
 		dockerfile, name, err = b.contextElsewhere(ctx, o, r, out)
 	}
@@ -345,23 +345,23 @@ func (b *Builder) contexts(ctx context.Context, o Options, r *remote, out *local
 		}
 		m, err := readIgnore(ctx, value, filepath.Join(value, ".dockerignore"))
 		if err == nil {
-			err = b.openDir(ctx, out, name, value, m)
+			err = b.openDir(ctx, work, out, name, value, m)
 		}
 		if err != nil {
-			return nil, "", &InputError{fmt.Errorf("named context %q: %w", name, err)}
+			return nil, "", &input.Error{Err: fmt.Errorf("named context %q: %w", name, err)}
 		}
 	}
 	return dockerfile, name, nil
 }
 
 // openDir adds a directory of the client, which ends with ctx.
-func (b *Builder) openDir(ctx context.Context, out *localDirs, name, dir string, m *ignore.Matcher) error {
+func (b *Builder) openDir(ctx context.Context, work *store.Work, out *localDirs, name, dir string, m *ignore.Matcher) error {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return err
 	}
 	id := fmt.Sprintf("%x", sha256.Sum256([]byte(abs)))
-	d, err := localdir.Open(ctx, abs, m, filepath.Join(b.store.Root(), "context", id[:32]), b.scratch.Path())
+	d, err := localdir.Open(ctx, abs, m, filepath.Join(rootdir.Path(b.root.Dir(), rootdir.Context), id[:32]), work.Scratch.Path())
 	if err != nil {
 		return fmt.Errorf("open the build context: %w", err)
 	}
@@ -370,7 +370,7 @@ func (b *Builder) openDir(ctx context.Context, out *localDirs, name, dir string,
 }
 
 // contextDir opens a build context that is a directory, whose Dockerfile may come from anywhere.
-func (b *Builder) contextDir(ctx context.Context, o Options, r *remote, out *localDirs) (dockerfile []byte, name string, err error) {
+func (b *Builder) contextDir(ctx context.Context, work *store.Work, o Options, r *remote, out *localDirs) (dockerfile []byte, name string, err error) {
 	ignored := []string{filepath.Join(o.ContextDir, ".dockerignore")}
 	if elsewhere(o.Dockerfile) {
 		dockerfile, name, err = r.dockerfile(ctx, o)
@@ -382,17 +382,17 @@ func (b *Builder) contextDir(ctx context.Context, o Options, r *remote, out *loc
 		ignored = append([]string{path + ".dockerignore"}, ignored...)
 		name = shownName(path, o.ContextDir)
 		if dockerfile, err = readContextFile(o.ContextDir, path, maxDockerfile); err != nil {
-			err = &InputError{fmt.Errorf("read the Dockerfile: %w", err)}
+			err = &input.Error{Err: fmt.Errorf("read the Dockerfile: %w", err)}
 		}
 	}
 	if err != nil {
 		return nil, "", err
 	}
 	if out.ignore, err = readIgnore(ctx, o.ContextDir, ignored...); err == nil {
-		err = b.openDir(ctx, out, "context", o.ContextDir, out.ignore)
+		err = b.openDir(ctx, work, out, "context", o.ContextDir, out.ignore)
 	}
 	if err != nil {
-		return nil, "", &InputError{err}
+		return nil, "", &input.Error{Err: err}
 	}
 	return dockerfile, name, nil
 }
@@ -400,7 +400,7 @@ func (b *Builder) contextDir(ctx context.Context, o Options, r *remote, out *loc
 // contextElsewhere brings in a build context that is no directory. Its .dockerignore, if it has one, is a file as any other.
 func (b *Builder) contextElsewhere(ctx context.Context, o Options, r *remote, out *localDirs) (dockerfile []byte, name string, err error) {
 	if o.ContextDir == stdin && o.Dockerfile == stdin {
-		return nil, "", &InputError{errors.New("standard input cannot be both the build context and the Dockerfile")}
+		return nil, "", &input.Error{Err: errors.New("standard input cannot be both the build context and the Dockerfile")}
 	}
 	tree, bare, err := r.source(ctx, o)
 	if err != nil {
@@ -461,4 +461,17 @@ func (s secrets) Secret(id string) ([]byte, bool, error) {
 		return data, true, nil
 	}
 	return nil, false, nil
+}
+
+// record puts the events of a stream into the history, until end is called, under an ID. That a build cannot be recorded is no failure of
+// the build.
+func record(h *history.History, o Options, s *events.Stream) (id string, end func()) {
+	r := h.Begin()
+	s.Attach(r)
+	return r.ID(), func() {
+		s.Detach(r)
+		if err := r.Close(); err != nil && o.Debug {
+			s.Warn(err.Error())
+		}
+	}
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/events"
@@ -22,6 +21,8 @@ import (
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/execute"
+	"github.com/kilnbuild/kiln/store"
+	"github.com/kilnbuild/kiln/store/images"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -167,6 +168,7 @@ func (p output) image() bool {
 // finished is a build whose steps are done.
 type finished struct {
 	builder *Builder
+	work    *store.Work
 	blobs   *exporter.Blobs
 	bases   *bases
 	steps   *steps
@@ -262,7 +264,7 @@ func (f *finished) write(ctx context.Context, out output, images []exporter.Imag
 	archive := exporter.Archive{Names: out.names, DockerManifest: out.Type == OutputDocker}
 	switch {
 	case out.Type == OutputImage || out.Type == OutputDocker && out.Dest == "":
-		return f.builder.tag(a.Desc, out.names, task)
+		return f.builder.images.Name(a.Desc, out.names, task)
 	case out.dir:
 		return blobs.WriteOCIDir(ctx, out.Dest, a, archive)
 	case out.Dest == "-":
@@ -287,20 +289,6 @@ func canonical(names []string, d digest.Digest) ([]string, error) {
 	return out, nil
 }
 
-// tag gives an image of the store its names; one without any is listed all the same.
-func (b *Builder) tag(desc ocispec.Descriptor, names []string, task *events.Task) error {
-	if len(names) == 0 {
-		return b.store.Tag("", desc)
-	}
-	for _, name := range names {
-		if err := b.store.Tag(name, desc); err != nil {
-			return err
-		}
-		task.Note("naming to " + name)
-	}
-	return nil
-}
-
 func (f *finished) push(ctx context.Context, out output, a *exporter.Assembled, task *events.Task) error {
 	mounts := map[digest.Digest]string{}
 	source := lazyBlobs{ctx: ctx, store: f.blobs, layers: map[digest.Digest]exporter.Layer{}}
@@ -315,56 +303,12 @@ func (f *finished) push(ctx context.Context, out output, a *exporter.Assembled, 
 	}
 	for _, name := range out.names {
 		task.Note("pushing " + name)
-		err := f.builder.client.Push(ctx, source, name, a.Desc, registry.PushOptions{MountFrom: mounts, Progress: uploads(task)})
+		err := f.builder.client.Push(ctx, source, name, a.Desc, registry.PushOptions{MountFrom: mounts, Progress: images.Uploads(task)})
 		if err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// answerTime is how long no RUN is started because a registry has not said yet whether it would take the image.
-const answerTime = 10 * time.Second
-
-// mayPush asks the registries of names whether they would take a push, while whatever the context returned is for goes on. That
-// context ends with the first refusal. Answered waits until there are answers, or for so long that one that comes now is not to be expected
-// soon. End waits for the questions, gives those up that have no answer, and returns the
-// refusal instead of err if there was one and err is not nil.
-func (b *Builder) mayPush(ctx context.Context, names []string) (_ context.Context, answered func(context.Context) error, end func(err error) error) {
-	ctx, cancel := context.WithCancel(ctx)
-	refusals := make(chan error, len(names))
-	var asking sync.WaitGroup
-	for _, name := range names {
-		asking.Go(func() {
-			if err := b.client.CheckPush(ctx, name); err != nil {
-				refusals <- err
-				cancel()
-			}
-		})
-	}
-	all := make(chan struct{})
-	go func() {
-		asking.Wait()
-		close(all)
-	}()
-	soon := time.NewTimer(answerTime)
-	answered = func(ctx context.Context) error {
-		select {
-		case <-all:
-		case <-soon.C:
-			soon.Reset(0) // for whoever waits next
-		case <-ctx.Done():
-		}
-		return context.Cause(ctx)
-	}
-	return ctx, answered, func(err error) error {
-		cancel()
-		asking.Wait()
-		if err != nil && len(refusals) > 0 {
-			return <-refusals
-		}
-		return err
-	}
 }
 
 // lazyBlobs fetches the blobs of base images only when a registry lacks them.
@@ -435,7 +379,7 @@ func (f *finished) tree(ctx context.Context, chain solver.Ref) (layer.Tree, erro
 	if err != nil {
 		return nil, err
 	}
-	return f.builder.snapshots.Tree(ids)
+	return f.work.Layers.Tree(ids)
 }
 
 // dropped warns of what the user's directory did not get when files were written into it.
@@ -523,7 +467,7 @@ func (f *finished) times(layers []exporter.Layer) ([]*time.Time, error) {
 		if l.Image != nil {
 			continue
 		}
-		m, err := f.builder.snapshots.Manifest(l.ID)
+		m, err := f.work.Layers.Manifest(l.ID)
 		if err != nil {
 			return nil, err
 		}

@@ -28,13 +28,15 @@ import (
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
+	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/store"
 )
 
 var update = flag.Bool("update", false, "write what the builds make into testdata")
 
 // languageDir holds the specification: what kiln makes of each instruction.
-const languageDir = "../../testdata/language"
+const languageDir = "../testdata/language"
 
 // The context's files are of this time, so that a want can tell a copied time from a new one.
 var contextTime = time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC)
@@ -46,15 +48,7 @@ func TestLanguage(t *testing.T) {
 	if err != nil || len(names) == 0 {
 		t.Fatal("no cases", err)
 	}
-	b, err := New(t.Context(), t.TempDir(), &config.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	b := newBuilder(t)
 	t.Run("cases", func(t *testing.T) {
 		for _, name := range names {
 			rel, _ := filepath.Rel(languageDir, strings.TrimSuffix(name, ".txtar"))
@@ -64,6 +58,25 @@ func TestLanguage(t *testing.T) {
 			})
 		}
 	})
+}
+
+// newBuilder returns a Builder in a root directory of its own.
+func newBuilder(t *testing.T) *Builder {
+	t.Helper()
+	root, err := store.Open(context.Background(), t.TempDir(), &config.Config{}) // it outlives what t.Context ends
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := root.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	b, err := New(root, registry.New(nil), &config.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // caseOptions are the options.json of a case.
@@ -162,7 +175,7 @@ func describe(t *testing.T, b *Builder, base, dir string, in caseOptions) string
 		Outputs:       []Output{{Type: OutputOCI, Dest: out, Attrs: map[string]string{"tar": "false"}}},
 	}
 	for _, p := range in.Platforms {
-		parsed, err := llb.ParsePlatform(p, HostPlatform())
+		parsed, err := llb.ParsePlatform(p, llb.Host())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -402,7 +415,7 @@ func baseLayout(t *testing.T) string {
 		return data
 	}
 	var img dockerspec.DockerOCIImage
-	img.OS, img.Architecture = "linux", HostPlatform().Architecture
+	img.OS, img.Architecture = "linux", llb.Host().Architecture
 	img.Config.Cmd = []string{"sh"}
 	img.Config.Env = []string{"PATH=/bin"}
 	img.Config.Labels = map[string]string{"of": "base"}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
@@ -173,15 +174,6 @@ type Warning struct {
 	Advice bool
 }
 
-// InputError says that what was asked for cannot be done whatever the machine does: a Dockerfile that does not parse or
-// is not there, an option that contradicts the Dockerfile. Its message is that of the cause.
-type InputError struct{ Err error }
-
-func (e *InputError) Error() string { return e.Err.Error() }
-
-// Unwrap returns the cause.
-func (e *InputError) Unwrap() error { return e.Err }
-
 // CheckTag returns an error unless s can be a new image's name: "app", "registry:5000/app:v1", without digest.
 func CheckTag(s string) error {
 	r, err := registry.ParseReference(s)
@@ -195,7 +187,7 @@ func CheckTag(s string) error {
 }
 
 // DockerfilePath returns the path of the Dockerfile: the option, or Dockerfile or dockerfile in the context, whichever
-// is there first. The error, an *InputError, says that neither is.
+// is there first. The error, an *input.Error, says that neither is.
 func (o *Options) DockerfilePath() (string, error) {
 	if o.Dockerfile != "" {
 		return o.Dockerfile, nil
@@ -207,8 +199,8 @@ func (o *Options) DockerfilePath() (string, error) {
 			return path, nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return "", &InputError{fmt.Errorf("look for the Dockerfile: %w", err)}
+			return "", &input.Error{Err: fmt.Errorf("look for the Dockerfile: %w", err)}
 		}
 	}
-	return "", &InputError{fmt.Errorf("there is no Dockerfile in %s; name one with -f", rootdir.Shown(o.ContextDir))}
+	return "", &input.Error{Err: fmt.Errorf("there is no Dockerfile in %s; name one with -f", rootdir.Shown(o.ContextDir))}
 }

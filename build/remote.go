@@ -17,13 +17,16 @@ import (
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/explain"
 	"github.com/kilnbuild/kiln/solver/files"
+	"github.com/kilnbuild/kiln/store"
 )
 
 // stdin stands for standard input as a context and as a Dockerfile.
@@ -57,12 +60,12 @@ const maxStdin = 64 << 30
 
 // remote brings in what a build reads from elsewhere than the client's directories, by steps as those of the build itself.
 type remote struct {
-	builder *Builder
-	steps   *steps
-	events  *events.Stream
-	graph   llb.Graph
+	work   *store.Work
+	steps  *steps
+	events *events.Stream
+	graph  llb.Graph
 	// explain and files are the solver's options.
-	explain explainer
+	explain explain.Explainer
 	files   bool
 	// project is that of the build's llb.Place.
 	project string
@@ -110,7 +113,7 @@ func hostOf(address string) string {
 // tree returns the files that a vertex makes.
 func (r *remote) tree(ctx context.Context, v *llb.Vertex) (layer.Tree, error) {
 	out, err := solver.Solve(ctx, []llb.Output{v.Output(0)}, solver.Options{
-		Cache: r.builder.cache, Planner: r.steps.Planner, Executor: r.steps.Executor, Events: r.events, Explain: r.explain, Files: r.files, Parallelism: 1,
+		Cache: r.work.Records, Planner: r.steps.Planner, Executor: r.steps.Executor, Events: r.events, Explain: r.explain, Files: r.files, Parallelism: 1,
 	})
 	if err != nil {
 		return nil, err
@@ -123,7 +126,7 @@ func (r *remote) chain(ctx context.Context, c solver.Ref) (layer.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.builder.snapshots.Tree(ids)
+	return r.work.Layers.Tree(ids)
 }
 
 // meta describes a vertex that makes the build context.
@@ -160,7 +163,7 @@ func (r *remote) source(ctx context.Context, o Options) (tree layer.Tree, docker
 func gitContext(o Options) (llb.Git, error) {
 	s, err := remoteurl.ParseGitContext(o.ContextDir)
 	if err != nil {
-		return llb.Git{}, &InputError{err}
+		return llb.Git{}, &input.Error{Err: err}
 	}
 	return frontend.GitContext(s), nil
 }
@@ -181,7 +184,7 @@ func (r *remote) sourceTime(o Options) frontend.SourceTime {
 			case remoteurl.IsHTTP(o.ContextDir):
 				h, err := remoteurl.ParseHTTP(o.ContextDir)
 				if err != nil {
-					return time.Time{}, &InputError{err}
+					return time.Time{}, &input.Error{Err: err}
 				}
 				op = llb.HTTP{URL: h.URL, User: h.User}
 			default:
@@ -223,7 +226,7 @@ func (r *remote) http(ctx context.Context, address string) (layer.Tree, []byte, 
 func (r *remote) download(address, name string) (*llb.Vertex, error) {
 	h, err := remoteurl.ParseHTTP(address)
 	if err != nil {
-		return nil, &InputError{err}
+		return nil, &input.Error{Err: err}
 	}
 	return r.graph.Add(llb.HTTP{URL: h.URL, User: h.User, Filename: name}, r.meta("download "+remoteurl.Shown(address)), r.scratch()), nil
 }
@@ -237,7 +240,7 @@ func (r *remote) stdin(ctx context.Context, in io.Reader) (layer.Tree, []byte, e
 	if err != nil {
 		return nil, nil, err
 	}
-	empty, err := r.builder.snapshots.Tree(nil)
+	empty, err := r.work.Layers.Tree(nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -264,7 +267,7 @@ func (r *remote) unpack(ctx context.Context, tree layer.Tree, vertex *llb.Vertex
 		err = errors.New("it is neither an archive nor a Dockerfile")
 	}
 	if err != nil {
-		return nil, nil, &InputError{fmt.Errorf("read the build context from %s: %w", from, err)}
+		return nil, nil, &input.Error{Err: fmt.Errorf("read the build context from %s: %w", from, err)}
 	}
 	return bare, text, nil
 }
@@ -280,7 +283,7 @@ func (r *remote) dockerfile(ctx context.Context, o Options) ([]byte, string, err
 			err = fmt.Errorf("it is larger than the %d MiB that are allowed", maxDockerfile>>20)
 		}
 		if err != nil {
-			return nil, "", &InputError{fmt.Errorf("read the Dockerfile from standard input: %w", err)}
+			return nil, "", &input.Error{Err: fmt.Errorf("read the Dockerfile from standard input: %w", err)}
 		}
 		return text, "Dockerfile", nil
 	}
@@ -294,7 +297,7 @@ func (r *remote) dockerfile(ctx context.Context, o Options) ([]byte, string, err
 	}
 	text, err := readTree(tree, "Dockerfile", maxDockerfile)
 	if err != nil {
-		return nil, "", &InputError{fmt.Errorf("read the Dockerfile from %s: %w", remoteurl.Shown(o.Dockerfile), err)}
+		return nil, "", &input.Error{Err: fmt.Errorf("read the Dockerfile from %s: %w", remoteurl.Shown(o.Dockerfile), err)}
 	}
 	return text, "Dockerfile", nil
 }
@@ -304,21 +307,21 @@ func dockerfileIn(tree layer.Tree, name, context string) ([]byte, string, error)
 	for _, candidate := range []string{cmp.Or(name, "Dockerfile"), cmp.Or(name, "dockerfile")} {
 		_, e, err := snapshot.Resolve(tree.Lookup, candidate, true)
 		if err != nil {
-			return nil, "", &InputError{fmt.Errorf("look for the Dockerfile: %w", err)}
+			return nil, "", &input.Error{Err: fmt.Errorf("look for the Dockerfile: %w", err)}
 		}
 		if e == nil {
 			continue
 		}
 		text, err := readTree(tree, e.Path, maxDockerfile)
 		if err != nil {
-			return nil, "", &InputError{fmt.Errorf("read the Dockerfile: %w", err)}
+			return nil, "", &input.Error{Err: fmt.Errorf("read the Dockerfile: %w", err)}
 		}
 		return text, candidate, nil
 	}
 	if name != "" {
-		return nil, "", &InputError{fmt.Errorf("there is no %s in the context from %s; -f names a file of the context", name, context)}
+		return nil, "", &input.Error{Err: fmt.Errorf("there is no %s in the context from %s; -f names a file of the context", name, context)}
 	}
-	return nil, "", &InputError{fmt.Errorf("there is no Dockerfile in the context from %s; name one with -f", context)}
+	return nil, "", &input.Error{Err: fmt.Errorf("there is no Dockerfile in the context from %s; name one with -f", context)}
 }
 
 // readTree reads a regular file of at most limit bytes.

@@ -9,6 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/solver/execute"
 	"github.com/kilnbuild/kiln/solver/plan"
 	"github.com/kilnbuild/kiln/solver/session"
+	"github.com/kilnbuild/kiln/store"
 )
 
 // steps plan and execute the steps of one build.
@@ -18,10 +19,10 @@ type steps struct {
 }
 
 // steps returns what plans and executes the steps of the build that a session is of.
-func (b *Builder) steps(c execute.Config, s *session.Session) *steps {
-	c.Snapshots, c.CDIDirs, c.Root, c.Tmp = b.snapshots, b.cdiDirs, b.store.Root(), b.scratch.Path()
+func (b *Builder) steps(work *store.Work, c execute.Config, s *session.Session) *steps {
+	c.Snapshots, c.CDIDirs, c.Root, c.Tmp = work.Layers, b.cdiDirs, b.root.Dir(), work.Scratch.Path()
 	x := execute.New(c, s)
-	return &steps{&plan.Planner{Layers: x, Sources: x, Session: s, Tmp: c.Tmp, Limit: b.archive}, x}
+	return &steps{&plan.Planner{Layers: x, Sources: x, Session: s, Tmp: c.Tmp, Limit: b.root.Archive}, x}
 }
 
 // pack returns what outputs need of the layers of their images. If that is blobs of one form alone, layers are made as those.

@@ -1,9 +1,13 @@
 package exporter
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+
+	"github.com/kilnbuild/kiln/llb"
 )
 
 // Annotation is a key and a value for one of the parts that describe an image (image-spec, annotations.md).
@@ -63,4 +67,40 @@ func on(all []Annotation, part Part, platform string) map[string]string {
 		}
 	}
 	return out
+}
+
+// ParseAnnotation reads "[PART[[PLATFORM]],…:]KEY=VALUE", as --annotation takes it; without a part it is on the manifest.
+func ParseAnnotation(s string) ([]Annotation, error) {
+	where, value, ok := strings.Cut(s, "=")
+	if !ok {
+		return nil, errors.New("it is not KEY=VALUE")
+	}
+	on, key, ok := strings.Cut(where, ":")
+	if !ok {
+		on, key = string(OnManifest), where
+	}
+	var all []Annotation
+	for part := range strings.SplitSeq(on, ",") {
+		a, err := NewAnnotation(part, key, value)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
+// NewAnnotation returns the annotation of PART[[PLATFORM]].
+func NewAnnotation(on, key, value string) (a Annotation, err error) {
+	a.Key, a.Value = key, value
+	if key == "" || strings.ContainsFunc(key, unicode.IsSpace) {
+		return a, fmt.Errorf("%q is no key of an annotation", key)
+	}
+	var platform string
+	if a.Part, platform, err = ParsePart(on); err != nil || platform == "" {
+		return a, err
+	}
+	p, err := llb.ParsePlatform(platform, llb.Host())
+	a.Platform = p.String()
+	return a, err
 }

@@ -2,6 +2,7 @@ package llb
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 )
@@ -95,3 +96,6 @@ func (p Platform) Normalize() Platform {
 	}
 	return p
 }
+
+// Host returns the platform that kiln runs on.
+func Host() Platform { return Platform{OS: "linux", Architecture: runtime.GOARCH}.Normalize() }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/progress"
@@ -72,10 +73,10 @@ func (a *app) buildCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
-				err := a.build(cmd.Context(), b, o, f.mode(), call.json)
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
+				err := a.build(cmd.Context(), k.builder, o, f.mode(), call.json)
 				if cmd.Context().Err() == nil {
-					if err := b.Collect(cmd.Context()); err != nil {
+					if err := k.root.Collect(cmd.Context()); err != nil {
 						a.complain("the build is over, and making room after it failed: " + err.Error())
 					}
 				}
@@ -176,7 +177,7 @@ func (f *buildFlags) options(contextDir string) (o build.Options, err error) {
 		return o, err
 	}
 	for _, v := range f.annotations {
-		parsed, err := build.ParseAnnotation(v)
+		parsed, err := exporter.ParseAnnotation(v)
 		if err != nil {
 			return o, usageErrorf("--annotation %q: %w", v, err)
 		}

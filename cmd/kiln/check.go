@@ -4,9 +4,10 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/termtext"
+	"github.com/kilnbuild/kiln/store"
 	"github.com/spf13/cobra"
 )
 
@@ -21,7 +22,7 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 		Args: exactArgs(),
 		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
 			problems, repaired := 0, 0
-			found := func(f build.Finding) {
+			found := func(f store.Finding) {
 				problems++
 				end := ""
 				if f.Repaired {
@@ -35,10 +36,10 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 					return &internalError{err}
 				}
 			}
-			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
-				var c *build.Checked
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
+				var c *store.Checked
 				err := a.withProgress(cmd.Context(), mode, func(ctx context.Context, s *events.Stream) (err error) {
-					c, err = b.Check(ctx, repair, s, found)
+					c, err = k.root.Check(ctx, repair, s, found)
 					return err
 				})
 				if err != nil {
@@ -69,13 +70,13 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 }
 
 // repairLayout repairs the one file without which no root directory is opened.
-func (a *app) repairLayout(found func(build.Finding)) error {
+func (a *app) repairLayout(found func(store.Finding)) error {
 	if _, err := a.enter(); err != nil {
 		return err
 	}
-	repaired, err := build.RepairLayout(".")
+	repaired, err := cas.RepairLayout(".")
 	if repaired {
-		found(build.Finding{Path: "oci-layout", Problem: "cannot be read", Effect: "kiln refuses the root directory", Repaired: true})
+		found(store.Finding{Path: "oci-layout", Problem: "cannot be read", Effect: "kiln refuses the root directory", Repaired: true})
 	}
 	return err
 }

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/doctor"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/internal/userns"
@@ -27,10 +27,10 @@ for what none runs without. The exit status is 0 if a build can run, and else 1.
 				// There is no user namespace, so nothing else can be tried.
 				d := &report{app: a}
 				_, cfgErr := config.Load()
-				for _, f := range build.Surroundings(cfgErr) {
+				for _, f := range doctor.Surroundings(cfgErr) {
 					d.say(f)
 				}
-				d.say(build.Diagnosis{What: "user", Text: e.Error(), Severity: build.Fatal})
+				d.say(doctor.Diagnosis{What: "user", Text: e.Error(), Severity: doctor.Fatal})
 				return d.end()
 			}
 			return err
@@ -41,13 +41,13 @@ for what none runs without. The exit status is 0 if a build can run, and else 1.
 func (a *app) examine(cmd *cobra.Command) error {
 	d := &report{app: a}
 	_, cfgErr := config.Load()
-	for _, f := range build.Surroundings(cfgErr) {
+	for _, f := range doctor.Surroundings(cfgErr) {
 		d.say(f)
 	}
 	if cfgErr == nil {
-		err := a.withBuilder(cmd.Context(), func(b *build.Builder) error { return b.Examine(cmd.Context(), d.say) })
+		err := a.withRoot(cmd.Context(), func(k *kiln) error { return doctor.Examine(cmd.Context(), k.root, k.config, d.say) })
 		if e, ok := err.(*internalError); ok {
-			d.say(build.Diagnosis{What: "root directory", Text: e.Error(), Severity: build.Fatal})
+			d.say(doctor.Diagnosis{What: "root directory", Text: e.Error(), Severity: doctor.Fatal})
 		} else if err != nil {
 			return err
 		}
@@ -62,9 +62,9 @@ type report struct {
 	err   error // of printing
 }
 
-func (d *report) say(f build.Diagnosis) {
-	d.fatal = d.fatal || f.Severity == build.Fatal
-	word := map[build.Severity]string{build.Fine: "ok", build.Lacking: "lacks", build.Fatal: "FAILS"}[f.Severity]
+func (d *report) say(f doctor.Diagnosis) {
+	d.fatal = d.fatal || f.Severity == doctor.Fatal
+	word := map[doctor.Severity]string{doctor.Fine: "ok", doctor.Lacking: "lacks", doctor.Fatal: "FAILS"}[f.Severity]
 	text := termtext.Line(strings.ReplaceAll(f.Text, "\n", " "))
 	if _, err := fmt.Fprintf(d.stdout, "%-6s %-22s %s\n", word, f.What, text); err != nil {
 		d.err = err

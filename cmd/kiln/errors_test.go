@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 	"github.com/kilnbuild/kiln/progress"
@@ -73,7 +73,7 @@ func TestPrintError(t *testing.T) {
 			"image", &parser.Error{File: "Dockerfile", Line: 1, EndLine: 1, Msg: "not found", Err: &registry.Error{}}, 1,
 			"kiln: Dockerfile:1: not found\nDockerfile:1\n",
 		},
-		{"input", &build.InputError{Err: errors.New("no Dockerfile")}, 2, "kiln: no Dockerfile\n"},
+		{"input", &input.Error{Err: errors.New("no Dockerfile")}, 2, "kiln: no Dockerfile\n"},
 		{"wrapped", fmt.Errorf("x: %w", usageErrorf("y")), 2, "kiln: x: y\n"},
 		{"found", errFound, 1, ""},
 	} {

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
-	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/history"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/progress"
@@ -32,8 +32,8 @@ earlier one, or the beginning or end of its ID.`,
 			if len(args) == 1 {
 				id = args[0]
 			}
-			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
-				p, err := b.Past(id)
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
+				p, err := k.root.Past(id)
 				if err != nil {
 					return err
 				}
@@ -45,7 +45,7 @@ earlier one, or the beginning or end of its ID.`,
 }
 
 // explanation describes a build of the history.
-func explanation(p *build.PastBuild, now time.Time) []byte {
+func explanation(p *history.Past, now time.Time) []byte {
 	var out bytes.Buffer
 	line := func(format string, args ...any) { fmt.Fprintln(&out, termtext.Line(fmt.Sprintf(format, args...))) }
 	end := ""
@@ -57,7 +57,7 @@ func explanation(p *build.PastBuild, now time.Time) []byte {
 	}
 	ago := strings.ToLower(units.HumanDuration(now.Sub(p.Begun)))
 	line("build %s of %s, %s ago, took %.1fs%s", p.ID, p.Build.Context, ago, p.Took.Seconds(), end)
-	failed := func(step build.PastStep) bool { return step.Finished.Error != "" }
+	failed := func(step history.Step) bool { return step.Finished.Error != "" }
 	if p.Done.Error != "" && !slices.ContainsFunc(p.Steps, failed) {
 		line("%s", p.Done.Error)
 	}
@@ -90,7 +90,7 @@ func explanation(p *build.PastBuild, now time.Time) []byte {
 }
 
 // outcome says in a word what became of a step, and how long a step took that ran.
-func outcome(step build.PastStep) string {
+func outcome(step history.Step) string {
 	switch {
 	case step.Finished.Canceled:
 		return "canceled"

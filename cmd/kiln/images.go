@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
-	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/internal/termtext"
+	"github.com/kilnbuild/kiln/store/images"
 	"github.com/spf13/cobra"
 )
 
@@ -47,8 +47,8 @@ func (a *app) imagesCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
-				images, err := b.Images(cmd.Context())
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
+				images, err := k.images.List(cmd.Context())
 				if err != nil {
 					return err
 				}
@@ -87,7 +87,7 @@ func (a *app) imagesCommand() *cobra.Command {
 }
 
 // imageRows returns a row for each name of each image.
-func imageRows(images []build.ImageInfo, noTrunc bool, now time.Time) []imageRow {
+func imageRows(images []images.Info, noTrunc bool, now time.Time) []imageRow {
 	var rows []imageRow
 	for _, i := range images {
 		row := imageRow{

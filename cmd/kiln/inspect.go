@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 
-	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/spf13/cobra"
 )
@@ -21,10 +20,10 @@ func (a *app) inspectCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
 				var all []json.RawMessage
 				for _, name := range args {
-					data, err := b.Inspect(cmd.Context(), name)
+					data, err := k.images.Inspect(cmd.Context(), name)
 					if err != nil {
 						return err
 					}

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
-	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/internal/termtext"
+	"github.com/kilnbuild/kiln/store"
 	"github.com/spf13/cobra"
 )
 
@@ -27,7 +27,7 @@ func (a *app) pruneCommand() *cobra.Command {
 name have. What a running build uses stays.`,
 		Args: exactArgs(),
 		RunE: a.asRoot(func(cmd *cobra.Command, args []string) (err error) {
-			o := build.PruneOptions{All: all, DryRun: dryRun}
+			o := store.PruneOptions{All: all, DryRun: dryRun}
 			if o.Before, err = parsePruneFilters(filters, time.Now()); err != nil {
 				return err
 			}
@@ -50,7 +50,7 @@ name have. What a running build uses stays.`,
 					return err
 				}
 			}
-			return a.withBuilder(cmd.Context(), func(b *build.Builder) error { return a.prune(cmd, b, o) })
+			return a.withRoot(cmd.Context(), func(k *kiln) error { return a.prune(cmd, k, o) })
 		}),
 	}
 	flags := cmd.Flags()
@@ -92,10 +92,10 @@ func (a *app) confirm(cmd *cobra.Command, all bool) error {
 	return nil
 }
 
-func (a *app) prune(cmd *cobra.Command, b *build.Builder, o build.PruneOptions) error {
+func (a *app) prune(cmd *cobra.Command, k *kiln, o store.PruneOptions) error {
 	first := true
 	now := time.Now()
-	sum, err := b.Prune(cmd.Context(), o, func(it build.Item) error {
+	sum, err := k.root.Prune(cmd.Context(), o, func(it store.Item) error {
 		var line bytes.Buffer
 		if first {
 			fmt.Fprintf(&line, itemFormat, "KIND", "ID", "SIZE", "LAST USED", "MADE BY")
@@ -117,7 +117,7 @@ func (a *app) prune(cmd *cobra.Command, b *build.Builder, o build.PruneOptions) 
 
 const itemFormat = "%-12s %-14s %-8s %-16s %s\n"
 
-func itemLine(it build.Item, now time.Time) string {
+func itemLine(it store.Item, now time.Time) string {
 	id := strings.TrimPrefix(it.ID, "sha256:")
 	by := shorten(strings.Join(strings.Fields(it.Description), " "))
 	line := fmt.Sprintf(itemFormat, it.Kind, id[:min(12, len(id))], humanSize(it.Size), units.HumanDuration(now.Sub(it.Used))+" ago", by)
@@ -149,8 +149,8 @@ func (a *app) duCommand() *cobra.Command {
 		Short: "Show what takes the root directory's space",
 		Args:  exactArgs(),
 		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
-			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
-				u, err := b.Usage(cmd.Context())
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
+				u, err := k.root.Usage(cmd.Context())
 				if err != nil {
 					return err
 				}
@@ -162,11 +162,11 @@ func (a *app) duCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) printUsage(u *build.RootUsage, verbose bool) error {
+func (a *app) printUsage(u *store.RootUsage, verbose bool) error {
 	var out bytes.Buffer
 	if verbose {
 		now := time.Now()
-		slices.SortStableFunc(u.Items, func(x, y build.Item) int { return y.Used.Compare(x.Used) })
+		slices.SortStableFunc(u.Items, func(x, y store.Item) int { return y.Used.Compare(x.Used) })
 		fmt.Fprintf(&out, itemFormat, "KIND", "ID", "SIZE", "LAST USED", "MADE BY")
 		for _, it := range u.Items {
 			out.WriteString(itemLine(it, now))
@@ -174,7 +174,7 @@ func (a *app) printUsage(u *build.RootUsage, verbose bool) error {
 		out.WriteByte('\n')
 	}
 	type sum struct {
-		kind              build.Kind
+		kind              store.Kind
 		count             int
 		size, reclaimable int64
 	}

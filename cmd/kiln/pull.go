@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 
-	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/spf13/cobra"
 )
@@ -31,9 +30,9 @@ func (a *app) pullCommand() *cobra.Command {
 			if len(platforms) == 1 {
 				one = platforms[0].String()
 			}
-			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
 				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, s *events.Stream) error {
-					return b.Pull(ctx, args[0], one, s)
+					return k.images.Pull(ctx, args[0], one, s)
 				})
 			})
 		},

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 
-	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/spf13/cobra"
 )
@@ -16,9 +15,9 @@ func (a *app) pushCommand() *cobra.Command {
 		Short: "Send an image to its registry",
 		Args:  exactArgs("a NAME"),
 		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
-			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
 				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, s *events.Stream) error {
-					return b.Push(ctx, args[0], s)
+					return k.images.Push(ctx, args[0], s)
 				})
 			})
 		}),

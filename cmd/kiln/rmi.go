@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/kilnbuild/kiln/build"
 	"github.com/spf13/cobra"
 )
 
@@ -14,11 +13,11 @@ func (a *app) rmiCommand() *cobra.Command {
 		Short: "Remove names of images",
 		Args:  minArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withBuilder(cmd.Context(), func(b *build.Builder) error {
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
 				// One name that is not there does not keep the others.
 				var errs []error
 				for _, name := range args {
-					if err := b.Remove(cmd.Context(), name); err != nil {
+					if err := k.images.Remove(cmd.Context(), name); err != nil {
 						errs = append(errs, err)
 						continue
 					}

@@ -17,6 +17,9 @@ import (
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/progress"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/store"
+	"github.com/kilnbuild/kiln/store/images"
 	"github.com/spf13/cobra"
 )
 
@@ -211,29 +214,42 @@ func absoluteEnvironment() error {
 	return nil
 }
 
-// withBuilder calls f with an open builder.
-func (a *app) withBuilder(ctx context.Context, f func(b *build.Builder) error) (err error) {
+// kiln is a root directory that is open, and what works with it.
+type kiln struct {
+	config  *config.Config
+	root    *store.Root
+	images  *images.Images
+	builder *build.Builder
+}
+
+// withRoot calls f with the root directory open.
+func (a *app) withRoot(ctx context.Context, f func(k *kiln) error) (err error) {
 	cfg, err := a.enter()
 	if err != nil {
 		return &internalError{err}
 	}
-	b, err := build.New(ctx, ".", cfg)
+	root, err := store.Open(ctx, ".", cfg)
 	if err != nil {
 		return &internalError{err}
 	}
 	defer func() {
-		closeErr := b.Close()
+		closeErr := root.Close()
 		if closeErr != nil && err == nil {
 			err = &internalError{closeErr}
 		} else if closeErr != nil {
 			fmt.Fprintf(a.stderr, "WARNING: %s\n", termtext.Line(closeErr.Error()))
 		}
-		for _, left := range b.Left() {
+		for _, left := range root.Left() {
 			fmt.Fprintf(a.stderr, "WARNING: a killed kiln has left in %s what cannot be removed, and only takes space: %s\n",
 				termtext.Line(rootdir.Shown(".")), termtext.Line(left.Error()))
 		}
 	}()
-	return f(b)
+	client := registry.New(cfg.Registries)
+	builder, err := build.New(root, client, cfg)
+	if err != nil {
+		return &internalError{err}
+	}
+	return f(&kiln{cfg, root, images.New(root, client), builder})
 }
 
 // progressMode returns the mode that the flag, or else the environment, says, and what said so.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"github.com/kilnbuild/kiln/build"
 	"github.com/spf13/cobra"
 )
 
@@ -11,7 +10,7 @@ func (a *app) tagCommand() *cobra.Command {
 		Short: "Give an image another name",
 		Args:  exactArgs("a SOURCE", "a TARGET"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withBuilder(cmd.Context(), func(b *build.Builder) error { return b.Tag(cmd.Context(), args[0], args[1]) })
+			return a.withRoot(cmd.Context(), func(k *kiln) error { return k.images.Tag(cmd.Context(), args[0], args[1]) })
 		},
 	}
 }

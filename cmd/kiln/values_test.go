@@ -9,6 +9,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/store/images"
 )
 
 // check compares what a parser made of its input. A wanted error is a part of its text.
@@ -75,7 +76,7 @@ func TestParsePlatforms(t *testing.T) {
 		{in: []string{"linux/arm64/v8", "linux/x86_64", "linux/arm"}, want: "linux/arm64 linux/amd64 linux/arm/v7"},
 		{env: "linux/s390x", want: "linux/s390x"},
 		{in: []string{"linux/riscv64"}, env: "linux/s390x", want: "linux/riscv64"},
-		{in: []string{"local,local"}, want: build.HostPlatform().String()},
+		{in: []string{"local,local"}, want: llb.Host().String()},
 		{in: []string{"linux/"}, err: "--platform"},
 		{in: []string{"linux/a,,linux/b"}, err: "--platform"},
 		{env: "/", err: "DOCKER_DEFAULT_PLATFORM"},
@@ -232,7 +233,7 @@ func TestExcerpt(t *testing.T) {
 
 func TestImageRows(t *testing.T) {
 	now := time.Unix(1700000000, 0)
-	rows := imageRows([]build.ImageInfo{
+	rows := imageRows([]images.Info{
 		{Names: []string{"docker.io/library/app:v1", "docker.io/me/app:latest", "localhost:5000/a/b:c"}, ID: "sha256:0123456789abcdef", Created: now.Add(-3 * time.Hour), Size: 1_500_000},
 		{ID: "sha256:fedcba9876543210"},
 	}, false, now)

@@ -20,9 +20,18 @@ const module = "github.com/kilnbuild/kiln/"
 // packages below internal that are not listed here: they know each other and nothing else of ours. A package may always
 // import its own internal packages, and those the small nouns if it may.
 var allowed = map[string][]string{
-	// Past build for types of errors and options only, and for what the language takes for a secret.
-	"cmd/kiln": {"build", "progress", "events", "frontend", "internal", "llb", "parser", "registry", "solver"},
-	"build":    {"events", "history", "cache", "exporter", "frontend", "llb", "parser", "registry", "sandbox", "snapshot", "solver", "solver/execute", "solver/files", "solver/plan", "solver/session", "internal"},
+	// A command for each of build, store, store/images and doctor; the others for types of errors and options, and for what the language
+	// takes for a secret.
+	"cmd/kiln": {"build", "store", "store/images", "doctor", "history", "progress", "events", "exporter", "frontend", "internal", "llb", "parser", "registry", "solver"},
+	"build": {
+		"store", "store/images", "events", "history", "exporter", "frontend", "llb", "parser", "registry", "sandbox", "snapshot", "solver",
+		"solver/execute", "solver/explain", "solver/files", "solver/plan", "solver/session", "internal",
+	},
+	"doctor": {"store", "sandbox", "registry", "internal"},
+
+	// The root directory: store knows the parts that lie in it, and no part knows store.
+	"store":        {"cache", "events", "exporter", "history", "llb", "registry", "sandbox", "snapshot", "solver", "solver/explain", "internal"},
+	"store/images": {"store", "events", "exporter", "llb", "registry", "internal"},
 
 	"parser":   {},
 	"llb":      {},
@@ -35,12 +44,13 @@ var allowed = map[string][]string{
 	// What happens, and how it is shown: whatever makes something happen may say so, and nothing else is known of a printer.
 	"events":   {"llb", "internal"},
 	"progress": {"events", "llb", "internal"},
-	"history":  {"events"},
+	"history":  {"events", "llb", "internal"},
 
 	"solver": {"llb", "events"},
 	"cache":  {"solver", "llb", "internal"},
 
 	// What decides a step, and the doing of it: they share work and files, do not know each other, and only the second one runs processes.
+	"solver/explain": {"solver", "llb", "events", "internal"},
 	"solver/session": {"internal"},
 	"solver/work":    {"solver", "llb"},
 	"solver/files":   {"llb", "snapshot", "internal"},
@@ -51,7 +61,7 @@ var allowed = map[string][]string{
 	"snapshot": {"internal"},
 	"sandbox":  {"internal"},
 
-	"exporter": {"snapshot", "internal"},
+	"exporter": {"snapshot", "llb", "internal"},
 	"registry": {"internal"},
 
 	"bench": {}, // it runs kiln as others do

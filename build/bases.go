@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver/execute"
+	"github.com/kilnbuild/kiln/store/images"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -38,7 +39,7 @@ type base struct {
 }
 
 func newBases(b *Builder, pull bool, s *events.Stream) *bases {
-	return &bases{store: b.store, client: b.client, events: s, pull: pull, found: map[string]base{}, layouts: map[string]*registry.Layout{}}
+	return &bases{store: b.root.Images, client: b.client, events: s, pull: pull, found: map[string]base{}, layouts: map[string]*registry.Layout{}}
 }
 
 // Close closes the layouts that were opened.
@@ -70,7 +71,7 @@ func (b *bases) ResolveImage(ctx context.Context, req frontend.ImageRequest) (*f
 }
 
 func (b *bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, error) {
-	platform := ociPlatform(req.Platform)
+	platform := images.OCIPlatform(req.Platform)
 	if req.Layout != "" {
 		l, err := b.layout(req.Layout)
 		if err != nil {
@@ -150,7 +151,7 @@ func (b *bases) Open(ctx context.Context, op llb.Image, l execute.ImageLayer) (i
 	if err != nil {
 		return nil, err
 	}
-	return registry.Stream(ctx, reporting{found.source}, found.ref, l.Blob, b.store)
+	return registry.Stream(ctx, images.Reporting{Source: found.source}, found.ref, l.Blob, b.store)
 }
 
 func (b *bases) download(ctx context.Context, op llb.Image, blob ocispec.Descriptor) error {
@@ -161,19 +162,7 @@ func (b *bases) download(ctx context.Context, op llb.Image, blob ocispec.Descrip
 	if err != nil {
 		return err
 	}
-	return registry.Download(ctx, reporting{found.source}, found.ref, blob, b.store)
-}
-
-// reporting is a source of blobs that reports to the vertex of the context how much of each has come.
-type reporting struct{ registry.Source }
-
-// Fetch implements registry.Source.
-func (r reporting) Fetch(ctx context.Context, ref string, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	blob, err := r.Source.Fetch(ctx, ref, desc)
-	if err != nil {
-		return nil, err
-	}
-	return &downloading{ReadCloser: blob, report: events.From(ctx).Transferring(desc.Digest.String(), desc.Size)}, nil
+	return registry.Download(ctx, images.Reporting{Source: found.source}, found.ref, blob, b.store)
 }
 
 // repository returns the repository that an image came from, "" for one that is not of a registry.
@@ -186,8 +175,4 @@ func (b *bases) repository(op llb.Image) string {
 		return ""
 	}
 	return ref.Name()
-}
-
-func ociPlatform(p llb.Platform) ocispec.Platform {
-	return ocispec.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion}
 }

@@ -1,4 +1,5 @@
-package build
+// Package doctor tries what builds need of the machine, and says what to change.
+package doctor
 
 import (
 	"context"
@@ -17,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/sandbox"
+	"github.com/kilnbuild/kiln/store"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,10 +47,10 @@ const (
 // examination is one thing to look at. It returns how it is.
 type examination struct {
 	what string
-	look func(b *Builder, ctx context.Context) (string, Severity)
+	look func(p *patient, ctx context.Context) (string, Severity)
 }
 
-// Surroundings are what does not need a Builder, nor root.
+// Surroundings examines what needs neither a root directory nor root.
 func Surroundings(cfgErr error) []Diagnosis {
 	all := []Diagnosis{{What: "kernel", Text: kernel()}}
 	f := Diagnosis{What: "configuration", Text: config.Describe()}
@@ -58,25 +60,33 @@ func Surroundings(cfgErr error) []Diagnosis {
 	return append(all, f)
 }
 
-// Examine tries what builds need of the machine and calls say for each thing.
-func (b *Builder) Examine(ctx context.Context, say func(Diagnosis)) error {
+// patient is what is examined.
+type patient struct {
+	root *store.Root
+	// sharedProc is --no-process-sandbox as kiln.toml has it.
+	sharedProc bool
+}
+
+// Examine tries what builds in a root directory need of the machine, and calls say for each thing.
+func Examine(ctx context.Context, root *store.Root, cfg *config.Config, say func(Diagnosis)) error {
+	p := &patient{root: root, sharedProc: cfg.NoProcessSandbox}
 	for _, e := range []examination{
-		{"user", (*Builder).lookUser},
-		{"root directory", (*Builder).lookRoot},
-		{"overlayfs", (*Builder).lookOverlay},
-		{"capabilities of files", (*Builder).lookCapabilities},
-		{"a step's sandbox", (*Builder).lookSandbox},
-		{"a step's network", (*Builder).lookNetwork},
-		{"a step's limits", (*Builder).lookLimits},
-		{"device nodes", (*Builder).lookDeviceNodes},
-		{"other platforms", (*Builder).lookPlatforms},
-		{"git", (*Builder).lookGit},
-		{"credentials", (*Builder).lookCredentials},
+		{"user", (*patient).lookUser},
+		{"root directory", (*patient).lookRoot},
+		{"overlayfs", (*patient).lookOverlay},
+		{"capabilities of files", (*patient).lookCapabilities},
+		{"a step's sandbox", (*patient).lookSandbox},
+		{"a step's network", (*patient).lookNetwork},
+		{"a step's limits", (*patient).lookLimits},
+		{"device nodes", (*patient).lookDeviceNodes},
+		{"other platforms", (*patient).lookPlatforms},
+		{"git", (*patient).lookGit},
+		{"credentials", (*patient).lookCredentials},
 	} {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		text, severity := e.look(b, ctx)
+		text, severity := e.look(p, ctx)
 		say(Diagnosis{What: e.what, Text: text, Severity: severity})
 	}
 	return nil
@@ -90,7 +100,7 @@ func kernel() string {
 	return "Linux " + unix.ByteSliceToString(u.Release[:]) + " " + unix.ByteSliceToString(u.Machine[:])
 }
 
-func (b *Builder) lookUser(context.Context) (string, Severity) {
+func (p *patient) lookUser(context.Context) (string, Severity) {
 	ns, err := userns.Current()
 	switch {
 	case err != nil:
@@ -108,16 +118,16 @@ func (b *Builder) lookUser(context.Context) (string, Severity) {
 // scarce is how much space on the disk is little.
 const scarce = 1 << 30
 
-func (b *Builder) lookRoot(context.Context) (string, Severity) {
-	if err := b.open(); err != nil {
+func (p *patient) lookRoot(context.Context) (string, Severity) {
+	if _, err := p.root.Work(); err != nil {
 		return err.Error(), Fatal
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(b.store.Root(), &st); err != nil {
-		return fmt.Sprintf("statfs %s: %v", b.store.Name(), err), Fatal
+	if err := unix.Statfs(p.root.Dir(), &st); err != nil {
+		return fmt.Sprintf("statfs %s: %v", p.root.Name(), err), Fatal
 	}
 	free := int64(st.Bavail) * st.Bsize
-	text := fmt.Sprintf("%s, with %s free", b.store.Name(), units.HumanSize(float64(free)))
+	text := fmt.Sprintf("%s, with %s free", p.root.Name(), units.HumanSize(float64(free)))
 	if st.Files > 0 {
 		text += fmt.Sprintf(" and %d inodes", st.Ffree)
 	}
@@ -127,11 +137,12 @@ func (b *Builder) lookRoot(context.Context) (string, Severity) {
 	return text, Fine
 }
 
-func (b *Builder) lookOverlay(context.Context) (string, Severity) {
-	if err := b.open(); err != nil {
+func (p *patient) lookOverlay(context.Context) (string, Severity) {
+	w, err := p.root.Work()
+	if err != nil {
 		return err.Error(), Fatal
 	}
-	if err := b.snapshots.TryOverlay(); err != nil {
+	if err := w.Layers.TryOverlay(); err != nil {
 		return fmt.Sprintf("each RUN works on a copy of its root, which takes time and space, since %v; --root can name a directory on ext4, XFS, Btrfs or tmpfs", err), Lacking
 	}
 	if !mount.AppendsLayers() {
@@ -140,39 +151,41 @@ func (b *Builder) lookOverlay(context.Context) (string, Severity) {
 	return "works", Fine
 }
 
-func (b *Builder) lookCapabilities(context.Context) (string, Severity) {
-	if err := b.open(); err != nil {
+func (p *patient) lookCapabilities(context.Context) (string, Severity) {
+	w, err := p.root.Work()
+	if err != nil {
 		return err.Error(), Fatal
 	}
-	name := filepath.Join(b.scratch.Path(), "capabilities")
+	name := filepath.Join(w.Scratch.Path(), "capabilities")
 	if err := os.WriteFile(name, nil, 0o700); err != nil {
 		return err.Error(), Fatal
 	}
 	defer os.Remove(name)
 	// struct vfs_cap_data of revision 2 with CAP_NET_BIND_SERVICE, see capabilities(7).
 	if err := unix.Setxattr(name, "security.capability", []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0); err != nil {
-		return fmt.Sprintf("the file system of %s does not hold them (%v), so setcap fails in a RUN, and layers with such files cannot be unpacked", b.store.Name(), err), Lacking
+		return fmt.Sprintf("the file system of %s does not hold them (%v), so setcap fails in a RUN, and layers with such files cannot be unpacked", p.root.Name(), err), Lacking
 	}
 	return "are kept", Fine
 }
 
 // step runs a program that does not exist in an empty root: if that is what is wrong, all else is right.
-func (b *Builder) step(ctx context.Context, s sandbox.Spec) error {
-	if err := b.open(); err != nil {
-		return err
-	}
-	p, err := b.snapshots.New()
+func (p *patient) step(ctx context.Context, s sandbox.Spec) error {
+	w, err := p.root.Work()
 	if err != nil {
 		return err
 	}
-	defer p.Close()
-	root, err := b.snapshots.Mount(ctx, nil, p, nil)
+	upper, err := w.Layers.New()
+	if err != nil {
+		return err
+	}
+	defer upper.Close()
+	root, err := w.Layers.Mount(ctx, nil, upper, nil)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
 	s.Root, s.Args = root.File, []string{"/no such program"}
-	if s.SharedProc, err = b.sharedProc(Options{}); err != nil {
+	if s.SharedProc, err = userns.SharedProc(p.sharedProc); err != nil {
 		return err
 	}
 	if s.SharedProc {
@@ -191,14 +204,14 @@ func (b *Builder) step(ctx context.Context, s sandbox.Spec) error {
 	return err
 }
 
-func (b *Builder) lookSandbox(ctx context.Context) (string, Severity) {
-	if err := b.step(ctx, sandbox.Spec{Network: sandbox.NetworkNone}); err != nil {
+func (p *patient) lookSandbox(ctx context.Context) (string, Severity) {
+	if err := p.step(ctx, sandbox.Spec{Network: sandbox.NetworkNone}); err != nil {
 		return err.Error(), Fatal
 	}
 	return "works", Fine
 }
 
-func (b *Builder) lookNetwork(context.Context) (string, Severity) {
+func (p *patient) lookNetwork(context.Context) (string, Severity) {
 	way, err := network.Probe()
 	if err != nil {
 		return fmt.Sprintf("%v; without one only RUN --network=none and --network=host work", err), Fatal
@@ -206,7 +219,7 @@ func (b *Builder) lookNetwork(context.Context) (string, Severity) {
 	return "works, by " + way, Fine
 }
 
-func (b *Builder) lookLimits(ctx context.Context) (string, Severity) {
+func (p *patient) lookLimits(ctx context.Context) (string, Severity) {
 	var can, cannot []string
 	for _, l := range []struct {
 		what string
@@ -217,7 +230,7 @@ func (b *Builder) lookLimits(ctx context.Context) (string, Severity) {
 		{"processor time", sandbox.Limits{CPUQuota: 50000}},
 		{"processors", sandbox.Limits{CPUs: "0"}},
 	} {
-		if err := b.step(ctx, sandbox.Spec{Network: sandbox.NetworkNone, Limits: l.Limits}); err != nil {
+		if err := p.step(ctx, sandbox.Spec{Network: sandbox.NetworkNone, Limits: l.Limits}); err != nil {
 			why := err
 			if e, ok := errors.AsType[*sandbox.LimitError](err); ok {
 				why = e.Err
@@ -248,14 +261,14 @@ func withoutPids() string {
 	return ": a RUN may have any number of them"
 }
 
-func (b *Builder) lookDeviceNodes(context.Context) (string, Severity) {
+func (p *patient) lookDeviceNodes(context.Context) (string, Severity) {
 	if err := sandbox.DeviceNodes(); err != nil {
 		return fmt.Sprintf("a RUN that makes some cannot open them, as debootstrap does with that of /dev/null: %v", err), Lacking
 	}
 	return "those that a RUN makes of /dev/null and the like can be opened", Fine
 }
 
-func (b *Builder) lookPlatforms(context.Context) (string, Severity) {
+func (p *patient) lookPlatforms(context.Context) (string, Severity) {
 	const dir = "/proc/sys/fs/binfmt_misc"
 	var found []string
 	names, _ := os.ReadDir(dir) // it may not be mounted
@@ -271,7 +284,7 @@ func (b *Builder) lookPlatforms(context.Context) (string, Severity) {
 	return "emulated: " + strings.Join(found, ", "), Fine
 }
 
-func (b *Builder) lookGit(ctx context.Context) (string, Severity) {
+func (p *patient) lookGit(ctx context.Context) (string, Severity) {
 	out, err := exec.CommandContext(ctx, "git", "--version").Output()
 	if err != nil {
 		return fmt.Sprintf("contexts, ADD and Dockerfiles from git need the program git: %v", err), Lacking
@@ -279,7 +292,7 @@ func (b *Builder) lookGit(ctx context.Context) (string, Severity) {
 	return strings.TrimPrefix(strings.TrimSpace(string(out)), "git version "), Fine
 }
 
-func (b *Builder) lookCredentials(context.Context) (string, Severity) {
+func (p *patient) lookCredentials(context.Context) (string, Severity) {
 	path, missing, err := registry.CheckCredentials()
 	switch {
 	case err != nil:

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/sandbox"
@@ -35,18 +36,6 @@ func parseRange(value string) (start, count uint32, err error) {
 	return uint32(a), uint32(b), nil
 }
 
-// sharedProc says whether each RUN sees kiln's own /proc.
-func (b *Builder) sharedProc(o Options) (bool, error) {
-	if !o.NoProcessSandbox && !b.noProcessSandbox {
-		return false, nil
-	}
-	ns, err := userns.Current()
-	if err == nil && !ns.Nested {
-		err = &InputError{errors.New("--no-process-sandbox: it is for a kiln in a user namespace, as that of an ordinary user or of a container; root's can always mount a /proc")}
-	}
-	return err == nil, err
-}
-
 // idMap returns what makes the map of ids that the user asked for, once; and what closes it.
 func (b *Builder) idMap(o Options) (ids func() (*mount.IDMap, error), closeIDs func(), err error) {
 	value := o.Userns
@@ -65,7 +54,7 @@ func (b *Builder) idMap(o Options) (ids func() (*mount.IDMap, error), closeIDs f
 		return none, func() {}, nil // of a kiln that an ordinary user runs all is in one
 	}
 	if ns.Nested {
-		return nil, nil, &InputError{errors.New("--userns: kiln is in a user namespace itself")}
+		return nil, nil, &input.Error{Err: errors.New("--userns: kiln is in a user namespace itself")}
 	}
 	var user, group, count uint32
 	if value == "auto" {
@@ -75,7 +64,7 @@ func (b *Builder) idMap(o Options) (ids func() (*mount.IDMap, error), closeIDs f
 		group = user
 	}
 	if err != nil {
-		return nil, nil, &InputError{fmt.Errorf("--userns: %w", err)}
+		return nil, nil, &input.Error{Err: fmt.Errorf("--userns: %w", err)}
 	}
 	var made *mount.IDMap
 	ids = sync.OnceValues(func() (m *mount.IDMap, err error) {

@@ -1,4 +1,5 @@
-package build
+// Package explain says why a step runs: which of its inputs are not what they were, and how its files differ.
+package explain
 
 import (
 	"cmp"
@@ -6,26 +7,33 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/events"
-	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/termtext"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
 )
 
-// explainer is the solver's: it compares inputs and manifests. Keys are made of the very inputs that are compared here, so what is named is
-// what made the difference.
-type explainer struct {
-	store *snapshot.Store
-	// buildArgs are those of the build; values that have the name of a secret are hidden.
-	buildArgs map[string]string
+// Layers gives the manifests of layers.
+type Layers interface {
+	Manifest(id string) (*layer.Manifest, error)
 }
+
+// Explainer is the solver's: it compares inputs and manifests. Keys are made of the very inputs that are compared here, so what is named is
+// what made the difference.
+type Explainer struct {
+	Layers Layers
+	// BuildArgs are those of the build. Values of variables for which IsSecret reports true are hidden; nil is for none.
+	BuildArgs map[string]string
+	IsSecret  func(variable string) bool
+}
+
+// hidden is shown in place of the value of a secret.
+const hidden = "****"
 
 // maxValue is how much of an input's value is shown, in bytes.
 const maxValue = 200
 
 // Inputs implements solver.Explainer.
-func (x explainer) Inputs(now, last []solver.Input) (changes []events.Change, more int) {
+func (x Explainer) Inputs(now, last []solver.Input) (changes []events.Change, more int) {
 	nowBy, lastBy := byName(now), byName(last)
 	var hide func(name, value string) string
 	for _, name := range names(now, last) {
@@ -39,7 +47,7 @@ func (x explainer) Inputs(now, last []solver.Input) (changes []events.Change, mo
 		c := events.Change{Input: name}
 		if name != events.InputRoot && name != events.InputFiles {
 			if hide == nil {
-				hide = hider(x.buildArgs, now, last)
+				hide = x.hider(now, last)
 			}
 			show := func(values []string) (out []string) {
 				for _, v := range values[:min(len(values), events.MaxChanges)] {
@@ -55,9 +63,9 @@ func (x explainer) Inputs(now, last []solver.Input) (changes []events.Change, mo
 }
 
 // Files implements solver.Explainer.
-func (x explainer) Files(now, last solver.Layer) (f events.Files) {
-	a, errA := x.store.Manifest(last.ID)
-	b, errB := x.store.Manifest(now.ID)
+func (x Explainer) Files(now, last solver.Layer) (f events.Files) {
+	a, errA := x.Layers.Manifest(last.ID)
+	b, errB := x.Layers.Manifest(now.ID)
 	if errA != nil || errB != nil {
 		return f // they cannot be compared any more
 	}
@@ -104,15 +112,15 @@ func without(list, other []string) []string {
 // is only hidden as the value of its variable.
 const minHidden = 4
 
-// hider returns a function that replaces secrets in the value of an input: those in the env of inputs, and those of buildArgs.
-func hider(buildArgs map[string]string, inputs ...[]solver.Input) func(name, value string) string {
+// hider returns a function that replaces secrets in the value of an input: those in the env of inputs, and those of BuildArgs.
+func (x Explainer) hider(inputs ...[]solver.Input) func(name, value string) string {
 	var secrets []string
 	add := func(name, value string) {
-		if len(value) >= minHidden && frontend.IsSecretName(name) {
+		if len(value) >= minHidden && x.secret(name) {
 			secrets = append(secrets, value)
 		}
 	}
-	for name, value := range buildArgs {
+	for name, value := range x.BuildArgs {
 		add(name, value)
 	}
 	for _, list := range inputs {
@@ -126,11 +134,11 @@ func hider(buildArgs map[string]string, inputs ...[]solver.Input) func(name, val
 	slices.SortFunc(secrets, func(x, y string) int { return cmp.Or(len(y)-len(x), strings.Compare(x, y)) })
 	return func(name, value string) string {
 		variable, _, _ := strings.Cut(value, "=")
-		if name == "env" && frontend.IsSecretName(variable) {
-			return variable + "=" + frontend.Hidden
+		if name == "env" && x.secret(variable) {
+			return variable + "=" + hidden
 		}
 		for _, s := range secrets {
-			value = strings.ReplaceAll(value, s, frontend.Hidden)
+			value = strings.ReplaceAll(value, s, hidden)
 		}
 		return value
 	}
@@ -182,3 +190,5 @@ func difference(x, y layer.Entry) (what []string) {
 	add(!slices.Equal(x.Xattrs, y.Xattrs), "extended attributes")
 	return what
 }
+
+func (x Explainer) secret(variable string) bool { return x.IsSecret != nil && x.IsSecret(variable) }

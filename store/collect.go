@@ -1,16 +1,16 @@
-package build
+package store
 
 import (
 	"cmp"
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/docker/go-units"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,18 +25,18 @@ const (
 const collectEvery = time.Hour
 
 // collection returns what kiln.toml asks for.
-func (b *Builder) collection() (o PruneOptions, err error) {
+func (r *Root) collection() (o PruneOptions, err error) {
 	var st unix.Statfs_t
-	if err := unix.Statfs(b.store.Root(), &st); err != nil {
-		return o, fmt.Errorf("look at the file system of %s: %w", b.store.Name(), err)
+	if err := unix.Statfs(r.Dir(), &st); err != nil {
+		return o, fmt.Errorf("look at the file system of %s: %w", r.Name(), err)
 	}
 	disk := int64(st.Blocks) * st.Bsize
 	o.All = true
 	for _, size := range []struct {
 		key, value string
 		into       *int64
-	}{{"maxUsedSpace", b.gc.MaxUsedSpace, &o.MaxUsed}, {"minFreeSpace", cmp.Or(b.gc.MinFreeSpace, defaultMinFree), &o.MinFree},
-		{"reservedSpace", cmp.Or(b.gc.ReservedSpace, defaultReserved), &o.Reserved}} {
+	}{{"maxUsedSpace", r.gc.MaxUsedSpace, &o.MaxUsed}, {"minFreeSpace", cmp.Or(r.gc.MinFreeSpace, defaultMinFree), &o.MinFree},
+		{"reservedSpace", cmp.Or(r.gc.ReservedSpace, defaultReserved), &o.Reserved}} {
 		if size.value == "" {
 			continue
 		}
@@ -62,18 +62,18 @@ func share(value string, disk int64) (int64, error) {
 
 // Collect removes what has not been used for long, if the root directory is larger or the disk fuller than kiln.toml allows. What
 // this process used stays. It measures the root directory only where it has reason to, and not more often than once an hour.
-func (b *Builder) Collect(ctx context.Context) error {
-	if b.gc.Enabled != nil && !*b.gc.Enabled {
+func (r *Root) Collect(ctx context.Context) error {
+	if r.gc.Enabled != nil && !*r.gc.Enabled {
 		return nil
 	}
-	o, err := b.collection()
+	o, err := r.collection()
 	if err != nil {
 		return err
 	}
-	if o.MaxUsed == 0 && b.free() >= o.MinFree {
+	if o.MaxUsed == 0 && r.free() >= o.MinFree {
 		return nil
 	}
-	note := filepath.Join(b.store.Root(), "gc")
+	note := r.path(rootdir.Collected)
 	if info, err := os.Lstat(note); err == nil && time.Since(info.ModTime()) < collectEvery {
 		return nil
 	}
@@ -81,6 +81,6 @@ func (b *Builder) Collect(ctx context.Context) error {
 	if err := os.WriteFile(note, nil, 0o600); err == nil {
 		_ = os.Chtimes(note, now, now) // then it is measured again
 	}
-	_, err = b.Prune(ctx, o, func(Item) error { return nil })
+	_, err = r.Prune(ctx, o, func(Item) error { return nil })
 	return err
 }

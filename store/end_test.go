@@ -1,4 +1,4 @@
-package build
+package store
 
 import (
 	"context"
@@ -15,27 +15,24 @@ import (
 
 // TestManagingEnds shows that what goes through all that a root directory keeps ends with its context.
 func TestManagingEnds(t *testing.T) {
-	b, err := New(context.Background(), t.TempDir(), &config.Config{})
+	b, err := Open(context.Background(), t.TempDir(), &config.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer b.Close()
 	const n = 50
 	for i := range n {
-		desc, err := b.store.Put("application/x", fmt.Append(nil, i))
+		desc, err := b.Images.Put("application/x", fmt.Append(nil, i))
 		if err == nil {
-			err = b.store.Tag(fmt.Sprintf("image:%d", i), desc)
+			err = b.Images.Tag(fmt.Sprintf("image:%d", i), desc)
 		}
-		mount := filepath.Join(b.store.Root(), "mounts", fmt.Sprintf("%064x", i), "fs")
+		mount := filepath.Join(b.Dir(), "mounts", fmt.Sprintf("%064x", i), "fs")
 		if err = errors.Join(err, os.MkdirAll(mount, 0o700)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	nobody := events.New()
 	defer nobody.Close()
-	if _, err := b.Images(ctxtest.EndAfter(1)); !errors.Is(err, ctxtest.ErrEnded) {
-		t.Errorf("Images: %v", err)
-	}
 	for name, do := range map[string]func(ctx context.Context) error{
 		"Usage": func(ctx context.Context) error { _, err := b.Usage(ctx); return err },
 		"Prune": func(ctx context.Context) error {

@@ -1,4 +1,4 @@
-package build
+package store
 
 import (
 	"cmp"
@@ -86,17 +86,17 @@ type PruneOptions struct {
 
 // Prune removes what is not used, and calls removed for each Item. What a running build relies on stays. It returns the sum of
 // their sizes in bytes.
-func (b *Builder) Prune(ctx context.Context, o PruneOptions, removed func(Item) error) (int64, error) {
-	if err := b.open(); err != nil {
+func (r *Root) Prune(ctx context.Context, o PruneOptions, removed func(Item) error) (int64, error) {
+	if _, err := r.Work(); err != nil {
 		return 0, err
 	}
-	all, err := b.Usage(ctx)
+	all, err := r.Usage(ctx)
 	if err != nil {
 		return 0, err
 	}
-	excess, limited := o.excess(all.Total, b.free())
+	excess, limited := o.excess(all.Total, r.free())
 	slices.SortStableFunc(all.Items, func(x, y Item) int { return x.Used.Compare(y.Used) })
-	p := &pruner{b: b, dry: o.DryRun, layers: map[string]bool{}}
+	p := &pruner{root: r, dry: o.DryRun, layers: map[string]bool{}}
 	var sum int64
 	for _, it := range all.Items {
 		if limited && sum >= excess {
@@ -139,14 +139,14 @@ func (b *Builder) Prune(ctx context.Context, o PruneOptions, removed func(Item) 
 	if o.DryRun {
 		return sum, nil
 	}
-	return sum, b.cache.Sweep()
+	return sum, r.work.Records.Sweep()
 }
 
 // goneLayer reports whether a layer was removed, now or before.
-func (p *pruner) goneLayer(id string) bool { return p.layers[id] || !p.b.hasLayer(id) }
+func (p *pruner) goneLayer(id string) bool { return p.layers[id] || !p.root.hasLayer(id) }
 
-func (b *Builder) hasLayer(id string) bool {
-	_, err := os.Lstat(b.snapshots.Path(id))
+func (r *Root) hasLayer(id string) bool {
+	_, err := os.Lstat(r.work.Layers.Path(id))
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
@@ -170,16 +170,16 @@ func (o PruneOptions) excess(total, free int64) (int64, bool) {
 }
 
 // free returns how many bytes are free on the root's file system for its user.
-func (b *Builder) free() int64 {
+func (r *Root) free() int64 {
 	var st unix.Statfs_t
-	if unix.Statfs(b.store.Root(), &st) != nil {
+	if unix.Statfs(r.Dir(), &st) != nil {
 		return 0
 	}
 	return int64(st.Bavail) * st.Bsize
 }
 
 type pruner struct {
-	b       *Builder
+	root    *Root
 	dry     bool
 	layers  map[string]bool     // that are gone
 	records map[solver.Key]bool // that are gone
@@ -212,7 +212,7 @@ func (p *pruner) inUse(it Item) bool {
 	case KindLayer, KindBlob, KindImage:
 		return lease.InUse(it.path)
 	case KindRecord:
-		return slices.ContainsFunc(it.layers, func(id string) bool { return lease.InUse(p.b.snapshots.Path(id)) })
+		return slices.ContainsFunc(it.layers, func(id string) bool { return lease.InUse(p.root.work.Layers.Path(id)) })
 	case KindCache:
 		return lease.InUse(filepath.Join(it.path, "lock"))
 	case KindGit:
@@ -222,18 +222,18 @@ func (p *pruner) inUse(it Item) bool {
 }
 
 func (p *pruner) removeNow(it Item) (bool, error) {
-	trash := p.b.scratch.Path()
+	trash := p.root.work.Scratch.Path()
 	switch it.Kind {
 	case KindRecord:
 		// A record is read whole before it is used, but without it the work of a running build would be lost.
 		if p.inUse(it) {
 			return false, nil
 		}
-		return true, p.b.cache.Remove(it.key)
+		return true, p.root.work.Records.Remove(it.key)
 	case KindLayer:
 		return reap(lease.Remove(it.path, trash))
 	case KindImage:
-		if gone, err := p.b.store.Forget(it.blobs[0]); err != nil || !gone {
+		if gone, err := p.root.Images.Forget(it.blobs[0]); err != nil || !gone {
 			return false, err
 		}
 		_, err := p.removeBlobs(it.blobs)
@@ -278,9 +278,9 @@ func underLock(file string, remove bool, f func() (bool, error)) (bool, error) {
 // removeBlobs removes the blobs that no image has and nobody holds. The list of images cannot change meanwhile: what is not on
 // it now can only get onto it by one who holds its blobs before.
 func (p *pruner) removeBlobs(blobs []digest.Digest) (gone bool, err error) {
-	err = p.b.store.Locked(func(entries []ocispec.Descriptor) error {
+	err = p.root.Images.Locked(func(entries []ocispec.Descriptor) error {
 		if index := fmt.Sprint(entries); p.reached == nil || index != p.index {
-			images := reached{store: p.b.store, blobs: map[digest.Digest]int64{}, diffIDs: map[string]bool{}}
+			images := reached{store: p.root.Images, blobs: map[digest.Digest]int64{}, diffIDs: map[string]bool{}}
 			for _, e := range entries {
 				images.add(e)
 			}
@@ -290,14 +290,14 @@ func (p *pruner) removeBlobs(blobs []digest.Digest) (gone bool, err error) {
 			}
 		}
 		for _, d := range blobs {
-			path, err := p.b.store.Path(d)
+			path, err := p.root.Images.Path(d)
 			if err != nil {
 				return err
 			}
 			if p.reached[d] {
 				continue
 			}
-			ok, err := reap(lease.Remove(path, p.b.scratch.Path()))
+			ok, err := reap(lease.Remove(path, p.root.work.Scratch.Path()))
 			if err != nil {
 				return err
 			}
@@ -361,16 +361,16 @@ type RootUsage struct {
 }
 
 // Usage measures what the root directory keeps.
-func (b *Builder) Usage(ctx context.Context) (*RootUsage, error) {
-	if err := b.open(); err != nil {
+func (r *Root) Usage(ctx context.Context) (*RootUsage, error) {
+	if _, err := r.Work(); err != nil {
 		return nil, err
 	}
 	u := &RootUsage{}
-	images, err := b.store.Images()
+	images, err := r.Images.Images()
 	if err != nil {
 		return nil, err
 	}
-	named := reached{store: b.store, blobs: map[digest.Digest]int64{}, diffIDs: map[string]bool{}}
+	named := reached{store: r.Images, blobs: map[digest.Digest]int64{}, diffIDs: map[string]bool{}}
 	seen := map[digest.Digest]bool{}
 	for _, img := range images {
 		if err := ctxio.Ended(ctx); err != nil {
@@ -384,20 +384,20 @@ func (b *Builder) Usage(ctx context.Context) (*RootUsage, error) {
 			}
 		}
 	}
-	if err := b.blobItems(ctx, u, images, &named); err != nil {
+	if err := r.blobItems(ctx, u, images, &named); err != nil {
 		return nil, err
 	}
-	records, err := b.recordItems(ctx)
+	records, err := r.recordItems(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.layerItems(ctx, u, records, &named); err != nil {
+	if err := r.layerItems(ctx, u, records, &named); err != nil {
 		return nil, err
 	}
-	if err := b.logItems(ctx, u); err != nil {
+	if err := r.logItems(ctx, u); err != nil {
 		return nil, err
 	}
-	if err := b.otherItems(ctx, u, &named); err != nil {
+	if err := r.otherItems(ctx, u, &named); err != nil {
 		return nil, err
 	}
 	u.Total = u.ImagesSize
@@ -408,13 +408,13 @@ func (b *Builder) Usage(ctx context.Context) (*RootUsage, error) {
 }
 
 // blobItems adds the images without a name, each with the blobs that it has alone, and the blobs that no image has.
-func (b *Builder) blobItems(ctx context.Context, u *RootUsage, images []cas.Image, named *reached) error {
+func (r *Root) blobItems(ctx context.Context, u *RootUsage, images []cas.Image, named *reached) error {
 	items := map[digest.Digest]*Item{} // of blobs
-	err := b.store.Blobs(func(d digest.Digest, size int64) error {
+	err := r.Images.Blobs(func(d digest.Digest, size int64) error {
 		if err := ctxio.Ended(ctx); err != nil {
 			return err
 		}
-		path, err := b.store.Path(d)
+		path, err := r.Images.Path(d)
 		if err != nil {
 			return err
 		}
@@ -442,7 +442,7 @@ func (b *Builder) blobItems(ctx context.Context, u *RootUsage, images []cas.Imag
 		if img.Name != "" || manifest == nil {
 			continue
 		}
-		own := reached{store: b.store, blobs: map[digest.Digest]int64{}, diffIDs: map[string]bool{}}
+		own := reached{store: r.Images, blobs: map[digest.Digest]int64{}, diffIDs: map[string]bool{}}
 		own.add(img.Desc)
 		it := Item{Kind: KindImage, ID: img.Desc.Digest.String(), path: manifest.path, Used: manifest.Used, blobs: []digest.Digest{img.Desc.Digest}}
 		for d := range own.blobs {
@@ -478,9 +478,9 @@ func (it *Item) measure() bool {
 	return true
 }
 
-func (b *Builder) recordItems(ctx context.Context) ([]Item, error) {
+func (r *Root) recordItems(ctx context.Context) ([]Item, error) {
 	var items []Item
-	err := b.cache.All(func(s cache.Stored) error {
+	err := r.work.Records.All(func(s cache.Stored) error {
 		if err := ctxio.Ended(ctx); err != nil {
 			return err
 		}
@@ -498,8 +498,8 @@ func (b *Builder) recordItems(ctx context.Context) ([]Item, error) {
 }
 
 // layerItems adds the layers and the records.
-func (b *Builder) layerItems(ctx context.Context, u *RootUsage, records []Item, named *reached) error {
-	ids, err := b.snapshots.IDs()
+func (r *Root) layerItems(ctx context.Context, u *RootUsage, records []Item, named *reached) error {
+	ids, err := r.work.Layers.IDs()
 	if err != nil {
 		return err
 	}
@@ -518,7 +518,7 @@ func (b *Builder) layerItems(ctx context.Context, u *RootUsage, records []Item, 
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			it := Item{Kind: KindLayer, ID: id, Description: names[id], Shared: named.diffIDs[id], path: b.snapshots.Path(id)}
+			it := Item{Kind: KindLayer, ID: id, Description: names[id], Shared: named.diffIDs[id], path: r.work.Layers.Path(id)}
 			if !it.measure() {
 				return nil
 			}
@@ -541,7 +541,7 @@ func (b *Builder) layerItems(ctx context.Context, u *RootUsage, records []Item, 
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("measure the layers: %w", err)
 	}
-	b.goLast(u.Items, shared)
+	r.goLast(u.Items, shared)
 	for _, r := range records {
 		r.Shared = slices.ContainsFunc(r.layers, func(id string) bool { return shared[id] })
 		u.Items = append(u.Items, r)
@@ -550,13 +550,13 @@ func (b *Builder) layerItems(ctx context.Context, u *RootUsage, records []Item, 
 }
 
 // goLast sees to it that a layer which others are over goes after them: it is shared if one of them is, and was used when they were.
-func (b *Builder) goLast(items []Item, shared map[string]bool) {
+func (r *Root) goLast(items []Item, shared map[string]bool) {
 	used := map[string]time.Time{}
 	for _, it := range items {
 		if it.Kind != KindLayer {
 			continue
 		}
-		if under := b.snapshots.Under(it.ID); under != "" {
+		if under := r.work.Layers.Under(it.ID); under != "" {
 			shared[under] = shared[under] || it.Shared
 			if used[under].Before(it.Used) {
 				used[under] = it.Used
@@ -574,8 +574,8 @@ func (b *Builder) goLast(items []Item, shared map[string]bool) {
 }
 
 // logItems adds the logs of steps that failed.
-func (b *Builder) logItems(ctx context.Context, u *RootUsage) error {
-	return b.cache.FailedLogs(func(l cache.FailedLog) error {
+func (r *Root) logItems(ctx context.Context, u *RootUsage) error {
+	return r.work.Records.FailedLogs(func(l cache.FailedLog) error {
 		if err := ctxio.Ended(ctx); err != nil {
 			return err
 		}
@@ -588,12 +588,12 @@ func (b *Builder) logItems(ctx context.Context, u *RootUsage) error {
 }
 
 // otherItems adds what is neither image nor record nor layer.
-func (b *Builder) otherItems(ctx context.Context, u *RootUsage, named *reached) error {
+func (r *Root) otherItems(ctx context.Context, u *RootUsage, named *reached) error {
 	for _, place := range []struct {
 		kind Kind
 		dir  string
 	}{{KindEntries, "entries"}, {KindCache, "mounts"}, {KindGit, "git"}, {KindHTTP, "http"}, {KindContext, "context"}, {KindNote, "compressed"}, {KindBuild, history.DirName}} {
-		dir := filepath.Join(b.store.Root(), place.dir)
+		dir := filepath.Join(r.Dir(), place.dir)
 		names, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -1,4 +1,4 @@
-package build
+package store
 
 import (
 	"context"
@@ -59,11 +59,11 @@ func RepairLayout(root string) (bool, error) { return cas.RepairLayout(root) }
 
 // Check verifies everything that the root directory keeps, while other processes may use it, and calls found for what is wrong.
 // With repair, what is wrong is removed where it can be made again.
-func (b *Builder) Check(ctx context.Context, repair bool, s *events.Stream, found func(Finding)) (*Checked, error) {
-	if err := b.open(); err != nil {
+func (r *Root) Check(ctx context.Context, repair bool, s *events.Stream, found func(Finding)) (*Checked, error) {
+	if _, err := r.Work(); err != nil {
 		return nil, err
 	}
-	c := &checker{b: b, root: b.store.Root(), repair: repair, bad: map[digest.Digest]bool{}, badLayers: map[string]bool{}}
+	c := &checker{root: r, repair: repair, bad: map[digest.Digest]bool{}, badLayers: map[string]bool{}}
 	c.found = func(f Finding) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -87,8 +87,7 @@ func (b *Builder) Check(ctx context.Context, repair bool, s *events.Stream, foun
 }
 
 type checker struct {
-	b      *Builder
-	root   string
+	root   *Root
 	repair bool
 	found  func(Finding)
 
@@ -142,12 +141,12 @@ func (c *checker) places(ctx context.Context, _ *events.Task) error {
 			return err
 		}
 	}
-	for _, err := range c.b.Left() {
+	for _, err := range c.root.Left() {
 		if err := c.report("tmp", "holds what a killed process has left: "+err.Error(), "it only takes space: remove it by hand", nil); err != nil {
 			return err
 		}
 	}
-	prefixes, err := filepath.Glob(filepath.Join(c.root, "records", "??"))
+	prefixes, err := filepath.Glob(filepath.Join(c.root.Dir(), "records", "??"))
 	for i := 0; err == nil && i < len(prefixes); i++ {
 		if err := ctxio.Ended(ctx); err != nil {
 			return err
@@ -159,7 +158,7 @@ func (c *checker) places(ctx context.Context, _ *events.Task) error {
 
 // names looks at one directory, in which there may be names that match the expression allowed.
 func (c *checker) names(dir, allowed string) error {
-	path := filepath.Join(c.root, dir)
+	path := filepath.Join(c.root.Dir(), dir)
 	var st unix.Stat_t
 	err := unix.Lstat(path, &st)
 	if err == unix.ENOENT {
@@ -206,7 +205,7 @@ func (c *checker) blobs(ctx context.Context, task *events.Task) error {
 	}
 	var all []blob
 	var total, done int64
-	err := c.b.store.Blobs(func(d digest.Digest, size int64) error {
+	err := c.root.Images.Blobs(func(d digest.Digest, size int64) error {
 		all = append(all, blob{d, size})
 		total += size
 		return nil
@@ -221,7 +220,7 @@ func (c *checker) blobs(ctx context.Context, task *events.Task) error {
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, blob := range all {
 		g.Go(func() error {
-			path, err := c.b.store.Path(blob.digest)
+			path, err := c.root.Images.Path(blob.digest)
 			if err != nil {
 				return err
 			}
@@ -249,7 +248,7 @@ func (c *checker) blobs(ctx context.Context, task *events.Task) error {
 			c.mu.Lock()
 			c.bad[blob.digest] = true
 			c.mu.Unlock()
-			return c.report(c.rel(path), problem, "what needs it fetches it or makes it again", func() error { return c.b.store.Remove(blob.digest) })
+			return c.report(c.rel(path), problem, "what needs it fetches it or makes it again", func() error { return c.root.Images.Remove(blob.digest) })
 		})
 	}
 	err = g.Wait()
@@ -258,26 +257,26 @@ func (c *checker) blobs(ctx context.Context, task *events.Task) error {
 }
 
 func (c *checker) rel(path string) string {
-	rel, _ := filepath.Rel(c.root, path)
+	rel, _ := filepath.Rel(c.root.Dir(), path)
 	return rel
 }
 
 // images looks whether every image has what it is made of. The list of images cannot change meanwhile, so no blob of one is
 // pruned.
 func (c *checker) images(ctx context.Context, _ *events.Task) error {
-	if err := c.b.store.CheckIndex(); err != nil {
+	if err := c.root.Images.CheckIndex(); err != nil {
 		others, listErr := c.manifests(ctx)
 		if listErr != nil {
 			return listErr
 		}
 		err := c.report("index.json", "cannot be read: "+err.Error(), "no image can be found by its name; a repair lists all that are there, without a name where that is lost",
-			func() error { return c.b.store.RepairIndex(others) })
+			func() error { return c.root.Images.RepairIndex(others) })
 		if err != nil || !c.repair {
 			return err
 		}
 	}
 	var unusable []digest.Digest
-	err := c.b.store.Locked(func(entries []ocispec.Descriptor) error {
+	err := c.root.Images.Locked(func(entries []ocispec.Descriptor) error {
 		c.sum.Images = len(entries)
 		for _, e := range entries {
 			if err := ctxio.Ended(ctx); err != nil {
@@ -289,7 +288,7 @@ func (c *checker) images(ctx context.Context, _ *events.Task) error {
 			}
 			lost, listable := c.image(e)
 			for _, d := range lost {
-				path, err := c.b.store.Path(d)
+				path, err := c.root.Images.Path(d)
 				if err != nil {
 					return err
 				}
@@ -316,7 +315,7 @@ func (c *checker) images(ctx context.Context, _ *events.Task) error {
 	}
 	for _, d := range unusable {
 		// Without its manifest an image cannot even be listed.
-		if err := c.b.store.Drop(ocispec.Descriptor{Digest: d}); err != nil && !errors.As(err, new(*cas.NotFoundError)) {
+		if err := c.root.Images.Drop(ocispec.Descriptor{Digest: d}); err != nil && !errors.As(err, new(*cas.NotFoundError)) {
 			return err
 		}
 	}
@@ -327,7 +326,7 @@ func (c *checker) images(ctx context.Context, _ *events.Task) error {
 // platform has only that platform's manifest.
 func (c *checker) image(desc ocispec.Descriptor) (lost []digest.Digest, listable bool) {
 	missing := func(d ocispec.Descriptor) bool {
-		size, err := c.b.store.Stat(d.Digest)
+		size, err := c.root.Images.Stat(d.Digest)
 		return err != nil || size != d.Size || c.bad[d.Digest]
 	}
 	if missing(desc) {
@@ -341,14 +340,14 @@ func (c *checker) image(desc ocispec.Descriptor) (lost []digest.Digest, listable
 		Config    *ocispec.Descriptor
 		Layers    []ocispec.Descriptor
 	}
-	data, err := c.b.store.ReadAll(desc, 0)
+	data, err := c.root.Images.ReadAll(desc, 0)
 	if err != nil || json.Unmarshal(data, &m) != nil {
 		return []digest.Digest{desc.Digest}, false
 	}
 	listable = true
 	there := 0
 	for _, d := range m.Manifests {
-		if _, err := c.b.store.Stat(d.Digest); err != nil && !c.bad[d.Digest] {
+		if _, err := c.root.Images.Stat(d.Digest); err != nil && !c.bad[d.Digest] {
 			continue
 		}
 		there++
@@ -373,7 +372,7 @@ func (c *checker) image(desc ocispec.Descriptor) (lost []digest.Digest, listable
 func (c *checker) manifests(ctx context.Context) ([]ocispec.Descriptor, error) {
 	var all []ocispec.Descriptor
 	inIndex := map[digest.Digest]bool{}
-	err := c.b.store.Blobs(func(d digest.Digest, size int64) error {
+	err := c.root.Images.Blobs(func(d digest.Digest, size int64) error {
 		if err := ctxio.Ended(ctx); err != nil {
 			return err
 		}
@@ -381,7 +380,7 @@ func (c *checker) manifests(ctx context.Context) ([]ocispec.Descriptor, error) {
 			return nil
 		}
 		desc := ocispec.Descriptor{Digest: d, Size: size}
-		data, err := c.b.store.ReadAll(desc, 0)
+		data, err := c.root.Images.ReadAll(desc, 0)
 		if err != nil {
 			return nil // it is reported with the blobs
 		}
@@ -407,7 +406,7 @@ func (c *checker) manifests(ctx context.Context) ([]ocispec.Descriptor, error) {
 
 // layers compares every layer with its manifest.
 func (c *checker) layers(ctx context.Context, task *events.Task) error {
-	ids, err := c.b.snapshots.IDs()
+	ids, err := c.root.work.Layers.IDs()
 	if err != nil {
 		return err
 	}
@@ -435,7 +434,7 @@ func (c *checker) layer(ctx context.Context, id string, bytes *atomic.Int64) err
 	type damage struct{ path, what string }
 	var all []damage
 	more := 0
-	err := c.b.snapshots.Verify(ctx, id, func(path, what string) {
+	err := c.root.work.Layers.Verify(ctx, id, func(path, what string) {
 		if len(all) == maxDamage {
 			more++
 			return
@@ -445,7 +444,7 @@ func (c *checker) layer(ctx context.Context, id string, bytes *atomic.Int64) err
 	if err != nil {
 		return err
 	}
-	dir := c.b.snapshots.Path(id)
+	dir := c.root.work.Layers.Path(id)
 	notes, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // it was pruned
@@ -471,7 +470,7 @@ func (c *checker) layer(ctx context.Context, id string, bytes *atomic.Int64) err
 	}
 	removed := false
 	if c.repair {
-		if removed, err = reap(lease.Remove(dir, c.b.scratch.Path())); err != nil {
+		if removed, err = reap(lease.Remove(dir, c.root.work.Scratch.Path())); err != nil {
 			return fmt.Errorf("repair layer %s: %w", id, err)
 		}
 	}
@@ -504,14 +503,14 @@ func (c *checker) note(path string) error {
 
 // records reads every record, and compares it with the layer that it names.
 func (c *checker) records(ctx context.Context, _ *events.Task) error {
-	return c.b.cache.All(func(s cache.Stored) error {
+	return c.root.work.Records.All(func(s cache.Stored) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		c.sum.Records++
 		k := s.Key.String()
 		path := filepath.Join("records", k[:2], k)
-		remove := func() error { return c.b.cache.Remove(s.Key) }
+		remove := func() error { return c.root.work.Records.Remove(s.Key) }
 		if s.Damage != nil {
 			return c.report(path, "is damaged: "+s.Damage.Error(), "the step runs again", remove)
 		}
@@ -529,7 +528,7 @@ func (c *checker) otherContent(l solver.Layer) bool {
 	if c.badLayers[l.ID] {
 		return false
 	}
-	m, err := layer.OpenManifest(filepath.Join(c.b.snapshots.Path(l.ID), "manifest"))
+	m, err := layer.OpenManifest(filepath.Join(c.root.work.Layers.Path(l.ID), "manifest"))
 	if err != nil {
 		return false // the layer is gone, which is a miss
 	}
@@ -559,7 +558,7 @@ func (c *checker) rest(ctx context.Context, _ *events.Task) error {
 		}, "the blob is compressed again"},
 		{history.DirName, history.Check, "the build is not in the history any more"},
 	} {
-		names, err := os.ReadDir(filepath.Join(c.root, place.dir))
+		names, err := os.ReadDir(filepath.Join(c.root.Dir(), place.dir))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -567,7 +566,7 @@ func (c *checker) rest(ctx context.Context, _ *events.Task) error {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			path := filepath.Join(c.root, place.dir, name.Name())
+			path := filepath.Join(c.root.Dir(), place.dir, name.Name())
 			err := place.check(path)
 			if err == nil || errors.Is(err, fs.ErrNotExist) {
 				continue

@@ -1,0 +1,241 @@
+// Package images lists, names, pulls and pushes the images of a root directory.
+package images
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/store"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Images are the images of a root directory. Its methods may be called from several goroutines.
+type Images struct {
+	root   *store.Root
+	client *registry.Client
+}
+
+// New returns the images of a root directory, which the client pulls and pushes.
+func New(root *store.Root, client *registry.Client) *Images { return &Images{root, client} }
+
+// Info describes an image of the store.
+type Info struct {
+	// Names are its names in full; none for an image that has lost them.
+	Names []string
+	// ID is the digest of the config, or of the index for several platforms; Digest that of the manifest or index.
+	ID     string
+	Digest string
+	// Created is what the config says; the zero time where it says nothing.
+	Created time.Time
+	// Size is that of the layers' blobs in bytes.
+	Size int64
+	// Platforms are what it runs on: "linux/amd64".
+	Platforms []string
+}
+
+// manifestOf reads a manifest and its config.
+func (set *Images) manifestOf(desc ocispec.Descriptor) (m ocispec.Manifest, config dockerspec.DockerOCIImage, err error) {
+	data, err := set.root.Images.ReadAll(desc, 0)
+	if err != nil {
+		return m, config, err
+	}
+	if err := json.Unmarshal(data, &m); err != nil {
+		return m, config, fmt.Errorf("read manifest %s: %w", desc.Digest, err)
+	}
+	if data, err = set.root.Images.ReadAll(m.Config, 0); err != nil {
+		return m, config, err
+	}
+	if err := json.Unmarshal(data, &config); err != nil {
+		return m, config, fmt.Errorf("read config %s: %w", m.Config.Digest, err)
+	}
+	return m, config, nil
+}
+
+// manifests returns the image manifests of a manifest or index.
+func (set *Images) manifests(desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+	if !registry.IsIndex(desc.MediaType) {
+		return []ocispec.Descriptor{desc}, nil
+	}
+	data, err := set.root.Images.ReadAll(desc, 0)
+	if err != nil {
+		return nil, err
+	}
+	var index ocispec.Index
+	if err := json.Unmarshal(data, &index); err != nil {
+		return nil, fmt.Errorf("read index %s: %w", desc.Digest, err)
+	}
+	var out []ocispec.Descriptor
+	for _, m := range index.Manifests {
+		// An index that was pulled for one platform has only that.
+		if registry.IsManifest(m.MediaType) && set.root.Images.Has(m) {
+			out = append(out, m)
+		}
+	}
+	return out, nil
+}
+
+// hold keeps others from pruning the blobs of an image, if it should lose its names, before this process ends. It is an error
+// if some are not there.
+func (set *Images) hold(desc ocispec.Descriptor) error {
+	all, err := set.manifests(desc)
+	if err != nil {
+		return err
+	}
+	blobs := []ocispec.Descriptor{desc}
+	for _, d := range all {
+		m, _, err := set.manifestOf(d)
+		if err != nil {
+			return err
+		}
+		blobs = append(append(blobs, d, m.Config), m.Layers...)
+	}
+	for _, d := range blobs {
+		if !set.root.Images.Has(d) {
+			return fmt.Errorf("the store has no blob %s of the image", d.Digest)
+		}
+	}
+	return nil
+}
+
+// info describes an image without its names.
+func (set *Images) info(desc ocispec.Descriptor) (Info, error) {
+	info := Info{Digest: desc.Digest.String(), ID: desc.Digest.String()}
+	all, err := set.manifests(desc)
+	if err != nil {
+		return info, err
+	}
+	for _, d := range all {
+		m, config, err := set.manifestOf(d)
+		if err != nil {
+			return info, err
+		}
+		if !registry.IsIndex(desc.MediaType) {
+			info.ID = m.Config.Digest.String()
+		}
+		if config.Created != nil && config.Created.After(info.Created) {
+			info.Created = *config.Created
+		}
+		for _, l := range m.Layers {
+			info.Size += l.Size
+		}
+		p := llb.Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant}
+		info.Platforms = append(info.Platforms, p.String())
+	}
+	return info, nil
+}
+
+// List returns the images, the newest first.
+func (set *Images) List(ctx context.Context) ([]Info, error) {
+	all, err := set.root.Images.Images()
+	if err != nil {
+		return nil, err
+	}
+	var out []Info
+	byDigest := map[string]int{}
+	for _, img := range all {
+		if err := ctxio.Ended(ctx); err != nil {
+			return nil, err
+		}
+		i, ok := byDigest[img.Desc.Digest.String()]
+		if !ok {
+			info, err := set.info(img.Desc)
+			if err != nil {
+				if _, lost := set.root.Images.Lookup(img.Desc.Digest.String()); errors.As(lost, new(*cas.NotFoundError)) {
+					continue // it was removed meanwhile
+				}
+				return nil, fmt.Errorf("image %s: %w", img.Name, err)
+			}
+			i = len(out)
+			byDigest[info.Digest] = i
+			out = append(out, info)
+		}
+		if img.Name != "" {
+			out[i].Names = append(out[i].Names, img.Name)
+		}
+	}
+	slices.SortStableFunc(out, func(x, y Info) int { return y.Created.Compare(x.Created) })
+	return out, nil
+}
+
+// lookup finds an image of the store by a name, full or short, by its digest or its id, or by the first digits of these.
+func (set *Images) lookup(ctx context.Context, name string) (cas.Image, error) {
+	if ref, err := registry.ParseReference(name); err == nil {
+		if img, err := set.root.Images.Lookup(ref.String()); err == nil {
+			return img, nil
+		}
+	}
+	img, err := set.root.Images.Lookup(name)
+	var missing *cas.NotFoundError
+	if !errors.As(err, &missing) {
+		return img, err
+	}
+	digits := strings.TrimPrefix(name, "sha256:")
+	if len(digits) < 4 || strings.Trim(digits, "0123456789abcdef") != "" {
+		return img, err
+	}
+	all, listErr := set.root.Images.Images()
+	if listErr != nil {
+		return img, listErr
+	}
+	var found []cas.Image
+	for _, candidate := range all {
+		if err := ctxio.Ended(ctx); err != nil {
+			return img, err
+		}
+		info, infoErr := set.info(candidate.Desc)
+		if infoErr == nil && strings.HasPrefix(strings.TrimPrefix(info.ID, "sha256:"), digits) &&
+			!slices.ContainsFunc(found, func(x cas.Image) bool { return x.Desc.Digest == candidate.Desc.Digest }) {
+			found = append(found, candidate)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return img, err
+	case 1:
+		return found[0], nil
+	}
+	return img, fmt.Errorf("%d images have an id that begins with %s: give more digits", len(found), digits)
+}
+
+// Tag gives an image of the store a further name.
+func (set *Images) Tag(ctx context.Context, src, dst string) error {
+	img, err := set.lookup(ctx, src)
+	if err != nil {
+		return err
+	}
+	ref, err := registry.ParseReference(dst)
+	if err != nil {
+		return &input.Error{Err: err}
+	}
+	if ref.Digest != "" {
+		return &input.Error{Err: fmt.Errorf("tag %s: a name for an image has no digest", dst)}
+	}
+	if err := set.hold(img.Desc); err != nil {
+		return fmt.Errorf("tag %s: %w", dst, err)
+	}
+	return set.root.Images.Tag(ref.String(), img.Desc)
+}
+
+// Remove takes a name from an image. An id takes them all, and the image with them. Blobs and layers stay: they are the
+// cache's.
+func (set *Images) Remove(ctx context.Context, name string) error {
+	img, err := set.lookup(ctx, name)
+	if err != nil {
+		return err
+	}
+	if ref, err := registry.ParseReference(name); err == nil && ref.String() == img.Name {
+		return set.root.Images.Untag(img.Name)
+	}
+	return set.root.Images.Drop(img.Desc)
+}

@@ -1,0 +1,79 @@
+package images
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/registry"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// inspected is an image in the form of docker image inspect.
+type inspected struct {
+	ID           string `json:"Id"`
+	RepoTags     []string
+	RepoDigests  []string
+	Created      *time.Time `json:",omitempty"`
+	Author       string     `json:",omitempty"`
+	Architecture string
+	Variant      string `json:",omitempty"`
+	Os           string
+	Size         int64
+	RootFS       struct {
+		Type   string
+		Layers []string
+	}
+	Config     dockerspec.DockerOCIImageConfig
+	Descriptor ocispec.Descriptor
+	Manifest   ocispec.Descriptor
+	History    []ocispec.History
+}
+
+// Inspect returns a JSON array that describes an image, with an element for each platform, as docker image inspect does.
+func (set *Images) Inspect(ctx context.Context, name string) (json.RawMessage, error) {
+	img, err := set.lookup(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	infos, err := set.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(infos, func(x Info) bool { return x.Digest == img.Desc.Digest.String() })
+	if i < 0 {
+		return nil, &cas.NotFoundError{Ref: name}
+	}
+	all, err := set.manifests(img.Desc)
+	if err != nil {
+		return nil, err
+	}
+	out := []inspected{}
+	for _, d := range all {
+		m, config, err := set.manifestOf(d)
+		if err != nil {
+			return nil, err
+		}
+		e := inspected{
+			ID: m.Config.Digest.String(), RepoTags: append([]string{}, infos[i].Names...), RepoDigests: []string{}, Created: config.Created, Author: config.Author, Architecture: config.Architecture,
+			Variant: config.Variant, Os: config.OS, Config: config.Config, Descriptor: img.Desc, Manifest: d, History: config.History,
+		}
+		for _, n := range infos[i].Names {
+			if ref, err := registry.ParseReference(n); err == nil {
+				e.RepoDigests = append(e.RepoDigests, ref.Name()+"@"+img.Desc.Digest.String())
+			}
+		}
+		e.RootFS.Type, e.RootFS.Layers = "layers", []string{}
+		for _, id := range config.RootFS.DiffIDs {
+			e.RootFS.Layers = append(e.RootFS.Layers, id.String())
+		}
+		for _, l := range m.Layers {
+			e.Size += l.Size
+		}
+		out = append(out, e)
+	}
+	return json.MarshalIndent(out, "", "    ")
+}

@@ -1,0 +1,89 @@
+package images
+
+import (
+	"context"
+	"slices"
+
+	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/registry"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Push sends an image of the store to its registry, its layers compressed by gzip.
+func (set *Images) Push(ctx context.Context, name string, s *events.Stream) error {
+	if _, err := set.root.Work(); err != nil {
+		return err
+	}
+	img, err := set.lookup(ctx, name)
+	if err != nil {
+		return err
+	}
+	ref := img.Name
+	if r, err := registry.ParseReference(name); err == nil && r.String() == img.Name || ref == "" {
+		ref = name
+	}
+	task := s.Task(llb.Place{}, "pushing "+ref)
+	err = set.pushImage(events.With(ctx, task), img.Desc, ref, task)
+	task.Done(err)
+	return err
+}
+
+func (set *Images) pushImage(ctx context.Context, desc ocispec.Descriptor, ref string, task *events.Task) (err error) {
+	ctx, _, end := AskPush(ctx, set.client, []string{ref})
+	defer func() { err = end(err) }()
+	gzip, err := exporter.ParseCompression("gzip", "")
+	if err != nil {
+		return err
+	}
+	if err := set.hold(desc); err != nil {
+		return err
+	}
+	if desc, err = set.root.Blobs().Recompress(ctx, desc, gzip); err != nil {
+		return err
+	}
+	task.Note("digest " + desc.Digest.String())
+	return set.client.Push(ctx, set.root.Images, ref, desc, registry.PushOptions{Progress: Uploads(task)})
+}
+
+// Pull brings an image for one platform into the store and gives it its name. The platform is that of the machine for "".
+func (set *Images) Pull(ctx context.Context, name, platform string, s *events.Stream) error {
+	ref, err := registry.ParseReference(name)
+	if err != nil {
+		return &input.Error{Err: err}
+	}
+	want := llb.Host()
+	if platform != "" {
+		if want, err = llb.ParsePlatform(platform, want); err != nil {
+			return &input.Error{Err: err}
+		}
+	}
+	task := s.Task(llb.Place{}, "pulling "+ref.String())
+	img, err := registry.Pull(events.With(ctx, task), Reporting{Source: set.client}, ref.String(), OCIPlatform(want), set.root.Images)
+	if err == nil {
+		task.Note("digest " + img.Target.Digest.String())
+		local := ref.String()
+		if ref.Digest != "" && ref.Tag == "" {
+			local = "" // an image that was asked for by digest has no name here
+		}
+		err = set.Name(img.Desc, slices.DeleteFunc([]string{local}, func(s string) bool { return s == "" }), task)
+	}
+	task.Done(err)
+	return err
+}
+
+// Name gives an image of the store its names; one without any is listed all the same.
+func (set *Images) Name(desc ocispec.Descriptor, names []string, task *events.Task) error {
+	if len(names) == 0 {
+		return set.root.Images.Tag("", desc)
+	}
+	for _, name := range names {
+		if err := set.root.Images.Tag(name, desc); err != nil {
+			return err
+		}
+		task.Note("naming to " + name)
+	}
+	return nil
+}

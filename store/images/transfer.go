@@ -1,0 +1,60 @@
+package images
+
+import (
+	"context"
+	"io"
+	"sync"
+
+	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Uploads returns what a push reports to: a transfer of the task for each blob.
+func Uploads(task *events.Task) func(d ocispec.Descriptor, done int64) {
+	var mu sync.Mutex
+	byDigest := map[digest.Digest]func(current int64, done bool){}
+	return func(d ocispec.Descriptor, done int64) {
+		mu.Lock()
+		transfer := byDigest[d.Digest]
+		if transfer == nil {
+			transfer = task.Transferring(d.Digest.String(), d.Size)
+			byDigest[d.Digest] = transfer
+		}
+		mu.Unlock()
+		transfer(done, false)
+	}
+}
+
+// downloading is a reader of a blob that reports to a transfer how much was read.
+type downloading struct {
+	io.ReadCloser
+	n      int64
+	report func(current int64, done bool)
+}
+
+func (d *downloading) Read(p []byte) (int, error) {
+	n, err := d.ReadCloser.Read(p)
+	d.n += int64(n)
+	d.report(d.n, err == io.EOF)
+	return n, err
+}
+
+// Reporting is a source of blobs that reports to the vertex of the context how much of each has come.
+type Reporting struct{ registry.Source }
+
+// Fetch implements registry.Source.
+func (r Reporting) Fetch(ctx context.Context, ref string, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	blob, err := r.Source.Fetch(ctx, ref, desc)
+	if err != nil {
+		return nil, err
+	}
+	return &downloading{ReadCloser: blob, report: events.From(ctx).Transferring(desc.Digest.String(), desc.Size)}, nil
+}
+
+// OCIPlatform returns a platform as OCI writes it.
+func OCIPlatform(p llb.Platform) ocispec.Platform {
+	return ocispec.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion}
+}
