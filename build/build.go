@@ -15,6 +15,8 @@ import (
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/history"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/input"
@@ -53,8 +55,8 @@ type Result struct {
 	// Verified are the steps that ran again for Options.VerifyCache.
 	Verified []Verified
 	// Outline and Targets are what Options.Describe asked for.
-	Outline *frontend.Outline
-	Targets *frontend.TargetList
+	Outline *Outline
+	Targets *TargetList
 }
 
 // Verified is a cached step that ran again.
@@ -146,7 +148,7 @@ func (b *Builder) build(ctx context.Context, work *store.Work, o Options, s *eve
 	whole := ctx // ctx becomes one that ends with this function
 	defer func() { err = errors.Join(err, steps.Close(whole)) }()
 	project := projectOf(o)
-	why := explain.Explainer{Layers: work.Layers, BuildArgs: o.BuildArgs, IsSecret: frontend.IsSecretName}
+	why := explain.Explainer{Layers: work.Layers, BuildArgs: o.BuildArgs, IsSecret: lint.IsSecretName}
 	r := &remote{work: work, steps: steps, events: s, explain: why, files: o.Explain, project: project}
 	res.Dockerfile, res.DockerfileName, err = b.contexts(ctx, work, o, r, locals)
 	if err != nil {
@@ -187,7 +189,7 @@ func (b *Builder) build(ctx context.Context, work *store.Work, o Options, s *eve
 	if lowered != nil {
 		for _, w := range lowered.Warnings {
 			s.Emit(events.Warning{Rule: w.Rule, Text: events.Text(w.Msg), Detail: w.Description, URL: w.URL, Location: w.Location})
-			res.Warnings = append(res.Warnings, Warning{Rule: w.Rule, Message: w.Msg, Description: w.Description, URL: w.URL, Location: w.Location, Advice: frontend.IsAdvice(w.Rule)})
+			res.Warnings = append(res.Warnings, Warning{Rule: w.Rule, Message: w.Msg, Description: w.Description, URL: w.URL, Location: w.Location, Advice: lint.IsAdvice(w.Rule)})
 		}
 	}
 	if err != nil || o.Check {
@@ -340,7 +342,7 @@ func (b *Builder) contexts(ctx context.Context, work *store.Work, o Options, r *
 		return nil, "", err
 	}
 	for name, value := range o.BuildContexts {
-		if !frontend.IsDirContext(value) {
+		if !source.IsDirContext(value) {
 			continue
 		}
 		m, err := readIgnore(ctx, value, filepath.Join(value, ".dockerignore"))

@@ -1,14 +1,14 @@
 package build
 
-import "github.com/kilnbuild/kiln/frontend"
+import "github.com/kilnbuild/kiln/frontend/outline"
 
 // What --call outline and targets return, whose JSON is that of BuildKit's subrequests.
 type (
-	Outline        = frontend.Outline
-	OutlineMount   = frontend.OutlineMount
-	TargetList     = frontend.TargetList
-	SourceLocation = frontend.SourceLocation
+	Outline        = outline.Outline
+	OutlineMount   = outline.Mount
+	TargetList     = outline.TargetList
+	SourceLocation = outline.Location
 )
 
 // NewSourceLocation returns the lines from start to end, nil for none.
-func NewSourceLocation(start, end int) *SourceLocation { return frontend.NewSourceLocation(start, end) }
+func NewSourceLocation(start, end int) *SourceLocation { return outline.Lines(start, end) }

@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/exporter"
-	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/sshagent"
@@ -106,7 +106,7 @@ func (o *Options) Absolute() error {
 		if layout, ok := strings.CutPrefix(value, registry.LayoutScheme); ok {
 			abs(&layout)
 			value = registry.LayoutScheme + layout
-		} else if frontend.IsDirContext(value) {
+		} else if source.IsDirContext(value) {
 			abs(&value)
 		}
 		contexts[name] = value

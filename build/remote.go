@@ -17,6 +17,7 @@ import (
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/reach"
@@ -165,7 +166,7 @@ func gitContext(o Options) (llb.Git, error) {
 	if err != nil {
 		return llb.Git{}, &input.Error{Err: err}
 	}
-	return frontend.GitContext(s), nil
+	return source.GitContext(s), nil
 }
 
 // sourceTime returns frontend.Options.SourceTime: directories and standard input have no time.
@@ -259,7 +260,7 @@ func (r *remote) unpack(ctx context.Context, tree layer.Tree, vertex *llb.Vertex
 	archive := files.IsArchive(f)
 	f.Close()
 	if archive {
-		tree, err := r.tree(ctx, r.graph.Add(frontend.UnpackContext(contextFile), r.meta("unpack the context from "+from), r.scratch(), vertex.Output(0)))
+		tree, err := r.tree(ctx, r.graph.Add(source.UnpackContext(contextFile), r.meta("unpack the context from "+from), r.scratch(), vertex.Output(0)))
 		return tree, nil, err
 	}
 	text, err := readTree(tree, contextFile, maxDockerfile)

@@ -2,28 +2,25 @@ package frontend
 
 import (
 	"errors"
-	"fmt"
-	"net/url"
-	"path"
-	"strings"
-	"unicode"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 
+	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 )
 
 // add lowers ADD.
-func (b *builder) add(s *stage, c *instructions.AddCommand, lint *linter.Linter) error {
+func (b *builder) add(s *stage, c *instructions.AddCommand, check *linter.Linter) error {
 	var local []string
 	gits := 0
 	for _, src := range c.SourcePaths {
 		switch {
-		case isGit(src):
+		case remoteurl.IsGit(src):
 			gits++
-		case !isHTTP(src):
+		case !remoteurl.IsHTTP(src):
 			local = append(local, src)
 		}
 	}
@@ -33,7 +30,7 @@ func (b *builder) add(s *stage, c *instructions.AddCommand, lint *linter.Linter)
 	if c.KeepGitDir != nil && *c.KeepGitDir && gits == 0 {
 		return errors.New("--keep-git-dir needs a source that is a git repository")
 	}
-	b.lintIgnored("Add", local, c.Location(), lint)
+	lint.Ignored(check, b.opts.Ignore, "Add", local, c.Location())
 	return b.copyFiles(s, copying{
 		keyword: "ADD", text: c.String(), SourcesAndDest: c.SourcesAndDest, chown: c.Chown, chmod: c.Chmod,
 		link: c.Link, exclude: c.ExcludePatterns, at: c.Location(),
@@ -41,9 +38,9 @@ func (b *builder) add(s *stage, c *instructions.AddCommand, lint *linter.Linter)
 		from:   b.mainContext(),
 		remote: func(src string) (llb.Output, llb.CopySource, error) {
 			switch {
-			case isGit(src):
+			case remoteurl.IsGit(src):
 				return b.addGit(s, c, src)
-			case isHTTP(src):
+			case remoteurl.IsHTTP(src):
 				return b.addHTTP(s, c, src)
 			}
 			return llb.Output{}, llb.CopySource{}, nil
@@ -53,7 +50,7 @@ func (b *builder) add(s *stage, c *instructions.AddCommand, lint *linter.Linter)
 
 // addHTTP returns the root with a file from a URL, and what ADD takes of it. It is unpacked only if that is asked for.
 func (b *builder) addHTTP(s *stage, c *instructions.AddCommand, src string) (llb.Output, llb.CopySource, error) {
-	op, err := httpSource(c, src)
+	op, err := source.HTTP(src, c.Checksum)
 	if err != nil {
 		return llb.Output{}, llb.CopySource{}, err
 	}
@@ -61,83 +58,12 @@ func (b *builder) addHTTP(s *stage, c *instructions.AddCommand, src string) (llb
 	return v.Output(0), llb.CopySource{Path: escapeWildcards("/" + op.Filename), Unpack: c.Unpack != nil && *c.Unpack}, nil
 }
 
-// httpSource returns the op that fetches a file from a URL.
-func httpSource(c *instructions.AddCommand, src string) (llb.HTTP, error) {
-	if c.Checksum != "" && !digestPattern().MatchString(c.Checksum) {
-		return llb.HTTP{}, fmt.Errorf("--checksum=%s: it has to be sha256:, sha384: or sha512: and the digits of that digest", c.Checksum)
-	}
-	op, err := httpOp(src, urlFilename(src))
-	op.Checksum = c.Checksum
-	return op, err
-}
-
-func httpOp(address, filename string) (llb.HTTP, error) {
-	r, err := remoteurl.ParseHTTP(address)
-	if err != nil {
-		return llb.HTTP{}, err
-	}
-	return llb.HTTP{URL: r.URL, User: r.User, Filename: filename}, nil
-}
-
-// unnamed is the name of a file whose URL has none, or one that no file can have.
-const unnamed = "__unnamed__"
-
-// urlFilename returns the last element of a URL's path.
-func urlFilename(src string) string {
-	u, err := url.Parse(src)
-	if err != nil {
-		return unnamed
-	}
-	name := path.Base(u.Path)
-	if name == "." || name == ".." || name == "/" || strings.ContainsFunc(name, unicode.IsControl) {
-		return unnamed
-	}
-	return name
-}
-
 // addGit returns the tree of a repository, and what ADD takes of it: everything.
 func (b *builder) addGit(s *stage, c *instructions.AddCommand, src string) (llb.Output, llb.CopySource, error) {
-	op, err := gitSource(c, src)
+	op, err := source.Git(src, c.Checksum, c.KeepGitDir)
 	if err != nil {
 		return llb.Output{}, llb.CopySource{}, err
 	}
-	v := b.graph.Add(op, b.internalMeta(s, "load git source "+gitName(op), c.Location()), b.scratch())
+	v := b.graph.Add(op, b.internalMeta(s, "load git source "+source.GitName(op), c.Location()), b.scratch())
 	return v.Output(0), llb.CopySource{Path: "/"}, nil
-}
-
-// gitSource returns the op that fetches a repository.
-func gitSource(c *instructions.AddCommand, src string) (llb.Git, error) {
-	source, err := remoteurl.ParseGit(src)
-	if err == nil && c.Checksum != "" {
-		err = source.SetChecksum(c.Checksum)
-	}
-	if err == nil && c.KeepGitDir != nil {
-		if source.KeepGitDir != nil && *source.KeepGitDir != *c.KeepGitDir {
-			err = fmt.Errorf("--keep-git-dir=%t contradicts keep-git-dir=%t in the address", *c.KeepGitDir, *source.KeepGitDir)
-		}
-		source.KeepGitDir = c.KeepGitDir
-	}
-	if err != nil {
-		return llb.Git{}, err
-	}
-	return gitOp(source), nil
-}
-
-func gitOp(s *remoteurl.Git) llb.Git {
-	return llb.Git{
-		Remote: s.Remote, User: s.User, Ref: s.Ref, Subdir: s.Subdir, Checksum: s.Checksum, FetchByCommit: s.FetchByCommit,
-		KeepGitDir: s.KeepGitDir != nil && *s.KeepGitDir, SkipSubmodules: s.Submodules != nil && !*s.Submodules,
-	}
-}
-
-// gitName is how progress names a source: "https://host/r.git#v1:dir".
-func gitName(op llb.Git) string {
-	name := op.Remote
-	if op.Ref != "" || op.Subdir != "" {
-		name += "#" + op.Ref
-	}
-	if op.Subdir != "" {
-		name += ":" + op.Subdir
-	}
-	return name
 }

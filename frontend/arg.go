@@ -7,6 +7,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 
 	"github.com/kilnbuild/kiln/frontend/expand"
+	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -84,16 +85,16 @@ func (b *builder) metaArgs(df *parser.Dockerfile, values map[string]string) (*ex
 }
 
 // arg lowers ARG.
-func (b *builder) arg(s *stage, c *instructions.ArgCommand, lint *linter.Linter) error {
+func (b *builder) arg(s *stage, c *instructions.ArgCommand, check *linter.Linter) error {
 	var created strings.Builder
 	created.WriteString("ARG")
 	for _, a := range c.Args {
-		lintSecret("ARG", a.Key, c.Location(), lint)
+		lint.Secret("ARG", a.Key, c.Location(), check)
 		if v, ok := b.buildArgs[a.Key]; ok {
 			a.Value = &v
 		} else if a.Value != nil {
 			v, unmatched, err := b.words.Word(*a.Value, s.env)
-			b.lintUnmatched(s, c, unmatched, lint)
+			b.lintUnmatched(s, c, unmatched, check)
 			if err != nil {
 				return err
 			}

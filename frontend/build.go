@@ -15,6 +15,9 @@ import (
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
 
 	"github.com/kilnbuild/kiln/frontend/expand"
+	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/frontend/source"
+	"github.com/kilnbuild/kiln/frontend/suggest"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -25,7 +28,7 @@ type builder struct {
 	opts   *Options
 	graph  *llb.Graph
 	images *images
-	lint   *linter.Linter
+	check  *linter.Linter
 	target llb.Platform
 
 	// buildArgs are the Options', without a SOURCE_DATE_EPOCH that stands for no time.
@@ -34,7 +37,7 @@ type builder struct {
 	words     *expand.Expander
 	documents *expand.Expander // for heredocs
 	shown     *expand.Expander // for what people see of a RUN
-	suggest   *suggester
+	suggest   *suggest.Suggester
 	// global are the ARGs above the first FROM and the predefined ones.
 	global *expand.Env
 	// declared are the names of the ARGs above the first FROM, with or without a value.
@@ -45,13 +48,13 @@ type builder struct {
 	// labs says that the Dockerfile asks for the labs channel of the language.
 	labs     bool
 	triggers int // bytes of those that run
-	// comparisons is what is left of maxComparisons.
-	comparisons int
 	// stages are those of the Dockerfile, in its order, and then the implicit ones.
 	stages []*stage
 	// named is the number of stages before triggers of base images add any: the only one is not named in progress output.
 	named  int
 	byName map[string]*stage
+	// goal is the stage to build.
+	goal *stage
 	// external are the implicit stages by what from= says.
 	external map[string]*stage
 }
@@ -82,7 +85,7 @@ func (b *builder) failed(err error) error {
 }
 
 func (b *builder) build(dockerfile []byte) (*Image, error) {
-	df, err := parser.Parse(b.ctx, b.opts.Filename, dockerfile, b.lint)
+	df, err := parser.Parse(b.ctx, b.opts.Filename, dockerfile, b.check)
 	if err != nil {
 		return nil, err
 	}
@@ -92,9 +95,8 @@ func (b *builder) build(dockerfile []byte) (*Image, error) {
 	b.budget = expand.NewBudget()
 	b.words = expand.New(df.Escape, b.budget)
 	b.documents, b.shown = b.words.Documents(), b.words.Shown()
-	b.suggest = &suggester{left: maxSuggesting}
-	b.comparisons = maxComparisons
-	b.lintStages(df.Stages)
+	b.suggest = suggest.New()
+	lint.Stages(b.check, df.Stages)
 	if err := b.setGlobalArgs(df); err != nil {
 		return nil, err
 	}
@@ -104,10 +106,11 @@ func (b *builder) build(dockerfile []byte) (*Image, error) {
 	if err := b.addStages(df.Stages); err != nil {
 		return nil, err
 	}
-	target, err := b.findTarget()
-	if err != nil {
+	var target *stage
+	if target, err = b.findTarget(); err != nil {
 		return nil, err
 	}
+	b.goal = target
 	for s := target; s != nil; s = s.base {
 		s.exported = true
 	}
@@ -120,7 +123,7 @@ func (b *builder) build(dockerfile []byte) (*Image, error) {
 	// Stages without instructions come first: images that are copied from stand behind the others, in no order.
 	for _, first := range []bool{true, false} {
 		for _, s := range b.stages {
-			if (s.implicit || s.replaced()) == first && s.needed {
+			if (s.implicit || s.isContext) == first && s.needed {
 				if err := b.lower(s); err != nil {
 					return nil, err
 				}
@@ -172,7 +175,7 @@ func (b *builder) findTarget() (*stage, error) {
 		return s, nil
 	}
 	err := fmt.Errorf("target stage %q could not be found", b.opts.Target)
-	if match, ok := b.suggest.search(b.opts.Target, b.stageNames, true); ok {
+	if match, ok := b.suggest.Search(b.opts.Target, b.stageNames, true); ok {
 		return nil, &parser.Error{File: b.opts.Filename, Msg: err.Error(), Hint: didYouMean(match), Err: err}
 	}
 	return nil, err
@@ -202,7 +205,7 @@ func (b *builder) addDependencies() error {
 			}
 			s.commands = append(s.commands, cmd)
 		}
-		if s.replaced() {
+		if s.isContext {
 			s.commands, s.deps = nil, nil
 		}
 	}
@@ -409,29 +412,29 @@ func (b *builder) lowerCommand(s *stage, c command) error {
 		return err
 	}
 	s.onBuild = c.onBuild
-	lint := b.lint.WithMergedConfigFromComments(c.Comments())
-	if err := b.expand(s, c, lint); err != nil {
+	check := b.check.WithMergedConfigFromComments(c.Comments())
+	if err := b.expand(s, c, check); err != nil {
 		return err
 	}
 	switch cmd := c.Command.(type) {
 	case *instructions.AddCommand:
-		return b.add(s, cmd, lint)
+		return b.add(s, cmd, check)
 	case *instructions.ArgCommand:
-		return b.arg(s, cmd, lint)
+		return b.arg(s, cmd, check)
 	case *instructions.CmdCommand:
-		return b.cmd(s, cmd, lint)
+		return b.cmd(s, cmd, check)
 	case *instructions.CopyCommand:
-		return b.copy(s, cmd, c.sources, lint)
+		return b.copy(s, cmd, c.sources, check)
 	case *instructions.EntrypointCommand:
-		return b.entrypoint(s, cmd, lint)
+		return b.entrypoint(s, cmd, check)
 	case *instructions.EnvCommand:
-		return b.env(s, cmd, lint)
+		return b.env(s, cmd, check)
 	case *instructions.ExposeCommand:
-		return b.expose(s, cmd, lint)
+		return b.expose(s, cmd, check)
 	case *instructions.HealthCheckCommand:
-		b.healthcheck(s, cmd, lint)
+		b.healthcheck(s, cmd, check)
 	case *instructions.LabelCommand:
-		return b.label(s, cmd, lint)
+		return b.label(s, cmd, check)
 	case *instructions.MaintainerCommand:
 		b.maintainer(s, cmd)
 	case *instructions.OnbuildCommand:
@@ -447,7 +450,7 @@ func (b *builder) lowerCommand(s *stage, c command) error {
 	case *instructions.VolumeCommand:
 		return b.volume(s, cmd)
 	case *instructions.WorkdirCommand:
-		return b.workdir(s, cmd, lint)
+		return b.workdir(s, cmd, check)
 	default:
 		return fmt.Errorf("%s is not supported", strings.ToUpper(c.Name()))
 	}
@@ -455,11 +458,11 @@ func (b *builder) lowerCommand(s *stage, c command) error {
 }
 
 // expand replaces variables in the words of an instruction.
-func (b *builder) expand(s *stage, c command, lint *linter.Linter) error {
+func (b *builder) expand(s *stage, c command, check *linter.Linter) error {
 	with := func(x *expand.Expander) instructions.SingleWordExpander {
 		return func(word string) (string, error) {
 			expanded, unmatched, err := x.Word(word, s.env)
-			b.lintUnmatched(s, c, unmatched, lint)
+			b.lintUnmatched(s, c, unmatched, check)
 			return expanded, err
 		}
 	}
@@ -490,7 +493,7 @@ func syntaxImage(dockerfile []byte, o *Options) (image string, line int) {
 // checkSyntax refuses a Dockerfile that asks for another frontend.
 func checkSyntax(dockerfile []byte, o *Options) error {
 	image, line := syntaxImage(dockerfile, o)
-	repository, _ := splitTag(strings.TrimPrefix(image, "docker.io/"))
+	repository, _ := source.SplitTag(strings.TrimPrefix(image, "docker.io/"))
 	switch repository {
 	case "", "dockerfile.v0", "docker/dockerfile", "docker/dockerfile-upstream":
 		return nil
@@ -501,9 +504,4 @@ func checkSyntax(dockerfile []byte, o *Options) error {
 		Hint: "the Dockerfile language of docker/dockerfile:1 is built in",
 		Err:  errors.ErrUnsupported,
 	}
-}
-
-// unsupported returns the error for a part of the language that is refused.
-func unsupported(format string, args ...any) error {
-	return &parser.Error{Msg: fmt.Sprintf(format, args...) + " is not supported yet", Err: errors.ErrUnsupported}
 }

@@ -12,6 +12,7 @@ import (
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
 	filemode "github.com/tonistiigi/dchapes-mode"
 
+	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
@@ -34,16 +35,16 @@ type copying struct {
 }
 
 // copy lowers COPY.
-func (b *builder) copy(s *stage, c *instructions.CopyCommand, sources []*stage, lint *linter.Linter) error {
+func (b *builder) copy(s *stage, c *instructions.CopyCommand, sources []*stage, check *linter.Linter) error {
 	cp := copying{
 		keyword: "COPY", text: c.String(), SourcesAndDest: c.SourcesAndDest, chown: c.Chown, chmod: c.Chmod,
 		link: c.Link, parents: c.Parents, exclude: c.ExcludePatterns, at: c.Location(),
 	}
 	for _, src := range c.SourcePaths {
-		if isHTTP(src) {
+		if remoteurl.IsHTTP(src) {
 			return errors.New("source can't be a URL for COPY")
 		}
-		if isGit(src) {
+		if remoteurl.IsGit(src) {
 			return errors.New("source can't be a git ref for COPY")
 		}
 	}
@@ -58,7 +59,7 @@ func (b *builder) copy(s *stage, c *instructions.CopyCommand, sources []*stage, 
 		}
 	} else {
 		cp.from = b.mainContext()
-		b.lintIgnored("Copy", c.SourcePaths, c.Location(), lint)
+		lint.Ignored(check, b.opts.Ignore, "Copy", c.SourcePaths, c.Location())
 	}
 	return b.copyFiles(s, cp)
 }

@@ -12,6 +12,8 @@ import (
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
 
 	"github.com/kilnbuild/kiln/frontend/expand"
+	"github.com/kilnbuild/kiln/frontend/source"
+	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -89,10 +91,10 @@ func (b *builder) epochSource(df *parser.Dockerfile, value string, at []moby.Ran
 		return nil, false, b.at(err, at)
 	}
 	if named != nil {
-		if named.remote == nil {
+		if named.Remote == nil {
 			err = b.unsetEpoch()
 		}
-		return named.remote, named.remote != nil, err
+		return named.Remote, named.Remote != nil, err
 	}
 	for i := range df.Stages {
 		if s := &df.Stages[i]; s.Name != "" && strings.EqualFold(s.Name, value) {
@@ -167,10 +169,10 @@ func (b *builder) epochAdd(c *instructions.AddCommand, env *expand.Env) (llb.Op,
 		return nil, err
 	}
 	switch {
-	case isGit(src):
-		return gitSource(&add, src)
-	case isHTTP(src):
-		return httpSource(&add, src)
+	case remoteurl.IsGit(src):
+		return source.Git(src, add.Checksum, add.KeepGitDir)
+	case remoteurl.IsHTTP(src):
+		return source.HTTP(src, add.Checksum)
 	}
 	return nil, errOneAdd
 }

@@ -14,6 +14,9 @@ import (
 
 	"github.com/kilnbuild/kiln/frontend/expand"
 	"github.com/kilnbuild/kiln/frontend/imageconfig"
+	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/frontend/source"
+	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -34,9 +37,9 @@ func (b *builder) addStage(s *stage, index int) error {
 	if err := b.ended(); err != nil {
 		return err
 	}
-	lint := b.lint.WithMergedConfigFromComments(s.src.Comments)
+	check := b.check.WithMergedConfigFromComments(s.src.Comments)
 	base, err := b.words.Expand(s.src.BaseName, b.global)
-	b.lintFromArgs(s, base.Unmatched, lint)
+	b.lintFromArgs(s, base.Unmatched, check)
 	if err != nil {
 		return err
 	}
@@ -45,7 +48,7 @@ func (b *builder) addStage(s *stage, index int) error {
 	}
 	s.src.BaseName = base.Result
 	if expr := s.src.Platform; expr != "" {
-		if err := b.setPlatform(s, expr, lint); err != nil {
+		if err := b.setPlatform(s, expr, check); err != nil {
 			return err
 		}
 	}
@@ -62,8 +65,7 @@ func (b *builder) addStage(s *stage, index int) error {
 			return err
 		}
 		if s.context != nil {
-			s.context.replacesStage = true
-			s.base = nil
+			s.isContext, s.base = true, nil
 		}
 	}
 	s.noCache = b.opts.NoCache || slices.ContainsFunc(b.opts.NoCacheFilter, func(name string) bool {
@@ -88,13 +90,13 @@ func steps(c instructions.Command) int {
 }
 
 // setPlatform reads FROM --platform.
-func (b *builder) setPlatform(s *stage, expr string, lint *linter.Linter) error {
+func (b *builder) setPlatform(s *stage, expr string, check *linter.Linter) error {
 	v, err := b.words.Expand(expr, b.global)
-	b.lintFromArgs(s, v.Unmatched, lint)
+	b.lintFromArgs(s, v.Unmatched, check)
 	if err != nil {
 		return fmt.Errorf("--platform: %w", err)
 	}
-	b.lintPlatform(s, expr, v, lint)
+	b.lintPlatform(s, expr, v, check)
 	if v.Result == "" {
 		return b.suggestName(fmt.Errorf("empty platform value from expression %s", expand.Clip(expr)), v.Unmatched)
 	}
@@ -109,7 +111,7 @@ func (b *builder) setPlatform(s *stage, expr string, lint *linter.Linter) error 
 // suggestName adds "did you mean" to err for the first of the names that is nearly that of a global argument.
 func (b *builder) suggestName(err error, names map[string]struct{}) error {
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		if match, ok := b.suggest.search(name, b.global.Keys, true); ok {
+		if match, ok := b.suggest.Search(name, b.global.Keys, true); ok {
 			return &parser.Error{Msg: err.Error(), Hint: didYouMean(match), Err: err}
 		}
 	}
@@ -222,7 +224,7 @@ func (e *nameError) Unwrap() error { return e.err }
 
 // nameError returns the error with advice where the name is nearly that of a stage or of a well-known image.
 func (b *builder) nameError(e *nameError) error {
-	if match, ok := b.suggest.search(e.name, func() []string { return append(b.stageNames(), e.known...) }, true); ok {
+	if match, ok := b.suggest.Search(e.name, func() []string { return append(b.stageNames(), e.known...) }, true); ok {
 		return &parser.Error{Msg: e.err.Error(), Hint: didYouMean(match), Err: e.err}
 	}
 	return e.err
@@ -241,7 +243,7 @@ func (b *builder) resolveBase(s *stage) (func() error, error) {
 	platform := b.platformFor(s)
 	req := ImageRequest{Platform: platform}
 	if s.context == nil {
-		ref, err := normalizeRef(asked)
+		ref, err := source.NormalizeRef(asked)
 		if err != nil {
 			return nil, &nameError{name: asked, err: err}
 		}
@@ -251,17 +253,17 @@ func (b *builder) resolveBase(s *stage) (func() error, error) {
 		}
 	}
 	if c := s.context; c != nil {
-		if c.dir || c.remote != nil {
+		if c.Dir || c.Remote != nil {
 			s.platform = &platform
 			b.setDirectory(s, platform)
 			return nothing, nil
 		}
-		if c.ref == "scratch" {
+		if c.Ref == "scratch" {
 			s.platform = &platform
 			b.setScratch(s, platform)
 			return nothing, nil
 		}
-		req.Ref, req.Layout = c.ref, c.layout
+		req.Ref, req.Layout = c.Ref, c.Layout
 	}
 	req.Place = llb.Place{Group: "internal", Platform: platform.String(), Platforms: max(1, len(b.opts.Platforms))}
 	req.Text = "load metadata for " + shownImage(req.Ref, req.Layout)
@@ -297,7 +299,7 @@ func (b *builder) setImage(s *stage, asked string, req ImageRequest, image *foun
 	s.ownPlatform = got
 	s.config = image.config.Fork(b.budget, s.exported)
 	if s.context == nil {
-		b.lintBasePlatform(s, asked, *s.platform, got)
+		lint.BasePlatform(b.check.WithMergedConfigFromComments(s.src.Comments), s.src.Location, asked, *s.platform, got)
 	}
 }
 
@@ -316,7 +318,7 @@ func (b *builder) addImage(s *stage) {
 	meta := llb.Meta{Text: text, Location: b.location(s.src.Location)}
 	switch {
 	case s.context != nil:
-		meta = b.groupMeta(s, "context "+s.context.name, text, s.src.Location)
+		meta = b.groupMeta(s, "context "+s.context.Name, text, s.src.Location)
 	case !s.implicit:
 		meta = b.stepMeta(s, text, b.words, (*expand.Env)(nil), s.src.Location)
 	}
@@ -339,12 +341,12 @@ func (b *builder) setDirectory(s *stage, p llb.Platform) {
 		return
 	}
 	op := llb.File{Actions: []llb.Action{{Copy: &llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/"}}, Dest: "/"}}}}
-	meta := b.groupMeta(s, "context "+s.context.name, "FROM "+s.context.name, s.src.Location)
+	meta := b.groupMeta(s, "context "+s.context.Name, "FROM "+s.context.Name, s.src.Location)
 	meta.NoCache = s.noCache // times of files have no part in a key, and are those of the directory now
 	v := b.graph.Add(op, meta, s.root, s.dir.local)
 	s.root = v.Output(0)
 	s.dir.root = s.root
-	s.config.Commit("FROM "+s.context.name+" # buildkit", v)
+	s.config.Commit("FROM "+s.context.Name+" # buildkit", v)
 }
 
 func (b *builder) scratch() llb.Output {
@@ -353,4 +355,24 @@ func (b *builder) scratch() llb.Output {
 
 func platformOf(image dockerspec.DockerOCIImage) llb.Platform {
 	return llb.Platform{OS: image.OS, Architecture: image.Architecture, Variant: image.Variant, OSVersion: image.OSVersion}
+}
+
+// namedContext returns the context for a stage or image name, nil for none.
+func (b *builder) namedContext(name string, p llb.Platform) (*source.Context, error) {
+	return source.FindContext(b.opts.NamedContexts, name, p, b.opts.BuildPlatform)
+}
+
+// contextOutput returns the output whose files a context that is no image has.
+func (b *builder) contextOutput(c *source.Context) llb.Output {
+	meta := func(text string) llb.Meta {
+		return llb.Meta{Place: llb.Place{Project: b.opts.Project, Group: "context " + c.Name}, Text: text}
+	}
+	switch op := c.Remote.(type) {
+	case llb.Git:
+		return b.graph.Add(op, meta("load git source "+source.GitName(op)), b.scratch()).Output(0)
+	case llb.HTTP:
+		file := b.graph.Add(op, meta("download "+remoteurl.Shown(op.URL)), b.scratch()).Output(0)
+		return b.graph.Add(source.UnpackContext(op.Filename), meta("unpack "+remoteurl.Shown(op.URL)), b.scratch(), file).Output(0)
+	}
+	return b.graph.Add(llb.Local{Name: c.Name}, meta("load from client")).Output(0)
 }

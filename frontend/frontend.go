@@ -8,6 +8,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
 	"github.com/kilnbuild/kiln/frontend/imageconfig"
+	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/llb"
 )
@@ -86,7 +87,7 @@ type Result struct {
 	// Images has an element for each of Options.Platforms, in that order, one where there is none.
 	Images []Image
 	// Warnings are the findings of the checks, each once, in the order of the lines.
-	Warnings []Warning
+	Warnings []lint.Warning
 	// Epoch is SOURCE_DATE_EPOCH in Unix seconds, from the build arguments or the Dockerfile; nil where it is not set.
 	Epoch *int64
 }
@@ -105,18 +106,6 @@ type Image struct {
 	History []imageconfig.History
 }
 
-// Warning is a finding of a check, as docs.docker.com/reference/build-checks lists them.
-type Warning struct {
-	// Rule is the check's name: "JSONArgsRecommended".
-	Rule string
-	// Description says what the check is about, Msg what it found.
-	Description string
-	Msg         string
-	// URL is the page about the check, "" for none.
-	URL      string
-	Location llb.Location
-}
-
 // Build lowers the Dockerfile for o.Platforms. Errors that a line is to blame for are of type *parser.Error; a Result with
 // the warnings found so far comes with an error as well, but for the end of ctx.
 func Build(ctx context.Context, dockerfile []byte, o Options, r Resolver) (*Result, error) {
@@ -128,7 +117,7 @@ func Build(ctx context.Context, dockerfile []byte, o Options, r Resolver) (*Resu
 	if err := checkSyntax(dockerfile, &o); err != nil {
 		return res, err
 	}
-	lint, warnings, err := newLinter(dockerfile, &o)
+	check, warnings, err := lint.New(dockerfile, o.Filename, o.BuildArgs)
 	if err != nil {
 		return res, err
 	}
@@ -139,19 +128,19 @@ func Build(ctx context.Context, dockerfile []byte, o Options, r Resolver) (*Resu
 	graph := &llb.Graph{}
 	images := &images{resolver: r}
 	for _, p := range platforms {
-		b := &builder{ctx: ctx, opts: &o, graph: graph, images: images, lint: lint, target: p.Normalize()}
+		b := &builder{ctx: ctx, opts: &o, graph: graph, images: images, check: check, target: p.Normalize()}
 		image, err := b.build(dockerfile)
 		if ctx.Err() != nil {
 			return res, context.Cause(ctx) // the parser may still be finding what to warn of
 		}
-		res.Warnings = warnings.sorted()
+		res.Warnings = warnings.Sorted()
 		if err != nil {
 			return res, b.failed(err)
 		}
 		res.Images = append(res.Images, *image)
 		res.Epoch = b.epoch
 	}
-	if err := lintError(lint, o.Filename); err != nil {
+	if err := lint.Error(check, o.Filename); err != nil {
 		return res, err
 	}
 	return res, nil

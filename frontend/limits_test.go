@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -173,11 +174,11 @@ func TestManyInstructions(t *testing.T) {
 // The size that a configuration is taken for is at most its real size, and not much less.
 func TestConfigSize(t *testing.T) {
 	text := "FROM scratch\n" + strings.Repeat("ENV A=1 B=\"x && y\"\nLABEL a=<>\nEXPOSE 80\nVOLUME /v\nRUN a && b\nCMD x\nHEALTHCHECK CMD x\nONBUILD RUN x\n", 100)
-	lint, _, err := newLinter([]byte(text), &Options{})
+	check, _, err := lint.New([]byte(text), "Dockerfile", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &builder{ctx: t.Context(), opts: &Options{}, graph: &llb.Graph{}, images: &images{resolver: fakeImages{}}, lint: lint, target: amd64}
+	b := &builder{ctx: t.Context(), opts: &Options{}, graph: &llb.Graph{}, images: &images{resolver: fakeImages{}}, check: check, target: amd64}
 	image, err := b.build([]byte(text))
 	if err != nil {
 		t.Fatal(err)

@@ -33,7 +33,7 @@ func (s *stage) triggers() []string {
 
 // addTriggers puts the triggers of the base of s before its own instructions.
 func (b *builder) addTriggers(s *stage) error {
-	if s.implicit || s.replaced() {
+	if s.implicit || s.isContext {
 		return nil
 	}
 	var triggers []string
@@ -50,7 +50,7 @@ func (b *builder) addTriggers(s *stage) error {
 		if b.triggers += len(text) + imageconfig.HistorySize; b.triggers > maxTriggers {
 			return b.at(fmt.Errorf("the ONBUILD triggers of all stages have more than %d MiB", maxTriggers>>20), s.src.Location)
 		}
-		c, err := parser.ParseTrigger(b.opts.Filename, text, s.src.Location, b.lint)
+		c, err := parser.ParseTrigger(b.opts.Filename, text, s.src.Location, b.check)
 		if err != nil {
 			return err
 		}

@@ -12,6 +12,7 @@ import (
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 
+	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -180,7 +181,7 @@ type masked struct {
 // Get implements shell.EnvGetter.
 func (e masked) Get(name string) (string, bool) {
 	if e.names[name] {
-		return Hidden, true
+		return lint.Hidden, true
 	}
 	return e.EnvGetter.Get(name)
 }

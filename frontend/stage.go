@@ -9,6 +9,8 @@ import (
 
 	"github.com/kilnbuild/kiln/frontend/expand"
 	"github.com/kilnbuild/kiln/frontend/imageconfig"
+	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/llb"
 )
 
@@ -26,8 +28,9 @@ type stage struct {
 
 	// base is the stage that FROM names; nil for an image.
 	base *stage
-	// context is the named context that replaces the stage or its base image.
-	context *namedContext
+	// context is the named context that stands for the image that FROM names or, if isContext is set, for the whole stage.
+	context   *source.Context
+	isContext bool
 	// image is the image that the stage begins with; nil for none.
 	image *stageImage
 	// platform is that of FROM --platform, else nil; after lowering it is the platform that the stage runs on.
@@ -103,9 +106,6 @@ type dependency struct {
 	stage *stage
 	at    []moby.Range
 }
-
-// replaced says that a named context stands for the whole stage.
-func (s *stage) replaced() bool { return s.context != nil && s.context.replacesStage }
 
 // inherit takes over what a stage has from the stage that it is built on.
 func (s *stage) inherit(b *expand.Budget) {
@@ -183,14 +183,11 @@ type shown struct{ shell.EnvGetter }
 // Get implements shell.EnvGetter.
 func (e shown) Get(name string) (string, bool) {
 	value, ok := e.EnvGetter.Get(name)
-	if ok && value != "" && IsSecretName(name) {
-		value = Hidden
+	if ok && value != "" && lint.IsSecretName(name) {
+		value = lint.Hidden
 	}
 	return value, ok
 }
-
-// Hidden is shown in place of the value of a secret.
-const Hidden = "****"
 
 // place returns the place of the stage's next step.
 func (b *builder) place(s *stage) llb.Place {

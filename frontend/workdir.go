@@ -12,10 +12,10 @@ import (
 )
 
 // workdir lowers WORKDIR.
-func (b *builder) workdir(s *stage, c *instructions.WorkdirCommand, lint *linter.Linter) error {
+func (b *builder) workdir(s *stage, c *instructions.WorkdirCommand, check *linter.Linter) error {
 	// Only the first one of the Dockerfile counts: what is relative to that is as sure as that is.
 	if !s.checks.workdirSet && !path.IsAbs(c.Path) {
-		lint.Run(&linter.RuleWorkdirRelativePath, c.Location(), linter.RuleWorkdirRelativePath.Format(c.Path))
+		check.Run(&linter.RuleWorkdirRelativePath, c.Location(), linter.RuleWorkdirRelativePath.Format(c.Path))
 	}
 	s.checks.workdirSet = true
 	dir := joinWorkdir(s.config.WorkingDir(), c.Path)

@@ -5,9 +5,10 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/kilnbuild/kiln/frontend"
-	"github.com/kilnbuild/kiln/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/command"
+
+	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/parser"
 )
 
 // source is a Dockerfile whose lines are printed. The values of variables with the name of a secret are hidden in them.
@@ -47,7 +48,7 @@ func (s *source) line(n int) string {
 	var b strings.Builder
 	line, at := s.lines[n], 0
 	for _, h := range s.hidden[n] {
-		b.WriteString(line[at:h.begin] + frontend.Hidden)
+		b.WriteString(line[at:h.begin] + lint.Hidden)
 		at = h.end
 	}
 	return b.String() + line[at:]
@@ -71,7 +72,7 @@ func (s *source) message(text string, first, last int) string {
 	slices.SortFunc(words, func(x, y string) int { return len(y) - len(x) })
 	for _, w := range words {
 		if len(w) >= minHidden {
-			text = strings.ReplaceAll(text, w, frontend.Hidden)
+			text = strings.ReplaceAll(text, w, lint.Hidden)
 		}
 	}
 	return text
@@ -207,7 +208,7 @@ func trimSpans(text string, spans ...span) (trimmed []span) {
 
 // isSecret reports whether a name, which may have quotes, is that of a secret, or may become one when its variables are expanded.
 func isSecret(name string) bool {
-	return strings.Contains(name, "$") || frontend.IsSecretName(strings.NewReplacer(`"`, "", "'", "", `\`, "", "`", "").Replace(name))
+	return strings.Contains(name, "$") || lint.IsSecretName(strings.NewReplacer(`"`, "", "'", "", `\`, "", "`", "").Replace(name))
 }
 
 // splitWords returns the words of an instruction's arguments as BuildKit's parser finds them. If a quote is not closed, the words from

@@ -22,9 +22,10 @@ const module = "github.com/kilnbuild/kiln/"
 var allowed = map[string][]string{
 	// A command for each of build, store, store/images and doctor; the others for types of errors and options, and for what the language
 	// takes for a secret.
-	"cmd/kiln": {"build", "store", "store/images", "doctor", "history", "progress", "events", "exporter", "frontend", "internal", "llb", "parser", "registry", "solver"},
+	"cmd/kiln": {"build", "store", "store/images", "doctor", "history", "progress", "events", "exporter", "frontend/lint", "internal", "llb", "parser", "registry", "solver"},
 	"build": {
-		"store", "store/images", "events", "history", "exporter", "frontend", "llb", "parser", "registry", "sandbox", "snapshot", "solver",
+		"store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "frontend/source",
+		"llb", "parser", "registry", "sandbox", "snapshot", "solver",
 		"solver/execute", "solver/explain", "solver/files", "solver/plan", "solver/session", "internal",
 	},
 	"doctor": {"store", "sandbox", "registry", "internal"},
@@ -33,13 +34,18 @@ var allowed = map[string][]string{
 	"store":        {"cache", "events", "exporter", "history", "llb", "registry", "sandbox", "snapshot", "solver", "solver/explain", "internal"},
 	"store/images": {"store", "events", "exporter", "llb", "registry", "internal"},
 
-	"parser":   {},
-	"llb":      {},
-	"frontend": {"frontend/expand", "frontend/imageconfig", "parser", "llb", "internal/ignore", "internal/remoteurl"},
+	"parser": {},
+	"llb":    {},
+	"frontend": {"frontend/expand", "frontend/imageconfig", "frontend/lint", "frontend/outline", "frontend/source", "frontend/suggest",
+		"parser", "llb", "internal/ignore", "internal/remoteurl"},
 
-	// What the frontend consists of: words and environments, which know only the language; the configuration of an image.
+	// What the frontend consists of. None of them knows how instructions become vertices.
 	"frontend/expand":      {},
+	"frontend/suggest":     {},
 	"frontend/imageconfig": {"frontend/expand", "llb"},
+	"frontend/lint":        {"parser", "llb", "internal/ignore", "internal/remoteurl"},
+	"frontend/outline":     {"frontend/expand", "frontend/lint", "parser"},
+	"frontend/source":      {"parser", "llb", "internal/remoteurl"},
 
 	// What happens, and how it is shown: whatever makes something happen may say so, and nothing else is known of a printer.
 	"events":   {"llb", "internal"},

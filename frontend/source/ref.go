@@ -1,23 +1,22 @@
-package frontend
+// Package source reads what a Dockerfile and --build-context name: images, git repositories, files of HTTP servers, directories.
+package source
 
 import (
 	"fmt"
 	"regexp"
 	"strings"
 	"sync"
-
-	"github.com/kilnbuild/kiln/internal/remoteurl"
 )
 
-// normalizeRef returns the whole reference for an image name as a Dockerfile has it: "debian" is
+// NormalizeRef returns the whole reference for an image name as a Dockerfile has it: "debian" is
 // "docker.io/library/debian:latest". The grammar is that of github.com/distribution/reference.
-func normalizeRef(s string) (string, error) {
+func NormalizeRef(s string) (string, error) {
 	bad := func(why string) error { return fmt.Errorf("invalid image reference %q: %s", s, why) }
 	name, digest, hasDigest := strings.Cut(s, "@")
 	if hasDigest && !digestPattern().MatchString(digest) {
 		return "", bad("the digest has to be sha256: and 64 hexadecimal digits")
 	}
-	repository, tag := splitTag(name)
+	repository, tag := SplitTag(name)
 	if hasTag := repository != name; hasTag && !tagPattern().MatchString(tag) {
 		return "", bad("a tag has letters, digits, underscores, points and dashes, at most 128")
 	}
@@ -52,10 +51,10 @@ func normalizeRef(s string) (string, error) {
 	return ref, nil
 }
 
-// familiarName returns an image name in its short form, without docker.io/library and the tag latest: the names of named
+// FamiliarName returns an image name in its short form, without docker.io/library and the tag latest: the names of named
 // contexts are compared in it. What is no image name is returned as it is.
-func familiarName(name string) string {
-	ref, err := normalizeRef(name)
+func FamiliarName(name string) string {
+	ref, err := NormalizeRef(name)
 	if err != nil {
 		return name
 	}
@@ -66,8 +65,8 @@ func familiarName(name string) string {
 	return strings.TrimSuffix(ref, ":latest")
 }
 
-// splitTag cuts the ":tag" off a name; the colon of a registry's port is none.
-func splitTag(name string) (rest, tag string) {
+// SplitTag cuts the ":tag" off a name; the colon of a registry's port is none.
+func SplitTag(name string) (rest, tag string) {
 	i := strings.LastIndex(name, ":")
 	if i < 0 || strings.Contains(name[i:], "/") {
 		return name, ""
@@ -88,9 +87,3 @@ var (
 		return regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
 	})
 )
-
-// isHTTP says whether a source is a URL of a file.
-func isHTTP(source string) bool { return remoteurl.IsHTTP(source) }
-
-// isGit says whether a source is a git repository.
-func isGit(source string) bool { return remoteurl.IsGit(source) }

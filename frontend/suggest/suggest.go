@@ -1,4 +1,5 @@
-package frontend
+// Package suggest finds names that may have been meant, within limits.
+package suggest
 
 import "github.com/moby/buildkit/util/suggest"
 
@@ -9,12 +10,15 @@ const (
 	maxSuggested  = 64
 )
 
-// suggester finds names that may have been meant.
-type suggester struct{ left int }
+// Suggester finds names that may have been meant in one build.
+type Suggester struct{ left int }
 
-// search returns the one of known that name is nearly; false for none, and when there were too many before. known is
+// New returns a Suggester.
+func New() *Suggester { return &Suggester{left: maxSuggesting} }
+
+// Search returns the one of known that name is nearly; false for none, and when there were too many before. known is
 // only asked for if it is needed.
-func (s *suggester) search(name string, known func() []string, caseSensitive bool) (string, bool) {
+func (s *Suggester) Search(name string, known func() []string, caseSensitive bool) (string, bool) {
 	if s.left <= 0 || len(name) > maxSuggested {
 		return "", false
 	}

@@ -1,8 +1,8 @@
-package frontend
+package lint
 
 import (
+	"context"
 	"fmt"
-	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -12,6 +12,9 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
+
+	"github.com/kilnbuild/kiln/internal/remoteurl"
 )
 
 // The checks that BuildKit does not have. They are skipped as the others are, and fail a build only where the check directive
@@ -79,22 +82,33 @@ func advise(lint *linter.Linter, rule linter.LinterRuleI, at []moby.Range, msg s
 	}
 }
 
-// advise runs the rules above on the lowered stages. What is left in a layer matters in the stages of the target alone.
-func (b *builder) advise(target *stage) error {
-	final := map[*stage]bool{}
-	for s := target; s != nil; s = s.base {
-		final[s] = true
-	}
-	for _, s := range b.stages {
-		if !s.lowered || s.implicit || s.replaced() {
-			continue
-		}
+// Stage is a stage that is built.
+type Stage struct {
+	// Commands are its instructions as they are lowered, without triggers of its base.
+	Commands []instructions.Command
+	// Env is its environment after the last of them.
+	Env shell.EnvGetter
+	// Final is set for the stages whose layers the target has.
+	Final bool
+}
+
+// adviser gives advice on stages. comparisons is what is left of maxComparisons.
+type adviser struct {
+	ctx         context.Context
+	lint        *linter.Linter
+	comparisons int
+}
+
+// Advise runs the rules above on stages. What is left in a layer matters in final stages alone. The error is the cause of ctx's end.
+func Advise(ctx context.Context, lint *linter.Linter, stages []Stage) error {
+	a := &adviser{ctx, lint, maxComparisons}
+	for _, s := range stages {
 		var copied []instructions.Command
-		for _, c := range s.src.Commands {
-			if err := b.ended(); err != nil {
-				return err
+		for _, c := range s.Commands {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
 			}
-			lint := b.lint.WithMergedConfigFromComments(c.Comments())
+			lint := lint.WithMergedConfigFromComments(c.Comments())
 			switch c := c.(type) {
 			case *instructions.CopyCommand:
 				adviseDest("COPY", c.SourcesAndDest, c.Location(), lint)
@@ -103,20 +117,19 @@ func (b *builder) advise(target *stage) error {
 				}
 			case *instructions.AddCommand:
 				adviseDest("ADD", c.SourcesAndDest, c.Location(), lint)
-				if slices.ContainsFunc(c.SourcePaths, func(src string) bool { return !isHTTP(src) && !isGit(src) }) {
+				if slices.ContainsFunc(c.SourcePaths, func(src string) bool { return !remoteurl.IsHTTP(src) && !remoteurl.IsGit(src) }) {
 					copied = append(copied, c)
 				}
 			case *instructions.RunCommand:
 				script := scriptOf(c)
-				copied = b.adviseOrder(copied, script)
-				if final[s] {
-					adviseCaches(s, c, script, lint)
+				copied = a.order(copied, script)
+				if s.Final {
+					adviseCaches(s.Env, c, script, lint)
 				}
 				adviseUpdate(c, script, lint)
 			}
 		}
 	}
-	b.adviseBuildArgs()
 	return nil
 }
 
@@ -214,8 +227,8 @@ func (p program) fetches() bool {
 	return false
 }
 
-// adviseOrder reports what was copied from the context before a slow step that does not need it, and returns the rest.
-func (b *builder) adviseOrder(copied []instructions.Command, script []program) []instructions.Command {
+// order reports what was copied from the context before a slow step that does not need it, and returns the rest.
+func (a *adviser) order(copied []instructions.Command, script []program) []instructions.Command {
 	var rule linter.LinterRuleI
 	var format func(copied, installer string) string
 	var needless func(c instructions.SourcesAndDest) bool
@@ -225,7 +238,7 @@ func (b *builder) adviseOrder(copied []instructions.Command, script []program) [
 			return copied
 		}
 		rule, format, slow = &ruleCopyBeforeInstall, ruleCopyBeforeInstall.Format, script[i]
-		needless = func(c instructions.SourcesAndDest) bool { return !b.configures(c, script) }
+		needless = func(c instructions.SourcesAndDest) bool { return !a.configures(c, script) }
 	} else if i := slices.IndexFunc(script, program.fetches); i >= 0 {
 		if slices.ContainsFunc(script, func(p program) bool { return !p.fetches() && !p.is("set", "cd") }) {
 			return copied
@@ -238,15 +251,15 @@ func (b *builder) adviseOrder(copied []instructions.Command, script []program) [
 		return copied
 	}
 	return slices.DeleteFunc(copied, func(c instructions.Command) bool {
-		if b.ended() != nil || b.comparisons <= 0 {
+		if a.ctx.Err() != nil || a.comparisons <= 0 {
 			return false
 		}
-		b.comparisons--
+		a.comparisons--
 		sources := sourcesOf(c)
 		if !needless(sources) {
 			return false
 		}
-		lint := b.lint.WithMergedConfigFromComments(c.Comments())
+		lint := a.lint.WithMergedConfigFromComments(c.Comments())
 		text := strings.ToUpper(c.Name()) + " " + strings.Join(sources.SourcePaths, " ")
 		advise(lint, rule, c.Location(), format(text, strings.Join(slow[:min(len(slow), 2)], " ")))
 		return true
@@ -264,7 +277,7 @@ func sourcesOf(c instructions.Command) instructions.SourcesAndDest {
 }
 
 // configures says whether an installation may need what was copied: a configuration, a key, or a file that it names.
-func (b *builder) configures(c instructions.SourcesAndDest, script []program) bool {
+func (a *adviser) configures(c instructions.SourcesAndDest, script []program) bool {
 	for _, dir := range []string{"/etc", "/usr", "/tmp", "/root", "/var"} {
 		if c.DestPath == dir || strings.HasPrefix(c.DestPath, dir+"/") {
 			return true
@@ -273,7 +286,7 @@ func (b *builder) configures(c instructions.SourcesAndDest, script []program) bo
 	paths := append(slices.Clone(c.SourcePaths), c.DestPath)
 	for _, p := range script {
 		for _, word := range p {
-			if b.comparisons -= len(paths); b.comparisons <= 0 {
+			if a.comparisons -= len(paths); a.comparisons <= 0 {
 				return true // who knows
 			}
 			for _, src := range paths {
@@ -314,7 +327,7 @@ func mountsAt(c *instructions.RunCommand, dirs ...string) bool {
 }
 
 // adviseCaches reports the caches of package managers that stay in a layer.
-func adviseCaches(s *stage, c *instructions.RunCommand, script []program, lint *linter.Linter) {
+func adviseCaches(env shell.EnvGetter, c *instructions.RunCommand, script []program, lint *linter.Linter) {
 	found := func(match func(p program) bool) bool { return slices.ContainsFunc(script, match) }
 	// What is asked of the whole script or of all mounts is found out once: a script may have very many installations.
 	known := map[string]bool{}
@@ -358,7 +371,7 @@ func adviseCaches(s *stage, c *instructions.RunCommand, script []program, lint *
 				return
 			}
 		case p.is("pip", "pip3") && p.does("install"):
-			_, off := s.env.Get("PIP_NO_CACHE_DIR")
+			_, off := env.Get("PIP_NO_CACHE_DIR")
 			if !off && !slices.Contains(p, "--no-cache-dir") && !removes(".cache") && !mounts("/root/.cache") && !once("pip", func() bool { return mountsNamed(c, "pip") }) {
 				report(p[0]+" install", "use --no-cache-dir, or --mount=type=cache,target=/root/.cache/pip")
 				return
@@ -372,28 +385,11 @@ func mountsNamed(c *instructions.RunCommand, part string) bool {
 	return slices.ContainsFunc(instructions.GetMounts(c), func(m *instructions.Mount) bool { return strings.Contains(m.Target, part) })
 }
 
-// adviseBuildArgs reports the values of --build-arg that nothing takes.
-func (b *builder) adviseBuildArgs() {
-	declared := append(b.global.Keys(), b.declared...)
-	for _, s := range b.stages {
-		for _, c := range s.commands {
-			if arg, ok := c.Command.(*instructions.ArgCommand); ok {
-				for _, a := range arg.Args {
-					declared = append(declared, a.Key)
-				}
-			}
-		}
+// UnusedBuildArg reports a build argument that nothing declares; meant is the name that it is near, "" for none.
+func UnusedBuildArg(lint *linter.Linter, name, meant string) {
+	hint := ""
+	if meant != "" {
+		hint = " (did you mean " + meant + "?)"
 	}
-	for _, name := range slices.Sorted(maps.Keys(b.opts.BuildArgs)) {
-		predefined := strings.HasPrefix(name, "BUILDKIT_") || name == epochArg ||
-			slices.ContainsFunc(proxies, func(p string) bool { return strings.EqualFold(p, name) })
-		if predefined || slices.Contains(declared, name) {
-			continue
-		}
-		hint := ""
-		if match, ok := b.suggest.search(name, func() []string { return declared }, false); ok {
-			hint = " (did you mean " + match + "?)"
-		}
-		advise(b.lint, &ruleUnusedBuildArg, nil, ruleUnusedBuildArg.Format(name, hint))
-	}
+	advise(lint, &ruleUnusedBuildArg, nil, ruleUnusedBuildArg.Format(name, hint))
 }
