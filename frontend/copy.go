@@ -74,7 +74,8 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	if err := checkChmod(cp.chmod); err != nil {
 		return err
 	}
-	if cp.link && chownByName(cp.chown) {
+	link := cp.link && cp.chmod == "" // as in BuildKit, --link has no effect beside --chmod
+	if link && chownByName(cp.chown) {
 		return fmt.Errorf("--chown=%s: names of users and groups cannot be used with --link, use numeric uid[:gid] instead", cp.chown)
 	}
 	if _, err := ignore.New(b.ctx, cp.exclude); err != nil {
@@ -86,8 +87,7 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 		Attributes: attributes,
 		Exclude:    cp.exclude,
 		Parents:    cp.parents,
-		// As in BuildKit, --link is without effect beside --chmod.
-		Link: cp.link && cp.chmod == "",
+		Link:       link,
 	}
 	var created strings.Builder
 	created.WriteString(cp.keyword)

@@ -136,12 +136,13 @@ func Lookup(passwd, group Opener, spec string) (User, error) {
 const maxOwner = 1<<32 - 2
 
 // Owner resolves the value of COPY --chown, "user", "user:group" or ":group", each a name or a number. A user alone gives
-// the group of its entry if it is a name and the same number if it is a number; ":group", ":" and "" give user 0. The name
-// root is 0 whatever the files hold, and numbers do not read them; one that does not fit into 32 bits with a sign is a name.
+// the group of its entry if it is a name and the same number if it is a number; ":group" and "" give user 0, and a colon
+// without a group gives group 0. The name root is 0 whatever the files hold, and numbers do not read them; one that does not fit into
+// 32 bits with a sign is a name.
 // Errors are as with Lookup. With a *NotFoundError the owner is still valid: that which BuildKit takes, user and group 0 for a
 // user that is not there, and the user's group for such a group.
 func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
-	name, groupName, _ := strings.Cut(spec, ":")
+	name, groupName, hasGroup := strings.Cut(spec, ":")
 	uid, numeric := ownerNumber(name)
 	gid = uid
 	var missing error
@@ -162,6 +163,9 @@ func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
 		}
 	}
 	if groupName == "" {
+		if hasGroup {
+			gid = 0
+		}
 		return uid, gid, missing
 	}
 	given, numeric := ownerNumber(groupName)
