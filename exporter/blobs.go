@@ -535,6 +535,8 @@ func dockerMediaType(t string) (string, error) {
 	switch t {
 	case ocispec.MediaTypeImageLayerGzip:
 		return "application/vnd.docker.image.rootfs.diff.tar.gzip", nil
+	case ocispec.MediaTypeImageLayerZstd:
+		return "application/vnd.docker.image.rootfs.diff.tar.zstd", nil // containerd's name; Docker's specification has none
 	case ocispec.MediaTypeImageLayer:
 		return "application/vnd.docker.image.rootfs.diff.tar", nil
 	}

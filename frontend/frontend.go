@@ -5,6 +5,7 @@ package frontend
 import (
 	"context"
 
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
 	"github.com/kilnbuild/kiln/frontend/imageconfig"
@@ -127,8 +128,11 @@ func Build(ctx context.Context, dockerfile []byte, o Options, r Resolver) (*Resu
 	}
 	graph := &llb.Graph{}
 	images := &images{resolver: r}
-	for _, p := range platforms {
+	for i, p := range platforms {
 		b := &builder{ctx: ctx, opts: &o, graph: graph, images: images, check: check, target: p.Normalize()}
+		if i > 0 {
+			b.check = linter.New(&linter.Config{}) // as in BuildKit, the first platform is checked alone
+		}
 		image, err := b.build(dockerfile)
 		if ctx.Err() != nil {
 			return res, context.Cause(ctx) // the parser may still be finding what to warn of

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/parser"
 )
 
 // call is --call NAME[,format=text|json].
@@ -129,12 +131,24 @@ func (a *app) printCheck(ctx context.Context, r *build.Result, err error, asJSON
 	}
 	if err != nil {
 		at := locate(err)
-		out.Error = &lintError{termtext.Redact(err.Error()), location(at)}
+		out.Error = &lintError{termtext.Redact(message(err)), location(at)}
 	}
 	if err := printJSON(a.stdout, out); err != nil {
 		return err
 	}
 	return failed
+}
+
+// message returns the text of an error without the place in the Dockerfile, which JSON has beside it.
+func message(err error) string {
+	e, ok := errors.AsType[*parser.Error](err)
+	switch {
+	case !ok:
+		return err.Error()
+	case e.Hint != "":
+		return e.Msg + " (" + e.Hint + ")"
+	}
+	return e.Msg
 }
 
 func location(l llb.Location) *build.SourceLocation {

@@ -182,15 +182,11 @@ func Ignored(lint *linter.Linter, m *ignore.Matcher, keyword string, sources []s
 	if m == nil || m.Exceptions() {
 		return
 	}
+	everything := slices.ContainsFunc(m.Patterns(), func(p string) bool { return p == "*" || p == "**" || p == "**/*" })
 	for _, src := range sources {
 		name := path.Clean(src)
-		if name == "." || name == "/" {
-			everything := func(p string) bool { return p == "*" || p == "**" || p == "**/*" }
-			if !slices.ContainsFunc(m.Patterns(), everything) {
-				continue
-			}
-		}
-		if ignored, _ := m.Ignored(name, ignore.Info{}); ignored {
+		isRoot := name == "." || name == "/"
+		if ignored, _ := m.Ignored(name, ignore.Info{}); everything && (isRoot || path.IsAbs(name)) || ignored && !isRoot {
 			lint.Run(&linter.RuleCopyIgnoredFile, at, linter.RuleCopyIgnoredFile.Format(keyword, name))
 		}
 	}

@@ -165,26 +165,37 @@ func (d *describer) stage(ctx context.Context, s Stage) error {
 	src := d.Dockerfile.Stages[s.Number]
 	d.use(src.BaseName)
 	d.use(src.Platform)
+	// Of arguments with one name the last of a stage counts.
+	for _, c := range slices.Backward(src.Commands) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if c, ok := c.(*instructions.ArgCommand); ok {
+			d.args(c, s)
+		}
+	}
 	for _, c := range src.Commands {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		switch c := c.(type) {
-		case *instructions.ArgCommand:
-			for _, a := range c.Args {
-				_, given := d.Given[a.Key]
-				if _, global := d.Global.Get(a.Key); global && a.Value == nil && !given {
-					d.used[a.Key] = true
-					continue
-				}
-				lowered, _ := s.Args.Get(a.Key)
-				d.arg(a, lowered.ValueString(), c.Location())
-			}
-		case *instructions.RunCommand:
+		if c, ok := c.(*instructions.RunCommand); ok {
 			d.mounts(c)
 		}
 	}
 	return nil
+}
+
+// args adds the arguments of an ARG of stage s, but for those that are above the first FROM.
+func (d *describer) args(c *instructions.ArgCommand, s Stage) {
+	for _, a := range slices.Backward(c.Args) {
+		_, given := d.Given[a.Key]
+		if _, global := d.Global.Get(a.Key); global && a.Value == nil && !given {
+			d.used[a.Key] = true
+			continue
+		}
+		lowered, _ := s.Args.Get(a.Key)
+		d.arg(a, lowered.ValueString(), c.Location())
+	}
 }
 
 // global adds the arguments above the first FROM that are used by what is used: the later may use the earlier.
