@@ -141,7 +141,8 @@ func (b *Builder) build(ctx context.Context, work *store.Work, o Options, s *eve
 	if o.Debug {
 		note = s.Warn
 	}
-	job := &session.Session{Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Allow: o.Allow, Warn: s.Warn, Note: note}
+	job := &session.Session{Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Allow: o.Allow, Warn: s.Warn, Note: note,
+		FreshCaches: o.FreshCaches}
 	steps := b.steps(work, execute.Config{
 		Images: bases, Limit: hostLimit(o), Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, SharedProc: sharedProc,
 	}, job)

@@ -41,6 +41,8 @@ type Options struct {
 	// NoCache makes every step run; NoCacheFilter those of the stages it names.
 	NoCache       bool
 	NoCacheFilter []string
+	// FreshCaches has cache mounts begin empty.
+	FreshCaches bool
 	// Pull asks the registry about images even where the store has them.
 	Pull bool
 	// Platforms are what to build for, normalised, without repeats; empty for the machine's own.

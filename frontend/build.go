@@ -45,9 +45,7 @@ type builder struct {
 	// isDeclared has the same, once somebody asks.
 	isDeclared map[string]bool
 	epoch      *int64
-	// labs says that the Dockerfile asks for the labs channel of the language.
-	labs     bool
-	triggers int // bytes of those that run
+	triggers   int // bytes of those that run
 	// stages are those of the Dockerfile, in its order, and then the implicit ones.
 	stages []*stage
 	// named is the number of stages before triggers of base images add any: the only one is not named in progress output.
@@ -90,8 +88,6 @@ func (b *builder) build(dockerfile []byte) (*Image, error) {
 		return nil, err
 	}
 	b.buildArgs = maps.Clone(b.opts.BuildArgs)
-	image, _ := syntaxImage(dockerfile, b.opts)
-	b.labs = strings.HasSuffix(image, "-labs")
 	b.budget = expand.NewBudget()
 	b.words = expand.New(df.Escape, b.budget)
 	b.documents, b.shown = b.words.Documents(), b.words.Shown()

@@ -183,7 +183,7 @@ func TestErrors(t *testing.T) {
 		{"FROM base\nRUN --mount=type=ssh,source=x x\n", 2, "ssh mount has no source"},
 		{"FROM base\nRUN --network=host x\n", 2, "--allow network.host"},
 		{"FROM base\nRUN --security=insecure x\n", 2, "--allow security.insecure"},
-		{"FROM base\nRUN --device=vendor.com/gpu=0 x\n", 2, "RUN --device is not in the stable Dockerfile language"},
+		{"FROM base\nRUN --device=,required x\n", 2, "RUN --device has no name"},
 		{"FROM base\nADD --checksum=sha256:12 https://example.org/x /\n", 2, "--checksum=sha256:12: it has to be"},
 		{"FROM base\nADD --checksum=sha256:12 https://example.org/x https://example.org/y /\n", 2, "--checksum needs one source"},
 		{"FROM base\nADD --keep-git-dir x /\n", 2, "--keep-git-dir needs"},

@@ -47,7 +47,7 @@ func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) er
 	if op.Security, err = b.security(c); err != nil {
 		return err
 	}
-	if op.Devices, err = b.devices(c); err != nil {
+	if op.Devices, err = devices(c); err != nil {
 		return err
 	}
 	if script != nil {
@@ -210,13 +210,10 @@ func (b *builder) security(c *instructions.RunCommand) (llb.Security, error) {
 	return s, nil
 }
 
-// devices returns the devices of RUN. As in BuildKit they are for Dockerfiles that ask for the language's labs channel.
-func (b *builder) devices(c *instructions.RunCommand) ([]llb.Device, error) {
+// devices returns the devices of RUN.
+func devices(c *instructions.RunCommand) ([]llb.Device, error) {
 	var devices []llb.Device
 	for _, d := range instructions.GetDevices(c) {
-		if !b.labs {
-			return nil, &parser.Error{Msg: "RUN --device is not in the stable Dockerfile language", Hint: "the first line \"# syntax=docker/dockerfile:1-labs\" allows it"}
-		}
 		if d.Name == "" {
 			return nil, errors.New("RUN --device has no name")
 		}

@@ -41,7 +41,7 @@ func TestDevicesOfImages(t *testing.T) {
 			if c.ids {
 				im = im.asUsers(t)
 			}
-			out, st, err := im.sh(t, open, c.spec, with(Mount{cloned(t, data, false), "/data"}))
+			out, st, err := im.sh(t, open, c.spec, with(Mount{Source: cloned(t, data, false), Target: "/data"}))
 			if reached := strings.Contains(out, "No such device"); err != nil || reached != (c.insecure && !c.ids) || strings.Count(out, "\n") != 2 {
 				t.Errorf("%+v, %v\n%s", st, err, out)
 			}

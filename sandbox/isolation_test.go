@@ -131,24 +131,24 @@ func TestMounts(t *testing.T) {
 		t.Cleanup(func() { f.Close() })
 		return f
 	}
-	im.expect(t, "cat /new/deep/dir/c /new2/file", "c\na\n", with(Mount{source("sub"), "/new/deep/dir"}, Mount{source("a"), "/new2/file"}))
-	im.expect(t, "cat /m", "b\n", with(Mount{source("a"), "/m"}, Mount{source("b"), "/m"}))
-	im.expect(t, "cat /d/c 2> /dev/null; ls /d", "a\n", with(Mount{source("sub"), "/d"}, Mount{source("."), "/d"}, Mount{tmpfs(), "/d"}, Mount{source("a"), "/d/a"}))
-	im.expect(t, "ls /real", "one\ntwo\n", with(Mount{source("a"), "/link/one"}, Mount{source("a"), "/up/two"}))
+	im.expect(t, "cat /new/deep/dir/c /new2/file", "c\na\n", with(Mount{Source: source("sub"), Target: "/new/deep/dir"}, Mount{Source: source("a"), Target: "/new2/file"}))
+	im.expect(t, "cat /m", "b\n", with(Mount{Source: source("a"), Target: "/m"}, Mount{Source: source("b"), Target: "/m"}))
+	im.expect(t, "cat /d/c 2> /dev/null; ls /d", "a\n", with(Mount{Source: source("sub"), Target: "/d"}, Mount{Source: source("."), Target: "/d"}, Mount{Source: tmpfs(), Target: "/d"}, Mount{Source: source("a"), Target: "/d/a"}))
+	im.expect(t, "ls /real", "one\ntwo\n", with(Mount{Source: source("a"), Target: "/link/one"}, Mount{Source: source("a"), Target: "/up/two"}))
 	// Nested: the mount point is made in the file system that is mounted above it, and removed there.
-	im.expect(t, "cat /s/n/a /s/n/sub/c; ls /s/inner", "a\nc\nb\nkeep\n", with(Mount{source("sub"), "/s"}, Mount{source("."), "/s/n"}, Mount{source("b"), "/s/inner/b"}))
+	im.expect(t, "cat /s/n/a /s/n/sub/c; ls /s/inner", "a\nc\nb\nkeep\n", with(Mount{Source: source("sub"), Target: "/s"}, Mount{Source: source("."), Target: "/s/n"}, Mount{Source: source("b"), Target: "/s/inner/b"}))
 	if names, _ := filepath.Glob(dir + "/sub/*"); len(names) != 2 {
 		t.Error(names)
 	}
-	im.expect(t, "cat /etc/hosts /dev/shm/x/a; ls /etc", "b\na\na\n", with(Mount{source("b"), "/etc/hosts"}, Mount{source("."), "/dev/shm/x"}, Mount{source("b"), "/etc/hosts"}), func(s *Spec) {
+	im.expect(t, "cat /etc/hosts /dev/shm/x/a; ls /etc", "b\na\na\n", with(Mount{Source: source("b"), Target: "/etc/hosts"}, Mount{Source: source("."), Target: "/dev/shm/x"}, Mount{Source: source("b"), Target: "/etc/hosts"}), func(s *Spec) {
 		s.Args[2] = "cat /etc/hosts /dev/shm/x/a; cat /dev/shm/x/a"
 	})
-	im.expect(t, "cd /; ls /x/../y; cat y/a", "a\nb\nsub\na\n", with(Mount{tmpfs(), "/x"}, Mount{source("."), "/x/../y"}))
-	im.expect(t, "grep -c ' /t tmpfs ' /proc/mounts; touch /t/x", "1\n", with(Mount{tmpfs(), "/t"}))
+	im.expect(t, "cd /; ls /x/../y; cat y/a", "a\nb\nsub\na\n", with(Mount{Source: tmpfs(), Target: "/x"}, Mount{Source: source("."), Target: "/x/../y"}))
+	im.expect(t, "grep -c ' /t tmpfs ' /proc/mounts; touch /t/x", "1\n", with(Mount{Source: tmpfs(), Target: "/t"}))
 	if got := im.changed(t); got != "/etc /real" {
 		t.Error(got)
 	}
-	for _, m := range []Mount{{source("a"), "/etc"}, {source("."), "/etc/passwd"}, {source("a"), "/etc/passwd/x"}, {source("a"), "/sys/kernel/x"}, {source("a"), "/link/.."}} {
+	for _, m := range []Mount{{Source: source("a"), Target: "/etc"}, {Source: source("."), Target: "/etc/passwd"}, {Source: source("a"), Target: "/etc/passwd/x"}, {Source: source("a"), Target: "/sys/kernel/x"}, {Source: source("a"), Target: "/link/.."}} {
 		if _, _, err := im.sh(t, "true", with(m)); err == nil {
 			t.Errorf("no error for a mount at %s", m.Target)
 		}
@@ -162,7 +162,7 @@ func TestMounts(t *testing.T) {
 		"/m/to-proc": "the step's own /proc", "/m/to-proc/sys": "inside the step's own /proc", "/to-sys/fs": "inside the step's own /sys",
 		"/m/to-proc/../sys/new": "inside the step's own /sys", "/": "root directory", "/proc/..": "root directory",
 	} {
-		_, _, err := im.sh(t, "true", with(Mount{source("sub"), "/m"}, Mount{tmpfs(), target}))
+		_, _, err := im.sh(t, "true", with(Mount{Source: source("sub"), Target: "/m"}, Mount{Source: tmpfs(), Target: target}))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("a mount at %s: %v", target, err)
 		}
@@ -224,7 +224,7 @@ func TestStubs(t *testing.T) {
 		t.Cleanup(func() { f.Close() })
 		return f
 	}
-	im.expect(t, "touch /a/x; chmod 700 /b; mv /c /moved", "", with(Mount{tmp(), "/a/s"}, Mount{tmp(), "/b/s"}, Mount{tmp(), "/c/s"}))
+	im.expect(t, "touch /a/x; chmod 700 /b; mv /c /moved", "", with(Mount{Source: tmp(), Target: "/a/s"}, Mount{Source: tmp(), Target: "/b/s"}, Mount{Source: tmp(), Target: "/c/s"}))
 	if got := im.changed(t); got != "/a /a/x /b /etc /moved" {
 		t.Error(got)
 	}
@@ -265,7 +265,7 @@ func TestHostileRoots(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			out, _, err := im.sh(t, "ls "+victim+"/secret; echo x > /etc/hosts; rm -rf /tmp/*; rm -rf /m/*", with(Mount{tmp, "/m/deep/er"}), cwd("/tmp/deep"))
+			out, _, err := im.sh(t, "ls "+victim+"/secret; echo x > /etc/hosts; rm -rf /tmp/*; rm -rf /m/*", with(Mount{Source: tmp, Target: "/m/deep/er"}), cwd("/tmp/deep"))
 			tmp.Close()
 			if strings.Contains(out, "secret\n") && !strings.Contains(out, "No such file") {
 				t.Errorf("%s: the victim is in reach: %s", name, out)
@@ -310,7 +310,7 @@ func TestStubSwapped(t *testing.T) {
 	}
 	defer tmp.Close()
 	m := cloned(t, "/bin/busybox", false)
-	_, _, err = im.sh(t, "mv /a /elsewhere; ln -s "+victim+" /a", with(Mount{tmp, "/a/b/c"}, Mount{m, "/a/b/f"}))
+	_, _, err = im.sh(t, "mv /a /elsewhere; ln -s "+victim+" /a", with(Mount{Source: tmp, Target: "/a/b/c"}, Mount{Source: m, Target: "/a/b/f"}))
 	if err != nil {
 		t.Error(err)
 	}
@@ -358,7 +358,7 @@ func probe(t *testing.T, im image, test string, change ...func(*Spec)) {
 		if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		libraries = append(libraries, Mount{cloned(t, dir, true), dir})
+		libraries = append(libraries, Mount{Source: cloned(t, dir, true), Target: dir})
 	}
 	change = append(change, with(libraries...), args("probe", "-test.run="+test), func(s *Spec) { s.Env = append(s.Env, "SANDBOX_TEST_PROBE=1") })
 	out, st, err := im.sh(t, "", change...)
@@ -521,5 +521,46 @@ func TestOnlyStub(t *testing.T) {
 		if got := onlyStub(text); got != want {
 			t.Errorf("%q: %v", text, got)
 		}
+	}
+}
+
+// TestSharedMount has two steps make the same mount point in what they share, of which the first ends before the second begins: it does
+// not take the mount point away. Of directories that are a step's own nothing is left.
+func TestSharedMount(t *testing.T) {
+	im := newImage(t)
+	dir := t.TempDir()
+	tmpfs := func() *os.File {
+		f, err := mount.Tmpfs(0, 0o755, 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	prepared := func() *run {
+		t.Helper()
+		upper, work := t.TempDir(), t.TempDir()
+		root, err := mount.Overlay{Lower: []string{im.lower}, Upper: upper, Work: work, Volatile: true}.Mount()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { root.Close() })
+		r := &run{spec: Spec{Root: root, Args: []string{"/bin/touch", "/shared/in/x"}, Env: []string{defaultPath}, Mounts: []Mount{
+			{Source: cloned(t, dir, true), Target: "/shared", Shared: true}, {Source: tmpfs(), Target: "/shared/in"}}}, tree: tree{root: root}}
+		t.Cleanup(r.close)
+		if err := r.prepare(); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	first, second := prepared(), prepared()
+	for _, r := range []*run{first, second} {
+		st, err := r.run(context.Background())
+		if err = errors.Join(err, r.clean()); err != nil || st.ExitCode != 0 {
+			t.Fatalf("%+v, %v", st, err)
+		}
+	}
+	if names, err := filepath.Glob(dir + "/*/*"); err != nil || len(names) != 0 {
+		t.Errorf("%v, %q", err, names)
 	}
 }

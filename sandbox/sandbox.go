@@ -102,6 +102,9 @@ type Mount struct {
 	// Target is an absolute path. Links in it are followed inside the root; what is missing is made for the time of the
 	// run.
 	Target string
+	// Shared says that others may use what is mounted at the same time. Mount points that are made in it stay, since others may have
+	// mounts there by then.
+	Shared bool
 }
 
 // Host is a line of /etc/hosts.
@@ -391,17 +394,17 @@ func (r *run) prepare() error {
 		if *k.f, err = r.own(f, err); err != nil {
 			return fmt.Errorf("mount %s: %w", k.at, err)
 		}
-		r.tree.cover(k.at, k.root)
+		r.tree.cover(k.at, k.root, false)
 	}
-	r.tree.cover("/dev/pts", p.pts)
-	r.tree.cover("/dev/shm", p.shm)
-	r.tree.cover("/dev/mqueue", nil)
+	r.tree.cover("/dev/pts", p.pts, false)
+	r.tree.cover("/dev/shm", p.shm, false)
+	r.tree.cover("/dev/mqueue", nil, false)
 	for _, name := range []string{"hosts", "resolv.conf"} {
 		f, at, err := r.tree.mountPoint("/etc/"+name, how{want: file})
 		if f, err = r.own(f, err); err != nil {
 			return fmt.Errorf("mount /etc/%s: %w", name, err)
 		}
-		r.tree.cover(at, nil)
+		r.tree.cover(at, nil, false)
 		p.etc = append(p.etc, f)
 	}
 	for _, m := range slices.Concat(s.Mounts, s.Devices) {
@@ -417,7 +420,7 @@ func (r *run) prepare() error {
 		if f, err = r.own(f, err); err != nil {
 			return fmt.Errorf("mount at %s: %w", m.Target, err)
 		}
-		r.tree.cover(at, m.Source)
+		r.tree.cover(at, m.Source, m.Shared)
 		p.targets = append(p.targets, f)
 	}
 	if s.Cwd == "" {
@@ -459,8 +462,8 @@ func (r *run) makeCwd() error {
 	if clean == "/" {
 		return nil
 	}
-	for at, f := range r.tree.covers {
-		if f == nil && (clean == at || strings.HasPrefix(clean, at+"/")) {
+	for at, c := range r.tree.covers {
+		if c.dir == nil && (clean == at || strings.HasPrefix(clean, at+"/")) {
 			return nil
 		}
 	}

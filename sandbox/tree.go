@@ -20,12 +20,19 @@ type tree struct {
 	root *os.File
 	// ids says as whose what is missing is made: 0 of the map; nil: kiln's own.
 	ids *mount.IDMap
-	// covers are the planned mounts by the path of their mount point: the root directory of what is mounted there, or nil
-	// where the process itself makes the mount.
-	covers map[string]*os.File
+	// covers are the planned mounts by the path of their mount point.
+	covers map[string]cover
 	stubs  []stub
 	times  map[string]*dirTimes
 	order  []string // the keys of times
+}
+
+// cover is a planned mount.
+type cover struct {
+	// dir is the root directory of what is mounted, nil where the process itself makes the mount.
+	dir *os.File
+	// shared says that others may use it too.
+	shared bool
 }
 
 // stub is a mount point that was made.
@@ -83,10 +90,11 @@ const maxLinks = 40
 // are made, and the last component too.
 func (t *tree) mountPoint(name string, h how) (*os.File, string, error) {
 	type step struct {
-		path string
-		f    *os.File
+		path   string
+		f      *os.File
+		shared bool
 	}
-	steps := []step{{"/", t.root}}
+	steps := []step{{"/", t.root, false}}
 	var opened []*os.File
 	defer func() {
 		for _, f := range opened {
@@ -110,7 +118,8 @@ func (t *tree) mountPoint(name string, h how) (*os.File, string, error) {
 		}
 		dir := cur.f
 		if c, ok := t.covers[cur.path]; ok {
-			if dir = c; dir == nil {
+			cur.shared = c.shared
+			if dir = c.dir; dir == nil {
 				return nil, "", fmt.Errorf("%s is inside the step's own %s", name, cur.path)
 			}
 		}
@@ -121,7 +130,9 @@ func (t *tree) mountPoint(name string, h how) (*os.File, string, error) {
 			if last {
 				want = h.want
 			}
-			f, err = t.makeStub(dir, cur.path, base, want, h)
+			stub := h
+			stub.keep = h.keep || cur.shared
+			f, err = t.makeStub(dir, cur.path, base, want, stub)
 		}
 		if err != nil {
 			return nil, "", fmt.Errorf("%s: %w", path.Join(cur.path, base), err)
@@ -152,7 +163,7 @@ func (t *tree) mountPoint(name string, h how) (*os.File, string, error) {
 		if !last && got != directory {
 			return nil, "", fmt.Errorf("%s is a %s in the image", path.Join(cur.path, base), got)
 		}
-		steps = append(steps, step{path.Join(cur.path, base), f})
+		steps = append(steps, step{path.Join(cur.path, base), f, cur.shared})
 	}
 	end := steps[len(steps)-1]
 	if len(steps) == 1 {
@@ -358,15 +369,15 @@ func (t *tree) close() {
 	}
 }
 
-// cover notes that something is mounted at a path; f is its root directory, nil if the process makes the mount.
-func (t *tree) cover(at string, f *os.File) {
+// cover notes that something is mounted at a path; dir is its root directory, nil if the process makes the mount.
+func (t *tree) cover(at string, dir *os.File, shared bool) {
 	if t.covers == nil {
-		t.covers = map[string]*os.File{}
+		t.covers = map[string]cover{}
 	}
 	for p := range t.covers {
 		if strings.HasPrefix(p, at+"/") {
 			delete(t.covers, p)
 		}
 	}
-	t.covers[at] = f
+	t.covers[at] = cover{dir, shared}
 }

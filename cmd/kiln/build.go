@@ -23,7 +23,7 @@ type buildFlags struct {
 	target        string
 	buildArgs     []string
 	buildContexts []string
-	noCache       bool
+	noCache       noCacheFlag
 	explain       bool
 	noCacheFilter []string
 	verifyCache   bool
@@ -90,7 +90,8 @@ func (a *app) buildCommand() *cobra.Command {
 	flags.StringVar(&f.target, "target", "", "the stage to build (default the last)")
 	flags.StringArrayVar(&f.buildArgs, "build-arg", nil, "value of an ARG, as NAME[=VALUE]")
 	flags.StringArrayVar(&f.buildContexts, "build-context", nil, "another context, as NAME=DIRECTORY, NAME=URL, NAME=docker-image://IMAGE or NAME=oci-layout://DIRECTORY")
-	flags.BoolVar(&f.noCache, "no-cache", false, "run every step")
+	flags.Var(&f.noCache, "no-cache", "run every step; with =mounts cache mounts begin empty as well")
+	flags.Lookup("no-cache").NoOptDefVal = "true"
 	flags.BoolVar(&f.explain, "explain", false, "say of each step that runs what changed since the last build")
 	flags.BoolVar(&f.verifyCache, "verify-cache", false, "run cached steps again, and say which make something else; the cache is used all the same")
 	flags.StringArrayVar(&f.noCacheFilter, "no-cache-filter", nil, "run every step of these stages, as STAGE,…")
@@ -144,7 +145,8 @@ func (f *buildFlags) options(contextDir string) (o build.Options, err error) {
 		Dockerfile:    f.file,
 		Tags:          f.tags,
 		Target:        f.target,
-		NoCache:       f.noCache,
+		NoCache:       f.noCache.steps,
+		FreshCaches:   f.noCache.mounts,
 		NoCacheFilter: splitLists(f.noCacheFilter),
 		Pull:          f.pull,
 		IIDFile:       f.iidFile,

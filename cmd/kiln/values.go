@@ -423,3 +423,31 @@ func splitLists(values []string) []string {
 	}
 	return all
 }
+
+// noCacheFlag is the value of --no-cache: a boolean, or "mounts", which is true and more.
+type noCacheFlag struct{ steps, mounts bool }
+
+// Set implements pflag.Value.
+func (f *noCacheFlag) Set(value string) error {
+	if value == "mounts" {
+		*f = noCacheFlag{steps: true, mounts: true}
+		return nil
+	}
+	steps, err := strconv.ParseBool(value)
+	if err != nil {
+		return fmt.Errorf("%q is neither a boolean nor mounts", value)
+	}
+	*f = noCacheFlag{steps: steps}
+	return nil
+}
+
+// String implements pflag.Value.
+func (f *noCacheFlag) String() string {
+	if f.mounts {
+		return "mounts"
+	}
+	return strconv.FormatBool(f.steps)
+}
+
+// Type implements pflag.Value.
+func (f *noCacheFlag) Type() string { return "bool|mounts" }

@@ -45,48 +45,48 @@ type Device struct {
 
 // Edits are what a device changes about a process.
 type Edits struct {
-	Env         []string          `json:"env"`
-	DeviceNodes []Node            `json:"deviceNodes"`
-	Mounts      []Mount           `json:"mounts"`
-	Groups      []uint32          `json:"additionalGids"`
-	Hooks       []json.RawMessage `json:"hooks"`
-	NetDevices  []json.RawMessage `json:"netDevices"`
-	IntelRdt    json.RawMessage   `json:"intelRdt"`
+	Env         []string    `yaml:"env"`
+	DeviceNodes []Node      `yaml:"deviceNodes"`
+	Mounts      []Mount     `yaml:"mounts"`
+	Groups      []uint32    `yaml:"additionalGids"`
+	Hooks       []yaml.Node `yaml:"hooks"`
+	NetDevices  []yaml.Node `yaml:"netDevices"`
+	IntelRdt    *yaml.Node  `yaml:"intelRdt"`
 }
 
 // Node is a device node.
 type Node struct {
 	// Path is where it is to be, HostPath where it is; "" for Path.
-	Path     string `json:"path"`
-	HostPath string `json:"hostPath"`
+	Path     string `yaml:"path"`
+	HostPath string `yaml:"hostPath"`
 	// Type is "c", "u" or "b", or "" for what HostPath is; Major and Minor hold where it is not "".
-	Type  string `json:"type"`
-	Major int64  `json:"major"`
-	Minor int64  `json:"minor"`
+	Type  string `yaml:"type"`
+	Major int64  `yaml:"major"`
+	Minor int64  `yaml:"minor"`
 	// FileMode, UID and GID are those of HostPath where they are nil.
-	FileMode *uint32 `json:"fileMode"`
-	UID      *uint32 `json:"uid"`
-	GID      *uint32 `json:"gid"`
+	FileMode *uint32 `yaml:"fileMode"`
+	UID      *uint32 `yaml:"uid"`
+	GID      *uint32 `yaml:"gid"`
 }
 
 // Mount is a file or directory of the host.
 type Mount struct {
-	HostPath      string   `json:"hostPath"`
-	ContainerPath string   `json:"containerPath"`
-	Type          string   `json:"type"`
-	Options       []string `json:"options"`
+	HostPath      string   `yaml:"hostPath"`
+	ContainerPath string   `yaml:"containerPath"`
+	Type          string   `yaml:"type"`
+	Options       []string `yaml:"options"`
 }
 
 type spec struct {
-	Version     string            `json:"cdiVersion"`
-	Kind        string            `json:"kind"`
-	Annotations map[string]string `json:"annotations"`
-	Edits       Edits             `json:"containerEdits"`
+	Version     string         `yaml:"cdiVersion"`
+	Kind        string         `yaml:"kind"`
+	Annotations map[string]any `yaml:"annotations"`
+	Edits       Edits          `yaml:"containerEdits"`
 	Devices     []struct {
-		Name        string            `json:"name"`
-		Annotations map[string]string `json:"annotations"`
-		Edits       Edits             `json:"containerEdits"`
-	} `json:"devices"`
+		Name        string         `yaml:"name"`
+		Annotations map[string]any `yaml:"annotations"`
+		Edits       Edits          `yaml:"containerEdits"`
+	} `yaml:"devices"`
 }
 
 // Registry holds the devices of a machine.
@@ -122,6 +122,21 @@ func Load(dirs ...string) *Registry {
 	return r
 }
 
+// parse reads a specification. As by the reference implementation a JSON file is taken for YAML, in which a number or a boolean can stand
+// where a string is wanted.
+func parse(text []byte, isJSON bool) (s spec, err error) {
+	if isJSON {
+		var v any
+		if err := json.Unmarshal(text, &v); err != nil {
+			return s, err
+		}
+		if text, err = yaml.Marshal(v); err != nil {
+			return s, err
+		}
+	}
+	return s, yaml.Unmarshal(text, &s)
+}
+
 func read(file string, dir int, byName map[string]*Device) error {
 	info, err := os.Stat(file)
 	if err != nil {
@@ -134,17 +149,8 @@ func read(file string, dir int, byName map[string]*Device) error {
 	if err != nil {
 		return err
 	}
-	if filepath.Ext(file) != ".json" {
-		var v any
-		if err := yaml.Unmarshal(text, &v); err != nil {
-			return err
-		}
-		if text, err = json.Marshal(v); err != nil {
-			return err
-		}
-	}
-	var s spec
-	if err := json.Unmarshal(text, &s); err != nil {
+	s, err := parse(text, filepath.Ext(file) == ".json")
+	if err != nil {
 		return err
 	}
 	if vendor, class, ok := strings.Cut(s.Kind, "/"); !ok || vendor == "" || class == "" || strings.Contains(class, "=") {
@@ -155,10 +161,15 @@ func read(file string, dir int, byName map[string]*Device) error {
 			return errors.New("a device has no name")
 		}
 		annotation := func(name string) string {
-			if v, ok := device.Annotations[name]; ok {
-				return v
+			v, ok := device.Annotations[name]
+			if !ok {
+				v = s.Annotations[name]
 			}
-			return s.Annotations[name]
+			switch v := v.(type) {
+			case string, bool, int, float64:
+				return fmt.Sprint(v)
+			}
+			return ""
 		}
 		d := &Device{Name: s.Kind + "=" + device.Name, Edits: []Edits{s.Edits, device.Edits}, kind: s.Kind, class: annotation(classAnnotation), dir: dir, file: file}
 		d.AutoAllow, _ = strconv.ParseBool(annotation(autoAllowAnnotation))
@@ -222,7 +233,7 @@ func (d *Device) Unsupported() string {
 			return "hooks"
 		case len(e.NetDevices) > 0:
 			return "netDevices"
-		case len(e.IntelRdt) > 0 && string(e.IntelRdt) != "null":
+		case e.IntelRdt != nil && e.IntelRdt.Tag != "!!null":
 			return "intelRdt"
 		}
 	}

@@ -55,7 +55,7 @@ type export struct {
 	o        Options
 	account  string // of the repository that was asked for
 	put      func(e layer.Entry, body io.Reader) error
-	modules  int
+	count    int      // of submodules
 	pointers []object // of the commit that is being put
 }
 
@@ -163,7 +163,13 @@ func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, dept
 	if x.o.SkipSubmodules {
 		return nil
 	}
-	return x.submodules(s, m, id, subdir, at, depth, limit)
+	list, err := x.modules(s, m, id, subdir)
+	if err != nil {
+		return err
+	}
+	// A submodule may be in the same repository, or have a submodule that is: nobody who waits for a mirror has another.
+	m.close()
+	return x.submodules(s, list, subdir, at, depth, limit)
 }
 
 // archive puts the files of a commit.
@@ -266,7 +272,7 @@ func (x *export) entries(tr *tar.Reader, subdir, at string, made time.Time) erro
 }
 
 // module is a commit of another repository that a commit has at a path.
-type module struct{ path, commit string }
+type module struct{ path, commit, url string }
 
 // gitlinks keeps the submodules of what git ls-tree -z prints, which lists every file there is.
 type gitlinks struct {
@@ -286,43 +292,51 @@ func (g *gitlinks) Write(p []byte) (int, error) {
 		g.partial, p = g.partial[:0], p[i+1:]
 		info, path, _ := strings.Cut(line, "\t")
 		if hash, ok := strings.CutPrefix(info, "160000 commit "); ok {
-			if g.found = append(g.found, module{path, hash}); len(g.found) > maxSubmodules {
+			if g.found = append(g.found, module{path: path, commit: hash}); len(g.found) > maxSubmodules {
 				return 0, fmt.Errorf("it has more than %d submodules", maxSubmodules)
 			}
 		}
 	}
 }
 
-// submodules puts the submodules of a commit.
-func (x *export) submodules(s *remoteurl.Git, m *mirror, id, subdir, at string, depth int, limit reach.Scope) error {
+// modules returns the submodules of a commit that have an address and lie below subdir.
+func (x *export) modules(s *remoteurl.Git, m *mirror, id, subdir string) ([]module, error) {
 	links := &gitlinks{}
 	if err := x.c.run(x.ctx, call{source: s, local: true, doing: "list the submodules of", stdout: links, args: m.git("ls-tree", "-r", "-z", "--full-tree", id)}); err != nil {
-		return err
+		return nil, err
 	}
 	if len(links.found) == 0 {
-		return nil
+		return nil, nil
 	}
 	say := func(args ...string) (string, error) {
 		return x.c.output(x.ctx, call{source: s, local: true, doing: "read .gitmodules of", args: m.git(args...)})
 	}
 	// A commit of another repository that .gitmodules does not name is left alone by git as well.
 	if listed, err := say("ls-tree", "-z", "--full-tree", id, "--", ".gitmodules"); err != nil || listed == "" {
-		return err
+		return nil, err
 	}
 	out, err := say("config", "--blob", id+":.gitmodules", "-z", "--list")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	urls := moduleURLs(out)
+	var list []module
 	for _, link := range links.found {
-		address, ok := urls[link.path]
-		if !ok || !layer.Within(link.path, subdir) || link.path == subdir {
-			continue
+		var ok bool
+		if link.url, ok = urls[link.path]; ok && layer.Within(link.path, subdir) && link.path != subdir {
+			list = append(list, link)
 		}
-		if x.modules++; x.modules > maxSubmodules || depth == maxSubmoduleDepth {
+	}
+	return list, nil
+}
+
+// submodules puts the submodules of a commit.
+func (x *export) submodules(s *remoteurl.Git, list []module, subdir, at string, depth int, limit reach.Scope) error {
+	for _, link := range list {
+		if x.count++; x.count > maxSubmodules || depth == maxSubmoduleDepth {
 			return fmt.Errorf("fetch the submodule %s of %s: there are more than %d, or they are more than %d deep", link.path, s.Remote, maxSubmodules, maxSubmoduleDepth)
 		}
-		sub, err := s.Join(address)
+		sub, err := s.Join(link.url)
 		if err != nil {
 			return fmt.Errorf("fetch the submodule %s of %s: %w", link.path, s.Remote, err)
 		}

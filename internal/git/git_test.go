@@ -206,6 +206,34 @@ func TestExport(t *testing.T) {
 	}
 }
 
+// A submodule may be another commit of the repository that it is in, or of one of which that is a submodule: nothing waits for itself.
+func TestOwnSubmodule(t *testing.T) {
+	r := newRemote(t)
+	module := func(repository string) string {
+		return "[submodule \"m\"]\n\tpath = m\n\turl = ../" + repository + "\n"
+	}
+	first := r.commit("a.git", map[string]string{"a": "first"})
+	b := r.commit("b.git", map[string]string{"m": "@" + first, ".gitmodules": module("a.git")})
+	r.commit("a.git", map[string]string{"m": "@" + b, ".gitmodules": module("b.git")})
+	self := r.commit("c.git", map[string]string{"a": "first"})
+	r.commit("c.git", map[string]string{"m": "@" + self, ".gitmodules": module("c.git")})
+	for source, want := range map[string]string{"a.git": "f 644 m/m/a first", "c.git": "f 644 m/a first"} {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			got, err := exported(t, newClient(t), r.source(source), Options{})
+			if err != nil || !slices.Contains(got, want) {
+				t.Errorf("%s: %q, %v", source, got, err)
+			}
+		}()
+		select {
+		case <-done:
+		case <-time.After(2 * time.Minute):
+			t.Fatalf("%s: it waits for a lock of its own", source)
+		}
+	}
+}
+
 func TestSHA256(t *testing.T) {
 	r := newRemote(t)
 	id := r.commit("r.git", map[string]string{"a": "x"}, "--object-format=sha256")

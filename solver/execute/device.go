@@ -188,6 +188,7 @@ func (m *mounting) hostMount(b cdi.Mount) error {
 		return err
 	}
 	m.add(clone, path.Clean(b.ContainerPath))
+	m.mounts[len(m.mounts)-1].Shared = true
 	if attr == 0 {
 		return nil
 	}

@@ -344,6 +344,7 @@ type mounting struct {
 	mounts  []sandbox.Mount
 	env     []string
 	closers []func()
+	caches  map[string]string // directories by id
 
 	// outputs are the mounts whose writes are kept.
 	outputs []mountOutput
@@ -371,6 +372,9 @@ func (m *mounting) all() error {
 	ns, err := userns.Current()
 	if err != nil {
 		return err
+	}
+	if err := m.lockCaches(); err != nil {
+		return fmt.Errorf("lock the cache mounts: %w", err)
 	}
 	for _, spec := range m.op.Mounts {
 		if err := ns.Check(uint32(spec.UID), uint32(spec.GID)); err != nil {

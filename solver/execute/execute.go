@@ -90,6 +90,7 @@ type Executor struct {
 	networks network.Pool
 	groups   sandbox.Pool
 	copies   sync.Once // that roots are copies is said once
+	emptied  emptied
 }
 
 // source is where a layer of an image comes from.

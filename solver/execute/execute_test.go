@@ -12,7 +12,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/kilnbuild/kiln/internal/ctxtest"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -363,4 +365,93 @@ func TestRootWithoutEmptyLayers(t *testing.T) {
 		t.Fatalf("merging plans %+v", merged)
 	}
 	m.want(merged.Outputs[0], "a b")
+}
+
+// runner is a machine with a root file system in which scripts run.
+type runner struct {
+	*machine
+	root solver.Ref
+}
+
+func newRunner(t *testing.T) *runner {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("a process is run as root")
+	}
+	m := newMachine(t)
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip(err)
+	}
+	program, err := os.ReadFile(busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &runner{m, m.files("0755", map[string]string{"/bin/sh": string(program)})}
+}
+
+// sh runs a script with cache mounts, which are "id:sharing" at /1, /2 and so on, and returns what it prints.
+func (r *runner) sh(script string, caches ...string) (string, error) {
+	op := llb.Exec{Args: []string{"/bin/sh", "-c", script}, Cwd: "/", Network: llb.NetworkNone}
+	for i, c := range caches {
+		id, sharing, _ := strings.Cut(c, ":")
+		op.Mounts = append(op.Mounts, llb.Mount{Type: llb.MountCache, Target: fmt.Sprintf("/%d", i+1), CacheID: id, Sharing: llb.Sharing(sharing), Mode: 0o755})
+	}
+	p, err := r.Plan(r.t.Context(), op, llb.Meta{}, []solver.Ref{r.root})
+	if err != nil {
+		return "", err
+	}
+	// A step that waits for itself does so until the end of the guard.
+	ctx, cancel := context.WithTimeout(r.t.Context(), 2*time.Minute)
+	defer cancel()
+	var out bytes.Buffer
+	_, err = r.Execute(ctx, p.Work, solver.Job{Stdout: &out, Stderr: &out})
+	return out.String(), err
+}
+
+// Several mounts of one cache in one step are one directory, which is locked once, however it is shared.
+func TestCacheTwice(t *testing.T) {
+	r := newRunner(t)
+	for _, sharing := range [][2]string{{"locked", "locked"}, {"private", "private"}, {"shared", "shared"}, {"shared", "locked"}, {"locked", "shared"}, {"private", "locked"}} {
+		id := sharing[0] + sharing[1]
+		if out, err := r.sh("echo -n x > /1/f; cat /2/f", id+":"+sharing[0], id+":"+sharing[1]); err != nil || out != "x" {
+			t.Errorf("%v: %q, %v", sharing, out, err)
+		}
+	}
+}
+
+// Steps that lock the same caches in different orders do not wait for each other.
+func TestCachesInAnyOrder(t *testing.T) {
+	r := newRunner(t)
+	var all sync.WaitGroup
+	for _, caches := range [][]string{{"a:locked", "b:locked"}, {"b:locked", "a:locked"}, {"b:locked", "c:shared", "a:locked"}, {"a:shared", "c:locked"}} {
+		all.Go(func() {
+			for range 20 {
+				if out, err := r.sh(":", caches...); err != nil {
+					t.Errorf("%v: %q, %v", caches, out, err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// With FreshCaches a cache is empty when the first step of the build uses it, and no step later.
+func TestFreshCaches(t *testing.T) {
+	r := newRunner(t)
+	for _, c := range []string{"a:shared", "b:locked", "c:private"} {
+		if out, err := r.sh("echo -n old > /1/f", c); err != nil {
+			t.Fatal(out, err)
+		}
+	}
+	r.Executor.FreshCaches = true
+	for _, c := range []string{"a:shared", "b:locked", "c:private"} {
+		if out, err := r.sh("cat /1/f; echo -n new > /1/f", c); err == nil && strings.HasPrefix(out, "old") {
+			t.Errorf("%s: %q, %v", c, out, err)
+		}
+		if out, err := r.sh("cat /1/f", c); err != nil || out != "new" {
+			t.Errorf("%s in the next step: %q, %v", c, out, err)
+		}
+	}
 }

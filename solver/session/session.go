@@ -27,6 +27,8 @@ type Session struct {
 	Agents map[string]*sshagent.Agent
 	// Allow are the entitlements of the build.
 	Allow []string
+	// FreshCaches has cache mounts begin empty: each is emptied before the first step of the build uses it.
+	FreshCaches bool
 	// MayRun, where not nil, waits until steps may run; its error, or ctx's, is that of a step.
 	MayRun func(ctx context.Context) error
 	// Warn shows people what they should know, and Note takes what need not concern them; both may be nil.

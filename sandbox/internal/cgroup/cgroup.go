@@ -172,12 +172,21 @@ func (c *Groups) below(all []*hierarchy, parent string) error {
 		if err == nil {
 			err = c.add(h, dir, false)
 		}
+		// A run that ends may remove the parent that it has made before there is another group in it.
+		for n := 0; errors.Is(err, fs.ErrNotExist) && n < maxParents; n++ {
+			if dir, err = c.descend(h, parent); err == nil {
+				err = c.add(h, dir, false)
+			}
+		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// maxParents is how often the parent of a group is made again because somebody has removed it.
+const maxParents = 100
 
 // limit sets the limits of one controller, and sees that they are set.
 func (c *Groups) limit(all []*hierarchy, controller string, l Limits) error {

@@ -1,10 +1,12 @@
 package cgroup
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -102,4 +104,26 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%+v: no error", l)
 		}
 	}
+}
+
+// TestParent has runs that begin and end at once make and remove the same parent.
+func TestParent(t *testing.T) {
+	parent := fmt.Sprintf("/kiln-parent-test-%d/inner", os.Getpid())
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for range 200 {
+				c, err := New(Request{Parent: parent, Limits: Limits{Pids: -1}})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := c.Remove(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
 }

@@ -1,0 +1,210 @@
+package execute
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/kilnbuild/kiln/internal/dirtree"
+	"github.com/kilnbuild/kiln/internal/lease"
+	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/llb"
+	"golang.org/x/sys/unix"
+)
+
+// cacheID is the name of a cache mount's directory in mounts/.
+func (m *mounting) cacheID(spec llb.Mount) string {
+	name := fmt.Sprintf("%s\n%o %d:%d", spec.CacheID, spec.Mode, spec.UID, spec.GID)
+	if spec.Input > 0 {
+		name += "\n" + m.in[spec.Input].Content().String()
+	}
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(name)))
+}
+
+// lockCaches locks the caches of the step's mounts, each once and in the order of their names: so a step does not wait for itself, and
+// no two steps wait for each other. If the mounts of one cache do not agree on how it is shared, the strictest of them decides.
+func (m *mounting) lockCaches() error {
+	sharing := map[string]llb.Sharing{}
+	for _, spec := range m.op.Mounts {
+		if spec.Type != llb.MountCache {
+			continue
+		}
+		if id := m.cacheID(spec); strictness(spec.Sharing) >= strictness(sharing[id]) {
+			sharing[id] = spec.Sharing
+		}
+	}
+	m.caches = map[string]string{}
+	for _, id := range slices.Sorted(maps.Keys(sharing)) {
+		if m.x.Session.FreshCaches {
+			if err := m.x.emptied.once(m.ctx, filepath.Join(m.x.Root, "mounts", id), m.x.Tmp); err != nil {
+				return err
+			}
+		}
+		dir, l, err := m.lockCache(id, sharing[id])
+		if err != nil {
+			return err
+		}
+		m.closers = append(m.closers, func() { l.Release() })
+		m.caches[id] = dir
+	}
+	return nil
+}
+
+func strictness(s llb.Sharing) int {
+	return slices.Index([]llb.Sharing{llb.SharingLocked, llb.SharingPrivate}, s)
+}
+
+// cache mounts a directory that lasts from build to build: mounts/<id>/fs in kiln's root.
+func (m *mounting) cache(spec llb.Mount) error {
+	dir := m.caches[m.cacheID(spec)]
+	if err := m.fill(dir, spec); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "fs"), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	spec.Source = cmp.Or(spec.Source, "/")
+	if err := m.belowMapped(f, spec); err != nil {
+		return err
+	}
+	m.mounts[len(m.mounts)-1].Shared = true
+	return nil
+}
+
+// lockCache locks and returns the directory of a cache. A private cache that is in use is replaced by the next free one of
+// the same id.
+func (m *mounting) lockCache(id string, sharing llb.Sharing) (string, *lock.Lock, error) {
+	parent := filepath.Join(m.x.Root, "mounts")
+	for n := 0; ; n++ {
+		dir := filepath.Join(parent, id)
+		if n > 0 {
+			dir = fmt.Sprintf("%s-%d", dir, n)
+		}
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return "", nil, err
+		}
+		file := filepath.Join(dir, "lock")
+		var l *lock.Lock
+		var err error
+		switch sharing {
+		case llb.SharingPrivate:
+			l, err = lock.Try(file, false)
+		case llb.SharingLocked:
+			l, err = lock.Acquire(m.ctx, file, false)
+		default:
+			l, err = lock.Acquire(m.ctx, file, true)
+		}
+		switch {
+		case errors.Is(err, unix.EWOULDBLOCK):
+			continue
+		case errors.Is(err, fs.ErrNotExist):
+			n-- // it was pruned just now
+			continue
+		}
+		if err == nil {
+			lease.Used(file, nil)
+		}
+		return dir, l, err
+	}
+}
+
+// fill makes the cache's directory, with what it starts from, unless it is there.
+func (m *mounting) fill(dir string, spec llb.Mount) error {
+	l, err := lock.Acquire(m.ctx, filepath.Join(dir, "filling"), false)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	target := filepath.Join(dir, "fs")
+	if _, err := os.Lstat(target); err == nil || !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	fresh, err := os.MkdirTemp(m.x.Tmp, "cache-")
+	if err != nil {
+		return err
+	}
+	defer dirtree.Remove(fresh)
+	if spec.Input > 0 {
+		tree, err := m.x.Tree(m.ctx, m.in[spec.Input])
+		if err != nil {
+			return err
+		}
+		if err := m.x.Snapshots.Export(m.ctx, tree, fresh); err != nil {
+			return err
+		}
+	} else if err := errors.Join(os.Chown(fresh, spec.UID, spec.GID), unix.Chmod(fresh, spec.Mode&0o777)); err != nil {
+		return err
+	}
+	return os.Rename(fresh, target)
+}
+
+// emptied are the caches that a build has emptied already.
+type emptied struct {
+	mu  sync.Mutex
+	all map[string]bool
+}
+
+// once empties the cache that has the directory dir, and private ones of the same id, when no other step or build uses it any more: once
+// in a build, so that what a step leaves there is there for the next. What was in it goes by way of tmp.
+func (e *emptied) once(ctx context.Context, dir, tmp string) error {
+	e.mu.Lock()
+	done := e.all[dir]
+	e.mu.Unlock()
+	if done {
+		return nil
+	}
+	entries, err := os.ReadDir(filepath.Dir(dir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// The one that is not private is the last, since it says that the cache is empty.
+	for _, entry := range slices.Backward(entries) {
+		d := filepath.Join(filepath.Dir(dir), entry.Name())
+		if d != dir && !strings.HasPrefix(d, dir+"-") {
+			continue
+		}
+		if err := e.empty(ctx, dir, d, tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("empty a cache mount: %w", err)
+		}
+	}
+	return nil
+}
+
+func (e *emptied) empty(ctx context.Context, cache, dir, tmp string) error {
+	l, err := lock.Acquire(ctx, filepath.Join(dir, "lock"), false)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.all[cache] { // another step was faster, and its files may be in it
+		return nil
+	}
+	old, err := os.MkdirTemp(tmp, "cache-")
+	if err != nil {
+		return err
+	}
+	defer dirtree.Remove(old)
+	if err := os.Rename(filepath.Join(dir, "fs"), filepath.Join(old, "fs")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if cache == dir {
+		if e.all == nil {
+			e.all = map[string]bool{}
+		}
+		e.all[cache] = true
+	}
+	return nil
+}
