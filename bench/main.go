@@ -2,6 +2,7 @@
 // same bytes, files and processes. It measures and prints; no figure makes it fail.
 //
 //	go run ./bench [-workload REGEXP] [-peers LIST] [-rounds N] [-budget TIME] [-growth] [-debian] [-million] [-out FILE] [-kiln FILE]
+//	    [-before FILE]
 //
 // README.md in this directory says what the workloads are.
 package main
@@ -27,7 +28,6 @@ import (
 type env struct {
 	ctx     context.Context
 	tmp     string
-	kiln    string
 	debian  bool
 	million bool
 	reg     *registry
@@ -58,7 +58,8 @@ func run() error {
 	flag.DurationVar(&e.budget, "budget", 0, "stop the rounds of a builder in a workload, after the first that counts, once all of them took this long; 0 is never")
 	growth := flag.Bool("growth", false, "measure how kiln's time and memory grow with the size, and nothing else")
 	out := flag.String("out", "", "write the tables to this file too, as Markdown")
-	flag.StringVar(&e.kiln, "kiln", "", "the kiln to measure (default: it is built from this source)")
+	kiln := flag.String("kiln", "", "the kiln to measure (default: it is built from this source)")
+	before := flag.String("before", "", "the program of another version of kiln, to be measured beside it")
 	flag.BoolVar(&e.debian, "debian", false, "use a real Debian, made by mmdebstrap and kept from run to run, in place of generated files of its size")
 	flag.BoolVar(&e.million, "million", false, "with -growth: a context of a million files as well")
 	flag.Parse()
@@ -86,9 +87,9 @@ func run() error {
 			fmt.Fprintln(e.log, "bench: clean up:", err)
 		}
 	}()
-	if e.kiln == "" {
-		e.kiln = filepath.Join(e.tmp, "kiln")
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", e.kiln, "./cmd/kiln")
+	if *kiln == "" {
+		*kiln = filepath.Join(e.tmp, "kiln")
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", *kiln, "./cmd/kiln")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("build kiln (run from the top of the source): %w\n%s", err, out)
@@ -100,11 +101,18 @@ func run() error {
 	defer e.reg.stop()
 
 	r := &report{started: time.Now(), machine: machine(), rounds: *rounds}
-	k, err := newKiln(e)
+	k, err := newKiln(e, "kiln", *kiln)
 	if err != nil {
 		return err
 	}
 	all := []peer{k}
+	if *before != "" {
+		b, err := newKiln(e, beforeName, *before)
+		if err != nil {
+			return err
+		}
+		all = append(all, b)
+	}
 	if *growth {
 		err = measureGrowth(e, k, wanted, *rounds, r)
 	} else {

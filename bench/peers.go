@@ -52,24 +52,30 @@ func firstLine(args ...string) string {
 	return line
 }
 
+// beforeName is the name of the other kiln in the tables.
+const beforeName = "before"
+
+// kilnPeer is one kiln: that of this source, or another version of it.
 type kilnPeer struct {
-	e    *env
-	root string
+	e       *env
+	label   string
+	program string
+	root    string
 }
 
-func newKiln(e *env) (*kilnPeer, error) {
+func newKiln(e *env, label, program string) (*kilnPeer, error) {
 	config := filepath.Join(e.tmp, "kiln.toml")
-	return &kilnPeer{e, filepath.Join(e.tmp, "kiln-root")}, os.WriteFile(config, nil, 0o600)
+	return &kilnPeer{e, label, program, filepath.Join(e.tmp, label+"-root")}, os.WriteFile(config, nil, 0o600)
 }
 
-func (k *kilnPeer) name() string    { return "kiln" }
-func (k *kilnPeer) version() string { return firstLine(k.e.kiln, "--version") }
+func (k *kilnPeer) name() string    { return k.label }
+func (k *kilnPeer) version() string { return firstLine(k.program, "--version") }
 func (k *kilnPeer) forget() error   { return os.RemoveAll(k.root) }
 func (k *kilnPeer) stop()           {}
 
 func (k *kilnPeer) build(j job) (usage, error) {
 	return together(len(j.dockerfiles), func(i int) (usage, error) {
-		args := []string{k.e.kiln, "build", "--progress=plain", "-f", j.dockerfiles[i]}
+		args := []string{k.program, "build", "--progress=plain", "-f", j.dockerfiles[i]}
 		if j.noCache {
 			args = append(args, "--no-cache")
 		}

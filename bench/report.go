@@ -120,7 +120,7 @@ func (r *report) markdown() string {
 			if runs := res.runs["kiln"]; len(runs) > 0 {
 				_, kiln, _, _ = spread(runs)
 			}
-			for _, name := range append([]string{"kiln"}, peerNames...) {
+			for _, name := range append([]string{"kiln", beforeName}, peerNames...) {
 				if err := res.failed[name]; err != nil {
 					fmt.Fprintf(&b, "| %s | %s | cannot: %s |\n", res.name, name, strings.ReplaceAll(lastLine(err), "|", "\\|"))
 				}
