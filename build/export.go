@@ -379,7 +379,7 @@ func (f *finished) tree(ctx context.Context, chain solver.Ref) (layer.Tree, erro
 	if err != nil {
 		return nil, err
 	}
-	return f.work.Layers.Tree(ids)
+	return f.work.Layers.Stack(ids)
 }
 
 // dropped warns of what the user's directory did not get when files were written into it.

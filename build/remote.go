@@ -23,7 +23,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/explain"
 	"github.com/kilnbuild/kiln/solver/files"
@@ -127,7 +127,7 @@ func (r *remote) chain(ctx context.Context, c solver.Ref) (layer.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.work.Layers.Tree(ids)
+	return r.work.Layers.Stack(ids)
 }
 
 // meta describes a vertex that makes the build context.
@@ -241,7 +241,7 @@ func (r *remote) stdin(ctx context.Context, in io.Reader) (layer.Tree, []byte, e
 	if err != nil {
 		return nil, nil, err
 	}
-	empty, err := r.work.Layers.Tree(nil)
+	empty, err := r.work.Layers.Stack(nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -306,7 +306,7 @@ func (r *remote) dockerfile(ctx context.Context, o Options) ([]byte, string, err
 // dockerfileIn returns the Dockerfile that a tree has at a path, or at one of the usual ones for "", and its path.
 func dockerfileIn(tree layer.Tree, name, context string) ([]byte, string, error) {
 	for _, candidate := range []string{cmp.Or(name, "Dockerfile"), cmp.Or(name, "dockerfile")} {
-		_, e, err := snapshot.Resolve(tree.Lookup, candidate, true)
+		_, e, err := compose.Resolve(tree.Lookup, candidate, true)
 		if err != nil {
 			return nil, "", &input.Error{Err: fmt.Errorf("look for the Dockerfile: %w", err)}
 		}

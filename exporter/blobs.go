@@ -274,7 +274,6 @@ func (b *Blobs) tar(ctx context.Context, id string, f LayerForm, old *pieces) (b
 	if err != nil {
 		return blob{}, err
 	}
-	defer files.Close()
 	return b.blob(ctx, f.Compression, old, func(w io.Writer) error { return layer.WriteTar(w, f.entries(files.Tar(m))) })
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -91,9 +92,9 @@ func (m *made) layer(list ...layer.Entry) {
 	p, err := m.Snapshots.New()
 	fail(err)
 	defer p.Close()
-	parent, err := m.Snapshots.Tree(m.ids())
+	parent, err := m.Snapshots.Stack(m.ids())
 	fail(err)
-	b := m.Snapshots.NewBuilder(parent, p, when)
+	b := compose.New(parent, m.t.TempDir(), when, p.Writer())
 	defer b.Close()
 	for _, e := range list {
 		if e.Type == layer.Whiteout {
@@ -121,7 +122,7 @@ func (m *made) ids() (ids []string) {
 
 func (m *made) tree() layer.Tree {
 	m.t.Helper()
-	t, err := m.Snapshots.Tree(m.ids())
+	t, err := m.Snapshots.Stack(m.ids())
 	if err != nil {
 		m.t.Fatal(err)
 	}

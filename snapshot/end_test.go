@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/ctxtest"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 )
 
@@ -80,7 +81,7 @@ func TestExportEnds(t *testing.T) {
 			put(t, root, fmt.Sprint(i), "x")
 		}
 	})
-	tree, err := s.Tree([]string{c.ID})
+	tree, err := s.Stack([]string{c.ID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +113,7 @@ func TestPackedEnds(t *testing.T) {
 		return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil }, true
 	}
 	blob = packed(t, s, o, c.ID)
-	tree, err := o.Tree([]string{c.ID})
+	tree, err := o.Stack([]string{c.ID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,13 +139,14 @@ func TestPackedEnds(t *testing.T) {
 
 // TestCopyEnds shows that reading what a step left of a copy ends with the context, also while it is made a layer.
 func TestCopyEnds(t *testing.T) {
+	t.Setenv(mount.TestVariable, "copy")
 	s := newStore(t)
 	c := step(t, s, nil, func(root *rootfs.Root) {
 		for i := range 20 {
 			put(t, root, fmt.Sprint(i), "x")
 		}
 	})
-	tree, err := s.Tree([]string{c.ID})
+	tree, err := s.Stack([]string{c.ID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +156,7 @@ func TestCopyEnds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, err := s.mountCopy(t.Context(), []string{c.ID}, p, nil)
+		m, err := s.Mount(t.Context(), []string{c.ID}, p, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -549,17 +549,17 @@ func (r *Root) layerItems(ctx context.Context, u *RootUsage, records []Item, nam
 	return nil
 }
 
-// goLast sees to it that a layer which others are over goes after them: it is shared if one of them is, and was used when they were.
+// goLast makes the base of delta layers go after them: it counts as shared if one of them is, and as used when they were.
 func (r *Root) goLast(items []Item, shared map[string]bool) {
 	used := map[string]time.Time{}
 	for _, it := range items {
 		if it.Kind != KindLayer {
 			continue
 		}
-		if under := r.work.Layers.Under(it.ID); under != "" {
-			shared[under] = shared[under] || it.Shared
-			if used[under].Before(it.Used) {
-				used[under] = it.Used
+		if base := r.work.Layers.Base(it.ID); base != "" {
+			shared[base] = shared[base] || it.Shared
+			if used[base].Before(it.Used) {
+				used[base] = it.Used
 			}
 		}
 	}

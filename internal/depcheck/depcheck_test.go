@@ -25,7 +25,7 @@ var allowed = map[string][]string{
 	"cmd/kiln": {"build", "store", "store/images", "doctor", "history", "progress", "events", "exporter", "frontend/lint", "internal", "llb", "parser", "registry", "solver"},
 	"build": {
 		"store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "frontend/source",
-		"llb", "parser", "registry", "sandbox", "snapshot", "solver",
+		"llb", "parser", "registry", "sandbox", "snapshot", "snapshot/compose", "solver",
 		"solver/execute", "solver/explain", "solver/files", "solver/plan", "solver/session", "internal",
 	},
 	"doctor": {"store", "sandbox", "registry", "internal"},
@@ -59,13 +59,17 @@ var allowed = map[string][]string{
 	"solver/explain": {"solver", "llb", "events", "internal"},
 	"solver/session": {"internal"},
 	"solver/work":    {"solver", "llb"},
-	"solver/files":   {"llb", "snapshot", "internal"},
-	"solver/plan":    {"solver", "solver/files", "solver/session", "solver/work", "llb", "snapshot", "internal"},
-	"solver/execute": {"solver", "solver/files", "solver/session", "solver/work", "llb", "events", "snapshot", "sandbox", "internal"},
+	"solver/files":   {"llb", "snapshot", "snapshot/compose", "snapshot/dir", "internal"},
+	"solver/plan":    {"solver", "solver/files", "solver/session", "solver/work", "llb", "snapshot/compose", "internal"},
+	"solver/execute": {"solver", "solver/files", "solver/session", "solver/work", "llb", "events", "snapshot", "snapshot/compose", "snapshot/roots", "sandbox", "internal"},
 
 	// Neither knows the other; both speak internal/mount.
-	"snapshot": {"internal"},
-	"sandbox":  {"internal"},
+	"snapshot":         {"snapshot/compose", "snapshot/diff", "snapshot/dir", "snapshot/roots", "internal"},
+	"snapshot/compose": {"internal"},
+	"snapshot/diff":    {"snapshot/dir", "snapshot/roots", "internal"},
+	"snapshot/dir":     {"internal"},
+	"snapshot/roots":   {"snapshot/dir", "internal"},
+	"sandbox":          {"internal"},
 
 	"exporter": {"snapshot", "llb", "internal"},
 	"registry": {"internal"},

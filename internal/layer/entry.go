@@ -1,10 +1,11 @@
-// Package layer is the form of one layer: its entries, the manifest that lists them, and the tar that carries them. It
-// does not know where layers are kept, nor what lies above or below one.
+// Package layer is the form of layers: the entries of one, the manifest that lists them, the tar that carries them, and the tree that the
+// manifests of several make together. It does not know where layers are kept.
 package layer
 
 import (
 	"context"
 	"crypto/sha256"
+	"fmt"
 	"io"
 	"strings"
 	"time"
@@ -135,3 +136,41 @@ func KeepXattr(name string) bool {
 	}
 	return false
 }
+
+// PathError is an error about one path of a root file system.
+type PathError struct {
+	Path string
+	Msg  string
+}
+
+func (e *PathError) Error() string { return fmt.Sprintf("/%s: %s", Clip(e.Path), e.Msg) }
+
+// Join returns the path of a name in a directory; "" is the root.
+func Join(dir, name string) string {
+	if dir == "" {
+		return name
+	}
+	return dir + "/" + name
+}
+
+// BadName says why a layer cannot hold a path; "" if it can.
+func BadName(p string) string {
+	for c := range strings.SplitSeq(p, "/") {
+		if p != "" && (c == "" || c == "." || c == "..") {
+			return "the path is not clean"
+		}
+		if strings.HasPrefix(c, WhiteoutPrefix) {
+			return "a file whose name begins with .wh. cannot be kept in an image: the layer format takes it for a deletion"
+		}
+		if len(c) > maxName {
+			return "the name is longer than 255 bytes"
+		}
+	}
+	if strings.IndexByte(p, 0) >= 0 {
+		return "the name has a NUL byte"
+	}
+	return ""
+}
+
+// maxName is NAME_MAX of limits.h.
+const maxName = 255

@@ -8,7 +8,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/work"
 )
@@ -50,8 +50,8 @@ func (x *Executor) difference(ctx context.Context, lower, upper solver.Ref) ([]s
 		return nil, err
 	}
 	defer p.Close()
-	d := &differ{ctx: ctx, lower: snapshot.View(below), upper: tree, links: map[string]string{}}
-	d.b = x.Snapshots.NewBuilder(d.lower, p, time.Unix(0, 0))
+	d := &differ{ctx: ctx, lower: layer.NewStack(below), upper: tree, links: map[string]string{}}
+	d.b = compose.New(d.lower, x.Tmp, time.Unix(0, 0), p.Writer())
 	defer d.b.Close()
 	if err := d.dir(""); err != nil {
 		return nil, err
@@ -70,7 +70,7 @@ func (x *Executor) difference(ctx context.Context, lower, upper solver.Ref) ([]s
 type differ struct {
 	ctx          context.Context
 	lower, upper layer.Tree
-	b            *snapshot.Builder
+	b            *compose.Builder
 	links        map[string]string // the first path of a file of upper that is in the layer, by LinkID
 }
 

@@ -19,6 +19,8 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/sandbox"
 	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
+	"github.com/kilnbuild/kiln/snapshot/roots"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/work"
 	"golang.org/x/sys/unix"
@@ -63,8 +65,8 @@ func (e *ExitError) Error() string {
 
 // prepared is a step that can be run: its root file system is mounted, and so are its mounts.
 type prepared struct {
-	root    *snapshot.Root
-	tree    *snapshot.Tree    // of what is below root
+	root    *roots.Root
+	tree    *layer.Stack      // of what is below root
 	up      *snapshot.Pending // takes what is written to root
 	mounts  *mounting
 	network *network.Network // nil: none of its own
@@ -126,7 +128,7 @@ func (x *Executor) prepare(ctx context.Context, w work.Exec) (_ *prepared, err e
 	if err != nil {
 		return nil, err
 	}
-	if p.tree, err = x.Snapshots.Tree(ids); err != nil {
+	if p.tree, err = x.Snapshots.Stack(ids); err != nil {
 		return nil, err
 	}
 	top, _, err := p.tree.Lookup("")
@@ -327,8 +329,8 @@ func full(dir string) bool {
 // mountOutput is a mount that becomes an output of its step.
 type mountOutput struct {
 	number int
-	root   *snapshot.Root
-	tree   *snapshot.Tree // of what is below
+	root   *roots.Root
+	tree   *layer.Stack // of what is below
 	up     *snapshot.Pending
 }
 
@@ -338,8 +340,8 @@ type mounting struct {
 	x    *Executor
 	op   llb.Exec
 	in   []solver.Ref
-	ids  *mount.IDMap   // of the step; nil: kiln's
-	root *snapshot.Tree // that the step runs in
+	ids  *mount.IDMap // of the step; nil: kiln's
+	root *layer.Stack // that the step runs in
 
 	mounts  []sandbox.Mount
 	env     []string
@@ -404,7 +406,7 @@ func (m *mounting) all() error {
 // tmpfs mounts an empty file system, which has the mode of the directory that it covers.
 func (m *mounting) tmpfs(spec llb.Mount) error {
 	mode := uint32(0o1777)
-	_, e, err := snapshot.Resolve(m.root.Lookup, spec.Target, true) // what cannot be resolved cannot be mounted on, which says so
+	_, e, err := compose.Resolve(m.root.Lookup, spec.Target, true) // what cannot be resolved cannot be mounted on, which says so
 	if err == nil && e != nil && e.Type == layer.Dir {
 		mode = e.Mode
 	}
@@ -440,7 +442,7 @@ func (m *mounting) bind(spec llb.Mount) error {
 			return err
 		}
 		m.closers = append(m.closers, func() { up.Close() })
-		tree, err := m.x.Snapshots.Tree(ids)
+		tree, err := m.x.Snapshots.Stack(ids)
 		if err != nil {
 			return err
 		}

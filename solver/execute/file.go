@@ -76,7 +76,7 @@ func (x *Executor) input(ctx context.Context, r solver.Ref, open bool) (files.In
 		return files.Input{Tree: t}, err
 	}
 	layers, err := x.View(ctx, r)
-	return files.Input{Tree: snapshot.View(layers)}, err
+	return files.Input{Tree: layer.NewStack(layers)}, err
 }
 
 // packed makes a layer without writing its files: their bytes go from where they are into the layer's tar, and the layer is committed once

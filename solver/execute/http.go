@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot/compose"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/work"
 	digest "github.com/opencontainers/go-digest"
@@ -142,7 +143,7 @@ func (x *Executor) fill(ctx context.Context, source func(put func(layer.Entry, i
 		return nil, err
 	}
 	defer p.Close()
-	b := x.Snapshots.NewBuilder(nothing{}, p, time.Unix(0, 0))
+	b := compose.New(nothing{}, x.Tmp, time.Unix(0, 0), p.Writer())
 	defer b.Close()
 	put := func(e layer.Entry, body io.Reader) error {
 		if body != nil {

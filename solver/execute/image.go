@@ -15,7 +15,6 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/klauspost/readahead"
 	"golang.org/x/sync/errgroup"
@@ -43,16 +42,16 @@ func (x *Executor) Image(ctx context.Context, op llb.Image) (solver.Ref, error) 
 
 // View implements plan.Layers. A layer of an image that is not there is read through for its entries; it is unpacked at once if its
 // files are expected to be needed.
-func (x *Executor) View(ctx context.Context, r solver.Ref) ([]snapshot.Layer, error) {
+func (x *Executor) View(ctx context.Context, r solver.Ref) ([]layer.Part, error) {
 	refs := r.Changes()
-	layers := make([]snapshot.Layer, len(refs))
+	layers := make([]layer.Part, len(refs))
 	var missing []int
 	for i, l := range refs {
 		m, err := x.Snapshots.Listing(l.ID)
 		if err != nil {
 			missing = append(missing, i)
 		}
-		layers[i] = snapshot.Layer{ID: l.ID, Manifest: m}
+		layers[i] = layer.Part{ID: l.ID, Manifest: m}
 	}
 	if len(missing) == 0 {
 		return layers, nil
@@ -90,12 +89,12 @@ func (x *Executor) list(ctx context.Context, id string) error {
 }
 
 // Tree returns the files of a root, of which it makes sure that they are there.
-func (x *Executor) Tree(ctx context.Context, r solver.Ref) (*snapshot.Tree, error) {
+func (x *Executor) Tree(ctx context.Context, r solver.Ref) (*layer.Stack, error) {
 	ids, err := x.Realise(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	return x.Snapshots.Tree(ids)
+	return x.Snapshots.Stack(ids)
 }
 
 // Realise makes sure that every layer of a root is in the snapshot store, unpacking those of images side by side, and
@@ -215,7 +214,7 @@ func (x *Executor) unpackBlob(ctx context.Context, id string, src source, v *var
 	var below layer.Tree
 	if v != nil {
 		var err error
-		if below, err = x.Snapshots.Tree(v.below); err != nil {
+		if below, err = x.Snapshots.Stack(v.below); err != nil {
 			return err
 		}
 	}

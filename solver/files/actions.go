@@ -8,7 +8,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
 // mkdir is one llb.Mkdir.
@@ -69,11 +69,11 @@ func (m *symlink) do() error {
 		return err
 	}
 	if !ok || parent.Type != layer.Dir {
-		return &snapshot.PathError{Path: dir, Msg: "is not a directory"}
+		return &layer.PathError{Path: dir, Msg: "is not a directory"}
 	}
 	at := join(dir, path.Base(m.op.Path))
 	if _, exists, err := m.b.Lookup(at); err != nil || exists {
-		return cmp.Or(err, error(&snapshot.PathError{Path: at, Msg: "exists, and no symbolic link can be made there"}))
+		return cmp.Or(err, error(&layer.PathError{Path: at, Msg: "exists, and no symbolic link can be made there"}))
 	}
 	return m.leaf(inlineTree{}, layer.Entry{Type: layer.Symlink, Mode: 0o777, Link: m.op.Target, ModTime: m.now.time, Clock: m.now.clock}, at)
 }
@@ -104,7 +104,7 @@ func (r *remove) do() error {
 			return err
 		}
 		if !exists && !r.op.AllowMissing {
-			return &snapshot.PathError{Path: at, Msg: "does not exist, and cannot be removed"}
+			return &layer.PathError{Path: at, Msg: "does not exist, and cannot be removed"}
 		}
 		if err := r.b.Delete(at); err != nil {
 			return err
@@ -126,7 +126,7 @@ const setGID = 0o2000
 
 // passOn gives a directory that is to be made at path what mkdir(2) passes on to it: in one with the set-group-ID bit that bit and
 // the group.
-func passOn(b *snapshot.Builder, path string, e *layer.Entry) {
+func passOn(b *compose.Builder, path string, e *layer.Entry) {
 	if parent, ok, _ := b.Lookup(layer.Parent(path)); ok && parent.Mode&setGID != 0 {
 		e.Mode |= setGID
 		e.GID = parent.GID

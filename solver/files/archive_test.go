@@ -13,9 +13,8 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
 // nested is a tree of directories called d in each other, depth of them, that counts the bytes of the paths which are looked up.
@@ -42,12 +41,7 @@ func (n *nested) Sum(context.Context, []*layer.Entry) error { return nil }
 func (n *nested) Open(*layer.Entry) (io.ReadCloser, error)  { return nil, fs.ErrNotExist }
 func unpackOver(t *testing.T, below layer.Tree, data []byte) error {
 	t.Helper()
-	root := t.TempDir()
-	s, err := snapshot.Open(root, root, userns.Namespace{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := s.NewBuilder(below, nil, time.Unix(0, 0))
+	b := compose.New(below, t.TempDir(), time.Unix(0, 0), nil)
 	defer b.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()

@@ -10,7 +10,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
 // copying is one llb.Copy.
@@ -54,7 +54,7 @@ func (c *copying) find() error {
 		}
 		for _, name := range names {
 			m := selected{name: name}
-			if m.physical, m.entry, err = snapshot.Resolve(tree.Lookup, name, true); err != nil {
+			if m.physical, m.entry, err = compose.Resolve(tree.Lookup, name, true); err != nil {
 				return err
 			}
 			all[i] = append(all[i], m)
@@ -145,7 +145,7 @@ func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string, only bool) 
 		return err
 	}
 	if ok && old.Type != layer.Dir {
-		return &snapshot.PathError{Path: dest, Msg: "is not a directory, and a directory cannot be copied to it"}
+		return &layer.PathError{Path: dest, Msg: "is not a directory, and a directory cannot be copied to it"}
 	}
 	top := old
 	if !ok {
@@ -187,7 +187,7 @@ func (c *copying) nested(tree layer.Tree, src layer.Entry, target string) error 
 		return err
 	}
 	if ok && old.Type != layer.Dir {
-		return &snapshot.PathError{Path: target, Msg: "is not a directory, and a directory cannot be copied to it"}
+		return &layer.PathError{Path: target, Msg: "is not a directory, and a directory cannot be copied to it"}
 	}
 	src.Path, src.Implied, src.Opaque, src.LinkID = target, false, false, ""
 	c.apply(&src)

@@ -19,7 +19,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
 // Change is a File op with what it works on.
@@ -74,7 +74,7 @@ type run struct {
 	result  Result
 
 	sink      sink
-	b         *snapshot.Builder
+	b         *compose.Builder
 	streaming bool         // the builder passes entries on as they come
 	inline    []layer.Tree // the files that actions hold, after trees in the numbers of origins
 }
@@ -297,7 +297,7 @@ func (m *maker) leaf(tree layer.Tree, src layer.Entry, target string) error {
 		return err
 	}
 	if ok && old.Type == layer.Dir {
-		return &snapshot.PathError{Path: target, Msg: "is a directory, and a file cannot be copied to it"}
+		return &layer.PathError{Path: target, Msg: "is a directory, and a file cannot be copied to it"}
 	}
 	if first, ok := m.links[src.LinkID]; ok && src.LinkID != "" {
 		src.Path = target

@@ -142,7 +142,7 @@ func unpacked(t *testing.T, data []byte) (layer.Summary, error) {
 		t.Fatal(err)
 	}
 	action := llb.Action{Copy: &llb.Copy{Dest: "/dest", Sources: []llb.CopySource{{Input: 1, Path: "/archive", Unpack: true}}}}
-	c := Change{Op: llb.File{Actions: []llb.Action{action}}, Inputs: []Input{{Tree: snapshot.View(nil)}, {Tree: local, Local: true}}, Tmp: root}
+	c := Change{Op: llb.File{Actions: []llb.Action{action}}, Inputs: []Input{{Tree: layer.NewStack(nil)}, {Tree: local, Local: true}}, Tmp: root}
 	planned, err := Digest(t.Context(), c)
 	if err != nil {
 		return layer.Summary{}, err

@@ -9,7 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
 // finder is the part of a layer.Tree that paths are found by.
@@ -31,7 +31,7 @@ func glob(tree finder, pattern string) ([]string, error) {
 			return nil, fmt.Errorf("the wildcard %q is malformed", pattern)
 		}
 	}
-	base, e, err := snapshot.Resolve(tree.Lookup, literal, true)
+	base, e, err := compose.Resolve(tree.Lookup, literal, true)
 	if err != nil || e == nil || e.Type != layer.Dir {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func (c *copying) unmatched(tree layer.Tree, src llb.CopySource, literal string)
 	if literal == "" {
 		return nil
 	}
-	base, e, err := snapshot.Resolve(tree.Lookup, literal, true)
+	base, e, err := compose.Resolve(tree.Lookup, literal, true)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func (c *copying) uses(tree layer.Tree, input int, at string, e *layer.Entry) (b
 			continue // its own step says so
 		}
 		for _, m := range matches {
-			to, found, err := snapshot.Resolve(tree.Lookup, m, true)
+			to, found, err := compose.Resolve(tree.Lookup, m, true)
 			if err == nil && found != nil && (layer.Within(to, at) || layer.Within(at, to)) {
 				return true, nil
 			}
@@ -181,7 +181,7 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 	}
 	for _, base := range bases {
 		c.links = map[string]string{}
-		physical, e, err := snapshot.Resolve(tree.Lookup, base, true)
+		physical, e, err := compose.Resolve(tree.Lookup, base, true)
 		if err != nil {
 			return err
 		}

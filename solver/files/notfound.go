@@ -9,7 +9,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
 // NotFoundError is a source that does not exist.
@@ -49,7 +49,7 @@ func similar(tree layer.Tree, name string) string {
 	dir := ""
 	parts := strings.Split(name, "/")
 	for i, part := range parts {
-		at, e, err := snapshot.Resolve(tree.Lookup, join(dir, part), true)
+		at, e, err := compose.Resolve(tree.Lookup, join(dir, part), true)
 		if err == nil && e != nil {
 			dir = at
 			continue
@@ -68,7 +68,7 @@ func similar(tree layer.Tree, name string) string {
 			return ""
 		}
 		found := path.Join(append([]string{dir, match}, parts[i+1:]...)...)
-		if _, e, err := snapshot.Resolve(tree.Lookup, found, true); err != nil || e == nil {
+		if _, e, err := compose.Resolve(tree.Lookup, found, true); err != nil || e == nil {
 			return ""
 		}
 		return found

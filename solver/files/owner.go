@@ -9,7 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/passwd"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
 // Owner is the owner of a file.
@@ -75,7 +75,7 @@ func linked(a llb.Action) bool {
 // opener opens a regular file of a tree, following links inside it.
 func opener(t layer.Tree, name string) func() (io.ReadCloser, error) {
 	return func() (io.ReadCloser, error) {
-		_, e, err := snapshot.Resolve(t.Lookup, name, true)
+		_, e, err := compose.Resolve(t.Lookup, name, true)
 		if err != nil {
 			return nil, err
 		}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
+	"github.com/kilnbuild/kiln/snapshot/dir"
 )
 
 // sink takes the layer that a run makes.
@@ -34,7 +36,7 @@ func Digest(ctx context.Context, c Change) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	r.b = snapshot.Compose(r.trees[0], c.Tmp, r.now())
+	r.b = compose.New(r.trees[0], c.Tmp, r.now(), nil)
 	defer r.b.Close()
 	r.b.Trim()
 	if err := r.all(); err != nil {
@@ -53,47 +55,47 @@ func (s digestSink) bodies() bool { return false }
 func (s digestSink) origins() bool { return false }
 
 // Write makes the layer of a Change in the store, for the caller to commit or close. What is as it was in the layer last, "" for
-// none, is taken from there: if that is possible by having it below, else by hard links.
+// none, is taken from there: if possible by making a delta of that, else by hard links.
 func Write(ctx context.Context, c Change, store *snapshot.Store, last string) (*snapshot.Pending, Result, error) {
-	over := !Unpacks(c.Op)
+	delta := !Unpacks(c.Op)
 	for {
 		p, err := store.New()
 		if err != nil {
 			return nil, Result{}, err
 		}
-		result, err := write(ctx, c, store, p, last, over)
+		result, err := write(ctx, c, store, p, last, delta)
 		if err == nil {
 			return p, result, nil
 		}
 		p.Close()
-		if !over || !errors.Is(err, snapshot.ErrNotOver) {
+		if !delta || !errors.Is(err, dir.ErrNoDelta) {
 			return nil, Result{}, err
 		}
-		over = false
+		delta = false
 	}
 }
 
-func write(ctx context.Context, c Change, store *snapshot.Store, p *snapshot.Pending, last string, over bool) (Result, error) {
+func write(ctx context.Context, c Change, store *snapshot.Store, p *snapshot.Pending, last string, delta bool) (Result, error) {
 	manifest, err := p.Manifest()
 	if err != nil {
 		return Result{}, err
 	}
 	r, err := newRun(ctx, c, dirSink{manifest})
 	if err == nil {
-		r.b = store.NewBuilder(r.trees[0], p, r.now())
+		p.Reuse(last)
+		if delta {
+			p.Delta(last)
+		}
+		r.b = compose.New(r.trees[0], c.Tmp, r.now(), p.Writer())
 		defer r.b.Close()
 		r.b.Trim()
-		r.b.Reuse(store, last)
-		if over {
-			r.b.Over(store, last)
-		}
 		err = r.all()
 	}
 	if err != nil {
 		manifest.Abort()
 		return Result{}, err
 	}
-	if p.Over() {
+	if p.IsDelta() {
 		manifest.Over()
 	}
 	r.result.Summary, err = manifest.Close(time.Now())
@@ -115,7 +117,7 @@ func WriteTar(ctx context.Context, c Change, w io.Writer, manifest *layer.Writer
 	if err != nil {
 		return err
 	}
-	r.b = snapshot.Compose(r.trees[0], c.Tmp, r.now())
+	r.b = compose.New(r.trees[0], c.Tmp, r.now(), nil)
 	defer r.b.Close()
 	r.b.Trim()
 	var all error

@@ -8,7 +8,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/files"
 	"github.com/kilnbuild/kiln/solver/work"
@@ -96,7 +96,7 @@ func (p *Planner) pathContent(ctx context.Context, r solver.Ref, name string) (s
 		return solver.Content{}, err
 	}
 	tree := files.Until(ctx, root)
-	physical, e, err := snapshot.Resolve(tree.Lookup, name, true)
+	physical, e, err := compose.Resolve(tree.Lookup, name, true)
 	if err != nil {
 		return solver.Content{}, err
 	}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/compose"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/files"
 	"github.com/kilnbuild/kiln/solver/work"
@@ -93,7 +93,7 @@ func epochs(op llb.File) []solver.Input {
 // fileInput is the key input of a file of a root: its digest, or "" if it is not there.
 func fileInput(t layer.Tree, name string) (solver.Input, error) {
 	in := solver.Input{Name: name}
-	_, e, err := snapshot.Resolve(t.Lookup, name, true)
+	_, e, err := compose.Resolve(t.Lookup, name, true)
 	if err == nil && e != nil {
 		in.Value = fmt.Sprintf("%c %x", e.Type, e.Digest)
 	}

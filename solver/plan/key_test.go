@@ -19,7 +19,6 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/localdir"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/session"
 	"github.com/kilnbuild/kiln/solver/work"
@@ -40,15 +39,15 @@ type fakeLayers struct {
 	asked     map[string]int
 }
 
-func (f fakeLayers) View(_ context.Context, r solver.Ref) ([]snapshot.Layer, error) {
-	var layers []snapshot.Layer
+func (f fakeLayers) View(_ context.Context, r solver.Ref) ([]layer.Part, error) {
+	var layers []layer.Part
 	for _, l := range r.Layers() {
 		m := f.manifests[l.ID]
 		if m == nil {
 			return nil, fmt.Errorf("layer %s: %w", l.ID, fs.ErrNotExist)
 		}
 		f.asked[l.ID]++
-		layers = append(layers, snapshot.Layer{ID: l.ID, Manifest: m})
+		layers = append(layers, layer.Part{ID: l.ID, Manifest: m})
 	}
 	return layers, nil
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/files"
 	"github.com/kilnbuild/kiln/solver/session"
@@ -24,7 +23,7 @@ import (
 type Layers interface {
 	// View returns the layers of a root file system that have entries, those of solver.Ref.Changes, the lowest first. They may come from far
 	// away.
-	View(ctx context.Context, r solver.Ref) ([]snapshot.Layer, error)
+	View(ctx context.Context, r solver.Ref) ([]layer.Part, error)
 }
 
 // Sources says what there is elsewhere. It is safe for concurrent use.
@@ -102,9 +101,9 @@ func (p *Planner) Uses(op llb.Op, inputs int) []solver.Use {
 }
 
 // view returns the entries of a root file system.
-func (p *Planner) view(ctx context.Context, r solver.Ref) (*snapshot.Tree, error) {
+func (p *Planner) view(ctx context.Context, r solver.Ref) (*layer.Stack, error) {
 	layers, err := p.Layers.View(ctx, r)
-	return snapshot.View(layers), err
+	return layer.NewStack(layers), err
 }
 
 // common are the key inputs that every op has.

@@ -1,8 +1,8 @@
-package snapshot
+// Package diff finds out what a step has changed in a root file system, as the entries of a layer.
+package diff
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -10,7 +10,9 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/snapshot/dir"
+	"github.com/kilnbuild/kiln/snapshot/roots"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,70 +20,43 @@ import (
 // which is 10 ms at the slowest (CONFIG_HZ=100).
 const clockSlack = 20 * time.Millisecond
 
-// CommitChanges reads what a step left in a pending layer that was given to Mount for root, whose file system is made of below, closes
-// the root, and puts the layer into the store, or takes a layer of the same identity that is there already. Times between started and now
-// are the clock's. An overlay also copies files and directories up in which, in the end, nothing was changed, or of a directory nothing
-// but its own time: those are no changes, and are taken away.
-//
-// When the layer is committed there is nothing in its directory but what its manifest says, and nobody can write to it any more: what
-// processes of the step have passed on to others, as the descriptor of a file or of a directory, is of no use to change it. The error
-// is mount.ErrInUse, wrapped, where a process outside the step has a file open for writing.
-func (p *Pending) CommitChanges(ctx context.Context, root *Root, below *Tree, started time.Time) (Committed, error) {
-	if p.copied == nil {
-		root.forgetRemoved()
-		if err := mount.Seal(ctx, root.File); err != nil {
-			return Committed{}, fmt.Errorf("close the root file system of the step: %w", err)
-		}
-	}
-	sum, err := p.writeManifest(ctx, root, below, started)
-	if err != nil {
-		return Committed{}, err
-	}
-	if err := root.Close(); err != nil {
-		return Committed{}, fmt.Errorf("close the root file system of the step: %w", err)
-	}
-	if p.copied != nil || p.Rewrite {
-		if err := p.rewrite(ctx); err != nil {
-			return Committed{}, fmt.Errorf("copy what the step has left: %w", err)
-		}
-	}
-	return p.CommitWritten(sum, "")
+// Upper is what a step has left: the upper directory of its overlay, or the copy of its root.
+type Upper struct {
+	// Root is the root file system as the step saw it.
+	Root *roots.Root
+	// Dir is the directory that the step's changes, or the copy, are in.
+	Dir *rootfs.Root
+	// Below is the root file system before the step.
+	Below *layer.Stack
+	// Base has the flags of the directory that Dir was made in, which files inherit.
+	Base dir.Flags
+	// Started is when the step began: later times are the clock's.
+	Started time.Time
 }
 
-// writeManifest writes the manifest of what a step left.
-func (p *Pending) writeManifest(ctx context.Context, root *Root, below *Tree, started time.Time) (layer.Summary, error) {
-	base, err := p.store.inodeOfDir(p.dir)
-	if err != nil {
-		return layer.Summary{}, fmt.Errorf("read the layer: %w", err)
+// Read calls add for the entries of the layer that a step has made, in the order of layer.Compare. Of an overlay it removes from the upper
+// directory what the entries do not say. An overlay also copies up files and directories in which, in the end, nothing was changed, or of a
+// directory nothing but its time: those are no changes, and are removed.
+func Read(ctx context.Context, fs *dir.FS, u Upper, add func(*layer.Entry) error) error {
+	d := newDigesting(ctx, add)
+	r := &upperReader{
+		ctx: ctx, fs: fs, root: u.Root, below: u.Below, base: u.Base, from: u.Started.Add(-clockSlack), to: time.Now(), digesting: d,
+		links: map[string]*layer.Entry{},
 	}
-	w, err := p.Manifest()
-	if err != nil {
-		return layer.Summary{}, err
-	}
-	d := newDigesting(ctx, w.Add)
-	r := &upperReader{ctx: ctx, store: p.store, root: root, below: below, copied: p.copied, base: base, from: started.Add(-clockSlack), to: time.Now(), digesting: d, links: map[string]*layer.Entry{}}
-	err = r.all(p)
+	err := r.all(u.Dir)
 	if failed := d.close(); failed != nil {
 		err = failed
 	}
-	if err != nil {
-		w.Abort()
-		return layer.Summary{}, fmt.Errorf("read the layer: %w", err)
-	}
-	sum, err := w.Close(time.Now())
-	if err != nil {
-		err = fmt.Errorf("write a layer's manifest: %w", err)
-	}
-	return sum, err
+	return err
 }
 
 // all emits what is in the layer, in the order of layer.Compare.
-func (r *upperReader) all(p *Pending) error {
-	dir, err := p.fs.OpenFile("", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+func (r *upperReader) all(upper *rootfs.Root) error {
+	top, err := upper.OpenFile("", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
-	r.at = dirtree.NewDescent(dir)
+	r.at = dirtree.NewDescent(top)
 	defer r.at.Close()
 	root, err := r.entry("", "", true)
 	if err != nil {
@@ -94,26 +69,21 @@ func (r *upperReader) all(p *Pending) error {
 	if err != nil {
 		return err
 	}
-	if p.copied != nil {
+	if r.root.Copied != nil {
 		c := &copyReader{upperReader: r, next: 1}
 		return c.dir("")
 	}
 	if same {
 		// The directory is not in the layer, which may lie over a root with other attributes.
-		if err := removeXattrs(target{fd: r.at.Fd()}, root.Xattrs); err != nil {
+		var names []string
+		for _, x := range root.Xattrs {
+			names = append(names, x.Name)
+		}
+		if err := (dir.Target{Fd: r.at.Fd()}).Remove(names); err != nil {
 			return err
 		}
 	}
 	return r.restoring(root, r.dir)
-}
-
-func removeXattrs(t target, list []layer.Xattr) error {
-	for _, x := range list {
-		if err := t.remove(x.Name); err != nil && !errors.Is(err, unix.ENODATA) {
-			return fmt.Errorf("remove the attribute %s: %w", x.Name, err)
-		}
-	}
-	return nil
 }
 
 // put emits an entry that is no directory.
@@ -145,12 +115,11 @@ func (r *upperReader) unchanged(e *layer.Entry) (bool, error) {
 }
 
 type upperReader struct {
+	fs       *dir.FS
 	ctx      context.Context
-	store    *Store
-	root     *Root // as the step saw it
-	below    *Tree
-	copied   *copied // nil: what is read is the upper directory of an overlay
-	base     inode   // of the directory that the layer is made in
+	root     *roots.Root // as the step saw it; not Copied: an upper directory
+	below    *layer.Stack
+	base     dir.Flags // of the directory that the layer is made in
 	from, to time.Time
 	at       *dirtree.Descent // the directory that is read
 	// hidden says that nothing of below is seen in the directory that is read: it is opaque or new, or one above it is.
@@ -175,7 +144,7 @@ func (r *upperReader) dir(path string) error {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		if err := r.name(name, join(path, name)); err != nil {
+		if err := r.name(name, layer.Join(path, name)); err != nil {
 			return err
 		}
 	}
@@ -184,11 +153,11 @@ func (r *upperReader) dir(path string) error {
 
 // name reads a name of the directory, and what is below it.
 func (r *upperReader) name(name, p string) error {
-	if msg := badName(name); msg != "" {
-		return &PathError{Path: p, Msg: msg}
+	if msg := layer.BadName(name); msg != "" {
+		return &layer.PathError{Path: p, Msg: msg}
 	}
 	if len(p) >= layer.MaxPath {
-		return &PathError{Path: p, Msg: layer.PathTooLong}
+		return &layer.PathError{Path: p, Msg: layer.PathTooLong}
 	}
 	e, err := r.entry(name, p, false)
 	if err != nil {
@@ -207,7 +176,7 @@ func (r *upperReader) name(name, p string) error {
 
 // drop takes from the layer's directory what no layer can hold. What it has taken the place of is deleted.
 func (r *upperReader) drop(name, p string) error {
-	if r.copied != nil {
+	if r.root.Copied != nil {
 		return nil // only what the manifest has is taken from a copy
 	}
 	if err := r.remove(name); err != nil || r.hidden {
@@ -313,7 +282,7 @@ func (r *upperReader) restoring(e *layer.Entry, read func(path string) error) er
 	r.removed = false
 	err := read(e.Path)
 	if r.removed && err == nil {
-		err = setTime(r.at.Fd(), "", e.ModTime)
+		err = dir.SetTime(r.at.Fd(), "", e.ModTime)
 	}
 	r.removed = above
 	return err
@@ -323,11 +292,11 @@ func (r *upperReader) restoring(e *layer.Entry, read func(path string) error) er
 // takes from the file what its entry does not say. own says, of a copy, that the file is the one that was copied to this path.
 func (r *upperReader) entry(name, p string, own bool) (*layer.Entry, error) {
 	var st unix.Stat_t
-	dir, flags := r.at.Fd(), unix.AT_SYMLINK_NOFOLLOW
+	in, flags := r.at.Fd(), unix.AT_SYMLINK_NOFOLLOW
 	if name == "" {
 		flags |= unix.AT_EMPTY_PATH
 	}
-	if err := unix.Fstatat(dir, name, &st, flags); err != nil {
+	if err := unix.Fstatat(in, name, &st, flags); err != nil {
 		return nil, &os.PathError{Op: "stat", Path: p, Err: err}
 	}
 	e := &layer.Entry{Path: p, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec)}
@@ -344,14 +313,14 @@ func (r *upperReader) entry(name, p string, own bool) (*layer.Entry, error) {
 		e.Type = layer.Symlink
 		e.Mode = 0o777
 		b := make([]byte, unix.PathMax)
-		n, err := unix.Readlinkat(dir, name, b)
+		n, err := unix.Readlinkat(in, name, b)
 		if err != nil {
 			return fail("readlink", err)
 		}
 		e.Link = string(b[:n])
 	case unix.S_IFCHR:
 		e.Type, e.Major, e.Minor = layer.Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
-		if st.Rdev == 0 && r.copied != nil {
+		if st.Rdev == 0 && r.root.Copied != nil {
 			return nil, nil // an overlay lets nobody make one
 		}
 		if st.Rdev == 0 {
@@ -378,25 +347,25 @@ func (r *upperReader) entry(name, p string, own bool) (*layer.Entry, error) {
 			}
 		}
 	}
-	at := within(dir, name)
+	at := dir.Within(in, name)
 	var f *os.File
 	if e.Type == layer.File || e.Type == layer.Dir {
 		open := name
 		if name == "" {
 			open = "."
 		}
-		fd, err := unix.Openat(dir, open, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		fd, err := unix.Openat(in, open, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return fail("open", err)
 		}
-		f, at = os.NewFile(uintptr(fd), p), target{fd: fd}
+		f, at = os.NewFile(uintptr(fd), p), dir.Target{Fd: fd}
 	}
 	from, err := r.attributes(at, e)
-	if r.copied != nil && err == nil && r.store.ns.Nested {
-		from, err = r.copied.has(dir, name)
+	if r.root.Copied != nil && err == nil && r.fs.NS.Nested {
+		from, err = r.root.Copied.Has(in, name)
 	}
 	inPlace := false
-	if err == nil && r.store.ns.Nested {
+	if err == nil && r.fs.NS.Nested {
 		inPlace, err = r.restore(e, st.Size, own || from)
 	}
 	if err != nil || e.Type != layer.File {
@@ -407,7 +376,7 @@ func (r *upperReader) entry(name, p string, own bool) (*layer.Entry, error) {
 		return e, nil
 	}
 	r.digesting.begin(f, e)
-	if r.store.ns.Single() && !inPlace {
+	if r.fs.NS.Single() && !inPlace {
 		err = r.moved(e, st.Size, from)
 	}
 	return e, err
@@ -415,17 +384,17 @@ func (r *upperReader) entry(name, p string, own bool) (*layer.Entry, error) {
 
 // attributes adds a file's extended attributes to its entry, and takes from the file what the entry does not have, unless it is a copy.
 // In a copy, which a step can write to as it likes, the marks of overlays mean nothing. It reports whether the file was copied up.
-func (r *upperReader) attributes(t target, e *layer.Entry) (copiedUp bool, err error) {
-	a, err := r.store.attributesOf(t)
+func (r *upperReader) attributes(t dir.Target, e *layer.Entry) (copiedUp bool, err error) {
+	a, err := r.fs.Attributes(t)
 	if err != nil {
 		return false, err
 	}
-	e.Xattrs = a.content
-	if r.copied != nil {
+	e.Xattrs = a.Content
+	if r.root.Copied != nil {
 		return false, nil
 	}
-	if a.opaque {
+	if a.Opaque {
 		e.Opaque = e.Type == layer.Dir
 	}
-	return a.copiedUp, r.store.clean(t, a.foreign, r.base)
+	return a.CopiedUp, r.fs.Clean(t, a.Foreign, r.base)
 }

@@ -1,4 +1,4 @@
-package snapshot
+package compose
 
 import (
 	"iter"
@@ -187,7 +187,7 @@ func (t *dirTree) below(n *dirNode, path string, yield func(*dirNode, string) bo
 	}
 	slices.SortFunc(dirs, func(a, b *dirNode) int { return strings.Compare(a.name, b.name) })
 	for _, dir := range dirs {
-		p := join(path, dir.name)
+		p := layer.Join(path, dir.name)
 		if !yield(dir, p) || !t.below(dir, p, yield) {
 			return false
 		}

@@ -68,7 +68,7 @@ func TestPacked(t *testing.T) {
 	// The blob is read once, and what was made of it is a layer as any other.
 	whole := blob
 	blob = []byte{}
-	tree, err := o.Tree([]string{c.ID})
+	tree, err := o.Stack([]string{c.ID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,10 +120,8 @@ func TestPacked(t *testing.T) {
 	}
 	blob = whole
 	packed(t, s, o, c.ID)
-	if files, err := o.Files(c.ID); err != nil {
+	if _, err := o.Files(c.ID); err != nil {
 		t.Error(err)
-	} else {
-		files.Close()
 	}
 }
 
@@ -133,7 +131,7 @@ func (s *Store) forget() {
 	defer s.mu.Unlock()
 	clear(s.manifests)
 	clear(s.files)
-	clear(s.roots)
+	clear(s.opened)
 }
 
 func put(t *testing.T, root *rootfs.Root, name, text string) {

@@ -1,8 +1,6 @@
 package snapshot
 
 import (
-	"archive/tar"
-	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -12,6 +10,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/snapshot/dir"
 )
 
 // packedNote is there beside a layer that was committed without files, because nobody was expected to need them: they are in
@@ -92,8 +91,8 @@ func (s *Store) unpack(id string) (string, error) {
 	return files, nil
 }
 
-// unpackAs writes the layer of a manifest with the bytes of its files from a tar, and commits it under the id files. All but the
-// bytes comes from the manifest, and they are compared with that: if they are others, the packed layer is given up.
+// unpackAs writes the layer of a manifest with the bytes of its files from a tar, and commits it under the id files. If the bytes are not
+// those of the manifest, the packed layer is given up.
 func (s *Store) unpackAs(packed, files string, m *layer.Manifest, open Blob) error {
 	p, err := s.New()
 	if err != nil {
@@ -102,29 +101,15 @@ func (s *Store) unpackAs(packed, files string, m *layer.Manifest, open Blob) err
 	defer p.Close()
 	tarball, err := open()
 	if err != nil {
-		return s.damaged(packed, "")
+		return s.giveUp(&DamagedError{ID: packed})
 	}
 	defer tarball.Close()
-	d := newDisk(p.fs, s)
-	defer d.close()
 	w, err := p.Manifest()
 	if err != nil {
 		return err
 	}
-	r := tar.NewReader(ctxio.Reader(s.Context, tarball))
 	for e := range m.All() {
-		err = d.unpack(e, r)
-		if ended := ctxio.Ended(s.Context); ended != nil {
-			w.Abort()
-			return ended // and nothing is said of the blob
-		}
-		if _, disk := errors.AsType[*os.PathError](err); err != nil && !disk {
-			err = s.damaged(packed, e.Path)
-		}
-		if err == nil {
-			err = w.Add(e)
-		}
-		if err != nil {
+		if err := w.Add(e); err != nil {
 			w.Abort()
 			return err
 		}
@@ -133,42 +118,12 @@ func (s *Store) unpackAs(packed, files string, m *layer.Manifest, open Blob) err
 	if err != nil {
 		return err
 	}
-	for e := range m.All() {
-		if e.Type == layer.Dir {
-			if err := d.times(e); err != nil {
-				return err
-			}
+	if err := s.fs.Unpack(s.Context, m, tarball, p.fs); err != nil {
+		if errors.Is(err, dir.ErrBlob) && ctxio.Ended(s.Context) == nil {
+			return errors.Join(s.giveUp(&DamagedError{ID: packed}), err)
 		}
+		return err
 	}
 	_, err = p.CommitWritten(sum, files)
 	return err
-}
-
-// unpack is put for an entry that comes next in a tar, of those that have bytes.
-func (d *disk) unpack(e *layer.Entry, r *tar.Reader) error {
-	made := *e
-	if e.Type != layer.File {
-		return d.put(&made, nil)
-	}
-	var body io.Reader = bytes.NewReader(nil)
-	for e.Size > 0 {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return fmt.Errorf("/%s is not in its blob", e.Path)
-		}
-		if err != nil {
-			return err
-		}
-		if h.Name == e.Path {
-			body = r
-			break
-		}
-	}
-	if err := d.put(&made, body); err != nil {
-		return err
-	}
-	if made.Digest != e.Digest {
-		return fmt.Errorf("/%s in its blob is not what it was when the layer was made", e.Path)
-	}
-	return nil
 }

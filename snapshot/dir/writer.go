@@ -1,10 +1,11 @@
-package snapshot
+package dir
 
 import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"slices"
 	"strconv"
@@ -15,55 +16,48 @@ import (
 	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
-	"github.com/kilnbuild/kiln/internal/userns"
 	"golang.org/x/sys/unix"
 )
 
-// disk writes entries into a directory in the form of an overlay's lower directory: whiteouts are character devices 0:0,
-// opaque directories carry an extended attribute. Every path it is given is physical, so that no component may be a
-// symbolic link, and every operation is relative to the descriptor of the directory it happens in.
-type disk struct {
-	store *Store
-	root  *rootfs.Root
+// Writer writes entries into a directory in the form of an overlay's lower directory: whiteouts are character devices 0:0, opaque
+// directories have an extended attribute. Every path it is given is physical: no component may be a symbolic link. It is not safe for
+// concurrent use.
+type Writer struct {
+	fs   *FS
+	root *rootfs.Root
 	// dirs are the open directories on the way to the last entry, outermost first: entries mostly come in tree order.
 	dirs   []openDir
 	opaque string // name of the opaque attribute
-	ns     userns.Namespace
 	buf    []byte
-	// earlier is a layer that files can be taken from which are the same here; nil for none.
+	// earlier is a layer that has files which may be the same here; nil for none.
 	earlier *earlier
-	// over is the layer that what is written is over; nil for none.
-	over     *over
+	// delta is how the files are written that differ from a base; nil if all are.
+	delta    *delta
 	uid, gid uint32 // the process's
 }
 
-// earlier is a committed layer. Its files are never changed, so one that is the same in another layer can be the same file
-// there, by a hard link.
+// earlier is a committed layer. Its files are never changed, so one that is the same in another layer can be the same file there, by a
+// hard link.
 type earlier struct {
-	manifest *layer.Manifest
-	files    *layerFiles
-	own      *disk
-	under    *disk // of what the layer is over; nil for none
+	manifest  *layer.Manifest
+	files     *Files
+	own, base *Writer // base is nil for a layer without one
 }
 
-// setEarlier has files taken from a layer with this manifest, in the place of another.
-func (d *disk) setEarlier(m *layer.Manifest, id string) error {
+// Reuse makes the writer take files that are the same in everything from a committed layer with this manifest, by hard links, if their
+// digests are known: see Put. The files stay the caller's.
+func (d *Writer) Reuse(m *layer.Manifest, files *Files) {
 	d.closeEarlier()
-	files, err := d.store.filesOf(id, m)
-	if err != nil {
-		return err
+	d.earlier = &earlier{manifest: m, files: files, own: d.fs.NewWriter(files.root)}
+	if files.base != nil {
+		d.earlier.base = d.fs.NewWriter(files.base.root)
 	}
-	d.earlier = &earlier{manifest: m, files: files, own: newDisk(files.root, d.store)}
-	if files.under != nil {
-		d.earlier.under = newDisk(files.under.root, d.store)
-	}
-	return nil
 }
 
-// parent is the disk's parent of a path of the layer.
+// parent returns the directory that holds a path of the layer.
 func (e *earlier) parent(path string) (openDir, error) {
 	if e.files.at(path) != e.files {
-		return e.under.parent(path)
+		return e.base.parent(path)
 	}
 	return e.own.parent(path)
 }
@@ -78,51 +72,53 @@ type openDir struct {
 
 func (o openDir) fd() int { return int(o.file.Fd()) }
 
-func newDisk(root *rootfs.Root, s *Store) *disk {
-	return &disk{store: s, root: root, opaque: s.mark + opaqueMark, ns: s.ns, uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
+// NewWriter returns a writer to the directory of root. Close must be called; the root stays the caller's.
+func (f *FS) NewWriter(root *rootfs.Root) *Writer {
+	return &Writer{fs: f, root: root, opaque: f.prefix + opaqueMark, uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
 }
 
 // mark calls f, which makes one of the marks by which an overlay sees what a layer deletes. Where roots are copies there are none.
-func (d *disk) mark(f func() error) error {
-	if d.store.copies() {
+func (d *Writer) mark(f func() error) error {
+	if d.fs.Copies() {
 		return nil
 	}
 	err := f()
-	if err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EEXIST) && d.store.doubt() {
+	if err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EEXIST) && d.fs.TryOverlay() != nil {
 		return nil
 	}
 	return err
 }
 
-func (d *disk) closeDirs() {
+func (d *Writer) closeDirs() {
 	for _, o := range d.dirs {
 		o.file.Close()
 	}
 	d.dirs = nil
 }
 
-func (d *disk) close() {
+// Close implements compose.Writer.
+func (d *Writer) Close() {
 	d.closeDirs()
 	d.closeEarlier()
 }
 
-func (d *disk) closeEarlier() {
+func (d *Writer) closeEarlier() {
 	if d.earlier != nil {
-		d.earlier.own.close()
-		if d.earlier.under != nil {
-			d.earlier.under.close()
+		d.earlier.own.Close()
+		if d.earlier.base != nil {
+			d.earlier.base.Close()
 		}
 		d.earlier = nil
 	}
 }
 
 // link makes the entry a further name of the earlier layer's file of the same path, if that is the same in everything.
-func (d *disk) link(dir int, e *layer.Entry) bool {
+func (d *Writer) link(dir int, e *layer.Entry) bool {
 	if d.earlier == nil || e.Digest == (layer.Digest{}) {
 		return false
 	}
-	if ownerless(d.ns, e) {
-		return false // the overlay tells of a file with several names less when it copies it up: see upperReader.restore
+	if d.fs.Ownerless(e) {
+		return false // the overlay tells of a file with several names less when it copies it up: see package diff
 	}
 	old, ok := d.earlier.manifest.Lookup(e.Path)
 	if !ok || old.Type != layer.File || old.Digest != e.Digest || old.Size != e.Size || old.Mode != e.Mode || old.UID != e.UID || old.GID != e.GID ||
@@ -135,7 +131,7 @@ func (d *disk) link(dir int, e *layer.Entry) bool {
 }
 
 // parent returns the directory that holds path, which stays open until the next call.
-func (d *disk) parent(path string) (openDir, error) {
+func (d *Writer) parent(path string) (openDir, error) {
 	dir := layer.Parent(path)
 	for len(d.dirs) > 0 {
 		top := d.dirs[len(d.dirs)-1]
@@ -168,9 +164,22 @@ func (d *disk) parent(path string) (openDir, error) {
 	return o, nil
 }
 
+// Directory returns the descriptor of the directory that holds path, or for "" of the writer's own. It is valid until the next call of the
+// writer.
+func (d *Writer) Directory(path string) (int, error) {
+	if path == "" {
+		return d.root.Fd(), nil
+	}
+	dir, err := d.parent(path)
+	if err != nil {
+		return 0, err
+	}
+	return dir.fd(), nil
+}
+
 // plain is openDir's for an open directory. It is not where a set-group-ID bit or a mount option (ext4(5), grpid) gives new
 // files another group. No directory has a default access control list (acl(5)), since scratch's has none.
-func (d *disk) plain(dir int) bool {
+func (d *Writer) plain(dir int) bool {
 	var st unix.Stat_t
 	return unix.Fstat(dir, &st) == nil && st.Mode&unix.S_ISGID == 0 && st.Gid == d.gid
 }
@@ -196,7 +205,7 @@ type made struct{ owner, mode bool }
 
 // creation returns the mode to make an entry with, and what it then has: every system call that is not made counts, in a
 // layer of many small files.
-func (d *disk) creation(in openDir, e *layer.Entry, private uint32) (uint32, made) {
+func (d *Writer) creation(in openDir, e *layer.Entry, private uint32) (uint32, made) {
 	has := made{owner: in.plain && e.UID == d.uid && e.GID == d.gid}
 	if in.plain && e.Mode&^0o777 == 0 && e.Mode&umask() == 0 {
 		has.mode = true
@@ -205,27 +214,26 @@ func (d *disk) creation(in openDir, e *layer.Entry, private uint32) (uint32, mad
 	return private, has
 }
 
-// put makes the entry; nothing is there yet. For a File it reads body to its end and sets e's Size and Digest.
-// A directory's times are set by times, once everything is in it.
-func (d *disk) put(e *layer.Entry, body io.Reader) error {
+// Put implements compose.Writer. The time of a directory is set by Finish or SetTime, once everything is in it.
+func (d *Writer) Put(e *layer.Entry, body io.Reader) error {
 	if e.Path == "" {
 		return d.attributes(e)
 	}
-	if d.over != nil {
-		if write, err := d.over.put(d, e); err != nil || !write {
+	if d.delta != nil {
+		if write, err := d.delta.put(d, e); err != nil || !write {
 			return err
 		}
 	}
 	return d.write(e, body)
 }
 
-// has reports whether a directory of the layer is there, and not only in the layer that this is over.
-func (d *disk) has(dir string) bool {
-	return d.over == nil || d.over.dirs[dir] == nil
+// has reports whether a directory of the layer is there, and not only in the base.
+func (d *Writer) has(dir string) bool {
+	return d.delta == nil || d.delta.dirs[dir] == nil
 }
 
-// write is put of what is not in the layer that this is over.
-func (d *disk) write(e *layer.Entry, body io.Reader) error {
+// write is Put of what is not in the base.
+func (d *Writer) write(e *layer.Entry, body io.Reader) error {
 	parent, err := d.parent(e.Path)
 	if err != nil {
 		return err
@@ -265,7 +273,7 @@ func (d *disk) write(e *layer.Entry, body io.Reader) error {
 		if e.Type == layer.Block {
 			kind = unix.S_IFBLK
 		}
-		if d.ns.Nested {
+		if d.fs.NS.Nested {
 			err = device(dir, e)
 		} else {
 			err = unix.Mknodat(dir, name, kind|0o600, int(unix.Mkdev(e.Major, e.Minor)))
@@ -286,10 +294,10 @@ func (d *disk) write(e *layer.Entry, body io.Reader) error {
 	if e.Type == layer.Dir {
 		return nil
 	}
-	return fail("utimensat", setTime(dir, name, e.ModTime))
+	return fail("utimensat", SetTime(dir, name, e.ModTime))
 }
 
-func (d *disk) file(parent openDir, e *layer.Entry, body io.Reader) error {
+func (d *Writer) file(parent openDir, e *layer.Entry, body io.Reader) error {
 	dir := parent.fd()
 	if d.link(dir, e) {
 		return nil
@@ -320,7 +328,7 @@ func (d *disk) file(parent openDir, e *layer.Entry, body io.Reader) error {
 var zero [4096]byte
 
 // copy moves body into the file and the hash; blocks of zeros become holes.
-func (d *disk) copy(fd int, h io.Writer, body io.Reader) (int64, error) {
+func (d *Writer) copy(fd int, h io.Writer, body io.Reader) (int64, error) {
 	if d.buf == nil {
 		d.buf = make([]byte, 128<<10) // most layers have no file at all
 	}
@@ -378,7 +386,7 @@ func allZero(p []byte) bool {
 
 // attributesAt sets owner, mode and extended attributes of a name in a directory, of a symbolic link itself, but not what it
 // has.
-func (d *disk) attributesAt(dir int, name string, e *layer.Entry, has made) error {
+func (d *Writer) attributesAt(dir int, name string, e *layer.Entry, has made) error {
 	if e.Type == layer.Dir && (len(e.Xattrs) > 0 || e.Opaque) {
 		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -387,7 +395,7 @@ func (d *disk) attributesAt(dir int, name string, e *layer.Entry, has made) erro
 		defer unix.Close(fd)
 		return d.attributesFd(fd, e, has)
 	}
-	uid, gid, err := owner(d.ns, e)
+	uid, gid, err := d.fs.owner(e)
 	if err != nil {
 		return err
 	}
@@ -401,11 +409,11 @@ func (d *disk) attributesAt(dir int, name string, e *layer.Entry, has made) erro
 			return &os.PathError{Op: "chmod", Path: e.Path, Err: err}
 		}
 	}
-	return d.setXattrs(within(dir, name), e)
+	return d.setXattrs(Within(dir, name), e)
 }
 
-func (d *disk) attributesFd(fd int, e *layer.Entry, has made) error {
-	uid, gid, err := owner(d.ns, e)
+func (d *Writer) attributesFd(fd int, e *layer.Entry, has made) error {
+	uid, gid, err := d.fs.owner(e)
 	if err != nil {
 		return err
 	}
@@ -424,12 +432,12 @@ func (d *disk) attributesFd(fd int, e *layer.Entry, has made) error {
 			return &os.PathError{Op: "setxattr " + d.opaque, Path: e.Path, Err: err}
 		}
 	}
-	return d.setXattrs(target{fd: fd}, e)
+	return d.setXattrs(Target{Fd: fd}, e)
 }
 
-func (d *disk) setXattrs(p target, e *layer.Entry) error {
+func (d *Writer) setXattrs(p Target, e *layer.Entry) error {
 	for _, x := range e.Xattrs {
-		if !writable(d.ns, e, x.Name) {
+		if !d.fs.Writable(e, x.Name) {
 			continue
 		}
 		if err := p.set(x.Name, x.Value); err != nil {
@@ -439,7 +447,7 @@ func (d *disk) setXattrs(p target, e *layer.Entry) error {
 	return nil
 }
 
-func (d *disk) attributes(e *layer.Entry) error {
+func (d *Writer) attributes(e *layer.Entry) error {
 	f, err := d.root.OpenNoSymlinks(e.Path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
@@ -449,18 +457,18 @@ func (d *disk) attributes(e *layer.Entry) error {
 	return d.attributesFd(int(f.Fd()), e, made{})
 }
 
-// setDir changes what a directory that is there already is like.
-func (d *disk) setDir(e *layer.Entry) error {
+// SetDir implements compose.Writer.
+func (d *Writer) SetDir(e *layer.Entry) error {
 	if !d.has(e.Path) {
 		dir := *e
-		d.over.dirs[e.Path] = &dir
+		d.delta.dirs[e.Path] = &dir
 		return nil
 	}
 	return d.attributes(e)
 }
 
-// times sets a directory's time, after its content is complete.
-func (d *disk) times(e *layer.Entry) error {
+// SetTime sets the time of a directory, after its content is complete.
+func (d *Writer) SetTime(e *layer.Entry) error {
 	var dir int
 	var name string
 	if e.Path != "" {
@@ -477,17 +485,21 @@ func (d *disk) times(e *layer.Entry) error {
 		defer f.Close()
 		dir = int(f.Fd())
 	}
-	if err := setTime(dir, name, e.ModTime); err != nil {
+	if err := SetTime(dir, name, e.ModTime); err != nil {
 		return &os.PathError{Op: "utimensat", Path: e.Path, Err: err}
 	}
 	return nil
 }
 
-// remove deletes a path and everything below it.
-func (d *disk) remove(path string) error {
-	if d.over != nil {
-		return ErrNotOver
+// Remove implements compose.Writer.
+func (d *Writer) Remove(path string) error {
+	if d.delta != nil {
+		return ErrNoDelta
 	}
+	return d.remove(path)
+}
+
+func (d *Writer) remove(path string) error {
 	dir, err := d.parent(path)
 	if err != nil {
 		return err
@@ -495,7 +507,37 @@ func (d *disk) remove(path string) error {
 	return dirtree.RemoveAt(dir.fd(), path[strings.LastIndexByte(path, '/')+1:])
 }
 
-func setTime(dir int, name string, t time.Time) error {
+// Finish implements compose.Writer. In a delta it makes the directories that differ; it fails with ErrNoDelta if the base has what the
+// layer has not.
+func (d *Writer) Finish(dirs iter.Seq2[*layer.Entry, bool]) error {
+	if d.delta != nil {
+		if err := d.delta.finish(d, dirs); err != nil {
+			return err
+		}
+	}
+	removed := ""
+	for e, keep := range dirs {
+		if keep || !d.has(e.Path) || removed != "" && layer.Within(e.Path, removed) {
+			continue
+		}
+		if err := d.Remove(e.Path); err != nil {
+			return err
+		}
+		removed = e.Path
+	}
+	for e, keep := range dirs {
+		if keep && d.has(e.Path) {
+			if err := d.SetTime(e); err != nil {
+				return err
+			}
+		}
+	}
+	d.Close()
+	return nil
+}
+
+// SetTime sets the modification and access time of a name in a directory, or for "" of the directory itself. It follows no symbolic link.
+func SetTime(dir int, name string, t time.Time) error {
 	ts := [2]unix.Timespec{timespec(t), timespec(t)}
 	flags := unix.AT_SYMLINK_NOFOLLOW
 	if name == "" {

@@ -1,4 +1,4 @@
-package snapshot
+package dir
 
 import (
 	"errors"
@@ -13,48 +13,48 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// target is a file on disk whose attributes are read or changed: an open file or directory, or, for what is not opened since that may have
+// Target is a file on disk whose attributes are read or changed: an open file or directory, or, for what is not opened since that may have
 // effects, as for a device, a path whose last component is not followed.
-type target struct {
-	fd   int
-	path string // "": fd
+type Target struct {
+	Fd   int
+	path string // "": Fd
 }
 
-// within returns the place of a name in an open directory.
-func within(dir int, name string) target {
-	return target{fd: -1, path: "/proc/self/fd/" + strconv.Itoa(dir) + "/" + name}
+// Within returns the place of a name in an open directory.
+func Within(dir int, name string) Target {
+	return Target{Fd: -1, path: "/proc/self/fd/" + strconv.Itoa(dir) + "/" + name}
 }
 
-func (t target) list(b []byte) (int, error) {
+func (t Target) list(b []byte) (int, error) {
 	if t.path != "" {
 		return unix.Llistxattr(t.path, b)
 	}
-	return unix.Flistxattr(t.fd, b)
+	return unix.Flistxattr(t.Fd, b)
 }
 
-func (t target) get(name string, b []byte) (int, error) {
+func (t Target) get(name string, b []byte) (int, error) {
 	if t.path != "" {
 		return unix.Lgetxattr(t.path, name, b)
 	}
-	return unix.Fgetxattr(t.fd, name, b)
+	return unix.Fgetxattr(t.Fd, name, b)
 }
 
-func (t target) set(name, value string) error {
+func (t Target) set(name, value string) error {
 	if t.path != "" {
 		return unix.Lsetxattr(t.path, name, []byte(value), 0)
 	}
-	return unix.Fsetxattr(t.fd, name, []byte(value), 0)
+	return unix.Fsetxattr(t.Fd, name, []byte(value), 0)
 }
 
-func (t target) remove(name string) error {
+func (t Target) remove(name string) error {
 	if t.path != "" {
 		return unix.Lremovexattr(t.path, name)
 	}
-	return unix.Fremovexattr(t.fd, name)
+	return unix.Fremovexattr(t.Fd, name)
 }
 
 // xattrs returns the names of the extended attributes, sorted; none where the file system has no such thing.
-func (t target) xattrs() ([]string, error) {
+func (t Target) xattrs() ([]string, error) {
 	var room [1024]byte
 	b := room[:]
 	n, err := t.list(b)
@@ -73,7 +73,7 @@ func (t target) xattrs() ([]string, error) {
 	return names, nil
 }
 
-func (t target) xattr(name string) (string, error) {
+func (t Target) xattr(name string) (string, error) {
 	b := make([]byte, 256)
 	n, err := t.get(name, b)
 	if errors.Is(err, unix.ERANGE) {
@@ -86,14 +86,15 @@ func (t target) xattr(name string) (string, error) {
 	return string(b[:n]), nil
 }
 
-// attributes are the extended attributes of a file.
-type attributes struct {
-	content []layer.Xattr // what layers record
-	// opaque and copiedUp are marks of an overlay: of a directory that hides lower ones, and of what was copied up and had one name.
-	opaque, copiedUp bool
-	// foreign are names that are neither content nor the machine's: access control lists, other marks of overlays, and whatever
-	// else a step has set.
-	foreign []string
+// Attributes are the extended attributes of a file.
+type Attributes struct {
+	// Content is what layers record.
+	Content []layer.Xattr
+	// Opaque and CopiedUp are marks of an overlay: on a directory that hides lower ones, and on a file that was copied up and had one name.
+	Opaque, CopiedUp bool
+	// Foreign are names that are neither content nor set by the host: access control lists, other marks of overlays, and whatever else a
+	// step has set.
+	Foreign []string
 }
 
 // The marks of an overlay, by what comes after the prefix of their names: kernel, Documentation/filesystems/overlayfs.rst and
@@ -107,34 +108,34 @@ const (
 	impureMark  = "impure"
 )
 
-// attributesOf reads the extended attributes of a file.
-func (s *Store) attributesOf(t target) (a attributes, err error) {
+// Attributes reads the extended attributes of a file.
+func (f *FS) Attributes(t Target) (a Attributes, err error) {
 	names, err := t.xattrs()
 	if err != nil {
 		return a, err
 	}
 	for _, name := range names {
-		mark, marked := strings.CutPrefix(name, s.mark)
+		mark, marked := strings.CutPrefix(name, f.prefix)
 		switch {
 		case layer.KeepXattr(name):
 			value, err := t.xattr(name)
 			if err != nil {
 				return a, err
 			}
-			a.content = append(a.content, layer.Xattr{Name: name, Value: value})
+			a.Content = append(a.Content, layer.Xattr{Name: name, Value: value})
 		case marked && mark == originMark:
-			a.copiedUp = true
+			a.CopiedUp = true
 		case marked && mark == opaqueMark:
 			value, err := t.xattr(name)
 			if err != nil {
 				return a, err
 			}
-			if a.opaque = value == opaqueValue; !a.opaque {
-				a.foreign = append(a.foreign, name)
+			if a.Opaque = value == opaqueValue; !a.Opaque {
+				a.Foreign = append(a.Foreign, name)
 			}
-		case marked && mark == impureMark, machineXattr(name), s.given(name):
+		case marked && mark == impureMark, machineXattr(name), f.given(name):
 		default:
-			a.foreign = append(a.foreign, name)
+			a.Foreign = append(a.Foreign, name)
 		}
 	}
 	return a, nil
@@ -151,9 +152,9 @@ func machineXattr(name string) bool {
 }
 
 // given reports whether the file system gives every new file an extended attribute of this name, as NFS does with its access control list.
-func (s *Store) given(name string) bool {
-	s.givenOnce.Do(func() { s.givenNames = slices.Concat(newXattrs(s.tmp, false), newXattrs(s.tmp, true)) })
-	return slices.Contains(s.givenNames, name)
+func (f *FS) given(name string) bool {
+	f.givenOnce.Do(func() { f.givenNames = slices.Concat(newXattrs(f.Tmp, false), newXattrs(f.Tmp, true)) })
+	return slices.Contains(f.givenNames, name)
 }
 
 // newXattrs returns the names of the extended attributes that a new file or directory in dir has; none where that cannot be found out.
@@ -174,23 +175,28 @@ func newXattrs(dir string, isDir bool) []string {
 		return nil
 	}
 	defer f.Close()
-	names, _ := target{fd: int(f.Fd())}.xattrs()
+	names, _ := Target{Fd: int(f.Fd())}.xattrs()
 	return names
 }
 
-// clean takes from an open file or directory, or from another file, what a layer does not record: the foreign attributes, and for what is
-// open all that chattr(1) sets.
-func (s *Store) clean(t target, foreign []string, base inode) error {
+// Clean removes from a file what a layer does not record: the foreign attributes and, of an open file or directory, what chattr(1) sets. base
+// has the flags of the directory that layers are kept in, which files inherit.
+func (f *FS) Clean(t Target, foreign []string, base Flags) error {
 	if t.path == "" {
-		i, err := s.inodeOf(t.fd)
+		have, err := f.flagsOf(t.Fd)
 		if err == nil {
-			err = i.beyond(base).take(t.fd, base)
+			err = have.beyond(base).clear(t.Fd, base)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	for _, name := range foreign {
+	return t.Remove(foreign)
+}
+
+// Remove removes extended attributes; one that does not exist is no error.
+func (t Target) Remove(names []string) error {
+	for _, name := range names {
 		if err := t.remove(name); err != nil && !errors.Is(err, unix.ENODATA) {
 			return fmt.Errorf("remove the attribute %s: %w", name, err)
 		}

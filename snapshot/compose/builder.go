@@ -1,4 +1,6 @@
-package snapshot
+// Package compose composes a layer from entries that are put one after the other: from an archive, or copied from other trees. It does not
+// know where layers are kept.
+package compose
 
 import (
 	"crypto/sha256"
@@ -11,23 +13,37 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
-	"golang.org/x/sys/unix"
 )
 
-// Builder puts one layer together, over a root file system that it can read: paths are resolved as they would be if the
-// layer were already in place. With a pending layer behind it files are written as they come; without one it only
-// works out what the layer's entries would be. In memory are the layer's directories alone, and those below it that paths lead
-// through. Whatever is done with a path takes time that is linear in its length. It is not safe for concurrent use.
+// Writer writes what a Builder composes. *dir.Writer is one. The errors are the caller's.
+type Writer interface {
+	// Put writes an entry where there is nothing yet, in a directory that was put before. For a File it reads body to its end and sets
+	// the entry's Size and Digest.
+	Put(e *layer.Entry, body io.Reader) error
+	// SetDir changes the attributes of a directory that was put before.
+	SetDir(e *layer.Entry) error
+	// Remove removes a path that was put before, with everything below it.
+	Remove(path string) error
+	// Finish ends the writing. dirs yields the directories in the order of layer.Compare, and whether the layer keeps each of them: a
+	// directory that it does not keep has nothing in it that it keeps.
+	Finish(dirs iter.Seq2[*layer.Entry, bool]) error
+	// Close frees what the writer holds. It may be called more than once.
+	Close()
+}
+
+// Builder composes one layer over a root file system that it can read: paths are resolved as they would be if the layer were already in
+// place. With a Writer files are written as they come; without one it only works out the layer's entries. Memory holds the layer's
+// directories, and those below it that paths lead through. An operation takes time that is linear in the length of its path. A Builder is
+// not safe for concurrent use.
 type Builder struct {
-	parent  layer.Tree // nil: what is below is not known
-	pending *Pending
-	dirs    dirTree
-	most    int // how many directories there may be; 0 for any number
-	kept    int // bytes of the directories' extended attributes so far
-	leaves  *leaves
-	links   int // how many files have several names
-	disk    *disk
-	now     time.Time
+	parent layer.Tree // nil: unknown
+	dirs   dirTree
+	most   int // how many directories there may be; 0 for any number
+	kept   int // bytes of the directories' extended attributes so far
+	leaves *spill
+	links  int    // how many files have several names
+	to     Writer // nil: nothing is written
+	now    time.Time
 	// stream, where not nil, takes the entries as they come: see Stream. held are directories that it, or who asks for Entries, has not
 	// got yet.
 	stream func(*layer.Entry) error
@@ -124,37 +140,12 @@ func (b *Builder) own(p string) (layer.Entry, bool, error) {
 	return e.Entry, ok, err
 }
 
-// NewBuilder returns a builder over parent. A nil parent is for the layer of an image, whose entries may be in
-// directories that only lower layers name: such are made and marked Implied. p may be nil: then nothing is written.
-// Directories that nobody asked for get the time now. Close must be called.
-func (s *Store) NewBuilder(parent layer.Tree, p *Pending, now time.Time) *Builder {
-	b := Compose(parent, s.tmp, now)
-	b.pending = p
-	if p != nil {
-		b.disk = newDisk(p.fs, s)
-	}
-	return b
+// New returns a Builder over parent. A nil parent is for the layer of an image, whose entries may be in directories that only lower
+// layers name: such directories are made, and marked Implied. A nil Writer writes nothing. tmp is a directory for entries that do not fit
+// into memory. Directories that the caller does not put get the time now. Close must be called; it closes the Writer too.
+func New(parent layer.Tree, tmp string, now time.Time, to Writer) *Builder {
+	return &Builder{parent: parent, to: to, dirs: newDirTree(), leaves: newSpill(tmp), now: now}
 }
-
-// Compose is NewBuilder for a builder that needs no store, since it does not write. tmp is a directory for what does not fit into memory.
-func Compose(parent layer.Tree, tmp string, now time.Time) *Builder {
-	return &Builder{parent: parent, dirs: newDirTree(), leaves: newLeaves(tmp), now: now}
-}
-
-// Reuse lets the builder take files from a committed layer that are the same in everything, by hard links, instead of
-// reading them again: those that are put with a Digest. A layer that is not there, or packed, is no error. The builder
-// must be one that writes.
-func (b *Builder) Reuse(s *Store, id string) {
-	m, err := s.Manifest(id)
-	if err != nil || s.isPacked(id) {
-		return
-	}
-	_ = b.disk.setEarlier(m, id) // without it files are read again
-}
-
-// Over lets the builder make a layer that has only files which are not as they are in a committed layer of many, over that, if it can.
-// It goes before all else, and for a builder that streams. Any call may then fail with ErrNotOver.
-func (b *Builder) Over(s *Store, id string) { b.disk.over = s.newOver(id) }
 
 // Stream makes the builder pass its entries on to f, in the order of layer.Compare, instead of keeping them: nothing is
 // kept but the directories. From then on entries must be put in that order, each path once, but for a directory, which
@@ -239,18 +230,10 @@ func (b *Builder) same(n heldDir) (bool, error) {
 // Close frees the builder's descriptors.
 func (b *Builder) Close() {
 	b.leaves.close()
-	if b.disk != nil {
-		b.disk.close()
+	if b.to != nil {
+		b.to.Close()
 	}
 }
-
-// PathError is an error about one path of the root file system that is being built.
-type PathError struct {
-	Path string
-	Msg  string
-}
-
-func (e *PathError) Error() string { return fmt.Sprintf("/%s: %s", layer.Clip(e.Path), e.Msg) }
 
 // Lookup returns the entry of a physical path as it will be; false where there is none.
 func (b *Builder) Lookup(p string) (layer.Entry, bool, error) {
@@ -404,7 +387,7 @@ func (b *Builder) Mkdirs(p string, made func(path string) layer.Entry) error {
 				return err
 			}
 			if ok && n == nil {
-				return &PathError{Path: path, Msg: "is not a directory"}
+				return &layer.PathError{Path: path, Msg: "is not a directory"}
 			}
 			missing = !ok
 		}
@@ -451,8 +434,8 @@ func (b *Builder) add(e *layer.Entry, body io.Reader) error {
 		return &layer.LimitError{Msg: fmt.Sprintf("the archive's names make more than the %d directories that are allowed; archive.maxEntries in kiln.toml allows more", b.most)}
 	}
 	switch {
-	case b.disk != nil:
-		if err := b.disk.put(e, body); err != nil {
+	case b.to != nil:
+		if err := b.to.Put(e, body); err != nil {
 			return err
 		}
 	case body != nil && e.Type == layer.File:
@@ -488,8 +471,8 @@ func (b *Builder) add(e *layer.Entry, body io.Reader) error {
 // the layer's Size and Digest are what was read; for a builder that does not write it may be nil if e has them. Hardlinks
 // are made by Link. The layer's entry has the LinkID of e, by which a caller finds the file again.
 func (b *Builder) Put(e layer.Entry, body io.Reader) error {
-	if msg := badName(e.Path); msg != "" {
-		return &PathError{Path: e.Path, Msg: msg}
+	if msg := layer.BadName(e.Path); msg != "" {
+		return &layer.PathError{Path: e.Path, Msg: msg}
 	}
 	if err := b.Mkdirs(layer.Parent(e.Path), b.implied); err != nil {
 		return err
@@ -518,8 +501,8 @@ func (b *Builder) putDir(e *layer.Entry) error {
 	if mine := b.dirs.own(e.Path, false); mine != nil {
 		e.Opaque, alone = mine.Opaque, mine.alone
 	}
-	if b.disk != nil {
-		if err := b.disk.setDir(e); err != nil {
+	if b.to != nil {
+		if err := b.to.SetDir(e); err != nil {
 			return err
 		}
 	}
@@ -554,8 +537,8 @@ func (b *Builder) replace(e *layer.Entry) error {
 // file is.
 func (b *Builder) Link(e layer.Entry, target string) error {
 	p := e.Path
-	if msg := badName(p); msg != "" {
-		return &PathError{Path: p, Msg: msg}
+	if msg := layer.BadName(p); msg != "" {
+		return &layer.PathError{Path: p, Msg: msg}
 	}
 	if err := b.Mkdirs(layer.Parent(p), b.implied); err != nil {
 		return err
@@ -563,8 +546,8 @@ func (b *Builder) Link(e layer.Entry, target string) error {
 	link := layer.Entry{Path: p, Type: layer.Hardlink, Link: target, Mode: e.Mode, UID: e.UID, GID: e.GID, ModTime: e.ModTime, Clock: e.Clock}
 	if b.stream != nil {
 		// The first name in order is the file, and it came first.
-		if b.disk != nil {
-			if err := b.disk.put(&link, nil); err != nil {
+		if b.to != nil {
+			if err := b.to.Put(&link, nil); err != nil {
 				return err
 			}
 		}
@@ -575,7 +558,7 @@ func (b *Builder) Link(e layer.Entry, target string) error {
 		return err
 	}
 	if !ok || file.Type == layer.Whiteout {
-		return &PathError{Path: target, Msg: "is not a file of this layer, so that /" + p + " cannot be linked to it"}
+		return &layer.PathError{Path: target, Msg: "is not a file of this layer, so that /" + p + " cannot be linked to it"}
 	}
 	if p == target {
 		return nil
@@ -590,8 +573,8 @@ func (b *Builder) Link(e layer.Entry, target string) error {
 			return err
 		}
 	}
-	if b.disk != nil {
-		if err := b.disk.put(&link, nil); err != nil {
+	if b.to != nil {
+		if err := b.to.Put(&link, nil); err != nil {
 			return err
 		}
 	}
@@ -610,8 +593,8 @@ func (b *Builder) forget(p string) error {
 	if err != nil || dir == nil && !ok {
 		return err
 	}
-	if b.disk != nil {
-		if err := b.disk.remove(p); err != nil {
+	if b.to != nil {
+		if err := b.to.Remove(p); err != nil {
 			return err
 		}
 	}
@@ -625,7 +608,7 @@ func (b *Builder) forget(p string) error {
 // Delete removes what is at a physical path, in the layer and below it.
 func (b *Builder) Delete(p string) error {
 	if p == "" {
-		return &PathError{Path: p, Msg: "the root cannot be deleted"}
+		return &layer.PathError{Path: p, Msg: "the root cannot be deleted"}
 	}
 	if err := b.forget(p); err != nil {
 		return err
@@ -664,9 +647,9 @@ func (b *Builder) Opaque(p string) error {
 	n := b.dirs.own(p, false)
 	n.Opaque = true
 	b.dirs.hide(n)
-	if b.disk != nil {
+	if b.to != nil {
 		e := n.entry(p)
-		return b.disk.setDir(&e)
+		return b.to.SetDir(&e)
 	}
 	return nil
 }
@@ -707,59 +690,25 @@ func (b *Builder) Entries(f func(*layer.Entry) error) error {
 	return b.flush(nil, f)
 }
 
-// badName says what is wrong with a path that a layer cannot hold; "" if nothing is.
-func badName(p string) string {
-	for c := range strings.SplitSeq(p, "/") {
-		if p != "" && (c == "" || c == "." || c == "..") {
-			return "the path is not clean"
-		}
-		if strings.HasPrefix(c, ".wh.") {
-			return "a file whose name begins with .wh. cannot be kept in an image: the layer format takes it for a deletion"
-		}
-		if len(c) > unix.NAME_MAX {
-			return "the name is longer than 255 bytes"
-		}
-	}
-	if strings.IndexByte(p, 0) >= 0 {
-		return "the name has a NUL byte"
-	}
-	return ""
-}
-
-// Finish passes on what a stream has not got yet, and sets what can only be set when everything is written. If the builder is to Trim
-// and no stream, Entries goes before.
+// Finish passes on what a stream has not got yet, and finishes the Writer. If the builder is to Trim and does not stream, Entries must be
+// called before.
 func (b *Builder) Finish() error {
 	if b.stream != nil {
 		if err := b.pass(nil); err != nil {
 			return err
 		}
 	}
-	if b.disk == nil {
+	if b.to == nil {
 		return nil
 	}
-	if o := b.disk.over; o != nil {
-		if err := o.finish(b.disk, b.dirs.all()); err != nil {
-			return err
-		}
-		b.pending.over = o.id
-	}
-	for n, path := range b.dirs.all() {
-		if n.idle && (n.up == nil || !n.up.idle) && b.disk.has(path) {
-			if err := b.disk.remove(path); err != nil {
-				return err
-			}
-		}
-	}
-	for n, path := range b.dirs.all() {
-		if !n.idle && b.disk.has(path) {
+	return b.to.Finish(func(yield func(*layer.Entry, bool) bool) {
+		for n, path := range b.dirs.all() {
 			e := n.entry(path)
-			if err := b.disk.times(&e); err != nil {
-				return err
+			if !yield(&e, !n.idle) {
+				return
 			}
 		}
-	}
-	b.disk.close()
-	return nil
+	})
 }
 
 // Own reports whether the layer itself has something at a physical path.

@@ -1,4 +1,4 @@
-package snapshot
+package roots
 
 import (
 	"context"
@@ -7,23 +7,24 @@ import (
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/snapshot/dir"
 )
 
-// Export writes a whole file tree into the directory called dir, which exists and is empty, with all that the entries say.
-func (s *Store) Export(ctx context.Context, tree layer.Tree, dir string) error {
-	root, err := rootfs.Open(dir)
+// Export writes a whole file tree into the directory called name, which exists and is empty, with all that the entries say.
+func Export(ctx context.Context, fs *dir.FS, tree layer.Tree, name string) error {
+	root, err := rootfs.Open(name)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	return s.export(ctx, tree, root, func(int, string) error { return nil })
+	return export(ctx, fs, tree, root, func(int, string) error { return nil })
 }
 
 // export writes the tree into root and calls made with the place of each entry, in the order in which it writes them: a directory's own
 // before what is in it.
-func (s *Store) export(ctx context.Context, tree layer.Tree, root *rootfs.Root, made func(dir int, name string) error) error {
-	d := newDisk(root, s)
-	defer d.close()
+func export(ctx context.Context, fs *dir.FS, tree layer.Tree, root *rootfs.Root, made func(dir int, name string) error) error {
+	d := fs.NewWriter(root)
+	defer d.Close()
 	links := map[string]string{}
 	var write func(e layer.Entry) error
 	write = func(e layer.Entry) error {
@@ -32,7 +33,7 @@ func (s *Store) export(ctx context.Context, tree layer.Tree, root *rootfs.Root, 
 		}
 		e.Opaque = false
 		if first, ok := links[e.LinkID]; ok && e.LinkID != "" {
-			if err := d.put(&layer.Entry{Path: e.Path, Type: layer.Hardlink, Link: first}, nil); err != nil {
+			if err := d.Put(&layer.Entry{Path: e.Path, Type: layer.Hardlink, Link: first}, nil); err != nil {
 				return err
 			}
 			return place(d, e.Path, made)
@@ -56,7 +57,7 @@ func (s *Store) export(ctx context.Context, tree layer.Tree, root *rootfs.Root, 
 		if err != nil {
 			return err
 		}
-		return d.times(&e)
+		return d.SetTime(&e)
 	}
 	top, _, err := tree.Lookup("")
 	if err != nil {
@@ -66,26 +67,23 @@ func (s *Store) export(ctx context.Context, tree layer.Tree, root *rootfs.Root, 
 }
 
 // copyEntry writes one entry of the tree.
-func copyEntry(ctx context.Context, d *disk, tree layer.Tree, e *layer.Entry) error {
+func copyEntry(ctx context.Context, d *dir.Writer, tree layer.Tree, e *layer.Entry) error {
 	if e.Type != layer.File {
-		return d.put(e, nil)
+		return d.Put(e, nil)
 	}
 	body, err := tree.Open(e)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	return d.put(e, ctxio.Reader(ctx, body))
+	return d.Put(e, ctxio.Reader(ctx, body))
 }
 
 // place calls f with the place of a path.
-func place(d *disk, path string, f func(dir int, name string) error) error {
-	if path == "" {
-		return f(d.root.Fd(), "")
-	}
-	dir, err := d.parent(path)
+func place(d *dir.Writer, path string, f func(dir int, name string) error) error {
+	at, err := d.Directory(path)
 	if err != nil {
 		return err
 	}
-	return f(dir.fd(), path[strings.LastIndexByte(path, '/')+1:])
+	return f(at, path[strings.LastIndexByte(path, '/')+1:])
 }

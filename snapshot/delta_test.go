@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/snapshot/compose"
+	"github.com/kilnbuild/kiln/snapshot/dir"
 )
 
 // content is the entries of a layer by path, with the bytes of files.
@@ -56,9 +58,9 @@ func large() content {
 }
 
 // make commits a layer as COPY would, over what its step made last if that is not "" and over says so.
-func (c content) make(t *testing.T, s *Store, last string, over bool) (Committed, error) {
+func (c content) make(t *testing.T, s *Store, last string, delta bool) (Committed, error) {
 	t.Helper()
-	below, err := s.Tree(nil)
+	below, err := s.Stack(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,11 +69,11 @@ func (c content) make(t *testing.T, s *Store, last string, over bool) (Committed
 		t.Fatal(err)
 	}
 	defer p.Close()
-	b := s.NewBuilder(below, p, time.Unix(1, 0))
-	defer b.Close()
-	if b.Reuse(s, last); over {
-		b.Over(s, last)
+	if p.Reuse(last); delta {
+		p.Delta(last)
 	}
+	b := compose.New(below, s.tmp, time.Unix(1, 0), p.Writer())
+	defer b.Close()
 	for _, path := range slices.SortedFunc(maps.Keys(c), layer.Compare) {
 		it := c[path]
 		switch it.Type {
@@ -106,7 +108,6 @@ func tarOf(t *testing.T, s *Store, id string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer files.Close()
 	var b bytes.Buffer
 	if err := layer.WriteTar(&b, files.Tar(m)); err != nil {
 		t.Fatal(err)
@@ -161,8 +162,8 @@ func TestOver(t *testing.T) {
 				t.Fatalf("the layer is %s, %v, and would be %s", got.ID, err, want.ID)
 			}
 			if got.ID != last.ID {
-				if s.Under(got.ID) != last.ID {
-					t.Errorf("the layer is over %q", s.Under(got.ID))
+				if s.Base(got.ID) != last.ID {
+					t.Errorf("the layer is over %q", s.Base(got.ID))
 				}
 				if n := entriesIn(t, s, got.ID); n != c.names {
 					t.Errorf("its directory has %d names, want %d", n, c.names)
@@ -211,8 +212,8 @@ func TestOverAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Under(third.ID) != first.ID || entriesIn(t, s, third.ID) != 5 {
-		t.Errorf("the third layer is over %q with %d names", s.Under(third.ID), entriesIn(t, s, third.ID))
+	if s.Base(third.ID) != first.ID || entriesIn(t, s, third.ID) != 5 {
+		t.Errorf("the third layer is over %q with %d names", s.Base(third.ID), entriesIn(t, s, third.ID))
 	}
 	want, err := c.make(t, alone, "", false)
 	if err != nil || mounted(t, s, []string{third.ID}) != mounted(t, alone, []string{want.ID}) {
@@ -266,7 +267,7 @@ func TestOverAgain(t *testing.T) {
 		t.Error("a layer is not there though the one that it is over is there again")
 	}
 	// A note that is gone, or says something else, does not make a layer of what is only a part of one.
-	note := filepath.Join(s.Path(third.ID), overNote)
+	note := filepath.Join(s.Path(third.ID), baseNote)
 	for _, text := range []string{"", "x", strings.Repeat("0", 64), second.ID} {
 		if err := os.WriteFile(note, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -312,7 +313,7 @@ func TestNotOver(t *testing.T) {
 				it.Path = path
 				c[path] = it
 			}
-			if _, err := c.make(t, s, last.ID, true); !errors.Is(err, ErrNotOver) {
+			if _, err := c.make(t, s, last.ID, true); !errors.Is(err, dir.ErrNoDelta) {
 				t.Errorf("the layer was made over the other: %v", err)
 			}
 		})
@@ -339,7 +340,6 @@ func TestOverDamaged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer files.Close()
 	m, err := s.Manifest(second.ID)
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package snapshot
+package compose
 
 import (
 	"fmt"
@@ -19,7 +19,7 @@ func TestLeaves(t *testing.T) {
 	for name, n := range map[string]int{"none": 0, "few": 50, "in the file": 20_000, "in parts": 150_000} {
 		t.Run(name, func(t *testing.T) {
 			tmp := t.TempDir()
-			l := newLeaves(tmp)
+			l := newSpill(tmp)
 			defer l.close()
 			random := rand.New(rand.NewPCG(1, 2))
 			want := map[string]string{}
@@ -73,7 +73,7 @@ func TestLeaves(t *testing.T) {
 
 // Paths of which the hashes follow each other are told from each other, also when one of them is taken out.
 func TestLeavesOfOneHash(t *testing.T) {
-	l := newLeaves(t.TempDir())
+	l := newSpill(t.TempDir())
 	defer l.close()
 	put := func(path string) {
 		if err := l.put(&leaf{Entry: layer.Entry{Path: path, Type: layer.Fifo}}); err != nil {

@@ -1,4 +1,4 @@
-package snapshot
+package dir
 
 import (
 	"errors"
@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inode is what chattr(1) sets of a file.
-type inode struct {
+// Flags are what chattr(1) sets on a file.
+type Flags struct {
 	flags   int    // of inodeFlags
 	project uint32 // see quotactl(2)
 }
@@ -49,28 +49,28 @@ const (
 	fsSetXattr = 0x401c5820
 )
 
-// noInode are the errors of a file system that knows no flags or projects.
-var noInode = []error{unix.ENOTTY, unix.ENOTSUP, unix.EINVAL, unix.ENOSYS}
+// noFlagsErrors are the errors of a file system that knows no flags or projects.
+var noFlagsErrors = []error{unix.ENOTTY, unix.ENOTSUP, unix.EINVAL, unix.ENOSYS}
 
-// inodeOf reads what chattr(1) has set of an open file or directory.
-func (s *Store) inodeOf(fd int) (i inode, err error) {
-	if s.noFlags.Load() {
-		return inode{}, nil
+// flagsOf reads what chattr(1) has set of an open file or directory.
+func (f *FS) flagsOf(fd int) (i Flags, err error) {
+	if f.noFlags.Load() {
+		return Flags{}, nil
 	}
 	i.flags, err = unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
-	if isAny(err, noInode) {
-		s.noFlags.Store(true)
-		return inode{}, nil
+	if isAny(err, noFlagsErrors) {
+		f.noFlags.Store(true)
+		return Flags{}, nil
 	}
 	if err != nil {
-		return inode{}, err
+		return Flags{}, err
 	}
 	i.flags &= inodeFlags
-	if s.ns.Nested {
+	if f.NS.Nested {
 		return i, nil // nobody in a user namespace can change the project
 	}
 	x, err := getFsxattr(fd)
-	if isAny(err, noInode) {
+	if isAny(err, noFlagsErrors) {
 		return i, nil
 	}
 	i.project = x.project
@@ -90,8 +90,8 @@ func getFsxattr(fd int) (x fsxattr, err error) {
 }
 
 // beyond returns what i has that a file does not have by itself in a directory with base: it inherits flags and project.
-func (i inode) beyond(base inode) inode {
-	extra := inode{flags: i.flags &^ base.flags}
+func (i Flags) beyond(base Flags) Flags {
+	extra := Flags{flags: i.flags &^ base.flags}
 	if i.project != base.project {
 		extra.project = i.project
 	}
@@ -99,7 +99,7 @@ func (i inode) beyond(base inode) inode {
 }
 
 // String names the flags as lsattr(1) does.
-func (i inode) String() string {
+func (i Flags) String() string {
 	var b strings.Builder
 	for _, f := range []struct {
 		flag int
@@ -116,15 +116,15 @@ func (i inode) String() string {
 	return b.String()
 }
 
-// take takes what extra has from an open file or directory in which that was found.
-func (extra inode) take(fd int, base inode) error {
+// clear clears what extra has on an open file or directory that has it.
+func (extra Flags) clear(fd int, base Flags) error {
 	if extra.flags != 0 {
 		flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
 		if err == nil {
 			err = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags&^extra.flags)
 		}
 		if err != nil {
-			return fmt.Errorf("take the flags %v of chattr(1): %w", inode{flags: extra.flags}, err)
+			return fmt.Errorf("take the flags %v of chattr(1): %w", Flags{flags: extra.flags}, err)
 		}
 	}
 	if extra.project == 0 {
@@ -141,12 +141,12 @@ func (extra inode) take(fd int, base inode) error {
 	return nil
 }
 
-// inodeOfDir is inodeOf of a directory by its path.
-func (s *Store) inodeOfDir(dir string) (inode, error) {
-	f, err := os.Open(dir)
+// FlagsOf returns the flags of a directory.
+func (f *FS) FlagsOf(dir string) (Flags, error) {
+	d, err := os.Open(dir)
 	if err != nil {
-		return inode{}, err
+		return Flags{}, err
 	}
-	defer f.Close()
-	return s.inodeOf(int(f.Fd()))
+	defer d.Close()
+	return f.flagsOf(int(d.Fd()))
 }

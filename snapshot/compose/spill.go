@@ -1,4 +1,4 @@
-package snapshot
+package compose
 
 import (
 	"bufio"
@@ -15,11 +15,11 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// leaves keep the entries of a Builder that are no directories. An image may have millions of them, so in memory is only where the
-// entry of a path is, 16 bytes or so for each; the entries are in a file, unless they are few.
+// spill keeps the entries of a Builder that are not directories. An image may have millions of them, so memory holds only the place of
+// each entry, some 16 bytes; the entries themselves are in a file, unless they are few.
 //
-// An entry that is put is a record behind all others. The last record of a name in a directory is the one that counts.
-type leaves struct {
+// An entry that is put is appended as a record. The last record of a name in a directory is the valid one.
+type spill struct {
 	tmp  string // the directory for files
 	seed maphash.Seed
 	// at has the places of records by the hashes of their directories' numbers and their names. Where two have one hash, the second is found
@@ -50,23 +50,23 @@ type leaf struct {
 	links int
 }
 
-func newLeaves(tmp string) *leaves {
-	return &leaves{tmp: tmp, seed: maphash.MakeSeed(), at: map[uint64]int64{}, ordered: true}
+func newSpill(tmp string) *spill {
+	return &spill{tmp: tmp, seed: maphash.MakeSeed(), at: map[uint64]int64{}, ordered: true}
 }
 
-func (l *leaves) close() {
+func (l *spill) close() {
 	if l.file != nil {
 		l.file.Close()
 	}
 }
 
 // hash returns the number by which a name of a directory is found. The seed is not known to those who choose names.
-func (l *leaves) hash(in int, name string) uint64 {
+func (l *spill) hash(in int, name string) uint64 {
 	return maphash.String(l.seed, name) + uint64(in)*0x9e3779b97f4a7c15 // directories' names of the same hash lie far from each other
 }
 
 // find returns the place of the record of a name in a directory, or removed, and the number that it is or would be found by.
-func (l *leaves) find(in int, name string) (at int64, number uint64, err error) {
+func (l *spill) find(in int, name string) (at int64, number uint64, err error) {
 	free, isFree := uint64(0), false
 	for number = l.hash(in, name); ; number++ {
 		at, ok := l.at[number]
@@ -87,7 +87,7 @@ func (l *leaves) find(in int, name string) (at int64, number uint64, err error) 
 }
 
 // counts reports whether the record e at a place is the last of its name in its directory.
-func (l *leaves) counts(e *leaf, at int64) (bool, error) {
+func (l *spill) counts(e *leaf, at int64) (bool, error) {
 	if l.at[l.hash(e.in, e.Name())] == at {
 		return true, nil
 	}
@@ -96,7 +96,7 @@ func (l *leaves) counts(e *leaf, at int64) (bool, error) {
 }
 
 // get returns the entry of a name in a directory; false if there is none.
-func (l *leaves) get(in int, name string) (leaf, bool, error) {
+func (l *spill) get(in int, name string) (leaf, bool, error) {
 	at, _, err := l.find(in, name)
 	if err != nil || at == removed {
 		return leaf{}, false, err
@@ -106,7 +106,7 @@ func (l *leaves) get(in int, name string) (leaf, bool, error) {
 }
 
 // put adds an entry, in the place of that of the same name in the same directory.
-func (l *leaves) put(e *leaf) error {
+func (l *spill) put(e *leaf) error {
 	_, number, err := l.find(e.in, e.Name())
 	if err != nil {
 		return err
@@ -126,7 +126,7 @@ func (l *leaves) put(e *leaf) error {
 }
 
 // remove takes the entry of a name in a directory out. Its number stays known, for a name whose number follows.
-func (l *leaves) remove(in int, name string) error {
+func (l *spill) remove(in int, name string) error {
 	at, number, err := l.find(in, name)
 	if err == nil && at != removed {
 		l.at[number] = removed
@@ -134,7 +134,7 @@ func (l *leaves) remove(in int, name string) error {
 	return err
 }
 
-func (l *leaves) flush() error {
+func (l *spill) flush() error {
 	if l.file == nil {
 		f, err := unnamed(l.tmp)
 		if err != nil {
@@ -158,7 +158,7 @@ func unnamed(dir string) (*os.File, error) {
 }
 
 // read reads the record at a place.
-func (l *leaves) read(at int64) (leaf, error) {
+func (l *spill) read(at int64) (leaf, error) {
 	if at >= l.size {
 		b := l.tail[at-l.size:]
 		n := binary.LittleEndian.Uint32(b)
@@ -201,7 +201,7 @@ func parseLeaf(b []byte) leaf {
 }
 
 // all calls f for the entries that count and that live says are there, in the order in which they were put.
-func (l *leaves) all(live func(*leaf) bool, f func(*leaf) error) error {
+func (l *spill) all(live func(*leaf) bool, f func(*leaf) error) error {
 	var records io.Reader = bytes.NewReader(l.tail)
 	if l.file != nil {
 		records = io.MultiReader(io.NewSectionReader(l.file, 0, l.size), records)
@@ -242,7 +242,7 @@ func nextLeaf(r *bufio.Reader) (e leaf, n int64, err error) {
 }
 
 // sorted calls f for the entries that count and that live says are there, in the order of layer.Compare.
-func (l *leaves) sorted(live func(*leaf) bool, f func(*leaf) error) error {
+func (l *spill) sorted(live func(*leaf) bool, f func(*leaf) error) error {
 	if l.ordered {
 		return l.all(live, f)
 	}

@@ -1,4 +1,4 @@
-package snapshot
+package compose
 
 import (
 	"bytes"
@@ -25,7 +25,7 @@ func (b *Builder) ResolveBelow(dir, name string, followLast bool, dangling func(
 		return "", nil, err
 	}
 	if top == nil {
-		return "", nil, &PathError{Path: dir, Msg: "is not a directory"}
+		return "", nil, &layer.PathError{Path: dir, Msg: "is not a directory"}
 	}
 	r := &resolving{steps: &nodeSteps{b: b, top: top, at: top}, path: []byte(dir), top: len(dir), dangling: dangling}
 	return r.resolve(name, followLast)
@@ -154,7 +154,7 @@ func (r *resolving) step(name string, followLast bool) error {
 	}
 	r.path = append(r.path, name...)
 	if len(r.path) >= layer.MaxPath {
-		return &PathError{Path: string(r.path), Msg: layer.PathTooLong}
+		return &layer.PathError{Path: string(r.path), Msg: layer.PathTooLong}
 	}
 	if r.found = nil; r.beyond > 0 {
 		r.beyond++
@@ -178,7 +178,7 @@ func (r *resolving) step(name string, followLast bool) error {
 // follow goes where a symbolic link leads whose directory's path has dir bytes.
 func (r *resolving) follow(e layer.Entry, dir int) error {
 	if r.links++; r.links > maxLinks {
-		return &PathError{Path: string(r.path), Msg: "too many levels of symbolic links"}
+		return &layer.PathError{Path: string(r.path), Msg: "too many levels of symbolic links"}
 	}
 	if len(r.rest) == 1 {
 		r.outer, r.outerPath = e, string(r.path)

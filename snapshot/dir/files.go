@@ -1,0 +1,217 @@
+package dir
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"iter"
+	"os"
+	"sync"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/rootfs"
+	"golang.org/x/sys/unix"
+)
+
+// Files reads the files of one committed layer, with few system calls for each if they are read in the order of the layer's entries. It
+// implements layer.Files, and is safe for concurrent use.
+type Files struct {
+	fs   *FS
+	id   string
+	root *rootfs.Root
+	own  map[string]bool // paths that are in root, but for directories; nil for all
+	base *Files          // has the others; nil for none
+
+	mu   sync.Mutex
+	free []*reader // as many as were ever used at once
+}
+
+// DamagedError is the error of reading a file of a layer that is not what it was when the layer was made.
+type DamagedError struct {
+	ID   string
+	Path string
+}
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("/%s of layer %.12s was modified on disk; the layer was discarded, and the next build makes it again", e.Path, e.ID)
+}
+
+// OpenFiles opens the files of the layer id in dir. A delta has a base, and own has the paths that are in dir itself, see Differing; base
+// stays the caller's. Close must be called.
+func (f *FS) OpenFiles(id, dir string, own map[string]bool, base *Files) (*Files, error) {
+	root, err := rootfs.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &Files{fs: f, id: id, root: root, own: own, base: base}, nil
+}
+
+// at returns the layer whose directory has the file at a path.
+func (f *Files) at(path string) *Files {
+	if f.base == nil || f.own[path] {
+		return f
+	}
+	return f.base
+}
+
+// Close frees the descriptors.
+func (f *Files) Close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range f.free {
+		r.from.Close()
+	}
+	f.free = nil
+	f.root.Close()
+}
+
+func (f *Files) damaged(path string) error { return &DamagedError{ID: f.id, Path: path} }
+
+// Open implements layer.Files. The error of bytes that are not those of the entry is a *DamagedError.
+func (f *Files) Open(e *layer.Entry) (io.ReadCloser, error) {
+	at := f.at(e.Path)
+	file, err := at.root.OpenNoSymlinks(e.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, at.damaged(e.Path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	if err == nil && (!info.Mode().IsRegular() || info.Size() != e.Size) {
+		err = at.damaged(e.Path)
+	}
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return &verifiedFile{ReadCloser: file, hash: sha256.New(), layer: at, path: e.Path, digest: e.Digest}, nil
+}
+
+// verifiedFile is a file of a layer that is compared with the manifest while it is read. It has no method of the file's that would read
+// past the comparison.
+type verifiedFile struct {
+	io.ReadCloser
+	hash   hash.Hash
+	layer  *Files
+	path   string
+	digest layer.Digest
+}
+
+func (v *verifiedFile) Read(p []byte) (int, error) {
+	n, err := v.ReadCloser.Read(p)
+	v.hash.Write(p[:n])
+	if err == io.EOF && layer.Digest(v.hash.Sum(nil)) != v.digest {
+		err = v.layer.damaged(v.path)
+	}
+	return n, err
+}
+
+// Names implements layer.Files.
+func (f *Files) Names(path string) (int, error) {
+	file, err := f.at(path).root.OpenNoSymlinks(path, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer file.Close()
+	var st unix.Stat_t
+	err = unix.Fstat(int(file.Fd()), &st)
+	return int(st.Nlink), err
+}
+
+// Tar yields the entries of a layer's manifest with what writes their bytes, for layer.WriteTar.
+func Tar(m *layer.Manifest, copy func(w io.Writer, e *layer.Entry) error) iter.Seq2[*layer.Entry, layer.Body] {
+	return func(yield func(*layer.Entry, layer.Body) bool) {
+		for e := range m.All() {
+			if !yield(e, func(w io.Writer) error { return copy(w, e) }) {
+				return
+			}
+		}
+	}
+}
+
+// reader is what one goroutine reads files with.
+type reader struct {
+	from *Writer // for its open directories
+	buf  []byte
+}
+
+// take returns a reader that nobody else uses until it is given back.
+func (f *Files) take() *reader {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n := len(f.free); n > 0 {
+		r := f.free[n-1]
+		f.free = f.free[:n-1]
+		return r
+	}
+	return &reader{from: f.fs.NewWriter(f.root), buf: make([]byte, 256<<10)}
+}
+
+func (f *Files) give(r *reader) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.free = append(f.free, r)
+}
+
+// Copy writes the bytes of a File of the layer to w. It fails with a *DamagedError if they are not those of the entry: what w got by then
+// is wrong.
+func (f *Files) Copy(w io.Writer, e *layer.Entry) error {
+	if at := f.at(e.Path); at != f {
+		return at.Copy(w, e)
+	}
+	r := f.take()
+	defer f.give(r)
+	dir, err := r.from.parent(e.Path)
+	fd := -1
+	if err == nil {
+		fd, err = openFile(dir.fd(), e.Name())
+	}
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		return f.damaged(e.Path)
+	}
+	if err != nil {
+		return &os.PathError{Op: "open", Path: e.Path, Err: err}
+	}
+	defer unix.Close(fd)
+	h := sha256.New()
+	for rest := e.Size; ; {
+		n, err := unix.Read(fd, r.buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err == unix.EISDIR || err == unix.EAGAIN {
+			return f.damaged(e.Path)
+		}
+		if err != nil {
+			return &os.PathError{Op: "read", Path: e.Path, Err: err}
+		}
+		if rest -= int64(n); rest < 0 || n == 0 && rest > 0 {
+			return f.damaged(e.Path)
+		}
+		h.Write(r.buf[:n])
+		// What is read at once, and is all that there should be, is compared before anybody sees it.
+		if n < len(r.buf) && rest == 0 {
+			if layer.Digest(h.Sum(nil)) != e.Digest {
+				return f.damaged(e.Path)
+			}
+			_, err := w.Write(r.buf[:n])
+			return err
+		}
+		if _, err := w.Write(r.buf[:n]); err != nil {
+			return err
+		}
+	}
+}
+
+// openFile opens a file for reading, never through a symbolic link and without waiting for what is not a regular file.
+func openFile(dir int, name string) (int, error) {
+	for {
+		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}

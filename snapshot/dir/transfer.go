@@ -1,0 +1,115 @@
+package dir
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/rootfs"
+)
+
+// ErrBlob is the error of a tar that does not have the bytes of its layer's manifest.
+var ErrBlob = errors.New("the layer's blob does not have the bytes of its files")
+
+// Unpack writes the files of a layer to an empty directory. All but the bytes comes from the manifest; the bytes come from the layer's tar
+// and are compared with the manifest. The error is ErrBlob, wrapped, if they differ or cannot be read, and *os.PathError for the disk.
+func (f *FS) Unpack(ctx context.Context, m *layer.Manifest, tarball io.Reader, to *rootfs.Root) error {
+	w := f.NewWriter(to)
+	defer w.Close()
+	r := tar.NewReader(ctxio.Reader(ctx, tarball))
+	return w.all(ctx, m, func(e *layer.Entry) error { return w.unpack(e, r) })
+}
+
+// all writes the entries of a manifest, and then the times of its directories.
+func (d *Writer) all(ctx context.Context, m *layer.Manifest, write func(e *layer.Entry) error) error {
+	for e := range m.All() {
+		err := write(e)
+		if ended := ctxio.Ended(ctx); ended != nil {
+			return ended // whatever it did to what was read
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for e := range m.All() {
+		if e.Type != layer.Dir {
+			continue
+		}
+		if err := d.SetTime(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unpack writes an entry that comes next in a tar, of those that have bytes.
+func (d *Writer) unpack(e *layer.Entry, r *tar.Reader) error {
+	made := *e
+	if e.Type != layer.File {
+		return d.Put(&made, nil)
+	}
+	var body io.Reader = bytes.NewReader(nil)
+	for e.Size > 0 {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("%w: /%s is missing", ErrBlob, e.Path)
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrBlob, err)
+		}
+		if h.Name == e.Path {
+			body = r
+			break
+		}
+	}
+	if err := d.Put(&made, body); err != nil {
+		if _, disk := errors.AsType[*os.PathError](err); disk {
+			return err
+		}
+		return fmt.Errorf("%w: /%s: %w", ErrBlob, e.Path, err)
+	}
+	if made.Digest != e.Digest {
+		return fmt.Errorf("%w: /%s differs", ErrBlob, e.Path)
+	}
+	return nil
+}
+
+// Rewrite writes the files of a layer, as the manifest has them, to an empty directory, with the bytes that they have in another. The
+// error is mount.ErrInUse, wrapped, if a file has other bytes there than the manifest says.
+func (f *FS) Rewrite(ctx context.Context, m *layer.Manifest, from, to *rootfs.Root) error {
+	in, out := f.NewWriter(from), f.NewWriter(to)
+	defer in.Close()
+	defer out.Close()
+	return out.all(ctx, m, func(e *layer.Entry) error { return out.take(ctx, in, e) })
+}
+
+func (d *Writer) take(ctx context.Context, from *Writer, e *layer.Entry) error {
+	made := *e
+	if e.Type != layer.File {
+		return d.Put(&made, nil)
+	}
+	dir, err := from.parent(e.Path)
+	if err != nil {
+		return err
+	}
+	fd, err := openFile(dir.fd(), e.Name())
+	if err != nil {
+		return &os.PathError{Op: "open", Path: e.Path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), e.Path)
+	defer f.Close()
+	if err := d.Put(&made, ctxio.Reader(ctx, f)); err != nil {
+		return err
+	}
+	if made.Digest != e.Digest {
+		return fmt.Errorf("/%s was changed after the step: %w", layer.Clip(e.Path), mount.ErrInUse)
+	}
+	return nil
+}

@@ -1,0 +1,50 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/kilnbuild/kiln/internal/rootdir"
+	"github.com/kilnbuild/kiln/internal/userns"
+)
+
+// OtherIDsError is a store that is kept in another form than this process's, or whose files have other owners than they would have
+// for it.
+type OtherIDsError struct{ Root string }
+
+func (e *OtherIDsError) Error() string {
+	return fmt.Sprintf("%s was made with other user ids than kiln has now, so the owners of its files would be wrong: remove it, or name another directory with --root", rootdir.Shown(e.Root))
+}
+
+// checkIDs compares the ids of the store with those of the process. Those of the first namespace are not written down.
+func (s *Store) checkIDs(note string, ns userns.Namespace) error {
+	was, err := os.ReadFile(note)
+	if errors.Is(err, fs.ErrNotExist) {
+		_, made := os.Lstat(s.dir)
+		if !ns.Nested || made == nil {
+			was, err = nil, nil
+		} else {
+			was = []byte(ns.String())
+			err = s.writeIDs(note, was)
+		}
+	}
+	if err == nil && string(was) != ns.String() {
+		err = &OtherIDsError{filepath.Dir(note)}
+	}
+	return err
+}
+
+func (s *Store) writeIDs(note string, ids []byte) error {
+	f, err := os.CreateTemp(s.tmp, "ids-")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(ids)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), note)
+}

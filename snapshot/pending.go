@@ -1,0 +1,343 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/internal/dirtree"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/snapshot/compose"
+	"github.com/kilnbuild/kiln/snapshot/diff"
+	"github.com/kilnbuild/kiln/snapshot/dir"
+	"github.com/kilnbuild/kiln/snapshot/roots"
+	"golang.org/x/sys/unix"
+)
+
+// Pending is a layer that is being made.
+type Pending struct {
+	// Rewrite has CommitChanges copy what a step has left: for where others have the privilege to make the root's file system writable
+	// again after CommitChanges has sealed it, and may have been given a descriptor of it.
+	Rewrite bool
+
+	store  *Store
+	dir    string
+	fs     *rootfs.Root
+	writer *dir.Writer // nil: none was needed yet
+	base   string      // the layer that this one is a delta of; "" for none
+}
+
+// New begins a layer: an empty directory. Close must be called; after a Commit it does nothing.
+func (s *Store) New() (*Pending, error) {
+	dir, err := os.MkdirTemp(s.tmp, "layer-")
+	if err != nil {
+		return nil, fmt.Errorf("begin a layer: %w", err)
+	}
+	p := &Pending{store: s, dir: dir}
+	// The note comes first, so that no state of the directory that the disk may have after a crash is one without it.
+	if err = os.WriteFile(filepath.Join(dir, unsyncedNote), []byte(s.boot), 0o600); err == nil {
+		err = os.Mkdir(p.Dir(), 0o755)
+	}
+	if err == nil {
+		if err = os.Chmod(p.Dir(), 0o755); err == nil {
+			p.fs, err = rootfs.Open(p.Dir())
+		}
+	}
+	if err != nil {
+		_ = dirtree.Remove(dir)
+		return nil, fmt.Errorf("begin a layer: %w", err)
+	}
+	return p, nil
+}
+
+// Dir returns the directory that the layer's files are in.
+func (p *Pending) Dir() string { return filepath.Join(p.dir, "fs") }
+
+// Root returns that directory to resolve paths in.
+func (p *Pending) Root() *rootfs.Root { return p.fs }
+
+// Writer returns what writes to that directory. Entries that it writes are those of one Builder.
+func (p *Pending) Writer() *dir.Writer {
+	if p.writer == nil {
+		p.writer = p.store.fs.NewWriter(p.fs)
+	}
+	return p.writer
+}
+
+// Reuse makes the Writer take files that are the same in everything from a committed layer, by hard links. A layer that does not exist, or
+// has no files on disk, is no error: then the files are written.
+func (p *Pending) Reuse(id string) {
+	m, err := p.store.Manifest(id)
+	if err != nil || p.store.isPacked(id) {
+		return
+	}
+	if files, err := p.store.filesOf(id, m); err == nil {
+		p.Writer().Reuse(m, files)
+	}
+}
+
+// Delta makes the Writer write only what differs from a committed layer, if that can be the base of a delta, see dir.Writer.SetBase. For a
+// delta it takes the base's base. The layer is then a delta, unless the Writer fails.
+func (p *Pending) Delta(id string) {
+	s := p.store
+	if s.fs.Copies() {
+		return
+	}
+	m, err := s.Manifest(id)
+	if err == nil && m.Over {
+		id = s.Base(id)
+		m, err = s.Manifest(id)
+	}
+	if err != nil || s.isPacked(id) || !dir.CanBeBase(m) {
+		return
+	}
+	p.base = id
+	p.Writer().SetBase(m)
+}
+
+// IsDelta reports whether the layer is a delta. Its manifest must say so.
+func (p *Pending) IsDelta() bool { return p.base != "" }
+
+// Close throws the layer away.
+func (p *Pending) Close() {
+	if p.dir == "" {
+		return
+	}
+	p.release()
+	p.store.throwAway(p.dir)
+	p.dir = ""
+}
+
+// release closes the descriptors.
+func (p *Pending) release() {
+	if p.writer != nil {
+		p.writer.Close()
+	}
+	p.fs.Close()
+}
+
+// throwAway removes a directory while the caller goes on: a disk that discards what is freed takes milliseconds for it. It waits when
+// as many removals are under way as there are processors, so that the disk does not fill up with what is of no use. What is
+// left when the process ends, or cannot be removed, goes or is reported with the directory tmp.
+func (s *Store) throwAway(dir string) {
+	s.removing <- struct{}{}
+	go func() {
+		defer func() { <-s.removing }()
+		_ = dirtree.Remove(dir)
+	}()
+}
+
+// Commit puts the layer that b has written here in the store, with a manifest of b's entries. id is "" for
+// a layer that is named by its identity: then one of the same identity that is there already is taken instead.
+func (p *Pending) Commit(b *compose.Builder, id string) (Committed, error) {
+	w, err := p.Manifest()
+	if err != nil {
+		return Committed{}, err
+	}
+	if err := b.Entries(until(p.store.Context, w.Add)); err != nil {
+		w.Abort()
+		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
+	}
+	if p.base != "" {
+		w.Over()
+	}
+	sum, err := w.Close(time.Now())
+	if err != nil {
+		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
+	}
+	return p.CommitWritten(sum, id)
+}
+
+// until returns add until ctx ends, and then its cause.
+func until(ctx context.Context, add func(*layer.Entry) error) func(*layer.Entry) error {
+	return func(e *layer.Entry) error {
+		if err := ctxio.Ended(ctx); err != nil {
+			return err
+		}
+		return add(e)
+	}
+}
+
+// Manifest begins the layer's manifest, for CommitWritten.
+func (p *Pending) Manifest() (*layer.Writer, error) {
+	w, err := layer.NewWriter(filepath.Join(p.dir, "manifest"))
+	if err != nil {
+		return nil, fmt.Errorf("write a layer's manifest: %w", err)
+	}
+	return w, nil
+}
+
+// CommitWritten is Commit of a layer whose manifest has been written, and closed with this summary.
+func (p *Pending) CommitWritten(sum layer.Summary, id string) (Committed, error) {
+	if id == "" {
+		id = hex.EncodeToString(sum.Identity[:])
+		if m, err := p.store.Manifest(id); err == nil {
+			p.Close()
+			return Committed{ID: id, Summary: m.Summary}, nil
+		}
+	}
+	work := p.dir + "-work"
+	if err := os.Rename(filepath.Join(p.dir, "work"), work); err == nil {
+		p.store.throwAway(work)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return Committed{}, fmt.Errorf("take the overlay's work directory from the layer: %w", err)
+	}
+	if p.base != "" {
+		if err := os.WriteFile(filepath.Join(p.dir, baseNote), []byte(p.base+"\n"), 0o600); err != nil {
+			return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
+		}
+	}
+	if _, files := os.Lstat(p.Dir()); files == nil && p.store.fs.Copies() {
+		if err := os.WriteFile(filepath.Join(p.dir, bareNote), nil, 0o600); err != nil {
+			return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
+		}
+	}
+	// The layer is held before it has its name, so that nobody prunes it in between.
+	l, err := lock.TryExisting(p.dir, true)
+	if err != nil {
+		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
+	}
+	defer l.Release()
+	target := filepath.Join(p.store.dir, id)
+	for try := 1; ; try++ {
+		err = unix.Renameat2(unix.AT_FDCWD, p.dir, unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
+		if errors.Is(err, unix.EEXIST) {
+			if _, damaged := p.store.Manifest(id); damaged != nil {
+				if err = ctxio.Ended(p.store.Context); err == nil { // else nobody knows
+					err = p.replace(target)
+				}
+			} else {
+				p.Close()
+				err = nil
+			}
+		}
+		// It was there a moment ago, and was pruned.
+		if !errors.Is(err, unix.ENOENT) || try == maxTries {
+			break
+		}
+	}
+	if err != nil {
+		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
+	}
+	if p.dir != "" {
+		p.release()
+		p.dir = ""
+	}
+	m, err := p.store.Manifest(id)
+	if err != nil {
+		return Committed{}, fmt.Errorf("commit layer: %w", err)
+	}
+	return Committed{ID: id, Summary: m.Summary}, nil
+}
+
+// maxTries bounds how often a layer may be there and then not be there when it is committed.
+const maxTries = 100
+
+// replace puts the layer in the place of a damaged one.
+func (p *Pending) replace(target string) error {
+	if err := unix.Renameat2(unix.AT_FDCWD, p.dir, unix.AT_FDCWD, target, unix.RENAME_EXCHANGE); err != nil {
+		return err
+	}
+	p.Close() // of what is at its path now
+	return nil
+}
+
+// Committed is a layer that is in the store.
+type Committed struct {
+	ID string
+	layer.Summary
+}
+
+// SetRoot gives the pending layer's own directory the attributes of e, so that it can be the top of a root file system.
+func (p *Pending) SetRoot(e layer.Entry) error { return p.store.fs.SetRoot(p.fs, e) }
+
+// CommitChanges reads what a step left in a pending layer that was given to Mount for root, whose file system is made of below, closes
+// the root, and puts the layer into the store, or takes a layer of the same identity that is there already. Times between started and now
+// are the clock's; see diff.Read for what counts as a change.
+//
+// When the layer is committed there is nothing in its directory but what its manifest says, and nobody can write to it any more: what
+// processes of the step have passed on to others, as the descriptor of a file or of a directory, is of no use to change it. The error
+// is mount.ErrInUse, wrapped, where a process outside the step has a file open for writing.
+func (p *Pending) CommitChanges(ctx context.Context, root *roots.Root, below *layer.Stack, started time.Time) (Committed, error) {
+	if root.Copied == nil {
+		root.ForgetRemoved()
+		if err := mount.Seal(ctx, root.File); err != nil {
+			return Committed{}, fmt.Errorf("close the root file system of the step: %w", err)
+		}
+	}
+	sum, err := p.writeManifest(ctx, root, below, started)
+	if err != nil {
+		return Committed{}, err
+	}
+	if err := root.Close(); err != nil {
+		return Committed{}, fmt.Errorf("close the root file system of the step: %w", err)
+	}
+	if root.Copied != nil || p.Rewrite {
+		if err := p.rewrite(ctx); err != nil {
+			return Committed{}, fmt.Errorf("copy what the step has left: %w", err)
+		}
+	}
+	return p.CommitWritten(sum, "")
+}
+
+// writeManifest writes the manifest of what a step left.
+func (p *Pending) writeManifest(ctx context.Context, root *roots.Root, below *layer.Stack, started time.Time) (layer.Summary, error) {
+	base, err := p.store.fs.FlagsOf(p.dir)
+	if err != nil {
+		return layer.Summary{}, fmt.Errorf("read the layer: %w", err)
+	}
+	w, err := p.Manifest()
+	if err != nil {
+		return layer.Summary{}, err
+	}
+	err = diff.Read(ctx, p.store.fs, diff.Upper{Root: root, Dir: p.fs, Below: below, Base: base, Started: started}, w.Add)
+	if err != nil {
+		w.Abort()
+		return layer.Summary{}, fmt.Errorf("read the layer: %w", err)
+	}
+	sum, err := w.Close(time.Now())
+	if err != nil {
+		err = fmt.Errorf("write a layer's manifest: %w", err)
+	}
+	return sum, err
+}
+
+// rewrite puts the files of the layer, as the manifest has them, into a directory of their own in place of the one in which a step left
+// them. So nothing else that the step did there is in the layer, and who has a file or directory of it open cannot change the layer.
+func (p *Pending) rewrite(ctx context.Context) error {
+	m, err := layer.OpenManifest(filepath.Join(p.dir, "manifest"))
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	fresh := filepath.Join(p.dir, "fresh")
+	if err := errors.Join(os.Mkdir(fresh, 0o755), os.Chmod(fresh, 0o755)); err != nil {
+		return err
+	}
+	root, err := rootfs.Open(fresh)
+	if err != nil {
+		return err
+	}
+	if err := p.store.fs.Rewrite(ctx, m, p.fs, root); err != nil {
+		root.Close()
+		return err
+	}
+	left := p.dir + "-left"
+	p.release()
+	p.writer = nil
+	p.fs = root
+	if err := os.Rename(p.Dir(), left); err != nil {
+		return err
+	}
+	p.store.throwAway(left)
+	return os.Rename(fresh, p.Dir())
+}
