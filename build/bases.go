@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver/execute"
@@ -170,7 +171,7 @@ func (b *bases) repository(op llb.Image) string {
 	if op.Layout != "" {
 		return ""
 	}
-	ref, err := registry.ParseReference(op.Ref)
+	ref, err := imagename.Parse(op.Ref)
 	if err != nil {
 		return ""
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/history"
 	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/localdir"
@@ -27,7 +28,6 @@ import (
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/execute"
 	"github.com/kilnbuild/kiln/solver/explain"
@@ -241,7 +241,7 @@ func projectOf(o Options) string {
 func fullNames(tags []string) ([]string, error) {
 	var names []string
 	for _, t := range tags {
-		ref, err := registry.ParseReference(t)
+		ref, err := imagename.Parse(t)
 		if err != nil {
 			return nil, err
 		}

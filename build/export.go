@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/llb"
@@ -277,7 +278,7 @@ func (f *finished) write(ctx context.Context, out output, images []exporter.Imag
 func canonical(names []string, d digest.Digest) ([]string, error) {
 	var out []string
 	for _, name := range names {
-		ref, err := registry.ParseReference(name)
+		ref, err := imagename.Parse(name)
 		if err != nil {
 			return nil, err
 		}

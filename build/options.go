@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/frontend/source"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/sshagent"
@@ -178,7 +179,7 @@ type Warning struct {
 
 // CheckTag returns an error unless s can be a new image's name: "app", "registry:5000/app:v1", without digest.
 func CheckTag(s string) error {
-	r, err := registry.ParseReference(s)
+	r, err := imagename.Parse(s)
 	if err != nil {
 		return err
 	}

@@ -16,8 +16,8 @@ import (
 
 	"github.com/kilnbuild/kiln/frontend/expand"
 	"github.com/kilnbuild/kiln/frontend/lint"
-	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/frontend/suggest"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -489,10 +489,16 @@ func syntaxImage(dockerfile []byte, o *Options) (image string, line int) {
 // checkSyntax refuses a Dockerfile that asks for another frontend.
 func checkSyntax(dockerfile []byte, o *Options) error {
 	image, line := syntaxImage(dockerfile, o)
-	repository, _ := source.SplitTag(strings.TrimPrefix(image, "docker.io/"))
-	switch repository {
-	case "", "dockerfile.v0", "docker/dockerfile", "docker/dockerfile-upstream":
+	repository, _ := imagename.SplitTag(image)
+	if repository == "" || repository == "dockerfile.v0" {
 		return nil
+	}
+	// It may come from a mirror: mirror.gcr.io/docker/dockerfile, registry.corp/proxy/docker/dockerfile.
+	if n, err := imagename.Parse(image); err == nil {
+		own := "/" + n.Repository
+		if strings.HasSuffix(own, "/docker/dockerfile") || strings.HasSuffix(own, "/docker/dockerfile-upstream") {
+			return nil
+		}
 	}
 	return &parser.Error{
 		File: o.Filename, Line: line, EndLine: line,

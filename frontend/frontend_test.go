@@ -258,6 +258,19 @@ COPY --from=c x x
 	}
 }
 
+func TestCheckSyntax(t *testing.T) {
+	for image, ok := range map[string]bool{
+		"docker/dockerfile": true, "docker/dockerfile:1-labs": true, "docker.io/docker/dockerfile:1.7": true, "docker/dockerfile-upstream:master": true,
+		"index.docker.io/docker/dockerfile:1": true, "mirror.gcr.io/docker/dockerfile:1": true, "registry.corp:5000/proxy/docker/dockerfile": true,
+		"registry.corp/docker/dockerfile:1@sha256:" + strings.Repeat("0", 64): true, "dockerfile.v0": true,
+		"dockerfile": false, "docker/dockerfile2": false, "mydocker/dockerfile": false, "registry.corp/docker/other": false, "docker/dockerfile/x": false,
+	} {
+		if err := checkSyntax([]byte("# syntax="+image+"\nFROM scratch\n"), &Options{}); (err == nil) != ok {
+			t.Errorf("%s: %v", image, err)
+		}
+	}
+}
+
 func TestCheckChmod(t *testing.T) {
 	for mode, ok := range map[string]bool{
 		"": true, "755": true, "0755": true, "7777": true, "17777": false, "8": false, "-1": false, "u+x": true, "a+x": true,

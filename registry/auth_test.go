@@ -444,23 +444,6 @@ func FuzzParseDocument(f *testing.F) {
 	})
 }
 
-func FuzzParseReference(f *testing.F) {
-	f.Add("docker.io/library/debian:12")
-	f.Fuzz(func(t *testing.T, s string) {
-		r, err := ParseReference(s)
-		if err != nil {
-			return
-		}
-		again, err := ParseReference(r.String())
-		if err != nil || again != r {
-			t.Errorf("%q = %+v, and %q = %+v, %v", s, r, r, again, err)
-		}
-		if strings.Contains(r.Repository, "..") && strings.Contains("/"+r.Repository+"/", "/../") {
-			t.Errorf("%q leads elsewhere", r)
-		}
-	})
-}
-
 func FuzzDockerConfig(f *testing.F) {
 	f.Add([]byte(`{"auths":{"x":{"auth":"dTpw"}}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -9,6 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/fetch"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -116,7 +117,7 @@ func (e *invalidError) Unwrap() error { return e.err }
 func invalid(format string, args ...any) error { return &invalidError{fmt.Errorf(format, args...)} }
 
 // explain makes the *Error of what went wrong with ref at a registry's host.
-func (c *Client) explain(op string, ref Reference, h *host, err error) error {
+func (c *Client) explain(op string, ref imagename.Name, h *host, err error) error {
 	if err == nil {
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/fetch"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -19,7 +20,7 @@ import (
 //
 // When a host turns out to have sent other content, which is found at the end, the next Fetch of the blob asks another.
 func (c *Client) Fetch(ctx context.Context, ref string, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	r, err := ParseReference(ref)
+	r, err := imagename.Parse(ref)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +84,7 @@ func (v *verifiedBlob) Read(p []byte) (int, error) {
 type blobReader struct {
 	ctx       context.Context
 	client    *Client
-	ref       Reference
+	ref       imagename.Name
 	desc      ocispec.Descriptor
 	endpoints []endpoint
 	at        int // the endpoint that is being asked
@@ -219,7 +220,7 @@ type failure struct {
 type failures []failure
 
 // explainAll makes one error of what went wrong at each endpoint: the registry's own, with the mirrors' in words.
-func (c *Client) explainAll(op string, ref Reference, all failures) error {
+func (c *Client) explainAll(op string, ref imagename.Name, all failures) error {
 	main := len(all) - 1
 	for i, f := range all {
 		if f.endpoint.mirror == "" {

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -24,26 +25,6 @@ const LayoutScheme = "oci-layout://"
 
 // maxLayoutFile bounds the file oci-layout in bytes: it holds a version.
 const maxLayoutFile = 4 << 10
-
-// ParseLayout splits "oci-layout://DIR[:TAG|@DIGEST]" into the directory and what Layout.Resolve takes: a tag or a digest, or
-// "" for the only image there. A ":" that a "/" follows belongs to the directory.
-func ParseLayout(s string) (dir, ref string, err error) {
-	rest, ok := strings.CutPrefix(s, LayoutScheme)
-	if !ok || rest == "" {
-		return "", "", fmt.Errorf("parse image name %.200q: want %sDIR[:TAG|@DIGEST]", s, LayoutScheme)
-	}
-	if dir, sum, ok := strings.Cut(rest, "@"); ok {
-		d, err := cas.ParseDigest(sum)
-		if err != nil || dir == "" {
-			return "", "", fmt.Errorf("parse image name %.200q: want %sDIR[:TAG|@DIGEST]", s, LayoutScheme)
-		}
-		return dir, string(d), nil
-	}
-	if i := strings.LastIndexByte(rest, ':'); i > 0 && !strings.Contains(rest[i:], "/") {
-		return rest[:i], rest[i+1:], nil
-	}
-	return rest, "", nil
-}
 
 // Layout is an OCI layout in a directory as a Source (image-spec, image-layout.md). What is in it is not trusted: sizes are
 // limited, blobs verified, and no path leads out of the directory.
@@ -121,8 +102,9 @@ func (l *Layout) read(name string, limit int64) ([]byte, error) {
 
 func blobName(d digest.Digest) string { return "blobs/sha256/" + d.Encoded() }
 
-// Resolve finds the image that ref names: a tag or full name that an entry of index.json has, a digest, or "" for the only
-// image of the layout. Entries for several platforms are chosen from as from an index. See Source.
+// Resolve finds the image that ref names: a tag or full name that an entry of index.json has, a digest, or "" for the one
+// with the tag latest. If there is only one image, or none has a name, that is not looked at. Entries for several platforms are chosen from as from
+// an index. See Source.
 func (l *Layout) Resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*Image, error) {
 	img, err := l.resolve(ctx, ref, platform, store)
 	if err != nil {
@@ -163,18 +145,14 @@ func (l *Layout) target(ref string, platform ocispec.Platform) (ocispec.Descript
 	if err := checkDescriptors(index.Manifests); err != nil {
 		return none, err
 	}
-	var fitting []ocispec.Descriptor
 	var names []string
-	listed := map[digest.Digest]bool{}
 	for _, d := range index.Manifests {
 		names = append(names, entryNames(d)...)
-		if ref != "" && string(d.Digest) != ref && !slices.Contains(entryNames(d), ref) {
-			continue
-		}
-		if !listed[d.Digest] { // one image may have several names
-			listed[d.Digest] = true
-			fitting = append(fitting, d)
-		}
+	}
+	all := named(index.Manifests, "")
+	fitting := named(index.Manifests, cmp.Or(ref, defaultTag))
+	if len(fitting) == 0 && (ref == "" || len(all) == 1 || len(names) == 0) && !strings.HasPrefix(ref, "sha256:") {
+		fitting = all // the only image is meant whatever it is called, as buildx has it
 	}
 	switch {
 	case len(fitting) == 1:
@@ -188,6 +166,9 @@ func (l *Layout) target(ref string, platform ocispec.Platform) (ocispec.Descript
 			f.Close()
 			return ocispec.Descriptor{Digest: d, Size: fi.Size()}, nil
 		}
+		if len(names) == 0 {
+			return none, invalid("it has no image %q; its %d images have no names: give the digest of one", ref, len(all))
+		}
 		return none, invalid("it has no image %q; it has %s", ref, termtext.List(names))
 	}
 	best, _ := choose(fitting, platform)
@@ -195,9 +176,28 @@ func (l *Layout) target(ref string, platform ocispec.Platform) (ocispec.Descript
 		return none, &PlatformError{Ref: LayoutScheme + l.dir, Want: platformName(platform), Have: describePlatforms(fitting)}
 	}
 	if len(best) > 1 && fit(platform, *best[0].Platform) == fit(platform, *best[1].Platform) {
+		if len(names) == 0 {
+			return none, invalid("it has several images without names: give the digest of one")
+		}
 		return none, invalid("it has several images: name one of %s", termtext.List(names))
 	}
 	return best[0], nil
+}
+
+// defaultTag is the tag that is looked for if none is given.
+const defaultTag = "latest"
+
+// named returns the entries of index.json that have a name or a digest, each image once; "" is for all.
+func named(entries []ocispec.Descriptor, ref string) []ocispec.Descriptor {
+	var out []ocispec.Descriptor
+	listed := map[digest.Digest]bool{}
+	for _, d := range entries {
+		if !listed[d.Digest] && (ref == "" || string(d.Digest) == ref || slices.Contains(entryNames(d), ref)) {
+			listed[d.Digest] = true
+			out = append(out, d)
+		}
+	}
+	return out
 }
 
 // entryNames returns the names of an entry of index.json.

@@ -19,26 +19,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-func TestParseLayout(t *testing.T) {
-	sum := "sha256:" + strings.Repeat("a", 64)
-	for s, want := range map[string][2]string{
-		"oci-layout:///a/b":            {"/a/b", ""},
-		"oci-layout://a:tag":           {"a", "tag"},
-		"oci-layout://../a:b/c":        {"../a:b/c", ""},
-		"oci-layout:///a@" + sum:       {"/a", sum},
-		"oci-layout://":                {},
-		"oci-layout:///a@sha256:x":     {},
-		"/a":                           {},
-		"oci-layout://@" + sum:         {},
-		"oci-layout:///a@" + sum + "x": {},
-	} {
-		dir, ref, err := ParseLayout(s)
-		if dir != want[0] || ref != want[1] || (err == nil) != (want[0] != "") {
-			t.Errorf("ParseLayout(%q) = %q, %q, %v", s, dir, ref, err)
-		}
-	}
-}
-
 func openLayout(t *testing.T, dir string) *Layout {
 	t.Helper()
 	l, err := OpenLayout(dir)
@@ -63,13 +43,33 @@ func TestLayout(t *testing.T) {
 	if out, err := exec.Command("skopeo", "copy", "oci:"+s.Root()+":"+one, "oci:"+copied+":v1").CombinedOutput(); err != nil {
 		t.Fatalf("skopeo copy: %v\n%s", err, out)
 	}
+	layout := func(entries ...ocispec.Descriptor) string {
+		dir := t.TempDir()
+		if err := os.CopyFS(dir, os.DirFS(s.Root())); err != nil {
+			t.Fatal(err)
+		}
+		data, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: entries})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "index.json"), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	tagged := func(d ocispec.Descriptor, name string) ocispec.Descriptor {
+		d.Annotations = map[string]string{ocispec.AnnotationRefName: name}
+		return d
+	}
+	unnamed, two, perPlatform := layout(a), layout(tagged(a, "latest"), tagged(b, "other")), layout(a, b)
 	for _, c := range []struct {
 		dir, ref string
 		p        ocispec.Platform
 		want     ocispec.Descriptor
 	}{
 		{s.Root(), one, amd64, a}, {s.Root(), all, arm, b}, {s.Root(), string(index.Digest), amd64, a}, {s.Root(), string(b.Digest), arm, b},
-		{copied, "v1", amd64, a}, {copied, "", amd64, a},
+		{copied, "v1", amd64, a}, {copied, "", amd64, a}, {copied, "v2", amd64, a},
+		{unnamed, "", amd64, a}, {unnamed, "v1", amd64, a}, {two, "", amd64, a}, {two, "other", arm, b}, {perPlatform, "", arm, b}, {perPlatform, "latest", amd64, a},
 	} {
 		to := newStore(t)
 		img, err := Pull(t.Context(), openLayout(t, c.dir), c.ref, c.p, to)
@@ -82,7 +82,7 @@ func TestLayout(t *testing.T) {
 		}
 	}
 	for _, ref := range []string{"v2", "sha256:" + strings.Repeat("0", 64), "../../etc"} {
-		if _, err := openLayout(t, copied).Resolve(t.Context(), ref, amd64, newStore(t)); err == nil || !strings.Contains(err.Error(), copied) {
+		if _, err := openLayout(t, two).Resolve(t.Context(), ref, amd64, newStore(t)); err == nil || !strings.Contains(err.Error(), two) {
 			t.Errorf("%s: %v", ref, err)
 		}
 	}
@@ -95,9 +95,10 @@ func TestLayout(t *testing.T) {
 // TestManyNames asks for a name that a layout with many does not have.
 func TestManyNames(t *testing.T) {
 	s := newStore(t)
-	desc := makeImage(t, s, amd64, 1000)
+	descs := []ocispec.Descriptor{makeImage(t, s, amd64, 1000), makeImage(t, s, amd64, 2000)}
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}}
 	for i := range 5000 {
+		desc := descs[i%2]
 		desc.Annotations = map[string]string{ocispec.AnnotationRefName: fmt.Sprintf("name%d", i)}
 		index.Manifests = append(index.Manifests, desc)
 	}

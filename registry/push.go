@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/fetch"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -42,7 +43,7 @@ type PushOptions struct {
 // there, last of all. Blobs that the registry has are not sent; the others go side by side. Errors are *Error, or ctx's,
 // or those of blobs.
 func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec.Descriptor, o PushOptions) error {
-	r, err := ParseReference(ref)
+	r, err := imagename.Parse(ref)
 	if err != nil {
 		return err
 	}
@@ -76,7 +77,7 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 // CheckPush asks the registry of ref whether it would take a push: it begins an upload and gives it up. The error is an
 // *Error of kind Unauthorized or Credentials, or nil: whatever else goes wrong here does not say that a push would fail.
 func (c *Client) CheckPush(ctx context.Context, ref string) error {
-	r, err := ParseReference(ref)
+	r, err := imagename.Parse(ref)
 	if err != nil {
 		return err
 	}
@@ -162,7 +163,7 @@ func foreign(d ocispec.Descriptor) bool {
 }
 
 // pushManifest puts a manifest under a tag or its digest (distribution-spec, "Pushing Manifests").
-func (c *Client) pushManifest(ctx context.Context, ref Reference, id string, m pushManifest) error {
+func (c *Client) pushManifest(ctx context.Context, ref imagename.Name, id string, m pushManifest) error {
 	h, err := c.host(ref.Registry)
 	if err != nil {
 		return err
@@ -198,7 +199,7 @@ func succeeded(resp *http.Response) bool { return resp.StatusCode/100 == 2 }
 
 func pushScope(repository string) string { return "repository:" + repository + ":pull,push" }
 
-func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref Reference, desc ocispec.Descriptor, o PushOptions) error {
+func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref imagename.Name, desc ocispec.Descriptor, o PushOptions) error {
 	h, err := c.host(ref.Registry)
 	if err != nil {
 		return err
@@ -207,7 +208,7 @@ func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref Reference, desc 
 	if o.Progress != nil {
 		u.progress = func(n int64) { o.Progress(desc, n) }
 	}
-	if from, err := ParseReference(o.MountFrom[desc.Digest]); err == nil {
+	if from, err := imagename.Parse(o.MountFrom[desc.Digest]); err == nil {
 		u.from = c.mountable(from, ref)
 	}
 	for {
@@ -224,7 +225,7 @@ func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref Reference, desc 
 
 // mountable returns the repository of to's registry from which blobs that came from an image can be mounted: the image's own, or
 // where that registry has it as a mirror of the image's. It is "" for none.
-func (c *Client) mountable(from, to Reference) string {
+func (c *Client) mountable(from, to imagename.Name) string {
 	all, err := c.endpoints(from.Registry)
 	if err != nil {
 		return ""
@@ -242,7 +243,7 @@ func (c *Client) mountable(from, to Reference) string {
 type upload struct {
 	client   *Client
 	ep       endpoint
-	ref      Reference
+	ref      imagename.Name
 	desc     ocispec.Descriptor
 	blobs    Blobs
 	from     string // the repository to mount it from, or ""

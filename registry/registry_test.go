@@ -208,7 +208,7 @@ func TestErrors(t *testing.T) {
 	}
 	_, err = c.Resolve(t.Context(), "127.0.0.1:1/x", amd64, newStore(t))
 	wantKind(t, err, Unreachable)
-	for _, bad := range []string{"", "UPPER/case", "a/../b", "a//b", "a/./b", "x:ta g", "x@sha256:abc", "x@sha512:" + strings.Repeat("a", 128), "host:99999999/x", strings.Repeat("a", 2000), "x@", "x:-tag", "a b", "../etc"} {
+	for _, bad := range []string{"", "UPPER", "a/../b", "a//b", "a/./b", "x:ta g", "x@sha256:abc", "x@sha512:" + strings.Repeat("a", 128), "host:99999999/x", strings.Repeat("a", 2000), "x@", "x:-tag", "a b", "../etc"} {
 		_, err := c.Resolve(t.Context(), bad, amd64, newStore(t))
 		if _, asked := errors.AsType[*Error](err); err == nil || asked {
 			t.Errorf("%q was looked for: %v", bad, err)

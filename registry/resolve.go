@@ -10,6 +10,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/fetch"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -48,7 +49,10 @@ type Image struct {
 // order, or at the registry. The first to answer decides. An image that was asked for by digest and is in the store is not
 // asked for again, and one by tag only for its digest. See Source.
 func (c *Client) Resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*Image, error) {
-	r, err := ParseReference(ref)
+	r, err := imagename.Parse(ref)
+	if err == nil && r.Digest != "" {
+		_, err = cas.ParseDigest(string(r.Digest))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +71,7 @@ func (c *Client) Resolve(ctx context.Context, ref string, platform ocispec.Platf
 // remote is a repository as a source of documents.
 type remote struct {
 	client *Client
-	ref    Reference
+	ref    imagename.Name
 	store  *cas.Store
 	from   *host // the last that answered
 }
@@ -77,6 +81,14 @@ func (s *remote) explain(err error) error {
 		return err
 	}
 	return s.client.explain("pull", s.ref, s.from, err)
+}
+
+// identifier returns what names the manifest in an address.
+func identifier(n imagename.Name) string {
+	if n.Digest != "" {
+		return string(n.Digest)
+	}
+	return n.Tag
 }
 
 // target gets the document that the reference names.
@@ -91,7 +103,7 @@ func (s *remote) target(ctx context.Context) (ocispec.Descriptor, []byte, string
 			}
 		}
 	}
-	data, declared, err := s.get(ctx, s.ref.identifier(), ocispec.Descriptor{Digest: s.ref.Digest, Size: -1})
+	data, declared, err := s.get(ctx, identifier(s.ref), ocispec.Descriptor{Digest: s.ref.Digest, Size: -1})
 	if err != nil {
 		return ocispec.Descriptor{}, nil, "", err
 	}

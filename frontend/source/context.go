@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
@@ -72,7 +73,7 @@ func parseContext(name, value string) (*Context, error) {
 		c.Ref = ref
 	case scheme == "oci-layout":
 		dir, digest, isDigest := strings.Cut(rest, "@")
-		dir, tag := SplitTag(dir)
+		dir, tag := imagename.SplitTag(dir)
 		c.Layout, c.Ref = dir, digest
 		if !isDigest {
 			c.Ref = tag

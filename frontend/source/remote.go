@@ -7,13 +7,14 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 )
 
 // HTTP returns the op that fetches a file from a URL; checksum is that of ADD, "" for none.
 func HTTP(address, checksum string) (llb.HTTP, error) {
-	if checksum != "" && !digestPattern().MatchString(checksum) {
+	if checksum != "" && !imagename.IsDigest(checksum) {
 		return llb.HTTP{}, fmt.Errorf("--checksum=%s: it has to be sha256:, sha384: or sha512: and the digits of that digest", checksum)
 	}
 	op, err := httpOp(address, urlFilename(address))

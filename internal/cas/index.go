@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/opencontainers/go-digest"
@@ -62,7 +63,7 @@ func (s *Store) indexPath() string { return filepath.Join(s.root, ocispec.ImageI
 // digest, size, platform and those annotations are kept that give no name.
 func (s *Store) Tag(name string, desc ocispec.Descriptor) error {
 	if name != "" && !validName(name) {
-		return fmt.Errorf("tag image: %q is no image name", name)
+		return fmt.Errorf("tag image: %q is not the name of an image", name)
 	}
 	if _, err := ParseDigest(string(desc.Digest)); err != nil {
 		return fmt.Errorf("tag image %s: %w", name, err)
@@ -268,25 +269,8 @@ func (s *Store) replaceIndex(ctx context.Context, data []byte) error {
 	return os.Rename(file.Name(), s.indexPath())
 }
 
-// validName tells whether name has the grammar that image-spec (annotations.md) gives org.opencontainers.image.ref.name,
-// which is what other tools can ask for, or has runs of "_" and "-" besides, as Docker's repository names may.
+// validName reports whether an image of the store can have the name.
 func validName(name string) bool {
-	const separators = "-._:@/+"
-	separated := true // nothing, or a separator, is before the next byte
-	for i := range len(name) {
-		c := name[i]
-		switch {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
-			separated = false
-		case strings.IndexByte(separators, c) >= 0:
-			doubled := i > 0 && (c == '-' || c == '_') && name[i-1] == c
-			if separated && !doubled {
-				return false
-			}
-			separated = true
-		default:
-			return false
-		}
-	}
-	return !separated
+	_, err := imagename.Parse(name)
+	return err == nil
 }

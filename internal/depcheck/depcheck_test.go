@@ -37,7 +37,7 @@ var allowed = map[string][]string{
 	"parser": {},
 	"llb":    {},
 	"frontend": {"frontend/expand", "frontend/imageconfig", "frontend/lint", "frontend/outline", "frontend/source", "frontend/suggest",
-		"parser", "llb", "internal/ignore", "internal/remoteurl"},
+		"parser", "llb", "internal/ignore", "internal/imagename", "internal/remoteurl"},
 
 	// What the frontend consists of. None of them knows how instructions become vertices.
 	"frontend/expand":      {},
@@ -45,7 +45,7 @@ var allowed = map[string][]string{
 	"frontend/imageconfig": {"frontend/expand", "llb"},
 	"frontend/lint":        {"parser", "llb", "internal/ignore", "internal/remoteurl"},
 	"frontend/outline":     {"frontend/expand", "frontend/lint", "parser"},
-	"frontend/source":      {"parser", "llb", "internal/remoteurl"},
+	"frontend/source":      {"parser", "llb", "internal/imagename", "internal/remoteurl"},
 
 	// What happens, and how it is shown: whatever makes something happen may say so, and nothing else is known of a printer.
 	"events":   {"llb", "internal"},

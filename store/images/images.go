@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
@@ -170,7 +171,7 @@ func (set *Images) List(ctx context.Context) ([]Info, error) {
 
 // lookup finds an image of the store by a name, full or short, by its digest or its id, or by the first digits of these.
 func (set *Images) lookup(ctx context.Context, name string) (cas.Image, error) {
-	if ref, err := registry.ParseReference(name); err == nil {
+	if ref, err := imagename.Parse(name); err == nil {
 		if img, err := set.root.Images.Lookup(ref.String()); err == nil {
 			return img, nil
 		}
@@ -214,7 +215,7 @@ func (set *Images) Tag(ctx context.Context, src, dst string) error {
 	if err != nil {
 		return err
 	}
-	ref, err := registry.ParseReference(dst)
+	ref, err := imagename.Parse(dst)
 	if err != nil {
 		return &input.Error{Err: err}
 	}
@@ -234,7 +235,7 @@ func (set *Images) Remove(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if ref, err := registry.ParseReference(name); err == nil && ref.String() == img.Name {
+	if ref, err := imagename.Parse(name); err == nil && ref.String() == img.Name {
 		return set.root.Images.Untag(img.Name)
 	}
 	return set.root.Images.Drop(img.Desc)

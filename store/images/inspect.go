@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/cas"
-	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -62,7 +62,7 @@ func (set *Images) Inspect(ctx context.Context, name string) (json.RawMessage, e
 			Variant: config.Variant, Os: config.OS, Config: config.Config, Descriptor: img.Desc, Manifest: d, History: config.History,
 		}
 		for _, n := range infos[i].Names {
-			if ref, err := registry.ParseReference(n); err == nil {
+			if ref, err := imagename.Parse(n); err == nil {
 				e.RepoDigests = append(e.RepoDigests, ref.Name()+"@"+img.Desc.Digest.String())
 			}
 		}

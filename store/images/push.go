@@ -6,6 +6,7 @@ import (
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
@@ -22,7 +23,7 @@ func (set *Images) Push(ctx context.Context, name string, s *events.Stream) erro
 		return err
 	}
 	ref := img.Name
-	if r, err := registry.ParseReference(name); err == nil && r.String() == img.Name || ref == "" {
+	if r, err := imagename.Parse(name); err == nil && r.String() == img.Name || ref == "" {
 		ref = name
 	}
 	task := s.Task(llb.Place{}, "pushing "+ref)
@@ -50,7 +51,7 @@ func (set *Images) pushImage(ctx context.Context, desc ocispec.Descriptor, ref s
 
 // Pull brings an image for one platform into the store and gives it its name. The platform is that of the machine for "".
 func (set *Images) Pull(ctx context.Context, name, platform string, s *events.Stream) error {
-	ref, err := registry.ParseReference(name)
+	ref, err := imagename.Parse(name)
 	if err != nil {
 		return &input.Error{Err: err}
 	}
