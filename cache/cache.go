@@ -20,6 +20,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
 )
@@ -40,7 +41,7 @@ type Cache struct {
 
 // Open opens the cache in kiln's root directory. tmp is a directory of this process's own on the same file system.
 func Open(root, tmp string) (*Cache, error) {
-	c := &Cache{dir: filepath.Join(root, "records"), locks: filepath.Join(root, "locks"), tmp: tmp}
+	c := &Cache{dir: filepath.Join(root, rootdir.Records), locks: filepath.Join(root, rootdir.Locks), tmp: tmp}
 	for _, dir := range []string{c.dir, c.steps(), c.locks} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("open the cache: %w", err)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/part"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/solvertest"
@@ -201,11 +202,16 @@ func TestSweepKeepsLogsOfFailures(t *testing.T) {
 	if _, err := os.Lstat(stray + ".log"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the log of a record that is gone: %v", err)
 	}
-	var listed []FailedLog
-	if err := c.FailedLogs(func(l FailedLog) error { listed = append(listed, l); return nil }); err != nil {
-		t.Fatal(err)
+	var listed []part.Item
+	for it, err := range c.Part(nil).Items(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if it.Kind == part.Log {
+			listed = append(listed, it)
+		}
 	}
-	if len(listed) != 1 || listed[0].Key != key || listed[0].Path != path || listed[0].Size != int64(len("why it failed\n")) {
+	if len(listed) != 1 || listed[0].ID != key.String() || listed[0].Size == 0 {
 		t.Errorf("logs of failures: %+v", listed)
 	}
 	if data, err := os.ReadFile(path); err != nil || string(data) != "why it failed\n" {

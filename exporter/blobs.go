@@ -19,6 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/klauspost/compress/zstd"
 	digest "github.com/opencontainers/go-digest"
@@ -425,7 +426,7 @@ func Notes(dir string) []string {
 const blockSize = 1 << 20
 
 func (b *Blobs) memo(plain ocispec.Descriptor, c Compression) string {
-	return filepath.Join(b.Store.Root(), "compressed", plain.Digest.Encoded()+"."+c.String())
+	return filepath.Join(b.Store.Root(), rootdir.Compressed, plain.Digest.Encoded()+"."+c.String())
 }
 
 // compressed returns the blob that a tar of the store became when it was compressed; false for none.

@@ -20,11 +20,9 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"golang.org/x/sys/unix"
 )
-
-// DirName is the directory of the history in kiln's root.
-const DirName = "builds"
 
 const (
 	// most is how many builds are kept however young they are, unless Retention.Entries says more: each build looks through their names.
@@ -59,7 +57,7 @@ type History struct {
 // Open returns the history of a root directory, which may not have one yet. tmp is a directory of this process's own on the same file
 // system.
 func Open(root, tmp string, keep Retention) *History {
-	return &History{dir: filepath.Join(root, DirName), tmp: tmp, keep: keep, unnamed: unix.O_TMPFILE}
+	return &History{dir: filepath.Join(root, rootdir.Builds), tmp: tmp, keep: keep, unnamed: unix.O_TMPFILE}
 }
 
 // idFormat is how an ID begins, so that IDs are in the order in which builds began.
@@ -285,8 +283,8 @@ func (h *History) Read(id string, f func(events.Event) error) error {
 	return read(filepath.Join(h.dir, id+extension), f)
 }
 
-// Check returns an error unless the file at path is the whole history of a build, or one that only a later version can read.
-func Check(path string) error {
+// sound returns an error unless the file at path is the whole history of a build, or one that only a later version can read.
+func sound(path string) error {
 	err := read(path, func(events.Event) error { return nil })
 	if errors.Is(err, errLater) {
 		return nil

@@ -250,7 +250,7 @@ func TestDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Check(path); err != nil {
+	if err := sound(path); err != nil {
 		t.Fatal(err)
 	}
 	check := func(what string, data []byte) {
@@ -258,7 +258,7 @@ func TestDamage(t *testing.T) {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		for _, err := range []error{Check(path), h.Read(id, func(events.Event) error { return nil })} {
+		for _, err := range []error{sound(path), h.Read(id, func(events.Event) error { return nil })} {
 			if !errors.As(err, new(*DamagedError)) {
 				t.Errorf("%s: %v", what, err)
 			}
@@ -276,13 +276,13 @@ func TestDamage(t *testing.T) {
 	if err := os.WriteFile(path, later, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Check(path); err != nil {
+	if err := sound(path); err != nil {
 		t.Errorf("a file of a later version is damaged: %v", err)
 	}
 	if err := h.Read(id, func(events.Event) error { return nil }); err == nil || errors.As(err, new(*DamagedError)) {
 		t.Errorf("Read of a file of a later version = %v", err)
 	}
-	if err := Check(path + "x"); !errors.Is(err, fs.ErrNotExist) {
+	if err := sound(path + "x"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Check of nothing = %v", err)
 	}
 }

@@ -15,8 +15,8 @@ import (
 
 // The media types of Docker's image manifest version 2, schema 2, whose documents have the fields of OCI's.
 const (
-	MediaTypeDockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
-	MediaTypeDockerIndex    = "application/vnd.docker.distribution.manifest.list.v2+json"
+	MediaTypeDockerManifest = cas.MediaTypeDockerManifest
+	MediaTypeDockerIndex    = cas.MediaTypeDockerIndex
 	MediaTypeDockerConfig   = "application/vnd.docker.container.image.v1+json"
 )
 
@@ -36,14 +36,10 @@ const maxProbes = 16
 var accept = strings.Join([]string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, MediaTypeDockerIndex, MediaTypeDockerManifest}, ", ")
 
 // IsIndex tells whether a media type is that of an index of manifests.
-func IsIndex(mediaType string) bool {
-	return mediaType == ocispec.MediaTypeImageIndex || mediaType == MediaTypeDockerIndex
-}
+func IsIndex(mediaType string) bool { return cas.IsIndex(mediaType) }
 
 // IsManifest tells whether a media type is that of an image's manifest.
-func IsManifest(mediaType string) bool {
-	return mediaType == ocispec.MediaTypeImageManifest || mediaType == MediaTypeDockerManifest
-}
+func IsManifest(mediaType string) bool { return cas.IsManifest(mediaType) }
 
 // document is a manifest or an index: one of the two is not nil.
 type document struct {

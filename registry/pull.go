@@ -8,6 +8,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 )
@@ -43,7 +44,7 @@ func Download(ctx context.Context, src Source, ref string, desc ocispec.Descript
 	if store.Has(desc) {
 		return nil
 	}
-	l, err := lock.Acquire(ctx, filepath.Join(store.Root(), "locks", "blob-"+d.Encoded()), false)
+	l, err := lock.Acquire(ctx, filepath.Join(store.Root(), rootdir.Locks, "blob-"+d.Encoded()), false)
 	if err != nil {
 		return err
 	}

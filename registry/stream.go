@@ -8,6 +8,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -23,7 +24,7 @@ func Stream(ctx context.Context, src Source, ref string, desc ocispec.Descriptor
 		return store.Open(desc)
 	}
 	s := &stream{desc: desc}
-	if s.lock, err = lock.Acquire(ctx, filepath.Join(store.Root(), "locks", "blob-"+d.Encoded()), false); err != nil {
+	if s.lock, err = lock.Acquire(ctx, filepath.Join(store.Root(), rootdir.Locks, "blob-"+d.Encoded()), false); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/snapshot/dir"
 )
@@ -67,11 +68,11 @@ type Store struct {
 // process.
 func Open(root, tmp string, ns userns.Namespace) (*Store, error) {
 	s := &Store{
-		Context: context.Background(), dir: filepath.Join(root, "layers"), tmp: tmp, held: map[string]*lock.Lock{}, unsynced: map[string]bool{},
+		Context: context.Background(), dir: filepath.Join(root, rootdir.Layers), tmp: tmp, held: map[string]*lock.Lock{}, unsynced: map[string]bool{},
 		manifests: map[string]*layer.Manifest{}, indexes: map[string]*layer.Manifest{}, opened: map[string]*dir.Files{}, earlier: map[string]string{},
 		files: map[string]string{}, removing: make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
-	if err := s.checkIDs(filepath.Join(root, "ids"), ns); err != nil {
+	if err := s.checkIDs(filepath.Join(root, rootdir.IDs), ns); err != nil {
 		return nil, fmt.Errorf("open the layer store: %w", err)
 	}
 	for _, dir := range []string{s.dir, s.indexPath("")} {
@@ -99,7 +100,7 @@ func (s *Store) Has(id string) bool {
 }
 
 func (s *Store) indexPath(id string) string {
-	return filepath.Join(filepath.Dir(s.dir), "entries", id)
+	return filepath.Join(filepath.Dir(s.dir), rootdir.Entries, id)
 }
 
 // HasEntries reports whether a Tree of the layer can be had, with or without its files.

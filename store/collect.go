@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+	"github.com/kilnbuild/kiln/internal/part"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"golang.org/x/sys/unix"
 )
@@ -81,6 +82,6 @@ func (r *Root) Collect(ctx context.Context) error {
 	if err := os.WriteFile(note, nil, 0o600); err == nil {
 		_ = os.Chtimes(note, now, now) // then it is measured again
 	}
-	_, err = r.Prune(ctx, o, func(Item) error { return nil })
+	_, err = r.Prune(ctx, o, func(part.Item) error { return nil })
 	return err
 }

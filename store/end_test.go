@@ -11,6 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/ctxtest"
+	"github.com/kilnbuild/kiln/internal/part"
 )
 
 // TestManagingEnds shows that what goes through all that a root directory keeps ends with its context.
@@ -36,11 +37,11 @@ func TestManagingEnds(t *testing.T) {
 	for name, do := range map[string]func(ctx context.Context) error{
 		"Usage": func(ctx context.Context) error { _, err := b.Usage(ctx); return err },
 		"Prune": func(ctx context.Context) error {
-			_, err := b.Prune(ctx, PruneOptions{DryRun: true}, func(Item) error { return nil })
+			_, err := b.Prune(ctx, PruneOptions{DryRun: true}, func(part.Item) error { return nil })
 			return err
 		},
 		"Check": func(ctx context.Context) error {
-			_, err := b.Check(ctx, false, nobody, func(Finding) {})
+			_, err := b.Check(ctx, false, nobody, func(part.Finding) {})
 			return err
 		},
 	} {

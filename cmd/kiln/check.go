@@ -6,6 +6,7 @@ import (
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/part"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/store"
 	"github.com/spf13/cobra"
@@ -22,7 +23,7 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 		Args: exactArgs(),
 		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
 			problems, repaired := 0, 0
-			found := func(f store.Finding) {
+			found := func(f part.Finding) {
 				problems++
 				end := ""
 				if f.Repaired {
@@ -70,13 +71,13 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 }
 
 // repairLayout repairs the one file without which no root directory is opened.
-func (a *app) repairLayout(found func(store.Finding)) error {
+func (a *app) repairLayout(found func(part.Finding)) error {
 	if _, err := a.enter(); err != nil {
 		return err
 	}
 	repaired, err := cas.RepairLayout(".")
 	if repaired {
-		found(store.Finding{Path: "oci-layout", Problem: "cannot be read", Effect: "kiln refuses the root directory", Repaired: true})
+		found(part.Finding{Path: "oci-layout", Problem: "cannot be read", Effect: "kiln refuses the root directory", Repaired: true})
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+	"github.com/kilnbuild/kiln/internal/part"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/store"
 	"github.com/spf13/cobra"
@@ -95,7 +96,7 @@ func (a *app) confirm(cmd *cobra.Command, all bool) error {
 func (a *app) prune(cmd *cobra.Command, k *kiln, o store.PruneOptions) error {
 	first := true
 	now := time.Now()
-	sum, err := k.root.Prune(cmd.Context(), o, func(it store.Item) error {
+	sum, err := k.root.Prune(cmd.Context(), o, func(it part.Item) error {
 		var line bytes.Buffer
 		if first {
 			fmt.Fprintf(&line, itemFormat, "KIND", "ID", "SIZE", "LAST USED", "MADE BY")
@@ -117,7 +118,7 @@ func (a *app) prune(cmd *cobra.Command, k *kiln, o store.PruneOptions) error {
 
 const itemFormat = "%-12s %-14s %-8s %-16s %s\n"
 
-func itemLine(it store.Item, now time.Time) string {
+func itemLine(it part.Item, now time.Time) string {
 	id := strings.TrimPrefix(it.ID, "sha256:")
 	by := shorten(strings.Join(strings.Fields(it.Description), " "))
 	line := fmt.Sprintf(itemFormat, it.Kind, id[:min(12, len(id))], humanSize(it.Size), units.HumanDuration(now.Sub(it.Used))+" ago", by)
@@ -162,11 +163,11 @@ func (a *app) duCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) printUsage(u *store.RootUsage, verbose bool) error {
+func (a *app) printUsage(u *store.Usage, verbose bool) error {
 	var out bytes.Buffer
 	if verbose {
 		now := time.Now()
-		slices.SortStableFunc(u.Items, func(x, y store.Item) int { return y.Used.Compare(x.Used) })
+		slices.SortStableFunc(u.Items, func(x, y part.Item) int { return y.Used.Compare(x.Used) })
 		fmt.Fprintf(&out, itemFormat, "KIND", "ID", "SIZE", "LAST USED", "MADE BY")
 		for _, it := range u.Items {
 			out.WriteString(itemLine(it, now))
@@ -174,7 +175,7 @@ func (a *app) printUsage(u *store.RootUsage, verbose bool) error {
 		out.WriteByte('\n')
 	}
 	type sum struct {
-		kind              store.Kind
+		kind              part.Kind
 		count             int
 		size, reclaimable int64
 	}

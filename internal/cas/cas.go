@@ -1,5 +1,5 @@
 // Package cas is the image store: a directory that is an OCI image layout at every moment, whose blobs are named by what
-// they hold. It does not know what manifests mean, and of registries nothing.
+// they hold. Of manifests it knows which blobs they refer to, and of registries nothing.
 //
 // Any number of processes use one store at once, and each may be killed at any time: a blob is written to a temporary file
 // and renamed into place when its digest is known to be right, and the index is replaced as a whole under a lock.
@@ -18,7 +18,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
@@ -39,9 +38,9 @@ const MaxManifest = 4 << 20
 
 // The directories of a store.
 const (
-	blobsDir = "blobs/sha256"
-	tmpDir   = "tmp"
-	locksDir = "locks"
+	blobsDir = rootdir.Blobs + "/sha256"
+	tmpDir   = rootdir.Tmp
+	locksDir = rootdir.Locks
 )
 
 // The modes of what a store holds. Layers may hold set-user-id programs, so nobody else may look into the root; the files
@@ -55,9 +54,6 @@ const (
 // tmpPrefix begins the name of every temporary file here. Each is locked by its writer, so one that can be locked is left
 // over from a process that died.
 const tmpPrefix = "blob-"
-
-// own are the names that may be in a root that has no oci-layout file yet, because another process is just making it.
-var own = []string{"blobs", tmpDir, locksDir, ocispec.ImageIndexFile, "layers", "entries", "records", "context", "mounts", "gc", "ids", "compressed", "git", "http", "builds"}
 
 // Store is an image store. Its methods may be called from several goroutines at once.
 type Store struct {
@@ -129,8 +125,8 @@ func (s *Store) prepare() error {
 			return err
 		}
 		for _, name := range names {
-			if !slices.Contains(own, name) && name != ocispec.ImageLayoutFile {
-				return fmt.Errorf("it holds %q and is no kiln root: choose an empty directory with --root", name)
+			if !rootdir.Known(name) {
+				return fmt.Errorf("it holds %q and is not a root directory of kiln: choose an empty directory with --root", name)
 			}
 		}
 	default:

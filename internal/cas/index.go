@@ -14,6 +14,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -207,7 +208,7 @@ func readIndex(path string) (*ocispec.Index, error) {
 
 // Locked calls f with the entries of index.json while no process can change them.
 func (s *Store) Locked(f func([]ocispec.Descriptor) error) (err error) {
-	l, err := lock.Acquire(s.Context, filepath.Join(s.root, locksDir, "index"), false)
+	l, err := lock.Acquire(s.Context, filepath.Join(s.root, locksDir, rootdir.IndexLock), false)
 	if err != nil {
 		return fmt.Errorf("lock the list of images: %w", err)
 	}
@@ -230,7 +231,7 @@ func (s *Store) Forget(d digest.Digest) (bool, error) {
 
 // edit replaces index.json by what f makes of its entries, under the lock that all kiln processes take for that.
 func (s *Store) edit(f func([]ocispec.Descriptor) []ocispec.Descriptor) (err error) {
-	l, err := lock.Acquire(s.Context, filepath.Join(s.root, locksDir, "index"), false)
+	l, err := lock.Acquire(s.Context, filepath.Join(s.root, locksDir, rootdir.IndexLock), false)
 	if err != nil {
 		return fmt.Errorf("change the list of images: %w", err)
 	}

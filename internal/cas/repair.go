@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -48,7 +49,7 @@ func (s *Store) CheckIndex() error {
 // RepairIndex replaces an index.json that cannot be read by one of the entries that can still be read in it and whose blobs
 // are there, and of the others, which get no name.
 func (s *Store) RepairIndex(others []ocispec.Descriptor) (err error) {
-	l, err := lock.Acquire(s.Context, filepath.Join(s.root, locksDir, "index"), false)
+	l, err := lock.Acquire(s.Context, filepath.Join(s.root, locksDir, rootdir.IndexLock), false)
 	if err != nil {
 		return fmt.Errorf("repair the list of images: %w", err)
 	}

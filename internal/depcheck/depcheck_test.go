@@ -3,6 +3,8 @@
 package depcheck
 
 import (
+	"fmt"
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -12,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/kilnbuild/kiln/internal/rootdir"
 )
 
 const module = "github.com/kilnbuild/kiln/"
@@ -130,40 +134,25 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// top is the module's directory.
+const top = "../.."
+
 // packages reads what the packages of the module import, tests aside. It reads the files itself: go test does not know what
 // go list reads, and would take an earlier result for that of today's files.
 func packages(t *testing.T) []pkg {
 	t.Helper()
-	const root = "../.."
 	imports := map[string][]string{}
-	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if e.IsDir() && path != root && (e.Name() == "testdata" || strings.HasPrefix(e.Name(), ".")) {
-			return fs.SkipDir
-		}
-		if e.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
-			return nil
-		}
-		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
-		if err != nil {
-			return err
-		}
-		dir := module + strings.TrimPrefix(filepath.ToSlash(filepath.Dir(path)), root+"/")
-		for _, i := range file.Imports {
+	for _, f := range files(t) {
+		dir := module + strings.TrimPrefix(filepath.ToSlash(filepath.Dir(f.path)), top+"/")
+		for _, i := range f.tree.Imports {
 			name, err := strconv.Unquote(i.Path.Value)
 			if err != nil {
-				return err
+				t.Fatal(err)
 			}
 			if !slices.Contains(imports[dir], name) {
 				imports[dir] = append(imports[dir], name)
 			}
 		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 	var all []pkg
 	for _, path := range slices.Sorted(maps.Keys(imports)) {
@@ -171,6 +160,64 @@ func packages(t *testing.T) []pkg {
 	}
 	if len(all) < len(allowed) {
 		t.Fatalf("there are %d packages, fewer than there must be", len(all))
+	}
+	return all
+}
+
+// TestRootNames holds that the names of what lies in the root directory are in internal/rootdir alone: no path is joined of them as text.
+func TestRootNames(t *testing.T) {
+	for _, f := range files(t) {
+		if strings.HasSuffix(f.path, "internal/rootdir/parts.go") || strings.Contains(f.path, "/bench/") || strings.HasSuffix(filepath.Dir(f.path), "test") {
+			continue
+		}
+		ast.Inspect(f.tree, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			if sel, ok := call.Fun.(*ast.SelectorExpr); !ok || sel.Sel.Name != "Join" || fmt.Sprint(sel.X) != "filepath" || len(call.Args) < 2 {
+				return true
+			}
+			if name, ok := call.Args[1].(*ast.BasicLit); ok {
+				if s, err := strconv.Unquote(name.Value); err == nil && rootdir.Known(s) {
+					t.Errorf("%s has %s in it: use the name from internal/rootdir", f.set.Position(call.Pos()), name.Value)
+				}
+			}
+			return true
+		})
+	}
+}
+
+// file is a file of production code.
+type file struct {
+	path string
+	set  *token.FileSet
+	tree *ast.File
+}
+
+// files parses all production code of the module.
+func files(t *testing.T) []file {
+	t.Helper()
+	var all []file
+	err := filepath.WalkDir(top, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if e.IsDir() && path != top && (e.Name() == "testdata" || strings.HasPrefix(e.Name(), ".")) {
+			return fs.SkipDir
+		}
+		if e.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		set := token.NewFileSet()
+		tree, err := parser.ParseFile(set, path, nil, parser.ParseComments)
+		if err == nil {
+			all = append(all, file{path, set, tree})
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	return all
 }

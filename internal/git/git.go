@@ -203,7 +203,7 @@ func (c *Client) fetch(ctx context.Context, s *remoteurl.Git, commit Commit, o o
 	}
 	id := fmt.Sprintf("%x", sha256.Sum256([]byte(format+" "+s.Remote)))[:32]
 	m := &mirror{path: filepath.Join(c.dir, id)}
-	file := m.path + ".lock"
+	file := m.path + lockSuffix
 	for {
 		l, err := lock.Acquire(ctx, file, false)
 		if err != nil {

@@ -141,8 +141,8 @@ func readState(path string) (*state, error) {
 	return s, s.Digest.Validate()
 }
 
-// CheckState returns an error unless the file at path holds what a server said.
-func CheckState(path string) error {
+// checkState returns an error unless the file at path holds what a server said.
+func checkState(path string) error {
 	_, err := readState(path)
 	return err
 }

@@ -123,8 +123,8 @@ func openStats(path string) (*mapped.File, error) {
 	return f, nil
 }
 
-// CheckCache returns an error unless the file at path is whole.
-func CheckCache(path string) error {
+// checkCache returns an error unless the file at path is whole.
+func checkCache(path string) error {
 	f, err := openStats(path)
 	if err != nil {
 		return err

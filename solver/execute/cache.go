@@ -14,9 +14,11 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/kilnbuild/kiln/internal/cachemount"
 	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/llb"
 	"golang.org/x/sys/unix"
 )
@@ -45,7 +47,7 @@ func (m *mounting) lockCaches() error {
 	m.caches = map[string]string{}
 	for _, id := range slices.Sorted(maps.Keys(sharing)) {
 		if m.x.Session.FreshCaches {
-			if err := m.x.emptied.once(m.ctx, filepath.Join(m.x.Root, "mounts", id), m.x.Tmp); err != nil {
+			if err := m.x.emptied.once(m.ctx, filepath.Join(m.x.Root, rootdir.Mounts, id), m.x.Tmp); err != nil {
 				return err
 			}
 		}
@@ -69,7 +71,7 @@ func (m *mounting) cache(spec llb.Mount) error {
 	if err := m.fill(dir, spec); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "fs"), unix.O_PATH|unix.O_DIRECTORY, 0)
+	f, err := os.OpenFile(filepath.Join(dir, cachemount.Files), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
@@ -85,7 +87,7 @@ func (m *mounting) cache(spec llb.Mount) error {
 // lockCache locks and returns the directory of a cache. A private cache that is in use is replaced by the next free one of
 // the same id.
 func (m *mounting) lockCache(id string, sharing llb.Sharing) (string, *lock.Lock, error) {
-	parent := filepath.Join(m.x.Root, "mounts")
+	parent := filepath.Join(m.x.Root, rootdir.Mounts)
 	for n := 0; ; n++ {
 		dir := filepath.Join(parent, id)
 		if n > 0 {
@@ -94,7 +96,7 @@ func (m *mounting) lockCache(id string, sharing llb.Sharing) (string, *lock.Lock
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return "", nil, err
 		}
-		file := filepath.Join(dir, "lock")
+		file := filepath.Join(dir, cachemount.Lock)
 		var l *lock.Lock
 		var err error
 		switch sharing {
@@ -126,7 +128,7 @@ func (m *mounting) fill(dir string, spec llb.Mount) error {
 		return err
 	}
 	defer l.Release()
-	target := filepath.Join(dir, "fs")
+	target := filepath.Join(dir, cachemount.Files)
 	if _, err := os.Lstat(target); err == nil || !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -182,7 +184,7 @@ func (e *emptied) once(ctx context.Context, dir, tmp string) error {
 }
 
 func (e *emptied) empty(ctx context.Context, cache, dir, tmp string) error {
-	l, err := lock.Acquire(ctx, filepath.Join(dir, "lock"), false)
+	l, err := lock.Acquire(ctx, filepath.Join(dir, cachemount.Lock), false)
 	if err != nil {
 		return err
 	}
@@ -197,7 +199,7 @@ func (e *emptied) empty(ctx context.Context, cache, dir, tmp string) error {
 		return err
 	}
 	defer dirtree.Remove(old)
-	if err := os.Rename(filepath.Join(dir, "fs"), filepath.Join(old, "fs")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Rename(filepath.Join(dir, cachemount.Files), filepath.Join(old, "fs")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if cache == dir {

@@ -17,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/network"
 	"github.com/kilnbuild/kiln/internal/reach"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/sandbox"
 	"github.com/kilnbuild/kiln/snapshot"
@@ -112,7 +113,7 @@ func New(c Config, s *session.Session) *Executor {
 	if c.SharedProc {
 		x.networks.Make = sandbox.NewUserNamespace
 	}
-	x.git = git.New(filepath.Join(c.Root, "git"), c.Tmp, s.Secret)
+	x.git = git.New(filepath.Join(c.Root, rootdir.Git), c.Tmp, s.Secret)
 	x.git.Limit = c.Limit
 	return x
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/httpsource"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot/compose"
 	"github.com/kilnbuild/kiln/solver"
@@ -22,7 +23,7 @@ import (
 
 // httpClient returns the client of ADD from http and https.
 func (x *Executor) httpClient() *httpsource.Client {
-	c := httpsource.New(filepath.Join(x.Root, "http"), x.Tmp, x.Secret)
+	c := httpsource.New(filepath.Join(x.Root, rootdir.HTTP), x.Tmp, x.Secret)
 	c.Limit = x.Limit
 	return c
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lock"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/klauspost/readahead"
@@ -182,7 +183,7 @@ func (x *Executor) unpack(ctx context.Context, id string, v *variant) error {
 	if !ok {
 		return fmt.Errorf("layer %s is neither in the store nor of an image of this build", from)
 	}
-	l, err := lock.Acquire(ctx, filepath.Join(x.Root, "locks", "layer-"+id), false)
+	l, err := lock.Acquire(ctx, filepath.Join(x.Root, rootdir.Locks, "layer-"+id), false)
 	if err != nil {
 		return err
 	}

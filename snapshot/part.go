@@ -1,0 +1,227 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync"
+
+	"github.com/kilnbuild/kiln/internal/dirtree"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/lease"
+	"github.com/kilnbuild/kiln/internal/part"
+	"github.com/kilnbuild/kiln/internal/rootdir"
+	"github.com/kilnbuild/kiln/internal/usage"
+	"golang.org/x/sync/errgroup"
+)
+
+// layersPart are the layers.
+type layersPart struct {
+	store *Store
+	// diffID reads a note of a blob that a layer became, and returns the diff ID in hexadecimal digits.
+	diffID func(note string) (string, error)
+}
+
+// Part returns the layers as a part of the root directory. diffID reads the note of a blob that a layer became, a file that is called
+// "blob." and more, and returns the blob's diff ID in hexadecimal digits.
+func (s *Store) Part(diffID func(note string) (string, error)) part.Part {
+	return &layersPart{s, diffID}
+}
+
+// EntriesPart returns what Index keeps as a part of the root directory.
+func (s *Store) EntriesPart() part.Part {
+	return &part.Files{
+		Root: filepath.Dir(s.dir), Dir: rootdir.Entries, Trash: s.tmp, Kind: part.Entries, Names: part.Hash, Effect: "the layer is read again",
+		Sound: func(path string) error {
+			m, err := layer.OpenManifest(path)
+			if err != nil {
+				return err
+			}
+			return m.Close()
+		},
+	}
+}
+
+// Name implements part.Part.
+func (p *layersPart) Name() string { return "layers" }
+
+// Items implements part.Part.
+func (p *layersPart) Items(ctx context.Context) iter.Seq2[part.Item, error] {
+	return func(yield func(part.Item, error) bool) {
+		items, err := p.items(ctx)
+		if err != nil {
+			yield(part.Item{}, fmt.Errorf("measure the layers: %w", err))
+			return
+		}
+		for _, it := range items {
+			if !yield(it, nil) {
+				return
+			}
+		}
+	}
+}
+
+// items measures several layers at once: most of the time the disk is waited for.
+func (p *layersPart) items(ctx context.Context) ([]part.Item, error) {
+	ids, err := p.store.IDs()
+	if err != nil {
+		return nil, err
+	}
+	var items []part.Item
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for _, id := range ids {
+		g.Go(func() error {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			it := part.Item{Kind: part.Layer, ID: id, Base: p.store.Base(id)}
+			dir := p.store.Path(id)
+			if !it.Measure(dir) {
+				return nil
+			}
+			for _, note := range blobNotes(dir) {
+				if d, err := p.diffID(note); err == nil {
+					it.DiffIDs = append(it.DiffIDs, d)
+				}
+			}
+			var err error
+			if it.Size, err = usage.Of(ctx, dir); err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			items = append(items, it)
+			return nil
+		})
+	}
+	return items, g.Wait()
+}
+
+// blobNotes returns the paths of the notes of blobs in a layer's directory.
+func blobNotes(dir string) []string {
+	names, _ := filepath.Glob(filepath.Join(dir, "blob.*")) // this pattern is valid
+	return names
+}
+
+// InUse implements part.Part.
+func (p *layersPart) InUse(it part.Item) bool { return lease.InUse(p.store.Path(it.ID)) }
+
+// Remove implements part.Part.
+func (p *layersPart) Remove(it part.Item) (bool, error) {
+	return part.Reap(lease.Remove(p.store.Path(it.ID), p.store.tmp))
+}
+
+// inLayer is the pattern of what may be in a layer's directory: see Store.
+var inLayer = regexp.MustCompile(`^(fs|manifest|unsynced|packed|over|bare|blob\.[a-z0-9.-]+)$`)
+
+// Check implements part.Part: it compares every layer with its manifest.
+func (p *layersPart) Check(ctx context.Context, r *part.Report) error {
+	if err := r.Dir(rootdir.Layers, part.Hash.MatchString); err != nil {
+		return err
+	}
+	ids, err := p.store.IDs()
+	if err != nil {
+		return err
+	}
+	r.Count(part.Layer, len(ids))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for _, id := range ids {
+		g.Go(func() error { return p.check(ctx, r, id) })
+	}
+	return g.Wait()
+}
+
+// maxDamage is how many files of one layer are named.
+const maxDamage = 20
+
+// damage is what is wrong with a file of a layer.
+type damage struct{ path, what string }
+
+// check reports what is wrong with one layer.
+func (p *layersPart) check(ctx context.Context, r *part.Report, id string) error {
+	var all []damage
+	more := 0
+	err := p.store.Verify(ctx, id, func(path, what string) {
+		if len(all) == maxDamage {
+			more++
+			return
+		}
+		all = append(all, damage{path, what})
+	}, r.Read)
+	if err != nil {
+		return err
+	}
+	if err := p.checkNames(r, id); err != nil || len(all) == 0 {
+		return err
+	}
+	removed := false
+	if r.Repair {
+		if removed, err = p.Remove(part.Item{Kind: part.Layer, ID: id}); err != nil {
+			return fmt.Errorf("repair layer %s: %w", id, err)
+		}
+	}
+	r.SetDamaged(part.Layer, id)
+	effect := "the next build that needs the layer makes it again"
+	switch {
+	case r.Repair && !removed:
+		effect = "a running build uses the layer: repair again when it is over"
+	case !r.Repair && !strings.HasPrefix(all[0].path, "manifest"):
+		effect = "a step may see it, and what reads it fails: kiln check --repair removes the layer, and it is made again"
+	}
+	dir := filepath.Join(rootdir.Layers, id)
+	for _, d := range all {
+		r.Found(part.Finding{Path: filepath.Join(dir, d.path), Problem: d.what, Effect: effect, Repaired: removed})
+	}
+	if more > 0 {
+		r.Found(part.Finding{Path: dir, Problem: fmt.Sprintf("has %d more damaged files", more), Effect: effect, Repaired: removed})
+	}
+	return nil
+}
+
+// checkNames looks at what is in a layer's directory besides the layer's files, and reads the notes of blobs.
+func (p *layersPart) checkNames(r *part.Report, id string) error {
+	dir := p.store.Path(id)
+	names, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it was pruned
+	}
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		path := filepath.Join(dir, n.Name())
+		if !inLayer.MatchString(n.Name()) {
+			if err := r.Problem(path, "does not belong here", part.Foreign, nil); err != nil {
+				return err
+			}
+		}
+	}
+	for _, note := range blobNotes(dir) {
+		if _, err := p.diffID(note); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := r.Problem(note, "is damaged: "+err.Error(), "the blob is made again", func() error { return dirtree.Remove(note) }); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Content returns the content of a layer that is there, whether or not its files are sound; false if its manifest cannot be read.
+func (s *Store) Content(id string) (content layer.Digest, ok bool) {
+	m, err := layer.OpenManifest(filepath.Join(s.dir, id, "manifest"))
+	if err != nil {
+		return content, false
+	}
+	defer m.Close()
+	return m.Content, true
+}
