@@ -368,6 +368,9 @@ func (b *Builder) openDir(ctx context.Context, work *store.Work, out *localDirs,
 	if err != nil {
 		return fmt.Errorf("open the build context: %w", err)
 	}
+	if err := d.HideRoot(b.root.Dir()); err != nil {
+		return errors.Join(err, d.Close())
+	}
 	out.trees[name], out.dirs = d, append(out.dirs, d)
 	return nil
 }

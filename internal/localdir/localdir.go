@@ -31,9 +31,12 @@ type Dir struct {
 	ignore *ignore.Matcher
 	stats  *statCache
 	now    func() time.Time // time.Now, or a test's clock
+	hidden fileID           // of the directory that is not part of the tree; the zero fileID for none
 
 	mu    sync.Mutex
 	infos map[string]dirInfo
+	// places says of directories in which something was looked up whether they are in the hidden one; nothing if there is none.
+	places map[string]bool
 }
 
 // dirInfo is what the ignore patterns say of a directory.
@@ -52,7 +55,69 @@ func Open(ctx context.Context, name string, m *ignore.Matcher, cacheFile, tmp st
 	if err != nil {
 		return nil, err
 	}
-	return &Dir{ctx: ctx, root: root, ignore: m, stats: openStatCache(cacheFile, tmp), now: time.Now, infos: map[string]dirInfo{}}, nil
+	return &Dir{ctx: ctx, root: root, ignore: m, stats: openStatCache(cacheFile, tmp), now: time.Now, infos: map[string]dirInfo{}, places: map[string]bool{}}, nil
+}
+
+// fileID tells a file from all others, whatever its path is.
+type fileID struct{ dev, ino uint64 }
+
+func idOf(st *unix.Stat_t) fileID { return fileID{uint64(st.Dev), st.Ino} }
+
+// HideRoot takes kiln's root directory out of the tree, wherever it lies in it; the directory itself cannot be it. It is called before
+// anything else.
+func (d *Dir) HideRoot(root string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(root, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: root, Err: err}
+	}
+	d.hidden = idOf(&st)
+	hidden, err := d.within("")
+	if hidden {
+		err = errors.New("it is kiln's root directory")
+	}
+	return err
+}
+
+// hides reports whether what was found is the hidden directory.
+func (d *Dir) hides(st *unix.Stat_t) bool {
+	return st.Mode&unix.S_IFMT == unix.S_IFDIR && d.hidden == idOf(st)
+}
+
+// within reports whether a directory is the hidden one, or in it.
+func (d *Dir) within(dir string) (bool, error) {
+	d.mu.Lock()
+	hidden, ok := d.places[dir]
+	d.mu.Unlock()
+	if ok {
+		return hidden, nil
+	}
+	if dir != "" {
+		if hidden, err := d.within(layer.Parent(dir)); hidden || err != nil {
+			return hidden, err
+		}
+	}
+	f, err := d.root.OpenNoSymlinks(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if missing(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return false, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	hidden = d.hides(&st)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.places[dir] = hidden
+	return hidden, nil
+}
+
+// missing reports whether an error of OpenNoSymlinks says that nothing is at a path.
+func missing(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
 
 // Close frees the directory, after keeping the digests that were learnt in the cache file.
@@ -123,7 +188,7 @@ func (d *Dir) Lookup(path string) (layer.Entry, bool, error) {
 		return layer.Entry{}, false, err
 	}
 	f, err := d.root.OpenNoSymlinks(path, unix.O_PATH|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+	if missing(err) {
 		return layer.Entry{}, false, nil
 	}
 	if err != nil {
@@ -134,6 +199,11 @@ func (d *Dir) Lookup(path string) (layer.Entry, bool, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return layer.Entry{}, false, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
+	if d.hidden != (fileID{}) && path != "" {
+		if hidden, err := d.within(layer.Parent(path)); err != nil || hidden || d.hides(&st) {
+			return layer.Entry{}, false, err
+		}
+	}
 	e, err := d.entry(int(f.Fd()), "", path, &st, new(finger))
 	if err != nil {
 		return layer.Entry{}, false, err
@@ -142,7 +212,7 @@ func (d *Dir) Lookup(path string) (layer.Entry, bool, error) {
 	return e, ok, err
 }
 
-// stat looks at the last component of path in the directory dir, whether or not it is part of the tree.
+// stat looks at the last component of path in the directory dir, whether or not .dockerignore excludes it.
 func (d *Dir) stat(dir int, path string, at *finger) (layer.Entry, bool, error) {
 	var st unix.Stat_t
 	name := path[len(layer.Parent(path)):]
@@ -152,6 +222,9 @@ func (d *Dir) stat(dir int, path string, at *finger) (layer.Entry, bool, error) 
 			return layer.Entry{}, false, nil
 		}
 		return layer.Entry{}, false, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if d.hides(&st) {
+		return layer.Entry{}, false, nil
 	}
 	e, err := d.entry(dir, name, path, &st, at)
 	return e, err == nil, err

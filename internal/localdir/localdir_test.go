@@ -491,3 +491,75 @@ func TestEnds(t *testing.T) {
 	}
 	p.close(d)
 }
+
+// TestHideRoot: kiln's root directory is nowhere in a context, by whatever path somebody gets there, with and without patterns.
+func TestHideRoot(t *testing.T) {
+	names := func(t *testing.T, d *Dir) (all []string) {
+		var walk func(dir string)
+		walk = func(dir string) {
+			list, err := d.List(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range list {
+				all = append(all, e.Path)
+				if e.Type == layer.Dir {
+					walk(e.Path)
+				}
+			}
+		}
+		walk("")
+		return all
+	}
+	for what, c := range map[string]struct {
+		root     string
+		patterns []string
+		want     string
+	}{
+		"below":         {".kiln", nil, "blobs blobs/mine sub sub/blobs sub/file x"},
+		"deep":          {"sub/cache/kiln", nil, ".kiln .kiln/layers .kiln/layers/l .kiln/other blobs blobs/mine sub sub/blobs sub/cache sub/file x"},
+		"with patterns": {".kiln", []string{"*", "!.kiln", "!x"}, "x"},
+		"a name in it":  {".kiln", []string{"*", "!.kiln/other"}, ""},
+		"outside":       {"..", nil, ".kiln .kiln/layers .kiln/layers/l .kiln/other blobs blobs/mine sub sub/blobs sub/file x"},
+		"a link to it":  {"link", nil, "blobs blobs/mine link sub sub/blobs sub/file x"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			p := newPlace(t)
+			for _, name := range []string{"x", "sub/file", "sub/blobs", "blobs/mine", ".kiln/layers/l", ".kiln/other"} {
+				p.write(name, name)
+			}
+			root := filepath.Join(p.dir, c.root)
+			switch what {
+			case "a link to it":
+				if err := os.Symlink(".kiln", root); err != nil {
+					t.Fatal(err)
+				}
+			case "deep":
+				p.write(c.root+"/layers/l", "l")
+			}
+			d := p.open(c.patterns...)
+			defer p.close(d)
+			if err := d.HideRoot(root); err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Join(names(t, d), " "); got != c.want {
+				t.Errorf("there are %s, want %s", got, c.want)
+			}
+			if what == "outside" {
+				return
+			}
+			for _, name := range []string{c.root, c.root + "/layers", c.root + "/layers/l", c.root + "/other"} {
+				_, ok, err := d.Lookup(strings.TrimPrefix(name, "/"))
+				if err != nil || ok != strings.Contains(" "+c.want+" ", " "+strings.TrimPrefix(name, "/")+" ") && name != "" {
+					t.Errorf("Lookup(%q) = %v, %v", name, ok, err)
+				}
+			}
+		})
+	}
+	p := newPlace(t)
+	d := p.open()
+	defer p.close(d)
+	if err := d.HideRoot(p.dir); err == nil {
+		t.Error("a context is kiln's root directory")
+	}
+}
