@@ -143,11 +143,11 @@ func (b *Builder) build(ctx context.Context, work *store.Work, o Options, s *eve
 	}
 	job := &session.Session{Secrets: secrets(o.Secrets), Agents: o.Agents, Local: locals.trees, Allow: o.Allow, Warn: s.Warn, Note: note,
 		FreshCaches: o.FreshCaches}
-	steps := b.steps(work, execute.Config{
-		Images: bases, Limit: hostLimit(o), Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids, SharedProc: sharedProc,
-	}, job)
+	steps := b.steps(work, sharedProc, job, execute.Options{
+		Images: bases, Limit: hostLimit(o), Limits: limits.sandbox, Timeout: limits.timeout, IDs: ids,
+	})
 	whole := ctx // ctx becomes one that ends with this function
-	defer func() { err = errors.Join(err, steps.Close(whole)) }()
+	defer func() { err = errors.Join(err, steps.end(whole)) }()
 	project := projectOf(o)
 	why := explain.Explainer{Layers: work.Layers, BuildArgs: o.BuildArgs, IsSecret: lint.IsSecretName}
 	r := &remote{work: work, steps: steps, events: s, explain: why, files: o.Explain, project: project}
@@ -213,7 +213,7 @@ func (b *Builder) build(ctx context.Context, work *store.Work, o Options, s *eve
 	defer s.Detach(early)
 	s.Attach(again)
 	outputs, err := solver.Solve(ctx, roots, solver.Options{
-		Cache: work.Records, Planner: steps.Planner, Executor: steps.Executor, Demand: demand, Events: s, Explain: why, Files: o.Explain, Parallelism: parallelism, Verify: o.VerifyCache,
+		Cache: work.Records, Planner: steps.Planner, Executor: steps.Job, Demand: demand, Events: s, Explain: why, Files: o.Explain, Parallelism: parallelism, Verify: o.VerifyCache,
 	})
 	s.Detach(again)
 	res.Verified = again.steps

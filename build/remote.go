@@ -114,7 +114,7 @@ func hostOf(address string) string {
 // tree returns the files that a vertex makes.
 func (r *remote) tree(ctx context.Context, v *llb.Vertex) (layer.Tree, error) {
 	out, err := solver.Solve(ctx, []llb.Output{v.Output(0)}, solver.Options{
-		Cache: r.work.Records, Planner: r.steps.Planner, Executor: r.steps.Executor, Events: r.events, Explain: r.explain, Files: r.files, Parallelism: 1,
+		Cache: r.work.Records, Planner: r.steps.Planner, Executor: r.steps.Job, Events: r.events, Explain: r.explain, Files: r.files, Parallelism: 1,
 	})
 	if err != nil {
 		return nil, err

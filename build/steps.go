@@ -2,7 +2,7 @@ package build
 
 import (
 	"context"
-	"io"
+	"errors"
 
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/solver"
@@ -15,14 +15,32 @@ import (
 // steps plan and execute the steps of one build.
 type steps struct {
 	*plan.Planner
-	*execute.Executor
+	*execute.Job
 }
 
 // steps returns what plans and executes the steps of the build that a session is of.
-func (b *Builder) steps(work *store.Work, c execute.Config, s *session.Session) *steps {
-	c.Snapshots, c.CDIDirs, c.Root, c.Tmp = work.Layers, b.cdiDirs, b.root.Dir(), work.Scratch.Path()
-	x := execute.New(c, s)
-	return &steps{&plan.Planner{Layers: x, Sources: x, Session: s, Tmp: c.Tmp, Limit: b.root.Archive}, x}
+func (b *Builder) steps(work *store.Work, sharedProc bool, s *session.Session, o execute.Options) *steps {
+	x := execute.New(execute.Config{
+		Snapshots: work.Layers, CDIDirs: b.cdiDirs, SharedProc: sharedProc, Root: b.root.Dir(), Tmp: work.Scratch.Path(),
+	})
+	job := x.Job(s, o)
+	return &steps{&plan.Planner{Layers: job, Sources: job, Session: s, Tmp: x.Tmp, Limit: b.root.Archive}, job}
+}
+
+// end is called when no step runs any more. When ctx ends, what steps sent is no longer waited for.
+func (s *steps) end(ctx context.Context) error {
+	return errors.Join(s.Job.Close(), s.Executor.Close(ctx))
+}
+
+// packer makes layers blobs of the one form that outputs need. It implements execute.Blobs.
+type packer struct {
+	blobs *exporter.Blobs
+	form  exporter.LayerForm
+}
+
+// Create implements execute.Blobs.
+func (p packer) Create(ctx context.Context, _, id string) (execute.Blob, error) {
+	return p.blobs.Pack(ctx, id, p.form)
 }
 
 // pack returns what outputs need of the layers of their images. If that is blobs of one form alone, layers are made as those.
@@ -36,8 +54,6 @@ func (s *steps) pack(blobs *exporter.Blobs, outputs []output) solver.Demand {
 	if !ok {
 		return solver.Demand{}
 	}
-	s.Pack = func(ctx context.Context, _, id string, tar func(io.Writer) error) (string, []byte, error) {
-		return blobs.Pack(ctx, id, form, tar)
-	}
+	s.Blobs = packer{blobs, form}
 	return solver.Demand{Blob: form.String()}
 }

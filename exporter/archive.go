@@ -3,6 +3,7 @@ package exporter
 import (
 	"archive/tar"
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -138,10 +139,9 @@ func (b *Blobs) copyBlob(w io.Writer, d ocispec.Descriptor, buf []byte) error {
 		return err
 	}
 	defer r.Close()
-	return behind(w, func(w io.Writer) error {
-		_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, buf)
-		return err
-	})
+	to := behind(w)
+	_, err = io.CopyBuffer(to, struct{ io.Reader }{r}, buf)
+	return cmp.Or(err, to.end(err == nil))
 }
 
 // WriteOCIDir writes the image as an OCI image layout into a directory, which is made if it is missing. Blobs that are

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"iter"
 	"os"
@@ -226,13 +227,34 @@ func (b *Blobs) fetch(ctx context.Context, l Layer) error {
 	return l.Image.Fetch(ctx)
 }
 
-// Pack makes a blob of a layer that is about to be committed under an id, whose tar write writes, and returns the note of it
-// for snapshot.Pending.Pack. If write fails there is no blob.
-func (b *Blobs) Pack(ctx context.Context, id string, f LayerForm, write func(io.Writer) error) (note string, data []byte, err error) {
+// Packing is the blob of a layer that is about to be committed: its tar is written to it.
+type Packing struct {
+	*making
+	form LayerForm
+	done func()
+}
+
+// Pack begins the blob of a layer that is about to be committed under an id. Close must be called.
+func (b *Blobs) Pack(ctx context.Context, id string, f LayerForm) (*Packing, error) {
 	old, done := b.earlier(id, f)
-	defer done()
-	made, err := b.blob(ctx, f.Compression, old, write)
-	return noteName(f), remember(made), err
+	m, err := b.begin(ctx, f.Compression, old)
+	if err != nil {
+		done()
+		return nil, err
+	}
+	return &Packing{m, f, done}, nil
+}
+
+// Commit makes the blob, and returns the note of it for snapshot.Pending.Pack.
+func (p *Packing) Commit() (note string, data []byte, err error) {
+	made, err := p.commit()
+	return noteName(p.form), remember(made), err
+}
+
+// Close gives the blob up, unless it is made.
+func (p *Packing) Close() error {
+	defer p.done()
+	return p.making.Close()
 }
 
 // Packed returns what opens the blob that a layer became in any form, which is held from then on; false for none.
@@ -275,79 +297,107 @@ func (b *Blobs) tar(ctx context.Context, id string, f LayerForm, old *pieces) (b
 	if err != nil {
 		return blob{}, err
 	}
-	return b.blob(ctx, f.Compression, old, func(w io.Writer) error { return layer.WriteTar(w, f.entries(files.Tar(m))) })
+	p, err := b.begin(ctx, f.Compression, old)
+	if err != nil {
+		return blob{}, err
+	}
+	defer p.Close()
+	if err := layer.WriteTar(p, f.entries(files.Tar(m))); err != nil {
+		return blob{}, err
+	}
+	return p.commit()
 }
 
-// blob makes a blob of the tar that write writes.
-func (b *Blobs) blob(ctx context.Context, c Compression, old *pieces, write func(io.Writer) error) (blob, error) {
+// making is a blob that is being made of the tar that is written to it.
+type making struct {
+	*blocks
+	store     *cas.Writer
+	out       io.WriteCloser // to store, by way of the compressor if there is one
+	mediaType string
+	diffID    hash.Hash // nil: that of the blob
+}
+
+func (b *Blobs) begin(ctx context.Context, c Compression, old *pieces) (*making, error) {
 	w, err := b.Store.Create(ctx)
 	if err != nil {
-		return blob{}, err
+		return nil, err
 	}
-	defer w.Close()
-	var out io.WriteCloser = plainWriter{w}
-	mediaType := ocispec.MediaTypeImageLayer
-	diffID := sha256.New()
+	m := &making{store: w, out: plainWriter{w}, mediaType: ocispec.MediaTypeImageLayer}
+	var to io.Writer = m.out
 	if c.Type != Uncompressed.Type {
-		z, t, err := compressor(w, c, old)
-		if err != nil {
-			return blob{}, err
+		if m.out, m.mediaType, err = compressor(w, c, old); err != nil {
+			w.Close()
+			return nil, err
 		}
-		out, mediaType = z, t
+		m.diffID = sha256.New()
+		to = io.MultiWriter(m.diffID, m.out)
 	}
-	var to io.Writer = out
-	if c.Type != Uncompressed.Type {
-		to = io.MultiWriter(diffID, out)
-	}
-	err = behind(ctxio.Writer(ctx, to), write)
-	if err = errors.Join(err, out.Close()); err != nil {
+	m.blocks = behind(ctxio.Writer(ctx, to))
+	return m, nil
+}
+
+func (m *making) commit() (blob, error) {
+	if err := errors.Join(m.blocks.end(true), m.out.Close()); err != nil {
 		return blob{}, err
 	}
-	desc, err := w.Commit("", -1)
+	desc, err := m.store.Commit("", -1)
 	if err != nil {
 		return blob{}, err
 	}
-	desc.MediaType = mediaType
-	if c.Type == Uncompressed.Type {
+	desc.MediaType = m.mediaType
+	if m.diffID == nil {
 		return blob{desc: desc, diffID: desc.Digest}, nil
 	}
-	return blob{desc, digest.NewDigest(digest.SHA256, diffID), piecesOf(out)}, nil
+	return blob{desc, digest.NewDigest(digest.SHA256, m.diffID), piecesOf(m.out)}, nil
 }
 
-// behind has f write to w by way of another goroutine: what f reads next is read while w hashes and writes. Headers and most
-// files are small, so they are gathered to blocks.
-func behind(w io.Writer, f func(io.Writer) error) error {
-	b := &blocks{full: make(chan []byte), free: make(chan []byte, 2), buf: make([]byte, 0, blockSize)}
+// Close gives the blob up, unless it is made.
+func (m *making) Close() error {
+	if !m.blocks.ended {
+		_ = m.blocks.end(false)
+		_ = m.out.Close()
+	}
+	return m.store.Close()
+}
+
+// behind returns what writes to w in another goroutine: what is read next is read while w hashes and writes. Headers and most files are
+// small, so they are gathered to blocks. end must be called.
+func behind(w io.Writer) *blocks {
+	b := &blocks{full: make(chan []byte), free: make(chan []byte, 2), done: make(chan error, 1), buf: make([]byte, 0, blockSize)}
 	b.free <- make([]byte, 0, blockSize)
-	done := make(chan error, 1)
 	go func() {
 		var err error
 		for p := range b.full {
 			if err == nil {
 				if _, err = w.Write(p); err != nil {
-					b.failed.Store(true)
+					failed := err
+					b.failed.Store(&failed)
 				}
 			}
 			b.free <- p[:0]
 		}
-		done <- err
+		b.done <- err
 	}()
-	err := f(b)
-	if err == nil {
+	return b
+}
+
+// end waits until all is written, which if not all means what is in the last block as well, and returns the error of a Write.
+func (b *blocks) end(all bool) error {
+	b.ended = true
+	if all {
 		b.full <- b.buf
 	}
 	close(b.full)
-	if failed := <-done; failed != nil {
-		return failed
-	}
-	return err
+	return <-b.done
 }
 
 // blocks gathers what is written and passes it on in blocks of blockSize.
 type blocks struct {
 	full, free chan []byte
+	done       chan error
 	buf        []byte
-	failed     atomic.Bool // nobody wants any more
+	failed     atomic.Pointer[error] // of the writer, which takes no more
+	ended      bool
 }
 
 func (b *blocks) Write(p []byte) (int, error) {
@@ -357,8 +407,8 @@ func (b *blocks) Write(p []byte) (int, error) {
 		if n += k; n == len(p) {
 			return n, nil
 		}
-		if b.failed.Load() {
-			return n, io.ErrClosedPipe
+		if err := b.failed.Load(); err != nil {
+			return n, *err
 		}
 		b.full <- b.buf
 		b.buf = <-b.free

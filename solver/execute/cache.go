@@ -46,7 +46,7 @@ func (m *mounting) lockCaches() error {
 	}
 	m.caches = map[string]string{}
 	for _, id := range slices.Sorted(maps.Keys(sharing)) {
-		if m.x.Session.FreshCaches {
+		if m.x.FreshCaches {
 			if err := m.x.emptied.once(m.ctx, filepath.Join(m.x.Root, rootdir.Mounts, id), m.x.Tmp); err != nil {
 				return err
 			}

@@ -18,13 +18,13 @@ import (
 )
 
 // Devices implements plan.Sources.
-func (x *Executor) Devices(op llb.Exec) error {
+func (x *Job) Devices(op llb.Exec) error {
 	_, err := x.devices(op)
 	return err
 }
 
 // devices returns the devices of a RUN, each once. Those that are missing and not required are left out.
-func (x *Executor) devices(op llb.Exec) ([]*cdi.Device, error) {
+func (x *Job) devices(op llb.Exec) ([]*cdi.Device, error) {
 	if len(op.Devices) == 0 {
 		return nil, nil
 	}

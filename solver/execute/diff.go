@@ -14,12 +14,12 @@ import (
 )
 
 // diff makes the layer of what is different in a root file system from another: none if nothing is.
-func (x *Executor) diff(ctx context.Context, w work.Diff) ([]solver.Made, error) {
+func (x *Job) diff(ctx context.Context, w work.Diff) ([]solver.Made, error) {
 	return x.difference(ctx, w.Lower, w.Upper)
 }
 
 // explicit makes layers that have whiteouts in the place of opaque directories.
-func (x *Executor) explicit(ctx context.Context, w work.Explicit) ([]solver.Made, error) {
+func (x *Job) explicit(ctx context.Context, w work.Explicit) ([]solver.Made, error) {
 	var out []solver.Made
 	for _, l := range w.Layers {
 		if l.AsIs {
@@ -36,7 +36,7 @@ func (x *Executor) explicit(ctx context.Context, w work.Explicit) ([]solver.Made
 	return out, nil
 }
 
-func (x *Executor) difference(ctx context.Context, lower, upper solver.Ref) ([]solver.Made, error) {
+func (x *Job) difference(ctx context.Context, lower, upper solver.Ref) ([]solver.Made, error) {
 	below, err := x.View(ctx, lower)
 	if err != nil {
 		return nil, err

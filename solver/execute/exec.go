@@ -94,7 +94,7 @@ func (p *prepared) close() {
 }
 
 // exec runs a process and makes the layers of what it has written.
-func (x *Executor) exec(ctx context.Context, w work.Exec, job solver.Job) ([]solver.Made, error) {
+func (x *Job) exec(ctx context.Context, w work.Exec, job solver.Job) ([]solver.Made, error) {
 	if x.MayRun != nil {
 		if err := x.MayRun(ctx); err != nil {
 			return nil, err
@@ -114,7 +114,7 @@ func (x *Executor) exec(ctx context.Context, w work.Exec, job solver.Job) ([]sol
 }
 
 // prepare makes everything ready that the process of an Exec needs but its output. The caller closes what is returned.
-func (x *Executor) prepare(ctx context.Context, w work.Exec) (_ *prepared, err error) {
+func (x *Job) prepare(ctx context.Context, w work.Exec) (_ *prepared, err error) {
 	p := &prepared{}
 	defer func() {
 		if err != nil {
@@ -141,7 +141,7 @@ func (x *Executor) prepare(ctx context.Context, w work.Exec) (_ *prepared, err e
 	if err := p.up.SetRoot(top); err != nil {
 		return nil, err
 	}
-	idmap, err := x.IDs()
+	idmap, err := x.idMap()
 	if err != nil {
 		return nil, err
 	}
@@ -179,10 +179,18 @@ func mountable(r solver.Ref) error {
 	return snapshot.CheckLayers(len(distinct))
 }
 
+// idMap returns the map of ids of the steps' user namespace, nil if they have none.
+func (x *Job) idMap() (*mount.IDMap, error) {
+	if x.IDs == nil {
+		return nil, nil
+	}
+	return x.IDs()
+}
+
 // newUpper begins a layer that takes what a step writes. With --security=insecure a step has kiln's privileges over file systems
 // that kiln has mounted, where kiln is in a user namespace; so there what steps leave is copied. Those of root on the host have no
 // bounds at all.
-func (x *Executor) newUpper() (*snapshot.Pending, error) {
+func (x *Job) newUpper() (*snapshot.Pending, error) {
 	ns, err := userns.Current()
 	if err != nil {
 		return nil, err
@@ -195,7 +203,7 @@ func (x *Executor) newUpper() (*snapshot.Pending, error) {
 }
 
 // spec returns what the sandbox is told of a step, but for its network.
-func (x *Executor) spec(w work.Exec, p *prepared, user passwd.User, idmap *mount.IDMap) sandbox.Spec {
+func (x *Job) spec(w work.Exec, p *prepared, user passwd.User, idmap *mount.IDMap) sandbox.Spec {
 	op, m := w.Op, p.mounts
 	spec := sandbox.Spec{
 		Root: p.root.File, Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user,
@@ -213,7 +221,7 @@ func (x *Executor) spec(w work.Exec, p *prepared, user passwd.User, idmap *mount
 }
 
 // connect gives a step its network.
-func (x *Executor) connect(op llb.Exec, p *prepared) (err error) {
+func (x *Job) connect(op llb.Exec, p *prepared) (err error) {
 	spec := &p.spec
 	gateway := network.Gateway
 	switch op.Network {
@@ -247,7 +255,7 @@ func (x *Executor) connect(op llb.Exec, p *prepared) (err error) {
 }
 
 // run runs the process of a step that is prepared, to its end.
-func (x *Executor) run(ctx context.Context, w work.Exec, p *prepared) error {
+func (x *Job) run(ctx context.Context, w work.Exec, p *prepared) error {
 	if x.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, x.Timeout, &TimeoutError{Args: w.Op.Args, Limit: x.Timeout})
@@ -274,7 +282,7 @@ func (x *Executor) run(ctx context.Context, w work.Exec, p *prepared) error {
 }
 
 // commit makes layers of what a process has written since started: to its root, and to the mounts that are outputs.
-func (x *Executor) commit(ctx context.Context, p *prepared, started time.Time, job solver.Job) ([]solver.Made, error) {
+func (x *Job) commit(ctx context.Context, p *prepared, started time.Time, job solver.Job) ([]solver.Made, error) {
 	c, err := p.up.CommitChanges(ctx, p.root, p.tree, started)
 	if err != nil {
 		return nil, err
@@ -293,7 +301,7 @@ func (x *Executor) commit(ctx context.Context, p *prepared, started time.Time, j
 }
 
 // tellPidsLimit says once what holds in place of the default limit of processes: a warning where that is nothing.
-func (x *Executor) tellPidsLimit(e *sandbox.PidsError) {
+func (x *Job) tellPidsLimit(e *sandbox.PidsError) {
 	tell, text := x.Note, ""
 	switch {
 	case e == nil:
@@ -337,7 +345,7 @@ type mountOutput struct {
 // mounting collects what a step's mounts need, and lets it go.
 type mounting struct {
 	ctx  context.Context
-	x    *Executor
+	x    *Job
 	op   llb.Exec
 	in   []solver.Ref
 	ids  *mount.IDMap // of the step; nil: kiln's

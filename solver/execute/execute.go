@@ -46,35 +46,57 @@ type ImageLayer struct {
 // Config is what an Executor needs of the machine.
 type Config struct {
 	Snapshots *snapshot.Store
-	Images    Images
-	// Pack, where not nil, makes blobs of layers that need no files.
-	Pack Pack
 	// CDIDirs are where specifications of devices are.
 	CDIDirs []string
-	// Limits bound each RUN, and Timeout the time that one takes; 0 is no limit. What a step makes does not depend on them, so
-	// they are no part of its key.
-	Limits  sandbox.Limits
-	Timeout time.Duration
-	// IDs returns the map of ids of RUN's user namespace, and may return nil: then RUN has the ids of kiln. What a step makes is the
-	// same with and without.
-	IDs func() (*mount.IDMap, error)
 	// SharedProc is as in sandbox.Spec.
 	SharedProc bool
-	// Limit is of the hosts that ADD names; nil is for anywhere.
-	Limit reach.Limit
 	// Root is kiln's root directory, for cache mounts and locks.
 	Root string
 	// Tmp is a directory of this process's own on the same file system.
 	Tmp string
 }
 
-// Pack makes a blob, of the form that a solver.Demand names, of a layer that is about to be committed under an id and whose tar is what
-// tar writes, and returns the note of it for snapshot.Pending.Pack. If tar fails there is no blob.
-type Pack func(ctx context.Context, form, id string, tar func(io.Writer) error) (note string, data []byte, err error)
+// Options are of one job. What a step makes does not depend on Limits, Timeout and IDs, so they are no part of its key.
+type Options struct {
+	// Images may be nil where no image is used.
+	Images Images
+	// Blobs, where not nil, makes blobs of layers that need no files.
+	Blobs Blobs
+	// Limits bound each RUN, and Timeout the time that one takes; 0 is no limit.
+	Limits  sandbox.Limits
+	Timeout time.Duration
+	// IDs returns the map of ids of RUN's user namespace. It is nil, or returns nil, where RUN has the ids of kiln.
+	IDs func() (*mount.IDMap, error)
+	// Limit is of the hosts that ADD names; nil is for anywhere.
+	Limit reach.Limit
+}
 
-// Executor does the work of the steps of one build. It implements solver.Executor, plan.Layers and plan.Sources.
+// Blobs makes blobs of layers. It is safe for concurrent use.
+type Blobs interface {
+	// Create begins the blob of a layer that is about to be committed under an id, in the form that a solver.Demand names.
+	Create(ctx context.Context, form, id string) (Blob, error)
+}
+
+// Blob is a blob that is being made: the layer's tar is written to it. Close must be called.
+type Blob interface {
+	io.WriteCloser
+	// Commit makes the blob of what was written, and returns the note of it for snapshot.Pending.Pack. Without it Close leaves no blob.
+	Commit() (note string, data []byte, err error)
+}
+
+// Executor runs steps on this machine, for any number of jobs at once. Jobs share networks and control groups, which take longer to make
+// than a short step runs.
 type Executor struct {
 	Config
+	cdi      func() *cdi.Registry
+	networks network.Pool
+	groups   sandbox.Pool
+}
+
+// Job does the work of the steps of one job. It implements solver.Executor, plan.Layers and plan.Sources.
+type Job struct {
+	*Executor
+	Options
 	*session.Session
 
 	mu      sync.Mutex
@@ -84,14 +106,10 @@ type Executor struct {
 	commits map[string]*resolving           // of git repositories
 	files   map[string]string               // that were downloaded and are no layers yet, by address and digest
 
+	git         *git.Client
+	emptied     emptied
 	noPidsLimit sync.Once // said that there is none
-
-	git      *git.Client
-	cdi      func() *cdi.Registry
-	networks network.Pool
-	groups   sandbox.Pool
-	copies   sync.Once // that roots are copies is said once
-	emptied  emptied
+	copies      sync.Once // said that roots are copies
 }
 
 // source is where a layer of an image comes from.
@@ -100,21 +118,12 @@ type source struct {
 	layer ImageLayer
 }
 
-// New returns an Executor for the build that a session is of. Close must be called.
-func New(c Config, s *session.Session) *Executor {
-	if c.IDs == nil {
-		c.IDs = func() (*mount.IDMap, error) { return nil, nil }
-	}
-	x := &Executor{
-		Config: c, Session: s, sources: map[string]source{}, demands: map[string]func() solver.Demand{}, ready: map[string]*materialising{},
-		commits: map[string]*resolving{}, files: map[string]string{},
-	}
-	x.cdi = sync.OnceValue(func() *cdi.Registry { return cdi.Load(c.CDIDirs...) })
+// New returns an Executor. Close must be called.
+func New(c Config) *Executor {
+	x := &Executor{Config: c, cdi: sync.OnceValue(func() *cdi.Registry { return cdi.Load(c.CDIDirs...) })}
 	if c.SharedProc {
 		x.networks.Make = sandbox.NewUserNamespace
 	}
-	x.git = git.New(filepath.Join(c.Root, rootdir.Git), c.Tmp, s.Secret)
-	x.git.Limit = c.Limit
 	return x
 }
 
@@ -122,7 +131,23 @@ func New(c Config, s *session.Session) *Executor {
 // sent is no longer waited for.
 func (x *Executor) Close(ctx context.Context) error {
 	x.networks.Close(ctx)
-	err := x.groups.Close()
+	return x.groups.Close()
+}
+
+// Job returns the Job that a session is of. Close must be called, before that of x.
+func (x *Executor) Job(s *session.Session, o Options) *Job {
+	j := &Job{
+		Executor: x, Options: o, Session: s, sources: map[string]source{}, demands: map[string]func() solver.Demand{},
+		ready: map[string]*materialising{}, commits: map[string]*resolving{}, files: map[string]string{},
+		git: git.New(filepath.Join(x.Root, rootdir.Git), x.Tmp, s.Secret),
+	}
+	j.git.Limit = o.Limit
+	return j
+}
+
+// Close removes what was downloaded for the job. None of its steps may run any more.
+func (x *Job) Close() error {
+	var err error
 	for _, file := range x.files {
 		err = errors.Join(err, os.Remove(file))
 	}
@@ -130,13 +155,13 @@ func (x *Executor) Close(ctx context.Context) error {
 }
 
 // Missing implements solver.Executor.
-func (x *Executor) Missing(_ context.Context, l solver.Layer) error {
+func (x *Job) Missing(_ context.Context, l solver.Layer) error {
 	_, err := x.Snapshots.Manifest(l.ID)
 	return err
 }
 
 // Expect implements solver.Executor.
-func (x *Executor) Expect(r solver.Ref, demand func() solver.Demand) {
+func (x *Job) Expect(r solver.Ref, demand func() solver.Demand) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, l := range r.Changes() {
@@ -147,7 +172,7 @@ func (x *Executor) Expect(r solver.Ref, demand func() solver.Demand) {
 }
 
 // Execute implements solver.Executor.
-func (x *Executor) Execute(ctx context.Context, w solver.Work, job solver.Job) ([]solver.Made, error) {
+func (x *Job) Execute(ctx context.Context, w solver.Work, job solver.Job) ([]solver.Made, error) {
 	switch w := w.(type) {
 	case work.File:
 		return x.file(ctx, w, job)

@@ -33,13 +33,13 @@ func TestContract(t *testing.T) {
 	executetest.Test(t, func(t *testing.T) *executetest.Machine {
 		m := newMachine(t)
 		tree := func(ctx context.Context, r solver.Ref) (layer.Tree, error) { return m.Tree(ctx, r) }
-		return &executetest.Machine{Planner: m.Planner, Executor: m.Executor, Session: m.Executor.Session, Tree: tree}
+		return &executetest.Machine{Planner: m.Planner, Executor: m.Job, Session: m.Job.Session, Tree: tree}
 	})
 }
 
 // machine plans and executes steps over a build context.
 type machine struct {
-	*Executor
+	*Job
 	*plan.Planner
 	t   *testing.T
 	dir string
@@ -57,19 +57,24 @@ func newMachine(t *testing.T) *machine {
 		t.Fatal(err)
 	}
 	s := &session.Session{}
-	x := New(Config{Snapshots: store, Root: root, Tmp: tmp}, s)
-	t.Cleanup(func() { x.Close(context.Background()) })
-	return &machine{x, &plan.Planner{Layers: x, Sources: x, Session: s, Tmp: tmp}, t, t.TempDir()}
+	x := New(Config{Snapshots: store, Root: root, Tmp: tmp})
+	j := x.Job(s, Options{})
+	t.Cleanup(func() {
+		if err := errors.Join(j.Close(), x.Close(context.Background())); err != nil {
+			t.Error(err)
+		}
+	})
+	return &machine{j, &plan.Planner{Layers: j, Sources: j, Session: s, Tmp: tmp}, t, t.TempDir()}
 }
 
 // look forgets what is known of the context, as a new build does.
 func (m *machine) look() {
 	m.t.Helper()
-	d, err := localdir.Open(context.Background(), m.dir, nil, filepath.Join(m.Root, "context", "id"), m.Config.Tmp)
+	d, err := localdir.Open(context.Background(), m.dir, nil, filepath.Join(m.Root, "context", "id"), m.Job.Tmp)
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	m.Executor.Local = map[string]layer.Tree{"context": d}
+	m.Job.Local = map[string]layer.Tree{"context": d}
 }
 
 func (m *machine) write(name, text string) {
@@ -210,7 +215,7 @@ func TestPlanningUnpacksNothing(t *testing.T) {
 		m := newMachine(t)
 		blob := []byte(archive(t, "file", "of the image"))
 		img := &images{blob: blob, diffID: digest.FromBytes(blob).String()}
-		m.Config.Images = img
+		m.Job.Images = img
 		image := m.plan(llb.Image{}).Outputs[0]
 		m.Expect(image, func() solver.Demand { return solver.Demand{Files: expected} })
 		p := m.plan(copyOp(llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/file"}}, Dest: "/"}), scratch, image)
@@ -289,12 +294,7 @@ func TestContextChangesWhilePacked(t *testing.T) {
 				p.look()
 				disturb := func() {}
 				var complete bool
-				p.Pack = func(ctx context.Context, form, id string, tar func(io.Writer) error) (string, []byte, error) {
-					disturb()
-					err := tar(io.Discard)
-					complete = err == nil
-					return "blob." + form, nil, err
-				}
+				p.Blobs = &blobs{begin: func() { disturb() }, complete: &complete}
 				p.Snapshots.Blob = func(string) (snapshot.Blob, bool) { return nil, true }
 				run := func() ([]solver.Made, error) {
 					p.look()
@@ -321,6 +321,27 @@ func TestContextChangesWhilePacked(t *testing.T) {
 		}
 	}
 }
+
+// blobs is one blob that nobody keeps.
+type blobs struct {
+	io.Writer
+	begin    func()
+	complete *bool
+	form     string
+}
+
+func (b *blobs) Create(_ context.Context, form, _ string) (Blob, error) {
+	b.begin()
+	*b.complete = false
+	return &blobs{Writer: io.Discard, form: form, complete: b.complete}, nil
+}
+
+func (b *blobs) Commit() (string, []byte, error) {
+	*b.complete = true
+	return "blob." + b.form, nil, nil
+}
+
+func (b *blobs) Close() error { return nil }
 
 // TestFillEnds shows that what comes from elsewhere is read until the context ends.
 func TestFillEnds(t *testing.T) {
@@ -445,7 +466,7 @@ func TestFreshCaches(t *testing.T) {
 			t.Fatal(out, err)
 		}
 	}
-	r.Executor.FreshCaches = true
+	r.Job.FreshCaches = true
 	for _, c := range []string{"a:shared", "b:locked", "c:private"} {
 		if out, err := r.sh("cat /1/f; echo -n new > /1/f", c); err == nil && strings.HasPrefix(out, "old") {
 			t.Errorf("%s: %q, %v", c, out, err)
@@ -453,5 +474,48 @@ func TestFreshCaches(t *testing.T) {
 		if out, err := r.sh("cat /1/f", c); err != nil || out != "new" {
 			t.Errorf("%s in the next step: %q, %v", c, out, err)
 		}
+	}
+}
+
+// secrets are those of a build, by id.
+type secrets map[string]string
+
+func (s secrets) Secret(id string) ([]byte, bool, error) {
+	v, ok := s[id]
+	return []byte(v), ok, nil
+}
+
+// One Executor serves several jobs at once, each with the secrets of its own session, and goes on when one of them is closed.
+func TestJobs(t *testing.T) {
+	r := newRunner(t)
+	run := func(j *Job, want string) {
+		op := llb.Exec{Args: []string{"/bin/sh", "-c", "cat /s"}, Cwd: "/", Network: llb.NetworkNone,
+			Mounts: []llb.Mount{{Type: llb.MountSecret, ID: "s", Target: "/s", Required: true, Mode: 0o400}}}
+		p, err := (&plan.Planner{Layers: j, Sources: j, Session: j.Session, Tmp: j.Tmp}).Plan(t.Context(), op, llb.Meta{}, []solver.Ref{r.root})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		var out bytes.Buffer
+		if _, err := j.Execute(t.Context(), p.Work, solver.Job{Stdout: &out, Stderr: &out}); err != nil || out.String() != want {
+			t.Errorf("%q, %v, want %q", out.String(), err, want)
+		}
+	}
+	var all sync.WaitGroup
+	for n := range 4 {
+		all.Go(func() {
+			value := fmt.Sprint("secret ", n)
+			j := r.Executor.Job(&session.Session{Secrets: secrets{"s": value}}, Options{})
+			for range 5 {
+				run(j, value)
+			}
+			if err := j.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if out, err := r.sh("echo on"); err != nil || out != "on\n" {
+		t.Errorf("%q, %v", out, err)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -15,7 +14,7 @@ import (
 )
 
 // file makes the layer of a File, as a blob where nobody needs its files.
-func (x *Executor) file(ctx context.Context, w work.File, job solver.Job) ([]solver.Made, error) {
+func (x *Job) file(ctx context.Context, w work.File, job solver.Job) ([]solver.Made, error) {
 	c := files.Change{Op: w.Op, Limit: x.Snapshots.Limit, Tmp: x.Tmp}
 	names := files.Names(w.Op)
 	unpacks := files.Unpacks(w.Op)
@@ -44,7 +43,7 @@ func (x *Executor) file(ctx context.Context, w work.File, job solver.Job) ([]sol
 			return nil, err
 		}
 	}
-	if !unpacks && x.Pack != nil && job.Demand != nil && job.Demand[0].Blob != "" && !job.Demand[0].Files {
+	if !unpacks && x.Blobs != nil && job.Demand != nil && job.Demand[0].Blob != "" && !job.Demand[0].Files {
 		return x.packed(ctx, c, planned, job)
 	}
 	last := job.LastOf(0)
@@ -63,7 +62,7 @@ func (x *Executor) file(ctx context.Context, w work.File, job solver.Job) ([]sol
 }
 
 // input returns what a File reads from, with its files if they are asked for.
-func (x *Executor) input(ctx context.Context, r solver.Ref, open bool) (files.Input, error) {
+func (x *Job) input(ctx context.Context, r solver.Ref, open bool) (files.Input, error) {
 	if r.Local != "" {
 		t := x.Local[r.Local]
 		if t == nil {
@@ -81,7 +80,7 @@ func (x *Executor) input(ctx context.Context, r solver.Ref, open bool) (files.In
 
 // packed makes a layer without writing its files: their bytes go from where they are into the layer's tar, and the layer is committed once
 // its blob is complete.
-func (x *Executor) packed(ctx context.Context, c files.Change, planned files.Result, job solver.Job) ([]solver.Made, error) {
+func (x *Job) packed(ctx context.Context, c files.Change, planned files.Result, job solver.Job) ([]solver.Made, error) {
 	id := hex.EncodeToString(planned.Identity[:])
 	x.Snapshots.SetEarlier(id, job.LastOf(0))
 	if m, err := x.Snapshots.Manifest(id); err == nil {
@@ -96,18 +95,23 @@ func (x *Executor) packed(ctx context.Context, c files.Change, planned files.Res
 	if err != nil {
 		return nil, err
 	}
-	var written layer.Summary
-	note, data, err := x.Pack(ctx, job.Demand[0].Blob, id, func(w io.Writer) error {
-		if err := files.WriteTar(ctx, c, w, manifest); err != nil {
-			manifest.Abort()
-			return err
-		}
-		var err error
-		if written, err = manifest.Close(time.Now()); err == nil && written.Identity != planned.Identity {
-			err = files.ErrChanged
-		}
-		return err
-	})
+	blob, err := x.Blobs.Create(ctx, job.Demand[0].Blob, id)
+	if err != nil {
+		return nil, err
+	}
+	defer blob.Close()
+	if err := files.WriteTar(ctx, c, blob, manifest); err != nil {
+		manifest.Abort()
+		return nil, err
+	}
+	written, err := manifest.Close(time.Now())
+	if err == nil && written.Identity != planned.Identity {
+		err = files.ErrChanged
+	}
+	if err != nil {
+		return nil, err
+	}
+	note, data, err := blob.Commit()
 	if err != nil {
 		return nil, err
 	}

@@ -23,7 +23,7 @@ type resolving struct {
 }
 
 // gitCommit returns what a ref is in this build: it is looked up once, so that every step has the same commit.
-func (x *Executor) gitCommit(ctx context.Context, s *remoteurl.Git, who git.Identity) (git.Commit, error) {
+func (x *Job) gitCommit(ctx context.Context, s *remoteurl.Git, who git.Identity) (git.Commit, error) {
 	key := s.Remote + " " + s.Ref + " " + s.Checksum + " " + strconv.FormatBool(s.FetchByCommit)
 	x.mu.Lock()
 	found := x.commits[key]
@@ -38,7 +38,7 @@ func (x *Executor) gitCommit(ctx context.Context, s *remoteurl.Git, who git.Iden
 
 // gitIdentity returns how ssh proves to a repository who the user is: by the agent that the build was given as "default", and
 // for a context, which the user named, by the user's own agent and keys. The agent can be used until it is given back.
-func (x *Executor) gitIdentity(ctx context.Context, op llb.Git) (who git.Identity, giveBack func(), err error) {
+func (x *Job) gitIdentity(ctx context.Context, op llb.Git) (who git.Identity, giveBack func(), err error) {
 	who.User = op.Context
 	agent := x.Agents["default"]
 	if agent == nil {
@@ -76,7 +76,7 @@ func receiving(ctx context.Context) func(remote string, bytes int64) {
 }
 
 // Git implements plan.Sources.
-func (x *Executor) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
+func (x *Job) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
 	who, giveBack, err := x.gitIdentity(ctx, op)
 	if err != nil {
 		return git.Commit{}, err
@@ -86,7 +86,7 @@ func (x *Executor) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
 }
 
 // checkout makes the layer of a commit.
-func (x *Executor) checkout(ctx context.Context, w work.Git, job solver.Job) ([]solver.Made, error) {
+func (x *Job) checkout(ctx context.Context, w work.Git, job solver.Job) ([]solver.Made, error) {
 	who, giveBack, err := x.gitIdentity(ctx, w.Op)
 	if err != nil {
 		return nil, err

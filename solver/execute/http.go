@@ -22,7 +22,7 @@ import (
 )
 
 // httpClient returns the client of ADD from http and https.
-func (x *Executor) httpClient() *httpsource.Client {
+func (x *Job) httpClient() *httpsource.Client {
 	c := httpsource.New(filepath.Join(x.Root, rootdir.HTTP), x.Tmp, x.Secret)
 	c.Limit = x.Limit
 	return c
@@ -30,7 +30,7 @@ func (x *Executor) httpClient() *httpsource.Client {
 
 // HTTP implements plan.Sources. A file that has changed comes down at once, since its digest is asked for. It only becomes a layer when no
 // layer is known to hold it.
-func (x *Executor) HTTP(ctx context.Context, op llb.HTTP) (d digest.Digest, modified time.Time, err error) {
+func (x *Job) HTTP(ctx context.Context, op llb.HTTP) (d digest.Digest, modified time.Time, err error) {
 	var report func(current int64, done bool)
 	task := events.From(ctx)
 	req := httpRequest(op)
@@ -60,7 +60,7 @@ func httpRequest(op llb.HTTP) httpsource.Request {
 func fileName(op llb.HTTP, d digest.Digest) string { return op.URL + " " + d.String() }
 
 // keepFile keeps a file that was downloaded, for takeFile or until the build ends.
-func (x *Executor) keepFile(op llb.HTTP, d digest.Digest, file string) {
+func (x *Job) keepFile(op llb.HTTP, d digest.Digest, file string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	name := fileName(op, d)
@@ -71,7 +71,7 @@ func (x *Executor) keepFile(op llb.HTTP, d digest.Digest, file string) {
 }
 
 // takeFile returns a file that was kept; false if there is none. The caller removes it.
-func (x *Executor) takeFile(op llb.HTTP, d digest.Digest) (string, bool) {
+func (x *Job) takeFile(op llb.HTTP, d digest.Digest) (string, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	name := fileName(op, d)
@@ -81,7 +81,7 @@ func (x *Executor) takeFile(op llb.HTTP, d digest.Digest) (string, bool) {
 }
 
 // download makes the layer of a file that was looked at.
-func (x *Executor) download(ctx context.Context, w work.HTTP, job solver.Job) ([]solver.Made, error) {
+func (x *Job) download(ctx context.Context, w work.HTTP, job solver.Job) ([]solver.Made, error) {
 	op := w.Op
 	modified := time.Unix(0, 0)
 	if w.Modified != "" {
@@ -119,7 +119,7 @@ func (x *Executor) download(ctx context.Context, w work.HTTP, job solver.Job) ([
 }
 
 // File makes a root file system of one file, mode 0600 and owned by root, whose bytes are those of body.
-func (x *Executor) File(ctx context.Context, name string, body io.Reader) (solver.Ref, error) {
+func (x *Job) File(ctx context.Context, name string, body io.Reader) (solver.Ref, error) {
 	made, err := x.fill(ctx, func(put func(layer.Entry, io.Reader) error) error {
 		return put(layer.Entry{Path: name, Type: layer.File, Mode: 0o600, ModTime: time.Unix(0, 0)}, body)
 	})
@@ -138,7 +138,7 @@ func (nothing) Sum(context.Context, []*layer.Entry) error { return nil }
 func (nothing) Open(*layer.Entry) (io.ReadCloser, error)  { return nil, os.ErrNotExist }
 
 // fill makes a layer over nothing of the entries that source gives to put, until ctx ends.
-func (x *Executor) fill(ctx context.Context, source func(put func(layer.Entry, io.Reader) error) error) ([]solver.Made, error) {
+func (x *Job) fill(ctx context.Context, source func(put func(layer.Entry, io.Reader) error) error) ([]solver.Made, error) {
 	p, err := x.Snapshots.New()
 	if err != nil {
 		return nil, err

@@ -23,7 +23,7 @@ import (
 
 // Image implements plan.Sources: an image's root is its layers as its config names them, and nothing is unpacked for that. The content of
 // such a layer is its diff id, which vouches for every byte of it.
-func (x *Executor) Image(ctx context.Context, op llb.Image) (solver.Ref, error) {
+func (x *Job) Image(ctx context.Context, op llb.Image) (solver.Ref, error) {
 	layers, err := x.Images.Layers(ctx, op)
 	if err != nil {
 		return solver.Ref{}, err
@@ -43,7 +43,7 @@ func (x *Executor) Image(ctx context.Context, op llb.Image) (solver.Ref, error) 
 
 // View implements plan.Layers. A layer of an image that is not there is read through for its entries; it is unpacked at once if its
 // files are expected to be needed.
-func (x *Executor) View(ctx context.Context, r solver.Ref) ([]layer.Part, error) {
+func (x *Job) View(ctx context.Context, r solver.Ref) ([]layer.Part, error) {
 	refs := r.Changes()
 	layers := make([]layer.Part, len(refs))
 	var missing []int
@@ -73,7 +73,7 @@ func (x *Executor) View(ctx context.Context, r solver.Ref) ([]layer.Part, error)
 }
 
 // list makes the entries of a layer of an image known.
-func (x *Executor) list(ctx context.Context, id string) error {
+func (x *Job) list(ctx context.Context, id string) error {
 	x.mu.Lock()
 	src, ok := x.sources[id]
 	demand := x.demands[id]
@@ -90,7 +90,7 @@ func (x *Executor) list(ctx context.Context, id string) error {
 }
 
 // Tree returns the files of a root, of which it makes sure that they are there.
-func (x *Executor) Tree(ctx context.Context, r solver.Ref) (*layer.Stack, error) {
+func (x *Job) Tree(ctx context.Context, r solver.Ref) (*layer.Stack, error) {
 	ids, err := x.Realise(ctx, r)
 	if err != nil {
 		return nil, err
@@ -100,7 +100,7 @@ func (x *Executor) Tree(ctx context.Context, r solver.Ref) (*layer.Stack, error)
 
 // Realise makes sure that every layer of a root is in the snapshot store, unpacking those of images side by side, and
 // returns the ids under which they are there, the lowest first. Layers without entries are left out.
-func (x *Executor) Realise(ctx context.Context, r solver.Ref) ([]string, error) {
+func (x *Job) Realise(ctx context.Context, r solver.Ref) ([]string, error) {
 	layers := r.Changes()
 	ids := make([]string, len(layers))
 	g, gctx := errgroup.WithContext(ctx)
@@ -147,12 +147,12 @@ type materialising struct {
 	err  error
 }
 
-func (x *Executor) materialise(ctx context.Context, id string, v *variant) error {
+func (x *Job) materialise(ctx context.Context, id string, v *variant) error {
 	return x.once(id, func() error { return x.unpack(ctx, id, v) })
 }
 
 // once calls f once for everybody who calls it with that name.
-func (x *Executor) once(name string, f func() error) error {
+func (x *Job) once(name string, f func() error) error {
 	x.mu.Lock()
 	m := x.ready[name]
 	if m == nil {
@@ -172,7 +172,7 @@ func (x *Executor) once(name string, f func() error) error {
 	return m.err
 }
 
-func (x *Executor) unpack(ctx context.Context, id string, v *variant) error {
+func (x *Job) unpack(ctx context.Context, id string, v *variant) error {
 	from := id
 	if v != nil {
 		from = v.of
@@ -211,7 +211,7 @@ const (
 	aheadBlocks = 3
 )
 
-func (x *Executor) unpackBlob(ctx context.Context, id string, src source, v *variant) error {
+func (x *Job) unpackBlob(ctx context.Context, id string, src source, v *variant) error {
 	var below layer.Tree
 	if v != nil {
 		var err error
@@ -226,7 +226,7 @@ func (x *Executor) unpackBlob(ctx context.Context, id string, src source, v *var
 }
 
 // readBlob gives the uncompressed bytes of a layer's blob to read, which end in io.EOF only if they are what the image says.
-func (x *Executor) readBlob(ctx context.Context, src source, read func(tarball io.Reader) error) error {
+func (x *Job) readBlob(ctx context.Context, src source, read func(tarball io.Reader) error) error {
 	blob, err := x.Images.Open(ctx, src.image, src.layer)
 	if err != nil {
 		return err

@@ -17,7 +17,7 @@ import (
 
 // SourceTime returns the time of what an llb.Git or llb.HTTP fetches: that of the commit, or when the server says that the
 // file was modified, or else, of an archive, that of the newest file in it; zero for none.
-func (x *Executor) SourceTime(ctx context.Context, op llb.Op) (time.Time, error) {
+func (x *Job) SourceTime(ctx context.Context, op llb.Op) (time.Time, error) {
 	switch op := op.(type) {
 	case llb.Git:
 		s := gitSource(op)
@@ -38,7 +38,7 @@ func (x *Executor) SourceTime(ctx context.Context, op llb.Op) (time.Time, error)
 	}
 }
 
-func (x *Executor) fileTime(ctx context.Context, op llb.HTTP) (time.Time, error) {
+func (x *Job) fileTime(ctx context.Context, op llb.HTTP) (time.Time, error) {
 	client := x.httpClient()
 	req := httpsource.Request{HTTP: remoteurl.HTTP{URL: op.URL, User: op.User}, Checksum: digest.Digest(op.Checksum)}
 	f, err := client.Look(ctx, req)
