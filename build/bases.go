@@ -15,6 +15,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/registry/image"
+	"github.com/kilnbuild/kiln/registry/layout"
 	"github.com/kilnbuild/kiln/solver/execute"
 	"github.com/kilnbuild/kiln/store/images"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -29,18 +31,18 @@ type bases struct {
 
 	mu      sync.Mutex
 	found   map[string]base // by manifest digest
-	layouts map[string]*registry.Layout
+	layouts map[string]*layout.Layout
 }
 
 // base is an image that was resolved.
 type base struct {
-	image  *registry.Image
-	source registry.Source
+	image  *image.Image
+	source image.Source
 	ref    string
 }
 
 func newBases(b *Builder, pull bool, s *events.Stream) *bases {
-	return &bases{store: b.root.Images, client: b.client, events: s, pull: pull, found: map[string]base{}, layouts: map[string]*registry.Layout{}}
+	return &bases{store: b.root.Images, client: b.client, events: s, pull: pull, found: map[string]base{}, layouts: map[string]*layout.Layout{}}
 }
 
 // Close closes the layouts that were opened.
@@ -88,7 +90,7 @@ func (b *bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, 
 				return nil, err
 			}
 			img, err := l.Resolve(ctx, local.Desc.Digest.String(), platform, b.store)
-			var other *registry.PlatformError
+			var other *image.PlatformError
 			if !errors.As(err, &other) {
 				if err == nil {
 					b.hold(img)
@@ -102,19 +104,19 @@ func (b *bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, 
 }
 
 // hold keeps others from pruning the layers of an image of the local store. One that is not there is missed when it is needed.
-func (b *bases) hold(img *registry.Image) {
+func (b *bases) hold(img *image.Image) {
 	for _, l := range img.Manifest.Layers {
 		b.store.Has(l)
 	}
 }
 
-func (b *bases) layout(dir string) (*registry.Layout, error) {
+func (b *bases) layout(dir string) (*layout.Layout, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if l := b.layouts[dir]; l != nil {
 		return l, nil
 	}
-	l, err := registry.OpenLayout(dir)
+	l, err := layout.Open(dir)
 	if err == nil {
 		b.layouts[dir] = l
 	}

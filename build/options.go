@@ -16,7 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/registry/layout"
 )
 
 // Options say what one build has to do. They are checked values, as far as they can be checked without looking at files:
@@ -106,9 +106,9 @@ func (o *Options) Absolute() error {
 	}
 	contexts := map[string]string{}
 	for name, value := range o.BuildContexts {
-		if layout, ok := strings.CutPrefix(value, registry.LayoutScheme); ok {
-			abs(&layout)
-			value = registry.LayoutScheme + layout
+		if dir, ok := strings.CutPrefix(value, layout.Scheme); ok {
+			abs(&dir)
+			value = layout.Scheme + dir
 		} else if source.IsDirContext(value) {
 			abs(&value)
 		}

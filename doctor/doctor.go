@@ -16,7 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/network"
 	"github.com/kilnbuild/kiln/internal/userns"
-	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/registry/auth"
 	"github.com/kilnbuild/kiln/sandbox"
 	"github.com/kilnbuild/kiln/store"
 	"golang.org/x/sys/unix"
@@ -293,7 +293,7 @@ func (p *patient) lookGit(ctx context.Context) (string, Severity) {
 }
 
 func (p *patient) lookCredentials(context.Context) (string, Severity) {
-	path, missing, err := registry.CheckCredentials()
+	path, missing, err := auth.Check()
 	switch {
 	case err != nil:
 		return err.Error(), Lacking

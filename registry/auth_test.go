@@ -8,7 +8,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -228,43 +227,6 @@ func TestEvilRealm(t *testing.T) {
 	}
 }
 
-func TestRealm(t *testing.T) {
-	for _, c := range []struct {
-		registry, realm string
-		secret, ok      bool
-	}{
-		{"docker.io", "https://auth.docker.io/token", true, true},
-		{"docker.io", "https://registry-1.docker.io/token", true, true},
-		{"docker.io", "http://auth.docker.io/token", true, false},
-		{"docker.io", "http://auth.docker.io/token", false, false},
-		{"docker.io", "https://auth.docker.io.evil.com/token", true, false},
-		{"docker.io", "https://auth.docker.io@evil.com/token", true, false},
-		{"docker.io", "https://auth.docker.io:8443/token", true, false},
-		{"docker.io", "https://evil.com/token", false, true},
-		{"ghcr.io", "https://ghcr.io/token", true, true},
-		{"ghcr.io", "https://auth.docker.io/token", true, false},
-		{"reg.corp:5000", "https://reg.corp:5001/auth", true, true},
-		{"reg.corp:5000", "http://reg.corp:5001/auth", true, false},
-		{"reg.corp:5000", "https://auth.corp/auth", true, false},
-		{"named.corp", "https://auth.corp/auth", true, true},
-		{"named.corp", "http://auth.corp/auth", true, false},
-		{"127.0.0.1:5000", "https://127.0.0.1:5001/auth", true, false},
-		{"ghcr.io", "file:///etc/passwd", false, false},
-		{"ghcr.io", "", true, false},
-		{"ghcr.io", "https://", false, false},
-		{"ghcr.io", "//ghcr.io/token", true, false},
-	} {
-		client := New(config.Registries{"named.corp": {Realms: []string{"auth.corp"}}})
-		h, err := client.host(c.registry)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if u, err := h.auth.realm(c.realm, c.secret); (err == nil) != c.ok {
-			t.Errorf("%s to %q (secret %v) = %v, %v", c.registry, c.realm, c.secret, u, err)
-		}
-	}
-}
-
 // TestRedirect sends blobs to another host and from there on and back: nobody but the registry sees the token.
 func TestRedirect(t *testing.T) {
 	reg := registrytest.Start(t)
@@ -352,31 +314,6 @@ func TestLocation(t *testing.T) {
 	}
 }
 
-func TestHelpers(t *testing.T) {
-	bin := t.TempDir()
-	script := "#!/bin/sh\nread s\ncase \"$s\" in known*) printf '{\"Username\":\"u\",\"Secret\":\"%s\"}' \"$LD_CANARY$s\";; token*) printf '{\"Username\":\"<token>\",\"Secret\":\"idt\"}';; none*) echo 'credentials not found in native keychain'; exit 1;; *) echo broken >&2; exit 1;; esac\n"
-	if err := os.WriteFile(filepath.Join(bin, "docker-credential-test"), []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
-	t.Setenv("LD_CANARY", canary)
-	useDockerConfig(t, map[string]any{"credsStore": "test", "credHelpers": map[string]string{"absent.corp": "absent", "slash.corp": "../x"}})
-	for host, want := range map[string]credential{
-		"known.corp": {username: "u", password: "known.corp"},
-		"token.corp": {identityToken: "idt"},
-		"none.corp":  {},
-	} {
-		if got, err := newKeychain().lookup(t.Context(), host); err != nil || got != want {
-			t.Errorf("%s = %+v, %v", host, got, err)
-		}
-	}
-	for _, host := range []string{"absent.corp", "slash.corp", "other.corp"} {
-		if got, err := newKeychain().lookup(t.Context(), host); err == nil {
-			t.Errorf("%s = %+v", host, got)
-		}
-	}
-}
-
 // TestAbsentHelper makes no second request when the helper that has the credentials is not there.
 func TestAbsentHelper(t *testing.T) {
 	reg := registrytest.Start(t)
@@ -387,69 +324,4 @@ func TestAbsentHelper(t *testing.T) {
 	if !strings.Contains(e.Error(), "docker-credential-absent") || front.count("GET /token") != 0 {
 		t.Errorf("%v, calls %v", e, front.calls)
 	}
-}
-
-func TestDockerConfig(t *testing.T) {
-	b64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
-	c, err := parseDockerConfig("config.json", []byte(`{"auths":{
-		"https://index.docker.io/v1/":{"auth":"`+b64("hub:p:w")+`"}, "https://reg.corp/v2/":{"auth":"`+b64("u:p")+`"},
-		"id.corp":{"identitytoken":"t"}, "raw.corp":{"registrytoken":"r"}, "bad.corp":{"auth":"%%%"}}}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for host, want := range map[string]credential{
-		"docker.io": {username: "hub", password: "p:w"}, "reg.corp": {username: "u", password: "p"}, "id.corp": {identityToken: "t"},
-		"raw.corp": {registryToken: "r"}, "evil.reg.corp": {}, "corp": {}, "reg.corp:443": {},
-	} {
-		if got, err := c.lookup(t.Context(), host); err != nil || got != want {
-			t.Errorf("%s = %+v, %v", host, got, err)
-		}
-	}
-	if _, err := c.lookup(t.Context(), "bad.corp"); err == nil {
-		t.Error("took an auth that is no base64")
-	}
-	if _, err := parseDockerConfig("config.json", []byte(`{"auths":{"x":{"auth":"`+canary+`"`)); err == nil || strings.Contains(err.Error(), canary) {
-		t.Errorf("%v", err)
-	}
-}
-
-func TestParseChallenges(t *testing.T) {
-	for value, want := range map[string][]challenge{
-		``: nil,
-		`Bearer realm="https://a/b",service="s",scope="repository:x:pull,push"`: {{"bearer", map[string]string{"realm": "https://a/b", "service": "s", "scope": "repository:x:pull,push"}}},
-		`Basic realm=x, Bearer realm="y\"z"`:                                    {{"basic", map[string]string{"realm": "x"}}, {"bearer", map[string]string{"realm": `y"z`}}},
-		`Negotiate, Basic realm="q"`:                                            {{"negotiate", map[string]string{}}, {"basic", map[string]string{"realm": "q"}}},
-		`Bearer realm = "a" , service=b`:                                        {{"bearer", map[string]string{"realm": "a", "service": "b"}}},
-		`Bearer realm="unterminated`:                                            {{"bearer", map[string]string{}}},
-		`realm="x"`:                                                             nil,
-	} {
-		if got := parseChallenges([]string{value}); !reflect.DeepEqual(got, want) {
-			t.Errorf("%s = %v, want %v", value, got, want)
-		}
-	}
-}
-
-func FuzzParseChallenges(f *testing.F) {
-	f.Add(`Basic realm=x, Bearer realm="y\"z"`)
-	f.Fuzz(func(t *testing.T, s string) { parseChallenges([]string{s}) })
-}
-
-func FuzzParseDocument(f *testing.F) {
-	f.Add([]byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`), "")
-	f.Fuzz(func(t *testing.T, data []byte, declared string) {
-		doc, err := parseDocument(data, declared)
-		if err == nil && (doc.manifest == nil) == (doc.index == nil) {
-			t.Error("it is both or neither")
-		}
-	})
-}
-
-func FuzzDockerConfig(f *testing.F) {
-	f.Add([]byte(`{"auths":{"x":{"auth":"dTpw"}}}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		c, err := parseDockerConfig("config.json", data)
-		if err == nil && c.CredsStore == "" && len(c.CredHelpers) == 0 {
-			_, _ = c.lookup(t.Context(), "x") // must not panic
-		}
-	})
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/reach"
+	"github.com/kilnbuild/kiln/registry/auth"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -44,7 +45,7 @@ const parallel = 5
 // from one call to the next.
 type Client struct {
 	settings config.Registries
-	creds    *keychain
+	creds    *auth.Keychain
 	patience fetch.Patience
 
 	mu    sync.Mutex
@@ -67,7 +68,7 @@ type badBlob struct {
 func New(settings config.Registries) *Client {
 	return &Client{
 		settings:  settings,
-		creds:     newKeychain(),
+		creds:     auth.NewKeychain(),
 		patience:  fetch.Usual(),
 		hosts:     map[string]*host{},
 		strangers: map[string]*reach.Transports{},
@@ -83,7 +84,7 @@ type host struct {
 	addr   string // "host[:port]" in addresses
 	way    *reach.Way
 	http   *http.Client // by way
-	auth   *authorizer
+	auth   *auth.Authorizer
 
 	mu     sync.Mutex
 	scheme string
@@ -120,10 +121,10 @@ func (c *Client) host(name string) (*host, error) {
 	if set.HTTP {
 		h.scheme = "http"
 	} else {
-		h.mayFall = loopback(h.addr)
+		h.mayFall = reach.IsLoopback(h.addr)
 	}
 	h.by(fetch.NewTransports(t).Way(reach.Anywhere))
-	h.auth = newAuthorizer(h, c.creds)
+	h.auth = auth.New(h, c.creds)
 	c.hosts[name] = h
 	return h, nil
 }
@@ -162,16 +163,6 @@ func tlsConfig(set config.Registry) (*tls.Config, error) {
 		t.Certificates = append(t.Certificates, cert)
 	}
 	return t, nil
-}
-
-// loopback tells whether "host[:port]" is this machine, as far as the name says.
-func loopback(addr string) bool {
-	name := (&url.URL{Host: addr}).Hostname()
-	if name == "localhost" {
-		return true
-	}
-	ip := net.ParseIP(name)
-	return ip != nil && ip.IsLoopback()
 }
 
 // endpoints returns where to ask for a registry's images, the one that answered last first, else the mirrors in their
@@ -214,7 +205,7 @@ func (c *Client) answered(registry string, ep endpoint) {
 
 // url returns the address of something in a repository: kind is "manifests", "blobs" or "blobs/uploads".
 func (ep endpoint) url(repository, kind, what string) *url.URL {
-	u := &url.URL{Scheme: ep.currentScheme(), Host: ep.addr, Path: "/v2/" + ep.repository(repository) + "/" + kind + "/" + what}
+	u := &url.URL{Scheme: ep.Scheme(), Host: ep.addr, Path: "/v2/" + ep.repository(repository) + "/" + kind + "/" + what}
 	if ep.mirror != "" {
 		u.RawQuery = url.Values{"ns": {ep.mirror}}.Encode() // tells a proxy of several registries which is meant
 	}
@@ -228,7 +219,30 @@ func (ep endpoint) pullScope(repository string) string {
 	return "repository:" + ep.repository(repository) + ":pull"
 }
 
-func (h *host) currentScheme() string {
+// Name implements auth.Server.
+func (h *host) Name() string { return h.name }
+
+// Addr implements auth.Server.
+func (h *host) Addr() string { return h.addr }
+
+// Realms implements auth.Server.
+func (h *host) Realms() []string { return h.client.settings[h.name].Realms }
+
+// Ask implements auth.Server: another address than one of the host itself is asked as a stranger's. Redirections are not followed.
+func (h *host) Ask(r *http.Request) (*http.Response, error) {
+	at := h
+	if !h.Owns(r.URL) {
+		var err error
+		if at, err = h.stranger(r.URL, h.way.Scope(r.Context())); err != nil {
+			return nil, err
+		}
+	}
+	r.Header.Set("User-Agent", fetch.UserAgent)
+	return h.client.patience.Do(at.http, r)
+}
+
+// Scheme implements auth.Server.
+func (h *host) Scheme() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.scheme
@@ -286,9 +300,9 @@ func (h *host) settle(u *url.URL) *url.URL {
 	return &settled
 }
 
-// owns tells whether an address is on this host: the same scheme, name and port.
-func (h *host) owns(u *url.URL) bool {
-	return u.Scheme == h.currentScheme() && portOf(u) == portOf(&url.URL{Scheme: u.Scheme, Host: h.addr}) &&
+// Owns tells whether an address is on this host: the same scheme, name and port.
+func (h *host) Owns(u *url.URL) bool {
+	return u.Scheme == h.Scheme() && portOf(u) == portOf(&url.URL{Scheme: u.Scheme, Host: h.addr}) &&
 		strings.EqualFold(u.Hostname(), (&url.URL{Host: h.addr}).Hostname())
 }
 
@@ -307,10 +321,10 @@ func portOf(u *url.URL) string {
 func (h *host) locate(from *url.URL, location string) (*url.URL, error) {
 	u, err := from.Parse(location)
 	if err != nil || location == "" {
-		return nil, invalid("%s sent the address %q, which is none", from.Host, fetch.Quote(location))
+		return nil, fetch.Invalid("%s sent the address %q, which is none", from.Host, fetch.Quote(location))
 	}
 	if u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" {
-		return nil, invalid("%s sent an address that is not http or https", from.Host)
+		return nil, fetch.Invalid("%s sent an address that is not http or https", from.Host)
 	}
 	if from.Scheme == "https" && u.Scheme == "http" {
 		if from.Host != h.addr || u.Hostname() != from.Hostname() {
@@ -346,17 +360,17 @@ const maxChallenges = 3
 func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 	for challenge := 0; ; challenge++ {
 		u := h.settle(r.url)
-		own := h.owns(u)
+		own := h.Owns(u)
 		var authorization string
 		if own {
 			var err error
-			if authorization, err = h.auth.header(ctx, r.scopes); err != nil {
+			if authorization, err = h.auth.Header(ctx, r.scopes); err != nil {
 				return nil, err
 			}
 		}
 		watched, broke := watchHandshakes(ctx)
 		resp, err := h.client.send(watched, h.http, r, u, authorization)
-		// Not own: another request may have found that out between settle and owns.
+		// Not own: another request may have found that out between settle and Owns.
 		if err != nil && u.Scheme == "https" && u.Host == h.addr && ctx.Err() == nil && (fetch.IsNotTLS(err) || broke()) && h.fall() {
 			continue // it is plain http now
 		}
@@ -366,7 +380,7 @@ func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 		if resp.StatusCode != http.StatusUnauthorized || !own || challenge == maxChallenges {
 			return resp, nil
 		}
-		retry, err := h.auth.renew(ctx, resp.Header, r.scopes, authorization)
+		retry, err := h.auth.Renew(ctx, resp.Header, r.scopes, authorization)
 		if err != nil {
 			resp.Body.Close()
 			return nil, err
@@ -419,7 +433,7 @@ func (c *Client) get(ctx context.Context, h *host, r request) (*http.Response, e
 			if err != nil {
 				return nil, err
 			}
-			if own = own && h.owns(next); !own {
+			if own = own && h.Owns(next); !own {
 				if at, err = h.stranger(next, at.way.Scope(ctx)); err != nil {
 					return nil, err
 				}
@@ -432,7 +446,7 @@ func (c *Client) get(ctx context.Context, h *host, r request) (*http.Response, e
 			return nil, fetch.NewStatusError(resp)
 		}
 	}
-	return nil, invalid("%s redirects more than %d times", h.addr, fetch.MaxRedirects)
+	return nil, fetch.Invalid("%s redirects more than %d times", h.addr, fetch.MaxRedirects)
 }
 
 // stranger returns the host of an address that this host has sent us to. It is asked without credentials, whatever kiln has
@@ -453,7 +467,7 @@ func (h *host) stranger(u *url.URL, limit reach.Scope) (*host, error) {
 	}
 	s := &host{client: h.client, name: u.Host, addr: u.Host, scheme: u.Scheme}
 	s.by(transports.Way(limit))
-	s.auth = newAuthorizer(s, nil)
+	s.auth = auth.New(s, nil)
 	return s, nil
 }
 

@@ -11,8 +11,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/reach"
-	"github.com/kilnbuild/kiln/internal/termtext"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/kilnbuild/kiln/registry/auth"
+	"github.com/kilnbuild/kiln/registry/image"
 )
 
 // Kind is what sort of failure an Error is.
@@ -67,55 +67,6 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// PlatformError says that an image does not exist for a platform.
-type PlatformError struct {
-	// Ref is the image's name.
-	Ref string
-	// Want is the platform asked for, Have those that exist, as "os/arch[/variant]".
-	Want string
-	Have []string
-}
-
-func (e *PlatformError) Error() string {
-	if len(e.Have) == 0 {
-		return fmt.Sprintf("%s has no image for any platform", e.Ref)
-	}
-	return fmt.Sprintf("%s has no image for %s; it has %s", e.Ref, e.Want, termtext.List(e.Have))
-}
-
-// errTooLarge is a document over its limit.
-var errTooLarge = invalid("a manifest or index of more than %d bytes is not read", cas.MaxManifest)
-
-// realmError says that a registry wants the credentials sent where they must not go.
-type realmError struct{ registry, realm, why string }
-
-func (e *realmError) Error() string {
-	return fmt.Sprintf("%s wants its password sent to %s, %s", e.registry, e.realm, e.why)
-}
-
-// credentialsError says that the credentials of a registry could not be read.
-type credentialsError struct {
-	registry string
-	err      error
-}
-
-func (e *credentialsError) Error() string {
-	return fmt.Sprintf("get credentials for %s: %v", e.registry, e.err)
-}
-
-func (e *credentialsError) Unwrap() error { return e.err }
-
-// invalidError is a document that is not what it must be.
-type invalidError struct{ err error }
-
-// maxInvalid bounds what an error says of a document, whose parts may have any length, in bytes.
-const maxInvalid = 2 << 10
-
-func (e *invalidError) Error() string { return termtext.Clip(e.err.Error(), maxInvalid) }
-func (e *invalidError) Unwrap() error { return e.err }
-
-func invalid(format string, args ...any) error { return &invalidError{fmt.Errorf(format, args...)} }
-
 // explain makes the *Error of what went wrong with ref at a registry's host.
 func (c *Client) explain(op string, ref imagename.Name, h *host, err error) error {
 	if err == nil {
@@ -124,14 +75,14 @@ func (c *Client) explain(op string, ref imagename.Name, h *host, err error) erro
 	if _, ok := errors.AsType[*Error](err); ok {
 		return err
 	}
-	if _, ok := errors.AsType[*PlatformError](err); ok {
+	if _, ok := errors.AsType[*image.PlatformError](err); ok {
 		return err
 	}
 	e := &Error{Op: op, Ref: ref.String(), Registry: h.addr, Repository: ref.Repository, Err: err}
 	status, isStatus := errors.AsType[*fetch.StatusError](err)
-	realm, isRealm := errors.AsType[*realmError](err)
-	_, isCredentials := errors.AsType[*credentialsError](err)
-	_, isInvalid := errors.AsType[*invalidError](err)
+	realm, isRealm := errors.AsType[*auth.RealmError](err)
+	_, isCredentials := errors.AsType[*auth.CredentialsError](err)
+	_, isInvalid := errors.AsType[*fetch.InvalidError](err)
 	_, isMismatch := errors.AsType[*cas.MismatchError](err)
 	refused, isRefused := errors.AsType[*reach.Error](err)
 	transport, isTransport := errors.AsType[*fetch.ConnectionError](err)
@@ -141,7 +92,7 @@ func (c *Client) explain(op string, ref imagename.Name, h *host, err error) erro
 		c.explainStatus(e, h, status)
 	case isRealm:
 		e.Kind = Credentials
-		e.Advice = fmt.Sprintf("if you trust that server, add realms = [%q] to [registry.%q] in kiln.toml", realm.realm, h.name)
+		e.Advice = fmt.Sprintf("if you trust that server, add realms = [%q] to [registry.%q] in kiln.toml", realm.Realm, h.name)
 	case isRefused:
 		e.Kind = Invalid
 		e.Advice = fmt.Sprintf("if it is right, add [registry.%q] to kiln.toml", refused.Host)
@@ -177,7 +128,7 @@ func (c *Client) explainStatus(e *Error, h *host, status *fetch.StatusError) {
 		if e.Op == "pull" {
 			e.Err = fmt.Errorf("access is denied or it does not exist (%w)", status)
 		}
-		e.Advice = fmt.Sprintf("%s; run %s", c.creds.describe(h.name), login)
+		e.Advice = fmt.Sprintf("%s; run %s", c.creds.Describe(h.name), login)
 	case http.StatusTooManyRequests:
 		e.Kind = RateLimited
 		e.Advice = "log in for a higher limit, use a mirror, or try again later"
@@ -193,20 +144,4 @@ func tlsAdvice(h *host, err error) string {
 	default:
 		return fmt.Sprintf("name the authority that signed its certificate with ca = [\"FILE\"] under [registry.%q] in kiln.toml", h.name)
 	}
-}
-
-// describePlatforms returns the names of platforms, each once.
-func describePlatforms(descs []ocispec.Descriptor) []string {
-	var names []string
-	seen := map[string]bool{}
-	for _, d := range descs {
-		if d.Platform == nil || unknown(*d.Platform) {
-			continue
-		}
-		if name := platformName(*d.Platform); !seen[name] {
-			seen[name] = true
-			names = append(names, name)
-		}
-	}
-	return names
 }

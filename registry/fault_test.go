@@ -349,7 +349,7 @@ func TestHostileDocuments(t *testing.T) {
 		{"other Content-Type", index, good, nil, false},
 		{"Content-Type of no image", "text/html", good, nil, false},
 		{"no type at all", "", strings.Replace(good, fmt.Sprintf(`"mediaType":%q,"config"`, manifest), `"config"`, 1), nil, false},
-		{"schema 1", schema1 + "prettyjws", `{"schemaVersion":1,"fsLayers":[]}`, nil, false},
+		{"schema 1", "application/vnd.docker.distribution.manifest.v1+prettyjws", `{"schemaVersion":1,"fsLayers":[]}`, nil, false},
 		{"schema 1 in disguise", manifest, `{"schemaVersion":2,"fsLayers":[],"config":{},"layers":[]}`, nil, false},
 		{"an artifact", manifest, strings.Replace(good, ocispec.MediaTypeImageConfig, "application/vnd.cncf.helm.config.v1+json", 1), nil, false},
 		{"digest with a path", manifest, strings.Replace(good, cfg, `{"mediaType":"`+ocispec.MediaTypeImageConfig+`","digest":"sha256:../../../../etc/passwd","size":1}`, 1), nil, false},

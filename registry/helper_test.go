@@ -1,28 +1,20 @@
 package registry
 
 import (
-	"archive/tar"
-	"bytes"
-	"compress/gzip"
-	"encoding/json"
 	"errors"
-	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/fetch"
-	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
+	"github.com/kilnbuild/kiln/registry/registrytest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -63,63 +55,11 @@ func impatient(settings config.Registries) *Client {
 	return c
 }
 
-func newStore(t *testing.T) *cas.Store {
-	t.Helper()
-	s, err := cas.Open(filepath.Join(t.TempDir(), "root"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-func put(t *testing.T, s *cas.Store, mediaType string, v any) ocispec.Descriptor {
-	t.Helper()
-	data, ok := v.([]byte)
-	if !ok {
-		var err error
-		if data, err = json.Marshal(v); err != nil {
-			t.Fatal(err)
-		}
-	}
-	desc, err := s.Put(mediaType, data)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return desc
-}
-
-// makeImage puts an image with layers of about so many random bytes into the store and returns its manifest.
-func makeImage(t *testing.T, s *cas.Store, p ocispec.Platform, sizes ...int) ocispec.Descriptor {
-	t.Helper()
-	var layers []ocispec.Descriptor
-	var ids []digest.Digest
-	for _, size := range sizes {
-		data := make([]byte, size)
-		rng := rand.NewChaCha8([32]byte{byte(size), byte(size >> 8), byte(len(layers)), byte(len(p.Architecture))})
-		rng.Read(data)
-		var tarball, zipped bytes.Buffer
-		tw := tar.NewWriter(&tarball)
-		if err := tw.WriteHeader(&tar.Header{Name: "data", Mode: 0o644, Size: int64(size)}); err != nil {
-			t.Fatal(err)
-		}
-		tw.Write(data)
-		tw.Close()
-		zw := gzip.NewWriter(&zipped)
-		zw.Write(tarball.Bytes())
-		zw.Close()
-		layers = append(layers, put(t, s, ocispec.MediaTypeImageLayerGzip, zipped.Bytes()))
-		ids = append(ids, digest.FromBytes(tarball.Bytes()))
-	}
-	cfg := put(t, s, ocispec.MediaTypeImageConfig, ocispec.Image{Platform: p, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: ids}})
-	desc := put(t, s, ocispec.MediaTypeImageManifest, ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: cfg, Layers: layers})
-	desc.Platform = &p
-	return desc
-}
-
-func makeIndex(t *testing.T, s *cas.Store, entries ...ocispec.Descriptor) ocispec.Descriptor {
-	t.Helper()
-	return put(t, s, ocispec.MediaTypeImageIndex, ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: entries})
-}
+var (
+	newStore  = registrytest.NewStore
+	makeImage = registrytest.PutImage
+	makeIndex = registrytest.PutIndex
+)
 
 func wantKind(t *testing.T, err error, kind Kind) *Error {
 	t.Helper()

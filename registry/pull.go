@@ -9,6 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/rootdir"
+	"github.com/kilnbuild/kiln/registry/image"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 )
@@ -18,7 +19,7 @@ const maxSources = 3
 
 // Pull finds the image that ref names for a platform and brings it whole into the store, layers side by side. It gives the
 // image no name there. What the store has already is not fetched.
-func Pull(ctx context.Context, src Source, ref string, platform ocispec.Platform, store *cas.Store) (*Image, error) {
+func Pull(ctx context.Context, src image.Source, ref string, platform ocispec.Platform, store *cas.Store) (*image.Image, error) {
 	img, err := src.Resolve(ctx, ref, platform, store)
 	if err != nil {
 		return nil, err
@@ -36,7 +37,7 @@ func Pull(ctx context.Context, src Source, ref string, platform ocispec.Platform
 
 // Download brings one blob into the store unless it is there. Of several processes and goroutines that want the same blob
 // one fetches it and the others wait.
-func Download(ctx context.Context, src Source, ref string, desc ocispec.Descriptor, store *cas.Store) (err error) {
+func Download(ctx context.Context, src image.Source, ref string, desc ocispec.Descriptor, store *cas.Store) (err error) {
 	d, err := cas.ParseDigest(string(desc.Digest))
 	if err != nil {
 		return err
@@ -60,7 +61,7 @@ func Download(ctx context.Context, src Source, ref string, desc ocispec.Descript
 	}
 }
 
-func download(ctx context.Context, src Source, ref string, desc ocispec.Descriptor, store *cas.Store) error {
+func download(ctx context.Context, src image.Source, ref string, desc ocispec.Descriptor, store *cas.Store) error {
 	w, err := store.Create(ctx)
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/reach"
+	"github.com/kilnbuild/kiln/registry/image"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -119,8 +120,8 @@ func (p *pushPlan) add(desc ocispec.Descriptor, depth int) error {
 		return nil
 	}
 	p.seen[desc.Digest] = true
-	if depth > maxDepth {
-		return invalid("its indexes lie more than %d deep", maxDepth)
+	if depth > image.MaxDepth {
+		return fetch.Invalid("its indexes lie more than %d deep", image.MaxDepth)
 	}
 	if _, err := cas.ParseDigest(string(desc.Digest)); err != nil {
 		return err
@@ -134,19 +135,19 @@ func (p *pushPlan) add(desc ocispec.Descriptor, depth int) error {
 	if err != nil {
 		return err
 	}
-	doc, err := parseDocument(data, desc.MediaType)
+	doc, err := image.Parse(data, desc.MediaType)
 	if err != nil {
 		return err
 	}
-	desc.MediaType = doc.mediaType
-	if doc.index != nil {
-		for _, d := range doc.index.Manifests {
+	desc.MediaType = doc.MediaType
+	if doc.Index != nil {
+		for _, d := range doc.Index.Manifests {
 			if err := p.add(d, depth+1); err != nil {
 				return err
 			}
 		}
 	} else {
-		for _, d := range append([]ocispec.Descriptor{doc.manifest.Config}, doc.manifest.Layers...) {
+		for _, d := range append([]ocispec.Descriptor{doc.Manifest.Config}, doc.Manifest.Layers...) {
 			if !p.seen[d.Digest] && !foreign(d) {
 				p.seen[d.Digest] = true
 				p.leaves = append(p.leaves, d)
@@ -186,7 +187,7 @@ func (c *Client) pushManifest(ctx context.Context, ref imagename.Name, id string
 		}
 		fetch.Drain(resp)
 		if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != string(m.desc.Digest) {
-			return invalid("%s stored the manifest as %s instead of %s", h.addr, fetch.Quote(got), m.desc.Digest)
+			return fetch.Invalid("%s stored the manifest as %s instead of %s", h.addr, fetch.Quote(got), m.desc.Digest)
 		}
 		return nil
 	})
@@ -324,7 +325,7 @@ func (u *upload) exists(ctx context.Context) (bool, error) {
 // do makes a request of the session: with credentials only where the session is on the registry's own host.
 func (u *upload) do(ctx context.Context, r request) (*http.Response, error) {
 	at := u.ep.host
-	if !at.owns(r.url) {
+	if !at.Owns(r.url) {
 		var err error
 		if at, err = u.ep.stranger(r.url, min(u.limit, at.way.Scope(ctx))); err != nil {
 			return nil, err
@@ -444,7 +445,7 @@ func (u *upload) send(ctx context.Context) error {
 		u.offset = has // it took a part
 	default:
 		u.location = nil
-		return &lostUpload{invalid("%s says that it has %d of %d bytes sent", u.ep.addr, has, u.desc.Size)}
+		return &lostUpload{fetch.Invalid("%s says that it has %d of %d bytes sent", u.ep.addr, has, u.desc.Size)}
 	}
 	u.progress(u.offset)
 	return u.moved(resp, false)
@@ -519,7 +520,7 @@ func (u *upload) commit(ctx context.Context, open func() (io.ReadCloser, error),
 	}
 	fetch.Drain(resp)
 	if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != string(u.desc.Digest) {
-		return invalid("%s stored the blob as %s instead of %s", u.ep.addr, fetch.Quote(got), u.desc.Digest)
+		return fetch.Invalid("%s stored the blob as %s instead of %s", u.ep.addr, fetch.Quote(got), u.desc.Digest)
 	}
 	return nil
 }

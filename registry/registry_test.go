@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/registry/image"
 	"github.com/kilnbuild/kiln/registry/registrytest"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -97,7 +98,7 @@ func TestIndexRoundTrip(t *testing.T) {
 				t.Fatal(err)
 			}
 			if img.Desc.Digest != x.want || img.Target.Digest != index.Digest || img.Target.MediaType != ocispec.MediaTypeImageIndex || !img.PlatformMatches {
-				t.Errorf("for %s: %+v", platformName(x.p), img)
+				t.Errorf("for %s: %+v", image.PlatformName(x.p), img)
 			}
 		}
 		if img, err := c.Resolve(t.Context(), ref+"@"+string(index.Digest), x.p, s); err != nil || img.Desc.Digest != x.want {
@@ -105,7 +106,7 @@ func TestIndexRoundTrip(t *testing.T) {
 		}
 	}
 	_, err := c.Resolve(t.Context(), ref, ocispec.Platform{OS: "linux", Architecture: "s390x"}, newStore(t))
-	p, ok := errors.AsType[*PlatformError](err)
+	p, ok := errors.AsType[*image.PlatformError](err)
 	if !ok || p.Want != "linux/s390x" || !slices.Contains(p.Have, "linux/amd64") {
 		t.Errorf("a platform that is not there: %v", err)
 	}

@@ -29,14 +29,14 @@ var allowed = map[string][]string{
 	"cmd/kiln": {"build", "store", "store/images", "doctor", "history", "progress", "events", "exporter", "frontend/lint", "internal", "llb", "parser", "registry", "solver"},
 	"build": {
 		"store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "frontend/source",
-		"llb", "parser", "registry", "sandbox", "snapshot", "snapshot/compose", "solver",
+		"llb", "parser", "registry", "registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/compose", "solver",
 		"solver/execute", "solver/explain", "solver/files", "solver/plan", "solver/session", "internal",
 	},
-	"doctor": {"store", "sandbox", "registry", "internal"},
+	"doctor": {"store", "sandbox", "registry/auth", "internal"},
 
 	// The root directory: store knows the parts that lie in it, and no part knows store.
-	"store":        {"cache", "events", "exporter", "history", "llb", "registry", "sandbox", "snapshot", "solver", "solver/explain", "internal"},
-	"store/images": {"store", "events", "exporter", "llb", "registry", "internal"},
+	"store":        {"cache", "events", "exporter", "history", "llb", "sandbox", "snapshot", "solver", "solver/explain", "internal"},
+	"store/images": {"store", "events", "exporter", "llb", "registry", "registry/image", "internal"},
 
 	"parser": {},
 	"llb":    {},
@@ -75,8 +75,11 @@ var allowed = map[string][]string{
 	"snapshot/roots":   {"snapshot/dir", "internal"},
 	"sandbox":          {"internal"},
 
-	"exporter": {"snapshot", "llb", "internal"},
-	"registry": {"internal"},
+	"exporter":        {"snapshot", "llb", "internal"},
+	"registry":        {"registry/auth", "registry/image", "internal"},
+	"registry/auth":   {"internal"},
+	"registry/image":  {"internal"},
+	"registry/layout": {"registry/image", "internal"},
 
 	"bench": {}, // it runs kiln as others do
 }

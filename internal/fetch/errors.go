@@ -17,6 +17,7 @@ import (
 	"unicode"
 
 	"github.com/kilnbuild/kiln/internal/reach"
+	"github.com/kilnbuild/kiln/internal/termtext"
 )
 
 // ErrStalled is the end of a request whose server sent nothing, or next to nothing, for too long.
@@ -120,6 +121,18 @@ func retryAfter(value string) time.Duration {
 	}
 	return -1
 }
+
+// InvalidError is a document that is not what it must be.
+type InvalidError struct{ Err error }
+
+// maxInvalid bounds what an error says of a document, whose parts may have any length, in bytes.
+const maxInvalid = 2 << 10
+
+func (e *InvalidError) Error() string { return termtext.Clip(e.Err.Error(), maxInvalid) }
+func (e *InvalidError) Unwrap() error { return e.Err }
+
+// Invalid returns an *InvalidError with a text as fmt.Errorf makes it.
+func Invalid(format string, args ...any) error { return &InvalidError{fmt.Errorf(format, args...)} }
 
 // IsNotTLS reports whether err is that a server answered in another language than TLS: with HTTP, or with the bare text that some
 // servers of HTTP send for what they do not understand.

@@ -6,6 +6,7 @@ package reach
 import (
 	"net"
 	"net/netip"
+	"net/url"
 )
 
 // Scope says who can reach an address. The higher it is, the closer the address is to this machine.
@@ -130,6 +131,16 @@ func translated(a netip.Addr) Scope {
 		return Machine
 	}
 	return highest
+}
+
+// IsLoopback reports whether "host[:port]" is this machine, as far as the name says.
+func IsLoopback(addr string) bool {
+	name := (&url.URL{Host: addr}).Hostname()
+	if name == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(name)
+	return ip != nil && ip.IsLoopback()
 }
 
 // own reports whether an address is that of an interface.

@@ -65,7 +65,7 @@ func (set *Images) manifestOf(desc ocispec.Descriptor) (m ocispec.Manifest, conf
 
 // manifests returns the image manifests of a manifest or index.
 func (set *Images) manifests(desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-	if !registry.IsIndex(desc.MediaType) {
+	if !cas.IsIndex(desc.MediaType) {
 		return []ocispec.Descriptor{desc}, nil
 	}
 	data, err := set.root.Images.ReadAll(desc, 0)
@@ -79,7 +79,7 @@ func (set *Images) manifests(desc ocispec.Descriptor) ([]ocispec.Descriptor, err
 	var out []ocispec.Descriptor
 	for _, m := range index.Manifests {
 		// An index that was pulled for one platform has only that.
-		if registry.IsManifest(m.MediaType) && set.root.Images.Has(m) {
+		if cas.IsManifest(m.MediaType) && set.root.Images.Has(m) {
 			out = append(out, m)
 		}
 	}
@@ -121,7 +121,7 @@ func (set *Images) info(desc ocispec.Descriptor) (Info, error) {
 		if err != nil {
 			return info, err
 		}
-		if !registry.IsIndex(desc.MediaType) {
+		if !cas.IsIndex(desc.MediaType) {
 			info.ID = m.Config.Digest.String()
 		}
 		if config.Created != nil && config.Created.After(info.Created) {

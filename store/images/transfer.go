@@ -7,7 +7,7 @@ import (
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/registry/image"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -43,9 +43,9 @@ func (d *downloading) Read(p []byte) (int, error) {
 }
 
 // Reporting is a source of blobs that reports to the vertex of the context how much of each has come.
-type Reporting struct{ registry.Source }
+type Reporting struct{ image.Source }
 
-// Fetch implements registry.Source.
+// Fetch implements image.Source.
 func (r Reporting) Fetch(ctx context.Context, ref string, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	blob, err := r.Source.Fetch(ctx, ref, desc)
 	if err != nil {

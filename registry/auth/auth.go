@@ -1,10 +1,13 @@
-package registry
+// Package auth gets the requests to one registry the authorization that it asks for: challenges, tokens, and the credentials that Docker's
+// configuration holds. Credentials go to the registry that they are for, and to the token servers that realm allows, and nowhere else.
+package auth
 
 import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -14,6 +17,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/fetch"
+	"github.com/kilnbuild/kiln/internal/reach"
 )
 
 // maxToken bounds a token server's answer in bytes; tokens have a few thousand.
@@ -29,10 +33,46 @@ var tokenServers = map[string]string{
 	"registry.gitlab.com": "gitlab.com",
 }
 
-// authorizer gets one host's requests the authorization that the host asks for.
-type authorizer struct {
-	host  *host
-	creds *keychain // nil asks for nobody's
+// Server is the server that requests are for.
+type Server interface {
+	// Name is its name in image names and in kiln.toml: "docker.io".
+	Name() string
+	// Addr is its "host[:port]" in addresses.
+	Addr() string
+	// Scheme is "https", or "http" if it speaks that.
+	Scheme() string
+	// Realms are the "host[:port]" of token servers that kiln.toml trusts with its password.
+	Realms() []string
+	// Owns reports whether an address is on this server.
+	Owns(*url.URL) bool
+	// Ask makes a request, without following redirections. An address that is not the server's own gets nothing of what the server
+	// does, and is no further in than the server may send kiln.
+	Ask(*http.Request) (*http.Response, error)
+}
+
+// RealmError says that a registry wants the credentials sent where they must not go.
+type RealmError struct{ Registry, Realm, Why string }
+
+func (e *RealmError) Error() string {
+	return fmt.Sprintf("%s wants its password sent to %s, %s", e.Registry, e.Realm, e.Why)
+}
+
+// CredentialsError says that the credentials of a registry could not be read.
+type CredentialsError struct {
+	Registry string
+	Err      error
+}
+
+func (e *CredentialsError) Error() string {
+	return fmt.Sprintf("get credentials for %s: %v", e.Registry, e.Err)
+}
+
+func (e *CredentialsError) Unwrap() error { return e.Err }
+
+// Authorizer gets one host's requests the authorization that the host asks for.
+type Authorizer struct {
+	host  Server
+	creds *Keychain // nil asks for nobody's
 
 	// turn is held by who reads or changes what follows, also while a token is fetched, so that it is fetched once.
 	turn   chan struct{}
@@ -46,11 +86,12 @@ type token struct {
 	ends   time.Time
 }
 
-func newAuthorizer(h *host, creds *keychain) *authorizer {
-	return &authorizer{host: h, creds: creds, turn: make(chan struct{}, 1), tokens: map[string]token{}}
+// New returns an Authorizer for a server. With nil for creds it asks for no credentials.
+func New(h Server, creds *Keychain) *Authorizer {
+	return &Authorizer{host: h, creds: creds, turn: make(chan struct{}, 1), tokens: map[string]token{}}
 }
 
-func (a *authorizer) lock(ctx context.Context) error {
+func (a *Authorizer) lock(ctx context.Context) error {
 	select {
 	case a.turn <- struct{}{}:
 		return nil
@@ -59,10 +100,10 @@ func (a *authorizer) lock(ctx context.Context) error {
 	}
 }
 
-func (a *authorizer) unlock() { <-a.turn }
+func (a *Authorizer) unlock() { <-a.turn }
 
-// header returns the Authorization header for a request that needs the scopes, or "" as long as the host has not asked.
-func (a *authorizer) header(ctx context.Context, scopes []string) (string, error) {
+// Header returns the Authorization header for a request that needs the scopes, or "" as long as the host has not asked.
+func (a *Authorizer) Header(ctx context.Context, scopes []string) (string, error) {
 	if err := a.lock(ctx); err != nil {
 		return "", err
 	}
@@ -76,8 +117,8 @@ func (a *authorizer) header(ctx context.Context, scopes []string) (string, error
 	return a.token(ctx, *a.bearer, scopes)
 }
 
-// renew answers a 401 to a request that had the header used, and tells whether the request is worth making again.
-func (a *authorizer) renew(ctx context.Context, header http.Header, scopes []string, used string) (bool, error) {
+// Renew answers a 401 to a request that had the header used, and tells whether the request is worth making again.
+func (a *Authorizer) Renew(ctx context.Context, header http.Header, scopes []string, used string) (bool, error) {
 	if err := a.lock(ctx); err != nil {
 		return false, err
 	}
@@ -118,7 +159,7 @@ func offered(list []challenge) (bearer *challenge, basic bool) {
 }
 
 // useBearer gets a token for the scopes that is another than the one that was used.
-func (a *authorizer) useBearer(ctx context.Context, ch *challenge, scopes []string, used string) error {
+func (a *Authorizer) useBearer(ctx context.Context, ch *challenge, scopes []string, used string) error {
 	key := strings.Join(scopes, " ")
 	if a.tokens[key].header == used {
 		delete(a.tokens, key)
@@ -134,19 +175,19 @@ func basicHeader(cred credential) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(cred.username+":"+cred.password))
 }
 
-func (a *authorizer) credential(ctx context.Context) (credential, error) {
+func (a *Authorizer) credential(ctx context.Context) (credential, error) {
 	if a.creds == nil {
 		return credential{}, nil
 	}
-	cred, err := a.creds.lookup(ctx, a.host.name)
+	cred, err := a.creds.Lookup(ctx, a.host.Name())
 	if err != nil {
-		return credential{}, &credentialsError{a.host.name, err}
+		return credential{}, &CredentialsError{a.host.Name(), err}
 	}
 	return cred, nil
 }
 
 // token returns the header with a token for the scopes, fetched if there is none that lives.
-func (a *authorizer) token(ctx context.Context, ch challenge, scopes []string) (string, error) {
+func (a *Authorizer) token(ctx context.Context, ch challenge, scopes []string) (string, error) {
 	key := strings.Join(scopes, " ")
 	if t, ok := a.tokens[key]; ok && time.Now().Before(t.ends) {
 		return t.header, nil
@@ -172,7 +213,7 @@ func (a *authorizer) token(ctx context.Context, ch challenge, scopes []string) (
 
 // fetch gets a token from the server that the challenge names. See "Token Authentication Specification" and "Oauth2 Token
 // Authentication" of distribution.
-func (a *authorizer) fetch(ctx context.Context, ch challenge, scopes []string, cred credential) (string, time.Duration, error) {
+func (a *Authorizer) fetch(ctx context.Context, ch challenge, scopes []string, cred credential) (string, time.Duration, error) {
 	u, err := a.realm(ch.params["realm"], cred != credential{})
 	if err != nil {
 		return "", 0, err
@@ -181,17 +222,16 @@ func (a *authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 	if service := ch.params["service"]; service != "" {
 		form.Set("service", service)
 	}
-	r := request{method: http.MethodGet, url: u}
-	var authorization string
+	r := (&http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: http.Header{}}).WithContext(ctx)
 	if cred.identityToken != "" {
 		form.Set("scope", strings.Join(scopes, " "))
 		form.Set("grant_type", "refresh_token")
 		form.Set("refresh_token", cred.identityToken)
 		form.Set("client_id", fetch.UserAgent)
 		body := form.Encode()
-		r.method = http.MethodPost
-		r.header = http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
-		r.open, r.length = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(body)), nil }, int64(len(body))
+		r.Method = http.MethodPost
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
 	} else {
 		query := u.Query()
 		for name, values := range form {
@@ -199,20 +239,12 @@ func (a *authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 		}
 		if cred.password != "" {
 			query.Set("account", cred.username)
-			authorization = basicHeader(cred)
+			r.Header.Set("Authorization", basicHeader(cred))
 		}
 		u.RawQuery = query.Encode()
 	}
-	hc := a.host.http
-	if !a.host.owns(u) {
-		s, err := a.host.stranger(u, a.host.way.Scope(ctx))
-		if err != nil {
-			return "", 0, err
-		}
-		hc = s.http
-	}
 	// Redirections are not followed here: the request may hold a password.
-	resp, err := a.host.client.send(ctx, hc, r, u, authorization)
+	resp, err := a.host.Ask(r)
 	if err != nil {
 		return "", 0, err
 	}
@@ -231,14 +263,14 @@ func (a *authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 		ExpiresIn   int    `json:"expires_in"`
 	}
 	if err := json.Unmarshal(data, &answer); err != nil {
-		return "", 0, invalid("%s sent no token: %w", u.Host, errors.New(fetch.Quote(err.Error())))
+		return "", 0, fetch.Invalid("%s sent no token: %w", u.Host, errors.New(fetch.Quote(err.Error())))
 	}
 	value := answer.Token
 	if value == "" {
 		value = answer.AccessToken
 	}
 	if value == "" || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
-		return "", 0, invalid("%s sent no token", u.Host)
+		return "", 0, fetch.Invalid("%s sent no token", u.Host)
 	}
 	life := minLifetime
 	if answer.ExpiresIn > 0 && answer.ExpiresIn < 1<<30 {
@@ -250,32 +282,31 @@ func (a *authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 // realm returns the address of a token server if it may be asked, with the host's credentials or without. A password goes
 // to the registry itself, to another port of its host over https, and to the token servers that are known or that kiln.toml
 // names; never over plain http unless the registry speaks that too.
-func (a *authorizer) realm(address string, secret bool) (*url.URL, error) {
+func (a *Authorizer) realm(address string, secret bool) (*url.URL, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Hostname() == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" {
-		return nil, invalid("%s names the token server %q, which is no address", a.host.addr, fetch.Quote(address))
+		return nil, fetch.Invalid("%s names the token server %q, which is no address", a.host.Addr(), fetch.Quote(address))
 	}
 	u.Fragment = ""
-	scheme := a.host.currentScheme()
+	scheme := a.host.Scheme()
 	if u.Scheme == "http" && scheme != "http" {
-		return nil, &realmError{a.host.name, u.Host, "over plain http"}
+		return nil, &RealmError{a.host.Name(), u.Host, "over plain http"}
 	}
-	if !secret || a.host.owns(u) {
+	if !secret || a.host.Owns(u) {
 		return u, nil
 	}
-	set := a.host.client.settings[a.host.name]
-	if slices.Contains(set.Realms, u.Host) {
+	if slices.Contains(a.host.Realms(), u.Host) {
 		return u, nil
 	}
 	if u.Scheme == "https" {
-		if u.Host == tokenServers[a.host.name] {
+		if u.Host == tokenServers[a.host.Name()] {
 			return u, nil
 		}
-		if !loopback(u.Host) && strings.EqualFold(u.Hostname(), (&url.URL{Host: a.host.addr}).Hostname()) {
+		if !reach.IsLoopback(u.Host) && strings.EqualFold(u.Hostname(), (&url.URL{Host: a.host.Addr()}).Hostname()) {
 			return u, nil // on loopback the next port may be another user's
 		}
 	}
-	return nil, &realmError{a.host.name, u.Host, "which is another host"}
+	return nil, &RealmError{a.host.Name(), u.Host, "which is another host"}
 }
 
 // challenge is one way in which a server offers to be convinced (RFC 9110, 11.3).

@@ -1,4 +1,4 @@
-package registry
+package auth
 
 import (
 	"bytes"
@@ -41,9 +41,9 @@ type credential struct {
 	registryToken      string // a bearer token as it is
 }
 
-// keychain finds credentials where Docker keeps them: in config.json and in the helpers that it names. Each is looked up
+// Keychain finds credentials where Docker keeps them: in config.json and in the helpers that it names. Each is looked up
 // once.
-type keychain struct {
+type Keychain struct {
 	mu    sync.Mutex
 	file  *dockerConfig
 	err   error
@@ -66,10 +66,11 @@ type authEntry struct {
 	RegistryToken string `json:"registrytoken"`
 }
 
-func newKeychain() *keychain { return &keychain{known: map[string]credential{}} }
+// NewKeychain returns a Keychain that reads no file until it is first asked.
+func NewKeychain() *Keychain { return &Keychain{known: map[string]credential{}} }
 
-// lookup returns the credentials for a registry by its name in image names, or the zero value when there are none.
-func (k *keychain) lookup(ctx context.Context, registry string) (credential, error) {
+// Lookup returns the credentials for a registry by its name in image names, or the zero value when there are none.
+func (k *Keychain) Lookup(ctx context.Context, registry string) (credential, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if cred, ok := k.known[registry]; ok {
@@ -89,8 +90,8 @@ func (k *keychain) lookup(ctx context.Context, registry string) (credential, err
 	return cred, nil
 }
 
-// describe says where credentials were looked for, and whether there were any.
-func (k *keychain) describe(registry string) string {
+// Describe says where credentials were looked for, and whether there were any.
+func (k *Keychain) Describe(registry string) string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	cred, asked := k.known[registry]
@@ -136,9 +137,9 @@ func readDockerConfig() (*dockerConfig, error) {
 	return &dockerConfig{}, nil
 }
 
-// CheckCredentials returns which file has the credentials, "" for none, and the programs that it names and that are not there. Nothing
+// Check returns which file has the credentials, "" for none, and the programs that it names and that are not there. Nothing
 // is asked of those that are.
-func CheckCredentials() (path string, missing []string, err error) {
+func Check() (path string, missing []string, err error) {
 	c, err := readDockerConfig()
 	if err != nil {
 		return "", nil, err
@@ -212,7 +213,7 @@ func hostOf(key string) string {
 	key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
 	key = strings.TrimSuffix(strings.TrimSuffix(key, "/"), "/v1")
 	key = strings.TrimSuffix(key, "/v2")
-	if key == config.DockerHub || key == hubHost {
+	if key == config.DockerHub || key == "registry-1.docker.io" {
 		key = "index.docker.io"
 	}
 	return key

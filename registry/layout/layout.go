@@ -1,4 +1,5 @@
-package registry
+// Package layout has the images of an OCI layout in a directory (image-spec, image-layout.md). What is in it is not trusted.
+package layout
 
 import (
 	"cmp"
@@ -15,26 +16,27 @@ import (
 	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"github.com/kilnbuild/kiln/internal/termtext"
+	"github.com/kilnbuild/kiln/registry/image"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
 
-// LayoutScheme begins the name of an image in an OCI layout.
-const LayoutScheme = "oci-layout://"
+// Scheme begins the name of an image in an OCI layout.
+const Scheme = "oci-layout://"
 
 // maxLayoutFile bounds the file oci-layout in bytes: it holds a version.
 const maxLayoutFile = 4 << 10
 
-// Layout is an OCI layout in a directory as a Source (image-spec, image-layout.md). What is in it is not trusted: sizes are
+// Layout is an OCI layout in a directory as an image.Source (image-spec, image-layout.md). What is in it is not trusted: sizes are
 // limited, blobs verified, and no path leads out of the directory.
 type Layout struct {
 	dir  string
 	root *rootfs.Root
 }
 
-// OpenLayout opens the layout in a directory. The caller closes it.
-func OpenLayout(dir string) (*Layout, error) {
+// Open opens the layout in a directory. The caller closes it.
+func Open(dir string) (*Layout, error) {
 	root, err := rootfs.Open(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open OCI layout: %w", err)
@@ -59,10 +61,10 @@ func (l *Layout) check() error {
 	}
 	var v ocispec.ImageLayout
 	if err := json.Unmarshal(data, &v); err != nil {
-		return invalid("read %s: %w", ocispec.ImageLayoutFile, err)
+		return fetch.Invalid("read %s: %w", ocispec.ImageLayoutFile, err)
 	}
 	if v.Version != ocispec.ImageLayoutVersion {
-		return invalid("it has version %q and this kiln knows %s", fetch.Quote(v.Version), ocispec.ImageLayoutVersion)
+		return fetch.Invalid("it has version %q and this kiln knows %s", fetch.Quote(v.Version), ocispec.ImageLayoutVersion)
 	}
 	return nil
 }
@@ -75,7 +77,7 @@ func (l *Layout) open(name string) (*os.File, os.FileInfo, error) {
 	}
 	fi, err := f.Stat()
 	if err == nil && !fi.Mode().IsRegular() {
-		err = invalid("%s is no regular file", name)
+		err = fetch.Invalid("%s is no regular file", name)
 	}
 	if err != nil {
 		f.Close()
@@ -95,7 +97,7 @@ func (l *Layout) read(name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if int64(len(data)) > limit {
-		return nil, invalid("%s is larger than %d bytes", name, limit)
+		return nil, fetch.Invalid("%s is larger than %d bytes", name, limit)
 	}
 	return data, nil
 }
@@ -104,8 +106,8 @@ func blobName(d digest.Digest) string { return "blobs/sha256/" + d.Encoded() }
 
 // Resolve finds the image that ref names: a tag or full name that an entry of index.json has, a digest, or "" for the one
 // with the tag latest. If there is only one image, or none has a name, that is not looked at. Entries for several platforms are chosen from as from
-// an index. See Source.
-func (l *Layout) Resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*Image, error) {
+// an index. See image.Source.
+func (l *Layout) Resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*image.Image, error) {
 	img, err := l.resolve(ctx, ref, platform, store)
 	if err != nil {
 		return nil, l.wrap(err)
@@ -113,23 +115,23 @@ func (l *Layout) Resolve(ctx context.Context, ref string, platform ocispec.Platf
 	return img, nil
 }
 
-func (l *Layout) resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*Image, error) {
+func (l *Layout) resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*image.Image, error) {
 	target, err := l.target(ref, platform)
 	if err != nil {
 		return nil, err
 	}
-	name := LayoutScheme + l.dir
+	name := Scheme + l.dir
 	switch {
 	case strings.HasPrefix(ref, "sha256:"):
 		name += "@" + ref
 	case ref != "":
 		name += ":" + ref
 	}
-	data, declared, err := l.document(ctx, target)
+	data, declared, err := l.Document(ctx, target)
 	if err != nil {
 		return nil, err
 	}
-	return resolve(ctx, l, name, target, data, declared, platform, store)
+	return image.Resolve(ctx, l, image.Named{Ref: name, Target: target, Data: data, Declared: declared}, platform, store)
 }
 
 func (l *Layout) target(ref string, platform ocispec.Platform) (ocispec.Descriptor, error) {
@@ -140,9 +142,9 @@ func (l *Layout) target(ref string, platform ocispec.Platform) (ocispec.Descript
 	}
 	var index ocispec.Index
 	if err := json.Unmarshal(data, &index); err != nil {
-		return none, invalid("read %s: %w", ocispec.ImageIndexFile, err)
+		return none, fetch.Invalid("read %s: %w", ocispec.ImageIndexFile, err)
 	}
-	if err := checkDescriptors(index.Manifests); err != nil {
+	if err := image.CheckDescriptors(index.Manifests); err != nil {
 		return none, err
 	}
 	var names []string
@@ -167,19 +169,19 @@ func (l *Layout) target(ref string, platform ocispec.Platform) (ocispec.Descript
 			return ocispec.Descriptor{Digest: d, Size: fi.Size()}, nil
 		}
 		if len(names) == 0 {
-			return none, invalid("it has no image %q; its %d images have no names: give the digest of one", ref, len(all))
+			return none, fetch.Invalid("it has no image %q; its %d images have no names: give the digest of one", ref, len(all))
 		}
-		return none, invalid("it has no image %q; it has %s", ref, termtext.List(names))
+		return none, fetch.Invalid("it has no image %q; it has %s", ref, termtext.List(names))
 	}
-	best, _ := choose(fitting, platform)
+	best, _ := image.Choose(fitting, platform)
 	if len(best) == 0 {
-		return none, &PlatformError{Ref: LayoutScheme + l.dir, Want: platformName(platform), Have: describePlatforms(fitting)}
+		return none, &image.PlatformError{Ref: Scheme + l.dir, Want: image.PlatformName(platform), Have: image.DescribePlatforms(fitting)}
 	}
-	if len(best) > 1 && fit(platform, *best[0].Platform) == fit(platform, *best[1].Platform) {
+	if len(best) > 1 && image.Fit(platform, *best[0].Platform) == image.Fit(platform, *best[1].Platform) {
 		if len(names) == 0 {
-			return none, invalid("it has several images without names: give the digest of one")
+			return none, fetch.Invalid("it has several images without names: give the digest of one")
 		}
-		return none, invalid("it has several images: name one of %s", termtext.List(names))
+		return none, fetch.Invalid("it has several images: name one of %s", termtext.List(names))
 	}
 	return best[0], nil
 }
@@ -211,14 +213,16 @@ func entryNames(d ocispec.Descriptor) []string {
 	return names
 }
 
-func (l *Layout) document(ctx context.Context, desc ocispec.Descriptor) ([]byte, string, error) {
-	data, err := l.blob(ctx, desc)
+// Document implements image.Documents.
+func (l *Layout) Document(ctx context.Context, desc ocispec.Descriptor) ([]byte, string, error) {
+	data, err := l.Blob(ctx, desc)
 	return data, desc.MediaType, err
 }
 
-func (l *Layout) blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+// Blob implements image.Documents.
+func (l *Layout) Blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
 	if desc.Size > cas.MaxManifest {
-		return nil, errTooLarge
+		return nil, image.ErrTooLarge
 	}
 	rc, err := l.Fetch(ctx, "", desc)
 	if err != nil {
@@ -228,7 +232,7 @@ func (l *Layout) blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, err
 	return cas.ReadAll(rc, desc, 0)
 }
 
-// Fetch opens a blob of the layout; ref is not needed and ignored. See Source.
+// Fetch opens a blob of the layout; ref is not needed and ignored. See image.Source.
 func (l *Layout) Fetch(ctx context.Context, _ string, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	if _, err := cas.ParseDigest(string(desc.Digest)); err != nil {
 		return nil, l.wrap(err)

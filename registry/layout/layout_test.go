@@ -1,4 +1,4 @@
-package registry
+package layout
 
 import (
 	"encoding/json"
@@ -15,13 +15,24 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxtest"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/registry/image"
+	"github.com/kilnbuild/kiln/registry/registrytest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+const (
+	canary = "c4n4ry"
+	// hang is far longer than anything takes that a test waits for.
+	hang = 5 * time.Minute
+)
+
+var amd64 = ocispec.Platform{OS: "linux", Architecture: "amd64"}
+
 func openLayout(t *testing.T, dir string) *Layout {
 	t.Helper()
-	l, err := OpenLayout(dir)
+	l, err := Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,10 +42,10 @@ func openLayout(t *testing.T, dir string) *Layout {
 
 // TestLayout reads images from kiln's own store, and from a layout that skopeo made of it.
 func TestLayout(t *testing.T) {
-	s := newStore(t)
+	s := registrytest.NewStore(t)
 	arm := ocispec.Platform{OS: "linux", Architecture: "arm64"}
-	a, b := makeImage(t, s, amd64, 1000), makeImage(t, s, arm, 1000)
-	index := makeIndex(t, s, a, b)
+	a, b := registrytest.PutImage(t, s, amd64, 1000), registrytest.PutImage(t, s, arm, 1000)
+	index := registrytest.PutIndex(t, s, a, b)
 	const one, all = "docker.io/library/one:latest", "docker.io/library/all:latest"
 	if err := errors.Join(s.Tag(one, a), s.Tag(all, index)); err != nil {
 		t.Fatal(err)
@@ -71,8 +82,8 @@ func TestLayout(t *testing.T) {
 		{copied, "v1", amd64, a}, {copied, "", amd64, a}, {copied, "v2", amd64, a},
 		{unnamed, "", amd64, a}, {unnamed, "v1", amd64, a}, {two, "", amd64, a}, {two, "other", arm, b}, {perPlatform, "", arm, b}, {perPlatform, "latest", amd64, a},
 	} {
-		to := newStore(t)
-		img, err := Pull(t.Context(), openLayout(t, c.dir), c.ref, c.p, to)
+		to := registrytest.NewStore(t)
+		img, err := registry.Pull(t.Context(), openLayout(t, c.dir), c.ref, c.p, to)
 		if err != nil {
 			t.Errorf("%s %s: %v", c.dir, c.ref, err)
 			continue
@@ -82,20 +93,20 @@ func TestLayout(t *testing.T) {
 		}
 	}
 	for _, ref := range []string{"v2", "sha256:" + strings.Repeat("0", 64), "../../etc"} {
-		if _, err := openLayout(t, two).Resolve(t.Context(), ref, amd64, newStore(t)); err == nil || !strings.Contains(err.Error(), two) {
+		if _, err := openLayout(t, two).Resolve(t.Context(), ref, amd64, registrytest.NewStore(t)); err == nil || !strings.Contains(err.Error(), two) {
 			t.Errorf("%s: %v", ref, err)
 		}
 	}
-	_, err := openLayout(t, s.Root()).Resolve(t.Context(), all, ocispec.Platform{OS: "linux", Architecture: "riscv64"}, newStore(t))
-	if _, ok := errors.AsType[*PlatformError](err); !ok {
+	_, err := openLayout(t, s.Root()).Resolve(t.Context(), all, ocispec.Platform{OS: "linux", Architecture: "riscv64"}, registrytest.NewStore(t))
+	if _, ok := errors.AsType[*image.PlatformError](err); !ok {
 		t.Errorf("a platform that is not there: %v", err)
 	}
 }
 
 // TestManyNames asks for a name that a layout with many does not have.
 func TestManyNames(t *testing.T) {
-	s := newStore(t)
-	descs := []ocispec.Descriptor{makeImage(t, s, amd64, 1000), makeImage(t, s, amd64, 2000)}
+	s := registrytest.NewStore(t)
+	descs := []ocispec.Descriptor{registrytest.PutImage(t, s, amd64, 1000), registrytest.PutImage(t, s, amd64, 2000)}
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}}
 	for i := range 5000 {
 		desc := descs[i%2]
@@ -109,14 +120,14 @@ func TestManyNames(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(s.Root(), "index.json"), data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err = openLayout(t, s.Root()).Resolve(t.Context(), "other", amd64, newStore(t))
+	_, err = openLayout(t, s.Root()).Resolve(t.Context(), "other", amd64, registrytest.NewStore(t))
 	if err == nil || len(err.Error()) > 4<<10 || !strings.Contains(err.Error(), "name0, name1, ") || !strings.Contains(err.Error(), " and 4980 more") {
 		t.Errorf("%v", err)
 	}
 }
 
-// TestHostileLayout has blobs that are links out of the layout, fifos, wrong or too large.
-func TestHostileLayout(t *testing.T) {
+// TestHostile has blobs that are links out of the layout, fifos, wrong or too large.
+func TestHostile(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte(canary), 0o600); err != nil {
 		t.Fatal(err)
@@ -143,8 +154,8 @@ func TestHostileLayout(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newStore(t)
-			desc := makeImage(t, s, amd64, 1000)
+			s := registrytest.NewStore(t)
+			desc := registrytest.PutImage(t, s, amd64, 1000)
 			if err := s.Tag("x:1", desc); err != nil {
 				t.Fatal(err)
 			}
@@ -155,7 +166,7 @@ func TestHostileLayout(t *testing.T) {
 			}
 			done := make(chan error, 1)
 			go func() {
-				_, err := l.Resolve(t.Context(), "x:1", amd64, newStore(t))
+				_, err := l.Resolve(t.Context(), "x:1", amd64, registrytest.NewStore(t))
 				done <- err
 			}()
 			select {
@@ -169,8 +180,8 @@ func TestHostileLayout(t *testing.T) {
 		})
 	}
 	// A link inside the layout is followed.
-	s := newStore(t)
-	desc := makeImage(t, s, amd64, 1000)
+	s := registrytest.NewStore(t)
+	desc := registrytest.PutImage(t, s, amd64, 1000)
 	if err := s.Tag("x:1", desc); err != nil {
 		t.Fatal(err)
 	}
@@ -178,14 +189,14 @@ func TestHostileLayout(t *testing.T) {
 	if err := errors.Join(os.Rename(blob, s.Root()+"/moved"), os.Symlink("/moved", blob)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openLayout(t, s.Root()).Resolve(t.Context(), "x:1", amd64, newStore(t)); err != nil {
+	if _, err := openLayout(t, s.Root()).Resolve(t.Context(), "x:1", amd64, registrytest.NewStore(t)); err != nil {
 		t.Error(err)
 	}
 }
 
-func TestLayoutFetchVerifies(t *testing.T) {
-	s := newStore(t)
-	desc := makeImage(t, s, amd64, 1000)
+func TestFetchVerifies(t *testing.T) {
+	s := registrytest.NewStore(t)
+	desc := registrytest.PutImage(t, s, amd64, 1000)
 	path, _ := s.Path(desc.Digest)
 	data, _ := os.ReadFile(path)
 	data[3] ^= 1
@@ -201,14 +212,14 @@ func TestLayoutFetchVerifies(t *testing.T) {
 	}
 }
 
-// TestLayoutEnds shows that reading a blob of a layout ends with the context.
-func TestLayoutEnds(t *testing.T) {
-	s := newStore(t)
-	desc := makeImage(t, s, amd64, 1<<20)
+// TestEnds shows that reading a blob of a layout ends with the context.
+func TestEnds(t *testing.T) {
+	s := registrytest.NewStore(t)
+	desc := registrytest.PutImage(t, s, amd64, 1<<20)
 	if err := s.Tag("x:1", desc); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Pull(ctxtest.EndAfter(2), openLayout(t, s.Root()), "x:1", amd64, newStore(t)); !errors.Is(err, ctxtest.ErrEnded) {
+	if _, err := registry.Pull(ctxtest.EndAfter(2), openLayout(t, s.Root()), "x:1", amd64, registrytest.NewStore(t)); !errors.Is(err, ctxtest.ErrEnded) {
 		t.Errorf("Pull: %v", err)
 	}
 	var m ocispec.Manifest

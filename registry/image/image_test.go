@@ -1,0 +1,53 @@
+package image
+
+import (
+	"strings"
+	"testing"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`), "")
+	f.Fuzz(func(t *testing.T, data []byte, declared string) {
+		doc, err := Parse(data, declared)
+		if err == nil && (doc.Manifest == nil) == (doc.Index == nil) {
+			t.Error("it is both or neither")
+		}
+	})
+}
+
+// TestFit says which platforms' images run on which, and which is taken of several.
+func TestFit(t *testing.T) {
+	for _, tt := range []struct {
+		want string
+		have []string // the best first
+		not  []string
+	}{
+		{"linux/amd64", []string{"linux/amd64", "linux/386"}, []string{"linux/arm64", "linux/arm", "windows/amd64", "windows/386", "linux/amd64/v2"}},
+		{"linux/amd64/v3", []string{"linux/amd64/v3", "linux/amd64/v2", "linux/amd64", "linux/386"}, []string{"linux/amd64/v4"}},
+		{"linux/arm64", []string{"linux/arm64", "linux/arm/v8", "linux/arm/v7", "linux/arm/v6", "linux/arm/v5"}, []string{"linux/arm64/v9", "linux/amd64", "linux/386"}},
+		{"linux/arm64/v9", []string{"linux/arm64/v9", "linux/arm64/v8", "linux/arm/v8", "linux/arm/v7"}, nil},
+		{"linux/arm/v7", []string{"linux/arm/v7", "linux/arm/v6", "linux/arm/v5"}, []string{"linux/arm64", "linux/arm/v8"}},
+		{"linux/386", []string{"linux/386"}, []string{"linux/amd64"}},
+	} {
+		last := 1 << 30
+		for _, p := range tt.have {
+			n := Fit(parse(tt.want), parse(p))
+			if n <= 0 || n >= last {
+				t.Errorf("%s on %s fits %d, after %d", p, tt.want, n, last)
+			}
+			last = n
+		}
+		for _, p := range tt.not {
+			if n := Fit(parse(tt.want), parse(p)); n != 0 {
+				t.Errorf("%s on %s fits %d", p, tt.want, n)
+			}
+		}
+	}
+}
+
+func parse(s string) ocispec.Platform {
+	parts := append(strings.Split(s, "/"), "")
+	return ocispec.Platform{OS: parts[0], Architecture: parts[1], Variant: parts[2]}
+}
