@@ -261,8 +261,8 @@ type Committed struct {
 func (p *Pending) SetRoot(e layer.Entry) error { return p.store.fs.SetRoot(p.fs, e) }
 
 // CommitChanges reads what a step left in a pending layer that was given to Mount for root, whose file system is made of below, closes
-// the root, and puts the layer into the store, or takes a layer of the same identity that is there already. Times between started and now
-// are the clock's; see diff.Read for what counts as a change.
+// the root, and puts the layer into the store, or takes a layer of the same identity that is there already. Times between started, which
+// diff.Begin returned, and now are the clock's; see diff.Read for what counts as a change.
 //
 // When the layer is committed there is nothing in its directory but what its manifest says, and nobody can write to it any more: what
 // processes of the step have passed on to others, as the descriptor of a file or of a directory, is of no use to change it. The error

@@ -23,6 +23,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/snapshot/compose"
+	"github.com/kilnbuild/kiln/snapshot/diff"
 	"github.com/kilnbuild/kiln/snapshot/roots"
 	"golang.org/x/sys/unix"
 )
@@ -104,7 +105,10 @@ func step(t *testing.T, s *Store, ids []string, f func(root *rootfs.Root)) Commi
 	if err != nil {
 		t.Fatal(err)
 	}
-	started := time.Now()
+	started, err := diff.Begin(t.Context(), tree)
+	if err != nil {
+		t.Fatal(err)
+	}
 	f(rootfs.At(m.File))
 	left := describe(t, m)
 	c, err := p.CommitChanges(context.Background(), m, tree, started)
@@ -849,5 +853,33 @@ func TestGivenAttributes(t *testing.T) {
 	})
 	if n, err := unix.Lgetxattr(filepath.Join(s.fsDir(c.ID), "dir/file"), "system.posix_acl_access", nil); err != nil || n == 0 {
 		t.Errorf("the file has no attribute, so nothing was tried: %v", err)
+	}
+}
+
+// TestTimesOfEarlierSteps has a step move and change files that an earlier one has just made, and do it again later: the times are those
+// of the earlier step both times, so the layer is the same.
+func TestTimesOfEarlierSteps(t *testing.T) {
+	s := newStore(t)
+	for n := range 20 {
+		made := step(t, s, nil, func(root *rootfs.Root) {
+			for _, name := range []string{"changed", "moved"} {
+				if err := os.WriteFile(fmt.Sprintf("/proc/self/fd/%d/%s%d", root.Fd(), name, n), []byte(name), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+		change := func(root *rootfs.Root) {
+			dir := fmt.Sprintf("/proc/self/fd/%d/", root.Fd())
+			err := errors.Join(os.Chmod(dir+fmt.Sprint("changed", n), 0o600), os.Rename(dir+fmt.Sprint("moved", n), dir+"elsewhere"),
+				os.WriteFile(dir+"new", []byte("new"), 0o644))
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		at := step(t, s, []string{made.ID}, change)
+		time.Sleep(50 * time.Millisecond)
+		if again := step(t, s, []string{made.ID}, change); again.ID != at.ID {
+			t.Fatalf("round %d: the layer is %s, and later %s", n, at.ID, again.ID)
+		}
 	}
 }

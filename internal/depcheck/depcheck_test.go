@@ -65,7 +65,8 @@ var allowed = map[string][]string{
 	"solver/work":    {"solver", "llb"},
 	"solver/files":   {"llb", "snapshot", "snapshot/compose", "snapshot/dir", "internal"},
 	"solver/plan":    {"solver", "solver/files", "solver/session", "solver/work", "llb", "snapshot/compose", "internal"},
-	"solver/execute": {"solver", "solver/files", "solver/session", "solver/work", "llb", "events", "snapshot", "snapshot/compose", "snapshot/roots", "sandbox", "internal"},
+	"solver/execute": {"solver", "solver/files", "solver/session", "solver/work", "llb", "events", "snapshot", "snapshot/compose", "snapshot/diff", "snapshot/roots",
+		"sandbox", "internal"},
 
 	// Neither knows the other; both speak internal/mount.
 	"snapshot":         {"snapshot/compose", "snapshot/diff", "snapshot/dir", "snapshot/roots", "internal"},

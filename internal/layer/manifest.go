@@ -287,6 +287,14 @@ type Manifest struct {
 	opaque func() []int
 }
 
+// Written returns when the manifest was written, by the clock of its file system. No time in the layer that came from the clock is later.
+func (m *Manifest) Written() time.Time {
+	if m.file == nil {
+		return time.Time{}
+	}
+	return m.file.Modified
+}
+
 // ErrDamaged is the error of a manifest that is not what Writer wrote, or of a layer that is not what its manifest says.
 var ErrDamaged = errors.New("the layer is damaged")
 

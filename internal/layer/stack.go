@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,6 +39,16 @@ func NewStack(parts []Part) *Stack {
 	s := &Stack{parts: slices.Clone(parts)}
 	slices.Reverse(s.parts)
 	return s
+}
+
+// Written returns when the last of the layers was written: see Manifest.Written.
+func (s *Stack) Written() (last time.Time) {
+	for _, p := range s.parts {
+		if at := p.Manifest.Written(); at.After(last) {
+			last = at
+		}
+	}
+	return last
 }
 
 // Lookup implements Tree.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,8 +16,10 @@ import (
 // File is an open file. It is safe for concurrent use.
 type File struct {
 	// Data is the file without the digest at its end. It is not to be written to.
-	Data  []byte
-	whole []byte
+	Data []byte
+	// Modified is when the file was written.
+	Modified time.Time
+	whole    []byte
 }
 
 // ErrDamaged is the error of a file whose end is not the digest of the rest, or that is too large to be read in place.
@@ -53,7 +56,7 @@ func Open(name string) (*File, error) {
 		unix.Munmap(data)
 		return nil, ErrDamaged
 	}
-	return &File{Data: data[:end], whole: data}, nil
+	return &File{Data: data[:end], Modified: info.ModTime(), whole: data}, nil
 }
 
 // Close unmaps the file: Data must not be used any more.

@@ -16,9 +16,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// clockSlack is how far the times that the kernel gives files may lie before the clock's: it stamps them once a tick,
-// which is 10 ms at the slowest (CONFIG_HZ=100).
-const clockSlack = 20 * time.Millisecond
+// Begin returns the time from which on what a step changes is stamped, for Upper.Started: the clock by which the kernel gives files their
+// times goes forward once a tick, which is 10 ms at most (CONFIG_HZ=100). If the root file systems below were written to in this very tick,
+// the next one is waited for: else the time of a file that an earlier step made would be this step's in one build and not in the next.
+func Begin(ctx context.Context, below ...*layer.Stack) (time.Time, error) {
+	var last time.Time
+	for _, s := range below {
+		if at := s.Written(); at.After(last) {
+			last = at
+		}
+	}
+	for {
+		var ts unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &ts); err != nil {
+			return time.Time{}, os.NewSyscallError("clock_gettime", err)
+		}
+		now := time.Unix(ts.Unix())
+		if now.After(last) || last.Sub(now) > maxTick { // later is of a clock that was set back
+			return now, nil
+		}
+		select {
+		case <-ctx.Done():
+			return time.Time{}, context.Cause(ctx)
+		case <-time.After(last.Sub(now) + time.Millisecond/2):
+		}
+	}
+}
+
+// maxTick is more than the time between two ticks.
+const maxTick = 20 * time.Millisecond
 
 // Upper is what a step has left: the upper directory of its overlay, or the copy of its root.
 type Upper struct {
@@ -30,7 +56,7 @@ type Upper struct {
 	Below *layer.Stack
 	// Base has the flags of the directory that Dir was made in, which files inherit.
 	Base dir.Flags
-	// Started is when the step began: later times are the clock's.
+	// Started is when the step began, see Begin: later times are the clock's.
 	Started time.Time
 }
 
@@ -40,7 +66,7 @@ type Upper struct {
 func Read(ctx context.Context, fs *dir.FS, u Upper, add func(*layer.Entry) error) error {
 	d := newDigesting(ctx, add)
 	r := &upperReader{
-		ctx: ctx, fs: fs, root: u.Root, below: u.Below, base: u.Base, from: u.Started.Add(-clockSlack), to: time.Now(), digesting: d,
+		ctx: ctx, fs: fs, root: u.Root, below: u.Below, base: u.Base, from: u.Started, to: time.Now(), digesting: d,
 		links: map[string]*layer.Entry{},
 	}
 	err := r.all(u.Dir)

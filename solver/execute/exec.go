@@ -20,6 +20,7 @@ import (
 	"github.com/kilnbuild/kiln/sandbox"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/snapshot/compose"
+	"github.com/kilnbuild/kiln/snapshot/diff"
 	"github.com/kilnbuild/kiln/snapshot/roots"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/work"
@@ -74,6 +75,15 @@ type prepared struct {
 	spec    sandbox.Spec
 }
 
+// below returns the root file systems that the step writes over.
+func (p *prepared) below() []*layer.Stack {
+	all := []*layer.Stack{p.tree}
+	for _, o := range p.mounts.outputs {
+		all = append(all, o.tree)
+	}
+	return all
+}
+
 // close lets go of everything.
 func (p *prepared) close() {
 	if p.users != nil {
@@ -106,7 +116,10 @@ func (x *Job) exec(ctx context.Context, w work.Exec, job solver.Job) ([]solver.M
 	}
 	defer p.close()
 	p.spec.Stdout, p.spec.Stderr = job.Stdout, job.Stderr
-	started := time.Now()
+	started, err := diff.Begin(ctx, p.below()...)
+	if err != nil {
+		return nil, err
+	}
 	if err := x.run(ctx, w, p); err != nil {
 		return nil, err
 	}
