@@ -133,7 +133,7 @@ func (b *Builder) build(ctx context.Context, work *store.Work, o Options, s *eve
 	if err != nil {
 		return res, &input.Error{Err: err}
 	}
-	locals := &localDirs{trees: map[string]layer.Tree{}}
+	locals := &localDirs{trees: map[string]layer.Tree{}, warn: s.Warn}
 	defer locals.close()
 	bases := newBases(b, o.Pull, s)
 	defer bases.Close()
@@ -323,6 +323,7 @@ type localDirs struct {
 	trees  map[string]layer.Tree
 	dirs   []*localdir.Dir
 	ignore *ignore.Matcher // of the build context
+	warn   func(text string)
 }
 
 func (l *localDirs) close() {
@@ -368,6 +369,7 @@ func (b *Builder) openDir(ctx context.Context, work *store.Work, out *localDirs,
 	if err != nil {
 		return fmt.Errorf("open the build context: %w", err)
 	}
+	d.Warn(out.warn)
 	if err := d.HideRoot(b.root.Dir()); err != nil {
 		return errors.Join(err, d.Close())
 	}

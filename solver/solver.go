@@ -330,6 +330,28 @@ func (s *solve) work(ctx context.Context, n *node) (out []Ref, err error) {
 	for i, input := range n.inputs {
 		in[i] = input.outputs[n.vertex.Inputs()[i].Index]
 	}
+	for plans := 1; ; plans++ {
+		out, err = w.planAndRun(ctx, in)
+		if stale, ok := errors.AsType[Stale](err); !ok || !stale.Stale() || plans == maxPlans {
+			return out, err
+		}
+	}
+}
+
+// maxPlans is how many times a step is planned whose plan does not hold any more when it runs.
+const maxPlans = 6
+
+// Stale is an error that says that a step has failed because what it reads is not what it was when the step was planned: with another plan
+// it may not fail.
+type Stale interface {
+	error
+	Stale() bool
+}
+
+// planAndRun plans a step over its inputs, and finds its outputs in the cache, or makes them.
+func (w *work) planAndRun(ctx context.Context, in []Ref) ([]Ref, error) {
+	s, n := w.solve, w.node
+	var err error
 	w.plan, err = s.opts.Planner.Plan(ctx, n.vertex.Op(), n.vertex.Meta(), in)
 	if err != nil {
 		return nil, err

@@ -579,6 +579,41 @@ func TestFailureIsNotRemembered(t *testing.T) {
 	})
 }
 
+type staleError struct{ error }
+
+func (staleError) Stale() bool { return true }
+
+// TestStale: a step whose plan does not hold when it runs is planned again, a few times, and its record is that of the plan which held.
+func TestStale(t *testing.T) {
+	forEachCache(t, func(t *testing.T, c solver.Cache) {
+		root := newBuild().step("a")
+		for _, fails := range []int{3, 100} {
+			plans, runs := 0, 0
+			r := &runner{
+				key: func(string) string { plans++; return fmt.Sprint(fails, " ", plans) },
+				run: func(context.Context, string, solver.Job) error {
+					if runs++; runs <= fails {
+						return fmt.Errorf("wrapped: %w", staleError{errors.New("changed")})
+					}
+					return nil
+				},
+			}
+			_, _, err := solve(t, r, c, root)
+			if (err == nil) != (fails == 3) || runs != plans || runs > 6 {
+				t.Errorf("a step that fails %d times was planned %d times and ran %d times: %v", fails, plans, runs, err)
+			}
+		}
+		r := &runner{key: func(string) string { return "3 4" }}
+		if _, o := mustSolve(t, r, c, root); len(o.cached()) != 1 {
+			t.Errorf("ran %v, and the plan that held is that of a record", r.ran)
+		}
+		r = &runner{key: func(string) string { return "3 1" }}
+		if mustSolve(t, r, c, root); len(r.ran) != 1 {
+			t.Error("a plan that did not hold is that of a record")
+		}
+	})
+}
+
 func TestCancel(t *testing.T) {
 	b := newBuild()
 	root := b.step("b", b.step("a"))

@@ -116,11 +116,26 @@ type Tree interface {
 	Lookup(path string) (Entry, bool, error)
 	// List returns the entries directly in a directory, as Lookup has them, sorted by name.
 	List(dir string) ([]Entry, error)
-	// Sum fills in the digests of the Files among entries, all of which came from this tree.
+	// Sum fills in what is found out by reading Files, of those among entries, all of which came from this tree: digests, and of a tree
+	// that changes meanwhile all that belongs to them. A File that was removed since becomes a Whiteout.
 	Sum(ctx context.Context, entries []*Entry) error
 	// Open opens the bytes of a File or Hardlink of this tree.
 	Open(e *Entry) (io.ReadCloser, error)
 }
+
+// ChangedError is the error of a tree that is not what it was when something was planned with it. Path is what has changed, "" if that is
+// not known.
+type ChangedError struct{ Path string }
+
+func (e *ChangedError) Error() string {
+	if e.Path == "" {
+		return "the files changed while they were read: build again when nothing writes to them"
+	}
+	return "/" + Clip(e.Path) + " changed while it was read: build again when nothing writes to it"
+}
+
+// Stale says that what failed can be tried again from its plan on.
+func (e *ChangedError) Stale() bool { return true }
 
 // KeepXattr reports whether an extended attribute is content: capabilities, and what user and trusted attributes there are but for those of
 // the overlay file system and those in which XFS shows access control lists. All others are dropped: labels are for the security

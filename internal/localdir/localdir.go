@@ -5,10 +5,7 @@ package localdir
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,19 +16,21 @@ import (
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
-// Dir is a directory of the client. It implements layer.Tree: everything in it belongs to user and group 0 and has no
-// extended attributes, as for docker build. It is safe for concurrent use.
+// Dir is a directory of the client. It implements layer.Tree: everything in it belongs to user and group 0, and of extended attributes it
+// has those of users, as for docker build. It is safe for concurrent use.
 type Dir struct {
 	ctx    context.Context
+	name   string
 	root   *rootfs.Root
 	ignore *ignore.Matcher
 	stats  *statCache
 	now    func() time.Time // time.Now, or a test's clock
 	hidden fileID           // of the directory that is not part of the tree; the zero fileID for none
+	warn   func(text string)
+	copies
 
 	mu    sync.Mutex
 	infos map[string]dirInfo
@@ -55,7 +54,7 @@ func Open(ctx context.Context, name string, m *ignore.Matcher, cacheFile, tmp st
 	if err != nil {
 		return nil, err
 	}
-	return &Dir{ctx: ctx, root: root, ignore: m, stats: openStatCache(cacheFile, tmp), now: time.Now, infos: map[string]dirInfo{}, places: map[string]bool{}}, nil
+	return &Dir{ctx: ctx, name: name, root: root, ignore: m, stats: openStatCache(cacheFile, tmp), now: time.Now, infos: map[string]dirInfo{}, warn: func(string) {}, places: map[string]bool{}}, nil
 }
 
 // fileID tells a file from all others, whatever its path is.
@@ -120,9 +119,12 @@ func missing(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
 
+// Warn sets what is told of files that change while they are read. It is called before anything else.
+func (d *Dir) Warn(warn func(text string)) { d.warn = warn }
+
 // Close frees the directory, after keeping the digests that were learnt in the cache file.
 func (d *Dir) Close() error {
-	return errors.Join(d.stats.save(), d.root.Close())
+	return errors.Join(d.stats.save(), d.copies.remove(), d.root.Close())
 }
 
 // Ignored returns what of .dockerignore excludes a path of the directory, for errors to say so; false where nothing does.
@@ -187,6 +189,9 @@ func (d *Dir) Lookup(path string) (layer.Entry, bool, error) {
 	if err := ctxio.Ended(d.ctx); err != nil {
 		return layer.Entry{}, false, err
 	}
+	if c, ok := d.copies.of(path); ok {
+		return c.entry, true, nil
+	}
 	f, err := d.root.OpenNoSymlinks(path, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if missing(err) {
 		return layer.Entry{}, false, nil
@@ -214,6 +219,9 @@ func (d *Dir) Lookup(path string) (layer.Entry, bool, error) {
 
 // stat looks at the last component of path in the directory dir, whether or not .dockerignore excludes it.
 func (d *Dir) stat(dir int, path string, at *finger) (layer.Entry, bool, error) {
+	if c, ok := d.copies.of(path); ok {
+		return c.entry, true, nil
+	}
 	var st unix.Stat_t
 	name := path[len(layer.Parent(path)):]
 	name = strings.TrimPrefix(name, "/")
@@ -236,9 +244,21 @@ func (d *Dir) entry(dir int, name, path string, st *unix.Stat_t, at *finger) (la
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		e.Type = layer.Dir
+		var err error
+		if e.Xattrs, err = xattrs(dir, name, path); err != nil {
+			return e, err
+		}
 	case unix.S_IFREG:
 		e.Type, e.Size = layer.File, st.Size
-		e.Digest, _ = d.stats.get(stampOf(st), at)
+		if known, ok := d.stats.get(stampOf(st), at); ok && !d.volatile(st) {
+			e.Digest = known.digest
+			if known.xattrs {
+				var err error
+				if e.Xattrs, err = xattrs(dir, name, path); err != nil {
+					return e, err
+				}
+			}
+		}
 		if st.Nlink > 1 {
 			e.LinkID = strconv.FormatUint(uint64(st.Dev), 16) + ":" + strconv.FormatUint(st.Ino, 16)
 		}
@@ -285,7 +305,22 @@ func (d *Dir) List(path string) ([]layer.Entry, error) {
 
 // list is List without regard to what is excluded.
 func (d *Dir) list(path string) ([]layer.Entry, error) {
+	if list, ok := d.copies.listing(path); ok {
+		return list, nil
+	}
+	list, err := d.read(path)
+	if err == nil {
+		d.copies.keepListing(path, list)
+	}
+	return list, err
+}
+
+// read is list from disk. A directory that was removed since it was found is empty.
+func (d *Dir) read(path string) ([]layer.Entry, error) {
 	f, err := d.root.OpenNoSymlinks(path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -314,111 +349,4 @@ func (d *Dir) list(path string) ([]layer.Entry, error) {
 		}
 	}
 	return out, nil
-}
-
-// Sum implements layer.Tree: files whose digest was not in the cache are read, several at a time.
-func (d *Dir) Sum(ctx context.Context, entries []*layer.Entry) error {
-	if !slices.ContainsFunc(entries, func(e *layer.Entry) bool { return e.Type == layer.File && e.Digest == (layer.Digest{}) }) {
-		return nil
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	work := make(chan *layer.Entry)
-	for range runtime.GOMAXPROCS(0) {
-		g.Go(func() error {
-			buf := make([]byte, 256<<10)
-			for e := range work {
-				if err := d.sum(ctx, e, buf); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	g.Go(func() error {
-		defer close(work)
-		for _, e := range entries {
-			if e.Type != layer.File || e.Digest != (layer.Digest{}) {
-				continue
-			}
-			select {
-			case work <- e:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-		}
-		return nil
-	})
-	return g.Wait()
-}
-
-// ChangedError is a file that another program changed while it was being read.
-type ChangedError struct{ Path string }
-
-func (e *ChangedError) Error() string {
-	return fmt.Sprintf("%s changed while it was read: build again when nothing writes to the context", e.Path)
-}
-
-func (d *Dir) sum(ctx context.Context, e *layer.Entry, buf []byte) error {
-	f, err := d.open(e)
-	if errors.Is(err, errSocket) {
-		digest, _, err := sum(strings.NewReader(""), buf)
-		e.Digest = digest
-		return err
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	opened := d.now()
-	var before, after unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &before); err != nil {
-		return err
-	}
-	digest, n, err := sum(ctxio.Reader(ctx, f), buf)
-	if err != nil {
-		return err
-	}
-	if err := unix.Fstat(int(f.Fd()), &after); err != nil {
-		return err
-	}
-	if stampOf(&before) != stampOf(&after) || n != e.Size {
-		return &ChangedError{e.Path}
-	}
-	e.Digest = digest
-	d.stats.put(stampOf(&before), digest, opened)
-	return nil
-}
-
-var errSocket = errors.New("is a socket")
-
-// open opens a regular file of the directory, never anything that could block.
-func (d *Dir) open(e *layer.Entry) (*os.File, error) {
-	f, err := d.root.OpenNoSymlinks(e.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, unix.ENXIO) {
-		return nil, errSocket
-	}
-	if err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = &ChangedError{e.Path}
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
-}
-
-// Open implements layer.Tree.
-func (d *Dir) Open(e *layer.Entry) (io.ReadCloser, error) {
-	f, err := d.open(e)
-	if errors.Is(err, errSocket) {
-		return io.NopCloser(strings.NewReader("")), nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return ctxio.ReadCloser(d.ctx, f), nil
 }

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -289,31 +291,228 @@ func TestStatCache(t *testing.T) {
 	})
 }
 
-// TestChangedWhileRead: a file that is written to while it is hashed has no digest.
-func TestChangedWhileRead(t *testing.T) {
+// TestChanged: a file that was changed since it was found has what it has now, one that was removed is gone, and what is no file any more
+// is an error with which the step is planned again.
+func TestChanged(t *testing.T) {
 	p := newPlace(t)
-	path := p.write("file", strings.Repeat("x", 1000))
+	path := p.write("file", "")
 	d := p.open()
 	defer p.close(d)
-	for what, change := range map[string]func() error{
-		"grown":  func() error { return os.WriteFile(path, make([]byte, 1001), 0o644) },
-		"fifo":   func() error { return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)) },
-		"folder": func() error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) },
+	for what, c := range map[string]struct {
+		change func() error
+		want   layer.Type // 0 for an error
+	}{
+		"grown":   {func() error { return os.WriteFile(path, make([]byte, 1001), 0o644) }, layer.File},
+		"removed": {func() error { return os.Remove(path) }, layer.Whiteout},
+		"in file": {func() error { return errors.Join(os.RemoveAll(p.dir+"/in"), os.WriteFile(p.dir+"/in", nil, 0o644)) }, layer.Whiteout},
+		"fifo":    {func() error { return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)) }, 0},
+		"folder":  {func() error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) }, 0},
 	} {
 		os.RemoveAll(path)
 		p.write("file", strings.Repeat("x", 1000))
-		e, ok, err := d.Lookup("file")
+		name := "file"
+		if what == "in file" {
+			name = "in/file"
+			p.write(name, "")
+		}
+		e, ok, err := d.Lookup(name)
 		if !ok || err != nil {
 			t.Fatal(ok, err)
 		}
-		if err := change(); err != nil {
+		if err := c.change(); err != nil {
 			t.Fatal(err)
 		}
 		e.Digest = layer.Digest{}
-		if err := d.Sum(t.Context(), []*layer.Entry{&e}); !errors.As(err, new(*ChangedError)) {
+		err = d.Sum(t.Context(), []*layer.Entry{&e})
+		if c.want == 0 && !errors.As(err, new(*layer.ChangedError)) {
 			t.Errorf("%s: Sum = %v, want a ChangedError", what, err)
 		}
+		if c.want != 0 && (err != nil || e.Type != c.want) {
+			t.Errorf("%s: it is %c, %v", what, e.Type, err)
+		}
+		if what == "grown" && (e.Size != 1001 || e.Digest != sha256.Sum256(make([]byte, 1001))) {
+			t.Errorf("%s: it has %d bytes", what, e.Size)
+		}
 	}
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := d.List("file"); len(list) > 0 || err != nil {
+		t.Errorf("a directory that was removed has %v, %v", list, err)
+	}
+	if _, err := d.Open(&layer.Entry{Path: "file", Type: layer.File}); !errors.As(err, new(*layer.ChangedError)) {
+		t.Errorf("Open of a file that was removed: %v", err)
+	}
+}
+
+// whileRead is a context that calls a function whenever somebody who reads looks at it.
+type whileRead struct {
+	context.Context
+	call func()
+}
+
+func (w whileRead) Err() error {
+	w.call()
+	return nil
+}
+
+// TestChangedWhileRead: a file that changes while it is read is read again, and if it does so each time what it had when it was opened
+// counts from then on, with a warning.
+func TestChangedWhileRead(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		changes int // while it is read
+		copied  bool
+	}{{"once", 1, false}, {"twice", 2, false}, {"always", 1 << 20, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPlace(t)
+			path := p.write("log", "line\n")
+			d := p.open()
+			defer p.close(d)
+			var warned []string
+			d.Warn(func(text string) { warned = append(warned, text) })
+			e, _, err := d.Lookup("log")
+			if err != nil {
+				t.Fatal(err)
+			}
+			changes, opened := 0, int64(0)
+			ctx := whileRead{t.Context(), func() {
+				info, err := os.Stat(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if changes++; changes > c.changes {
+					return
+				}
+				opened = info.Size() // at most: it is looked at several times
+				if err := os.WriteFile(path, bytes.Repeat([]byte("line\n"), changes+1), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}}
+			if err := d.sum(ctx, &e, make([]byte, 1<<10)); err != nil {
+				t.Fatal(err)
+			}
+			if len(warned) > 0 != c.copied {
+				t.Errorf("warnings: %q", warned)
+			}
+			f, err := d.Open(&e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			text, err := io.ReadAll(f)
+			if err != nil || int64(len(text)) != e.Size || e.Digest != sha256.Sum256(text) || c.copied && e.Size > opened {
+				t.Errorf("the file has %d bytes and is said to have %d, %v; it had %d when it was opened", len(text), e.Size, err, opened)
+			}
+			if again, ok, err := d.Lookup("log"); !ok || err != nil || c.copied && (again.Size != e.Size || again.Digest != e.Digest) {
+				t.Errorf("it is %+v when it is looked up again, %v; it was %+v", again, err, e)
+			}
+		})
+	}
+}
+
+// TestWrittenTo: when steps have failed often enough because of what is written to a directory, what is read then counts.
+func TestWrittenTo(t *testing.T) {
+	p := newPlace(t)
+	p.write("dir/a", "a")
+	p.write("b", "b")
+	d := p.open()
+	defer p.close(d)
+	warned := 0
+	d.Warn(func(string) { warned++ })
+	for range 2 * maxChanges {
+		p.write("b", "bb")
+		if digests(t, d)["b"] != sha256.Sum256([]byte("bb")) {
+			t.Fatal("a change was not seen")
+		}
+		p.write("b", "b")
+		if warned > 0 {
+			break
+		}
+		d.Changed()
+	}
+	before := digests(t, d)
+	p.write("dir/a", "A")
+	p.write("b", "new")
+	p.write("dir/new", "new")
+	if err := os.Remove(filepath.Join(p.dir, "b")); err != nil {
+		t.Fatal(err)
+	}
+	if after := digests(t, d); warned != 1 || !maps.Equal(before, after) || len(after) != 3 {
+		t.Errorf("there were %d warnings, and the files are %x and were %x", warned, after, before)
+	}
+	for name, want := range map[string]string{"dir/a": "a", "b": "bb"} {
+		e, ok, err := d.Lookup(name)
+		if !ok || err != nil {
+			t.Fatalf("%s: %v, %v", name, ok, err)
+		}
+		f, err := d.Open(&e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(f)
+		f.Close()
+		if err != nil || string(text) != want {
+			t.Errorf("%s has %q, %v, want %q", name, text, err, want)
+		}
+	}
+}
+
+// TestXattrs: extended attributes of users are part of a context, those of others and of overlays are not, and a change of one is seen.
+func TestXattrs(t *testing.T) {
+	p := newPlace(t)
+	file, dir := p.write("dir/file", "x"), filepath.Join(p.dir, "dir")
+	if err := unix.Setxattr(file, "user.k", []byte("v"), 0); errors.Is(err, unix.ENOTSUP) {
+		t.Skip("the file system has no extended attributes")
+	}
+	big := strings.Repeat("v", 2000)
+	for _, x := range []struct{ path, name, value string }{
+		{file, "user.big", big}, {file, "user.overlay.opaque", "y"}, {file, "trusted.t", "t"}, {dir, "user.d", ""}, {dir, "user.overlay.origin", ""},
+	} {
+		if err := unix.Setxattr(x.path, x.name, []byte(x.value), 0); err != nil && !errors.Is(err, unix.EPERM) && x.value != big {
+			t.Fatal(x.name, err)
+		}
+	}
+	has := func(d *Dir, path, want string) {
+		t.Helper()
+		entries, err := d.List(layer.Parent(path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(entries, func(e layer.Entry) bool { return e.Path == path })
+		e, _, err := d.Lookup(path)
+		if err := errors.Join(err, d.Sum(t.Context(), []*layer.Entry{&entries[i], &e})); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range []layer.Entry{entries[i], e} {
+			got := ""
+			for _, x := range e.Xattrs {
+				got += fmt.Sprintf("%s=%.1s ", x.Name, x.Value)
+			}
+			if got != want {
+				t.Errorf("%s has %q, want %q", path, got, want)
+			}
+		}
+	}
+	_, err := unix.Getxattr(file, "user.big", nil)
+	all := "user.big=v user.k=v "
+	if err != nil {
+		all = "user.k=v " // ext4 has a block for them
+	}
+	p.settle(file)
+	for range 2 { // the second time from the cache
+		d := p.open()
+		has(d, "dir", "user.d= ")
+		has(d, "dir/file", all)
+		p.close(d)
+	}
+	if err := errors.Join(unix.Setxattr(file, "user.k", []byte("w"), 0), unix.Setxattr(dir, "user.d", []byte("1"), 0)); err != nil {
+		t.Fatal(err)
+	}
+	d := p.open()
+	has(d, "dir", "user.d=1 ")
+	has(d, "dir/file", strings.Replace(all, "k=v", "k=w", 1))
+	p.close(d)
 }
 
 // TestIgnoredIsNeverOpened: what .dockerignore excludes cannot disturb, whatever it is.
@@ -436,7 +635,7 @@ func TestManyDigests(t *testing.T) {
 	}
 	for i := range n {
 		s, d := made(i)
-		c.put(s, d, time.Now())
+		c.put(s, learnt{digest: d}, time.Now())
 		if len(c.fresh) > most {
 			t.Fatalf("%d digests are in memory", len(c.fresh))
 		}
@@ -446,8 +645,8 @@ func TestManyDigests(t *testing.T) {
 		var at finger
 		for i := range n {
 			s, want := made(i)
-			if got, ok := c.get(s, &at); !ok || got != want {
-				t.Fatalf("digest %d is %x, %v", i, got, ok)
+			if got, ok := c.get(s, &at); !ok || got.digest != want {
+				t.Fatalf("digest %d is %x, %v", i, got.digest, ok)
 			}
 		}
 	}

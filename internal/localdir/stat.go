@@ -56,12 +56,13 @@ func less(b bool) int {
 const settled = 2 * time.Second
 
 const (
-	statMagic  = "kiln stat cache 1\n"
-	recordSize = 5*8 + sha256.Size
+	statMagic  = "kiln stat cache 2\n"
+	oldMagic   = "kiln stat cache 1\n" // of earlier versions, whose records say nothing of extended attributes
+	recordSize = 5*8 + sha256.Size + 1
 )
 
-// statCache remembers digests of files by their stamps. Its file is: magic, records sorted by device and inode, and the
-// SHA-256 of both. It is only a cache: whatever is wrong with the file, the file is as good as empty.
+// statCache remembers by the stamps of files their digests, and whether they have extended attributes. Its file is: magic, records sorted
+// by device and inode, and the SHA-256 of both. It is only a cache: whatever is wrong with the file, the file is as good as empty.
 type statCache struct {
 	path string
 	tmp  string // a directory on the same file system
@@ -77,9 +78,10 @@ type statCache struct {
 // is written a few times each time it doubles.
 const most = 1 << 16
 
-// learnt is a digest that this process computed.
+// learnt is what is known of a file.
 type learnt struct {
 	digest layer.Digest
+	xattrs bool // it has extended attributes
 	// settled says that the stamp was old enough when the file was read, and not only now: a file that changed after it was
 	// read, within the same tick, has the stamp of what was read.
 	settled bool
@@ -117,6 +119,9 @@ func openStats(path string) (*mapped.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	if bytes.HasPrefix(f.Data, []byte(oldMagic)) {
+		return nil, errors.Join(errOldStats, f.Close())
+	}
 	if !bytes.HasPrefix(f.Data, []byte(statMagic)) || (len(f.Data)-len(statMagic))%recordSize != 0 {
 		return nil, errors.Join(errors.New("it is no cache of digests"), f.Close())
 	}
@@ -126,11 +131,16 @@ func openStats(path string) (*mapped.File, error) {
 // checkCache returns an error unless the file at path is whole.
 func checkCache(path string) error {
 	f, err := openStats(path)
+	if errors.Is(err, errOldStats) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	return f.Close()
 }
+
+var errOldStats = errors.New("it is of an earlier version")
 
 func (c *statCache) count() int { return len(c.data) / recordSize }
 
@@ -140,10 +150,11 @@ func (c *statCache) is(i int, s stamp) bool {
 	return binary.LittleEndian.Uint64(b[8:]) == s.ino && binary.LittleEndian.Uint64(b) == s.dev
 }
 
-func (c *statCache) at(i int) (stamp, layer.Digest) {
+func (c *statCache) at(i int) (stamp, learnt) {
 	b := c.data[i*recordSize:]
 	n := func(k int) uint64 { return binary.LittleEndian.Uint64(b[8*k:]) }
-	return stamp{n(0), n(1), int64(n(2)), int64(n(3)), int64(n(4))}, layer.Digest(b[40:recordSize])
+	known := learnt{digest: layer.Digest(b[40 : 40+sha256.Size]), xattrs: b[recordSize-1] != 0, settled: true}
+	return stamp{n(0), n(1), int64(n(2)), int64(n(3)), int64(n(4))}, known
 }
 
 // finger is where a look-up in a statCache ended. Files of a directory were mostly made one after the other, so the record
@@ -153,7 +164,7 @@ type finger int
 // near is how many records after the finger are looked at before all are searched.
 const near = 4
 
-func (c *statCache) get(s stamp, at *finger) (layer.Digest, bool) {
+func (c *statCache) get(s stamp, at *finger) (learnt, bool) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	i := min(int(*at), c.count()) // the file may be another by now
@@ -172,15 +183,16 @@ func (c *statCache) get(s stamp, at *finger) (layer.Digest, bool) {
 		}
 	}
 	l, ok := c.fresh[s]
-	return l.digest, ok
+	return l, ok
 }
 
-// put keeps the digest of a file that had the stamp when it was opened, at the time opened, and when it had been read.
-func (c *statCache) put(s stamp, d layer.Digest, opened time.Time) {
+// put keeps what is known of a file that had the stamp when it was opened, at the time opened, and when it had been read.
+func (c *statCache) put(s stamp, l learnt, opened time.Time) {
 	limit := opened.Add(-settled).UnixNano()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.fresh[s] = learnt{d, s.ctime < limit && s.mtime < limit}
+	l.settled = s.ctime < limit && s.mtime < limit
+	c.fresh[s] = l
 	if len(c.fresh) < c.room {
 		return
 	}
@@ -220,13 +232,18 @@ func (c *statCache) write() error {
 	h := sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(f, h), 64<<10) // it keeps the first error for Flush
 	out.WriteString(statMagic)
-	record := func(s stamp, d layer.Digest) {
+	record := func(s stamp, l learnt) {
 		var b [40]byte
 		for i, v := range []uint64{s.dev, s.ino, uint64(s.size), uint64(s.mtime), uint64(s.ctime)} {
 			binary.LittleEndian.PutUint64(b[8*i:], v)
 		}
 		out.Write(b[:])
-		out.Write(d[:])
+		out.Write(l.digest[:])
+		var flag byte
+		if l.xattrs {
+			flag = 1
+		}
+		out.WriteByte(flag)
 	}
 	i := 0
 	for _, s := range added {
@@ -240,7 +257,7 @@ func (c *statCache) write() error {
 				record(old, d)
 			}
 		}
-		record(s, c.fresh[s].digest)
+		record(s, c.fresh[s])
 	}
 	for ; i < c.count(); i++ {
 		record(c.at(i))

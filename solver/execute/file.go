@@ -25,6 +25,14 @@ func (x *Job) file(ctx context.Context, w work.File, job solver.Job) ([]solver.M
 		}
 		c.Inputs = append(c.Inputs, in)
 	}
+	layers, err := x.change(ctx, w, c, job)
+	return layers, c.Told(err)
+}
+
+// change makes the layer of a Change, and fails if that is not what was planned.
+func (x *Job) change(ctx context.Context, w work.File, c files.Change, job solver.Job) ([]solver.Made, error) {
+	names := files.Names(w.Op)
+	unpacks := files.Unpacks(w.Op)
 	planned := files.Result{Archives: w.Archives, Copied: w.Copied}
 	planned.Content, planned.Identity = w.Planned, w.Identity
 	if len(names) > 0 {
@@ -34,7 +42,7 @@ func (x *Job) file(ctx context.Context, w work.File, job solver.Job) ([]solver.M
 			return nil, err
 		}
 		if !unpacks && again.Identity != planned.Identity {
-			return nil, files.ErrChanged
+			return nil, &layer.ChangedError{}
 		}
 		if c.Owners, err = files.Owners(w.Op, c.Inputs[0].Tree, w.In[0].Depth() == 0, x.Warning); err != nil {
 			return nil, err
@@ -54,7 +62,7 @@ func (x *Job) file(ctx context.Context, w work.File, job solver.Job) ([]solver.M
 	defer p.Close()
 	// Another program may have written to the context since it was looked at.
 	if !result.Same(planned, unpacks) {
-		return nil, files.ErrChanged
+		return nil, &layer.ChangedError{}
 	}
 	l, err := p.CommitWritten(result.Summary, "")
 	x.Snapshots.SetEarlier(l.ID, last)
@@ -106,7 +114,7 @@ func (x *Job) packed(ctx context.Context, c files.Change, planned files.Result, 
 	}
 	written, err := manifest.Close(time.Now())
 	if err == nil && written.Identity != planned.Identity {
-		err = files.ErrChanged
+		err = &layer.ChangedError{}
 	}
 	if err != nil {
 		return nil, err

@@ -110,6 +110,9 @@ func (c *copying) archived(tree layer.Tree, e *layer.Entry, list *[]string) erro
 	if err := tree.Sum(c.ctx, []*layer.Entry{e}); err != nil {
 		return err
 	}
+	if e.Type == layer.Whiteout {
+		return &layer.ChangedError{Path: e.Path}
+	}
 	*list = append(*list, fmt.Sprintf("%x into /%s", e.Digest, dest))
 	return nil
 }

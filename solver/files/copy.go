@@ -71,8 +71,35 @@ func (c *copying) find() error {
 			return err
 		}
 	}
+	for i, src := range c.op.Sources {
+		var err error
+		if all[i], err = present(c.trees[src.Input], src, all[i]); err != nil {
+			return err
+		}
+	}
 	c.matches = all
 	return nil
+}
+
+// present returns what is left of the matches of a source after files were removed. Of one without wildcards the match says that nothing is
+// there; what a wildcard matched is no match.
+func present(tree layer.Tree, src llb.CopySource, matches []selected) ([]selected, error) {
+	_, wildcards := split(src.Path)
+	left := matches[:0]
+	for _, m := range matches {
+		if m.entry != nil && m.entry.Type == layer.Whiteout {
+			m.entry = nil
+		}
+		if m.entry == nil && len(wildcards) > 0 {
+			if _, ok, err := tree.Lookup(m.name); err != nil {
+				return nil, err
+			} else if !ok {
+				continue
+			}
+		}
+		left = append(left, m)
+	}
+	return left, nil
 }
 
 func (c *copying) do() error {

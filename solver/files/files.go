@@ -314,6 +314,9 @@ func (m *maker) leaf(tree layer.Tree, src layer.Entry, target string) error {
 			if err := tree.Sum(m.ctx, []*layer.Entry{&read}); err != nil {
 				return err
 			}
+			if read.Type == layer.Whiteout {
+				return nil // it was removed, and is nothing that could be copied
+			}
 			src = read
 		}
 		if m.sink.bodies() {

@@ -153,7 +153,7 @@ func unpacked(t *testing.T, data []byte) (layer.Summary, error) {
 	}
 	defer p.Close()
 	if !result.Same(planned, len(planned.Archives) > 0) {
-		return layer.Summary{}, ErrChanged
+		return layer.Summary{}, &layer.ChangedError{}
 	}
 	committed, err := p.CommitWritten(result.Summary, "")
 	return committed.Summary, err

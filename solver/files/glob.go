@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/ignore"
@@ -291,6 +292,7 @@ func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *la
 	if err := tree.Sum(c.ctx, selected); err != nil {
 		return 0, err
 	}
+	selected = slices.DeleteFunc(selected, func(e *layer.Entry) bool { return e.Type == layer.Whiteout })
 	if pivot != nil && dest != "" {
 		// The destination takes the place of the directory before the "/./", of which it gets the time.
 		top, ok, err := c.b.Lookup(dest)

@@ -26,8 +26,18 @@ type sink interface {
 	origins() bool
 }
 
-// ErrChanged is the error of a Change whose contexts are written to meanwhile.
-var ErrChanged = errors.New("the files changed while they were copied: build again when nothing writes to them")
+// Told returns err, the error of a Change. If it is that contexts were written to, those are told.
+func (c Change) Told(err error) error {
+	if _, ok := errors.AsType[*layer.ChangedError](err); !ok {
+		return err
+	}
+	for _, in := range c.Inputs {
+		if d, ok := in.Tree.(interface{ Changed() }); ok && in.Local {
+			d.Changed()
+		}
+	}
+	return err
+}
 
 // Digest works out what comes of a Change, without reading files whose digests are known, and without writing anything.
 func Digest(ctx context.Context, c Change) (Result, error) {
@@ -203,7 +213,7 @@ func (from origin) write(ctx context.Context, w io.Writer, e *layer.Entry) error
 	for rest := e.Size; ; {
 		n, err := f.Read(buf)
 		if rest -= int64(n); rest < 0 || err == io.EOF && rest > 0 {
-			return changed(from)
+			return &layer.ChangedError{Path: from.path}
 		}
 		h.Write(buf[:n])
 		if _, err := w.Write(buf[:n]); err != nil {
@@ -217,11 +227,7 @@ func (from origin) write(ctx context.Context, w io.Writer, e *layer.Entry) error
 		}
 	}
 	if layer.Digest(h.Sum(nil)) != e.Digest {
-		return changed(from)
+		return &layer.ChangedError{Path: from.path}
 	}
 	return nil
-}
-
-func changed(from origin) error {
-	return fmt.Errorf("%s changed while it was copied: build again when nothing writes to it", layer.Clip(from.path))
 }

@@ -3,6 +3,7 @@ package files
 import (
 	"context"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/ctxio"
@@ -68,7 +69,9 @@ func (w *walker) look(dir string, info ignore.Info) listing {
 			wanted = append(wanted, f.entry)
 		}
 	}
-	return listing{all, w.tree.Sum(w.ctx, wanted)}
+	err = w.tree.Sum(w.ctx, wanted)
+	all = slices.DeleteFunc(all, func(f found) bool { return f.entry.Type == layer.Whiteout })
+	return listing{all, err}
 }
 
 // ahead begins to look into a directory. Whether or not anybody waits for it, it comes to its end.

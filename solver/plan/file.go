@@ -28,7 +28,7 @@ func (p *Planner) file(ctx context.Context, op llb.File, in []solver.Ref) (solve
 	}
 	planned, err := files.Digest(ctx, c)
 	if err != nil {
-		return solver.Plan{}, err
+		return solver.Plan{}, c.Told(err)
 	}
 	inputs := append(common(op), contentInput("files", solver.Content(planned.Content)))
 	inputs = append(inputs, epochs(op)...)
