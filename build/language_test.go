@@ -25,6 +25,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rogpeppe/go-internal/txtar"
 
+	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
@@ -169,31 +170,35 @@ func settle(t *testing.T, dir string) {
 func describe(t *testing.T, b *Builder, base, dir string, in caseOptions) string {
 	out := filepath.Join(t.TempDir(), "out")
 	o := Options{
-		ContextDir: dir, Target: in.Target, BuildArgs: in.BuildArgs, Labels: in.Labels, Network: in.Network, ExtraHosts: in.ExtraHosts,
-		Ulimits: in.Ulimits, ShmSize: in.ShmSize, Allow: in.Allow, NoCache: true, NoCacheFilter: in.NoCacheFilter,
-		BuildContexts: map[string]string{"busybox": "oci-layout://" + base},
-		Outputs:       []Output{{Type: OutputOCI, Dest: out, Attrs: map[string]string{"tar": "false"}}},
+		Source: contexts.Source{Context: dir, Named: map[string]string{"busybox": "oci-layout://" + base}},
+		Target: Target{Stage: in.Target, Args: in.BuildArgs, Labels: in.Labels},
+		Run:    Run{Network: in.Network, ExtraHosts: in.ExtraHosts, Ulimits: in.Ulimits, ShmSize: in.ShmSize},
+		Client: Client{Allow: in.Allow},
+		Cache:  Caching{Off: true, OffFor: in.NoCacheFilter},
+		Export: Export{Outputs: []Output{{Type: OutputOCI, Dest: out, Attrs: map[string]string{"tar": "false"}}}},
 	}
 	for _, p := range in.Platforms {
 		parsed, err := llb.ParsePlatform(p, llb.Host())
 		if err != nil {
 			t.Fatal(err)
 		}
-		o.Platforms = append(o.Platforms, parsed)
+		o.Target.Platforms = append(o.Target.Platforms, parsed)
 	}
 	for name, value := range in.Contexts {
 		if !strings.Contains(value, "://") {
 			value = filepath.Join(dir, value)
 		}
-		o.BuildContexts[name] = value
+		o.Source.Named[name] = value
 	}
+	var secrets Secrets
 	for id, value := range in.Secrets {
 		file := filepath.Join(t.TempDir(), "secret")
 		if err := os.WriteFile(file, []byte(value), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		o.Secrets = append(o.Secrets, Secret{ID: id, Src: file})
+		secrets = append(secrets, Secret{ID: id, Src: file})
 	}
+	o.Client.Secrets = secrets
 	var text strings.Builder
 	res, err := b.Build(context.Background(), o, nil)
 	for _, w := range res.Warnings {

@@ -89,7 +89,7 @@ func whole(value string) (int64, error) {
 }
 
 // stepLimits are those of the command line, and where it has none those of kiln.toml.
-func (b *Builder) stepLimits(o Options) (stepLimits, error) {
+func (b *Builder) stepLimits(o *Run) (stepLimits, error) {
 	all := maps.Clone(b.limits)
 	maps.Copy(all, o.Limits)
 	return all.read()

@@ -5,26 +5,45 @@ import (
 	"errors"
 
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/execute"
 	"github.com/kilnbuild/kiln/solver/plan"
-	"github.com/kilnbuild/kiln/solver/session"
-	"github.com/kilnbuild/kiln/store"
 )
 
-// steps plan and execute the steps of one build.
+// steps plan and execute the steps of a job. They implement contexts.Steps.
 type steps struct {
 	*plan.Planner
 	*execute.Job
+	job *Job
 }
 
-// steps returns what plans and executes the steps of the build that a session is of.
-func (b *Builder) steps(work *store.Work, sharedProc bool, s *session.Session, o execute.Options) *steps {
+// steps returns what plans and executes the steps of a job.
+func (b *Builder) steps(j *Job, o execute.Options) *steps {
 	x := execute.New(execute.Config{
-		Snapshots: work.Layers, CDIDirs: b.cdiDirs, SharedProc: sharedProc, Root: b.root.Dir(), Tmp: work.Scratch.Path(),
+		Snapshots: j.work.Layers, CDIDirs: b.cdiDirs, SharedProc: j.sharedProc, Root: b.root.Dir(), Tmp: j.work.Scratch.Path(),
 	})
-	job := x.Job(s, o)
-	return &steps{&plan.Planner{Layers: job, Sources: job, Session: s, Tmp: x.Tmp, Limit: b.root.Archive}, job}
+	job := x.Job(j.session, o)
+	return &steps{&plan.Planner{Layers: job, Sources: job, Session: j.session, Tmp: x.Tmp, Limit: b.root.Archive}, job, j}
+}
+
+// Solve implements contexts.Steps.
+func (s *steps) Solve(ctx context.Context, o llb.Output) (solver.Ref, error) {
+	out, err := solver.Solve(ctx, []llb.Output{o}, s.job.solving())
+	if err != nil {
+		return solver.Ref{}, err
+	}
+	return out[0], nil
+}
+
+// Files implements contexts.Steps: it makes the layers of a root file system, where they are missing, and returns its files.
+func (s *steps) Files(ctx context.Context, r solver.Ref) (layer.Tree, error) {
+	ids, err := s.Realise(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return s.job.work.Layers.Stack(ids)
 }
 
 // end is called when no step runs any more. When ctx ends, what steps sent is no longer waited for.

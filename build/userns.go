@@ -36,8 +36,30 @@ func parseRange(value string) (start, count uint32, err error) {
 	return uint32(a), uint32(b), nil
 }
 
+// run is how RUN of a job runs.
+type run struct {
+	limits stepLimits
+	// ids returns the map of ids that the user asked for; nil for none. It is made once.
+	ids   func() (*mount.IDMap, error)
+	close func()
+	// sharedProc says that RUN sees kiln's own /proc.
+	sharedProc bool
+}
+
+// run returns how RUN of a job runs: as the options say, and where they say nothing as kiln.toml says. Its close must be called.
+func (b *Builder) run(o *Run) (r run, err error) {
+	if r.limits, err = b.stepLimits(o); err != nil {
+		return r, &input.Error{Err: err}
+	}
+	if r.sharedProc, err = userns.SharedProc(o.NoProcessSandbox || b.noProcessSandbox); err != nil {
+		return r, err
+	}
+	r.ids, r.close, err = b.idMap(o)
+	return r, err
+}
+
 // idMap returns what makes the map of ids that the user asked for, once; and what closes it.
-func (b *Builder) idMap(o Options) (ids func() (*mount.IDMap, error), closeIDs func(), err error) {
+func (b *Builder) idMap(o *Run) (ids func() (*mount.IDMap, error), closeIDs func(), err error) {
 	value := o.Userns
 	if value == "" {
 		value = b.userns

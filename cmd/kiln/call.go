@@ -13,6 +13,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/frontend/quote"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
@@ -59,13 +60,13 @@ func (a *app) printWarnings(ctx context.Context, r *build.Result) {
 
 // warnings prints warnings one by one, however many there are, until ctx ends.
 func warnings(ctx context.Context, to io.Writer, r *build.Result, shown []build.Warning) error {
-	quoted := newSource(r.Dockerfile)
+	quoted := quote.New(r.Dockerfile)
 	for _, w := range shown {
 		if err := ctxio.Ended(ctx); err != nil {
 			return err
 		}
 		var b bytes.Buffer
-		fmt.Fprintf(&b, "\nWARNING: %s\n%s\n", strings.TrimSuffix(w.Rule+" - "+w.URL, " - "), termtext.Line(quoted.message(w.Message, w.Location.StartLine, w.Location.EndLine)))
+		fmt.Fprintf(&b, "\nWARNING: %s\n%s\n", strings.TrimSuffix(w.Rule+" - "+w.URL, " - "), termtext.Line(quoted.Message(w.Message, w.Location.StartLine, w.Location.EndLine)))
 		if w.Location.StartLine > 0 {
 			b.Write(excerpt(w.Location, quoted))
 		}

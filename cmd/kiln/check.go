@@ -66,7 +66,7 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 		}),
 	}
 	cmd.Flags().BoolVar(&repair, "repair", false, "remove what is damaged, so that the next build makes it again")
-	progressFlag(cmd, &mode)
+	progressFlag(cmd.Flags(), &mode)
 	return cmd
 }
 

@@ -8,7 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/frontend/quote"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
@@ -86,7 +87,7 @@ func exitStatus(err error) int {
 	}
 	// A Dockerfile is not at fault for a step that fails, or for a server that does not give an image or a source.
 	if _, ok := errors.AsType[*parser.Error](err); ok && !errors.As(err, new(*solver.VertexError)) && !errors.As(err, new(*registry.Error)) &&
-		!errors.As(err, new(*build.SourceError)) {
+		!errors.As(err, new(*contexts.SourceError)) {
 		return exitUsage
 	}
 	return exitFailed
@@ -110,11 +111,11 @@ func (a *app) printError(err error) {
 		return
 	}
 	location := locate(err)
-	quoted := newSource(nil)
+	quoted := quote.New(nil)
 	if b, ok := errors.AsType[*buildError](err); ok && location.StartLine > 0 && location.File == b.name {
-		quoted = newSource(b.dockerfile)
+		quoted = quote.New(b.dockerfile)
 	}
-	message := quoted.message(err.Error(), location.StartLine, location.EndLine) + ofRoot(err)
+	message := quoted.Message(err.Error(), location.StartLine, location.EndLine) + ofRoot(err)
 	step, isStep := errors.AsType[*solver.VertexError](err)
 	if isStep {
 		message = stepText(step, location) + ": " + message
@@ -176,17 +177,17 @@ const (
 )
 
 // excerpt returns the lines of a Dockerfile around a location, those meant marked; only the location where there are none.
-func excerpt(l llb.Location, of *source) []byte {
+func excerpt(l llb.Location, of *quote.Source) []byte {
 	const rule = "--------------------\n"
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s:%d\n", termtext.Line(l.File), l.StartLine)
-	if l.StartLine > len(of.lines) {
+	if l.StartLine > of.Lines() {
 		return b.Bytes()
 	}
 	b.WriteString(rule)
-	end := min(max(l.EndLine, l.StartLine), len(of.lines))
+	end := min(max(l.EndLine, l.StartLine), of.Lines())
 	last := min(end, l.StartLine+excerptMost-1)
-	for n := max(1, l.StartLine-excerptMargin); n <= min(last+excerptMargin, len(of.lines)); n++ {
+	for n := max(1, l.StartLine-excerptMargin); n <= min(last+excerptMargin, of.Lines()); n++ {
 		if n > last && last < end {
 			b.WriteString("     | >>> …\n")
 			break
@@ -195,7 +196,7 @@ func excerpt(l llb.Location, of *source) []byte {
 		if n >= l.StartLine && n <= end {
 			mark = ">>>"
 		}
-		line := fmt.Sprintf("%4d | %s %s", n, mark, termtext.Line(of.line(n-1)))
+		line := fmt.Sprintf("%4d | %s %s", n, mark, termtext.Line(of.Line(n-1)))
 		b.WriteString(strings.TrimRight(line, " \t") + "\n")
 	}
 	b.WriteString(rule)

@@ -37,7 +37,7 @@ func (a *app) pullCommand() *cobra.Command {
 			})
 		},
 	}
-	progressFlag(cmd, &mode)
+	progressFlag(cmd.Flags(), &mode)
 	cmd.Flags().StringVar(&platform, "platform", "", "the platform of an image for several, as os/arch[/variant] (default $DOCKER_DEFAULT_PLATFORM)")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
 	return cmd

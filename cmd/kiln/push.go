@@ -22,7 +22,7 @@ func (a *app) pushCommand() *cobra.Command {
 			})
 		}),
 	}
-	progressFlag(cmd, &mode)
+	progressFlag(cmd.Flags(), &mode)
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
 	return cmd
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/kilnbuild/kiln/store"
 	"github.com/kilnbuild/kiln/store/images"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // run carries out a command line and returns the exit status.
@@ -285,6 +286,6 @@ func (a *app) withProgress(ctx context.Context, flag string, f func(ctx context.
 }
 
 // progressFlag adds --progress, without its default: that is looked up when the command runs.
-func progressFlag(cmd *cobra.Command, mode *string) {
-	cmd.Flags().StringVar(mode, "progress", "", "how progress is shown: auto, plain, tty, rawjson, quiet, none (default $KILN_PROGRESS, $BUILDKIT_PROGRESS, else auto)")
+func progressFlag(flags *pflag.FlagSet, mode *string) {
+	flags.StringVar(mode, "progress", "", "how progress is shown: auto, plain, tty, rawjson, quiet, none (default $KILN_PROGRESS, $BUILDKIT_PROGRESS, else auto)")
 }

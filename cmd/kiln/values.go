@@ -11,6 +11,7 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	csvvalue "github.com/tonistiigi/go-csvvalue"
@@ -192,29 +193,29 @@ func parseLabels(values []string) (map[string]string, error) {
 
 // parseBuildContexts reads --build-context NAME=VALUE.
 func parseBuildContexts(values []string) (map[string]string, error) {
-	contexts := map[string]string{}
+	named := map[string]string{}
 	for _, v := range values {
 		name, value, _ := strings.Cut(v, "=")
 		if name == "" || value == "" {
 			return nil, usageErrorf("--build-context %q: it is not NAME=VALUE", v)
 		}
 		if strings.HasPrefix(value, "docker-image://") || strings.HasPrefix(value, "oci-layout://") {
-			contexts[name] = value
+			named[name] = value
 			continue
 		}
 		if strings.HasPrefix(value, "target:") || strings.HasPrefix(value, "input:") || value == "-" {
 			return nil, usageErrorf("--build-context %s: a context like %q is not supported yet; there are directories, http, https and git addresses, docker-image:// and oci-layout://", name, value)
 		}
-		isDir, err := build.CheckContext(value)
+		isDir, err := contexts.Check(value)
 		if err == nil && isDir {
 			err = checkDir(value)
 		}
 		if err != nil {
 			return nil, usageErrorf("--build-context %s: %w", name, err)
 		}
-		contexts[name] = value
+		named[name] = value
 	}
-	return contexts, nil
+	return named, nil
 }
 
 // checkDir returns an error unless path is a directory.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/frontend/quote"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/store/images"
 )
@@ -196,19 +197,22 @@ func TestParseSecrets(t *testing.T) {
 }
 
 func TestOptions(t *testing.T) {
-	f := buildFlags{network: "host", noCacheFilter: []string{"a, b", "c"}, call: "check", labels: []string{"a", "b=c=d"}}
+	f := buildFlags{
+		run: runFlags{network: "host"}, caching: cachingFlags{offFor: []string{"a, b", "c"}}, call: callFlags{call: "check"},
+		target: targetFlags{labels: []string{"a", "b=c=d"}},
+	}
 	o, err := f.options(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !o.Check || !reflect.DeepEqual(o.Allow, []string{"network.host"}) || !reflect.DeepEqual(o.NoCacheFilter, []string{"a", "b", "c"}) ||
-		!reflect.DeepEqual(o.Labels, map[string]string{"a": "", "b": "c=d"}) {
+	if o.Call != build.CallCheck || !reflect.DeepEqual(o.Client.Allow, []string{"network.host"}) || !reflect.DeepEqual(o.Cache.OffFor, []string{"a", "b", "c"}) ||
+		!reflect.DeepEqual(o.Target.Labels, map[string]string{"a": "", "b": "c=d"}) {
 		t.Errorf("%+v", o)
 	}
 }
 
 func TestExcerpt(t *testing.T) {
-	text := newSource([]byte("FROM busybox\n\nRUN false\n"))
+	text := quote.New([]byte("FROM busybox\n\nRUN false\n"))
 	want := `Dockerfile:3
 --------------------
    1 |     FROM busybox
@@ -224,7 +228,7 @@ func TestExcerpt(t *testing.T) {
 			t.Errorf("got:\n%s", got)
 		}
 	}
-	long := newSource([]byte(strings.Repeat("x \\\n\x1b[2J", 100)))
+	long := quote.New([]byte(strings.Repeat("x \\\n\x1b[2J", 100)))
 	got := string(excerpt(llb.Location{File: "D", StartLine: 3, EndLine: 90}, long))
 	if n := strings.Count(got, "\n"); n != 3+2+excerptMost+1 || strings.Contains(got, "\x1b") || !strings.Contains(got, "…") {
 		t.Errorf("%d lines:\n%s", n, got)

@@ -26,13 +26,14 @@ const module = "github.com/kilnbuild/kiln/"
 var allowed = map[string][]string{
 	// A command for each of build, store, store/images and doctor; the others for types of errors and options, and for what the language
 	// takes for a secret.
-	"cmd/kiln": {"build", "store", "store/images", "doctor", "history", "progress", "events", "exporter", "frontend/lint", "internal", "llb", "parser", "registry", "solver"},
+	"cmd/kiln": {"build", "build/contexts", "store", "store/images", "doctor", "history", "progress", "events", "exporter", "frontend/quote", "internal", "llb", "parser", "registry", "solver"},
 	"build": {
-		"store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "frontend/source",
-		"llb", "parser", "registry", "registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/compose", "solver",
-		"solver/execute", "solver/explain", "solver/files", "solver/plan", "solver/session", "internal",
+		"build/contexts", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
+		"registry/image", "registry/layout", "sandbox", "snapshot", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
 	},
-	"doctor": {"store", "sandbox", "registry/auth", "internal"},
+	// What a build reads, by steps that build does for it.
+	"build/contexts": {"frontend/source", "llb", "registry/layout", "snapshot/compose", "solver", "solver/files", "internal"},
+	"doctor":         {"store", "sandbox", "registry/auth", "internal"},
 
 	// The root directory: store knows the parts that lie in it, and no part knows store.
 	"store":        {"cache", "events", "exporter", "history", "llb", "sandbox", "snapshot", "solver", "solver/explain", "internal"},
@@ -47,6 +48,7 @@ var allowed = map[string][]string{
 	"frontend/expand":      {},
 	"frontend/suggest":     {},
 	"frontend/imageconfig": {"frontend/expand", "llb"},
+	"frontend/quote":       {"frontend/lint", "parser"},
 	"frontend/lint":        {"parser", "llb", "internal/ignore", "internal/remoteurl"},
 	"frontend/outline":     {"frontend/expand", "frontend/lint", "parser"},
 	"frontend/source":      {"parser", "llb", "internal/imagename", "internal/remoteurl"},
@@ -190,6 +192,71 @@ func TestRootNames(t *testing.T) {
 			return true
 		})
 	}
+}
+
+// Packages and structs that a reader can take in. A package that is too large is listed with the reason.
+const (
+	maxPackage = 3000 // lines of production code, with comments
+	maxBuild   = 1600 // lines of code of build, without comments and empty lines: it composes, and does nothing itself
+	maxFields  = 20   // of a struct
+)
+
+// large are the packages and structs that are larger, with the reason. An entry that is not needed any more is an error.
+var large = map[string]string{
+	"frontend.builder": "to be split",
+	"sandbox.Spec":     "to be split",
+}
+
+func TestSizes(t *testing.T) {
+	lines, code := map[string]int{}, map[string]int{}
+	found := map[string]bool{}
+	tooLarge := func(name, format string, args ...any) {
+		found[name] = true
+		if large[name] == "" {
+			t.Errorf("%s "+format, append([]any{name}, args...)...)
+		}
+	}
+	for _, f := range files(t) {
+		dir := strings.TrimPrefix(filepath.ToSlash(filepath.Dir(f.path)), top+"/")
+		lines[dir] += f.set.File(f.tree.Pos()).LineCount()
+		code[dir] += codeLines(f)
+		ast.Inspect(f.tree, func(n ast.Node) bool {
+			if spec, ok := n.(*ast.TypeSpec); ok {
+				if s, ok := spec.Type.(*ast.StructType); ok && s.Fields.NumFields() > maxFields {
+					tooLarge(dir+"."+spec.Name.Name, "has %d fields, more than %d: group them", s.Fields.NumFields(), maxFields)
+				}
+			}
+			return true
+		})
+	}
+	for dir, n := range lines {
+		if n > maxPackage {
+			tooLarge(dir, "has %d lines, more than %d: split it", n, maxPackage)
+		}
+	}
+	if n := code["build"]; n > maxBuild {
+		t.Errorf("build has %d lines of code, more than %d: what is not composition has a place elsewhere", n, maxBuild)
+	}
+	for name := range large {
+		if !found[name] {
+			t.Errorf("%s is not too large any more: remove it from the list", name)
+		}
+	}
+	t.Logf("build has %d lines of code", code["build"])
+}
+
+// codeLines returns how many lines of a file have something else than a comment.
+func codeLines(f file) int {
+	has := map[int]bool{}
+	ast.Inspect(f.tree, func(n ast.Node) bool {
+		switch n.(type) {
+		case nil, *ast.Comment, *ast.CommentGroup:
+			return false
+		}
+		has[f.set.Position(n.Pos()).Line], has[f.set.Position(n.End()-1).Line] = true, true
+		return true
+	})
+	return len(has)
 }
 
 // file is a file of production code.

@@ -153,3 +153,11 @@ func readlink(fd int) (string, error) {
 	n, err := unix.Readlinkat(fd, "", buf)
 	return string(buf[:max(n, 0)]), err
 }
+
+// Absolute makes a path absolute that is relative to the working directory; "" stays. It is called before Enter.
+func Absolute(path *string) (err error) {
+	if *path != "" {
+		*path, err = filepath.Abs(*path)
+	}
+	return err
+}

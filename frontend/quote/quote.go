@@ -1,4 +1,5 @@
-package main
+// Package quote prints lines of a Dockerfile, and messages about it, without the values of secrets.
+package quote
 
 import (
 	"slices"
@@ -11,8 +12,8 @@ import (
 	"github.com/kilnbuild/kiln/parser"
 )
 
-// source is a Dockerfile whose lines are printed. The values of variables with the name of a secret are hidden in them.
-type source struct {
+// Source is a Dockerfile whose lines are printed. The values of variables with the name of a secret are hidden in them.
+type Source struct {
 	lines  []string
 	hidden map[int][]span // by the index of the line; in order
 }
@@ -20,9 +21,9 @@ type source struct {
 // span is a part of a line or of an instruction, in bytes: from begin up to end.
 type span struct{ begin, end int }
 
-// newSource finds what is to be hidden in a Dockerfile, which may be wrong, or empty. It errs on the side of hiding too much.
-func newSource(dockerfile []byte) *source {
-	s := &source{hidden: map[int][]span{}}
+// New finds what is to be hidden in a Dockerfile, which may be wrong, or empty. It errs on the side of hiding too much.
+func New(dockerfile []byte) *Source {
+	s := &Source{hidden: map[int][]span{}}
 	if len(dockerfile) == 0 {
 		return s
 	}
@@ -43,8 +44,11 @@ func newSource(dockerfile []byte) *source {
 	return s
 }
 
-// line returns the line of an index as people may see it.
-func (s *source) line(n int) string {
+// Lines returns how many lines there are.
+func (s *Source) Lines() int { return len(s.lines) }
+
+// Line returns the line of an index as people may see it.
+func (s *Source) Line(n int) string {
 	var b strings.Builder
 	line, at := s.lines[n], 0
 	for _, h := range s.hidden[n] {
@@ -57,9 +61,9 @@ func (s *source) line(n int) string {
 // minHidden is the length in bytes from which a hidden word is hidden in a message too.
 const minHidden = 4
 
-// message returns a message about the lines from first to last, counted from 1, without the words that are hidden in them: errors
+// Message returns a message about the lines from first to last, counted from 1, without the words that are hidden in them: errors
 // quote what they cannot parse.
-func (s *source) message(text string, first, last int) string {
+func (s *Source) Message(text string, first, last int) string {
 	var words []string
 	for n := max(first, 1) - 1; n < min(max(first, last), len(s.lines)); n++ {
 		for _, h := range s.hidden[n] {
@@ -118,7 +122,7 @@ func (i *joined) add(n int, line string) bool {
 }
 
 // hide adds what of the instruction is to be hidden to s.
-func (i *joined) hide(s *source) {
+func (i *joined) hide(s *Source) {
 	text := i.text.String()
 	for k, p := range i.pieces {
 		// A line that looks like an ARG or ENV may have become a part of the instruction above it by mistake.
@@ -139,7 +143,7 @@ func (i *joined) hide(s *source) {
 }
 
 // hideSpan hides a part of the instruction's text in the lines that it comes from.
-func (i *joined) hideSpan(s *source, text string, v span) {
+func (i *joined) hideSpan(s *Source, text string, v span) {
 	for k, p := range i.pieces {
 		end := len(text)
 		if k+1 < len(i.pieces) {

@@ -1,0 +1,265 @@
+package contexts
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/kilnbuild/kiln/frontend/source"
+	"github.com/kilnbuild/kiln/internal/ignore"
+	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/localdir"
+	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/internal/rootdir"
+	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/solver"
+	"golang.org/x/sys/unix"
+)
+
+// maxDockerfile bounds a Dockerfile, and maxIgnore a .dockerignore, in bytes: far above any that a person or a generator
+// has reason to write.
+const (
+	maxDockerfile = 16 << 20
+	maxIgnore     = 16 << 20
+)
+
+// shownName is how errors name the Dockerfile: as it is in the context, or as it was given.
+func shownName(path, contextDir string) string {
+	if rel, err := filepath.Rel(contextDir, path); err == nil && filepath.IsLocal(rel) {
+		return rel
+	}
+	return rootdir.Shown(path)
+}
+
+// ReadFile reads a regular file of the client of at most limit bytes.
+func ReadFile(path string, limit int64) ([]byte, error) {
+	// Opening a fifo would wait for somebody to write to it.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	return readRegular(f, path, limit)
+}
+
+// readContextFile is ReadFile for a Dockerfile or an ignore file. One in the directory dir, the context, is not followed out of
+// it: a context may come from somebody who would like to see in an error what else there is.
+func readContextFile(dir, path string, limit int64) ([]byte, error) {
+	rel, err := relative(dir, path)
+	if err != nil || !filepath.IsLocal(rel) {
+		return ReadFile(path, limit)
+	}
+	root, err := rootfs.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := root.OpenFile(rel, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		if _, outside := os.Stat(path); outside == nil {
+			err = fmt.Errorf("%s is a symbolic link that leads out of the context, and is not followed there", path)
+		}
+		return nil, err
+	}
+	return readRegular(f, path, limit)
+}
+
+func relative(dir, path string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return "", err
+	}
+	return filepath.Rel(dir, path)
+}
+
+// readRegular reads f, which is called path, and closes it.
+func readRegular(f *os.File, path string, limit int64) ([]byte, error) {
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.New("is not a regular file")}
+	}
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s is larger than the %d MiB that are allowed", path, limit>>20)
+	}
+	return data, err
+}
+
+// Contexts are the contexts of a build that are open. Close must be called.
+type Contexts struct {
+	// Trees are the files of each: "context" is the build context. Those of named contexts that are no directories are not in it: they are
+	// sources of the graph.
+	Trees map[string]layer.Tree
+	// Ignore is the .dockerignore of the build context; nil for none.
+	Ignore *ignore.Matcher
+	// Dockerfile is its text, and Name what errors call it.
+	Dockerfile []byte
+	Name       string
+
+	dirs []*localdir.Dir
+}
+
+// Close closes the directories.
+func (c *Contexts) Close() {
+	for _, d := range c.dirs {
+		// What the cache of digests loses is read again by the next build.
+		d.Close()
+	}
+}
+
+// Steps do what brings in contexts that are not directories, as steps of the build.
+type Steps interface {
+	// Solve makes an output of a graph.
+	Solve(context.Context, llb.Output) (solver.Ref, error)
+	// File makes a root file system with one file at its top.
+	File(ctx context.Context, name string, body io.Reader) (solver.Ref, error)
+	// Files returns the files of a root file system. That of the zero Ref is empty.
+	Files(context.Context, solver.Ref) (layer.Tree, error)
+	// SourceTime returns when a source was made.
+	SourceTime(context.Context, llb.Op) (time.Time, error)
+}
+
+// Loader opens the contexts of one build.
+type Loader struct {
+	Source
+	Steps Steps
+	// Root is kiln's root directory, and Tmp a directory of this process on the same file system.
+	Root, Tmp string
+	// KeepGitDir keeps the directory .git of a build context that is a repository.
+	KeepGitDir bool
+	// Warn tells people what they should know.
+	Warn func(text string)
+	// Open are the contexts: those that Steps need are in it as soon as they do.
+	Open *Contexts
+
+	graph llb.Graph
+}
+
+// Load opens the build context and the named contexts that are directories, and reads the Dockerfile.
+func (l *Loader) Load(ctx context.Context) error {
+	load := l.contextElsewhere
+	if isDir(l.Context) {
+		load = l.contextDir
+	}
+	text, name, err := load(ctx)
+	if err != nil {
+		return err
+	}
+	l.Open.Dockerfile, l.Open.Name = text, name
+	for name, value := range l.Named {
+		if !source.IsDirContext(value) {
+			continue
+		}
+		m, err := readIgnore(ctx, value, filepath.Join(value, ".dockerignore"))
+		if err == nil {
+			err = l.openDir(ctx, name, value, m)
+		}
+		if err != nil {
+			return &input.Error{Err: fmt.Errorf("named context %q: %w", name, err)}
+		}
+	}
+	return nil
+}
+
+// openDir adds a directory of the client, which ends with ctx.
+func (l *Loader) openDir(ctx context.Context, name, dir string, m *ignore.Matcher) error {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	id := fmt.Sprintf("%x", sha256.Sum256([]byte(abs)))
+	d, err := localdir.Open(ctx, abs, m, filepath.Join(l.Root, rootdir.Context, id[:32]), l.Tmp)
+	if err != nil {
+		return fmt.Errorf("open the build context: %w", err)
+	}
+	d.Warn(l.Warn)
+	if err := d.HideRoot(l.Root); err != nil {
+		return errors.Join(err, d.Close())
+	}
+	l.Open.Trees[name], l.Open.dirs = d, append(l.Open.dirs, d)
+	return nil
+}
+
+// contextDir opens a build context that is a directory, whose Dockerfile may come from anywhere.
+func (l *Loader) contextDir(ctx context.Context) (dockerfile []byte, name string, err error) {
+	ignored := []string{filepath.Join(l.Context, ".dockerignore")}
+	if elsewhere(l.Dockerfile) {
+		dockerfile, name, err = l.dockerfile(ctx)
+	} else {
+		var path string
+		if path, err = l.DockerfilePath(); err != nil {
+			return nil, "", err
+		}
+		ignored = append([]string{path + ".dockerignore"}, ignored...)
+		name = shownName(path, l.Context)
+		if dockerfile, err = readContextFile(l.Context, path, maxDockerfile); err != nil {
+			err = &input.Error{Err: fmt.Errorf("read the Dockerfile: %w", err)}
+		}
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	if l.Open.Ignore, err = readIgnore(ctx, l.Context, ignored...); err == nil {
+		err = l.openDir(ctx, "context", l.Context, l.Open.Ignore)
+	}
+	if err != nil {
+		return nil, "", &input.Error{Err: err}
+	}
+	return dockerfile, name, nil
+}
+
+// contextElsewhere brings in a build context that is no directory. Its .dockerignore, if it has one, is a file as any other.
+func (l *Loader) contextElsewhere(ctx context.Context) (dockerfile []byte, name string, err error) {
+	if l.Context == stdin && l.Dockerfile == stdin {
+		return nil, "", &input.Error{Err: errors.New("standard input cannot be both the build context and the Dockerfile")}
+	}
+	tree, bare, err := l.tree(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	l.Open.Trees["context"] = tree
+	switch {
+	case elsewhere(l.Dockerfile):
+		return l.dockerfile(ctx)
+	case bare != nil:
+		return bare, "Dockerfile", nil
+	}
+	return dockerfileIn(tree, l.Dockerfile, remoteurl.WithoutUser(l.Context))
+}
+
+// readIgnore reads the first of these ignore files of the context dir that exists; nil for none.
+func readIgnore(ctx context.Context, dir string, paths ...string) (*ignore.Matcher, error) {
+	for _, path := range paths {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		data, err := readContextFile(dir, path, maxIgnore)
+		if err != nil {
+			return nil, fmt.Errorf("read the ignore file: %w", err)
+		}
+		m, err := ignore.Parse(ctx, bytes.NewReader(data))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		if m != nil {
+			m.File = filepath.Base(path)
+		}
+		return m, nil
+	}
+	return nil, nil
+}

@@ -1,0 +1,107 @@
+package build
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/solver/execute"
+)
+
+// image describes the result for one platform to the exporter.
+func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
+	lowered, chain := j.lowered.Images[i], j.chains[i]
+	img := exporter.Image{Config: dockerspec.DockerOCIImage{Config: lowered.Config}, Platform: lowered.Platform.String()}
+	img.Config.Architecture, img.Config.OS, img.Config.Variant = lowered.Platform.Architecture, lowered.Platform.OS, lowered.Platform.Variant
+	img.Config.OSVersion, img.Config.Author = lowered.Platform.OSVersion, lowered.Author
+
+	bottom, below, err := j.bottom(ctx, lowered.Root)
+	if err != nil {
+		return img, err
+	}
+	for n, l := range chain.Layers() {
+		if n < len(below) {
+			img.Layers = append(img.Layers, j.baseLayer(bottom, below[n]))
+		} else {
+			img.Layers = append(img.Layers, exporter.Layer{ID: l.ID})
+		}
+	}
+	times, err := j.times(img.Layers)
+	if err != nil {
+		return img, err
+	}
+	n := len(below)
+	var last *time.Time
+	for _, h := range lowered.History {
+		entry := ocispec.History{CreatedBy: h.CreatedBy, Comment: h.Comment, Author: h.Author, EmptyLayer: h.Empty, Created: h.Created}
+		if h.Vertex != nil {
+			entry.Created = times[n]
+			n++
+		}
+		if entry.Created == nil {
+			entry.Created = last
+		}
+		last = entry.Created
+		img.Config.History = append(img.Config.History, entry)
+	}
+	// An entry before the first layer was made no later than that.
+	for i := len(img.Config.History) - 2; i >= 0; i-- {
+		if h := img.Config.History; h[i].Created == nil && h[i].Comment != "" {
+			h[i].Created = h[i+1].Created
+		}
+	}
+	img.Config.Created = last
+	if j.lowered.Epoch != nil {
+		epoch := time.Unix(*j.lowered.Epoch, 0).UTC()
+		img.Config.Created = &epoch
+		for i := len(lowered.History) - 1; i >= 0 && lowered.History[i].Created == nil; i-- {
+			img.Config.History[i].Created = &epoch
+		}
+	}
+	if n != len(img.Layers) {
+		return img, fmt.Errorf("BUG: the history names %d layers, and there are %d", n, len(img.Layers))
+	}
+	return img, nil
+}
+
+// times returns when each layer was made; nil for those of images, whose history says so itself.
+func (j *Job) times(layers []exporter.Layer) ([]*time.Time, error) {
+	out := make([]*time.Time, len(layers))
+	for i, l := range layers {
+		if l.Image != nil {
+			continue
+		}
+		m, err := j.work.Layers.Manifest(l.ID)
+		if err != nil {
+			return nil, err
+		}
+		t := m.Created.UTC()
+		out[i] = &t
+	}
+	return out, nil
+}
+
+// bottom returns the image that a root is built on, and its layers.
+func (j *Job) bottom(ctx context.Context, o llb.Output) (llb.Image, []execute.ImageLayer, error) {
+	for base, ok := o.Base(); ok; base, ok = o.Base() {
+		o = base
+	}
+	img, ok := o.Vertex.Op().(llb.Image)
+	if !ok {
+		return img, nil, nil
+	}
+	layers, err := j.bases.Layers(ctx, img)
+	return img, layers, err
+}
+
+func (j *Job) baseLayer(img llb.Image, l execute.ImageLayer) exporter.Layer {
+	return exporter.Layer{ID: l.DiffID.Encoded(), Image: &exporter.ImageLayer{
+		Blob: l.Blob, DiffID: l.DiffID, Repository: j.bases.repository(img),
+		Fetch: func(ctx context.Context) error { return j.bases.download(ctx, img, l.Blob) },
+	}}
+}

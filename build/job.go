@@ -1,0 +1,260 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"strconv"
+
+	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/history"
+	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/internal/userns"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/execute"
+	"github.com/kilnbuild/kiln/solver/explain"
+	"github.com/kilnbuild/kiln/solver/session"
+	"github.com/kilnbuild/kiln/store"
+	"github.com/kilnbuild/kiln/store/images"
+)
+
+// parallelism is how many steps of a job are worked on at once. Most wait for processes and disks; what is heavy on the processors
+// inside kiln limits itself to their number.
+const parallelism = 64
+
+// Build builds an image and does what the options say with it; s is told what happens, from events.Build to events.Done, and may be nil.
+// The error of a Dockerfile that is wrong is an *input.Error or a *parser.Error, that of a step a *solver.VertexError. The Result is never
+// nil.
+func (b *Builder) Build(ctx context.Context, o Options, s *events.Stream) (*Result, error) {
+	j, err := b.Begin(o, s)
+	if err != nil {
+		return &Result{}, err
+	}
+	return j.Run(ctx)
+}
+
+// Job is one build. It has a session of its own: what its client provides, and who is told what happens. Any number of jobs use one Builder
+// at the same time.
+type Job struct {
+	builder *Builder
+	work    *store.Work
+	options Options
+	events  *events.Stream
+
+	names   []string // of the image, in full
+	plans   []output // what is to be done with the result
+	session *session.Session
+	loader  *contexts.Loader
+	bases   *bases
+	steps   *steps
+	blobs   *exporter.Blobs
+	explain explain.Explainer
+	// sharedProc says that RUN sees kiln's own /proc.
+	sharedProc bool
+
+	lowered *frontend.Result
+	chains  []solver.Ref // of lowered.Images
+
+	closers []func(context.Context) error
+}
+
+// Begin begins a build, after checking as much of the options as can be checked without reading anything: an error is an *input.Error if
+// they are invalid. Run or Close must be called. s may be nil.
+func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
+	work, err := b.root.Work()
+	if err != nil {
+		return nil, err
+	}
+	if s == nil {
+		s = events.New() // the history wants to know
+	}
+	j := &Job{builder: b, work: work, options: o, events: s, blobs: b.root.Blobs()}
+	if j.names, err = fullNames(o.Export.Tags); err != nil {
+		return nil, &input.Error{Err: err}
+	}
+	if j.plans, err = o.Export.plan(j.names, o.Target.Platforms); err != nil {
+		return nil, &input.Error{Err: err}
+	}
+	run, err := b.run(&o.Run)
+	if err != nil {
+		return nil, err
+	}
+	j.sharedProc = run.sharedProc
+	j.onClose(func(context.Context) error { run.close(); return nil })
+	open := &contexts.Contexts{Trees: map[string]layer.Tree{}}
+	j.onClose(func(context.Context) error { open.Close(); return nil })
+	j.session = &session.Session{
+		Secrets: o.Client.Secrets, Agents: o.Client.Agents, Allow: o.Client.Allow, Local: open.Trees, Warn: s.Warn, FreshCaches: o.Cache.FreshMounts,
+	}
+	if o.Debug {
+		j.session.Note = s.Warn
+	}
+	j.bases = newBases(b, o.Cache.Pull, s)
+	j.onClose(func(context.Context) error { j.bases.Close(); return nil })
+	j.explain = explain.Explainer{Layers: work.Layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
+	j.steps = b.steps(j, execute.Options{
+		Images: j.bases, Limit: o.Source.HostLimit(), Limits: run.limits.sandbox, Timeout: run.limits.timeout, IDs: run.ids,
+	})
+	j.onClose(j.steps.end)
+	keep, _ := strconv.ParseBool(o.Target.Args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]) // what is no boolean is false, as for BuildKit
+	j.loader = &contexts.Loader{Source: o.Source, Steps: j.steps, Root: b.root.Dir(), Tmp: work.Scratch.Path(), KeepGitDir: keep, Warn: s.Warn, Open: open}
+	return j, nil
+}
+
+// onClose has f called by Close, before those that were given earlier.
+func (j *Job) onClose(f func(context.Context) error) { j.closers = append(j.closers, f) }
+
+// Close ends the job: no step of it runs any more, and what it held is free. When ctx ends, what steps have sent is no longer waited for.
+func (j *Job) Close(ctx context.Context) error {
+	var err error
+	for i := len(j.closers) - 1; i >= 0; i-- {
+		err = errors.Join(err, j.closers[i](ctx))
+	}
+	j.closers = nil
+	return err
+}
+
+// Run does what the options ask for, tells the stream, records the build in the history, and closes the job.
+func (j *Job) Run(ctx context.Context) (*Result, error) {
+	o := &j.options
+	begin := events.Build{
+		Version: events.Version, Context: o.Source.Project(), Dockerfile: remoteurl.WithoutUser(o.Source.Dockerfile), Target: o.Target.Stage,
+		Names: o.Export.Tags, Explain: o.Explain,
+	}
+	for _, p := range o.Target.Platforms {
+		begin.Platforms = append(begin.Platforms, p.String())
+	}
+	end := func() {}
+	if o.Call == CallBuild {
+		begin.ID, end = record(j.work.History, o.Debug, j.events)
+	}
+	j.events.Emit(begin)
+	res := &Result{}
+	err := j.run(ctx, res)
+	err = errors.Join(err, j.Close(ctx))
+	done := events.Done{Digest: res.Digest, Image: res.ImageID, Names: res.Names}
+	done.Canceled, done.Error = events.Outcome(err)
+	j.events.Emit(done)
+	end()
+	return res, err
+}
+
+func (j *Job) run(ctx context.Context, res *Result) (err error) {
+	if note := userns.Note(); note != "" && j.options.Call == CallBuild {
+		j.events.Warn(note)
+	}
+	if err := j.loader.Load(ctx); err != nil {
+		return err
+	}
+	res.Dockerfile, res.DockerfileName = j.loader.Open.Dockerfile, j.loader.Open.Name
+	switch j.options.Call {
+	case CallOutline:
+		res.Outline, err = frontend.DescribeTarget(ctx, res.Dockerfile, j.lowering(), j.bases)
+		return err
+	case CallTargets:
+		res.Targets, err = frontend.ListTargets(ctx, res.Dockerfile, j.lowering())
+		return err
+	case CallCheck:
+		return j.lower(ctx, res)
+	}
+	ctx, mayRun, end := images.AskPush(ctx, j.builder.client, pushed(j.plans))
+	j.session.MayRun = mayRun
+	defer func() { err = end(err) }()
+	if err := j.lower(ctx, res); err != nil {
+		return err
+	}
+	if err := j.solve(ctx, res); err != nil {
+		return err
+	}
+	return j.export(ctx, res)
+}
+
+// lowering returns how the Dockerfile is lowered.
+func (j *Job) lowering() frontend.Options {
+	o := &j.options
+	f := frontend.Options{
+		Filename: j.loader.Open.Name, Project: o.Source.Project(), Target: o.Target.Stage, BuildArgs: o.Target.Args, Labels: o.Target.Labels,
+		Platforms: o.Target.Platforms, BuildPlatform: llb.Host(), NoCache: o.Cache.Off, NoCacheFilter: o.Cache.OffFor, NamedContexts: o.Source.Named,
+		Network: o.Run.Network, ExtraHosts: o.Run.ExtraHosts, Ulimits: o.Run.Ulimits, ShmSize: o.Run.ShmSize, CgroupParent: o.Run.CgroupParent,
+		Allow: o.Client.Allow, Ignore: j.loader.Open.Ignore, AllStages: o.Call == CallCheck,
+	}
+	if j.sharedProc {
+		f.NoInsecure = "with --no-process-sandbox a privileged step could change the processes of kiln and of other steps"
+	}
+	if o.Call == CallBuild {
+		// Nothing is fetched to look at a Dockerfile.
+		f.SourceTime = j.loader.SourceTime
+	}
+	return f
+}
+
+// lower makes the graph.
+func (j *Job) lower(ctx context.Context, res *Result) (err error) {
+	j.lowered, err = frontend.Build(ctx, res.Dockerfile, j.lowering(), j.bases)
+	if j.lowered == nil {
+		return err
+	}
+	for _, w := range j.lowered.Warnings {
+		j.events.Emit(events.Warning{Rule: w.Rule, Text: events.Text(w.Msg), Detail: w.Description, URL: w.URL, Location: w.Location})
+		res.Warnings = append(res.Warnings, Warning{
+			Rule: w.Rule, Message: w.Msg, Description: w.Description, URL: w.URL, Location: w.Location, Advice: lint.IsAdvice(w.Rule),
+		})
+	}
+	return err
+}
+
+// solve does the steps, and makes blobs of their layers meanwhile.
+func (j *Job) solve(ctx context.Context, res *Result) error {
+	rewriteTimes(j.plans, j.lowered.Epoch, j.events.Warn)
+	roots := make([]llb.Output, len(j.lowered.Images))
+	for i, img := range j.lowered.Images {
+		roots[i] = img.Root
+	}
+	demand := j.steps.pack(j.blobs, j.plans)
+	j.session.Selected = llb.Selections(roots)
+	again := &verified{names: map[llb.Digest]string{}}
+	j.events.Attach(again)
+	ctx, cancel := context.WithCancel(ctx)
+	early := newEarly(ctx, j.blobs, roots, j.plans)
+	j.events.Attach(early)
+	j.onClose(func(context.Context) error {
+		j.events.Detach(early)
+		cancel()
+		early.wait()
+		return nil
+	})
+	options := j.solving()
+	options.Demand, options.Parallelism, options.Verify = demand, parallelism, j.options.Cache.Verify
+	var err error
+	j.chains, err = solver.Solve(ctx, roots, options)
+	j.events.Detach(again)
+	res.Verified = again.steps
+	return err
+}
+
+// solving returns how the solver works for the job, one step at a time.
+func (j *Job) solving() solver.Options {
+	return solver.Options{
+		Cache: j.work.Records, Planner: j.steps.Planner, Executor: j.steps.Job, Events: j.events, Explain: j.explain, Files: j.options.Explain,
+		Parallelism: 1,
+	}
+}
+
+// record puts the events of a stream into the history, until end is called, under an ID. That a build cannot be recorded is no failure of
+// the build.
+func record(h *history.History, debug bool, s *events.Stream) (id string, end func()) {
+	r := h.Begin()
+	s.Attach(r)
+	return r.ID(), func() {
+		s.Detach(r)
+		if err := r.Close(); err != nil && debug {
+			s.Warn(err.Error())
+		}
+	}
+}

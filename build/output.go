@@ -1,0 +1,219 @@
+package build
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/imagename"
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// CheckTag returns an error unless s can be a new image's name: "app", "registry:5000/app:v1", without digest.
+func CheckTag(s string) error {
+	r, err := imagename.Parse(s)
+	if err != nil {
+		return err
+	}
+	if r.Digest != "" {
+		return fmt.Errorf("%q has a digest, which is not for the user to choose", s)
+	}
+	return nil
+}
+
+// stdout stands for standard output as the Dest of an Output.
+const stdout = "-"
+
+// OutputType is a kind of Output.
+type OutputType string
+
+// The types of --output. "image" with push=true is OutputRegistry: they ask for the same.
+const (
+	// OutputImage puts the image into the store.
+	OutputImage OutputType = "image"
+	// OutputRegistry pushes the image and gives it no name in the store.
+	OutputRegistry OutputType = "registry"
+	// OutputDocker writes a tar that docker load reads; with no Dest the image is loaded into the store.
+	OutputDocker OutputType = "docker"
+	// OutputOCI writes an OCI image layout: a tar, or with tar=false a directory.
+	OutputOCI OutputType = "oci"
+	// OutputLocal writes the root file system's files to a directory.
+	OutputLocal OutputType = "local"
+	// OutputTar writes the root file system as a tar.
+	OutputTar OutputType = "tar"
+	// OutputCacheOnly fills the cache and keeps no image.
+	OutputCacheOnly OutputType = "cacheonly"
+)
+
+// Output is one thing to do with the result.
+type Output struct {
+	Type OutputType
+	// Dest is a file or directory; "-" is standard output, "" none. OutputOCI, OutputLocal and OutputTar always have one.
+	Dest string
+	// Attrs are the other keys of --output, in lower case, as written: "name", "compression", "tar", …
+	Attrs map[string]string
+}
+
+// output is an Output whose attributes have been read.
+type output struct {
+	Output
+	form  exporter.Form
+	names []string
+	dir   bool                // OutputOCI: a directory instead of a tar
+	files exporter.DirOptions // of OutputLocal
+	// byDigest is of OutputRegistry: the image gets no tag there.
+	byDigest bool
+}
+
+// plan reads and checks what is to be done with the result, before anything is built.
+func (x *Export) plan(names []string, platforms []llb.Platform) ([]output, error) {
+	all := x.Outputs
+	if len(all) == 0 {
+		all = []Output{{Type: OutputImage}}
+	}
+	var out []output
+	for _, spec := range all {
+		plan := output{Output: spec, names: names}
+		for _, key := range slices.Sorted(maps.Keys(spec.Attrs)) {
+			if err := plan.attribute(key, spec.Attrs[key]); err != nil {
+				return nil, err
+			}
+		}
+		kind, level := spec.Attrs["compression"], spec.Attrs["compression-level"]
+		if kind == "" && level == "" && plan.Type == OutputImage {
+			kind = exporter.Uncompressed.Type
+		}
+		var err error
+		if plan.form.Layers.Compression, err = exporter.ParseCompression(kind, level); err != nil {
+			return nil, err
+		}
+		if plan.image() {
+			plan.form.Annotations = append(plan.form.Annotations, x.Annotations...)
+		}
+		if err := plan.checkAnnotations(platforms); err != nil {
+			return nil, err
+		}
+		switch {
+		case plan.Type == OutputRegistry && len(plan.names) == 0:
+			return nil, errors.New("pushing needs a name: give one with -t")
+		case plan.byDigest && plan.Type != OutputRegistry:
+			return nil, fmt.Errorf("output %s: push-by-digest needs push=true", plan.Type)
+		case plan.Type == OutputDocker && len(platforms) > 1:
+			return nil, errors.New("a tar for docker load holds one platform: give one --platform, or use type=oci")
+		}
+		out = append(out, plan)
+	}
+	if !slices.ContainsFunc(out, output.image) {
+		switch {
+		case x.IIDFile != "":
+			return nil, errors.New("--iidfile needs an output that is an image")
+		case len(x.Annotations) > 0:
+			return nil, errors.New("--annotation needs an output that is an image")
+		}
+	}
+	return out, nil
+}
+
+func (p *output) attribute(key, value string) error {
+	truth := func(into *bool) error {
+		switch value {
+		case "", "true", "1":
+			*into = true
+		case "false", "0":
+			*into = false
+		default:
+			return fmt.Errorf("output %s: %s=%s is neither true nor false", p.Type, key, value)
+		}
+		return nil
+	}
+	switch key {
+	case "compression", "compression-level":
+		return nil
+	case "name":
+		names, err := fullNames(strings.Split(value, ","))
+		p.names = names
+		return err
+	case "rewrite-timestamp":
+		if p.image() {
+			return truth(&p.form.Layers.Rewrite)
+		}
+	case "oci-mediatypes":
+		oci := true
+		err := truth(&oci)
+		p.form.Docker = !oci
+		return err
+	case "tar":
+		tar := true
+		err := truth(&tar)
+		p.dir = !tar
+		return err
+	case "set-id":
+		if p.Type == OutputLocal {
+			return truth(&p.files.SetID)
+		}
+	case "devices":
+		if p.Type == OutputLocal {
+			return truth(&p.files.Devices)
+		}
+	case "push":
+		return nil // the type says so already
+	case "push-by-digest":
+		return truth(&p.byDigest)
+	case "name-canonical":
+		if p.Type == OutputRegistry {
+			return nil // it is about names in the store, where what is pushed has none
+		}
+	case "unpack", "store":
+		return nil // every image of the store is there in full, and unpacked when it is needed
+	}
+	if rest, ok := strings.CutPrefix(key, "annotation"); ok && p.image() {
+		return p.annotation(rest, value)
+	}
+	return fmt.Errorf("output %s: the key %s is not supported yet", p.Type, key)
+}
+
+// rewriteTimes tells the outputs that are to have no times of files after SOURCE_DATE_EPOCH what that is, in Unix seconds; nil is for none.
+func rewriteTimes(outputs []output, epoch *int64, warn func(string)) {
+	for i := range outputs {
+		form := &outputs[i].form.Layers
+		switch {
+		case form.Rewrite && epoch == nil:
+			form.Rewrite = false
+			warn("rewrite-timestamp does nothing without SOURCE_DATE_EPOCH: give one with --build-arg")
+		case form.Rewrite:
+			form.Epoch = *epoch
+		}
+	}
+}
+
+// image reports whether the output is an image, and not its files.
+func (p output) image() bool {
+	return p.Type == OutputImage || p.Type == OutputRegistry || p.Type == OutputDocker || p.Type == OutputOCI
+}
+
+// fullNames returns image names in full: "app" is "docker.io/library/app:latest".
+func fullNames(tags []string) ([]string, error) {
+	var names []string
+	for _, t := range tags {
+		ref, err := imagename.Parse(t)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, ref.String())
+	}
+	return names, nil
+}
+
+// pushed returns the names that outputs push to.
+func pushed(outputs []output) []string {
+	var names []string
+	for _, out := range outputs {
+		if out.Type == OutputRegistry {
+			names = append(names, out.names...)
+		}
+	}
+	return names
+}

@@ -1,0 +1,49 @@
+package build
+
+import (
+	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/llb"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Result is what a build made.
+type Result struct {
+	// ImageID is the digest of the image's config, or for several platforms that of the index; "" where no image was made.
+	ImageID string
+	// Digest is that of the manifest or index.
+	Digest string
+	desc   ocispec.Descriptor
+	// Names are the image's names in full.
+	Names []string
+	// Dockerfile is the text that was built, and DockerfileName what errors call it; empty where the build did not get that far.
+	Dockerfile     []byte
+	DockerfileName string
+	// Warnings are the findings of the checks. A build that failed has those that were found before.
+	Warnings []Warning
+	// Verified are the steps that ran again for Caching.Verify.
+	Verified []Verified
+	// Outline and Targets are what CallOutline and CallTargets ask for.
+	Outline *Outline
+	Targets *TargetList
+}
+
+// Warning is what a check found in a Dockerfile.
+type Warning struct {
+	// Rule is the check's name, for example "JSONArgsRecommended".
+	Rule string
+	// Message says what is wrong with this Dockerfile; Description what the rule is about; URL where to read more.
+	Message     string
+	Description string
+	URL         string
+	Location    llb.Location
+	// Advice says that BuildKit has no such check, so that it alone makes no check fail.
+	Advice bool
+}
+
+// Verified is a cached step that ran again.
+type Verified struct {
+	// Step is its progress line.
+	Step string
+	// Again is what came of it.
+	Again events.Again
+}
