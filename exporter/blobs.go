@@ -560,14 +560,18 @@ func compressor(w io.Writer, c Compression, old *pieces) (io.WriteCloser, string
 	return nil, "", fmt.Errorf("BUG: no compression %q", c.Type)
 }
 
-// ociMediaType returns OCI's name of a layer's media type for Docker's.
+// ociMediaType returns OCI's name of a layer's media type for Docker's. A layer that is not to be distributed becomes one that is, as with
+// BuildKit: other tools would leave it out when they push the image, while the image has no address from which it could be had.
 func ociMediaType(t string) string {
 	switch t {
-	case "application/vnd.docker.image.rootfs.diff.tar.gzip":
+	case "application/vnd.docker.image.rootfs.diff.tar.gzip", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+		"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip":
 		return ocispec.MediaTypeImageLayerGzip
-	case "application/vnd.docker.image.rootfs.diff.tar.zstd":
+	case "application/vnd.docker.image.rootfs.diff.tar.zstd", "application/vnd.docker.image.rootfs.foreign.diff.tar.zstd",
+		"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd":
 		return ocispec.MediaTypeImageLayerZstd
-	case "application/vnd.docker.image.rootfs.diff.tar":
+	case "application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar",
+		"application/vnd.oci.image.layer.nondistributable.v1.tar":
 		return ocispec.MediaTypeImageLayer
 	}
 	return t

@@ -486,6 +486,18 @@ func syntaxImage(dockerfile []byte, o *Options) (image string, line int) {
 	return image, line
 }
 
+// checkArgs refuses values that BuildKit's own build arguments cannot have. BUILDKIT_GIT_ADVICE=1 shows what git advises when a commit is
+// checked out: kiln reads commits without that, so there is nothing to show.
+func checkArgs(args map[string]string) error {
+	const name = "BUILDKIT_GIT_ADVICE"
+	if v := args[name]; v != "" {
+		if _, err := strconv.ParseBool(v); err != nil {
+			return &parser.Error{Msg: fmt.Sprintf("build argument %s=%s: it has to be true or false", name, v)}
+		}
+	}
+	return nil
+}
+
 // checkSyntax refuses a Dockerfile that asks for another frontend.
 func checkSyntax(dockerfile []byte, o *Options) error {
 	image, line := syntaxImage(dockerfile, o)

@@ -118,6 +118,9 @@ func Build(ctx context.Context, dockerfile []byte, o Options, r Resolver) (*Resu
 	if err := checkSyntax(dockerfile, &o); err != nil {
 		return res, err
 	}
+	if err := checkArgs(o.BuildArgs); err != nil {
+		return res, err
+	}
 	check, warnings, err := lint.New(dockerfile, o.Filename, o.BuildArgs)
 	if err != nil {
 		return res, err

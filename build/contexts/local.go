@@ -20,6 +20,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
 	"golang.org/x/sys/unix"
@@ -95,7 +96,7 @@ func readRegular(f *os.File, path string, limit int64) ([]byte, error) {
 	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(data)) > limit {
-		err = fmt.Errorf("%s is larger than the %d MiB that are allowed", path, limit>>20)
+		err = fmt.Errorf("%s is larger than the %s that are allowed", path, termtext.Size(limit))
 	}
 	return data, err
 }

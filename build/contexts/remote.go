@@ -13,6 +13,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot/compose"
 	"github.com/kilnbuild/kiln/solver"
@@ -232,7 +233,7 @@ func readTree(tree layer.Tree, path string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("/%s is not a regular file", path)
 	}
 	if e.Size > limit {
-		return nil, fmt.Errorf("/%s is larger than the %d MiB that are allowed", path, limit>>20)
+		return nil, fmt.Errorf("/%s is larger than the %s that are allowed", path, termtext.Size(limit))
 	}
 	f, err := tree.Open(&e)
 	if err != nil {

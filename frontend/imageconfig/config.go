@@ -9,10 +9,10 @@ import (
 	"slices"
 	"time"
 
-	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
-
 	"github.com/kilnbuild/kiln/frontend/expand"
 	"github.com/kilnbuild/kiln/llb"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // DefaultPath is the PATH of images that set none.
@@ -84,7 +84,7 @@ func New(b *expand.Budget, exported bool) *Config {
 func Of(image *dockerspec.DockerOCIImage) *Config {
 	c := &Config{spec: image.Config, author: image.Author, env: expand.NewEnv(nil)}
 	c.env.Fill(image.Config.Env)
-	for _, h := range image.History {
+	for _, h := range layered(image) {
 		c.history = append(c.history, History{
 			CreatedBy: h.CreatedBy, Comment: h.Comment, Author: h.Author, Empty: h.EmptyLayer, Created: h.Created,
 		})
@@ -105,6 +105,26 @@ func Of(image *dockerspec.DockerOCIImage) *Config {
 	c.resize(user, expand.JSONSize(c.spec.User))
 	c.resize(author, expand.JSONSize(c.author))
 	return c
+}
+
+// layered returns the history of an image with one entry that is not empty for each layer, as podman and buildah demand. Some tools write
+// none, or too few, which then describe the lowest layers; of too many the last ones have no layer. BuildKit repairs it likewise.
+func layered(image *dockerspec.DockerOCIImage) []ocispec.History {
+	layers := len(image.RootFS.DiffIDs)
+	out := slices.Clone(image.History)
+	for i := range out {
+		switch {
+		case out[i].EmptyLayer:
+		case layers == 0:
+			out[i].EmptyLayer = true
+		default:
+			layers--
+		}
+	}
+	for range layers {
+		out = append(out, ocispec.History{Created: image.Created, Comment: "a layer of the base image without history"})
+	}
+	return out
 }
 
 // Fork returns a copy without the triggers, which takes no time until one of the two is changed. Changes of the copy are paid from b;

@@ -3,6 +3,7 @@ package git
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -133,13 +135,21 @@ func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, dept
 	if subdir != "" {
 		// Git follows no symbolic link of the commit here.
 		if kind, err := say("cat-file", "-t", id+":"+subdir); err != nil || strings.TrimSpace(kind) != "tree" {
+			link, ok, err := x.around(s, m, id, subdir)
+			if err != nil {
+				return err
+			}
+			if ok {
+				m.close()
+				return x.submodule(s, link, strings.TrimPrefix(strings.TrimPrefix(subdir, link.path), "/"), at, depth, limit)
+			}
 			return &Error{Doing: "look in", Remote: s.Remote, Said: fmt.Sprintf("%q is not a directory of commit %s", subdir, id), Hint: "symbolic links are not followed there"}
 		}
 	}
-	if at == "" {
+	if depth == 0 {
 		fmt.Fprintf(x.o.Log, "%s at commit %s\n", s.Remote, id)
 	} else {
-		fmt.Fprintf(x.o.Log, "submodule %s: %s at commit %s\n", at, s.Remote, id)
+		fmt.Fprintf(x.o.Log, "submodule %s: %s at commit %s\n", cmp.Or(at, "."), s.Remote, id)
 	}
 	if err := x.put(layer.Entry{Path: at, Type: layer.Dir, Mode: 0o755, ModTime: made}, nil); err != nil {
 		return err
@@ -155,7 +165,7 @@ func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, dept
 		}
 		return fmt.Errorf("read commit %s of %s: %w", id, s.Remote, err)
 	}
-	if x.o.KeepGitDir && at == "" && subdir == "" {
+	if x.o.KeepGitDir && depth == 0 && subdir == "" {
 		if err := x.gitDir(s, m, commit, id, made); err != nil {
 			return err
 		}
@@ -330,19 +340,25 @@ func (x *export) modules(s *remoteurl.Git, m *mirror, id, subdir string) ([]modu
 	return list, nil
 }
 
+// around returns the submodule of a commit that a path is, or is inside of; false if there is none, or submodules are not wanted.
+func (x *export) around(s *remoteurl.Git, m *mirror, id, path string) (module, bool, error) {
+	if x.o.SkipSubmodules {
+		return module{}, false, nil
+	}
+	list, err := x.modules(s, m, id, "")
+	if err != nil {
+		return module{}, false, err
+	}
+	i := slices.IndexFunc(list, func(link module) bool { return layer.Within(path, link.path) })
+	if i < 0 {
+		return module{}, false, nil
+	}
+	return list[i], true, nil
+}
+
 // submodules puts the submodules of a commit.
 func (x *export) submodules(s *remoteurl.Git, list []module, subdir, at string, depth int, limit reach.Scope) error {
 	for _, link := range list {
-		if x.count++; x.count > maxSubmodules || depth == maxSubmoduleDepth {
-			return fmt.Errorf("fetch the submodule %s of %s: there are more than %d, or they are more than %d deep", link.path, s.Remote, maxSubmodules, maxSubmoduleDepth)
-		}
-		sub, err := s.Join(link.url)
-		if err != nil {
-			return fmt.Errorf("fetch the submodule %s of %s: %w", link.path, s.Remote, err)
-		}
-		if !remoteurl.IsHash(link.commit) {
-			return fmt.Errorf("fetch the submodule %s of %s: %q is not a commit", link.path, s.Remote, link.commit)
-		}
 		path := strings.TrimPrefix(strings.TrimPrefix(link.path, subdir), "/")
 		if at != "" {
 			path = at + "/" + path
@@ -351,9 +367,28 @@ func (x *export) submodules(s *remoteurl.Git, list []module, subdir, at string, 
 		if !inside || clean == "" {
 			return fmt.Errorf("fetch the submodule %q of %s: its place is not in the repository", link.path, s.Remote)
 		}
-		if err := x.commit(sub, Commit{ID: link.commit, Object: link.commit}, "", clean, depth+1, x.c.onward(x.ctx, limit, s.Hostname(), sub.Hostname())); err != nil {
-			return fmt.Errorf("fetch the submodule %s of %s: %w", link.path, s.Remote, err)
+		if err := x.submodule(s, link, "", clean, depth, limit); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// submodule puts a submodule, or its directory subdir, at a path.
+func (x *export) submodule(s *remoteurl.Git, link module, subdir, at string, depth int, limit reach.Scope) error {
+	if x.count++; x.count > maxSubmodules || depth == maxSubmoduleDepth {
+		return fmt.Errorf("fetch the submodule %s of %s: there are more than %d, or they are more than %d deep", link.path, s.Remote, maxSubmodules, maxSubmoduleDepth)
+	}
+	sub, err := s.Join(link.url)
+	if err != nil {
+		return fmt.Errorf("fetch the submodule %s of %s: %w", link.path, s.Remote, err)
+	}
+	if !remoteurl.IsHash(link.commit) {
+		return fmt.Errorf("fetch the submodule %s of %s: %q is not a commit", link.path, s.Remote, link.commit)
+	}
+	commit := Commit{ID: link.commit, Object: link.commit}
+	if err := x.commit(sub, commit, subdir, at, depth+1, x.c.onward(x.ctx, limit, s.Hostname(), sub.Hostname())); err != nil {
+		return fmt.Errorf("fetch the submodule %s of %s: %w", link.path, s.Remote, err)
 	}
 	return nil
 }

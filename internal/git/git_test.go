@@ -146,10 +146,11 @@ func TestExport(t *testing.T) {
 	r := newRemote(t)
 	sub := r.commit("sub.git", map[string]string{"s": "sub"})
 	outer := r.commit("outer.git", map[string]string{"in": "@" + sub, ".gitmodules": "[submodule \"x\"]\n\tpath = in\n\turl = ../sub.git\n"})
+	deep := r.commit("deep.git", map[string]string{"sub/deep": "x"})
 	first := r.commit("r.git", map[string]string{
 		"a": "one", "run": "!x", "d/e/f": "deep", "link": "->/etc", "lf": "a\n", "keep": "k",
 		".gitattributes": "keep export-ignore\na export-subst\nrun filter=evil diff=evil\n",
-		"m":              "@" + outer, "gone": "@" + sub, ".gitmodules": "[submodule \"m\"]\n\tpath = m\n\turl = ./../outer.git\n",
+		"dir/of":         "@" + deep, "m": "@" + outer, "gone": "@" + sub, ".gitmodules": "[submodule \"m\"]\n\tpath = m\n\turl = ./../outer.git\n[submodule \"d\"]\n\tpath = dir/of\n\turl = ../deep.git\n",
 	})
 	r.git("r.git", "", "tag", "-a", "-m", "x", "v1", first)
 	tag := r.git("r.git", "", "rev-parse", "v1")
@@ -157,9 +158,9 @@ func TestExport(t *testing.T) {
 	r.git("r.git", "", "tag", "light")
 	r.git("r.git", "", "update-ref", "refs/pull/1/head", second)
 
-	all := []string{"d 755", "d 755 d", "d 755 d/e", "d 755 gone", "d 755 m", "d 755 m", "d 755 m/in", "d 755 m/in",
-		"f 644 .gitattributes keep export-ignore\na export-subst\nrun filter=evil diff=evil", "f 644 .gitmodules [submodule \"m\"]\n\tpath = m\n\turl = ./../outer.git",
-		"f 644 a one", "f 644 d/e/f deep", "f 644 keep k", "f 644 lf a", "f 644 m/.gitmodules [submodule \"x\"]\n\tpath = in\n\turl = ../sub.git", "f 644 m/in/s sub",
+	all := []string{"d 755", "d 755 d", "d 755 d/e", "d 755 dir", "d 755 dir/of", "d 755 dir/of", "d 755 dir/of/sub", "d 755 gone", "d 755 m", "d 755 m", "d 755 m/in", "d 755 m/in",
+		"f 644 .gitattributes keep export-ignore\na export-subst\nrun filter=evil diff=evil", "f 644 .gitmodules [submodule \"m\"]\n\tpath = m\n\turl = ./../outer.git\n[submodule \"d\"]\n\tpath = dir/of\n\turl = ../deep.git",
+		"f 644 a one", "f 644 d/e/f deep", "f 644 dir/of/sub/deep x", "f 644 keep k", "f 644 lf a", "f 644 m/.gitmodules [submodule \"x\"]\n\tpath = in\n\turl = ../sub.git", "f 644 m/in/s sub",
 		"f 755 run !x", "l 777 link /etc"}
 	c := newClient(t)
 	two := []string{"d 755", "f 644 a two"}
@@ -172,6 +173,10 @@ func TestExport(t *testing.T) {
 		{"r.git", two}, {"r.git#main", two}, {"r.git#light", two}, {"r.git#pull/1/head", two}, {"r.git?commit=" + second[:7], two},
 		{"r.git#v1:d/e", []string{"d 755", "f 644 f deep"}},
 		{"moved/r.git", two},
+		// A submodule, one in it, and a directory of that.
+		{"r.git#v1:m", []string{"d 755", "d 755 in", "d 755 in", "f 644 .gitmodules [submodule \"x\"]\n\tpath = in\n\turl = ../sub.git", "f 644 in/s sub"}},
+		{"r.git#v1:m/in", []string{"d 755", "f 644 s sub"}},
+		{"r.git#v1:dir/of/sub", []string{"d 755", "f 644 deep x"}},
 	} {
 		got, err := exported(t, c, r.source(tt.source), Options{})
 		if err != nil || !slices.Equal(got, tt.want) {
@@ -182,6 +187,9 @@ func TestExport(t *testing.T) {
 	if err != nil || slices.Contains(got, "f 644 m/in/s sub") || !slices.Contains(got, "d 755 m") {
 		t.Errorf("without submodules: %q, %v", got, err)
 	}
+	if got, err := exported(t, c, r.source("r.git#v1:m/in"), Options{SkipSubmodules: true}); err == nil {
+		t.Errorf("a directory of a submodule without submodules: %q", got)
+	}
 	got, err = exported(t, c, r.source("r.git#v1"), Options{KeepGitDir: true, SkipSubmodules: true})
 	for _, want := range []string{"d 755 .git", "f 644 .git/HEAD", "f 644 .git/index", "f 644 .git/config", "f 644 .git/shallow", "f 644 .git/refs/tags/v1"} {
 		if err != nil || !slices.Contains(got, want) {
@@ -190,7 +198,7 @@ func TestExport(t *testing.T) {
 	}
 	// The mirror is only a cache: what a killed process left, and its absence, do no harm.
 	mirrors, err := filepath.Glob(filepath.Join(c.dir, "*", "HEAD"))
-	if err != nil || len(mirrors) != 4 { // of the address with a redirection too
+	if err != nil || len(mirrors) != 5 { // of the address with a redirection too
 		t.Fatalf("%d mirrors, %v", len(mirrors), err)
 	}
 	third := r.commit("r.git", map[string]string{"a": "three"})
@@ -288,6 +296,8 @@ func TestHostile(t *testing.T) {
 		{"link.git#main:proj", "is not a directory of commit"},
 		{"link.git#main:proj/etc", "is not a directory of commit"},
 		{"link.git#main:a", "is not a directory of commit"},
+		{"broken.git#main:m", "read .gitmodules of"},
+		{"file.git#main:m/x", `git over "file" is not supported`},
 		{"link.git#nosuch", `there is no branch, tag or other ref "nosuch"`},
 		{"link.git?checksum=1234567", "and the checksum says 1234567"},
 		{"nosuch.git", "(check the address)"},

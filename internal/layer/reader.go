@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"path"
+
+	"github.com/kilnbuild/kiln/internal/termtext"
 )
 
 // Limit bounds what one archive may hold: a few bytes of an archive can stand for as many files and bytes as they like.
@@ -66,7 +68,7 @@ func NewReader(tarball io.Reader, limit Limit) *Reader {
 }
 
 func (r *Reader) tooLarge() error {
-	return &LimitError{fmt.Sprintf("the archive holds more than the %d MiB that are allowed; archive.maxSize in kiln.toml allows more", r.limit.Size>>20)}
+	return &LimitError{fmt.Sprintf("the archive holds more than the %s that are allowed; archive.maxSize in kiln.toml allows more", termtext.Size(r.limit.Size))}
 }
 
 // Begin reads as far as the first entry, and returns the error that Next is going to return for it. It is called before Next or

@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/docker/go-units"
 )
 
 const escape = 0x1b
@@ -58,6 +60,11 @@ func List(items []string) string {
 		fmt.Fprintf(&b, " and %d more", more)
 	}
 	return b.String()
+}
+
+// Size returns a number of bytes in the largest unit that says it in few digits: "500 KiB", "1.5 GiB".
+func Size(n int64) string {
+	return units.CustomSize("%.4g %s", float64(n), 1024, []string{"bytes", "KiB", "MiB", "GiB", "TiB"})
 }
 
 // Redact returns text with xxxxx in place of "user:password" and "token" of URLs. The user of ssh://, who is no secret, stays.

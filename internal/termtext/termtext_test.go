@@ -171,3 +171,11 @@ func TestWriter(t *testing.T) {
 		t.Errorf("a file got %q, %v", out.String(), err)
 	}
 }
+
+func TestSize(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 bytes", 1: "1 bytes", 1000: "1000 bytes", 500 << 10: "500 KiB", 16 << 20: "16 MiB", 3 << 29: "1.5 GiB", 64 << 30: "64 GiB"} {
+		if got := Size(n); got != want {
+			t.Errorf("%d is %q, want %q", n, got, want)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package compose
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"strings"
@@ -16,21 +17,63 @@ import (
 func (b *Builder) Unpack(ctx context.Context, tarball io.Reader, limit layer.Limit) error {
 	r := layer.NewReader(ctxio.Reader(ctx, tarball), limit)
 	b.Most(limit.OrDefault().Entries)
+	aufs := pseudoLinks{b: b}
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		e, err := r.Next()
 		if err == io.EOF {
-			return r.Rest()
+			return errors.Join(aufs.drop(), r.Rest())
 		}
 		if err != nil {
 			return err
+		}
+		if !aufs.keep(&e) {
+			continue
 		}
 		if err := unpackEntry(b, e, r); err != nil {
 			return err
 		}
 	}
+}
+
+// pseudoLinks takes what a layer has of AUFS's own bookkeeping out of it: everything in its root whose name begins with .wh..wh., as
+// .wh..wh.aufs and .wh..wh.orph/. Only the files in .wh..wh.plnk/ are needed until the layer is whole: hard links lead to them.
+type pseudoLinks struct {
+	b    *Builder
+	held string // the directory in which they are meanwhile; "" for none
+}
+
+const plnk = layer.WhiteoutPrefix + layer.WhiteoutPrefix + "plnk"
+
+// keep reports whether an entry is unpacked, and has it lead to where the files of .wh..wh.plnk/ are.
+func (p *pseudoLinks) keep(e *layer.Entry) bool {
+	if e.Type == layer.Hardlink {
+		if top, _, below := strings.Cut(e.Link, "/"); top == plnk && below && p.held != "" {
+			e.Link = p.held + "/" + e.Link[strings.LastIndexByte(e.Link, '/')+1:]
+		}
+	}
+	top, _, below := strings.Cut(e.Path, "/")
+	if !strings.HasPrefix(top, layer.WhiteoutPrefix+layer.WhiteoutPrefix) || top == layer.OpaqueName {
+		return true
+	}
+	if top != plnk || !below || e.Type != layer.File && e.Type != layer.Hardlink {
+		return false
+	}
+	if p.held == "" {
+		p.held = "plnk-" + rand.Text() // a name that no layer can be made to have
+	}
+	e.Path = p.held + "/" + e.Name()
+	return true
+}
+
+// drop removes the files of .wh..wh.plnk/; their other names stay.
+func (p *pseudoLinks) drop() error {
+	if p.held == "" {
+		return nil
+	}
+	return p.b.forget(p.held)
 }
 
 func unpackEntry(b *Builder, e layer.Entry, body io.Reader) error {
@@ -51,7 +94,7 @@ func unpackEntry(b *Builder, e layer.Entry, body io.Reader) error {
 		case base == layer.OpaqueName:
 			return b.Opaque(dir)
 		case strings.HasPrefix(hidden, layer.WhiteoutPrefix):
-			return nil // .wh..wh.plnk and the like: AUFS's own bookkeeping
+			return nil // AUFS has such names in other directories than the root too
 		case hidden == "" || hidden == "." || hidden == "..":
 			return &layer.HeaderError{Name: e.Path, Msg: "is no whiteout of any name"}
 		}
