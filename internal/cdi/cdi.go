@@ -210,19 +210,16 @@ func (r *Registry) Find(name string) ([]*Device, error) {
 // Problems says why specifications were not read, "" if all were.
 func (r *Registry) Problems() string { return strings.Join(r.problems, "; ") }
 
-// Allowed reports whether entitlements, as --allow has them, allow a device that was asked for by a name: "device" allows all
-// of them, "device=NAME" those that NAME means, or what is asked for by just that name.
+// Allowed reports whether entitlements, in the form of --allow, allow a device that was asked for by a name: "device" allows all
+// devices, "device=NAME" those that NAME means, or what is asked for by exactly that name.
 func (d *Device) Allowed(asked string, entitlements []string) bool {
-	if d.AutoAllow {
-		return true
-	}
-	for _, e := range entitlements {
-		name, named := strings.CutPrefix(e, "device=")
-		if e == "device" || named && (name == asked || name == d.Name || name == d.kind || name == d.kind+"=*") {
-			return true
-		}
-	}
-	return false
+	return d.AutoAllow || NameAllowed(asked, entitlements) ||
+		NameAllowed(d.Name, entitlements) || NameAllowed(d.kind, entitlements) || NameAllowed(d.kind+"=*", entitlements)
+}
+
+// NameAllowed reports whether entitlements allow a name, whether or not a device has it.
+func NameAllowed(name string, entitlements []string) bool {
+	return slices.Contains(entitlements, "device") || slices.Contains(entitlements, "device="+name)
 }
 
 // Unsupported names what of a device kiln cannot do; "" if it can do everything.

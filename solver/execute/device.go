@@ -23,7 +23,8 @@ func (x *Job) Devices(op llb.Exec) error {
 	return err
 }
 
-// devices returns the devices of a RUN, each once. Those that are missing and not required are left out.
+// devices returns the devices of a RUN, each once. Those that do not exist are left out if they are allowed and not required: a build that
+// allows no devices may have been meant to have them.
 func (x *Job) devices(op llb.Exec) ([]*cdi.Device, error) {
 	if len(op.Devices) == 0 {
 		return nil, nil
@@ -35,8 +36,13 @@ func (x *Job) devices(op llb.Exec) ([]*cdi.Device, error) {
 		if err != nil {
 			return nil, err
 		}
-		if len(found) == 0 && asked.Required {
-			err := fmt.Errorf("the device %q is required, and no specification in %s has it", asked.Name, strings.Join(x.CDIDirs, ", "))
+		allowed := cdi.NameAllowed(asked.Name, x.Allow)
+		if len(found) == 0 && (asked.Required || !allowed) {
+			err := fmt.Errorf("no specification in %s has the device %q, which is required", strings.Join(x.CDIDirs, ", "), asked.Name)
+			if !asked.Required {
+				err = fmt.Errorf("no specification in %s has the device %q (--allow device=%s runs the step without it)",
+					strings.Join(x.CDIDirs, ", "), asked.Name, asked.Name)
+			}
 			if p := registry.Problems(); p != "" {
 				err = fmt.Errorf("%w (%s)", err, p)
 			}
