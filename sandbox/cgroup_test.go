@@ -274,3 +274,24 @@ func own(t *testing.T) (out []string) {
 	}
 	return out
 }
+
+// TestOwnGroup shows a step its own control groups and no others, with the limits that it has, whatever privileges it has: also if it takes
+// away what it can.
+func TestOwnGroup(t *testing.T) {
+	const script = `cd /sys/fs/cgroup; cat memory.max memory/memory.limit_in_bytes pids.max pids/pids.max 2> /dev/null
+		find . -type d -name 'kiln-*'; find . -type d | grep -v -x '[.]/[a-z,_]*\|[.]'; echo 1 2> /dev/null > pids/pids.max && echo writable
+		cd /; while umount /sys/fs/cgroup/* /sys/fs/cgroup 2> /dev/null; do :; done; find /sys/fs/cgroup -mindepth 2 -type d -name 'kiln-*'`
+	if !available(t, "memory") || !available(t, "pids") {
+		return
+	}
+	confined(t, func(t *testing.T, c confinement, im image) {
+		want := "67108864\n77\n"
+		if c.insecure && !c.ids { // root on the host may change its limits, as it may everything
+			want += "writable\n"
+		}
+		out, st, err := im.sh(t, script, c.spec, limits(Limits{Memory: 64 << 20, Pids: 77}))
+		if err != nil || out != want {
+			t.Errorf("%+v, %v\n%s", st, err, out)
+		}
+	})
+}

@@ -442,6 +442,17 @@ func (r *run) prepare() error {
 		return err
 	}
 	r.files = append(r.files, p.cgroups...)
+	if !unified() {
+		if p.shown, err = r.own(r.newShown()); err != nil {
+			return err
+		}
+	}
+	if r.hostSys() && r.spec.IDs != nil && !r.ns.Nested {
+		// Without what is mounted in it. The process could not leave that out, and with privileges it could take away what covers it.
+		if p.sys, err = r.own(hostSysAlone()); err != nil {
+			return err
+		}
+	}
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if p.kiln, err = r.own(os.NewFile(uintptr(max(fd, 0)), "kiln"), err); err != nil {
 		return fmt.Errorf("open kiln's own process: %w", err)

@@ -29,6 +29,8 @@ type parts struct {
 	out, err             *os.File   // nil for /dev/null
 	kiln                 *os.File   // kiln's pidfd
 	cgroups              []*os.File // what is written to for joining the control groups of version 1
+	shown                *os.File   // a file system for /sys/fs/cgroup; nil if it is one of version 2
+	sys                  *os.File   // a clone of the machine's /sys alone; nil if the process makes its own or clones all that is there
 }
 
 // capabilities are those that a process has, which are Docker's.
@@ -265,13 +267,10 @@ func (r *run) planRoot(l *calls.List, p parts) {
 	if !s.Insecure {
 		sysAttr |= unix.MOUNT_ATTR_RDONLY
 	}
-	sys := r.planSys(l, sysAttr)
+	sys := r.planSys(l, p, sysAttr)
 	l.Add("attach /sys", unix.SYS_MOVE_MOUNT, sys, "", fd(p.sysAt), "", moveFromFd|moveToFd)
-	if unified() {
-		cgroup := r.planMount(l, "cgroup2", "/sys/fs/cgroup", sysAttr)
-		l.Add("attach /sys/fs/cgroup", unix.SYS_MOVE_MOUNT, cgroup, "", sys, "fs/cgroup", moveFromFd)
-	}
-	mask := func(below string, dir *calls.Call, with string, names []string) {
+	r.planGroups(l, p, sys, sysAttr)
+	mask := func(below string, dir any, with string, names []string) {
 		for _, name := range names {
 			at := l.Add("open "+below+"/"+name, unix.SYS_OPENAT, dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC).
 				Or(syscall.ENOENT).Skipping(3)
@@ -285,9 +284,6 @@ func (r *run) planRoot(l *calls.List, p parts) {
 		mask("/sys", sys, "empty", thermalThrottle())
 		if r.hostSys() {
 			mask("/sys", sys, "empty", hostSysDirs)
-			if !unified() {
-				mask("/sys", sys, "empty", []string{"fs/cgroup"})
-			}
 		}
 		for _, name := range readOnlyProc {
 			c := l.Add("clone /proc/"+name, unix.SYS_OPEN_TREE, proc, name, cloneTree).Or(syscall.ENOENT).Skipping(2)
@@ -344,12 +340,81 @@ func (r *run) hostSys() bool {
 	return r.spec.SharedProc || r.ns.Nested && r.spec.Network == NetworkHost || r.spec.IDs != nil && r.spec.Network != NetworkNone
 }
 
-// planSys makes what is to be /sys.
-func (r *run) planSys(l *calls.List, attr int) *calls.Call {
-	if !r.hostSys() {
-		return r.planMount(l, "sysfs", "/sys", attr)
+// planSys makes what is to be /sys: a descriptor of it, or the call that returns one.
+func (r *run) planSys(l *calls.List, p parts, attr int) any {
+	switch {
+	case p.sys != nil:
+		set := calls.Raw(unix.MountAttr{Attr_set: uint64(attr), Propagation: unix.MS_PRIVATE})
+		l.Add("contain /sys", unix.SYS_MOUNT_SETATTR, fd(p.sys), "", unix.AT_EMPTY_PATH, set, len(set))
+		return fd(p.sys)
+	case r.hostSys():
+		return r.planClone(l, "/sys", attr)
 	}
-	return r.planClone(l, "/sys", attr)
+	return r.planMount(l, "sysfs", "/sys", attr)
+}
+
+// planGroups attaches what the process sees of control groups: in the cgroup namespace that it has, its own group is the top. Of version 1
+// that is a mount for each hierarchy in which it has a group. Of others it sees nothing, whatever the machine has at that place.
+func (r *run) planGroups(l *calls.List, p parts, sys any, attr int) {
+	at := "/sys/fs/cgroup"
+	if p.shown == nil {
+		l.Add("attach "+at, unix.SYS_MOVE_MOUNT, r.planMount(l, "cgroup2", at, attr), "", sys, "fs/cgroup", moveFromFd)
+		return
+	}
+	l.Add("attach "+at, unix.SYS_MOVE_MOUNT, fd(p.shown), "", sys, "fs/cgroup", moveFromFd)
+	for _, controllers := range r.cgroups.Shown() {
+		name := strings.Join(controllers, ",")
+		c := l.Add("open cgroup", unix.SYS_FSOPEN, "cgroup", unix.FSOPEN_CLOEXEC)
+		l.Add("name cgroup", unix.SYS_FSCONFIG, c, unix.FSCONFIG_SET_STRING, "source", "cgroup", 0)
+		for _, controller := range controllers {
+			l.Add("set "+controller+" of cgroup", unix.SYS_FSCONFIG, c, unix.FSCONFIG_SET_FLAG, controller, 0, 0)
+		}
+		l.Add("make cgroup", unix.SYS_FSCONFIG, c, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)
+		m := l.Add("mount "+at+"/"+name, unix.SYS_FSMOUNT, c, unix.FSMOUNT_CLOEXEC, attr)
+		l.Add("attach "+at+"/"+name, unix.SYS_MOVE_MOUNT, m, "", fd(p.shown), name, moveFromFd)
+	}
+	set := calls.Raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	l.Add("make "+at+" read-only", unix.SYS_MOUNT_SETATTR, fd(p.shown), "", unix.AT_EMPTY_PATH, set, len(set))
+}
+
+// newShown returns a file system for /sys/fs/cgroup, with a directory for each hierarchy of version 1 in which the run has a group, and
+// links to it by the names of its controllers.
+func (r *run) newShown() (*os.File, error) {
+	fs, err := mount.New("tmpfs", mount.NoSuid|mount.NoDev|mount.NoExec, mount.Option{Name: "mode", Value: "755"},
+		mount.Option{Name: "size", Value: "64k"})
+	if err != nil {
+		return nil, err
+	}
+	for _, controllers := range r.cgroups.Shown() {
+		name := strings.Join(controllers, ",")
+		err := unix.Mkdirat(fd(fs), name, 0o755)
+		for _, controller := range controllers {
+			if err == nil && controller != name {
+				err = unix.Symlinkat(name, fd(fs), controller)
+			}
+		}
+		if err != nil {
+			fs.Close()
+			return nil, fmt.Errorf("make /sys/fs/cgroup/%s: %w", name, err)
+		}
+	}
+	if r.spec.IDs != nil {
+		if err := mount.MapIDs(fs, r.spec.IDs); err != nil {
+			fs.Close()
+			return nil, err
+		}
+	}
+	return fs, nil
+}
+
+// hostSysAlone clones the machine's mount of /sys.
+func hostSysAlone() (*os.File, error) {
+	f, err := os.OpenFile("/sys", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return mount.Clone(f, false)
 }
 
 // planClone clones what the machine has at a path, with all that is mounted there.

@@ -299,18 +299,35 @@ func refused(err error) error {
 		e.Hint = appArmor
 	case seccomp():
 		e.Hint = "the system call policy of the container that kiln runs in does not allow it: docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined, or seccompProfile Unconfined in Kubernetes, does"
+		if bareRoot() {
+			e.Hint += "; besides, " + noCapability
+		}
 	}
 	return e
 }
+
+// bareRoot reports whether kiln is root without CAP_SETFCAP, and so may make no user namespace in which root is somebody: see "Mapping
+// user ID 0" of user_namespaces(7). That is so in a container without capabilities.
+func bareRoot() bool {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return os.Geteuid() == 0 && unix.Capget(&hdr, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SETFCAP) == 0
+}
+
+const noCapability = "kiln is root without the capability CAP_SETFCAP, which root needs for that: add SETFCAP, SETUID and SETGID to those of the container " +
+	"(docker run --cap-add), or run kiln as another user (docker run --user)"
 
 const appArmor = "AppArmor keeps them from programs that it does not know; sysctl kernel.apparmor_restrict_unprivileged_userns=0, by root, or a profile for kiln with \"userns,\" allows them"
 
 // powerless explains why kiln is in a user namespace and may do nothing there.
 func powerless(err error) error {
 	e := &Error{Doing: "mount a file system in kiln's user namespace", Err: err}
-	if sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1" {
+	switch {
+	case bareRoot():
+		e.Doing, e.Hint = "give kiln's user namespace its ids", noCapability
+	case sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
 		e.Hint = appArmor
-	} else if seccomp() {
+	case seccomp():
 		e.Hint = "the system call policy of the container that kiln runs in does not allow it"
 	}
 	return e

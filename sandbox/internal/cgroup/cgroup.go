@@ -40,7 +40,7 @@ type Request struct {
 // Groups are the control groups of one run, at most one in each hierarchy of the machine.
 type Groups struct {
 	groups []*group
-	made   []string // what had to be made above the groups, in that order
+	made   []string // what this process has made above the groups, in that order
 	// unlimited says why the default limit of processes is not applied; nil if it is.
 	unlimited  error
 	guarded    bool
@@ -167,13 +167,15 @@ func (c *Groups) below(all []*hierarchy, parent string) error {
 	if len(all) == 0 {
 		return errors.New("no control groups are mounted on this machine")
 	}
+	parents.mu.Lock()
+	defer parents.mu.Unlock()
 	for _, h := range all {
 		dir, err := c.descend(h, parent)
 		if err == nil {
 			err = c.add(h, dir, false)
 		}
-		// A run that ends may remove the parent that it has made before there is another group in it.
-		for n := 0; errors.Is(err, fs.ErrNotExist) && n < maxParents; n++ {
+		// Another kiln may remove the parent that it has made before there is another group in it.
+		for n := 0; gone(err) && n < maxParents; n++ {
 			if dir, err = c.descend(h, parent); err == nil {
 				err = c.add(h, dir, false)
 			}
@@ -184,6 +186,9 @@ func (c *Groups) below(all []*hierarchy, parent string) error {
 	}
 	return nil
 }
+
+// gone reports whether an error is of a group that was removed: ENODEV is of files of one that were open by then.
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
 // maxParents is how often the parent of a group is made again because somebody has removed it.
 const maxParents = 100
@@ -265,9 +270,10 @@ func hierarchies(mountinfo, cgroup string) ([]*hierarchy, error) {
 		switch {
 		case h.unified:
 		case what[0] == "cgroup" && !strings.Contains(","+what[2], ",name="):
-			h.controllers = strings.Split(what[2], ",")
-			for _, o := range h.controllers {
+			// The options of the mount are those of its super block, as rw, and the controllers.
+			for _, o := range strings.Split(what[2], ",") {
 				if g, ok := groups[o]; ok && o != "" {
+					h.controllers = append(h.controllers, o)
 					in, known = g, true
 				}
 			}
@@ -355,17 +361,57 @@ func (e *placeError) Error() string {
 // Unwrap returns the cause.
 func (e *placeError) Unwrap() error { return e.err }
 
+// parents are the groups above those of runs that this process has made. The last run that has a group in one removes it.
+var parents madeParents
+
+type madeParents struct {
+	mu   sync.Mutex // held while a group is made in one of them
+	dirs map[string]bool
+}
+
+// make makes a group if it is missing, and reports whether this process has made it. mu is held.
+func (p *madeParents) make(dir string) (ours bool, err error) {
+	err = os.Mkdir(dir, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return p.dirs[dir], nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if p.dirs == nil {
+		p.dirs = map[string]bool{}
+	}
+	p.dirs[dir] = true
+	return true, nil
+}
+
+// remove removes a group that make has made, unless somebody uses it.
+func (p *madeParents) remove(dir string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch err := unix.Rmdir(dir); err {
+	case nil:
+		delete(p.dirs, dir)
+		return nil
+	case unix.EBUSY, unix.ENOENT:
+		return nil
+	default:
+		return fmt.Errorf("remove control group %s: %w", dir, err)
+	}
+}
+
 // descend makes what is missing of parent, a path from the top of a hierarchy, and returns where it is.
 func (c *Groups) descend(h *hierarchy, parent string) (string, error) {
 	dir := h.mount
 	for name := range strings.SplitSeq(strings.Trim(path.Clean("/"+parent), "/"), "/") {
 		above := dir
 		dir = filepath.Join(dir, name)
-		err := os.Mkdir(dir, 0o755)
-		if err == nil {
-			c.made = append(c.made, dir)
-		} else if !errors.Is(err, fs.ErrExist) {
+		ours, err := parents.make(dir)
+		if err != nil {
 			return "", err
+		}
+		if ours {
+			c.made = append(c.made, dir)
 		}
 		if err := h.inheritSets(above, dir); err != nil {
 			return "", err
@@ -592,6 +638,17 @@ func (c *Groups) Join() (procs []*os.File, into *os.File, err error) {
 	return procs, into, nil
 }
 
+// Shown returns the hierarchies of version 1 in which the run has a group, by the controllers that name them in mount(2). That of devices
+// says nothing that a program could want to know, and is left out.
+func (c *Groups) Shown() (list [][]string) {
+	for _, g := range c.groups {
+		if h := g.hierarchy; !h.unified && !slices.Contains(h.controllers, devicesController) {
+			list = append(list, h.controllers)
+		}
+	}
+	return list
+}
+
 // counts returns what the kernel has counted for the groups.
 func (c *Groups) counts() (n counts) {
 	for _, g := range c.groups {
@@ -631,9 +688,7 @@ func (c *Groups) Remove() error {
 		failed = errors.Join(failed, g.remove())
 	}
 	for _, dir := range slices.Backward(c.made) {
-		if err := unix.Rmdir(dir); err != nil && err != unix.EBUSY && err != unix.ENOENT {
-			failed = errors.Join(failed, fmt.Errorf("remove control group %s: %w", dir, err))
-		}
+		failed = errors.Join(failed, parents.remove(dir))
 	}
 	return failed
 }

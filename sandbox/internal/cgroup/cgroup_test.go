@@ -109,9 +109,9 @@ func TestCheck(t *testing.T) {
 // TestParent has runs that begin and end at once make and remove the same parent.
 func TestParent(t *testing.T) {
 	parent := fmt.Sprintf("/kiln-parent-test-%d/inner", os.Getpid())
-	var all sync.WaitGroup
+	var runs sync.WaitGroup
 	for range 4 {
-		all.Go(func() {
+		runs.Go(func() {
 			for range 200 {
 				c, err := New(Request{Parent: parent, Limits: Limits{Pids: -1}})
 				if err != nil {
@@ -125,5 +125,14 @@ func TestParent(t *testing.T) {
 			}
 		})
 	}
-	all.Wait()
+	runs.Wait()
+	all, err := machine()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range all {
+		if _, err := os.Stat(filepath.Join(h.mount, filepath.Dir(parent))); err == nil {
+			t.Errorf("%s is left in %s", parent, h.mount)
+		}
+	}
 }
