@@ -5,7 +5,6 @@ package cache
 import (
 	"bufio"
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -18,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/atomicfile"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/rootdir"
@@ -102,17 +102,7 @@ func (c *Cache) Put(key solver.Key, r *solver.Record, log solver.Log) error {
 	if err := os.Remove(path + failedLog); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the log of a failure: %w", err)
 	}
-	f, err := os.CreateTemp(c.tmp, "record-")
-	if err != nil {
-		return fmt.Errorf("write a record: %w", err)
-	}
-	_, err = f.WriteString(encode(key, r))
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
+	if err := atomicfile.WriteBytes(path, c.tmp, []byte(encode(key, r))); err != nil {
 		return fmt.Errorf("write a record: %w", err)
 	}
 	return nil
@@ -189,16 +179,7 @@ func (c *Cache) SetLast(v *llb.Vertex, key solver.Key) error {
 		if leads(name) {
 			continue
 		}
-		path := filepath.Join(c.steps(), name)
-		var id [8]byte
-		rand.Read(id[:])
-		tmp := filepath.Join(c.tmp, "step-"+hex.EncodeToString(id[:]))
-		err := os.Symlink(key.String(), tmp)
-		if err == nil {
-			err = os.Rename(tmp, path)
-		}
-		if err != nil {
-			os.Remove(tmp)
+		if err := atomicfile.Symlink(key.String(), filepath.Join(c.steps(), name), c.tmp); err != nil {
 			return fmt.Errorf("remember a step: %w", err)
 		}
 	}

@@ -2,7 +2,6 @@ package exporter
 
 import (
 	"archive/tar"
-	"bufio"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -12,13 +11,13 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/atomicfile"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -171,13 +170,13 @@ func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Ar
 		if isBlob(ctx, sums, d, buf) {
 			continue
 		}
-		if err := replace(sums, d.Digest.Encoded(), func(w io.Writer) error { return b.copyBlob(ctxio.Writer(ctx, w), d, buf) }); err != nil {
+		if err := atomicfile.WriteAt(sums, d.Digest.Encoded(), func(w io.Writer) error { return b.copyBlob(ctxio.Writer(ctx, w), d, buf) }); err != nil {
 			return err
 		}
 	}
 	slices.Reverse(files) // the index names what must be there before it
 	for _, f := range files {
-		err := replace(top, f.name, func(w io.Writer) error {
+		err := atomicfile.WriteAt(top, f.name, func(w io.Writer) error {
 			_, err := w.Write(f.data)
 			return err
 		})
@@ -228,7 +227,7 @@ func WriteFile(path string, write func(io.Writer) error) error {
 	defer dir.Close()
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return replace(dir, name, write)
+		return atomicfile.WriteAt(dir, name, write)
 	}
 	there := os.NewFile(uintptr(fd), path)
 	defer there.Close()
@@ -238,7 +237,7 @@ func WriteFile(path string, write func(io.Writer) error) error {
 	case info.IsDir():
 		return fmt.Errorf("write %s: it is a directory", path)
 	case info.Mode().IsRegular() && !magic(dir, name):
-		return replace(dir, name, write)
+		return atomicfile.WriteAt(dir, name, write)
 	}
 	// What was looked at is opened, whatever the path leads to by now.
 	f, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(fd), os.O_WRONLY, 0)
@@ -256,42 +255,4 @@ func magic(dir *os.File, name string) bool {
 		unix.Close(fd)
 	}
 	return err == unix.ELOOP
-}
-
-// replace writes a file of a directory by way of a temporary one in it.
-func replace(dir *os.File, name string, write func(io.Writer) error) error {
-	f, temp, err := createTemp(dir, name)
-	if err != nil {
-		return err
-	}
-	w := bufio.NewWriterSize(f, 64<<10) // headers are small, and what is large is written in blocks
-	if err = write(w); err == nil {
-		err = w.Flush()
-	}
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
-	if err == nil {
-		if err = unix.Renameat(int(dir.Fd()), temp, int(dir.Fd()), name); err != nil {
-			err = &os.PathError{Op: "replace", Path: filepath.Join(dir.Name(), name), Err: err}
-		}
-	}
-	if err != nil {
-		_ = unix.Unlinkat(int(dir.Fd()), temp, 0)
-	}
-	return err
-}
-
-// createTemp makes a file with a name of its own beside the one called name.
-func createTemp(dir *os.File, name string) (f *os.File, temp string, err error) {
-	for {
-		temp = "." + name + "-" + strconv.FormatUint(uint64(rand.Uint32()), 10)
-		path := filepath.Join(dir.Name(), temp)
-		fd, err := unix.Openat(int(dir.Fd()), temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-		switch err {
-		case nil:
-			return os.NewFile(uintptr(fd), path), temp, nil
-		case unix.EEXIST, unix.EINTR:
-		default:
-			return nil, "", &os.PathError{Op: "create", Path: path, Err: err}
-		}
-	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/kilnbuild/kiln/internal/atomicfile"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/userns"
 )
@@ -38,13 +39,5 @@ func (s *Store) checkIDs(note string, ns userns.Namespace) error {
 }
 
 func (s *Store) writeIDs(note string, ids []byte) error {
-	f, err := os.CreateTemp(s.tmp, "ids-")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(ids)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), note)
+	return atomicfile.WriteBytes(note, s.tmp, ids)
 }

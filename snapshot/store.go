@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"sync"
 
+	"github.com/kilnbuild/kiln/internal/atomicfile"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/lock"
@@ -269,16 +270,7 @@ func (s *Store) Note(id, name string) ([]byte, error) {
 // SetNote keeps a few bytes about a layer beside it, under a name that is none of "fs", "manifest", "unsynced", "packed", "over" and
 // "bare", replacing what it kept before. A crash of the machine may damage them, so they have to say themselves whether they are whole.
 func (s *Store) SetNote(id, name string, data []byte) error {
-	f, err := os.CreateTemp(s.tmp, "note-")
-	if err != nil {
-		return fmt.Errorf("keep a note of layer %s: %w", id, err)
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(s.dir, id, name))
-	}
-	if err != nil {
-		os.Remove(f.Name())
+	if err := atomicfile.WriteBytes(filepath.Join(s.dir, id, name), s.tmp, data); err != nil {
 		return fmt.Errorf("keep a note of layer %s: %w", id, err)
 	}
 	return nil

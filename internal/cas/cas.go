@@ -176,26 +176,32 @@ func (s *Store) create(name string, v any) error {
 	if err != nil {
 		return err
 	}
-	tmp, err := s.temp(s.Context)
-	if err != nil {
-		return err
-	}
-	defer tmp.Remove()
-	if _, err := tmp.File().Write(data); err != nil {
-		return err
-	}
-	if err := tmp.File().Chmod(fileMode); err != nil {
-		return err
-	}
-	// A crash of the machine must not leave an empty file under a name that nobody ever writes again.
-	if err := tmp.File().Sync(); err != nil {
-		return err
-	}
-	err = os.Link(tmp.File().Name(), filepath.Join(s.root, name))
+	err = s.publish(s.Context, data, func(temp string) error { return os.Link(temp, filepath.Join(s.root, name)) })
 	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}
 	return err
+}
+
+// publish writes a file of the root and has name give it its name. Nobody writes such a file again soon, so it is on disk before: a crash of
+// the machine must not leave an empty one.
+func (s *Store) publish(ctx context.Context, data []byte, name func(temp string) error) error {
+	tmp, err := s.temp(ctx)
+	if err != nil {
+		return err
+	}
+	defer tmp.Remove()
+	file := tmp.File()
+	if _, err := file.Write(data); err != nil {
+		return err
+	}
+	if err := file.Chmod(fileMode); err != nil {
+		return err
+	}
+	if err := file.Sync(); err != nil {
+		return err
+	}
+	return name(file.Name())
 }
 
 // Sweep removes what dead processes have left in tmp, as Open does. What it cannot remove is only a matter of space.

@@ -252,22 +252,7 @@ func (s *Store) edit(f func([]ocispec.Descriptor) []ocispec.Descriptor) (err err
 }
 
 func (s *Store) replaceIndex(ctx context.Context, data []byte) error {
-	tmp, err := s.temp(ctx)
-	if err != nil {
-		return err
-	}
-	defer tmp.Remove()
-	file := tmp.File()
-	if _, err := file.Write(data); err != nil {
-		return err
-	}
-	if err := file.Chmod(fileMode); err != nil {
-		return err
-	}
-	if err := file.Sync(); err != nil {
-		return err
-	}
-	return os.Rename(file.Name(), s.indexPath())
+	return s.publish(ctx, data, func(temp string) error { return os.Rename(temp, s.indexPath()) })
 }
 
 // validName reports whether an image of the store can have the name.

@@ -17,6 +17,7 @@ import (
 
 	_ "crypto/sha512" // sha384 and sha512 checksums
 
+	"github.com/kilnbuild/kiln/internal/atomicfile"
 	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/reach"
@@ -155,18 +156,7 @@ func (c *Client) remember(r Request, s *state) error {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(c.tmp, "http-")
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(f, "%x\n%s", sha256.Sum256(text), text)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), c.statePath(r))
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
+	return atomicfile.WriteBytes(c.statePath(r), c.tmp, fmt.Appendf(nil, "%x\n%s", sha256.Sum256(text), text))
 }
 
 // Look returns what the file is now. The server is asked whether it has changed, unless it is known to have the checksum; and

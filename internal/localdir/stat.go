@@ -16,6 +16,7 @@ import (
 
 	"crypto/sha256"
 
+	"github.com/kilnbuild/kiln/internal/atomicfile"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
 	"github.com/kilnbuild/kiln/internal/mapped"
@@ -225,12 +226,13 @@ func (c *statCache) write() error {
 	if err := os.MkdirAll(filepath.Dir(c.path), 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(c.tmp, "stat-")
-	if err != nil {
-		return err
-	}
+	return atomicfile.Write(c.path, c.tmp, func(w io.Writer) error { return c.encode(w, added) })
+}
+
+// encode writes the file: what is there already, with what was added, which is sorted.
+func (c *statCache) encode(w io.Writer, added []stamp) error {
 	h := sha256.New()
-	out := bufio.NewWriterSize(io.MultiWriter(f, h), 64<<10) // it keeps the first error for Flush
+	out := bufio.NewWriterSize(io.MultiWriter(w, h), 64<<10) // it keeps the first error for Flush
 	out.WriteString(statMagic)
 	record := func(s stamp, l learnt) {
 		var b [40]byte
@@ -262,15 +264,10 @@ func (c *statCache) write() error {
 	for ; i < c.count(); i++ {
 		record(c.at(i))
 	}
-	if err = out.Flush(); err == nil {
-		_, err = f.Write(h.Sum(nil))
+	if err := out.Flush(); err != nil {
+		return err
 	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), c.path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
+	_, err := w.Write(h.Sum(nil))
 	return err
 }
 
