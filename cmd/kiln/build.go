@@ -11,6 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/progress"
+	"github.com/kilnbuild/kiln/registry/auth"
 	"github.com/spf13/cobra"
 )
 
@@ -28,6 +29,11 @@ func (a *app) buildCommand() *cobra.Command {
 			if slices.ContainsFunc(o.Export.Outputs, onStdout) && termtext.IsTerminal(os.Stdout) {
 				return usageErrorf("--output: an archive is not written to a terminal: give it a dest=, or redirect standard output")
 			}
+			proxies, err := auth.Proxies()
+			if err != nil { // docker goes on as well
+				a.complain("warning: RUN gets no proxies: " + err.Error())
+			}
+			addProxies(o.Target.Args, proxies)
 			o.Source.Stdin, o.Debug = cmd.InOrStdin(), a.debug
 			return a.withRoot(cmd.Context(), func(k *kiln) error {
 				err := a.build(cmd.Context(), k.builder, o, f.progress.mode(), f.call.json)

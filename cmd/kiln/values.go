@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"runtime"
@@ -176,6 +177,17 @@ func parseBuildArgs(values []string) (map[string]string, error) {
 		}
 	}
 	return args, nil
+}
+
+// addProxies adds proxies, whose names are in upper case, to build arguments, in upper and lower case as docker build does. One that is an
+// argument already, in whatever case, stays.
+func addProxies(args, proxies map[string]string) {
+	for name, value := range proxies {
+		given := func(arg string) bool { return strings.EqualFold(arg, name) }
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(args)), given) {
+			args[name], args[strings.ToLower(name)] = value, value
+		}
+	}
 }
 
 // parseLabels reads --label KEY=VALUE; KEY alone is an empty label.

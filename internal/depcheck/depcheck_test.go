@@ -26,7 +26,7 @@ const module = "github.com/kilnbuild/kiln/"
 var allowed = map[string][]string{
 	// A command for each of build, store, store/images and doctor; the others for types of errors and options, and for what the language
 	// takes for a secret.
-	"cmd/kiln": {"build", "build/contexts", "store", "store/images", "doctor", "history", "progress", "events", "exporter", "frontend/quote", "internal", "llb", "parser", "registry", "solver"},
+	"cmd/kiln": {"build", "build/contexts", "store", "store/images", "doctor", "history", "progress", "events", "exporter", "frontend/quote", "internal", "llb", "parser", "registry", "registry/auth", "solver"},
 	"build": {
 		"build/contexts", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
 		"registry/image", "registry/layout", "sandbox", "snapshot", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",

@@ -56,6 +56,8 @@ type dockerConfig struct {
 	Auths       map[string]authEntry `json:"auths"`
 	CredsStore  string               `json:"credsStore"`
 	CredHelpers map[string]string    `json:"credHelpers"`
+	// Proxies are by endpoint; "default" is for all others.
+	Proxies map[string]proxyEntry `json:"proxies"`
 }
 
 type authEntry struct {
