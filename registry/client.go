@@ -47,6 +47,7 @@ type Client struct {
 	settings config.Registries
 	creds    *auth.Keychain
 	patience fetch.Patience
+	certs    string // certsDir, or another in tests
 
 	mu    sync.Mutex
 	hosts map[string]*host
@@ -70,6 +71,7 @@ func New(settings config.Registries) *Client {
 		settings:  settings,
 		creds:     auth.NewKeychain(),
 		patience:  fetch.Usual(),
+		certs:     certsDir,
 		hosts:     map[string]*host{},
 		strangers: map[string]*reach.Transports{},
 		last:      map[string]string{},
@@ -109,7 +111,10 @@ func (c *Client) host(name string) (*host, error) {
 	if h := c.hosts[name]; h != nil {
 		return h, nil
 	}
-	set := c.settings[name]
+	set, _, err := c.settingsOf(name)
+	if err != nil {
+		return nil, err
+	}
 	t, err := tlsConfig(set)
 	if err != nil {
 		return nil, fmt.Errorf("use the settings of registry %s: %w", name, err)
@@ -449,16 +454,21 @@ func (c *Client) get(ctx context.Context, h *host, r request) (*http.Response, e
 	return nil, fetch.Invalid("%s redirects more than %d times", h.addr, fetch.MaxRedirects)
 }
 
-// stranger returns the host of an address that this host has sent us to. It is asked without credentials, whatever kiln has
-// for it, client certificates among them; of its settings only those of trust count. Another port of the same host has the
-// settings of this one unless it has its own. It is within the limit, unless kiln.toml names it: then it may be anywhere.
+// stranger returns the host of an address that this host has sent kiln to. It is asked without any credentials, client certificates
+// included: of its settings only those of trust count. Another port of the same host has the settings of this one unless it has its own. It
+// is within the limit, unless kiln.toml names it: then it may be anywhere.
 func (h *host) stranger(u *url.URL, limit reach.Scope) (*host, error) {
-	set, ok := h.client.settings[u.Host]
-	if ok || slices.Contains(h.client.settings[h.name].Realms, u.Host) {
+	set, named, err := h.client.settingsOf(u.Host)
+	if err != nil {
+		return nil, err
+	}
+	if named || slices.Contains(h.Realms(), u.Host) {
 		limit = reach.Anywhere
 	}
-	if !ok && strings.EqualFold(u.Hostname(), (&url.URL{Host: h.addr}).Hostname()) {
-		set = h.client.settings[h.name]
+	if !named && len(set.CA) == 0 && strings.EqualFold(u.Hostname(), (&url.URL{Host: h.addr}).Hostname()) {
+		if set, _, err = h.client.settingsOf(h.name); err != nil {
+			return nil, err
+		}
 	}
 	set.KeyPairs = nil
 	transports, err := h.client.transports(u.Host, set)

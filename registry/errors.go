@@ -141,6 +141,9 @@ func tlsAdvice(h *host, err error) string {
 	switch {
 	case errors.Is(err, http.ErrSchemeMismatch), errors.Is(err, fetch.ErrPlainHTTP):
 		return fmt.Sprintf("if the registry is meant to speak plain http, put http = true under [registry.%q] in kiln.toml", h.name)
+	case fetch.IsAlert(err):
+		const pair = `keypair = [{ key = "FILE", cert = "FILE" }]`
+		return fmt.Sprintf("if it wants a client certificate, name one with %s under [registry.%q] in kiln.toml", pair, h.name)
 	default:
 		return fmt.Sprintf("name the authority that signed its certificate with ca = [\"FILE\"] under [registry.%q] in kiln.toml", h.name)
 	}

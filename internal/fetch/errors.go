@@ -141,6 +141,12 @@ func IsNotTLS(err error) bool {
 	return ok || errors.Is(err, http.ErrSchemeMismatch)
 }
 
+// IsAlert reports whether err is that the server refused to set up TLS, as when it wants a client certificate.
+func IsAlert(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error" // as crypto/tls has it
+}
+
 // IsTLS reports whether err comes from setting up TLS.
 func IsTLS(err error) bool {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
@@ -149,10 +155,7 @@ func IsTLS(err error) bool {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		return true
 	}
-	if _, ok := errors.AsType[tls.AlertError](err); ok {
-		return true
-	}
-	return IsNotTLS(err) || errors.Is(err, ErrPlainHTTP)
+	return IsAlert(err) || IsNotTLS(err) || errors.Is(err, ErrPlainHTTP)
 }
 
 // Transient reports whether the same request may succeed when it is made again. An error with a method Transient decides itself; of the
