@@ -143,7 +143,7 @@ func (b *bases) Layers(_ context.Context, op llb.Image) ([]execute.ImageLayer, e
 	layers := make([]execute.ImageLayer, len(found.image.DiffIDs))
 	for i, d := range found.image.DiffIDs {
 		first := slices.Index(found.image.DiffIDs, d)
-		layers[i] = execute.ImageLayer{Blob: found.image.Manifest.Layers[first], DiffID: d}
+		layers[i] = execute.ImageLayer{Blob: found.image.Manifest.Layers[first], DiffID: d, Windows: found.image.Platform.OS == "windows"}
 	}
 	return layers, nil
 }

@@ -51,14 +51,23 @@ type LayerForm struct {
 	// Rewrite has times of files that are later than Epoch, in Unix seconds, written as Epoch.
 	Rewrite bool
 	Epoch   int64
+	// Windows is set for layers of Windows images.
+	Windows bool
 }
 
 func (f LayerForm) String() string {
-	if !f.Rewrite {
-		return f.Compression.String()
+	s := f.Compression.String()
+	if f.Rewrite {
+		s += ".epoch" + strconv.FormatInt(f.Epoch, 10)
 	}
-	return f.Compression.String() + ".epoch" + strconv.FormatInt(f.Epoch, 10)
+	if f.Windows {
+		s += windowsForm
+	}
+	return s
 }
+
+// windowsForm ends the names of forms for Windows, whose tars do not have the files where the manifest has them.
+const windowsForm = ".windows"
 
 // uncompressed is the same form without compression.
 func (f LayerForm) uncompressed() LayerForm {
@@ -260,6 +269,9 @@ func (p *Packing) Close() error {
 // Packed returns what opens the blob that a layer became in any form, which is held from then on; false for none.
 func (b *Blobs) Packed(id string) (open func() (io.ReadCloser, error), ok bool) {
 	for _, path := range Notes(b.Snapshots.Path(id)) {
+		if strings.HasSuffix(path, windowsForm) {
+			continue
+		}
 		note, err := os.ReadFile(path)
 		if err != nil {
 			continue
@@ -302,7 +314,11 @@ func (b *Blobs) tar(ctx context.Context, id string, f LayerForm, old *pieces) (b
 		return blob{}, err
 	}
 	defer p.Close()
-	if err := layer.WriteTar(p, f.entries(files.Tar(m))); err != nil {
+	write := layer.WriteTar
+	if f.Windows {
+		write = layer.WriteWindowsTar
+	}
+	if err := write(p, f.entries(files.Tar(m))); err != nil {
 		return blob{}, err
 	}
 	return p.commit()

@@ -79,6 +79,7 @@ func (b *Blobs) Assemble(ctx context.Context, images []Image, f Form) (*Assemble
 }
 
 func (b *Blobs) manifest(ctx context.Context, img Image, f Form) (*Manifest, error) {
+	f.Layers.Windows = img.Config.OS == "windows"
 	blobs := make([]blob, len(img.Layers))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(2) // each compresses on all cores already

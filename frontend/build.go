@@ -30,6 +30,7 @@ type builder struct {
 	images *images
 	check  *linter.Linter
 	target llb.Platform
+	runs   bool // the steps are to run
 
 	// buildArgs are the Options', without a SOURCE_DATE_EPOCH that stands for no time.
 	buildArgs map[string]string
@@ -388,7 +389,11 @@ func (b *builder) lower(s *stage) error {
 		s.platform = &b.target
 	}
 	if dir := s.config.WorkingDir(); dir != "" {
-		s.config.SetWorkingDir(joinWorkdir("", dir))
+		dir, err := s.joinWorkdir("", dir)
+		if err != nil {
+			return b.at(err, s.src.Location)
+		}
+		s.config.SetWorkingDir(dir)
 	}
 	for _, c := range s.commands {
 		err := b.lowerCommand(s, c)

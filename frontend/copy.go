@@ -81,9 +81,13 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	if _, err := ignore.New(b.ctx, cp.exclude); err != nil {
 		return fmt.Errorf("--exclude: %w", err)
 	}
+	dest, err := s.copyDest(cp.DestPath)
+	if err != nil {
+		return err
+	}
 	attributes := llb.Attributes{Chown: cp.chown, Chmod: cp.chmod, Epoch: b.epoch}
 	files := llb.Copy{
-		Dest:       copyDest(s, cp.DestPath),
+		Dest:       dest,
 		Attributes: attributes,
 		Exclude:    cp.exclude,
 		Parents:    cp.parents,
@@ -107,15 +111,9 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	number := map[llb.Output]int{} // of inputs that are sources
 	for _, src := range cp.SourcePaths {
 		created.WriteString(" " + remoteurl.WithoutUser(src))
-		from, source := cp.from, llb.CopySource{Path: copySourcePath(src, cp.parents), Unpack: cp.unpack}
-		if cp.remote != nil {
-			v, remote, err := cp.remote(src)
-			if err != nil {
-				return err
-			}
-			if v.Vertex != nil {
-				from, source = v, remote
-			}
+		from, source, err := cp.source(s, src)
+		if err != nil {
+			return err
 		}
 		if source.Input = number[from]; source.Input == 0 {
 			source.Input = len(inputs)
@@ -152,6 +150,17 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	return nil
 }
 
+// source returns what a source is in, and what is taken of it.
+func (cp copying) source(s *stage, src string) (llb.Output, llb.CopySource, error) {
+	if cp.remote != nil {
+		if v, source, err := cp.remote(src); err != nil || v.Vertex != nil {
+			return v, source, err
+		}
+	}
+	src, err := s.pathIn("/", src)
+	return cp.from, llb.CopySource{Path: copySourcePath(src, cp.parents), Unpack: cp.unpack}, err
+}
+
 // withoutUsers returns a text in which sources stand, without the users and passwords of those that are URLs.
 func withoutUsers(text string, sources []string) string {
 	var pairs []string
@@ -167,16 +176,23 @@ func withoutUsers(text string, sources []string) string {
 }
 
 // copyDest returns an absolute destination; a slash at its end says that it is a directory. With BuildKit ".." at its end says nothing.
-func copyDest(s *stage, dest string) string {
+func (s *stage) copyDest(dest string) (string, error) {
+	cwd, err := s.cwd()
+	if err == nil {
+		dest, err = s.pathIn(cwd, dest)
+	}
+	if err != nil {
+		return "", err
+	}
 	isDir := dest == "" || dest == "." || strings.HasSuffix(dest, "/") || strings.HasSuffix(dest, "/.")
 	if !path.IsAbs(dest) {
-		dest = path.Join(s.config.Cwd(), dest)
+		dest = path.Join(cwd, dest)
 	}
 	dest = path.Clean(dest)
 	if isDir && dest != "/" {
 		dest += "/"
 	}
-	return dest
+	return dest, nil
 }
 
 // copySourcePath returns the absolute path of a source: steps up do not lead out of its root. Of --parents, the first

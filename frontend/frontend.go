@@ -132,7 +132,7 @@ func Build(ctx context.Context, dockerfile []byte, o Options, r Resolver) (*Resu
 	graph := &llb.Graph{}
 	images := &images{resolver: r}
 	for i, p := range platforms {
-		b := &builder{ctx: ctx, opts: &o, graph: graph, images: images, check: check, target: p.Normalize()}
+		b := &builder{ctx: ctx, opts: &o, graph: graph, images: images, check: check, target: p.Normalize(), runs: !o.AllStages}
 		if i > 0 {
 			b.check = linter.New(&linter.Config{}) // as in BuildKit, the first platform is checked alone
 		}

@@ -309,7 +309,7 @@ func TestPaths(t *testing.T) {
 		"": "/w/x/", ".": "/w/x/", "./": "/w/x/", "a": "/w/x/a", "a/": "/w/x/a/", "/": "/", "/a/.": "/a/", "/a/..": "/", "../b": "/w/b",
 		"..": "/w", "//a//b": "/a/b",
 	} {
-		if got := copyDest(s, dest); got != want {
+		if got, err := s.copyDest(dest); got != want || err != nil {
 			t.Errorf("copyDest(%q) = %q, want %q", dest, got, want)
 		}
 	}

@@ -19,6 +19,13 @@ import (
 
 // run lowers RUN.
 func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) error {
+	if b.runs && s.platform.OS != "linux" {
+		return &parser.Error{
+			Msg:  fmt.Sprintf("RUN for %s is not supported", s.platform),
+			Hint: "kiln runs steps on Linux alone: a stage FROM --platform=$BUILDPLATFORM can make what COPY --from then takes",
+			Err:  errors.ErrUnsupported,
+		}
+	}
 	// All of this enters the digest of the step, however short the line is.
 	if err := errors.Join(b.spendShell(s), b.budget.Spend(s.env.Size()+len(s.config.User()))); err != nil {
 		return err

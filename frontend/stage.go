@@ -125,7 +125,7 @@ func (s *stage) begin(b *expand.Budget) error {
 		s.env, s.args = expand.NewEnv(b), expand.NewArgs(b)
 	}
 	vars := s.config.Env()
-	if _, ok := vars.Get("PATH"); !ok {
+	if _, ok := vars.Get("PATH"); !ok && !s.isWindows() { // Windows has one of its own
 		if err := s.config.SetEnv("PATH", imageconfig.DefaultPath); err != nil {
 			return err
 		}
@@ -155,6 +155,9 @@ func (s *stage) directory() (llb.Output, bool) {
 func (s *stage) shell() []string {
 	if shell := s.config.Shell(); len(shell) > 0 {
 		return shell
+	}
+	if s.isWindows() {
+		return []string{"cmd", "/S", "/C"}
 	}
 	return []string{"/bin/sh", "-c"}
 }

@@ -14,11 +14,14 @@ import (
 // workdir lowers WORKDIR.
 func (b *builder) workdir(s *stage, c *instructions.WorkdirCommand, check *linter.Linter) error {
 	// Only the first one of the Dockerfile counts: what is relative to that is as sure as that is.
-	if !s.checks.workdirSet && !path.IsAbs(c.Path) {
+	if !s.checks.workdirSet && !s.isAbs(c.Path) {
 		check.Run(&linter.RuleWorkdirRelativePath, c.Location(), linter.RuleWorkdirRelativePath.Format(c.Path))
 	}
 	s.checks.workdirSet = true
-	dir := joinWorkdir(s.config.WorkingDir(), c.Path)
+	dir, err := s.joinWorkdir(s.config.WorkingDir(), c.Path)
+	if err != nil {
+		return err
+	}
 	if len(dir) > maxPath {
 		return fmt.Errorf("the working directory %q is longer than the %d bytes that Linux takes", expand.Clip(dir), maxPath)
 	}
@@ -26,12 +29,19 @@ func (b *builder) workdir(s *stage, c *instructions.WorkdirCommand, check *linte
 	if err := b.budget.Spend(len(s.config.User())); err != nil {
 		return err
 	}
+	cwd, err := s.cwd()
+	if err != nil {
+		return err
+	}
 	created := "WORKDIR " + dir
-	if s.config.Cwd() == "/" {
+	if s.isWindows() {
+		created = "WORKDIR " + cwd
+	}
+	if cwd == "/" {
 		s.config.Commit(created, nil)
 		return nil
 	}
-	mkdir := llb.Mkdir{Path: s.config.Cwd(), Attributes: llb.Attributes{Chown: s.config.User(), Epoch: b.epoch}}
+	mkdir := llb.Mkdir{Path: cwd, Attributes: llb.Attributes{Chown: s.config.User(), Epoch: b.epoch}}
 	v := b.graph.Add(llb.File{Actions: []llb.Action{{Mkdir: &mkdir}}}, b.stepMeta(s, c.String(), b.words, s.env, c.Location()), s.root)
 	s.root = v.Output(0)
 	s.config.Commit(created, v)

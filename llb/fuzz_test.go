@@ -4,7 +4,7 @@ import "testing"
 
 // FuzzParsePlatform: a platform's own text is read as the same platform, and what is normal stays so.
 func FuzzParsePlatform(f *testing.F) {
-	for _, s := range []string{"linux", "arm64", "linux/arm/v7", "linux/aarch64/v8", "windows/amd64", "x86_64", "linux/", "/", "a/b/c/d", " Linux/AMD64 ", "armhf", "linux/arm", "darwin/arm64/v8"} {
+	for _, s := range []string{"linux", "arm64", "linux/arm/v7", "linux/aarch64/v8", "windows/amd64", "windows(10.0.20348)/amd64", "windows(/amd64", "windows(1)", "(1)/amd64", "amd64(1)", "x86_64", "linux/", "/", "a/b/c/d", " Linux/AMD64 ", "armhf", "linux/arm", "darwin/arm64/v8"} {
 		f.Add(s)
 	}
 	host := Platform{OS: "linux", Architecture: "amd64"}

@@ -16,41 +16,53 @@ type Platform struct {
 	OSVersion    string
 }
 
-// String returns "os/architecture[/variant]".
+// String returns "os[(version)]/architecture[/variant]".
 func (p Platform) String() string {
-	s := p.OS + "/" + p.Architecture
+	s := p.OS
+	if p.OSVersion != "" {
+		s += "(" + p.OSVersion + ")"
+	}
+	s += "/" + p.Architecture
 	if p.Variant != "" {
 		s += "/" + p.Variant
 	}
 	return strings.TrimSuffix(s, "/")
 }
 
-// ParsePlatform reads "os[/architecture[/variant]]" or an architecture alone, as --platform and FROM --platform take it;
+// ParsePlatform reads "os[(version)][/architecture[/variant]]" or an architecture alone, as --platform and FROM --platform take it;
 // what is left out is taken from host. Other names of processors are replaced by OCI's: x86_64 by amd64, aarch64 by
 // arm64, armhf by arm/v7. An error says that s is no platform.
 func ParsePlatform(s string, host Platform) (Platform, error) {
 	bad := fmt.Errorf("%q is not a platform: it has to be os/architecture[/variant], for example linux/arm64", s)
 	parts := strings.Split(strings.ToLower(strings.TrimSpace(s)), "/")
+	version := ""
+	if os, rest, ok := strings.Cut(parts[0], "("); ok {
+		version, ok = strings.CutSuffix(rest, ")")
+		if !ok || version == "" || strings.Trim(version, "abcdefghijklmnopqrstuvwxyz0123456789_.-") != "" {
+			return Platform{}, bad
+		}
+		parts[0] = os
+	}
 	for _, part := range parts {
 		if part == "" || strings.Trim(part, "abcdefghijklmnopqrstuvwxyz0123456789_.-") != "" {
 			return Platform{}, bad
 		}
 	}
-	var p Platform
+	p := Platform{OSVersion: version}
 	switch len(parts) {
 	case 1:
 		if slices.Contains(knownOS, parts[0]) {
-			return Platform{OS: parts[0], Architecture: host.Architecture, Variant: host.Variant}.Normalize(), nil
+			return Platform{OS: parts[0], OSVersion: version, Architecture: host.Architecture, Variant: host.Variant}.Normalize(), nil
 		}
 		p = Platform{OS: host.OS, Architecture: parts[0]}.Normalize()
-		if !slices.Contains(knownArchitectures, p.Architecture) {
+		if version != "" || !slices.Contains(knownArchitectures, p.Architecture) {
 			return Platform{}, bad
 		}
 		return p, nil
 	case 2:
-		p = Platform{OS: parts[0], Architecture: parts[1]}
+		p.OS, p.Architecture = parts[0], parts[1]
 	case 3:
-		p = Platform{OS: parts[0], Architecture: parts[1], Variant: parts[2]}
+		p.OS, p.Architecture, p.Variant = parts[0], parts[1], parts[2]
 	default:
 		return Platform{}, bad
 	}

@@ -29,8 +29,13 @@ type Body func(w io.Writer) error
 // same entries. Headers are ustar where that holds everything, else PAX. The entries must not be changed afterwards, and
 // bodies may be called from several goroutines at once.
 func WriteTar(w io.Writer, entries iter.Seq2[*Entry, Body]) error {
+	return writeTar(w, entries, header)
+}
+
+// writeTar is WriteTar with headers of another kind.
+func writeTar(w io.Writer, entries iter.Seq2[*Entry, Body], header func(*Entry) *tar.Header) error {
 	workers := min(runtime.GOMAXPROCS(0), maxTarWorkers)
-	t := &tarWriter{to: w, queue: make(chan *tarRun, workers), free: make(chan *tarRun, workers+1), done: make(chan error, 1)}
+	t := &tarWriter{to: w, header: header, queue: make(chan *tarRun, workers), free: make(chan *tarRun, workers+1), done: make(chan error, 1)}
 	for range cap(t.free) {
 		t.free <- &tarRun{ready: make(chan struct{}, 1)}
 	}
@@ -80,6 +85,7 @@ type tarRun struct {
 // tarWriter puts runs together.
 type tarWriter struct {
 	to     io.Writer
+	header func(*Entry) *tar.Header
 	queue  chan *tarRun // in order, being written to memory
 	free   chan *tarRun
 	done   chan error
@@ -94,7 +100,7 @@ func (t *tarWriter) send(run *tarRun) {
 	}
 	go func() {
 		if !t.failed.Load() {
-			run.err = run.write(tar.NewWriter(&run.buf))
+			run.err = run.write(tar.NewWriter(&run.buf), t.header)
 		}
 		run.ready <- struct{}{}
 	}()
@@ -109,7 +115,7 @@ func (t *tarWriter) write() {
 		switch {
 		case err != nil:
 		case run.large:
-			err = run.write(tw)
+			err = run.write(tw, t.header)
 		case run.err != nil:
 			err = run.err
 		default:
@@ -130,7 +136,7 @@ func (t *tarWriter) write() {
 }
 
 // write writes the entries with their padding.
-func (r *tarRun) write(tw *tar.Writer) error {
+func (r *tarRun) write(tw *tar.Writer, header func(*Entry) *tar.Header) error {
 	for _, item := range r.items {
 		e := item.entry
 		if err := tw.WriteHeader(header(e)); err != nil {

@@ -18,6 +18,22 @@ func FuzzParse(f *testing.F) {
 }
 
 // TestFit says which platforms' images run on which, and which is taken of several.
+// TestFitVersion: an image for a revision of an OS version is one for the version, and not the other way around.
+func TestFitVersion(t *testing.T) {
+	for _, c := range []struct {
+		want, have string
+		fits       bool
+	}{
+		{"10.0.20348", "10.0.20348.2700", true}, {"10.0.20348", "10.0.20348", true}, {"10.0.20348.2700", "10.0.20348", false},
+		{"10.0.2034", "10.0.20348", false}, {"10.0.20348", "10.0.17763.1", false}, {"10.0.20348", "", false}, {"", "10.0.20348", true},
+	} {
+		have := ocispec.Platform{OS: "windows", Architecture: "amd64", OSVersion: c.have}
+		if fit := Fit(ocispec.Platform{OS: "windows", Architecture: "amd64", OSVersion: c.want}, have); fit > 0 != c.fits {
+			t.Errorf("an image for %q fits %q: %d", c.have, c.want, fit)
+		}
+	}
+}
+
 func TestFit(t *testing.T) {
 	for _, tt := range []struct {
 		want string

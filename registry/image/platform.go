@@ -60,9 +60,13 @@ func normal(p ocispec.Platform) ocispec.Platform {
 	return p
 }
 
-// PlatformName returns "os/arch[/variant]".
+// PlatformName returns "os[(version)]/arch[/variant]".
 func PlatformName(p ocispec.Platform) string {
-	s := p.OS + "/" + p.Architecture
+	s := p.OS
+	if p.OSVersion != "" {
+		s += "(" + p.OSVersion + ")"
+	}
+	s += "/" + p.Architecture
 	if p.Variant != "" {
 		s += "/" + p.Variant
 	}
@@ -75,7 +79,7 @@ func unknown(p ocispec.Platform) bool { return p.OS == "unknown" || p.Architectu
 // Fit returns how well an image for have runs on want: 0 not at all, else more for a platform nearer to want's.
 func Fit(want, have ocispec.Platform) int {
 	want, have = normal(want), normal(have)
-	if want.OS != have.OS || want.OSVersion != "" && want.OSVersion != have.OSVersion {
+	if want.OS != have.OS || !fitVersion(want.OSVersion, have.OSVersion) {
 		return 0
 	}
 	// The 32-bit architecture whose programs the kernel of a 64-bit one runs too.
@@ -94,6 +98,12 @@ func Fit(want, have ocispec.Platform) int {
 		return fitVariant(want, have.Variant) / 2
 	}
 	return 0
+}
+
+// fitVersion reports whether an image for an OS version, "10.0.20348.2700", is one for another, "10.0.20348", of which it may be a revision;
+// "" is any.
+func fitVersion(want, have string) bool {
+	return want == "" || have == want || strings.HasPrefix(have, want+".")
 }
 
 // fitVariant is Fit for a variant of want's architecture: a later one runs what was made for an earlier one.

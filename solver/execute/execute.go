@@ -41,6 +41,8 @@ type Images interface {
 type ImageLayer struct {
 	Blob   ocispec.Descriptor
 	DiffID digest.Digest
+	// Windows is set for a layer of a Windows image.
+	Windows bool
 }
 
 // Config is what an Executor needs of the machine.

@@ -247,7 +247,13 @@ func (x *Job) readBlob(ctx context.Context, src source, read func(tarball io.Rea
 		return err
 	}
 	defer tarball.Close()
-	return read(&diffIDReader{r: ctxio.Reader(ctx, tarball), rest: ahead, hash: sha256.New(), want: src.layer.DiffID.Encoded()})
+	checked := &diffIDReader{r: ctxio.Reader(ctx, tarball), rest: ahead, hash: sha256.New(), want: src.layer.DiffID.Encoded()}
+	if !src.layer.Windows {
+		return read(checked)
+	}
+	files := layer.ReadWindowsTar(checked)
+	defer files.Close()
+	return read(files)
 }
 
 func layerError(src source, err error) error {

@@ -1,0 +1,136 @@
+package layer
+
+import (
+	"archive/tar"
+	"fmt"
+	"io"
+	"iter"
+	"strings"
+	"time"
+)
+
+// A layer of a Windows image has its files in the directory Files, and changes of the registry in Hives; each header has attributes and a
+// security descriptor of Windows (image-spec, layer.md; hcsshim, pkg/ociwclayer; BuildKit, util/winlayers).
+const (
+	windowsFiles = "Files/"
+	windowsHives = "Hives"
+
+	windowsAttributes = "MSWINDOWS.fileattr"
+	windowsSecurity   = "MSWINDOWS.rawsd"
+	windowsCreated    = "LIBARCHIVE.creationtime"
+
+	// O:BAG:SYD:(A;OICI;FA;;;BA)(A;OICI;FA;;;SY)(A;;FA;;;BA)(A;OICIIO;GA;;;CO)(A;OICI;0x1200a9;;;BU)(A;CI;LC;;;BU)(A;CI;DC;;;BU)
+	windowsDirSecurity = "AQAEgBQAAAAkAAAAAAAAADAAAAABAgAAAAAABSAAAAAgAgAAAQEAAAAAAAUSAAAAAgCoAAcAAAAAAxgA/wEfAAECAAAAAAAFIAAAACACAAAAAxQA/wEfAAEBAAAAAAAF" +
+		"EgAAAAAAGAD/AR8AAQIAAAAAAAUgAAAAIAIAAAALFAAAAAAQAQEAAAAAAAMAAAAAAAMYAKkAEgABAgAAAAAABSAAAAAhAgAAAAIYAAQAAAABAgAAAAAABSAAAAAhAgAAAAIYAAIAAAABAgAAAAAABSAAAAAhAgAA"
+	// O:BAG:SYD:(A;;FA;;;BA)(A;;FA;;;SY)(A;;0x1200a9;;;BU)
+	windowsFileSecurity = "AQAEgBQAAAAkAAAAAAAAADAAAAABAgAAAAAABSAAAAAgAgAAAQEAAAAAAAUSAAAAAgBMAAMAAAAAABgA/wEfAAECAAAAAAAFIAAAACACAAAAABQA/wEfAAEBAAAAAAAF" +
+		"EgAAAAAAGACpABIAAQIAAAAAAAUgAAAAIQIAAA=="
+)
+
+// WriteWindowsTar is WriteTar for a layer of a Windows image.
+func WriteWindowsTar(w io.Writer, entries iter.Seq2[*Entry, Body]) error {
+	return writeTar(w, windowsEntries(entries), windowsHeader)
+}
+
+// windowsEntries puts entries into the directory Files.
+func windowsEntries(entries iter.Seq2[*Entry, Body]) iter.Seq2[*Entry, Body] {
+	return func(yield func(*Entry, Body) bool) {
+		for _, dir := range []string{windowsHives, strings.TrimSuffix(windowsFiles, "/")} {
+			if !yield(&Entry{Path: dir, Type: Dir, Mode: 0o755, ModTime: time.Unix(0, 0)}, nil) {
+				return
+			}
+		}
+		for e, body := range entries {
+			if e.Path == "" {
+				continue // the root is no file of Windows
+			}
+			moved := *e
+			moved.Path = windowsFiles + e.Path
+			if e.Type == Hardlink || e.Type == Symlink {
+				moved.Link = windowsFiles + e.Link
+			}
+			if !yield(&moved, body) {
+				return
+			}
+		}
+	}
+}
+
+func windowsHeader(e *Entry) *tar.Header {
+	h := header(e)
+	if e.Type == Whiteout {
+		return h
+	}
+	records := map[string]string{windowsCreated: fmt.Sprintf("%d.%09d", e.ModTime.Unix(), e.ModTime.Nanosecond())}
+	inFiles := strings.HasPrefix(e.Path, windowsFiles)
+	switch e.Type {
+	case Dir:
+		h.Mode |= 1 << 14
+		records[windowsAttributes] = "16"
+		if inFiles {
+			records[windowsSecurity] = windowsDirSecurity
+		}
+	case File:
+		h.Mode |= 1 << 15
+		records[windowsAttributes] = "32"
+		records[windowsSecurity] = windowsFileSecurity
+	}
+	for name, value := range h.PAXRecords {
+		records[name] = value
+	}
+	h.PAXRecords, h.Format = records, tar.FormatPAX
+	return h
+}
+
+// ReadWindowsTar returns the tar of the files of a Windows layer, whose tar is r, as that of another system's layer. It reads r to its end,
+// and has its errors. Close ends it; r is not read any more after that.
+func ReadWindowsTar(r io.Reader) io.ReadCloser {
+	pr, pw := io.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		pw.CloseWithError(copyWindowsFiles(pw, r))
+	}()
+	return &windowsReader{pr, done}
+}
+
+type windowsReader struct {
+	*io.PipeReader
+	done chan struct{}
+}
+
+// Close implements io.Closer.
+func (r *windowsReader) Close() error {
+	err := r.PipeReader.Close()
+	<-r.done
+	return err
+}
+
+func copyWindowsFiles(w io.Writer, r io.Reader) error {
+	in, out := tar.NewReader(r), tar.NewWriter(w)
+	for {
+		h, err := in.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		name, ok := strings.CutPrefix(h.Name, windowsFiles)
+		if !ok || name == "" {
+			continue
+		}
+		h.Name, h.Linkname = name, strings.TrimPrefix(h.Linkname, windowsFiles)
+		if err := out.WriteHeader(h); err != nil {
+			return err
+		}
+		if _, err := io.Copy(out, in); err != nil {
+			return err
+		}
+	}
+	if err := out.Close(); err != nil {
+		return err
+	}
+	_, err := io.Copy(io.Discard, r) // what follows the end of a tar belongs to its digest
+	return err
+}
