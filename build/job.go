@@ -181,7 +181,7 @@ func (j *Job) lowering() frontend.Options {
 	f := frontend.Options{
 		Filename: j.loader.Open.Name, Project: o.Source.Project(), Target: o.Target.Stage, BuildArgs: o.Target.Args, Labels: o.Target.Labels,
 		Platforms: o.Target.Platforms, BuildPlatform: llb.Host(), NoCache: o.Cache.Off, NoCacheFilter: o.Cache.OffFor, NamedContexts: o.Source.Named,
-		Network: o.Run.Network, ExtraHosts: o.Run.ExtraHosts, Ulimits: o.Run.Ulimits, ShmSize: o.Run.ShmSize, CgroupParent: o.Run.CgroupParent,
+		Network: o.Run.Network, RunOptions: o.Run.RunOptions,
 		Allow: o.Client.Allow, Ignore: j.loader.Open.Ignore, AllStages: o.Call == CallCheck,
 	}
 	if j.sharedProc {

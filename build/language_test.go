@@ -82,14 +82,12 @@ func newBuilder(t *testing.T) *Builder {
 
 // caseOptions are the options.json of a case.
 type caseOptions struct {
-	Target        string
-	BuildArgs     map[string]string
-	Labels        map[string]string
-	Platforms     []string
-	Network       llb.Network
-	ExtraHosts    []llb.ExtraHost
-	Ulimits       []llb.Ulimit
-	ShmSize       int64
+	Target    string
+	BuildArgs map[string]string
+	Labels    map[string]string
+	Platforms []string
+	Network   llb.Network
+	llb.RunOptions
 	Allow         []string
 	NoCacheFilter []string
 	// Contexts are named contexts: a directory of the archive, or docker-image://…
@@ -172,7 +170,7 @@ func describe(t *testing.T, b *Builder, base, dir string, in caseOptions) string
 	o := Options{
 		Source: contexts.Source{Context: dir, Named: map[string]string{"busybox": "oci-layout://" + base}},
 		Target: Target{Stage: in.Target, Args: in.BuildArgs, Labels: in.Labels},
-		Run:    Run{Network: in.Network, ExtraHosts: in.ExtraHosts, Ulimits: in.Ulimits, ShmSize: in.ShmSize},
+		Run:    Run{Network: in.Network, RunOptions: in.RunOptions},
 		Client: Client{Allow: in.Allow},
 		Cache:  Caching{Off: true, OffFor: in.NoCacheFilter},
 		Export: Export{Outputs: []Output{{Type: OutputOCI, Dest: out, Attrs: map[string]string{"tar": "false"}}}},

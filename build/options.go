@@ -78,13 +78,9 @@ type Export struct {
 // Run is how a build runs RUN.
 type Run struct {
 	// Network is that of steps whose RUN names none; NetworkDefault where the user named none.
-	Network    llb.Network
-	ExtraHosts []llb.ExtraHost
-	Ulimits    []llb.Ulimit
-	// ShmSize is the size of steps' /dev/shm in bytes; 0 for the default.
-	ShmSize int64
-	// CgroupParent is the control group that steps' groups are made in; "" for none.
-	CgroupParent string
+	Network llb.Network
+	// RunOptions go into the graph as they are.
+	llb.RunOptions
 	// Limits bound each step; what they do not name, kiln.toml may.
 	Limits Limits
 	// Userns is which ids RUN has, as CheckUserns takes it; "" for what kiln.toml says.

@@ -41,12 +41,9 @@ type Options struct {
 	// SourceTime resolves a SOURCE_DATE_EPOCH that names a source; with nil no source has a time.
 	SourceTime SourceTime
 	// Network is that of the RUNs without a --network of their own; "" is llb.NetworkDefault.
-	Network    llb.Network
-	ExtraHosts []llb.ExtraHost
-	Ulimits    []llb.Ulimit
-	// ShmSize is the size of /dev/shm in bytes; 0 for the default.
-	ShmSize      int64
-	CgroupParent string
+	Network llb.Network
+	// RunOptions are those of all RUNs.
+	llb.RunOptions
 	// Allow are the entitlements that are granted: "network.host", "security.insecure", "device", "device=NAME". A Network of host grants
 	// the first.
 	Allow []string

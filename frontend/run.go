@@ -39,14 +39,11 @@ func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) er
 		Args: args,
 		Env:  s.env.All(),
 		// As it is written: the kernel wants the directories before a "..", so those are made as well.
-		Cwd:          cmp.Or(s.config.WorkingDir(), "/"),
-		User:         s.config.User(),
-		ExtraHosts:   b.opts.ExtraHosts,
-		Ulimits:      b.opts.Ulimits,
-		Hostname:     b.buildArgs["BUILDKIT_SANDBOX_HOSTNAME"],
-		ShmSize:      b.opts.ShmSize,
-		CgroupParent: b.opts.CgroupParent,
-		Proxy:        b.proxy(),
+		Cwd:        cmp.Or(s.config.WorkingDir(), "/"),
+		User:       s.config.User(),
+		Hostname:   b.buildArgs["BUILDKIT_SANDBOX_HOSTNAME"],
+		RunOptions: b.opts.RunOptions,
+		Proxy:      b.proxy(),
 	}
 	if op.Network, err = b.network(c); err != nil {
 		return err

@@ -111,19 +111,6 @@ type Mount struct {
 	Required bool
 }
 
-// ExtraHost is a line of /etc/hosts: RUN's --add-host. IP may be "host-gateway".
-type ExtraHost struct {
-	Host string
-	IP   string
-}
-
-// Ulimit is a resource limit by its name without the RLIMIT_ prefix, in lower case: "nofile".
-type Ulimit struct {
-	Name string
-	Soft uint64
-	Hard uint64
-}
-
 // Exec runs a process in its root file system, input 0; other inputs are those that Mounts name. Its output 0 is the root
 // file system afterwards: one new layer, possibly empty. Mounts can have further outputs.
 type Exec struct {
@@ -133,17 +120,13 @@ type Exec struct {
 	// Cwd is absolute; it is made, mode 0755 and owned by root, where it is missing.
 	Cwd string
 	// User is USER as written: "user[:group]", names or numbers; "" is root.
-	User       string
-	Network    Network
-	Security   Security
-	Mounts     []Mount
-	ExtraHosts []ExtraHost
-	Ulimits    []Ulimit
+	User     string
+	Network  Network
+	Security Security
+	Mounts   []Mount
 	// Hostname is "" for the default, buildkitsandbox.
 	Hostname string
-	// ShmSize is the size of /dev/shm in bytes; 0 for the default, 64 MiB.
-	ShmSize      int64
-	CgroupParent string
+	RunOptions
 	// Devices are those of RUN --device.
 	Devices []Device
 	// Proxy holds the predefined proxy variables: they reach the process and nothing else, neither digest nor key.

@@ -209,7 +209,7 @@ func (f *runFlags) add(flags *pflag.FlagSet) {
 }
 
 func (f *runFlags) read() (r build.Run, err error) {
-	r = build.Run{CgroupParent: f.cgroupParent, Userns: f.userns, NoProcessSandbox: f.noProcSandbox}
+	r = build.Run{RunOptions: llb.RunOptions{CgroupParent: f.cgroupParent}, Userns: f.userns, NoProcessSandbox: f.noProcSandbox}
 	if r.Network, err = parseNetwork(f.network); err != nil {
 		return r, err
 	}

@@ -30,17 +30,8 @@ func (p *Planner) exec(ctx context.Context, op llb.Exec, meta llb.Meta, in []sol
 	add("network", string(op.Network))
 	add("security", string(op.Security))
 	add("hostname", op.Hostname)
-	for _, h := range op.ExtraHosts {
-		add("host", h.Host)
-	}
-	for _, u := range op.Ulimits {
-		add("ulimit", fmt.Sprintf("%s=%d:%d", u.Name, u.Soft, u.Hard))
-	}
-	if op.ShmSize != 0 {
-		add("shm size", fmt.Sprint(op.ShmSize))
-	}
-	if op.CgroupParent != "" {
-		add("cgroup parent", op.CgroupParent)
+	for name, value := range op.RunOptions.Inputs {
+		add(name, value)
 	}
 	for _, d := range op.Devices {
 		add("device", fmt.Sprintf("%q,required=%t", d.Name, d.Required))
