@@ -205,6 +205,8 @@ type Warning struct {
 type Finished struct {
 	// Outputs are what it made, or the earlier result that was used; none of what makes no layer.
 	Outputs []Output `json:"outputs"`
+	// Materials are what the outputs were made of that came from servers.
+	Materials []Material `json:"materials"`
 	// Error says why it failed. A vertex that was stopped, because of another's failure or by the user, is Canceled and has not failed.
 	Error    string `json:"error"`
 	Canceled bool   `json:"canceled"`
@@ -223,6 +225,13 @@ type Output struct {
 	Content string `json:"content"`
 }
 
+// Material is something that came from a server.
+type Material struct {
+	// URI is its address without credentials, and Digest, as "sha256:…" or "sha1:…", what was there.
+	URI    string `json:"uri"`
+	Digest string `json:"digest"`
+}
+
 // Resources are what the processes of a step took. They are zero where that is not known.
 type Resources struct {
 	// CPU is processor time, of user and system.
@@ -231,7 +240,7 @@ type Resources struct {
 	Memory int64 `json:"memory"`
 }
 
-// Lost says that a Reader was not given that many events, in the place where they were.
+// Lost stands for that many events that were left out, as of a history that has no room for them.
 type Lost struct {
 	Events int `json:"events"`
 }

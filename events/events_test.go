@@ -5,11 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"reflect"
-	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -230,123 +227,5 @@ func TestTransferring(t *testing.T) {
 	}
 	if got := c.bodies(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
-	}
-}
-
-// Each reader has the whole stream, whenever it begins, and waits for what comes.
-func TestReaders(t *testing.T) {
-	s := New()
-	s.Keep(1 << 20)
-	task := s.Task(llb.Place{}, "x")
-	read := func() (out []string) {
-		r := s.Reader()
-		for {
-			e, err := r.Next(context.Background())
-			if err == io.EOF {
-				return out
-			}
-			if err != nil {
-				t.Error(err)
-				return nil
-			}
-			out = append(out, fmt.Sprintf("%+v", e.Body))
-		}
-	}
-	results := make([][]string, 4)
-	var early sync.WaitGroup
-	for i := range 3 {
-		early.Go(func() { results[i] = read() })
-	}
-	buf := []byte("hello")
-	for i := range 100 {
-		buf[0] = byte('a' + i%26)
-		task.Log(1, buf) // whose bytes are only valid now
-	}
-	task.Done(nil)
-	s.Close()
-	early.Wait()
-	results[3] = read()
-	if len(results[3]) != 102 || !strings.Contains(results[3][2], fmt.Sprint([]byte("bello"))) {
-		t.Errorf("%d events, %q", len(results[3]), results[3][2])
-	}
-	for i, got := range results {
-		if !reflect.DeepEqual(got, results[3]) {
-			t.Errorf("reader %d has %d events", i, len(got))
-		}
-	}
-
-	open := New()
-	open.Keep(1)
-	ctx, cancel := context.WithCancelCause(t.Context())
-	enough := errors.New("enough")
-	cancel(enough)
-	if _, err := open.Reader().Next(ctx); !errors.Is(err, enough) {
-		t.Errorf("Next of a context that has ended = %v", err)
-	}
-}
-
-// However much a step prints, what is kept for readers is bounded; states are never lost, and what is lost is counted.
-func TestKeptIsBounded(t *testing.T) {
-	const limit = 1 << 20
-	s := New()
-	s.Keep(limit)
-	slow := s.Reader()
-	if _, ok, _ := slow.read(); ok {
-		t.Fatal("there is an event before the first")
-	}
-	chunk := bytes.Repeat([]byte("x"), 32<<10)
-	runtime.GC()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	emitted := 0
-	for i := range 50 {
-		task := s.Task(llb.Place{}, fmt.Sprint(i))
-		transfer := task.Transferring("t", 2)
-		for range 100 {
-			task.Log(1, chunk)
-		}
-		transfer(1, false)
-		transfer(2, false)
-		task.Done(nil)
-		emitted += 104
-	}
-	s.Close()
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 2*limit {
-		t.Errorf("the heap has grown by %d KiB", grown>>10)
-	}
-	runtime.KeepAlive(s)
-	for _, r := range []*Reader{slow, s.Reader()} {
-		started, finished, done, seen, lost := 0, 0, 0, 0, 0
-		for {
-			e, err := r.Next(t.Context())
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			seen++
-			switch b := e.Body.(type) {
-			case Started:
-				started++
-			case Finished:
-				finished++
-			case Transfer:
-				if b.Done {
-					done++
-				}
-			case Lost:
-				seen--
-				lost += b.Events
-			}
-		}
-		if started != 50 || finished != 50 || done != 50 {
-			t.Errorf("%d started, %d transferred, %d finished", started, done, finished)
-		}
-		if seen+lost != emitted || lost == 0 || seen < 170 {
-			t.Errorf("%d events and %d lost of %d", seen, lost, emitted)
-		}
 	}
 }

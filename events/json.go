@@ -267,6 +267,10 @@ func (b Finished) write(w *writer) {
 		w.text("layer", o.Layer)
 		w.text("content", o.Content)
 	})
+	w.objects("materials", len(b.Materials), func(i int) {
+		w.text("uri", b.Materials[i].URI)
+		w.text("digest", b.Materials[i].Digest)
+	})
 	w.text("error", b.Error)
 	w.flag("canceled", b.Canceled)
 	w.text("key", b.Key)

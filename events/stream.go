@@ -18,8 +18,7 @@ type Sink interface {
 	Event(e Event)
 }
 
-// Stream passes events on to sinks, and to readers if Keep was called; nothing else of them is kept. Its methods are safe for concurrent
-// use. A nil *Stream drops everything.
+// Stream passes events on to sinks, and keeps nothing of them. Its methods are safe for concurrent use. A nil *Stream drops everything.
 type Stream struct {
 	now func() time.Time
 
@@ -27,7 +26,6 @@ type Stream struct {
 	last   time.Time
 	sinks  []Sink
 	tasks  map[string]int // how many that are no vertices have had a name
-	kept   *kept          // nil: no reader is expected
 	closed bool
 }
 
@@ -56,7 +54,7 @@ func (s *Stream) Detach(sink Sink) {
 	s.sinks = slices.DeleteFunc(s.sinks, func(other Sink) bool { return other == sink })
 }
 
-// Close ends the stream: later events are dropped, and readers come to its end. A second Close does nothing.
+// Close ends the stream: later events are dropped. A second Close does nothing.
 func (s *Stream) Close() {
 	if s == nil {
 		return
@@ -64,9 +62,6 @@ func (s *Stream) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	if s.kept != nil {
-		s.kept.wake()
-	}
 }
 
 // Emit passes an event of the build on.
@@ -88,9 +83,6 @@ func (s *Stream) emit(vertex llb.Digest, body Body) {
 	e := Event{Time: s.last, Vertex: vertex, Body: body}
 	for _, sink := range s.sinks {
 		sink.Event(e)
-	}
-	if s.kept != nil {
-		s.kept.add(e)
 	}
 }
 

@@ -378,6 +378,9 @@ func (w *work) planAndRun(ctx context.Context, in []Ref) ([]Ref, error) {
 		}
 		w.finished.Outputs = append(w.finished.Outputs, output)
 	}
+	for _, m := range r.Materials {
+		w.finished.Materials = append(w.finished.Materials, events.Material{URI: m.URI, Digest: m.Digest})
+	}
 	return stack(n.vertex.Op(), in, r.Outputs)
 }
 

@@ -111,7 +111,8 @@ func (d *Demand) add(other Demand) {
 type Record struct {
 	Outputs []Made
 	// Inputs are the key's inputs in words.
-	Inputs    []Input
+	Inputs []Input
+	// Materials are those of the Plan. They are in events.Finished, so in the history of builds, and kiln explain shows them.
 	Materials []Material
 	// Name is the step's progress line when it ran.
 	Name string

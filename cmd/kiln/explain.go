@@ -76,6 +76,9 @@ func explanation(p *history.Past, now time.Time) []byte {
 				line("          %s", reason)
 			}
 		}
+		for _, m := range step.Finished.Materials {
+			line("          from %s at %s", m.URI, m.Digest)
+		}
 		if failed(step) {
 			line("          %s", step.Finished.Error)
 		}
