@@ -3,7 +3,6 @@ package build
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -173,42 +172,59 @@ func (l lazyBlobs) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
 
 // files writes the root file systems' files.
 func (j *Job) files(ctx context.Context, out output) error {
+	if out.Type == OutputTar {
+		return j.tar(ctx, out)
+	}
 	if len(j.chains) > 1 {
 		return j.platforms(ctx, out)
 	}
 	tree, err := j.steps.Files(ctx, j.chains[0])
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case out.Type == OutputLocal:
-		dropped, err := exporter.WriteDir(ctx, out.Dest, tree, out.files)
-		return j.dropped(out.Dest, dropped, err)
-	case out.Dest == stdout:
-		return exporter.WriteTar(ctx, os.Stdout, tree)
 	}
-	return exporter.WriteFile(out.Dest, func(w io.Writer) error { return exporter.WriteTar(ctx, w, tree) })
+	dropped, err := exporter.WriteDir(ctx, out.Dest, tree, out.files)
+	return j.dropped(out.Dest, dropped, err)
 }
 
-// platforms writes the files of each platform into a directory of its own in the user's, which is looked up once.
-func (j *Job) platforms(ctx context.Context, out output) error {
-	if out.Type == OutputTar {
-		return errors.New("a tar holds one platform's files: give one --platform, or use type=local")
-	}
-	var dest *os.File
+// tar writes the files as a tar. Of several platforms each has a directory.
+func (j *Job) tar(ctx context.Context, out output) error {
+	roots := make([]exporter.Root, len(j.chains))
 	for i, chain := range j.chains {
 		tree, err := j.steps.Files(ctx, chain)
 		if err != nil {
 			return err
 		}
-		if dest == nil {
-			if dest, err = exporter.OpenDir(out.Dest); err != nil {
-				return err
-			}
-			defer dest.Close()
+		roots[i].Tree = tree
+		if len(roots) > 1 {
+			roots[i].Dir = j.platformDir(i)
 		}
-		name := strings.ReplaceAll(j.lowered.Images[i].Platform.String(), "/", "_")
-		shown := out.Dest + "/" + name
-		dropped, err := exporter.WriteDirAt(ctx, dest, name, shown, tree, out.files)
+	}
+	write := func(w io.Writer) error { return exporter.WriteTar(ctx, w, out.files.Epoch, roots...) }
+	if out.Dest == stdout {
+		return write(os.Stdout)
+	}
+	return exporter.WriteFile(out.Dest, write)
+}
+
+// platformDir is the name of the directory that has the files of one of several platforms: "linux_arm64".
+func (j *Job) platformDir(i int) string {
+	return strings.ReplaceAll(j.lowered.Images[i].Platform.String(), "/", "_")
+}
+
+// platforms writes the files of each platform into a directory of its own in the user's, which is looked up once.
+func (j *Job) platforms(ctx context.Context, out output) error {
+	dest, err := exporter.OpenDir(out.Dest)
+	if err != nil {
+		return err
+	}
+	defer dest.Close()
+	for i, chain := range j.chains {
+		tree, err := j.steps.Files(ctx, chain)
+		if err != nil {
+			return err
+		}
+		shown := out.Dest + "/" + j.platformDir(i)
+		dropped, err := exporter.WriteDirAt(ctx, dest, j.platformDir(i), shown, tree, out.files)
 		if err := j.dropped(shown, dropped, err); err != nil {
 			return err
 		}

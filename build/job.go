@@ -211,7 +211,7 @@ func (j *Job) lower(ctx context.Context, res *Result) (err error) {
 
 // solve does the steps, and makes blobs of their layers meanwhile.
 func (j *Job) solve(ctx context.Context, res *Result) error {
-	rewriteTimes(j.plans, j.lowered.Epoch, j.events.Warn)
+	date(j.plans, j.lowered.Epoch, j.events.Warn)
 	roots := make([]llb.Output, len(j.lowered.Images))
 	for i, img := range j.lowered.Images {
 		roots[i] = img.Root

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/imagename"
@@ -175,8 +176,9 @@ func (p *output) attribute(key, value string) error {
 	return fmt.Errorf("output %s: the key %s is not supported yet", p.Type, key)
 }
 
-// rewriteTimes tells the outputs that are to have no times of files after SOURCE_DATE_EPOCH what that is, in Unix seconds; nil is for none.
-func rewriteTimes(outputs []output, epoch *int64, warn func(string)) {
+// date tells the outputs what SOURCE_DATE_EPOCH is, in Unix seconds; nil is for none. It is the time of all files of an output that is files;
+// those of an image have no later times if rewrite-timestamp is set.
+func date(outputs []output, epoch *int64, warn func(string)) {
 	for i := range outputs {
 		form := &outputs[i].form.Layers
 		switch {
@@ -185,6 +187,9 @@ func rewriteTimes(outputs []output, epoch *int64, warn func(string)) {
 			warn("rewrite-timestamp does nothing without SOURCE_DATE_EPOCH: give one with --build-arg")
 		case form.Rewrite:
 			form.Epoch = *epoch
+		case epoch != nil && !outputs[i].image():
+			t := time.Unix(*epoch, 0)
+			outputs[i].files.Epoch = &t
 		}
 	}
 }

@@ -10,6 +10,10 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 )
 
+// rewrittenAnnotation is on a layer whose files have no times after the SOURCE_DATE_EPOCH that is its value, as by BuildKit
+// (util/converter/converter.go).
+const rewrittenAnnotation = "buildkit/rewritten-timestamp"
+
 // Annotation is a key and a value for one of the parts that describe an image (image-spec, annotations.md).
 type Annotation struct {
 	Part Part

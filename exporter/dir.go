@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/dirtree"
@@ -25,6 +26,8 @@ type DirOptions struct {
 	SetID bool
 	// Devices makes character and block devices, which only root can.
 	Devices bool
+	// Epoch is the time of all files in place of their own; nil for those.
+	Epoch *time.Time
 }
 
 // Dropped counts what WriteDir did not write.
@@ -61,7 +64,7 @@ func WriteDirAt(ctx context.Context, parent *os.File, name, shown string, tree l
 		return w.dropped, err
 	}
 	defer w.root.Close()
-	err := entries(ctx, tree, w.entry)
+	err := entries(ctx, tree, o.Epoch, w.entry)
 	if err == nil {
 		err = w.finish()
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/cas"
@@ -100,7 +101,10 @@ func (b *Blobs) manifest(ctx context.Context, img Image, f Form) (*Manifest, err
 	if f.Docker {
 		m.MediaType, configType = dockerManifest, dockerConfig
 	}
-	for _, l := range blobs {
+	for i, l := range blobs {
+		if f.Layers.Rewrite && img.Layers[i].Image == nil && !f.Docker {
+			l.desc.Annotations = map[string]string{rewrittenAnnotation: strconv.FormatInt(f.Layers.Epoch, 10)}
+		}
 		if f.Docker {
 			var err error
 			if l.desc.MediaType, err = dockerMediaType(l.desc.MediaType); err != nil {

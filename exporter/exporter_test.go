@@ -292,7 +292,7 @@ func TestDockerTar(t *testing.T) {
 func TestTar(t *testing.T) {
 	m := newMade(t)
 	var a, b bytes.Buffer
-	if err := errors.Join(WriteTar(t.Context(), &a, m.tree()), WriteTar(t.Context(), &b, m.tree())); err != nil {
+	if err := errors.Join(WriteTar(t.Context(), &a, nil, Root{Tree: m.tree()}), WriteTar(t.Context(), &b, nil, Root{Tree: m.tree()})); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(a.Bytes(), b.Bytes()) {
@@ -328,7 +328,7 @@ func TestFlippedByteIsNeverShipped(t *testing.T) {
 			_, err := m.Assemble(m.t.Context(), []Image{m.image}, gz)
 			return err
 		},
-		"tar": func(m *made) error { return WriteTar(m.t.Context(), io.Discard, m.tree()) },
+		"tar": func(m *made) error { return WriteTar(m.t.Context(), io.Discard, nil, Root{Tree: m.tree()}) },
 		"dir": func(m *made) error {
 			_, err := WriteDir(m.t.Context(), m.t.TempDir(), m.tree(), DirOptions{})
 			return err
@@ -651,7 +651,7 @@ func TestCancelled(t *testing.T) {
 	if _, err := m.Assemble(ctx, []Image{m.image}, gz); !errors.Is(err, cause) {
 		t.Errorf("Assemble = %v", err)
 	}
-	if err := WriteTar(ctx, io.Discard, m.tree()); !errors.Is(err, cause) {
+	if err := WriteTar(ctx, io.Discard, nil, Root{Tree: m.tree()}); !errors.Is(err, cause) {
 		t.Errorf("WriteTar = %v", err)
 	}
 	if _, err := WriteDir(ctx, t.TempDir(), m.tree(), DirOptions{}); !errors.Is(err, cause) {

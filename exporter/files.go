@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// entries calls f for every entry of a tree, parents first, with hard links as Hardlink.
-func entries(ctx context.Context, tree layer.Tree, f func(e *layer.Entry) error) error {
+// entries calls f for every entry of a tree, parents first, with hard links as Hardlink, and with the time epoch unless that is nil.
+func entries(ctx context.Context, tree layer.Tree, epoch *time.Time, f func(e *layer.Entry) error) error {
 	links := map[string]string{}
 	var walk func(dir string) error
 	walk = func(dir string) error {
@@ -24,6 +25,9 @@ func entries(ctx context.Context, tree layer.Tree, f func(e *layer.Entry) error)
 			}
 			e := &list[i]
 			e.Opaque, e.Implied = false, false
+			if epoch != nil {
+				e.ModTime = *epoch
+			}
 			if first, ok := links[e.LinkID]; ok && e.LinkID != "" {
 				e.Type, e.Link, e.Size = layer.Hardlink, first, 0
 			} else if e.LinkID != "" {
@@ -43,23 +47,61 @@ func entries(ctx context.Context, tree layer.Tree, f func(e *layer.Entry) error)
 	return walk("")
 }
 
-// WriteTar writes a root file system as one tar.
-func WriteTar(ctx context.Context, w io.Writer, tree layer.Tree) error {
+// Root is a root file system in a tar.
+type Root struct {
+	// Dir is the directory that has its files; "" for the top.
+	Dir  string
+	Tree layer.Tree
+}
+
+// WriteTar writes root file systems as one tar. Unless epoch is nil it is the time of all files; a directory that is the Dir of a Root has no
+// other time than that, and else the time 0, as BuildKit writes it.
+func WriteTar(ctx context.Context, w io.Writer, epoch *time.Time, roots ...Root) error {
+	stop := errors.New("stopped")
 	var walkErr error
 	seq := func(yield func(*layer.Entry, layer.Body) bool) {
-		stop := errors.New("stopped")
-		walkErr = entries(ctx, tree, func(e *layer.Entry) error {
-			if !yield(e, func(w io.Writer) error { return copyFile(w, tree, e) }) {
-				return stop
+		for _, r := range roots {
+			if walkErr = r.entries(ctx, epoch, stop, yield); walkErr != nil {
+				return
 			}
-			return nil
-		})
-		if errors.Is(walkErr, stop) {
-			walkErr = nil
 		}
 	}
 	err := layer.WriteTar(ctxio.Writer(ctx, w), seq)
+	if errors.Is(walkErr, stop) {
+		walkErr = nil
+	}
 	return errors.Join(walkErr, err)
+}
+
+// entries passes the entries of a root as they are in a tar to yield, and returns stop when that wants no more.
+func (r Root) entries(ctx context.Context, epoch *time.Time, stop error, yield func(*layer.Entry, layer.Body) bool) error {
+	if r.Dir != "" {
+		top := layer.Entry{Path: r.Dir, Type: layer.Dir, Mode: 0o755, ModTime: time.Unix(0, 0)}
+		if epoch != nil {
+			top.ModTime = *epoch
+		}
+		if !yield(&top, nil) {
+			return stop
+		}
+	}
+	return entries(ctx, r.Tree, epoch, func(e *layer.Entry) error {
+		body := func(w io.Writer) error { return copyFile(w, r.Tree, e) }
+		if r.Dir != "" {
+			in := *e
+			in.Path = r.Dir + "/" + e.Path
+			if e.Type == layer.Hardlink {
+				in.Link = r.Dir + "/" + e.Link
+			}
+			if !yield(&in, body) {
+				return stop
+			}
+			return nil
+		}
+		if !yield(e, body) {
+			return stop
+		}
+		return nil
+	})
 }
 
 func copyFile(w io.Writer, tree layer.Tree, e *layer.Entry) error {
