@@ -48,9 +48,11 @@ type Builder struct {
 	// got yet.
 	stream func(*layer.Entry) error
 	held   []heldDir
-	trim   bool        // see Trim
-	buf    []byte      // to read files with; nil until there is one
-	passed layer.Entry // the last one that was passed on: one place for all of them
+	trim   bool // see Trim
+	// ownLinks has paths lead through the layer's own symbolic links alone.
+	ownLinks bool
+	buf      []byte      // to read files with; nil until there is one
+	passed   layer.Entry // the last one that was passed on: one place for all of them
 }
 
 // maxKept bounds the extended attributes of an archive's directories, in bytes: they are in memory until the layer is complete.
@@ -387,7 +389,12 @@ func (b *Builder) Mkdirs(p string, made func(path string) layer.Entry) error {
 				return err
 			}
 			if ok && n == nil {
-				return &layer.PathError{Path: path, Msg: "is not a directory"}
+				if ok, err = b.blocks(path); err != nil {
+					return err
+				}
+				if ok {
+					return &layer.PathError{Path: path, Msg: "is not a directory"}
+				}
 			}
 			missing = !ok
 		}
@@ -403,6 +410,16 @@ func (b *Builder) Mkdirs(p string, made func(path string) layer.Entry) error {
 		at = n
 	}
 	return nil
+}
+
+// blocks reports whether what is at a path, and is no directory, is an error for a directory there. In the layer of an image a directory takes
+// the place of what a lower layer has.
+func (b *Builder) blocks(path string) (bool, error) {
+	if !b.ownLinks {
+		return true, nil
+	}
+	_, own, err := b.own(path)
+	return own, err
 }
 
 // mkdir makes a directory at a path in a directory of the layer, or in the root.
@@ -630,6 +647,9 @@ func (b *Builder) Whiteout(p string) error {
 	}
 	if err := b.Mkdirs(layer.Parent(p), b.implied); err != nil {
 		return err
+	}
+	if up := b.dirs.find(layer.Parent(p)); up != nil && up.alone {
+		return nil // nothing is hidden, and the overlay would list the whiteout
 	}
 	return b.add(&layer.Entry{Path: p, Type: layer.Whiteout}, nil)
 }

@@ -70,7 +70,13 @@ func (s *nodeSteps) down(name string, path []byte) (layer.Entry, bool, error) {
 	n, e, ok := s.b.dirs.child(s.at, name), layer.Entry{}, true
 	if n == nil {
 		var err error
-		if n, e, ok, err = s.b.child(s.at, name, string(path)); err != nil {
+		if s.b.ownLinks {
+			e, ok, err = s.b.leafIn(s.at, name)
+			ok = ok && e.Type != layer.Whiteout
+		} else {
+			n, e, ok, err = s.b.child(s.at, name, string(path))
+		}
+		if err != nil {
 			return e, false, err
 		}
 	}

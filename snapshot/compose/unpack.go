@@ -13,8 +13,10 @@ import (
 
 // Unpack puts the entries of the tar of an image's layer into the builder. It reads tarball to its end, since the error of its last Read
 // says whether all that came before was right. What the tar writes through its own symbolic links stays inside the layer (image-spec,
-// layer.md).
+// layer.md). Links of lower layers are not followed, since an overlay does not follow them either when the image runs: a name below one
+// makes a directory that takes its place.
 func (b *Builder) Unpack(ctx context.Context, tarball io.Reader, limit layer.Limit) error {
+	b.ownLinks = true
 	r := layer.NewReader(ctxio.Reader(ctx, tarball), limit)
 	b.Most(limit.OrDefault().Entries)
 	aufs := pseudoLinks{b: b}

@@ -124,7 +124,7 @@ func (x *Job) Realise(ctx context.Context, r solver.Ref) ([]string, error) {
 		if !m.Implied || i == 0 {
 			continue
 		}
-		id := fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s over %s", layers[i].ID, layers[i].Below)))
+		id := fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s unpacked over %s", layers[i].ID, layers[i].Below)))
 		if !x.Snapshots.Has(id) {
 			if err := x.materialise(ctx, id, &variant{of: layers[i].ID, below: ids[:i]}); err != nil {
 				return nil, err
