@@ -1,4 +1,4 @@
-// Package ctxio ends reading and writing with a context, so that what copies or hashes any number of bytes can be called off.
+// Package ctxio ends reading and writing with a context, so that copying or hashing any number of bytes can be cancelled.
 package ctxio
 
 import (
@@ -29,7 +29,7 @@ func (r reader) Read(p []byte) (int, error) {
 	return r.r.Read(p)
 }
 
-// ReadCloser is Reader for what is closed as well, which it is without regard to ctx.
+// ReadCloser is like Reader; Close does not depend on ctx.
 func ReadCloser(ctx context.Context, r io.ReadCloser) io.ReadCloser {
 	return readCloser{reader{ctx, r}, r}
 }

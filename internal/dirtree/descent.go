@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrMoved is the error of a Descent that does not find the directory again which it came from.
+// ErrMoved is the error of Leave if the directory that the Descent came from is no longer the parent.
 var ErrMoved = errors.New("the directory was moved while it was read")
 
 // Descent is a position in a directory tree. The directory that it is at is open, and so are the maxOpen-1 above it; those further up are
@@ -17,7 +17,7 @@ type Descent struct {
 	closed int     // how many of the first levels are closed
 }
 
-// level is a directory on the way.
+// level is a directory between the top of the tree and the current position.
 type level struct {
 	file     *os.File // nil while it is closed
 	dev, ino uint64   // once it is closed
@@ -61,7 +61,7 @@ func (l *level) close() error {
 	return err
 }
 
-// Leave goes back to the directory that Enter was called in. It fails with ErrMoved if that is not above any more.
+// Leave goes back to the directory that Enter was called in. It fails with ErrMoved if that is no longer the parent.
 func (d *Descent) Leave() error {
 	last := len(d.levels) - 1
 	file := d.levels[last].file

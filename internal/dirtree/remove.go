@@ -17,10 +17,10 @@ import (
 // maxOpen is how many directories of one tree are open at once.
 const maxOpen = 32
 
-// RemoveError says what of a tree could not be removed. The rest of the tree is gone.
+// RemoveError reports the part of a tree that could not be removed. The rest of the tree has been removed.
 type RemoveError struct {
 	// Path is the first name that could not be removed: the argument of Remove or a path below it. A long one is shortened.
-	// What was very deep in the tree is named by where the removal has moved it to.
+	// Names deep in the tree are reported at the place that the removal has moved them to.
 	Path string
 	// More is how many others could not be removed.
 	More int
@@ -53,16 +53,16 @@ func Remove(name string) error {
 	return removeAt(dir, filepath.Base(name), name)
 }
 
-// RemoveAt removes a name of the directory dir, which may be opened with O_PATH, and everything below it. A name that does not exist is
-// no error. It goes on where something cannot be removed; its error is a *RemoveError. Directories that lack permissions for their owner
-// get them, and immutable files (ioctl_iflags(2)) lose that flag, where the process may change it. No symbolic link is followed, and
-// what is mounted in the tree stays as it is.
+// RemoveAt removes a name of the directory dir, which may be opened with O_PATH, and everything below it. A name that does not exist
+// is not an error. RemoveAt continues if something cannot be removed; its error is a *RemoveError. Directories that lack permissions for
+// their owner get them, and immutable files (ioctl_iflags(2)) lose that flag, if the process may change it. Symbolic links are not
+// followed, and mounts in the tree are left alone.
 //
 // Directories that lie more than maxOpen levels below name are moved to a new directory in name and removed from there, so
 // the number of open directories is bounded, and the time is linear in the number of files.
 func RemoveAt(dir int, name string) error { return removeAt(dir, name, name) }
 
-// ID says which directory one is: the device and the inode of stat(2).
+// ID identifies a directory: the device and the inode of stat(2).
 type ID struct{ Dev, Ino uint64 }
 
 // Identify returns the ID of an open file.
@@ -74,10 +74,10 @@ func Identify(f *os.File) (ID, error) {
 	return ID{st.Dev, st.Ino}, nil
 }
 
-// ErrOther is the error of RemoveDirAt for a name that is not that of the directory.
+// ErrOther is the error of RemoveDirAt for a name that does not lead to the directory.
 var ErrOther = errors.New("the directory was moved or replaced")
 
-// RemoveDirAt is RemoveAt for the directory id. It removes nothing, and its error is ErrOther, if name is missing or is anything else.
+// RemoveDirAt is RemoveAt for the directory id. If name does not exist or is anything else, it removes nothing and returns ErrOther.
 func RemoveDirAt(dir int, name string, id ID) error {
 	top, err := openSame(dir, name, id)
 	if err == ErrOther {
@@ -92,7 +92,7 @@ func RemoveDirAt(dir int, name string, id ID) error {
 	return r.result()
 }
 
-// openSame opens the directory id, which is called name, for reading. One that its owner may not read gets the permission.
+// openSame opens the directory id, which is called name, for reading. If the owner lacks permission to read it, the permission is added.
 func openSame(dir int, name string, id ID) (*os.File, error) {
 	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
@@ -140,7 +140,7 @@ type remover struct {
 	moved    int // how many directories were moved into one so far
 }
 
-// fail notes that a name of the directory at hand could not be removed; "" is the directory itself.
+// fail records that a name of the current directory could not be removed; "" is the directory itself.
 func (r *remover) fail(name string, err error) {
 	if r.failed++; r.failed > 1 {
 		return
@@ -188,7 +188,7 @@ func (r *remover) tree(dir int, name string) {
 	r.directory(top, dir, name)
 }
 
-// directory removes the tree of top, which is called name in dir. Should name be another directory by now, that goes only if it is empty.
+// directory removes the tree of top, which is called name in dir. If name is another directory by now, that is removed only if it is empty.
 func (r *remover) directory(top *os.File, dir int, name string) {
 	r.top = top
 	r.empty(top, func() error {
@@ -217,7 +217,7 @@ func (r *remover) removeDeep() {
 	r.at = r.at[:len(r.at)-1]
 }
 
-// empty removes everything in dir, the directory at hand, and then dir itself by rmdir.
+// empty removes everything in dir, the current directory, and then dir itself by rmdir.
 func (r *remover) empty(dir *os.File, rmdir func() error) {
 	before := r.failed
 	for {
@@ -226,7 +226,7 @@ func (r *remover) empty(dir *os.File, rmdir func() error) {
 		if r.failed > before || err == nil || err == unix.ENOENT {
 			return
 		}
-		// Some file systems leave names out while others are removed: the next pass finds them.
+		// Some file systems skip names while others are removed: the next pass finds them.
 		if err == unix.ENOTEMPTY && found > 0 {
 			_, err = dir.Seek(0, io.SeekStart)
 		}
@@ -287,7 +287,7 @@ func (r *remover) entry(dir *os.File, e os.DirEntry) {
 	r.at = r.at[:len(r.at)-1]
 }
 
-// unlink is unlinkat(2) in a directory of the tree, which may first have to become writable. A name that does not exist is no error.
+// unlink is unlinkat(2) in a directory of the tree, which may first have to become writable. A name that does not exist is not an error.
 func unlink(dir int, name string, flags int) error {
 	err := unix.Unlinkat(dir, name, flags)
 	if err == unix.EACCES || err == unix.EPERM {
@@ -342,7 +342,7 @@ func (r *remover) makeDeep() error {
 	}
 }
 
-// openDir opens a directory for reading. One that its owner may not read gets the permission. A mount point is EBUSY.
+// openDir opens a directory for reading. If the owner lacks permission to read it, the permission is added. A mount point is EBUSY.
 func openDir(dir int, name string) (*os.File, error) {
 	f, err := openIn(dir, name)
 	if err == unix.EACCES && chmod(dir, name) == nil {
@@ -374,18 +374,18 @@ func chmod(dir int, name string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	// Before Linux 6.6 nothing but the link in /proc changes what is opened with O_PATH.
+	// Before Linux 6.6 only the link in /proc can change a file opened with O_PATH.
 	return unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), 0o700)
 }
 
-// allow takes from a name the flags that keep it from being removed, if the process may.
+// allow clears the flags that keep a name from being removed, if the process may.
 func allow(dir int, name string) {
 	var st unix.Stat_t
 	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 		return
 	}
 	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
-		return // nothing else can have flags, and opening it may do something
+		return // other types have no flags, and opening them can have effects
 	}
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {

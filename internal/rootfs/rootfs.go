@@ -1,5 +1,5 @@
 // Package rootfs resolves paths inside a directory tree by file descriptor, so that nothing in the tree, neither symbolic
-// links nor "..", leads out of it. It knows nothing of layers or mounts.
+// links nor "..", leads out of it. It does not know about layers or mounts.
 package rootfs
 
 import (
@@ -47,7 +47,7 @@ func (r *Root) OpenFile(name string, flags int, perm uint32) (*os.File, error) {
 	return r.open(name, flags, perm, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
 }
 
-// OpenNoSymlinks is OpenFile that fails with ELOOP if any component of the path is a symbolic link.
+// OpenNoSymlinks is like OpenFile but fails with ELOOP if any component of the path is a symbolic link.
 func (r *Root) OpenNoSymlinks(name string, flags int, perm uint32) (*os.File, error) {
 	return r.open(name, flags, perm, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_MAGICLINKS)
 }
@@ -83,7 +83,7 @@ func (r *Root) Parent(name string) (*os.File, string, error) {
 }
 
 // MkdirAll makes the directory called name and its missing parents, following links inside the root, with permission
-// bits perm whatever the umask. It returns the paths it made, outermost first, as it found them: "/a/b" for "/a/b".
+// bits perm regardless of the umask. It returns the paths that it created, outermost first: "/a/b" for "/a/b".
 func (r *Root) MkdirAll(name string, perm uint32) ([]string, error) {
 	clean := path.Clean("/" + name)
 	if clean == "/" {

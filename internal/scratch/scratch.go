@@ -1,5 +1,5 @@
-// Package scratch gives a process a directory of its own for what is unfinished, and clears away what dead processes left
-// in theirs. It does not know what is kept there.
+// Package scratch gives a process a directory of its own for unfinished work, and removes those that dead processes have left
+// behind. It does not know what is in them.
 package scratch
 
 import (
@@ -17,7 +17,7 @@ import (
 
 const prefix = "process-"
 
-// Dir is a directory below tmp that belongs to this process until Close, or until the process dies however it does.
+// Dir is a directory below tmp that belongs to this process until Close, or until the process dies for any reason.
 type Dir struct {
 	path string
 	lock *lock.Lock
@@ -25,7 +25,7 @@ type Dir struct {
 	left []error
 }
 
-// FoundDead reports whether a process was found dead that had left its directory behind.
+// FoundDead reports whether Open found the directory of a dead process.
 func (d *Dir) FoundDead() bool { return d.dead }
 
 // Left returns what could not be removed of the directories of dead processes. Each is a *dirtree.RemoveError.
@@ -37,8 +37,8 @@ func Open(tmp string) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a temporary directory: %w", err)
 	}
-	// What is made in here is to have the modes that it is made with, also where the user has given kiln's root a default access control
-	// list, acl(5).
+	// Files in here must get exactly the modes they are created with, even if the root directory has a default access control list,
+	// acl(5).
 	if err := unix.Removexattr(d.path, "system.posix_acl_default"); err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
 		return nil, errors.Join(fmt.Errorf("remove the default access control list of a temporary directory: %w", err), d.Close())
 	}
@@ -65,7 +65,7 @@ func create(tmp string) (*Dir, error) {
 	}
 }
 
-// maxTries bounds how often other processes may be faster: each looks for dead ones when it begins and when it ends.
+// maxTries limits how often other processes may win the race: each removes dead ones when it begins and when it ends.
 const maxTries = 1000
 
 // Spread asks ext4 to put each directory that is made in dir into a part of the disk of its own (chattr +T, ioctl_iflags(2)).
@@ -97,7 +97,7 @@ func (d *Dir) Close() error {
 	return err
 }
 
-// sweep removes the directories of dead processes. What cannot be removed now is only a matter of space; the next
+// sweep removes the directories of dead processes. What cannot be removed now only takes space; the next
 // process tries again.
 func (d *Dir) sweep() {
 	d.left = nil
@@ -116,7 +116,7 @@ func (d *Dir) sweep() {
 			continue
 		}
 		d.dead = true
-		// Nobody can get the lock of a directory that is gone, so whoever was just about to lock it makes another.
+		// Nobody can lock a directory that no longer exists, so a process that was just about to lock it makes another.
 		if err := dirtree.Remove(path); err != nil {
 			d.left = append(d.left, err)
 		}

@@ -1,5 +1,5 @@
-// Package sshagent lends out ssh agents: it makes sockets behind which is the user's agent, or one of kiln's own that holds
-// keys from files. Who has such a socket can list keys and have things signed, and nothing else, and until it is closed. See
+// Package sshagent forwards ssh agents: it creates sockets that lead to the user's agent, or to one of kiln's own that holds keys
+// from files. A process that has such a socket can list keys and have data signed, nothing else, until the socket is closed. See
 // draft-ietf-sshm-ssh-agent.
 package sshagent
 
@@ -18,10 +18,10 @@ import (
 	"golang.org/x/crypto/ssh/agent"
 )
 
-// maxKey bounds the file of a key, in bytes, as BuildKit does.
+// maxKey limits the size of a key file in bytes, as in BuildKit.
 const maxKey = 100 << 10
 
-// Agent is an agent that can be lent out.
+// Agent is an agent that can be forwarded.
 type Agent struct {
 	socket string      // of the user's agent; "" for one of kiln's own
 	keys   agent.Agent // what kiln's own holds
@@ -39,9 +39,9 @@ func Open(paths ...string) (*Agent, error) {
 		case kind == os.ModeSocket && len(paths) == 1:
 			return &Agent{socket: path}, nil
 		case kind == os.ModeSocket:
-			return nil, fmt.Errorf("%s is the socket of an agent, which cannot be given together with other files", path)
+			return nil, fmt.Errorf("%s is the socket of an agent and cannot be combined with other files", path)
 		case kind != 0:
-			return nil, fmt.Errorf("%s is neither the socket of an agent nor the file of a key", path)
+			return nil, fmt.Errorf("%s is neither the socket of an agent nor a key file", path)
 		}
 		if a.keys == nil {
 			a.keys = agent.NewKeyring()
@@ -55,7 +55,7 @@ func Open(paths ...string) (*Agent, error) {
 
 func (a *Agent) addKey(path string, size int64) error {
 	if size > maxKey {
-		return fmt.Errorf("%s is no private key: it has %d bytes", path, size)
+		return fmt.Errorf("%s is not a private key: it has %d bytes", path, size)
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -91,7 +91,7 @@ func (a *Agent) dial(ctx context.Context) (net.Conn, error) {
 // Name is the name of a socket in its directory.
 const Name = "agent"
 
-// Socket is a socket behind which is an agent.
+// Socket is a socket that leads to an agent.
 type Socket struct {
 	// Dir is the directory, made for it, that the socket is in; opened with O_PATH.
 	Dir *os.File
@@ -102,7 +102,7 @@ type Socket struct {
 	serving  sync.WaitGroup // of the listener and of each connection
 }
 
-// Lend makes a socket in a new directory below tmp. It works until it is closed or ctx is done.
+// Lend creates a socket in a new directory below tmp. It works until it is closed or ctx is done.
 func (a *Agent) Lend(ctx context.Context, tmp string) (s *Socket, err error) {
 	s = &Socket{}
 	if s.name, err = os.MkdirTemp(tmp, "ssh-"); err != nil {
@@ -170,12 +170,12 @@ const (
 	agentFailure           = 5
 	agentRequestIdentities = 11
 	agentSignRequest       = 13
-	// maxMessage bounds a message in bytes, as OpenSSH does.
+	// maxMessage limits the size of a message in bytes, as in OpenSSH.
 	maxMessage = 256 << 10
 )
 
-// forward passes one request on, and its answer back. What is neither a list of keys nor a signature is refused, without the
-// agent hearing of it.
+// forward passes one request on, and its answer back. Requests other than listing keys and signing are refused and do not reach the
+// agent.
 func forward(client, agent io.ReadWriter) error {
 	request, err := readMessage(client)
 	if err != nil {

@@ -164,9 +164,9 @@ func TestOpenErrors(t *testing.T) {
 	}
 	for _, tt := range []struct{ path, want string }{
 		{newKey(t, "secret"), "has a passphrase: give it to an agent with ssh-add"},
-		{socket, "cannot be given together with other files"},
+		{socket, "cannot be combined with other files"},
 		{text, "read the private key " + text},
-		{dir, "neither the socket of an agent nor the file of a key"},
+		{dir, "neither the socket of an agent nor a key file"},
 		{filepath.Join(dir, "missing"), "no such file"},
 	} {
 		if _, err := Open(newKey(t, ""), tt.path); err == nil || !strings.Contains(err.Error(), tt.want) {

@@ -1,9 +1,9 @@
-// Package termtext makes text that others control fit for a terminal: names of steps and files, messages of servers, labels of images,
-// output of programs. Such text must neither move the cursor, answer as if the user had typed, nor show its characters in another order
-// than they have.
+// Package termtext makes untrusted text safe to print on a terminal: names of steps and files, messages of servers, labels of images,
+// output of programs. Such text must not move the cursor, produce input as if the user had typed, or display its characters in another
+// order than they have.
 //
-// What is dangerous is the same for all forms: control characters of C0 and C1 (ECMA-48), the bidirectional controls of Unicode (UAX #9),
-// and U+2028 and U+2029, which end a line. The forms differ in what they make of it: [Line] and [Append] show it, [JSON] escapes it.
+// The dangerous characters are the same for all forms: control characters of C0 and C1 (ECMA-48), the bidirectional controls of
+// Unicode (UAX #9), and U+2028 and U+2029, which end a line. [Line] and [Append] make them visible, [JSON] escapes them.
 package termtext
 
 import (
@@ -26,7 +26,7 @@ const (
 	maxItem   = 100
 )
 
-// Line returns text as one line that is fit for a terminal and a log: as [Append] makes it, with line ends as spaces, the user and
+// Line returns text as one line that is safe on a terminal and in a log: as [Append] makes it, with line ends as spaces, the user and
 // password of URLs replaced by xxxxx, and no more than the first MaxLine bytes of it.
 func Line(text string) string {
 	text = Clip(text, MaxLine)
@@ -47,7 +47,7 @@ func Clip(text string, n int) string {
 	return text[:n] + "…"
 }
 
-// List returns items that others chose as a part of a message: the first 20 of them, 100 bytes of each, and how many more there are.
+// List returns untrusted items as a part of a message: the first 20 of them, 100 bytes of each, and how many more there are.
 func List(items []string) string {
 	var b strings.Builder
 	for i, item := range items[:min(len(items), maxListed)] {
@@ -67,7 +67,7 @@ func Size(n int64) string {
 	return units.CustomSize("%.4g %s", float64(n), 1024, []string{"bytes", "KiB", "MiB", "GiB", "TiB"})
 }
 
-// Redact returns text with xxxxx in place of "user:password" and "token" of URLs. The user of ssh://, who is no secret, stays.
+// Redact returns text with xxxxx in place of "user:password" and "token" of URLs. The user of ssh:// is not a secret and stays.
 func Redact(text string) string {
 	const mark = "://"
 	var out strings.Builder
@@ -92,9 +92,9 @@ func Redact(text string) string {
 	return out.String()
 }
 
-// Append appends line to dst in a form that does nothing to a terminal. Escape sequences are left out, except that sequences that only
+// Append appends line to dst in a form that has no effect on a terminal. Escape sequences are removed, except that sequences that only
 // set colours stay if colour is true, with a reset at the end. A control character other than the tab becomes ^X, a bidirectional
-// control \uXXXX, and what is not UTF-8, or a C1 control, U+FFFD. The result has no line feed.
+// control \uXXXX, and invalid UTF-8 or a C1 control U+FFFD. The result has no line feed.
 func Append(dst, line []byte, colour bool) []byte {
 	coloured := false
 	for len(line) > 0 {
@@ -169,8 +169,8 @@ func reorders(r rune) bool {
 // appendEscaped appends \uXXXX, as in JSON. All characters that Append and JSON escape have four digits.
 func appendEscaped(dst []byte, r rune) []byte { return fmt.Appendf(dst, `\u%04x`, r) }
 
-// JSON returns encoded JSON in which all controls are escaped: those of C1, DEL and the bidirectional ones, which encoding/json leaves as
-// they are, and bytes that are not UTF-8 as U+FFFD. It decodes to what data decodes to. What needs no change is returned as it is.
+// JSON returns encoded JSON with all control characters escaped: C1, DEL and the bidirectional controls, which encoding/json does not
+// escape, and invalid UTF-8 as U+FFFD. It decodes to what data decodes to. Data that needs no change is returned as is.
 func JSON(data []byte) []byte {
 	var out []byte
 	kept := 0 // how much of data is in out
@@ -179,7 +179,7 @@ func JSON(data []byte) []byte {
 		if r >= utf8.RuneSelf {
 			r, n = utf8.DecodeRune(data[i:])
 		}
-		// Outside of strings JSON has none of these characters, so that no place needs to be looked at.
+		// JSON has none of these characters outside of strings, so the position does not matter.
 		if r >= 0x7f && r < 0xa0 || reorders(r) || r == utf8.RuneError && n == 1 {
 			out = appendEscaped(append(out, data[kept:i]...), r)
 			kept = i + n
@@ -192,7 +192,7 @@ func JSON(data []byte) []byte {
 	return append(out, data[kept:]...)
 }
 
-// sequence returns the length of the escape sequence that b begins with, 0 where it has no end. The forms are those of
+// sequence returns the length of the escape sequence that b begins with, 0 if it is incomplete. The forms are those of
 // ECMA-48: ESC [ … final (CSI), ESC ] … terminator (OSC) and its like, ESC intermediate… final.
 func sequence(b []byte) int {
 	if len(b) < 2 {

@@ -7,14 +7,14 @@ import (
 	"golang.org/x/term"
 )
 
-// IsTerminal reports whether v, an *os.File or what stands for one, is a terminal.
+// IsTerminal reports whether v, an *os.File or a wrapper of one, is a terminal.
 func IsTerminal(v any) bool {
 	f, ok := v.(interface{ Fd() uintptr })
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// Writer returns w itself unless it is a terminal, and else a writer to it that shows lines as [Append] makes them, without colours. A
-// file or a pipe gets every byte as it is.
+// Writer returns w itself unless it is a terminal; then it returns a writer that shows lines as [Append] makes them, without colours. A
+// file or a pipe gets every byte unchanged.
 func Writer(w io.Writer) io.Writer {
 	if !IsTerminal(w) {
 		return w
@@ -22,8 +22,8 @@ func Writer(w io.Writer) io.Writer {
 	return lines{w}
 }
 
-// lines makes the lines of each write fit for a terminal. A character or a sequence that two writes share is shown as its parts, so that
-// it has no effect either.
+// lines makes the lines of each write safe on a terminal. A character or sequence that is split between two writes is shown as its parts,
+// so it has no effect either.
 type lines struct{ w io.Writer }
 
 func (l lines) Write(p []byte) (int, error) {

@@ -1,4 +1,4 @@
-// Package thread runs functions on threads that end with them, for what the kernel keeps for each thread: namespaces, ids,
+// Package thread runs functions on threads of their own, for changes of state that the kernel keeps per thread: namespaces, IDs,
 // capabilities. It does not know what the functions do.
 package thread
 

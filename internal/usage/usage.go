@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Of returns how many bytes of the disk a file or directory takes with all that is in it. Of a file with several names each
-// name counts its share, so that the sum over everything is right. What is not there, or goes meanwhile, counts nothing. In memory are the
-// names of the directories on the way alone. The end of ctx ends it.
+// Of returns how many bytes on disk a file uses, or a directory with everything in it. Each name of a file with several names counts
+// its share, so that the sum over all names is right. Files that do not exist, or are removed meanwhile, count as 0. Only the names of
+// the directories on the current path are kept in memory. It stops when ctx ends.
 func Of(ctx context.Context, path string) (int64, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -57,7 +57,7 @@ func Of(ctx context.Context, path string) (int64, error) {
 	return sum, err
 }
 
-// ignoreGone returns err unless it says that something does not exist, or is no directory any more.
+// ignoreGone returns err unless it says that a file does not exist, or is no longer a directory.
 func ignoreGone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil
@@ -94,7 +94,7 @@ func measure(ctx context.Context, dir *os.File, sum *int64) ([]string, error) {
 	}
 }
 
-// Stat returns how many bytes of the disk one name of a file takes.
+// Stat returns how many bytes on disk one name of a file accounts for.
 func Stat(st *unix.Stat_t) int64 {
 	size := st.Blocks * 512 // stat(2)
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 {

@@ -15,27 +15,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// IDs are the ids that a new user namespace gets.
+// IDs are the IDs that a new user namespace gets.
 type IDs struct {
 	uid, gid int // the caller's own, which become 0
-	// users and groups are what becomes 1 and so on; none where the caller has no range.
+	// users and groups become 1 and up; empty if the caller has no range.
 	users, groups []span
-	// whole says that the caller may give the namespace all ids that there are.
+	// whole says that the caller may give the namespace all of its own IDs.
 	whole bool
-	// Missing says why there is no range and what to do about it, "" where there is one.
+	// Missing says why there is no range and what to do about it; "" if there is one.
 	Missing string
 }
 
-// span is n ids from first on.
+// span is n IDs from first on.
 type span struct{ first, n uint32 }
 
-// Files that say which ids the users of the machine may give to others; see subuid(5), subgid(5).
+// Files with the IDs that users may delegate; see subuid(5), subgid(5).
 const (
 	subuidFile = "/etc/subuid"
 	subgidFile = "/etc/subgid"
 )
 
-// Find returns the ids that the caller can have.
+// Find returns the IDs available to the caller.
 func Find() (*IDs, error) {
 	ids := &IDs{uid: os.Geteuid(), gid: os.Getegid()}
 	if ids.uid == 0 {
@@ -66,19 +66,19 @@ func Find() (*IDs, error) {
 	}
 	for _, program := range []string{"newuidmap", "newgidmap"} {
 		if _, err := exec.LookPath(program); err != nil {
-			ids.none("the program " + program + " is not there; it is in the package uidmap or shadow-utils")
+			ids.none("the program " + program + " is not installed; it is in the package uidmap or shadow-utils")
 			break
 		}
 	}
 	return ids, nil
 }
 
-// none leaves the caller's own ids alone.
+// none sets the reason why there are only the caller's own IDs.
 func (ids *IDs) none(why string) {
 	ids.users, ids.groups, ids.whole, ids.Missing = nil, nil, false, why
 }
 
-// RootRange returns the range of ids that the machine's root may give to others: the first of /etc/subuid and of /etc/subgid for
+// RootRange returns the range of IDs that the host's root may delegate: the first of /etc/subuid and of /etc/subgid for
 // "root" or "0", and how many both have.
 func RootRange() (firstUser, firstGroup, count uint32, err error) {
 	var first [2]span
@@ -95,7 +95,7 @@ func RootRange() (firstUser, firstGroup, count uint32, err error) {
 	return first[0].first, first[1].first, min(first[0].n, first[1].n), nil
 }
 
-// Single reports whether there will be one user and one group.
+// Single reports whether the namespace will have only one user and one group.
 func (ids *IDs) Single() bool { return !ids.whole && len(ids.users) == 0 }
 
 // ranges returns the ranges that a file gives to any of the names, in its order.
@@ -125,7 +125,7 @@ func ranges(file string, names []string) ([]span, error) {
 	return list, lines.Err()
 }
 
-// without returns the ranges without what they have of each other, and without one id: the kernel takes no id twice.
+// without returns the ranges without overlaps and without one ID: the kernel accepts no ID twice.
 func without(list []span, own uint32) []span {
 	var out []span
 	for _, s := range list {
@@ -157,7 +157,7 @@ func extents(own int, list []span) (out []extent) {
 	return out
 }
 
-// write gives the ids to the namespace of a process.
+// write sets the IDs of a process's namespace.
 func (ids *IDs) write(pid int) error {
 	if ids.whole {
 		return writeWhole(pid)
@@ -195,7 +195,7 @@ func isSetuid(program string) bool {
 	return err == nil && info.Mode()&os.ModeSetuid != 0
 }
 
-// mapError is a range that was not given.
+// mapError reports a range that could not be set.
 type mapError struct {
 	doing, said string
 	err         error
@@ -211,13 +211,13 @@ func (e *mapError) Error() string {
 // Unwrap returns the cause.
 func (e *mapError) Unwrap() error { return e.err }
 
-// writeSingle gives the caller's own ids, as 0. It takes no privilege, as long as the groups of processes cannot be changed: see
+// writeSingle maps the caller's own IDs to 0. It needs no privilege if processes cannot change their groups: see
 // user_namespaces(7), "setgroups".
 func (ids *IDs) writeSingle(pid int) error {
 	return writeMaps(pid, fmt.Sprintf("0 %d 1", ids.uid), fmt.Sprintf("0 %d 1", ids.gid), true)
 }
 
-// writeWhole gives all ids of the caller's own namespace, as they are. It takes CAP_SETUID and CAP_SETGID there.
+// writeWhole maps all IDs of the caller's own namespace to themselves. It needs CAP_SETUID and CAP_SETGID there.
 func writeWhole(pid int) error {
 	var lines [2]string
 	for i, name := range []string{"/proc/self/uid_map", "/proc/self/gid_map"} {

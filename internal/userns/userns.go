@@ -1,5 +1,5 @@
-// Package userns starts kiln again as root of a user namespace of its own where it is not root, so that all other packages
-// can be written for root. It does not know what kiln does in there.
+// Package userns starts kiln again as root of a user namespace of its own if it is not root, so that all other packages can be
+// written for root. It does not know what kiln does there.
 package userns
 
 import (
@@ -20,19 +20,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// marker is the variable by which a kiln that was started again knows it. No process that kiln starts sees it.
+// marker is the environment variable that tells a kiln that it was started by another. No process that kiln starts sees it.
 const marker = "_KILN_USERNS"
 
-// inside is what Enter found; nil for a kiln that nobody started again.
+// inside is what Enter found; nil for a kiln that was not started by another.
 var inside *caller
 
-// caller is what is known of who called kiln. Its form in the environment is "FD UID GID".
+// caller describes the user who called kiln. Its form in the environment is "FD UID GID".
 type caller struct {
 	socket   *os.File // to the kiln that started this one
 	uid, gid int
 }
 
-// Needed reports whether the process lacks what root has for building: it is to call Run.
+// Needed reports whether the process lacks privileges that builds need, and therefore has to call Run.
 func Needed() bool {
 	if inside != nil {
 		return false
@@ -71,9 +71,9 @@ func AsCaller(attr *syscall.SysProcAttr) *syscall.SysProcAttr {
 	return attr
 }
 
-// Error says why there can be no user namespace in which kiln can work, and what can be done about it.
+// Error says why kiln cannot get a user namespace that it can work in, and how to fix that.
 type Error struct {
-	// Doing is what was to be done: "make a user namespace".
+	// Doing is what failed: "make a user namespace".
 	Doing string
 	// Hint says what to change; it may be "".
 	Hint string
@@ -92,7 +92,7 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 // Run starts the program again, with the same arguments, environment and files, in a new user namespace and a new mount
-// namespace, in which it is root, and returns its exit status. When ctx is done it is told so by the number that signal
+// namespace, in which it is root, and returns its exit status. When ctx is done, it is sent the number that signal
 // returns; see Told. It dies when this process dies. The error is an *Error.
 func Run(ctx context.Context, signal func() syscall.Signal) (int, error) {
 	// The signal of Pdeathsig comes when the thread ends that started the process.
@@ -187,7 +187,7 @@ func capabilities() []uintptr {
 	return all
 }
 
-// Enter is the first that a program does that calls Run. In one that Run has started it waits until the namespace is ready. The
+// Enter must be the first call of a program that calls Run. In a process that Run has started it waits until the namespace is ready. The
 // error is an *Error, or ErrOrphan.
 func Enter() error {
 	value, ok := os.LookupEnv(marker)
@@ -218,10 +218,10 @@ func Enter() error {
 	return unix.Close(c)
 }
 
-// single is why there is only one id and what gives more, "" where there are more.
+// single says why there is only one ID and how to get more; "" if there are more.
 var single string
 
-// maxText bounds the text that send sends and receive receives, in bytes.
+// maxText limits the text that send sends and receive receives, in bytes.
 const maxText = 255
 
 func send(w io.Writer, text string) error {
@@ -240,7 +240,7 @@ func receive(r io.Reader) (string, error) {
 	return string(text), err
 }
 
-// Note says what cannot work because there is only one id, why that is and what to do about it; "" where there are more.
+// Note says what does not work because there is only one ID, why, and how to fix that; "" if there are more.
 func Note() string {
 	if ns, err := Current(); err != nil || !ns.Single() {
 		return ""
@@ -250,7 +250,7 @@ func Note() string {
 
 func whySingle() string { return cmp.Or(single, "the user namespace that kiln runs in has no other") }
 
-// NoIDError is an id that does not exist in kiln's user namespace.
+// NoIDError reports an ID that does not exist in kiln's user namespace.
 type NoIDError struct {
 	// What is "user" or "group".
 	What string
@@ -268,8 +268,8 @@ func (e *NoIDError) Error() string {
 // ErrOrphan says that the process that started this one has given up.
 var ErrOrphan = errors.New("the user namespace was not made")
 
-// Told calls f, in a goroutine of its own, when the process that called Run is told to stop, with the signal. It does nothing
-// in one that Run has not started.
+// Told calls f with the signal, in a goroutine of its own, when the process that called Run is told to stop. It does nothing in a
+// process that Run has not started.
 func Told(f func(syscall.Signal)) {
 	if inside == nil {
 		return
@@ -319,7 +319,7 @@ const noCapability = "kiln is root without the capability CAP_SETFCAP, which roo
 
 const appArmor = "AppArmor keeps them from programs that it does not know; sysctl kernel.apparmor_restrict_unprivileged_userns=0, by root, or a profile for kiln with \"userns,\" allows them"
 
-// powerless explains why kiln is in a user namespace and may do nothing there.
+// powerless explains why kiln has no privileges in its user namespace.
 func powerless(err error) error {
 	e := &Error{Doing: "mount a file system in kiln's user namespace", Err: err}
 	switch {
@@ -345,18 +345,18 @@ func seccomp() bool {
 	return len(value) > 0 && value[0] == '2'
 }
 
-// Namespace is the user namespace that the process is in. The zero value is the first one of the machine.
+// Namespace is the user namespace that the process is in. The zero value is the initial one.
 type Namespace struct {
-	// Nested says that it is another: no file can be made a device there, and overlays keep their marks in attributes of users.
+	// Nested says that it is not the initial one: device nodes cannot be created, and overlays store their marks in user attributes.
 	Nested bool
-	// Users and Groups are the ids that exist in it.
+	// Users and Groups are the IDs that exist in it.
 	users, groups []extent
 }
 
-// extent is a line of /proc/self/uid_map: n ids from inside on are those from outside on.
+// extent is a line of /proc/self/uid_map: n IDs from inside on are those from outside on.
 type extent struct{ inside, outside, n uint32 }
 
-// initialUserNamespace is the inode number of the machine's first user namespace (PROC_USER_INIT_INO of the kernel).
+// initialUserNamespace is the inode number of the initial user namespace (PROC_USER_INIT_INO of the kernel).
 const initialUserNamespace = 0xeffffffd
 
 // Current returns the namespace that the process is in.
@@ -388,17 +388,17 @@ func (n Namespace) Check(uid, gid uint32) error {
 	return nil
 }
 
-// HasUser reports whether there is a user of this id.
+// HasUser reports whether the user ID exists.
 func (n Namespace) HasUser(uid uint32) bool { return !n.Nested || has(n.users, uid) }
 
-// HasGroup reports whether there is a group of this id.
+// HasGroup reports whether the group ID exists.
 func (n Namespace) HasGroup(gid uint32) bool { return !n.Nested || has(n.groups, gid) }
 
-// Single reports whether the namespace has one user and no more.
+// Single reports whether the namespace has only one user.
 func (n Namespace) Single() bool { return n.Nested && len(n.users) == 1 && n.users[0].n == 1 }
 
-// MayBeRoot reports whether user 0 may be the machine's root, who is exempt from RLIMIT_NPROC. Of a namespace in which user 0 is that of
-// the one above nobody knows.
+// MayBeRoot reports whether user 0 may be the host's root, who is exempt from RLIMIT_NPROC. If user 0 is user 0 of the parent namespace,
+// it cannot be known.
 func (n Namespace) MayBeRoot() bool {
 	if !n.Nested {
 		return true
