@@ -1,9 +1,9 @@
-// Package registry resolves, pulls and pushes images: from registries that speak the OCI distribution protocol, through
-// their mirrors, and from OCI layouts in directories. Every byte is verified against its digest and size while it streams.
-// It does not know what is in a layer, and of builds nothing.
+// Package registry resolves, pulls and pushes images from and to registries that speak the OCI distribution protocol, and their mirrors.
+// Every byte is verified against its digest and size while it streams. The package does not look into layers, and does not know what a
+// build is.
 //
-// Credentials go to the registry that they are for, and to the token servers that realm allows, and nowhere else: requests
-// to any other host, as where a blob is redirected to, are made without them.
+// Credentials are sent only to the registry that they are for, and to the token servers that package auth allows. Requests to all other
+// hosts, such as the one that a blob is redirected to, carry none.
 package registry
 
 import (
@@ -38,11 +38,10 @@ const hubHost = "registry-1.docker.io"
 // abandonTimeout is how long a registry may take to forget an upload.
 const abandonTimeout = 2 * time.Second
 
-// parallel is how many blobs go side by side: what fills a fast line without tripping registries' limits.
+// parallel is how many blobs are transferred at once: enough for a fast line, and within the limits of registries.
 const parallel = 5
 
-// Client talks to registries. Its methods may be called from several goroutines at once; tokens and connections are kept
-// from one call to the next.
+// Client is a client of registries. It is safe for concurrent use, and reuses tokens and connections.
 type Client struct {
 	settings config.Registries
 	creds    *auth.Keychain
@@ -51,7 +50,7 @@ type Client struct {
 
 	mu    sync.Mutex
 	hosts map[string]*host
-	// strangers are the transports for hosts that others send us to.
+	// strangers are the transports for hosts that a registry sends kiln to.
 	strangers map[string]*reach.Transports
 	// last is the host that answered for a registry last, by the registry's name: it is asked first.
 	last map[string]string
@@ -64,8 +63,8 @@ type badBlob struct {
 	digest digest.Digest
 }
 
-// New returns a Client with the settings of kiln.toml. It reads no file and makes no connection until it is used; what
-// Docker's configuration holds of credentials is read when a registry first asks for some.
+// New returns a Client with the settings of kiln.toml. It reads files and makes connections only when it is used, and Docker's
+// configuration only when a registry asks for credentials.
 func New(settings config.Registries) *Client {
 	return &Client{
 		settings:  settings,
@@ -79,7 +78,7 @@ func New(settings config.Registries) *Client {
 	}
 }
 
-// host is one server that is talked to.
+// host is a server.
 type host struct {
 	client *Client
 	name   string // as in kiln.toml: "docker.io", "mirror.corp:5000"
@@ -90,10 +89,10 @@ type host struct {
 
 	mu     sync.Mutex
 	scheme string
-	// mayFall says that the scheme is https and becomes http if that is what the server speaks: a loopback registry. Fell
-	// says that it did.
+	// mayFall means that the scheme is https and becomes http if the server speaks that, as registries on loopback may; fell that it
+	// did.
 	mayFall, fell bool
-	// whole says that the host takes blobs only as a whole.
+	// whole means that the host takes blobs only as a whole.
 	whole bool
 }
 
@@ -134,12 +133,12 @@ func (c *Client) host(name string) (*host, error) {
 	return h, nil
 }
 
-// by sets how the host is asked.
+// by sets the way by which the host is asked.
 func (h *host) by(w *reach.Way) {
 	h.way, h.http = w, &http.Client{Transport: w, CheckRedirect: stay}
 }
 
-// stay keeps net/http from following redirections: see Client.follow.
+// stay keeps net/http from following redirections: see Client.get.
 func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 func tlsConfig(set config.Registry) (*tls.Config, error) {
@@ -155,7 +154,7 @@ func tlsConfig(set config.Registry) (*tls.Config, error) {
 				return nil, err
 			}
 			if !pool.AppendCertsFromPEM(pem) {
-				return nil, fmt.Errorf("%s holds no certificate in PEM form", file)
+				return nil, fmt.Errorf("%s has no certificate in PEM form", file)
 			}
 		}
 		t.RootCAs = pool
@@ -170,8 +169,8 @@ func tlsConfig(set config.Registry) (*tls.Config, error) {
 	return t, nil
 }
 
-// endpoints returns where to ask for a registry's images, the one that answered last first, else the mirrors in their
-// order and the registry itself in the end.
+// endpoints returns where to ask for a registry's images: the mirrors in their order, then the registry itself, but first of all the one
+// that answered last.
 func (c *Client) endpoints(registry string) ([]endpoint, error) {
 	var list []endpoint
 	for _, m := range c.settings[registry].Mirrors {
@@ -219,7 +218,7 @@ func (ep endpoint) url(repository, kind, what string) *url.URL {
 
 func (ep endpoint) repository(name string) string { return ep.prefix + name }
 
-// pullScope returns the right that reading a repository needs; see "Token Scope Documentation" of distribution.
+// pullScope returns the scope for reading a repository; see "Token Scope Documentation" of distribution.
 func (ep endpoint) pullScope(repository string) string {
 	return "repository:" + ep.repository(repository) + ":pull"
 }
@@ -233,7 +232,7 @@ func (h *host) Addr() string { return h.addr }
 // Realms implements auth.Server.
 func (h *host) Realms() []string { return h.client.settings[h.name].Realms }
 
-// Ask implements auth.Server: another address than one of the host itself is asked as a stranger's. Redirections are not followed.
+// Ask implements auth.Server. An address that is not the host's own is asked as that of a stranger.
 func (h *host) Ask(r *http.Request) (*http.Response, error) {
 	at := h
 	if !h.Owns(r.URL) {
@@ -253,7 +252,7 @@ func (h *host) Scheme() string {
 	return h.scheme
 }
 
-// fall goes over to plain http if that is allowed, and tells whether the request should be made again.
+// fall switches to plain http if that is allowed, and reports whether to make the request again.
 func (h *host) fall() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -270,7 +269,7 @@ func broken(handshake error) bool {
 	return errors.Is(handshake, io.EOF) || errors.Is(handshake, syscall.ECONNRESET) || ok && timeout.Timeout()
 }
 
-// watchHandshakes returns a context for requests to the host, and what tells whether a handshake in one of them broke.
+// watchHandshakes returns a context for requests to the host, and a function that reports whether a handshake of one of them broke.
 func watchHandshakes(ctx context.Context) (context.Context, func() bool) {
 	broke := &atomic.Bool{}
 	trace := &httptrace.ClientTrace{TLSHandshakeDone: func(_ tls.ConnectionState, err error) {
@@ -281,20 +280,21 @@ func watchHandshakes(ctx context.Context) (context.Context, func() bool) {
 	return httptrace.WithClientTrace(ctx, trace), broke.Load
 }
 
-// takesWhole reports whether the host was found to take blobs only as a whole, takeWhole notes that it does.
+// takesWhole reports whether the host takes blobs only as a whole.
 func (h *host) takesWhole() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.whole
 }
 
+// takeWhole records that the host takes blobs only as a whole.
 func (h *host) takeWhole() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.whole = true
 }
 
-// settle returns the address with the scheme that the host turned out to speak after the address was made.
+// settle returns the address with the scheme that the host speaks, in case that was found out after the address was made.
 func (h *host) settle(u *url.URL) *url.URL {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -305,7 +305,7 @@ func (h *host) settle(u *url.URL) *url.URL {
 	return &settled
 }
 
-// Owns tells whether an address is on this host: the same scheme, name and port.
+// Owns reports whether an address is on this host: the same scheme, name and port.
 func (h *host) Owns(u *url.URL) bool {
 	return u.Scheme == h.Scheme() && portOf(u) == portOf(&url.URL{Scheme: u.Scheme, Host: h.addr}) &&
 		strings.EqualFold(u.Hostname(), (&url.URL{Host: h.addr}).Hostname())
@@ -321,15 +321,15 @@ func portOf(u *url.URL) string {
 	return "443"
 }
 
-// locate resolves a Location that the host sent. One on the host itself that says http although https was spoken, as
-// registries behind a proxy send it, is taken to mean https; any other step from https to http is an error.
+// locate resolves a Location that the host sent. Registries behind a proxy may send http for their own address although they speak https:
+// that is corrected. Any other step from https to http is an error.
 func (h *host) locate(from *url.URL, location string) (*url.URL, error) {
 	u, err := from.Parse(location)
 	if err != nil || location == "" {
-		return nil, fetch.Invalid("%s sent the address %q, which is none", from.Host, fetch.Quote(location))
+		return nil, fetch.Invalid("%s sent an invalid Location %q", from.Host, fetch.Quote(location))
 	}
 	if u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" {
-		return nil, fetch.Invalid("%s sent an address that is not http or https", from.Host)
+		return nil, fetch.Invalid("%s sent a Location that is not http or https", from.Host)
 	}
 	if from.Scheme == "https" && u.Scheme == "http" {
 		if from.Host != h.addr || u.Hostname() != from.Hostname() {
@@ -349,19 +349,19 @@ type request struct {
 	method string
 	url    *url.URL
 	header http.Header
-	// open opens the body and length is its size in bytes; nil is none.
+	// open opens the body, of length bytes; nil for a request without a body.
 	open   func() (io.ReadCloser, error)
 	length int64
-	// scopes are the rights it needs.
+	// scopes are those of the token that it needs.
 	scopes []string
 }
 
-// maxChallenges is how often one request is made with other credentials because the server asked for them: at first
-// without any, then with a token that may have just ended, then with a new one.
+// maxChallenges bounds how often one request is repeated with other credentials: it is made without any first, then with a token that may
+// have just expired, then with a new one.
 const maxChallenges = 3
 
-// do makes a request, with the host's credentials where the address is the host's own, and returns the answer whatever its
-// status. Redirections are not followed.
+// do makes a request and returns the answer whatever its status. Credentials are sent only if the address is the host's own. Redirections
+// are not followed.
 func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 	for challenge := 0; ; challenge++ {
 		u := h.settle(r.url)
@@ -421,8 +421,8 @@ func (c *Client) send(ctx context.Context, hc *http.Client, r request, u *url.UR
 	return c.patience.Do(hc, req)
 }
 
-// get makes a request for reading and follows redirections. Credentials go along only as long as every address was the
-// host's own. The answer's status is 200, or 206 when the request had a Range; every other one is an error.
+// get makes a request for reading and follows redirections. Credentials are sent only while every address so far was the host's own. The
+// status of the answer is 200, or 206 if the request had a Range; any other is an error.
 func (c *Client) get(ctx context.Context, h *host, r request) (*http.Response, error) {
 	at, own := h, true
 	for range fetch.MaxRedirects {
@@ -481,7 +481,7 @@ func (h *host) stranger(u *url.URL, limit reach.Scope) (*host, error) {
 	return s, nil
 }
 
-// transports returns the transports for strangers at an address, the same for all that need no settings.
+// transports returns the transports for strangers at an address. Those without settings share one.
 func (c *Client) transports(addr string, set config.Registry) (*reach.Transports, error) {
 	if !set.Insecure && len(set.CA) == 0 {
 		addr = ""

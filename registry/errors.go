@@ -15,7 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/registry/image"
 )
 
-// Kind is what sort of failure an Error is.
+// Kind is the kind of an Error.
 type Kind string
 
 // The kinds of failure.
@@ -24,21 +24,21 @@ const (
 	NotFound Kind = "not found"
 	// Unauthorized: there are no credentials, wrong ones, or ones without the right.
 	Unauthorized Kind = "unauthorized"
-	// Credentials: the credentials could not be got, or must not be sent where the registry wants them.
+	// Credentials: the credentials could not be read, or must not be sent where the registry asks for them.
 	Credentials Kind = "credentials"
 	// RateLimited: the registry answered 429 until kiln gave up.
 	RateLimited Kind = "rate limited"
-	// TLS: the connection is not secure in the way it must be.
+	// TLS: a secure connection could not be set up.
 	TLS Kind = "tls"
 	// Unreachable: no connection, or the server fell silent.
 	Unreachable Kind = "unreachable"
 	// Invalid: what the registry sent is wrong: another digest, no manifest, too large.
 	Invalid Kind = "invalid"
-	// Refused: any other answer that is no success.
+	// Refused: any other status that is not a success.
 	Refused Kind = "refused"
 )
 
-// Error is a failure to get something from a registry or to bring it there.
+// Error is a failure to pull from a registry or to push to it.
 type Error struct {
 	// Op is what was being done, "pull" or "push".
 	Op string
@@ -49,9 +49,9 @@ type Error struct {
 	// Repository is the image's name in the registry.
 	Repository string
 	Kind       Kind
-	// Status is the HTTP status of the answer, 0 where there was none.
+	// Status is the HTTP status of the answer; 0 without an answer.
 	Status int
-	// Advice says what to do about it, or "".
+	// Advice says what to do about it; "" without advice.
 	Advice string
 	// Err is what happened.
 	Err error

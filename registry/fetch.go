@@ -14,11 +14,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Fetch opens one blob of the repository of ref for reading. The reader ends with io.EOF only if the bytes are those of
-// desc, else with an error; nothing beyond desc.Size+1 bytes is asked for, and desc.URLs and desc.Data are ignored. A
-// connection that breaks is made again for the rest, from another mirror where need be. Errors are *Error, or ctx's.
+// Fetch opens a blob of the repository of ref. The reader returns io.EOF only if the bytes match desc. It reads at most desc.Size+1 bytes,
+// and ignores desc.URLs and desc.Data. After a broken connection it continues where it was, at another mirror if necessary. Errors are
+// *Error, or those of ctx.
 //
-// When a host turns out to have sent other content, which is found at the end, the next Fetch of the blob asks another.
+// If a host sent other content, which is only known at the end, the next Fetch of the blob asks another host.
 func (c *Client) Fetch(ctx context.Context, ref string, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	r, err := imagename.Parse(ref)
 	if err != nil {
@@ -60,7 +60,7 @@ func (c *Client) withoutBad(all []endpoint, desc ocispec.Descriptor) []endpoint 
 	return all
 }
 
-// verifiedBlob notes who sent something else.
+// verifiedBlob records which host sent other content.
 type verifiedBlob struct {
 	io.ReadCloser
 	blob *blobReader
@@ -170,7 +170,11 @@ func (b *blobReader) failed(err error) error {
 }
 
 func (b *blobReader) request(ep endpoint) error {
-	r := request{method: http.MethodGet, url: ep.url(b.ref.Repository, "blobs", string(b.desc.Digest)), scopes: []string{ep.pullScope(b.ref.Repository)}}
+	r := request{
+		method: http.MethodGet,
+		url:    ep.url(b.ref.Repository, "blobs", string(b.desc.Digest)),
+		scopes: []string{ep.pullScope(b.ref.Repository)},
+	}
 	ranged := b.offset > 0 && !b.noRange
 	if ranged {
 		r.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", b.offset, b.desc.Size-1)}}

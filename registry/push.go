@@ -22,27 +22,25 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Blobs is where Push gets what it sends. Open may be called several times for one blob and at once for several; it may
-// make the blob, as by compressing a layer, and is called only for those that the registry lacks. A *cas.Store is one.
+// Blobs is the source of what Push sends, such as a *cas.Store. Open may be called concurrently, and several times for one blob. It may
+// create the blob, for example by compressing a layer, and is called only for blobs that the registry lacks.
 type Blobs interface {
-	// Open returns a reader of desc's bytes, which fails when they are others.
+	// Open returns a reader of desc's bytes, which fails if they do not match desc.
 	Open(desc ocispec.Descriptor) (io.ReadCloser, error)
 }
 
-// PushOptions are what Push can be told besides. The zero value is good.
+// PushOptions are options of Push. The zero value is valid.
 type PushOptions struct {
-	// MountFrom names for blobs, mostly those of a base image, the repository that they came from, as in
-	// "docker.io/library/debian". Where that is in the same registry, or one that is a mirror of it, the blob is not sent but
-	// mounted.
+	// MountFrom is the repository that a blob came from, by digest, such as "docker.io/library/debian" for those of a base image. If the
+	// target registry is the same, or is a mirror of it, the blob is mounted instead of sent.
 	MountFrom map[digest.Digest]string
-	// Progress is called with how many of a blob's bytes the registry has, from several goroutines. A broken upload may
-	// take the number back.
+	// Progress is called with the number of a blob's bytes that the registry has, from several goroutines. The number may decrease after a
+	// failure.
 	Progress func(desc ocispec.Descriptor, done int64)
 }
 
-// Push sends the image or index that desc names, with all that it refers to, to the registry of ref and gives it ref's tag
-// there, last of all. Blobs that the registry has are not sent; the others go side by side. Errors are *Error, or ctx's,
-// or those of blobs.
+// Push sends the image or index desc and everything that it refers to to the registry of ref, and tags it last. Blobs that the registry has
+// are not sent; the others are sent concurrently. Errors are *Error, or those of ctx or blobs.
 func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec.Descriptor, o PushOptions) error {
 	r, err := imagename.Parse(ref)
 	if err != nil {
@@ -75,8 +73,8 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 	return c.pushManifest(ctx, r, id, p.manifests[len(p.manifests)-1])
 }
 
-// CheckPush asks the registry of ref whether it would take a push: it begins an upload and gives it up. The error is an
-// *Error of kind Unauthorized or Credentials, or nil: whatever else goes wrong here does not say that a push would fail.
+// CheckPush reports whether the registry of ref would accept a push: it starts an upload and abandons it. The error is an *Error of kind
+// Unauthorized or Credentials, or nil: no other failure means that a push would fail.
 func (c *Client) CheckPush(ctx context.Context, ref string) error {
 	r, err := imagename.Parse(ref)
 	if err != nil {
@@ -102,7 +100,7 @@ func (c *Client) CheckPush(ctx context.Context, ref string) error {
 	return nil
 }
 
-// pushPlan is what there is to send.
+// pushPlan is what has to be sent.
 type pushPlan struct {
 	blobs     Blobs
 	leaves    []ocispec.Descriptor // configs and layers
@@ -158,7 +156,7 @@ func (p *pushPlan) add(desc ocispec.Descriptor, depth int) error {
 	return nil
 }
 
-// foreign tells whether a layer stays where its addresses say, because its licence forbids to pass it on.
+// foreign reports whether a layer is not pushed because its licence forbids that: it stays at its URLs.
 func foreign(d ocispec.Descriptor) bool {
 	return len(d.URLs) > 0 && (strings.Contains(d.MediaType, ".nondistributable.") || strings.Contains(d.MediaType, ".foreign."))
 }
@@ -194,8 +192,8 @@ func (c *Client) pushManifest(ctx context.Context, ref imagename.Name, id string
 	return c.explain("push", ref, h, err)
 }
 
-// succeeded reports whether an answer is a success. The specification names one status for each request; registries send others, and
-// what counts is the class (RFC 9110, 15).
+// succeeded reports whether the status of an answer is in the class of successes. The specification has one status for each request, but
+// registries send others of the class.
 func succeeded(resp *http.Response) bool { return resp.StatusCode/100 == 2 }
 
 func pushScope(repository string) string { return "repository:" + repository + ":pull,push" }
@@ -205,7 +203,10 @@ func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref imagename.Name, 
 	if err != nil {
 		return err
 	}
-	u := &upload{client: c, ep: endpoint{host: h}, ref: ref, desc: desc, blobs: blobs, tries: fetch.Tries{Patience: c.patience}, progress: func(int64) {}, limit: reach.Anywhere}
+	u := &upload{
+		client: c, ep: endpoint{host: h}, ref: ref, desc: desc, blobs: blobs, tries: fetch.Tries{Patience: c.patience},
+		progress: func(int64) {}, limit: reach.Anywhere,
+	}
 	if o.Progress != nil {
 		u.progress = func(n int64) { o.Progress(desc, n) }
 	}
@@ -224,8 +225,8 @@ func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref imagename.Name, 
 	}
 }
 
-// mountable returns the repository of to's registry from which blobs that came from an image can be mounted: the image's own, or
-// where that registry has it as a mirror of the image's. It is "" for none.
+// mountable returns the repository of to's registry from which blobs of the image from can be mounted: the image's own, or its name in a
+// mirror. It is "" if they cannot be mounted.
 func (c *Client) mountable(from, to imagename.Name) string {
 	all, err := c.endpoints(from.Registry)
 	if err != nil {
@@ -239,8 +240,7 @@ func (c *Client) mountable(from, to imagename.Name) string {
 	return ""
 }
 
-// upload is a blob on its way to a registry (distribution-spec, "Pushing a blob in chunks"). A try goes on where the one
-// before it ended.
+// upload sends a blob to a registry (distribution-spec, "Pushing a blob in chunks"). Each try continues where the previous one ended.
 type upload struct {
 	client   *Client
 	ep       endpoint
@@ -251,13 +251,13 @@ type upload struct {
 	tries    fetch.Tries
 	progress func(int64)
 
-	location *url.URL // of the session; nil is none
+	location *url.URL // of the session; nil without one
 	offset   int64    // what the registry has of the blob
 
 	limit reach.Scope // of servers that the session is moved to
 }
 
-// lostUpload says that the registry does not know the session any more: a new one begins.
+// lostUpload means that the registry has lost the session. The next try starts a new one.
 type lostUpload struct{ err error }
 
 func (e *lostUpload) Error() string { return e.err.Error() }
@@ -302,8 +302,8 @@ func (u *upload) run(ctx context.Context) error {
 	return u.commit(ctx, func() (io.ReadCloser, error) { return http.NoBody, nil }, 0)
 }
 
-// maxWhole is how large a blob is that is sent with the request that ends its upload: that is one request less, and there is
-// little to begin again.
+// maxWhole is the size in bytes up to which a blob is sent with the request that completes its upload: that saves a request, and little
+// has to be sent again after a failure.
 const maxWhole = 256 << 10
 
 func (u *upload) exists(ctx context.Context) (bool, error) {
@@ -322,7 +322,7 @@ func (u *upload) exists(ctx context.Context) (bool, error) {
 	return false, err
 }
 
-// do makes a request of the session: with credentials only where the session is on the registry's own host.
+// do makes a request of the session, with credentials only if the session is on the registry's own host.
 func (u *upload) do(ctx context.Context, r request) (*http.Response, error) {
 	at := u.ep.host
 	if !at.Owns(r.url) {
@@ -337,7 +337,7 @@ func (u *upload) do(ctx context.Context, r request) (*http.Response, error) {
 	return at.do(ctx, r)
 }
 
-// begin opens a session, or finds the blob mounted from another repository.
+// begin starts a session, or mounts the blob from another repository.
 func (u *upload) begin(ctx context.Context) (mounted bool, err error) {
 	target := u.ep.url(u.ref.Repository, "blobs/uploads", "")
 	scopes := []string{pushScope(u.ref.Repository)}
@@ -367,7 +367,7 @@ func (u *upload) begin(ctx context.Context) (mounted bool, err error) {
 	return false, u.moved(resp, true)
 }
 
-// moved notes where the session is now.
+// moved records the location of the session.
 func (u *upload) moved(resp *http.Response, must bool) error {
 	location := resp.Header.Get("Location")
 	if location == "" && !must {
@@ -429,7 +429,8 @@ func (u *upload) send(ctx context.Context) error {
 	if begin > 0 {
 		header.Set("Content-Range", fmt.Sprintf("%d-%d", begin, u.desc.Size-1))
 	}
-	resp, err := u.do(ctx, request{method: http.MethodPatch, url: u.location, header: header, open: u.opener(ctx), length: u.desc.Size - begin})
+	r := request{method: http.MethodPatch, url: u.location, header: header, open: u.opener(ctx), length: u.desc.Size - begin}
+	resp, err := u.do(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -451,11 +452,11 @@ func (u *upload) send(ctx context.Context) error {
 	return u.moved(resp, false)
 }
 
-// errNoPatch says that the registry takes blobs only as a whole.
+// errNoPatch means that the registry takes blobs only as a whole.
 var errNoPatch = errors.New("the registry does not take parts of a blob")
 
-// refusedPatch is refused for PATCH. Not every registry has it, nor says so by the same status; every one has to take a blob whole
-// (distribution-spec, "Pushing a blob monolithically"), so that is tried unless the answer says something else.
+// refusedPatch is refused for PATCH. Some registries lack it, and answer with various statuses. All have to accept a blob in one PUT
+// (distribution-spec, "Pushing a blob monolithically"), so that is tried next unless the status has another meaning.
 func (u *upload) refusedPatch(begin int64, err *fetch.StatusError) error {
 	other := []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusConflict, http.StatusRequestedRangeNotSatisfiable}
 	if begin > 0 || err.Transient() || slices.Contains(other, err.Status) {
@@ -465,7 +466,7 @@ func (u *upload) refusedPatch(begin int64, err *fetch.StatusError) error {
 	return errNoPatch
 }
 
-// refused ends the session when the registry knows it no more, or has another offset than kiln.
+// refused ends the session if the registry has lost it or disagrees about the offset.
 func (u *upload) refused(err *fetch.StatusError) error {
 	if slices.Contains([]int{http.StatusNotFound, http.StatusConflict, http.StatusRequestedRangeNotSatisfiable}, err.Status) {
 		u.location = nil
@@ -503,7 +504,7 @@ func (b *countedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// commit sends the last length bytes, which open opens, and gives the upload its digest, which the registry checks.
+// commit sends the last length bytes, read from what open returns, and completes the upload with its digest, which the registry verifies.
 func (u *upload) commit(ctx context.Context, open func() (io.ReadCloser, error), length int64) error {
 	target := *u.location
 	if target.RawQuery != "" {

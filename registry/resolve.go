@@ -15,9 +15,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Resolve finds the image that ref names, short names being completed as Docker does, at the mirrors of its registry, in
-// order, or at the registry. The first to answer decides. An image that was asked for by digest and is in the store is not
-// asked for again, and one by tag only for its digest. See image.Source.
+// Resolve finds the image that ref names, at the mirrors of its registry in their order, or at the registry: the first that answers
+// decides. Short names are completed as by Docker. An image with a digest that is in the store is not requested again, and of one with a
+// tag only the digest is. See image.Source.
 func (c *Client) Resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*image.Image, error) {
 	r, err := imagename.Parse(ref)
 	if err == nil && r.Digest != "" {
@@ -89,7 +89,7 @@ func (s *remote) Document(ctx context.Context, desc ocispec.Descriptor) ([]byte,
 	}
 	data, declared, err := s.get(ctx, string(desc.Digest), desc)
 	if err == nil && declared != "" && image.MediaType(declared) != desc.MediaType {
-		return nil, "", fetch.Invalid("manifest %s is %q where it is listed and %q where it is", desc.Digest, desc.MediaType, fetch.Quote(declared))
+		return nil, "", fetch.Invalid("manifest %s is listed as %q, and sent as %q", desc.Digest, desc.MediaType, fetch.Quote(declared))
 	}
 	return data, desc.MediaType, err
 }
@@ -123,7 +123,11 @@ func (s *remote) get(ctx context.Context, id string, want ocispec.Descriptor) ([
 func (s *remote) getFrom(ctx context.Context, ep endpoint, id string, want ocispec.Descriptor) (data []byte, declared string, err error) {
 	head := want.Digest == "" && !s.store.Empty() // for a tag it may be enough to learn the digest
 	err = s.client.patience.Retry(ctx, func() error {
-		r := request{url: ep.url(s.ref.Repository, "manifests", id), header: http.Header{"Accept": {image.Accept}}, scopes: []string{ep.pullScope(s.ref.Repository)}}
+		r := request{
+			url:    ep.url(s.ref.Repository, "manifests", id),
+			header: http.Header{"Accept": {image.Accept}},
+			scopes: []string{ep.pullScope(s.ref.Repository)},
+		}
 		if head {
 			r.method = http.MethodHead
 			resp, err := s.client.get(ctx, ep.host, r)
@@ -157,7 +161,7 @@ func (s *remote) getFrom(ctx context.Context, ep endpoint, id string, want ocisp
 	return data, declared, err
 }
 
-// stored returns the document that the answer to HEAD speaks of, if it is in the store, and its media type.
+// stored returns the document that an answer to HEAD describes, if it is in the store, and its media type.
 func (s *remote) stored(resp *http.Response) ([]byte, string) {
 	d, err := cas.ParseDigest(resp.Header.Get("Docker-Content-Digest"))
 	if err != nil {
@@ -178,8 +182,8 @@ func (s *remote) stored(resp *http.Response) ([]byte, string) {
 	return data, resp.Header.Get("Content-Type")
 }
 
-// readDocument reads an answer's manifest and verifies it: against want's digest, or else the one that the answer's header
-// names, and want's size if that is not -1.
+// readDocument reads a manifest from an answer and verifies it: against want's digest, or without one that of the answer's header, and
+// against want's size unless that is -1.
 func readDocument(resp *http.Response, ep endpoint, want ocispec.Descriptor) ([]byte, error) {
 	limit := int64(cas.MaxManifest)
 	if want.Size > limit || resp.ContentLength > limit {

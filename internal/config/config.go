@@ -223,14 +223,14 @@ func Parse(path string, data []byte) (*Config, error) {
 	}
 	if c.Archive.MaxSize != "" {
 		if c.Archive.Size, err = units.RAMInBytes(c.Archive.MaxSize); err != nil || c.Archive.Size <= 0 {
-			return nil, fmt.Errorf(`%s: archive.maxSize: %q is no size; an example is "200GB"`, path, c.Archive.MaxSize)
+			return nil, fmt.Errorf(`%s: archive.maxSize: %q is not a size; an example is "200GB"`, path, c.Archive.MaxSize)
 		}
 	}
 	if c.Archive.MaxEntries < 0 {
-		return nil, fmt.Errorf("%s: archive.maxEntries: %d is no number of entries", path, c.Archive.MaxEntries)
+		return nil, fmt.Errorf("%s: archive.maxEntries: %d is not a number of entries", path, c.Archive.MaxEntries)
 	}
 	if c.History != nil && c.History.MaxEntries != nil && *c.History.MaxEntries < 0 {
-		return nil, fmt.Errorf("%s: history.maxEntries: %d is no number of builds", path, *c.History.MaxEntries)
+		return nil, fmt.Errorf("%s: history.maxEntries: %d is not a number of builds", path, *c.History.MaxEntries)
 	}
 	registries := Registries{}
 	for name, r := range c.Registries {
@@ -290,7 +290,7 @@ func check(name string, r Registry) error {
 	return nil
 }
 
-// isHost tells whether s is "host" or "host:port" and nothing else.
+// isHost reports whether s is "host" or "host:port" and nothing else.
 func isHost(s string) bool {
 	u, err := url.Parse("//" + s)
 	return err == nil && s != "" && u.Host == s && u.Hostname() != "" && !strings.HasSuffix(s, ":") && !strings.ContainsAny(s, " \t%")

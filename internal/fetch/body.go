@@ -157,7 +157,8 @@ func (b *decodedBody) Read(p []byte) (n int, err error) {
 }
 
 func (b *decodedBody) failure(err error) error {
-	if _, ok := errors.AsType[*ConnectionError](err); ok || !errors.Is(err, gzip.ErrHeader) && !errors.Is(err, gzip.ErrChecksum) && !errors.Is(err, io.ErrUnexpectedEOF) {
+	own := errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, io.ErrUnexpectedEOF)
+	if _, ok := errors.AsType[*ConnectionError](err); ok || !own {
 		return err
 	}
 	return &ConnectionError{Host: b.host, Doing: "decompress the answer of", Err: err}

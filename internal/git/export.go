@@ -64,7 +64,9 @@ type export struct {
 // Export fetches a commit and gives put the entries of its tree, or of that of the source's Subdir, below which paths then are:
 // directories before what is in them. Files are 0644 or 0755, directories 0755, owned by root, with the time of the
 // commit. A file's body is valid during the call.
-func (c *Client) Export(ctx context.Context, s *remoteurl.Git, commit Commit, o Options, put func(e layer.Entry, body io.Reader) error) error {
+func (c *Client) Export(
+	ctx context.Context, s *remoteurl.Git, commit Commit, o Options, put func(e layer.Entry, body io.Reader) error,
+) error {
 	x := &export{c: c, ctx: ctx, o: o, account: s.Account(), put: put}
 	return x.commit(s, commit, s.Subdir, "", 0, c.Limit.Of(ctx, s.Hostname()))
 }
@@ -143,7 +145,8 @@ func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, dept
 				m.close()
 				return x.submodule(s, link, strings.TrimPrefix(strings.TrimPrefix(subdir, link.path), "/"), at, depth, limit)
 			}
-			return &Error{Doing: "look in", Remote: s.Remote, Said: fmt.Sprintf("%q is not a directory of commit %s", subdir, id), Hint: "symbolic links are not followed there"}
+			said := fmt.Sprintf("%q is not a directory of commit %s", subdir, id)
+			return &Error{Doing: "look in", Remote: s.Remote, Said: said, Hint: "symbolic links are not followed there"}
 		}
 	}
 	if depth == 0 {
@@ -312,7 +315,8 @@ func (g *gitlinks) Write(p []byte) (int, error) {
 // modules returns the submodules of a commit that have an address and lie below subdir.
 func (x *export) modules(s *remoteurl.Git, m *mirror, id, subdir string) ([]module, error) {
 	links := &gitlinks{}
-	if err := x.c.run(x.ctx, call{source: s, local: true, doing: "list the submodules of", stdout: links, args: m.git("ls-tree", "-r", "-z", "--full-tree", id)}); err != nil {
+	all := m.git("ls-tree", "-r", "-z", "--full-tree", id)
+	if err := x.c.run(x.ctx, call{source: s, local: true, doing: "list the submodules of", stdout: links, args: all}); err != nil {
 		return nil, err
 	}
 	if len(links.found) == 0 {
@@ -377,7 +381,8 @@ func (x *export) submodules(s *remoteurl.Git, list []module, subdir, at string, 
 // submodule puts a submodule, or its directory subdir, at a path.
 func (x *export) submodule(s *remoteurl.Git, link module, subdir, at string, depth int, limit reach.Scope) error {
 	if x.count++; x.count > maxSubmodules || depth == maxSubmoduleDepth {
-		return fmt.Errorf("fetch the submodule %s of %s: there are more than %d, or they are more than %d deep", link.path, s.Remote, maxSubmodules, maxSubmoduleDepth)
+		return fmt.Errorf("fetch the submodule %s of %s: there are more than %d, or they are more than %d deep",
+			link.path, s.Remote, maxSubmodules, maxSubmoduleDepth)
 	}
 	sub, err := s.Join(link.url)
 	if err != nil {
@@ -432,7 +437,8 @@ func (x *export) gitDir(s *remoteurl.Git, m *mirror, commit Commit, id string, m
 	in := func(args ...string) []string { return append([]string{"--git-dir=" + dir}, args...) }
 	steps := [][]string{
 		{"init", "--quiet", "--template=", "--object-format=" + format, "--initial-branch=main", "--", top},
-		in("-c", "pack.threads=1", "fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-gc", "--", m.path, commit.Object),
+		in("-c", "pack.threads=1", "fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-auto-gc",
+			"--", m.path, commit.Object),
 		in("update-ref", "--no-deref", "HEAD", id),
 		in("config", "remote.origin.url", s.Remote),
 		in("config", "remote.origin.fetch", "+refs/heads/*:refs/remotes/origin/*"),

@@ -41,7 +41,9 @@ type Client struct {
 // GIT_AUTH_TOKEN are asked for; false is for none.
 func New(dir, tmp string, secret func(id string) ([]byte, bool, error)) *Client {
 	none := func(string) ([]byte, bool, error) { return nil, false, nil }
-	return &Client{dir: dir, tmp: tmp, secret: secret, patience: fetch.Usual(), web: fetch.NewTransports(nil), files: httpsource.New("", tmp, none)}
+	return &Client{
+		dir: dir, tmp: tmp, secret: secret, patience: fetch.Usual(), web: fetch.NewTransports(nil), files: httpsource.New("", tmp, none),
+	}
 }
 
 // Identity is what ssh may use to prove who the user is; the zero value is nothing.
@@ -109,7 +111,10 @@ func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, who Identity) (C
 		if err != nil {
 			return Commit{}, err
 		}
-		k := call{source: s, doing: "list the refs of", authorization: auth, identity: who, limit: c.Limit.Of(ctx, s.Hostname()), args: []string{"--git-dir=" + noRepository, "ls-remote", "--", s.Remote}}
+		k := call{
+			source: s, doing: "list the refs of", authorization: auth, identity: who, limit: c.Limit.Of(ctx, s.Hostname()),
+			args: []string{"--git-dir=" + noRepository, "ls-remote", "--", s.Remote},
+		}
 		names := candidates(s.Ref)
 		for _, n := range names {
 			k.args = append(k.args, n, n+"^{}")
@@ -128,7 +133,8 @@ func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, who Identity) (C
 		}
 	}
 	if sum := s.Checksum; !strings.HasPrefix(found.ID, sum) && !strings.HasPrefix(found.Object, sum) {
-		return Commit{}, &Error{Doing: "check", Remote: s.Remote, Said: fmt.Sprintf("%s is commit %s, and the checksum says %s", ref(s), found.ID, sum)}
+		said := fmt.Sprintf("%s is commit %s, and the checksum says %s", ref(s), found.ID, sum)
+		return Commit{}, &Error{Doing: "check", Remote: s.Remote, Said: said}
 	}
 	return found, nil
 }
@@ -239,7 +245,8 @@ func (c *Client) update(ctx context.Context, s *remoteurl.Git, m *mirror, commit
 	if c.has(ctx, s, m, commit) {
 		return nil
 	}
-	if err := c.run(ctx, call{source: s, local: true, doing: "make a mirror of", args: []string{"init", "--quiet", "--bare", "--template=", "--object-format=" + format, "--", m.path}}); err != nil {
+	args := []string{"init", "--quiet", "--bare", "--template=", "--object-format=" + format, "--", m.path}
+	if err := c.run(ctx, call{source: s, local: true, doing: "make a mirror of", args: args}); err != nil {
 		return err
 	}
 	// These attributes go before those of the repository's own .gitattributes: every file comes, as it is in the commit.
@@ -277,7 +284,8 @@ func (c *Client) update(ctx context.Context, s *remoteurl.Git, m *mirror, commit
 		return err
 	}
 	if !c.has(ctx, s, m, commit) {
-		return &Error{Doing: "fetch from", Remote: s.Remote, Said: "there is no commit " + commit.ID + " in the repository", Hint: "it may have been replaced just now: build again"}
+		said := "there is no commit " + commit.ID + " in the repository"
+		return &Error{Doing: "fetch from", Remote: s.Remote, Said: said, Hint: "it may have been replaced just now: build again"}
 	}
 	return nil
 }
@@ -295,7 +303,9 @@ func refused(err error) bool {
 	if !errors.As(err, &e) {
 		return false
 	}
-	for _, sign := range []string{"not our ref", "unadvertised object", "couldn't find remote ref", "shallow capabilities", "no such remote ref"} {
+	for _, sign := range []string{
+		"not our ref", "unadvertised object", "couldn't find remote ref", "shallow capabilities", "no such remote ref",
+	} {
 		if strings.Contains(e.Said, sign) {
 			return true
 		}
@@ -308,7 +318,8 @@ func (c *Client) has(ctx context.Context, s *remoteurl.Git, m *mirror, commit Co
 	if _, err := os.Stat(filepath.Join(m.path, "objects")); err != nil {
 		return false
 	}
-	id, err := c.output(ctx, call{source: s, local: true, doing: "look for a commit of", args: m.git("rev-parse", "--quiet", "--verify", "--end-of-options", commit.Object+"^{commit}")})
+	args := m.git("rev-parse", "--quiet", "--verify", "--end-of-options", commit.Object+"^{commit}")
+	id, err := c.output(ctx, call{source: s, local: true, doing: "look for a commit of", args: args})
 	id = strings.TrimSpace(id)
 	if err != nil || id != commit.ID && commit.ID != commit.Object {
 		return false

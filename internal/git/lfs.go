@@ -384,7 +384,7 @@ func (l *lfs) ask(ctx context.Context, some []object) (map[string]action, error)
 		} `json:"objects"`
 	}
 	if err := json.Unmarshal(data, &said); err != nil || said.Transfer != "" && said.Transfer != "basic" {
-		return nil, l.failed(fmt.Errorf("the answer of %s is not one of a git-lfs server", resp.Request.URL.Host))
+		return nil, l.failed(fmt.Errorf("%s sent an answer that is not that of a git-lfs server", resp.Request.URL.Host))
 	}
 	actions := map[string]action{}
 	for _, o := range said.Objects {

@@ -209,7 +209,8 @@ var settings = []string{
 	"-c", "core.hooksPath=" + os.DevNull, "-c", "core.fsmonitor=false", "-c", "core.askPass=", "-c", "credential.helper=",
 	"-c", "gc.auto=0", "-c", "maintenance.auto=false", "-c", "protocol.file.allow=never", "-c", "protocol.ext.allow=never",
 	"-c", "transfer.bundleURI=false", "-c", "http.followRedirects=false",
-	"-c", "http.proxy=", "-c", "http.emptyAuth=false", "-c", "submodule.recurse=false", "-c", "tar.umask=0022", "-c", "advice.detachedHead=false",
+	"-c", "http.proxy=", "-c", "http.emptyAuth=false", "-c", "submodule.recurse=false",
+	"-c", "tar.umask=0022", "-c", "advice.detachedHead=false",
 }
 
 // run runs git once.
@@ -424,7 +425,9 @@ func received(p []byte) (int64, bool) {
 }
 
 // boilerplate is what git says after every failure of ssh.
-var boilerplate = []string{"fatal: Could not read from remote repository.", "Please make sure you have the correct access rights", "and the repository exists."}
+var boilerplate = []string{
+	"fatal: Could not read from remote repository.", "Please make sure you have the correct access rights", "and the repository exists.",
+}
 
 // line returns it as one line without what is progress.
 func (t *tail) line() string {

@@ -83,7 +83,7 @@ type File struct {
 type state struct {
 	ETag         string
 	LastModified string
-	// Settled says that LastModified alone can tell whether the file has changed.
+	// Settled says that LastModified alone can report whether the file has changed.
 	Settled bool
 	Digest  digest.Digest
 	Size    int64

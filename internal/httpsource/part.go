@@ -9,6 +9,7 @@ import (
 // file system.
 func Part(root, trash string) part.Part {
 	return &part.Files{
-		Root: root, Dir: rootdir.HTTP, Trash: trash, Kind: part.HTTP, Names: part.HalfHash, Sound: checkState, Effect: "the file is fetched again",
+		Root: root, Dir: rootdir.HTTP, Trash: trash, Kind: part.HTTP, Names: part.HalfHash, Sound: checkState,
+		Effect: "the file is fetched again",
 	}
 }

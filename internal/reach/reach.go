@@ -20,7 +20,7 @@ const lookupTimeout = 5 * time.Second
 
 // Error is an address that a server may not send kiln to. Asking again does not help.
 type Error struct {
-	// Host is the host that was asked for, "host[:port]", Addr what it leads to; the zero Addr is for what is no host name.
+	// Host is the host that was asked for, "host[:port]", Addr what it leads to; the zero Addr if it is not the name of a host.
 	Host string
 	Addr netip.Addr
 }
@@ -220,7 +220,7 @@ type Host struct {
 	known bool
 	addrs []netip.Addr
 	inner netip.Addr
-	err   error // an *Error for what is no name
+	err   error // an *Error if it is not a name
 }
 
 // Find looks up a host by its name or address, without a port. What it has found once stays.

@@ -207,7 +207,9 @@ func (s *Git) setQuery(q url.Values) (err error) {
 	if q.Has("tag") && q.Has("branch") {
 		return fmt.Errorf("it has a tag and a branch")
 	}
-	for _, key := range []string{"ref", "tag", "branch", "subdir", "checksum", "commit", "keep-git-dir", "submodules", "mtime", "fetch-by-commit"} {
+	for _, key := range []string{
+		"ref", "tag", "branch", "subdir", "checksum", "commit", "keep-git-dir", "submodules", "mtime", "fetch-by-commit",
+	} {
 		values, ok := q[key]
 		if !ok {
 			continue
@@ -248,7 +250,8 @@ func (s *Git) setQuery(q url.Values) (err error) {
 		}
 	}
 	for key := range q {
-		return fmt.Errorf("%q is not known; there are ref, tag, branch, subdir, checksum, commit, keep-git-dir, submodules, mtime and fetch-by-commit", key)
+		const known = "ref, tag, branch, subdir, checksum, commit, keep-git-dir, submodules, mtime and fetch-by-commit"
+		return fmt.Errorf("%q is not known; there are %s", key, known)
 	}
 	return nil
 }

@@ -68,7 +68,7 @@ func Shown(address string) string {
 	return u.String()
 }
 
-// WithoutUser returns a source as it was written, but for the user and password of a URL. What is no URL stays as it is.
+// WithoutUser returns a source as it was written, but for the user and password of a URL. Anything else is returned unchanged.
 func WithoutUser(source string) string {
 	scheme, rest, ok := strings.Cut(source, "://")
 	if !ok {

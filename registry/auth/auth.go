@@ -1,5 +1,5 @@
-// Package auth gets the requests to one registry the authorization that it asks for: challenges, tokens, and the credentials that Docker's
-// configuration holds. Credentials go to the registry that they are for, and to the token servers that realm allows, and nowhere else.
+// Package auth answers the challenges of registries, with tokens and with the credentials of Docker's configuration. It sends credentials
+// only to the registry that they are for, and to the token servers that Authorizer.realm allows.
 package auth
 
 import (
@@ -72,7 +72,7 @@ func (e *CredentialsError) Unwrap() error { return e.Err }
 // Authorizer gets one host's requests the authorization that the host asks for.
 type Authorizer struct {
 	host  Server
-	creds *Keychain // nil asks for nobody's
+	creds *Keychain // nil for requests without credentials
 
 	// turn is held by who reads or changes what follows, also while a token is fetched, so that it is fetched once.
 	turn   chan struct{}
@@ -117,12 +117,13 @@ func (a *Authorizer) Header(ctx context.Context, scopes []string) (string, error
 	return a.token(ctx, *a.bearer, scopes)
 }
 
-// Renew answers a 401 to a request that had the header used, and tells whether the request is worth making again.
+// Renew answers a 401 to a request that had the header used, and reports whether the request is worth making again.
 func (a *Authorizer) Renew(ctx context.Context, header http.Header, scopes []string, used string) (bool, error) {
 	if err := a.lock(ctx); err != nil {
 		return false, err
 	}
 	defer a.unlock()
+	// Bearer is preferred: it works without credentials, and exposes them less.
 	bearer, basic := offered(parseChallenges(header.Values("WWW-Authenticate")))
 	var failed error
 	if bearer != nil {
@@ -144,8 +145,7 @@ func (a *Authorizer) Renew(ctx context.Context, header http.Header, scopes []str
 	return a.basic != used, nil
 }
 
-// offered returns which of the two known schemes a server offers. Bearer is preferred whatever their order: it can be met without
-// credentials, and shows the server fewer of them.
+// offered returns which of the two known schemes a server offers, in any order.
 func offered(list []challenge) (bearer *challenge, basic bool) {
 	for _, ch := range list {
 		switch {
@@ -158,7 +158,7 @@ func offered(list []challenge) (bearer *challenge, basic bool) {
 	return bearer, basic
 }
 
-// useBearer gets a token for the scopes that is another than the one that was used.
+// useBearer gets a new token for the scopes if the one that was used is still the current one.
 func (a *Authorizer) useBearer(ctx context.Context, ch *challenge, scopes []string, used string) error {
 	key := strings.Join(scopes, " ")
 	if a.tokens[key].header == used {
@@ -186,7 +186,7 @@ func (a *Authorizer) credential(ctx context.Context) (credential, error) {
 	return cred, nil
 }
 
-// token returns the header with a token for the scopes, fetched if there is none that lives.
+// token returns the header with a token for the scopes. It fetches one if the current one has expired.
 func (a *Authorizer) token(ctx context.Context, ch challenge, scopes []string) (string, error) {
 	key := strings.Join(scopes, " ")
 	if t, ok := a.tokens[key]; ok && time.Now().Before(t.ends) {
@@ -206,7 +206,7 @@ func (a *Authorizer) token(ctx context.Context, ch challenge, scopes []string) (
 	if err != nil {
 		return "", err
 	}
-	// The server's clock is not asked: the token lives from when it came, less a tenth for the way.
+	// The server's clock may differ: the lifetime is counted from now, less a tenth for the way.
 	a.tokens[key] = token{header: "Bearer " + value, ends: time.Now().Add(life * 9 / 10)}
 	return a.tokens[key].header, nil
 }
@@ -285,7 +285,7 @@ func (a *Authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 func (a *Authorizer) realm(address string, secret bool) (*url.URL, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Hostname() == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" {
-		return nil, fetch.Invalid("%s names the token server %q, which is no address", a.host.Addr(), fetch.Quote(address))
+		return nil, fetch.Invalid("%s sent an invalid address %q of a token server", a.host.Addr(), fetch.Quote(address))
 	}
 	u.Fragment = ""
 	scheme := a.host.Scheme()
@@ -309,7 +309,7 @@ func (a *Authorizer) realm(address string, secret bool) (*url.URL, error) {
 	return nil, &RealmError{a.host.Name(), u.Host, "which is another host"}
 }
 
-// challenge is one way in which a server offers to be convinced (RFC 9110, 11.3).
+// challenge is a way to authenticate that a server offers (RFC 9110, 11.3).
 type challenge struct {
 	scheme string // in lower case
 	params map[string]string

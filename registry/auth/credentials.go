@@ -26,15 +26,15 @@ import (
 // hubKey is the name that Docker's configuration has for docker.io.
 const hubKey = "https://index.docker.io/v1/"
 
-// Limits of what is read of others.
+// Limits of input.
 const (
 	// maxCredentials bounds config.json, and what a helper prints, in bytes.
 	maxCredentials = 1 << 20
-	// helperTimeout is how long a helper may take: some ask the user to unlock a key store.
+	// helperTimeout bounds a helper, which may ask the user to unlock a key store.
 	helperTimeout = time.Minute
 )
 
-// credential is what convinces a registry. The zero value is none.
+// credential authenticates a user. The zero value stands for no credentials.
 type credential struct {
 	username, password string
 	identityToken      string // a refresh token of OAuth 2
@@ -50,7 +50,7 @@ type Keychain struct {
 	known map[string]credential
 }
 
-// dockerConfig is what is used of config.json.
+// dockerConfig is the part of config.json that kiln uses.
 type dockerConfig struct {
 	path        string
 	Auths       map[string]authEntry `json:"auths"`
@@ -139,8 +139,7 @@ func readDockerConfig() (*dockerConfig, error) {
 	return &dockerConfig{}, nil
 }
 
-// Check returns which file has the credentials, "" for none, and the programs that it names and that are not there. Nothing
-// is asked of those that are.
+// Check returns the file that has the credentials, or "", and the helpers that it names and that are not installed. It runs none.
 func Check() (path string, missing []string, err error) {
 	c, err := readDockerConfig()
 	if err != nil {
@@ -227,18 +226,19 @@ func (e authEntry) credential(path string) (credential, error) {
 		data, err := base64.StdEncoding.DecodeString(e.Auth)
 		user, password, ok := strings.Cut(string(data), ":")
 		if err != nil || !ok {
-			return credential{}, fmt.Errorf("an auth in %s is no base64 of user:password", path)
+			return credential{}, fmt.Errorf("an auth in %s is not base64 of user:password", path)
 		}
 		cred.username, cred.password = user, strings.TrimRight(password, "\x00")
 	}
 	return cred, nil
 }
 
-// helperEnvironment are the variables, or beginnings of their names, that helpers get of kiln's environment: what those for
-// the well-known clouds and key stores are configured by. A build's own variables, and those that make a program load code,
-// are not among them.
-var helperEnvironment = []string{"HOME=", "PATH=", "USER=", "LOGNAME=", "LANG=", "LC_ALL=", "TMPDIR=", "DISPLAY=", "WAYLAND_DISPLAY=", "DBUS_SESSION_BUS_ADDRESS=",
-	"HTTP_PROXY=", "HTTPS_PROXY=", "NO_PROXY=", "http_proxy=", "https_proxy=", "no_proxy=", "SSL_CERT_FILE=", "SSL_CERT_DIR=", "GNUPGHOME=", "GPG_TTY=", "PASSWORD_STORE_DIR=",
+// helperEnvironment are the variables, or prefixes of their names, that helpers inherit from kiln: those that configure the helpers of
+// well-known clouds and key stores. Variables of a build, and those that make a program load code, are not passed on.
+var helperEnvironment = []string{
+	"HOME=", "PATH=", "USER=", "LOGNAME=", "LANG=", "LC_ALL=", "TMPDIR=", "DISPLAY=", "WAYLAND_DISPLAY=", "DBUS_SESSION_BUS_ADDRESS=",
+	"HTTP_PROXY=", "HTTPS_PROXY=", "NO_PROXY=", "http_proxy=", "https_proxy=", "no_proxy=", "SSL_CERT_FILE=", "SSL_CERT_DIR=",
+	"GNUPGHOME=", "GPG_TTY=", "PASSWORD_STORE_DIR=",
 	"XDG_", "AWS_", "AZURE_", "GOOGLE_", "CLOUDSDK_", "ACR_", "DOCKER_CONFIG="}
 
 // maxHelperQuote bounds how much of a helper's complaint an error repeats, in bytes.
@@ -250,7 +250,7 @@ const maxHelperQuote = 1 << 10
 func askHelper(ctx context.Context, name, server string) (credential, error) {
 	program := "docker-credential-" + name
 	if strings.ContainsAny(name, "/\x00") {
-		return credential{}, fmt.Errorf("%q is no name of a credential helper", name)
+		return credential{}, fmt.Errorf("%q is not the name of a credential helper", name)
 	}
 	path, err := exec.LookPath(program)
 	if err != nil {

@@ -23,17 +23,19 @@ const schema1 = "application/vnd.docker.distribution.manifest.v1+"
 // ErrTooLarge is a manifest or index that is too large to be read.
 var ErrTooLarge = fetch.Invalid("a manifest or index of more than %d bytes is not read", cas.MaxManifest)
 
-// MaxDepth bounds how deep indexes may lie in indexes: nobody builds more than two.
+// MaxDepth bounds how deep indexes may be nested. In practice it is at most two.
 const MaxDepth = 4
 
 // maxLayers bounds the layers of an image: more than any runtime mounts, and few enough to handle.
 const maxLayers = 4096
 
-// maxProbes bounds how many manifests whose index does not say for which platform they are, are fetched to find out.
+// maxProbes bounds how many manifests are fetched only because their index does not tell their platform.
 const maxProbes = 16
 
 // Accept is the header that asks a registry for what Parse reads.
-var Accept = strings.Join([]string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, cas.MediaTypeDockerIndex, cas.MediaTypeDockerManifest}, ", ")
+var Accept = strings.Join([]string{
+	ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, cas.MediaTypeDockerIndex, cas.MediaTypeDockerManifest,
+}, ", ")
 
 // Document is a manifest or an index: one of the two is not nil.
 type Document struct {
@@ -43,8 +45,8 @@ type Document struct {
 }
 
 // Parse reads a manifest or index of the media type that its source declared: a Content-Type header or a
-// descriptor's mediaType; "" says that it declared none. One document that two readers could take for different things is
-// refused: one with fields of both kinds, of a type other than declared, or with a name that is there twice.
+// descriptor's mediaType; "" if it declared none. A document that two readers could interpret differently is an error: one with
+// fields of both kinds, of another type than declared, or with a duplicate name.
 // See image-spec, manifest.md and image-index.md, and CVE-2021-41190.
 func Parse(data []byte, declared string) (*Document, error) {
 	if declared != "" {
@@ -103,15 +105,15 @@ func Parse(data []byte, declared string) (*Document, error) {
 		}
 		return doc, CheckDescriptors(doc.Index.Manifests)
 	}
-	return nil, fetch.Invalid("read manifest: %q is no image or lacks an image's fields", mediaType)
+	return nil, fetch.Invalid("read manifest: %q is not an image, or lacks fields of one", mediaType)
 }
 
-// fieldsOf returns the names of a JSON object's members. A name that is there twice, or in other capitals than encoding/json
-// would read it by, is an error.
+// fieldsOf returns the names of a JSON object's members. A duplicate name is an error, as is a known name in other capitals, which
+// encoding/json would accept.
 func fieldsOf(data []byte) (map[string]bool, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
-		return nil, fmt.Errorf("it is no JSON object")
+		return nil, fmt.Errorf("it is not a JSON object")
 	}
 	fields := map[string]bool{}
 	folded := map[string]bool{}
@@ -122,12 +124,12 @@ func fieldsOf(data []byte) (map[string]bool, error) {
 		}
 		name, ok := t.(string)
 		if !ok {
-			return nil, fmt.Errorf("it is no JSON object")
+			return nil, fmt.Errorf("it is not a JSON object")
 		}
 		// strings.ToUpper and ToLower together fold what encoding/json folds: U+017F and U+212A too.
 		fold := strings.ToLower(strings.ToUpper(name))
 		if folded[fold] {
-			return nil, fmt.Errorf("%q is there twice", name)
+			return nil, fmt.Errorf("%q is duplicated", name)
 		}
 		for _, known := range []string{"schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"} {
 			if fold == strings.ToLower(known) && name != known {
@@ -163,7 +165,7 @@ func CheckDescriptors(descs []ocispec.Descriptor) error {
 	return nil
 }
 
-// MediaType returns a Content-Type without its parameters, as it is where it is malformed.
+// MediaType returns a Content-Type without its parameters. A malformed one is returned unchanged.
 func MediaType(contentType string) string {
 	t, _, err := mime.ParseMediaType(contentType)
 	if err != nil {

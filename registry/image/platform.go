@@ -27,7 +27,7 @@ func (e *PlatformError) Error() string {
 	return fmt.Sprintf("%s has no image for %s; it has %s", e.Ref, e.Want, termtext.List(e.Have))
 }
 
-// normal returns a platform by the names that Go and OCI have for it, with the variants that go without saying.
+// normal returns a platform with the names of Go and OCI, and with default variants.
 func normal(p ocispec.Platform) ocispec.Platform {
 	p.OS = strings.ToLower(p.OS)
 	p.Architecture = strings.ToLower(p.Architecture)
@@ -73,7 +73,7 @@ func PlatformName(p ocispec.Platform) string {
 	return s
 }
 
-// unknown tells whether the platform is that of what is no image, such as the attestations beside one.
+// unknown reports whether the platform is that of something other than an image, such as its attestations.
 func unknown(p ocispec.Platform) bool { return p.OS == "unknown" || p.Architecture == "unknown" }
 
 // Fit returns how well an image for have runs on want: 0 not at all, else more for a platform nearer to want's.
@@ -122,8 +122,7 @@ func fitVariant(want ocispec.Platform, have string) int {
 	return 0
 }
 
-// Choose returns those entries of an index that could lead to an image for want, the best first, and separately those that
-// do not say what they are for.
+// Choose returns the entries of an index for platforms that fit want, the best first, and those without a platform.
 func Choose(descs []ocispec.Descriptor, want ocispec.Platform) (fitting, unsaid []ocispec.Descriptor) {
 	for _, d := range descs {
 		switch {

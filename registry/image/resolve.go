@@ -12,7 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Source is where images come from: a registry.Client or a layout.Layout.
+// Source is a source of images: a registry.Client or a layout.Layout.
 type Source interface {
 	// Resolve finds the image that ref names for a platform and puts its manifest and config, and the indexes that led
 	// there, into the store. The errors are *PlatformError when there is none for the platform, *registry.Error from a registry.
@@ -37,13 +37,13 @@ type Image struct {
 	DiffIDs []digest.Digest
 	// Platform is what the config says that the image is for.
 	Platform ocispec.Platform
-	// PlatformMatches tells whether that runs on the platform asked for. It can be false only where the name stands for a
-	// single image, which is then used all the same, as Docker does.
+	// PlatformMatches reports whether that fits the requested platform. It can be false only if the name stands for a single image, which is
+	// used anyway, as Docker does.
 	PlatformMatches bool
 }
 
-// ReadBlob returns the bytes of a small blob. A source that sends other content is asked once more, since a Client then goes
-// to another host.
+// ReadBlob returns the bytes of a small blob. If the content does not match, the source is asked once more: a registry.Client then asks
+// another host.
 func ReadBlob(ctx context.Context, src Source, ref string, desc ocispec.Descriptor) ([]byte, error) {
 	for last := false; ; last = true {
 		rc, err := src.Fetch(ctx, ref, desc)
@@ -58,7 +58,7 @@ func ReadBlob(ctx context.Context, src Source, ref string, desc ocispec.Descript
 	}
 }
 
-// Documents is what resolve reads from.
+// Documents is what Resolve reads from.
 type Documents interface {
 	// Document returns the bytes of a manifest or index, verified, and the media type that is declared for it.
 	Document(ctx context.Context, desc ocispec.Descriptor) ([]byte, string, error)
@@ -129,7 +129,7 @@ func (r *resolver) descend(ctx context.Context, desc ocispec.Descriptor, data []
 	}
 	fitting, unsaid := Choose(doc.Index.Manifests, r.want)
 	if len(fitting) > 0 {
-		// If the one that fits is broken that is an error: another would be another image.
+		// If the best one is broken, that is an error: another one would be another image.
 		return r.load(ctx, fitting[0], depth+1)
 	}
 	have := DescribePlatforms(doc.Index.Manifests)
@@ -153,10 +153,10 @@ func (r *resolver) descend(ctx context.Context, desc ocispec.Descriptor, data []
 	return nil, &PlatformError{Ref: r.ref, Want: PlatformName(r.want), Have: have}
 }
 
-// found reads the config of a manifest and checks that both tell the same.
+// found reads the config of a manifest and checks that the two agree.
 func (r *resolver) found(ctx context.Context, desc ocispec.Descriptor, m *ocispec.Manifest) (*Image, error) {
 	if t := m.Config.MediaType; t != ocispec.MediaTypeImageConfig && t != mediaTypeDockerConfig {
-		return nil, fetch.Invalid("it is no container image: its config is %q", fetch.Quote(t))
+		return nil, fetch.Invalid("it is not a container image: its config is %q", fetch.Quote(t))
 	}
 	data, err := r.src.Blob(ctx, m.Config)
 	if err != nil {
@@ -186,10 +186,11 @@ func (r *resolver) found(ctx context.Context, desc ocispec.Descriptor, m *ocispe
 	said := desc.Platform != nil && desc.Platform.OS != "" && desc.Platform.Architecture != ""
 	if said && p.OS != "" && p.Architecture != "" {
 		if a, b := normal(*desc.Platform), normal(p); a.OS != b.OS || a.Architecture != b.Architecture {
-			return nil, fetch.Invalid("manifest %s is for %s where it is listed, and its config says %s", desc.Digest, PlatformName(*desc.Platform), PlatformName(p))
+			return nil, fetch.Invalid("manifest %s is listed for %s, and its config is for %s",
+				desc.Digest, PlatformName(*desc.Platform), PlatformName(p))
 		}
 	}
-	// An index has decided already. A config that says nothing has nothing against it.
+	// An index has decided already, and a config without a platform fits any.
 	img.PlatformMatches = said || p.OS == "" && p.Architecture == "" || Fit(r.want, p) > 0
 	if _, err := r.store.Put(m.Config.MediaType, data); err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-// Package layout has the images of an OCI layout in a directory (image-spec, image-layout.md). What is in it is not trusted.
+// Package layout reads images from OCI layouts in directories (image-spec, image-layout.md). It does not trust what is in them.
 package layout
 
 import (
@@ -28,8 +28,7 @@ const Scheme = "oci-layout://"
 // maxLayoutFile bounds the file oci-layout in bytes: it holds a version.
 const maxLayoutFile = 4 << 10
 
-// Layout is an OCI layout in a directory as an image.Source (image-spec, image-layout.md). What is in it is not trusted: sizes are
-// limited, blobs verified, and no path leads out of the directory.
+// Layout is an OCI layout in a directory. It is an image.Source. Sizes are limited, blobs verified, and no path leads out of the directory.
 type Layout struct {
 	dir  string
 	root *rootfs.Root
@@ -64,7 +63,7 @@ func (l *Layout) check() error {
 		return fetch.Invalid("read %s: %w", ocispec.ImageLayoutFile, err)
 	}
 	if v.Version != ocispec.ImageLayoutVersion {
-		return fetch.Invalid("it has version %q and this kiln knows %s", fetch.Quote(v.Version), ocispec.ImageLayoutVersion)
+		return fetch.Invalid("its version is %q, and this kiln supports %s", fetch.Quote(v.Version), ocispec.ImageLayoutVersion)
 	}
 	return nil
 }
@@ -77,7 +76,7 @@ func (l *Layout) open(name string) (*os.File, os.FileInfo, error) {
 	}
 	fi, err := f.Stat()
 	if err == nil && !fi.Mode().IsRegular() {
-		err = fetch.Invalid("%s is no regular file", name)
+		err = fetch.Invalid("%s is not a regular file", name)
 	}
 	if err != nil {
 		f.Close()
@@ -104,9 +103,9 @@ func (l *Layout) read(name string, limit int64) ([]byte, error) {
 
 func blobName(d digest.Digest) string { return "blobs/sha256/" + d.Encoded() }
 
-// Resolve finds the image that ref names: a tag or full name that an entry of index.json has, a digest, or "" for the one
-// with the tag latest. If there is only one image, or none has a name, that is not looked at. Entries for several platforms are chosen from as from
-// an index. See image.Source.
+// Resolve finds the image that ref names: a tag or full name that an entry of index.json has, a digest, or "" for the one with the tag
+// latest. If there is only one image, or no image has a name, ref is ignored. Of entries for several platforms one is chosen as from an
+// index. See image.Source.
 func (l *Layout) Resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*image.Image, error) {
 	img, err := l.resolve(ctx, ref, platform, store)
 	if err != nil {
@@ -232,7 +231,7 @@ func (l *Layout) Blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, err
 	return cas.ReadAll(rc, desc, 0)
 }
 
-// Fetch opens a blob of the layout; ref is not needed and ignored. See image.Source.
+// Fetch opens a blob of the layout, whatever ref is. See image.Source.
 func (l *Layout) Fetch(ctx context.Context, _ string, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	if _, err := cas.ParseDigest(string(desc.Digest)); err != nil {
 		return nil, l.wrap(err)

@@ -65,7 +65,9 @@ func PutImage(t testing.TB, s *cas.Store, p ocispec.Platform, sizes ...int) ocis
 		ids = append(ids, digest.FromBytes(tarball.Bytes()))
 	}
 	cfg := Put(t, s, ocispec.MediaTypeImageConfig, ocispec.Image{Platform: p, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: ids}})
-	desc := Put(t, s, ocispec.MediaTypeImageManifest, ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: cfg, Layers: layers})
+	desc := Put(t, s, ocispec.MediaTypeImageManifest, ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: cfg, Layers: layers,
+	})
 	desc.Platform = &p
 	return desc
 }
@@ -73,5 +75,7 @@ func PutImage(t testing.TB, s *cas.Store, p ocispec.Platform, sizes ...int) ocis
 // PutIndex puts an index into the store.
 func PutIndex(t testing.TB, s *cas.Store, entries ...ocispec.Descriptor) ocispec.Descriptor {
 	t.Helper()
-	return Put(t, s, ocispec.MediaTypeImageIndex, ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: entries})
+	return Put(t, s, ocispec.MediaTypeImageIndex, ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: entries,
+	})
 }
