@@ -41,8 +41,8 @@ type base struct {
 	ref    string
 }
 
-func newBases(b *Builder, pull bool, s *events.Stream) *bases {
-	return &bases{store: b.root.Images, client: b.client, events: s, pull: pull, found: map[string]base{}, layouts: map[string]*layout.Layout{}}
+func newBases(store *cas.Store, client *registry.Client, pull bool, s *events.Stream) *bases {
+	return &bases{store: store, client: client, events: s, pull: pull, found: map[string]base{}, layouts: map[string]*layout.Layout{}}
 }
 
 // Close closes the layouts that were opened.

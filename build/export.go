@@ -106,7 +106,7 @@ func (j *Job) write(ctx context.Context, out output, images []exporter.Image, ta
 	archive := exporter.Archive{Names: out.names, DockerManifest: out.Type == OutputDocker}
 	switch {
 	case out.Type == OutputImage || out.Type == OutputDocker && out.Dest == "":
-		return j.builder.images.Name(a.Desc, out.names, task)
+		return j.builder.images.Job(j.store).Name(a.Desc, out.names, task)
 	case out.dir:
 		return blobs.WriteOCIDir(ctx, out.Dest, a, archive)
 	case out.Dest == stdout:

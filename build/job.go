@@ -11,6 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/history"
+	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
@@ -53,6 +54,7 @@ type Job struct {
 	loader  *contexts.Loader
 	bases   *bases
 	steps   *steps
+	store   *cas.Store
 	blobs   *exporter.Blobs
 	explain explain.Explainer
 	// sharedProc says that RUN sees kiln's own /proc.
@@ -74,7 +76,9 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	if s == nil {
 		s = events.New() // the history wants to know
 	}
-	j := &Job{builder: b, work: work, options: o, events: s, blobs: b.root.Blobs()}
+	j := &Job{builder: b, work: work, options: o, events: s, store: b.root.Images.Job(), blobs: b.root.Blobs()}
+	j.blobs.Store = j.store
+	j.onClose(func(context.Context) error { return j.store.Release() })
 	if j.names, err = fullNames(o.Export.Tags); err != nil {
 		return nil, &input.Error{Err: err}
 	}
@@ -95,7 +99,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	if o.Debug {
 		j.session.Note = s.Warn
 	}
-	j.bases = newBases(b, o.Cache.Pull, s)
+	j.bases = newBases(j.store, b.client, o.Cache.Pull, s)
 	j.onClose(func(context.Context) error { j.bases.Close(); return nil })
 	j.explain = explain.Explainer{Layers: work.Layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
 	j.steps = b.steps(j, execute.Options{

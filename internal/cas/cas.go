@@ -340,6 +340,12 @@ func (s *Store) sound(ctx context.Context, desc ocispec.Descriptor) bool {
 	return err == nil
 }
 
+// Job returns the same store for one of several jobs of the process: what that relies on is held until its own Release, whatever others
+// hold or release.
+func (s *Store) Job() *Store {
+	return &Store{Context: s.Context, root: s.root, name: s.name, held: map[digest.Digest]held{}}
+}
+
 // keep holds the blob that l is the lock of.
 func (s *Store) keep(d digest.Digest, l *lock.Lock) error {
 	info, err := l.File().Stat()
@@ -353,7 +359,7 @@ func (s *Store) keep(d digest.Digest, l *lock.Lock) error {
 	return old.lock.Release()
 }
 
-// Release lets go of all blobs that this process relied on. The store can be used on.
+// Release lets go of all blobs that the Store has held. It can be used on.
 func (s *Store) Release() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -449,3 +449,50 @@ func FuzzIndex(f *testing.F) {
 		}
 	})
 }
+
+// What one job of a process relies on stays until that job ends, whatever the others do, and goes then.
+func TestJobs(t *testing.T) {
+	s := open(t)
+	a, b := s.Job(), s.Job()
+	desc, err := a.Put("application/x", []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !b.Has(desc) {
+		t.Fatal("a job does not see the blob of another")
+	}
+	p := s.Part(t.TempDir(), &Named{Reached: *newReached()})
+	remove := func() bool {
+		t.Helper()
+		for it, err := range p.Items(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			gone, err := p.Remove(it)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if gone == p.InUse(it) && gone {
+				t.Errorf("%s was removed and is in use", it.ID)
+			}
+			return gone
+		}
+		t.Fatal("the blob is not listed")
+		return false
+	}
+	if remove() {
+		t.Error("a blob that two jobs hold was removed")
+	}
+	if err := a.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if remove() {
+		t.Error("a blob that one job holds was removed")
+	}
+	if err := b.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if !remove() {
+		t.Error("a blob that nobody holds stayed")
+	}
+}

@@ -24,11 +24,17 @@ import (
 // Images are the images of a root directory. Its methods may be called from several goroutines.
 type Images struct {
 	root   *store.Root
+	store  *cas.Store
 	client *registry.Client
 }
 
 // New returns the images of a root directory, which the client pulls and pushes.
-func New(root *store.Root, client *registry.Client) *Images { return &Images{root, client} }
+func New(root *store.Root, client *registry.Client) *Images {
+	return &Images{root, root.Images, client}
+}
+
+// Job returns the same images for a job, which relies on those that it works with by its own view of the image store: see cas.Store.Job.
+func (set *Images) Job(store *cas.Store) *Images { return &Images{set.root, store, set.client} }
 
 // Info describes an image of the store.
 type Info struct {
@@ -47,14 +53,14 @@ type Info struct {
 
 // manifestOf reads a manifest and its config.
 func (set *Images) manifestOf(desc ocispec.Descriptor) (m ocispec.Manifest, config dockerspec.DockerOCIImage, err error) {
-	data, err := set.root.Images.ReadAll(desc, 0)
+	data, err := set.store.ReadAll(desc, 0)
 	if err != nil {
 		return m, config, err
 	}
 	if err := json.Unmarshal(data, &m); err != nil {
 		return m, config, fmt.Errorf("read manifest %s: %w", desc.Digest, err)
 	}
-	if data, err = set.root.Images.ReadAll(m.Config, 0); err != nil {
+	if data, err = set.store.ReadAll(m.Config, 0); err != nil {
 		return m, config, err
 	}
 	if err := json.Unmarshal(data, &config); err != nil {
@@ -68,7 +74,7 @@ func (set *Images) manifests(desc ocispec.Descriptor) ([]ocispec.Descriptor, err
 	if !cas.IsIndex(desc.MediaType) {
 		return []ocispec.Descriptor{desc}, nil
 	}
-	data, err := set.root.Images.ReadAll(desc, 0)
+	data, err := set.store.ReadAll(desc, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +85,7 @@ func (set *Images) manifests(desc ocispec.Descriptor) ([]ocispec.Descriptor, err
 	var out []ocispec.Descriptor
 	for _, m := range index.Manifests {
 		// An index that was pulled for one platform has only that.
-		if cas.IsManifest(m.MediaType) && set.root.Images.Has(m) {
+		if cas.IsManifest(m.MediaType) && set.store.Has(m) {
 			out = append(out, m)
 		}
 	}
@@ -102,7 +108,7 @@ func (set *Images) hold(desc ocispec.Descriptor) error {
 		blobs = append(append(blobs, d, m.Config), m.Layers...)
 	}
 	for _, d := range blobs {
-		if !set.root.Images.Has(d) {
+		if !set.store.Has(d) {
 			return fmt.Errorf("the store has no blob %s of the image", d.Digest)
 		}
 	}
@@ -138,7 +144,7 @@ func (set *Images) info(desc ocispec.Descriptor) (Info, error) {
 
 // List returns the images, the newest first.
 func (set *Images) List(ctx context.Context) ([]Info, error) {
-	all, err := set.root.Images.Images()
+	all, err := set.store.Images()
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +158,7 @@ func (set *Images) List(ctx context.Context) ([]Info, error) {
 		if !ok {
 			info, err := set.info(img.Desc)
 			if err != nil {
-				if _, lost := set.root.Images.Lookup(img.Desc.Digest.String()); errors.As(lost, new(*cas.NotFoundError)) {
+				if _, lost := set.store.Lookup(img.Desc.Digest.String()); errors.As(lost, new(*cas.NotFoundError)) {
 					continue // it was removed meanwhile
 				}
 				return nil, fmt.Errorf("image %s: %w", img.Name, err)
@@ -172,11 +178,11 @@ func (set *Images) List(ctx context.Context) ([]Info, error) {
 // lookup finds an image of the store by a name, full or short, by its digest or its id, or by the first digits of these.
 func (set *Images) lookup(ctx context.Context, name string) (cas.Image, error) {
 	if ref, err := imagename.Parse(name); err == nil {
-		if img, err := set.root.Images.Lookup(ref.String()); err == nil {
+		if img, err := set.store.Lookup(ref.String()); err == nil {
 			return img, nil
 		}
 	}
-	img, err := set.root.Images.Lookup(name)
+	img, err := set.store.Lookup(name)
 	var missing *cas.NotFoundError
 	if !errors.As(err, &missing) {
 		return img, err
@@ -185,7 +191,7 @@ func (set *Images) lookup(ctx context.Context, name string) (cas.Image, error) {
 	if len(digits) < 4 || strings.Trim(digits, "0123456789abcdef") != "" {
 		return img, err
 	}
-	all, listErr := set.root.Images.Images()
+	all, listErr := set.store.Images()
 	if listErr != nil {
 		return img, listErr
 	}
@@ -225,7 +231,7 @@ func (set *Images) Tag(ctx context.Context, src, dst string) error {
 	if err := set.hold(img.Desc); err != nil {
 		return fmt.Errorf("tag %s: %w", dst, err)
 	}
-	return set.root.Images.Tag(ref.String(), img.Desc)
+	return set.store.Tag(ref.String(), img.Desc)
 }
 
 // Remove takes a name from an image. An id takes them all, and the image with them. Blobs and layers stay: they are the
@@ -236,7 +242,7 @@ func (set *Images) Remove(ctx context.Context, name string) error {
 		return err
 	}
 	if ref, err := imagename.Parse(name); err == nil && ref.String() == img.Name {
-		return set.root.Images.Untag(img.Name)
+		return set.store.Untag(img.Name)
 	}
-	return set.root.Images.Drop(img.Desc)
+	return set.store.Drop(img.Desc)
 }

@@ -46,7 +46,7 @@ func (set *Images) pushImage(ctx context.Context, desc ocispec.Descriptor, ref s
 		return err
 	}
 	task.Note("digest " + desc.Digest.String())
-	return set.client.Push(ctx, set.root.Images, ref, desc, registry.PushOptions{Progress: Uploads(task)})
+	return set.client.Push(ctx, set.store, ref, desc, registry.PushOptions{Progress: Uploads(task)})
 }
 
 // Pull brings an image for one platform into the store and gives it its name. The platform is that of the machine for "".
@@ -62,7 +62,7 @@ func (set *Images) Pull(ctx context.Context, name, platform string, s *events.St
 		}
 	}
 	task := s.Task(llb.Place{}, "pulling "+ref.String())
-	img, err := registry.Pull(events.With(ctx, task), Reporting{Source: set.client}, ref.String(), OCIPlatform(want), set.root.Images)
+	img, err := registry.Pull(events.With(ctx, task), Reporting{Source: set.client}, ref.String(), OCIPlatform(want), set.store)
 	if err == nil {
 		task.Note("digest " + img.Target.Digest.String())
 		local := ref.String()
@@ -78,10 +78,10 @@ func (set *Images) Pull(ctx context.Context, name, platform string, s *events.St
 // Name gives an image of the store its names; one without any is listed all the same.
 func (set *Images) Name(desc ocispec.Descriptor, names []string, task *events.Task) error {
 	if len(names) == 0 {
-		return set.root.Images.Tag("", desc)
+		return set.store.Tag("", desc)
 	}
 	for _, name := range names {
-		if err := set.root.Images.Tag(name, desc); err != nil {
+		if err := set.store.Tag(name, desc); err != nil {
 			return err
 		}
 		task.Note("naming to " + name)
