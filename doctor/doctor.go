@@ -184,18 +184,18 @@ func (p *patient) step(ctx context.Context, s sandbox.Spec) error {
 		return err
 	}
 	defer root.Close()
-	s.Root, s.Args = root.File, []string{"/no such program"}
-	if s.SharedProc, err = userns.SharedProc(p.sharedProc); err != nil {
+	s.Root, s.Process.Args = root.File, []string{"/no such program"}
+	if s.Privileges.SharedProc, err = userns.SharedProc(p.sharedProc); err != nil {
 		return err
 	}
-	if s.SharedProc {
+	if s.Privileges.SharedProc {
 		users, network, err := sandbox.NewUserNamespace()
 		if err != nil {
 			return err
 		}
 		defer users.Close()
 		defer network.Close()
-		s.UserNamespace = users
+		s.Privileges.UserNamespace = users
 	}
 	_, err = sandbox.Run(ctx, s)
 	if _, ok := errors.AsType[*sandbox.ExecError](err); ok {
@@ -205,7 +205,7 @@ func (p *patient) step(ctx context.Context, s sandbox.Spec) error {
 }
 
 func (p *patient) lookSandbox(ctx context.Context) (string, Severity) {
-	if err := p.step(ctx, sandbox.Spec{Network: sandbox.NetworkNone}); err != nil {
+	if err := p.step(ctx, sandbox.Spec{Network: sandbox.Network{Mode: sandbox.NetworkNone}}); err != nil {
 		return err.Error(), Fatal
 	}
 	return "works", Fine
@@ -230,7 +230,7 @@ func (p *patient) lookLimits(ctx context.Context) (string, Severity) {
 		{"processor time", sandbox.Limits{CPUQuota: 50000}},
 		{"processors", sandbox.Limits{CPUs: "0"}},
 	} {
-		if err := p.step(ctx, sandbox.Spec{Network: sandbox.NetworkNone, Limits: l.Limits}); err != nil {
+		if err := p.step(ctx, sandbox.Spec{Network: sandbox.Network{Mode: sandbox.NetworkNone}, Resources: sandbox.Resources{Limits: l.Limits}}); err != nil {
 			why := err
 			if e, ok := errors.AsType[*sandbox.LimitError](err); ok {
 				why = e.Err

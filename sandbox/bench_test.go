@@ -13,7 +13,7 @@ func BenchmarkRun(b *testing.B) {
 	for _, c := range []struct {
 		name    string
 		heap    int
-		network Network
+		network NetworkMode
 		limits  Limits
 	}{
 		{name: "default"},
@@ -43,14 +43,14 @@ func BenchmarkRun(b *testing.B) {
 				}
 				start := time.Now()
 				root := im.mount(b)
-				s := Spec{Root: root, Args: []string{"/bin/true"}, Env: []string{defaultPath}, Network: c.network, Limits: c.limits}
+				s := Spec{Root: root, Process: Process{Args: []string{"/bin/true"}, Env: []string{defaultPath}}, Network: Network{Mode: c.network}, Resources: Resources{Limits: c.limits}}
 				release := func() {}
 				if c.network == NetworkJoin {
 					n, err := pool.Get()
 					if err != nil {
 						b.Fatal(err)
 					}
-					s.NetworkNamespace, release = n.Namespace(), func() { n.Release(false) }
+					s.Network.Namespace, release = n.Namespace(), func() { n.Release(false) }
 				}
 				st, err := Run(context.Background(), s)
 				release()

@@ -50,7 +50,7 @@ func groups(t *testing.T, name string) []string {
 func TestCgroupParent(t *testing.T) {
 	im := newImage(t)
 	const parent = "kiln-test-parent"
-	in := func(s *Spec) { s.CgroupParent = "/" + parent }
+	in := func(s *Spec) { s.Resources.CgroupParent = "/" + parent }
 	inside := make(chan []string, 1)
 	roots := hierarchyMounts(t)
 	watch := whileRunning(func() {
@@ -65,7 +65,7 @@ func TestCgroupParent(t *testing.T) {
 		}
 		inside <- found
 	})
-	st, err := Run(context.Background(), Spec{Root: im.mount(t), Args: []string{"/bin/sh", "-c", flood}, Env: []string{defaultPath}, User: root, CgroupParent: "/" + parent, Stdout: watch})
+	st, err := Run(context.Background(), Spec{Root: im.mount(t), Process: Process{Args: []string{"/bin/sh", "-c", flood}, Env: []string{defaultPath}, User: root}, Resources: Resources{CgroupParent: "/" + parent}, Output: Output{Stdout: watch}})
 	if err != nil || st.ExitCode != 0 {
 		t.Fatalf("%+v, %v", st, err)
 	}
@@ -139,7 +139,7 @@ func available(t *testing.T, controller string) bool {
 	return false
 }
 
-func limits(l Limits) func(*Spec) { return func(s *Spec) { s.Limits = l } }
+func limits(l Limits) func(*Spec) { return func(s *Spec) { s.Resources.Limits = l } }
 
 // A step that starts processes without end is stopped, and there always is a limit.
 func TestForkBomb(t *testing.T) {
@@ -196,7 +196,7 @@ func TestLimits(t *testing.T) {
 				}
 			}
 		})
-		_, st, err := im.sh(t, flood, limits(c.limits), func(s *Spec) { s.Stdout, s.CgroupParent = look, parent })
+		_, st, err := im.sh(t, flood, limits(c.limits), func(s *Spec) { s.Output.Stdout, s.Resources.CgroupParent = look, parent })
 		if err != nil || st.ExitCode != 0 || len(found) == 0 {
 			t.Errorf("%+v: %+v, %v, found %q", c.limits, st, err, found)
 		}
@@ -224,7 +224,7 @@ func TestLimits(t *testing.T) {
 func TestPool(t *testing.T) {
 	im := newImage(t)
 	var pool Pool
-	from := func(s *Spec) { s.Pool = &pool }
+	from := func(s *Spec) { s.Resources.Pool = &pool }
 	// A device that no machine has.
 	const node = `mknod /tmp/n c 10 4; dd if=/tmp/n count=0 2>&1 | grep -o "No such device\|not permitted"; rm /tmp/n`
 	im.expect(t, node, "not permitted\n", from)
@@ -232,7 +232,7 @@ func TestPool(t *testing.T) {
 	if len(kept) == 0 {
 		t.Fatal("the pool has no groups")
 	}
-	im.expect(t, "cat < /dev/null", "", from, func(s *Spec) { s.Limits.Pids = 10 })
+	im.expect(t, "cat < /dev/null", "", from, func(s *Spec) { s.Resources.Limits.Pids = 10 })
 	im.expect(t, node, "No such device\n", from, insecure)
 	both := own(t)
 	im.expect(t, node, "not permitted\n", from)

@@ -42,7 +42,7 @@ func confined(t *testing.T, f func(t *testing.T, c confinement, im image)) {
 	}
 }
 
-func (c confinement) spec(s *Spec) { s.Insecure = c.insecure }
+func (c confinement) spec(s *Spec) { s.Privileges.Insecure = c.insecure }
 
 func TestReadBackPrivileges(t *testing.T) {
 	confined(t, func(t *testing.T, c confinement, im image) {
@@ -91,7 +91,7 @@ func readFile(t *testing.T, name string) string {
 
 func TestReadBackNamespaces(t *testing.T) {
 	confined(t, func(t *testing.T, c confinement, im image) {
-		for _, n := range []Network{NetworkHost, NetworkNone} {
+		for _, n := range []NetworkMode{NetworkHost, NetworkNone} {
 			out := im.lines(t, "cd /proc/self/ns; for n in mnt pid ipc uts cgroup net user; do readlink $n; done", c.spec, network(n))
 			for i, ns := range []string{"mnt", "pid", "ipc", "uts", "cgroup", "net", "user"} {
 				own, err := os.Readlink("/proc/self/ns/" + ns)
@@ -397,8 +397,8 @@ func TestSocketcall(t *testing.T) {
 	if runtime.GOARCH != "amd64" {
 		t.Skip("the programs are for i386")
 	}
-	of386 := func(s *Spec) { s.Architecture = "386" }
-	other := func(s *Spec) { s.User = passwd.User{UID: 7, GID: 8, Groups: []uint32{8}} }
+	of386 := func(s *Spec) { s.Process.Architecture = "386" }
+	other := func(s *Spec) { s.Process.User = passwd.User{UID: 7, GID: 8, Groups: []uint32{8}} }
 	confined(t, func(t *testing.T, c confinement, im image) {
 		if c.insecure {
 			return
@@ -423,13 +423,13 @@ func TestSocketcall(t *testing.T) {
 			{name: "bind", args: [4]uint32{102, 2, atMemory}, memory: []uint32{0, 0, 0}, want: unix.ENOTSOCK},
 			{name: "no such call", args: [4]uint32{102, 99, atMemory}, memory: []uint32{0, 0, 0}, want: unix.EINVAL},
 		} {
-			for _, n := range []Network{NetworkHost, NetworkNone} {
+			for _, n := range []NetworkMode{NetworkHost, NetworkNone} {
 				call.try(t, im, of386, network(n))
 				call.try(t, im, of386, network(n), other)
 			}
 		}
 		// A limit of open files that kiln itself exceeds is the caller's.
-		few := func(s *Spec) { s.Rlimits = []Rlimit{{Name: "nofile", Soft: 3, Hard: 3}} }
+		few := func(s *Spec) { s.Process.Rlimits = []Rlimit{{Name: "nofile", Soft: 3, Hard: 3}} }
 		socketcall(unix.AF_INET, unix.SOCK_STREAM, 0, unix.EMFILE).try(t, im, of386, few)
 
 		// What a raw socket takes is the caller's own.
@@ -446,7 +446,7 @@ func TestSocketcall(t *testing.T) {
 		if err := os.Chmod(im.lower+"/bin/next", 0o755); err != nil {
 			t.Fatal(err)
 		}
-		for _, n := range []Network{NetworkHost, NetworkNone} {
+		for _, n := range []NetworkMode{NetworkHost, NetworkNone} {
 			lines := strings.Fields(socketcall(unix.AF_UNIX, unix.SOCK_STREAM, 0, 0).try(t, im, of386, network(n), other))
 			inode := strings.TrimSuffix(strings.TrimPrefix(lines[0], "socket:["), "]")
 			if !slices.Contains(lines[1:], inode) {
@@ -475,7 +475,7 @@ func TestSocketcallEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, st, err := im.sh(t, `for i in 1 2 3 4; do (while :; do call; done) & done; for i in $(seq 50); do call || echo failed; done; kill $(jobs -p); echo end`,
-		func(s *Spec) { s.Architecture = "386" })
+		func(s *Spec) { s.Process.Architecture = "386" })
 	if errors.Is(err, unix.ENOEXEC) || strings.Contains(out, "Exec format error") {
 		t.Skip("the kernel has no 32-bit interface")
 	}
@@ -487,7 +487,7 @@ func TestSocketcallEnds(t *testing.T) {
 // The kernel's keys belong to users of the machine, also in a user namespace: only root's own privileges on the machine reach them.
 func TestKeys(t *testing.T) {
 	confined(t, func(t *testing.T, c confinement, im image) {
-		probe(t, im, "^TestProbeKeys$", c.spec, func(s *Spec) { s.Env = append(s.Env, fmt.Sprint("KEYS=", c.insecure && !c.ids)) })
+		probe(t, im, "^TestProbeKeys$", c.spec, func(s *Spec) { s.Process.Env = append(s.Process.Env, fmt.Sprint("KEYS=", c.insecure && !c.ids)) })
 	})
 }
 

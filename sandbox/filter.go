@@ -19,13 +19,13 @@ var filters = map[bool]func() (seccomp.Filter, error){
 // planFilter installs the system call filter. It comes before privileges go: without no_new_privs, which would disable programs like
 // sudo, it takes CAP_SYS_ADMIN to install one.
 func (r *run) planFilter(l *calls.List, p parts) error {
-	if r.spec.Insecure {
+	if r.spec.Privileges.Insecure {
 		if !r.privileged() {
 			l.Add("install the filter of keys", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, filterText(seccomp.Keys(runtime.GOARCH)))
 		}
 		return nil
 	}
-	f, err := filters[r.spec.Architecture == "386"]()
+	f, err := filters[r.spec.Process.Architecture == "386"]()
 	if err != nil {
 		return err
 	}

@@ -85,15 +85,15 @@ func DeviceNodes() error {
 
 // pool returns the pool that the groups of the run come from; nil if they are made for it alone.
 func (s *Spec) pool() *Pool {
-	if s.CgroupParent != "" || s.Limits != (Limits{}) || len(s.Devices) > 0 {
+	if s.Resources.CgroupParent != "" || s.Resources.Limits != (Limits{}) || len(s.Devices) > 0 {
 		return nil
 	}
-	return s.Pool
+	return s.Resources.Pool
 }
 
 // enterGroups gives the run its control groups, or what takes the place of one that it cannot have.
 func (r *run) enterGroups() (err error) {
-	request := cgroup.Request{Parent: r.spec.CgroupParent, Limits: r.spec.Limits}
+	request := cgroup.Request{Parent: r.spec.Resources.CgroupParent, Limits: r.spec.Resources.Limits}
 	if r.guards() {
 		if request.Devices, err = deviceRules(r.spec.Devices); err != nil {
 			return err
@@ -107,7 +107,7 @@ func (r *run) enterGroups() (err error) {
 	if err != nil {
 		return err
 	}
-	if r.spec.Insecure && r.guards() && !r.cgroups.Guarded() {
+	if r.spec.Privileges.Insecure && r.guards() && !r.cgroups.Guarded() {
 		return errUnguarded
 	}
 	return r.limitTasks()
@@ -128,14 +128,15 @@ func (r *run) leaveGroups() error {
 // limitTasks sets RLIMIT_NPROC where there is no control group. Since Linux 5.14 the kernel counts for it the processes and threads of a
 // user in a user namespace. In the machine's first one those are of all that the user runs, so it is no limit for a step.
 func (r *run) limitTasks() error {
-	if r.cgroups.Unlimited() == nil || !r.ns.Nested && r.spec.IDs == nil || slices.ContainsFunc(r.spec.Rlimits, isNproc) {
+	if r.cgroups.Unlimited() == nil || !r.ns.Nested && r.spec.Privileges.IDs == nil || slices.ContainsFunc(r.spec.Process.Rlimits, isNproc) {
 		return nil
 	}
 	var own unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NPROC, &own); err != nil {
 		return fmt.Errorf("get limit nproc: %w", err)
 	}
-	r.spec.Rlimits = slices.Concat(r.spec.Rlimits, []Rlimit{{Name: "nproc", Soft: min(own.Cur, DefaultPids), Hard: min(own.Max, DefaultPids)}})
+	limit := Rlimit{Name: "nproc", Soft: min(own.Cur, DefaultPids), Hard: min(own.Max, DefaultPids)}
+	r.spec.Process.Rlimits = append(slices.Clone(r.spec.Process.Rlimits), limit)
 	return nil
 }
 
@@ -148,11 +149,11 @@ func (r *run) noPidsLimit() *PidsError {
 	}
 	e := &PidsError{Err: r.cgroups.Unlimited()}
 	// The machine's root is never held to it.
-	if r.spec.IDs == nil && r.ns.MayBeRoot() {
+	if r.spec.Privileges.IDs == nil && r.ns.MayBeRoot() {
 		return e
 	}
-	if i := slices.IndexFunc(r.spec.Rlimits, isNproc); i >= 0 && r.spec.Rlimits[i].Hard < math.MaxInt64 {
-		e.Shared = int64(r.spec.Rlimits[i].Hard)
+	if i := slices.IndexFunc(r.spec.Process.Rlimits, isNproc); i >= 0 && r.spec.Process.Rlimits[i].Hard < math.MaxInt64 {
+		e.Shared = int64(r.spec.Process.Rlimits[i].Hard)
 	}
 	return e
 }
@@ -179,13 +180,17 @@ func deviceRules(nodes []Mount) ([]cgroup.Device, error) {
 }
 
 // privileged reports whether the process is to have the privileges of kiln itself, on the machine: all devices with them.
-func (r *run) privileged() bool { return r.spec.Insecure && r.spec.IDs == nil && !r.ns.Nested }
+func (r *run) privileged() bool {
+	return r.spec.Privileges.Insecure && r.spec.Privileges.IDs == nil && !r.ns.Nested
+}
 
 // guards reports whether a device controller is to say which devices the process may open. Where kiln is in a user namespace itself the
 // kernel lets nobody open a device by a node of a file system that kiln has mounted. A process with privileges in a user namespace of its
 // own could take away the option nodev of a mount, so there only a controller keeps it from the nodes that an image or an archive has.
-func (r *run) guards() bool { return !r.ns.Nested && r.spec.Insecure == (r.spec.IDs != nil) }
+func (r *run) guards() bool {
+	return !r.ns.Nested && r.spec.Privileges.Insecure == (r.spec.Privileges.IDs != nil)
+}
 
 // errUnguarded is of a step whose privileges would reach every device of the machine.
-var errUnguarded = errors.New("run with privileges in a user namespace: it takes a device controller, without which the step could open every " +
-	"device of the machine by a node in its image: run kiln where it may make control groups, or leave out --userns or --security=insecure")
+var errUnguarded = errors.New("run with privileges in a user namespace: it takes a device controller, without which the step could " +
+	"open every device of the machine by a node in its image: run kiln where it may make control groups, or leave out --userns or --security=insecure")

@@ -64,14 +64,14 @@ func TestCancel(t *testing.T) {
 		waitFor(t, "processes", func() bool { return running(t, mark) >= 3 })
 		cancel(reason)
 	}()
-	_, err := Run(ctx, Spec{Root: im.mount(t), Args: []string{"sh", "-c", stubborn(mark)}, Env: []string{defaultPath}})
+	_, err := Run(ctx, Spec{Root: im.mount(t), Process: Process{Args: []string{"sh", "-c", stubborn(mark)}, Env: []string{defaultPath}}})
 	if !errors.Is(err, reason) {
 		t.Error(err)
 	}
 	if n := running(t, mark); n != 0 {
 		t.Errorf("%d processes are left", n)
 	}
-	if _, err := Run(ctx, Spec{Root: im.mount(t), Args: []string{"true"}, Env: []string{defaultPath}}); !errors.Is(err, reason) {
+	if _, err := Run(ctx, Spec{Root: im.mount(t), Process: Process{Args: []string{"true"}, Env: []string{defaultPath}}}); !errors.Is(err, reason) {
 		t.Error(err)
 	}
 }
@@ -83,8 +83,8 @@ func TestMain(m *testing.M) {
 		pool := &networks.Pool{}
 		n, netErr := pool.Get()
 		if err = errors.Join(err, netErr); err == nil {
-			_, err = Run(context.Background(), Spec{Root: root, Args: []string{"sh", "-c", os.Getenv("SANDBOX_TEST_SCRIPT")},
-				Env: []string{defaultPath}, User: passwd.User{Groups: []uint32{0}}, Network: NetworkJoin, NetworkNamespace: n.Namespace()})
+			_, err = Run(context.Background(), Spec{Root: root, Process: Process{Args: []string{"sh", "-c", os.Getenv("SANDBOX_TEST_SCRIPT")},
+				Env: []string{defaultPath}, User: passwd.User{Groups: []uint32{0}}}, Network: Network{Mode: NetworkJoin, Namespace: n.Namespace()}})
 		}
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -141,7 +141,7 @@ func TestMounts(t *testing.T) {
 		t.Error(names)
 	}
 	im.expect(t, "cat /etc/hosts /dev/shm/x/a; ls /etc", "b\na\na\n", with(Mount{Source: source("b"), Target: "/etc/hosts"}, Mount{Source: source("."), Target: "/dev/shm/x"}, Mount{Source: source("b"), Target: "/etc/hosts"}), func(s *Spec) {
-		s.Args[2] = "cat /etc/hosts /dev/shm/x/a; cat /dev/shm/x/a"
+		s.Process.Args[2] = "cat /etc/hosts /dev/shm/x/a; cat /dev/shm/x/a"
 	})
 	im.expect(t, "cd /; ls /x/../y; cat y/a", "a\nb\nsub\na\n", with(Mount{Source: tmpfs(), Target: "/x"}, Mount{Source: source("."), Target: "/x/../y"}))
 	im.expect(t, "grep -c ' /t tmpfs ' /proc/mounts; touch /t/x", "1\n", with(Mount{Source: tmpfs(), Target: "/t"}))
@@ -360,7 +360,7 @@ func probe(t *testing.T, im image, test string, change ...func(*Spec)) {
 		}
 		libraries = append(libraries, Mount{Source: cloned(t, dir, true), Target: dir})
 	}
-	change = append(change, with(libraries...), args("probe", "-test.run="+test), func(s *Spec) { s.Env = append(s.Env, "SANDBOX_TEST_PROBE=1") })
+	change = append(change, with(libraries...), args("probe", "-test.run="+test), func(s *Spec) { s.Process.Env = append(s.Process.Env, "SANDBOX_TEST_PROBE=1") })
 	out, st, err := im.sh(t, "", change...)
 	if err != nil || st.ExitCode != 0 {
 		t.Errorf("%+v, %v\n%s", st, err, out)
@@ -462,7 +462,7 @@ func TestManyAtOnce(t *testing.T) {
 		}
 		defer f.Close()
 		var out bytes.Buffer
-		st, err := Run(context.Background(), Spec{Root: f, Args: []string{"sh", "-c", "echo $$ " + strconv.Itoa(i)}, Env: []string{defaultPath}, Stdout: &out})
+		st, err := Run(context.Background(), Spec{Root: f, Process: Process{Args: []string{"sh", "-c", "echo $$ " + strconv.Itoa(i)}, Env: []string{defaultPath}}, Output: Output{Stdout: &out}})
 		if want := fmt.Sprintf("1 %d\n", i); err == nil && (out.String() != want || st.ExitCode != 0) {
 			err = fmt.Errorf("%q, %+v", out.String(), st)
 		}
@@ -495,7 +495,7 @@ func TestManyAtOnce(t *testing.T) {
 func TestPlan(t *testing.T) {
 	im := newImage(t)
 	var plan bytes.Buffer
-	im.expect(t, "true", "", func(s *Spec) { s.Debug = &plan })
+	im.expect(t, "true", "", func(s *Spec) { s.Output.Debug = &plan })
 	text := plan.String()
 	last := -1
 	for _, step := range []string{"ppoll(", "clone3(", "keyctl(", "pivot_root(", "umount2(", "getcwd(", "seccomp(", "close_range(5,", "execveat(4,", "wait4(",
@@ -545,7 +545,7 @@ func TestSharedMount(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { root.Close() })
-		r := &run{spec: Spec{Root: root, Args: []string{"/bin/touch", "/shared/in/x"}, Env: []string{defaultPath}, Mounts: []Mount{
+		r := &run{spec: Spec{Root: root, Process: Process{Args: []string{"/bin/touch", "/shared/in/x"}, Env: []string{defaultPath}}, Mounts: []Mount{
 			{Source: cloned(t, dir, true), Target: "/shared", Shared: true}, {Source: tmpfs(), Target: "/shared/in"}}}, tree: tree{root: root}}
 		t.Cleanup(r.close)
 		if err := r.prepare(); err != nil {

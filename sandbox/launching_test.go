@@ -34,8 +34,8 @@ func TestNewProgram(t *testing.T) {
 					return
 				}
 				var out bytes.Buffer
-				status, err := Run(context.Background(), Spec{Root: f, Args: []string{name}, Env: []string{defaultPath}, User: root,
-					Stdout: &out, Stderr: &out})
+				status, err := Run(context.Background(), Spec{Root: f, Process: Process{Args: []string{name}, Env: []string{defaultPath}, User: root},
+					Output: Output{Stdout: &out, Stderr: &out}})
 				f.Close()
 				if err != nil || status.ExitCode != 0 {
 					t.Errorf("%s: %+v, %v, %s", name, status, err, out.String())

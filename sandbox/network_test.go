@@ -28,7 +28,9 @@ func joined(t testing.TB, pool *networks.Pool) func(*Spec) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return func(s *Spec) { s.Network, s.NetworkNamespace, s.ResolvConf = NetworkJoin, n.Namespace(), conf }
+	return func(s *Spec) {
+		s.Network.Mode, s.Network.Namespace, s.Network.ResolvConf = NetworkJoin, n.Namespace(), conf
+	}
 }
 
 func newPool(t testing.TB) *networks.Pool {
@@ -113,7 +115,7 @@ func TestNetworkAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer n.Release(false)
-		own := im.lines(t, "readlink /proc/self/ns/net", func(s *Spec) { s.Network, s.NetworkNamespace = NetworkJoin, n.Namespace() })[0]
+		own := im.lines(t, "readlink /proc/self/ns/net", func(s *Spec) { s.Network.Mode, s.Network.Namespace = NetworkJoin, n.Namespace() })[0]
 		again := own == last
 		last = own
 		return again
@@ -168,8 +170,8 @@ func TestNetworkCancelled(t *testing.T) {
 		}()
 		addr := l.Addr().(*net.TCPAddr)
 		root := im.mount(t)
-		_, err = Run(ctx, Spec{Root: root, Args: []string{"sh", "-c", fmt.Sprintf("nc %s %d > /dev/null", addr.IP, addr.Port)},
-			Env: []string{defaultPath}, Network: NetworkJoin, NetworkNamespace: n.Namespace()})
+		_, err = Run(ctx, Spec{Root: root, Process: Process{Args: []string{"sh", "-c", fmt.Sprintf("nc %s %d > /dev/null", addr.IP, addr.Port)},
+			Env: []string{defaultPath}}, Network: Network{Mode: NetworkJoin, Namespace: n.Namespace()}})
 		root.Close()
 		if !errors.Is(err, context.Canceled) {
 			t.Error(err)

@@ -35,37 +35,58 @@ import (
 type Spec struct {
 	// Root is a detached mount that becomes the file system of the process. Run uses it up: it can still be read through
 	// the descriptor, which stays the caller's to close, but not be given to Run again.
-	Root *os.File
-	// Args is the program and its arguments. A program without a slash is looked for in the PATH of Env.
-	Args []string
-	// Env is the environment, "NAME=value" each. HOME is added if it is missing: the user's home directory, or "/".
-	Env []string
-	// Cwd is the working directory, an absolute path in Root; "" is "/". If it is missing it is made with its missing parents,
-	// owned by User with mode 0755, and stays.
-	Cwd string
-	// User is whom the process runs as.
-	User passwd.User
+	Root    *os.File
+	Process Process
 	// Mounts are attached in their order, on top of what the sandbox itself mounts.
 	Mounts []Mount
 	// Devices are device nodes that the process may use, attached after the Mounts. Those that are not the process's own must be on
 	// read-only mounts: it can change the mode and the owner of others.
-	Devices []Mount
+	Devices    []Mount
+	Network    Network
+	Privileges Privileges
+	Resources  Resources
+	Output     Output
+}
+
+// Process is the program that is run.
+type Process struct {
+	// Args is the program and its arguments. A program without a slash is looked for in the PATH of Env.
+	Args []string
+	// Env is the environment, "NAME=value" each. HOME is added if it is missing: the user's home directory, or "/".
+	Env []string
+	// Cwd is the working directory, an absolute path in the root; "" is "/". If it is missing it is made with its missing parents,
+	// owned by User with mode 0755, and stays.
+	Cwd string
+	// User is the user that the process runs as.
+	User passwd.User
 	// Architecture is that of the image, as the OCI image specification names it; "" is the machine's. With "386" the process may
 	// make sockets by socketcall(2), which programs for other architectures do not need.
 	Architecture string
-	// Hostname is the host name, DefaultHostname if "".
-	Hostname string
-	// ExtraHosts are added to /etc/hosts.
-	ExtraHosts []Host
-	// Network says which network the process has.
-	Network Network
-	// NetworkNamespace is the network name space of NetworkJoin. It stays the caller's.
-	NetworkNamespace *os.File
+	// Rlimits are set in place of those that kiln runs with.
+	Rlimits []Rlimit
+}
+
+// Network is what a process reaches, and what names it knows.
+type Network struct {
+	Mode NetworkMode
+	// Namespace is the network namespace of NetworkJoin. It stays the caller's.
+	Namespace *os.File
 	// ResolvConf is the content of /etc/resolv.conf for NetworkJoin; with the other networks it is the host's.
 	ResolvConf string
-	// Insecure runs the process with all of kiln's capabilities, without Docker's system call policy, with /proc and /sys
-	// writable and devices usable.
+	// Hostname is the host name, DefaultHostname if "".
+	Hostname string
+	// Hosts are added to /etc/hosts.
+	Hosts []Host
+}
+
+// Privileges are what a process may do.
+type Privileges struct {
+	// Insecure runs the process with all of kiln's capabilities, without Docker's seccomp profile, with /proc and /sys writable and
+	// devices usable.
 	Insecure bool
+	// IDs puts the process into the user namespace of the map; nil leaves it in kiln's. Root and Mounts must have their ids mapped
+	// by it already, and User is one inside. See NewIDMap.
+	IDs *mount.IDMap
 	// SharedProc gives the process the /proc and /sys that kiln itself has, read-only, for a kiln that is in a user namespace in a
 	// container: the kernel lets it mount none while parts of those are covered. The process sees the other processes of the container
 	// then, under their numbers there, and what /proc shows to everybody, as their command lines. It needs a UserNamespace, so
@@ -74,22 +95,25 @@ type Spec struct {
 	// UserNamespace is one of NewUserNamespace, which no other process uses at the same time. nil leaves the process in that of kiln,
 	// or of IDs. It stays the caller's.
 	UserNamespace *os.File
-	// Rlimits are set in place of those that kiln runs with.
-	Rlimits []Rlimit
-	// ShmSize is the size of /dev/shm in bytes, 64 MiB if 0.
-	ShmSize int64
+}
+
+// Resources are what a process may take.
+type Resources struct {
 	// Limits bound what the process and its descendants take together.
 	Limits Limits
-	// Pool has control groups of earlier runs; nil is for none.
-	Pool *Pool
-	// IDs puts the process into the user namespace of the map; nil leaves it in kiln's. Root and Mounts must have their ids mapped
-	// by it already, and User is one inside. See NewIDMap.
-	IDs *mount.IDMap
 	// CgroupParent is a control group, as a path from the top of each hierarchy of the machine, in which the process and its
 	// descendants get a group of their own in each for the time of the run; "" is one in kiln's own group, for Limits alone.
 	CgroupParent string
+	// Pool has control groups of earlier runs; nil is for none.
+	Pool *Pool
+	// ShmSize is the size of /dev/shm in bytes, 64 MiB if 0.
+	ShmSize int64
+}
+
+// Output is where output goes. Standard input is /dev/null.
+type Output struct {
 	// Stdout and Stderr take what the process writes, as it writes it; nil discards it. If they are equal, at most one
-	// Write is called at a time and the order of the process's writes is kept. Standard input is /dev/null.
+	// Write is called at a time and the order of the process's writes is kept.
 	Stdout, Stderr io.Writer
 	// Debug takes the list of system calls that set the process up, before they are made; nil is for none.
 	Debug io.Writer
@@ -110,15 +134,15 @@ type Mount struct {
 // Host is a line of /etc/hosts.
 type Host struct{ Name, IP string }
 
-// Network is which network a process has.
-type Network int
+// NetworkMode is which network a process has.
+type NetworkMode int
 
 const (
 	// NetworkHost is the network of kiln itself.
-	NetworkHost Network = iota
+	NetworkHost NetworkMode = iota
 	// NetworkNone is a loopback interface and nothing else.
 	NetworkNone
-	// NetworkJoin is that of Spec.NetworkNamespace.
+	// NetworkJoin is that of Network.Namespace.
 	NetworkJoin
 )
 
@@ -171,7 +195,7 @@ func (e *SetupError) Unwrap() error { return e.Errno }
 
 // ExecError says that the program could not be executed.
 type ExecError struct {
-	// Name is the program as in Spec.Args.
+	// Name is the program as in Process.Args.
 	Name string
 	// Reason is why, in words.
 	Reason string
@@ -207,22 +231,22 @@ func Run(ctx context.Context, s Spec) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	for _, gid := range append([]uint32{s.User.GID}, s.User.Groups...) {
+	for _, gid := range append([]uint32{s.Process.User.GID}, s.Process.User.Groups...) {
 		if !ns.Single() && !ns.HasGroup(gid) {
 			return Status{}, &userns.NoIDError{What: "group", ID: gid}
 		}
 	}
-	if !ns.HasUser(s.User.UID) {
-		return Status{}, &userns.NoIDError{What: "user", ID: s.User.UID}
+	if !ns.HasUser(s.Process.User.UID) {
+		return Status{}, &userns.NoIDError{What: "user", ID: s.Process.User.UID}
 	}
-	if m := s.IDs; m != nil {
-		for _, id := range append([]uint32{s.User.UID, s.User.GID}, s.User.Groups...) {
+	if m := s.Privileges.IDs; m != nil {
+		for _, id := range append([]uint32{s.Process.User.UID, s.Process.User.GID}, s.Process.User.Groups...) {
 			if id >= m.Count {
-				return Status{}, fmt.Errorf("run as user %d, group %d: the user namespace of the step has %d ids", s.User.UID, id, m.Count)
+				return Status{}, fmt.Errorf("run as user %d, group %d: the user namespace of the step has %d ids", s.Process.User.UID, id, m.Count)
 			}
 		}
 	}
-	r := &run{spec: s, ns: ns, tree: tree{root: s.Root, ids: s.IDs}}
+	r := &run{spec: s, ns: ns, tree: tree{root: s.Root, ids: s.Privileges.IDs}}
 	defer r.close()
 	if err := r.prepare(); err != nil {
 		return Status{}, errors.Join(err, r.clean())
@@ -236,32 +260,32 @@ func Run(ctx context.Context, s Spec) (Status, error) {
 
 // check returns what cannot be done about s.
 func (s *Spec) check() error {
-	if len(s.Args) == 0 || s.Args[0] == "" {
+	if len(s.Process.Args) == 0 || s.Process.Args[0] == "" {
 		return errors.New("run: no program")
 	}
-	for _, list := range [][]string{s.Args, s.Env, {s.Hostname}} {
+	for _, list := range [][]string{s.Process.Args, s.Process.Env, {s.Network.Hostname}} {
 		for _, v := range list {
 			if strings.IndexByte(v, 0) >= 0 {
 				return fmt.Errorf("run: %q holds a zero byte", v)
 			}
 		}
 	}
-	if s.Network < NetworkHost || s.Network > NetworkJoin || (s.Network == NetworkJoin) != (s.NetworkNamespace != nil) {
-		return fmt.Errorf("run with network %d: no such mode", s.Network)
+	if s.Network.Mode < NetworkHost || s.Network.Mode > NetworkJoin || (s.Network.Mode == NetworkJoin) != (s.Network.Namespace != nil) {
+		return fmt.Errorf("run with network %d: no such mode", s.Network.Mode)
 	}
-	if err := s.Limits.Check(); err != nil {
+	if err := s.Resources.Limits.Check(); err != nil {
 		return fmt.Errorf("run with %w", err)
 	}
-	if s.SharedProc && (s.Insecure || s.UserNamespace == nil) {
+	if s.Privileges.SharedProc && (s.Privileges.Insecure || s.Privileges.UserNamespace == nil) {
 		return errors.New("run with kiln's own /proc: only without privileges, in a user namespace of its own")
 	}
-	if s.UserNamespace != nil && s.IDs != nil {
+	if s.Privileges.UserNamespace != nil && s.Privileges.IDs != nil {
 		return errors.New("run in two user namespaces")
 	}
-	if s.Cwd != "" && !path.IsAbs(s.Cwd) {
-		return fmt.Errorf("run in %q: not an absolute path", s.Cwd)
+	if s.Process.Cwd != "" && !path.IsAbs(s.Process.Cwd) {
+		return fmt.Errorf("run in %q: not an absolute path", s.Process.Cwd)
 	}
-	for _, h := range s.ExtraHosts {
+	for _, h := range s.Network.Hosts {
 		if strings.ContainsAny(h.Name+h.IP, "\n\x00") {
 			return fmt.Errorf("run with host %q: not a name and an address", h.Name+" "+h.IP)
 		}
@@ -271,7 +295,7 @@ func (s *Spec) check() error {
 			return fmt.Errorf("mount at %q: not an absolute path", m.Target)
 		}
 	}
-	for _, l := range s.Rlimits {
+	for _, l := range s.Process.Rlimits {
 		if _, ok := resources[l.Name]; !ok {
 			return fmt.Errorf("set limit %s: no such resource", l.Name)
 		}
@@ -343,19 +367,19 @@ func (r *run) clean() error {
 // prepare makes everything that kiln can make outside the sandbox, and the plan of the rest.
 func (r *run) prepare() error {
 	s := &r.spec
-	conf, err := s.ResolvConf, error(nil)
-	if s.Network != NetworkJoin {
+	conf, err := s.Network.ResolvConf, error(nil)
+	if s.Network.Mode != NetworkJoin {
 		if conf, err = resolver(); err != nil {
 			return err
 		}
 	}
-	if s.Hostname == "" {
-		s.Hostname = DefaultHostname
+	if s.Network.Hostname == "" {
+		s.Network.Hostname = DefaultHostname
 	}
-	if s.ShmSize == 0 {
-		s.ShmSize = defaultShmSize
+	if s.Resources.ShmSize == 0 {
+		s.Resources.ShmSize = defaultShmSize
 	}
-	r.supply, err = newSupply(map[string]string{"hosts": hosts(s.Hostname, s.ExtraHosts), "resolv.conf": conf})
+	r.supply, err = newSupply(map[string]string{"hosts": hosts(s.Network.Hostname, s.Network.Hosts), "resolv.conf": conf})
 	if err != nil {
 		return err
 	}
@@ -367,7 +391,7 @@ func (r *run) prepare() error {
 	if r.ns.HasGroup(ttyGroup) {
 		pts = append(pts, mount.Option{Name: "gid", Value: fmt.Sprint(ttyGroup)})
 	}
-	if s.IDs == nil {
+	if s.Privileges.IDs == nil {
 		if p.pts, err = r.own(mount.New("devpts", mount.NoSuid|mount.NoExec, pts...)); err != nil {
 			return err
 		}
@@ -375,12 +399,12 @@ func (r *run) prepare() error {
 		p.ptsOptions = pts // whose terminals belong to the users of the namespace that it is mounted in
 	}
 	if p.shm, err = r.own(mount.New("tmpfs", mount.NoSuid|mount.NoDev|mount.NoExec, mount.Option{Name: "mode", Value: "1777"},
-		mount.Option{Name: "size", Value: fmt.Sprint(s.ShmSize)})); err != nil {
+		mount.Option{Name: "size", Value: fmt.Sprint(s.Resources.ShmSize)})); err != nil {
 		return err
 	}
-	if s.IDs != nil {
+	if s.Privileges.IDs != nil {
 		for _, f := range []*os.File{r.supply.fs, p.dev, p.shm} {
-			if err := mount.MapIDs(f, s.IDs); err != nil {
+			if err := mount.MapIDs(f, s.Privileges.IDs); err != nil {
 				return err
 			}
 		}
@@ -423,8 +447,8 @@ func (r *run) prepare() error {
 		r.tree.cover(at, m.Source, m.Shared)
 		p.targets = append(p.targets, f)
 	}
-	if s.Cwd == "" {
-		s.Cwd = "/"
+	if s.Process.Cwd == "" {
+		s.Process.Cwd = "/"
 	}
 	if err := r.makeCwd(); err != nil {
 		return fmt.Errorf("make working directory: %w", err)
@@ -447,7 +471,7 @@ func (r *run) prepare() error {
 			return err
 		}
 	}
-	if r.hostSys() && r.spec.IDs != nil && !r.ns.Nested {
+	if r.hostSys() && r.spec.Privileges.IDs != nil && !r.ns.Nested {
 		// Without what is mounted in it. The process could not leave that out, and with privileges it could take away what covers it.
 		if p.sys, err = r.own(hostSysAlone()); err != nil {
 			return err
@@ -469,7 +493,7 @@ func (r *run) prepare() error {
 // makeCwd makes the working directory if it is missing, with its missing parents, for the user, as BuildKit does. One inside a file
 // system of the kernel is left to the process, which looks whether it is there.
 func (r *run) makeCwd() error {
-	clean := path.Clean(r.spec.Cwd)
+	clean := path.Clean(r.spec.Process.Cwd)
 	if clean == "/" {
 		return nil
 	}
@@ -478,7 +502,8 @@ func (r *run) makeCwd() error {
 			return nil
 		}
 	}
-	f, _, err := r.tree.mountPoint(r.spec.Cwd, how{want: directory, keep: true, uid: r.spec.User.UID, gid: r.spec.User.GID})
+	user := r.spec.Process.User
+	f, _, err := r.tree.mountPoint(r.spec.Process.Cwd, how{want: directory, keep: true, uid: user.UID, gid: user.GID})
 	if err != nil {
 		return err
 	}
@@ -496,13 +521,13 @@ type output struct {
 
 // pipes returns the process's standard output and standard error, nil for one that is discarded.
 func (r *run) pipes() (stdout, stderr *os.File, err error) {
-	if stdout, err = r.pipe(r.spec.Stdout); err != nil {
+	if stdout, err = r.pipe(r.spec.Output.Stdout); err != nil {
 		return nil, nil, err
 	}
-	if same(r.spec.Stdout, r.spec.Stderr) {
+	if same(r.spec.Output.Stdout, r.spec.Output.Stderr) {
 		return stdout, stdout, nil
 	}
-	stderr, err = r.pipe(r.spec.Stderr)
+	stderr, err = r.pipe(r.spec.Output.Stderr)
 	return stdout, stderr, err
 }
 
@@ -519,8 +544,8 @@ func (r *run) pipe(w io.Writer) (*os.File, error) {
 		return nil, fmt.Errorf("make pipe: %w", err)
 	}
 	// The process may open its output again, as /dev/stdout.
-	uid := r.spec.User.UID
-	if m := r.spec.IDs; m != nil {
+	uid := r.spec.Process.User.UID
+	if m := r.spec.Privileges.IDs; m != nil {
 		uid += m.FirstUser
 	}
 	if err := unix.Fchown(fds[1], int(uid), -1); err != nil {
@@ -556,8 +581,8 @@ func (o *output) copy() {
 
 // run starts the process and waits for its end.
 func (r *run) run(ctx context.Context) (Status, error) {
-	if r.spec.Debug != nil {
-		if _, err := io.WriteString(r.spec.Debug, r.keeper.String()+"the launcher:\n"+r.program.String()); err != nil {
+	if r.spec.Output.Debug != nil {
+		if _, err := io.WriteString(r.spec.Output.Debug, r.keeper.String()+"the launcher:\n"+r.program.String()); err != nil {
 			return Status{}, fmt.Errorf("write the plan of the sandbox: %w", err)
 		}
 	}
@@ -670,7 +695,7 @@ func (e *ExecError) code() int {
 
 // execError returns why no attempt to execute the program went well, nil if one did or none was made.
 func (r *run) execError() *ExecError {
-	name := r.spec.Args[0]
+	name := r.spec.Process.Args[0]
 	e := &ExecError{Name: name, Errno: syscall.ENOENT, Reason: "executable file not found in $PATH"}
 	if strings.Contains(name, "/") {
 		e.Reason = "no such file or directory"
@@ -706,13 +731,15 @@ const (
 
 // checkArguments returns an *ExecError for arguments and an environment with which the kernel would execute nothing.
 func (s *Spec) checkArguments() error {
-	tooLong := func(reason string) error { return &ExecError{Name: s.Args[0], Errno: syscall.E2BIG, Reason: reason} }
-	for i, v := range s.Args {
+	tooLong := func(reason string) error {
+		return &ExecError{Name: s.Process.Args[0], Errno: syscall.E2BIG, Reason: reason}
+	}
+	for i, v := range s.Process.Args {
 		if len(v) > maxArgument {
 			return tooLong(fmt.Sprintf("argument %d has %d bytes, and Linux allows %d", i, len(v), maxArgument))
 		}
 	}
-	for _, v := range s.Env {
+	for _, v := range s.Process.Env {
 		name, value, _ := strings.Cut(v, "=")
 		name = name[:min(len(name), 80)]
 		if len(v) > maxArgument {
@@ -722,8 +749,8 @@ func (s *Spec) checkArguments() error {
 			return tooLong(fmt.Sprintf("PATH has %d directories, and kiln allows %d", n+1, maxPath))
 		}
 	}
-	if len(s.Args[0]) >= unix.PathMax {
-		return &ExecError{Name: s.Args[0][:80] + "...", Errno: syscall.ENAMETOOLONG, Reason: syscall.ENAMETOOLONG.Error()}
+	if len(s.Process.Args[0]) >= unix.PathMax {
+		return &ExecError{Name: s.Process.Args[0][:80] + "...", Errno: syscall.ENAMETOOLONG, Reason: syscall.ENAMETOOLONG.Error()}
 	}
 	return nil
 }

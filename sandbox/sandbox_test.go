@@ -120,8 +120,8 @@ func (im image) mount(t testing.TB) *os.File {
 func (im image) sh(t testing.TB, script string, change ...func(*Spec)) (string, Status, error) {
 	t.Helper()
 	var out bytes.Buffer
-	s := Spec{Root: im.mount(t), Args: []string{"/bin/sh", "-c", script}, Env: []string{defaultPath}, User: root, IDs: im.ids,
-		Stdout: &out, Stderr: &out}
+	s := Spec{Root: im.mount(t), Process: Process{Args: []string{"/bin/sh", "-c", script}, Env: []string{defaultPath}, User: root},
+		Privileges: Privileges{IDs: im.ids}, Output: Output{Stdout: &out, Stderr: &out}}
 	for _, c := range change {
 		c(&s)
 	}
@@ -179,30 +179,30 @@ func cloned(t *testing.T, path string, recursive bool) *os.File {
 	return m
 }
 
-func user(u passwd.User) func(*Spec)  { return func(s *Spec) { s.User = u } }
-func network(n Network) func(*Spec)   { return func(s *Spec) { s.Network = n } }
-func insecure(s *Spec)                { s.Insecure = true }
-func cwd(dir string) func(*Spec)      { return func(s *Spec) { s.Cwd = dir } }
-func args(list ...string) func(*Spec) { return func(s *Spec) { s.Args = list } }
-func env(list ...string) func(*Spec)  { return func(s *Spec) { s.Env = list } }
-func with(list ...Mount) func(*Spec)  { return func(s *Spec) { s.Mounts = list } }
+func user(u passwd.User) func(*Spec)    { return func(s *Spec) { s.Process.User = u } }
+func network(n NetworkMode) func(*Spec) { return func(s *Spec) { s.Network.Mode = n } }
+func insecure(s *Spec)                  { s.Privileges.Insecure = true }
+func cwd(dir string) func(*Spec)        { return func(s *Spec) { s.Process.Cwd = dir } }
+func args(list ...string) func(*Spec)   { return func(s *Spec) { s.Process.Args = list } }
+func env(list ...string) func(*Spec)    { return func(s *Spec) { s.Process.Env = list } }
+func with(list ...Mount) func(*Spec)    { return func(s *Spec) { s.Mounts = list } }
 
 func TestProcess(t *testing.T) {
 	im := newImage(t)
 	im.expect(t, "echo $$ /proc/[0-9]*", "1 /proc/1\n")
 	im.expect(t, "hostname; grep -c buildkitsandbox /etc/hosts", "buildkitsandbox\n1\n")
-	im.expect(t, "hostname; grep -cw mine /etc/hosts", "mine\n1\n", func(s *Spec) { s.Hostname = "mine" })
+	im.expect(t, "hostname; grep -cw mine /etc/hosts", "mine\n1\n", func(s *Spec) { s.Network.Hostname = "mine" })
 	im.expect(t, "grep internal /etc/hosts", "10.1.2.3\tdb.internal\n",
-		func(s *Spec) { s.ExtraHosts = []Host{{Name: "db.internal", IP: "10.1.2.3"}} })
+		func(s *Spec) { s.Network.Hosts = []Host{{Name: "db.internal", IP: "10.1.2.3"}} })
 	im.expect(t, "umask; cat; test -t 0 || echo none", "0022\nnone\n")
 	im.expect(t, "cat /proc/self/cgroup | grep -v ':/$' | wc -l", "0\n")
 	im.expect(t, "",
 		"SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\nSigCgt:\t0000000000000000\nNoNewPrivs:\t0\nSeccomp:\t2\n",
 		args("grep", "-E", "^(Sig(Blk|Ign|Cgt)|NoNewPrivs|Seccomp):", "/proc/self/status"))
 	im.expect(t, "ulimit -Sn; ulimit -Hn; ulimit -c", "1000\n2000\n0\n", func(s *Spec) {
-		s.Rlimits = []Rlimit{{"nofile", 1000, 2000}, {"core", 0, 0}}
+		s.Process.Rlimits = []Rlimit{{"nofile", 1000, 2000}, {"core", 0, 0}}
 	})
-	im.expect(t, "df -k /dev/shm | awk 'NR==2{print $2}'", "16384\n", func(s *Spec) { s.ShmSize = 16 << 20 })
+	im.expect(t, "df -k /dev/shm | awk 'NR==2{print $2}'", "16384\n", func(s *Spec) { s.Resources.ShmSize = 16 << 20 })
 	im.expect(t, "df -k /dev/shm | awk 'NR==2{print $2}'", "65536\n")
 }
 
@@ -213,7 +213,7 @@ func TestOwnNamespaces(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, n := range []Network{NetworkHost, NetworkNone} {
+		for _, n := range []NetworkMode{NetworkHost, NetworkNone} {
 			out := im.lines(t, "readlink /proc/self/ns/"+ns, network(n))[0]
 			if shared := ns == "net" && n == NetworkHost; (out == own) != shared {
 				t.Errorf("%s with network %d: %s, kiln's is %s", ns, n, out, own)
@@ -404,17 +404,17 @@ func TestStatus(t *testing.T) {
 func TestOutputStreams(t *testing.T) {
 	im := newImage(t)
 	var out, errs bytes.Buffer
-	st, err := Run(context.Background(), Spec{Root: im.mount(t), Args: []string{"/bin/sh", "-c",
-		"dd if=/dev/zero bs=64k count=100 2> /dev/null; echo e >&2"}, Env: []string{defaultPath}, Stdout: &out, Stderr: &errs})
+	st, err := Run(context.Background(), Spec{Root: im.mount(t), Process: Process{Args: []string{"/bin/sh", "-c",
+		"dd if=/dev/zero bs=64k count=100 2> /dev/null; echo e >&2"}, Env: []string{defaultPath}}, Output: Output{Stdout: &out, Stderr: &errs}})
 	if err != nil || st.ExitCode != 0 || out.Len() != 100*64<<10 || errs.String() != "e\n" {
 		t.Errorf("%+v, %v, %d, %q", st, err, out.Len(), errs.String())
 	}
-	st, err = Run(context.Background(), Spec{Root: im.mount(t), Args: []string{"/bin/sh", "-c", "dd if=/dev/zero bs=64k count=100"},
-		Env: []string{defaultPath}, Stdout: failing{}})
+	st, err = Run(context.Background(), Spec{Root: im.mount(t), Process: Process{Args: []string{"/bin/sh", "-c", "dd if=/dev/zero bs=64k count=100"},
+		Env: []string{defaultPath}}, Output: Output{Stdout: failing{}}})
 	if !errors.Is(err, errFailing) || st.ExitCode != 0 {
 		t.Errorf("%+v, %v", st, err)
 	}
-	if st, err = Run(context.Background(), Spec{Root: im.mount(t), Args: []string{"/bin/echo"}}); err != nil || st.ExitCode != 0 {
+	if st, err = Run(context.Background(), Spec{Root: im.mount(t), Process: Process{Args: []string{"/bin/echo"}}}); err != nil || st.ExitCode != 0 {
 		t.Errorf("%+v, %v", st, err)
 	}
 }
@@ -453,9 +453,9 @@ func TestMistakes(t *testing.T) {
 		"zero byte":       args("a\x00b"),
 		"network":         network(7),
 		"relative":        cwd("a"),
-		"resource":        func(s *Spec) { s.Rlimits = []Rlimit{{"nofiles", 1, 1}} },
-		"soft above hard": func(s *Spec) { s.Rlimits = []Rlimit{{"nofile", 2, 1}} },
-		"host":            func(s *Spec) { s.ExtraHosts = []Host{{"a\n1.2.3.4", "b"}} },
+		"resource":        func(s *Spec) { s.Process.Rlimits = []Rlimit{{"nofiles", 1, 1}} },
+		"soft above hard": func(s *Spec) { s.Process.Rlimits = []Rlimit{{"nofile", 2, 1}} },
+		"host":            func(s *Spec) { s.Network.Hosts = []Host{{"a\n1.2.3.4", "b"}} },
 		"mount at /":      func(s *Spec) { s.Mounts = []Mount{{Source: s.Root, Target: "/"}} },
 		"mount in /proc":  func(s *Spec) { s.Mounts = []Mount{{Source: s.Root, Target: "/proc/x"}} },
 	} {
@@ -464,7 +464,7 @@ func TestMistakes(t *testing.T) {
 		}
 	}
 	f := im.mount(t)
-	s := Spec{Root: f, Args: []string{"/bin/true"}}
+	s := Spec{Root: f, Process: Process{Args: []string{"/bin/true"}}}
 	if _, err := Run(context.Background(), s); err != nil {
 		t.Fatal(err)
 	}

@@ -87,13 +87,13 @@ func (r *run) plan(p parts) error {
 	for _, f := range p.cgroups {
 		k.Add("join a control group", unix.SYS_WRITE, fd(f), []byte("0"), 1)
 	}
-	if r.spec.Network == NetworkJoin {
-		k.Add("enter the network name space", unix.SYS_SETNS, fd(r.spec.NetworkNamespace), unix.CLONE_NEWNET)
+	if r.spec.Network.Mode == NetworkJoin {
+		k.Add("enter the network name space", unix.SYS_SETNS, fd(r.spec.Network.Namespace), unix.CLONE_NEWNET)
 	}
-	if m := r.spec.IDs; m != nil {
+	if m := r.spec.Privileges.IDs; m != nil {
 		k.Add("enter the user namespace", unix.SYS_SETNS, fd(m.Namespace), unix.CLONE_NEWUSER)
 	}
-	if f := r.spec.UserNamespace; f != nil {
+	if f := r.spec.Privileges.UserNamespace; f != nil {
 		k.Add("enter the user namespace", unix.SYS_SETNS, fd(f), unix.CLONE_NEWUSER)
 	}
 	// Here, since a change of privileges would take the signal away.
@@ -114,8 +114,9 @@ func (r *run) processPlan(p parts) (*calls.List, error) {
 	s := &r.spec
 	// The keeper waits until the program is executed (vfork), as far as the kernel is concerned: else a change of oom_score_adj
 	// would be for all that share kiln's memory, kiln included.
-	l := &calls.List{Flags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP | unix.CLONE_VFORK}
-	if s.Network == NetworkNone {
+	const namespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+	l := &calls.List{Flags: namespaces | unix.CLONE_VFORK}
+	if s.Network.Mode == NetworkNone {
 		l.Flags |= unix.CLONE_NEWNET
 	}
 	l.Add("start a session", unix.SYS_SETSID)
@@ -133,26 +134,26 @@ func (r *run) processPlan(p parts) (*calls.List, error) {
 		file := l.Add("open oom_score_adj", unix.SYS_OPENAT, calls.Here(), "/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		l.Add("rather die than kiln", unix.SYS_WRITE, file, []byte(adj), len(adj))
 	}
-	if s.IDs != nil {
+	if s.Privileges.IDs != nil {
 		l.Add("leave kiln's groups", unix.SYS_SETGROUPS, 0, 0)
 		l.Add("become the group of the namespace's root", unix.SYS_SETRESGID, 0, 0, 0)
 		l.Add("become the namespace's root", unix.SYS_SETRESUID, 0, 0, 0)
 	}
 	r.planRoot(l, p)
-	if s.Network == NetworkNone {
+	if s.Network.Mode == NetworkNone {
 		sock := l.Add("open a socket", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		req := make([]byte, sizeofIfreq)
 		copy(req, "lo")
 		binary.NativeEndian.PutUint16(req[unix.IFNAMSIZ:], unix.IFF_UP|unix.IFF_RUNNING)
 		l.Add("bring up the loopback interface", unix.SYS_IOCTL, sock, unix.SIOCSIFFLAGS, req)
 	}
-	l.Add("set the host name", unix.SYS_SETHOSTNAME, s.Hostname, len(s.Hostname))
+	l.Add("set the host name", unix.SYS_SETHOSTNAME, s.Network.Hostname, len(s.Network.Hostname))
 
 	l.Add("set the umask", unix.SYS_UMASK, 0o022)
-	dir := l.Add("open working directory "+s.Cwd, unix.SYS_OPENAT2, calls.Here(), s.Cwd,
+	dir := l.Add("open working directory "+s.Process.Cwd, unix.SYS_OPENAT2, calls.Here(), s.Process.Cwd,
 		calls.Raw(unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
 			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}), unix.SizeofOpenHow)
-	l.Add("change to working directory "+s.Cwd, unix.SYS_FCHDIR, dir)
+	l.Add("change to working directory "+s.Process.Cwd, unix.SYS_FCHDIR, dir)
 	cwd := &calls.Buffer{Size: unix.PathMax}
 	l.Add("read the working directory", unix.SYS_GETCWD, cwd, cwd.Size)
 	l.Add("see that the working directory is in the root", calls.Check, cwd, int('/'), int(unix.EXDEV))
@@ -187,12 +188,12 @@ func (r *run) launchPlan() (*calls.List, error) {
 	}
 	l.Add("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, make([]byte, 8), 0, 8)
 
-	env := s.Env
+	env := s.Process.Env
 	if !hasName(env, "HOME") {
-		env = append(append([]string(nil), env...), "HOME="+s.User.Home)
+		env = append(append([]string(nil), env...), "HOME="+s.Process.User.Home)
 	}
-	argv, envp := &calls.Strings{List: s.Args}, &calls.Strings{List: env}
-	paths := candidates(s.Args[0], env)
+	argv, envp := &calls.Strings{List: s.Process.Args}, &calls.Strings{List: env}
+	paths := candidates(s.Process.Args[0], env)
 	for _, name := range paths {
 		r.execs = append(r.execs, l.Add("execute "+name, unix.SYS_EXECVE, name, argv, envp).
 			Or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES))
@@ -240,7 +241,7 @@ func (r *run) planRoot(l *calls.List, p parts) {
 
 	l.Add("keep mounts from the host", unix.SYS_MOUNT_SETATTR, calls.Here(), "/", unix.AT_RECURSIVE, private, len(private))
 	var proc *calls.Call
-	if s.SharedProc {
+	if s.Privileges.SharedProc {
 		// Read-only: the files of kiln's processes and of other steps' belong to the user that this one is, oom_score_adj among them.
 		proc = r.planClone(l, "/proc", standard|unix.MOUNT_ATTR_RDONLY)
 	}
@@ -264,7 +265,7 @@ func (r *run) planRoot(l *calls.List, p parts) {
 	}
 	l.Add("attach /proc", unix.SYS_MOVE_MOUNT, proc, "", fd(p.procAt), "", moveFromFd|moveToFd)
 	sysAttr := standard
-	if !s.Insecure {
+	if !s.Privileges.Insecure {
 		sysAttr |= unix.MOUNT_ATTR_RDONLY
 	}
 	sys := r.planSys(l, p, sysAttr)
@@ -277,7 +278,7 @@ func (r *run) planRoot(l *calls.List, p parts) {
 			l.Add("mask "+below+"/"+name, unix.SYS_MOVE_MOUNT, cloneReadOnly(with), "", at, "", moveFromFd|moveToFd)
 		}
 	}
-	if !s.Insecure {
+	if !s.Privileges.Insecure {
 		mask("/proc", proc, "nothing", maskedProcFiles)
 		mask("/proc", proc, "empty", maskedProcDirs)
 		mask("/sys", sys, "empty", maskedSysDirs)
@@ -337,7 +338,8 @@ func (r *run) planRoot(l *calls.List, p parts) {
 // mount it anew: of the machine's network that is nobody in another user namespace, and in one of the step's own it is nobody of
 // a network that kiln has made.
 func (r *run) hostSys() bool {
-	return r.spec.SharedProc || r.ns.Nested && r.spec.Network == NetworkHost || r.spec.IDs != nil && r.spec.Network != NetworkNone
+	p, mode := &r.spec.Privileges, r.spec.Network.Mode
+	return p.SharedProc || r.ns.Nested && mode == NetworkHost || p.IDs != nil && mode != NetworkNone
 }
 
 // planSys makes what is to be /sys: a descriptor of it, or the call that returns one.
@@ -398,8 +400,8 @@ func (r *run) newShown() (*os.File, error) {
 			return nil, fmt.Errorf("make /sys/fs/cgroup/%s: %w", name, err)
 		}
 	}
-	if r.spec.IDs != nil {
-		if err := mount.MapIDs(fs, r.spec.IDs); err != nil {
+	if r.spec.Privileges.IDs != nil {
+		if err := mount.MapIDs(fs, r.spec.Privileges.IDs); err != nil {
 			fs.Close()
 			return nil, err
 		}
@@ -447,7 +449,7 @@ const maxFiles = 1 << 20
 
 // planLimits sets the resource limits.
 func (r *run) planLimits(l *calls.List) error {
-	limits := r.spec.Rlimits
+	limits := r.spec.Process.Rlimits
 	given := false
 	for _, lim := range limits {
 		given = given || lim.Name == "nofile"
@@ -475,7 +477,7 @@ func (r *run) planPrivileges(l *calls.List) error {
 		return fmt.Errorf("get capabilities: %w", err)
 	}
 	keep := uint64(own[0].Permitted) | uint64(own[1].Permitted)<<32
-	if !s.Insecure {
+	if !s.Privileges.Insecure {
 		keep &= capabilities
 		for c := range 64 {
 			if capabilities&(1<<c) == 0 {
@@ -487,16 +489,16 @@ func (r *run) planPrivileges(l *calls.List) error {
 		}
 	}
 	l.Add("clear ambient capabilities", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-	groups := make([]byte, 4*len(s.User.Groups))
-	for i, g := range s.User.Groups {
+	groups := make([]byte, 4*len(s.Process.User.Groups))
+	for i, g := range s.Process.User.Groups {
 		binary.NativeEndian.PutUint32(groups[4*i:], g)
 	}
 	if !r.ns.Single() { // there the kernel does not allow it, and there is no other group
-		l.Add("set supplementary groups", unix.SYS_SETGROUPS, len(s.User.Groups), groups)
+		l.Add("set supplementary groups", unix.SYS_SETGROUPS, len(s.Process.User.Groups), groups)
 	}
-	l.Add("set the group", unix.SYS_SETRESGID, s.User.GID, s.User.GID, s.User.GID)
-	l.Add("set the user", unix.SYS_SETRESUID, s.User.UID, s.User.UID, s.User.UID)
-	if s.User.UID != 0 {
+	l.Add("set the group", unix.SYS_SETRESGID, s.Process.User.GID, s.Process.User.GID, s.Process.User.GID)
+	l.Add("set the user", unix.SYS_SETRESUID, s.Process.User.UID, s.Process.User.UID, s.Process.User.UID)
+	if s.Process.User.UID != 0 {
 		keep = 0
 	}
 	low, high := uint32(keep), uint32(keep>>32)

@@ -64,19 +64,24 @@ func (e *ExitError) Error() string {
 	return s
 }
 
-// prepared is a step that can be run: its root file system is mounted, and so are its mounts.
-type prepared struct {
+// Prepared is a RUN whose process can be started: its root file system is mounted, and so are its mounts.
+type Prepared struct {
+	// Spec is what the process is run with. It may be changed before Run, as for another program in the same surroundings.
+	Spec sandbox.Spec
+
+	job     *Job
+	work    work.Exec
 	root    *roots.Root
 	tree    *layer.Stack      // of what is below root
 	up      *snapshot.Pending // takes what is written to root
 	mounts  *mounting
 	network *network.Network // nil: none of its own
 	users   *os.File         // a user namespace of its own; nil for none
-	spec    sandbox.Spec
+	started time.Time        // see diff.Begin
 }
 
 // below returns the root file systems that the step writes over.
-func (p *prepared) below() []*layer.Stack {
+func (p *Prepared) below() []*layer.Stack {
 	all := []*layer.Stack{p.tree}
 	for _, o := range p.mounts.outputs {
 		all = append(all, o.tree)
@@ -84,13 +89,13 @@ func (p *prepared) below() []*layer.Stack {
 	return all
 }
 
-// close lets go of everything.
-func (p *prepared) close() {
+// Close lets go of everything.
+func (p *Prepared) Close() {
 	if p.users != nil {
 		p.users.Close()
 	}
 	if p.network != nil {
-		p.network.Release(p.spec.Insecure)
+		p.network.Release(p.Spec.Privileges.Insecure)
 	}
 	if p.mounts != nil {
 		p.mounts.close()
@@ -110,33 +115,26 @@ func (x *Job) exec(ctx context.Context, w work.Exec, job solver.Job) ([]solver.M
 			return nil, err
 		}
 	}
-	p, err := x.prepare(ctx, w)
+	p, err := x.Prepare(ctx, w)
 	if err != nil {
 		return nil, err
 	}
-	defer p.close()
-	p.spec.Stdout, p.spec.Stderr = job.Stdout, job.Stderr
-	started, err := diff.Begin(ctx, p.below()...)
-	if err != nil {
+	defer p.Close()
+	p.Spec.Output.Stdout, p.Spec.Output.Stderr = job.Stdout, job.Stderr
+	if err := p.Run(ctx); err != nil {
 		return nil, err
 	}
-	if err := x.run(ctx, w, p); err != nil {
-		return nil, err
-	}
-	return x.commit(ctx, p, started, job)
+	return p.Commit(ctx, job)
 }
 
-// prepare makes everything ready that the process of an Exec needs but its output. The caller closes what is returned.
-func (x *Job) prepare(ctx context.Context, w work.Exec) (_ *prepared, err error) {
-	p := &prepared{}
+// Prepare makes everything ready that the process of an Exec needs but its output. The caller closes what is returned.
+func (x *Job) Prepare(ctx context.Context, w work.Exec) (_ *Prepared, err error) {
+	p := &Prepared{job: x, work: w}
 	defer func() {
 		if err != nil {
-			p.close()
+			p.Close()
 		}
 	}()
-	if err := mountable(w.In[0]); err != nil {
-		return nil, err
-	}
 	ids, err := x.Realise(ctx, w.In[0])
 	if err != nil {
 		return nil, err
@@ -179,7 +177,7 @@ func (x *Job) prepare(ctx context.Context, w work.Exec) (_ *prepared, err error)
 		return nil, err
 	}
 	user.Groups = slices.Concat(user.Groups, p.mounts.groups)
-	p.spec = x.spec(w, p, user, idmap)
+	p.Spec = x.spec(w, p, user, idmap)
 	return p, x.connect(w.Op, p)
 }
 
@@ -216,75 +214,82 @@ func (x *Job) newUpper() (*snapshot.Pending, error) {
 }
 
 // spec returns what the sandbox is told of a step, but for its network.
-func (x *Job) spec(w work.Exec, p *prepared, user passwd.User, idmap *mount.IDMap) sandbox.Spec {
+func (x *Job) spec(w work.Exec, p *Prepared, user passwd.User, idmap *mount.IDMap) sandbox.Spec {
 	op, m := w.Op, p.mounts
 	spec := sandbox.Spec{
-		Root: p.root.File, Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user,
-		Mounts: m.mounts, Devices: m.nodes, Hostname: op.Hostname, ShmSize: op.ShmSize, CgroupParent: op.CgroupParent, Limits: x.Limits,
-		Insecure: op.Security == llb.SecurityInsecure, IDs: idmap, SharedProc: x.SharedProc, Pool: &x.groups,
+		Root: p.root.File, Mounts: m.mounts, Devices: m.nodes,
+		Process:    sandbox.Process{Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user},
+		Network:    sandbox.Network{Hostname: op.Hostname},
+		Privileges: sandbox.Privileges{Insecure: op.Security == llb.SecurityInsecure, IDs: idmap, SharedProc: x.SharedProc},
+		Resources:  sandbox.Resources{Limits: x.Limits, CgroupParent: op.CgroupParent, Pool: &x.groups, ShmSize: op.ShmSize},
 	}
 	// "os/arch[/variant]"
 	if platform := strings.Split(w.Platform, "/"); len(platform) > 1 {
-		spec.Architecture = platform[1]
+		spec.Process.Architecture = platform[1]
 	}
 	for _, u := range op.Ulimits {
-		spec.Rlimits = append(spec.Rlimits, sandbox.Rlimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+		spec.Process.Rlimits = append(spec.Process.Rlimits, sandbox.Rlimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
 	return spec
 }
 
 // connect gives a step its network.
-func (x *Job) connect(op llb.Exec, p *prepared) (err error) {
-	spec := &p.spec
+func (x *Job) connect(op llb.Exec, p *Prepared) (err error) {
+	spec := &p.Spec
 	gateway := network.Gateway
 	switch op.Network {
 	case llb.NetworkHost:
 		// The step has the machine's own network, so the machine is where the step is.
-		spec.Network, gateway = sandbox.NetworkHost, "127.0.0.1"
+		spec.Network.Mode, gateway = sandbox.NetworkHost, "127.0.0.1"
 	case llb.NetworkNone:
-		spec.Network = sandbox.NetworkNone
+		spec.Network.Mode = sandbox.NetworkNone
 	default:
 		if p.network, err = x.networks.Get(); err != nil {
 			return err
 		}
-		spec.Network, spec.NetworkNamespace, spec.UserNamespace = sandbox.NetworkJoin, p.network.Namespace(), p.network.UserNamespace()
-		if spec.ResolvConf, err = p.network.ResolvConf(); err != nil {
+		spec.Network.Mode, spec.Network.Namespace = sandbox.NetworkJoin, p.network.Namespace()
+		spec.Privileges.UserNamespace = p.network.UserNamespace()
+		if spec.Network.ResolvConf, err = p.network.ResolvConf(); err != nil {
 			return err
 		}
 	}
-	if spec.SharedProc && spec.UserNamespace == nil {
+	if spec.Privileges.SharedProc && spec.Privileges.UserNamespace == nil {
 		if p.users, err = userNamespace(); err != nil {
 			return err
 		}
-		spec.UserNamespace = p.users
+		spec.Privileges.UserNamespace = p.users
 	}
 	for _, h := range op.ExtraHosts {
 		if h.IP == "host-gateway" {
 			h.IP = gateway
 		}
-		spec.ExtraHosts = append(spec.ExtraHosts, sandbox.Host{Name: h.Host, IP: h.IP})
+		spec.Network.Hosts = append(spec.Network.Hosts, sandbox.Host{Name: h.Host, IP: h.IP})
 	}
 	return nil
 }
 
-// run runs the process of a step that is prepared, to its end.
-func (x *Job) run(ctx context.Context, w work.Exec, p *prepared) error {
+// Run runs the process to its end. The error of one that did not succeed is an *ExitError or a *TimeoutError. It can be called once.
+func (p *Prepared) Run(ctx context.Context) (err error) {
+	x := p.job
+	if p.started, err = diff.Begin(ctx, p.below()...); err != nil {
+		return err
+	}
 	if x.Timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, x.Timeout, &TimeoutError{Args: w.Op.Args, Limit: x.Timeout})
+		ctx, cancel = context.WithTimeoutCause(ctx, x.Timeout, &TimeoutError{Args: p.Spec.Process.Args, Limit: x.Timeout})
 		defer cancel()
 	}
 	killed := oomKills()
-	status, err := sandbox.Run(ctx, p.spec)
+	status, err := sandbox.Run(ctx, p.Spec)
 	if err != nil {
-		return explain(err, w.Platform)
+		return explain(err, p.work.Platform)
 	}
 	events.From(ctx).Used(events.Resources{CPU: status.CPU, Memory: status.Memory})
 	x.tellPidsLimit(status.NoPidsLimit)
 	if status.ExitCode == 0 && status.Signal == 0 {
 		return nil
 	}
-	failed := &ExitError{Args: w.Op.Args, Status: status, OutOfMemory: oomKills() > killed, Limits: x.Limits}
+	failed := &ExitError{Args: p.Spec.Process.Args, Status: status, OutOfMemory: oomKills() > killed, Limits: x.Limits}
 	if ns, err := userns.Current(); err == nil {
 		failed.OneID = ns.Single()
 	}
@@ -294,16 +299,17 @@ func (x *Job) run(ctx context.Context, w work.Exec, p *prepared) error {
 	return failed
 }
 
-// commit makes layers of what a process has written since started: to its root, and to the mounts that are outputs.
-func (x *Job) commit(ctx context.Context, p *prepared, started time.Time, job solver.Job) ([]solver.Made, error) {
-	c, err := p.up.CommitChanges(ctx, p.root, p.tree, started)
+// Commit makes layers of what the process has written: to its root, and to the mounts that are outputs.
+func (p *Prepared) Commit(ctx context.Context, job solver.Job) ([]solver.Made, error) {
+	x := p.job
+	c, err := p.up.CommitChanges(ctx, p.root, p.tree, p.started)
 	if err != nil {
 		return nil, err
 	}
 	x.Snapshots.SetEarlier(c.ID, job.LastOf(0))
 	out := made(c)
 	for _, o := range p.mounts.outputs {
-		c, err := o.up.CommitChanges(ctx, o.root, o.tree, started)
+		c, err := o.up.CommitChanges(ctx, o.root, o.tree, p.started)
 		if err != nil {
 			return nil, err
 		}

@@ -26,6 +26,7 @@ import (
 	"github.com/kilnbuild/kiln/solver/executetest"
 	"github.com/kilnbuild/kiln/solver/plan"
 	"github.com/kilnbuild/kiln/solver/session"
+	"github.com/kilnbuild/kiln/solver/work"
 	digest "github.com/opencontainers/go-digest"
 )
 
@@ -517,5 +518,27 @@ func TestJobs(t *testing.T) {
 	all.Wait()
 	if out, err := r.sh("echo on"); err != nil || out != "on\n" {
 		t.Errorf("%q, %v", out, err)
+	}
+}
+
+// What is prepared for a step can be used for another program, and nothing of it is kept unless it is committed.
+func TestPrepared(t *testing.T) {
+	r := newRunner(t)
+	op := llb.Exec{Args: []string{"/bin/sh", "-c", "exit 1"}, Env: []string{"A=step"}, Cwd: "/", Network: llb.NetworkNone,
+		Mounts: []llb.Mount{{Type: llb.MountTmpfs, Target: "/mounted"}}}
+	p, err := r.Job.Prepare(t.Context(), r.plan(op, r.root).Work.(work.Exec))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	var out bytes.Buffer
+	p.Spec.Process.Args = []string{"/bin/sh", "-c", "echo $A; echo x > /mounted/f && cat /mounted/f; echo > /written"}
+	p.Spec.Output.Stdout = &out
+	if err := p.Run(t.Context()); err != nil || out.String() != "step\nx\n" {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+	ids, err := r.Snapshots.IDs()
+	if err != nil || len(ids) != 1 {
+		t.Errorf("the layers are %v, %v", ids, err)
 	}
 }

@@ -112,7 +112,8 @@ func (l *Launch) Add(to *List) error {
 	to.Add("pass the plan on", unix.SYS_DUP3, int(l.file.Fd()), launcherPlanFd, 0)
 	to.Add("pass the launcher on", unix.SYS_DUP3, int(launcher.Fd()), launcherExecFd, unix.O_CLOEXEC)
 	to.Add("close files", unix.SYS_CLOSE_RANGE, launcherExecFd+1, uint32(1<<32-1), 0)
-	to.Add("execute the launcher", unix.SYS_EXECVEAT, launcherExecFd, "", &Strings{List: []string{"kiln-launcher"}}, &Strings{}, unix.AT_EMPTY_PATH)
+	argv := &Strings{List: []string{"kiln-launcher"}}
+	to.Add("execute the launcher", unix.SYS_EXECVEAT, launcherExecFd, "", argv, &Strings{}, unix.AT_EMPTY_PATH)
 	return nil
 }
 
