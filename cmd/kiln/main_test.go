@@ -57,7 +57,9 @@ func TestScripts(t *testing.T) {
 			env.Setenv("KILN_CONFIG", os.DevNull)
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": cmdStatus, "serve": cmdServe, "ran": cmdRan},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"status": cmdStatus, "serve": cmdServe, "ran": cmdRan, "oddbase": cmdOddbase,
+		},
 	})
 }
 
