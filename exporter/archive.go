@@ -4,8 +4,6 @@ import (
 	"archive/tar"
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/atomicfile"
+	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -211,9 +210,7 @@ func isBlob(ctx context.Context, dir *os.File, d ocispec.Descriptor, buf []byte)
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() != d.Size {
 		return false
 	}
-	h := sha256.New()
-	_, err = io.CopyBuffer(h, ctxio.Reader(ctx, f), buf)
-	return err == nil && hex.EncodeToString(h.Sum(nil)) == d.Digest.Encoded()
+	return cas.Verify(ctx, f, d, buf) == nil
 }
 
 // WriteFile writes a file by way of a temporary one beside it, so that nobody ever sees half of it; what is there is

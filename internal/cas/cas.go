@@ -331,7 +331,7 @@ func (s *Store) sound(ctx context.Context, desc ocispec.Descriptor) bool {
 	if !s.Has(desc) {
 		return false
 	}
-	r, err := s.Open(desc)
+	r, err := s.Open(desc) // it verifies what is read
 	if err != nil {
 		return false
 	}

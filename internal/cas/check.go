@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"regexp"
@@ -74,18 +73,18 @@ func (s *Store) checkBlob(ctx context.Context, r *part.Report, d digest.Digest) 
 		return err
 	}
 	defer f.Close()
-	v := d.Verifier()
-	n, err := io.Copy(io.MultiWriter(v, ctxio.Writer(ctx, io.Discard)), f)
-	r.Read(n)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err == nil && v.Verified() {
-		return nil
-	}
-	problem := "is not what its name says: its bytes have another digest"
+	info, err := f.Stat()
 	if err != nil {
-		problem = "cannot be read: " + err.Error()
+		return err
+	}
+	err = Verify(ctx, f, ocispec.Descriptor{Digest: d, Size: info.Size()}, make([]byte, blockSize))
+	r.Read(info.Size())
+	if ended := ctxio.Ended(ctx); ended != nil || err == nil {
+		return ended
+	}
+	problem := "cannot be read: " + err.Error()
+	if errors.As(err, new(*MismatchError)) {
+		problem = "is not what its name says: its bytes have another digest"
 	}
 	r.SetDamaged(part.Blob, d.String())
 	return r.Problem(path, problem, "what needs it fetches it or makes it again", func() error { return s.Remove(d) })

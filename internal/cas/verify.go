@@ -1,12 +1,14 @@
 package cas
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"hash"
 	"io"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -39,6 +41,14 @@ func (e *MismatchError) Error() string {
 // What has been read must not be relied upon before io.EOF. Closing it closes r. Where names r in errors.
 func VerifyReader(r io.ReadCloser, desc ocispec.Descriptor, where string) io.ReadCloser {
 	return &verifyReader{r: r, desc: desc, where: where, hash: sha256.New()}
+}
+
+// Verify reads r to its end and returns a *MismatchError unless its bytes are exactly those of desc. buf, which
+// may be nil, is what it reads with.
+func Verify(ctx context.Context, r io.Reader, desc ocispec.Descriptor, buf []byte) error {
+	all := &verifyReader{r: io.NopCloser(ctxio.Reader(ctx, r)), desc: desc, where: "file", hash: sha256.New()}
+	_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{all}, buf)
+	return err
 }
 
 type verifyReader struct {
