@@ -9,11 +9,14 @@ import (
 	"go/token"
 	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/kilnbuild/kiln/internal/rootdir"
 )
@@ -256,6 +259,45 @@ func codeLines(f file) int {
 		return true
 	})
 	return len(has)
+}
+
+// limit matches a package and the names that docs/limits.md says are in it, each in backquotes.
+var limit = regexp.MustCompile("`((?:[a-z]+/)*[a-z]+)`((?:,? `[A-Za-z]+`)+)")
+
+// TestLimits holds that docs/limits.md names constants that exist, in the packages that have them.
+func TestLimits(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(top, "docs/limits.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	declared := map[string]bool{}
+	for _, f := range files(t) {
+		dir := strings.TrimPrefix(filepath.ToSlash(filepath.Dir(f.path)), top+"/")
+		ast.Inspect(f.tree, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.ValueSpec:
+				for _, name := range n.Names {
+					declared[dir+" "+name.Name] = true
+				}
+			case *ast.TypeSpec:
+				declared[dir+" "+n.Name.Name] = true
+			case *ast.FuncDecl:
+				declared[dir+" "+n.Name.Name] = true
+			}
+			return true
+		})
+	}
+	found := 0
+	for _, m := range limit.FindAllStringSubmatch(string(text), -1) {
+		for name := range strings.FieldsFuncSeq(m[2], func(r rune) bool { return !unicode.IsLetter(r) }) {
+			if found++; !declared[m[1]+" "+name] {
+				t.Errorf("docs/limits.md says that %s has %s, and it has not", m[1], name)
+			}
+		}
+	}
+	if found < 50 {
+		t.Errorf("docs/limits.md names %d constants, fewer than it must", found)
+	}
 }
 
 // file is a file of production code.
