@@ -6,7 +6,11 @@
 // A stream is a list of events with times that do not decrease. The stream of a build begins with [Build] and ends with [Done]. What
 // takes time is a vertex: a vertex of the graph under its digest, or something else, as the download of a manifest or the export of an
 // image, under an ID that no vertex of the graph has. Each vertex has one [Started], then any number of other events, and one [Finished].
-// A vertex that is solved again in the same build, as the download of a context may be, starts again after it has finished.
+// A vertex on which work is done again in the same build, as the download of a context or the fetch of an image's layers may be, starts
+// again after it has finished.
+//
+// A vertex may wait for another between [Waiting] and [Resumed]. That time is not its own: a step waits while the layers of its base image
+// are fetched, and the image waits from when its manifest is known until a step needs its layers.
 //
 // # Encoding
 //
@@ -15,17 +19,21 @@
 // is:
 //
 //	{"time":"…","build":{"version":1,"id":"…","context":"/src","dockerfile":"Dockerfile","platforms":["linux/amd64"]}}
+//	{"time":"…","planned":{"steps":12}}
 //	{"time":"…","vertex":"sha256:…","started":{"op":"exec","text":"RUN make","place":{"stage":"build","stages":2,"step":2,"steps":5},
 //	    "inputs":["sha256:…"],"location":{"file":"Dockerfile","start":3,"end":3}}}
 //	{"time":"…","vertex":"sha256:…","log":{"stream":1,"data":"aGVsbG8K"}}
 //	{"time":"…","vertex":"sha256:…","transfer":{"name":"sha256:…","current":1000,"total":3000}}
+//	{"time":"…","vertex":"sha256:…","transfer":{"name":"sha256:…","phase":"extracting","current":3000,"total":3000}}
+//	{"time":"…","vertex":"sha256:…","waiting":{"for":"sha256:…"}}
+//	{"time":"…","vertex":"sha256:…","resumed":{}}
 //	{"time":"…","vertex":"sha256:…","note":{"text":"naming to docker.io/library/app:latest"}}
 //	{"time":"…","vertex":"sha256:…","cached":{"key":"…"}}
 //	{"time":"…","vertex":"sha256:…","missed":{"reason":"…","changes":[{"input":"arg","now":["make all"],"was":["make"]}]}}
 //	{"time":"…","vertex":"sha256:…","files":{"changes":[{"path":"src/a","change":"changed","what":["content"]}],"more":2}}
 //	{"time":"…","vertex":"sha256:…","again":{"differs":true,"changes":[…]}}
 //	{"time":"…","warning":{"rule":"JSONArgsRecommended","text":"…","url":"…","location":{…}}}
-//	{"time":"…","vertex":"sha256:…","finished":{"outputs":[{"layer":"…","content":"…"}],"key":"…","logBytes":12,"cpu":1000}}
+//	{"time":"…","vertex":"sha256:…","finished":{"outputs":[{"layer":"…","content":"…","size":1000}],"key":"…","logBytes":12,"cpu":1000}}
 //	{"time":"…","lost":{"events":12}}
 //	{"time":"…","done":{"digest":"sha256:…","names":["docker.io/library/app:latest"]}}
 //
@@ -79,6 +87,11 @@ type Build struct {
 	Explain bool `json:"explain"`
 }
 
+// Planned says how many vertices of a graph are about to be worked on, without those that are Idle.
+type Planned struct {
+	Steps int `json:"steps"`
+}
+
 // Started begins a vertex.
 type Started struct {
 	// Op is the kind of op, as in llb.Op; "" for what is no vertex of the graph.
@@ -95,8 +108,11 @@ type Started struct {
 func (s Started) Name() string { return s.Place.String() + s.Text }
 
 // Idle reports whether the vertex stands for something that is there already, so that it is not shown to people.
-func (s Started) Idle() bool {
-	switch s.Op {
+func (s Started) Idle() bool { return Idle(s.Op) }
+
+// Idle is Started.Idle for the kind of an op.
+func Idle(op string) bool {
+	switch op {
 	case llb.Scratch{}.Kind(), llb.Local{}.Kind(), llb.Merge{}.Kind():
 		return true
 	}
@@ -112,12 +128,39 @@ type Log struct {
 
 // Transfer says how much of a part of the vertex, as one blob, is done. Current and Total are bytes; Total is 0 where it is not known.
 type Transfer struct {
-	Name    string `json:"name"`
-	Current int64  `json:"current"`
-	Total   int64  `json:"total"`
-	// Done says that this is the last event of the transfer. Without it the vertex's end is that of the transfer.
+	Name string `json:"name"`
+	// Phase is what happens to the part now: a blob is Queued, comes down, and is then Extracting.
+	Phase   Phase `json:"phase"`
+	Current int64 `json:"current"`
+	Total   int64 `json:"total"`
+	// Done says that this is the last event of the phase. Without it the vertex's end is that of the phase.
 	Done bool `json:"done"`
 }
+
+// Phase is a phase of a Transfer.
+type Phase string
+
+// The phases of a Transfer.
+const (
+	// Moving: bytes come or go.
+	Moving Phase = ""
+	// Queued: nothing has begun.
+	Queued Phase = "waiting"
+	// Extracting: all bytes are there, and are being unpacked.
+	Extracting Phase = "extracting"
+	// Compressing: the bytes of a layer are being written as a blob.
+	Compressing Phase = "compressing"
+	// Exists: the receiver has the blob already; always Done.
+	Exists Phase = "already exists"
+)
+
+// Waiting says that from now on, until Resumed, the vertex only waits: for the vertex For, or, if that is zero, for whoever needs it.
+type Waiting struct {
+	For llb.Digest `json:"for"`
+}
+
+// Resumed ends Waiting.
+type Resumed struct{}
 
 // Note is a line about a vertex, as the name that an image was given.
 type Note struct {
@@ -223,6 +266,8 @@ type Output struct {
 	// Layer is its id in the snapshot store, and Content the digest of its content; "" for one without entries.
 	Layer   string `json:"layer"`
 	Content string `json:"content"`
+	// Size is that of the files in the layer, in bytes; 0 where it is not known.
+	Size int64 `json:"size"`
 }
 
 // Material is something that came from a server.

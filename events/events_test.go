@@ -16,7 +16,7 @@ import (
 // bodies has an event of each kind with something in every field.
 func bodies(t testing.TB) []Body {
 	all := []Body{
-		Build{}, Started{}, Log{}, Transfer{}, Note{}, Cached{}, Missed{}, Files{}, Again{}, Warning{}, Finished{}, Lost{}, Done{},
+		Build{}, Planned{}, Started{}, Waiting{}, Resumed{}, Log{}, Transfer{}, Note{}, Cached{}, Missed{}, Files{}, Again{}, Warning{}, Finished{}, Lost{}, Done{},
 	}
 	for i, b := range all {
 		v := reflect.New(reflect.TypeOf(b)).Elem()
@@ -226,6 +226,39 @@ func TestTransferring(t *testing.T) {
 		Transfer{Name: "unknown", Current: 5}, Transfer{Name: "unknown", Current: 9, Done: true},
 	}
 	if got := c.bodies(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+// A vertex that is held ends with the last hold, with the first error, and starts again when it is held after its end.
+func TestHold(t *testing.T) {
+	r := &collect{}
+	s := New(r)
+	image, step := s.Task(llb.Place{}, "FROM"), s.Task(llb.Place{}, "RUN")
+	first := image.Hold()
+	resume := image.Wait(nil)
+	image.Done(nil)
+	second := image.Hold()
+	resume()
+	resume()
+	stop := step.Wait(image)
+	again := step.Wait(image)
+	first(errors.New("broken"))
+	first(nil)
+	stop()
+	again()
+	second(errors.New("another"))
+	image.Note("too late")
+	third := image.Hold()
+	image.Note("in time")
+	third(nil)
+	step.Wait(step)()
+	from, run := Started{Text: "FROM"}, Started{Text: "RUN"}
+	want := []Body{
+		from, run, Waiting{}, Resumed{}, Waiting{For: image.id}, Resumed{}, Finished{Error: "broken"},
+		from, Note{Text: "in time"}, Finished{},
+	}
+	if got := r.bodies(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 }

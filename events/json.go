@@ -177,7 +177,10 @@ func (w *writer) string(s string) {
 }
 
 func (Build) kind() string    { return "build" }
+func (Planned) kind() string  { return "planned" }
 func (Started) kind() string  { return "started" }
+func (Waiting) kind() string  { return "waiting" }
+func (Resumed) kind() string  { return "resumed" }
 func (Log) kind() string      { return "log" }
 func (Transfer) kind() string { return "transfer" }
 func (Note) kind() string     { return "note" }
@@ -201,6 +204,16 @@ func (b Build) write(w *writer) {
 	w.flag("explain", b.Explain)
 }
 
+func (b Planned) write(w *writer) { w.number("steps", int64(b.Steps)) }
+
+func (b Waiting) write(w *writer) {
+	if b.For != (llb.Digest{}) {
+		w.text("for", b.For.String())
+	}
+}
+
+func (Resumed) write(*writer) {}
+
 func (b Started) write(w *writer) {
 	w.text("op", b.Op)
 	w.place(b.Place)
@@ -216,6 +229,7 @@ func (b Log) write(w *writer) {
 
 func (b Transfer) write(w *writer) {
 	w.text("name", b.Name)
+	w.text("phase", string(b.Phase))
 	w.number("current", b.Current)
 	w.number("total", b.Total)
 	w.flag("done", b.Done)
@@ -266,6 +280,7 @@ func (b Finished) write(w *writer) {
 		w.number("index", int64(o.Index))
 		w.text("layer", o.Layer)
 		w.text("content", o.Content)
+		w.number("size", o.Size)
 	})
 	w.objects("materials", len(b.Materials), func(i int) {
 		w.text("uri", b.Materials[i].URI)
@@ -296,7 +311,10 @@ func Decode(line []byte) (Event, error) {
 		Time     time.Time
 		Vertex   llb.Digest
 		Build    *Build
+		Planned  *Planned
 		Started  *Started
+		Waiting  *Waiting
+		Resumed  *Resumed
 		Log      *Log
 		Transfer *Transfer
 		Note     *Note
@@ -316,6 +334,12 @@ func Decode(line []byte) (Event, error) {
 	switch {
 	case w.Build != nil:
 		e.Body = *w.Build
+	case w.Planned != nil:
+		e.Body = *w.Planned
+	case w.Waiting != nil:
+		e.Body = *w.Waiting
+	case w.Resumed != nil:
+		e.Body = *w.Resumed
 	case w.Started != nil:
 		e.Body = *w.Started
 	case w.Log != nil:

@@ -119,28 +119,90 @@ func (s *Stream) start(id llb.Digest, started Started) *Task {
 		return nil
 	}
 	s.emit(id, started)
-	return &Task{stream: s, id: id}
+	return &Task{stream: s, id: id, started: started}
 }
 
 // Task emits the events of one vertex. Its methods are safe for concurrent use; those of a nil *Task do nothing.
 type Task struct {
-	stream *Stream
-	id     llb.Digest
+	stream  *Stream
+	id      llb.Digest
+	started Started
 
 	mu        sync.Mutex
 	resources Resources
-	finished  bool
+	// finished says that Finish was called, and closed that Finished was emitted, which a Hold delays.
+	finished, closed bool
+	// holds is how many Holds go on; result is what Finish was given meanwhile.
+	holds  int
+	result Finished
+	waits  int // how many Waits go on
 }
 
-// Emit emits an event of the vertex. After Finish it does nothing.
+// Emit emits an event of the vertex. After Finish it does nothing, unless the vertex is held.
 func (t *Task) Emit(body Body) {
 	if t == nil {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.finished {
+	t.emit(body)
+}
+
+// emit is Emit with t.mu held.
+func (t *Task) emit(body Body) {
+	if !t.closed {
 		t.stream.emit(t.id, body)
+	}
+}
+
+// Hold keeps the vertex from ending until release is called: something is done for it apart from its own work. A vertex that has ended
+// starts again. The first error that Finish or a release is given is that of the vertex. A second call of release does nothing.
+func (t *Task) Hold() (release func(err error)) {
+	if t == nil {
+		return func(error) {}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		t.closed = false
+		t.result.Error, t.result.Canceled = "", false
+		t.emit(t.started)
+	}
+	t.holds++
+	var once sync.Once
+	return func(err error) {
+		once.Do(func() {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			t.holds--
+			t.end(err)
+		})
+	}
+}
+
+// Wait says that the vertex only waits, for another one if that is not nil, until resume is called. A second call of resume does nothing.
+func (t *Task) Wait(other *Task) (resume func()) {
+	if t == nil || t == other {
+		return func() {}
+	}
+	w := Waiting{}
+	if other != nil {
+		w.For = other.id
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.waits++; t.waits == 1 {
+		t.emit(w)
+	}
+	var once sync.Once
+	return func() {
+		once.Do(func() {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			if t.waits--; t.waits == 0 {
+				t.emit(Resumed{})
+			}
+		})
 	}
 }
 
@@ -164,19 +226,33 @@ func (t *Task) Used(r Resources) {
 // Done ends a vertex that makes no layer, with err if it failed.
 func (t *Task) Done(err error) { t.Finish(Finished{}, err) }
 
-// Finish ends the vertex. An error that is context.Canceled says that it was stopped, any other that it failed.
+// Finish ends the vertex, or has it end with the last Hold. An error that is context.Canceled says that it was stopped, any other that it
+// failed. A second call does nothing.
 func (t *Task) Finish(f Finished, err error) {
 	if t == nil {
 		return
 	}
-	f.Canceled, f.Error = Outcome(err)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.finished {
 		return
 	}
-	f.Resources, t.finished = t.resources, true
-	t.stream.emit(t.id, f)
+	t.finished = true
+	f.Error, f.Canceled = t.result.Error, t.result.Canceled
+	t.result = f
+	t.end(err)
+}
+
+// end notes how a part of the work ended, and emits the vertex's Finished once nothing is done for it any more.
+func (t *Task) end(err error) {
+	if t.result.Error == "" && !t.result.Canceled {
+		t.result.Canceled, t.result.Error = Outcome(err)
+	}
+	if t.finished && t.holds == 0 {
+		t.result.Resources = t.resources
+		t.emit(t.result)
+		t.closed = true
+	}
 }
 
 // Text returns a text as events have it: at most termtext.MaxLine bytes, without the user and password of URLs.

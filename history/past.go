@@ -31,7 +31,8 @@ type Step struct {
 	Missed   *events.Missed
 	Files    *events.Files
 	Finished events.Finished
-	Took     time.Duration
+	// Took does not include the time in which the step only waited.
+	Took time.Duration
 	// LogFile holds its output; "" where there was none, or it is not kept any more.
 	LogFile string
 }
@@ -64,7 +65,8 @@ func (h *History) Past(id string, kept Kept) (*Past, error) {
 func (h *History) past(id string, kept Kept) (*Past, error) {
 	p := &Past{ID: id}
 	steps := map[llb.Digest]*Step{}
-	began := map[llb.Digest]time.Time{}
+	began := map[llb.Digest]time.Time{}   // without the time in which it waited
+	waiting := map[llb.Digest]time.Time{} // since when
 	err := h.Read(id, func(e events.Event) error {
 		step := steps[e.Vertex]
 		switch body := e.Body.(type) {
@@ -81,6 +83,11 @@ func (h *History) past(id string, kept Kept) (*Past, error) {
 				return nil
 			}
 			switch body := body.(type) {
+			case events.Waiting:
+				waiting[e.Vertex] = e.Time
+			case events.Resumed:
+				began[e.Vertex] = began[e.Vertex].Add(e.Time.Sub(waiting[e.Vertex]))
+				delete(waiting, e.Vertex)
 			case events.Cached:
 				step.Cached = true
 			case events.Missed:
@@ -88,10 +95,15 @@ func (h *History) past(id string, kept Kept) (*Past, error) {
 			case events.Files:
 				step.Files = &body
 			case events.Finished:
-				step.Finished, step.Took = body, e.Time.Sub(began[e.Vertex])
+				end, ok := waiting[e.Vertex]
+				if !ok {
+					end = e.Time
+				}
+				step.Finished, step.Took = body, end.Sub(began[e.Vertex])
 				step.complete(kept)
 				p.Steps = append(p.Steps, *step)
 				delete(steps, e.Vertex)
+				delete(waiting, e.Vertex)
 			}
 		}
 		return nil
