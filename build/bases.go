@@ -39,6 +39,7 @@ type base struct {
 	image  *image.Image
 	source image.Source
 	ref    string
+	task   *events.Task // of its vertex; nil before that is solved
 }
 
 func newBases(store *cas.Store, client *registry.Client, pull bool, s *events.Stream) *bases {
@@ -81,7 +82,7 @@ func (b *bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, 
 			return nil, err
 		}
 		img, err := l.Resolve(ctx, req.Ref, platform, b.store)
-		return &base{img, l, req.Ref}, err
+		return &base{image: img, source: l, ref: req.Ref}, err
 	}
 	if !b.pull {
 		if local, err := b.store.Lookup(req.Ref); err == nil && local.Name == req.Ref {
@@ -95,12 +96,12 @@ func (b *bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, 
 				if err == nil {
 					b.hold(img)
 				}
-				return &base{img, l, req.Ref}, err
+				return &base{image: img, source: l, ref: req.Ref}, err
 			}
 		}
 	}
 	img, err := b.client.Resolve(ctx, req.Ref, platform, b.store)
-	return &base{img, b.client, req.Ref}, err
+	return &base{image: img, source: b.client, ref: req.Ref}, err
 }
 
 // hold keeps others from pruning the layers of an image of the local store. One that is not there is missed when it is needed.
@@ -135,11 +136,15 @@ func (b *bases) get(op llb.Image) (base, error) {
 
 // Layers implements execute.Images. Of two blobs with the same diff id only the first is ever unpacked, and so compared with
 // it: that one then stands for both, and no image gets the other.
-func (b *bases) Layers(_ context.Context, op llb.Image) ([]execute.ImageLayer, error) {
+func (b *bases) Layers(ctx context.Context, op llb.Image) ([]execute.ImageLayer, error) {
 	found, err := b.get(op)
 	if err != nil {
 		return nil, err
 	}
+	found.task = events.From(ctx)
+	b.mu.Lock()
+	b.found[op.Digest] = found
+	b.mu.Unlock()
 	layers := make([]execute.ImageLayer, len(found.image.DiffIDs))
 	for i, d := range found.image.DiffIDs {
 		first := slices.Index(found.image.DiffIDs, d)
@@ -154,16 +159,29 @@ func (b *bases) Open(ctx context.Context, op llb.Image, l execute.ImageLayer) (i
 	if err != nil {
 		return nil, err
 	}
+	if b.store.Has(l.Blob) {
+		// Nothing comes down.
+		events.From(ctx).Emit(events.Transfer{Name: l.Blob.Digest.String(), Phase: events.Extracting, Current: l.Blob.Size, Total: l.Blob.Size})
+	}
 	return registry.Stream(ctx, images.Reporting{Source: found.source}, found.ref, l.Blob, b.store)
 }
 
-func (b *bases) download(ctx context.Context, op llb.Image, blob ocispec.Descriptor) error {
+// download brings a blob of an image into the store. That is reported at the image's vertex, for which the vertex of ctx waits.
+func (b *bases) download(ctx context.Context, op llb.Image, blob ocispec.Descriptor) (err error) {
 	if b.store.Has(blob) {
 		return nil
 	}
 	found, err := b.get(op)
 	if err != nil {
 		return err
+	}
+	if found.task != nil {
+		release, resume := found.task.Hold(), events.From(ctx).Wait(found.task)
+		defer func() {
+			release(err)
+			resume()
+		}()
+		ctx = events.With(ctx, found.task)
 	}
 	return registry.Download(ctx, images.Reporting{Source: found.source}, found.ref, blob, b.store)
 }

@@ -96,6 +96,7 @@ func (j *Job) write(ctx context.Context, out output, images []exporter.Image, ta
 	if len(a.Manifests) == 1 {
 		res.ImageID = a.Manifests[0].Manifest.Config.Digest.String()
 	}
+	res.layers = layerSizes(a)
 	task.Note("writing image " + res.ImageID)
 	if out.Type == OutputRegistry {
 		return j.push(ctx, out, a, task)
@@ -113,6 +114,21 @@ func (j *Job) write(ctx context.Context, out output, images []exporter.Image, ta
 		return blobs.WriteOCI(ctx, os.Stdout, a, archive)
 	}
 	return exporter.WriteFile(out.Dest, func(w io.Writer) error { return blobs.WriteOCI(ctx, w, a, archive) })
+}
+
+// layerSizes returns the layers of images that steps made, each once.
+func layerSizes(a *exporter.Assembled) []events.LayerSize {
+	var sizes []events.LayerSize
+	seen := map[string]bool{}
+	for _, m := range a.Manifests {
+		for i, l := range m.Layers {
+			if l.Image == nil && !seen[l.ID] {
+				seen[l.ID] = true
+				sizes = append(sizes, events.LayerSize{Layer: l.ID, Size: m.Manifest.Layers[i].Size})
+			}
+		}
+	}
+	return sizes
 }
 
 // canonical returns names with the digest in place of the tag, each once.

@@ -142,7 +142,7 @@ func (j *Job) Run(ctx context.Context) (*Result, error) {
 	res := &Result{}
 	err := j.run(ctx, res)
 	err = errors.Join(err, j.Close(ctx))
-	done := events.Done{Digest: res.Digest, Image: res.ImageID, Names: res.Names}
+	done := events.Done{Digest: res.Digest, Image: res.ImageID, Names: res.Names, Layers: res.layers}
 	done.Canceled, done.Error = events.Outcome(err)
 	j.events.Emit(done)
 	end()

@@ -15,6 +15,8 @@ type Result struct {
 	desc   ocispec.Descriptor
 	// Names are the image's names in full.
 	Names []string
+	// layers are those that steps made, with their sizes in the form of the last output that is an image.
+	layers []events.LayerSize
 	// Dockerfile is the text that was built, and DockerfileName what errors call it; empty where the build did not get that far.
 	Dockerfile     []byte
 	DockerfileName string

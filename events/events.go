@@ -33,9 +33,9 @@
 //	{"time":"…","vertex":"sha256:…","files":{"changes":[{"path":"src/a","change":"changed","what":["content"]}],"more":2}}
 //	{"time":"…","vertex":"sha256:…","again":{"differs":true,"changes":[…]}}
 //	{"time":"…","warning":{"rule":"JSONArgsRecommended","text":"…","url":"…","location":{…}}}
-//	{"time":"…","vertex":"sha256:…","finished":{"outputs":[{"layer":"…","content":"…","size":1000}],"key":"…","logBytes":12,"cpu":1000}}
+//	{"time":"…","vertex":"sha256:…","finished":{"outputs":[{"layer":"…","content":"…"}],"key":"…","logBytes":12,"cpu":1000}}
 //	{"time":"…","lost":{"events":12}}
-//	{"time":"…","done":{"digest":"sha256:…","names":["docker.io/library/app:latest"]}}
+//	{"time":"…","done":{"digest":"sha256:…","names":["docker.io/library/app:latest"],"layers":[{"layer":"…","size":1000}]}}
 //
 // Members that are zero are left out. Bytes are base64, durations are nanoseconds. A reader passes over members and events that it does
 // not know; [Version] grows only if what a reader knows changes its meaning.
@@ -266,8 +266,6 @@ type Output struct {
 	// Layer is its id in the snapshot store, and Content the digest of its content; "" for one without entries.
 	Layer   string `json:"layer"`
 	Content string `json:"content"`
-	// Size is that of the files in the layer, in bytes; 0 where it is not known.
-	Size int64 `json:"size"`
 }
 
 // Material is something that came from a server.
@@ -299,4 +297,13 @@ type Done struct {
 	Digest string   `json:"digest"`
 	Image  string   `json:"image"`
 	Names  []string `json:"names"`
+	// Layers are those of the image that steps made, now or earlier.
+	Layers []LayerSize `json:"layers"`
+}
+
+// LayerSize is how large the blob of a layer is, in the form in which it was exported, in bytes.
+type LayerSize struct {
+	// Layer is its id in the snapshot store, as in Output.
+	Layer string `json:"layer"`
+	Size  int64  `json:"size"`
 }

@@ -16,7 +16,8 @@ import (
 // bodies has an event of each kind with something in every field.
 func bodies(t testing.TB) []Body {
 	all := []Body{
-		Build{}, Planned{}, Started{}, Waiting{}, Resumed{}, Log{}, Transfer{}, Note{}, Cached{}, Missed{}, Files{}, Again{}, Warning{}, Finished{}, Lost{}, Done{},
+		Build{}, Planned{}, Started{}, Waiting{}, Resumed{}, Log{}, Transfer{},
+		Note{}, Cached{}, Missed{}, Files{}, Again{}, Warning{}, Finished{}, Lost{}, Done{},
 	}
 	for i, b := range all {
 		v := reflect.New(reflect.TypeOf(b)).Elem()

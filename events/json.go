@@ -280,7 +280,6 @@ func (b Finished) write(w *writer) {
 		w.number("index", int64(o.Index))
 		w.text("layer", o.Layer)
 		w.text("content", o.Content)
-		w.number("size", o.Size)
 	})
 	w.objects("materials", len(b.Materials), func(i int) {
 		w.text("uri", b.Materials[i].URI)
@@ -302,6 +301,10 @@ func (b Done) write(w *writer) {
 	w.text("digest", b.Digest)
 	w.text("image", b.Image)
 	w.texts("names", b.Names)
+	w.objects("layers", len(b.Layers), func(i int) {
+		w.text("layer", b.Layers[i].Layer)
+		w.number("size", b.Layers[i].Size)
+	})
 }
 
 // Decode reads one event that Append wrote. An event of a kind that it does not know has no Body.

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/docker/go-units"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/termtext"
+	"github.com/kilnbuild/kiln/llb"
 )
 
 const (
@@ -17,17 +19,20 @@ const (
 	patience = 2 * time.Second
 	// maxPending is how much output of one task is held back.
 	maxPending = 64 << 10
-	// statusInterval is the least time between two lines about one transfer.
+	// A transfer has a line when it has gone on by statusPart, or after statusInterval, as in BuildKit's output.
 	statusInterval = 5 * time.Second
+	statusPart     = 0.05
 )
 
 // plain shows one line per event, "#N …", N being the task's number. One task at a time has the word.
 type plain struct {
+	nothing
 	w      io.Writer
 	colour bool
 	now    func() time.Time
 
 	numbers int
+	ids     map[llb.Digest]int // the numbers of vertices
 	blocks  map[*task]*block
 	current *block
 	waiting []*block // not current, with text, first come first
@@ -35,6 +40,7 @@ type plain struct {
 
 // block is what plain holds of a task.
 type block struct {
+	task        *task
 	number      int
 	name        string
 	text        []byte    // not yet written
@@ -45,15 +51,19 @@ type block struct {
 }
 
 func newPlain(w io.Writer, colour bool, now func() time.Time) *plain {
-	return &plain{w: w, colour: colour, now: now, blocks: map[*task]*block{}}
+	return &plain{w: w, colour: colour, now: now, ids: map[llb.Digest]int{}, blocks: map[*task]*block{}}
 }
 
 func (d *plain) start(t *task) {
 	if t.what.Idle() {
 		return
 	}
-	d.numbers++
-	b := &block{number: d.numbers, name: t.name}
+	// A vertex on which work is done again has the number that it had.
+	if d.ids[t.id] == 0 {
+		d.numbers++
+		d.ids[t.id] = d.numbers
+	}
+	b := &block{task: t, number: d.ids[t.id], name: t.name}
 	d.blocks[t] = b
 	b.line(b.name)
 	d.show(b)
@@ -90,25 +100,51 @@ func (d *plain) flush(t *task, at time.Time, b *block) {
 
 func (d *plain) transfer(t *task, at time.Time, tr *transfer) {
 	b := d.blocks[t]
-	if b == nil || !tr.Done && (at.Sub(tr.started) < statusInterval || at.Sub(tr.shown) < statusInterval) {
+	if b == nil || tr.Phase == events.Queued {
 		return
 	}
-	tr.shown = at
-	text := tr.name + " " + amount(tr)
-	if tr.Done {
-		text += fmt.Sprintf(" %.1fs done", at.Sub(tr.started).Seconds())
+	began := tr.shown.IsZero()
+	part := tr.Total > 0 && float64(tr.Current-tr.shownAt) >= statusPart*float64(tr.Total)
+	switch {
+	case tr.Done, began && tr.Phase == events.Extracting, at.Sub(tr.shown) >= statusInterval, part:
+	default:
+		return
+	}
+	tr.shown, tr.shownAt = at, tr.Current
+	text := termtext.Line(tr.id())
+	if tr.Phase == events.Moving || tr.Phase == events.Compressing {
+		text += " " + amountOf(tr.Current, tr.Total)
+	}
+	if took := at.Sub(tr.started).Seconds(); tr.Done {
+		text += fmt.Sprintf(" %.1fs done", took)
+	} else if !began {
+		text += fmt.Sprintf(" %.1fs", took)
 	}
 	b.line(text)
 	d.show(b)
 }
 
-// amount returns "1.2MB / 3.4MB", or "1.2MB" where the total is not known.
-func amount(tr *transfer) string {
-	current := units.HumanSizeWithPrecision(float64(tr.Current), 3)
-	if tr.Total <= 0 {
-		return current
+// wait lets another task speak while t has nothing to say.
+func (d *plain) wait(t *task) {
+	if b := d.blocks[t]; b != nil && d.current == b && len(d.waiting) > 0 {
+		d.give(d.waiting[0])
 	}
-	return current + " / " + units.HumanSizeWithPrecision(float64(tr.Total), 3)
+}
+
+// amountOf returns "1.20MB / 3.40MB", or "1.20MB" where the total is not known.
+func amountOf(current, total int64) string {
+	if total <= 0 {
+		return size(current)
+	}
+	return size(current) + " / " + size(total)
+}
+
+// size returns a number of bytes as "950B" or "1.20MB".
+func size(n int64) string {
+	if n < 1000 {
+		return strconv.FormatInt(n, 10) + "B"
+	}
+	return units.CustomSize("%.2f%s", float64(n), 1000, []string{"B", "kB", "MB", "GB", "TB", "PB", "EB"})
 }
 
 func (d *plain) note(t *task, _ time.Time, text string) {
@@ -133,7 +169,7 @@ func (d *plain) finish(t *task, at time.Time, f events.Finished) {
 	case t.cached:
 		b.line("CACHED")
 	default:
-		b.line(fmt.Sprintf("DONE %.1fs", at.Sub(t.started).Seconds()))
+		b.line(fmt.Sprintf("DONE %.1fs", t.took(at).Seconds()))
 	}
 	b.text = append(b.text, '\n')
 	b.done = true
@@ -151,7 +187,7 @@ func (d *plain) warn(_ time.Time, w events.Warning) {
 func (d *plain) show(b *block) {
 	switch {
 	case len(b.text) == 0:
-	case d.current == nil || d.current == b || len(b.text) >= maxPending:
+	case d.current == nil || d.current == b || len(b.text) >= maxPending || !d.current.task.waiting.IsZero():
 		d.give(b)
 	case b.since.IsZero():
 		b.since = d.now()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"slices"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -38,22 +40,51 @@ type Printer struct {
 
 // task is a vertex that runs and is shown.
 type task struct {
-	id      llb.Digest
+	id llb.Digest
+	// started is when it began, moved by the time in which it only waited.
 	started time.Time
 	// what is the event that started it, and name its line, fit for a terminal.
 	what   events.Started
 	name   string
 	cached bool
+	// waiting is since when it waits for another; zero if it does not.
+	waiting time.Time
 	// transfers are those that go on, in the order in which they began.
 	transfers []*transfer
 }
 
-// transfer is one transfer of a task.
+// took returns how long the task has worked.
+func (t *task) took(at time.Time) time.Duration {
+	if !t.waiting.IsZero() {
+		at = t.waiting
+	}
+	return at.Sub(t.started)
+}
+
+// resume ends the time in which the task waits.
+func (t *task) resume(at time.Time) {
+	if !t.waiting.IsZero() {
+		t.started = t.started.Add(at.Sub(t.waiting))
+		t.waiting = time.Time{}
+	}
+}
+
+// transfer is one phase of a transfer of a task.
 type transfer struct {
 	events.Transfer
 	name    string // fit for a terminal
 	started time.Time
-	shown   time.Time // when the display printed it last; for the display's own use
+	// For the display's own use: when it printed the transfer last, and how much was done.
+	shown   time.Time
+	shownAt int64
+}
+
+// id returns the transfer's name as BuildKit prints it: with a phase that is not the moving of bytes.
+func (tr *transfer) id() string {
+	if tr.Phase == events.Moving {
+		return tr.Name
+	}
+	return string(tr.Phase) + " " + tr.Name
 }
 
 // display is one way to show tasks. The printer's lock is held during every call. All texts but those in events are fit for a terminal.
@@ -63,6 +94,11 @@ type display interface {
 	log(t *task, at time.Time, stream int, p []byte)
 	transfer(t *task, at time.Time, tr *transfer)
 	note(t *task, at time.Time, text string)
+	// wait says that the task is waiting for another.
+	wait(t *task)
+	// planned says that so many more steps are to be worked on; built, how the build ended.
+	planned(steps int)
+	built(at time.Time, b events.Done)
 	// finish is called once for a task that was started.
 	finish(t *task, at time.Time, f events.Finished)
 	warn(at time.Time, w events.Warning)
@@ -73,7 +109,8 @@ type display interface {
 
 // New returns a Printer that writes to w. The mode is "plain", "tty", "rawjson", "quiet" or "none" (both show nothing), or
 // "auto" or "", which is "tty" where w is a terminal that can move its cursor, else "plain". Colours in the output of tasks stay
-// where w is a terminal and NO_COLOR is not set. The error names a mode that is not known, or "tty" without a terminal.
+// where w is a terminal and NO_COLOR is not set. BUILDKIT_COLORS and BUILDKIT_TTY_LOG_LINES are as for BuildKit: the colours of states,
+// and how many lines of its output a running step has. The error names a mode that is not known, or "tty" without a terminal.
 func New(mode string, w io.Writer) (*Printer, error) {
 	file, _ := w.(interface{ Fd() uintptr })
 	terminal := termtext.IsTerminal(w)
@@ -92,13 +129,18 @@ func New(mode string, w io.Writer) (*Printer, error) {
 		if !terminal {
 			return nil, errors.New(`progress mode "tty" needs a terminal; use "plain"`)
 		}
-		d = newTTY(w, func() (int, int) {
+		style, err := newStyle(os.Getenv)
+		view := newTTY(w, func() (int, int) {
 			width, height, err := term.GetSize(int(file.Fd()))
 			if err != nil || width < 1 || height < 1 {
 				return 80, 24
 			}
 			return width, height
-		}, time.Now)
+		}, time.Now, style)
+		if err != nil {
+			view.lasting = append(view.lasting, style.paint(style.warning, "WARN: "+termtext.Line(err.Error())))
+		}
+		d = view
 	case "rawjson":
 		d = newRawJSON(w)
 	case "quiet", "none":
@@ -119,15 +161,19 @@ func (p *Printer) ticks() {
 	defer close(p.stopped)
 	ticker := time.NewTicker(tickInterval)
 	defer ticker.Stop()
+	resized := make(chan os.Signal, 1)
+	signal.Notify(resized, unix.SIGWINCH)
+	defer signal.Stop(resized)
 	for {
 		select {
 		case <-p.stop:
 			return
 		case <-ticker.C:
-			p.mu.Lock()
-			p.display.tick()
-			p.mu.Unlock()
+		case <-resized:
 		}
+		p.mu.Lock()
+		p.display.tick()
+		p.mu.Unlock()
 	}
 }
 
@@ -157,6 +203,10 @@ func (p *Printer) Event(e events.Event) {
 	switch b := e.Body.(type) {
 	case events.Build:
 		p.explain = b.Explain
+	case events.Planned:
+		p.display.planned(b.Steps)
+	case events.Done:
+		p.display.built(e.Time, b)
 	case events.Warning:
 		p.display.warn(e.Time, b)
 	case events.Started:
@@ -193,7 +243,13 @@ func (p *Printer) task(t *task, e events.Event) {
 		p.notes(t, e.Time, FileReasons(b))
 	case events.Again:
 		p.notes(t, e.Time, Differences(b))
+	case events.Waiting:
+		t.waiting = e.Time
+		p.display.wait(t)
+	case events.Resumed:
+		t.resume(e.Time)
 	case events.Finished:
+		t.resume(e.Time)
 		delete(p.tasks, e.Vertex)
 		p.display.finish(t, e.Time, b)
 	}
@@ -208,7 +264,7 @@ func (p *Printer) notes(t *task, at time.Time, lines []string) {
 // update returns the task's transfer after the event b.
 func (t *task) update(b events.Transfer, at time.Time) *transfer {
 	for _, tr := range t.transfers {
-		if tr.Name == b.Name {
+		if tr.Name == b.Name && tr.Phase == b.Phase {
 			tr.Transfer = b
 			return tr
 		}
@@ -225,6 +281,9 @@ func (nothing) start(*task)                              {}
 func (nothing) log(*task, time.Time, int, []byte)        {}
 func (nothing) transfer(*task, time.Time, *transfer)     {}
 func (nothing) note(*task, time.Time, string)            {}
+func (nothing) wait(*task)                               {}
+func (nothing) planned(int)                              {}
+func (nothing) built(time.Time, events.Done)             {}
 func (nothing) finish(*task, time.Time, events.Finished) {}
 func (nothing) warn(time.Time, events.Warning)           {}
 func (nothing) tick()                                    {}

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/kilnbuild/kiln/events"
@@ -138,6 +139,7 @@ func TestPlain(t *testing.T) {
 	run.log(1, "late")
 
 	want(t, out.String(), `#1 [stage-0 1/3] FROM busybox
+#1 sha256:abc 1.00kB / 3.15MB
 #1 sha256:abc 3.15MB / 3.15MB 0.0s done
 #1 DONE 0.2s
 
@@ -275,6 +277,73 @@ func TestPlainBlocks(t *testing.T) {
 #1 a
 #1 2.000 a2
 #1 2.000 a3
+`)
+}
+
+// A step that waits for its base image lets that one speak, and its time does not include the fetch.
+func TestPlainFetch(t *testing.T) {
+	c := newClock()
+	var out bytes.Buffer
+	p := c.play(newPlain(&out, false, c.now))
+	from := p.start("[1/2] FROM debian")
+	from.emit(events.Waiting{})
+	run := p.start("[2/2] RUN make")
+	c.pass(time.Second)
+	from.emit(events.Resumed{})
+	run.emit(events.Waiting{For: from.id})
+	layer := events.Transfer{Name: "sha256:abc", Phase: events.Queued, Total: 100 << 20}
+	from.emit(layer)
+	layer.Phase = events.Moving
+	for range 50 {
+		c.pass(100 * time.Millisecond)
+		layer.Current += layer.Total / 50
+		layer.Done = layer.Current == layer.Total
+		if layer.Current == 20*layer.Total/50 {
+			c.pass(3 * time.Second)
+		}
+		if layer.Current%(layer.Total/10) == 0 {
+			from.emit(layer)
+		}
+	}
+	layer.Phase, layer.Done = events.Extracting, false
+	from.emit(layer)
+	c.pass(1500 * time.Millisecond)
+	layer.Done = true
+	from.emit(layer)
+	from.done()
+	run.emit(events.Resumed{})
+	c.pass(500 * time.Millisecond)
+	run.done()
+	from.emit(events.Started{Text: "[1/2] FROM debian"})
+	from.done()
+	p.Close()
+	want(t, out.String(), `#1 [1/2] FROM debian
+#1 ...
+
+#2 [2/2] RUN make
+#2 ...
+
+#1 [1/2] FROM debian
+#1 sha256:abc 10.49MB / 104.86MB
+#1 sha256:abc 20.97MB / 104.86MB 0.5s
+#1 sha256:abc 31.46MB / 104.86MB 1.0s
+#1 sha256:abc 41.94MB / 104.86MB 4.5s
+#1 sha256:abc 52.43MB / 104.86MB 5.0s
+#1 sha256:abc 62.91MB / 104.86MB 5.5s
+#1 sha256:abc 73.40MB / 104.86MB 6.0s
+#1 sha256:abc 83.89MB / 104.86MB 6.5s
+#1 sha256:abc 94.37MB / 104.86MB 7.0s
+#1 sha256:abc 104.86MB / 104.86MB 7.5s done
+#1 extracting sha256:abc
+#1 extracting sha256:abc 1.5s done
+#1 DONE 9.5s
+
+#2 [2/2] RUN make
+#2 DONE 1.5s
+
+#1 [1/2] FROM debian
+#1 DONE 0.0s
+
 `)
 }
 
@@ -472,25 +541,27 @@ func TestTTY(t *testing.T) {
 	c := newClock()
 	var out bytes.Buffer
 	width, height := 40, 10
-	p := c.play(newTTY(&out, func() (int, int) { return width, height }, c.now))
-	screen := &screen{width: width}
+	p := c.play(newTTY(&out, func() (int, int) { return width, height }, c.now, style{logLines: 6}))
+	screen := &terminal{width: width}
 	show := func() string {
 		p.tickNow()
 		screen.write(t, out.Bytes())
 		out.Reset()
 		return screen.String()
 	}
-	a, b := p.start("[stage-0 1/2] FROM busybox"), p.start("[build 1/9] RUN some very long command line that does not fit")
+	p.emit(llb.Digest{}, events.Planned{Steps: 4})
+	a := p.begin(events.Started{Op: "image", Text: "[stage-0 1/2] FROM busybox"})
+	b := p.begin(events.Started{Op: "exec", Text: "[build 1/9] RUN some very long command line that does not fit"})
 	p.begin(events.Started{Op: "merge", Text: "not shown"})
 	a.transfer("sha256:abc", 1_000_000, 4_000_000)
 	a.transfer("sha256:def", 1, 1)
 	b.log(1, "l1\nl2\nl3\nl4\nl5\nl6\nl7\n\x1b[31m世界世界世界世界世界世界世界世界世界\n")
 	c.pass(1500 * time.Millisecond)
-	want(t, show(), `[+] 1.5s, 0 done, 2 running
+	want(t, show(), `[+] Building 1.5s (0/4)
  => [stage-0 1/2] FROM busybox      1.5s
- => => sha256:abc 1MB / 4MB
+ => => sha256:abc 1.00MB / 4.00MB
+ => => sha256:def 1B done
  => [build 1/9] RUN some very long  1.5s
- => => # l5
  => => # l6
  => => # l7
  => => # 世界世界世界世界世界世界世界世
@@ -499,11 +570,11 @@ func TestTTY(t *testing.T) {
 	a.done()
 	p.start("x").cached()
 	c.pass(500 * time.Millisecond)
-	height = 5
+	height = 6
 	want(t, show(), ` => [stage-0 1/2] FROM busybox      1.5s
  => => new digest
- => CACHED x                        0.0s
-[+] 2.0s, 2 done, 1 running
+[+] Building 2.0s (2/5)
+ => CACHED x
  => [build 1/9] RUN some very long  2.0s
  => => # 世界世界世界世界世界世界世界世
 `)
@@ -520,13 +591,14 @@ func TestTTY(t *testing.T) {
 	}
 }
 
-// screen is as much of a terminal as the view needs; it fails the test on any other sequence.
-type screen struct {
+// terminal is as much of a terminal as the view needs; it fails the test on any other sequence.
+type terminal struct {
 	width int
 	lines []string // rows, as drawn
+	row   int
 }
 
-func (s *screen) resize(width int) {
+func (s *terminal) resize(width int) {
 	var rows []string
 	for _, l := range s.lines {
 		r := []rune(l)
@@ -536,38 +608,51 @@ func (s *screen) resize(width int) {
 		}
 		rows = append(rows, string(r))
 	}
-	s.width, s.lines = width, rows
+	s.width, s.lines, s.row = width, rows, len(rows)
 }
 
-func (s *screen) write(t *testing.T, p []byte) {
+func (s *terminal) write(t *testing.T, p []byte) {
 	t.Helper()
 	text := string(p)
+	erased := false
 	for text != "" {
-		switch {
-		case strings.HasPrefix(text, "\x1b[?7l"), strings.HasPrefix(text, "\x1b[?7h"):
-			text = text[5:]
-		case strings.HasPrefix(text, "\x1b["):
-			var n int
-			if _, err := fmt.Sscanf(text, "\x1b[%dA\r\x1b[J", &n); err != nil {
-				t.Fatalf("unexpected sequence in %q", text)
+		if rest, ok := strings.CutPrefix(text, "\x1b["); ok {
+			end := strings.IndexFunc(rest, unicode.IsLetter)
+			switch code := rest[:end+1]; code {
+			case "?7l", "?7h":
+			case "K":
+				erased = true
+			case "J":
+				s.lines = s.lines[:s.row]
+			default:
+				var n int
+				if _, err := fmt.Sscanf(code, "%dA", &n); err != nil || n > s.row {
+					t.Fatalf("unexpected sequence at %q, row %d", text, s.row)
+				}
+				s.row -= n
 			}
-			if n > len(s.lines) {
-				t.Fatalf("the cursor goes up %d of %d lines", n, len(s.lines))
-			}
-			s.lines = s.lines[:len(s.lines)-n]
-			text = text[strings.Index(text, "J")+1:]
-		default:
-			line, rest, ok := strings.Cut(text, "\n")
-			if !ok || columns(line) > s.width {
-				t.Fatalf("bad line %q", line)
-			}
-			s.lines = append(s.lines, line)
-			text = rest
+			text = strings.TrimPrefix(rest[end+1:], "\r")
+			continue
 		}
+		line, rest, ok := strings.Cut(text, "\n")
+		if !ok || columns(line) > s.width {
+			t.Fatalf("bad line %q", line)
+		}
+		switch {
+		case s.row == len(s.lines):
+			s.lines = append(s.lines, line)
+		case erased:
+			s.lines[s.row] = line
+		default:
+			t.Fatalf("the line is not erased before %q", line)
+		}
+		s.row++
+		erased = false
+		text = rest
 	}
 }
 
-func (s *screen) String() string { return strings.Join(s.lines, "\n") + "\n" }
+func (s *terminal) String() string { return strings.Join(s.lines, "\n") + "\n" }
 
 func TestModes(t *testing.T) {
 	for _, mode := range []string{"", "auto", "plain", "rawjson", "quiet", "none"} {

@@ -73,7 +73,10 @@ type positionJSON struct {
 }
 
 // rawJSON shows one JSON object a line.
-type rawJSON struct{ enc *json.Encoder }
+type rawJSON struct {
+	nothing
+	enc *json.Encoder
+}
 
 func newRawJSON(w io.Writer) *rawJSON {
 	enc := json.NewEncoder(termtext.JSONWriter(w))
@@ -99,7 +102,7 @@ func (d *rawJSON) log(t *task, at time.Time, stream int, p []byte) {
 }
 
 func (d *rawJSON) transfer(t *task, at time.Time, tr *transfer) {
-	v := statusJSON{ID: tr.Name, Vertex: t.id, Total: tr.Total, Current: tr.Current, Timestamp: at, Started: &tr.started}
+	v := statusJSON{ID: tr.id(), Vertex: t.id, Total: tr.Total, Current: tr.Current, Timestamp: at, Started: &tr.started}
 	if tr.Done {
 		v.Completed = &at
 	}

@@ -2,14 +2,19 @@ package progress
 
 import (
 	"bytes"
+	"strings"
 	"unicode/utf8"
 
+	"github.com/clipperhouse/displaywidth"
 	"github.com/kilnbuild/kiln/internal/termtext"
 )
 
 const (
 	// maxLine is the most of an unfinished line that is kept; what is longer is shown in pieces.
 	maxLine = 16 << 10
+	// screenWidth is the width of the terminal that a step's output is interpreted for. It is wider than most: what a step prints is cut
+	// when it is shown, and does not become more lines.
+	screenWidth = 256
 	// maxTail is how many bytes of a log's end are kept for quoting.
 	maxTail = 8 << 10
 )
@@ -33,6 +38,20 @@ func (t *tail) write(p []byte) {
 		n := copy(t.buf, t.buf[len(t.buf)-maxTail:])
 		t.buf = t.buf[:n]
 	}
+}
+
+// screen returns the last n lines of what a terminal would show.
+func (t *tail) screen(n int) []string {
+	buf := t.buf[max(0, len(t.buf)-maxTail):]
+	if t.cut || len(buf) < len(t.buf) {
+		// The first line, or sequence, is not whole.
+		if i := bytes.IndexAny(buf, "\r\n"); i >= 0 {
+			buf = buf[i+1:]
+		}
+	}
+	s := newScreen(screenWidth, 2*n)
+	s.write(buf)
+	return s.lines(n)
 }
 
 // lines returns the last n lines, cleaned, without colours.
@@ -118,36 +137,10 @@ func runeBoundary(b []byte) int {
 	return len(b)
 }
 
-// truncate returns s cut to at most width columns. A tab becomes a space. Characters that may be wide count as two, which is
-// too many for some scripts and never too few.
+// truncate returns s cut to at most width columns. A tab becomes a space.
 func truncate(s string, width int) string {
-	out := make([]byte, 0, len(s))
-	columns := 0
-	for _, r := range s {
-		w := 1
-		switch {
-		case r == '\t':
-			r = ' '
-		case r >= 0x1100:
-			w = 2
-		}
-		if columns+w > width {
-			break
-		}
-		columns += w
-		out = utf8.AppendRune(out, r)
-	}
-	return string(out)
+	return displaywidth.TruncateString(strings.ReplaceAll(s, "\t", " "), max(0, width), "")
 }
 
-// columns returns how many columns s takes, as truncate counts them.
-func columns(s string) int {
-	n := 0
-	for _, r := range s {
-		n++
-		if r >= 0x1100 {
-			n++
-		}
-	}
-	return n
-}
+// columns returns how many columns s takes.
+func columns(s string) int { return displaywidth.String(s) }

@@ -80,6 +80,17 @@ func (e *VertexError) Error() string { return e.Err.Error() }
 // Unwrap returns the cause.
 func (e *VertexError) Unwrap() error { return e.Err }
 
+// ImageError is returned by an Executor that could not fetch an image which a step stands on: the image's vertex has failed, not the step's.
+type ImageError struct {
+	Image llb.Image
+	Err   error
+}
+
+func (e *ImageError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *ImageError) Unwrap() error { return e.Err }
+
 // Options say how a graph is solved.
 type Options struct {
 	Cache    Cache
@@ -152,6 +163,7 @@ func Solve(ctx context.Context, roots []llb.Output, o Options) ([]Ref, error) {
 		s.rank(n, 0)
 	}
 	s.demand(roots)
+	s.planned()
 	for _, n := range s.order {
 		if n.pending == 0 {
 			s.set(n, ready)
@@ -174,7 +186,7 @@ func Solve(ctx context.Context, roots []llb.Output, o Options) ([]Ref, error) {
 			if first == nil {
 				first = c.err
 				if !errors.As(first, new(*VertexError)) {
-					first = &VertexError{Vertex: c.node.vertex, Err: c.err}
+					first = &VertexError{Vertex: s.failed(c.node, c.err), Err: c.err}
 				}
 				if cause := context.Cause(ctx); cause != nil {
 					first = cause
@@ -222,6 +234,18 @@ type PanicError struct {
 
 func (e *PanicError) Error() string { return fmt.Sprintf("internal error: %v", e.Value) }
 
+// failed returns the vertex that an error of the work on a node is about.
+func (s *solve) failed(n *node, err error) *llb.Vertex {
+	if e, ok := errors.AsType[*ImageError](err); ok {
+		for _, other := range s.order {
+			if other.vertex.Op() == llb.Op(e.Image) {
+				return other.vertex
+			}
+		}
+	}
+	return n.vertex
+}
+
 type solve struct {
 	opts        Options
 	nodes       map[llb.Digest]*node
@@ -265,6 +289,17 @@ func (s *solve) add(root *llb.Vertex) *node {
 		s.count[waiting]++
 	}
 	return s.nodes[root.Digest()]
+}
+
+// planned says how much there is to do.
+func (s *solve) planned() {
+	steps := 0
+	for _, n := range s.order {
+		if !events.Idle(n.vertex.Op().Kind()) {
+			steps++
+		}
+	}
+	s.opts.Events.Emit(events.Planned{Steps: steps})
 }
 
 // rank gives every node its distance from a root, in one pass from the roots down.
@@ -322,6 +357,8 @@ func (s *solve) work(ctx context.Context, n *node) (out []Ref, err error) {
 		shown := err
 		if err != nil && ctx.Err() != nil {
 			shown = context.Cause(ctx) // whatever a step says that is stopped, it has not failed
+		} else if errors.As(err, new(*ImageError)) {
+			shown = errSibling
 		}
 		w.task.Finish(w.finished, shown)
 	}()

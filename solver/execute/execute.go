@@ -103,6 +103,7 @@ type Job struct {
 
 	mu      sync.Mutex
 	sources map[string]source               // of layers of images, by id
+	bases   []*base                         // that were not there as a whole
 	demands map[string]func() solver.Demand // what is expected to be needed of those
 	ready   map[string]*materialising       // by id
 	commits map[string]*resolving           // of git repositories
@@ -118,6 +119,7 @@ type Job struct {
 type source struct {
 	image llb.Image
 	layer ImageLayer
+	base  *base
 }
 
 // New returns an Executor. Close must be called.
@@ -149,6 +151,9 @@ func (x *Executor) Job(s *session.Session, o Options) *Job {
 
 // Close removes what was downloaded for the job. None of its steps may run any more.
 func (x *Job) Close() error {
+	for _, b := range x.bases {
+		b.unneeded()
+	}
 	var err error
 	for _, file := range x.files {
 		err = errors.Join(err, os.Remove(file))

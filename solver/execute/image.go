@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -28,13 +29,14 @@ func (x *Job) Image(ctx context.Context, op llb.Image) (solver.Ref, error) {
 	if err != nil {
 		return solver.Ref{}, err
 	}
+	b := x.base(ctx, layers)
 	var root solver.Ref
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, l := range layers {
 		id := l.DiffID.Encoded()
 		if _, ok := x.sources[id]; !ok {
-			x.sources[id] = source{op, l}
+			x.sources[id] = source{op, l, b}
 		}
 		root = root.Push(solver.Layer{ID: id, Content: sha256.Sum256([]byte("diff id " + l.DiffID.String()))})
 	}
@@ -43,7 +45,7 @@ func (x *Job) Image(ctx context.Context, op llb.Image) (solver.Ref, error) {
 
 // View implements plan.Layers. A layer of an image that is not there is read through for its entries; it is unpacked at once if its
 // files are expected to be needed.
-func (x *Job) View(ctx context.Context, r solver.Ref) ([]layer.Part, error) {
+func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error) {
 	refs := r.Changes()
 	layers := make([]layer.Part, len(refs))
 	var missing []int
@@ -57,6 +59,8 @@ func (x *Job) View(ctx context.Context, r solver.Ref) ([]layer.Part, error) {
 	if len(missing) == 0 {
 		return layers, nil
 	}
+	end := x.fetching(ctx, missing, func(i int) string { return refs[i].ID })
+	defer func() { end(err) }()
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(4)
 	for _, i := range missing {
@@ -100,17 +104,25 @@ func (x *Job) Tree(ctx context.Context, r solver.Ref) (*layer.Stack, error) {
 
 // Realise makes sure that every layer of a root is in the snapshot store, unpacking those of images side by side, and
 // returns the ids under which they are there, the lowest first. Layers without entries are left out.
-func (x *Job) Realise(ctx context.Context, r solver.Ref) ([]string, error) {
+func (x *Job) Realise(ctx context.Context, r solver.Ref) (_ []string, err error) {
 	layers := r.Changes()
 	ids := make([]string, len(layers))
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(4)
+	var missing []int
 	for i, l := range layers {
 		ids[i] = l.ID
-		if x.Snapshots.Has(l.ID) {
-			continue
+		if !x.Snapshots.Has(l.ID) {
+			missing = append(missing, i)
 		}
-		g.Go(func() error { return x.materialise(gctx, l.ID, nil) })
+	}
+	if len(missing) > 0 {
+		end := x.fetching(ctx, missing, func(i int) string { return ids[i] })
+		defer func() { end(err) }()
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(4)
+	for _, i := range missing {
+		id := ids[i]
+		g.Go(func() error { return x.materialise(gctx, id, nil) })
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
@@ -227,11 +239,16 @@ func (x *Job) unpackBlob(ctx context.Context, id string, src source, v *variant)
 
 // readBlob gives the uncompressed bytes of a layer's blob to read, which end in io.EOF only if they are what the image says.
 func (x *Job) readBlob(ctx context.Context, src source, read func(tarball io.Reader) error) error {
-	blob, err := x.Images.Open(ctx, src.image, src.layer)
+	task := src.base.task
+	opened, err := x.Images.Open(events.With(ctx, task), src.image, src.layer)
 	if err != nil {
 		return err
 	}
-	defer blob.Close()
+	defer opened.Close()
+	extracting := events.Transfer{
+		Name: src.layer.Blob.Digest.String(), Phase: events.Extracting, Current: src.layer.Blob.Size, Total: src.layer.Blob.Size,
+	}
+	blob := &arriving{r: opened, arrived: func() { task.Emit(extracting) }}
 	ahead, err := readahead.NewReadCloserSize(io.NopCloser(ctxio.Reader(ctx, blob)), aheadBlocks, aheadBlock)
 	if err != nil {
 		return err
@@ -247,20 +264,25 @@ func (x *Job) readBlob(ctx context.Context, src source, read func(tarball io.Rea
 		return err
 	}
 	defer tarball.Close()
-	checked := &diffIDReader{r: ctxio.Reader(ctx, tarball), rest: ahead, hash: sha256.New(), want: src.layer.DiffID.Encoded()}
-	if !src.layer.Windows {
-		return read(checked)
+	var files io.ReadCloser = io.NopCloser(
+		&diffIDReader{r: ctxio.Reader(ctx, tarball), rest: ahead, hash: sha256.New(), want: src.layer.DiffID.Encoded()})
+	if src.layer.Windows {
+		files = layer.ReadWindowsTar(files)
+		defer files.Close()
 	}
-	files := layer.ReadWindowsTar(checked)
-	defer files.Close()
-	return read(files)
+	if err := read(files); err != nil {
+		return err
+	}
+	extracting.Done = true
+	task.Emit(extracting)
+	return nil
 }
 
 func layerError(src source, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("layer %s of %s: %w", src.layer.Blob.Digest, src.image.Ref, err)
+	return &solver.ImageError{Image: src.image, Err: fmt.Errorf("layer %s of %s: %w", src.layer.Blob.Digest, src.image.Ref, err)}
 }
 
 // diffIDReader ends in io.EOF only if its bytes have the diff id, and if the compressed bytes that they came from, rest, are
