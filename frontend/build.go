@@ -32,21 +32,31 @@ type builder struct {
 	target llb.Platform
 	runs   bool // the steps are to run
 
+	budget  *expand.Budget
+	suggest *suggest.Suggester
+	expanders
+	arguments
+	stageSet
+	epoch    *int64
+	triggers int // bytes of those that run
+}
+
+// expanders expand the words of a Dockerfile: of instructions, of heredocs, and for what people see of a RUN.
+type expanders struct{ words, documents, shown *expand.Expander }
+
+// arguments are what words see before a stage has any of its own.
+type arguments struct {
 	// buildArgs are the Options', without a SOURCE_DATE_EPOCH that stands for no time.
 	buildArgs map[string]string
-	budget    *expand.Budget
-	words     *expand.Expander
-	documents *expand.Expander // for heredocs
-	shown     *expand.Expander // for what people see of a RUN
-	suggest   *suggest.Suggester
 	// global are the ARGs above the first FROM and the predefined ones.
 	global *expand.Env
-	// declared are the names of the ARGs above the first FROM, with or without a value.
-	declared []string
-	// isDeclared has the same, once somebody asks.
+	// declared are the names of the ARGs above the first FROM, with or without a value; isDeclared has the same, once somebody asks.
+	declared   []string
 	isDeclared map[string]bool
-	epoch      *int64
-	triggers   int // bytes of those that run
+}
+
+// stageSet are the stages of a build.
+type stageSet struct {
 	// stages are those of the Dockerfile, in its order, and then the implicit ones.
 	stages []*stage
 	// named is the number of stages before triggers of base images add any: the only one is not named in progress output.

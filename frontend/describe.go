@@ -6,9 +6,8 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-
 	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/frontend/mounts"
 	"github.com/kilnbuild/kiln/frontend/outline"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
@@ -50,7 +49,7 @@ func DescribeTarget(ctx context.Context, dockerfile []byte, o Options, r Resolve
 		return nil, b.failed(err)
 	}
 	return outline.Describe(ctx, dockerfile, outline.Build{
-		Dockerfile: df, Target: b.goal.number, Stages: b.described(), Given: b.buildArgs, Global: b.global, MountID: mountID,
+		Dockerfile: df, Target: b.goal.number, Stages: b.described(), Given: b.buildArgs, Global: b.global, MountID: mounts.ID,
 		Variables: func(word string) []string {
 			v, _ := b.words.Expand(word, b.global)
 			return slices.Collect(maps.Keys(v.Matched))
@@ -78,20 +77,4 @@ func (b *builder) described() []outline.Stage {
 		todo = append(todo, s.base)
 	}
 	return out
-}
-
-// mountID returns the id of a secret or an ssh agent; "" for other mounts.
-func mountID(m *instructions.Mount) string {
-	var mount llb.Mount
-	switch m.Type {
-	case instructions.MountTypeSecret:
-		if secretMount(&mount, m) != nil {
-			return ""
-		}
-	case instructions.MountTypeSSH:
-		if sshMount(&mount, m, 0) != nil {
-			return ""
-		}
-	}
-	return mount.ID
 }
