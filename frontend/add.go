@@ -31,39 +31,48 @@ func (b *builder) add(s *stage, c *instructions.AddCommand, check *linter.Linter
 		return errors.New("--keep-git-dir needs a source that is a git repository")
 	}
 	lint.Ignored(check, b.opts.Ignore, "Add", local, c.Location())
-	return b.copyFiles(s, copying{
+	cp := copying{
 		keyword: "ADD", text: c.String(), SourcesAndDest: c.SourcesAndDest, chown: c.Chown, chmod: c.Chmod,
 		link: c.Link, exclude: c.ExcludePatterns, at: c.Location(),
-		unpack: c.Unpack == nil || *c.Unpack,
-		from:   b.mainContext(),
-		remote: func(src string) (llb.Output, llb.CopySource, error) {
-			switch {
-			case remoteurl.IsGit(src):
-				return b.addGit(s, c, src)
-			case remoteurl.IsHTTP(src):
-				return b.addHTTP(s, c, src)
-			}
-			return llb.Output{}, llb.CopySource{}, nil
-		},
-	})
+	}
+	for _, src := range c.SourcePaths {
+		source, err := b.addSource(s, c, src)
+		if err != nil {
+			return err
+		}
+		cp.sources = append(cp.sources, source)
+	}
+	return b.copyFiles(s, cp)
+}
+
+// addSource returns what a source of ADD is in, and what is taken of it.
+func (b *builder) addSource(s *stage, c *instructions.AddCommand, src string) (copySource, error) {
+	switch {
+	case remoteurl.IsGit(src):
+		return b.addGit(s, c, src)
+	case remoteurl.IsHTTP(src):
+		return b.addHTTP(s, c, src)
+	}
+	path, err := s.sourcePath(src, false)
+	return copySource{b.mainContext(), llb.CopySource{Path: path, Unpack: c.Unpack == nil || *c.Unpack}}, err
 }
 
 // addHTTP returns the root with a file from a URL, and what ADD takes of it. It is unpacked only if that is asked for.
-func (b *builder) addHTTP(s *stage, c *instructions.AddCommand, src string) (llb.Output, llb.CopySource, error) {
+func (b *builder) addHTTP(s *stage, c *instructions.AddCommand, src string) (copySource, error) {
 	op, err := source.HTTP(src, c.Checksum)
 	if err != nil {
-		return llb.Output{}, llb.CopySource{}, err
+		return copySource{}, err
 	}
 	v := b.graph.Add(op, b.internalMeta(s, "download "+remoteurl.Shown(op.URL), c.Location()), b.scratch())
-	return v.Output(0), llb.CopySource{Path: escapeWildcards("/" + op.Filename), Unpack: c.Unpack != nil && *c.Unpack}, nil
+	return copySource{v.Output(0), llb.CopySource{Path: escapeWildcards("/" + op.Filename), Unpack: c.Unpack != nil && *c.Unpack}}, nil
 }
 
 // addGit returns the tree of a repository, and what ADD takes of it: everything.
-func (b *builder) addGit(s *stage, c *instructions.AddCommand, src string) (llb.Output, llb.CopySource, error) {
+func (b *builder) addGit(s *stage, c *instructions.AddCommand, src string) (copySource, error) {
 	op, err := source.Git(src, c.Checksum, c.KeepGitDir)
 	if err != nil {
-		return llb.Output{}, llb.CopySource{}, err
+		return copySource{}, err
 	}
 	v := b.graph.Add(op, b.internalMeta(s, "load git source "+source.GitName(op), c.Location()), b.scratch())
-	return v.Output(0), llb.CopySource{Path: "/"}, nil
+	return copySource{v.Output(0), llb.CopySource{Path: "/"}}, nil
 }

@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path"
@@ -26,20 +27,19 @@ type copying struct {
 	chown, chmod  string
 	link, parents bool
 	exclude       []string
-	unpack        bool
-	// from is what the paths are in. remote, where not nil, returns the output of a source that is in no context, and what is
-	// taken of it; that of no vertex for a path in from.
-	from   llb.Output
-	remote func(src string) (llb.Output, llb.CopySource, error)
-	at     []moby.Range
+	at            []moby.Range
+	// sources are what the SourcePaths stand for.
+	sources []copySource
+}
+
+// copySource is a source with what it is in.
+type copySource struct {
+	from llb.Output
+	llb.CopySource
 }
 
 // copy lowers COPY.
 func (b *builder) copy(s *stage, c *instructions.CopyCommand, sources []*stage, check *linter.Linter) error {
-	cp := copying{
-		keyword: "COPY", text: c.String(), SourcesAndDest: c.SourcesAndDest, chown: c.Chown, chmod: c.Chmod,
-		link: c.Link, parents: c.Parents, exclude: c.ExcludePatterns, at: c.Location(),
-	}
 	for _, src := range c.SourcePaths {
 		if remoteurl.IsHTTP(src) {
 			return errors.New("source can't be a URL for COPY")
@@ -48,20 +48,40 @@ func (b *builder) copy(s *stage, c *instructions.CopyCommand, sources []*stage, 
 			return errors.New("source can't be a git ref for COPY")
 		}
 	}
-	if len(sources) > 0 {
-		from := sources[0]
-		if !from.lowered {
-			return fmt.Errorf("cannot copy from stage %q, it needs to be defined before current stage %q", c.From, s.name)
-		}
-		cp.from = from.root
-		if dir, ok := from.directory(); ok {
-			cp.from = dir
-		}
-	} else {
-		cp.from = b.mainContext()
+	from, err := b.copiedFrom(s, c, sources)
+	if err != nil {
+		return err
+	}
+	if len(sources) == 0 {
 		lint.Ignored(check, b.opts.Ignore, "Copy", c.SourcePaths, c.Location())
 	}
+	cp := copying{
+		keyword: "COPY", text: c.String(), SourcesAndDest: c.SourcesAndDest, chown: c.Chown, chmod: c.Chmod,
+		link: c.Link, parents: c.Parents, exclude: c.ExcludePatterns, at: c.Location(),
+	}
+	for _, src := range c.SourcePaths {
+		path, err := s.sourcePath(src, c.Parents)
+		if err != nil {
+			return err
+		}
+		cp.sources = append(cp.sources, copySource{from, llb.CopySource{Path: path}})
+	}
 	return b.copyFiles(s, cp)
+}
+
+// copiedFrom returns what the sources of COPY are in.
+func (b *builder) copiedFrom(s *stage, c *instructions.CopyCommand, sources []*stage) (llb.Output, error) {
+	if len(sources) == 0 {
+		return b.mainContext(), nil
+	}
+	from := sources[0]
+	if !from.lowered {
+		return llb.Output{}, fmt.Errorf("cannot copy from stage %q, it needs to be defined before current stage %q", c.From, s.name)
+	}
+	if dir, ok := from.directory(); ok {
+		return dir, nil
+	}
+	return from.root, nil
 }
 
 // mainContext is the build context.
@@ -69,30 +89,31 @@ func (b *builder) mainContext() llb.Output {
 	return b.graph.Add(llb.Local{Name: "context"}, llb.Meta{Place: llb.Place{Group: "internal"}, Text: "load build context"}).Output(0)
 }
 
-// copyFiles adds the vertices of COPY and ADD.
-func (b *builder) copyFiles(s *stage, cp copying) error {
+// check refuses flags that are wrong.
+func (cp *copying) check(ctx context.Context) error {
 	if err := checkChmod(cp.chmod); err != nil {
 		return err
 	}
-	link := cp.link && cp.chmod == "" // as in BuildKit, --link has no effect beside --chmod
-	if link && chownByName(cp.chown) {
+	if cp.linked() && chownByName(cp.chown) {
 		return fmt.Errorf("--chown=%s: names of users and groups cannot be used with --link, use numeric uid[:gid] instead", cp.chown)
 	}
-	if _, err := ignore.New(b.ctx, cp.exclude); err != nil {
+	if _, err := ignore.New(ctx, cp.exclude); err != nil {
 		return fmt.Errorf("--exclude: %w", err)
 	}
-	dest, err := s.copyDest(cp.DestPath)
-	if err != nil {
-		return err
+	for _, f := range cp.SourceContents {
+		if err := checkFileName(f.Path); err != nil {
+			return err
+		}
 	}
-	attributes := llb.Attributes{Chown: cp.chown, Chmod: cp.chmod, Epoch: b.epoch}
-	files := llb.Copy{
-		Dest:       dest,
-		Attributes: attributes,
-		Exclude:    cp.exclude,
-		Parents:    cp.parents,
-		Link:       link,
-	}
+	return nil
+}
+
+// linked reports whether the files become a layer that does not depend on what it lies on. As in BuildKit, --link has no effect beside
+// --chmod.
+func (cp *copying) linked() bool { return cp.link && cp.chmod == "" }
+
+// createdBy is the entry of the history.
+func (cp *copying) createdBy() string {
 	var created strings.Builder
 	created.WriteString(cp.keyword)
 	if cp.parents {
@@ -104,61 +125,66 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	if cp.chmod != "" {
 		created.WriteString(" --chmod=" + cp.chmod)
 	}
-	inputs := []llb.Output{s.root}
-	if files.Link {
-		inputs[0] = b.scratch()
-	}
-	number := map[llb.Output]int{} // of inputs that are sources
 	for _, src := range cp.SourcePaths {
 		created.WriteString(" " + remoteurl.WithoutUser(src))
-		from, source, err := cp.source(s, src)
-		if err != nil {
-			return err
-		}
-		if source.Input = number[from]; source.Input == 0 {
-			source.Input = len(inputs)
-			number[from] = source.Input
-			inputs = append(inputs, from)
-		}
-		files.Sources = append(files.Sources, source)
-	}
-	var op llb.File
-	if len(files.Sources) > 0 {
-		op.Actions = append(op.Actions, llb.Action{Copy: &files})
 	}
 	for _, f := range cp.SourceContents {
 		created.WriteString(" <<" + f.Path)
-		if err := checkFileName(f.Path); err != nil {
-			return err
-		}
-		file := llb.Mkfile{Path: files.Dest, Name: f.Path, Link: files.Link, Content: []byte(f.Data), Attributes: attributes}
-		op.Actions = append(op.Actions, llb.Action{Mkfile: &file})
 	}
 	created.WriteString(" " + cp.DestPath + " # buildkit")
+	return created.String()
+}
 
+// op returns the op that copies into dest over root, and its inputs.
+func (cp *copying) op(root llb.Output, dest string, epoch *int64) (op llb.File, inputs []llb.Output) {
+	attributes := llb.Attributes{Chown: cp.chown, Chmod: cp.chmod, Epoch: epoch}
+	inputs = []llb.Output{root}
+	if len(cp.sources) > 0 {
+		files := llb.Copy{Dest: dest, Attributes: attributes, Exclude: cp.exclude, Parents: cp.parents, Link: cp.linked()}
+		number := map[llb.Output]int{} // of inputs that are sources
+		for _, src := range cp.sources {
+			if src.Input = number[src.from]; src.Input == 0 {
+				src.Input = len(inputs)
+				number[src.from] = src.Input
+				inputs = append(inputs, src.from)
+			}
+			files.Sources = append(files.Sources, src.CopySource)
+		}
+		op.Actions = append(op.Actions, llb.Action{Copy: &files})
+	}
+	for _, f := range cp.SourceContents {
+		file := llb.Mkfile{Path: dest, Name: f.Path, Link: cp.linked(), Content: []byte(f.Data), Attributes: attributes}
+		op.Actions = append(op.Actions, llb.Action{Mkfile: &file})
+	}
+	return op, inputs
+}
+
+// copyFiles adds the vertices of COPY and ADD.
+func (b *builder) copyFiles(s *stage, cp copying) error {
+	if err := cp.check(b.ctx); err != nil {
+		return err
+	}
+	dest, err := s.copyDest(cp.DestPath)
+	if err != nil {
+		return err
+	}
+	root := s.root
+	if cp.linked() {
+		root = b.scratch()
+	}
+	op, inputs := cp.op(root, dest, b.epoch)
 	meta := b.stepMeta(s, cp.text, b.words, s.env, cp.at)
 	meta.Text = withoutUsers(meta.Text, cp.SourcePaths)
 	meta.NoCache = s.noCache
 	v := b.graph.Add(op, meta, inputs...)
-	if files.Link {
+	if cp.linked() {
 		meta.NoCache = false
 		meta.Text = "LINK " + meta.Text
 		v = b.graph.Add(llb.Merge{}, meta, s.root, v.Output(0))
 	}
 	s.root = v.Output(0)
-	s.config.Commit(created.String(), v)
+	s.config.Commit(cp.createdBy(), v)
 	return nil
-}
-
-// source returns what a source is in, and what is taken of it.
-func (cp copying) source(s *stage, src string) (llb.Output, llb.CopySource, error) {
-	if cp.remote != nil {
-		if v, source, err := cp.remote(src); err != nil || v.Vertex != nil {
-			return v, source, err
-		}
-	}
-	src, err := s.pathIn("/", src)
-	return cp.from, llb.CopySource{Path: copySourcePath(src, cp.parents), Unpack: cp.unpack}, err
 }
 
 // withoutUsers returns a text in which sources stand, without the users and passwords of those that are URLs.
@@ -193,6 +219,12 @@ func (s *stage) copyDest(dest string) (string, error) {
 		dest += "/"
 	}
 	return dest, nil
+}
+
+// sourcePath returns the path of a source in the root that it is of.
+func (s *stage) sourcePath(src string, parents bool) (string, error) {
+	src, err := s.pathIn("/", src)
+	return copySourcePath(src, parents), err
 }
 
 // copySourcePath returns the absolute path of a source: steps up do not lead out of its root. Of --parents, the first
