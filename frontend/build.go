@@ -50,7 +50,7 @@ type arguments struct {
 	buildArgs map[string]string
 	// global are the ARGs above the first FROM and the predefined ones.
 	global *expand.Env
-	// declared are the names of the ARGs above the first FROM, with or without a value; isDeclared has the same, once somebody asks.
+	// declared are the names of the ARGs above the first FROM, with or without a value; isDeclared is made of it when it is first needed.
 	declared   []string
 	isDeclared map[string]bool
 }

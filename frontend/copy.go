@@ -236,7 +236,7 @@ func copySourcePath(src string, parents bool) string {
 	return path.Join("/", src)
 }
 
-// chownByName says whether --chown has a name; root needs no file to be known.
+// chownByName reports whether --chown has a name that must be looked up; root is 0 without that.
 func chownByName(chown string) bool {
 	user, group, _ := strings.Cut(chown, ":")
 	for _, id := range []string{user, group} {

@@ -362,7 +362,7 @@ func (b *builder) namedContext(name string, p llb.Platform) (*source.Context, er
 	return source.FindContext(b.opts.NamedContexts, name, p, b.opts.BuildPlatform)
 }
 
-// contextOutput returns the output whose files a context that is no image has.
+// contextOutput returns the output that has the files of a context other than an image.
 func (b *builder) contextOutput(c *source.Context) llb.Output {
 	meta := func(text string) llb.Meta {
 		return llb.Meta{Place: llb.Place{Project: b.opts.Project, Group: "context " + c.Name}, Text: text}

@@ -45,7 +45,7 @@ func (b *builder) mountSource(s *stage, c *instructions.RunCommand, m *instructi
 	} else {
 		return from.root, source
 	}
-	// A local directory is no root file system, so what is mounted is copied, and that alone is read of it.
+	// A step cannot mount a directory of the client, so what it mounts is copied; nothing else of the directory is read.
 	dest := path.Join("/", path.Base(source))
 	op := llb.File{Actions: []llb.Action{{Copy: &llb.Copy{
 		Sources:    []llb.CopySource{{Input: 1, Path: escapeWildcards(source)}},

@@ -218,7 +218,7 @@ func isCross(on llb.Platform, env shell.EnvGetter) bool {
 	return err == nil && (p.OS != on.OS || p.Architecture != on.Architecture)
 }
 
-// internalMeta returns the description of a vertex that serves the stage's next step, and is no step itself.
+// internalMeta returns the description of a vertex that prepares the stage's next step.
 func (b *builder) internalMeta(s *stage, text string, at []moby.Range) llb.Meta {
 	return b.groupMeta(s, "internal", text, at)
 }

@@ -155,7 +155,7 @@ func checkLines(file string, text []byte) error {
 			return &Error{File: file, Line: n, EndLine: n, Msg: fmt.Sprintf("line is longer than %d bytes", bufio.MaxScanTokenSize-2)}
 		}
 		if bytes.IndexByte(line, 0) >= 0 {
-			return &Error{File: file, Line: n, EndLine: n, Msg: "the line has a NUL byte, and so is no text in UTF-8"}
+			return &Error{File: file, Line: n, EndLine: n, Msg: "the line has a NUL byte, so it is not text in UTF-8"}
 		}
 		if err := i.line(file, n, line); err != nil {
 			return err

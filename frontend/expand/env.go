@@ -16,7 +16,7 @@ type Env struct {
 	list   []string       // "NAME=value"; "" for one that is no more
 	gone   int            // how many are no more
 	size   int            // bytes of list as JSON
-	// shared says that somebody else has list, and perhaps at, so that they must be copied before they are changed.
+	// shared is set if another Env uses list, and perhaps at, so that they must be copied before they are changed.
 	shared bool
 }
 

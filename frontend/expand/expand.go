@@ -227,7 +227,7 @@ func (m *measure) make(bytes int64) int64 {
 	return bytes
 }
 
-// until measures what there is before stop, which it takes, or before the end of the word, and returns how many bytes that becomes.
+// until measures the text up to stop, which it consumes, or to the end of the word, and returns how many bytes that becomes.
 func (m *measure) until(stop rune) (size int64) {
 	for {
 		c := m.next()

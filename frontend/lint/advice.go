@@ -70,7 +70,7 @@ var advice = map[string]bool{
 	rulePackageCacheInLayer.Name: true, ruleSeveralSourcesWithoutSlash.Name: true, ruleUnusedBuildArg.Name: true,
 }
 
-// IsAdvice says whether a rule is one that BuildKit does not have: it makes no check fail unless the check directive names it.
+// IsAdvice reports whether a rule is one that BuildKit does not have: it makes no check fail unless the check directive names it.
 func IsAdvice(rule string) bool { return advice[rule] }
 
 // advise reports a finding of one of the rules above. It counts for check=error=true only where experimental= names it.
@@ -150,7 +150,7 @@ func (p program) is(names ...string) bool {
 	return len(p) > 0 && slices.Contains(names, path.Base(p[0]))
 }
 
-// does reports whether the program's first word that is no option is one of these.
+// does reports whether the program's first word that is not an option is one of these.
 func (p program) does(names ...string) bool {
 	for _, word := range p[1:] {
 		if !strings.HasPrefix(word, "-") {
@@ -189,7 +189,7 @@ func scriptOf(c *instructions.RunCommand) []program {
 	return script
 }
 
-// installs says whether a program installs packages of the distribution.
+// installs reports whether a program installs packages of the distribution.
 func (p program) installs() bool {
 	switch {
 	case p.is("apt-get", "apt", "aptitude"):
@@ -208,7 +208,7 @@ var beside = []string{
 	"useradd", "groupadd", "adduser", "addgroup", "update-ca-certificates", "locale-gen", "curl", "wget",
 }
 
-// fetches says whether a program installs a project's dependencies, for which the files that list them are enough.
+// fetches reports whether a program installs a project's dependencies, for which the files that list them are enough.
 func (p program) fetches() bool {
 	switch {
 	case p.is("npm", "pnpm"):
@@ -276,7 +276,7 @@ func sourcesOf(c instructions.Command) instructions.SourcesAndDest {
 	return instructions.SourcesAndDest{}
 }
 
-// configures says whether an installation may need what was copied: a configuration, a key, or a file that it names.
+// configures reports whether an installation may need the copied files: a configuration, a key, or a file that it names.
 func (a *adviser) configures(c instructions.SourcesAndDest, script []program) bool {
 	for _, dir := range []string{"/etc", "/usr", "/tmp", "/root", "/var"} {
 		if c.DestPath == dir || strings.HasPrefix(c.DestPath, dir+"/") {
@@ -287,7 +287,7 @@ func (a *adviser) configures(c instructions.SourcesAndDest, script []program) bo
 	for _, p := range script {
 		for _, word := range p {
 			if a.comparisons -= len(paths); a.comparisons <= 0 {
-				return true // who knows
+				return true // it is not known
 			}
 			for _, src := range paths {
 				if base := path.Base(src); base != "." && base != "/" && strings.Contains(word, strings.Trim(base, "*")) {
@@ -313,7 +313,7 @@ func adviseUpdate(c *instructions.RunCommand, script []program, lint *linter.Lin
 	}
 }
 
-// mountsAt says whether RUN mounts something at, above or below one of these directories.
+// mountsAt reports whether RUN mounts something at, above or below one of these directories.
 func mountsAt(c *instructions.RunCommand, dirs ...string) bool {
 	for _, m := range instructions.GetMounts(c) {
 		target := path.Clean(m.Target) + "/"
@@ -380,7 +380,7 @@ func adviseCaches(env shell.EnvGetter, c *instructions.RunCommand, script []prog
 	}
 }
 
-// mountsNamed says whether RUN mounts something whose target has part in it.
+// mountsNamed reports whether RUN mounts something whose target has part in it.
 func mountsNamed(c *instructions.RunCommand, part string) bool {
 	return slices.ContainsFunc(instructions.GetMounts(c), func(m *instructions.Mount) bool { return strings.Contains(m.Target, part) })
 }

@@ -40,7 +40,7 @@ func (r *Reader) Read(m *instructions.Mount) (out llb.Mount, err error) {
 	case instructions.MountTypeTmpfs:
 		out.Size = m.SizeLimit
 		if path.Clean("/"+m.Source) != "/" {
-			err = fmt.Errorf("--mount=type=tmpfs: there is no source %q in an empty file system", m.Source)
+			err = fmt.Errorf("--mount=type=tmpfs: the source %q does not exist in an empty file system", m.Source)
 		}
 	case instructions.MountTypeCache:
 		r.cacheMount(&out, m)

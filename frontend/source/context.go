@@ -124,7 +124,7 @@ func UnpackContext(filename string) llb.File {
 	}}}}
 }
 
-// IsDirContext says whether the value of a --build-context is a directory of the client.
+// IsDirContext reports whether the value of a --build-context is a directory of the client.
 func IsDirContext(value string) bool {
 	c, err := parseContext("", value)
 	return err == nil && c.Dir

@@ -181,7 +181,7 @@ func (m *Matcher) Patterns() []string {
 	return out
 }
 
-// Exceptions says whether a pattern begins with "!".
+// Exceptions reports whether a pattern begins with "!".
 func (m *Matcher) Exceptions() bool {
 	return m != nil && slices.ContainsFunc(m.patterns, func(p pattern) bool { return p.exception })
 }
@@ -192,7 +192,7 @@ type Info struct {
 	matched []bool
 }
 
-// Ignored says whether the patterns exclude the slash-separated path name, which is relative to the root that the patterns
+// Ignored reports whether the patterns exclude the slash-separated path name, which is relative to the root that the patterns
 // are for. parent is what Ignored returned for the directory that holds it; with the zero Info, name's parents are matched
 // too. The returned Info is the parent of what is in name.
 func (m *Matcher) Ignored(name string, parent Info) (bool, Info) {
@@ -250,7 +250,7 @@ func (m *Matcher) Reason(name string) (Reason, bool) {
 	return Reason{}, false
 }
 
-// match says whether p matches name or, if parents is set, a parent of it.
+// match reports whether p matches name or, if parents is set, a parent of it.
 func (p *pattern) match(name string, parents bool) bool {
 	if p.pm != nil {
 		from := unmatched
@@ -297,7 +297,7 @@ func literal(p string) string {
 // byteOrderMark is a character that patternmatcher overlooks at the beginning of a pattern that it makes a regular expression of.
 const byteOrderMark = "\ufeff"
 
-// simple says whether a pattern has but plain characters, "*", "?" and elements that are "**". Others are left to
+// simple reports whether a pattern has but plain characters, "*", "?" and elements that are "**". Others are left to
 // patternmatcher, whose regular expressions take some ten times as long.
 func simple(elements []string) bool {
 	return !strings.HasPrefix(elements[0], byteOrderMark) && !slices.ContainsFunc(elements, func(e string) bool {
@@ -305,7 +305,7 @@ func simple(elements []string) bool {
 	})
 }
 
-// matchElements says whether the elements of a pattern match all of name. "**" stands for any number of elements, at the
+// matchElements reports whether the elements of a pattern match all of name. "**" stands for any number of elements, at the
 // end for at least one.
 func matchElements(elements []string, name string) bool {
 	for ; len(elements) > 0; elements = elements[1:] {
@@ -360,7 +360,7 @@ func matchElement(pattern, s string) bool {
 	return strings.Trim(pattern[p:], "*") == ""
 }
 
-// MayReinclude says whether a "!" pattern could match something below the directory dir, so that a walk has to enter it
+// MayReinclude reports whether a "!" pattern could match something below the directory dir, so that a walk has to enter it
 // though it is excluded.
 func (m *Matcher) MayReinclude(dir string) bool {
 	if m == nil {

@@ -78,7 +78,7 @@ func (c *copies) keepListing(path string, list []layer.Entry) {
 	}
 	list = slices.Clone(list)
 	for i := range list {
-		list[i].Digest = layer.Digest{} // whoever needs it looks whether the file is what it was
+		list[i].Digest = layer.Digest{} // Sum looks whether the file has changed
 	}
 	c.lists[path] = list
 	c.listed += len(list)

@@ -42,7 +42,7 @@ type Dir struct {
 type dirInfo struct {
 	ignored bool
 	info    ignore.Info
-	// hasAny says whether something in an excluded directory is part of the tree, once looked says that this is known.
+	// hasAny is set if something in an excluded directory is part of the tree; it is valid once looked is set.
 	hasAny, looked bool
 }
 

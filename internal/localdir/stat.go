@@ -90,7 +90,7 @@ type learnt struct {
 
 func openStatCache(path, tmp string) *statCache {
 	c := &statCache{path: path, tmp: tmp, fresh: map[stamp]learnt{}, room: most}
-	// Looking whether the file is whole takes a while, in which nobody needs it mostly. Who does waits for the lock.
+	// Verifying the file takes a while, in which it is rarely needed. Readers wait for the lock.
 	c.mu.Lock()
 	go func() {
 		defer c.mu.Unlock()
@@ -124,7 +124,7 @@ func openStats(path string) (*mapped.File, error) {
 		return nil, errors.Join(errOldStats, f.Close())
 	}
 	if !bytes.HasPrefix(f.Data, []byte(statMagic)) || (len(f.Data)-len(statMagic))%recordSize != 0 {
-		return nil, errors.Join(errors.New("it is no cache of digests"), f.Close())
+		return nil, errors.Join(errors.New("it is not a cache of digests"), f.Close())
 	}
 	return f, nil
 }
