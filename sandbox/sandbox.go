@@ -466,14 +466,14 @@ func (r *run) prepare() error {
 		return err
 	}
 	r.files = append(r.files, p.cgroups...)
-	if !unified() {
-		if p.shown, err = r.own(r.newShown()); err != nil {
-			return err
-		}
-	}
 	if r.hostSys() && r.spec.Privileges.IDs != nil && !r.ns.Nested {
 		// Without what is mounted in it. The process could not leave that out, and with privileges it could take away what covers it.
 		if p.sys, err = r.own(hostSysAlone()); err != nil {
+			return err
+		}
+	}
+	if !unified() && (len(r.cgroups.Shown()) > 0 || r.hostSys() && p.sys == nil) {
+		if p.shown, err = r.own(r.newShown()); err != nil {
 			return err
 		}
 	}

@@ -29,7 +29,7 @@ type parts struct {
 	out, err             *os.File   // nil for /dev/null
 	kiln                 *os.File   // kiln's pidfd
 	cgroups              []*os.File // what is written to for joining the control groups of version 1
-	shown                *os.File   // a file system for /sys/fs/cgroup; nil if it is one of version 2
+	shown                *os.File   // a file system for /sys/fs/cgroup; nil if it is one of version 2, or what /sys has there is empty
 	sys                  *os.File   // a clone of the machine's /sys alone; nil if the process makes its own or clones all that is there
 }
 
@@ -359,8 +359,11 @@ func (r *run) planSys(l *calls.List, p parts, attr int) any {
 // that is a mount for each hierarchy in which it has a group. Of others it sees nothing, whatever the machine has at that place.
 func (r *run) planGroups(l *calls.List, p parts, sys any, attr int) {
 	at := "/sys/fs/cgroup"
-	if p.shown == nil {
+	if unified() {
 		l.Add("attach "+at, unix.SYS_MOVE_MOUNT, r.planMount(l, "cgroup2", at, attr), "", sys, "fs/cgroup", moveFromFd)
+		return
+	}
+	if p.shown == nil {
 		return
 	}
 	l.Add("attach "+at, unix.SYS_MOVE_MOUNT, fd(p.shown), "", sys, "fs/cgroup", moveFromFd)

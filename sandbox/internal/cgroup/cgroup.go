@@ -43,6 +43,7 @@ type Groups struct {
 	made   []string // what this process has made above the groups, in that order
 	// unlimited says why the default limit of processes is not applied; nil if it is.
 	unlimited  error
+	asked      bool // whether the request had a Parent or Limits
 	guarded    bool
 	forDevices bool // whether the request had Devices
 	// earlier is what was counted until Killed was called last: for runs before this one.
@@ -134,7 +135,7 @@ func New(r Request) (_ *Groups, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Groups{}
+	c := &Groups{asked: r.Parent != "" || r.Limits != Limits{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Remove())
@@ -638,9 +639,12 @@ func (c *Groups) Join() (procs []*os.File, into *os.File, err error) {
 	return procs, into, nil
 }
 
-// Shown returns the hierarchies of version 1 in which the run has a group, by the controllers that name them in mount(2). That of devices
-// says nothing that a program could want to know, and is left out.
+// Shown returns the hierarchies of version 1 in which the run has a group, by the controllers that name them in mount(2): none if nothing
+// was asked for, as then there is nothing that a program would size itself by; and that of devices, which says nothing to it, is left out.
 func (c *Groups) Shown() (list [][]string) {
+	if !c.asked {
+		return nil
+	}
 	for _, g := range c.groups {
 		if h := g.hierarchy; !h.unified && !slices.Contains(h.controllers, devicesController) {
 			list = append(list, h.controllers)
