@@ -31,7 +31,7 @@ func (p Platform) String() string {
 
 // ParsePlatform reads "os[(version)][/architecture[/variant]]" or an architecture alone, as --platform and FROM --platform take it;
 // what is left out is taken from host. Other names of processors are replaced by OCI's: x86_64 by amd64, aarch64 by
-// arm64, armhf by arm/v7. An error says that s is no platform.
+// arm64, armhf by arm/v7. An error says that s is not a platform.
 func ParsePlatform(s string, host Platform) (Platform, error) {
 	bad := fmt.Errorf("%q is not a platform: it has to be os/architecture[/variant], for example linux/arm64", s)
 	parts := strings.Split(strings.ToLower(strings.TrimSpace(s)), "/")

@@ -122,7 +122,7 @@ func TestNetworkAgain(t *testing.T) {
 	})
 }
 
-// TestAbstractSockets listens on a name without a file, in the host's name space.
+// TestAbstractSockets listens on a name without a file, in the host's namespace.
 func TestAbstractSockets(t *testing.T) {
 	l, err := net.Listen("unix", "@kiln-test-abstract")
 	if err != nil {

@@ -165,7 +165,7 @@ type Status struct {
 	CPU time.Duration
 	// Memory is the largest resident set that one of these had, in bytes.
 	Memory int64
-	// OOMKills is how many processes of the run the kernel killed for want of memory in its control group, and PidsRefused
+	// OOMKills is how many processes of the run the kernel killed because its control group ran out of memory, and PidsRefused
 	// how many were not started since there were too many.
 	OOMKills, PidsRefused int64
 	// NoPidsLimit is why no control group limited the number of processes although one should have; nil if one did.

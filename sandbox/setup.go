@@ -88,7 +88,7 @@ func (r *run) plan(p parts) error {
 		k.Add("join a control group", unix.SYS_WRITE, fd(f), []byte("0"), 1)
 	}
 	if r.spec.Network.Mode == NetworkJoin {
-		k.Add("enter the network name space", unix.SYS_SETNS, fd(r.spec.Network.Namespace), unix.CLONE_NEWNET)
+		k.Add("enter the network namespace", unix.SYS_SETNS, fd(r.spec.Network.Namespace), unix.CLONE_NEWNET)
 	}
 	if m := r.spec.Privileges.IDs; m != nil {
 		k.Add("enter the user namespace", unix.SYS_SETNS, fd(m.Namespace), unix.CLONE_NEWUSER)

@@ -143,7 +143,7 @@ func read(file string, dir int, byName map[string]*Device) error {
 		return err
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxSpec {
-		return errors.New("it is no file, or too large")
+		return errors.New("it is not a regular file, or is too large")
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {

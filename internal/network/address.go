@@ -21,7 +21,7 @@ var resolvConfPath = "/etc/resolv.conf"
 // maxNameServers is how many name servers a C library asks, see resolv.conf(5).
 const maxNameServers = 3
 
-// ResolvConf returns the /etc/resolv.conf for the name space: the host's, but that each name server has an address that stands
+// ResolvConf returns the /etc/resolv.conf for the namespace: the host's, but that each name server has an address that stands
 // for it. A host without the file gives one with one name server, the host itself, as resolv.conf(5) says.
 func (n *Network) ResolvConf() (string, error) {
 	text, servers, err := readResolvConf()

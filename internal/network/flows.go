@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	// maxFlows is how many flows a name space has at once. What would begin another one is lost.
+	// maxFlows is how many flows a namespace has at once. What would begin another one is lost.
 	maxFlows = 1024
 	// idle is how long a flow is kept in which nothing is sent: RFC 4787, section 4.3.
 	idle = 2 * time.Minute

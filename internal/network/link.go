@@ -12,7 +12,7 @@ import (
 // virtioHeader is the size of struct virtio_net_hdr, which says what of a packet's checksum is still to be done.
 const virtioHeader = 10
 
-// write sends a packet, which may be in pieces, into the name space. The first piece holds the headers. What cannot be
+// write sends a packet, which may be in pieces, into the namespace. The first piece holds the headers. What cannot be
 // sent is lost, as on any network. checksumAt is where the checksum is in the transport header; it is taken to hold that of the
 // pseudo-header, and the rest need not be computed. It is -1 if there is nothing to be done about it.
 func (n *namespace) write(transportAt, checksumAt int, pieces ...[]byte) error {

@@ -15,7 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/thread"
 )
 
-// What a process finds in a network name space. The addresses are those that QEMU and slirp4netns use; nothing but the few
+// What a process finds in a network namespace. The addresses are those that QEMU and slirp4netns use; nothing but the few
 // that are named here is hidden by them, since the rest of their network is forwarded as any other.
 var (
 	address4 = netip.MustParsePrefix("10.0.2.100/24")
@@ -28,7 +28,7 @@ var (
 
 const (
 	device      = "eth0"
-	loIndex     = 1 // of every network name space
+	loIndex     = 1 // of every network namespace
 	deviceIndex = 2
 	peerIndex   = 3
 	// The largest packet of IPv4: what is copied is copied in large pieces, and no datagram needs to be in fragments.
@@ -38,7 +38,7 @@ const (
 // The two ends of a veth pair, in the form of an Ethernet header without its protocol.
 var ethernet = [12]byte{0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2}
 
-// namespace is a network name space with one interface, the packets of which kiln reads and writes.
+// namespace is a network namespace with one interface, the packets of which kiln reads and writes.
 type namespace struct {
 	file  *os.File // nsfs
 	users *os.File // the user namespace that it belongs to; nil if that is kiln's own
@@ -46,7 +46,7 @@ type namespace struct {
 	way   string   // how link was made
 	frame int      // how long the headers before the IP header are
 
-	// The counters of the name space, see proc_pid_net(5), and what they were in the beginning.
+	// The counters of the namespace, see proc_pid_net(5), and what they were in the beginning.
 	devices, sockets *os.File
 	initial          counters
 }
@@ -133,7 +133,7 @@ func (n *namespace) attachTun() error {
 		unix.IoctlSetPointerInt(fd, unix.TUNSETIFINDEX, deviceIndex),
 		unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr),
 		unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM),
-		// So it goes with the name space, which the kernel takes apart by itself, and not with the descriptor, the closing of which
+		// So it goes with the namespace, which the kernel takes apart by itself, and not with the descriptor, the closing of which
 		// would wait for that.
 		unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1),
 	} {
@@ -202,7 +202,7 @@ func configure(s *netlink, way string, ipv6 bool) error {
 	return nil
 }
 
-// counters are what shows whether something was done in a name space.
+// counters are what shows whether something was done in a namespace.
 type counters struct {
 	packets string // of each interface
 	sockets int
@@ -224,7 +224,7 @@ func (n *namespace) count() (c counters, err error) {
 	return c, nil
 }
 
-// pristine reports whether the name space is as it was made: no interface has ever passed on a packet, and there is no
+// pristine reports whether the namespace is as it was made: no interface has ever passed on a packet, and there is no
 // socket but kiln's. To change anything else takes privileges.
 func (n *namespace) pristine() bool {
 	now, err := n.count()

@@ -1,7 +1,7 @@
-// Package network gives processes network name spaces from which they reach what the host reaches, through a TCP/IP stack in
-// kiln's own process. It does not know what the processes are, nor how they enter a name space.
+// Package network gives processes network namespaces from which they reach what the host reaches, through a TCP/IP stack in
+// kiln's own process. It does not know what the processes are, nor how they enter a namespace.
 //
-// A name space has one interface besides the loopback interface, and its packets go to kiln: what a process sends to an
+// A namespace has one interface besides the loopback interface, and its packets go to kiln: what a process sends to an
 // address, kiln sends to it from the host with sockets as any program has. So nothing is configured on the host. The host's loopback
 // interface is out of reach.
 package network
@@ -35,7 +35,7 @@ type Pool struct {
 	sockets limit         // of all networks
 }
 
-// Network is a network name space and what connects it with the host's network.
+// Network is a network namespace and what connects it with the host's network.
 type Network struct {
 	*namespace
 	pool    *Pool
@@ -44,7 +44,7 @@ type Network struct {
 	relay   *relay        // made for the first packet
 }
 
-// UnavailableError says that a network name space cannot be made on this machine.
+// UnavailableError says that a network namespace cannot be made on this machine.
 type UnavailableError struct{ Err error }
 
 func (e *UnavailableError) Error() string {
@@ -129,15 +129,15 @@ func finished(w *sync.WaitGroup) <-chan struct{} {
 	return done
 }
 
-// Namespace returns the descriptor of the network name space, for setns(2). It stays the network's.
+// Namespace returns the descriptor of the network namespace, for setns(2). It stays the network's.
 func (n *Network) Namespace() *os.File { return n.file }
 
 // UserNamespace returns the user namespace that the network namespace belongs to, if Pool.Make made one, else nil. It stays the
 // network's, and nobody else has it at the same time.
 func (n *Network) UserNamespace() *os.File { return n.users }
 
-// Release gives the network up when no process is in its name space any more. privileged says that one was that may have
-// configured the name space.
+// Release gives the network up when no process is in its namespace any more. privileged says that one was that may have
+// configured the namespace.
 func (n *Network) Release(privileged bool) {
 	if !privileged && n.pristine() {
 		n.pool.mu.Lock()
@@ -232,7 +232,7 @@ func (n *Network) packet(frame []byte) {
 	n.relay.packet(frame[n.frame:])
 }
 
-// Probe makes a network name space and lets it go. It returns by what way packets reach kiln: "tun" is a tun device, "veth" a
+// Probe makes a network namespace and lets it go. It returns by what way packets reach kiln: "tun" is a tun device, "veth" a
 // pair of interfaces, which needs no device file. The error says why neither can be made.
 func Probe() (way string, err error) {
 	n, err := newNamespace(nil, hasIPv6())

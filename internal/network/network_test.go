@@ -25,7 +25,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/thread"
 )
 
-// inside calls f on a thread that is in the network name space of n. Sockets that f opens stay there.
+// inside calls f on a thread that is in the network namespace of n. Sockets that f opens stay there.
 func inside(t testing.TB, n *Network, f func()) {
 	t.Helper()
 	var err error
@@ -39,7 +39,7 @@ func inside(t testing.TB, n *Network, f func()) {
 	}
 }
 
-// dial connects from the name space.
+// dial connects from the namespace.
 func dial(t testing.TB, n *Network, network, addr string) (c net.Conn, err error) {
 	t.Helper()
 	inside(t, n, func() { c, err = net.DialTimeout(network, addr, hang) })
@@ -648,7 +648,7 @@ func TestCloseStops(t *testing.T) {
 	}
 }
 
-// TestLoopbackByHand gives the relay packets for the host's loopback interface, which the kernel of the name space would not
+// TestLoopbackByHand gives the relay packets for the host's loopback interface, which the kernel of the namespace would not
 // send.
 func TestLoopbackByHand(t *testing.T) {
 	reached := make(chan struct{}, 1)
@@ -716,7 +716,7 @@ func inode(t testing.TB, n *Network) uint64 {
 	return st.Ino
 }
 
-// TestReuse holds that a name space is given out again only if nothing was done in it.
+// TestReuse holds that a namespace is given out again only if nothing was done in it.
 func TestReuse(t *testing.T) {
 	bothWays(t, func(t *testing.T) {
 		host := address(t, gateway4)
@@ -763,7 +763,7 @@ func TestReuse(t *testing.T) {
 	})
 }
 
-// TestApart holds that one name space does not see what listens in another.
+// TestApart holds that one namespace does not see what listens in another.
 func TestApart(t *testing.T) {
 	one, two := newNetwork(t), newNetwork(t)
 	inside(t, one, func() {
@@ -862,7 +862,7 @@ func descriptors(t testing.TB) int {
 	return len(list)
 }
 
-// TestNothingLeft ends name spaces in the middle of everything.
+// TestNothingLeft ends namespaces in the middle of everything.
 func TestNothingLeft(t *testing.T) {
 	endless := serve(t, address(t, gateway4), func(c *net.TCPConn) {
 		for {
@@ -912,7 +912,7 @@ func TestNothingLeft(t *testing.T) {
 	waitFor(t, "end of all descriptors", func() bool { return descriptors(t) <= files })
 }
 
-// inject sends a packet from the name space by a packet socket.
+// inject sends a packet from the namespace by a packet socket.
 func (n *Network) inject(t testing.TB, packets ...[]byte) {
 	t.Helper()
 	inside(t, n, func() {

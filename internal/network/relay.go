@@ -20,7 +20,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-// relay is the TCP/IP stack at the other end of a name space's interface, where all addresses are its own. It passes on what
+// relay is the TCP/IP stack at the other end of a namespace's interface, where all addresses are its own. It passes on what
 // arrives by sockets of the host.
 type relay struct {
 	stack *stack.Stack

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// maxConnections is how many connections a name space has at once. A request beyond it is not answered until there is room.
+	// maxConnections is how many connections a namespace has at once. A request beyond it is not answered until there is room.
 	maxConnections = 512
 	// window is the size of each buffer of a connection. The way to the process is short, and a few packets fill it.
 	window = 512 << 10
@@ -34,7 +34,7 @@ const (
 	narrowPiece  = 8 << 10
 )
 
-// connections are the TCP connections of a name space. Each ends here and has one of the host as its other half.
+// connections are the TCP connections of a namespace. Each ends here and has one of the host as its other half.
 type connections struct {
 	stack     *stack.Stack
 	ns        *namespace

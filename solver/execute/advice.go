@@ -55,7 +55,7 @@ func (e *ExitError) ended() string {
 	return s
 }
 
-// oomKills returns how many processes the kernel has killed for want of memory; 0 where it does not say. See proc(5).
+// oomKills returns how many processes the kernel has killed because memory ran out; 0 where it does not say. See proc(5).
 func oomKills() int {
 	text, err := os.ReadFile("/proc/vmstat")
 	if err != nil {

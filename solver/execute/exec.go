@@ -34,7 +34,7 @@ type ExitError struct {
 	// FullDisk is kiln's root directory if its file system had no room left when the process ended; many programs do not
 	// say why they could not write.
 	FullDisk string
-	// OutOfMemory says that the kernel killed processes for want of memory meanwhile.
+	// OutOfMemory says that the kernel killed processes meanwhile because memory ran out.
 	OutOfMemory bool
 	// OneID says that the process could not change to another user, nor give files to one.
 	OneID bool

@@ -207,7 +207,7 @@ func (c *copying) member(e layer.Entry, body io.Reader, dest string) error {
 		return err
 	}
 	if !ok || file.Type == layer.Dir {
-		return &layer.HeaderError{Name: e.Path, Msg: fmt.Sprintf("is a hard link to /%s, which is no file", target)}
+		return &layer.HeaderError{Name: e.Path, Msg: fmt.Sprintf("is a hard link to /%s, which is not a file", target)}
 	}
 	own, err := c.b.Own(target)
 	if err != nil {

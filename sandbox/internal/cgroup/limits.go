@@ -204,7 +204,7 @@ func parseSet(list string) (set [maxSet / 64]uint64, err error) {
 			last, err = strconv.ParseUint(to, 10, 16)
 		}
 		if err != nil || last < first || last >= maxSet {
-			return set, fmt.Errorf(`%q is no list of numbers below %d, as "0-3,5"`, list, maxSet)
+			return set, fmt.Errorf(`%q is not a list of numbers below %d, such as "0-3,5"`, list, maxSet)
 		}
 		for n := first; n <= last; n++ {
 			set[n/64] |= 1 << (n % 64)
