@@ -41,8 +41,10 @@ type Client struct {
 // GIT_AUTH_TOKEN are asked for; false is for none.
 func New(dir, tmp string, secret func(id string) ([]byte, bool, error)) *Client {
 	none := func(string) ([]byte, bool, error) { return nil, false, nil }
+	patience := fetch.Usual()
+	patience.Idle = silence // within a body too: the server reports every few seconds how many objects it has counted, in few bytes
 	return &Client{
-		dir: dir, tmp: tmp, secret: secret, patience: fetch.Usual(), web: fetch.NewTransports(nil), files: httpsource.New("", tmp, none),
+		dir: dir, tmp: tmp, secret: secret, patience: patience, web: fetch.NewTransports(nil), files: httpsource.New("", tmp, none),
 	}
 }
 
