@@ -6,14 +6,16 @@ import (
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 )
 
 // early makes the blobs of the image's layers while later steps still run. It is an events.Sink.
 type early struct {
 	ctx     context.Context
 	blobs   *exporter.Blobs
-	forms   []exporter.LayerForm
+	forms   []blob.Form
 	wanted  map[llb.Digest]bool
 	room    chan struct{}
 	working sync.WaitGroup
@@ -74,7 +76,7 @@ func (e *early) prepare(id string) {
 				return
 			}
 			defer func() { <-e.room }()
-			_ = e.blobs.Prepare(e.ctx, exporter.Layer{ID: id}, form)
+			_ = e.blobs.Prepare(e.ctx, exporter.Layer{ID: layer.ID(id)}, form)
 		})
 	}
 }
@@ -84,7 +86,7 @@ func (e *early) wait() { e.working.Wait() }
 
 // onlyForm returns the form in which all outputs need layers; false if one needs files, or they need different forms, or other times
 // of files than steps gave them.
-func onlyForm(outputs []output) (exporter.LayerForm, bool) {
+func onlyForm(outputs []output) (blob.Form, bool) {
 	form := outputs[0].form.Layers
 	for _, out := range outputs {
 		if !out.image() || out.form.Layers != form {

@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/imagename"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
@@ -119,12 +120,12 @@ func (j *Job) write(ctx context.Context, out output, images []exporter.Image, ta
 // layerSizes returns the layers of images that steps made, each once.
 func layerSizes(a *exporter.Assembled) []events.LayerSize {
 	var sizes []events.LayerSize
-	seen := map[string]bool{}
+	seen := map[layer.ID]bool{}
 	for _, m := range a.Manifests {
 		for i, l := range m.Layers {
 			if l.Image == nil && !seen[l.ID] {
 				seen[l.ID] = true
-				sizes = append(sizes, events.LayerSize{Layer: l.ID, Size: m.Manifest.Layers[i].Size})
+				sizes = append(sizes, events.LayerSize{Layer: string(l.ID), Size: m.Manifest.Layers[i].Size})
 			}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver/execute"
 )
@@ -28,10 +29,10 @@ func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
 		if n < len(below) {
 			img.Layers = append(img.Layers, j.baseLayer(bottom, below[n]))
 		} else {
-			img.Layers = append(img.Layers, exporter.Layer{ID: l.ID})
+			img.Layers = append(img.Layers, exporter.Layer{ID: layer.ID(l.ID)})
 		}
 	}
-	times, err := j.times(img.Layers)
+	times, err := j.times(ctx, img.Layers)
 	if err != nil {
 		return img, err
 	}
@@ -70,13 +71,13 @@ func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
 }
 
 // times returns when each layer was made; nil for those of images, whose history says so itself.
-func (j *Job) times(layers []exporter.Layer) ([]*time.Time, error) {
+func (j *Job) times(ctx context.Context, layers []exporter.Layer) ([]*time.Time, error) {
 	out := make([]*time.Time, len(layers))
 	for i, l := range layers {
 		if l.Image != nil {
 			continue
 		}
-		m, err := j.work.Layers.Manifest(l.ID)
+		m, err := j.layers.Manifest(ctx, l.ID)
 		if err != nil {
 			return nil, err
 		}
@@ -100,7 +101,7 @@ func (j *Job) bottom(ctx context.Context, o llb.Output) (llb.Image, []execute.Im
 }
 
 func (j *Job) baseLayer(img llb.Image, l execute.ImageLayer) exporter.Layer {
-	return exporter.Layer{ID: l.DiffID.Encoded(), Image: &exporter.ImageLayer{
+	return exporter.Layer{ID: layer.ID(l.DiffID.Encoded()), Image: &exporter.ImageLayer{
 		Blob: l.Blob, DiffID: l.DiffID, Repository: j.bases.repository(img),
 		Fetch: func(ctx context.Context) error { return j.bases.download(ctx, img, l.Blob) },
 	}}

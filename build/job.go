@@ -17,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/execute"
 	"github.com/kilnbuild/kiln/solver/explain"
@@ -55,6 +56,7 @@ type Job struct {
 	bases   *bases
 	steps   *steps
 	store   *cas.Store
+	layers  *snapshot.Job
 	blobs   *exporter.Blobs
 	explain explain.Explainer
 	// sharedProc says that RUN sees kiln's own /proc.
@@ -76,8 +78,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	if s == nil {
 		s = events.New() // the history wants to know
 	}
-	j := &Job{builder: b, work: work, options: o, events: s, store: b.root.Images.Job(), blobs: b.root.Blobs()}
-	j.blobs.Store = j.store
+	j := &Job{builder: b, work: work, options: o, events: s, store: b.root.Images.Job()}
 	j.onClose(func(context.Context) error { return j.store.Release() })
 	if j.names, err = fullNames(o.Export.Tags); err != nil {
 		return nil, &input.Error{Err: err}
@@ -89,6 +90,9 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	if err != nil {
 		return nil, err
 	}
+	j.layers = work.Layers.Job()
+	j.blobs = &exporter.Blobs{Store: j.store, Layers: j.layers}
+	j.onClose(j.end)
 	j.sharedProc = run.sharedProc
 	j.onClose(func(context.Context) error { run.close(); return nil })
 	open := &contexts.Contexts{Trees: map[string]layer.Tree{}}
@@ -101,7 +105,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	}
 	j.bases = newBases(j.store, b.client, o.Cache.Pull, s)
 	j.onClose(func(context.Context) error { j.bases.Close(); return nil })
-	j.explain = explain.Explainer{Layers: work.Layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
+	j.explain = explain.Explainer{Layers: j.layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
 	j.steps = b.steps(j, execute.Options{
 		Images: j.bases, Limit: o.Source.HostLimit(), Limits: run.limits.sandbox, Timeout: run.limits.timeout, IDs: run.ids,
 	})
@@ -122,6 +126,16 @@ func (j *Job) Close(ctx context.Context) error {
 	}
 	j.closers = nil
 	return err
+}
+
+// end makes room in the root directory, where that is asked for, and lets the layers of the build go, which stay until then.
+func (j *Job) end(ctx context.Context) error {
+	if ctx.Err() == nil && j.options.Call == CallBuild {
+		if err := j.builder.root.Collect(ctx); err != nil {
+			j.events.Warn("the build is over, and making room after it failed: " + err.Error())
+		}
+	}
+	return j.layers.Close()
 }
 
 // Run does what the options ask for, tells the stream, records the build in the history, and closes the job.
@@ -220,7 +234,7 @@ func (j *Job) solve(ctx context.Context, res *Result) error {
 	for i, img := range j.lowered.Images {
 		roots[i] = img.Root
 	}
-	demand := j.steps.pack(j.blobs, j.plans)
+	demand := j.steps.pack(j.plans)
 	j.session.Selected = llb.Selections(roots)
 	again := &verified{names: map[llb.Digest]string{}}
 	j.events.Attach(again)

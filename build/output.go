@@ -11,6 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 )
 
 // CheckTag returns an error unless s can be a new image's name: "app", "registry:5000/app:v1", without digest.
@@ -85,10 +86,10 @@ func (x *Export) plan(names []string, platforms []llb.Platform) ([]output, error
 		}
 		kind, level := spec.Attrs["compression"], spec.Attrs["compression-level"]
 		if kind == "" && level == "" && plan.Type == OutputImage {
-			kind = exporter.Uncompressed.Type
+			kind = blob.Uncompressed.Type
 		}
 		var err error
-		if plan.form.Layers.Compression, err = exporter.ParseCompression(kind, level); err != nil {
+		if plan.form.Layers.Compression, err = blob.ParseCompression(kind, level); err != nil {
 			return nil, err
 		}
 		if plan.image() {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 
-	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
@@ -22,8 +21,9 @@ type steps struct {
 // steps returns what plans and executes the steps of a job.
 func (b *Builder) steps(j *Job, o execute.Options) *steps {
 	x := execute.New(execute.Config{
-		Snapshots: j.work.Layers, CDIDirs: b.cdiDirs, SharedProc: j.sharedProc, Root: b.root.Dir(), Tmp: j.work.Scratch.Path(),
+		CDIDirs: b.cdiDirs, SharedProc: j.sharedProc, Root: b.root.Dir(), Tmp: j.work.Scratch.Path(),
 	})
+	o.Snapshots = j.layers
 	job := x.Job(j.session, o)
 	return &steps{&plan.Planner{Layers: job, Sources: job, Session: j.session, Tmp: x.Tmp, Limit: b.root.Archive}, job, j}
 }
@@ -43,7 +43,7 @@ func (s *steps) Files(ctx context.Context, r solver.Ref) (layer.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.job.work.Layers.Stack(ids)
+	return s.job.layers.Stack(ctx, ids)
 }
 
 // end is called when no step runs any more. When ctx ends, what steps sent is no longer waited for.
@@ -51,19 +51,8 @@ func (s *steps) end(ctx context.Context) error {
 	return errors.Join(s.Job.Close(), s.Executor.Close(ctx))
 }
 
-// packer makes layers blobs of the one form that outputs need. It implements execute.Blobs.
-type packer struct {
-	blobs *exporter.Blobs
-	form  exporter.LayerForm
-}
-
-// Create implements execute.Blobs.
-func (p packer) Create(ctx context.Context, _, id string) (execute.Blob, error) {
-	return p.blobs.Pack(ctx, id, p.form)
-}
-
 // pack returns what outputs need of the layers of their images. If that is blobs of one form alone, layers are made as those.
-func (s *steps) pack(blobs *exporter.Blobs, outputs []output) solver.Demand {
+func (s *steps) pack(outputs []output) solver.Demand {
 	for _, out := range outputs {
 		if out.Type == OutputLocal || out.Type == OutputTar {
 			return solver.Demand{Files: true}
@@ -73,6 +62,6 @@ func (s *steps) pack(blobs *exporter.Blobs, outputs []output) solver.Demand {
 	if !ok {
 		return solver.Demand{}
 	}
-	s.Blobs = packer{blobs, form}
+	s.Blob = &form
 	return solver.Demand{Blob: form.String()}
 }

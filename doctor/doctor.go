@@ -174,12 +174,14 @@ func (p *patient) step(ctx context.Context, s sandbox.Spec) error {
 	if err != nil {
 		return err
 	}
-	upper, err := w.Layers.New()
+	layers := w.Layers.Job()
+	defer layers.Close()
+	upper, err := layers.New()
 	if err != nil {
 		return err
 	}
 	defer upper.Close()
-	root, err := w.Layers.Mount(ctx, nil, upper, nil)
+	root, err := layers.Mount(ctx, nil, upper, nil)
 	if err != nil {
 		return err
 	}

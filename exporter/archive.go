@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/atomicfile"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -137,9 +138,9 @@ func (b *Blobs) copyBlob(w io.Writer, d ocispec.Descriptor, buf []byte) error {
 		return err
 	}
 	defer r.Close()
-	to := behind(w)
+	to := blob.Behind(w)
 	_, err = io.CopyBuffer(to, struct{ io.Reader }{r}, buf)
-	return cmp.Or(err, to.end(err == nil))
+	return cmp.Or(err, to.End(err == nil))
 }
 
 // WriteOCIDir writes the image as an OCI image layout into a directory, which is made if it is missing. Blobs that are

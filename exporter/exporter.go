@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	digest "github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
@@ -30,7 +31,7 @@ type Image struct {
 
 // Form is how an image is written down.
 type Form struct {
-	Layers LayerForm
+	Layers blob.Form
 	// Docker uses Docker's media types instead of OCI's, which have no annotations.
 	Docker      bool
 	Annotations []Annotation
@@ -81,7 +82,7 @@ func (b *Blobs) Assemble(ctx context.Context, images []Image, f Form) (*Assemble
 
 func (b *Blobs) manifest(ctx context.Context, img Image, f Form) (*Manifest, error) {
 	f.Layers.Windows = img.Config.OS == "windows"
-	blobs := make([]blob, len(img.Layers))
+	blobs := make([]blob.Blob, len(img.Layers))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(2) // each compresses on all cores already
 	for i, l := range img.Layers {
@@ -103,16 +104,16 @@ func (b *Blobs) manifest(ctx context.Context, img Image, f Form) (*Manifest, err
 	}
 	for i, l := range blobs {
 		if f.Layers.Rewrite && img.Layers[i].Image == nil && !f.Docker {
-			l.desc.Annotations = map[string]string{rewrittenAnnotation: strconv.FormatInt(f.Layers.Epoch, 10)}
+			l.Desc.Annotations = map[string]string{rewrittenAnnotation: strconv.FormatInt(f.Layers.Epoch, 10)}
 		}
 		if f.Docker {
 			var err error
-			if l.desc.MediaType, err = dockerMediaType(l.desc.MediaType); err != nil {
+			if l.Desc.MediaType, err = dockerMediaType(l.Desc.MediaType); err != nil {
 				return nil, err
 			}
 		}
-		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.diffID)
-		m.Layers = append(m.Layers, l.desc)
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.DiffID)
+		m.Layers = append(m.Layers, l.Desc)
 	}
 	var err error
 	if m.Config, err = b.putJSON(configType, config); err != nil {
@@ -160,7 +161,7 @@ var entryTime = time.Unix(0, 0)
 
 // Recompress returns the image or index with those layers compressed that are not, and everything that refers to them
 // changed accordingly. All of it is in the store.
-func (b *Blobs) Recompress(ctx context.Context, desc ocispec.Descriptor, c Compression) (ocispec.Descriptor, error) {
+func (b *Blobs) Recompress(ctx context.Context, desc ocispec.Descriptor, c blob.Compression) (ocispec.Descriptor, error) {
 	data, err := b.Store.ReadAll(desc, 0)
 	if err != nil {
 		return desc, err
@@ -193,11 +194,11 @@ func (b *Blobs) Recompress(ctx context.Context, desc ocispec.Descriptor, c Compr
 		if l.MediaType != ocispec.MediaTypeImageLayer {
 			continue
 		}
-		small, err := b.compress(ctx, l, c, nil)
+		small, err := (blob.Store{CAS: b.Store}).Compress(ctx, l, c, nil)
 		if err != nil {
 			return desc, err
 		}
-		m.Layers[i], changed = small.desc, true
+		m.Layers[i], changed = small.Desc, true
 	}
 	if !changed {
 		return desc, nil

@@ -21,8 +21,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/ctxtest"
 	"github.com/kilnbuild/kiln/internal/kilntest"
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/snapshot/compose"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -32,8 +32,9 @@ import (
 // made is a root with an image of two layers in it.
 type made struct {
 	*Blobs
-	t     *testing.T
-	image Image
+	t      *testing.T
+	image  Image
+	layers *snapshot.Job
 }
 
 var when = time.Unix(1700000000, 123456789).UTC()
@@ -73,11 +74,13 @@ func newMade(t *testing.T) *made {
 // reopen forgets what the process knows of the snapshot store, as a new one does.
 func (m *made) reopen() {
 	m.t.Helper()
-	s, err := snapshot.Open(m.Store.Root(), m.t.TempDir(), userns.Namespace{})
+	s, err := snapshot.Open(snapshot.Config{Root: m.Store.Root(), Tmp: m.t.TempDir(), Blobs: blob.Store{CAS: m.Store}})
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	m.Snapshots = s
+	m.layers = s.Job()
+	m.t.Cleanup(func() { m.layers.Close() })
+	m.Layers = m.layers
 }
 
 // layer commits a layer; the Link of a File is its text.
@@ -89,10 +92,10 @@ func (m *made) layer(list ...layer.Entry) {
 			m.t.Fatal(err)
 		}
 	}
-	p, err := m.Snapshots.New()
+	p, err := m.layers.New()
 	fail(err)
 	defer p.Close()
-	parent, err := m.Snapshots.Stack(m.ids())
+	parent, err := m.layers.Stack(m.t.Context(), m.ids())
 	fail(err)
 	b := compose.New(parent, m.t.TempDir(), when, p.Writer())
 	defer b.Close()
@@ -108,12 +111,12 @@ func (m *made) layer(list ...layer.Entry) {
 		fail(b.Put(e, body))
 	}
 	fail(b.Finish())
-	c, err := p.Commit(b, "")
+	c, err := p.Commit(m.t.Context(), b, "")
 	fail(err)
 	m.image.Layers = append(m.image.Layers, Layer{ID: c.ID})
 }
 
-func (m *made) ids() (ids []string) {
+func (m *made) ids() (ids []layer.ID) {
 	for _, l := range m.image.Layers {
 		ids = append(ids, l.ID)
 	}
@@ -122,7 +125,7 @@ func (m *made) ids() (ids []string) {
 
 func (m *made) tree() layer.Tree {
 	m.t.Helper()
-	t, err := m.Snapshots.Stack(m.ids())
+	t, err := m.layers.Stack(m.t.Context(), m.ids())
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -138,12 +141,12 @@ func (m *made) assemble(f Form) *Assembled {
 	return a
 }
 
-var gz = Form{Layers: LayerForm{Compression: Compression{Type: "gzip", Level: -1}}}
+var gz = Form{Layers: blob.Form{Compression: blob.Compression{Type: "gzip", Level: -1}}}
 
 func TestOCITarAndDirectory(t *testing.T) {
 	m := newMade(t)
 	for name, form := range map[string]Form{
-		"gzip": gz, "gzip of docker": {Layers: gz.Layers, Docker: true}, "plain": {Layers: LayerForm{Compression: Uncompressed}}, "gzip 1": {Layers: LayerForm{Compression: Compression{"gzip", 1}}},
+		"gzip": gz, "gzip of docker": {Layers: gz.Layers, Docker: true}, "plain": {Layers: blob.Form{Compression: blob.Uncompressed}}, "gzip 1": {Layers: blob.Form{Compression: blob.Compression{Type: "gzip", Level: 1}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := m.assemble(form)
@@ -220,7 +223,7 @@ func TestMadeAnewIsTheSame(t *testing.T) {
 	if err := errors.Join(os.RemoveAll(filepath.Join(root, "blobs/sha256")), os.Mkdir(filepath.Join(root, "blobs/sha256"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	m.assemble(Form{Layers: LayerForm{Compression: Uncompressed}})
+	m.assemble(Form{Layers: blob.Form{Compression: blob.Uncompressed}})
 	if got := m.assemble(gz).Desc; got.Digest != want.Digest {
 		t.Errorf("blobs that were made again give %s, not %s", got.Digest, want.Digest)
 	}
@@ -349,7 +352,7 @@ func TestFlippedByteIsNeverShipped(t *testing.T) {
 			t.Run(what+" "+how, func(t *testing.T) {
 				m := newMade(t)
 				id := m.ids()[1]
-				path := filepath.Join(m.Store.Root(), "layers", id, "fs", "closed", "inner")
+				path := filepath.Join(m.Store.Root(), "layers", string(id), "fs", "closed", "inner")
 				data, err := os.ReadFile(path)
 				if err != nil {
 					t.Fatal(err)
@@ -362,7 +365,7 @@ func TestFlippedByteIsNeverShipped(t *testing.T) {
 					t.Fatalf("the export says %v, want that the layer is damaged", err)
 				}
 				m.reopen()
-				if m.Snapshots.Has(id) {
+				if err := m.layers.Open(t.Context(), id); err == nil {
 					t.Error("the damaged layer is still in the store")
 				}
 			})

@@ -2,7 +2,6 @@ package snapshot
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"os"
@@ -11,11 +10,14 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 	"golang.org/x/sys/unix"
 )
 
-// packed commits the layer that a step made once more in another store, as its tar alone, which it returns.
-func packed(t *testing.T, from, to *Store, id string) (blob []byte) {
+var plain = blob.Form{Compression: blob.Uncompressed}
+
+// pack commits the layer that a step made once more in another store, as a blob alone, with the bytes of a tar.
+func pack(t *testing.T, from, to *tested, id layer.ID, tarball []byte) blob.Blob {
 	t.Helper()
 	m, err := from.Manifest(id)
 	if err != nil {
@@ -36,39 +38,69 @@ func packed(t *testing.T, from, to *Store, id string) (blob []byte) {
 		}
 	}
 	sum, err := w.Close(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	making, err := to.BeginBlob(t.Context(), id, plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer making.Close()
+	if _, err := making.Write(tarball); err != nil {
+		t.Fatal(err)
+	}
+	b, err := making.Commit()
 	if err == nil {
-		err = p.Pack("blob.x", []byte("note"))
+		err = p.Pack(plain, b)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c, err := p.CommitWritten(sum, ""); err != nil || c.ID != id {
+	if c, err := p.CommitWritten(t.Context(), sum, ""); err != nil || c.ID != id {
 		t.Fatalf("the layer %s is committed as %s, %v", id, c.ID, err)
 	}
-	return tarOf(t, from, id)
+	return b
 }
 
-func TestPacked(t *testing.T) {
+// form returns the form of a layer that exists.
+func (s *tested) form(id layer.ID) Form {
+	s.t.Helper()
+	f, _, err := formOf(s.Path(id))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return f
+}
+
+func TestBlobOnly(t *testing.T) {
 	s, o := newStore(t), newStore(t)
 	below := step(t, s, nil, func(root *rootfs.Root) { put(t, root, "gone", "gone") })
-	c := step(t, s, []string{below.ID}, func(root *rootfs.Root) {
+	c := step(t, s, []layer.ID{below.ID}, func(root *rootfs.Root) {
 		put(t, root, "file", "text")
 		put(t, root, "empty", "")
 		put(t, root, "last", "the last one")
 	})
-	var blob []byte
-	o.Blob = func(string) (Blob, bool) {
-		return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil }, blob != nil
+	whole := tarOf(t, s, c.ID)
+	b := pack(t, s, o, c.ID, whole)
+	if o.form(c.ID) != BlobOnly {
+		t.Errorf("the form is %v", o.form(c.ID))
 	}
-	blob = []byte{}
-	blob = packed(t, s, o, c.ID)
-	if got, want := mounted(t, o, []string{c.ID}), mounted(t, s, []string{c.ID}); got != want {
+	if got, want := mounted(t, o, []layer.ID{c.ID}), mounted(t, s, []layer.ID{c.ID}); got != want {
 		t.Errorf("mounted it is\n%swant\n%s", got, want)
 	}
-	// The blob is read once, and what was made of it is a layer as any other.
-	whole := blob
-	blob = []byte{}
-	tree, err := o.Stack([]string{c.ID})
+	// The blob is read once: its files are the layer's from then on, also without the blob.
+	if o.form(c.ID) != Whole {
+		t.Errorf("the form is %v, and the layer was mounted", o.form(c.ID))
+	}
+	path, err := o.cas.Path(b.Desc.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	o = reopen(t, o)
+	tree, err := o.Stack([]layer.ID{c.ID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,58 +112,38 @@ func TestPacked(t *testing.T) {
 	if text, err := io.ReadAll(f); err != nil || string(text) != "the last one" {
 		t.Errorf("a file is %q, %v", text, err)
 	}
-	ids, err := o.IDs()
-	if err != nil || len(ids) != 2 {
-		t.Fatalf("the store has the layers %v, %v", ids, err)
+	if err := o.Verify(t.Context(), c.ID, func(path, what string) { t.Errorf("%s %s", path, what) }, func(int64) {}); err != nil {
+		t.Error(err)
 	}
-	for _, id := range ids {
-		err := o.Verify(context.Background(), id, func(path, what string) { t.Errorf("%s: %s %s", id, path, what) }, func(int64) {})
-		if err != nil {
-			t.Error(err)
-		}
+	// And the blob is made of them again.
+	if again, err := o.Blob(t.Context(), c.ID, plain); err != nil || again.Desc.Digest != b.Desc.Digest {
+		t.Errorf("the blob that was made again is %v, %v", again, err)
 	}
+}
 
-	// Without its blob it is not there.
-	blob = nil
-	o.forget()
-	if o.Has(c.ID) {
-		t.Error("a layer whose blob is gone is there")
-	}
-	// With another's bytes it is given up, and what is made again takes its place.
+// A layer whose blob has other bytes is given up when its files are needed, and what is made again takes its place.
+func TestBlobOfOtherBytes(t *testing.T) {
+	s := newStore(t)
+	c := step(t, s, nil, func(root *rootfs.Root) { put(t, root, "file", "the last one") })
+	whole := tarOf(t, s, c.ID)
 	for name, other := range map[string][]byte{
-		"cut":     whole[:1024],
+		"cut":     whole[:600],
 		"empty":   {},
 		"changed": bytes.Replace(whole, []byte("the last one"), []byte("the last two"), 1),
 	} {
-		blob = other
-		for _, id := range ids {
-			if err := os.RemoveAll(o.Path(id)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		o.forget()
-		packed(t, s, o, c.ID)
+		o := newStore(t)
+		pack(t, s, o, c.ID, other)
 		if _, err := o.Files(c.ID); !errors.As(err, new(*DamagedError)) {
 			t.Errorf("%s: Files = %v, want a DamagedError", name, err)
 		}
 		if o.Has(c.ID) {
-			t.Errorf("%s: the layer is still there", name)
+			t.Errorf("%s: the layer still exists", name)
+		}
+		pack(t, s, o, c.ID, whole)
+		if _, err := o.Files(c.ID); err != nil {
+			t.Errorf("%s: made again: %v", name, err)
 		}
 	}
-	blob = whole
-	packed(t, s, o, c.ID)
-	if _, err := o.Files(c.ID); err != nil {
-		t.Error(err)
-	}
-}
-
-// forget has the store look anew, as another process does.
-func (s *Store) forget() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	clear(s.manifests)
-	clear(s.files)
-	clear(s.opened)
 }
 
 func put(t *testing.T, root *rootfs.Root, name, text string) {

@@ -6,40 +6,47 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"golang.org/x/sys/unix"
 )
 
-// A crash of the machine may leave files empty, or full of zeros, that were not on disk yet. Nothing waits for the disk because of
-// that: a layer has a note that says in which boot of the machine it was made, and in that boot nothing can have been lost. In
-// another the layer is compared with its manifest when it is first used, and what is read then is on disk. The note goes with that,
-// or when the file system was synced meanwhile.
+// A crash of the machine may leave files empty, or full of zeros, that were not on disk yet. Nothing waits for the disk because of that: a
+// layer has a note that says in which boot of the machine it was made, and in that boot nothing can have been lost. In another the layer is
+// compared with its manifest when it is first used, and what is read then is on disk. The note goes with that, or when the file system was
+// synced meanwhile.
 const unsyncedNote = "unsynced"
 
-// survived returns an error if a crash of the machine has damaged a layer. s.mu is held.
-func (s *Store) survived(id string, m *layer.Manifest) error {
-	boot, err := os.ReadFile(filepath.Join(s.dir, id, unsyncedNote))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+// unsynced returns the boot in which a layer was made, if it may not be on disk yet; "" if it is.
+func (s *Store) unsynced(id layer.ID) (boot string, err error) {
+	note, err := os.ReadFile(filepath.Join(s.Path(id), unsyncedNote))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", nil
+	case err != nil:
+		return "", err
+	case len(note) == 0:
+		return "a boot that ended in a crash", nil
 	}
-	if err == nil && string(boot) == s.boot {
-		s.unsynced[id] = true
-		return nil
-	}
-	if s.CheckBlobs != nil {
-		s.CheckBlobs(id)
+	return string(note), nil
+}
+
+// survived compares a layer that was made in another boot of the machine with its manifest. It returns an error if a crash has damaged it,
+// or ctx ends.
+func (s *Store) survived(ctx context.Context, o *opened, form Form) error {
+	o.blobs.Check(ctx, s.Path(o.id))
+	if err := ctxio.Ended(ctx); err != nil {
+		return err
 	}
 	var damage string
-	ctx, stop := context.WithCancel(s.Context)
+	compared, stop := context.WithCancel(ctx)
 	defer stop()
-	err = s.compare(ctx, id, m, func(path, what string) {
+	err := s.compare(compared, o.id, o.manifest, form, o.base, func(path, what string) {
 		if damage == "" {
 			damage = path + " " + what
 		}
@@ -47,27 +54,28 @@ func (s *Store) survived(id string, m *layer.Manifest) error {
 	}, func(int64) {})
 	switch {
 	case damage != "":
-		return fmt.Errorf("%w: the machine was started again before all of layer %s was on disk: %s", layer.ErrDamaged, id, damage)
+		return fmt.Errorf("%w: the machine was started again before all of layer %s was on disk: %s", layer.ErrDamaged, o.id, damage)
 	case err != nil:
-		return fmt.Errorf("compare layer %s, which was made before the machine was started again, with its manifest: %w", id, err)
+		return fmt.Errorf("compare layer %s, which was made before the machine was started again, with its manifest: %w", o.id, err)
 	}
-	return s.onDisk(id)
+	return s.onDisk(o.id)
 }
 
 // onDisk removes the note of a layer.
-func (s *Store) onDisk(id string) error {
-	if err := os.Remove(filepath.Join(s.dir, id, unsyncedNote)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+func (s *Store) onDisk(id layer.ID) error {
+	if err := os.Remove(filepath.Join(s.Path(id), unsyncedNote)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("note that layer %s is on disk: %w", id, err)
 	}
 	return nil
 }
 
-// Sync makes the layers that this process made or used survive a crash of the machine as they are, if the machine has at most
-// limit bytes that are not written yet. Otherwise that is for a later process, when the kernel has written them.
-func (s *Store) Sync(limit int64) error {
-	s.mu.Lock()
-	ids := slices.Collect(maps.Keys(s.unsynced))
-	s.mu.Unlock()
+// syncLimit is the number of bytes that the machine has not written yet, up to which closing a job syncs the disk: what any disk writes in a
+// fraction of a second.
+const syncLimit = 8 << 20
+
+// sync makes layers survive a crash of the machine as they are, if the machine has at most limit bytes that are not written yet. Otherwise
+// that is for a later process, when the kernel has written them. The caller has the layers open.
+func (s *Store) sync(ids []layer.ID, limit int64) error {
 	if len(ids) == 0 || unwritten() > limit {
 		return nil
 	}

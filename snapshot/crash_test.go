@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"errors"
 	"math"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kilnbuild/kiln/internal/ctxtest"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sys/unix"
@@ -26,24 +28,30 @@ func TestOtherBoot(t *testing.T) {
 		f.Close()
 	}
 	id := step(t, s, nil, write).ID
-	checked := 0
-	reopened := func(boot string) *Store {
+	note := filepath.Join(s.Path(id), unsyncedNote)
+	noted := func() bool {
+		_, err := os.Lstat(note)
+		return err == nil
+	}
+	reopened := func(boot string) *tested {
 		o := reopen(t, s)
 		o.boot = boot
-		o.CheckBlobs = func(string) { checked++ }
 		return o
 	}
-	if !reopened(s.boot).Has(id) || checked > 0 {
-		t.Errorf("another process of the same boot does not have the layer, or has looked at it %d times", checked)
+	if !reopened(s.boot).Has(id) || !noted() {
+		t.Error("another process of the same boot does not have the layer, or has compared it")
 	}
 	// Whatever the crash made of the file, the layer that is made again takes its place.
-	file, note := filepath.Join(s.fsDir(id), "file"), filepath.Join(s.dir, id, unsyncedNote)
+	file := filepath.Join(s.fsDir(id), "file")
 	if err := os.WriteFile(file, []byte{0, 0, 0, 0}, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	now := reopened("the boot after")
-	if _, err := now.Manifest(id); !errors.Is(err, layer.ErrDamaged) || !strings.Contains(err.Error(), "file holds other bytes") {
-		t.Fatalf("after a crash the layer's manifest is %v, want ErrDamaged", err)
+	if m, err := now.Manifest(id); err != nil || m.Entries == 0 || !noted() {
+		t.Errorf("the manifest, which is sound, is %v, or the layer was compared for it", err)
+	}
+	if err := now.Open(t.Context(), id); !errors.Is(err, layer.ErrDamaged) || !strings.Contains(err.Error(), "file holds other bytes") {
+		t.Fatalf("after a crash the layer is opened with %v, want ErrDamaged", err)
 	}
 	if again := step(t, now, nil, write).ID; again != id {
 		t.Fatalf("the layer has the id %s, and then %s", id, again)
@@ -51,15 +59,9 @@ func TestOtherBoot(t *testing.T) {
 	if text, err := os.ReadFile(file); err != nil || string(text) != "text" {
 		t.Errorf("the file is %q, %v", text, err)
 	}
-	// What is as it was is on disk, and not looked at again.
-	checked = 0
-	for range 2 {
-		if !reopened("a later boot").Has(id) {
-			t.Error("a layer that survived is not there")
-		}
-	}
-	if checked != 1 {
-		t.Errorf("the layer was looked at %d times, want once", checked)
+	// What is as it was is on disk, and not compared again.
+	if !reopened("a later boot").Has(id) || noted() {
+		t.Error("a layer that survived does not exist, or would be compared again")
 	}
 	// A note that the crash emptied is no reason to believe.
 	if err := errors.Join(os.WriteFile(note, nil, 0o600), os.WriteFile(file, []byte("tex"), 0o644)); err != nil {
@@ -70,12 +72,12 @@ func TestOtherBoot(t *testing.T) {
 	}
 }
 
-// TestSync: a layer that was synced is not looked at in a later boot. With much to be written nothing waits for that.
+// TestSync: a layer that was synced is not compared in a later boot. With much to be written nothing waits for that.
 func TestSync(t *testing.T) {
 	s := newStore(t)
 	id := step(t, s, nil, func(*rootfs.Root) {}).ID
-	note := filepath.Join(s.dir, id, unsyncedNote)
-	if err := s.Sync(-1); err != nil {
+	note := filepath.Join(s.Path(id), unsyncedNote)
+	if err := s.Job.close(-1); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(note); err != nil {
@@ -83,12 +85,28 @@ func TestSync(t *testing.T) {
 	}
 	later := reopen(t, s)
 	if !later.Has(id) {
-		t.Fatal("the layer is not there")
+		t.Fatal("the layer does not exist")
 	}
-	if err := later.Sync(math.MaxInt64); err != nil {
+	if err := later.Job.close(math.MaxInt64); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(note); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the note of a layer that was synced: %v", err)
+	}
+}
+
+// TestComparingEnds: the comparison after a crash ends with the context of who needs it, and only with that.
+func TestComparingEnds(t *testing.T) {
+	s := newStore(t)
+	s.boot = "the boot before"
+	id := step(t, s, nil, func(root *rootfs.Root) { put(t, root, "file", "text") }).ID
+	now := reopen(t, s)
+	ended, cancel := context.WithCancelCause(t.Context())
+	cancel(ctxtest.ErrEnded)
+	if err := now.Open(ended, id); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("Open with a context that has ended: %v", err)
+	}
+	if !now.Has(id) {
+		t.Error("the layer is taken for damaged")
 	}
 }

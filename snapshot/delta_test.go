@@ -58,7 +58,7 @@ func large() content {
 }
 
 // make commits a layer as COPY would, over what its step made last if that is not "" and over says so.
-func (c content) make(t *testing.T, s *Store, last string, delta bool) (Committed, error) {
+func (c content) make(t *testing.T, s *tested, last layer.ID, delta bool) (Committed, error) {
 	t.Helper()
 	below, err := s.Stack(nil)
 	if err != nil {
@@ -69,10 +69,10 @@ func (c content) make(t *testing.T, s *Store, last string, delta bool) (Committe
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if p.Reuse(last); delta {
-		p.Delta(last)
+	if p.Reuse(t.Context(), last); delta {
+		p.Delta(t.Context(), last)
 	}
-	b := compose.New(below, s.tmp, time.Unix(1, 0), p.Writer())
+	b := compose.New(below, s.Store.tmp, time.Unix(1, 0), p.Writer())
 	defer b.Close()
 	for _, path := range slices.SortedFunc(maps.Keys(c), layer.Compare) {
 		it := c[path]
@@ -94,11 +94,11 @@ func (c content) make(t *testing.T, s *Store, last string, delta bool) (Committe
 	if err := b.Finish(); err != nil {
 		return Committed{}, err
 	}
-	return p.Commit(b, "")
+	return p.Commit(t.Context(), b, "")
 }
 
 // tarOf returns the layer's tar.
-func tarOf(t *testing.T, s *Store, id string) []byte {
+func tarOf(t *testing.T, s *tested, id layer.ID) []byte {
 	t.Helper()
 	m, err := s.Manifest(id)
 	if err != nil {
@@ -109,14 +109,14 @@ func tarOf(t *testing.T, s *Store, id string) []byte {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	if err := layer.WriteTar(&b, files.Tar(m)); err != nil {
+	if err := layer.WriteTar(&b, layer.TarEntries(m, files)); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
 }
 
 // entriesIn returns how many names there are in a layer's directory.
-func entriesIn(t *testing.T, s *Store, id string) int {
+func entriesIn(t *testing.T, s *tested, id layer.ID) int {
 	t.Helper()
 	n := -1
 	if err := filepath.WalkDir(s.fsDir(id), func(string, os.DirEntry, error) error { n++; return nil }); err != nil {
@@ -125,8 +125,8 @@ func entriesIn(t *testing.T, s *Store, id string) int {
 	return n
 }
 
-// A layer that is over another is in every way the layer that it would be alone.
-func TestOver(t *testing.T) {
+// A delta is in every way the layer that it would be without its base.
+func TestDelta(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(content)
 		names  int // in the layer's directory
@@ -170,13 +170,13 @@ func TestOver(t *testing.T) {
 				}
 			}
 			s = reopen(t, s)
-			if got, want := mounted(t, s, []string{got.ID}), mounted(t, alone, []string{want.ID}); got != want {
+			if got, want := mounted(t, s, []layer.ID{got.ID}), mounted(t, alone, []layer.ID{want.ID}); got != want {
 				t.Errorf("mounted it is\n%swant\n%s", got, want)
 			}
 			if !bytes.Equal(tarOf(t, s, got.ID), tarOf(t, alone, want.ID)) {
 				t.Error("its tar is another")
 			}
-			for _, id := range []string{got.ID, last.ID} {
+			for _, id := range []layer.ID{got.ID, last.ID} {
 				if err := s.Verify(t.Context(), id, func(path, what string) { t.Errorf("%s %s", path, what) }, func(int64) {}); err != nil {
 					t.Error(err)
 				}
@@ -185,7 +185,7 @@ func TestOver(t *testing.T) {
 			if _, err := large().make(t, alone, "", false); err != nil {
 				t.Fatal(err)
 			}
-			for _, ids := range [][]string{{last.ID, got.ID}, {got.ID, last.ID}, {last.ID, got.ID, last.ID}} {
+			for _, ids := range [][]layer.ID{{last.ID, got.ID}, {got.ID, last.ID}, {last.ID, got.ID, last.ID}} {
 				if got, want := mounted(t, s, ids), mounted(t, alone, ids); got != want {
 					t.Errorf("%v is mounted\n%swant\n%s", ids, got, want)
 				}
@@ -195,7 +195,7 @@ func TestOver(t *testing.T) {
 }
 
 // The next one is over the same layer, and takes from the last what that had for itself.
-func TestOverAgain(t *testing.T) {
+func TestDeltaOfDelta(t *testing.T) {
 	s, alone := storeInMemory(t), storeInMemory(t)
 	c := large()
 	first, err := c.make(t, s, "", false)
@@ -216,7 +216,7 @@ func TestOverAgain(t *testing.T) {
 		t.Errorf("the third layer is over %q with %d names", s.Base(third.ID), entriesIn(t, s, third.ID))
 	}
 	want, err := c.make(t, alone, "", false)
-	if err != nil || mounted(t, s, []string{third.ID}) != mounted(t, alone, []string{want.ID}) {
+	if err != nil || mounted(t, s, []layer.ID{third.ID}) != mounted(t, alone, []layer.ID{want.ID}) {
 		t.Errorf("the third layer is another than alone: %v", err)
 	}
 	// Made alone after all, it is made of links to both.
@@ -225,12 +225,12 @@ func TestOverAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want, err = c.make(t, alone, "", false); err != nil || mounted(t, s, []string{fourth.ID}) != mounted(t, alone, []string{want.ID}) {
+	if want, err = c.make(t, alone, "", false); err != nil || mounted(t, s, []layer.ID{fourth.ID}) != mounted(t, alone, []layer.ID{want.ID}) {
 		t.Errorf("the fourth layer is another than alone: %v", err)
 	}
 	for _, path := range []string{"app/d03/f04", "app/d05/f06", "app/d09/f09"} {
 		var links []os.FileInfo
-		for _, id := range []string{fourth.ID, map[bool]string{true: first.ID, false: third.ID}[path == "app/d09/f09"]} {
+		for _, id := range []layer.ID{fourth.ID, map[bool]layer.ID{true: first.ID, false: third.ID}[path == "app/d09/f09"]} {
 			info, err := os.Lstat(filepath.Join(s.fsDir(id), path))
 			if err != nil {
 				t.Fatal(err)
@@ -247,7 +247,7 @@ func TestOverAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = reopen(t, s)
-	for _, id := range []string{second.ID, third.ID} {
+	for _, id := range []layer.ID{second.ID, third.ID} {
 		if s.Has(id) {
 			t.Errorf("layer %s is there without the one that it is over", id)
 		}
@@ -266,25 +266,21 @@ func TestOverAgain(t *testing.T) {
 	if !s.Has(third.ID) {
 		t.Error("a layer is not there though the one that it is over is there again")
 	}
-	// A note that is gone, or says something else, does not make a layer of what is only a part of one.
-	note := filepath.Join(s.Path(third.ID), baseNote)
-	for _, text := range []string{"", "x", strings.Repeat("0", 64), second.ID} {
-		if err := os.WriteFile(note, []byte(text), 0o600); err != nil {
+	// Under another name what is only a part of a layer is not taken for the layer.
+	at := s.fsDir(third.ID)
+	for _, name := range []string{deltaPrefix, deltaPrefix + "x", deltaPrefix + strings.Repeat("0", 64), deltaPrefix + string(second.ID)} {
+		other := filepath.Join(s.Path(third.ID), name)
+		if err := os.Rename(at, other); err != nil {
 			t.Fatal(err)
 		}
-		if s := reopen(t, s); s.Has(third.ID) {
-			t.Errorf("a layer is there that is over %q", text)
+		at = other
+		if reopen(t, s).Has(third.ID) {
+			t.Errorf("a layer exists whose files are in %s", name)
 		}
-	}
-	if err := os.Remove(note); err != nil {
-		t.Fatal(err)
-	}
-	if reopen(t, s).Has(third.ID) {
-		t.Error("a layer is there that nobody knows what it is over")
 	}
 }
 
-func TestNotOver(t *testing.T) {
+func TestNoDelta(t *testing.T) {
 	for name, change := range map[string]func(content){
 		"a file is gone":             func(c content) { delete(c, "app/d03/f04") },
 		"the last file is gone":      func(c content) { delete(c, "app/d29/f39") },
@@ -321,7 +317,7 @@ func TestNotOver(t *testing.T) {
 }
 
 // Damage of what is below is noticed above, and gives up what is damaged.
-func TestOverDamaged(t *testing.T) {
+func TestDeltaOfDamaged(t *testing.T) {
 	s := storeInMemory(t)
 	c := large()
 	first, err := c.make(t, s, "", false)
@@ -345,7 +341,7 @@ func TestOverDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	var damaged *DamagedError
-	if err := layer.WriteTar(new(bytes.Buffer), files.Tar(m)); !errors.As(err, &damaged) || damaged.ID != first.ID || damaged.Path != "app/d05/f06" {
+	if err := layer.WriteTar(new(bytes.Buffer), layer.TarEntries(m, files)); !errors.As(err, &damaged) || damaged.ID != first.ID || damaged.Path != "app/d05/f06" {
 		t.Errorf("the tar of a layer over a damaged one: %v", err)
 	}
 	if s.Has(first.ID) || s.Has(second.ID) {

@@ -3,7 +3,6 @@ package snapshot
 import (
 	"archive/tar"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -39,7 +38,7 @@ func (zeros) Read(p []byte) (int, error) {
 // TestUnpackEnds shows that reading a layer ends with its context, within a file of any size and among any number of entries.
 func TestUnpackEnds(t *testing.T) {
 	s := newStore(t)
-	id := fmt.Sprintf("%064x", 1)
+	id := layer.ID(fmt.Sprintf("%064x", 1))
 	if _, err := s.Unpack(ctxtest.EndAfter(20), id, largeTar(t), nil); !errors.Is(err, ctxtest.ErrEnded) {
 		t.Errorf("Unpack: %v", err)
 	}
@@ -63,11 +62,11 @@ func TestUnpackEnds(t *testing.T) {
 			t.Errorf("Index, whose context ended when it was looked at %d times: %v", at, err)
 		}
 	}
-	s.Context = ctxtest.EndAfter(n / 2)
-	if _, err := s.Unpack(context.Background(), id, bytes.NewReader(many.Bytes()), nil); !errors.Is(err, ctxtest.ErrEnded) {
-		t.Errorf("Unpack: %v", err)
+	for _, at := range []int{n / 2, n + n/2} {
+		if _, err := s.Unpack(ctxtest.EndAfter(at), id, bytes.NewReader(many.Bytes()), nil); !errors.Is(err, ctxtest.ErrEnded) {
+			t.Errorf("Unpack, whose context ended when it was looked at %d times: %v", at, err)
+		}
 	}
-	s.Context = context.Background()
 	if s.HasEntries(id) {
 		t.Error("what was not read to its end is there")
 	}
@@ -81,7 +80,7 @@ func TestExportEnds(t *testing.T) {
 			put(t, root, fmt.Sprint(i), "x")
 		}
 	})
-	tree, err := s.Stack([]string{c.ID})
+	tree, err := s.Stack([]layer.ID{c.ID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,40 +99,26 @@ func (largeTree) Open(*layer.Entry) (io.ReadCloser, error) {
 	return io.NopCloser(io.LimitReader(zeros{}, largeSize)), nil
 }
 
-// TestPackedEnds shows that unpacking a blob ends with the store's context, and that the layer is not taken for damaged then.
-func TestPackedEnds(t *testing.T) {
+// TestUnpackingBlobEnds shows that making files of a blob ends with the context, and that the layer is not taken for damaged then.
+func TestUnpackingBlobEnds(t *testing.T) {
 	s, o := newStore(t), newStore(t)
 	c := step(t, s, nil, func(root *rootfs.Root) {
 		for i := range 100 {
 			put(t, root, fmt.Sprint(i), "text")
 		}
 	})
-	var blob []byte
-	o.Blob = func(string) (Blob, bool) {
-		return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil }, true
-	}
-	blob = packed(t, s, o, c.ID)
-	tree, err := o.Stack([]string{c.ID})
+	pack(t, s, o, c.ID, tarOf(t, s, c.ID))
+	opened, err := o.carried(t.Context(), c.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, at := range []int{1, 5, 50} {
-		o.Context = ctxtest.EndAfter(at)
-		if _, err := tree.Open(&layer.Entry{Path: "7", Type: layer.File}); !errors.Is(err, ctxtest.ErrEnded) {
-			t.Errorf("Open, whose context ended when it was looked at %d times: %v", at, err)
+		if err := o.fill(ctxtest.EndAfter(at), opened); !errors.Is(err, ctxtest.ErrEnded) {
+			t.Errorf("fill, whose context ended when it was looked at %d times: %v", at, err)
 		}
 	}
-	o.Context = context.Background()
-	if !o.Has(c.ID) {
-		t.Fatal("the layer was given up")
-	}
-	f, err := tree.Open(&layer.Entry{Path: "7", Type: layer.File})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if text, err := io.ReadAll(f); err != nil || string(text) != "text" {
-		t.Errorf("%q, %v", text, err)
+	if _, err := o.Files(c.ID); err != nil {
+		t.Errorf("after that: %v", err)
 	}
 }
 
@@ -146,7 +131,7 @@ func TestCopyEnds(t *testing.T) {
 			put(t, root, fmt.Sprint(i), "x")
 		}
 	})
-	tree, err := s.Stack([]string{c.ID})
+	tree, err := s.Stack([]layer.ID{c.ID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +141,7 @@ func TestCopyEnds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, err := s.Mount(t.Context(), []string{c.ID}, p, nil)
+		m, err := s.Mount(t.Context(), []layer.ID{c.ID}, p, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,56 +15,61 @@ import (
 // Unpack reads the tar of an image's layer to its end and commits it under id, unless it exists already; an error of tarball, also in its
 // last Read, leaves nothing. parent is the root file system that the layer was made over, or nil: without it directories that the tar does
 // not name itself are marked Implied.
-func (s *Store) Unpack(ctx context.Context, id string, tarball io.Reader, parent layer.Tree) (Committed, error) {
-	if m, err := s.Manifest(id); err == nil {
-		return Committed{ID: id, Summary: m.Summary}, nil
+func (j *Job) Unpack(ctx context.Context, id layer.ID, tarball io.Reader, parent layer.Tree) (Committed, error) {
+	if o, err := j.carried(ctx, id); err == nil {
+		return Committed{ID: id, Summary: o.manifest.Summary}, nil
 	}
-	p, err := s.New()
+	p, err := j.New()
 	if err != nil {
 		return Committed{}, err
 	}
 	defer p.Close()
-	b := compose.New(parent, s.tmp, time.Unix(0, 0), p.Writer())
+	b := compose.New(parent, j.store.tmp, time.Unix(0, 0), p.Writer())
 	defer b.Close()
-	if err := b.Unpack(ctx, tarball, s.Limit); err != nil {
+	if err := b.Unpack(ctx, tarball, j.store.limit); err != nil {
 		return Committed{}, fmt.Errorf("unpack the layer: %w", err)
 	}
 	if err := b.Finish(); err != nil {
 		return Committed{}, fmt.Errorf("unpack the layer: %w", err)
 	}
-	return p.Commit(b, id)
+	return p.Commit(ctx, b, id)
 }
 
-// Index reads the tar of an image's layer to its end and keeps its entries alone: a Stack can tell what is in the layer, but not open its
-// files. It does nothing for a layer that exists, or that was indexed before. What Unpack says of errors holds here as well.
-func (s *Store) Index(ctx context.Context, id string, tarball io.Reader) error {
-	if _, err := s.entries(id); err == nil {
+// Index reads the tar of an image's layer to its end and keeps its entries alone: the layer then has a manifest, and no carriers. It does
+// nothing for a layer that has a manifest. What Unpack says of errors holds here as well.
+func (j *Job) Index(ctx context.Context, id layer.ID, tarball io.Reader) error {
+	if _, err := j.Manifest(ctx, id); err == nil {
 		return nil
 	}
+	s := j.store
 	b := compose.New(nil, s.tmp, time.Unix(0, 0), nil)
 	defer b.Close()
-	if err := b.Unpack(ctx, tarball, s.Limit); err != nil {
+	if err := b.Unpack(ctx, tarball, s.limit); err != nil {
 		return fmt.Errorf("read the layer: %w", err)
 	}
+	if err := s.keepEntries(ctx, id, b); err != nil {
+		return fmt.Errorf("keep the layer's entries: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) keepEntries(ctx context.Context, id layer.ID, b *compose.Builder) error {
 	tmp, err := os.MkdirTemp(s.tmp, "index-")
 	if err != nil {
-		return fmt.Errorf("keep the layer's entries: %w", err)
+		return err
 	}
 	defer os.RemoveAll(tmp)
 	name := filepath.Join(tmp, "manifest")
 	w, err := layer.NewWriter(name)
 	if err != nil {
-		return fmt.Errorf("keep the layer's entries: %w", err)
+		return err
 	}
 	if err := b.Entries(until(ctx, w.Add)); err != nil {
 		w.Abort()
-		return fmt.Errorf("keep the layer's entries: %w", err)
+		return err
 	}
 	if _, err := w.Close(time.Now()); err != nil {
-		return fmt.Errorf("keep the layer's entries: %w", err)
+		return err
 	}
-	if err := os.Rename(name, s.indexPath(id)); err != nil {
-		return fmt.Errorf("keep the layer's entries: %w", err)
-	}
-	return nil
+	return os.Rename(name, s.IndexPath(id))
 }

@@ -19,21 +19,15 @@ import (
 	"github.com/kilnbuild/kiln/internal/part"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/usage"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 	"golang.org/x/sync/errgroup"
 )
 
 // layersPart are the layers.
-type layersPart struct {
-	store *Store
-	// diffID reads a note of a blob that a layer became, and returns the diff ID in hexadecimal digits.
-	diffID func(note string) (string, error)
-}
+type layersPart struct{ store *Store }
 
-// Part returns the layers as a part of the root directory. diffID reads the note of a blob that a layer became, a file that is called
-// "blob." and more, and returns the blob's diff ID in hexadecimal digits.
-func (s *Store) Part(diffID func(note string) (string, error)) part.Part {
-	return &layersPart{s, diffID}
-}
+// Part returns the layers as a part of the root directory.
+func (s *Store) Part() part.Part { return &layersPart{s} }
 
 // EntriesPart returns what Index keeps as a part of the root directory.
 func (s *Store) EntriesPart() part.Part {
@@ -83,14 +77,14 @@ func (p *layersPart) items(ctx context.Context) ([]part.Item, error) {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			it := part.Item{Kind: part.Layer, ID: id, Base: p.store.Base(id)}
+			it := part.Item{Kind: part.Layer, ID: string(id), Base: string(p.store.Base(id))}
 			dir := p.store.Path(id)
 			if !it.Measure(dir) {
 				return nil
 			}
-			for _, note := range blobNotes(dir) {
-				if d, err := p.diffID(note); err == nil {
-					it.DiffIDs = append(it.DiffIDs, d)
+			for _, note := range blob.Notes(dir) {
+				if b, err := blob.ReadNote(note); err == nil {
+					it.DiffIDs = append(it.DiffIDs, b.DiffID.Encoded())
 				}
 			}
 			var err error
@@ -106,22 +100,16 @@ func (p *layersPart) items(ctx context.Context) ([]part.Item, error) {
 	return items, g.Wait()
 }
 
-// blobNotes returns the paths of the notes of blobs in a layer's directory.
-func blobNotes(dir string) []string {
-	names, _ := filepath.Glob(filepath.Join(dir, "blob.*")) // this pattern is valid
-	return names
-}
-
 // InUse implements part.Part.
-func (p *layersPart) InUse(it part.Item) bool { return lease.InUse(p.store.Path(it.ID)) }
+func (p *layersPart) InUse(it part.Item) bool { return lease.InUse(p.store.Path(layer.ID(it.ID))) }
 
 // Remove implements part.Part.
 func (p *layersPart) Remove(it part.Item) (bool, error) {
-	return part.Reap(lease.Remove(p.store.Path(it.ID), p.store.tmp))
+	return part.Reap(lease.Remove(p.store.Path(layer.ID(it.ID)), p.store.tmp))
 }
 
 // inLayer is the pattern of what may be in a layer's directory: see Store.
-var inLayer = regexp.MustCompile(`^(fs|manifest|unsynced|packed|over|bare|blob\.[a-z0-9.-]+)$`)
+var inLayer = regexp.MustCompile(`^(fs|fs\.delta-[0-9a-f]{64}|fs\.no-whiteouts|manifest|unsynced|blob\.[a-z0-9.-]+)$`)
 
 // Check implements part.Part: it compares every layer with its manifest.
 func (p *layersPart) Check(ctx context.Context, r *part.Report) error {
@@ -148,7 +136,7 @@ const maxDamage = 20
 type damage struct{ path, what string }
 
 // check reports what is wrong with one layer.
-func (p *layersPart) check(ctx context.Context, r *part.Report, id string) error {
+func (p *layersPart) check(ctx context.Context, r *part.Report, id layer.ID) error {
 	var all []damage
 	more := 0
 	err := p.store.Verify(ctx, id, func(path, what string) {
@@ -166,11 +154,11 @@ func (p *layersPart) check(ctx context.Context, r *part.Report, id string) error
 	}
 	removed := false
 	if r.Repair {
-		if removed, err = p.Remove(part.Item{Kind: part.Layer, ID: id}); err != nil {
+		if removed, err = p.Remove(part.Item{Kind: part.Layer, ID: string(id)}); err != nil {
 			return fmt.Errorf("repair layer %s: %w", id, err)
 		}
 	}
-	r.SetDamaged(part.Layer, id)
+	r.SetDamaged(part.Layer, string(id))
 	effect := "the next build that needs the layer makes it again"
 	switch {
 	case r.Repair && !removed:
@@ -178,7 +166,7 @@ func (p *layersPart) check(ctx context.Context, r *part.Report, id string) error
 	case !r.Repair && !strings.HasPrefix(all[0].path, "manifest"):
 		effect = "a step may see it, and what reads it fails: kiln check --repair removes the layer, and it is made again"
 	}
-	dir := filepath.Join(rootdir.Layers, id)
+	dir := filepath.Join(rootdir.Layers, string(id))
 	for _, d := range all {
 		r.Found(part.Finding{Path: filepath.Join(dir, d.path), Problem: d.what, Effect: effect, Repaired: removed})
 	}
@@ -189,7 +177,7 @@ func (p *layersPart) check(ctx context.Context, r *part.Report, id string) error
 }
 
 // checkNames looks at what is in a layer's directory besides the layer's files, and reads the notes of blobs.
-func (p *layersPart) checkNames(r *part.Report, id string) error {
+func (p *layersPart) checkNames(r *part.Report, id layer.ID) error {
 	dir := p.store.Path(id)
 	names, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -206,8 +194,8 @@ func (p *layersPart) checkNames(r *part.Report, id string) error {
 			}
 		}
 	}
-	for _, note := range blobNotes(dir) {
-		if _, err := p.diffID(note); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, note := range blob.Notes(dir) {
+		if _, err := blob.ReadNote(note); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			if err := r.Problem(note, "is damaged: "+err.Error(), "the blob is made again", func() error { return dirtree.Remove(note) }); err != nil {
 				return err
 			}
@@ -217,8 +205,8 @@ func (p *layersPart) checkNames(r *part.Report, id string) error {
 }
 
 // Content returns the content of a layer that is there, whether or not its files are sound; false if its manifest cannot be read.
-func (s *Store) Content(id string) (content layer.Digest, ok bool) {
-	m, err := layer.OpenManifest(filepath.Join(s.dir, id, "manifest"))
+func (s *Store) Content(id layer.ID) (content layer.Digest, ok bool) {
+	m, err := layer.OpenManifest(s.manifestPath(id))
 	if err != nil {
 		return content, false
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/snapshot/compose"
 	"github.com/kilnbuild/kiln/snapshot/diff"
 	"github.com/kilnbuild/kiln/snapshot/dir"
@@ -29,20 +30,23 @@ type Pending struct {
 	// again after CommitChanges has sealed it, and may have been given a descriptor of it.
 	Rewrite bool
 
-	store  *Store
+	job    *Job
+	store  *Store // the job's
 	dir    string
 	fs     *rootfs.Root
 	writer *dir.Writer // nil: none was needed yet
-	base   string      // the layer that this one is a delta of; "" for none
+	form   Form        // Whole, Delta or BlobOnly
+	base   layer.ID    // of a Delta
 }
 
 // New begins a layer: an empty directory. Close must be called; after a Commit it does nothing.
-func (s *Store) New() (*Pending, error) {
+func (j *Job) New() (*Pending, error) {
+	s := j.store
 	dir, err := os.MkdirTemp(s.tmp, "layer-")
 	if err != nil {
 		return nil, fmt.Errorf("begin a layer: %w", err)
 	}
-	p := &Pending{store: s, dir: dir}
+	p := &Pending{job: j, store: s, dir: dir}
 	// The note comes first, so that no state of the directory that the disk may have after a crash is one without it.
 	if err = os.WriteFile(filepath.Join(dir, unsyncedNote), []byte(s.boot), 0o600); err == nil {
 		err = os.Mkdir(p.Dir(), 0o755)
@@ -60,7 +64,7 @@ func (s *Store) New() (*Pending, error) {
 }
 
 // Dir returns the directory that the layer's files are in.
-func (p *Pending) Dir() string { return filepath.Join(p.dir, "fs") }
+func (p *Pending) Dir() string { return filepath.Join(p.dir, fsName) }
 
 // Root returns that directory to resolve paths in.
 func (p *Pending) Root() *rootfs.Root { return p.fs }
@@ -75,37 +79,59 @@ func (p *Pending) Writer() *dir.Writer {
 
 // Reuse makes the Writer take files that are the same in everything from a committed layer, by hard links. A layer that does not exist, or
 // has no files on disk, is no error: then the files are written.
-func (p *Pending) Reuse(id string) {
-	m, err := p.store.Manifest(id)
-	if err != nil || p.store.isPacked(id) {
-		return
-	}
-	if files, err := p.store.filesOf(id, m); err == nil {
-		p.Writer().Reuse(m, files)
+func (p *Pending) Reuse(ctx context.Context, id layer.ID) {
+	if o := p.source(ctx, id); o != nil {
+		p.Writer().Reuse(o.manifest, o.files)
 	}
 }
 
-// Delta makes the Writer write only what differs from a committed layer, if that can be the base of a delta, see dir.Writer.SetBase. For a
-// delta it takes the base's base. The layer is then a delta, unless the Writer fails.
-func (p *Pending) Delta(id string) {
-	s := p.store
-	if s.fs.Copies() {
-		return
+// source opens a layer that has files; nil for none.
+func (p *Pending) source(ctx context.Context, id layer.ID) *opened {
+	o, err := p.job.carried(ctx, id)
+	if err != nil {
+		return nil
 	}
-	m, err := s.Manifest(id)
-	if err == nil && m.Over {
-		id = s.Base(id)
-		m, err = s.Manifest(id)
+	if form, _, _, _ := p.store.state(o); !form.is().files {
+		return nil // making them costs more than they save
 	}
-	if err != nil || s.isPacked(id) || !dir.CanBeBase(m) {
-		return
+	if o, err = p.job.filled(ctx, id); err != nil {
+		return nil
 	}
-	p.base = id
-	p.Writer().SetBase(m)
+	return o
 }
 
-// IsDelta reports whether the layer is a delta. Its manifest must say so.
-func (p *Pending) IsDelta() bool { return p.base != "" }
+// Delta makes the layer a delta of a committed layer, or of the base of that if it is a delta itself, if there can be one, see
+// dir.Writer.SetBase. Then any call of the Writer may fail with dir.ErrNoDelta.
+func (p *Pending) Delta(ctx context.Context, id layer.ID) {
+	if p.store.fs.Copies() {
+		return
+	}
+	o := p.source(ctx, id)
+	if o != nil && o.base != nil {
+		o = o.base
+	}
+	if o == nil {
+		return
+	}
+	if form, _, _, _ := p.store.state(o); form != Whole || !dir.CanBeBase(o.manifest) {
+		return
+	}
+	p.form, p.base = Delta, o.id
+	p.Writer().SetBase(o.manifest)
+}
+
+// Pack makes the pending layer one without files, which are in its blob of a form. It is the last that is done before CommitWritten.
+func (p *Pending) Pack(f blob.Form, b blob.Blob) error {
+	err := os.WriteFile(filepath.Join(p.dir, blob.NoteName(f)), b.Note(), 0o600)
+	if err == nil {
+		err = os.Remove(p.Dir())
+	}
+	if err != nil {
+		return fmt.Errorf("keep a layer as its blob: %w", err)
+	}
+	p.form = BlobOnly
+	return nil
+}
 
 // Close throws the layer away.
 func (p *Pending) Close() {
@@ -125,36 +151,22 @@ func (p *Pending) release() {
 	p.fs.Close()
 }
 
-// throwAway removes a directory while the caller goes on: a disk that discards what is freed takes milliseconds for it. It waits when
-// as many removals are under way as there are processors, so that the disk does not fill up with what is of no use. What is
-// left when the process ends, or cannot be removed, goes or is reported with the directory tmp.
-func (s *Store) throwAway(dir string) {
-	s.removing <- struct{}{}
-	go func() {
-		defer func() { <-s.removing }()
-		_ = dirtree.Remove(dir)
-	}()
-}
-
-// Commit puts the layer that b has written here in the store, with a manifest of b's entries. id is "" for
-// a layer that is named by its identity: then one of the same identity that is there already is taken instead.
-func (p *Pending) Commit(b *compose.Builder, id string) (Committed, error) {
+// Commit puts the layer that b has written here in the store, with a manifest of b's entries. id is "" for a layer that is named by its
+// identity: then one of the same identity that exists already is taken instead.
+func (p *Pending) Commit(ctx context.Context, b *compose.Builder, id layer.ID) (Committed, error) {
 	w, err := p.Manifest()
 	if err != nil {
 		return Committed{}, err
 	}
-	if err := b.Entries(until(p.store.Context, w.Add)); err != nil {
+	if err := b.Entries(until(ctx, w.Add)); err != nil {
 		w.Abort()
 		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
-	}
-	if p.base != "" {
-		w.Over()
 	}
 	sum, err := w.Close(time.Now())
 	if err != nil {
 		return Committed{}, fmt.Errorf("write a layer's manifest: %w", err)
 	}
-	return p.CommitWritten(sum, id)
+	return p.CommitWritten(ctx, sum, id)
 }
 
 // until returns add until ctx ends, and then its cause.
@@ -177,70 +189,72 @@ func (p *Pending) Manifest() (*layer.Writer, error) {
 }
 
 // CommitWritten is Commit of a layer whose manifest has been written, and closed with this summary.
-func (p *Pending) CommitWritten(sum layer.Summary, id string) (Committed, error) {
+func (p *Pending) CommitWritten(ctx context.Context, sum layer.Summary, id layer.ID) (Committed, error) {
 	if id == "" {
-		id = hex.EncodeToString(sum.Identity[:])
-		if m, err := p.store.Manifest(id); err == nil {
+		id = layer.ID(hex.EncodeToString(sum.Identity[:]))
+		if o, err := p.job.carried(ctx, id); err == nil {
 			p.Close()
-			return Committed{ID: id, Summary: m.Summary}, nil
+			return Committed{ID: id, Summary: o.manifest.Summary}, nil
 		}
 	}
+	o, err := p.commit(ctx, id)
+	if err != nil {
+		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
+	}
+	return Committed{ID: id, Summary: o.manifest.Summary}, nil
+}
+
+// commit gives the layer its name, unless a sound one has it.
+func (p *Pending) commit(ctx context.Context, id layer.ID) (*opened, error) {
 	work := p.dir + "-work"
 	if err := os.Rename(filepath.Join(p.dir, "work"), work); err == nil {
 		p.store.throwAway(work)
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return Committed{}, fmt.Errorf("take the overlay's work directory from the layer: %w", err)
+		return nil, fmt.Errorf("take the overlay's work directory from the layer: %w", err)
 	}
-	if p.base != "" {
-		if err := os.WriteFile(filepath.Join(p.dir, baseNote), []byte(p.base+"\n"), 0o600); err != nil {
-			return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
-		}
+	if p.form == Whole && p.store.fs.Copies() {
+		p.form = NoWhiteouts
 	}
-	if _, files := os.Lstat(p.Dir()); files == nil && p.store.fs.Copies() {
-		if err := os.WriteFile(filepath.Join(p.dir, bareNote), nil, 0o600); err != nil {
-			return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
+	if name := nameOf(p.form, p.base); name != fsName {
+		if err := os.Rename(p.Dir(), filepath.Join(p.dir, name)); err != nil {
+			return nil, err
 		}
 	}
 	// The layer is held before it has its name, so that nobody prunes it in between.
 	l, err := lock.TryExisting(p.dir, true)
 	if err != nil {
-		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
+		return nil, err
 	}
 	defer l.Release()
-	target := filepath.Join(p.store.dir, id)
+	target := p.store.Path(id)
 	for try := 1; ; try++ {
 		err = unix.Renameat2(unix.AT_FDCWD, p.dir, unix.AT_FDCWD, target, unix.RENAME_NOREPLACE)
 		if errors.Is(err, unix.EEXIST) {
-			if _, damaged := p.store.Manifest(id); damaged != nil {
-				if err = ctxio.Ended(p.store.Context); err == nil { // else nobody knows
-					err = p.replace(target)
-				}
-			} else {
+			_, sound := p.job.carried(ctx, id)
+			switch {
+			case sound == nil:
 				p.Close()
 				err = nil
+			case missing(sound):
+				err = p.replace(target)
+			default: // nobody knows
+				err = sound
 			}
 		}
-		// It was there a moment ago, and was pruned.
+		// It existed a moment ago, and was pruned.
 		if !errors.Is(err, unix.ENOENT) || try == maxTries {
 			break
 		}
 	}
 	if err != nil {
-		return Committed{}, fmt.Errorf("commit layer %s: %w", id, err)
+		return nil, err
 	}
 	if p.dir != "" {
 		p.release()
 		p.dir = ""
 	}
-	m, err := p.store.Manifest(id)
-	if err != nil {
-		return Committed{}, fmt.Errorf("commit layer: %w", err)
-	}
-	return Committed{ID: id, Summary: m.Summary}, nil
+	return p.job.carried(ctx, id)
 }
-
-// maxTries bounds how often a layer may be there and then not be there when it is committed.
-const maxTries = 100
 
 // replace puts the layer in the place of a damaged one.
 func (p *Pending) replace(target string) error {
@@ -253,7 +267,7 @@ func (p *Pending) replace(target string) error {
 
 // Committed is a layer that is in the store.
 type Committed struct {
-	ID string
+	ID layer.ID
 	layer.Summary
 }
 
@@ -286,7 +300,7 @@ func (p *Pending) CommitChanges(ctx context.Context, root *roots.Root, below *la
 			return Committed{}, fmt.Errorf("copy what the step has left: %w", err)
 		}
 	}
-	return p.CommitWritten(sum, "")
+	return p.CommitWritten(ctx, sum, "")
 }
 
 // writeManifest writes the manifest of what a step left.

@@ -21,69 +21,14 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/rootfs"
-	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/snapshot/compose"
 	"github.com/kilnbuild/kiln/snapshot/diff"
 	"github.com/kilnbuild/kiln/snapshot/roots"
 	"golang.org/x/sys/unix"
 )
 
-func newStore(t *testing.T) *Store {
-	t.Helper()
-	return storeIn(t, t.TempDir())
-}
-
-// storeInMemory is newStore for layers of many files, which ext4 is slow to make where many were just removed.
-func storeInMemory(t *testing.T) *Store {
-	t.Helper()
-	root, err := os.MkdirTemp("/dev/shm", "kiln-test-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(root) })
-	return storeIn(t, root)
-}
-
-func storeIn(t *testing.T, root string) *Store {
-	t.Helper()
-	tmp := filepath.Join(root, "tmp")
-	if err := os.Mkdir(tmp, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	s, err := Open(root, tmp, userns.Namespace{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		s.awaitRemovals()
-		left, _ := os.ReadDir(tmp)
-		if len(left) > 0 {
-			t.Errorf("left in tmp: %v", left)
-		}
-	})
-	return s
-}
-
-// reopen opens the store as another process would.
-func reopen(t *testing.T, s *Store) *Store {
-	t.Helper()
-	again, err := Open(filepath.Dir(s.dir), s.tmp, userns.Namespace{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(again.awaitRemovals)
-	return again
-}
-
-// awaitRemovals waits until what was thrown away is gone, and nothing can be thrown away any more.
-func (s *Store) awaitRemovals() {
-	for range cap(s.removing) {
-		s.removing <- struct{}{}
-	}
-}
-
 // step runs f on a mounted root file system made of the layers, as a RUN would, and commits what it changed.
-func step(t *testing.T, s *Store, ids []string, f func(root *rootfs.Root)) Committed {
+func step(t *testing.T, s *tested, ids []layer.ID, f func(root *rootfs.Root)) Committed {
 	t.Helper()
 	tree, err := s.Stack(ids)
 	if err != nil {
@@ -175,7 +120,7 @@ func listing(t *testing.T, tree layer.Tree) string {
 }
 
 // mounted describes the same root by mounting it.
-func mounted(t *testing.T, s *Store, ids []string) string {
+func mounted(t *testing.T, s *tested, ids []layer.ID) string {
 	t.Helper()
 	p, err := s.New()
 	if err != nil {
@@ -250,7 +195,7 @@ func TestTreeIsTheOverlay(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 1))
 			s := newStore(t)
-			var ids []string
+			var ids []layer.ID
 			for range 6 {
 				c := step(t, s, ids, func(root *rootfs.Root) {
 					for range 12 {
@@ -273,15 +218,15 @@ func TestTreeIsTheOverlay(t *testing.T) {
 // The root directory of a root is what the manifests say, also where a layer was made over another base than it lies over.
 func TestRootDirectory(t *testing.T) {
 	s := newStore(t)
-	base := func(mode os.FileMode) string {
+	base := func(mode os.FileMode) layer.ID {
 		return step(t, s, nil, func(root *rootfs.Root) { os.Chmod(fmt.Sprintf("/proc/self/fd/%d/.", root.Fd()), mode) }).ID
 	}
 	private, public := base(0o700), base(0o711)
-	made := step(t, s, []string{private}, func(root *rootfs.Root) { os.Mkdir(fmt.Sprintf("/proc/self/fd/%d/dir", root.Fd()), 0o755) })
-	for _, ids := range [][]string{{public}, {public, made.ID}, {private, made.ID}, nil} {
+	made := step(t, s, []layer.ID{private}, func(root *rootfs.Root) { os.Mkdir(fmt.Sprintf("/proc/self/fd/%d/dir", root.Fd()), 0o755) })
+	for _, ids := range [][]layer.ID{{public}, {public, made.ID}, {private, made.ID}, nil} {
 		want := uint32(0o755)
 		if len(ids) > 0 {
-			want = map[string]uint32{public: 0o711, private: 0o700}[ids[0]]
+			want = map[layer.ID]uint32{public: 0o711, private: 0o700}[ids[0]]
 		}
 		m, err := s.Mount(t.Context(), ids, nil, nil)
 		if err != nil {
@@ -298,18 +243,18 @@ func TestRootDirectory(t *testing.T) {
 // A root of as many layers as there may be can be mounted, also only to be read; one layer more is an error that says what to do.
 func TestMaxLayers(t *testing.T) {
 	s := newStore(t)
-	var ids []string
+	var ids []layer.ID
 	for i := range MaxLayers + 1 {
 		p, err := s.New()
 		if err != nil {
 			t.Fatal(err)
 		}
-		b := compose.New(nil, s.tmp, time.Unix(0, 0), p.Writer())
+		b := compose.New(nil, s.Store.tmp, time.Unix(0, 0), p.Writer())
 		err = b.Put(layer.Entry{Path: fmt.Sprintf("f%d", i), Type: layer.File, Mode: 0o644}, strings.NewReader("x"))
 		if err = errors.Join(err, b.Finish()); err != nil {
 			t.Fatal(err)
 		}
-		c, err := p.Commit(b, "")
+		c, err := p.Commit(t.Context(), b, "")
 		b.Close()
 		if err != nil {
 			t.Fatal(err)
@@ -376,7 +321,7 @@ func TestChangesLeavesOutWhatIsTheSame(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	empty := step(t, s, []string{base.ID}, func(root *rootfs.Root) {
+	empty := step(t, s, []layer.ID{base.ID}, func(root *rootfs.Root) {
 		f, err := root.OpenFile("/a/b/f", unix.O_CREAT|unix.O_WRONLY, 0o644)
 		if err != nil {
 			t.Fatal(err)
@@ -405,13 +350,13 @@ func TestChangesInDirectoryMadeAnew(t *testing.T) {
 		}
 	}
 	first := step(t, s, nil, make)
-	again := step(t, s, []string{first.ID}, func(root *rootfs.Root) {
+	again := step(t, s, []layer.ID{first.ID}, func(root *rootfs.Root) {
 		if err := os.RemoveAll(fmt.Sprintf("/proc/self/fd/%d/d", root.Fd())); err != nil {
 			t.Fatal(err)
 		}
 		make(root)
 	})
-	ids := []string{first.ID, again.ID}
+	ids := []layer.ID{first.ID, again.ID}
 	tree, err := s.Stack(ids)
 	if err != nil {
 		t.Fatal(err)
@@ -460,7 +405,7 @@ func TestChangesOfCopy(t *testing.T) {
 		write(root, "one", "linked")
 		check(os.Link(at(root, "one"), at(root, "three")), os.Link(at(root, "one"), at(root, "two")))
 	})
-	ids := []string{base.ID}
+	ids := []layer.ID{base.ID}
 	nothing := step(t, s, ids, func(root *rootfs.Root) {
 		check(os.Chmod(at(root, "left"), 0o644), os.Rename(at(root, "a"), at(root, "x")), os.Rename(at(root, "x"), at(root, "a")))
 	})
@@ -548,7 +493,7 @@ func hard(name, to string) member {
 }
 func directory(name string) member { return member{tar.Header{Name: name, Typeflag: tar.TypeDir}, ""} }
 
-func id(n int) string { return fmt.Sprintf("%064x", n) }
+func id(n int) layer.ID { return layer.ID(fmt.Sprintf("%064x", n)) }
 
 // What an archive costs must not grow with the square of its entries: this one would take many minutes.
 func TestManyReplaced(t *testing.T) {
@@ -579,7 +524,7 @@ func TestMostDirectories(t *testing.T) {
 		"two names": {[]member{file(strings.Repeat("d/", 60)+"f", ""), file(strings.Repeat("e/", 60)+"f", "")}, true},
 	} {
 		s := newStore(t)
-		s.Limit = layer.Limit{Entries: 100}
+		s.limit = layer.Limit{Entries: 100}
 		_, err := s.Unpack(t.Context(), id(1), tarball(t, c.members...), nil)
 		if _, limited := errors.AsType[*layer.LimitError](err); limited != c.refused || !limited && err != nil {
 			t.Errorf("%s: error %v", name, err)
@@ -657,7 +602,7 @@ func TestUnpack(t *testing.T) {
 				t.Fatal(err)
 			}
 			// As for a real image: alone first, and over what lies below if that is not enough.
-			below, err := s.Stack([]string{id(1)})
+			below, err := s.Stack([]layer.ID{id(1)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -676,11 +621,11 @@ func TestUnpack(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			tree, err := s.Stack([]string{id(1), top})
+			tree, err := s.Stack([]layer.ID{id(1), top})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got, want := listing(t, tree), mounted(t, s, []string{id(1), top}); got != want {
+			if got, want := listing(t, tree), mounted(t, s, []layer.ID{id(1), top}); got != want {
 				t.Errorf("the manifests say\n%s\nand the mount\n%s", got, want)
 			}
 			for _, w := range strings.Fields(c.want) {
@@ -729,7 +674,7 @@ func TestCommitReplacesDamaged(t *testing.T) {
 	if _, err := s.Unpack(ctx, id(1), tarball(t, file("a", "1")), nil); err != nil {
 		t.Fatal(err)
 	}
-	name := filepath.Join(s.dir, id(1), "manifest")
+	name := s.manifestPath(id(1))
 	data, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
@@ -785,7 +730,7 @@ func TestIndex(t *testing.T) {
 	if _, err := s.Unpack(ctx, id(2), tarball(t, members...), nil); err != nil {
 		t.Fatal(err)
 	}
-	index, err := s.entries(id(1))
+	index, err := s.Manifest(id(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -829,7 +774,7 @@ func TestUnpackAttributes(t *testing.T) {
 		}
 	}
 	w.Close()
-	c, err := s.Unpack(t.Context(), fmt.Sprintf("%x", sha256.Sum256([]byte("x"))), &b, nil)
+	c, err := s.Unpack(t.Context(), layer.ID(fmt.Sprintf("%x", sha256.Sum256([]byte("x")))), &b, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -849,7 +794,7 @@ func TestUnpackAttributes(t *testing.T) {
 func TestGivenAttributes(t *testing.T) {
 	s := newStore(t)
 	list := []byte("\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x07\x00\x07\x00\x00\x00\x04\x00\x07\x00\xff\xff\xff\xff\x10\x00\x07\x00\xff\xff\xff\xff\x20\x00\x07\x00\xff\xff\xff\xff")
-	if err := unix.Setxattr(s.tmp, "system.posix_acl_default", list, 0); err == unix.ENOTSUP {
+	if err := unix.Setxattr(s.Store.tmp, "system.posix_acl_default", list, 0); err == unix.ENOTSUP {
 		t.Skip("the file system knows no access control lists")
 	} else if err != nil {
 		t.Fatal(err)
@@ -885,9 +830,9 @@ func TestTimesOfEarlierSteps(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		at := step(t, s, []string{made.ID}, change)
+		at := step(t, s, []layer.ID{made.ID}, change)
 		time.Sleep(50 * time.Millisecond)
-		if again := step(t, s, []string{made.ID}, change); again.ID != at.ID {
+		if again := step(t, s, []layer.ID{made.ID}, change); again.ID != at.ID {
 			t.Fatalf("round %d: the layer is %s, and later %s", n, at.ID, again.ID)
 		}
 	}

@@ -3,23 +3,21 @@ package snapshot
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lease"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/snapshot/dir"
 )
-
-// bareNote is there beside a layer that was made where roots are copies: it is without the marks by which an overlay sees what it
-// deletes.
-const bareNote = "bare"
 
 // Verify compares a layer's files with its manifest, see dir.FS.Verify. It calls damage for each file that differs, by its path from the
 // layer's directory, or for the manifest itself; progress takes how many bytes were read. A layer that does not exist, or is removed before
 // it is looked at, is in order; one that is looked at stays meanwhile.
-func (s *Store) Verify(ctx context.Context, id string, damage func(path, what string), progress func(int64)) error {
+func (s *Store) Verify(ctx context.Context, id layer.ID, damage func(path, what string), progress func(int64)) error {
 	l, err := lease.Take(s.Path(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -28,10 +26,10 @@ func (s *Store) Verify(ctx context.Context, id string, damage func(path, what st
 		return err
 	}
 	defer l.Release()
-	m, err := layer.OpenManifest(filepath.Join(s.dir, id, "manifest"))
+	m, err := layer.OpenManifest(s.manifestPath(id))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		damage("manifest", "is not there")
+		damage("manifest", "is missing")
 		return nil
 	case errors.Is(err, layer.ErrOtherVersion):
 		damage("manifest", "was written by another version of kiln")
@@ -43,36 +41,60 @@ func (s *Store) Verify(ctx context.Context, id string, damage func(path, what st
 		return err
 	}
 	defer m.Close()
-	return s.compare(ctx, id, m, damage, progress)
-}
-
-// compare is Verify of a layer that is held, with its manifest.
-func (s *Store) compare(ctx context.Context, id string, m *layer.Manifest, damage func(path, what string), progress func(int64)) error {
-	if s.isPacked(id) {
-		return nil // its bytes are those of its blob; without that it does not exist, and nothing is wrong
-	}
-	own, err := s.verifiable(id, m)
-	if err != nil {
-		return nil // its base does not exist, so neither does the layer, and nothing is wrong
-	}
-	_, err = os.Lstat(filepath.Join(s.dir, id, bareNote))
-	err = s.fs.Verify(ctx, s.fsDir(id), m, own, err == nil, func(path, what string) { damage("fs/"+path, what) }, progress)
-	if _, files := os.Lstat(s.fsDir(id)); errors.Is(files, fs.ErrNotExist) {
-		damage("fs", "is not there")
+	form, baseID, err := formOf(s.Path(id))
+	if errors.Is(err, layer.ErrDamaged) {
+		damage(fsName, "has a name that kiln does not give")
 		return nil
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	if form.is().needsBlob && len(blob.Notes(s.Path(id))) == 0 {
+		damage(fsName, "is missing")
+		return nil
+	}
+	var base *opened
+	if form.is().base {
+		if base, err = s.acquireBase(id, baseID); err != nil {
+			return nil // without its base the layer does not exist, and nothing is wrong
+		}
+		defer s.release(base)
+	}
+	return s.compare(ctx, id, m, form, base, damage, progress)
 }
 
-// verifiable returns which paths of the layer must be in its own directory, but for directories; nil for all.
-func (s *Store) verifiable(id string, m *layer.Manifest) (map[string]bool, error) {
-	if !m.Over {
-		return nil, nil
+// compare is Verify of a layer that is held, with what was read of it.
+func (s *Store) compare(ctx context.Context, id layer.ID, m *layer.Manifest, form Form, base *opened, damage func(path, what string), progress func(int64)) error {
+	var own map[string]bool
+	var baseID layer.ID
+	switch form.is().verify {
+	case verifyNothing:
+		return nil
+	case verifyOwn:
+		own, baseID = dir.Differing(m, base.manifest), base.id
 	}
-	base, err := layer.OpenManifest(filepath.Join(s.Path(s.Base(id)), "manifest"))
-	if err != nil {
-		return nil, err
+	inFS := func(path, what string) { damage(filepath.Join(nameOf(form, baseID), path), what) }
+	return s.fs.Verify(ctx, s.fsDir(id, form, baseID), m, own, form.is().verify == verifyNoWhiteouts, inFS, progress)
+}
+
+// DamagedError is the error of reading a file of a layer that is not what it was when the layer was made.
+type DamagedError = dir.DamagedError
+
+// giveUp gives a layer up if err is a *DamagedError of it, so that the next build makes it again, and returns the error. The files stay until
+// then, since steps that run may have them mounted.
+func (s *Store) giveUp(err error) error {
+	damaged, ok := errors.AsType[*DamagedError](err)
+	if !ok {
+		return err
 	}
-	defer base.Close()
-	return dir.Differing(m, base), nil
+	s.mu.Lock()
+	o := s.open[damaged.ID]
+	s.mu.Unlock()
+	if o != nil {
+		s.forget(o, err)
+	}
+	if rm := os.Remove(s.manifestPath(damaged.ID)); rm != nil && !errors.Is(rm, fs.ErrNotExist) {
+		return fmt.Errorf("%w; %w", err, rm)
+	}
+	return err
 }

@@ -4,13 +4,14 @@ import (
 	"context"
 	"slices"
 
-	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/cachemount"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/httpsource"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/localdir"
 	"github.com/kilnbuild/kiln/internal/part"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 )
 
 // parts returns all parts that hold items, for one walk. Each is checked after those that it refers to.
@@ -18,17 +19,14 @@ func (r *Root) parts(w *Work, named *cas.Named) []part.Part {
 	root, trash := r.Dir(), w.Scratch.Path()
 	return []part.Part{
 		r.Images.Part(trash, named),
-		w.Layers.Part(func(note string) (string, error) {
-			_, diffID, err := exporter.ReadNote(note)
-			return diffID.Encoded(), err
-		}),
-		w.Records.Part(w.Layers.Content),
+		w.Layers.Part(),
+		w.Records.Part(func(id string) (layer.Digest, bool) { return w.Layers.Content(layer.ID(id)) }),
 		w.Layers.EntriesPart(),
 		cachemount.Part(root, trash),
 		git.Part(root, trash),
 		httpsource.Part(root, trash),
 		localdir.Part(root, trash),
-		exporter.NotesPart(root, trash),
+		blob.Part(root, trash),
 		w.History.Part(),
 	}
 }

@@ -34,5 +34,7 @@ func (w *Work) Log(key string, failed bool) string {
 
 // Files implements history.Kept.
 func (w *Work) Files(now, last string) events.Files {
-	return explain.Explainer{Layers: w.Layers}.Files(solver.Layer{ID: now}, solver.Layer{ID: last})
+	job := w.Layers.Job()
+	defer job.Close()
+	return explain.Explainer{Layers: job}.Files(solver.Layer{ID: now}, solver.Layer{ID: last})
 }

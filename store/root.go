@@ -4,7 +4,6 @@ package store
 import (
 	"context"
 	"errors"
-	"io"
 	"sync"
 
 	"github.com/kilnbuild/kiln/cache"
@@ -19,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/sandbox"
 	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 )
 
 // Root is a root directory that is open. Any number of builds use one Root, at the same time and one after the other; other processes
@@ -91,11 +91,10 @@ func (r *Root) open() error {
 	if err != nil {
 		return err
 	}
-	if w.Layers, err = snapshot.Open(r.Dir(), dir.Path(), ns); err != nil {
+	w.Layers, err = snapshot.Open(snapshot.Config{Root: r.Dir(), Tmp: dir.Path(), NS: ns, Limit: r.Archive, Blobs: blob.Store{CAS: r.Images}})
+	if err != nil {
 		return err
 	}
-	w.Layers.Context = r.ctx
-	w.Layers.Limit, w.Layers.Blob, w.Layers.CheckBlobs = r.Archive, r.packed, func(id string) { r.Blobs().Check(r.ctx, id) }
 	w.History = history.Open(r.Dir(), dir.Path(), r.keep)
 	w.Records, err = cache.Open(r.Dir(), dir.Path())
 	return err
@@ -103,10 +102,6 @@ func (r *Root) open() error {
 
 // sweepLocks removes the locks of dead processes, but for that of the list of images, which is the image store's and stays.
 func (r *Root) sweepLocks() { lock.Sweep(r.path(rootdir.Locks), rootdir.IndexLock) }
-
-// syncLimit is with how many unwritten bytes of the whole machine the disk is still synced at the end: what any disk writes in a
-// fraction of a second.
-const syncLimit = 8 << 20
 
 // Close lets go of what the process relied on.
 func (r *Root) Close() error {
@@ -116,7 +111,7 @@ func (r *Root) Close() error {
 	}
 	var err error
 	if w.Layers != nil {
-		err = errors.Join(w.Layers.Sync(syncLimit), w.Layers.Release())
+		err = w.Layers.Close()
 	}
 	err = errors.Join(err, r.Images.Release(), w.Scratch.Close())
 	if w.Scratch.FoundDead() {
@@ -137,44 +132,8 @@ func (r *Root) Left() []error {
 	return r.work.Scratch.Left()
 }
 
-// Blobs returns what makes the blobs of layers. Work must have been called for those of layers that are no image's.
-func (r *Root) Blobs() *exporter.Blobs {
-	b := &exporter.Blobs{Store: r.Images}
-	if r.work != nil {
-		b.Snapshots = r.work.Layers
-	}
-	return b
-}
-
-// packed is snapshot.Store's Blob.
-func (r *Root) packed(id string) (snapshot.Blob, bool) {
-	open, ok := r.Blobs().Packed(id)
-	return func() (io.ReadCloser, error) {
-		blob, err := open()
-		if err != nil {
-			return nil, err
-		}
-		plain, err := layer.Uncompress(blob)
-		if err != nil {
-			blob.Close()
-			return nil, err
-		}
-		return struct {
-			io.Reader
-			io.Closer
-		}{plain, closers{plain, blob}}, nil
-	}, ok
-}
-
-type closers []io.Closer
-
-func (c closers) Close() error {
-	var err error
-	for _, one := range c {
-		err = errors.Join(err, one.Close())
-	}
-	return err
-}
+// Blobs returns the blobs of images.
+func (r *Root) Blobs() *exporter.Blobs { return &exporter.Blobs{Store: r.Images} }
 
 // retention returns what kiln.toml says of the history, as BuildKit reads the same section.
 func retention(c *config.History) history.Retention {

@@ -36,13 +36,7 @@ func (a *app) buildCommand() *cobra.Command {
 			addProxies(o.Target.Args, proxies)
 			o.Source.Stdin, o.Debug = cmd.InOrStdin(), a.debug
 			return a.withRoot(cmd.Context(), func(k *kiln) error {
-				err := a.build(cmd.Context(), k.builder, o, f.progress.mode(), f.call.json)
-				if cmd.Context().Err() == nil {
-					if err := k.root.Collect(cmd.Context()); err != nil {
-						a.complain("the build is over, and making room after it failed: " + err.Error())
-					}
-				}
-				return err
+				return a.build(cmd.Context(), k.builder, o, f.progress.mode(), f.call.json)
 			})
 		}),
 	}

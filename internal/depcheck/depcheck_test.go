@@ -32,15 +32,15 @@ var allowed = map[string][]string{
 	"cmd/kiln": {"build", "build/contexts", "store", "store/images", "doctor", "history", "progress", "events", "exporter", "frontend/quote", "internal", "llb", "parser", "registry", "registry/auth", "solver"},
 	"build": {
 		"build/contexts", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
-		"registry/image", "registry/layout", "sandbox", "snapshot", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
+		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
 	},
 	// What a build reads, by steps that build does for it.
 	"build/contexts": {"frontend/source", "llb", "registry/layout", "snapshot/compose", "solver", "solver/files", "internal"},
 	"doctor":         {"store", "sandbox", "registry/auth", "internal"},
 
 	// The root directory: store knows the parts that lie in it, and no part knows store.
-	"store":        {"cache", "events", "exporter", "history", "llb", "sandbox", "snapshot", "solver", "solver/explain", "internal"},
-	"store/images": {"store", "events", "exporter", "llb", "registry", "registry/image", "internal"},
+	"store":        {"cache", "events", "exporter", "history", "llb", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/explain", "internal"},
+	"store/images": {"store", "events", "exporter", "snapshot/blob", "llb", "registry", "registry/image", "internal"},
 
 	"parser": {},
 	"llb":    {},
@@ -71,18 +71,19 @@ var allowed = map[string][]string{
 	"solver/work":    {"solver", "llb"},
 	"solver/files":   {"llb", "snapshot", "snapshot/compose", "snapshot/dir", "internal"},
 	"solver/plan":    {"solver", "solver/files", "solver/session", "solver/work", "llb", "snapshot/compose", "internal"},
-	"solver/execute": {"solver", "solver/files", "solver/session", "solver/work", "llb", "events", "snapshot", "snapshot/compose", "snapshot/diff", "snapshot/roots",
+	"solver/execute": {"solver", "solver/files", "solver/session", "solver/work", "llb", "events", "snapshot", "snapshot/blob", "snapshot/compose", "snapshot/diff", "snapshot/roots",
 		"sandbox", "internal"},
 
 	// Neither knows the other; both speak internal/mount.
-	"snapshot":         {"snapshot/compose", "snapshot/diff", "snapshot/dir", "snapshot/roots", "internal"},
+	"snapshot":         {"snapshot/blob", "snapshot/compose", "snapshot/diff", "snapshot/dir", "snapshot/roots", "internal"},
+	"snapshot/blob":    {"internal"},
 	"snapshot/compose": {"internal"},
 	"snapshot/diff":    {"snapshot/dir", "snapshot/roots", "internal"},
 	"snapshot/dir":     {"internal"},
 	"snapshot/roots":   {"snapshot/dir", "internal"},
 	"sandbox":          {"internal"},
 
-	"exporter":        {"snapshot", "llb", "internal"},
+	"exporter":        {"snapshot/blob", "llb", "internal"},
 	"registry":        {"registry/auth", "registry/image", "internal"},
 	"registry/auth":   {"internal"},
 	"registry/image":  {"internal"},

@@ -5,11 +5,22 @@ package layer
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"strings"
 	"time"
 )
+
+// ID names a layer: 64 hexadecimal digits, of the layer's identity or, for the layer of an image, of its diff id. Any other ID is of a layer
+// that does not exist.
+type ID string
+
+// Valid reports whether a layer can have the ID. One that is valid is also safe as the name of a file.
+func (id ID) Valid() bool {
+	b, err := hex.DecodeString(string(id))
+	return err == nil && len(b) == sha256.Size
+}
 
 // Type is the kind of an entry.
 type Type byte

@@ -341,7 +341,7 @@ func TestOtherVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	data = bytes.Replace(data[:len(data)-sha256.Size], []byte("manifest 2\n"), []byte("manifest 1\n"), 1)
+	data = bytes.Replace(data[:len(data)-sha256.Size], []byte("manifest 3\n"), []byte("manifest 2\n"), 1)
 	sum := sha256.Sum256(data)
 	if err := os.WriteFile(name, append(data, sum[:]...), 0o644); err != nil {
 		t.Fatal(err)

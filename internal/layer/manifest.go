@@ -19,14 +19,14 @@ import (
 )
 
 // The number in magic is one more for each change of what a layer's directory may hold, so that what an earlier kiln made is never read
-// wrongly: it counts as damaged, and is made again. 2: there is nothing on disk that the manifest does not record.
+// wrongly: it counts as damaged, and is made again. 2: there is nothing on disk that the manifest does not record. 3: how the layer is kept
+// on disk is no part of the manifest.
 //
 // The file is: magic; the entries in order of Compare, each with its length; a table of the entries' offsets, 8 bytes
-// each; for a layer that is over another 8 bytes of nothing, so that a kiln which knows of no such layers takes the manifest for damaged;
-// and a footer of the table's offset, the number of entries, the layer's time, flags, its content digest, its
+// each; and a footer of the table's offset, the number of entries, the layer's time, flags, its content digest, its
 // identity, and the SHA-256 of everything before. Numbers are little endian. It is read in place, by mmap(2).
 const (
-	magic      = "kiln layer manifest 2\n"
+	magic      = "kiln layer manifest 3\n"
 	anyMagic   = "kiln layer manifest "        // begins that of every version
 	footerSize = 8 + 8 + 8 + 8 + 2*sha256.Size // without the digest of everything before
 )
@@ -35,7 +35,6 @@ const (
 const (
 	flagImplied = 1 << iota
 	flagPlain
-	flagOver
 	flagDevices
 	flagOwned
 )
@@ -59,8 +58,6 @@ type Summary struct {
 	Plain bool
 	// Devices says that some entry is a Char or Block, and Owned that some entry does not belong to root.
 	Devices, Owned bool
-	// Over says that some of the files are another layer's: whoever keeps the layer knows which.
-	Over bool
 	// Created is when the layer was made.
 	Created time.Time
 }
@@ -130,7 +127,6 @@ type Writer struct {
 	entries int
 	offset  uint64
 	last    string
-	over    bool
 }
 
 // NewWriter starts a manifest in a new file of that name.
@@ -169,13 +165,10 @@ func (w *Writer) Add(e *Entry) error {
 	return nil
 }
 
-// Over notes that some of the layer's files are another's.
-func (w *Writer) Over() { w.over = true }
-
 // Close ends the manifest of a layer that was made at created.
 func (w *Writer) Close(created time.Time) (Summary, error) {
 	s := w.digests.Sum()
-	s.Created, s.Over = created, w.over
+	s.Created = created
 	table := w.offset
 	var b [8]byte
 	put := func(v uint64) {
@@ -188,9 +181,6 @@ func (w *Writer) Close(created time.Time) (Summary, error) {
 		size, n := binary.Uvarint(rest)
 		offset, rest = offset+4+size, rest[n:]
 	}
-	if s.Over {
-		put(0)
-	}
 	put(table)
 	put(uint64(w.entries))
 	put(uint64(created.UnixNano()))
@@ -200,9 +190,6 @@ func (w *Writer) Close(created time.Time) (Summary, error) {
 	}
 	if s.Plain {
 		flags |= flagPlain
-	}
-	if s.Over {
-		flags |= flagOver
 	}
 	if s.Devices {
 		flags |= flagDevices
@@ -331,17 +318,13 @@ func parse(data []byte) (*Manifest, error) {
 	number := func(i int) uint64 { return binary.LittleEndian.Uint64(footer[8*i:]) }
 	m := &Manifest{data: data}
 	table, n := number(0), number(1)
-	extra := uint64(0)
-	if number(3)&flagOver != 0 {
-		extra = 8
-	}
-	if n > uint64(len(data))/8 || table < uint64(len(magic)) || table > uint64(len(data)) || table+8*n+extra+footerSize != uint64(len(data)) {
+	if n > uint64(len(data))/8 || table < uint64(len(magic)) || table > uint64(len(data)) || table+8*n+footerSize != uint64(len(data)) {
 		return nil, ErrDamaged
 	}
 	m.table = data[table : table+8*n]
 	m.Entries = int(n)
 	m.Created = time.Unix(0, int64(number(2)))
-	m.Implied, m.Plain, m.Over = number(3)&flagImplied != 0, number(3)&flagPlain != 0, number(3)&flagOver != 0
+	m.Implied, m.Plain = number(3)&flagImplied != 0, number(3)&flagPlain != 0
 	m.Devices, m.Owned = number(3)&flagDevices != 0, number(3)&flagOwned != 0
 	m.opaque = sync.OnceValue(m.findOpaque)
 	copy(m.Content[:], footer[32:])

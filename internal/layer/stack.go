@@ -15,7 +15,7 @@ import (
 
 // Part is a layer of a Stack.
 type Part struct {
-	ID string
+	ID ID
 	*Manifest
 	// Files returns the layer's files; nil where only the manifest is there.
 	Files func() (Files, error)
@@ -25,6 +25,8 @@ type Part struct {
 type Files interface {
 	// Open opens a File that the layer itself has. The reader ends in io.EOF only if the bytes are those of the entry.
 	Open(e *Entry) (io.ReadCloser, error)
+	// Copy writes the bytes of a File to w. If they are not those of the entry it fails, and what w got by then is wrong.
+	Copy(w io.Writer, e *Entry) error
 	// Names returns how many names the File at a path has on disk.
 	Names(path string) (int, error)
 }
@@ -97,7 +99,7 @@ func (s *Stack) find(p string) (Entry, int, bool) {
 func (l Part) file(e Entry) Entry {
 	switch e.Type {
 	case File:
-		e.LinkID = l.ID + "/" + e.Path
+		e.LinkID = string(l.ID) + "/" + e.Path
 	case Hardlink:
 		first, ok := l.Manifest.Lookup(e.Link)
 		if !ok {

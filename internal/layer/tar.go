@@ -25,6 +25,17 @@ const (
 // Body writes the bytes of a File to w, and must write as many as its Size says.
 type Body func(w io.Writer) error
 
+// TarEntries yields the entries of a manifest with what writes their bytes, for WriteTar.
+func TarEntries(m *Manifest, files Files) iter.Seq2[*Entry, Body] {
+	return func(yield func(*Entry, Body) bool) {
+		for e := range m.All() {
+			if !yield(e, func(w io.Writer) error { return files.Copy(w, e) }) {
+				return
+			}
+		}
+	}
+}
+
 // WriteTar writes the tar of a layer whose entries come in the order of Compare, each File with its Body: the same bytes for the
 // same entries. Headers are ustar where that holds everything, else PAX. The entries must not be changed afterwards, and
 // bodies may be called from several goroutines at once.

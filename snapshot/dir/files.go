@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"iter"
 	"os"
 	"sync"
 
@@ -19,7 +18,7 @@ import (
 // implements layer.Files, and is safe for concurrent use.
 type Files struct {
 	fs   *FS
-	id   string
+	id   layer.ID
 	root *rootfs.Root
 	own  map[string]bool // paths that are in root, but for directories; nil for all
 	base *Files          // has the others; nil for none
@@ -30,17 +29,27 @@ type Files struct {
 
 // DamagedError is the error of reading a file of a layer that is not what it was when the layer was made.
 type DamagedError struct {
-	ID   string
+	ID layer.ID
+	// Path is of the file.
 	Path string
+	// Blob says that the blob was modified that the files were to be made of.
+	Blob bool
 }
 
 func (e *DamagedError) Error() string {
-	return fmt.Sprintf("/%s of layer %.12s was modified on disk; the layer was discarded, and the next build makes it again", e.Path, e.ID)
+	what := "/" + e.Path
+	if e.Blob {
+		what = "the blob"
+	}
+	return fmt.Sprintf("%s of layer %.12s was modified on disk; the layer was discarded, and the next build makes it again", what, e.ID)
 }
+
+// Unwrap returns layer.ErrDamaged.
+func (e *DamagedError) Unwrap() error { return layer.ErrDamaged }
 
 // OpenFiles opens the files of the layer id in dir. A delta has a base, and own has the paths that are in dir itself, see Differing; base
 // stays the caller's. Close must be called.
-func (f *FS) OpenFiles(id, dir string, own map[string]bool, base *Files) (*Files, error) {
+func (f *FS) OpenFiles(id layer.ID, dir string, own map[string]bool, base *Files) (*Files, error) {
 	root, err := rootfs.Open(dir)
 	if err != nil {
 		return nil, err
@@ -119,17 +128,6 @@ func (f *Files) Names(path string) (int, error) {
 	var st unix.Stat_t
 	err = unix.Fstat(int(file.Fd()), &st)
 	return int(st.Nlink), err
-}
-
-// Tar yields the entries of a layer's manifest with what writes their bytes, for layer.WriteTar.
-func Tar(m *layer.Manifest, copy func(w io.Writer, e *layer.Entry) error) iter.Seq2[*layer.Entry, layer.Body] {
-	return func(yield func(*layer.Entry, layer.Body) bool) {
-		for e := range m.All() {
-			if !yield(e, func(w io.Writer) error { return copy(w, e) }) {
-				return
-			}
-		}
-	}
 }
 
 // reader is what one goroutine reads files with.

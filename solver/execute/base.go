@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/solver"
 )
 
@@ -25,7 +26,10 @@ type base struct {
 // base returns the image whose vertex ctx has. It is open until its layers are fetched, if they are not there, or the job ends.
 func (x *Job) base(ctx context.Context, layers []ImageLayer) *base {
 	b := &base{task: events.From(ctx), needed: func() {}, release: func(error) {}}
-	here := func(l ImageLayer) bool { return x.Snapshots.HasEntries(l.DiffID.Encoded()) }
+	here := func(l ImageLayer) bool {
+		_, err := x.Snapshots.Manifest(ctx, layer.ID(l.DiffID.Encoded()))
+		return err == nil
+	}
 	if !slices.ContainsFunc(layers, func(l ImageLayer) bool { return !here(l) }) {
 		b.task.Emit(events.Cached{})
 		return b

@@ -59,7 +59,7 @@ func (x *Job) difference(ctx context.Context, lower, upper solver.Ref) ([]solver
 	if err := d.b.Finish(); err != nil {
 		return nil, err
 	}
-	c, err := p.Commit(d.b, "")
+	c, err := p.Commit(ctx, d.b, "")
 	if err != nil || c.Entries == 0 {
 		return nil, err
 	}

@@ -139,7 +139,7 @@ func (x *Job) Prepare(ctx context.Context, w work.Exec) (_ *Prepared, err error)
 	if err != nil {
 		return nil, err
 	}
-	if p.tree, err = x.Snapshots.Stack(ids); err != nil {
+	if p.tree, err = x.Snapshots.Stack(ctx, ids); err != nil {
 		return nil, err
 	}
 	top, _, err := p.tree.Lookup("")
@@ -306,14 +306,14 @@ func (p *Prepared) Commit(ctx context.Context, job solver.Job) ([]solver.Made, e
 	if err != nil {
 		return nil, err
 	}
-	x.Snapshots.SetEarlier(c.ID, job.LastOf(0))
+	x.Snapshots.SetEarlier(c.ID, layer.ID(job.LastOf(0)))
 	out := made(c)
 	for _, o := range p.mounts.outputs {
 		c, err := o.up.CommitChanges(ctx, o.root, o.tree, p.started)
 		if err != nil {
 			return nil, err
 		}
-		x.Snapshots.SetEarlier(c.ID, job.LastOf(o.number))
+		x.Snapshots.SetEarlier(c.ID, layer.ID(job.LastOf(o.number)))
 		out = append(out, solver.Made{Output: o.number, Layer: committed(c)})
 	}
 	return out, nil
@@ -469,7 +469,7 @@ func (m *mounting) bind(spec llb.Mount) error {
 			return err
 		}
 		m.closers = append(m.closers, func() { up.Close() })
-		tree, err := m.x.Snapshots.Stack(ids)
+		tree, err := m.x.Snapshots.Stack(m.ctx, ids)
 		if err != nil {
 			return err
 		}

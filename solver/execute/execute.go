@@ -14,13 +14,16 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/cdi"
 	"github.com/kilnbuild/kiln/internal/git"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/network"
+	"github.com/kilnbuild/kiln/internal/once"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/sandbox"
 	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/session"
 	"github.com/kilnbuild/kiln/solver/work"
@@ -47,7 +50,6 @@ type ImageLayer struct {
 
 // Config is what an Executor needs of the machine.
 type Config struct {
-	Snapshots *snapshot.Store
 	// CDIDirs are where specifications of devices are.
 	CDIDirs []string
 	// SharedProc is as in sandbox.Spec.
@@ -62,8 +64,10 @@ type Config struct {
 type Options struct {
 	// Images may be nil where no image is used.
 	Images Images
-	// Blobs, where not nil, makes blobs of layers that need no files.
-	Blobs Blobs
+	// Snapshots are the layers.
+	Snapshots *snapshot.Job
+	// Blob, where not nil, is the form of the blobs that layers are made as which need no files: that which a solver.Demand names.
+	Blob *blob.Form
 	// Limits bound each RUN, and Timeout the time that one takes; 0 is no limit.
 	Limits  sandbox.Limits
 	Timeout time.Duration
@@ -71,19 +75,6 @@ type Options struct {
 	IDs func() (*mount.IDMap, error)
 	// Limit is of the hosts that ADD names; nil is for anywhere.
 	Limit reach.Limit
-}
-
-// Blobs makes blobs of layers. It is safe for concurrent use.
-type Blobs interface {
-	// Create begins the blob of a layer that is about to be committed under an id, in the form that a solver.Demand names.
-	Create(ctx context.Context, form, id string) (Blob, error)
-}
-
-// Blob is a blob that is being made: the layer's tar is written to it. Close must be called.
-type Blob interface {
-	io.WriteCloser
-	// Commit makes the blob of what was written, and returns the note of it for snapshot.Pending.Pack. Without it Close leaves no blob.
-	Commit() (note string, data []byte, err error)
 }
 
 // Executor runs steps on this machine, for any number of jobs at once. Jobs share networks and control groups, which take longer to make
@@ -101,12 +92,13 @@ type Job struct {
 	Options
 	*session.Session
 
+	ready   once.Group[string, struct{}] // layers of images that are being unpacked or indexed
+	commits once.Map[string, git.Commit] // of git repositories
+
 	mu      sync.Mutex
 	sources map[string]source               // of layers of images, by id
 	bases   []*base                         // that were not there as a whole
 	demands map[string]func() solver.Demand // what is expected to be needed of those
-	ready   map[string]*materialising       // by id
-	commits map[string]*resolving           // of git repositories
 	files   map[string]string               // that were downloaded and are no layers yet, by address and digest
 
 	git         *git.Client
@@ -142,8 +134,8 @@ func (x *Executor) Close(ctx context.Context) error {
 func (x *Executor) Job(s *session.Session, o Options) *Job {
 	j := &Job{
 		Executor: x, Options: o, Session: s, sources: map[string]source{}, demands: map[string]func() solver.Demand{},
-		ready: map[string]*materialising{}, commits: map[string]*resolving{}, files: map[string]string{},
-		git: git.New(filepath.Join(x.Root, rootdir.Git), x.Tmp, s.Secret),
+		files: map[string]string{},
+		git:   git.New(filepath.Join(x.Root, rootdir.Git), x.Tmp, s.Secret),
 	}
 	j.git.Limit = o.Limit
 	return j
@@ -162,9 +154,8 @@ func (x *Job) Close() error {
 }
 
 // Missing implements solver.Executor.
-func (x *Job) Missing(_ context.Context, l solver.Layer) error {
-	_, err := x.Snapshots.Manifest(l.ID)
-	return err
+func (x *Job) Missing(ctx context.Context, l solver.Layer) error {
+	return x.Snapshots.Open(ctx, layer.ID(l.ID))
 }
 
 // Expect implements solver.Executor.
@@ -204,5 +195,5 @@ func made(c snapshot.Committed) []solver.Made {
 
 // committed turns a layer of the store into the solver's.
 func committed(c snapshot.Committed) solver.Layer {
-	return solver.Layer{ID: c.ID, Content: solver.Content(c.Content)}
+	return solver.Layer{ID: string(c.ID), Content: solver.Content(c.Content)}
 }

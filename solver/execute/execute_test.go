@@ -16,12 +16,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxtest"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/localdir"
-	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/executetest"
 	"github.com/kilnbuild/kiln/solver/plan"
@@ -42,8 +43,9 @@ func TestContract(t *testing.T) {
 type machine struct {
 	*Job
 	*plan.Planner
-	t   *testing.T
-	dir string
+	t     *testing.T
+	dir   string
+	store *snapshot.Store
 }
 
 func newMachine(t *testing.T) *machine {
@@ -53,19 +55,24 @@ func newMachine(t *testing.T) *machine {
 	if err := errors.Join(os.Mkdir(tmp, 0o700), os.Mkdir(filepath.Join(root, "locks"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	store, err := snapshot.Open(root, tmp, userns.Namespace{})
+	images, err := cas.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := snapshot.Open(snapshot.Config{Root: root, Tmp: tmp, Blobs: blob.Store{CAS: images}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &session.Session{}
-	x := New(Config{Snapshots: store, Root: root, Tmp: tmp})
-	j := x.Job(s, Options{})
+	x := New(Config{Root: root, Tmp: tmp})
+	layers := store.Job()
+	j := x.Job(s, Options{Snapshots: layers})
 	t.Cleanup(func() {
-		if err := errors.Join(j.Close(), x.Close(context.Background())); err != nil {
+		if err := errors.Join(j.Close(), x.Close(context.Background()), layers.Close(), store.Close(), images.Release()); err != nil {
 			t.Error(err)
 		}
 	})
-	return &machine{j, &plan.Planner{Layers: j, Sources: j, Session: s, Tmp: tmp}, t, t.TempDir()}
+	return &machine{j, &plan.Planner{Layers: j, Sources: j, Session: s, Tmp: tmp}, t, t.TempDir(), store}
 }
 
 // look forgets what is known of the context, as a new build does.
@@ -220,7 +227,7 @@ func TestPlanningUnpacksNothing(t *testing.T) {
 		image := m.plan(llb.Image{}).Outputs[0]
 		m.Expect(image, func() solver.Demand { return solver.Demand{Files: expected} })
 		p := m.plan(copyOp(llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/file"}}, Dest: "/"}), scratch, image)
-		ids, err := m.Snapshots.IDs()
+		ids, err := m.store.IDs()
 		if err != nil || (len(ids) > 0) != expected {
 			t.Errorf("files expected: %v: planning made the layers %v, %v", expected, ids, err)
 		}
@@ -294,55 +301,40 @@ func TestContextChangesWhilePacked(t *testing.T) {
 				p.write("d/file", "before")
 				p.look()
 				disturb := func() {}
-				var complete bool
-				p.Blobs = &blobs{begin: func() { disturb() }, complete: &complete}
-				p.Snapshots.Blob = func(string) (snapshot.Blob, bool) { return nil, true }
+				p.Job.Blob = &blob.Form{Compression: blob.Uncompressed}
 				run := func() ([]solver.Made, error) {
 					p.look()
 					step, err := p.Plan(t.Context(), copyOp(llb.Copy{Sources: sources, Dest: "/x/"}), llb.Meta{}, []solver.Ref{scratch, local})
 					if err != nil {
 						t.Fatal(err)
 					}
-					return p.Execute(t.Context(), step.Work, solver.Job{Demand: []solver.Demand{{Blob: "x"}}})
+					disturb()
+					return p.Execute(t.Context(), step.Work, solver.Job{Demand: []solver.Demand{{Blob: p.Job.Blob.String()}}})
+				}
+				blobs := func() int {
+					names, err := os.ReadDir(filepath.Join(p.Root, "blobs/sha256"))
+					if err != nil {
+						t.Fatal(err)
+					}
+					return len(names)
 				}
 				disturb = func() { change(p) }
 				_, err := run()
-				if err == nil || complete || !strings.Contains(err.Error(), "file") {
-					t.Errorf("Run = %v, the blob is complete: %v", err, complete)
+				if err == nil || blobs() > 0 || !strings.Contains(err.Error(), "file") {
+					t.Errorf("Run = %v, and there are %d blobs", err, blobs())
 				}
-				if ids, err := p.Snapshots.IDs(); err != nil || len(ids) > 0 {
+				if ids, err := p.store.IDs(); err != nil || len(ids) > 0 {
 					t.Errorf("the layers are %v, %v", ids, err)
 				}
 				disturb = func() {}
 				p.write("d/file", "at rest")
-				if l, err := run(); err != nil || !complete || p.Missing(t.Context(), l[0].Layer) != nil {
+				if l, err := run(); err != nil || blobs() != 1 || p.Missing(t.Context(), l[0].Layer) != nil {
 					t.Errorf("undisturbed: Run = %+v, %v", l, err)
 				}
 			})
 		}
 	}
 }
-
-// blobs is one blob that nobody keeps.
-type blobs struct {
-	io.Writer
-	begin    func()
-	complete *bool
-	form     string
-}
-
-func (b *blobs) Create(_ context.Context, form, _ string) (Blob, error) {
-	b.begin()
-	*b.complete = false
-	return &blobs{Writer: io.Discard, form: form, complete: b.complete}, nil
-}
-
-func (b *blobs) Commit() (string, []byte, error) {
-	*b.complete = true
-	return "blob." + b.form, nil, nil
-}
-
-func (b *blobs) Close() error { return nil }
 
 // TestFillEnds shows that what comes from elsewhere is read until the context ends.
 func TestFillEnds(t *testing.T) {
@@ -374,10 +366,10 @@ func TestRootWithoutEmptyLayers(t *testing.T) {
 		root = root.Push(solver.Layer{ID: fmt.Sprintf("%064x", i)}) // of which the store knows nothing
 	}
 	ids, err := m.Realise(t.Context(), root)
-	if err != nil || !slices.Equal(ids, []string{made.ID}) {
+	if err != nil || !slices.Equal(ids, []layer.ID{layer.ID(made.ID)}) {
 		t.Errorf("the layers are %v, %v", ids, err)
 	}
-	if layers, err := m.View(t.Context(), root); err != nil || len(layers) != 1 || layers[0].ID != made.ID {
+	if layers, err := m.View(t.Context(), root); err != nil || len(layers) != 1 || layers[0].ID != layer.ID(made.ID) {
 		t.Errorf("the view has %d layers, %v", len(layers), err)
 	}
 	m.want(root, "a")
@@ -506,11 +498,12 @@ func TestJobs(t *testing.T) {
 	for n := range 4 {
 		all.Go(func() {
 			value := fmt.Sprint("secret ", n)
-			j := r.Executor.Job(&session.Session{Secrets: secrets{"s": value}}, Options{})
+			layers := r.store.Job()
+			j := r.Executor.Job(&session.Session{Secrets: secrets{"s": value}}, Options{Snapshots: layers})
 			for range 5 {
 				run(j, value)
 			}
-			if err := j.Close(); err != nil {
+			if err := errors.Join(j.Close(), layers.Close()); err != nil {
 				t.Error(err)
 			}
 		})
@@ -537,7 +530,7 @@ func TestPrepared(t *testing.T) {
 	if err := p.Run(t.Context()); err != nil || out.String() != "step\nx\n" {
 		t.Errorf("%q, %v", out.String(), err)
 	}
-	ids, err := r.Snapshots.IDs()
+	ids, err := r.store.IDs()
 	if err != nil || len(ids) != 1 {
 		t.Errorf("the layers are %v, %v", ids, err)
 	}

@@ -15,7 +15,7 @@ import (
 
 // file makes the layer of a File, as a blob where nobody needs its files.
 func (x *Job) file(ctx context.Context, w work.File, job solver.Job) ([]solver.Made, error) {
-	c := files.Change{Op: w.Op, Limit: x.Snapshots.Limit, Tmp: x.Tmp}
+	c := files.Change{Op: w.Op, Limit: x.Snapshots.Limit(), Tmp: x.Tmp}
 	names := files.Names(w.Op)
 	unpacks := files.Unpacks(w.Op)
 	for i, ref := range w.In {
@@ -51,10 +51,10 @@ func (x *Job) change(ctx context.Context, w work.File, c files.Change, job solve
 			return nil, err
 		}
 	}
-	if !unpacks && x.Blobs != nil && job.Demand != nil && job.Demand[0].Blob != "" && !job.Demand[0].Files {
+	if !unpacks && x.Blob != nil && job.Demand != nil && job.Demand[0].Blob == x.Blob.String() && !job.Demand[0].Files {
 		return x.packed(ctx, c, planned, job)
 	}
-	last := job.LastOf(0)
+	last := layer.ID(job.LastOf(0))
 	p, result, err := files.Write(ctx, c, x.Snapshots, last)
 	if err != nil {
 		return nil, err
@@ -64,7 +64,7 @@ func (x *Job) change(ctx context.Context, w work.File, c files.Change, job solve
 	if !result.Same(planned, unpacks) {
 		return nil, &layer.ChangedError{}
 	}
-	l, err := p.CommitWritten(result.Summary, "")
+	l, err := p.CommitWritten(ctx, result.Summary, "")
 	x.Snapshots.SetEarlier(l.ID, last)
 	return made(l), err
 }
@@ -89,9 +89,13 @@ func (x *Job) input(ctx context.Context, r solver.Ref, open bool) (files.Input, 
 // packed makes a layer without writing its files: their bytes go from where they are into the layer's tar, and the layer is committed once
 // its blob is complete.
 func (x *Job) packed(ctx context.Context, c files.Change, planned files.Result, job solver.Job) ([]solver.Made, error) {
-	id := hex.EncodeToString(planned.Identity[:])
-	x.Snapshots.SetEarlier(id, job.LastOf(0))
-	if m, err := x.Snapshots.Manifest(id); err == nil {
+	id := layer.ID(hex.EncodeToString(planned.Identity[:]))
+	x.Snapshots.SetEarlier(id, layer.ID(job.LastOf(0)))
+	if err := x.Snapshots.Open(ctx, id); err == nil {
+		m, err := x.Snapshots.Manifest(ctx, id)
+		if err != nil {
+			return nil, err
+		}
 		return made(snapshot.Committed{ID: id, Summary: m.Summary}), nil
 	}
 	p, err := x.Snapshots.New()
@@ -103,7 +107,7 @@ func (x *Job) packed(ctx context.Context, c files.Change, planned files.Result, 
 	if err != nil {
 		return nil, err
 	}
-	blob, err := x.Blobs.Create(ctx, job.Demand[0].Blob, id)
+	blob, err := x.Snapshots.BeginBlob(ctx, id, *x.Blob)
 	if err != nil {
 		return nil, err
 	}
@@ -119,13 +123,13 @@ func (x *Job) packed(ctx context.Context, c files.Change, planned files.Result, 
 	if err != nil {
 		return nil, err
 	}
-	note, data, err := blob.Commit()
+	packed, err := blob.Commit()
 	if err != nil {
 		return nil, err
 	}
-	if err := p.Pack(note, data); err != nil {
+	if err := p.Pack(*x.Blob, packed); err != nil {
 		return nil, err
 	}
-	l, err := p.CommitWritten(written, "")
+	l, err := p.CommitWritten(ctx, written, "")
 	return made(l), err
 }

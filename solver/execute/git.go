@@ -15,25 +15,18 @@ import (
 	"github.com/kilnbuild/kiln/solver/work"
 )
 
-// resolving is the looking up of one ref, which everybody in this build waits for.
-type resolving struct {
-	once   sync.Once
-	commit git.Commit
-	err    error
-}
-
-// gitCommit returns what a ref is in this build: it is looked up once, so that every step has the same commit.
-func (x *Job) gitCommit(ctx context.Context, s *remoteurl.Git, who git.Identity) (git.Commit, error) {
+// Git implements plan.Sources: a ref is looked up once in a build, so that every step has the same commit.
+func (x *Job) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
+	s := gitSource(op)
 	key := s.Remote + " " + s.Ref + " " + s.Checksum + " " + strconv.FormatBool(s.FetchByCommit)
-	x.mu.Lock()
-	found := x.commits[key]
-	if found == nil {
-		found = &resolving{}
-		x.commits[key] = found
-	}
-	x.mu.Unlock()
-	found.once.Do(func() { found.commit, found.err = x.git.Resolve(ctx, s, who) })
-	return found.commit, found.err
+	return x.commits.Do(ctx, key, func(ctx context.Context) (git.Commit, error) {
+		who, giveBack, err := x.gitIdentity(ctx, op)
+		if err != nil {
+			return git.Commit{}, err
+		}
+		defer giveBack()
+		return x.git.Resolve(ctx, s, who)
+	})
 }
 
 // gitIdentity returns how ssh proves to a repository who the user is: by the agent that the build was given as "default", and
@@ -73,16 +66,6 @@ func receiving(ctx context.Context) func(remote string, bytes int64) {
 		mu.Unlock()
 		report(bytes, false)
 	}
-}
-
-// Git implements plan.Sources.
-func (x *Job) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
-	who, giveBack, err := x.gitIdentity(ctx, op)
-	if err != nil {
-		return git.Commit{}, err
-	}
-	defer giveBack()
-	return x.gitCommit(ctx, gitSource(op), who)
 }
 
 // checkout makes the layer of a commit.

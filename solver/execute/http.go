@@ -161,6 +161,6 @@ func (x *Job) fill(ctx context.Context, source func(put func(layer.Entry, io.Rea
 	if err := b.Finish(); err != nil {
 		return nil, err
 	}
-	c, err := p.Commit(b, "")
+	c, err := p.Commit(ctx, b, "")
 	return made(c), err
 }

@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"path/filepath"
-	"sync"
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/cas"
@@ -50,11 +50,11 @@ func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error
 	layers := make([]layer.Part, len(refs))
 	var missing []int
 	for i, l := range refs {
-		m, err := x.Snapshots.Listing(l.ID)
+		m, err := x.Snapshots.Manifest(ctx, layer.ID(l.ID))
 		if err != nil {
 			missing = append(missing, i)
 		}
-		layers[i] = layer.Part{ID: l.ID, Manifest: m}
+		layers[i] = layer.Part{ID: layer.ID(l.ID), Manifest: m}
 	}
 	if len(missing) == 0 {
 		return layers, nil
@@ -65,10 +65,10 @@ func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error
 	g.SetLimit(4)
 	for _, i := range missing {
 		g.Go(func() error {
-			if err := x.list(gctx, refs[i].ID); err != nil {
+			if err := x.list(gctx, layer.ID(refs[i].ID)); err != nil {
 				return err
 			}
-			m, err := x.Snapshots.Listing(refs[i].ID)
+			m, err := x.Snapshots.Manifest(ctx, layer.ID(refs[i].ID))
 			layers[i].Manifest = m
 			return err
 		})
@@ -77,10 +77,10 @@ func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error
 }
 
 // list makes the entries of a layer of an image known.
-func (x *Job) list(ctx context.Context, id string) error {
+func (x *Job) list(ctx context.Context, id layer.ID) error {
 	x.mu.Lock()
-	src, ok := x.sources[id]
-	demand := x.demands[id]
+	src, ok := x.sources[string(id)]
+	demand := x.demands[string(id)]
 	x.mu.Unlock()
 	switch {
 	case !ok:
@@ -88,7 +88,7 @@ func (x *Job) list(ctx context.Context, id string) error {
 	case demand != nil && demand().Files:
 		return x.materialise(ctx, id, nil)
 	}
-	return x.once("entries of "+id, func() error {
+	return x.once(ctx, "entries of "+string(id), func(ctx context.Context) error {
 		return layerError(src, x.readBlob(ctx, src, func(tarball io.Reader) error { return x.Snapshots.Index(ctx, id, tarball) }))
 	})
 }
@@ -99,48 +99,53 @@ func (x *Job) Tree(ctx context.Context, r solver.Ref) (*layer.Stack, error) {
 	if err != nil {
 		return nil, err
 	}
-	return x.Snapshots.Stack(ids)
+	return x.Snapshots.Stack(ctx, ids)
 }
 
 // Realise makes sure that every layer of a root is in the snapshot store, unpacking those of images side by side, and
 // returns the ids under which they are there, the lowest first. Layers without entries are left out.
-func (x *Job) Realise(ctx context.Context, r solver.Ref) (_ []string, err error) {
+func (x *Job) Realise(ctx context.Context, r solver.Ref) (_ []layer.ID, err error) {
 	layers := r.Changes()
-	ids := make([]string, len(layers))
+	ids := make([]layer.ID, len(layers))
 	var missing []int
 	for i, l := range layers {
-		ids[i] = l.ID
-		if !x.Snapshots.Has(l.ID) {
+		ids[i] = layer.ID(l.ID)
+		exists, err := x.has(ctx, ids[i])
+		if err != nil {
+			return nil, err
+		}
+		if !exists {
 			missing = append(missing, i)
 		}
 	}
 	if len(missing) > 0 {
-		end := x.fetching(ctx, missing, func(i int) string { return ids[i] })
+		end := x.fetching(ctx, missing, func(i int) string { return string(ids[i]) })
 		defer func() { end(err) }()
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(4)
 	for _, i := range missing {
-		id := ids[i]
-		g.Go(func() error { return x.materialise(gctx, id, nil) })
+		g.Go(func() error { return x.materialise(gctx, ids[i], nil) })
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	// A layer that names something in a directory, but not the directory, looks different over different roots.
 	for i := range layers {
-		m, err := x.Snapshots.Manifest(ids[i])
+		m, err := x.Snapshots.Manifest(ctx, ids[i])
 		if err != nil {
 			return nil, err
 		}
 		if !m.Implied || i == 0 {
 			continue
 		}
-		id := fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s unpacked over %s", layers[i].ID, layers[i].Below)))
-		if !x.Snapshots.Has(id) {
-			if err := x.materialise(ctx, id, &variant{of: layers[i].ID, below: ids[:i]}); err != nil {
-				return nil, err
-			}
+		id := layer.ID(fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s unpacked over %s", layers[i].ID, layers[i].Below))))
+		exists, err := x.has(ctx, id)
+		if err == nil && !exists {
+			err = x.materialise(ctx, id, &variant{of: layers[i].ID, below: ids[:i]})
+		}
+		if err != nil {
+			return nil, err
 		}
 		ids[i] = id
 	}
@@ -150,42 +155,30 @@ func (x *Job) Realise(ctx context.Context, r solver.Ref) (_ []string, err error)
 // variant is a layer as it is over the layers below.
 type variant struct {
 	of    string
-	below []string
+	below []layer.ID
 }
 
-// materialising is the unpacking of one layer, which everybody in this process waits for.
-type materialising struct {
-	once sync.Once
-	err  error
-}
-
-func (x *Job) materialise(ctx context.Context, id string, v *variant) error {
-	return x.once(id, func() error { return x.unpack(ctx, id, v) })
-}
-
-// once calls f once for everybody who calls it with that name.
-func (x *Job) once(name string, f func() error) error {
-	x.mu.Lock()
-	m := x.ready[name]
-	if m == nil {
-		m = &materialising{}
-		x.ready[name] = m
+// has reports whether a layer is in the snapshot store with its carriers. The error says that this could not be found out.
+func (x *Job) has(ctx context.Context, id layer.ID) (bool, error) {
+	err := x.Snapshots.Open(ctx, id)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, layer.ErrDamaged) {
+		return false, nil
 	}
-	x.mu.Unlock()
-	m.once.Do(func() {
-		m.err = f()
-		if m.err != nil {
-			// Whoever comes later, perhaps with a context that still lives, tries again.
-			x.mu.Lock()
-			delete(x.ready, name)
-			x.mu.Unlock()
-		}
-	})
-	return m.err
+	return err == nil, err
 }
 
-func (x *Job) unpack(ctx context.Context, id string, v *variant) error {
-	from := id
+func (x *Job) materialise(ctx context.Context, id layer.ID, v *variant) error {
+	return x.once(ctx, string(id), func(ctx context.Context) error { return x.unpack(ctx, id, v) })
+}
+
+// once calls f once for all steps of the job that need what the name says.
+func (x *Job) once(ctx context.Context, name string, f func(context.Context) error) error {
+	_, err := x.ready.Do(ctx, name, func(ctx context.Context) (struct{}, error) { return struct{}{}, f(ctx) })
+	return err
+}
+
+func (x *Job) unpack(ctx context.Context, id layer.ID, v *variant) error {
+	from := string(id)
 	if v != nil {
 		from = v.of
 	}
@@ -195,13 +188,13 @@ func (x *Job) unpack(ctx context.Context, id string, v *variant) error {
 	if !ok {
 		return fmt.Errorf("layer %s is neither in the store nor of an image of this build", from)
 	}
-	l, err := lock.Acquire(ctx, filepath.Join(x.Root, rootdir.Locks, "layer-"+id), false)
+	l, err := lock.Acquire(ctx, filepath.Join(x.Root, rootdir.Locks, "layer-"+string(id)), false)
 	if err != nil {
 		return err
 	}
 	defer l.Remove()
-	if x.Snapshots.Has(id) {
-		return nil // another process unpacked it while we waited
+	if exists, err := x.has(ctx, id); exists || err != nil {
+		return err // another process unpacked it while we waited
 	}
 	// A mirror may have sent other bytes than asked for, which shows at their end: then another is asked.
 	for try := 1; ; try++ {
@@ -223,11 +216,11 @@ const (
 	aheadBlocks = 3
 )
 
-func (x *Job) unpackBlob(ctx context.Context, id string, src source, v *variant) error {
+func (x *Job) unpackBlob(ctx context.Context, id layer.ID, src source, v *variant) error {
 	var below layer.Tree
 	if v != nil {
 		var err error
-		if below, err = x.Snapshots.Stack(v.below); err != nil {
+		if below, err = x.Snapshots.Stack(ctx, v.below); err != nil {
 			return err
 		}
 	}

@@ -20,17 +20,16 @@ import (
 func (x *Job) SourceTime(ctx context.Context, op llb.Op) (time.Time, error) {
 	switch op := op.(type) {
 	case llb.Git:
-		s := gitSource(op)
+		commit, err := x.Git(ctx, op)
+		if err != nil {
+			return time.Time{}, err
+		}
 		who, giveBack, err := x.gitIdentity(ctx, op)
 		if err != nil {
 			return time.Time{}, err
 		}
 		defer giveBack()
-		commit, err := x.gitCommit(ctx, s, who)
-		if err != nil {
-			return time.Time{}, err
-		}
-		return x.git.Time(ctx, s, commit, who)
+		return x.git.Time(ctx, gitSource(op), commit, who)
 	case llb.HTTP:
 		return x.fileTime(ctx, op)
 	default:
@@ -60,7 +59,7 @@ func (x *Job) fileTime(ctx context.Context, op llb.HTTP) (time.Time, error) {
 		return time.Time{}, err
 	}
 	defer body.Close()
-	archive, ok := files.OpenArchive(body, x.Snapshots.Limit)
+	archive, ok := files.OpenArchive(body, x.Snapshots.Limit())
 	if !ok {
 		return time.Time{}, nil
 	}

@@ -3,6 +3,7 @@ package explain
 
 import (
 	"cmp"
+	"context"
 	"slices"
 	"strings"
 
@@ -14,7 +15,7 @@ import (
 
 // Layers gives the manifests of layers.
 type Layers interface {
-	Manifest(id string) (*layer.Manifest, error)
+	Manifest(ctx context.Context, id layer.ID) (*layer.Manifest, error)
 }
 
 // Explainer is the solver's: it compares inputs and manifests. Keys are made of the very inputs that are compared here, so what is named is
@@ -64,8 +65,8 @@ func (x Explainer) Inputs(now, last []solver.Input) (changes []events.Change, mo
 
 // Files implements solver.Explainer.
 func (x Explainer) Files(now, last solver.Layer) (f events.Files) {
-	a, errA := x.Layers.Manifest(last.ID)
-	b, errB := x.Layers.Manifest(now.ID)
+	a, errA := x.Layers.Manifest(context.Background(), layer.ID(last.ID)) // it takes no time
+	b, errB := x.Layers.Manifest(context.Background(), layer.ID(now.ID))
 	if errA != nil || errB != nil {
 		return f // they cannot be compared any more
 	}

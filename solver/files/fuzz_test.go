@@ -14,14 +14,15 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 
 	"github.com/kilnbuild/kiln/internal/localdir"
-	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 )
 
 // The most that a fuzzed archive may unpack to, so that no run fills the disk.
@@ -130,10 +131,16 @@ func small(data []byte) bool {
 func unpacked(t *testing.T, data []byte) (layer.Summary, error) {
 	t.Helper()
 	root, dir := t.TempDir(), t.TempDir()
-	store, err := snapshot.Open(root, root, userns.Namespace{})
+	images, err := cas.Open(root)
 	if err != nil {
 		t.Fatal(err)
 	}
+	store, err := snapshot.Open(snapshot.Config{Root: root, Tmp: root, Blobs: blob.Store{CAS: images}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	job := store.Job()
+	defer job.Close()
 	if err := os.WriteFile(filepath.Join(dir, "archive"), data, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +154,7 @@ func unpacked(t *testing.T, data []byte) (layer.Summary, error) {
 	if err != nil {
 		return layer.Summary{}, err
 	}
-	p, result, err := Write(t.Context(), c, store, "")
+	p, result, err := Write(t.Context(), c, job, "")
 	if err != nil {
 		return layer.Summary{}, err
 	}
@@ -155,7 +162,7 @@ func unpacked(t *testing.T, data []byte) (layer.Summary, error) {
 	if !result.Same(planned, len(planned.Archives) > 0) {
 		return layer.Summary{}, &layer.ChangedError{}
 	}
-	committed, err := p.CommitWritten(result.Summary, "")
+	committed, err := p.CommitWritten(t.Context(), result.Summary, "")
 	return committed.Summary, err
 }
 

@@ -64,16 +64,16 @@ func (s digestSink) bodies() bool { return false }
 
 func (s digestSink) origins() bool { return false }
 
-// Write makes the layer of a Change in the store, for the caller to commit or close. What is as it was in the layer last, "" for
+// Write makes the layer of a Change in the root directory, for the caller to commit or close. What is as it was in the layer last, "" for
 // none, is taken from there: if possible by making a delta of that, else by hard links.
-func Write(ctx context.Context, c Change, store *snapshot.Store, last string) (*snapshot.Pending, Result, error) {
+func Write(ctx context.Context, c Change, job *snapshot.Job, last layer.ID) (*snapshot.Pending, Result, error) {
 	delta := !Unpacks(c.Op)
 	for {
-		p, err := store.New()
+		p, err := job.New()
 		if err != nil {
 			return nil, Result{}, err
 		}
-		result, err := write(ctx, c, store, p, last, delta)
+		result, err := write(ctx, c, p, last, delta)
 		if err == nil {
 			return p, result, nil
 		}
@@ -85,16 +85,16 @@ func Write(ctx context.Context, c Change, store *snapshot.Store, last string) (*
 	}
 }
 
-func write(ctx context.Context, c Change, store *snapshot.Store, p *snapshot.Pending, last string, delta bool) (Result, error) {
+func write(ctx context.Context, c Change, p *snapshot.Pending, last layer.ID, delta bool) (Result, error) {
 	manifest, err := p.Manifest()
 	if err != nil {
 		return Result{}, err
 	}
 	r, err := newRun(ctx, c, dirSink{manifest})
 	if err == nil {
-		p.Reuse(last)
+		p.Reuse(ctx, last)
 		if delta {
-			p.Delta(last)
+			p.Delta(ctx, last)
 		}
 		r.b = compose.New(r.trees[0], c.Tmp, r.now(), p.Writer())
 		defer r.b.Close()
@@ -104,9 +104,6 @@ func write(ctx context.Context, c Change, store *snapshot.Store, p *snapshot.Pen
 	if err != nil {
 		manifest.Abort()
 		return Result{}, err
-	}
-	if p.IsDelta() {
-		manifest.Over()
 	}
 	r.result.Summary, err = manifest.Close(time.Now())
 	return r.result, err

@@ -47,7 +47,7 @@ func (f fakeLayers) View(_ context.Context, r solver.Ref) ([]layer.Part, error) 
 			return nil, fmt.Errorf("layer %s: %w", l.ID, fs.ErrNotExist)
 		}
 		f.asked[l.ID]++
-		layers = append(layers, layer.Part{ID: l.ID, Manifest: m})
+		layers = append(layers, layer.Part{ID: layer.ID(l.ID), Manifest: m})
 	}
 	return layers, nil
 }

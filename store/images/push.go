@@ -5,11 +5,11 @@ import (
 	"slices"
 
 	"github.com/kilnbuild/kiln/events"
-	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -35,7 +35,7 @@ func (set *Images) Push(ctx context.Context, name string, s *events.Stream) erro
 func (set *Images) pushImage(ctx context.Context, desc ocispec.Descriptor, ref string, task *events.Task) (err error) {
 	ctx, _, end := AskPush(ctx, set.client, []string{ref})
 	defer func() { err = end(err) }()
-	gzip, err := exporter.ParseCompression("gzip", "")
+	gzip, err := blob.ParseCompression("gzip", "")
 	if err != nil {
 		return err
 	}

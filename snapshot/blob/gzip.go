@@ -1,4 +1,4 @@
-package exporter
+package blob
 
 import (
 	"crypto/sha256"

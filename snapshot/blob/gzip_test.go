@@ -1,4 +1,4 @@
-package exporter
+package blob
 
 import (
 	"bytes"
@@ -9,12 +9,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"sync/atomic"
 	"testing"
-
-	"github.com/kilnbuild/kiln/internal/layer"
 )
 
 // words are n bytes that compress, always the same.
@@ -111,62 +107,6 @@ func TestGzipReuse(t *testing.T) {
 			if got, _ := zip(t, data[:2<<20], parsePieces(list, bytes.NewReader(stream)), 1<<20); !bytes.Equal(got, short) {
 				t.Fatalf("damage at %d of the list gives another stream", i)
 			}
-		}
-	}
-}
-
-// TestEarlierLayer: a layer's blob is the same with and without that of an earlier one, whole or damaged.
-func TestEarlierLayer(t *testing.T) {
-	build := func(change func(m *made, earlier Layer)) string {
-		m := newMade(t)
-		file := func(text []byte) Layer {
-			m.image.Layers = nil
-			m.layer(layer.Entry{Path: "file", Type: layer.File, Mode: 0o644, ModTime: when, Link: string(text)})
-			return m.image.Layers[0]
-		}
-		data := words(6, 4<<20)
-		earlier := file(data)
-		if change != nil {
-			m.assemble(gz)
-			change(m, earlier)
-		}
-		copy(data[3<<20:], "changed")
-		if l := file(data); change != nil {
-			m.Snapshots.SetEarlier(l.ID, earlier.ID)
-		}
-		return m.assemble(gz).Desc.Digest.String()
-	}
-	want := build(nil)
-	for name, change := range map[string]func(m *made, earlier Layer){
-		"whole": func(*made, Layer) {},
-		"by way of the tar": func(m *made, earlier Layer) {
-			if err := os.Remove(filepath.Join(m.Store.Root(), "layers", earlier.ID, noteName(gz.Layers))); err != nil {
-				t.Fatal(err)
-			}
-			m.assemble(Form{Layers: LayerForm{Compression: Uncompressed}})
-			m.assemble(gz)
-		},
-		"damaged": func(m *made, earlier Layer) {
-			have, ok := m.noted(earlier.ID, gz.Layers)
-			if !ok || have.pieces == "" {
-				t.Fatal("nothing is known of the layer's blocks")
-			}
-			path, err := m.Store.Path(have.desc.Digest)
-			if err != nil {
-				t.Fatal(err)
-			}
-			b, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			b[1000] ^= 1
-			if err := os.WriteFile(path, b, 0o644); err != nil {
-				t.Fatal(err)
-			}
-		},
-	} {
-		if got := build(change); got != want {
-			t.Errorf("%s: with an earlier layer the image is %s, without %s", name, got, want)
 		}
 	}
 }

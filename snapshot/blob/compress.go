@@ -1,0 +1,38 @@
+package blob
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/zstd"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// plainWriter is a compressor that does not compress.
+type plainWriter struct{ io.Writer }
+
+func (plainWriter) Close() error { return nil }
+
+// gzipLevel is the level where none is asked for. At 6 the result is 2 to 3 % larger than the standard library's at its
+// default, which is what BuildKit takes, for Debian, Go and Node.js trees, and made three times as fast by each core. At 5 it is 3 to 5 %
+// larger, and made hardly faster.
+const gzipLevel = 6
+
+func compressor(w io.Writer, c Compression, old *pieces) (io.WriteCloser, string, error) {
+	switch c.Type {
+	case "gzip":
+		level := c.Level
+		if level < 0 {
+			level = gzipLevel
+		}
+		return newGzipWriter(w, level, old), ocispec.MediaTypeImageLayerGzip, nil
+	case "zstd":
+		level := zstd.SpeedDefault
+		if c.Level >= 0 {
+			level = zstd.EncoderLevelFromZstd(c.Level)
+		}
+		z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(level))
+		return z, ocispec.MediaTypeImageLayerZstd, err
+	}
+	return nil, "", fmt.Errorf("BUG: no compression %q", c.Type)
+}

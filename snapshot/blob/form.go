@@ -1,0 +1,111 @@
+package blob
+
+import (
+	"fmt"
+	"io"
+	"iter"
+	"strconv"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+)
+
+// Form is how a layer that a step made is written as a blob.
+type Form struct {
+	Compression
+	// Rewrite has times of files that are later than Epoch, in Unix seconds, written as Epoch.
+	Rewrite bool
+	Epoch   int64
+	// Windows is set for layers of Windows images.
+	Windows bool
+}
+
+func (f Form) String() string {
+	s := f.Compression.String()
+	if f.Rewrite {
+		s += ".epoch" + strconv.FormatInt(f.Epoch, 10)
+	}
+	if f.Windows {
+		s += windowsForm
+	}
+	return s
+}
+
+// windowsForm ends the names of forms for Windows, whose tars do not have the files where the manifest has them.
+const windowsForm = ".windows"
+
+// WriteTar writes the tar of a layer in this form.
+func (f Form) WriteTar(w io.Writer, entries iter.Seq2[*layer.Entry, layer.Body]) error {
+	if f.Windows {
+		return layer.WriteWindowsTar(w, f.entries(entries))
+	}
+	return layer.WriteTar(w, f.entries(entries))
+}
+
+// Plain returns the same form without compression.
+func (f Form) Plain() Form {
+	f.Compression = Uncompressed
+	return f
+}
+
+// entries returns those of a tar as they are written in this form.
+func (f Form) entries(all iter.Seq2[*layer.Entry, layer.Body]) iter.Seq2[*layer.Entry, layer.Body] {
+	if !f.Rewrite {
+		return all
+	}
+	epoch := time.Unix(f.Epoch, 0)
+	return func(yield func(*layer.Entry, layer.Body) bool) {
+		for e, body := range all {
+			if e.ModTime.After(epoch) {
+				rewritten := *e
+				rewritten.ModTime = epoch
+				e = &rewritten
+			}
+			if !yield(e, body) {
+				return
+			}
+		}
+	}
+}
+
+// Compression is what layers are compressed with.
+type Compression struct {
+	// Type is "uncompressed", "gzip" or "zstd".
+	Type string
+	// Level is that of the compressor; -1 for its default.
+	Level int
+}
+
+// Uncompressed leaves layers as they are.
+var Uncompressed = Compression{Type: "uncompressed", Level: -1}
+
+func (c Compression) String() string {
+	if c.Level < 0 {
+		return c.Type
+	}
+	return c.Type + "-" + strconv.Itoa(c.Level)
+}
+
+// ParseCompression reads the keys compression and compression-level of an output.
+func ParseCompression(kind, level string) (Compression, error) {
+	c := Compression{Type: kind, Level: -1}
+	limit := 0
+	switch kind {
+	case "", "gzip":
+		c.Type, limit = "gzip", 9
+	case "uncompressed":
+	case "zstd":
+		limit = 22
+	default:
+		return c, fmt.Errorf("compression=%s is not supported: use uncompressed, gzip or zstd", kind)
+	}
+	if level == "" {
+		return c, nil
+	}
+	n, err := strconv.Atoi(level)
+	if err != nil || n < 0 || n > limit {
+		return c, fmt.Errorf("compression-level=%s of %s is not between 0 and %d", level, c.Type, limit)
+	}
+	c.Level = n
+	return c, nil
+}
