@@ -63,7 +63,7 @@ func (l Limits) parse() (out stepLimits, err error) {
 				err = fmt.Errorf("a time below zero")
 			}
 		default:
-			err = fmt.Errorf("there is no such limit; there are memory, memory-swap, cpu-shares, cpu-period, cpu-quota, cpuset-cpus and cpuset-mems")
+			err = fmt.Errorf("unknown limit: use memory, memory-swap, cpu-shares, cpu-period, cpu-quota, cpuset-cpus or cpuset-mems")
 		}
 		if err != nil {
 			return out, fmt.Errorf("%s %q: %w", name, value, err)

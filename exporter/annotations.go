@@ -98,7 +98,7 @@ func ParseAnnotation(s string) ([]Annotation, error) {
 func NewAnnotation(on, key, value string) (a Annotation, err error) {
 	a.Key, a.Value = key, value
 	if key == "" || strings.ContainsFunc(key, unicode.IsSpace) {
-		return a, fmt.Errorf("%q is no key of an annotation", key)
+		return a, fmt.Errorf("%q is not a valid key of an annotation", key)
 	}
 	var platform string
 	if a.Part, platform, err = ParsePart(on); err != nil || platform == "" {

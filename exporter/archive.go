@@ -215,7 +215,7 @@ func isBlob(ctx context.Context, dir *os.File, d ocispec.Descriptor, buf []byte)
 }
 
 // WriteFile writes a file by way of a temporary one beside it, so that nobody ever sees half of it; what is there is
-// replaced. A path that is no regular file, or leads to an open one as /dev/stdout does, is written to as it is. The path is resolved once.
+// replaced. A path that is not a regular file, or leads to an open one as /dev/stdout does, is written to as it is. The path is resolved once.
 func WriteFile(path string, write func(io.Writer) error) error {
 	above, name := split(path)
 	dir, err := openDir(unix.AT_FDCWD, above, above)

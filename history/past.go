@@ -136,7 +136,7 @@ func (h *History) find(id string) ([]string, error) {
 		return nil, err
 	}
 	if len(all) == 0 {
-		return nil, &input.Error{Err: errors.New("there is no build in the history")}
+		return nil, &input.Error{Err: errors.New("the history has no builds")}
 	}
 	if id == "" {
 		return all, nil

@@ -174,7 +174,7 @@ func (f *exportFlags) read() (x build.Export, err error) {
 	}
 	for _, out := range x.Outputs {
 		if out.Type == build.OutputLocal || out.Type == build.OutputTar {
-			return x, usageErrorf("--iidfile cannot be written for output type=%s, which is no image", out.Type)
+			return x, usageErrorf("--iidfile cannot be written for output type=%s, which is not an image", out.Type)
 		}
 	}
 	return x, nil

@@ -30,7 +30,7 @@ func parseCall(value string) (call, error) {
 	name, options, _ := strings.Cut(value, ",")
 	c := call{name: name}
 	if !slices.Contains([]string{"", "build", "check", "outline", "targets"}, name) {
-		return c, usageErrorf("--call %q: there are build, check, outline and targets", name)
+		return c, usageErrorf("--call %q: use build, check, outline or targets", name)
 	}
 	switch options {
 	case "", "format=text":

@@ -132,11 +132,11 @@ func parsePruneFilters(filters []string, now time.Time) (before time.Time, err e
 	for _, f := range filters {
 		name, value, _ := strings.Cut(f, "=")
 		if name != "until" && name != "unused-for" {
-			return before, usageErrorf("--filter %q: there is until=AGE, as until=24h", f)
+			return before, usageErrorf("--filter %q: the only filter is until=AGE, such as until=24h", f)
 		}
 		age, err := time.ParseDuration(value)
 		if err != nil {
-			return before, usageErrorf("--filter %q: %q is no duration, as 24h is", f, value)
+			return before, usageErrorf("--filter %q: %q is not a duration, such as 24h", f, value)
 		}
 		before = now.Add(-age)
 	}

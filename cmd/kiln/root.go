@@ -72,7 +72,7 @@ func (a *app) rootCommand() *cobra.Command {
 			if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
 				hint = "; did you mean " + strings.Join(s, " or ") + "?"
 			}
-			return usageErrorf("there is no command %q%s", args[0], hint)
+			return usageErrorf("unknown command %q%s", args[0], hint)
 		},
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}

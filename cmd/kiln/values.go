@@ -118,9 +118,9 @@ func parseOutput(value string) (build.Output, error) {
 		}
 	case build.OutputDocker:
 	case "":
-		return bad("it has no type=")
+		return bad("type= is missing")
 	default:
-		return bad("there is no type %q; there are image, registry, docker, oci, local, tar and cacheonly", kind)
+		return bad("unknown type %q: use image, registry, docker, oci, local, tar or cacheonly", kind)
 	}
 	return o, nil
 }
@@ -250,7 +250,7 @@ func parseNetwork(value string) (llb.Network, error) {
 	case llb.NetworkDefault, llb.NetworkHost, llb.NetworkNone:
 		return n, nil
 	}
-	return "", usageErrorf("--network %q: there are default, host and none", value)
+	return "", usageErrorf("--network %q: use default, host or none", value)
 }
 
 // parseExtraHosts reads --add-host HOST:IP or HOST=IP. The address may be in brackets, or host-gateway.
@@ -347,11 +347,11 @@ func parseSecret(value string) (build.Secret, error) {
 		case "type":
 			kind = v
 		default:
-			return s, fmt.Errorf("there is no key %q; there are id, src, env and type", key)
+			return s, fmt.Errorf("unknown key %q: use id, src, env or type", key)
 		}
 	}
 	if s.ID == "" {
-		return s, fmt.Errorf("it has no id=")
+		return s, fmt.Errorf("id= is missing")
 	}
 	switch kind {
 	case "env":
@@ -374,7 +374,7 @@ func parseSecret(value string) (build.Secret, error) {
 			}
 		}
 	default:
-		return s, fmt.Errorf("there is no type %q; there are file and env", kind)
+		return s, fmt.Errorf("unknown type %q: use file or env", kind)
 	}
 	if s.Src != "" && s.Env != "" || kind == "file" && s.Env != "" {
 		return s, fmt.Errorf("it is a file or an environment variable, and not both")

@@ -53,7 +53,7 @@ func TestParseOutputs(t *testing.T) {
 		{in: []string{"type=docker,dest=f"}, load: true, want: []build.Output{{Type: "docker", Dest: "f", Attrs: attrs{}}, {Type: "docker", Attrs: attrs{}}}},
 		{in: []string{""}, err: "it is empty"},
 		{in: []string{"type=oci,tar"}, err: `"tar" is not key=value`},
-		{in: []string{"a=b,c=d"}, err: "it has no type="},
+		{in: []string{"a=b,c=d"}, err: "type= is missing"},
 		{in: []string{"type=local"}, err: "needs dest="},
 		{in: []string{"type=image,dest=x"}, err: "has no dest"},
 		{in: []string{"type=image,push=maybe"}, err: "true or false"},
@@ -184,11 +184,11 @@ func TestParseSecrets(t *testing.T) {
 		{in: "id=TOKEN", want: build.Secret{ID: "TOKEN", Env: "TOKEN"}},
 		{in: "id=file.txt", want: build.Secret{ID: "file.txt", Src: "file.txt"}},
 		{in: `id=a,"src=f,g"`, want: build.Secret{ID: "a", Src: "f,g"}},
-		{in: "src=f", err: "it has no id="},
+		{in: "src=f", err: "id= is missing"},
 		{in: "id=a,src=f,env=V", err: "not both"},
 		{in: "id=a,env=V,type=file", err: "not both"},
-		{in: "id=a,type=vault", err: "there is no type"},
-		{in: "id=a,mode=1", err: "there is no key"},
+		{in: "id=a,type=vault", err: "unknown type"},
+		{in: "id=a,mode=1", err: "unknown key"},
 		{in: "a", err: "not key=value"},
 	} {
 		got, err := parseSecrets([]string{tc.in})

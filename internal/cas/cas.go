@@ -415,7 +415,7 @@ func (s *Store) Stat(d digest.Digest) (int64, error) {
 		return 0, err
 	}
 	if !fi.Mode().IsRegular() {
-		return 0, fmt.Errorf("%s is no regular file", path)
+		return 0, fmt.Errorf("%s is not a regular file", path)
 	}
 	return fi.Size(), nil
 }
@@ -468,7 +468,7 @@ func (s *Store) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
 	}
 	if !fi.Mode().IsRegular() {
 		f.Close()
-		return nil, fmt.Errorf("open blob: %s is no regular file", path)
+		return nil, fmt.Errorf("open blob: %s is not a regular file", path)
 	}
 	return &verifyReader{r: blockReader{bufio.NewReaderSize(f, int(min(blockSize, max(fi.Size(), 1)))), f}, desc: desc, where: path, hash: sha256.New(), bad: func() { discard(path, fi, desc.Digest) }}, nil
 }

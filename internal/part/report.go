@@ -140,7 +140,7 @@ func (r *Report) Dir(dir string, belongs func(name string) bool) error {
 		return &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return r.Problem(dir, "is no directory", "kiln cannot work with it: move it away", nil)
+		return r.Problem(dir, "is not a directory", "kiln cannot work with it: move it away", nil)
 	}
 	if int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
 		err := r.Problem(dir, fmt.Sprintf("belongs to user %d with mode %04o", st.Uid, st.Mode&0o7777), "others could change what kiln builds with",
