@@ -15,8 +15,7 @@ const quoteLines = 20
 type Failure struct {
 	// Name is its progress line, fit for a terminal.
 	Name string
-	// Log are the last lines the vertex logged, at most 20 and some kilobytes, without control characters. Where much standard
-	// output came after the last lines of standard error, those come first, and then "...".
+	// Log are the last lines the vertex logged, at most 20 and some kilobytes, without control characters.
 	Log []string
 	// More reports that the vertex logged more than Log has.
 	More bool
@@ -31,9 +30,8 @@ type Failures struct {
 
 // ending is the end of a vertex's log.
 type ending struct {
-	name   string
-	all    tail // of both streams
-	errors tail // of standard error alone
+	name string
+	log  tail
 }
 
 // Of returns the failure of a vertex; false if it has not failed.
@@ -56,32 +54,15 @@ func (f *Failures) Event(e events.Event) {
 		f.running[e.Vertex] = &ending{name: b.Name()}
 	case events.Log:
 		if t := f.running[e.Vertex]; t != nil {
-			t.all.write(b.Data)
-			if b.Stream == 2 {
-				t.errors.write(b.Data)
-			}
+			t.log.write(b.Data)
 		}
 	case events.Finished:
 		if t := f.running[e.Vertex]; t != nil && b.Error != "" {
-			f.failed[e.Vertex] = Failure{Name: termtext.Line(t.name), Log: t.quote(), More: t.all.cut || len(t.all.lines(quoteLines+1)) > quoteLines}
+			lines := t.log.lines(quoteLines + 1)
+			f.failed[e.Vertex] = Failure{
+				Name: termtext.Line(t.name), Log: lines[max(0, len(lines)-quoteLines):], More: t.log.cut || len(lines) > quoteLines,
+			}
 		}
 		delete(f.running, e.Vertex)
 	}
-}
-
-// quote returns the lines of the log that say most about a failure.
-func (t *ending) quote() []string {
-	lines, errs := t.all.lines(quoteLines), t.errors.lines(quoteLines/2)
-	// Both are in the order of writing, so errs from the end on are found in lines from the end on.
-	missing := len(errs)
-	for i := len(lines); missing > 0 && i > 0; i-- {
-		if lines[i-1] == errs[missing-1] {
-			missing--
-		}
-	}
-	if missing == 0 || len(lines) < quoteLines && !t.all.cut {
-		return lines
-	}
-	rest := quoteLines - missing - 1
-	return append(append(errs[:missing:missing], "..."), lines[max(0, len(lines)-rest):]...)
 }

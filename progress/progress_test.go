@@ -405,36 +405,6 @@ type writerFunc func([]byte)
 
 func (f writerFunc) Write(p []byte) (int, error) { f(p); return len(p), nil }
 
-// What a step says on standard error is quoted though it prints much after it.
-func TestErrorsBeforeABurst(t *testing.T) {
-	p := newPlay(t, "none", io.Discard)
-	burst := strings.Repeat("unpacking\n", 100000)
-	for _, c := range []struct {
-		name string
-		log  func(a actor)
-		want []string
-	}{
-		{"burst", func(a actor) {
-			a.log(2, "cc: no such file\n")
-			a.log(1, burst)
-		}, append([]string{"cc: no such file", "..."}, slices.Repeat([]string{"unpacking"}, 18)...)},
-		{"some of it is there", func(a actor) {
-			a.log(2, "first\n")
-			a.log(1, burst)
-			a.log(2, "second\n")
-		}, append([]string{"first", "..."}, append(slices.Repeat([]string{"unpacking"}, 17), "second")...)},
-		{"all of it is there", func(a actor) { a.log(1, "a\n"); a.log(2, "b\n"); a.log(1, "c\n") }, []string{"a", "b", "c"}},
-		{"nothing else", func(a actor) { a.log(2, burst) }, slices.Repeat([]string{"unpacking"}, 20)},
-	} {
-		a := p.start(c.name)
-		c.log(a)
-		a.fail("failed")
-		if f, _ := p.failures.Of(a.id); !slices.Equal(f.Log, c.want) {
-			t.Errorf("%s: %q", c.name, f.Log)
-		}
-	}
-}
-
 func TestBoundedMemory(t *testing.T) {
 	inputs := map[string][]byte{
 		"one line":    bytes.Repeat([]byte("x"), 1<<20),

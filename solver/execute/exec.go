@@ -120,7 +120,8 @@ func (x *Job) exec(ctx context.Context, w work.Exec, job solver.Job) ([]solver.M
 		return nil, err
 	}
 	defer p.Close()
-	p.Spec.Output.Stdout, p.Spec.Output.Stderr = job.Stdout, job.Stderr
+	// One pipe for both keeps the order of what the processes write, which matters more than which of them a line came from.
+	p.Spec.Output.Stdout, p.Spec.Output.Stderr = job.Stdout, job.Stdout
 	if err := p.Run(ctx); err != nil {
 		return nil, err
 	}
