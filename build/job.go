@@ -218,13 +218,30 @@ func (j *Job) lower(ctx context.Context, res *Result) (err error) {
 	if j.lowered == nil {
 		return err
 	}
+	known := j.known()
 	for _, w := range j.lowered.Warnings {
 		j.events.Emit(events.Warning{Rule: w.Rule, Text: events.Text(w.Msg), Detail: w.Description, URL: w.URL, Location: w.Location})
 		res.Warnings = append(res.Warnings, Warning{
 			Rule: w.Rule, Message: w.Msg, Description: w.Description, URL: w.URL, Location: w.Location, Advice: lint.IsAdvice(w.Rule),
+			Known: known[ruleAndText{w.Rule, events.Text(w.Msg)}],
 		})
 	}
 	return err
+}
+
+// ruleAndText is what makes a warning the same as that of another build, wherever in the Dockerfile it is.
+type ruleAndText struct{ rule, text string }
+
+// known returns the warnings of the last build of the Dockerfile, unless there is nothing to compare them with.
+func (j *Job) known() map[ruleAndText]bool {
+	if j.options.Call != CallBuild || len(j.lowered.Warnings) == 0 {
+		return nil
+	}
+	known := map[ruleAndText]bool{}
+	for _, w := range j.work.History.LastWarnings(j.options.Source.Project(), remoteurl.WithoutUser(j.options.Source.Dockerfile)) {
+		known[ruleAndText{w.Rule, w.Text}] = true
+	}
+	return known
 }
 
 // solve does the steps, and makes blobs of their layers meanwhile.

@@ -38,6 +38,8 @@ type Warning struct {
 	Description string
 	URL         string
 	Location    llb.Location
+	// Known says that the last build of the Dockerfile had the same warning.
+	Known bool
 	// Advice says that BuildKit has no such check, so that it alone makes no check fail.
 	Advice bool
 }

@@ -155,3 +155,38 @@ func (h *History) find(id string) ([]string, error) {
 	}
 	return nil, &input.Error{Err: fmt.Errorf("%d builds have an ID that begins or ends with %s: give more of it", len(found), id)}
 }
+
+// maxLooked is how many builds LastWarnings looks at.
+const maxLooked = 20
+
+// errEnough ends the reading of a build of which enough is known.
+var errEnough = errors.New("enough is known")
+
+// LastWarnings returns what checks found in the last build of a Dockerfile in a context, as events.Build names both; nil if none of the
+// last 20 builds is one.
+func (h *History) LastWarnings(context, dockerfile string) []events.Warning {
+	ids, err := h.IDs()
+	if err != nil {
+		return nil // there is no history
+	}
+	for _, id := range ids[:min(len(ids), maxLooked)] {
+		var warnings []events.Warning
+		err := h.Read(id, func(e events.Event) error {
+			switch b := e.Body.(type) {
+			case events.Build:
+				if b.Context != context || b.Dockerfile != dockerfile {
+					return errEnough
+				}
+			case events.Warning:
+				if b.Rule != "" {
+					warnings = append(warnings, b)
+				}
+			}
+			return nil
+		})
+		if err == nil {
+			return warnings
+		}
+	}
+	return nil
+}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/docker/go-units"
@@ -36,6 +37,13 @@ type plain struct {
 	blocks  map[*task]*block
 	current *block
 	waiting []*block // not current, with text, first come first
+	failed  []failed
+}
+
+// failed is the number of a task that failed, and why.
+type failed struct {
+	number int
+	text   string
 }
 
 // block is what plain holds of a task.
@@ -165,7 +173,8 @@ func (d *plain) finish(t *task, at time.Time, f events.Finished) {
 	case f.Canceled:
 		b.line("CANCELED")
 	case f.Error != "":
-		b.line("ERROR: " + termtext.Line(f.Error))
+		b.line("ERROR")
+		d.failed = append(d.failed, failed{b.number, f.Error})
 	case t.cached:
 		b.line("CACHED")
 	default:
@@ -174,6 +183,15 @@ func (d *plain) finish(t *task, at time.Time, f events.Finished) {
 	b.text = append(b.text, '\n')
 	b.done = true
 	d.show(b)
+}
+
+// built says why tasks failed whose errors are not that of the build: that one is for whoever waits for the build, and is printed once.
+func (d *plain) built(_ time.Time, b events.Done) {
+	for _, f := range d.failed {
+		if !strings.Contains(b.Error, f.text) {
+			_, _ = fmt.Fprintf(d.w, "#%d ERROR: %s\n", f.number, termtext.Line(f.text))
+		}
+	}
 }
 
 // warn shows a warning. The findings of checks are for whoever shows them with the lines of the Dockerfile.

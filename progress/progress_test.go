@@ -156,7 +156,7 @@ func TestPlain(t *testing.T) {
 #3 0.123 20%
 WARN: the cache is full
 #3 1.123 done
-#3 ERROR: exit status 2 see above
+#3 ERROR
 
 `)
 	if _, failed := p.failures.Of(base.id); failed {
@@ -354,13 +354,19 @@ func TestPlainOutcomes(t *testing.T) {
 	stopped := p.start("stopped")
 	stopped.emit(events.Finished{Canceled: true})
 	p.start("https://user:canary@host/x").fail("get https://canary@host/y")
+	p.start("no room").fail("the disk is full")
+	p.emit(llb.Digest{}, events.Done{Error: "[1/2] RUN x: the disk is full"})
 	p.Close()
 	want(t, out.String(), `#1 stopped
 #1 CANCELED
 
 #2 https://xxxxx@host/x
-#2 ERROR: get https://xxxxx@host/y
+#2 ERROR
 
+#3 no room
+#3 ERROR
+
+#2 ERROR: get https://xxxxx@host/y
 `)
 	if _, failed := p.failures.Of(stopped.id); failed {
 		t.Error("a vertex that was stopped has failed")

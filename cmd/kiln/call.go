@@ -42,19 +42,45 @@ func parseCall(value string) (call, error) {
 	return c, nil
 }
 
-// maxWarnings is how many warnings a build prints; a check prints all.
-const maxWarnings = 100
+// maxWarnings is how many warnings a build prints, and maxExcerpts how many of them have their lines of the Dockerfile; a check prints all.
+const (
+	maxWarnings = 100
+	maxExcerpts = 10
+)
 
-// printWarnings prints a build's warnings, each with its lines of the Dockerfile.
+// printWarnings prints a build's warnings, each in one line. Those that the last build of the Dockerfile did not have are followed by the
+// lines that they are about; with --debug all are.
 func (a *app) printWarnings(ctx context.Context, r *build.Result) {
 	if len(r.Warnings) == 0 {
 		return
 	}
-	shown := r.Warnings[:min(len(r.Warnings), maxWarnings)]
-	_, _ = fmt.Fprintf(a.stderr, "\n%s found:\n", count(len(r.Warnings), "warning"))
-	_ = warnings(ctx, a.stderr, r, shown) // who does not read them does not want them
-	if more := len(r.Warnings) - len(shown); more > 0 {
-		_, _ = fmt.Fprintf(a.stderr, "\nand %d more: --check prints all of them\n", more)
+	hint := ""
+	if !a.debug && slices.ContainsFunc(r.Warnings, func(w build.Warning) bool { return w.Known }) {
+		hint = " (--check shows the lines)"
+	}
+	_, _ = fmt.Fprintf(a.stderr, "\n%s found%s:\n", count(len(r.Warnings), "warning"), hint)
+	quoted := quote.New(r.Dockerfile)
+	excerpts := 0
+	for i, w := range r.Warnings {
+		if i == maxWarnings || ctx.Err() != nil {
+			_, _ = fmt.Fprintf(a.stderr, "and %d more: --check prints all of them\n", len(r.Warnings)-i)
+			return
+		}
+		var b bytes.Buffer
+		fmt.Fprintf(&b, " - %s: %s", w.Rule, termtext.Line(quoted.Message(w.Message, w.Location.StartLine, w.Location.EndLine)))
+		switch {
+		case w.Location.StartLine == 0:
+			b.WriteByte('\n')
+		case !a.debug && (w.Known || excerpts == maxExcerpts):
+			fmt.Fprintf(&b, " (line %d)\n", w.Location.StartLine)
+		default:
+			excerpts++
+			b.WriteByte('\n')
+			b.Write(excerpt(w.Location, quoted))
+		}
+		if _, err := a.stderr.Write(b.Bytes()); err != nil {
+			return // who does not read them does not want them
+		}
 	}
 }
 

@@ -142,9 +142,10 @@ func ofRoot(err error) string {
 	return ""
 }
 
-// stepText says which step failed. The error of a RUN names its command, so that the place is enough.
+// stepText says which step failed. Where the error says what the step does, as that of a RUN names its command, the place is enough.
 func stepText(step *solver.VertexError, l llb.Location) string {
-	if _, ok := step.Vertex.Op().(llb.Exec); ok && l.StartLine > 0 {
+	_, ok := step.Vertex.Op().(llb.Exec)
+	if ok = ok || strings.HasPrefix(step.Error(), step.Vertex.Meta().Text); ok && l.StartLine > 0 {
 		return fmt.Sprintf("%s:%d", l.File, l.StartLine)
 	}
 	return shorten(step.Vertex.Meta().Name())
