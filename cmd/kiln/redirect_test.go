@@ -267,7 +267,7 @@ func TestGitOverTLS(t *testing.T) {
 	for _, tt := range []struct{ name, ca, path, want string }{
 		{"trusted", ca, "/x-1/git/r.git", ""},
 		{"unknown", "/dev/null", "/x-1/git/r.git", "failed to verify certificate"},
-		{"down", ca, "/down/x-1/git/r.git", "redirects from https to plain http, which is refused"},
+		{"down", ca, "/down/x-1/git/r.git", "plain http is refused after https"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
