@@ -279,7 +279,8 @@ func own(t *testing.T) (out []string) {
 // away what it can.
 func TestOwnGroup(t *testing.T) {
 	const script = `cd /sys/fs/cgroup; cat memory.max memory/memory.limit_in_bytes pids.max pids/pids.max 2> /dev/null
-		find . -type d -name 'kiln-*'; find . -type d | grep -v -x '[.]/[a-z,_]*\|[.]'; echo 1 2> /dev/null > pids/pids.max && echo writable
+		find . -type d -name 'kiln-*'; find . -type d | grep -v -x '[.]/[a-z,_]*\|[.]'; 
+		for f in pids.max pids/pids.max; do [ -e $f ] && echo 76 2> /dev/null > $f && echo writable; done
 		cd /; while umount /sys/fs/cgroup/* /sys/fs/cgroup 2> /dev/null; do :; done; find /sys/fs/cgroup -mindepth 2 -type d -name 'kiln-*'`
 	if !available(t, "memory") || !available(t, "pids") {
 		return
