@@ -242,7 +242,7 @@ func (h *host) Ask(r *http.Request) (*http.Response, error) {
 		}
 	}
 	r.Header.Set("User-Agent", fetch.UserAgent)
-	return h.client.patience.Do(at.http, r)
+	return h.client.patience.Prompt().Do(at.http, r)
 }
 
 // Scheme implements auth.Server.
@@ -354,6 +354,8 @@ type request struct {
 	length int64
 	// scopes are those of the token that it needs.
 	scopes []string
+	// work says that the registry may have to fetch, hash or store a blob before it answers.
+	work bool
 }
 
 // maxChallenges bounds how often one request is repeated with other credentials: it is made without any first, then with a token that may
@@ -418,7 +420,11 @@ func (c *Client) send(ctx context.Context, hc *http.Client, r request, u *url.UR
 			body.Close()
 		}
 	}
-	return c.patience.Do(hc, req)
+	patience := c.patience
+	if !r.work {
+		patience = patience.Prompt()
+	}
+	return patience.Do(hc, req)
 }
 
 // get makes a request for reading and follows redirections. Credentials are sent only while every address so far was the host's own. The

@@ -174,6 +174,7 @@ func (b *blobReader) request(ep endpoint) error {
 		method: http.MethodGet,
 		url:    ep.url(b.ref.Repository, "blobs", string(b.desc.Digest)),
 		scopes: []string{ep.pullScope(b.ref.Repository)},
+		work:   true,
 	}
 	ranged := b.offset > 0 && !b.noRange
 	if ranged {

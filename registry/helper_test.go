@@ -41,7 +41,7 @@ const hang = 5 * time.Minute
 // quick returns a Client that hardly pauses before it tries again.
 func quick(settings config.Registries) *Client {
 	c := New(settings)
-	c.patience = fetch.Patience{FirstByte: hang, Idle: hang, Pause: time.Millisecond}
+	c.patience = fetch.Patience{FirstByte: hang, Answer: hang, Idle: hang, Pause: time.Millisecond}
 	return c
 }
 
@@ -51,7 +51,7 @@ const impatience = 2 * time.Second
 // impatient returns a Client for a server that falls silent.
 func impatient(settings config.Registries) *Client {
 	c := quick(settings)
-	c.patience.FirstByte, c.patience.Idle = impatience, impatience
+	c.patience.FirstByte, c.patience.Answer, c.patience.Idle = impatience, impatience, impatience
 	return c
 }
 

@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/registry/registrytest"
 )
 
@@ -155,6 +157,19 @@ func TestSlowFirstByte(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A registry that never answers is given up soon, although blobs may take long.
+func TestSilentForManifests(t *testing.T) {
+	front := newFault(t, registrytest.Start(t).Host, func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		<-r.Context().Done()
+		return true
+	})
+	c := quick(nil)
+	c.patience.Answer = impatience
+	if _, err := Pull(t.Context(), c, front.host+"/app", amd64, newStore(t)); !errors.Is(err, fetch.ErrStalled) {
+		t.Errorf("got the error %v", err)
 	}
 }
 

@@ -429,7 +429,7 @@ func (u *upload) send(ctx context.Context) error {
 	if begin > 0 {
 		header.Set("Content-Range", fmt.Sprintf("%d-%d", begin, u.desc.Size-1))
 	}
-	r := request{method: http.MethodPatch, url: u.location, header: header, open: u.opener(ctx), length: u.desc.Size - begin}
+	r := request{method: http.MethodPatch, url: u.location, header: header, open: u.opener(ctx), length: u.desc.Size - begin, work: true}
 	resp, err := u.do(ctx, r)
 	if err != nil {
 		return err
@@ -512,7 +512,7 @@ func (u *upload) commit(ctx context.Context, open func() (io.ReadCloser, error),
 	}
 	target.RawQuery += url.Values{"digest": {string(u.desc.Digest)}}.Encode()
 	header := http.Header{"Content-Type": {"application/octet-stream"}}
-	resp, err := u.do(ctx, request{method: http.MethodPut, url: &target, header: header, open: open, length: length})
+	resp, err := u.do(ctx, request{method: http.MethodPut, url: &target, header: header, open: open, length: length, work: true})
 	if err != nil {
 		return err
 	}

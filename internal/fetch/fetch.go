@@ -26,6 +26,8 @@ const (
 	// firstByte is how long a server may take until the first byte of an answer's body: a cache fetches a layer from elsewhere
 	// before it answers, and a registry hashes and moves an upload.
 	firstByte = 5 * time.Minute
+	// prompt is how long it may take for what takes no such work, so that a server that never answers is given up within a minute.
+	prompt = 28 * time.Second
 	// idle is how long a server may then send, or take, less than MinProgress bytes.
 	idle = 28 * time.Second
 	// MinProgress, in bytes, is what counts as progress, so that a byte a second does not.
@@ -59,6 +61,8 @@ const UserAgent = "kiln"
 type Patience struct {
 	// FirstByte bounds the time from a request, once its body is sent, to the first byte of the answer's body.
 	FirstByte time.Duration
+	// Answer is what FirstByte is for requests that a server can answer at once.
+	Answer time.Duration
 	// Idle bounds the time in which MinProgress bytes of a body are sent or received after that.
 	Idle time.Duration
 	// Pause is how long to wait before the second try; it doubles for each further one.
@@ -66,7 +70,15 @@ type Patience struct {
 }
 
 // Usual returns what holds outside of tests.
-func Usual() Patience { return Patience{FirstByte: firstByte, Idle: idle, Pause: firstPause} }
+func Usual() Patience {
+	return Patience{FirstByte: firstByte, Answer: prompt, Idle: idle, Pause: firstPause}
+}
+
+// Prompt returns the patience for a request that a server can answer at once: for a manifest, a token, the existence of a blob.
+func (p Patience) Prompt() Patience {
+	p.FirstByte = p.Answer
+	return p
+}
 
 // NewTransports returns what connections are made by. t is the TLS configuration; nil is for the usual one. Bodies are
 // not decompressed: digests are of the bytes as they are sent. See Decode.

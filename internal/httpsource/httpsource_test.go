@@ -29,7 +29,7 @@ func newClient(t *testing.T, secrets map[string]string) *Client {
 		v, ok := secrets[id]
 		return []byte(v), ok, nil
 	})
-	c.patience = fetch.Patience{FirstByte: hang, Idle: hang, Pause: time.Millisecond}
+	c.patience = fetch.Patience{FirstByte: hang, Answer: hang, Idle: hang, Pause: time.Millisecond}
 	return c
 }
 
