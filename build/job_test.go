@@ -101,7 +101,7 @@ func TestJobs(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, it := range u.Items {
-		if it.Kind == part.Image {
+		if it.Kind == part.Image || it.Kind == part.Blob || it.Kind == part.Layer || it.Kind == part.Record {
 			t.Errorf("%s %s is held by a job that is over", it.Kind, it.ID)
 		}
 	}
