@@ -146,6 +146,10 @@ const (
 	Moving Phase = ""
 	// Queued: nothing has begun.
 	Queued Phase = "waiting"
+	// Reading: files are read for their digests.
+	Reading Phase = "reading"
+	// Comparing: files of a layer are compared with its manifest, because the machine was started again.
+	Comparing Phase = "comparing"
 	// Extracting: all bytes are there, and are being unpacked.
 	Extracting Phase = "extracting"
 	// Compressing: the bytes of a layer are being written as a blob.

@@ -192,7 +192,7 @@ func TestNobodyListens(t *testing.T) {
 		task.Log(1, []byte("x"))
 		task.Note("x")
 		task.Used(Resources{})
-		task.Transferring("x", 1)(1, true)
+		task.Transferring("x", Moving, 1)(1, true)
 		task.Done(nil)
 	}
 	var g llb.Graph
@@ -210,14 +210,14 @@ func TestTransferring(t *testing.T) {
 	clock := time.Unix(1700000000, 0)
 	s.now = func() time.Time { return clock }
 	task := s.Task(llb.Place{}, "x")
-	known := task.Transferring("known", 100)
+	known := task.Transferring("known", Moving, 100)
 	known(10, false)
 	known(20, false) // too soon
 	clock = clock.Add(transferInterval)
 	known(30, false)
 	known(100, false) // never too soon, and done
 	known(100, true)
-	unknown := task.Transferring("unknown", 0)
+	unknown := task.Transferring("unknown", Moving, 0)
 	unknown(5, false)
 	unknown(9, true)
 	want := []Body{
@@ -229,6 +229,31 @@ func TestTransferring(t *testing.T) {
 	if got := c.bodies(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
+}
+
+// What is counted is reported if it is much, with its end.
+func TestCounting(t *testing.T) {
+	r := &collect{}
+	task := New(r).Task(llb.Place{}, "task")
+	count, end := task.Counting("small", Reading, 0)
+	count(worthReporting - 1)
+	end()
+	count, end = task.Counting("large", Reading, 0)
+	count(worthReporting - 1)
+	count(2)
+	end()
+	end()
+	want := []Body{
+		Started{Text: "task"}, Transfer{Name: "large", Phase: Reading, Current: worthReporting + 1},
+		Transfer{Name: "large", Phase: Reading, Current: worthReporting + 1, Done: true},
+	}
+	if got := r.bodies(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	var nobody *Task
+	count, end = nobody.Counting("x", Reading, 0)
+	count(1)
+	end()
 }
 
 // A vertex that is held ends with the last hold, with the first error, and starts again when it is held after its end.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/termtext"
@@ -269,9 +270,9 @@ func Outcome(err error) (canceled bool, text string) {
 	return false, Text(err.Error())
 }
 
-// Transferring returns a function that emits how much of a transfer is done, not more often than people can see: total is in bytes, 0
+// Transferring returns a function that emits how much of a phase of a transfer is done, not more often than people can see: total is in bytes, 0
 // where it is not known. The transfer is done when current is total, or when the function is called with done.
-func (t *Task) Transferring(name string, total int64) func(current int64, done bool) {
+func (t *Task) Transferring(name string, phase Phase, total int64) func(current int64, done bool) {
 	if t == nil {
 		return func(int64, bool) {}
 	}
@@ -286,9 +287,33 @@ func (t *Task) Transferring(name string, total int64) func(current int64, done b
 			return
 		}
 		last, over = t.stream.now(), done
-		t.Emit(Transfer{Name: name, Current: current, Total: total, Done: done})
+		t.Emit(Transfer{Name: name, Phase: phase, Current: current, Total: total, Done: done})
 	}
 }
+
+// Counting returns a function that counts bytes of a phase of a transfer, in any number of goroutines, and one that ends it. Work of less
+// than worthReporting bytes emits nothing: it takes no time that people would notice.
+func (t *Task) Counting(name string, phase Phase, total int64) (count func(n int64), end func()) {
+	if t == nil {
+		return func(int64) {}, func() {}
+	}
+	report := t.Transferring(name, phase, total)
+	var all atomic.Int64
+	count = func(n int64) {
+		if now := all.Add(n); now >= worthReporting {
+			report(now, false)
+		}
+	}
+	end = func() {
+		if now := all.Load(); now >= worthReporting {
+			report(now, true)
+		}
+	}
+	return count, end
+}
+
+// worthReporting is how many bytes Counting counts before it says so.
+const worthReporting = 8 << 20
 
 // transferInterval is the least time between two events of one transfer.
 const transferInterval = 100 * time.Millisecond

@@ -120,7 +120,7 @@ func (d *plain) transfer(t *task, at time.Time, tr *transfer) {
 	}
 	tr.shown, tr.shownAt = at, tr.Current
 	text := termtext.Line(tr.id())
-	if tr.Phase == events.Moving || tr.Phase == events.Compressing {
+	if tr.Phase != events.Extracting && tr.Phase != events.Exists {
 		text += " " + amountOf(tr.Current, tr.Total)
 	}
 	if took := at.Sub(tr.started).Seconds(); tr.Done {

@@ -662,7 +662,7 @@ func TestConcurrent(t *testing.T) {
 		for i := range 20 {
 			wg.Go(func() {
 				task := stream.Task(llb.Place{}, fmt.Sprint(i))
-				transfer := task.Transferring("s", 100)
+				transfer := task.Transferring("s", events.Moving, 100)
 				for n := range 100 {
 					task.Log(1+i%2, []byte("hello\nworld"))
 					transfer(int64(n+1), false)

@@ -429,10 +429,11 @@ func (p *part) short() string {
 	return size(p.Current)
 }
 
-// shortDigest returns the name of a transfer, of a digest only as much as tells it from others.
+// shortDigest returns the name of a transfer, of a digest or the ID of a layer only as much as tells it from others.
 func shortDigest(name string) string {
-	if hex, ok := strings.CutPrefix(name, "sha256:"); ok && len(hex) > 12 {
-		return "sha256:" + hex[:12]
+	hex, ok := strings.CutPrefix(name, "sha256:")
+	if !ok && len(name) != 64 || len(hex) <= 12 {
+		return name
 	}
-	return name
+	return name[:len(name)-len(hex)+12]
 }

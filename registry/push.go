@@ -34,10 +34,26 @@ type PushOptions struct {
 	// MountFrom is the repository that a blob came from, by digest, such as "docker.io/library/debian" for those of a base image. If the
 	// target registry is the same, or is a mirror of it, the blob is mounted instead of sent.
 	MountFrom map[digest.Digest]string
-	// Progress is called with the number of a blob's bytes that the registry has, from several goroutines. The number may decrease after a
-	// failure.
-	Progress func(desc ocispec.Descriptor, done int64)
+	// Progress is told how the push goes on; nil is for nobody.
+	Progress PushProgress
 }
+
+// PushProgress is told how a push goes on, from several goroutines.
+type PushProgress interface {
+	// Queued reports a blob that is to be pushed.
+	Queued(desc ocispec.Descriptor)
+	// Sent reports the number of a blob's bytes that the registry has. The number may decrease after a failure.
+	Sent(desc ocispec.Descriptor, done int64)
+	// Exists reports a blob that the registry has without an upload.
+	Exists(desc ocispec.Descriptor)
+}
+
+// silent is a PushProgress that tells nobody.
+type silent struct{}
+
+func (silent) Queued(ocispec.Descriptor)      {}
+func (silent) Sent(ocispec.Descriptor, int64) {}
+func (silent) Exists(ocispec.Descriptor)      {}
 
 // Push sends the image or index desc and everything that it refers to to the registry of ref, and tags it last. Blobs that the registry has
 // are not sent; the others are sent concurrently. Errors are *Error, or those of ctx or blobs.
@@ -52,6 +68,12 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 	p := &pushPlan{blobs: blobs, seen: map[digest.Digest]bool{}}
 	if err := p.add(desc, 0); err != nil {
 		return fmt.Errorf("push %s: %w", r, err)
+	}
+	if o.Progress == nil {
+		o.Progress = silent{}
+	}
+	for _, b := range p.leaves {
+		o.Progress.Queued(b)
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
@@ -205,17 +227,18 @@ func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref imagename.Name, 
 	}
 	u := &upload{
 		client: c, ep: endpoint{host: h}, ref: ref, desc: desc, blobs: blobs, tries: fetch.Tries{Patience: c.patience},
-		progress: func(int64) {}, limit: reach.Anywhere,
-	}
-	if o.Progress != nil {
-		u.progress = func(n int64) { o.Progress(desc, n) }
+		progress: func(n int64) { o.Progress.Sent(desc, n) }, limit: reach.Anywhere,
 	}
 	if from, err := imagename.Parse(o.MountFrom[desc.Digest]); err == nil {
 		u.from = c.mountable(from, ref)
 	}
 	for {
 		err := u.run(ctx)
-		if err == nil {
+		switch {
+		case err == nil && u.there:
+			o.Progress.Exists(desc)
+			return nil
+		case err == nil:
 			u.progress(desc.Size)
 			return nil
 		}
@@ -253,6 +276,7 @@ type upload struct {
 
 	location *url.URL // of the session; nil without one
 	offset   int64    // what the registry has of the blob
+	there    bool     // the registry has the blob without an upload
 
 	limit reach.Scope // of servers that the session is moved to
 }
@@ -270,6 +294,7 @@ func (u *upload) run(ctx context.Context) error {
 	// Also after a failure: the registry may have had it all, and only its answer got lost.
 	there, err := u.exists(ctx)
 	if there || err != nil {
+		u.there = there && u.location == nil
 		return err
 	}
 	whole := u.desc.Size <= maxWhole || u.ep.takesWhole()
@@ -284,6 +309,7 @@ func (u *upload) run(ctx context.Context) error {
 	if u.location == nil {
 		mounted, err := u.begin(ctx)
 		if mounted || err != nil {
+			u.there = mounted
 			return err
 		}
 	}

@@ -23,23 +23,49 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// pushed is a PushProgress that notes everything.
+type pushed struct {
+	mu            sync.Mutex
+	sent          map[digest.Digest]int64
+	queued, exist []digest.Digest
+}
+
+func (p *pushed) Queued(d ocispec.Descriptor) { p.queued = append(p.queued, d.Digest) }
+
+func (p *pushed) Sent(d ocispec.Descriptor, n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sent[d.Digest] = n
+}
+
+func (p *pushed) Exists(d ocispec.Descriptor) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.exist = append(p.exist, d.Digest)
+}
+
 // TestRoundTrip pushes an image, has skopeo and go-containerregistry check it, and pulls it into another store.
 func TestRoundTrip(t *testing.T) {
 	reg := registrytest.Start(t)
 	from, to := newStore(t), newStore(t)
 	desc := makeImage(t, from, amd64, 10, 3<<20, 0)
 	ref := reg.Host + "/team/app:v1"
-	var mu sync.Mutex
-	done := map[digest.Digest]int64{}
+	told := &pushed{sent: map[digest.Digest]int64{}}
 	c := New(nil)
-	err := c.Push(t.Context(), from, ref, desc, PushOptions{Progress: func(d ocispec.Descriptor, n int64) {
-		mu.Lock()
-		done[d.Digest] = n
-		mu.Unlock()
-	}})
-	if err != nil {
+	if err := c.Push(t.Context(), from, ref, desc, PushOptions{Progress: told}); err != nil {
 		t.Fatal(err)
 	}
+	if len(told.queued) != 4 || len(told.exist) != 0 {
+		t.Errorf("%d blobs were queued, and %d existed", len(told.queued), len(told.exist))
+	}
+	again := &pushed{sent: map[digest.Digest]int64{}}
+	if err := c.Push(t.Context(), from, ref, desc, PushOptions{Progress: again}); err != nil {
+		t.Fatal(err)
+	}
+	if len(again.exist) != 4 || len(again.sent) != 0 {
+		t.Errorf("of blobs that the registry has %d existed, and %d were sent", len(again.exist), len(again.sent))
+	}
+	done := told.sent
 	img, err := Pull(t.Context(), c, ref, amd64, to)
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"golang.org/x/sys/unix"
@@ -46,12 +47,14 @@ func (s *Store) survived(ctx context.Context, o *opened, form Form) error {
 	var damage string
 	compared, stop := context.WithCancel(ctx)
 	defer stop()
+	count, end := events.From(ctx).Counting(string(o.id), events.Comparing, 0)
+	defer end()
 	err := s.compare(compared, o.id, o.manifest, form, o.base, func(path, what string) {
 		if damage == "" {
 			damage = path + " " + what
 		}
 		stop()
-	}, func(int64) {})
+	}, count)
 	switch {
 	case damage != "":
 		return fmt.Errorf("%w: the machine was started again before all of layer %s was on disk: %s", layer.ErrDamaged, o.id, damage)

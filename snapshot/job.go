@@ -240,7 +240,7 @@ func (j *Job) makeBlob(ctx context.Context, id layer.ID, f blob.Form) (blob.Blob
 		old.Close()
 		return blob.Blob{}, err
 	}
-	m, err := j.blobs.Begin(ctx, f.Compression, old)
+	m, err := j.blobs.Begin(ctx, string(id), f.Compression, old)
 	if err != nil {
 		return blob.Blob{}, err
 	}
@@ -258,7 +258,7 @@ func (j *Job) makeBlob(ctx context.Context, id layer.ID, f blob.Form) (blob.Blob
 // BeginBlob begins the blob of a layer that is about to be committed under an id: its tar is written to it, and Pending.Pack takes what
 // its Commit returns.
 func (j *Job) BeginBlob(ctx context.Context, id layer.ID, f blob.Form) (*blob.Making, error) {
-	return j.blobs.Begin(ctx, f.Compression, j.blobs.Earlier(j.store.Path(j.Earlier(id)), f))
+	return j.blobs.Begin(ctx, string(id), f.Compression, j.blobs.Earlier(j.store.Path(j.Earlier(id)), f))
 }
 
 // SetEarlier keeps what the step that makes a layer had made when it ran before: most of it may be the same.

@@ -58,7 +58,7 @@ func reader(task *events.Task) func(done, total int64) {
 	var transfer func(current int64, done bool)
 	return func(done, total int64) {
 		if transfer == nil {
-			transfer = task.Transferring("bytes", total)
+			transfer = task.Transferring("bytes", events.Moving, total)
 		}
 		transfer(done, false)
 	}

@@ -145,6 +145,8 @@ type Loader struct {
 	KeepGitDir bool
 	// Warn tells people what they should know.
 	Warn func(text string)
+	// Reading is told of the reading of contexts, as localdir.Dir.Reading says.
+	Reading func(ctx context.Context, total int64) (count func(n int))
 	// Open are the contexts: those that Steps need are in it as soon as they do.
 	Open *Contexts
 
@@ -189,6 +191,7 @@ func (l *Loader) openDir(ctx context.Context, name, dir string, m *ignore.Matche
 		return fmt.Errorf("open the build context: %w", err)
 	}
 	d.Warn(l.Warn)
+	d.Reading(l.Reading)
 	if err := d.HideRoot(l.Root); err != nil {
 		return errors.Join(err, d.Close())
 	}

@@ -75,8 +75,8 @@ var allowed = map[string][]string{
 		"sandbox", "internal"},
 
 	// Neither knows the other; both speak internal/mount.
-	"snapshot":         {"snapshot/blob", "snapshot/compose", "snapshot/diff", "snapshot/dir", "snapshot/roots", "internal"},
-	"snapshot/blob":    {"internal"},
+	"snapshot":         {"events", "snapshot/blob", "snapshot/compose", "snapshot/diff", "snapshot/dir", "snapshot/roots", "internal"},
+	"snapshot/blob":    {"events", "internal"},
 	"snapshot/compose": {"internal"},
 	"snapshot/diff":    {"snapshot/dir", "snapshot/roots", "internal"},
 	"snapshot/dir":     {"internal"},

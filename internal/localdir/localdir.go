@@ -30,6 +30,8 @@ type Dir struct {
 	now    func() time.Time // time.Now, or a test's clock
 	hidden fileID           // of the directory that is not part of the tree; the zero fileID for none
 	warn   func(text string)
+	// reading is what Reading set.
+	reading func(ctx context.Context, total int64) (count func(n int))
 	copies
 
 	mu    sync.Mutex
@@ -54,7 +56,10 @@ func Open(ctx context.Context, name string, m *ignore.Matcher, cacheFile, tmp st
 	if err != nil {
 		return nil, err
 	}
-	return &Dir{ctx: ctx, name: name, root: root, ignore: m, stats: openStatCache(cacheFile, tmp), now: time.Now, infos: map[string]dirInfo{}, warn: func(string) {}, places: map[string]bool{}}, nil
+	return &Dir{
+		ctx: ctx, name: name, root: root, ignore: m, stats: openStatCache(cacheFile, tmp), now: time.Now, infos: map[string]dirInfo{},
+		warn: func(string) {}, places: map[string]bool{}, reading: func(context.Context, int64) func(int) { return nil },
+	}, nil
 }
 
 // fileID tells a file from all others, whatever its path is.
@@ -121,6 +126,12 @@ func missing(err error) bool {
 
 // Warn sets what is told of files that change while they are read. It is called before anything else.
 func (d *Dir) Warn(warn func(text string)) { d.warn = warn }
+
+// Reading sets what is told when Sum is about to read files of so many bytes. The function that it returns is called with the number of
+// bytes of each read, by several goroutines; nil is for none.
+func (d *Dir) Reading(begin func(ctx context.Context, total int64) (count func(n int))) {
+	d.reading = begin
+}
 
 // Close frees the directory, after keeping the digests that were learnt in the cache file.
 func (d *Dir) Close() error {

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -389,7 +390,7 @@ func TestChangedWhileRead(t *testing.T) {
 					t.Fatal(err)
 				}
 			}}
-			if err := d.sum(ctx, &e, make([]byte, 1<<10)); err != nil {
+			if err := d.sum(ctx, &e, make([]byte, 1<<10), func(int) {}); err != nil {
 				t.Fatal(err)
 			}
 			if len(warned) > 0 != c.copied {
@@ -677,7 +678,8 @@ func TestEnds(t *testing.T) {
 	if _, _, err := d.Lookup("large"); !errors.Is(err, ctxtest.ErrEnded) {
 		t.Errorf("Lookup: %v", err)
 	}
-	if err := d.sum(ctxtest.EndAfter(10), &layer.Entry{Path: "large", Type: layer.File, Size: 1 << 40}, make([]byte, 4<<10)); !errors.Is(err, ctxtest.ErrEnded) {
+	large := &layer.Entry{Path: "large", Type: layer.File, Size: 1 << 40}
+	if err := d.sum(ctxtest.EndAfter(10), large, make([]byte, 4<<10), func(int) {}); !errors.Is(err, ctxtest.ErrEnded) {
 		t.Errorf("sum: %v", err)
 	}
 	f, err := d.Open(&layer.Entry{Path: "large", Type: layer.File, Size: 1 << 40})
@@ -760,5 +762,32 @@ func TestHideRoot(t *testing.T) {
 	defer p.close(d)
 	if err := d.HideRoot(p.dir); err == nil {
 		t.Error("a context is kiln's root directory")
+	}
+}
+
+// What Sum is about to read is announced, and counted as it is read; digests that are known are neither.
+func TestReading(t *testing.T) {
+	p := newPlace(t)
+	p.write("one", strings.Repeat("x", 1000))
+	p.write("two", strings.Repeat("y", 500))
+	d := p.open()
+	defer p.close(d)
+	var announced, read atomic.Int64
+	d.Reading(func(_ context.Context, total int64) func(n int) {
+		announced.Add(total)
+		return func(n int) { read.Add(int64(n)) }
+	})
+	list, err := d.List("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries := []*layer.Entry{&list[0], &list[1]}
+	for range 2 {
+		if err := d.Sum(t.Context(), entries); err != nil {
+			t.Fatal(err)
+		}
+		if announced.Load() != 1500 || read.Load() != 1500 {
+			t.Errorf("%d bytes were announced, and %d read", announced.Load(), read.Load())
+		}
 	}
 }

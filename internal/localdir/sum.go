@@ -20,16 +20,17 @@ import (
 // Sum implements layer.Tree: files whose digest was not in the cache are read, several at a time. One that changes while it is read is
 // read again, and at last what it had when it was opened counts.
 func (d *Dir) Sum(ctx context.Context, entries []*layer.Entry) error {
-	if !slices.ContainsFunc(entries, func(e *layer.Entry) bool { return e.Type == layer.File && e.Digest == (layer.Digest{}) }) {
+	if !slices.ContainsFunc(entries, unknown) {
 		return nil
 	}
+	count := d.counting(ctx, entries)
 	g, ctx := errgroup.WithContext(ctx)
 	work := make(chan *layer.Entry)
 	for range runtime.GOMAXPROCS(0) {
 		g.Go(func() error {
 			buf := make([]byte, 256<<10)
 			for e := range work {
-				if err := d.sum(ctx, e, buf); err != nil {
+				if err := d.sum(ctx, e, buf, count); err != nil {
 					return err
 				}
 			}
@@ -39,7 +40,7 @@ func (d *Dir) Sum(ctx context.Context, entries []*layer.Entry) error {
 	g.Go(func() error {
 		defer close(work)
 		for _, e := range entries {
-			if e.Type != layer.File || e.Digest != (layer.Digest{}) {
+			if !unknown(e) {
 				continue
 			}
 			select {
@@ -53,11 +54,40 @@ func (d *Dir) Sum(ctx context.Context, entries []*layer.Entry) error {
 	return g.Wait()
 }
 
+// unknown reports whether an entry is a file whose digest is not known.
+func unknown(e *layer.Entry) bool { return e.Type == layer.File && e.Digest == (layer.Digest{}) }
+
+// counting returns what is called with the number of bytes of each read.
+func (d *Dir) counting(ctx context.Context, entries []*layer.Entry) func(n int) {
+	var total int64
+	for _, e := range entries {
+		if unknown(e) {
+			total += e.Size
+		}
+	}
+	if count := d.reading(ctx, total); count != nil {
+		return count
+	}
+	return func(int) {}
+}
+
+// counter is a reader that says how much was read.
+type counter struct {
+	io.Reader
+	count func(n int)
+}
+
+func (c counter) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.count(n)
+	return n, err
+}
+
 // maxReads is how many times a file that changes while it is read is read.
 const maxReads = 3
 
 // sum fills in the digest of a file, with what else it is then.
-func (d *Dir) sum(ctx context.Context, e *layer.Entry, buf []byte) error {
+func (d *Dir) sum(ctx context.Context, e *layer.Entry, buf []byte, count func(n int)) error {
 	for reads := 1; ; reads++ {
 		if c, ok := d.copies.of(e.Path); ok {
 			*e = c.entry
@@ -74,7 +104,7 @@ func (d *Dir) sum(ctx context.Context, e *layer.Entry, buf []byte) error {
 		case err != nil:
 			return err
 		}
-		ok, err := d.sumOpen(ctx, f, e, buf, reads == maxReads)
+		ok, err := d.sumOpen(ctx, f, e, buf, count, reads == maxReads)
 		if err = errors.Join(err, f.Close()); err != nil || ok {
 			return err
 		}
@@ -82,7 +112,7 @@ func (d *Dir) sum(ctx context.Context, e *layer.Entry, buf []byte) error {
 }
 
 // sumOpen is sum for a file that is open. It is false for one that changed while it was read, unless that was the last try.
-func (d *Dir) sumOpen(ctx context.Context, f *os.File, e *layer.Entry, buf []byte, last bool) (bool, error) {
+func (d *Dir) sumOpen(ctx context.Context, f *os.File, e *layer.Entry, buf []byte, count func(n int), last bool) (bool, error) {
 	opened := d.now()
 	var before, after unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &before); err != nil {
@@ -101,7 +131,7 @@ func (d *Dir) sumOpen(ctx context.Context, f *os.File, e *layer.Entry, buf []byt
 	if d.volatile(&before) {
 		return true, d.copy(ctx, f, e)
 	}
-	digest, n, err := sum(ctxio.Reader(ctx, io.LimitReader(f, before.Size+1)), buf)
+	digest, n, err := sum(counter{ctxio.Reader(ctx, io.LimitReader(f, before.Size+1)), count}, buf)
 	if err != nil {
 		return false, err
 	}

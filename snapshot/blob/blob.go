@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/atomicfile"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
@@ -152,16 +153,20 @@ type Making struct {
 	mediaType string
 	diffID    hash.Hash // nil: that of the blob
 	old       *Earlier
+
+	count func(n int64)
+	end   func()
 }
 
-// Begin begins a blob, which takes blocks from an earlier one, unless that is nil. Close must be called; it closes the earlier one as well.
-func (s Store) Begin(ctx context.Context, c Compression, old *Earlier) (*Making, error) {
+// Begin begins a blob, which takes blocks from an earlier one, unless that is nil. Its compression is reported at the vertex of ctx, under a
+// name. Close must be called; it closes the earlier one as well.
+func (s Store) Begin(ctx context.Context, name string, c Compression, old *Earlier) (*Making, error) {
 	w, err := s.CAS.Create(ctx)
 	if err != nil {
 		old.Close()
 		return nil, err
 	}
-	m := &Making{store: w, out: plainWriter{w}, mediaType: ocispec.MediaTypeImageLayer, old: old}
+	m := &Making{store: w, out: plainWriter{w}, mediaType: ocispec.MediaTypeImageLayer, old: old, count: func(int64) {}, end: func() {}}
 	var to io.Writer = m.out
 	if c.Type != Uncompressed.Type {
 		if m.out, m.mediaType, err = compressor(w, c, old.of()); err != nil {
@@ -169,6 +174,7 @@ func (s Store) Begin(ctx context.Context, c Compression, old *Earlier) (*Making,
 			old.Close()
 			return nil, err
 		}
+		m.count, m.end = events.From(ctx).Counting(name, events.Compressing, 0)
 		m.diffID = sha256.New()
 		to = io.MultiWriter(m.diffID, m.out)
 	}
@@ -176,11 +182,19 @@ func (s Store) Begin(ctx context.Context, c Compression, old *Earlier) (*Making,
 	return m, nil
 }
 
+// Write implements io.Writer.
+func (m *Making) Write(p []byte) (int, error) {
+	n, err := m.Blocks.Write(p)
+	m.count(int64(n))
+	return n, err
+}
+
 // Commit makes the blob of what was written. Without it Close leaves no blob.
 func (m *Making) Commit() (Blob, error) {
-	if err := errors.Join(m.End(true), m.out.Close()); err != nil {
+	if err := errors.Join(m.Blocks.End(true), m.out.Close()); err != nil {
 		return Blob{}, err
 	}
+	m.end()
 	desc, err := m.store.Commit("", -1)
 	if err != nil {
 		return Blob{}, err
@@ -200,6 +214,18 @@ func (m *Making) Close() error {
 		_ = m.out.Close()
 	}
 	return m.store.Close()
+}
+
+// counter is a reader that counts what is read.
+type counter struct {
+	io.Reader
+	count func(n int64)
+}
+
+func (c counter) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.count(int64(n))
+	return n, err
 }
 
 // Compress returns the blob of a tar of the image store in compressed form, which is made once, from blocks of an earlier blob where it has
@@ -264,10 +290,12 @@ func (s Store) compress(ctx context.Context, plain ocispec.Descriptor, c Compres
 	if err != nil {
 		return Blob{}, err
 	}
-	_, err = io.CopyBuffer(struct{ io.Writer }{z}, ctxio.Reader(ctx, r), make([]byte, blockSize))
+	count, end := events.From(ctx).Counting(plain.Digest.String(), events.Compressing, plain.Size)
+	_, err = io.CopyBuffer(struct{ io.Writer }{z}, counter{ctxio.Reader(ctx, r), count}, make([]byte, blockSize))
 	if err = errors.Join(err, z.Close()); err != nil {
 		return Blob{}, err
 	}
+	end()
 	desc, err := w.Commit("", -1)
 	desc.MediaType = mediaType
 	return Blob{desc, plain.Digest, piecesOf(z)}, err

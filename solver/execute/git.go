@@ -60,7 +60,7 @@ func receiving(ctx context.Context) func(remote string, bytes int64) {
 		mu.Lock()
 		report := byRemote[remote]
 		if report == nil {
-			report = task.Transferring(remote, 0)
+			report = task.Transferring(remote, events.Moving, 0)
 			byRemote[remote] = report
 		}
 		mu.Unlock()

@@ -36,7 +36,7 @@ func (x *Job) HTTP(ctx context.Context, op llb.HTTP) (d digest.Digest, modified 
 	req := httpRequest(op)
 	req.Received = func(bytes, total int64) {
 		if report == nil {
-			report = task.Transferring(op.Filename, total)
+			report = task.Transferring(op.Filename, events.Moving, total)
 		}
 		report(bytes, false)
 	}

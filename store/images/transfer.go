@@ -7,25 +7,43 @@ import (
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/registry/image"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Uploads returns what a push reports to: a transfer of the task for each blob.
-func Uploads(task *events.Task) func(d ocispec.Descriptor, done int64) {
-	var mu sync.Mutex
-	byDigest := map[digest.Digest]func(current int64, done bool){}
-	return func(d ocispec.Descriptor, done int64) {
-		mu.Lock()
-		transfer := byDigest[d.Digest]
-		if transfer == nil {
-			transfer = task.Transferring(d.Digest.String(), d.Size)
-			byDigest[d.Digest] = transfer
-		}
-		mu.Unlock()
-		transfer(done, false)
+func Uploads(task *events.Task) registry.PushProgress {
+	return &uploads{task: task, byDigest: map[digest.Digest]func(current int64, done bool){}}
+}
+
+type uploads struct {
+	task     *events.Task
+	mu       sync.Mutex
+	byDigest map[digest.Digest]func(current int64, done bool)
+}
+
+// Queued implements registry.PushProgress.
+func (u *uploads) Queued(d ocispec.Descriptor) {
+	u.task.Emit(events.Transfer{Name: d.Digest.String(), Phase: events.Queued, Total: d.Size})
+}
+
+// Sent implements registry.PushProgress.
+func (u *uploads) Sent(d ocispec.Descriptor, done int64) {
+	u.mu.Lock()
+	transfer := u.byDigest[d.Digest]
+	if transfer == nil {
+		transfer = u.task.Transferring(d.Digest.String(), events.Moving, d.Size)
+		u.byDigest[d.Digest] = transfer
 	}
+	u.mu.Unlock()
+	transfer(done, false)
+}
+
+// Exists implements registry.PushProgress.
+func (u *uploads) Exists(d ocispec.Descriptor) {
+	u.task.Emit(events.Transfer{Name: d.Digest.String(), Phase: events.Exists, Current: d.Size, Total: d.Size, Done: true})
 }
 
 // downloading is a reader of a blob that reports to a transfer how much was read.
@@ -51,7 +69,7 @@ func (r Reporting) Fetch(ctx context.Context, ref string, desc ocispec.Descripto
 	if err != nil {
 		return nil, err
 	}
-	return &downloading{ReadCloser: blob, report: events.From(ctx).Transferring(desc.Digest.String(), desc.Size)}, nil
+	return &downloading{ReadCloser: blob, report: events.From(ctx).Transferring(desc.Digest.String(), events.Moving, desc.Size)}, nil
 }
 
 // OCIPlatform returns a platform as OCI writes it.
