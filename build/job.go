@@ -111,8 +111,10 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	})
 	j.onClose(j.steps.end)
 	keep, _ := strconv.ParseBool(o.Target.Args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]) // what is no boolean is false, as for BuildKit
-	j.loader = &contexts.Loader{Source: o.Source, Steps: j.steps, Root: b.root.Dir(), Tmp: work.Scratch.Path(), KeepGitDir: keep, Warn: s.Warn, Open: open,
-		Reading: readingContext}
+	j.loader = &contexts.Loader{
+		Source: o.Source, Steps: j.steps, Root: b.root.Dir(), Tmp: work.Scratch.Path(), KeepGitDir: keep, Warn: s.Warn, Open: open,
+		Reading: readingContext,
+	}
 	return j, nil
 }
 

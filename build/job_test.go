@@ -39,8 +39,8 @@ func project(t *testing.T, dockerfile, file string) string {
 	return dir
 }
 
-// TestJobs runs several jobs in one process, on one root directory, at the same time. Each stream has the events of its own job, and when the
-// jobs are over nothing is held any more.
+// TestJobs runs several jobs in one process, on one root directory, at the same time. Each stream has the events of its own job, and when
+// the jobs are over nothing is held any more.
 func TestJobs(t *testing.T) {
 	b := newBuilder(t)
 	const n = 4

@@ -177,8 +177,8 @@ func (p *output) attribute(key, value string) error {
 	return fmt.Errorf("output %s: the key %s is not supported yet", p.Type, key)
 }
 
-// date tells the outputs what SOURCE_DATE_EPOCH is, in Unix seconds; nil is for none. It is the time of all files of an output that is files;
-// those of an image have no later times if rewrite-timestamp is set.
+// date tells the outputs what SOURCE_DATE_EPOCH is, in Unix seconds; nil is for none. It is the time of all files of an output that is
+// files; those of an image have no later times if rewrite-timestamp is set.
 func date(outputs []output, epoch *int64, warn func(string)) {
 	for i := range outputs {
 		form := &outputs[i].form.Layers

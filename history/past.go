@@ -45,8 +45,8 @@ type Kept interface {
 	Files(now, last string) events.Files
 }
 
-// Past returns a build of the history: the one whose ID begins or ends with id, the last one for "". An error that is *input.Error says that
-// there is none.
+// Past returns a build of the history: the one whose ID begins or ends with id, the last one for "". An error that is *input.Error says
+// that there is none.
 func (h *History) Past(id string, kept Kept) (*Past, error) {
 	found, err := h.find(id)
 	if err != nil {

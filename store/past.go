@@ -9,8 +9,8 @@ import (
 	"github.com/kilnbuild/kiln/solver/explain"
 )
 
-// Past returns a build of the history: the one whose ID begins or ends with id, the last one for "". An error that is *input.Error says that
-// there is none.
+// Past returns a build of the history: the one whose ID begins or ends with id, the last one for "". An error that is *input.Error says
+// that there is none.
 func (r *Root) Past(id string) (*history.Past, error) {
 	w, err := r.Work()
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/part"
 )
 
-// How much has to go follows BuildKit's rule (cache/manager.go, calculateKeepBytes): the limits that are not 0 hold together, but for what is
-// reserved.
+// How much has to go follows BuildKit's rule (cache/manager.go, calculateKeepBytes): the limits that are not 0 hold together, but for what
+// is reserved.
 func TestExcess(t *testing.T) {
 	for _, tc := range []struct {
 		name        string
@@ -34,8 +34,8 @@ func TestExcess(t *testing.T) {
 	}
 }
 
-// What images with a name are made of is shared, and so are the records of it; a layer takes its description from the record, and the base of
-// delta layers goes after them.
+// What images with a name are made of is shared, and so are the records of it; a layer takes its description from the record, and the base
+// of delta layers goes after them.
 func TestRelate(t *testing.T) {
 	now := time.Now()
 	items := []part.Item{

@@ -1,5 +1,5 @@
-// Package atomicfile replaces files as a whole: what is written gets its name when it is complete, so nobody ever sees half of it. Nothing is
-// synchronised to disk; a file that must survive a crash of the machine says itself whether it is whole.
+// Package atomicfile replaces files as a whole: what is written gets its name when it is complete, so nobody ever sees half of it. Nothing
+// is synchronised to disk; a file that must survive a crash of the machine says itself whether it is whole.
 package atomicfile
 
 import (

@@ -1,7 +1,7 @@
 // Package cachemount knows where cache mounts of steps lie in the root directory, and who uses one.
 //
-// A cache is a directory with its files in Files. Whoever uses it holds the lock of Lock in it, whose time is that of the last use. A private
-// cache that is in use is replaced by another of the same id, with a number behind it.
+// A cache is a directory with its files in Files. Whoever uses it holds the lock of Lock in it, whose time is that of the last use. A
+// private cache that is in use is replaced by another of the same id, with a number behind it.
 package cachemount
 
 import (
