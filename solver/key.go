@@ -10,7 +10,7 @@ import (
 
 // KeyVersion is part of every key. It changes whenever the meaning of an op or the form of its inputs changes, so that
 // an older record is never taken for a result of today's code.
-const KeyVersion = "kiln-3"
+const KeyVersion = "kiln-4"
 
 // Key names a step by everything that can decide its result. It is not a digest of any content: the compiler keeps keys
 // and content digests apart.
