@@ -50,14 +50,18 @@ func (s *Store) acquire(id layer.ID) (*opened, error) {
 		return nil, err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if other := s.open[id]; other != nil { // somebody was faster
-		other.refs++
-		defer s.close(o)
-		return other, nil
+	other := s.open[id]
+	if other == nil {
+		s.open[id] = o
+	} else {
+		other.refs++ // somebody was faster
 	}
-	s.open[id] = o
-	return o, nil
+	s.mu.Unlock()
+	if other == nil {
+		return o, nil
+	}
+	_ = s.close(o) // nothing was written
+	return other, nil
 }
 
 // release lets go of a layer.
@@ -174,14 +178,29 @@ func (s *Store) forget(o *opened, err error) {
 	}
 }
 
-// check makes sure that the carriers of a layer are what they were when it was made.
+// replaced reports whether another process has put the layer, made again, in the place of what was opened.
+func (s *Store) replaced(o *opened) bool {
+	was, err := o.lock.File().Stat()
+	if err != nil {
+		return false
+	}
+	is, err := os.Lstat(s.Path(o.id))
+	return err == nil && !os.SameFile(was, is)
+}
+
+// check makes sure that the carriers of a layer are what they were when it was made. If it was replaced meanwhile, it is forgotten, without
+// an error.
 func (s *Store) check(ctx context.Context, o *opened) (err error) {
 	form, boot, sound, gone := s.state(o)
 	if sound || gone != nil {
 		return gone
 	}
 	defer func() {
-		if errors.Is(err, layer.ErrDamaged) || errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case err != nil && s.replaced(o): // what was looked at is not what was opened
+			s.forget(o, err)
+			err = nil
+		case missing(err):
 			s.forget(o, err)
 		}
 	}()
