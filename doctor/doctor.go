@@ -300,7 +300,7 @@ func (p *patient) lookCredentials(context.Context) (string, Severity) {
 	case err != nil:
 		return err.Error(), Lacking
 	case path == "":
-		return "there are none: docker login makes them", Fine
+		return "there are none: kiln login makes them", Fine
 	case len(missing) > 0:
 		return fmt.Sprintf("%s names programs that are not in $PATH: %s", path, strings.Join(missing, ", ")), Lacking
 	}

@@ -168,7 +168,7 @@ func TestUnauthorized(t *testing.T) {
 	path := useDockerConfig(t, map[string]any{"auths": map[string]any{}})
 	_, err := quick(nil).Resolve(t.Context(), front.host+"/app", amd64, newStore(t))
 	e := wantKind(t, err, Unauthorized)
-	if !strings.Contains(e.Error(), path+" has no credentials") || !strings.Contains(e.Error(), "docker login "+front.host) {
+	if !strings.Contains(e.Error(), path+" has no credentials") || !strings.Contains(e.Error(), "kiln login "+front.host) {
 		t.Errorf("no advice: %v", e)
 	}
 	useDockerConfig(t, map[string]any{"auths": map[string]any{front.host: map[string]string{"username": "user", "password": "wrong"}}})

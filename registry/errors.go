@@ -121,7 +121,7 @@ func (c *Client) explainStatus(e *Error, h *host, status *fetch.StatusError) {
 		e.Err = fmt.Errorf("access is denied or it does not exist (%w)", status)
 	case http.StatusUnauthorized, http.StatusForbidden:
 		e.Kind = Unauthorized
-		login := "docker login"
+		login := "kiln login"
 		if h.name != config.DockerHub {
 			login += " " + h.name
 		}

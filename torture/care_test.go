@@ -45,7 +45,7 @@ func (p *project) empty() {
 			p.t.Fatalf("kiln rmi: %v\n%s", err, out)
 		}
 	}
-	if out, err := p.command("prune", "-a").CombinedOutput(); err != nil {
+	if out, err := p.command("prune", "-f", "-a").CombinedOutput(); err != nil {
 		p.t.Fatalf("kiln prune: %v\n%s", err, out)
 	}
 	err = filepath.WalkDir(p.root, func(path string, e fs.DirEntry, err error) error {
@@ -154,7 +154,7 @@ func TestPruneWhileBuilding(t *testing.T) {
 			}
 		})
 	}
-	for _, args := range [][]string{{"prune", "-a"}, {"prune"}, {"prune", "--max-used-space", "2MB"}, {"check"}, {"images"}} {
+	for _, args := range [][]string{{"prune", "-f", "-a"}, {"prune", "-f"}, {"prune", "-f", "--max-used-space", "2MB"}, {"check"}, {"images"}} {
 		loop(func() {
 			out, log, ok, err := run(projects[0].command(args...))
 			if ok && err != nil {

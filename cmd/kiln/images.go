@@ -36,12 +36,7 @@ func (a *app) imagesCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "images [REPOSITORY[:TAG]]",
 		Short: "List the images of the store",
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return usageErrorf("%s takes one REPOSITORY at most", cmd.CommandPath())
-			}
-			return nil
-		},
+		Args:  oneAtMost("REPOSITORY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			print, err := rowPrinter(format)
 			if err != nil {

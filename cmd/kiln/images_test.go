@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+
+	"github.com/kilnbuild/kiln/registry/registrytest"
+	"github.com/rogpeppe/go-internal/testscript"
 )
 
 // TestUntrustedRow shows a row of an image whose index names it and its platform with escape sequences.
@@ -24,4 +27,17 @@ func TestUntrustedRow(t *testing.T) {
 			t.Errorf("printed %q", out)
 		}
 	}
+}
+
+// TestImages runs the stories of testdata/images, about commands for images:
+//
+//	$PRIVATE   a registry whose user "user" has the password "secret"
+//	$OPEN      a registry that asks for no password
+func TestImages(t *testing.T) {
+	private, open := registrytest.StartWithUser(t, "user", "secret"), registrytest.Start(t)
+	stories(t, testscript.Params{Dir: "testdata/images"}, func(env *testscript.Env) error {
+		env.Setenv("PRIVATE", private.Host)
+		env.Setenv("OPEN", open.Host)
+		return nil
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -46,7 +47,7 @@ name have. What a running build uses stays.`,
 					return usageErrorf("--%s %q: %w", size.flag, size.value, err)
 				}
 			}
-			if !force && !dryRun && termtext.IsTerminal(cmd.InOrStdin()) {
+			if !force && !dryRun {
 				if err := a.confirm(cmd, all); err != nil {
 					return err
 				}
@@ -67,8 +68,11 @@ name have. What a running build uses stays.`,
 	return cmd
 }
 
-// confirm asks as docker does.
+// confirm asks whether to remove what prune removes. Without a terminal nobody can answer.
 func (a *app) confirm(cmd *cobra.Command, all bool) error {
+	if !termtext.IsTerminal(cmd.InOrStdin()) {
+		return usageErrorf("nothing was removed: standard input is not a terminal, so %s needs --force or --dry-run", cmd.CommandPath())
+	}
 	what := "images without a name and the cache that no image with a name needs"
 	if all {
 		what = "images without a name and the whole cache"
@@ -76,21 +80,33 @@ func (a *app) confirm(cmd *cobra.Command, all bool) error {
 	if _, err := fmt.Fprintf(a.stdout, "WARNING! This will remove %s.\nAre you sure you want to continue? [y/N] ", what); err != nil {
 		return err
 	}
-	answers := make(chan string, 1)
-	go func() { // a read of a terminal cannot be called off
-		answer, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n') // an end of input is a no
-		answers <- answer
-	}()
-	var answer string
-	select {
-	case answer = <-answers:
-	case <-cmd.Context().Done():
-		return context.Cause(cmd.Context())
+	answer, err := ask(cmd, func() (string, error) { return bufio.NewReader(cmd.InOrStdin()).ReadString('\n') })
+	if err != nil && err != io.EOF { // an end of input is a no
+		return err
 	}
 	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
 		return usageErrorf("nothing was removed")
 	}
 	return nil
+}
+
+// ask returns what read returns, which waits for the user, unless the context of the command ends first.
+func ask(cmd *cobra.Command, read func() (string, error)) (string, error) {
+	type answer struct {
+		text string
+		err  error
+	}
+	answers := make(chan answer, 1)
+	go func() { // a read of a terminal cannot be interrupted
+		text, err := read()
+		answers <- answer{text, err}
+	}()
+	select {
+	case a := <-answers:
+		return a.text, a.err
+	case <-cmd.Context().Done():
+		return "", context.Cause(cmd.Context())
+	}
 }
 
 func (a *app) prune(cmd *cobra.Command, k *kiln, o store.PruneOptions) error {

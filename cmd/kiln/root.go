@@ -84,7 +84,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.PersistentFlags().BoolVarP(&a.debug, "debug", "D", false, "say what need not concern the user, and print the stack of an internal error")
 	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(a.buildCommand(), a.imagesCommand(), a.tagCommand(), a.rmiCommand(), a.inspectCommand(), a.pushCommand(),
-		a.pullCommand(), a.pruneCommand(), a.duCommand(), a.checkCommand(), a.explainCommand(), a.doctorCommand(), a.versionCommand())
+		a.pullCommand(), a.loginCommand(), a.logoutCommand(), a.pruneCommand(), a.duCommand(), a.checkCommand(), a.explainCommand(), a.doctorCommand(), a.versionCommand())
 	return root
 }
 
@@ -96,6 +96,16 @@ func exactArgs(names ...string) cobra.PositionalArgs {
 		}
 		if len(args) != len(names) {
 			return usageErrorf("%s takes %s, and got %s", cmd.CommandPath(), strings.Join(names, " and "), count(len(args), "argument"))
+		}
+		return nil
+	}
+}
+
+// oneAtMost allows one argument or none.
+func oneAtMost(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return usageErrorf("%s takes one %s at most, and got %s", cmd.CommandPath(), name, count(len(args), "argument"))
 		}
 		return nil
 	}

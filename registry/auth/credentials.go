@@ -61,11 +61,11 @@ type dockerConfig struct {
 }
 
 type authEntry struct {
-	Auth          string `json:"auth"`
-	Username      string `json:"username"`
-	Password      string `json:"password"`
-	IdentityToken string `json:"identitytoken"`
-	RegistryToken string `json:"registrytoken"`
+	Auth          string `json:"auth,omitempty"`
+	Username      string `json:"username,omitempty"`
+	Password      string `json:"password,omitempty"`
+	IdentityToken string `json:"identitytoken,omitempty"`
+	RegistryToken string `json:"registrytoken,omitempty"`
 }
 
 // NewKeychain returns a Keychain that reads no file until it is first asked.
@@ -159,6 +159,15 @@ func Check() (path string, missing []string, err error) {
 }
 
 func readConfigFile(path string) (*dockerConfig, error) {
+	data, err := readLimited(path)
+	if err != nil {
+		return nil, err
+	}
+	return parseDockerConfig(path, data)
+}
+
+// readLimited returns the content of a file of at most maxCredentials bytes.
+func readLimited(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -171,7 +180,7 @@ func readConfigFile(path string) (*dockerConfig, error) {
 	if len(data) > maxCredentials {
 		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxCredentials)
 	}
-	return parseDockerConfig(path, data)
+	return data, nil
 }
 
 func parseDockerConfig(path string, data []byte) (*dockerConfig, error) {
@@ -184,16 +193,7 @@ func parseDockerConfig(path string, data []byte) (*dockerConfig, error) {
 }
 
 func (c *dockerConfig) lookup(ctx context.Context, registry string) (credential, error) {
-	key := registry
-	if registry == config.DockerHub {
-		key = hubKey
-	}
-	helper := c.CredsStore
-	for name, h := range c.CredHelpers {
-		if hostOf(name) == hostOf(key) {
-			helper, key = h, name
-		}
-	}
+	helper, key := c.helperFor(registry)
 	if helper != "" {
 		cred, err := askHelper(ctx, helper, key)
 		if err != nil || cred != (credential{}) {
@@ -244,24 +244,57 @@ var helperEnvironment = []string{
 // maxHelperQuote bounds how much of a helper's complaint an error repeats, in bytes.
 const maxHelperQuote = 1 << 10
 
-// askHelper runs docker-credential-NAME of PATH for the credentials of a server. A helper that is not there is an error:
-// going on without would ask another account's images, or send what belongs to one server to another. See
-// docker-credential-helpers, "Credential helper protocol".
+// helperPrefix begins the name of a credential helper's program.
+const helperPrefix = "docker-credential-"
+
+// askHelper asks a credential helper for the credentials of a server; the zero value stands for none.
 func askHelper(ctx context.Context, name, server string) (credential, error) {
-	program := "docker-credential-" + name
-	if strings.ContainsAny(name, "/\x00") {
-		return credential{}, fmt.Errorf("%q is not the name of a credential helper", name)
+	out, err := runHelper(ctx, name, "get", server)
+	if failed, ok := errors.AsType[*helperError](err); ok && strings.Contains(failed.said, "credentials not found") {
+		return credential{}, nil
 	}
-	path, err := exec.LookPath(program)
 	if err != nil {
-		return credential{}, fmt.Errorf("run credential helper: %w", err)
+		return credential{}, err
 	}
-	if path, err = filepath.Abs(path); err != nil {
-		return credential{}, fmt.Errorf("run credential helper: %w", err)
+	var answer struct{ Username, Secret string }
+	if err := json.Unmarshal(out, &answer); err != nil {
+		return credential{}, fmt.Errorf("run %s: it printed no credentials", helperPrefix+name)
+	}
+	if answer.Username == "<token>" {
+		return credential{identityToken: answer.Secret}, nil
+	}
+	return credential{username: answer.Username, password: answer.Secret}, nil
+}
+
+// helperError says that a credential helper failed, and what it printed.
+type helperError struct {
+	path, said string
+	err        error
+}
+
+func (e *helperError) Error() string {
+	return fmt.Sprintf("run %s: %v: %s", e.path, e.err, fetch.Quote(e.said))
+}
+
+func (e *helperError) Unwrap() error { return e.err }
+
+// runHelper runs docker-credential-NAME of PATH for an action, "get", "store" or "erase", and returns what it prints. A helper that is
+// not there is an error: going on without would ask another account's images, or send what belongs to one server to another. See
+// docker-credential-helpers, "Credential helper protocol".
+func runHelper(ctx context.Context, name, action, request string) ([]byte, error) {
+	if strings.ContainsAny(name, "/\x00") {
+		return nil, fmt.Errorf("%q is not the name of a credential helper", name)
+	}
+	path, err := exec.LookPath(helperPrefix + name)
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("run credential helper: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, "get")
+	cmd := exec.CommandContext(ctx, path, action)
 	cmd.Env = []string{}
 	for _, v := range os.Environ() {
 		for _, p := range helperEnvironment {
@@ -273,25 +306,14 @@ func askHelper(ctx context.Context, name, server string) (credential, error) {
 	}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = userns.AsCaller(nil)
-	cmd.Stdin = strings.NewReader(server)
+	cmd.Stdin = strings.NewReader(request)
 	cmd.WaitDelay = time.Second // for pipes that a helper's children hold open
 	out, complaint := &limitedBuffer{limit: maxCredentials}, &limitedBuffer{limit: maxHelperQuote}
 	cmd.Stdout, cmd.Stderr = out, complaint
 	if err := cmd.Run(); err != nil {
-		said := strings.TrimSpace(out.String() + complaint.String())
-		if strings.Contains(said, "credentials not found") {
-			return credential{}, nil
-		}
-		return credential{}, fmt.Errorf("run %s: %w: %s", path, err, fetch.Quote(said))
+		return nil, &helperError{path, strings.TrimSpace(out.String() + complaint.String()), err}
 	}
-	var answer struct{ Username, Secret string }
-	if err := json.Unmarshal(out.Bytes(), &answer); err != nil {
-		return credential{}, fmt.Errorf("run %s: it printed no credentials", path)
-	}
-	if answer.Username == "<token>" {
-		return credential{identityToken: answer.Secret}, nil
-	}
-	return credential{username: answer.Username, password: answer.Secret}, nil
+	return out.Bytes(), nil
 }
 
 // limitedBuffer keeps the first limit bytes of what is written to it.

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/bcrypt"
 )
 
 // startTimeout is how long the registry may take to answer on a machine that is busy with other tests.
@@ -87,4 +89,18 @@ func freeAddress(t testing.TB) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
+}
+
+// StartWithUser starts a registry as Start does, which asks for the password of a user.
+func StartWithUser(t testing.TB, user, password string) *Registry {
+	t.Helper()
+	hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "htpasswd")
+	if err := os.WriteFile(file, fmt.Appendf(nil, "%s:%s\n", user, hash), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return StartWith(t, fmt.Sprintf("auth: {htpasswd: {realm: test, path: %s}}\n", file))
 }
