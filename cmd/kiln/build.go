@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/progress"
@@ -26,14 +27,14 @@ func (a *app) buildCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if slices.ContainsFunc(o.Export.Outputs, onStdout) && termtext.IsTerminal(os.Stdout) {
+			if slices.ContainsFunc(o.Export.Outputs, values.OnStdout) && termtext.IsTerminal(os.Stdout) {
 				return usageErrorf("--output: an archive is not written to a terminal: give it a dest=, or redirect standard output")
 			}
 			proxies, err := auth.Proxies()
 			if err != nil { // docker goes on as well
 				a.complain("warning: RUN gets no proxies: " + err.Error())
 			}
-			addProxies(o.Target.Args, proxies)
+			values.AddProxies(o.Target.Args, proxies)
 			o.Source.Stdin, o.Debug = cmd.InOrStdin(), a.debug
 			return a.withRoot(cmd.Context(), func(k *kiln) error {
 				return a.build(cmd.Context(), k.builder, o, f.progress.mode(), f.call.json)
@@ -71,15 +72,12 @@ func (a *app) build(ctx context.Context, b *build.Builder, o build.Options, mode
 	if !quiet {
 		return nil
 	}
-	if result.ImageID == "" || slices.ContainsFunc(o.Export.Outputs, onStdout) {
+	if result.ImageID == "" || slices.ContainsFunc(o.Export.Outputs, values.OnStdout) {
 		return nil
 	}
 	_, err = fmt.Fprintln(a.stdout, result.ImageID)
 	return err
 }
-
-// onStdout reports whether an output goes to standard output.
-func onStdout(o build.Output) bool { return o.Dest == "-" }
 
 // printVerified says which steps made something else when they ran again.
 func (a *app) printVerified(r *build.Result) {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/spf13/pflag"
@@ -82,11 +83,11 @@ func (f *sourceFlags) read(context string) (s contexts.Source, err error) {
 		return s, usageErrorf("standard input cannot be both the build context and the Dockerfile (-f -)")
 	}
 	s = contexts.Source{Context: context, Dockerfile: f.file}
-	if s.Named, err = parseBuildContexts(f.named); err != nil {
+	if s.Named, err = values.BuildContexts(f.named); err != nil {
 		return s, err
 	}
 	if isDir {
-		if err := checkDir(context); err != nil {
+		if err := values.CheckDir(context); err != nil {
 			return s, usageErrorf("build context: %w", err)
 		}
 	}
@@ -108,19 +109,19 @@ func (f *targetFlags) add(flags *pflag.FlagSet) {
 
 func (f *targetFlags) read() (t build.Target, err error) {
 	t.Stage = f.stage
-	if t.Args, err = parseBuildArgs(f.args); err != nil {
+	if t.Args, err = values.BuildArgs(f.args); err != nil {
 		return t, err
 	}
-	if t.Platforms, err = parsePlatforms(f.platforms); err != nil {
+	if t.Platforms, err = values.Platforms(f.platforms); err != nil {
 		return t, err
 	}
-	t.Labels, err = parseLabels(f.labels)
+	t.Labels, err = values.Labels(f.labels)
 	return t, err
 }
 
 // cachingFlags say what to take from caches.
 type cachingFlags struct {
-	off    noCacheFlag
+	off    values.NoCache
 	offFor []string
 	verify bool
 	pull   bool
@@ -135,7 +136,7 @@ func (f *cachingFlags) add(flags *pflag.FlagSet) {
 }
 
 func (f *cachingFlags) read() build.Caching {
-	return build.Caching{Off: f.off.steps, OffFor: splitLists(f.offFor), FreshMounts: f.off.mounts, Verify: f.verify, Pull: f.pull}
+	return build.Caching{Off: f.off.Steps, OffFor: values.Lists(f.offFor), FreshMounts: f.off.Mounts, Verify: f.verify, Pull: f.pull}
 }
 
 // exportFlags say what becomes of the result.
@@ -169,7 +170,7 @@ func (f *exportFlags) read() (x build.Export, err error) {
 		}
 		x.Annotations = append(x.Annotations, parsed...)
 	}
-	if x.Outputs, err = parseOutputs(f.outputs, f.push, f.load); err != nil || x.IIDFile == "" {
+	if x.Outputs, err = values.Outputs(f.outputs, f.push, f.load); err != nil || x.IIDFile == "" {
 		return x, err
 	}
 	for _, out := range x.Outputs {
@@ -210,13 +211,13 @@ func (f *runFlags) add(flags *pflag.FlagSet) {
 
 func (f *runFlags) read() (r build.Run, err error) {
 	r = build.Run{RunOptions: llb.RunOptions{CgroupParent: f.cgroupParent}, Userns: f.userns, NoProcessSandbox: f.noProcSandbox}
-	if r.Network, err = parseNetwork(f.network); err != nil {
+	if r.Network, err = values.Network(f.network); err != nil {
 		return r, err
 	}
-	if r.ExtraHosts, err = parseExtraHosts(f.hosts); err != nil {
+	if r.ExtraHosts, err = values.ExtraHosts(f.hosts); err != nil {
 		return r, err
 	}
-	if r.Ulimits, err = parseUlimits(f.ulimits); err != nil {
+	if r.Ulimits, err = values.Ulimits(f.ulimits); err != nil {
 		return r, err
 	}
 	if err := build.CheckUserns(r.Userns); err != nil {
@@ -225,7 +226,7 @@ func (f *runFlags) read() (r build.Run, err error) {
 	if r.Limits, err = parseLimits(f.limits, f.resources); err != nil {
 		return r, err
 	}
-	r.ShmSize, err = parseShmSize(f.shmSize)
+	r.ShmSize, err = values.ShmSize(f.shmSize)
 	return r, err
 }
 
@@ -241,15 +242,15 @@ func (f *clientFlags) add(flags *pflag.FlagSet) {
 }
 
 func (f *clientFlags) read() (c build.Client, err error) {
-	secrets, err := parseSecrets(f.secrets)
+	secrets, err := values.Secrets(f.secrets)
 	if err != nil {
 		return c, err
 	}
 	c.Secrets = build.Secrets(secrets)
-	if c.Agents, err = parseAgents(f.agents); err != nil {
+	if c.Agents, err = values.Agents(f.agents); err != nil {
 		return c, err
 	}
-	c.Allow, err = parseAllow(f.allow)
+	c.Allow, err = values.Allow(f.allow)
 	return c, err
 }
 

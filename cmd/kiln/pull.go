@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/spf13/cobra"
 )
@@ -15,11 +16,11 @@ func (a *app) pullCommand() *cobra.Command {
 		Short: "Fetch an image from its registry",
 		Args:  exactArgs("a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var values []string
+			var given []string
 			if platform != "" {
-				values = []string{platform}
+				given = []string{platform}
 			}
-			platforms, err := parsePlatforms(values)
+			platforms, err := values.Platforms(given)
 			if err != nil {
 				return err
 			}

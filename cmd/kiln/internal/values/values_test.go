@@ -1,16 +1,15 @@
-package main
+package values
 
 import (
+	"errors"
 	"math"
 	"reflect"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/kilnbuild/kiln/build"
-	"github.com/kilnbuild/kiln/frontend/quote"
+	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/store/images"
 )
 
 // check compares what a parser made of its input. A wanted error is a part of its text.
@@ -19,8 +18,8 @@ func check(t *testing.T, in any, got any, err error, want any, wantErr string) {
 	if wantErr != "" {
 		if err == nil || !strings.Contains(err.Error(), wantErr) {
 			t.Errorf("%q: error %v, want %q", in, err, wantErr)
-		} else if exitStatus(err) != exitUsage {
-			t.Errorf("%q: exit status %d", in, exitStatus(err))
+		} else if !errors.As(err, new(*input.Error)) {
+			t.Errorf("%q: the error is no error of usage: %v", in, err)
 		}
 		return
 	}
@@ -29,7 +28,7 @@ func check(t *testing.T, in any, got any, err error, want any, wantErr string) {
 	}
 }
 
-func TestParseOutputs(t *testing.T) {
+func TestOutputs(t *testing.T) {
 	type attrs = map[string]string
 	for _, tc := range []struct {
 		in         []string
@@ -60,12 +59,12 @@ func TestParseOutputs(t *testing.T) {
 		{in: []string{`type=oci,"dest=x`}, err: "comma separated list"},
 		{in: []string{"-", "type=docker,dest=-"}, err: "only one output"},
 	} {
-		got, err := parseOutputs(tc.in, tc.push, tc.load)
+		got, err := Outputs(tc.in, tc.push, tc.load)
 		check(t, tc.in, got, err, tc.want, tc.err)
 	}
 }
 
-func TestParsePlatforms(t *testing.T) {
+func TestPlatforms(t *testing.T) {
 	for _, tc := range []struct {
 		in   []string
 		env  string
@@ -86,7 +85,7 @@ func TestParsePlatforms(t *testing.T) {
 		{env: "/", err: "DOCKER_DEFAULT_PLATFORM"},
 	} {
 		t.Setenv("DOCKER_DEFAULT_PLATFORM", tc.env)
-		got, err := parsePlatforms(tc.in)
+		got, err := Platforms(tc.in)
 		var names []string
 		for _, p := range got {
 			names = append(names, p.String())
@@ -95,7 +94,7 @@ func TestParsePlatforms(t *testing.T) {
 	}
 }
 
-func TestParseBuildArgs(t *testing.T) {
+func TestBuildArgs(t *testing.T) {
 	t.Setenv("FROM_ENV", "e=1")
 	for _, tc := range []struct {
 		in    []string
@@ -110,12 +109,12 @@ func TestParseBuildArgs(t *testing.T) {
 		{in: []string{""}, err: "--build-arg"},
 	} {
 		t.Setenv("SOURCE_DATE_EPOCH", tc.epoch)
-		got, err := parseBuildArgs(tc.in)
+		got, err := BuildArgs(tc.in)
 		check(t, tc.in, got, err, tc.want, tc.err)
 	}
 }
 
-func TestParseExtraHosts(t *testing.T) {
+func TestExtraHosts(t *testing.T) {
 	for _, tc := range []struct {
 		in   string
 		want llb.ExtraHost
@@ -132,12 +131,12 @@ func TestParseExtraHosts(t *testing.T) {
 		{in: "a\n1.1.1.1 b:1.2.3.4", err: "not HOST:IP"},
 		{in: "a:", err: "not an IP address"},
 	} {
-		got, err := parseExtraHosts([]string{tc.in})
+		got, err := ExtraHosts([]string{tc.in})
 		check(t, tc.in, got, err, []llb.ExtraHost{tc.want}, tc.err)
 	}
 }
 
-func TestParseUlimits(t *testing.T) {
+func TestUlimits(t *testing.T) {
 	for _, tc := range []struct {
 		in   []string
 		want []llb.Ulimit
@@ -150,12 +149,12 @@ func TestParseUlimits(t *testing.T) {
 		{in: []string{"core=-2"}, err: "-1 for none"},
 		{in: []string{"core="}, err: "--ulimit"},
 	} {
-		got, err := parseUlimits(tc.in)
+		got, err := Ulimits(tc.in)
 		check(t, tc.in, got, err, tc.want, tc.err)
 	}
 }
 
-func TestParseShmSize(t *testing.T) {
+func TestShmSize(t *testing.T) {
 	for _, tc := range []struct {
 		in   string
 		want int64
@@ -164,12 +163,12 @@ func TestParseShmSize(t *testing.T) {
 		{"", 0, ""}, {"0", 0, ""}, {"64m", 64 << 20, ""}, {"1.5g", 3 << 29, ""}, {"1024", 1024, ""},
 		{"-1", 0, "--shm-size"}, {"big", 0, "--shm-size"},
 	} {
-		got, err := parseShmSize(tc.in)
+		got, err := ShmSize(tc.in)
 		check(t, tc.in, got, err, tc.want, tc.err)
 	}
 }
 
-func TestParseSecrets(t *testing.T) {
+func TestSecrets(t *testing.T) {
 	t.Setenv("TOKEN", "x")
 	for _, tc := range []struct {
 		in   string
@@ -191,74 +190,10 @@ func TestParseSecrets(t *testing.T) {
 		{in: "id=a,mode=1", err: "unknown key"},
 		{in: "a", err: "not key=value"},
 	} {
-		got, err := parseSecrets([]string{tc.in})
+		got, err := Secrets([]string{tc.in})
 		check(t, tc.in, got, err, []build.Secret{tc.want}, tc.err)
 	}
-	if _, err := parseSecrets([]string{"id=a,src=f", "id=a,src=g"}); err == nil {
+	if _, err := Secrets([]string{"id=a,src=f", "id=a,src=g"}); err == nil {
 		t.Error("two secrets with one id")
-	}
-}
-
-func TestOptions(t *testing.T) {
-	f := buildFlags{
-		run: runFlags{network: "host"}, caching: cachingFlags{offFor: []string{"a, b", "c"}}, call: callFlags{call: "check"},
-		target: targetFlags{labels: []string{"a", "b=c=d"}},
-	}
-	o, err := f.options(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if o.Call != build.CallCheck || !reflect.DeepEqual(o.Client.Allow, []string{"network.host"}) || !reflect.DeepEqual(o.Cache.OffFor, []string{"a", "b", "c"}) ||
-		!reflect.DeepEqual(o.Target.Labels, map[string]string{"a": "", "b": "c=d"}) {
-		t.Errorf("%+v", o)
-	}
-}
-
-func TestExcerpt(t *testing.T) {
-	text := quote.New([]byte("FROM busybox\n\nRUN false\n"))
-	want := `Dockerfile:3
---------------------
-   1 |     FROM busybox
-   2 |
-   3 | >>> RUN false
---------------------
-`
-	if got := string(excerpt(llb.Location{File: "Dockerfile", StartLine: 3, EndLine: 3}, text)); got != want {
-		t.Errorf("got:\n%s", got)
-	}
-	for _, l := range []llb.Location{{File: "Dockerfile", StartLine: 9, EndLine: 9}, {File: "Dockerfile", StartLine: 9}} {
-		if got := string(excerpt(l, text)); got != "Dockerfile:9\n" {
-			t.Errorf("got:\n%s", got)
-		}
-	}
-	long := quote.New([]byte(strings.Repeat("x \\\n\x1b[2J", 100)))
-	got := string(excerpt(llb.Location{File: "D", StartLine: 3, EndLine: 90}, long))
-	if n := strings.Count(got, "\n"); n != 3+2+excerptMost+1 || strings.Contains(got, "\x1b") || !strings.Contains(got, "…") {
-		t.Errorf("%d lines:\n%s", n, got)
-	}
-}
-
-func TestImageRows(t *testing.T) {
-	now := time.Unix(1700000000, 0)
-	rows := imageRows([]images.Info{
-		{Names: []string{"docker.io/library/app:v1", "docker.io/me/app:latest", "localhost:5000/a/b:c"}, ID: "sha256:0123456789abcdef", Created: now.Add(-3 * time.Hour), Size: 1_500_000},
-		{ID: "sha256:fedcba9876543210"},
-	}, false, now)
-	var out strings.Builder
-	printTable(&out, rows)
-	want := `REPOSITORY           TAG       IMAGE ID       CREATED       SIZE
-app                  v1        0123456789ab   3 hours ago   1.5MB
-me/app               latest    0123456789ab   3 hours ago   1.5MB
-localhost:5000/a/b   c         0123456789ab   3 hours ago   1.5MB
-<none>               <none>    fedcba987654   N/A           0B
-`
-	if out.String() != want {
-		t.Errorf("got:\n%s", out.String())
-	}
-	if got := matching(rows, "app"); len(got) != 1 || got[0].Tag != "v1" {
-		t.Errorf("%+v", got)
-	}
-	if got := matching(rows, "me/app:v2"); len(got) != 0 {
-		t.Errorf("%+v", got)
 	}
 }

@@ -1,4 +1,5 @@
-package main
+// Package values reads the values of flags of kiln build. Errors are *input.Error, and name the flag and the value.
+package values
 
 import (
 	"fmt"
@@ -13,19 +14,20 @@ import (
 	"github.com/docker/go-units"
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	csvvalue "github.com/tonistiigi/go-csvvalue"
 )
 
-// The functions of this file read the values of flags. Their errors are usage errors that name flag and value.
+func usagef(format string, args ...any) error { return &input.Error{Err: fmt.Errorf(format, args...)} }
 
-// parseOutputs reads --output: "type=oci,dest=x,…", a directory, or "-" for a tar on standard output; push and load
+// Outputs reads --output: "type=oci,dest=x,…", a directory, or "-" for a tar on standard output; push and load
 // are those flags, which stand for an output of their type where there is none.
-func parseOutputs(values []string, push, load bool) ([]build.Output, error) {
+func Outputs(values []string, push, load bool) ([]build.Output, error) {
 	var outputs []build.Output
 	for _, v := range values {
-		o, err := parseOutput(v)
+		o, err := output(v)
 		if err != nil {
 			return nil, err
 		}
@@ -48,19 +50,19 @@ func parseOutputs(values []string, push, load bool) ([]build.Output, error) {
 	}
 	n := 0
 	for _, o := range outputs {
-		if onStdout(o) {
+		if OnStdout(o) {
 			n++
 		}
 	}
 	if n > 1 {
-		return nil, usageErrorf("--output: only one output can go to standard output; give the others a dest=")
+		return nil, usagef("--output: only one output can go to standard output; give the others a dest=")
 	}
 	return outputs, nil
 }
 
-func parseOutput(value string) (build.Output, error) {
+func output(value string) (build.Output, error) {
 	bad := func(format string, args ...any) (build.Output, error) {
-		return build.Output{}, usageErrorf("--output %q: %w", value, fmt.Errorf(format, args...))
+		return build.Output{}, usagef("--output %q: %w", value, fmt.Errorf(format, args...))
 	}
 	o := build.Output{Attrs: map[string]string{}}
 	if value == "" {
@@ -125,9 +127,9 @@ func parseOutput(value string) (build.Output, error) {
 	return o, nil
 }
 
-// parsePlatforms reads --platform, any number of lists; with none $DOCKER_DEFAULT_PLATFORM, and with neither the result is
+// Platforms reads --platform, any number of lists; with none $DOCKER_DEFAULT_PLATFORM, and with neither the result is
 // empty.
-func parsePlatforms(values []string) ([]llb.Platform, error) {
+func Platforms(values []string) ([]llb.Platform, error) {
 	from := "--platform"
 	if len(values) == 0 {
 		if v := os.Getenv("DOCKER_DEFAULT_PLATFORM"); v != "" {
@@ -142,7 +144,7 @@ func parsePlatforms(values []string) ([]llb.Platform, error) {
 			if one = strings.TrimSpace(one); one != "local" {
 				var err error
 				if p, err = llb.ParsePlatform(one, host); err != nil {
-					return nil, usageErrorf("%s: %w", from, err)
+					return nil, usagef("%s: %w", from, err)
 				}
 			}
 			if !slices.Contains(platforms, p) {
@@ -153,14 +155,14 @@ func parsePlatforms(values []string) ([]llb.Platform, error) {
 	return platforms, nil
 }
 
-// parseBuildArgs reads --build-arg NAME=VALUE; NAME alone takes the variable's value from the environment, and is left out
+// BuildArgs reads --build-arg NAME=VALUE; NAME alone takes the variable's value from the environment, and is left out
 // where there is none.
-func parseBuildArgs(values []string) (map[string]string, error) {
+func BuildArgs(values []string) (map[string]string, error) {
 	args := map[string]string{}
 	for _, v := range values {
 		name, value, ok := strings.Cut(v, "=")
 		if name == "" {
-			return nil, usageErrorf("--build-arg %q: it is not NAME=VALUE", v)
+			return nil, usagef("--build-arg %q: it is not NAME=VALUE", v)
 		}
 		if !ok {
 			if value, ok = os.LookupEnv(name); !ok {
@@ -179,9 +181,9 @@ func parseBuildArgs(values []string) (map[string]string, error) {
 	return args, nil
 }
 
-// addProxies adds proxies, whose names are in upper case, to build arguments, in upper and lower case as docker build does. One that is an
+// AddProxies adds proxies, whose names are in upper case, to build arguments, in upper and lower case as docker build does. One that is an
 // argument already, in whatever case, stays.
-func addProxies(args, proxies map[string]string) {
+func AddProxies(args, proxies map[string]string) {
 	for name, value := range proxies {
 		given := func(arg string) bool { return strings.EqualFold(arg, name) }
 		if !slices.ContainsFunc(slices.Collect(maps.Keys(args)), given) {
@@ -190,48 +192,48 @@ func addProxies(args, proxies map[string]string) {
 	}
 }
 
-// parseLabels reads --label KEY=VALUE; KEY alone is an empty label.
-func parseLabels(values []string) (map[string]string, error) {
+// Labels reads --label KEY=VALUE; KEY alone is an empty label.
+func Labels(values []string) (map[string]string, error) {
 	labels := map[string]string{}
 	for _, v := range values {
 		key, value, _ := strings.Cut(v, "=")
 		if key == "" {
-			return nil, usageErrorf("--label %q: it is not KEY=VALUE", v)
+			return nil, usagef("--label %q: it is not KEY=VALUE", v)
 		}
 		labels[key] = value
 	}
 	return labels, nil
 }
 
-// parseBuildContexts reads --build-context NAME=VALUE.
-func parseBuildContexts(values []string) (map[string]string, error) {
+// BuildContexts reads --build-context NAME=VALUE.
+func BuildContexts(values []string) (map[string]string, error) {
 	named := map[string]string{}
 	for _, v := range values {
 		name, value, _ := strings.Cut(v, "=")
 		if name == "" || value == "" {
-			return nil, usageErrorf("--build-context %q: it is not NAME=VALUE", v)
+			return nil, usagef("--build-context %q: it is not NAME=VALUE", v)
 		}
 		if strings.HasPrefix(value, "docker-image://") || strings.HasPrefix(value, "oci-layout://") {
 			named[name] = value
 			continue
 		}
 		if strings.HasPrefix(value, "target:") || strings.HasPrefix(value, "input:") || value == "-" {
-			return nil, usageErrorf("--build-context %s: a context like %q is not supported yet; there are directories, http, https and git addresses, docker-image:// and oci-layout://", name, value)
+			return nil, usagef("--build-context %s: a context like %q is not supported yet; there are directories, http, https and git addresses, docker-image:// and oci-layout://", name, value)
 		}
 		isDir, err := contexts.Check(value)
 		if err == nil && isDir {
-			err = checkDir(value)
+			err = CheckDir(value)
 		}
 		if err != nil {
-			return nil, usageErrorf("--build-context %s: %w", name, err)
+			return nil, usagef("--build-context %s: %w", name, err)
 		}
 		named[name] = value
 	}
 	return named, nil
 }
 
-// checkDir returns an error unless path is a directory.
-func checkDir(path string) error {
+// CheckDir returns an error unless path is a directory.
+func CheckDir(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
@@ -242,19 +244,19 @@ func checkDir(path string) error {
 	return nil
 }
 
-// parseNetwork reads --network.
-func parseNetwork(value string) (llb.Network, error) {
+// Network reads --network.
+func Network(value string) (llb.Network, error) {
 	switch n := llb.Network(value); n {
 	case "":
 		return llb.NetworkDefault, nil
 	case llb.NetworkDefault, llb.NetworkHost, llb.NetworkNone:
 		return n, nil
 	}
-	return "", usageErrorf("--network %q: use default, host or none", value)
+	return "", usagef("--network %q: use default, host or none", value)
 }
 
-// parseExtraHosts reads --add-host HOST:IP or HOST=IP. The address may be in brackets, or host-gateway.
-func parseExtraHosts(values []string) ([]llb.ExtraHost, error) {
+// ExtraHosts reads --add-host HOST:IP or HOST=IP. The address may be in brackets, or host-gateway.
+func ExtraHosts(values []string) ([]llb.ExtraHost, error) {
 	var hosts []llb.ExtraHost
 	for _, v := range values {
 		host, ip, ok := strings.Cut(v, "=")
@@ -262,7 +264,7 @@ func parseExtraHosts(values []string) ([]llb.ExtraHost, error) {
 			host, ip, ok = strings.Cut(v, ":")
 		}
 		if !ok || host == "" || strings.ContainsAny(host, " \t\r\n") {
-			return nil, usageErrorf("--add-host %q: it is not HOST:IP", v)
+			return nil, usagef("--add-host %q: it is not HOST:IP", v)
 		}
 		if ip != "host-gateway" {
 			if strings.HasPrefix(ip, "[") && strings.HasSuffix(ip, "]") {
@@ -270,7 +272,7 @@ func parseExtraHosts(values []string) ([]llb.ExtraHost, error) {
 			}
 			addr, err := netip.ParseAddr(ip)
 			if err != nil || addr.Zone() != "" {
-				return nil, usageErrorf("--add-host %q: %q is not an IP address", v, ip)
+				return nil, usagef("--add-host %q: %q is not an IP address", v, ip)
 			}
 		}
 		hosts = append(hosts, llb.ExtraHost{Host: host, IP: ip})
@@ -278,16 +280,16 @@ func parseExtraHosts(values []string) ([]llb.ExtraHost, error) {
 	return hosts, nil
 }
 
-// parseUlimits reads --ulimit NAME=SOFT[:HARD]; -1 is no limit. The last of a name counts.
-func parseUlimits(values []string) ([]llb.Ulimit, error) {
+// Ulimits reads --ulimit NAME=SOFT[:HARD]; -1 is no limit. The last of a name counts.
+func Ulimits(values []string) ([]llb.Ulimit, error) {
 	var limits []llb.Ulimit
 	for _, v := range values {
 		u, err := units.ParseUlimit(v)
 		if err != nil {
-			return nil, usageErrorf("--ulimit %q: %w", v, err)
+			return nil, usagef("--ulimit %q: %w", v, err)
 		}
 		if u.Soft < -1 || u.Hard < -1 {
-			return nil, usageErrorf("--ulimit %q: a limit is a number, or -1 for none", v)
+			return nil, usagef("--ulimit %q: a limit is a number, or -1 for none", v)
 		}
 		limits = slices.DeleteFunc(limits, func(o llb.Ulimit) bool { return o.Name == u.Name })
 		// -1 as an unsigned number is the kernel's RLIM_INFINITY.
@@ -296,36 +298,36 @@ func parseUlimits(values []string) ([]llb.Ulimit, error) {
 	return limits, nil
 }
 
-// parseShmSize reads --shm-size, as "64m" or "1.5g", and returns bytes; 0 for the default.
-func parseShmSize(value string) (int64, error) {
+// ShmSize reads --shm-size, as "64m" or "1.5g", and returns bytes; 0 for the default.
+func ShmSize(value string) (int64, error) {
 	if value == "" {
 		return 0, nil
 	}
 	n, err := units.RAMInBytes(value)
 	if err != nil {
-		return 0, usageErrorf("--shm-size %q: %w", value, err)
+		return 0, usagef("--shm-size %q: %w", value, err)
 	}
 	return n, nil
 }
 
-// parseSecrets reads --secret id=ID[,src=FILE|,env=VARIABLE][,type=file|env]. With neither src nor env the secret is the
+// Secrets reads --secret id=ID[,src=FILE|,env=VARIABLE][,type=file|env]. With neither src nor env the secret is the
 // environment variable named as the id, or if there is none, the file.
-func parseSecrets(values []string) ([]build.Secret, error) {
+func Secrets(values []string) ([]build.Secret, error) {
 	var secrets []build.Secret
 	for _, value := range values {
-		s, err := parseSecret(value)
+		s, err := secret(value)
 		if err != nil {
-			return nil, usageErrorf("--secret %q: %w", value, err)
+			return nil, usagef("--secret %q: %w", value, err)
 		}
 		if slices.ContainsFunc(secrets, func(o build.Secret) bool { return o.ID == s.ID }) {
-			return nil, usageErrorf("--secret %q: there are two secrets with id %q", value, s.ID)
+			return nil, usagef("--secret %q: there are two secrets with id %q", value, s.ID)
 		}
 		secrets = append(secrets, s)
 	}
 	return secrets, nil
 }
 
-func parseSecret(value string) (build.Secret, error) {
+func secret(value string) (build.Secret, error) {
 	fields, err := csvvalue.Fields(value, nil)
 	if err != nil {
 		return build.Secret{}, fmt.Errorf("it is not a comma separated list: %w", err)
@@ -382,33 +384,33 @@ func parseSecret(value string) (build.Secret, error) {
 	return s, nil
 }
 
-// parseAgents reads --ssh ID[=SOCKET|KEYFILE[,KEYFILE…]] and returns agents by id. An ID alone is the agent of SSH_AUTH_SOCK.
-func parseAgents(values []string) (map[string]*sshagent.Agent, error) {
+// Agents reads --ssh ID[=SOCKET|KEYFILE[,KEYFILE…]] and returns agents by id. An ID alone is the agent of SSH_AUTH_SOCK.
+func Agents(values []string) (map[string]*sshagent.Agent, error) {
 	agents := map[string]*sshagent.Agent{}
 	for _, v := range values {
 		id, from, ok := strings.Cut(v, "=")
 		if !ok {
 			if from = os.Getenv("SSH_AUTH_SOCK"); from == "" {
-				return nil, usageErrorf("--ssh %q: SSH_AUTH_SOCK is not set, so there is no agent", v)
+				return nil, usagef("--ssh %q: SSH_AUTH_SOCK is not set, so there is no agent", v)
 			}
 		}
 		if id == "" {
-			return nil, usageErrorf("--ssh %q: it is not ID[=SOCKET|KEYFILE]", v)
+			return nil, usagef("--ssh %q: it is not ID[=SOCKET|KEYFILE]", v)
 		}
 		if _, ok := agents[id]; ok {
-			return nil, usageErrorf("--ssh %q: there are two agents with id %q", v, id)
+			return nil, usagef("--ssh %q: there are two agents with id %q", v, id)
 		}
 		agent, err := sshagent.Open(strings.Split(from, ",")...)
 		if err != nil {
-			return nil, usageErrorf("--ssh %q: %w", v, err)
+			return nil, usagef("--ssh %q: %w", v, err)
 		}
 		agents[id] = agent
 	}
 	return agents, nil
 }
 
-// parseAllow reads --allow.
-func parseAllow(values []string) ([]string, error) {
+// Allow reads --allow.
+func Allow(values []string) ([]string, error) {
 	var allow []string
 	for _, v := range values {
 		name, device := strings.CutPrefix(v, "device=")
@@ -418,14 +420,14 @@ func parseAllow(values []string) ([]string, error) {
 				allow = append(allow, v)
 			}
 		default:
-			return nil, usageErrorf("--allow %q is not supported; there are network.host, security.insecure, device and device=NAME", v)
+			return nil, usagef("--allow %q is not supported; there are network.host, security.insecure, device and device=NAME", v)
 		}
 	}
 	return allow, nil
 }
 
-// splitLists returns the elements of comma separated lists without empty ones.
-func splitLists(values []string) []string {
+// Lists returns the elements of comma separated lists without empty ones.
+func Lists(values []string) []string {
 	var all []string
 	for _, v := range values {
 		for one := range strings.SplitSeq(v, ",") {
@@ -437,30 +439,33 @@ func splitLists(values []string) []string {
 	return all
 }
 
-// noCacheFlag is the value of --no-cache: a boolean, or "mounts", which is true and more.
-type noCacheFlag struct{ steps, mounts bool }
+// NoCache is the value of --no-cache: a boolean, or "mounts", which is true and more.
+type NoCache struct{ Steps, Mounts bool }
 
 // Set implements pflag.Value.
-func (f *noCacheFlag) Set(value string) error {
+func (f *NoCache) Set(value string) error {
 	if value == "mounts" {
-		*f = noCacheFlag{steps: true, mounts: true}
+		*f = NoCache{Steps: true, Mounts: true}
 		return nil
 	}
 	steps, err := strconv.ParseBool(value)
 	if err != nil {
 		return fmt.Errorf("%q is neither a boolean nor mounts", value)
 	}
-	*f = noCacheFlag{steps: steps}
+	*f = NoCache{Steps: steps}
 	return nil
 }
 
 // String implements pflag.Value.
-func (f *noCacheFlag) String() string {
-	if f.mounts {
+func (f *NoCache) String() string {
+	if f.Mounts {
 		return "mounts"
 	}
-	return strconv.FormatBool(f.steps)
+	return strconv.FormatBool(f.Steps)
 }
 
 // Type implements pflag.Value.
-func (f *noCacheFlag) Type() string { return "bool|mounts" }
+func (f *NoCache) Type() string { return "bool|mounts" }
+
+// OnStdout reports whether an output goes to standard output.
+func OnStdout(o build.Output) bool { return o.Dest == "-" }

@@ -1,4 +1,4 @@
-package main
+package values
 
 import (
 	"encoding/csv"
@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/tonistiigi/go-csvvalue"
 )
 
@@ -22,28 +23,28 @@ func FuzzFlags(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, value string) {
 		values := []string{value}
-		outputs, outputErr := parseOutputs(values, false, false)
+		outputs, outputErr := Outputs(values, false, false)
 		for _, o := range outputs {
 			if o.Type == "" || o.Attrs == nil || o.Type == build.OutputLocal && o.Dest == "" {
 				t.Errorf("--output %q is %+v", value, o)
 			}
 		}
-		secrets, secretErr := parseSecrets(values)
+		secrets, secretErr := Secrets(values)
 		for _, s := range secrets {
 			if s.ID == "" || (s.Src == "") == (s.Env == "") {
 				t.Errorf("--secret %q is %+v", value, s)
 			}
 		}
-		_, platformErr := parsePlatforms(values)
-		_, argErr := parseBuildArgs(values)
-		_, labelErr := parseLabels(values)
-		_, contextErr := parseBuildContexts(values)
-		_, hostErr := parseExtraHosts(values)
-		_, ulimitErr := parseUlimits(values)
-		_, networkErr := parseNetwork(value)
-		_, allowErr := parseAllow(values)
+		_, platformErr := Platforms(values)
+		_, argErr := BuildArgs(values)
+		_, labelErr := Labels(values)
+		_, contextErr := BuildContexts(values)
+		_, hostErr := ExtraHosts(values)
+		_, ulimitErr := Ulimits(values)
+		_, networkErr := Network(value)
+		_, allowErr := Allow(values)
 		for _, err := range []error{outputErr, secretErr, platformErr, argErr, labelErr, contextErr, hostErr, ulimitErr, networkErr, allowErr} {
-			if _, ok := errors.AsType[*usageError](err); err != nil && !ok {
+			if _, ok := errors.AsType[*input.Error](err); err != nil && !ok {
 				t.Errorf("%q is no error of usage: %v", value, err)
 			}
 		}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/frontend/quote"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/store/images"
+)
+
+func TestOptions(t *testing.T) {
+	f := buildFlags{
+		run: runFlags{network: "host"}, caching: cachingFlags{offFor: []string{"a, b", "c"}}, call: callFlags{call: "check"},
+		target: targetFlags{labels: []string{"a", "b=c=d"}},
+	}
+	o, err := f.options(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Call != build.CallCheck || !reflect.DeepEqual(o.Client.Allow, []string{"network.host"}) || !reflect.DeepEqual(o.Cache.OffFor, []string{"a", "b", "c"}) ||
+		!reflect.DeepEqual(o.Target.Labels, map[string]string{"a": "", "b": "c=d"}) {
+		t.Errorf("%+v", o)
+	}
+}
+
+func TestExcerpt(t *testing.T) {
+	text := quote.New([]byte("FROM busybox\n\nRUN false\n"))
+	want := `Dockerfile:3
+--------------------
+   1 |     FROM busybox
+   2 |
+   3 | >>> RUN false
+--------------------
+`
+	if got := string(excerpt(llb.Location{File: "Dockerfile", StartLine: 3, EndLine: 3}, text)); got != want {
+		t.Errorf("got:\n%s", got)
+	}
+	for _, l := range []llb.Location{{File: "Dockerfile", StartLine: 9, EndLine: 9}, {File: "Dockerfile", StartLine: 9}} {
+		if got := string(excerpt(l, text)); got != "Dockerfile:9\n" {
+			t.Errorf("got:\n%s", got)
+		}
+	}
+	long := quote.New([]byte(strings.Repeat("x \\\n\x1b[2J", 100)))
+	got := string(excerpt(llb.Location{File: "D", StartLine: 3, EndLine: 90}, long))
+	if n := strings.Count(got, "\n"); n != 3+2+excerptMost+1 || strings.Contains(got, "\x1b") || !strings.Contains(got, "…") {
+		t.Errorf("%d lines:\n%s", n, got)
+	}
+}
+
+func TestImageRows(t *testing.T) {
+	now := time.Unix(1700000000, 0)
+	rows := imageRows([]images.Info{
+		{Names: []string{"docker.io/library/app:v1", "docker.io/me/app:latest", "localhost:5000/a/b:c"}, ID: "sha256:0123456789abcdef", Created: now.Add(-3 * time.Hour), Size: 1_500_000},
+		{ID: "sha256:fedcba9876543210"},
+	}, false, now)
+	var out strings.Builder
+	printTable(&out, rows)
+	want := `REPOSITORY           TAG       IMAGE ID       CREATED       SIZE
+app                  v1        0123456789ab   3 hours ago   1.5MB
+me/app               latest    0123456789ab   3 hours ago   1.5MB
+localhost:5000/a/b   c         0123456789ab   3 hours ago   1.5MB
+<none>               <none>    fedcba987654   N/A           0B
+`
+	if out.String() != want {
+		t.Errorf("got:\n%s", out.String())
+	}
+	if got := matching(rows, "app"); len(got) != 1 || got[0].Tag != "v1" {
+		t.Errorf("%+v", got)
+	}
+	if got := matching(rows, "me/app:v2"); len(got) != 0 {
+		t.Errorf("%+v", got)
+	}
+}
