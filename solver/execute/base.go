@@ -49,40 +49,73 @@ func (b *base) unneeded() {
 	b.release(nil)
 }
 
-// fetching reports that the layers with these indexes are being fetched, and that the vertex of ctx waits for them. id returns the ID of a
-// layer. end must be called with the result.
-func (x *Job) fetching(ctx context.Context, missing []int, id func(i int) string) (end func(err error)) {
-	type holding struct {
-		source
-		release func(error)
-		resume  func()
-	}
-	var held []holding
-	for _, i := range missing {
+// fetching is the fetch of layers of images for a vertex.
+type fetching struct {
+	mu   sync.Mutex
+	held []*held
+}
+
+// held is an image whose layers are being fetched. Its vertex stays open meanwhile, and the one that needs them waits.
+type held struct {
+	source
+	left    map[layer.ID]bool
+	release func(error)
+	resume  func()
+}
+
+// fetch reports that the layers with these indexes are being fetched, and that the vertex of ctx waits for them; idOf returns the ID of
+// one. end must be called with the result.
+func (x *Job) fetch(ctx context.Context, indexes []int, idOf func(i int) layer.ID) *fetching {
+	f := &fetching{}
+	for _, index := range indexes {
+		id := idOf(index)
 		x.mu.Lock()
-		src, ok := x.sources[id(i)]
+		src, ok := x.sources[string(id)]
 		x.mu.Unlock()
 		if !ok {
 			continue // the fetch says so
 		}
-		if !slices.ContainsFunc(held, func(h holding) bool { return h.base == src.base }) {
-			held = append(held, holding{src, src.base.task.Hold(), events.From(ctx).Wait(src.base.task)})
+		i := slices.IndexFunc(f.held, func(h *held) bool { return h.base == src.base })
+		if i < 0 {
+			i = len(f.held)
+			task := src.base.task
+			f.held = append(f.held, &held{src, map[layer.ID]bool{}, task.Hold(), events.From(ctx).Wait(task)})
 			src.base.fetched.Do(func() {})
 			src.base.needed()
 		}
+		f.held[i].left[id] = true
 		src.base.task.Emit(events.Transfer{Name: src.layer.Blob.Digest.String(), Phase: events.Queued, Total: src.layer.Blob.Size})
 	}
-	return func(err error) {
-		for _, h := range held {
-			failed := err
-			if e, ok := errors.AsType[*solver.ImageError](err); ok && e.Image != h.image {
-				failed = context.Canceled // another one's failure ended it
-			}
-			h.release(failed)
-			h.base.release(failed)
-			h.resume()
+	return f
+}
+
+// done says that a layer is there.
+func (f *fetching) done(id layer.ID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, h := range f.held {
+		if delete(h.left, id); len(h.left) == 0 {
+			h.end(nil)
 		}
 	}
+}
+
+// end ends what is not done, with the error of the fetch.
+func (f *fetching) end(err error) {
+	for _, h := range f.held {
+		failed := err
+		if e, ok := errors.AsType[*solver.ImageError](err); ok && e.Image != h.image {
+			failed = context.Canceled // another one's failure ended it
+		}
+		h.end(failed)
+	}
+}
+
+// end ends the fetch for one image. A second call does nothing.
+func (h *held) end(err error) {
+	h.release(err)
+	h.base.release(err)
+	h.resume()
 }
 
 // arriving calls arrived when all of r has been read.

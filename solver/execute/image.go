@@ -59,8 +59,8 @@ func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error
 	if len(missing) == 0 {
 		return layers, nil
 	}
-	end := x.fetching(ctx, missing, func(i int) string { return refs[i].ID })
-	defer func() { end(err) }()
+	f := x.fetch(ctx, missing, func(i int) layer.ID { return layer.ID(refs[i].ID) })
+	defer func() { f.end(err) }()
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(4)
 	for _, i := range missing {
@@ -68,6 +68,7 @@ func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error
 			if err := x.list(gctx, layer.ID(refs[i].ID)); err != nil {
 				return err
 			}
+			f.done(layer.ID(refs[i].ID))
 			m, err := x.Snapshots.Manifest(ctx, layer.ID(refs[i].ID))
 			layers[i].Manifest = m
 			return err
@@ -118,14 +119,18 @@ func (x *Job) Realise(ctx context.Context, r solver.Ref) (_ []layer.ID, err erro
 			missing = append(missing, i)
 		}
 	}
-	if len(missing) > 0 {
-		end := x.fetching(ctx, missing, func(i int) string { return string(ids[i]) })
-		defer func() { end(err) }()
-	}
+	f := x.fetch(ctx, missing, func(i int) layer.ID { return ids[i] })
+	defer func() { f.end(err) }()
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(4)
 	for _, i := range missing {
-		g.Go(func() error { return x.materialise(gctx, ids[i], nil) })
+		g.Go(func() error {
+			err := x.materialise(gctx, ids[i], nil)
+			if err == nil {
+				f.done(ids[i])
+			}
+			return err
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
