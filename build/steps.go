@@ -3,7 +3,9 @@ package build
 import (
 	"context"
 	"errors"
+	"io"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
@@ -35,6 +37,28 @@ func (s *steps) Solve(ctx context.Context, o llb.Output) (solver.Ref, error) {
 		return solver.Ref{}, err
 	}
 	return out[0], nil
+}
+
+// File implements contexts.Steps. What is read of the client is reported as a task.
+func (s *steps) File(ctx context.Context, name string, body io.Reader) (solver.Ref, error) {
+	task := s.job.events.Task(llb.Place{Group: "internal"}, "load build context from standard input")
+	count, end := task.Counting("context", events.Moving, 0)
+	ref, err := s.Job.File(events.With(ctx, task), name, counter{body, count})
+	end()
+	task.Done(err)
+	return ref, err
+}
+
+// counter is a reader that counts what is read.
+type counter struct {
+	io.Reader
+	count func(n int64)
+}
+
+func (c counter) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.count(int64(n))
+	return n, err
 }
 
 // Files implements contexts.Steps: it makes the layers of a root file system, where they are missing, and returns its files.

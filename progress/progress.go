@@ -79,6 +79,14 @@ type transfer struct {
 	shownAt int64
 }
 
+// statusID returns the ID of the transfer in BuildKit's statuses, where a blob that waits or exists is one of which none or all has moved.
+func (tr *transfer) statusID() string {
+	if tr.Phase == events.Queued || tr.Phase == events.Exists {
+		return tr.Name
+	}
+	return tr.id()
+}
+
 // id returns the transfer's name as BuildKit prints it: with a phase that is not the moving of bytes.
 func (tr *transfer) id() string {
 	if tr.Phase == events.Moving {

@@ -464,6 +464,10 @@ func TestRawJSON(t *testing.T) {
 	a.fail("bad")
 	b := p.start("RUN a && b")
 	b.cached()
+	push := p.start("push")
+	for _, phase := range []events.Phase{events.Queued, events.Exists, events.Extracting} {
+		push.emit(events.Transfer{Name: "sha256:x", Phase: phase, Total: 3})
+	}
 	p.Close()
 
 	dec := json.NewDecoder(&out)
@@ -477,7 +481,7 @@ func TestRawJSON(t *testing.T) {
 		}
 		all = append(all, s)
 	}
-	if len(all) != 11 {
+	if len(all) != 15 {
 		t.Fatalf("%d lines", len(all))
 	}
 	if v := all[1].Vertexes[0]; v.Digest != root.id || v.Name != "scratch" || v.Completed == nil || !v.Cached {
@@ -510,6 +514,11 @@ func TestRawJSON(t *testing.T) {
 	}
 	if v := all[8].Vertexes[0]; v.Digest != b.id || !v.Cached {
 		t.Errorf("tasks of one name: %+v", v)
+	}
+	for i, id := range []string{"sha256:x", "sha256:x", "extracting sha256:x"} {
+		if s := all[10+i].Statuses[0]; s.ID != id || s.Total != 3 {
+			t.Errorf("status %d: %+v", i, s)
+		}
 	}
 }
 

@@ -102,7 +102,7 @@ func (d *rawJSON) log(t *task, at time.Time, stream int, p []byte) {
 }
 
 func (d *rawJSON) transfer(t *task, at time.Time, tr *transfer) {
-	v := statusJSON{ID: tr.id(), Vertex: t.id, Total: tr.Total, Current: tr.Current, Timestamp: at, Started: &tr.started}
+	v := statusJSON{ID: tr.statusID(), Vertex: t.id, Total: tr.Total, Current: tr.Current, Timestamp: at, Started: &tr.started}
 	if tr.Done {
 		v.Completed = &at
 	}
