@@ -286,9 +286,27 @@ func (j *Job) Stack(ctx context.Context, ids []layer.ID) (*layer.Stack, error) {
 		if err != nil {
 			return nil, err
 		}
-		parts = append(parts, layer.Part{ID: id, Manifest: m, Files: func() (layer.Files, error) { return j.Files(ctx, id) }})
+		parts = append(parts, layer.Part{ID: id, Manifest: m, Files: j.filesOnce(ctx, id)})
 	}
 	return layer.NewStack(parts), nil
+}
+
+// filesOnce returns a Files that looks the layer up once, and not for each file that is opened.
+func (j *Job) filesOnce(ctx context.Context, id layer.ID) func() (layer.Files, error) {
+	var mu sync.Mutex
+	var have layer.Files
+	return func() (layer.Files, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if have != nil {
+			return have, nil
+		}
+		files, err := j.Files(ctx, id)
+		if err == nil {
+			have = files
+		}
+		return files, err
+	}
 }
 
 // Mount mounts the root file system made of these layers, the lowest first, with the ids of files mapped unless idmap is nil: see
