@@ -32,19 +32,45 @@ type Archive struct {
 	DockerManifest bool
 }
 
-// files returns the small files of an OCI layout that holds the image alone, in order of their names.
-func (b *Blobs) files(a *Assembled, ar Archive) ([]file, error) {
+// Archived is an image of an archive, and what is written beside it.
+type Archived struct {
+	*Assembled
+	Archive
+}
+
+// saved is an image in the manifest.json of docker save.
+type saved struct {
+	Config   string
+	RepoTags []string
+	Layers   []string
+}
+
+// files returns the small files of an OCI layout that holds the images, in order of their names.
+func files(images []Archived) ([]file, error) {
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
-	desc := a.Desc
-	if len(ar.Names) == 0 {
-		index.Manifests = []ocispec.Descriptor{desc}
-	}
-	for _, name := range ar.Names {
-		d := desc
-		d.Annotations = map[string]string{}
-		maps.Copy(d.Annotations, desc.Annotations)
-		d.Annotations["io.containerd.image.name"], d.Annotations[ocispec.AnnotationRefName] = name, tagOf(name)
-		index.Manifests = append(index.Manifests, d)
+	var list []saved
+	for _, a := range images {
+		if len(a.Names) == 0 {
+			index.Manifests = append(index.Manifests, a.Desc)
+		}
+		for _, name := range a.Names {
+			d := a.Desc
+			d.Annotations = map[string]string{}
+			maps.Copy(d.Annotations, a.Desc.Annotations)
+			d.Annotations["io.containerd.image.name"], d.Annotations[ocispec.AnnotationRefName] = name, tagOf(name)
+			index.Manifests = append(index.Manifests, d)
+		}
+		if a.DockerManifest {
+			if len(a.Manifests) != 1 {
+				return nil, errors.New("an archive for docker load holds images for one platform: choose one, or write an OCI archive")
+			}
+			m := a.Manifests[0].Manifest
+			s := saved{Config: blobPath(m.Config), RepoTags: a.Names, Layers: []string{}}
+			for _, l := range m.Layers {
+				s.Layers = append(s.Layers, blobPath(l))
+			}
+			list = append(list, s)
+		}
 	}
 	var out []file
 	add := func(name string, v any) error {
@@ -53,23 +79,10 @@ func (b *Blobs) files(a *Assembled, ar Archive) ([]file, error) {
 		return err
 	}
 	err := errors.Join(add(ocispec.ImageIndexFile, index), add(ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}))
-	if !ar.DockerManifest || err != nil {
+	if list == nil || err != nil {
 		return out, err
 	}
-	type saved struct {
-		Config   string
-		RepoTags []string
-		Layers   []string
-	}
-	if len(a.Manifests) != 1 {
-		return nil, errors.New("a tar for docker load holds one image: give one platform, or use type=oci")
-	}
-	m := a.Manifests[0].Manifest
-	s := saved{Config: blobPath(m.Config), RepoTags: ar.Names, Layers: []string{}}
-	for _, l := range m.Layers {
-		s.Layers = append(s.Layers, blobPath(l))
-	}
-	return out, add("manifest.json", []saved{s})
+	return out, add("manifest.json", list)
 }
 
 type file struct {
@@ -89,12 +102,15 @@ func blobPath(d ocispec.Descriptor) string {
 	return "blobs/" + d.Digest.Algorithm().String() + "/" + d.Digest.Encoded()
 }
 
-// blobs returns every blob of the image, each once, in order of their digests.
-func (a *Assembled) blobs() []ocispec.Descriptor {
-	all := []ocispec.Descriptor{a.Desc}
-	for _, m := range a.Manifests {
-		all = append(all, m.Desc, m.Manifest.Config)
-		all = append(all, m.Manifest.Layers...)
+// blobsOf returns every blob of the images, each once, in order of their digests.
+func blobsOf(images []Archived) []ocispec.Descriptor {
+	var all []ocispec.Descriptor
+	for _, a := range images {
+		all = append(all, a.Desc)
+		for _, m := range a.Manifests {
+			all = append(all, m.Desc, m.Manifest.Config)
+			all = append(all, m.Manifest.Layers...)
+		}
 	}
 	slices.SortFunc(all, func(x, y ocispec.Descriptor) int { return strings.Compare(x.Digest.String(), y.Digest.String()) })
 	return slices.CompactFunc(all, func(x, y ocispec.Descriptor) bool { return x.Digest == y.Digest })
@@ -102,7 +118,12 @@ func (a *Assembled) blobs() []ocispec.Descriptor {
 
 // WriteOCI writes the image as the tar of an OCI image layout. All its blobs must be in the store.
 func (b *Blobs) WriteOCI(ctx context.Context, w io.Writer, a *Assembled, ar Archive) error {
-	files, err := b.files(a, ar)
+	return b.WriteArchive(ctx, w, []Archived{{a, ar}})
+}
+
+// WriteArchive writes several images as WriteOCI writes one. A blob that they share is written once.
+func (b *Blobs) WriteArchive(ctx context.Context, w io.Writer, images []Archived) error {
+	files, err := files(images)
 	if err != nil {
 		return err
 	}
@@ -113,7 +134,7 @@ func (b *Blobs) WriteOCI(ctx context.Context, w io.Writer, a *Assembled, ar Arch
 		}
 	}
 	buf := make([]byte, blockSize)
-	for _, d := range a.blobs() {
+	for _, d := range blobsOf(images) {
 		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: blobPath(d), Mode: 0o644, Size: d.Size, ModTime: entryTime}); err != nil {
 			return err
 		}
@@ -146,7 +167,8 @@ func (b *Blobs) copyBlob(w io.Writer, d ocispec.Descriptor, buf []byte) error {
 // WriteOCIDir writes the image as an OCI image layout into a directory, which is made if it is missing. Blobs that are
 // there already stay; the index is replaced last. Links in the directory are not followed.
 func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Archive) error {
-	files, err := b.files(a, ar)
+	images := []Archived{{a, ar}}
+	files, err := files(images)
 	if err != nil {
 		return err
 	}
@@ -166,7 +188,7 @@ func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Ar
 	}
 	defer sums.Close()
 	buf := make([]byte, blockSize)
-	for _, d := range a.blobs() {
+	for _, d := range blobsOf(images) {
 		if isBlob(ctx, sums, d, buf) {
 			continue
 		}

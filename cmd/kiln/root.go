@@ -84,7 +84,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.PersistentFlags().BoolVarP(&a.debug, "debug", "D", false, "say what need not concern the user, and print the stack of an internal error")
 	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(a.buildCommand(), a.imagesCommand(), a.tagCommand(), a.rmiCommand(), a.inspectCommand(), a.pushCommand(),
-		a.pullCommand(), a.loginCommand(), a.logoutCommand(), a.pruneCommand(), a.duCommand(), a.checkCommand(), a.explainCommand(), a.doctorCommand(), a.versionCommand())
+		a.pullCommand(), a.saveCommand(), a.loadCommand(), a.loginCommand(), a.logoutCommand(), a.pruneCommand(), a.duCommand(), a.checkCommand(), a.explainCommand(), a.doctorCommand(), a.versionCommand())
 	return root
 }
 

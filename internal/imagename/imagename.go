@@ -127,12 +127,15 @@ func (n Name) String() string {
 func (n Name) Name() string { return n.Registry + "/" + n.Repository }
 
 // Familiar returns the name in its short form, without docker.io/library and the tag latest.
-func (n Name) Familiar() string {
+func (n Name) Familiar() string { return strings.TrimSuffix(n.FamiliarTagged(), ":"+defaultTag) }
+
+// FamiliarTagged returns the name without docker.io/library, and with its tag.
+func (n Name) FamiliarTagged() string {
 	s := strings.TrimPrefix(n.String(), DockerHub+"/")
 	if short, ok := strings.CutPrefix(s, "library/"); ok && !strings.Contains(short, "/") {
 		s = short
 	}
-	return strings.TrimSuffix(s, ":"+defaultTag)
+	return s
 }
 
 // SplitTag cuts the ":tag" off a name. The colon of a registry's port begins none.

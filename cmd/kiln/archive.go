@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/imagename"
+	"github.com/kilnbuild/kiln/internal/termtext"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/store/images"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) saveCommand() *cobra.Command {
+	var output, format string
+	var o images.SaveOptions
+	cmd := &cobra.Command{
+		Use:   "save IMAGE...",
+		Short: "Write images to a tar archive",
+		Long: `Write images to a tar archive, on standard output or in a file. It is an OCI image layout, and docker load reads it as well; for
+images of several platforms, which older engines do not know, use --format=oci or --platform.`,
+		Example: `  kiln save -o app.tar app:v1
+  kiln save app:v1 worker:v1 | ssh host docker load
+  kiln save --format oci -o all.tar multi && skopeo inspect oci-archive:all.tar`,
+		Args: minArgs("IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if format != "docker" && format != "oci" {
+				return usageErrorf("--format %q: it is docker or oci", format)
+			}
+			o.OCI = format == "oci"
+			if output == "" && termtext.IsTerminal(os.Stdout) {
+				return usageErrorf("an archive is not written to a terminal: use --output, or redirect standard output")
+			}
+			if output != "" {
+				if output, err = filepath.Abs(output); err != nil {
+					return err
+				}
+			}
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
+				if output == "" {
+					return k.images.Save(cmd.Context(), os.Stdout, args, o)
+				}
+				return exporter.WriteFile(output, func(w io.Writer) error { return k.images.Save(cmd.Context(), w, args, o) })
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "the file to write (default standard output)")
+	cmd.Flags().StringVar(&format, "format", "docker", "docker, which is also an OCI image layout, or oci, which is that alone")
+	cmd.Flags().StringVar(&o.Platform, "platform", "", "of images for several platforms only this one, as os/arch[/variant]")
+	return cmd
+}
+
+func (a *app) loadCommand() *cobra.Command {
+	var from, mode string
+	var quiet bool
+	var o images.LoadOptions
+	cmd := &cobra.Command{
+		Use:   "load",
+		Short: "Read images from a tar archive",
+		Long: `Read images from a tar archive, from standard input or a file: an OCI image layout or an archive of docker save, compressed by gzip
+or zstd or not at all. Every blob is compared with its digest.`,
+		Example: `  kiln load -i app.tar
+  docker save app:v1 | kiln load`,
+		Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var in io.Reader = cmd.InOrStdin()
+			if from != "" {
+				f, err := os.Open(from)
+				if err != nil {
+					return &usageError{err}
+				}
+				defer f.Close()
+				in = f
+			} else if termtext.IsTerminal(in) {
+				return usageErrorf("an archive is not read from a terminal: use --input, or redirect standard input")
+			}
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
+				o.MaxSize = k.config.Archive.Size
+				var loaded []images.Loaded
+				err := a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, s *events.Stream) (err error) {
+					task := s.Task(llb.Place{}, "loading images")
+					loaded, err = k.images.Load(ctx, in, o)
+					task.Done(err)
+					return err
+				})
+				if err != nil {
+					return err
+				}
+				return a.printLoaded(loaded)
+			})
+		},
+	}
+	progressFlag(cmd.Flags(), &mode)
+	cmd.Flags().StringVarP(&from, "input", "i", "", "the file to read (default standard input)")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
+	cmd.Flags().StringVar(&o.Platform, "platform", "", "of images for several platforms only this one, as os/arch[/variant]")
+	return cmd
+}
+
+// printLoaded prints what docker load prints.
+func (a *app) printLoaded(loaded []images.Loaded) error {
+	for _, img := range loaded {
+		lines := []string{"Loaded image ID: " + img.ID}
+		if len(img.Names) > 0 {
+			lines = nil
+		}
+		for _, name := range img.Names {
+			if ref, err := imagename.Parse(name); err == nil {
+				lines = append(lines, "Loaded image: "+ref.FamiliarTagged())
+			}
+		}
+		for _, line := range lines {
+			if _, err := fmt.Fprintln(a.stdout, termtext.Line(line)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,103 @@
+package images
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/ctxtest"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/store"
+)
+
+// file is a member of an archive: a link if it has a target.
+type file struct{ name, target, data string }
+
+func archiveOf(t testing.TB, files ...file) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	for _, f := range files {
+		h := &tar.Header{Name: f.name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(f.data))}
+		if f.target != "" {
+			h.Typeflag, h.Linkname = tar.TypeSymlink, f.target
+		}
+		err := w.WriteHeader(h)
+		if err == nil {
+			_, err = w.Write([]byte(f.data))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func openImages(t testing.TB) *Images {
+	t.Helper()
+	root, err := store.Open(context.Background(), t.TempDir(), &config.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	return New(root, registry.New(nil))
+}
+
+const oneLayer = `{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"]}}`
+
+// TestLoadRefuses loads archives that are wrong each in one way.
+func TestLoadRefuses(t *testing.T) {
+	set := openImages(t)
+	layer := file{name: "l.tar", data: string(make([]byte, 1024))}
+	for why, files := range map[string][]file{
+		"a link that leads to itself": {{name: "manifest.json", data: `[{"Config":"c.json","Layers":["x"]}]`}, {name: "c.json", data: oneLayer}, {name: "x", target: "x"}},
+		"a configuration outside":     {{name: "manifest.json", data: `[{"Config":"../../etc/passwd","Layers":["l.tar"]}]`}, layer},
+		"no JSON":                     {{name: "manifest.json", data: `[`}},
+		"no images":                   {{name: "manifest.json", data: `[]`}},
+		"an index without a digest":   {{name: "oci-layout", data: `{}`}, {name: "index.json", data: `{"manifests":[{"digest":"../x","size":1}]}`}},
+		"too few layers":              {{name: "manifest.json", data: `[{"Config":"c.json","Layers":[]}]`}, {name: "c.json", data: oneLayer}},
+		"a name that is invalid":      {{name: "manifest.json", data: `[{"Config":"c.json","Layers":["l.tar"],"RepoTags":["A B"]}]`}, {name: "c.json", data: oneLayer}, layer},
+		"another digest":              {{name: "blobs/sha256/5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef", data: "x"}},
+		"a blob without a digest":     {{name: "blobs/sha256/../../x", data: "x"}, {name: "blobs/sha256/zz", data: "x"}},
+	} {
+		if got, err := set.Load(t.Context(), bytes.NewReader(archiveOf(t, files...)), LoadOptions{}); !errors.As(err, new(*ArchiveError)) {
+			t.Errorf("%s: %v, %v", why, got, err)
+		}
+	}
+	if all, err := set.List(t.Context()); err != nil || len(all) > 0 {
+		t.Errorf("the store lists %+v, %v", all, err)
+	}
+	good := archiveOf(t, file{name: "manifest.json", data: `[{"Config":"c.json","Layers":["a/layer.tar"],"RepoTags":["app:v1"]}]`},
+		file{name: "c.json", data: oneLayer}, file{name: "a/layer.tar", target: "../l.tar"}, layer)
+	if got, err := set.Load(t.Context(), bytes.NewReader(good), LoadOptions{}); err != nil || len(got) != 1 || got[0].Names[0] != "docker.io/library/app:v1" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := set.Load(ctxtest.EndAfter(1), bytes.NewReader(good), LoadOptions{}); !errors.Is(err, ctxtest.ErrEnded) {
+		t.Errorf("Load: %v", err)
+	}
+}
+
+// FuzzLoad loads any archive: it is an error, or images that are whole.
+func FuzzLoad(f *testing.F) {
+	f.Add(archiveOf(f, file{name: "manifest.json", data: `[{"Config":"c.json","Layers":["l.tar"],"RepoTags":["app:v1"]}]`},
+		file{name: "c.json", data: oneLayer}, file{name: "l.tar", data: string(make([]byte, 1024))}))
+	f.Add(archiveOf(f, file{name: "oci-layout", data: `{"imageLayoutVersion":"1.0.0"}`}, file{name: "index.json", data: `{"manifests":[]}`}))
+	set := openImages(f)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		loaded, err := set.Load(context.Background(), bytes.NewReader(data), LoadOptions{MaxSize: 1 << 20})
+		if err != nil {
+			return
+		}
+		for _, img := range loaded {
+			if err := set.hold(img.desc); err != nil {
+				t.Errorf("%+v: %v", img, err)
+			}
+		}
+	})
+}
