@@ -22,15 +22,15 @@ import (
 // slowLink is how many bytes a second the test's link to its registry passes.
 const slowLink = 6_000_000
 
-// throttled returns the address of a server that passes connections on to another, and what comes back at slowLink for all of them.
-func throttled(t *testing.T, to string) string {
+// throttled returns the address of a server that passes connections on to another, and the link over which comes what that one answers.
+func throttled(t *testing.T, to string) (address string, link *slow) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	link := &slow{}
+	link = &slow{}
 	go func() {
 		for {
 			client, err := l.Accept()
@@ -52,13 +52,24 @@ func throttled(t *testing.T, to string) string {
 			}()
 		}
 	}()
-	return l.Addr().String()
+	return l.Addr().String(), link
 }
 
-// slow is a link that is free again at a time.
+// slow is a link that passes slowLink for all connections together. After hold it stops, for as long as somebody wants to look at what is
+// on the screen.
 type slow struct {
-	mu   sync.Mutex
-	free time.Time
+	mu     sync.Mutex
+	free   time.Time     // when it can pass more
+	left   int           // what it passes before it stops
+	resume chan struct{} // is closed when it goes on; nil: it does not stop
+}
+
+// hold has the link stop after n bytes, until the returned function is called.
+func (s *slow) hold(n int) (resume func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left, s.resume = n, make(chan struct{})
+	return sync.OnceFunc(func() { close(s.resume) })
 }
 
 type slowWriter struct {
@@ -75,8 +86,15 @@ func (s slowWriter) Write(p []byte) (int, error) {
 	}
 	s.free = s.free.Add(time.Duration(len(p)) * time.Second / slowLink)
 	until := s.free
+	var stopped chan struct{}
+	if s.left -= len(p); s.left < 0 {
+		stopped = s.resume
+	}
 	s.mu.Unlock()
 	time.Sleep(time.Until(until))
+	if stopped != nil {
+		<-stopped
+	}
 	return s.w.Write(p)
 }
 
@@ -171,13 +189,13 @@ func TestTerminal(t *testing.T) {
 	if out, err := push.CombinedOutput(); err != nil {
 		t.Fatalf("push the base image: %v: %s", err, out)
 	}
-	link := throttled(t, reg.Host)
+	address, link := throttled(t, reg.Host)
 	write("ctx", "")
-	bar := "i=0; while [ $i -le 60 ]; do printf '\\r\\033[32m%d of 60' $i; sleep 0.05; i=$((i+1)); done"
-	write("app.df", "FROM "+link+"/large\nRUN "+bar+"\nRUN true\nCOPY ctx /\n")
+	bar := "i=0; while [ $i -le 100 ]; do printf '\\r\\033[32m%d of 100' $i; sleep 0.05; i=$((i+1)); done"
+	write("app.df", "FROM "+address+"/large\nRUN "+bar+"\nRUN true\nCOPY ctx /\n")
 
 	const hex12 = "[0-9a-f]{12}"
-	const rate = ` \d\.\d\dMB / 6\.00MB  \d\.\d\dMB/s  \d+s left\n`
+	const rate = ` \d\.\d\dMB / 6\.00MB  [\d.]+[kM]?B/s  [\dhms]+ left\n`
 	for _, tc := range []struct {
 		width         int
 		layer, resize string
@@ -190,13 +208,16 @@ func TestTerminal(t *testing.T) {
 		t.Run(fmt.Sprint(tc.width), func(t *testing.T) {
 			root := fmt.Sprintf("root-%d", tc.width)
 			build := fmt.Sprintf("kiln build --progress tty -t app -f %s/app.df %s; echo", dir, dir)
+			resume := link.hold(9_000_000)
+			defer resume()
 			p := newPane(t, tc.width, 24, build+" status $?; read x; "+build+" again $?", env(root)...)
 			p.until(tc.width, `(?s)\[1/4\] FROM .*`+tc.layer)
 			if tc.width >= 80 && !regexp.MustCompile(`\[2/4\] RUN .* waiting\n`).MatchString(p.last) {
 				t.Errorf("the step does not wait for its base image:\n%s", p.last)
 			}
-			p.until(tc.width, ` => => # \d+ of 60\n`)
-			if n := strings.Count(p.last, " of 60\n"); n != 1 {
+			resume()
+			p.until(tc.width, ` => => # \d+ of 100\n`)
+			if n := strings.Count(p.last, " of 100\n"); n != 1 {
 				t.Errorf("the progress bar of the step has %d lines:\n%s", n, p.last)
 			}
 			p.run("resize-window", "-x", fmt.Sprint(tc.width+7), "-y", "20")
