@@ -72,8 +72,8 @@ func (s *Store) onDisk(id layer.ID) error {
 	return nil
 }
 
-// syncLimit is the number of bytes that the machine has not written yet, up to which closing a job syncs the disk: what any disk writes in a
-// fraction of a second.
+// syncLimit is the number of bytes that the machine has not written yet, up to which closing a job syncs the disk: what any disk writes
+// in a fraction of a second.
 const syncLimit = 8 << 20
 
 // sync makes layers survive a crash of the machine as they are, if the machine has at most limit bytes that are not written yet. Otherwise

@@ -11,8 +11,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// Form is how a layer is kept in this root directory. Nothing outside this package depends on it, and no identity, manifest or record has it:
-// the same layer may have another form in another root directory, or later.
+// Form is how a layer is kept in this root directory. Nothing outside this package depends on it, and no identity, manifest or record has
+// it: the same layer may have another form in another root directory, or later.
 type Form int
 
 // The forms of layers.

@@ -17,7 +17,8 @@ import (
 type OtherIDsError struct{ Root string }
 
 func (e *OtherIDsError) Error() string {
-	return fmt.Sprintf("%s was made with other user ids than kiln has now, so the owners of its files would be wrong: remove it, or name another directory with --root", rootdir.Shown(e.Root))
+	return fmt.Sprintf("%s was made with other user ids than kiln has now, so the owners of its files would be wrong: "+
+		"remove it, or name another directory with --root", rootdir.Shown(e.Root))
 }
 
 // checkIDs compares the ids of the store with those of the process. Those of the first namespace are not written down.

@@ -15,8 +15,8 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/roots"
 )
 
-// Job is what one build, or another command, has to do with the layers of a root directory. It implements Layers, and makes layers, trees and
-// root file systems.
+// Job is what one build, or another command, has to do with the layers of a root directory. It implements Layers, and makes layers, trees
+// and root file systems.
 type Job struct {
 	store *Store
 	blobs blob.Store // holds the blobs that the job has got
@@ -277,8 +277,8 @@ func (j *Job) Earlier(id layer.ID) layer.ID {
 	return j.earlier[id]
 }
 
-// Stack returns the root file system of these layers, the lowest first. Until ctx ends its files can be opened, but for those of layers that
-// were only indexed.
+// Stack returns the root file system of these layers, the lowest first. Until ctx ends its files can be opened, but for those of layers
+// that were only indexed.
 func (j *Job) Stack(ctx context.Context, ids []layer.ID) (*layer.Stack, error) {
 	var parts []layer.Part
 	for _, id := range ids {
@@ -332,15 +332,16 @@ func (j *Job) Export(ctx context.Context, tree layer.Tree, name string) error {
 	return roots.Export(ctx, j.store.fs, tree, name)
 }
 
-// MaxLayers is the number of layers with entries that a root file system can be mounted of: the number of directories that overlayfs stacks,
-// less the empty one on top of a root that is only read.
+// MaxLayers is the number of layers with entries that a root file system can be mounted of: the number of directories that overlayfs
+// stacks, less the empty one on top of a root that is only read.
 const MaxLayers = roots.MaxLower
 
 // TooManyLayersError is the error of mounting a root file system of more than MaxLayers layers.
 type TooManyLayersError struct{ Layers int }
 
 func (e *TooManyLayersError) Error() string {
-	return fmt.Sprintf("the root file system has %d layers, and overlayfs stacks at most %d: combine instructions, or start a new stage that copies the files (COPY --from=STAGE / /)", e.Layers, MaxLayers)
+	return fmt.Sprintf("the root file system has %d layers, and overlayfs stacks at most %d: combine instructions, "+
+		"or start a new stage that copies the files (COPY --from=STAGE / /)", e.Layers, MaxLayers)
 }
 
 // CheckLayers returns a *TooManyLayersError if a root file system of n different layers with entries cannot be mounted.

@@ -154,7 +154,8 @@ func (s *Store) acquireBase(id, base layer.ID) (*opened, error) {
 	form := b.form
 	s.mu.Unlock()
 	if form != Whole {
-		return nil, errors.Join(fmt.Errorf("the base of layer %s is %v: %w", id, form, layer.ErrDamaged), s.release(b)) // kiln makes no such layers
+		// kiln makes no such layers
+		return nil, errors.Join(fmt.Errorf("the base of layer %s is %v: %w", id, form, layer.ErrDamaged), s.release(b))
 	}
 	return b, nil
 }
@@ -270,8 +271,8 @@ func (s *Store) fill(ctx context.Context, o *opened) error {
 	return nil
 }
 
-// unpackBlob makes the files of a layer from its blob, and puts them into the layer's directory. Other processes may do the same at the same
-// time.
+// unpackBlob makes the files of a layer from its blob, and puts them into the layer's directory. Other processes may do the same at the
+// same time.
 func (s *Store) unpackBlob(ctx context.Context, o *opened) error {
 	if f, _, err := formOf(s.Path(o.id)); err != nil || f.is().files {
 		return err // another process has made them

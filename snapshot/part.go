@@ -196,7 +196,8 @@ func (p *layersPart) checkNames(r *part.Report, id layer.ID) error {
 	}
 	for _, note := range blob.Notes(dir) {
 		if _, err := blob.ReadNote(note); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			if err := r.Problem(note, "is damaged: "+err.Error(), "the blob is made again", func() error { return dirtree.Remove(note) }); err != nil {
+			remove := func() error { return dirtree.Remove(note) }
+			if err := r.Problem(note, "is damaged: "+err.Error(), "the blob is made again", remove); err != nil {
 				return err
 			}
 		}

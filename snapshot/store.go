@@ -1,6 +1,6 @@
-// Package snapshot keeps the layers of a root directory. A layer is its manifest; it has up to two carriers, each of which can be made of the
-// other: its files, in a directory that an overlay can use, and its blob, a tar in the image store. The package does not know what made a
-// layer, nor how a process runs in one.
+// Package snapshot keeps the layers of a root directory. A layer is its manifest; it has up to two carriers, each of which can be made of
+// the other: its files, in a directory that an overlay can use, and its blob, a tar in the image store. The package does not know what
+// made a layer, nor how a process runs in one.
 package snapshot
 
 import (
@@ -26,8 +26,8 @@ import (
 //
 // The error of a layer that does not exist is fs.ErrNotExist, that of one that is damaged layer.ErrDamaged or a *DamagedError.
 //
-// How a layer is made is not part of it: what makes one has the bytes in a form of its own, as an upper directory or a stream of entries, and
-// each implementation takes those that it can.
+// How a layer is made is not part of it: what makes one has the bytes in a form of its own, as an upper directory or a stream of entries,
+// and each implementation takes those that it can.
 type Layers interface {
 	// Manifest returns the manifest of a layer, which is valid until Close. It reads no files and writes nothing.
 	Manifest(ctx context.Context, id layer.ID) (*layer.Manifest, error)
@@ -132,9 +132,9 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// throwAway removes a directory while the caller goes on: a disk that discards what is freed takes milliseconds for it. It waits when as many
-// removals are under way as there are processors, so that the disk does not fill up with what is of no use. What is left when the process
-// ends, or cannot be removed, goes or is reported with the directory tmp.
+// throwAway removes a directory while the caller goes on: a disk that discards what is freed takes milliseconds for it. It waits when as
+// many removals are under way as there are processors, so that the disk does not fill up with what is of no use. What is left when the
+// process ends, or cannot be removed, goes or is reported with the directory tmp.
 func (s *Store) throwAway(dir string) {
 	s.removing <- struct{}{}
 	go func() {

@@ -64,7 +64,9 @@ func (s *Store) Verify(ctx context.Context, id layer.ID, damage func(path, what 
 }
 
 // compare is Verify of a layer that is held, with what was read of it.
-func (s *Store) compare(ctx context.Context, id layer.ID, m *layer.Manifest, form Form, base *opened, damage func(path, what string), progress func(int64)) error {
+func (s *Store) compare(
+	ctx context.Context, id layer.ID, m *layer.Manifest, form Form, base *opened, damage func(path, what string), progress func(int64),
+) error {
 	var own map[string]bool
 	var baseID layer.ID
 	switch form.is().verify {
@@ -80,8 +82,8 @@ func (s *Store) compare(ctx context.Context, id layer.ID, m *layer.Manifest, for
 // DamagedError is the error of reading a file of a layer that is not what it was when the layer was made.
 type DamagedError = dir.DamagedError
 
-// giveUp gives a layer up if err is a *DamagedError of it, so that the next build makes it again, and returns the error. The files stay until
-// then, since steps that run may have them mounted.
+// giveUp gives a layer up if err is a *DamagedError of it, so that the next build makes it again, and returns the error. The files stay
+// until then, since steps that run may have them mounted.
 func (s *Store) giveUp(err error) error {
 	damaged, ok := errors.AsType[*DamagedError](err)
 	if !ok {

@@ -1,4 +1,5 @@
-// Package once does a thing once for all who ask for it at the same time. The end of one caller's context is an error for that caller alone.
+// Package once does a thing once for all who ask for it at the same time. The end of one caller's context is an error for that caller
+// alone.
 package once
 
 import (

@@ -1,5 +1,5 @@
-// Package blob makes the blobs of layers: their tars, perhaps compressed, in the image store. It remembers in a layer's directory which blobs
-// the layer became, and does not know where the layer's files come from.
+// Package blob makes the blobs of layers: their tars, perhaps compressed, in the image store. It remembers in a layer's directory which
+// blobs the layer became, and does not know where the layer's files come from.
 package blob
 
 import (
@@ -158,8 +158,8 @@ type Making struct {
 	end   func()
 }
 
-// Begin begins a blob, which takes blocks from an earlier one, unless that is nil. Its compression is reported at the vertex of ctx, under a
-// name. Close must be called; it closes the earlier one as well.
+// Begin begins a blob, which takes blocks from an earlier one, unless that is nil. Its compression is reported at the vertex of ctx,
+// under a name. Close must be called; it closes the earlier one as well.
 func (s Store) Begin(ctx context.Context, name string, c Compression, old *Earlier) (*Making, error) {
 	w, err := s.CAS.Create(ctx)
 	if err != nil {

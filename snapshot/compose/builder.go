@@ -412,8 +412,8 @@ func (b *Builder) Mkdirs(p string, made func(path string) layer.Entry) error {
 	return nil
 }
 
-// blocks reports whether what is at a path, and is no directory, is an error for a directory there. In the layer of an image a directory takes
-// the place of what a lower layer has.
+// blocks reports whether what is at a path, and is no directory, is an error for a directory there. In the layer of an image a directory
+// takes the place of what a lower layer has.
 func (b *Builder) blocks(path string) (bool, error) {
 	if !b.ownLinks {
 		return true, nil
@@ -448,7 +448,8 @@ func (b *Builder) copyUp(n *dirNode, path string) error {
 // add puts an entry in the layer whose parent directory is there, and that is not.
 func (b *Builder) add(e *layer.Entry, body io.Reader) error {
 	if e.Type == layer.Dir && b.most > 0 && b.dirs.made >= b.most {
-		return &layer.LimitError{Msg: fmt.Sprintf("the archive's names make more than the %d directories that are allowed; archive.maxEntries in kiln.toml allows more", b.most)}
+		return &layer.LimitError{Msg: fmt.Sprintf("the archive's names make more than the %d directories that are allowed; "+
+			"archive.maxEntries in kiln.toml allows more", b.most)}
 	}
 	switch {
 	case b.to != nil:

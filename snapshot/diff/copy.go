@@ -92,7 +92,8 @@ func (c *copyReader) both(was *layer.Entry) error {
 	if c.next >= len(c.root.Copied.Inodes) {
 		return fmt.Errorf("/%s is not among the %d entries that were copied", was.Path, len(c.root.Copied.Inodes))
 	}
-	own := st.Ino == c.root.Copied.Inodes[c.next] && !c.root.Copied.Later(st.Btime) // the number of a file that was removed is that of another soon
+	// The number of a file that was removed is soon that of another.
+	own := st.Ino == c.root.Copied.Inodes[c.next] && !c.root.Copied.Later(st.Btime)
 	untouched := own && !c.root.Copied.Later(st.Ctime)
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 	if untouched && !isDir {

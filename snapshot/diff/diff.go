@@ -254,7 +254,9 @@ func (r *upperReader) linked(e *layer.Entry) *layer.Entry {
 		r.links[e.LinkID] = e
 		return e
 	}
-	return &layer.Entry{Path: e.Path, Type: layer.Hardlink, Link: first.Path, Mode: e.Mode, UID: first.UID, GID: first.GID, ModTime: e.ModTime, Clock: e.Clock}
+	return &layer.Entry{
+		Path: e.Path, Type: layer.Hardlink, Link: first.Path, Mode: e.Mode, UID: first.UID, GID: first.GID, ModTime: e.ModTime, Clock: e.Clock,
+	}
 }
 
 // add emits an entry, and what is below it.

@@ -37,7 +37,10 @@ var errNotWanted = errors.New("BUG: nobody wants the entries, and nobody says wh
 
 // newDigesting returns a digesting that gives entries to f, on another goroutine. close must be called.
 func newDigesting(ctx context.Context, f func(*layer.Entry) error) *digesting {
-	d := &digesting{ctx: ctx, buffers: make(chan []byte, runtime.GOMAXPROCS(0)), begun: map[*layer.Entry]chan error{}, queue: make(chan digested, digestQueue), done: make(chan error, 1)}
+	d := &digesting{
+		ctx: ctx, buffers: make(chan []byte, runtime.GOMAXPROCS(0)), begun: map[*layer.Entry]chan error{},
+		queue: make(chan digested, digestQueue), done: make(chan error, 1),
+	}
 	for range cap(d.buffers) {
 		d.buffers <- nil
 	}

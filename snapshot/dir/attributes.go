@@ -179,8 +179,8 @@ func newXattrs(dir string, isDir bool) []string {
 	return names
 }
 
-// Clean removes from a file what a layer does not record: the foreign attributes and, of an open file or directory, what chattr(1) sets. base
-// has the flags of the directory that layers are kept in, which files inherit.
+// Clean removes from a file what a layer does not record: the foreign attributes and, of an open file or directory, what chattr(1) sets.
+// base has the flags of the directory that layers are kept in, which files inherit.
 func (f *FS) Clean(t Target, foreign []string, base Flags) error {
 	if t.path == "" {
 		have, err := f.flagsOf(t.Fd)

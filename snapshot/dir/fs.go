@@ -1,5 +1,5 @@
-// Package dir writes, reads and compares the files of a layer in a directory that can be an overlay's lower directory. Every path is physical,
-// and every operation is relative to the descriptor of the directory it happens in. It does not know which layers exist.
+// Package dir writes, reads and compares the files of a layer in a directory that can be an overlay's lower directory. Every path is
+// physical, and every operation is relative to the descriptor of the directory it happens in. It does not know which layers exist.
 package dir
 
 import (

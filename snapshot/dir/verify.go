@@ -24,7 +24,10 @@ import (
 // control lists or flags of chattr(1). Times are not compared. own has the paths that are in dir itself if the layer is a delta, nil for
 // all, see Differing; noWhiteouts says that dir has no marks of what the layer deletes. Verify calls damage for each file that differs,
 // by its path in dir, and progress with the number of bytes that were read; neither is called concurrently.
-func (f *FS) Verify(ctx context.Context, dir string, m *layer.Manifest, own map[string]bool, noWhiteouts bool, damage func(path, what string), progress func(int64)) error {
+func (f *FS) Verify(
+	ctx context.Context, dir string, m *layer.Manifest, own map[string]bool, noWhiteouts bool, damage func(path, what string),
+	progress func(int64),
+) error {
 	root, err := rootfs.Open(dir)
 	if err != nil {
 		return err

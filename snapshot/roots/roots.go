@@ -1,5 +1,5 @@
-// Package roots mounts the root file systems that layers make together, as overlays or, where the kernel refuses those, as copies. It does not
-// know where layers are kept, nor what runs in a root.
+// Package roots mounts the root file systems that layers make together, as overlays or, where the kernel refuses those, as copies. It
+// does not know where layers are kept, nor what runs in a root.
 package roots
 
 import (
@@ -54,8 +54,8 @@ type Upper struct {
 	Beside string
 }
 
-// MaxLower is the number of lower directories that a root can have: those that overlayfs stacks, less the empty one on top of a root that is
-// only read.
+// MaxLower is the number of lower directories that a root can have: those that overlayfs stacks, less the empty one on top of a root that
+// is only read.
 const MaxLower = mount.MaxLower - 1
 
 // Mount mounts the root file system of a tree, whose layers are in the directories lower, topmost first, with the ids of files mapped
