@@ -141,7 +141,7 @@ func (c *Cache) Lock(ctx context.Context, key solver.Key) (func(), error) {
 	return func() { l.Remove() }, nil
 }
 
-// Last implements solver.History. What a step made last is only ever a hint: a link that is wrong leads to nothing, or to
+// Last implements solver.LastBuild. What a step made last is only ever a hint: a link that is wrong leads to nothing, or to
 // a record that says less.
 func (c *Cache) Last(v *llb.Vertex) (r *solver.Record, same bool) {
 	names := stepNames(v)
@@ -165,7 +165,7 @@ func (c *Cache) Last(v *llb.Vertex) (r *solver.Record, same bool) {
 	return nil, false
 }
 
-// SetLast implements solver.History.
+// SetLast implements solver.LastBuild.
 func (c *Cache) SetLast(v *llb.Vertex, key solver.Key) error {
 	names := stepNames(v)
 	leads := func(name string) bool {

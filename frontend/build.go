@@ -324,7 +324,7 @@ func (b *builder) checkCycles() error {
 	return nil
 }
 
-// need notes that a stage has to be lowered, and those that it needs, and returns those of which that was not known.
+// need marks a stage, and those that it depends on, as to be lowered, and returns the newly marked ones.
 func (b *builder) need(first *stage) []*stage {
 	var added []*stage
 	for todo := []*stage{first}; len(todo) > 0; {

@@ -14,8 +14,8 @@ func (b *builder) onbuild(s *stage, c *instructions.OnbuildCommand) {
 	s.config.AddTrigger(c.Expression)
 }
 
-// maxTriggers bounds the triggers that run in one build for one platform, in bytes as a Dockerfile is bounded, of which
-// each has imageconfig.HistorySize more than its text: each stage runs those of its base.
+// maxTriggers limits the bytes of all triggers that run in one build for one platform, like those of a Dockerfile: each stage runs
+// those of its base. Each counts its text and imageconfig.HistorySize.
 const maxTriggers = 16 << 20
 
 // triggers returns those that a stage of the Dockerfile sets for the stages that are built on it.

@@ -126,7 +126,7 @@ func (r *run) leaveGroups() error {
 }
 
 // limitTasks sets RLIMIT_NPROC where there is no control group. Since Linux 5.14 the kernel counts for it the processes and threads of a
-// user in a user namespace. In the machine's first one those are of all that the user runs, so it is no limit for a step.
+// user in a user namespace. In the initial one that is everything that the user runs, so it cannot limit a step.
 func (r *run) limitTasks() error {
 	if r.cgroups.Unlimited() == nil || !r.ns.Nested && r.spec.Privileges.IDs == nil || slices.ContainsFunc(r.spec.Process.Rlimits, isNproc) {
 		return nil

@@ -72,7 +72,7 @@ func (s *solve) filesRead(n *node) bool {
 }
 
 func (s *solve) ranBefore(n *node) bool {
-	h, ok := s.opts.Cache.(History)
+	h, ok := s.opts.Cache.(LastBuild)
 	if !ok || n.vertex.Meta().NoCache {
 		return false
 	}

@@ -44,11 +44,11 @@ type Cache interface {
 	NewLog() (Log, error)
 }
 
-// History is what a Cache may also know: what a step made in the last build, whatever has changed since then.
-type History interface {
-	// Last returns the record that SetLast named last for the vertex's digest, or else for its place, or else, with same false, for the
-	// same place in another project; nil for none, and one without Inputs for one that another version of kiln wrote. One of another
-	// project may serve as something to start from, and says nothing of why the step runs.
+// LastBuild is what a Cache may also know: what a step made in the last build, whatever has changed since then.
+type LastBuild interface {
+	// Last looks up what the last build made of a step, in this order: by the vertex's digest, by its place, and by the same place in
+	// another project, for which same is false: that may serve as something to start from, but does not explain why the step runs. It
+	// returns nil if there is none, and a record without Inputs if another version of kiln wrote it.
 	Last(v *llb.Vertex) (r *Record, same bool)
 	// SetLast remembers that the record under key is the vertex's. Where that is known already nothing is written.
 	SetLast(v *llb.Vertex, key Key) error
@@ -502,7 +502,7 @@ func (w *work) probe(ctx context.Context) (*Record, *Miss, error) {
 
 // hit uses the record r, and runs the step again if that is to be verified.
 func (w *work) hit(ctx context.Context, r *Record) error {
-	if h, ok := w.opts.Cache.(History); ok {
+	if h, ok := w.opts.Cache.(LastBuild); ok {
 		_ = h.SetLast(w.vertex, w.key) // without it the next explanation says less, and no result changes
 	}
 	w.task.Emit(events.Cached{Key: w.key.String()})
@@ -544,7 +544,7 @@ func first(made []Made) Layer {
 func (w *work) run(ctx context.Context, miss *Miss) (*Record, error) {
 	job := Job{Demand: w.node.demand}
 	var last *Record // in the last build
-	if h, ok := w.opts.Cache.(History); ok {
+	if h, ok := w.opts.Cache.(LastBuild); ok {
 		r, same := h.Last(w.vertex)
 		switch {
 		case r == nil:
@@ -592,7 +592,7 @@ func (w *work) run(ctx context.Context, miss *Miss) (*Record, error) {
 	if w.opts.Files && slices.ContainsFunc(missed.Changes, func(c events.Change) bool { return c.Input == events.InputFiles }) {
 		w.task.Emit(w.opts.Explain.Files(first(made), first(last.Outputs)))
 	}
-	if h, ok := w.opts.Cache.(History); ok {
+	if h, ok := w.opts.Cache.(LastBuild); ok {
 		return r, h.SetLast(w.vertex, w.key)
 	}
 	return r, nil

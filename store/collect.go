@@ -80,7 +80,7 @@ func (r *Root) Collect(ctx context.Context) error {
 	}
 	now := time.Now()
 	if err := os.WriteFile(note, nil, 0o600); err == nil {
-		_ = os.Chtimes(note, now, now) // then it is measured again
+		_ = os.Chtimes(note, now, now) // if this fails, the next build measures again
 	}
 	_, err = r.Prune(ctx, o, func(part.Item) error { return nil })
 	return err

@@ -118,7 +118,7 @@ func (p *pruner) useless(ctx context.Context) error {
 	return nil
 }
 
-// remove removes an item unless somebody uses it, or a layer that it is of.
+// remove removes an item unless it, or a layer that it belongs to, is in use.
 func (p *pruner) remove(ctx context.Context, it part.Item) (err error) {
 	if err := ctxio.Ended(ctx); err != nil {
 		return err

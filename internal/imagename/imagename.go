@@ -56,7 +56,7 @@ func Parse(s string) (Name, error) {
 	var n Name
 	rest, sum, pinned := strings.Cut(s, "@")
 	if pinned && !IsDigest(sum) {
-		return bad("the digest has to be sha256: and 64 hexadecimal digits")
+		return bad("the digest has to be an algorithm and hexadecimal digits, as sha256: and 64 of them")
 	}
 	repository, tag := SplitTag(rest)
 	if repository != rest && !tagPattern().MatchString(tag) {

@@ -1,9 +1,9 @@
-// Package lease lets processes rely on what a shared directory keeps, while others remove what nobody uses. It does not know
-// what is kept.
+// Package lease lets processes rely on what a shared directory holds, while others remove what is not in use. It does not know what
+// that is.
 //
-// A thing is a file or directory with a name of its own. Whoever relies on it holds its lock, shared, until the process ends;
-// who makes one locks it before it gets its name. It is removed by renaming it, and only by a process that has its lock alone. So
-// there is no clock in it, no list, and nothing to clear up after a process that died.
+// An item is a file or directory with a name of its own. A process that relies on it holds its lock, shared; a process that makes one
+// locks it before it gets its name. Only a process that holds the exclusive lock removes an item, by renaming it. So there is no clock,
+// no list, and nothing to clean up after a process that died.
 package lease
 
 import (

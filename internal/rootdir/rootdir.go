@@ -1,4 +1,5 @@
-// Package rootdir finds kiln's root directory once, and looks at who else could replace it. It does not know what is in it.
+// Package rootdir finds kiln's root directory once, checks who else could replace it, and has the names of what lies in it. It does not
+// know what that is.
 package rootdir
 
 import (

@@ -100,8 +100,8 @@ func Fit(want, have ocispec.Platform) int {
 	return 0
 }
 
-// fitVersion reports whether an image for an OS version, "10.0.20348.2700", is one for another, "10.0.20348", of which it may be a revision;
-// "" is any.
+// fitVersion reports whether the OS version have equals want, or is a revision of it, as 10.0.20348.2700 is of 10.0.20348. An empty want
+// matches any version.
 func fitVersion(want, have string) bool {
 	return want == "" || have == want || strings.HasPrefix(have, want+".")
 }

@@ -60,7 +60,7 @@ func (f lookupSteps) root()                                                 {}
 func (f lookupSteps) here(path string) (layer.Entry, bool, error)           { return f(path) }
 func (f lookupSteps) lookup(path string) (layer.Entry, bool, error)         { return f(path) }
 
-// nodeSteps are steps in a Builder, of which those through directories that it knows take the time of a name.
+// nodeSteps are steps in a Builder. A step through a directory that the Builder knows takes time linear in the length of the name.
 type nodeSteps struct {
 	b       *Builder
 	top, at *dirNode

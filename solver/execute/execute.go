@@ -66,7 +66,7 @@ type Options struct {
 	Images Images
 	// Snapshots are the layers.
 	Snapshots *snapshot.Job
-	// Blob, where not nil, is the form of the blobs that layers are made as which need no files: that which a solver.Demand names.
+	// Blob, if not nil, is how layers whose files nobody needs are written, directly as blobs; see solver.Demand.
 	Blob *blob.Form
 	// Limits bound each RUN, and Timeout the time that one takes; 0 is no limit.
 	Limits  sandbox.Limits

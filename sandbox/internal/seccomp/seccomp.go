@@ -95,8 +95,8 @@ type Filter struct {
 	Notifies bool
 }
 
-// Socketcalls is the filter that leaves to a listener what a Filter that Notifies leaves to one, and allows all else. It is installed
-// after that: of filters that say the same the kernel asks the last, and that one may fail to get a listener while the first holds.
+// Socketcalls is a second filter, which only leaves socketcall(2) to a listener. The kernel asks the filter that was installed last, so
+// if this one cannot get a listener, the first one still protects.
 func Socketcalls() []unix.SockFilter {
 	prog := []unix.SockFilter{load(offsetArch), jump(unix.BPF_JEQ, unix.AUDIT_ARCH_I386, 0, 2), load(offsetNr),
 		jump(unix.BPF_JEQ, socketcall, 1, 0), result(unix.SECCOMP_RET_ALLOW)}
