@@ -141,10 +141,12 @@ func (b *bases) Layers(ctx context.Context, op llb.Image) ([]execute.ImageLayer,
 	if err != nil {
 		return nil, err
 	}
-	found.task = events.From(ctx)
-	b.mu.Lock()
-	b.found[op.Digest] = found
-	b.mu.Unlock()
+	if found.task == nil { // else it is the export that asks
+		found.task = events.From(ctx)
+		b.mu.Lock()
+		b.found[op.Digest] = found
+		b.mu.Unlock()
+	}
 	layers := make([]execute.ImageLayer, len(found.image.DiffIDs))
 	for i, d := range found.image.DiffIDs {
 		first := slices.Index(found.image.DiffIDs, d)

@@ -261,12 +261,11 @@ func TestHold(t *testing.T) {
 	r := &collect{}
 	s := New(r)
 	image, step := s.Task(llb.Place{}, "FROM"), s.Task(llb.Place{}, "RUN")
-	first := image.Hold()
-	resume := image.Wait(nil)
+	drop := image.Defer()
 	image.Done(nil)
+	first := image.Hold()
+	drop()
 	second := image.Hold()
-	resume()
-	resume()
 	stop := step.Wait(image)
 	again := step.Wait(image)
 	first(errors.New("broken"))
@@ -279,10 +278,16 @@ func TestHold(t *testing.T) {
 	image.Note("in time")
 	third(nil)
 	step.Wait(step)()
+	unneeded := s.Task(llb.Place{}, "FROM scratch")
+	drop = unneeded.Defer()
+	unneeded.Done(nil)
+	drop()
+	drop()
 	from, run := Started{Text: "FROM"}, Started{Text: "RUN"}
 	want := []Body{
 		from, run, Waiting{}, Resumed{}, Waiting{For: image.id}, Resumed{}, Finished{Error: "broken"},
 		from, Note{Text: "in time"}, Finished{},
+		Started{Text: "FROM scratch"}, Waiting{}, Cached{}, Resumed{}, Finished{},
 	}
 	if got := r.bodies(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)

@@ -137,6 +137,8 @@ type Task struct {
 	holds  int
 	result Finished
 	waits  int // how many Waits go on
+	// deferred says that Defer holds the vertex and has it wait.
+	deferred bool
 }
 
 // Emit emits an event of the vertex. After Finish it does nothing, unless the vertex is held.
@@ -170,6 +172,7 @@ func (t *Task) Hold() (release func(err error)) {
 		t.emit(t.started)
 	}
 	t.holds++
+	t.needed()
 	var once sync.Once
 	return func(err error) {
 		once.Do(func() {
@@ -181,29 +184,65 @@ func (t *Task) Hold() (release func(err error)) {
 	}
 }
 
-// Wait says that the vertex only waits, for another one if that is not nil, until resume is called. A second call of resume does nothing.
-func (t *Task) Wait(other *Task) (resume func()) {
-	if t == nil || t == other {
+// Defer holds the vertex, which only waits, until a Hold says that it is needed and takes its place. If there is none before drop is called,
+// the vertex ends as one of which nothing was needed: it is Cached.
+func (t *Task) Defer() (drop func()) {
+	if t == nil {
 		return func() {}
-	}
-	w := Waiting{}
-	if other != nil {
-		w.For = other.id
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.waits++; t.waits == 1 {
-		t.emit(w)
+	t.holds++
+	t.deferred = true
+	t.wait(Waiting{})
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.deferred {
+			t.emit(Cached{})
+			t.needed()
+			t.end(nil)
+		}
 	}
+}
+
+// needed ends what Defer began, without ending the vertex.
+func (t *Task) needed() {
+	if t.deferred {
+		t.deferred = false
+		t.resume()
+		t.holds--
+	}
+}
+
+// Wait says that the vertex only waits for another one, until resume is called. A second call of resume does nothing.
+func (t *Task) Wait(other *Task) (resume func()) {
+	if t == nil || other == nil || t == other {
+		return func() {}
+	}
+	w := Waiting{For: other.id}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wait(w)
 	var once sync.Once
 	return func() {
 		once.Do(func() {
 			t.mu.Lock()
 			defer t.mu.Unlock()
-			if t.waits--; t.waits == 0 {
-				t.emit(Resumed{})
-			}
+			t.resume()
 		})
+	}
+}
+
+func (t *Task) wait(w Waiting) {
+	if t.waits++; t.waits == 1 {
+		t.emit(w)
+	}
+}
+
+func (t *Task) resume() {
+	if t.waits--; t.waits == 0 {
+		t.emit(Resumed{})
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/cdi"
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -96,10 +97,11 @@ type Job struct {
 	commits once.Map[string, git.Commit] // of git repositories
 
 	mu      sync.Mutex
-	sources map[string]source               // of layers of images, by id
-	bases   []*base                         // that were not there as a whole
-	demands map[string]func() solver.Demand // what is expected to be needed of those
-	files   map[string]string               // that were downloaded and are no layers yet, by address and digest
+	sources map[string]source // of layers of images, by id
+	// unneeded ends the vertices of images that were not there as a whole, and of which nothing was needed.
+	unneeded []func()
+	demands  map[string]func() solver.Demand // what is expected to be needed of those
+	files    map[string]string               // that were downloaded and are no layers yet, by address and digest
 
 	git         *git.Client
 	emptied     emptied
@@ -111,7 +113,7 @@ type Job struct {
 type source struct {
 	image llb.Image
 	layer ImageLayer
-	base  *base
+	task  *events.Task // of the image
 }
 
 // New returns an Executor. Close must be called.
@@ -143,8 +145,8 @@ func (x *Executor) Job(s *session.Session, o Options) *Job {
 
 // Close removes what was downloaded for the job. None of its steps may run any more.
 func (x *Job) Close() error {
-	for _, b := range x.bases {
-		b.unneeded()
+	for _, drop := range x.unneeded {
+		drop()
 	}
 	var err error
 	for _, file := range x.files {

@@ -29,14 +29,14 @@ func (x *Job) Image(ctx context.Context, op llb.Image) (solver.Ref, error) {
 	if err != nil {
 		return solver.Ref{}, err
 	}
-	b := x.base(ctx, layers)
+	task := x.image(ctx, layers)
 	var root solver.Ref
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, l := range layers {
 		id := l.DiffID.Encoded()
 		if _, ok := x.sources[id]; !ok {
-			x.sources[id] = source{op, l, b}
+			x.sources[id] = source{op, l, task}
 		}
 		root = root.Push(solver.Layer{ID: id, Content: sha256.Sum256([]byte("diff id " + l.DiffID.String()))})
 	}
@@ -237,8 +237,7 @@ func (x *Job) unpackBlob(ctx context.Context, id layer.ID, src source, v *varian
 
 // readBlob gives the uncompressed bytes of a layer's blob to read, which end in io.EOF only if they are what the image says.
 func (x *Job) readBlob(ctx context.Context, src source, read func(tarball io.Reader) error) error {
-	task := src.base.task
-	opened, err := x.Images.Open(events.With(ctx, task), src.image, src.layer)
+	opened, err := x.Images.Open(events.With(ctx, src.task), src.image, src.layer)
 	if err != nil {
 		return err
 	}
@@ -246,7 +245,7 @@ func (x *Job) readBlob(ctx context.Context, src source, read func(tarball io.Rea
 	extracting := events.Transfer{
 		Name: src.layer.Blob.Digest.String(), Phase: events.Extracting, Current: src.layer.Blob.Size, Total: src.layer.Blob.Size,
 	}
-	blob := &arriving{r: opened, arrived: func() { task.Emit(extracting) }}
+	blob := &arriving{r: opened, arrived: func() { src.task.Emit(extracting) }}
 	ahead, err := readahead.NewReadCloserSize(io.NopCloser(ctxio.Reader(ctx, blob)), aheadBlocks, aheadBlock)
 	if err != nil {
 		return err
@@ -272,7 +271,7 @@ func (x *Job) readBlob(ctx context.Context, src source, read func(tarball io.Rea
 		return err
 	}
 	extracting.Done = true
-	task.Emit(extracting)
+	src.task.Emit(extracting)
 	return nil
 }
 

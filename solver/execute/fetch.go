@@ -12,41 +12,25 @@ import (
 	"github.com/kilnbuild/kiln/solver"
 )
 
-// base is an image that steps stand on. What is fetched of it is reported at its own vertex, which ends when the image can be used; a step
-// that needs it waits meanwhile.
-type base struct {
-	task *events.Task
-	// needed ends the time in which nobody needs the image, and release the hold that goes with it. Both do nothing the second time.
-	needed  func()
-	release func(err error)
-	// fetched says that some of it was needed.
-	fetched sync.Once
-}
+// What is fetched of an image is reported at its own vertex, which ends when the image can be used; a step that needs it waits meanwhile.
 
-// base returns the image whose vertex ctx has. It is open until its layers are fetched, if they are not there, or the job ends.
-func (x *Job) base(ctx context.Context, layers []ImageLayer) *base {
-	b := &base{task: events.From(ctx), needed: func() {}, release: func(error) {}}
-	here := func(l ImageLayer) bool {
+// image returns the vertex of ctx, which is that of an image with these layers. If they are not there it is open until they are fetched, or
+// the job ends.
+func (x *Job) image(ctx context.Context, layers []ImageLayer) *events.Task {
+	task := events.From(ctx)
+	missing := func(l ImageLayer) bool {
 		_, err := x.Snapshots.Manifest(ctx, layer.ID(l.DiffID.Encoded()))
-		return err == nil
+		return err != nil
 	}
-	if !slices.ContainsFunc(layers, func(l ImageLayer) bool { return !here(l) }) {
-		b.task.Emit(events.Cached{})
-		return b
+	if !slices.ContainsFunc(layers, missing) {
+		task.Emit(events.Cached{})
+		return task
 	}
-	b.release = b.task.Hold()
-	b.needed = b.task.Wait(nil)
+	drop := task.Defer()
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.bases = append(x.bases, b)
-	return b
-}
-
-// unneeded ends the vertex of an image of which nothing was fetched.
-func (b *base) unneeded() {
-	b.fetched.Do(func() { b.task.Emit(events.Cached{}) })
-	b.needed()
-	b.release(nil)
+	x.unneeded = append(x.unneeded, drop)
+	return task
 }
 
 // fetching is the fetch of layers of images for a vertex.
@@ -75,16 +59,13 @@ func (x *Job) fetch(ctx context.Context, indexes []int, idOf func(i int) layer.I
 		if !ok {
 			continue // the fetch says so
 		}
-		i := slices.IndexFunc(f.held, func(h *held) bool { return h.base == src.base })
+		i := slices.IndexFunc(f.held, func(h *held) bool { return h.task == src.task })
 		if i < 0 {
 			i = len(f.held)
-			task := src.base.task
-			f.held = append(f.held, &held{src, map[layer.ID]bool{}, task.Hold(), events.From(ctx).Wait(task)})
-			src.base.fetched.Do(func() {})
-			src.base.needed()
+			f.held = append(f.held, &held{src, map[layer.ID]bool{}, src.task.Hold(), events.From(ctx).Wait(src.task)})
 		}
 		f.held[i].left[id] = true
-		src.base.task.Emit(events.Transfer{Name: src.layer.Blob.Digest.String(), Phase: events.Queued, Total: src.layer.Blob.Size})
+		src.task.Emit(events.Transfer{Name: src.layer.Blob.Digest.String(), Phase: events.Queued, Total: src.layer.Blob.Size})
 	}
 	return f
 }
@@ -114,7 +95,6 @@ func (f *fetching) end(err error) {
 // end ends the fetch for one image. A second call does nothing.
 func (h *held) end(err error) {
 	h.release(err)
-	h.base.release(err)
 	h.resume()
 }
 

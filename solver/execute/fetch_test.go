@@ -53,9 +53,9 @@ func TestFetch(t *testing.T) {
 			x := &Job{sources: map[string]source{}}
 			for _, name := range []string{"a", "b"} {
 				task := s.Task(llb.Place{}, name)
-				b := &base{task: task, release: task.Hold(), needed: task.Wait(nil)}
+				task.Defer()
 				task.Done(nil)
-				x.sources[name] = source{llb.Image{Ref: name}, ImageLayer{Blob: ocispec.Descriptor{Digest: "sha256:x", Size: 1}}, b}
+				x.sources[name] = source{llb.Image{Ref: name}, ImageLayer{Blob: ocispec.Descriptor{Digest: "sha256:x", Size: 1}}, task}
 			}
 			step := s.Task(llb.Place{}, "step")
 			ids := []layer.ID{"a", "b"}
@@ -63,7 +63,7 @@ func TestFetch(t *testing.T) {
 			f.done("a")
 			f.end(tc.err)
 			want := append([]string{
-				"a Started", "a Waiting", "b Started", "b Waiting", "step Started", "step Waiting", "a Resumed", "a Transfer waiting",
+				"a Started", "a Waiting", "b Started", "b Waiting", "step Started", "a Resumed", "step Waiting", "a Transfer waiting",
 				"b Resumed", "b Transfer waiting", "a Finished",
 			}, tc.want...)
 			if !slices.Equal(c.words, want) {
