@@ -22,9 +22,21 @@ const (
 
 // summary is what is said of a build at its end.
 type summary struct {
-	ran, cached int
-	slowest     []slow
-	made        map[string]string // the steps that ran and made layers, by layer
+	steps   map[llb.Digest]bool // whether they ran; those that did not were cached
+	slowest []slow
+	made    map[string]string // the steps that ran and made layers, by layer
+}
+
+// counts returns how many steps ran, and how many were cached.
+func (s *summary) counts() (ran, cached int) {
+	for _, r := range s.steps {
+		if r {
+			ran++
+		} else {
+			cached++
+		}
+	}
+	return ran, cached
 }
 
 // slow is a step and how long it took.
@@ -36,20 +48,20 @@ type slow struct {
 
 // add adds a task that ended. Only vertices of the graph are steps, but whatever takes long is named.
 func (s *summary) add(t *task, at time.Time, f events.Finished) {
+	if s.steps == nil {
+		s.steps, s.made = map[llb.Digest]bool{}, map[string]string{}
+	}
+	switch {
+	case f.Error != "" || f.Canceled:
+		return
+	case t.what.Op != "":
+		// An image that was there as a list of files may be fetched later.
+		s.steps[t.id] = s.steps[t.id] || !t.cached
+	}
 	if t.cached {
-		s.cached++
 		return
-	}
-	if f.Error != "" || f.Canceled {
-		return
-	}
-	if t.what.Op != "" {
-		s.ran++
 	}
 	for _, o := range f.Outputs {
-		if s.made == nil {
-			s.made = map[string]string{}
-		}
 		s.made[o.Layer] = t.name
 	}
 	if took := t.took(at); took >= worthNaming {
@@ -75,7 +87,8 @@ func (s *summary) text(d *tty, width int) string {
 		put(fmt.Sprintf("[+] Failed after %.1fs (%s)", took, total))
 		return b.String()
 	}
-	put(fmt.Sprintf("[+] Built in %.1fs (%s): %s ran, %d cached", took, total, plural(s.ran, "step"), s.cached))
+	ran, cached := s.counts()
+	put(fmt.Sprintf("[+] Built in %.1fs (%s): %s ran, %d cached", took, total, plural(ran, "step"), cached))
 	list := func(label string, rows [][2]string) {
 		if width < narrow && len(rows) > 0 {
 			put(" " + label)

@@ -132,6 +132,23 @@ func TestSummary(t *testing.T) {
 `)
 }
 
+// An image that was cached, and is fetched all the same, has run.
+func TestSummaryOfAgain(t *testing.T) {
+	c := newClock()
+	var out bytes.Buffer
+	p := c.play(newTTY(&out, func() (int, int) { return 60, 24 }, c.now, style{}))
+	p.emit(llb.Digest{}, events.Planned{Steps: 1})
+	from := p.begin(events.Started{Op: "image", Text: "FROM debian"})
+	from.cached()
+	from.emit(events.Started{Op: "image", Text: "FROM debian"})
+	from.done()
+	p.emit(llb.Digest{}, events.Done{})
+	p.Close()
+	if !strings.HasSuffix(out.String(), "[+] Built in 0.0s (1/1): 1 step ran, 0 cached\n") {
+		t.Errorf("got %q", out.String())
+	}
+}
+
 func TestFailedSummary(t *testing.T) {
 	for _, done := range []events.Done{{Error: "broken"}, {Canceled: true}} {
 		c := newClock()
