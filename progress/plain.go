@@ -119,8 +119,13 @@ func (d *plain) transfer(t *task, at time.Time, tr *transfer) {
 		return
 	}
 	tr.shown, tr.shownAt = at, tr.Current
+	if tr.Phase == events.Exists {
+		b.line(tr.name + " " + string(tr.Phase))
+		d.show(b)
+		return
+	}
 	text := termtext.Line(tr.id())
-	if tr.Phase != events.Extracting && tr.Phase != events.Exists {
+	if tr.Phase != events.Extracting {
 		text += " " + amountOf(tr.Current, tr.Total)
 	}
 	if took := at.Sub(tr.started).Seconds(); tr.Done {

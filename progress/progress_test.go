@@ -355,6 +355,10 @@ func TestPlainOutcomes(t *testing.T) {
 	stopped.emit(events.Finished{Canceled: true})
 	p.start("https://user:canary@host/x").fail("get https://canary@host/y")
 	p.start("no room").fail("the disk is full")
+	push := p.start("pushing")
+	push.emit(events.Transfer{Name: "sha256:abc", Phase: events.Queued, Total: 5})
+	push.emit(events.Transfer{Name: "sha256:abc", Phase: events.Exists, Current: 5, Total: 5, Done: true})
+	push.done()
 	p.emit(llb.Digest{}, events.Done{Error: "[1/2] RUN x: the disk is full"})
 	p.Close()
 	want(t, out.String(), `#1 stopped
@@ -365,6 +369,10 @@ func TestPlainOutcomes(t *testing.T) {
 
 #3 no room
 #3 ERROR
+
+#4 pushing
+#4 sha256:abc already exists
+#4 DONE 0.0s
 
 #2 ERROR: get https://xxxxx@host/y
 `)

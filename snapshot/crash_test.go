@@ -9,9 +9,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/ctxtest"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/llb"
 	"golang.org/x/sys/unix"
 )
 
@@ -108,5 +110,45 @@ func TestComparingEnds(t *testing.T) {
 	}
 	if !now.Has(id) {
 		t.Error("the layer is taken for damaged")
+	}
+}
+
+// compared notes transfers.
+type compared struct{ seen []events.Transfer }
+
+func (c *compared) Event(e events.Event) {
+	if tr, ok := e.Body.(events.Transfer); ok {
+		c.seen = append(c.seen, tr)
+	}
+}
+
+// TestComparingIsReported: the vertex that needs a large layer of another boot says that it is compared.
+func TestComparingIsReported(t *testing.T) {
+	s := newStore(t)
+	s.boot = "the boot before"
+	const size = 20 << 20
+	id := step(t, s, nil, func(root *rootfs.Root) {
+		f, err := root.OpenFile("file", unix.O_WRONLY|unix.O_CREAT, 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.Write(make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+	}).ID
+	now := reopen(t, s)
+	now.boot = "the boot after"
+	c := &compared{}
+	task := events.New(c).Task(llb.Place{}, "RUN make")
+	if err := now.Open(events.With(t.Context(), task), id); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.seen) < 2 {
+		t.Fatalf("the transfers are %+v", c.seen)
+	}
+	last := c.seen[len(c.seen)-1]
+	if last.Phase != events.Comparing || last.Name != string(id) || last.Current != size || !last.Done {
+		t.Errorf("the last transfer is %+v", last)
 	}
 }
