@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/table"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/spf13/cobra"
 )
@@ -14,45 +15,33 @@ func (a *app) inspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect IMAGE...",
 		Short: "Print what an image is, as docker image inspect does",
-		Args:  minArgs("IMAGE"),
+		Example: `  kiln inspect app
+  kiln inspect -f '{{.ID}} {{json .Config.Env}}' app`,
+		Args: minArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			print, err := rowPrinter(format)
-			if err != nil {
+			if _, err := table.Template(format); err != nil {
 				return err
 			}
 			return a.withRoot(cmd.Context(), func(k *kiln) error {
-				var all []json.RawMessage
+				all := []any{}
 				for _, name := range args {
-					data, err := k.images.Inspect(cmd.Context(), name)
+					platforms, err := k.images.Inspect(cmd.Context(), name)
 					if err != nil {
 						return err
 					}
-					var platforms []json.RawMessage
-					if err := json.Unmarshal(data, &platforms); err != nil {
-						return fmt.Errorf("print image: %w", err)
+					for _, p := range platforms {
+						all = append(all, p)
 					}
-					all = append(all, platforms...)
+				}
+				if format != "" {
+					return table.Values(a.stdout, format, all)
 				}
 				var out bytes.Buffer
-				if print == nil {
-					enc := json.NewEncoder(termtext.JSONWriter(&out))
-					enc.SetEscapeHTML(false)
-					enc.SetIndent("", "    ")
-					if err := enc.Encode(all); err != nil {
-						return fmt.Errorf("print image: %w", err)
-					}
-				} else {
-					for _, data := range all {
-						dec := json.NewDecoder(bytes.NewReader(data))
-						dec.UseNumber()
-						var v any
-						if err := dec.Decode(&v); err != nil {
-							return fmt.Errorf("print image: %w", err)
-						}
-						if err := print(&out, v); err != nil {
-							return err
-						}
-					}
+				enc := json.NewEncoder(termtext.JSONWriter(&out))
+				enc.SetEscapeHTML(false)
+				enc.SetIndent("", "    ")
+				if err := enc.Encode(all); err != nil {
+					return fmt.Errorf("print image: %w", err)
 				}
 				_, err := a.stdout.Write(out.Bytes())
 				return err
@@ -60,5 +49,6 @@ func (a *app) inspectCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&format, "format", "f", "", "print by a Go template, or json")
+	cmd.Flags().String("type", "image", "accepted as docker does: kiln has images alone")
 	return cmd
 }

@@ -4,12 +4,10 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/frontend/quote"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/store/images"
 )
 
 func TestOptions(t *testing.T) {
@@ -48,30 +46,5 @@ func TestExcerpt(t *testing.T) {
 	got := string(excerpt(llb.Location{File: "D", StartLine: 3, EndLine: 90}, long))
 	if n := strings.Count(got, "\n"); n != 3+2+excerptMost+1 || strings.Contains(got, "\x1b") || !strings.Contains(got, "…") {
 		t.Errorf("%d lines:\n%s", n, got)
-	}
-}
-
-func TestImageRows(t *testing.T) {
-	now := time.Unix(1700000000, 0)
-	rows := imageRows([]images.Info{
-		{Names: []string{"docker.io/library/app:v1", "docker.io/me/app:latest", "localhost:5000/a/b:c"}, ID: "sha256:0123456789abcdef", Created: now.Add(-3 * time.Hour), Size: 1_500_000},
-		{ID: "sha256:fedcba9876543210"},
-	}, false, now)
-	var out strings.Builder
-	printTable(&out, rows)
-	want := `REPOSITORY           TAG       IMAGE ID       CREATED       SIZE
-app                  v1        0123456789ab   3 hours ago   1.5MB
-me/app               latest    0123456789ab   3 hours ago   1.5MB
-localhost:5000/a/b   c         0123456789ab   3 hours ago   1.5MB
-<none>               <none>    fedcba987654   N/A           0B
-`
-	if out.String() != want {
-		t.Errorf("got:\n%s", out.String())
-	}
-	if got := matching(rows, "app"); len(got) != 1 || got[0].Tag != "v1" {
-		t.Errorf("%+v", got)
-	}
-	if got := matching(rows, "me/app:v2"); len(got) != 0 {
-		t.Errorf("%+v", got)
 	}
 }

@@ -48,7 +48,7 @@ name have. What a running build uses stays.`,
 				}
 			}
 			if !force && !dryRun {
-				if err := a.confirm(cmd, all); err != nil {
+				if err := a.confirm(cmd, pruned(all)); err != nil {
 					return err
 				}
 			}
@@ -68,14 +68,18 @@ name have. What a running build uses stays.`,
 	return cmd
 }
 
-// confirm asks whether to remove what prune removes. Without a terminal nobody can answer.
-func (a *app) confirm(cmd *cobra.Command, all bool) error {
+// pruned says what prune removes.
+func pruned(all bool) string {
+	if all {
+		return "images without a name and the whole cache"
+	}
+	return "images without a name and the cache that no image with a name needs"
+}
+
+// confirm asks whether to remove something. Without a terminal nobody can answer.
+func (a *app) confirm(cmd *cobra.Command, what string) error {
 	if !termtext.IsTerminal(cmd.InOrStdin()) {
 		return usageErrorf("nothing was removed: standard input is not a terminal, so %s needs --force or --dry-run", cmd.CommandPath())
-	}
-	what := "images without a name and the cache that no image with a name needs"
-	if all {
-		what = "images without a name and the whole cache"
 	}
 	if _, err := fmt.Fprintf(a.stdout, "WARNING! This will remove %s.\nAre you sure you want to continue? [y/N] ", what); err != nil {
 		return err

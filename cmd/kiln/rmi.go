@@ -31,5 +31,6 @@ func (a *app) rmiCommand() *cobra.Command {
 	}
 	// Nothing in kiln keeps a name from being removed, so that there is nothing to force.
 	cmd.Flags().BoolP("force", "f", false, "accepted as docker does")
+	cmd.Flags().Bool("no-prune", false, "accepted as docker does: what the image is made of stays until kiln prune")
 	return cmd
 }

@@ -40,6 +40,7 @@ func (a *app) execute(root *cobra.Command, args []string) (exit int) {
 			exit = exitInternal
 		}
 	}()
+	a.args = args
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
@@ -58,33 +59,25 @@ func (a *app) execute(root *cobra.Command, args []string) (exit int) {
 
 func (a *app) rootCommand() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "kiln",
-		Short:         "Build OCI images from Dockerfiles, without a daemon",
-		Version:       version(),
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args:          cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			hint := "; kiln --help lists the commands"
-			if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
-				hint = "; did you mean " + strings.Join(s, " or ") + "?"
-			}
-			return usageErrorf("unknown command %q%s", args[0], hint)
-		},
+		Use:               "kiln",
+		Short:             "Build OCI images from Dockerfiles, without a daemon",
+		Version:           version(),
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		Args:              cobra.ArbitraryArgs,
+		RunE:              helpOrUnknown,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	root.SetVersionTemplate("kiln {{.Version}}\n")
-	root.SetFlagErrorFunc(flagError)
+	root.SetFlagErrorFunc(a.commandOrFlagError)
 	root.PersistentFlags().StringVar(&a.rootDir, "root", "", "directory of images, layers and cache (default $KILN_ROOT, else /var/lib/kiln for root, and $XDG_DATA_HOME/kiln or ~/.local/share/kiln)")
 	root.PersistentFlags().BoolVarP(&a.debug, "debug", "D", false, "say what need not concern the user, and print the stack of an internal error")
 	root.SuggestionsMinimumDistance = 2
-	root.AddCommand(a.buildCommand(), a.imagesCommand(), a.tagCommand(), a.rmiCommand(), a.inspectCommand(), a.pushCommand(),
+	root.AddCommand(a.buildCommand(), a.imagesCommand(), a.tagCommand(), a.rmiCommand(), a.inspectCommand(), a.historyCommand(), a.pushCommand(),
 		a.pullCommand(), a.saveCommand(), a.loadCommand(), a.loginCommand(), a.logoutCommand(), a.pruneCommand(), a.duCommand(), a.checkCommand(), a.explainCommand(), a.doctorCommand(), a.versionCommand())
+	root.AddCommand(a.groups()...)
 	return root
 }
 

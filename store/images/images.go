@@ -16,8 +16,10 @@ import (
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/registry/image"
 	"github.com/kilnbuild/kiln/store"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -45,8 +47,10 @@ type Info struct {
 	Digest string
 	// Created is what the config says; the zero time where it says nothing.
 	Created time.Time
-	// Size is that of the layers' blobs in bytes.
+	// Size is what the layers' blobs take in the store in bytes: those of a base image are compressed as it came, others are not.
 	Size int64
+	// Labels are those of the config; of several platforms those of the last one.
+	Labels map[string]string
 	// Platforms are what it runs on: "linux/amd64".
 	Platforms []string
 }
@@ -133,6 +137,7 @@ func (set *Images) info(desc ocispec.Descriptor) (Info, error) {
 		if config.Created != nil && config.Created.After(info.Created) {
 			info.Created = *config.Created
 		}
+		info.Labels = config.Config.Labels
 		for _, l := range m.Layers {
 			info.Size += l.Size
 		}
@@ -140,6 +145,29 @@ func (set *Images) info(desc ocispec.Descriptor) (Info, error) {
 		info.Platforms = append(info.Platforms, p.String())
 	}
 	return info, nil
+}
+
+// find finds the manifest of an image and its config. Of an image for several platforms it is that for one; "" is the host's, or the first.
+func (set *Images) find(ctx context.Context, name, platform string) (m ocispec.Manifest, config dockerspec.DockerOCIImage, err error) {
+	img, err := set.lookup(ctx, name)
+	if err != nil {
+		return m, config, err
+	}
+	all, err := set.manifests(img.Desc)
+	if err != nil {
+		return m, config, err
+	}
+	if len(all) == 0 {
+		return m, config, &cas.NotFoundError{Ref: name}
+	}
+	desc, err := set.choose(all, name, platform)
+	if platform == "" && errors.As(err, new(*image.PlatformError)) {
+		desc, err = all[0], nil
+	}
+	if err != nil {
+		return m, config, err
+	}
+	return set.manifestOf(desc)
 }
 
 // List returns the images, the newest first.
@@ -213,6 +241,31 @@ func (set *Images) lookup(ctx context.Context, name string) (cas.Image, error) {
 		return found[0], nil
 	}
 	return img, fmt.Errorf("%d images have an id that begins with %s: give more digits", len(found), digits)
+}
+
+// Forget removes all images without a name from the list and returns their digests. Their blobs stay until the root directory is pruned.
+func (set *Images) Forget(ctx context.Context) ([]digest.Digest, error) {
+	all, err := set.store.Images()
+	if err != nil {
+		return nil, err
+	}
+	var gone []digest.Digest
+	for _, img := range all {
+		if err := ctxio.Ended(ctx); err != nil {
+			return gone, err
+		}
+		if img.Name != "" {
+			continue
+		}
+		forgotten, err := set.store.Forget(img.Desc.Digest)
+		if err != nil {
+			return gone, err
+		}
+		if forgotten {
+			gone = append(gone, img.Desc.Digest)
+		}
+	}
+	return gone, nil
 }
 
 // Tag gives an image of the store a further name.

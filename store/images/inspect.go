@@ -2,7 +2,6 @@ package images
 
 import (
 	"context"
-	"encoding/json"
 	"slices"
 	"time"
 
@@ -12,8 +11,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// inspected is an image in the form of docker image inspect.
-type inspected struct {
+// Inspected is an image for one platform, in the form of docker image inspect.
+type Inspected struct {
 	ID           string `json:"Id"`
 	RepoTags     []string
 	RepoDigests  []string
@@ -33,8 +32,8 @@ type inspected struct {
 	History    []ocispec.History
 }
 
-// Inspect returns a JSON array that describes an image, with an element for each platform, as docker image inspect does.
-func (set *Images) Inspect(ctx context.Context, name string) (json.RawMessage, error) {
+// Inspect describes an image, with an element for each platform.
+func (set *Images) Inspect(ctx context.Context, name string) ([]Inspected, error) {
 	img, err := set.lookup(ctx, name)
 	if err != nil {
 		return nil, err
@@ -51,13 +50,13 @@ func (set *Images) Inspect(ctx context.Context, name string) (json.RawMessage, e
 	if err != nil {
 		return nil, err
 	}
-	out := []inspected{}
+	var out []Inspected
 	for _, d := range all {
 		m, config, err := set.manifestOf(d)
 		if err != nil {
 			return nil, err
 		}
-		e := inspected{
+		e := Inspected{
 			ID: m.Config.Digest.String(), RepoTags: append([]string{}, infos[i].Names...), RepoDigests: []string{}, Created: config.Created, Author: config.Author, Architecture: config.Architecture,
 			Variant: config.Variant, Os: config.OS, Config: config.Config, Descriptor: img.Desc, Manifest: d, History: config.History,
 		}
@@ -75,5 +74,5 @@ func (set *Images) Inspect(ctx context.Context, name string) (json.RawMessage, e
 		}
 		out = append(out, e)
 	}
-	return json.MarshalIndent(out, "", "    ")
+	return out, nil
 }

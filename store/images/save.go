@@ -77,11 +77,14 @@ func (set *Images) assembled(desc ocispec.Descriptor, name, platform string) (*e
 	return a, nil
 }
 
-// choose returns which of the manifests of an image is for a platform.
+// choose returns which of the manifests of an image is for a platform; "" is the host's.
 func (set *Images) choose(all []ocispec.Descriptor, name, platform string) (ocispec.Descriptor, error) {
-	want, err := llb.ParsePlatform(platform, llb.Host())
-	if err != nil {
-		return ocispec.Descriptor{}, &input.Error{Err: err}
+	want := llb.Host()
+	if platform != "" {
+		var err error
+		if want, err = llb.ParsePlatform(platform, want); err != nil {
+			return ocispec.Descriptor{}, &input.Error{Err: err}
+		}
 	}
 	for i, d := range all {
 		if d.Platform != nil {

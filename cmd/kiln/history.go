@@ -1,0 +1,75 @@
+package main
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/table"
+	"github.com/spf13/cobra"
+)
+
+// historyColumns are the fields that docker history has.
+var historyColumns = []table.Column{
+	{Field: "ID", Heading: "IMAGE"}, {Field: "CreatedSince", Heading: "CREATED"}, {Field: "CreatedAt", Heading: "CREATED AT"},
+	{Field: "CreatedBy", Heading: "CREATED BY"}, {Field: "Size", Heading: "SIZE IN STORE"}, {Field: "Comment", Heading: "COMMENT"},
+}
+
+// maxCreatedBy is how many characters of a step docker history prints.
+const maxCreatedBy = 45
+
+func (a *app) historyCommand() *cobra.Command {
+	var quiet, noTrunc, human bool
+	var format, platform string
+	cmd := &cobra.Command{
+		Use:   "history IMAGE",
+		Short: "List the steps that made an image",
+		Long: `List the steps that made an image, the last first. SIZE IN STORE is what the step's layer takes there: those of a base image are
+compressed as they came from the registry, those that kiln built are not compressed. kiln explain tells why steps ran.`,
+		Example: `  kiln history --no-trunc app
+  kiln history --format '{{.Size}}\t{{.CreatedBy}}' app`,
+		Args: exactArgs("an IMAGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			printer, err := table.New(format, historyColumns, "ID", "CreatedSince", "CreatedBy", "Size", "Comment")
+			if err != nil {
+				return err
+			}
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
+				id, steps, err := k.images.History(cmd.Context(), args[0], platform)
+				if err != nil {
+					return err
+				}
+				now := time.Now()
+				var rows []table.Row
+				for i, step := range steps {
+					row := table.Row{"ID": "<missing>", "CreatedSince": since(step.Created, now), "CreatedAt": "N/A", "Comment": step.Comment,
+						"CreatedBy": strings.ReplaceAll(step.CreatedBy, "\t", " "), "Size": humanSize(step.Layer.Size)}
+					if i == 0 {
+						row["ID"] = shortID(string(id), noTrunc)
+					}
+					if !step.Created.IsZero() {
+						row["CreatedAt"] = step.Created.Format(time.RFC3339)
+					}
+					if !human {
+						row["CreatedSince"], row["Size"] = row["CreatedAt"], strconv.FormatInt(step.Layer.Size, 10)
+					}
+					if r := []rune(row["CreatedBy"]); !noTrunc && len(r) > maxCreatedBy {
+						row["CreatedBy"] = string(r[:maxCreatedBy-1]) + "…"
+					}
+					rows = append(rows, row)
+				}
+				if quiet {
+					return a.printIDs(rows)
+				}
+				return printer.Print(a.stdout, rows)
+			})
+		},
+	}
+	flags := cmd.Flags()
+	flags.BoolVarP(&quiet, "quiet", "q", false, "print IDs alone")
+	flags.BoolVar(&noTrunc, "no-trunc", false, "print IDs and steps in full")
+	flags.BoolVarP(&human, "human", "H", true, "print sizes and times for people")
+	flags.StringVar(&format, "format", "", "table, json, a Go template, or 'table TEMPLATE' with tabs between columns")
+	flags.StringVar(&platform, "platform", "", "the platform of an image for several, as os/arch[/variant] (default the host's)")
+	return cmd
+}
