@@ -83,7 +83,11 @@ func (t *dirTree) find(path string) *dirNode {
 			return t.last
 		}
 		if layer.Parent(path) == t.lastPath {
-			return t.child(t.last, base(path))
+			n := t.child(t.last, base(path))
+			if n != nil {
+				t.remember(path, n)
+			}
+			return n
 		}
 	}
 	at := t.top
