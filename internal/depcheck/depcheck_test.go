@@ -43,7 +43,7 @@ var allowed = map[string][]string{
 
 	// The root directory: store knows the parts that lie in it, and no part knows store.
 	"store":        {"cache", "events", "exporter", "history", "llb", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/explain", "internal"},
-	"store/images": {"store", "events", "exporter", "snapshot/blob", "llb", "registry", "registry/image", "internal"},
+	"store/images": {"store", "events", "exporter", "snapshot", "snapshot/blob", "llb", "registry", "registry/image", "internal"},
 
 	"parser": {},
 	"llb":    {},

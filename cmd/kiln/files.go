@@ -1,0 +1,139 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/termtext"
+	"github.com/kilnbuild/kiln/store/images"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) cpCommand() *cobra.Command {
+	var o images.CopyOptions
+	cmd := &cobra.Command{
+		Use:   "cp IMAGE:PATH DEST",
+		Short: "Copy files out of an image",
+		Long: `Copy a file or a directory out of an image of the store. PATH is absolute. If DEST is a directory, the copy is made in it, and a PATH
+that ends with /. is its content alone; else DEST is the copy's name. DEST - is a tar on standard output.`,
+		Example: `  kiln cp app:v1:/etc/os-release .
+  kiln cp registry.example:5000/app:/srv/. out
+  kiln cp app:/usr/share/doc - | tar -t`,
+		Args: exactArgs("an IMAGE:PATH", "a DEST"),
+		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
+			i := strings.Index(args[0], ":/")
+			if i <= 0 {
+				return usageErrorf("%q is not IMAGE:PATH with an absolute PATH, as app:v1:/etc/passwd", args[0])
+			}
+			image, path, dest := args[0][:i], args[0][i+1:], args[1]
+			if dest == "-" {
+				if termtext.IsTerminal(os.Stdout) {
+					return usageErrorf("an archive is not written to a terminal: redirect standard output")
+				}
+				o.Tar = os.Stdout
+			} else {
+				slash := strings.HasSuffix(dest, "/")
+				var err error
+				if dest, err = filepath.Abs(dest); err != nil {
+					return err
+				}
+				if slash {
+					dest += "/"
+				}
+			}
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
+				dropped, err := k.images.Copy(cmd.Context(), image, path, dest, o)
+				if dropped.SetID > 0 {
+					a.complain(fmt.Sprintf("warning: %s without the set-user-ID and set-group-ID bits of the image", count(dropped.SetID, "file")))
+				}
+				if dropped.Devices > 0 {
+					a.complain(fmt.Sprintf("warning: %s of the image left out", count(dropped.Devices, "device")))
+				}
+				return err
+			})
+		}),
+	}
+	cmd.Flags().BoolVarP(&o.Follow, "follow-link", "L", false, "copy what a symbolic link at PATH leads to")
+	cmd.Flags().StringVar(&o.Platform, "platform", "", "the platform of an image for several, as os/arch[/variant] (default the host's)")
+	return cmd
+}
+
+func (a *app) diffCommand() *cobra.Command {
+	var format, platform string
+	var exitCode bool
+	cmd := &cobra.Command{
+		Use:   "diff IMAGE IMAGE",
+		Short: "Show what differs between two images",
+		Long: `Show what differs between two images of the store: the configuration, layers, files and the size. Lines begin with + for what only the
+second image has, - for what only the first has, and ~ for what both have. Times of files are not compared.`,
+		Example: `  kiln diff app:v1 app:v2
+  kiln diff --format json app:v1 app:v2 | jq -r 'select(.Part == "file") | .Name'`,
+		Args: exactArgs("an IMAGE", "another IMAGE"),
+		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
+			if format != "text" && format != "json" {
+				return usageErrorf("--format %q: it is text or json", format)
+			}
+			return a.withRoot(cmd.Context(), func(k *kiln) error {
+				found, part := false, ""
+				err := k.images.Diff(cmd.Context(), args[0], args[1], platform, func(c images.Change) error {
+					var line bytes.Buffer
+					if format == "json" {
+						if err := json.NewEncoder(termtext.JSONWriter(&line)).Encode(c); err != nil {
+							return err
+						}
+					} else {
+						if c.Part != part {
+							fmt.Fprintf(&line, "%s:\n", map[string]string{"config": "Configuration", "layer": "Layers", "file": "Files", "size": "Size in store"}[c.Part])
+						}
+						fmt.Fprintf(&line, "  %s\n", termtext.Line(changeText(c)))
+					}
+					found, part = true, c.Part
+					_, err := a.stdout.Write(line.Bytes())
+					return err
+				})
+				if err == nil && found && exitCode {
+					err = errFound
+				}
+				return err
+			})
+		}),
+	}
+	cmd.Flags().StringVar(&format, "format", "text", "text, or json with an object for each difference")
+	cmd.Flags().StringVar(&platform, "platform", "", "the platform of images for several, as os/arch[/variant] (default the host's)")
+	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "exit with status 1 if the images differ")
+	return cmd
+}
+
+// changeText describes a difference in one line.
+func changeText(c images.Change) string {
+	sign := map[string]string{"added": "+", "removed": "-", "changed": "~"}[c.Kind]
+	size := func() string {
+		switch {
+		case c.Kind == "added":
+			return humanSize(c.NewSize)
+		case c.Kind == "removed" || c.OldSize == c.NewSize:
+			return humanSize(c.OldSize)
+		}
+		return humanSize(c.OldSize) + " -> " + humanSize(c.NewSize)
+	}
+	switch {
+	case c.Part == "config" && c.Kind == "changed":
+		return fmt.Sprintf("%s %s: %s -> %s", sign, c.Name, c.Old, c.New)
+	case c.Part == "config":
+		return fmt.Sprintf("%s %s: %s", sign, c.Name, append(c.Old[:len(c.Old):len(c.Old)], c.New...))
+	case c.Part == "size":
+		return size()
+	}
+	notes := c.What
+	if c.OldSize > 0 || c.NewSize > 0 {
+		notes = append(notes[:len(notes):len(notes)], size())
+	}
+	if len(notes) == 0 {
+		return sign + " " + c.Name
+	}
+	return fmt.Sprintf("%s %s (%s)", sign, c.Name, strings.Join(notes, ", "))
+}
