@@ -13,11 +13,12 @@ import (
 
 // Inspected is an image for one platform, in the form of docker image inspect.
 type Inspected struct {
-	ID           string `json:"Id"`
-	RepoTags     []string
-	RepoDigests  []string
-	Created      *time.Time `json:",omitempty"`
-	Author       string     `json:",omitempty"`
+	ID          string `json:"Id"`
+	RepoTags    []string
+	RepoDigests []string
+	// Created is a time of RFC 3339; "" where the image has none.
+	Created      string `json:",omitempty"`
+	Author       string `json:",omitempty"`
 	Architecture string
 	Variant      string `json:",omitempty"`
 	Os           string
@@ -57,8 +58,11 @@ func (set *Images) Inspect(ctx context.Context, name string) ([]Inspected, error
 			return nil, err
 		}
 		e := Inspected{
-			ID: m.Config.Digest.String(), RepoTags: append([]string{}, infos[i].Names...), RepoDigests: []string{}, Created: config.Created, Author: config.Author, Architecture: config.Architecture,
+			ID: m.Config.Digest.String(), RepoTags: append([]string{}, infos[i].Names...), RepoDigests: []string{}, Author: config.Author, Architecture: config.Architecture,
 			Variant: config.Variant, Os: config.OS, Config: config.Config, Descriptor: img.Desc, Manifest: d, History: config.History,
+		}
+		if config.Created != nil {
+			e.Created = config.Created.Format(time.RFC3339Nano)
 		}
 		for _, n := range infos[i].Names {
 			if ref, err := imagename.Parse(n); err == nil {
