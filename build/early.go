@@ -15,7 +15,7 @@ import (
 type early struct {
 	ctx     context.Context
 	blobs   *exporter.Blobs
-	forms   []blob.Form
+	forms   []blob.Encoding
 	wanted  map[llb.Digest]bool
 	room    chan struct{}
 	working sync.WaitGroup
@@ -86,7 +86,7 @@ func (e *early) wait() { e.working.Wait() }
 
 // onlyForm returns the form in which all outputs need layers; false if one needs files, or they need different forms, or other times
 // of files than steps gave them.
-func onlyForm(outputs []output) (blob.Form, bool) {
+func onlyForm(outputs []output) (blob.Encoding, bool) {
 	form := outputs[0].form.Layers
 	for _, out := range outputs {
 		if !out.image() || out.form.Layers != form {

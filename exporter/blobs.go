@@ -37,17 +37,17 @@ type Blobs struct {
 
 // Layers makes blobs of layers: *snapshot.Job does.
 type Layers interface {
-	Blob(ctx context.Context, id layer.ID, f blob.Form) (blob.Blob, error)
+	Blob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob, error)
 }
 
 // Prepare makes the blob of a layer in the given form before an image is assembled from it, as while later steps run.
-func (b *Blobs) Prepare(ctx context.Context, l Layer, f blob.Form) error {
+func (b *Blobs) Prepare(ctx context.Context, l Layer, f blob.Encoding) error {
 	_, err := b.get(ctx, l, f)
 	return err
 }
 
 // get returns the blob of a layer in the given form. Layers of images stay in the form that they came in.
-func (b *Blobs) get(ctx context.Context, l Layer, f blob.Form) (blob.Blob, error) {
+func (b *Blobs) get(ctx context.Context, l Layer, f blob.Encoding) (blob.Blob, error) {
 	if l.Image != nil {
 		desc := ocispec.Descriptor{MediaType: ociMediaType(l.Image.Blob.MediaType), Digest: l.Image.Blob.Digest, Size: l.Image.Blob.Size}
 		return blob.Blob{Desc: desc, DiffID: l.Image.DiffID}, nil

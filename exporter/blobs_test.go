@@ -40,7 +40,7 @@ func TestEarlierLayer(t *testing.T) {
 			if err := os.Remove(filepath.Join(m.Store.Root(), "layers", string(earlier.ID), blob.NoteName(gz.Layers))); err != nil {
 				t.Fatal(err)
 			}
-			m.assemble(Form{Layers: blob.Form{Compression: blob.Uncompressed}})
+			m.assemble(Form{Layers: blob.Encoding{Compression: blob.Uncompressed}})
 			m.assemble(gz)
 		},
 		"damaged": func(m *made, earlier Layer) {

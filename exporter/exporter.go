@@ -31,7 +31,7 @@ type Image struct {
 
 // Form is how an image is written down.
 type Form struct {
-	Layers blob.Form
+	Layers blob.Encoding
 	// Docker uses Docker's media types instead of OCI's, which have no annotations.
 	Docker      bool
 	Annotations []Annotation

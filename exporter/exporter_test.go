@@ -141,12 +141,12 @@ func (m *made) assemble(f Form) *Assembled {
 	return a
 }
 
-var gz = Form{Layers: blob.Form{Compression: blob.Compression{Type: "gzip", Level: -1}}}
+var gz = Form{Layers: blob.Encoding{Compression: blob.Compression{Type: "gzip", Level: -1}}}
 
 func TestOCITarAndDirectory(t *testing.T) {
 	m := newMade(t)
 	for name, form := range map[string]Form{
-		"gzip": gz, "gzip of docker": {Layers: gz.Layers, Docker: true}, "plain": {Layers: blob.Form{Compression: blob.Uncompressed}}, "gzip 1": {Layers: blob.Form{Compression: blob.Compression{Type: "gzip", Level: 1}}},
+		"gzip": gz, "gzip of docker": {Layers: gz.Layers, Docker: true}, "plain": {Layers: blob.Encoding{Compression: blob.Uncompressed}}, "gzip 1": {Layers: blob.Encoding{Compression: blob.Compression{Type: "gzip", Level: 1}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := m.assemble(form)
@@ -223,7 +223,7 @@ func TestMadeAnewIsTheSame(t *testing.T) {
 	if err := errors.Join(os.RemoveAll(filepath.Join(root, "blobs/sha256")), os.Mkdir(filepath.Join(root, "blobs/sha256"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	m.assemble(Form{Layers: blob.Form{Compression: blob.Uncompressed}})
+	m.assemble(Form{Layers: blob.Encoding{Compression: blob.Uncompressed}})
 	if got := m.assemble(gz).Desc; got.Digest != want.Digest {
 		t.Errorf("blobs that were made again give %s, not %s", got.Digest, want.Digest)
 	}

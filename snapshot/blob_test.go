@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var plain = blob.Form{Compression: blob.Uncompressed}
+var plain = blob.Encoding{Compression: blob.Uncompressed}
 
 // pack commits the layer that a step made once more in another store, as a blob alone, with the bytes of a tar.
 func pack(t *testing.T, from, to *tested, id layer.ID, tarball []byte) blob.Blob {

@@ -183,7 +183,7 @@ func (w *local) blobOnly(content []snapshottest.File) (id layer.ID) {
 		}
 		sum, err := m.Close(time.Now())
 		w.check(err)
-		form := blob.Form{Compression: blob.Uncompressed}
+		form := blob.Encoding{Compression: blob.Uncompressed}
 		making, err := p.BeginBlob(w.t.Context(), id, form)
 		w.check(err)
 		defer making.Close()

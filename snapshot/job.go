@@ -199,7 +199,7 @@ type blobKey struct {
 }
 
 // Blob implements Layers.
-func (j *Job) Blob(ctx context.Context, id layer.ID, f blob.Form) (blob.Blob, error) {
+func (j *Job) Blob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob, error) {
 	s := j.store
 	if _, err := j.carried(ctx, id); err != nil {
 		return blob.Blob{}, err
@@ -225,7 +225,7 @@ func (j *Job) Blob(ctx context.Context, id layer.ID, f blob.Form) (blob.Blob, er
 }
 
 // makeBlob makes the blob of a layer: from one that is not compressed, or from the files.
-func (j *Job) makeBlob(ctx context.Context, id layer.ID, f blob.Form) (blob.Blob, error) {
+func (j *Job) makeBlob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob, error) {
 	s := j.store
 	if have, ok := j.blobs.Find(s.Path(id), f); ok {
 		return have, nil // another process has made it just now
@@ -257,7 +257,7 @@ func (j *Job) makeBlob(ctx context.Context, id layer.ID, f blob.Form) (blob.Blob
 
 // BeginBlob begins the blob of a layer that is about to be committed under an id: its tar is written to it, and Pending.Pack takes what
 // its Commit returns.
-func (j *Job) BeginBlob(ctx context.Context, id layer.ID, f blob.Form) (*blob.Making, error) {
+func (j *Job) BeginBlob(ctx context.Context, id layer.ID, f blob.Encoding) (*blob.Making, error) {
 	return j.blobs.Begin(ctx, string(id), f.Compression, j.blobs.Earlier(j.store.Path(j.Earlier(id)), f))
 }
 

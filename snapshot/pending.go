@@ -121,7 +121,7 @@ func (p *Pending) Delta(ctx context.Context, id layer.ID) {
 }
 
 // Pack makes the pending layer one without files, which are in its blob of a form. It is the last that is done before CommitWritten.
-func (p *Pending) Pack(f blob.Form, b blob.Blob) error {
+func (p *Pending) Pack(f blob.Encoding, b blob.Blob) error {
 	err := os.WriteFile(filepath.Join(p.dir, blob.NoteName(f)), b.Note(), 0o600)
 	if err == nil {
 		err = os.Remove(p.Dir())

@@ -36,7 +36,7 @@ type Layers interface {
 	// Files returns the files of a layer, which are valid until Close. It makes them from the blob if there are none.
 	Files(ctx context.Context, id layer.ID) (layer.Files, error)
 	// Blob returns the blob of a layer in a form. It is made if there is none.
-	Blob(ctx context.Context, id layer.ID, f blob.Form) (blob.Blob, error)
+	Blob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob, error)
 	// Close lets the layers go. Manifests and files must not be used any more.
 	Close() error
 }
@@ -57,7 +57,7 @@ type Config struct {
 //
 //	layers/<id>/fs            the layer's files; the name says more for other forms than Whole: see Form
 //	layers/<id>/manifest      its entries
-//	layers/<id>/blob.<form>   the blob that the layer became in a form: see package blob
+//	layers/<id>/blob.<encoding>   the blob that the layer became in an encoding: see package blob
 //	layers/<id>/unsynced      there until the layer is known to be on disk: the boot of the machine that it was made in
 //	entries/<id>              the manifest of an image's layer of which nothing else was needed yet: see Job.Index
 //	ids                       the user and group ids that owners of files have outside, where that is another user namespace

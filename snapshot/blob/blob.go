@@ -41,9 +41,9 @@ type Store struct{ CAS *cas.Store }
 // Job returns the same store for one of several jobs: see cas.Store.Job.
 func (s Store) Job() Store { return Store{s.CAS.Job()} }
 
-// Find returns the blob that a layer became in a form, by the note in the layer's directory, if it is in the image store still. It is held
+// Find returns the blob that a layer became in an encoding, by the note in the layer's directory, if it is in the image store still. It is held
 // from then on, as package cas says.
-func (s Store) Find(dir string, f Form) (Blob, bool) {
+func (s Store) Find(dir string, f Encoding) (Blob, bool) {
 	note, err := os.ReadFile(filepath.Join(dir, NoteName(f)))
 	if err != nil {
 		return Blob{}, false
@@ -51,10 +51,10 @@ func (s Store) Find(dir string, f Form) (Blob, bool) {
 	return s.remembered(note)
 }
 
-// Any is Find for any form of which the files can be made.
+// Any is Find for any encoding of which the files can be made.
 func (s Store) Any(dir string) (Blob, bool) {
 	for _, path := range Notes(dir) {
-		if strings.HasSuffix(path, windowsForm) {
+		if strings.HasSuffix(path, windowsEncoding) {
 			continue
 		}
 		if b, err := ReadNote(path); err == nil && s.CAS.Has(b.Desc) {
@@ -111,8 +111,8 @@ type Earlier struct {
 	file   *os.File
 }
 
-// Earlier returns what the blob of a layer, whose directory is dir, had in a form; nil for nothing. Close must be called.
-func (s Store) Earlier(dir string, f Form) *Earlier {
+// Earlier returns what the blob of a layer, whose directory is dir, had in an encoding; nil for nothing. Close must be called.
+func (s Store) Earlier(dir string, f Encoding) *Earlier {
 	have, ok := s.Find(dir, f)
 	if plain, found := s.Find(dir, f.Plain()); !ok && found {
 		have, ok = s.compressed(plain.Desc, f.Compression)

@@ -60,5 +60,5 @@ func Notes(dir string) []string {
 	return names
 }
 
-// NoteName returns the name of the note of the blob that a layer became in a form.
-func NoteName(f Form) string { return "blob." + f.String() }
+// NoteName returns the name of the note of the blob that a layer became in an encoding.
+func NoteName(f Encoding) string { return "blob." + f.String() }

@@ -157,7 +157,7 @@ func carried(t *testing.T, f Form, w World) bool {
 	if _, err := j.Files(t.Context(), id); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Files: %v", err)
 	}
-	if _, err := j.Blob(t.Context(), id, blob.Form{Compression: blob.Uncompressed}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := j.Blob(t.Context(), id, blob.Encoding{Compression: blob.Uncompressed}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Blob: %v", err)
 	}
 	return false
@@ -241,7 +241,7 @@ func testBlob(t *testing.T, f Form, w World) {
 	for range 2 {
 		j := begin(t, w)
 		for _, c := range []blob.Compression{{Type: "gzip", Level: -1}, blob.Uncompressed, {Type: "zstd", Level: -1}} {
-			b, err := j.Blob(t.Context(), id, blob.Form{Compression: c})
+			b, err := j.Blob(t.Context(), id, blob.Encoding{Compression: c})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -366,7 +366,7 @@ func testContext(t *testing.T, f Form, w World) {
 	if f.EntriesOnly {
 		return
 	}
-	form := blob.Form{Compression: blob.Compression{Type: "gzip", Level: -1}}
+	form := blob.Encoding{Compression: blob.Compression{Type: "gzip", Level: -1}}
 	for name, op := range map[string]func(context.Context) error{
 		"Open":  func(ctx context.Context) error { return j.Open(ctx, id) },
 		"Files": func(ctx context.Context) error { _, err := j.Files(ctx, id); return err },
@@ -484,7 +484,7 @@ func testClose(t *testing.T, f Form, w World) {
 			if _, err := j.Files(t.Context(), id); err != nil {
 				t.Error(err)
 			}
-			if _, err := j.Blob(t.Context(), id, blob.Form{Compression: blob.Uncompressed}); err != nil {
+			if _, err := j.Blob(t.Context(), id, blob.Encoding{Compression: blob.Uncompressed}); err != nil {
 				t.Error(err)
 			}
 		}

@@ -68,7 +68,7 @@ type Options struct {
 	// Snapshots are the layers.
 	Snapshots *snapshot.Job
 	// Blob, if not nil, is how layers whose files nobody needs are written, directly as blobs; see solver.Demand.
-	Blob *blob.Form
+	Blob *blob.Encoding
 	// Limits bound each RUN, and Timeout the time that one takes; 0 is no limit.
 	Limits  sandbox.Limits
 	Timeout time.Duration

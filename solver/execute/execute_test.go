@@ -301,7 +301,7 @@ func TestContextChangesWhilePacked(t *testing.T) {
 				p.write("d/file", "before")
 				p.look()
 				disturb := func() {}
-				p.Job.Blob = &blob.Form{Compression: blob.Uncompressed}
+				p.Job.Blob = &blob.Encoding{Compression: blob.Uncompressed}
 				run := func() ([]solver.Made, error) {
 					p.look()
 					step, err := p.Plan(t.Context(), copyOp(llb.Copy{Sources: sources, Dest: "/x/"}), llb.Meta{}, []solver.Ref{scratch, local})

@@ -10,8 +10,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// Form is how a layer that a step made is written as a blob.
-type Form struct {
+// Encoding is how a layer that a step made is written as a blob.
+type Encoding struct {
 	Compression
 	// Rewrite has times of files that are later than Epoch, in Unix seconds, written as Epoch.
 	Rewrite bool
@@ -20,36 +20,36 @@ type Form struct {
 	Windows bool
 }
 
-func (f Form) String() string {
+func (f Encoding) String() string {
 	s := f.Compression.String()
 	if f.Rewrite {
 		s += ".epoch" + strconv.FormatInt(f.Epoch, 10)
 	}
 	if f.Windows {
-		s += windowsForm
+		s += windowsEncoding
 	}
 	return s
 }
 
-// windowsForm ends the names of forms for Windows, whose tars do not have the files where the manifest has them.
-const windowsForm = ".windows"
+// windowsEncoding ends the names of encodings for Windows, whose tars do not have the files where the manifest has them.
+const windowsEncoding = ".windows"
 
-// WriteTar writes the tar of a layer in this form.
-func (f Form) WriteTar(w io.Writer, entries iter.Seq2[*layer.Entry, layer.Body]) error {
+// WriteTar writes the tar of a layer in this encoding.
+func (f Encoding) WriteTar(w io.Writer, entries iter.Seq2[*layer.Entry, layer.Body]) error {
 	if f.Windows {
 		return layer.WriteWindowsTar(w, f.entries(entries))
 	}
 	return layer.WriteTar(w, f.entries(entries))
 }
 
-// Plain returns the same form without compression.
-func (f Form) Plain() Form {
+// Plain returns the same encoding without compression.
+func (f Encoding) Plain() Encoding {
 	f.Compression = Uncompressed
 	return f
 }
 
-// entries returns those of a tar as they are written in this form.
-func (f Form) entries(all iter.Seq2[*layer.Entry, layer.Body]) iter.Seq2[*layer.Entry, layer.Body] {
+// entries returns those of a tar as they are written in this encoding.
+func (f Encoding) entries(all iter.Seq2[*layer.Entry, layer.Body]) iter.Seq2[*layer.Entry, layer.Body] {
 	if !f.Rewrite {
 		return all
 	}
