@@ -43,7 +43,7 @@ func (a *app) buildCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	f.add(flags)
-	addUnsupported(flags, slices.Clone(unsupportedBuildFlags))
+	values.AddUnsupported(flags)
 	return cmd
 }
 

@@ -203,8 +203,8 @@ func (f *runFlags) add(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.noProcSandbox, "no-process-sandbox", false, "let each RUN see kiln's own /proc, for containers in which none can be mounted")
 	flags.Lookup("userns").NoOptDefVal = "auto"
 	f.limits = build.Limits{}
-	for _, l := range limitFlags {
-		flags.VarP(&limitFlag{limits: f.limits, name: l.name, kind: l.kind}, l.name, l.shorthand, l.usage)
+	for _, l := range values.LimitFlags {
+		flags.VarP(&values.Limit{Limits: f.limits, Name: l.Name, Kind: l.Kind}, l.Name, l.Shorthand, l.Usage)
 	}
 	flags.StringArrayVar(&f.resources, "resource", nil, "limit of each RUN, as memory=SIZE: the same as --memory, and so on")
 }
@@ -223,7 +223,7 @@ func (f *runFlags) read() (r build.Run, err error) {
 	if err := build.CheckUserns(r.Userns); err != nil {
 		return r, usageErrorf("--userns %q: %w", r.Userns, err)
 	}
-	if r.Limits, err = parseLimits(f.limits, f.resources); err != nil {
+	if r.Limits, err = values.Limits(f.limits, f.resources); err != nil {
 		return r, err
 	}
 	r.ShmSize, err = values.ShmSize(f.shmSize)

@@ -69,7 +69,7 @@ var errFound = errors.New("the check has found something")
 
 // flagError turns an error of the flag parser into a usage error. That of an unsupported flag is the message itself.
 func flagError(cmd *cobra.Command, err error) error {
-	if u, ok := errors.AsType[*usageError](err); ok {
+	if u, ok := errors.AsType[*input.Error](err); ok {
 		return u
 	}
 	return usageErrorf("%w; see %s --help", err, cmd.CommandPath())

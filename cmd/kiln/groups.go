@@ -28,8 +28,9 @@ func (a *app) groups() []*cobra.Command {
 		as("rm", a.rmiCommand(), "remove"), a.historyCommand(), a.imagePruneCommand(), a.buildCommand(), a.pullCommand(), a.pushCommand(),
 		a.tagCommand(), a.saveCommand(), a.loadCommand())
 	return []*cobra.Command{
-		image,
-		a.group("buildx", "Other names of commands, as docker buildx has them", a.buildCommand(), as("b", a.buildCommand()), a.duCommand(), a.pruneCommand(), a.versionCommand()),
+		image, a.imagetoolsCommand(), a.manifestCommand(),
+		a.group("buildx", "Other names of commands, as docker buildx has them", a.buildCommand(), as("b", a.buildCommand()), a.duCommand(), a.pruneCommand(),
+			a.imagetoolsCommand(), a.versionCommand()),
 		a.group("builder", "Other names of commands, as docker builder has them", a.buildCommand(), a.pruneCommand()),
 		a.group("system", "Other names of commands, as docker system has them", as("df", a.duCommand()), a.pruneCommand()),
 	}
@@ -42,6 +43,8 @@ func instead(command string) string {
 		return "kiln doctor reports what the host supports, and kiln version the version"
 	case "buildx ls", "buildx use", "buildx create", "buildx rm", "buildx inspect", "buildx stop":
 		return "kiln has no builders, and kiln build does the work itself"
+	case "manifest create", "manifest push", "manifest annotate", "manifest rm":
+		return "kiln imagetools create makes an index of images and pushes it"
 	case "import":
 		return "ADD archive.tar / after FROM scratch makes an image of an archive"
 	case "commit":

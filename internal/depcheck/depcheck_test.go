@@ -29,8 +29,8 @@ const module = "github.com/kilnbuild/kiln/"
 var allowed = map[string][]string{
 	// A command for each of build, store, store/images and doctor; the others for types of errors and options, and for what the language
 	// takes for a secret.
-	"cmd/kiln": {"build", "build/contexts", "store", "store/images", "doctor", "history", "progress", "events", "exporter", "frontend/quote", "internal", "llb", "parser", "registry", "registry/auth", "solver"},
-	// What cmd/kiln consists of: the values of flags of kiln build.
+	"cmd/kiln": {"build", "build/contexts", "store", "store/images", "doctor", "history", "progress", "events", "exporter", "frontend/quote", "internal", "llb", "parser", "registry", "registry/auth", "registry/image", "solver"},
+	// What cmd/kiln consists of: the values of flags of kiln build; cmd/kiln/internal/table prints lists, and knows nouns alone.
 	"cmd/kiln/internal/values": {"build", "build/contexts", "llb", "internal"},
 
 	"build": {

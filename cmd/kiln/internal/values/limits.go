@@ -1,4 +1,4 @@
-package main
+package values
 
 import (
 	"maps"
@@ -7,8 +7,8 @@ import (
 	"github.com/kilnbuild/kiln/build"
 )
 
-// limitFlags are the flags that limit a step.
-var limitFlags = []struct{ name, shorthand, kind, usage string }{
+// LimitFlags are the flags that limit a step.
+var LimitFlags = []struct{ Name, Shorthand, Kind, Usage string }{
 	{"memory", "m", "bytes", "memory that each RUN may take, as 2g"},
 	{"memory-swap", "", "bytes", "memory and swap that each RUN may take, as 4g, or -1 for any amount of swap (default twice --memory)"},
 	{"cpu-shares", "c", "int", "weight of each RUN when processors are short; processes without one have 1024"},
@@ -20,39 +20,39 @@ var limitFlags = []struct{ name, shorthand, kind, usage string }{
 	{"step-timeout", "", "duration", "time that each RUN may take, as 10m"},
 }
 
-// limitFlag is the value of one of the limitFlags.
-type limitFlag struct {
-	limits     build.Limits
-	name, kind string
+// Limit is the value of one of the LimitFlags.
+type Limit struct {
+	Limits     build.Limits
+	Name, Kind string
 }
 
 // Set implements pflag.Value.
-func (f *limitFlag) Set(value string) error {
-	f.limits[f.name] = value
+func (f *Limit) Set(value string) error {
+	f.Limits[f.Name] = value
 	return nil
 }
 
 // String implements pflag.Value.
-func (f *limitFlag) String() string { return "" }
+func (f *Limit) String() string { return "" }
 
 // Type implements pflag.Value.
-func (f *limitFlag) Type() string { return f.kind }
+func (f *Limit) Type() string { return f.Kind }
 
-// parseLimits checks the limits, those of --resource included.
-func parseLimits(flags build.Limits, resources []string) (build.Limits, error) {
+// Limits checks the limits, those of --resource included.
+func Limits(flags build.Limits, resources []string) (build.Limits, error) {
 	all := maps.Clone(flags)
 	maps.DeleteFunc(all, func(_, value string) bool { return value == "" })
 	for _, r := range resources {
 		name, value, ok := strings.Cut(r, "=")
 		if !ok || name == "pids-limit" || name == "step-timeout" {
-			return nil, usageErrorf("--resource %q: want KEY=VALUE, as memory=2g", r)
+			return nil, usagef("--resource %q: want KEY=VALUE, as memory=2g", r)
 		}
 		all[name] = value
 	}
 	for name, value := range all {
 		// One by one: what two of them have to do with each other may depend on kiln.toml.
 		if err := build.CheckLimit(name, value); err != nil {
-			return nil, usageErrorf("--%w", err)
+			return nil, usagef("--%w", err)
 		}
 	}
 	return all, nil

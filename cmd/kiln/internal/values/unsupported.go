@@ -1,4 +1,4 @@
-package main
+package values
 
 import (
 	"slices"
@@ -40,8 +40,9 @@ var unsupportedBuildFlags = []unsupported{
 	{name: "security-opt"},
 }
 
-// addUnsupported makes the flags known; they are not listed by --help.
-func addUnsupported(flags *pflag.FlagSet, list []unsupported) {
+// AddUnsupported makes flags of docker buildx build known that kiln does not support; they are not listed by --help.
+func AddUnsupported(flags *pflag.FlagSet) {
+	list := slices.Clone(unsupportedBuildFlags)
 	for i := range list {
 		u := &list[i]
 		f := flags.VarPF(u, u.name, u.shorthand, "not supported yet")
@@ -64,7 +65,7 @@ func (u *unsupported) Set(value string) error {
 			}
 		}
 	}
-	return usageErrorf("--%s is not supported yet", u.name)
+	return usagef("--%s is not supported yet", u.name)
 }
 
 // String implements pflag.Value.
