@@ -105,7 +105,9 @@ func busybox(t *tar.Writer) error {
 			return err
 		}
 	}
-	if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Size: int64(len(data)), Mode: 0o755, ModTime: fixed}); err != nil {
+	if err := t.WriteHeader(&tar.Header{
+		Typeflag: tar.TypeReg, Name: "bin/busybox", Size: int64(len(data)), Mode: 0o755, ModTime: fixed,
+	}); err != nil {
 		return err
 	}
 	if _, err := t.Write(data); err != nil {
@@ -119,7 +121,9 @@ func busybox(t *tar.Writer) error {
 		if name == "busybox" {
 			continue
 		}
-		if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox", Mode: 0o777, ModTime: fixed}); err != nil {
+		if err := t.WriteHeader(&tar.Header{
+			Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox", Mode: 0o777, ModTime: fixed,
+		}); err != nil {
 			return err
 		}
 	}
@@ -134,7 +138,9 @@ func distribution(t *tar.Writer) error {
 	s := newSource(170)
 	for i := range 8700 {
 		if i%60 == 0 {
-			if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: fmt.Sprintf("usr/dir%03d/", i/60), Mode: 0o755, ModTime: fixed}); err != nil {
+			if err := t.WriteHeader(&tar.Header{
+				Typeflag: tar.TypeDir, Name: fmt.Sprintf("usr/dir%03d/", i/60), Mode: 0o755, ModTime: fixed,
+			}); err != nil {
 				return err
 			}
 		}
@@ -142,7 +148,9 @@ func distribution(t *tar.Writer) error {
 		if i%40 == 0 {
 			size += int64(s.rand.ExpFloat64() * 540000) // libraries
 		}
-		if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("usr/dir%03d/file%02d", i/60, i%60), Size: size, Mode: 0o644, ModTime: fixed}); err != nil {
+		if err := t.WriteHeader(&tar.Header{
+			Typeflag: tar.TypeReg, Name: fmt.Sprintf("usr/dir%03d/file%02d", i/60, i%60), Size: size, Mode: 0o644, ModTime: fixed,
+		}); err != nil {
 			return err
 		}
 		if _, err := io.CopyN(t, s, size); err != nil {
@@ -165,7 +173,8 @@ func debianTar() (string, error) {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return "", err
 	}
-	if out, err := exec.Command("mmdebstrap", "--variant=minbase", "--quiet", "--format=tar", "bookworm", name+".new").CombinedOutput(); err != nil {
+	mmdebstrap := exec.Command("mmdebstrap", "--variant=minbase", "--quiet", "--format=tar", "bookworm", name+".new")
+	if out, err := mmdebstrap.CombinedOutput(); err != nil {
 		os.Remove(name + ".new")
 		return "", fmt.Errorf("mmdebstrap: %w\n%s", err, out)
 	}

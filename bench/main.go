@@ -55,12 +55,14 @@ func run() error {
 	pattern := flag.String("workload", "", "only workloads whose name matches this regular expression")
 	peers := flag.String("peers", strings.Join(peerNames, ","), "what kiln is compared with")
 	rounds := flag.Int("rounds", 5, "counted rounds of each workload; one more goes before and is not counted")
-	flag.DurationVar(&e.budget, "budget", 0, "stop the rounds of a builder in a workload, after the first that counts, once all of them took this long; 0 is never")
+	flag.DurationVar(&e.budget, "budget", 0,
+		"stop the rounds of a builder in a workload, after the first that counts, once all of them took this long; 0 is never")
 	growth := flag.Bool("growth", false, "measure how kiln's time and memory grow with the size, and nothing else")
 	out := flag.String("out", "", "write the tables to this file too, as Markdown")
 	kiln := flag.String("kiln", "", "the kiln to measure (default: it is built from this source)")
 	before := flag.String("before", "", "the program of another version of kiln, to be measured beside it")
-	flag.BoolVar(&e.debian, "debian", false, "use a real Debian, made by mmdebstrap and kept from run to run, in place of generated files of its size")
+	flag.BoolVar(&e.debian, "debian", false,
+		"use a real Debian, made by mmdebstrap and kept from run to run, in place of generated files of its size")
 	flag.BoolVar(&e.million, "million", false, "with -growth: a context of a million files as well")
 	flag.Parse()
 	if flag.NArg() > 0 || *rounds < 1 {

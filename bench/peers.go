@@ -160,13 +160,16 @@ func newBuildkit(e *env) (peer, error) {
 	dir := filepath.Join(e.tmp, "buildkit")
 	config := filepath.Join(e.tmp, "buildkitd.toml")
 	// Nothing is collected while it is measured.
-	text := fmt.Sprintf("root = %q\n[grpc]\naddress = [%q]\n[worker.oci]\ngc = false\n[worker.containerd]\nenabled = false\n[registry.%q]\nhttp = true\n", dir, "unix://"+dir+".sock", e.reg.host)
+	text := fmt.Sprintf("root = %q\n[grpc]\naddress = [%q]\n[worker.oci]\ngc = false\n[worker.containerd]\nenabled = false\n"+
+		"[registry.%q]\nhttp = true\n",
+		dir, "unix://"+dir+".sock", e.reg.host)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
 	b := &buildkit{e: e, addr: "unix://" + dir + ".sock"}
 	var err error
-	b.daemon, err = startDaemon(e, "buildkitd", []string{"buildctl", "--addr", b.addr, "debug", "workers"}, "buildkitd", "--config", config, "--oci-worker-net=host")
+	b.daemon, err = startDaemon(e, "buildkitd", []string{"buildctl", "--addr", b.addr, "debug", "workers"},
+		"buildkitd", "--config", config, "--oci-worker-net=host")
 	return b, err
 }
 
@@ -295,7 +298,8 @@ func newDocker(e *env, withBuildkit bool) (peer, error) {
 	dir := filepath.Join(e.tmp, d.name())
 	d.host = "unix://" + dir + ".sock"
 	var err error
-	d.daemon, err = startDaemon(e, d.name(), []string{"docker", "-H", d.host, "version"}, "dockerd", "--data-root", dir, "--exec-root", dir+"-exec",
+	d.daemon, err = startDaemon(e, d.name(), []string{"docker", "-H", d.host, "version"},
+		"dockerd", "--data-root", dir, "--exec-root", dir+"-exec",
 		"--pidfile", dir+".pid", "-H", d.host, "--bridge=none", "--iptables=false")
 	return d, err
 }

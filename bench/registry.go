@@ -36,7 +36,8 @@ func startRegistry(ctx context.Context, tmp string) (*registry, error) {
 	r := &registry{host: l.Addr().String(), dir: filepath.Join(tmp, "registry"), tmp: tmp}
 	l.Close()
 	config := filepath.Join(tmp, "registry.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q}\n", r.dir, r.host)
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"+
+		"storage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %q}\n", r.dir, r.host)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
@@ -128,7 +129,8 @@ func (r *registry) image(name string, fill func(*tar.Writer) error) (ref, blob s
 	if err != nil {
 		return "", "", err
 	}
-	if _, err := r.send("PUT", "http://"+r.host+"/v2/"+name+"/manifests/latest", bytes.NewReader(manifest), oci+"manifest.v1+json"); err != nil {
+	url := "http://" + r.host + "/v2/" + name + "/manifests/latest"
+	if _, err := r.send("PUT", url, bytes.NewReader(manifest), oci+"manifest.v1+json"); err != nil {
 		return "", "", err
 	}
 	r.keep = map[string]bool{}

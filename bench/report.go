@@ -83,7 +83,8 @@ func machine() string {
 	_ = syscall.Sysinfo(&info)
 	load, _ := os.ReadFile("/proc/loadavg")
 	first, _, _ := strings.Cut(string(load), " ")
-	return fmt.Sprintf("%d × %s, %d GB, Linux %s, %s, load %s at the start", runtime.NumCPU(), model, (uint64(info.Totalram)*uint64(info.Unit)+1<<29)>>30, release, runtime.Version(), first)
+	return fmt.Sprintf("%d × %s, %d GB, Linux %s, %s, load %s at the start",
+		runtime.NumCPU(), model, (uint64(info.Totalram)*uint64(info.Unit)+1<<29)>>30, release, runtime.Version(), first)
 }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.3f", d.Seconds()) }
@@ -113,8 +114,10 @@ func (r *report) markdown() string {
 		fmt.Fprintf(&b, "* left out: %s\n", strings.Join(strings.Fields(m), " "))
 	}
 	if len(r.results) > 0 {
-		fmt.Fprintf(&b, "\nSeconds of %d rounds at most. The ratio is to kiln's median. Memory is the peak of the largest process, or of the daemon.\n\n", r.rounds)
-		b.WriteString("| workload | builder | rounds | min | median | max | ratio | MB | CPU s | written MB |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+		fmt.Fprintf(&b, "\nSeconds of %d rounds at most. The ratio is to kiln's median. "+
+			"Memory is the peak of the largest process, or of the daemon.\n\n", r.rounds)
+		b.WriteString("| workload | builder | rounds | min | median | max | ratio | MB | CPU s | written MB |\n" +
+			"|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 		for _, res := range r.results {
 			var kiln time.Duration
 			if runs := res.runs["kiln"]; len(runs) > 0 {
@@ -132,7 +135,9 @@ func (r *report) markdown() string {
 				if most.cpu > 0 {
 					cpu = seconds(most.cpu)
 				}
-				fmt.Fprintf(&b, "| %s | %s | %d | %s | %s | %s | %s | %s | %s | %s |\n", res.name, name, len(res.runs[name]), seconds(lo), seconds(mid), seconds(hi), ratio(mid, kiln), megabytes(most.rss), cpu, megabytes(most.size))
+				fmt.Fprintf(&b, "| %s | %s | %d | %s | %s | %s | %s | %s | %s | %s |\n",
+					res.name, name, len(res.runs[name]), seconds(lo), seconds(mid), seconds(hi), ratio(mid, kiln),
+					megabytes(most.rss), cpu, megabytes(most.size))
 			}
 		}
 		b.WriteString("\nkiln against what the machine needs for the work alone:\n\n")
@@ -143,13 +148,16 @@ func (r *report) markdown() string {
 			}
 			_, floor, _, f := spread(res.runs[floorKey])
 			_, kiln, _, k := spread(res.runs["kiln"])
-			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", res.name, res.floorName, seconds(floor), seconds(kiln), ratio(kiln, floor), seconds(f.cpu), seconds(k.cpu), ratio(k.cpu, f.cpu))
+			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n",
+				res.name, res.floorName, seconds(floor), seconds(kiln),
+				ratio(kiln, floor), seconds(f.cpu), seconds(k.cpu), ratio(k.cpu, f.cpu))
 		}
 	}
 	if len(r.growth) > 0 {
 		fmt.Fprintf(&b, "\nMedians of %d rounds, kiln alone.\n\n| what | n | seconds | µs each | MB |\n|---|--:|--:|--:|--:|\n", r.rounds)
 		for _, u := range r.growth {
-			fmt.Fprintf(&b, "| %s | %d | %s | %.1f | %s |\n", u.what, u.n, seconds(u.wall), float64(u.wall.Microseconds())/float64(u.n), megabytes(u.rss))
+			fmt.Fprintf(&b, "| %s | %d | %s | %.1f | %s |\n",
+				u.what, u.n, seconds(u.wall), float64(u.wall.Microseconds())/float64(u.n), megabytes(u.rss))
 		}
 	}
 	return b.String()

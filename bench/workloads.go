@@ -36,7 +36,9 @@ var workloads = []workload{
 	}},
 	{"noop", "a context of 50,000 files, RUN, COPY, RUN; nothing changed", func(e *env) (*task, error) { return e.edit("noop", treeFiles) }},
 	{"edit", "the same, one file changed", func(e *env) (*task, error) { return e.edit("edit", treeFiles) }},
-	{"editoci", "the same, and the image written as the tar of an OCI layout", func(e *env) (*task, error) { return e.edit("editoci", treeFiles) }},
+	{"editoci", "the same, and the image written as the tar of an OCI layout", func(e *env) (*task, error) {
+		return e.edit("editoci", treeFiles)
+	}},
 	{"chain", "60 × RUN true, no cache", func(e *env) (*task, error) { return e.chain(60) }},
 	{"fan", "16 stages of RUN sleep 0.5, gathered, no cache", func(e *env) (*task, error) { return e.fan(16, "sleep 0.5") }},
 	{"bigoci", "empty store; COPY of 1 GiB in 4 files, the tar of an OCI layout, gzip", bigOCI},
@@ -52,14 +54,19 @@ var workloads = []workload{
 	{"push", "the same base, RUN that writes three copies of its /usr; pushed to the registry", func(e *env) (*task, error) {
 		return e.onDebian("push", "RUN echo ROUND > /round && for i in 1 2 3; do cp -a /usr /copy$i; done\n", job{}, true)
 	}},
-	{"lazylink", "empty store; COPY --link of a file onto the same base; pushed to the registry that has the base", func(e *env) (*task, error) {
-		return e.onDebian("lazylink", "COPY --link file /opt/app/file\n", job{cold: true}, true)
-	}},
+	{"lazylink", "empty store; COPY --link of a file onto the same base; pushed to the registry that has the base",
+		func(e *env) (*task, error) {
+			return e.onDebian("lazylink", "COPY --link file /opt/app/file\n", job{cold: true}, true)
+		}},
 	{"lazypush", "the same with COPY", func(e *env) (*task, error) {
 		return e.onDebian("lazypush", "COPY file /opt/app/file\n", job{cold: true}, true)
 	}},
-	{"mariadb", "the real Debian; RUN that installs mariadb-server; the packages are on the machine", func(e *env) (*task, error) { return e.install("mariadb", "mariadb-server") }},
-	{"node", "the same with nodejs and npm: 500 packages, many small files", func(e *env) (*task, error) { return e.install("node", "nodejs npm") }},
+	{"mariadb", "the real Debian; RUN that installs mariadb-server; the packages are on the machine", func(e *env) (*task, error) {
+		return e.install("mariadb", "mariadb-server")
+	}},
+	{"node", "the same with nodejs and npm: 500 packages, many small files", func(e *env) (*task, error) {
+		return e.install("node", "nodejs npm")
+	}},
 	{"many", "empty store; 20 builds at once that share a base and their first step", many},
 }
 
@@ -261,7 +268,8 @@ func (e *env) install(name, packages string) (*task, error) {
 		}
 		unix.Sync()
 		mounts := "mount -t proc proc $0/proc && mount --rbind /dev $0/dev && exec chroot $0 /bin/sh -c \"$1\""
-		return execute(e.ctx, []string{"http_proxy=" + e.proxy.url, "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", mounts, dir, script)
+		env := []string{"http_proxy=" + e.proxy.url, "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+		return execute(e.ctx, env, "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", mounts, dir, script)
 	}
 	// What is fetched is fetched now.
 	_, err = t.floor()

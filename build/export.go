@@ -61,8 +61,13 @@ func (j *Job) export(ctx context.Context, res *Result) error {
 
 func (j *Job) output(ctx context.Context, out output, images []exporter.Image, res *Result) error {
 	name := map[OutputType]string{
-		OutputImage: "exporting to image", OutputRegistry: "exporting to image and pushing", OutputDocker: "exporting to docker image format", OutputOCI: "exporting to oci image format",
-		OutputLocal: "exporting to client directory", OutputTar: "exporting to client tarball", OutputCacheOnly: "exporting nothing",
+		OutputImage:     "exporting to image",
+		OutputRegistry:  "exporting to image and pushing",
+		OutputDocker:    "exporting to docker image format",
+		OutputOCI:       "exporting to oci image format",
+		OutputLocal:     "exporting to client directory",
+		OutputTar:       "exporting to client tarball",
+		OutputCacheOnly: "exporting nothing",
 	}[out.Type]
 	task := j.events.Task(llb.Place{}, name)
 	ctx = events.With(ctx, task)
@@ -255,7 +260,8 @@ func (j *Job) dropped(dest string, dropped exporter.Dropped, err error) error {
 		return err
 	}
 	if n := dropped.SetID; n > 0 {
-		j.events.Warn(fmt.Sprintf("%s: %s without the set-user-ID and set-group-ID bits that the image has; type=local,dest=…,set-id=true keeps them", rootdir.Shown(dest), wrote(n, "file")))
+		j.events.Warn(fmt.Sprintf("%s: %s without the set-user-ID and set-group-ID bits that the image has; "+
+			"type=local,dest=…,set-id=true keeps them", rootdir.Shown(dest), wrote(n, "file")))
 	}
 	if n := dropped.Devices; n > 0 {
 		j.events.Warn(fmt.Sprintf("%s: %s left out; type=local,dest=…,devices=true makes them", rootdir.Shown(dest), wrote(n, "device")))

@@ -98,7 +98,8 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	open := &contexts.Contexts{Trees: map[string]layer.Tree{}}
 	j.onClose(func(context.Context) error { open.Close(); return nil })
 	j.session = &session.Session{
-		Secrets: o.Client.Secrets, Agents: o.Client.Agents, Allow: o.Client.Allow, Local: open.Trees, Warn: s.Warn, FreshCaches: o.Cache.FreshMounts,
+		Secrets: o.Client.Secrets, Agents: o.Client.Agents, Allow: o.Client.Allow,
+		Local: open.Trees, Warn: s.Warn, FreshCaches: o.Cache.FreshMounts,
 	}
 	if o.Debug {
 		j.session.Note = s.Warn
@@ -201,7 +202,8 @@ func (j *Job) lowering() frontend.Options {
 	o := &j.options
 	f := frontend.Options{
 		Filename: j.loader.Open.Name, Project: o.Source.Project(), Target: o.Target.Stage, BuildArgs: o.Target.Args, Labels: o.Target.Labels,
-		Platforms: o.Target.Platforms, BuildPlatform: llb.Host(), NoCache: o.Cache.Off, NoCacheFilter: o.Cache.OffFor, NamedContexts: o.Source.Named,
+		Platforms: o.Target.Platforms, BuildPlatform: llb.Host(),
+		NoCache: o.Cache.Off, NoCacheFilter: o.Cache.OffFor, NamedContexts: o.Source.Named,
 		Network: o.Run.Network, RunOptions: o.Run.RunOptions,
 		Allow: o.Client.Allow, Ignore: j.loader.Open.Ignore, AllStages: o.Call == CallCheck,
 	}

@@ -104,7 +104,9 @@ func configured(c config.Limits) (Limits, error) {
 			l[name] = value
 		}
 	}
-	for name, value := range map[string]int64{"pids-limit": c.Pids, "cpu-shares": c.CPUShares, "cpu-period": c.CPUPeriod, "cpu-quota": c.CPUQuota} {
+	for name, value := range map[string]int64{
+		"pids-limit": c.Pids, "cpu-shares": c.CPUShares, "cpu-period": c.CPUPeriod, "cpu-quota": c.CPUQuota,
+	} {
 		if value != 0 {
 			l[name] = strconv.FormatInt(value, 10)
 		}

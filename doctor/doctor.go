@@ -143,7 +143,8 @@ func (p *patient) lookOverlay(context.Context) (string, Severity) {
 		return err.Error(), Fatal
 	}
 	if err := w.Layers.TryOverlay(); err != nil {
-		return fmt.Sprintf("each RUN works on a copy of its root, which takes time and space, since %v; --root can name a directory on ext4, XFS, Btrfs or tmpfs", err), Lacking
+		return fmt.Sprintf("each RUN works on a copy of its root, which takes time and space, since %v; "+
+			"--root can name a directory on ext4, XFS, Btrfs or tmpfs", err), Lacking
 	}
 	if !mount.AppendsLayers() {
 		return "works, by one string of options: the kernel is older than 6.8", Fine
@@ -162,8 +163,10 @@ func (p *patient) lookCapabilities(context.Context) (string, Severity) {
 	}
 	defer os.Remove(name)
 	// struct vfs_cap_data of revision 2 with CAP_NET_BIND_SERVICE, see capabilities(7).
-	if err := unix.Setxattr(name, "security.capability", []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0); err != nil {
-		return fmt.Sprintf("the file system of %s does not hold them (%v), so setcap fails in a RUN, and layers with such files cannot be unpacked", p.root.Name(), err), Lacking
+	capability := []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+	if err := unix.Setxattr(name, "security.capability", capability, 0); err != nil {
+		return fmt.Sprintf("the file system of %s does not hold them (%v), so setcap fails in a RUN, "+
+			"and layers with such files cannot be unpacked", p.root.Name(), err), Lacking
 	}
 	return "are kept", Fine
 }
@@ -232,7 +235,8 @@ func (p *patient) lookLimits(ctx context.Context) (string, Severity) {
 		{"processor time", sandbox.Limits{CPUQuota: 50000}},
 		{"processors", sandbox.Limits{CPUs: "0"}},
 	} {
-		if err := p.step(ctx, sandbox.Spec{Network: sandbox.Network{Mode: sandbox.NetworkNone}, Resources: sandbox.Resources{Limits: l.Limits}}); err != nil {
+		spec := sandbox.Spec{Network: sandbox.Network{Mode: sandbox.NetworkNone}, Resources: sandbox.Resources{Limits: l.Limits}}
+		if err := p.step(ctx, spec); err != nil {
 			why := err
 			if e, ok := errors.AsType[*sandbox.LimitError](err); ok {
 				why = e.Err
@@ -275,12 +279,14 @@ func (p *patient) lookPlatforms(context.Context) (string, Severity) {
 	var found []string
 	names, _ := os.ReadDir(dir) // it may not be mounted
 	for _, n := range names {
-		if data, err := os.ReadFile(filepath.Join(dir, n.Name())); err == nil && strings.HasPrefix(n.Name(), "qemu-") && strings.HasPrefix(string(data), "enabled") {
+		if data, err := os.ReadFile(filepath.Join(dir, n.Name())); err == nil &&
+			strings.HasPrefix(n.Name(), "qemu-") && strings.HasPrefix(string(data), "enabled") {
 			found = append(found, strings.TrimPrefix(n.Name(), "qemu-"))
 		}
 	}
 	if len(found) == 0 {
-		return "a RUN for another processor than this machine's cannot run; Debian's package qemu-user-static, or tonistiigi/binfmt, lets it", Lacking
+		return "a RUN for another processor than this machine's cannot run; " +
+			"Debian's package qemu-user-static, or tonistiigi/binfmt, lets it", Lacking
 	}
 	slices.Sort(found)
 	return "emulated: " + strings.Join(found, ", "), Fine

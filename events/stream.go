@@ -184,8 +184,8 @@ func (t *Task) Hold() (release func(err error)) {
 	}
 }
 
-// Defer holds the vertex, which only waits, until a Hold says that it is needed and takes its place. If there is none before drop is called,
-// the vertex ends as one of which nothing was needed: it is Cached.
+// Defer holds the vertex, which only waits, until a Hold says that it is needed and takes its place. If there is none before drop is
+// called, the vertex ends as one of which nothing was needed: it is Cached.
 func (t *Task) Defer() (drop func()) {
 	if t == nil {
 		return func() {}
@@ -309,8 +309,8 @@ func Outcome(err error) (canceled bool, text string) {
 	return false, Text(err.Error())
 }
 
-// Transferring returns a function that emits how much of a phase of a transfer is done, not more often than people can see: total is in bytes, 0
-// where it is not known. The transfer is done when current is total, or when the function is called with done.
+// Transferring returns a function that emits how much of a phase of a transfer is done, not more often than people can see: total is in
+// bytes, 0 where it is not known. The transfer is done when current is total, or when the function is called with done.
 func (t *Task) Transferring(name string, phase Phase, total int64) func(current int64, done bool) {
 	if t == nil {
 		return func(int64, bool) {}

@@ -78,7 +78,10 @@ func files(images []Archived) ([]file, error) {
 		out = append(out, file{name, data})
 		return err
 	}
-	err := errors.Join(add(ocispec.ImageIndexFile, index), add(ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}))
+	err := errors.Join(
+		add(ocispec.ImageIndexFile, index),
+		add(ocispec.ImageLayoutFile, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}),
+	)
 	if list == nil || err != nil {
 		return out, err
 	}
@@ -135,7 +138,9 @@ func (b *Blobs) WriteArchive(ctx context.Context, w io.Writer, images []Archived
 	}
 	buf := make([]byte, blockSize)
 	for _, d := range blobsOf(images) {
-		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: blobPath(d), Mode: 0o644, Size: d.Size, ModTime: entryTime}); err != nil {
+		if err := tw.WriteHeader(&tar.Header{
+			Typeflag: tar.TypeReg, Name: blobPath(d), Mode: 0o644, Size: d.Size, ModTime: entryTime,
+		}); err != nil {
 			return err
 		}
 		if err := b.copyBlob(tw, d, buf); err != nil {
@@ -143,7 +148,9 @@ func (b *Blobs) WriteArchive(ctx context.Context, w io.Writer, images []Archived
 		}
 	}
 	for _, f := range files {
-		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: 0o644, Size: int64(len(f.data)), ModTime: entryTime}); err != nil {
+		if err := tw.WriteHeader(&tar.Header{
+			Typeflag: tar.TypeReg, Name: f.name, Mode: 0o644, Size: int64(len(f.data)), ModTime: entryTime,
+		}); err != nil {
 			return err
 		}
 		if _, err := tw.Write(f.data); err != nil {
@@ -192,7 +199,9 @@ func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Ar
 		if isBlob(ctx, sums, d, buf) {
 			continue
 		}
-		if err := atomicfile.WriteAt(sums, d.Digest.Encoded(), func(w io.Writer) error { return b.copyBlob(ctxio.Writer(ctx, w), d, buf) }); err != nil {
+		if err := atomicfile.WriteAt(sums, d.Digest.Encoded(), func(w io.Writer) error {
+			return b.copyBlob(ctxio.Writer(ctx, w), d, buf)
+		}); err != nil {
 			return err
 		}
 	}
@@ -237,7 +246,8 @@ func isBlob(ctx context.Context, dir *os.File, d ocispec.Descriptor, buf []byte)
 }
 
 // WriteFile writes a file by way of a temporary one beside it, so that nobody ever sees half of it; what is there is
-// replaced. A path that is not a regular file, or leads to an open one as /dev/stdout does, is written to as it is. The path is resolved once.
+// replaced. A path that is not a regular file, or leads to an open one as /dev/stdout does, is written to as it is. The path is resolved
+// once.
 func WriteFile(path string, write func(io.Writer) error) error {
 	above, name := split(path)
 	dir, err := openDir(unix.AT_FDCWD, above, above)

@@ -59,7 +59,10 @@ func WriteDir(ctx context.Context, dir string, tree layer.Tree, o DirOptions) (D
 
 // WriteDirAt is WriteDir for the directory called name in parent. Errors call it shown.
 func WriteDirAt(ctx context.Context, parent *os.File, name, shown string, tree layer.Tree, o DirOptions) (Dropped, error) {
-	w := dirWriter{ctx: ctx, parent: parent, name: name, shown: shown, tree: tree, options: o, buf: make([]byte, blockSize), devices: map[string]bool{}}
+	w := dirWriter{
+		ctx: ctx, parent: parent, name: name, shown: shown, tree: tree, options: o,
+		buf: make([]byte, blockSize), devices: map[string]bool{},
+	}
 	if err := w.open(); err != nil {
 		return w.dropped, err
 	}

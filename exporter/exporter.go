@@ -67,7 +67,9 @@ func (b *Blobs) Assemble(ctx context.Context, images []Image, f Form) (*Assemble
 		a.Desc = a.Manifests[0].Desc
 		return a, nil
 	}
-	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Annotations: on(f.Annotations, OnIndex, "")}
+	index := ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Annotations: on(f.Annotations, OnIndex, ""),
+	}
 	if f.Docker {
 		index.MediaType = dockerIndex
 	}
@@ -96,8 +98,11 @@ func (b *Blobs) manifest(ctx context.Context, img Image, f Form) (*Manifest, err
 	}
 	config := img.Config
 	config.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
-	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Layers: []ocispec.Descriptor{},
-		Annotations: on(f.Annotations, OnManifest, img.Platform)}
+	m := ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		Layers:      []ocispec.Descriptor{},
+		Annotations: on(f.Annotations, OnManifest, img.Platform),
+	}
 	configType := ocispec.MediaTypeImageConfig
 	if f.Docker {
 		m.MediaType, configType = dockerManifest, dockerConfig

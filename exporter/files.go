@@ -54,8 +54,8 @@ type Root struct {
 	Tree layer.Tree
 }
 
-// WriteTar writes root file systems as one tar. Unless epoch is nil it is the time of all files; a directory that is the Dir of a Root has no
-// other time than that, and else the time 0, as BuildKit writes it.
+// WriteTar writes root file systems as one tar. Unless epoch is nil it is the time of all files; a directory that is the Dir of a Root has
+// no other time than that, and else the time 0, as BuildKit writes it.
 func WriteTar(ctx context.Context, w io.Writer, epoch *time.Time, roots ...Root) error {
 	stop := errors.New("stopped")
 	var walkErr error

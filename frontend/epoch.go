@@ -102,7 +102,8 @@ func (b *builder) epochSource(df *parser.Dockerfile, value string, at []moby.Ran
 			return op, true, b.at(err, where)
 		}
 	}
-	return nil, false, b.at(fmt.Errorf("invalid %s %q: it has to be a number of seconds since 1970, \"context\", or the name of a context or stage", epochArg, value), at)
+	return nil, false, b.at(fmt.Errorf("invalid %s %q: it has to be a number of seconds since 1970, "+
+		"\"context\", or the name of a context or stage", epochArg, value), at)
 }
 
 // epochStage returns what the stage that SOURCE_DATE_EPOCH names fetches, or an error and its place.

@@ -13,7 +13,9 @@ import (
 
 // mounts lowers the --mount flags of RUN and returns them, in the order in which they are to be mounted, the path of
 // the first ssh agent, and the inputs of the step, to which it adds.
-func (b *builder) mounts(s *stage, c *instructions.RunCommand, sources []*stage, inputs []llb.Output) (out []llb.Mount, agent string, with []llb.Output, err error) {
+func (b *builder) mounts(
+	s *stage, c *instructions.RunCommand, sources []*stage, inputs []llb.Output,
+) (out []llb.Mount, agent string, with []llb.Output, err error) {
 	reader := &mounts.Reader{Cwd: s.config.Cwd(), CacheNamespace: b.buildArgs["BUILDKIT_CACHE_MOUNT_NS"]}
 	for i, m := range instructions.GetMounts(c) {
 		mount, err := reader.Read(m)

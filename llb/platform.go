@@ -70,8 +70,13 @@ func ParsePlatform(s string, host Platform) (Platform, error) {
 }
 
 var (
-	knownOS            = []string{"linux", "windows", "darwin", "freebsd", "netbsd", "openbsd", "wasi", "js", "android", "aix", "solaris", "illumos", "plan9"}
-	knownArchitectures = []string{"386", "amd64", "arm", "arm64", "loong64", "mips", "mipsle", "mips64", "mips64le", "ppc64", "ppc64le", "riscv64", "s390x", "wasm"}
+	knownOS = []string{
+		"linux", "windows", "darwin", "freebsd", "netbsd", "openbsd", "wasi", "js", "android", "aix", "solaris", "illumos", "plan9",
+	}
+	knownArchitectures = []string{
+		"386", "amd64", "arm", "arm64", "loong64", "mips",
+		"mipsle", "mips64", "mips64le", "ppc64", "ppc64le", "riscv64", "s390x", "wasm",
+	}
 )
 
 // Normalize returns p with OCI's names of processors and the variant that goes without saying left out: v8 of arm64 and

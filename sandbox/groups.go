@@ -193,4 +193,5 @@ func (r *run) guards() bool {
 
 // errUnguarded is of a step whose privileges would reach every device of the machine.
 var errUnguarded = errors.New("run with privileges in a user namespace: it takes a device controller, without which the step could " +
-	"open every device of the machine by a node in its image: run kiln where it may make control groups, or leave out --userns or --security=insecure")
+	"open every device of the machine by a node in its image: run kiln where it may make control groups, " +
+	"or leave out --userns or --security=insecure")

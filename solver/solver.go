@@ -80,7 +80,8 @@ func (e *VertexError) Error() string { return e.Err.Error() }
 // Unwrap returns the cause.
 func (e *VertexError) Unwrap() error { return e.Err }
 
-// ImageError is returned by an Executor that could not fetch an image which a step stands on: the image's vertex has failed, not the step's.
+// ImageError is returned by an Executor that could not fetch an image which a step stands on: the image's vertex has failed, not the
+// step's.
 type ImageError struct {
 	Image llb.Image
 	Err   error

@@ -56,7 +56,9 @@ func Open(ctx context.Context, dir string, cfg *config.Config) (*Root, error) {
 	}
 	images.Context = ctx
 	r := &Root{
-		Images: images, Archive: layer.Limit{Size: cfg.Archive.Size, Entries: cfg.Archive.MaxEntries}, ctx: ctx, gc: cfg.GC, keep: retention(cfg.History),
+		Images:  images,
+		Archive: layer.Limit{Size: cfg.Archive.Size, Entries: cfg.Archive.MaxEntries},
+		ctx:     ctx, gc: cfg.GC, keep: retention(cfg.History),
 	}
 	if _, err := r.collection(); err != nil {
 		return nil, err

@@ -150,7 +150,9 @@ func (l *Loader) stdin(ctx context.Context, in io.Reader) (layer.Tree, []byte, e
 
 // unpack returns what is in the one file of tree, which vertex makes, if that is an archive; else the file is a Dockerfile
 // whose context is bare.
-func (l *Loader) unpack(ctx context.Context, tree layer.Tree, vertex *llb.Vertex, bare layer.Tree, from string) (layer.Tree, []byte, error) {
+func (l *Loader) unpack(
+	ctx context.Context, tree layer.Tree, vertex *llb.Vertex, bare layer.Tree, from string,
+) (layer.Tree, []byte, error) {
 	f, err := tree.Open(&layer.Entry{Path: contextFile})
 	if err != nil {
 		return nil, nil, err
@@ -158,7 +160,8 @@ func (l *Loader) unpack(ctx context.Context, tree layer.Tree, vertex *llb.Vertex
 	archive := files.IsArchive(f)
 	f.Close()
 	if archive {
-		tree, err := l.files(ctx, l.graph.Add(source.UnpackContext(contextFile), l.meta("unpack the context from "+from), l.scratch(), vertex.Output(0)))
+		meta := l.meta("unpack the context from " + from)
+		tree, err := l.files(ctx, l.graph.Add(source.UnpackContext(contextFile), meta, l.scratch(), vertex.Output(0)))
 		return tree, nil, err
 	}
 	text, err := readTree(tree, contextFile, maxDockerfile)

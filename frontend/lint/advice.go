@@ -31,7 +31,8 @@ var (
 		Name:        "CopyBeforeDependencies",
 		Description: "Dependencies are installed again after each change of any file; copy the files that list them first",
 		Format: func(copied, installer string) string {
-			return fmt.Sprintf("%s makes %q below run again after each change of any file: copy the files that list dependencies first", copied, installer)
+			return fmt.Sprintf("%s makes %q below run again after each change of any file: "+
+				"copy the files that list dependencies first", copied, installer)
 		},
 	}
 	ruleAptGetUpdateAlone = linter.LinterRule[func() string]{
@@ -52,7 +53,8 @@ var (
 		Name:        "SeveralSourcesWithoutSlash",
 		Description: "With several sources the destination is a directory, and should end with a slash",
 		Format: func(keyword, dest string) string {
-			return fmt.Sprintf("%s has several sources, so the destination should be %s/: without the slash, and with no such directory, each file replaces the one before", keyword, dest)
+			return fmt.Sprintf("%s has several sources, so the destination should be %s/: "+
+				"without the slash, and with no such directory, each file replaces the one before", keyword, dest)
 		},
 	}
 	ruleUnusedBuildArg = linter.LinterRule[func(name, hint string) string]{
@@ -179,7 +181,8 @@ func scriptOf(c *instructions.RunCommand) []program {
 	var script []program
 	for _, part := range separators().Split(text, -1) {
 		words := strings.Fields(part)
-		for len(words) > 0 && (assignment().MatchString(words[0]) || slices.Contains([]string{"sudo", "env", "exec", "then", "do", "if", "!"}, words[0])) {
+		for len(words) > 0 && (assignment().MatchString(words[0]) ||
+			slices.Contains([]string{"sudo", "env", "exec", "then", "do", "if", "!"}, words[0])) {
 			words = words[1:]
 		}
 		if len(words) > 0 && !strings.HasPrefix(words[0], "#") {
@@ -306,7 +309,8 @@ const maxComparisons = 1 << 24
 func adviseUpdate(c *instructions.RunCommand, script []program, lint *linter.Linter) {
 	updates := slices.ContainsFunc(script, func(p program) bool { return p.is("apt-get", "apt") && p.does("update") })
 	uses := slices.ContainsFunc(script, func(p program) bool {
-		return p.is("apt-get", "apt", "aptitude") && !p.does("update", "clean", "autoclean") || p.is("dpkg", "mmdebstrap") || p.is("bash", "sh", "apt-cache")
+		return p.is("apt-get", "apt", "aptitude") && !p.does("update", "clean", "autoclean") ||
+			p.is("dpkg", "mmdebstrap") || p.is("bash", "sh", "apt-cache")
 	})
 	if updates && !uses && !mountsAt(c, "/var/lib/apt") {
 		advise(lint, &ruleAptGetUpdateAlone, c.Location(), ruleAptGetUpdateAlone.Format())
@@ -372,7 +376,8 @@ func adviseCaches(env shell.EnvGetter, c *instructions.RunCommand, script []prog
 			}
 		case p.is("pip", "pip3") && p.does("install"):
 			_, off := env.Get("PIP_NO_CACHE_DIR")
-			if !off && !slices.Contains(p, "--no-cache-dir") && !removes(".cache") && !mounts("/root/.cache") && !once("pip", func() bool { return mountsNamed(c, "pip") }) {
+			if !off && !slices.Contains(p, "--no-cache-dir") && !removes(".cache") &&
+				!mounts("/root/.cache") && !once("pip", func() bool { return mountsNamed(c, "pip") }) {
 				report(p[0]+" install", "use --no-cache-dir, or --mount=type=cache,target=/root/.cache/pip")
 				return
 			}

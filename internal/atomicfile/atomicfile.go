@@ -64,7 +64,8 @@ func WriteAt(dir *os.File, name string, write func(io.Writer) error) error {
 	}
 	err = fill(f, write)
 	var st unix.Stat_t
-	if there := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && there == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
+	there := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil && there == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
 		err = f.Chmod(os.FileMode(st.Mode & 0o777))
 	}
 	if err = errors.Join(err, f.Close()); err == nil {

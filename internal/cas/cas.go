@@ -111,7 +111,8 @@ func (s *Store) prepare() error {
 		return fmt.Errorf("it belongs to user %d and kiln runs as user %d: choose another directory with --root", st.Uid, userns.UID())
 	}
 	if st.Mode&0o022 != 0 {
-		return fmt.Errorf("others may write to it (mode %04o): run chmod 700 on it if you trust what it holds, or choose another directory with --root", st.Mode&0o7777)
+		return fmt.Errorf("others may write to it (mode %04o): "+
+			"run chmod 700 on it if you trust what it holds, or choose another directory with --root", st.Mode&0o7777)
 	}
 	layout, err := os.ReadFile(filepath.Join(s.root, ocispec.ImageLayoutFile))
 	switch {
@@ -148,7 +149,9 @@ func (s *Store) prepare() error {
 		}
 	}
 	if _, err := os.Lstat(s.indexPath()); errors.Is(err, fs.ErrNotExist) {
-		empty := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
+		empty := ocispec.Index{
+			Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{},
+		}
 		return s.create(ocispec.ImageIndexFile, empty)
 	}
 	return nil
@@ -165,7 +168,8 @@ func checkLayout(data []byte) error {
 		return fmt.Errorf("read %s: %w; kiln check --repair makes it again if this is kiln's root directory", ocispec.ImageLayoutFile, err)
 	}
 	if l.Version != ocispec.ImageLayoutVersion {
-		return fmt.Errorf("its image layout has version %q (%s) and this kiln knows %s", l.Version, ocispec.ImageLayoutFile, ocispec.ImageLayoutVersion)
+		return fmt.Errorf("its image layout has version %q (%s) and this kiln knows %s",
+			l.Version, ocispec.ImageLayoutFile, ocispec.ImageLayoutVersion)
 	}
 	return nil
 }
@@ -183,8 +187,8 @@ func (s *Store) create(name string, v any) error {
 	return err
 }
 
-// publish writes a file of the root and has name give it its name. Nobody writes such a file again soon, so it is on disk before: a crash of
-// the machine must not leave an empty one.
+// publish writes a file of the root and has name give it its name. Nobody writes such a file again soon, so it is on disk before: a crash
+// of the machine must not leave an empty one.
 func (s *Store) publish(ctx context.Context, data []byte, name func(temp string) error) error {
 	tmp, err := s.temp(ctx)
 	if err != nil {
@@ -470,7 +474,13 @@ func (s *Store) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
 		f.Close()
 		return nil, fmt.Errorf("open blob: %s is not a regular file", path)
 	}
-	return &verifyReader{r: blockReader{bufio.NewReaderSize(f, int(min(blockSize, max(fi.Size(), 1)))), f}, desc: desc, where: path, hash: sha256.New(), bad: func() { discard(path, fi, desc.Digest) }}, nil
+	return &verifyReader{
+		r:     blockReader{bufio.NewReaderSize(f, int(min(blockSize, max(fi.Size(), 1)))), f},
+		desc:  desc,
+		where: path,
+		hash:  sha256.New(),
+		bad:   func() { discard(path, fi, desc.Digest) },
+	}, nil
 }
 
 // blockSize is how much of a blob is read or written at once, at least.

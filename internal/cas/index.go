@@ -72,7 +72,10 @@ func (s *Store) Tag(name string, desc ocispec.Descriptor) error {
 	if !s.Has(desc) {
 		return fmt.Errorf("tag image %s: blob %s is not in the image store", name, desc.Digest)
 	}
-	entry := ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size, Platform: desc.Platform, Annotations: map[string]string{}}
+	entry := ocispec.Descriptor{
+		MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size,
+		Platform: desc.Platform, Annotations: map[string]string{},
+	}
 	maps.Copy(entry.Annotations, desc.Annotations)
 	delete(entry.Annotations, ocispec.AnnotationRefName)
 	delete(entry.Annotations, NameAnnotation)
@@ -173,7 +176,8 @@ func nameOf(d ocispec.Descriptor) string {
 func (s *Store) index() (*ocispec.Index, error) {
 	index, err := readIndex(s.indexPath())
 	if err != nil {
-		return nil, fmt.Errorf("read the list of images %s: %w; kiln check --repair makes it again from the images that are there", s.indexPath(), err)
+		return nil, fmt.Errorf("read the list of images %s: %w; "+
+			"kiln check --repair makes it again from the images that are there", s.indexPath(), err)
 	}
 	return index, nil
 }

@@ -61,11 +61,14 @@ func (s *Store) RepairIndex(others []ocispec.Descriptor) (err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("repair the list of images: %w", err)
 	}
-	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
+	index := ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{},
+	}
 	listed := map[string]bool{}
 	for _, d := range salvage(data) {
 		name := nameOf(d)
-		if _, err := ParseDigest(string(d.Digest)); err != nil || !s.sound(context.Background(), d) || name != "" && !validName(name) || listed[name+" "+string(d.Digest)] {
+		if _, err := ParseDigest(string(d.Digest)); err != nil || !s.sound(context.Background(), d) ||
+			name != "" && !validName(name) || listed[name+" "+string(d.Digest)] {
 			continue
 		}
 		listed[name+" "+string(d.Digest)], listed[string(d.Digest)] = true, true

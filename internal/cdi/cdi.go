@@ -171,7 +171,10 @@ func read(file string, dir int, byName map[string]*Device) error {
 			}
 			return ""
 		}
-		d := &Device{Name: s.Kind + "=" + device.Name, Edits: []Edits{s.Edits, device.Edits}, kind: s.Kind, class: annotation(classAnnotation), dir: dir, file: file}
+		d := &Device{
+			Name: s.Kind + "=" + device.Name, Edits: []Edits{s.Edits, device.Edits}, kind: s.Kind,
+			class: annotation(classAnnotation), dir: dir, file: file,
+		}
 		d.AutoAllow, _ = strconv.ParseBool(annotation(autoAllowAnnotation))
 		if other := byName[d.Name]; other != nil && other.dir == dir {
 			d.clash = other.file

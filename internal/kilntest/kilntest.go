@@ -247,7 +247,8 @@ func TreeDigest(r io.Reader) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintf(h, "%q %c %o %d:%d %d %q %d:%d\n", hdr.Name, hdr.Typeflag, hdr.Mode, hdr.Uid, hdr.Gid, hdr.Size, hdr.Linkname, hdr.Devmajor, hdr.Devminor)
+		fmt.Fprintf(h, "%q %c %o %d:%d %d %q %d:%d\n",
+			hdr.Name, hdr.Typeflag, hdr.Mode, hdr.Uid, hdr.Gid, hdr.Size, hdr.Linkname, hdr.Devmajor, hdr.Devminor)
 		if _, err := io.Copy(h, tr); err != nil {
 			return "", err
 		}

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// ID names a layer: 64 hexadecimal digits, of the layer's identity or, for the layer of an image, of its diff id. Any other ID is of a layer
-// that does not exist.
+// ID names a layer: 64 hexadecimal digits, of the layer's identity or, for the layer of an image, of its diff id. Any other ID is of a
+// layer that does not exist.
 type ID string
 
 // Valid reports whether a layer can have the ID. One that is valid is also safe as the name of a file.

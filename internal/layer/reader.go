@@ -68,7 +68,8 @@ func NewReader(tarball io.Reader, limit Limit) *Reader {
 }
 
 func (r *Reader) tooLarge() error {
-	return &LimitError{fmt.Sprintf("the archive holds more than the %s that are allowed; archive.maxSize in kiln.toml allows more", termtext.Size(r.limit.Size))}
+	return &LimitError{fmt.Sprintf("the archive holds more than the %s that are allowed; "+
+		"archive.maxSize in kiln.toml allows more", termtext.Size(r.limit.Size))}
 }
 
 // Begin reads as far as the first entry, and returns the error that Next is going to return for it. It is called before Next or
@@ -90,7 +91,8 @@ func (r *Reader) Next() (Entry, error) {
 			return Entry{}, err
 		}
 		if r.entries++; r.entries > r.limit.Entries {
-			return Entry{}, &LimitError{fmt.Sprintf("the archive has more than the %d entries that are allowed; archive.maxEntries in kiln.toml allows more", r.limit.Entries)}
+			return Entry{}, &LimitError{fmt.Sprintf("the archive has more than the %d entries that are allowed; "+
+				"archive.maxEntries in kiln.toml allows more", r.limit.Entries)}
 		}
 		if r.Rooted {
 			h.Name = path.Clean("/" + h.Name)

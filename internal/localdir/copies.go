@@ -17,8 +17,8 @@ import (
 )
 
 // A step looks at a directory twice: to find out what it would make, and to make it. What another program writes to in between makes a
-// difference, and the step is planned again. After maxChanges of those what is in the directory then counts until the build ends: listings are
-// kept in memory, and of files that changed lately copies are taken.
+// difference, and the step is planned again. After maxChanges of those what is in the directory then counts until the build ends: listings
+// are kept in memory, and of files that changed lately copies are taken.
 const maxChanges = 3
 
 // maxListed bounds the entries of listings that are kept. What is beyond is read again, and must not change.

@@ -20,12 +20,14 @@ type IDMap struct {
 }
 
 // ErrNoIDMap says that the kernel cannot map the ids of an overlay's layers.
-var ErrNoIDMap = errors.New("the kernel cannot map the ids of the files of layers: Linux 6.15 or later is needed, and a file system that allows it")
+var ErrNoIDMap = errors.New("the kernel cannot map the ids of the files of layers: " +
+	"Linux 6.15 or later is needed, and a file system that allows it")
 
 // MapIDs maps the ids of a detached mount, which must not be in use yet.
 func MapIDs(f *os.File, m *IDMap) error {
 	err := whileBusy(func() error {
-		return unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(m.Namespace.Fd())})
+		attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(m.Namespace.Fd())}
+		return unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, attr)
 	})
 	if err != nil {
 		return fmt.Errorf("map the ids of mount %s: %w", f.Name(), os.NewSyscallError("mount_setattr", err))

@@ -302,7 +302,8 @@ func uint32Attribute(kind uint16, v uint32) []byte {
 
 // link sets flags of an interface, and attributes.
 func (s *netlink) link(index int, flags, change uint32, attributes ...[]byte) error {
-	return s.do(unix.RTM_NEWLINK, 0, append([][]byte{raw(unix.IfInfomsg{Index: int32(index), Flags: flags, Change: change})}, attributes...)...)
+	info := raw(unix.IfInfomsg{Index: int32(index), Flags: flags, Change: change})
+	return s.do(unix.RTM_NEWLINK, 0, append([][]byte{info}, attributes...)...)
 }
 
 // setUp brings one of our interfaces up. No packet goes over it that no process sent: no groups are joined and there are no
@@ -350,7 +351,9 @@ func (s *netlink) addAddress(p netip.Prefix, gateway netip.Addr) error {
 		}
 	}
 	return s.do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL,
-		raw(unix.RtMsg{Family: family, Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_BOOT, Scope: unix.RT_SCOPE_UNIVERSE, Type: unix.RTN_UNICAST}),
+		raw(unix.RtMsg{
+			Family: family, Table: unix.RT_TABLE_MAIN, Protocol: unix.RTPROT_BOOT, Scope: unix.RT_SCOPE_UNIVERSE, Type: unix.RTN_UNICAST,
+		}),
 		attribute(unix.RTA_GATEWAY, gateway.AsSlice()), uint32Attribute(unix.RTA_OIF, deviceIndex))
 }
 

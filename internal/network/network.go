@@ -48,7 +48,8 @@ type Network struct {
 type UnavailableError struct{ Err error }
 
 func (e *UnavailableError) Error() string {
-	return fmt.Sprintf("make a network for the step: %v; --network=none needs none, and --network=host --allow network.host uses that of the machine", e.Err)
+	return fmt.Sprintf("make a network for the step: %v; "+
+		"--network=none needs none, and --network=host --allow network.host uses that of the machine", e.Err)
 }
 
 // Unwrap returns Err.

@@ -143,7 +143,9 @@ func (r *Report) Dir(dir string, belongs func(name string) bool) error {
 		return r.Problem(dir, "is not a directory", "kiln cannot work with it: move it away", nil)
 	}
 	if int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
-		err := r.Problem(dir, fmt.Sprintf("belongs to user %d with mode %04o", st.Uid, st.Mode&0o7777), "others could change what kiln builds with",
+		err := r.Problem(dir,
+			fmt.Sprintf("belongs to user %d with mode %04o", st.Uid, st.Mode&0o7777),
+			"others could change what kiln builds with",
 			func() error {
 				return errors.Join(os.Chown(path, os.Geteuid(), -1), os.Chmod(path, fs.FileMode(st.Mode&0o755)))
 			})

@@ -39,7 +39,8 @@ func Open(tmp string) (*Dir, error) {
 	}
 	// Files in here must get exactly the modes they are created with, even if the root directory has a default access control list,
 	// acl(5).
-	if err := unix.Removexattr(d.path, "system.posix_acl_default"); err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
+	err = unix.Removexattr(d.path, "system.posix_acl_default")
+	if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
 		return nil, errors.Join(fmt.Errorf("remove the default access control list of a temporary directory: %w", err), d.Close())
 	}
 	Spread(d.path)

@@ -60,7 +60,9 @@ func Find() (*IDs, error) {
 		}
 		if *file.to = without(list, uint32(file.own)); len(*file.to) == 0 {
 			name := names[len(names)-1]
-			ids.none(fmt.Sprintf("%s has no range for user %s, and root gives one by usermod --add-subuids 100000-165535 --add-subgids 100000-165535 %s", file.name, name, name))
+			ids.none(fmt.Sprintf("%s has no range for user %s, "+
+				"and root gives one by usermod --add-subuids 100000-165535 --add-subgids 100000-165535 %s",
+				file.name, name, name))
 			return ids, nil
 		}
 	}
@@ -88,7 +90,8 @@ func RootRange() (firstUser, firstGroup, count uint32, err error) {
 			return 0, 0, 0, fmt.Errorf("look for a range of ids: %w", err)
 		}
 		if len(list) == 0 {
-			return 0, 0, 0, fmt.Errorf("%s has no range of ids for root: run usermod --add-subuids 100000-165535 --add-subgids 100000-165535 root, or name a range, as --userns=100000:65536", file)
+			return 0, 0, 0, fmt.Errorf("%s has no range of ids for root: "+
+				"run usermod --add-subuids 100000-165535 --add-subgids 100000-165535 root, or name a range, as --userns=100000:65536", file)
 		}
 		first[i] = list[0]
 	}
@@ -177,7 +180,8 @@ func (ids *IDs) write(pid int) error {
 			said, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 			if strings.HasSuffix(said, "Operation not permitted") && isSetuid(m.program) {
 				// Its effective user is then not the one that the namespace belongs to, and without CAP_SYS_ADMIN only that one may.
-				said += fmt.Sprintf("; in a container it takes a capability of the file in place of the set-user-ID bit: chmod u-s $(which %s) && setcap %s=ep $(which %s)",
+				said += fmt.Sprintf("; in a container it takes a capability of the file in place of the set-user-ID bit: "+
+					"chmod u-s $(which %s) && setcap %s=ep $(which %s)",
 					m.program, m.capability, m.program)
 			}
 			return &mapError{"run " + m.program, said, err}

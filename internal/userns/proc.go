@@ -14,7 +14,8 @@ func SharedProc(asked bool) (bool, error) {
 	}
 	ns, err := Current()
 	if err == nil && !ns.Nested {
-		err = &input.Error{Err: errors.New("--no-process-sandbox: works only in a user namespace, as that of an ordinary user or of a container; root can always mount a /proc")}
+		err = &input.Error{Err: errors.New("--no-process-sandbox: works only in a user namespace, " +
+			"as that of an ordinary user or of a container; root can always mount a /proc")}
 	}
 	return err == nil, err
 }

@@ -298,7 +298,9 @@ func refused(err error) error {
 	case sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
 		e.Hint = appArmor
 	case seccomp():
-		e.Hint = "the system call policy of the container that kiln runs in does not allow it: docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined, or seccompProfile Unconfined in Kubernetes, does"
+		e.Hint = "the system call policy of the container that kiln runs in does not allow it: " +
+			"docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined, " +
+			"or seccompProfile Unconfined in Kubernetes, does"
 		if bareRoot() {
 			e.Hint += "; besides, " + noCapability
 		}
@@ -314,10 +316,12 @@ func bareRoot() bool {
 	return os.Geteuid() == 0 && unix.Capget(&hdr, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SETFCAP) == 0
 }
 
-const noCapability = "kiln is root without the capability CAP_SETFCAP, which root needs for that: add SETFCAP, SETUID and SETGID to those of the container " +
+const noCapability = "kiln is root without the capability CAP_SETFCAP, which root needs for that: " +
+	"add SETFCAP, SETUID and SETGID to those of the container " +
 	"(docker run --cap-add), or run kiln as another user (docker run --user)"
 
-const appArmor = "AppArmor keeps them from programs that it does not know; sysctl kernel.apparmor_restrict_unprivileged_userns=0, by root, or a profile for kiln with \"userns,\" allows them"
+const appArmor = "AppArmor keeps them from programs that it does not know; " +
+	"sysctl kernel.apparmor_restrict_unprivileged_userns=0, by root, or a profile for kiln with \"userns,\" allows them"
 
 // powerless explains why kiln has no privileges in its user namespace.
 func powerless(err error) error {

@@ -41,8 +41,8 @@ type Store struct{ CAS *cas.Store }
 // Job returns the same store for one of several jobs: see cas.Store.Job.
 func (s Store) Job() Store { return Store{s.CAS.Job()} }
 
-// Find returns the blob that a layer became in an encoding, by the note in the layer's directory, if it is in the image store still. It is held
-// from then on, as package cas says.
+// Find returns the blob that a layer became in an encoding, by the note in the layer's directory, if it is in the image store still. It is
+// held from then on, as package cas says.
 func (s Store) Find(dir string, f Encoding) (Blob, bool) {
 	note, err := os.ReadFile(filepath.Join(dir, NoteName(f)))
 	if err != nil {

@@ -140,7 +140,10 @@ type block struct {
 // newGzipWriter returns a writer that compresses to w, and takes from old the blocks that are there.
 func newGzipWriter(w io.Writer, level int, old *pieces) *gzipWriter {
 	workers := min(max(2, runtime.GOMAXPROCS(0)), maxWorkers)
-	z := &gzipWriter{w: w, level: level, old: old, queue: make(chan *block, workers), free: make(chan *block, workers+1), done: make(chan error, 1)}
+	z := &gzipWriter{
+		w: w, level: level, old: old,
+		queue: make(chan *block, workers), free: make(chan *block, workers+1), done: make(chan error, 1),
+	}
 	for range cap(z.free) {
 		z.free <- &block{ready: make(chan struct{}, 1)}
 	}
@@ -251,7 +254,8 @@ func (z *gzipWriter) Close() error {
 	if err := <-z.done; err != nil {
 		return err
 	}
-	_, err := z.w.Write(binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(lastBlock[:len(lastBlock):len(lastBlock)], z.crc), z.size))
+	end := binary.LittleEndian.AppendUint32(lastBlock[:len(lastBlock):len(lastBlock)], z.crc)
+	_, err := z.w.Write(binary.LittleEndian.AppendUint32(end, z.size))
 	return err
 }
 

@@ -226,7 +226,8 @@ func (b *Builder) same(n heldDir) (bool, error) {
 		return false, nil
 	}
 	lower, ok, err := b.parent.Lookup(n.path)
-	return ok && lower.Type == layer.Dir && lower.Mode == n.Mode && lower.UID == n.UID && lower.GID == n.GID && slices.Equal(lower.Xattrs, n.Xattrs), err
+	return ok && lower.Type == layer.Dir && lower.Mode == n.Mode && lower.UID == n.UID && lower.GID == n.GID &&
+		slices.Equal(lower.Xattrs, n.Xattrs), err
 }
 
 // Close frees the builder's descriptors.

@@ -19,7 +19,9 @@ func (b *Builder) Resolve(name string, followLast bool) (string, *layer.Entry, e
 // ResolveBelow is Resolve in a chroot in the directory at the physical path dir; the path that it returns is in the
 // whole root. dangling, unless it is nil, is called for a symbolic link that name leads through and that leads to
 // nothing, with its physical path, and gives the error.
-func (b *Builder) ResolveBelow(dir, name string, followLast bool, dangling func(path string, link layer.Entry) error) (string, *layer.Entry, error) {
+func (b *Builder) ResolveBelow(
+	dir, name string, followLast bool, dangling func(path string, link layer.Entry) error,
+) (string, *layer.Entry, error) {
 	top, err := b.directory(dir)
 	if err != nil {
 		return "", nil, err

@@ -21,12 +21,13 @@ import (
 // Nothing on disk says so, since whatever does, and is carried along when a step changes a file, a step can write as well. When a layer is
 // committed these things are found out by what a step has no influence on:
 //
-//   - A device is known by its inode: Mount opens the devices of a root, and what is the same file afterwards is the device, wherever it is.
+//   - A device is known by its inode: Mount opens the devices of a root, and what is the same file afterwards is the device, wherever it
+//     is.
 //   - A file or directory that was changed where it was still has its owner. That it is the same is told by the mark that the overlay
-//     leaves on what it copies up, which is hidden from the step, or in a copy by the inode. Of a file that had several names the overlay leaves none;
-//     it, symbolic links and named pipes keep the owner of what was at their path.
-//   - A file with the bytes, mode and attributes of one that is not there any more is that file, moved, if it was copied up or has its time, as
-//     what mv(1) copies has.
+//     leaves on what it copies up, which is hidden from the step, or in a copy by the inode. Of a file that had several names the overlay
+//     leaves none; it, symbolic links and named pipes keep the owner of what was at their path.
+//   - A file with the bytes, mode and attributes of one that is not there any more is that file, moved, if it was copied up or has its
+//     time, as what mv(1) copies has.
 //   - Everything else was made by the step and belongs to root.
 //
 // So the worst that a step can do is to have a file keep the owner that it had, with what a root of all ids could have put in it.

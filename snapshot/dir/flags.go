@@ -34,8 +34,8 @@ const (
 	flagProjInherit   = 0x20000000
 	flagCasefold      = 0x40000000
 
-	inodeFlags = flagSecureRemoval | flagUndelete | flagSync | flagImmutable | flagAppend | flagNoDump | flagNoAtime | flagJournalData | flagNoTail |
-		flagDirSync | flagProjInherit | flagCasefold
+	inodeFlags = flagSecureRemoval | flagUndelete | flagSync | flagImmutable | flagAppend | flagNoDump |
+		flagNoAtime | flagJournalData | flagNoTail | flagDirSync | flagProjInherit | flagCasefold
 )
 
 // fsxattr is struct fsxattr of linux/fs.h, and what follows are the numbers of the system calls that read and write it.
@@ -104,8 +104,10 @@ func (i Flags) String() string {
 	for _, f := range []struct {
 		flag int
 		name byte
-	}{{flagSecureRemoval, 's'}, {flagUndelete, 'u'}, {flagSync, 'S'}, {flagDirSync, 'D'}, {flagImmutable, 'i'}, {flagAppend, 'a'}, {flagNoDump, 'd'},
-		{flagNoAtime, 'A'}, {flagJournalData, 'j'}, {flagNoTail, 't'}, {flagProjInherit, 'P'}, {flagCasefold, 'F'}} {
+	}{
+		{flagSecureRemoval, 's'}, {flagUndelete, 'u'}, {flagSync, 'S'}, {flagDirSync, 'D'}, {flagImmutable, 'i'}, {flagAppend, 'a'},
+		{flagNoDump, 'd'}, {flagNoAtime, 'A'}, {flagJournalData, 'j'}, {flagNoTail, 't'}, {flagProjInherit, 'P'}, {flagCasefold, 'F'},
+	} {
 		if i.flags&f.flag != 0 {
 			b.WriteByte(f.name)
 		}

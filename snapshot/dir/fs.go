@@ -81,7 +81,8 @@ func (f *FS) tryOverlay() error {
 	}
 	for _, name := range []string{"lower1", "lower2"} {
 		lower := filepath.Join(dir, name)
-		if err := errors.Join(os.MkdirAll(filepath.Join(lower, "dir"), 0o755), os.WriteFile(filepath.Join(lower, "file"), nil, 0o644)); err != nil {
+		err := errors.Join(os.MkdirAll(filepath.Join(lower, "dir"), 0o755), os.WriteFile(filepath.Join(lower, "file"), nil, 0o644))
+		if err != nil {
 			return err
 		}
 		o.Lower = append(o.Lower, lower)

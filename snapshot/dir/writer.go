@@ -121,7 +121,8 @@ func (d *Writer) link(dir int, e *layer.Entry) bool {
 		return false // the overlay tells of a file with several names less when it copies it up: see package diff
 	}
 	old, ok := d.earlier.manifest.Lookup(e.Path)
-	if !ok || old.Type != layer.File || old.Digest != e.Digest || old.Size != e.Size || old.Mode != e.Mode || old.UID != e.UID || old.GID != e.GID ||
+	if !ok || old.Type != layer.File || old.Digest != e.Digest || old.Size != e.Size ||
+		old.Mode != e.Mode || old.UID != e.UID || old.GID != e.GID ||
 		!old.ModTime.Equal(e.ModTime) || !slices.Equal(old.Xattrs, e.Xattrs) {
 		return false
 	}

@@ -18,7 +18,9 @@ const maxDevices = 1024
 type TooManyDevicesError struct{}
 
 func (e *TooManyDevicesError) Error() string {
-	return fmt.Sprintf("the root file system has more than the %d devices that a RUN of an ordinary user can have: build it as root", maxDevices)
+	return fmt.Sprintf(
+		"the root file system has more than the %d devices that a RUN of an ordinary user can have: build it as root",
+		maxDevices)
 }
 
 // heldDevice is a device of a root, with the file that stands for it.

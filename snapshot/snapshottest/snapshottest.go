@@ -123,7 +123,8 @@ func testManifest(t *testing.T, f Form, w World) {
 	}
 	i := 0
 	for e := range m.All() {
-		if i == len(content) || e.Path != content[i].Path || e.Type != content[i].Type || e.Digest != content[i].Digest || e.Link != content[i].Link {
+		if i == len(content) || e.Path != content[i].Path || e.Type != content[i].Type ||
+			e.Digest != content[i].Digest || e.Link != content[i].Link {
 			t.Fatalf("entry %d is %+v", i, e)
 		}
 		i++

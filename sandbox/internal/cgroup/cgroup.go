@@ -333,7 +333,8 @@ func (h *hierarchy) place(controller string, l Limits) (dir string, threaded boo
 	}
 	for _, file := range own {
 		if w := words(filepath.Join(h.own, file)); len(w) > 0 && w[0] != "max" {
-			return "", false, &placeError{h, fmt.Errorf("kiln's own control group %s has processes, and a limit (%s) that a group beside it would escape", h.own, file)}
+			return "", false, &placeError{h, fmt.Errorf("kiln's own control group %s has processes, "+
+				"and a limit (%s) that a group beside it would escape", h.own, file)}
 		}
 	}
 	if h.own == h.mount {

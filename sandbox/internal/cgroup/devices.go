@@ -168,7 +168,11 @@ func attachDevices(group *os.File, rules []Device) error {
 		kind, count   uint32
 		text, license uint64
 		_             [64]byte // further fields, all zero
-	}{unix.BPF_PROG_TYPE_CGROUP_DEVICE, uint32(len(text) / 8), uint64(uintptr(unsafe.Pointer(&text[0]))), uint64(uintptr(unsafe.Pointer(&license[0]))), [64]byte{}}
+	}{
+		unix.BPF_PROG_TYPE_CGROUP_DEVICE, uint32(len(text) / 8),
+		uint64(uintptr(unsafe.Pointer(&text[0]))), uint64(uintptr(unsafe.Pointer(&license[0]))),
+		[64]byte{},
+	}
 	var pin runtime.Pinner
 	defer pin.Unpin()
 	pin.Pin(&text[0])

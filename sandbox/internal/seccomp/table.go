@@ -4,9 +4,25 @@ package seccomp
 
 var rules = []rule{
 	{name: "ioctl", anyOf: []condition{}},
-	{name: "socket", anyOf: []condition{{arg: 0, op: less, value: 0x3}, {arg: 0, op: equal, value: 0x7}, {arg: 0, op: equal, value: 0x8}, {arg: 0, op: equal, value: 0x9}, {arg: 0, op: equal, value: 0xa}, {arg: 0, op: equal, value: 0xd}, {arg: 0, op: equal, value: 0xe}, {arg: 0, op: equal, value: 0xf}, {arg: 0, op: equal, value: 0x10}, {arg: 0, op: equal, value: 0x11}, {arg: 0, op: equal, value: 0x12}, {arg: 0, op: equal, value: 0x15}, {arg: 0, op: equal, value: 0x16}, {arg: 0, op: equal, value: 0x18}, {arg: 0, op: equal, value: 0x1a}, {arg: 0, op: equal, value: 0x1b}, {arg: 0, op: equal, value: 0x1c}, {arg: 0, op: equal, value: 0x1d}, {arg: 0, op: equal, value: 0x1e}, {arg: 0, op: equal, value: 0x1f}, {arg: 0, op: equal, value: 0x20}, {arg: 0, op: equal, value: 0x21}, {arg: 0, op: equal, value: 0x23}, {arg: 0, op: equal, value: 0x24}, {arg: 0, op: equal, value: 0x27}, {arg: 0, op: equal, value: 0x29}, {arg: 0, op: equal, value: 0x2a}, {arg: 0, op: equal, value: 0x2b}, {arg: 0, op: equal, value: 0x2c}, {arg: 0, op: equal, value: 0x2d}}},
-	{name: "personality", anyOf: []condition{{arg: 0, op: equal, value: 0x0}, {arg: 0, op: equal, value: 0x8}, {arg: 0, op: equal, value: 0x20000}, {arg: 0, op: equal, value: 0x20008}, {arg: 0, op: equal, value: 0xffffffff}}},
-	{name: "clone", anyOf: []condition{{arg: 0, op: maskedEqual, value: 0x0, mask: 0x7e020000}}},
+	{name: "socket", anyOf: []condition{
+		{arg: 0, op: less, value: 0x3}, {arg: 0, op: equal, value: 0x7}, {arg: 0, op: equal, value: 0x8},
+		{arg: 0, op: equal, value: 0x9}, {arg: 0, op: equal, value: 0xa}, {arg: 0, op: equal, value: 0xd},
+		{arg: 0, op: equal, value: 0xe}, {arg: 0, op: equal, value: 0xf}, {arg: 0, op: equal, value: 0x10},
+		{arg: 0, op: equal, value: 0x11}, {arg: 0, op: equal, value: 0x12}, {arg: 0, op: equal, value: 0x15},
+		{arg: 0, op: equal, value: 0x16}, {arg: 0, op: equal, value: 0x18}, {arg: 0, op: equal, value: 0x1a},
+		{arg: 0, op: equal, value: 0x1b}, {arg: 0, op: equal, value: 0x1c}, {arg: 0, op: equal, value: 0x1d},
+		{arg: 0, op: equal, value: 0x1e}, {arg: 0, op: equal, value: 0x1f}, {arg: 0, op: equal, value: 0x20},
+		{arg: 0, op: equal, value: 0x21}, {arg: 0, op: equal, value: 0x23}, {arg: 0, op: equal, value: 0x24},
+		{arg: 0, op: equal, value: 0x27}, {arg: 0, op: equal, value: 0x29}, {arg: 0, op: equal, value: 0x2a},
+		{arg: 0, op: equal, value: 0x2b}, {arg: 0, op: equal, value: 0x2c}, {arg: 0, op: equal, value: 0x2d},
+	}},
+	{name: "personality", anyOf: []condition{
+		{arg: 0, op: equal, value: 0x0}, {arg: 0, op: equal, value: 0x8}, {arg: 0, op: equal, value: 0x20000},
+		{arg: 0, op: equal, value: 0x20008}, {arg: 0, op: equal, value: 0xffffffff},
+	}},
+	{name: "clone", anyOf: []condition{
+		{arg: 0, op: maskedEqual, value: 0x0, mask: 0x7e020000},
+	}},
 }
 
 var callsAMD64 = []call{
