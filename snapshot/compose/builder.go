@@ -1,5 +1,5 @@
-// Package compose composes a layer from entries that are put one after the other: from an archive, or copied from other trees. It does not
-// know where layers are kept.
+// Package compose builds a layer from a sequence of entries: those of an archive, or copies from other trees. It does not know
+// where layers are stored.
 package compose
 
 import (
@@ -15,47 +15,48 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// Writer writes what a Builder composes. *dir.Writer is one. The errors are the caller's.
+// Writer writes the files of a Builder's layer. It is implemented by *dir.Writer. The Builder returns its errors unchanged.
 type Writer interface {
-	// Put writes an entry where there is nothing yet, in a directory that was put before. For a File it reads body to its end and sets
-	// the entry's Size and Digest.
+	// Put writes an entry at a path that does not exist yet, in a directory that was put before. For a File it reads body to EOF and
+	// sets the entry's Size and Digest.
 	Put(e *layer.Entry, body io.Reader) error
 	// SetDir changes the attributes of a directory that was put before.
 	SetDir(e *layer.Entry) error
 	// Remove removes a path that was put before, with everything below it.
 	Remove(path string) error
-	// Finish ends the writing. dirs yields the directories in the order of layer.Compare, and whether the layer keeps each of them: a
-	// directory that it does not keep has nothing in it that it keeps.
+	// Finish completes the layer. dirs yields its directories in the order of layer.Compare, and whether the layer keeps each of
+	// them. A directory that is not kept contains nothing that is kept.
 	Finish(dirs iter.Seq2[*layer.Entry, bool]) error
-	// Close frees what the writer holds. It may be called more than once.
+	// Close releases the writer's resources. It may be called more than once.
 	Close()
 }
 
-// Builder composes one layer over a root file system that it can read: paths are resolved as they would be if the layer were already in
-// place. With a Writer files are written as they come; without one it only works out the layer's entries. Memory holds the layer's
-// directories, and those below it that paths lead through. An operation takes time that is linear in the length of its path. A Builder is
-// not safe for concurrent use.
+// Builder builds one layer on top of a root file system that it can read. It resolves paths as if the layer were already in
+// place. With a Writer, files are written as they arrive; without one, the Builder only computes the layer's entries. It keeps in
+// memory the layer's directories and the directories of lower layers that paths pass through. An operation takes time linear in
+// the length of its path. A Builder is not safe for concurrent use.
 type Builder struct {
 	parent layer.Tree // nil: unknown
 	dirs   dirTree
-	most   int // how many directories there may be; 0 for any number
-	kept   int // bytes of the directories' extended attributes so far
-	leaves *spill
-	links  int    // how many files have several names
-	to     Writer // nil: nothing is written
+	most   int // maximum number of directories; 0 for no limit
+	kept   int // total size of the directories' extended attributes, in bytes
+	spill  *spill
+	links  int    // number of files with more than one name
+	to     Writer // nil if nothing is written
 	now    time.Time
-	// stream, where not nil, takes the entries as they come: see Stream. held are directories that it, or who asks for Entries, has not
-	// got yet.
+	// stream, if not nil, receives the entries as they arrive: see Stream. held are the directories that have not been passed to it,
+	// or to the callback of Entries, yet.
 	stream func(*layer.Entry) error
 	held   []heldDir
 	trim   bool // see Trim
-	// ownLinks has paths lead through the layer's own symbolic links alone.
+	// ownLinks makes path resolution follow only the layer's own symbolic links.
 	ownLinks bool
-	buf      []byte      // to read files with; nil until there is one
-	passed   layer.Entry // the last one that was passed on: one place for all of them
+	buf      []byte      // for reading files; allocated on first use
+	passed   layer.Entry // the entry passed to stream last, kept here to avoid an allocation for each
 }
 
-// maxKept bounds the extended attributes of an archive's directories, in bytes: they are in memory until the layer is complete.
+// maxKept limits the total size in bytes of the extended attributes of an archive's directories, which stay in memory until the
+// layer is complete.
 const maxKept = 64 << 20
 
 // heldDir is a directory with its path.
@@ -64,11 +65,11 @@ type heldDir struct {
 	path string
 }
 
-// set puts an entry in the layer, whose parent directory is there, in the place of that of the same path and type.
+// set records an entry whose parent directory exists, replacing an entry of the same path and type.
 func (b *Builder) set(e *layer.Entry, alone bool) error {
 	if e.Type != layer.Dir {
 		if n := b.dirs.find(e.Path); n != nil && n != b.dirs.top {
-			b.dirs.remove(n) // one below the layer, which this hides
+			b.dirs.remove(n) // a directory of a lower layer, hidden by e
 		}
 		if b.stream != nil {
 			return b.pass(e)
@@ -77,7 +78,7 @@ func (b *Builder) set(e *layer.Entry, alone bool) error {
 	}
 	n := b.dirs.own(e.Path, true)
 	if n == nil {
-		return fmt.Errorf("BUG: %q is put in no directory", e.Path)
+		return fmt.Errorf("BUG: the parent directory of %q does not exist", e.Path)
 	}
 	for _, x := range e.Xattrs {
 		b.kept += len(x.Name) + len(x.Value)
@@ -99,10 +100,10 @@ func (b *Builder) set(e *layer.Entry, alone bool) error {
 
 func (b *Builder) setLeaf(e *leaf) error {
 	e.in = b.number(e.Path)
-	return b.leaves.put(e)
+	return b.spill.put(e)
 }
 
-// number returns that of the directory that a path is in.
+// number returns the number of the directory that contains path.
 func (b *Builder) number(path string) int {
 	if up := b.dirs.find(layer.Parent(path)); up != nil {
 		return up.number
@@ -110,30 +111,31 @@ func (b *Builder) number(path string) int {
 	return noDirectory
 }
 
-// leafIn returns the layer's own entry of a name in a directory if that is no directory. A stream keeps none.
+// leafIn returns the layer's own entry for a name in a directory, if it is not a directory. A streaming Builder keeps no such
+// entries.
 func (b *Builder) leafIn(n *dirNode, name string) (layer.Entry, bool, error) {
 	if b.stream != nil {
 		return layer.Entry{}, false, nil
 	}
-	e, ok, err := b.leaves.get(n.number, name)
+	e, ok, err := b.spill.get(n.number, name)
 	return e.Entry, ok, err
 }
 
-// leaf is leafIn for a path.
+// leaf is like leafIn but takes a path.
 func (b *Builder) leaf(p string) (leaf, bool, error) {
 	if b.stream != nil {
 		return leaf{}, false, nil
 	}
-	return b.leaves.get(b.number(p), base(p))
+	return b.spill.get(b.number(p), base(p))
 }
 
 // base returns the last component of a path.
 func base(p string) string { return p[strings.LastIndexByte(p, '/')+1:] }
 
-// live reports whether an entry is part of the layer still.
+// live reports whether an entry is still part of the layer.
 func (b *Builder) live(e *leaf) bool { return !b.dirs.dead[e.in] }
 
-// own returns the layer's own entry of a path.
+// own returns the layer's own entry for a path.
 func (b *Builder) own(p string) (layer.Entry, bool, error) {
 	if n := b.dirs.own(p, false); n != nil {
 		return n.entry(p), true, nil
@@ -142,17 +144,18 @@ func (b *Builder) own(p string) (layer.Entry, bool, error) {
 	return e.Entry, ok, err
 }
 
-// New returns a Builder over parent. A nil parent is for the layer of an image, whose entries may be in directories that only lower
-// layers name: such directories are made, and marked Implied. A nil Writer writes nothing. tmp is a directory for entries that do not fit
-// into memory. Directories that the caller does not put get the time now. Close must be called; it closes the Writer too.
+// New returns a Builder on top of parent. A nil parent is for the layer of an image, whose entries may be in directories that
+// only lower layers contain: such directories are created and marked Implied. With a nil Writer nothing is written. tmp is a
+// directory for entries that do not fit in memory. Directories that the caller does not put get the time now. The caller must
+// call Close, which also closes the Writer.
 func New(parent layer.Tree, tmp string, now time.Time, to Writer) *Builder {
-	return &Builder{parent: parent, to: to, dirs: newDirTree(), leaves: newSpill(tmp), now: now}
+	return &Builder{parent: parent, to: to, dirs: newDirTree(), spill: newSpill(tmp), now: now}
 }
 
-// Stream makes the builder pass its entries on to f, in the order of layer.Compare, instead of keeping them: nothing is
-// kept but the directories. From then on entries must be put in that order, each path once, but for a directory, which
-// may be put again before anything is put below it. What was put before may only be directories. Entries is not for such
-// a builder, and Finish passes on what is left. What f keeps of an entry it must copy.
+// Stream makes the builder pass its entries to f in the order of layer.Compare, and keep only the directories. From then on,
+// entries must be put in that order and each path only once, except that a directory may be put again before anything below it.
+// Only directories may have been put before. Entries must not be called on such a builder; Finish passes the remaining entries. f
+// must copy what it retains of an entry.
 func (b *Builder) Stream(f func(*layer.Entry) error) {
 	b.stream = f
 	for n, path := range b.dirs.all() {
@@ -161,15 +164,15 @@ func (b *Builder) Stream(f func(*layer.Entry) error) {
 	}
 }
 
-// Most bounds how many directories the layer may have, those included that only the paths of others name: a few bytes of an archive can
-// stand for as many as they like. More are a *layer.LimitError.
+// Most limits the number of directories in the layer, including those that are only implied by the paths of other entries, since
+// a few bytes of an archive can imply any number of them. Exceeding the limit is a *layer.LimitError.
 func (b *Builder) Most(dirs int) { b.most = dirs }
 
-// Trim makes the builder leave out directories that are as they were below the layer, but for their times, and in which the layer has
-// nothing: as BuildKit does, which finds a layer by comparing what was below with what is there.
+// Trim makes the builder omit directories that contain no changes and are unchanged from the lower layers except for their times,
+// like BuildKit, which computes a layer by comparing the file systems before and after.
 func (b *Builder) Trim() { b.trim = true }
 
-// pass gives the stream the directories that are held back, and then e unless it is nil.
+// pass passes the held directories to the stream, and then e unless it is nil.
 func (b *Builder) pass(e *layer.Entry) error {
 	if len(b.held) > 0 {
 		if err := b.flush(e, b.stream); err != nil {
@@ -183,10 +186,10 @@ func (b *Builder) pass(e *layer.Entry) error {
 	return b.stream(&b.passed)
 }
 
-// flush gives f the directories that are held back. follows is what comes after them; nil for nothing. What f keeps of
-// an entry it must copy.
+// flush passes the held directories to f. follows is the entry that comes next, or nil at the end. f must copy what it retains of
+// an entry.
 func (b *Builder) flush(follows *layer.Entry, f func(*layer.Entry) error) error {
-	// What is in a directory comes right after it, so it is enough to look at what comes next.
+	// The entries in a directory directly follow it, so checking the next entry is enough.
 	next := ""
 	if follows != nil {
 		next = follows.Path
@@ -220,7 +223,7 @@ func (b *Builder) flush(follows *layer.Entry, f func(*layer.Entry) error) error 
 	return nil
 }
 
-// same reports whether a directory is as it was below the layer, but for its time.
+// same reports whether a directory is unchanged from the lower layers, except for its time.
 func (b *Builder) same(n heldDir) (bool, error) {
 	if b.parent == nil || n.alone || n.Opaque {
 		return false, nil
@@ -230,15 +233,15 @@ func (b *Builder) same(n heldDir) (bool, error) {
 		slices.Equal(lower.Xattrs, n.Xattrs), err
 }
 
-// Close frees the builder's descriptors.
+// Close releases the builder's resources and closes its Writer.
 func (b *Builder) Close() {
-	b.leaves.close()
+	b.spill.close()
 	if b.to != nil {
 		b.to.Close()
 	}
 }
 
-// Lookup returns the entry of a physical path as it will be; false where there is none.
+// Lookup returns the entry that a physical path will have. It returns false if the path will not exist.
 func (b *Builder) Lookup(p string) (layer.Entry, bool, error) {
 	n, e, ok, err := b.lookup(p)
 	if n != nil && ok {
@@ -247,7 +250,7 @@ func (b *Builder) Lookup(p string) (layer.Entry, bool, error) {
 	return e, ok, err
 }
 
-// lookup is Lookup that of a directory returns its node and no entry.
+// lookup is like Lookup, but for a directory it returns only the node.
 func (b *Builder) lookup(p string) (*dirNode, layer.Entry, bool, error) {
 	if p == "" {
 		top, err := b.top()
@@ -260,8 +263,8 @@ func (b *Builder) lookup(p string) (*dirNode, layer.Entry, bool, error) {
 	return b.child(up, base(p), p)
 }
 
-// List returns the entries directly in the directory at a physical path as they will be, sorted by name. It reads all
-// that the layer has, and is not for a builder that streams.
+// List returns the entries that the directory at a physical path will have, sorted by name. It reads all of the layer's entries,
+// and must not be called on a streaming builder.
 func (b *Builder) List(dir string) ([]layer.Entry, error) {
 	byPath := map[string]layer.Entry{}
 	if b.parent != nil {
@@ -270,7 +273,7 @@ func (b *Builder) List(dir string) ([]layer.Entry, error) {
 			return nil, err
 		}
 		for _, e := range below {
-			// What the layer has there may hide it.
+			// The layer may have replaced or deleted the entry.
 			e, ok, err := b.Lookup(e.Path)
 			if err != nil {
 				return nil, err
@@ -285,7 +288,7 @@ func (b *Builder) List(dir string) ([]layer.Entry, error) {
 			byPath[path] = n.entry(path)
 		}
 	}
-	err := b.leaves.sorted(b.live, func(e *leaf) error {
+	err := b.spill.sorted(b.live, func(e *leaf) error {
 		if layer.Parent(e.Path) == dir && e.Type != layer.Whiteout {
 			byPath[e.Path] = e.Entry
 		}
@@ -299,7 +302,7 @@ func (b *Builder) List(dir string) ([]layer.Entry, error) {
 	return out, nil
 }
 
-// directory returns the node of the directory at a physical path; nil for none.
+// directory returns the node of the directory at a physical path, or nil if it does not exist.
 func (b *Builder) directory(p string) (*dirNode, error) {
 	if n := b.dirs.find(p); n != nil {
 		return n, nil
@@ -313,7 +316,7 @@ func (b *Builder) directory(p string) (*dirNode, error) {
 	return at, err
 }
 
-// pathPrefixes yields the components of a path, each with the length of the path up to its end.
+// pathPrefixes yields the components of a path, each with the length of the prefix that it ends.
 func pathPrefixes(p string) iter.Seq2[int, string] {
 	return func(yield func(int, string) bool) {
 		for begin := 0; begin < len(p); {
@@ -329,7 +332,8 @@ func pathPrefixes(p string) iter.Seq2[int, string] {
 	}
 }
 
-// top returns the node of the root directory, with the attributes that it has below the layer unless it is the layer's own.
+// top returns the node of the root directory. Unless the layer has its own entry for it, the attributes are those in the lower
+// layers.
 func (b *Builder) top() (*dirNode, error) {
 	top := b.dirs.top
 	if top.mine || top.below {
@@ -349,7 +353,7 @@ func (b *Builder) top() (*dirNode, error) {
 	return top, nil
 }
 
-// child looks up a name in a directory; p is the path of both. Of a directory it returns the node and no entry.
+// child looks up a name in a directory; p is the resulting path. For a directory it returns only the node.
 func (b *Builder) child(in *dirNode, name, p string) (*dirNode, layer.Entry, bool, error) {
 	if n := b.dirs.child(in, name); n != nil {
 		return n, layer.Entry{}, true, nil
@@ -370,8 +374,8 @@ func (b *Builder) child(in *dirNode, name, p string) (*dirNode, layer.Entry, boo
 	return nil, e, ok, err
 }
 
-// Mkdirs makes the directory at a physical path, and its missing parents, each with what made gives for its path. Those
-// that exist are left as they are; a path where something else is, is an error.
+// Mkdirs creates the directory at a physical path and its missing parents. The entry of each is made(path). Existing directories
+// are left unchanged. It is an error if the path leads through something other than a directory.
 func (b *Builder) Mkdirs(p string, made func(path string) layer.Entry) error {
 	if b.dirs.own(p, false) != nil {
 		return nil
@@ -413,8 +417,8 @@ func (b *Builder) Mkdirs(p string, made func(path string) layer.Entry) error {
 	return nil
 }
 
-// blocks reports whether what is at a path, and is no directory, is an error for a directory there. In the layer of an image a directory
-// takes the place of what a lower layer has.
+// blocks reports whether the existing entry at path, which is not a directory, prevents a directory from being created there. In
+// the layer of an image, a directory replaces what a lower layer contains.
 func (b *Builder) blocks(path string) (bool, error) {
 	if !b.ownLinks {
 		return true, nil
@@ -423,9 +427,9 @@ func (b *Builder) blocks(path string) (bool, error) {
 	return own, err
 }
 
-// mkdir makes a directory at a path in a directory of the layer, or in the root.
+// mkdir creates a directory in up, which is a directory of the layer or the root.
 func (b *Builder) mkdir(up *dirNode, path string, made func(path string) layer.Entry) (*dirNode, error) {
-	// Whoever made asks is told of the directory that it is in.
+	// made may look up the parent directory.
 	b.dirs.remember(layer.Parent(path), up)
 	dir := made(path)
 	dir.Path, dir.Type = path, layer.Dir
@@ -438,15 +442,15 @@ func (b *Builder) mkdir(up *dirNode, path string, made func(path string) layer.E
 	return b.dirs.find(path), nil
 }
 
-// copyUp makes an entry of the layer of a directory that is below it. Those above it are the layer's already.
+// copyUp copies a directory of a lower layer into this layer. Its parents are already part of this layer.
 func (b *Builder) copyUp(n *dirNode, path string) error {
-	// The time is not this layer's own, but that of the directory it found.
+	// The time was not set by this step, so it does not count as part of the layer's identity.
 	e := n.entry(path)
 	e.Clock, e.Opaque, e.Implied = true, false, false
 	return b.add(&e, nil)
 }
 
-// add puts an entry in the layer whose parent directory is there, and that is not.
+// add puts a new entry, whose parent directory exists, in the layer.
 func (b *Builder) add(e *layer.Entry, body io.Reader) error {
 	if e.Type == layer.Dir && b.most > 0 && b.dirs.made >= b.most {
 		return &layer.LimitError{Msg: fmt.Sprintf("the archive's names make more than the %d directories that are allowed; "+
@@ -485,10 +489,10 @@ func (b *Builder) add(e *layer.Entry, body io.Reader) error {
 	return b.set(e, alone)
 }
 
-// Put adds an entry at its physical path; a directory gives its attributes to one that is there, anything else replaces
-// what is there. Missing parent directories are made, mode 0755 and owned by root. For a File body is read to its end, and
-// the layer's Size and Digest are what was read; for a builder that does not write it may be nil if e has them. Hardlinks
-// are made by Link. The layer's entry has the LinkID of e, by which a caller finds the file again.
+// Put adds an entry at its physical path. A directory that already exists gets the attributes of e; anything else is replaced.
+// Missing parent directories are created with mode 0755 and owner root. For a File, body is read to EOF, which determines the
+// entry's Size and Digest; if the builder does not write, body may be nil if e has them. Hard links are created by Link. The
+// entry keeps the LinkID of e, by which the caller finds the file again.
 func (b *Builder) Put(e layer.Entry, body io.Reader) error {
 	if msg := layer.BadName(e.Path); msg != "" {
 		return &layer.PathError{Path: e.Path, Msg: msg}
@@ -503,7 +507,7 @@ func (b *Builder) Put(e layer.Entry, body io.Reader) error {
 			return b.putDir(&e)
 		}
 	}
-	if e.Type == layer.Dir || b.stream == nil { // to a stream nothing else comes twice
+	if e.Type == layer.Dir || b.stream == nil { // in a stream only directories occur twice
 		if err := b.replace(&e); err != nil {
 			return err
 		}
@@ -511,7 +515,7 @@ func (b *Builder) Put(e layer.Entry, body io.Reader) error {
 	return b.add(&e, body)
 }
 
-// putDir gives the directory that is at e's path the attributes of e.
+// putDir sets the attributes of the existing directory at e's path to those of e.
 func (b *Builder) putDir(e *layer.Entry) error {
 	if err := b.Mkdirs(e.Path, b.implied); err != nil {
 		return err
@@ -528,7 +532,7 @@ func (b *Builder) putDir(e *layer.Entry) error {
 	return b.set(e, alone)
 }
 
-// replace makes room for an entry, and makes a directory opaque that must not show what was in a lower one.
+// replace removes what e replaces, and marks a directory opaque if it must hide the contents of a lower one.
 func (b *Builder) replace(e *layer.Entry) error {
 	mine, ok, err := b.own(e.Path)
 	if err != nil {
@@ -552,8 +556,8 @@ func (b *Builder) replace(e *layer.Entry) error {
 	return nil
 }
 
-// Link makes a further name at e's path of the file that has the physical path target in this layer; e is otherwise as the
-// file is.
+// Link creates a hard link at e's path to the file at the physical path target in this layer. The other attributes of e must be
+// those of the file.
 func (b *Builder) Link(e layer.Entry, target string) error {
 	p := e.Path
 	if msg := layer.BadName(p); msg != "" {
@@ -564,7 +568,7 @@ func (b *Builder) Link(e layer.Entry, target string) error {
 	}
 	link := layer.Entry{Path: p, Type: layer.Hardlink, Link: target, Mode: e.Mode, UID: e.UID, GID: e.GID, ModTime: e.ModTime, Clock: e.Clock}
 	if b.stream != nil {
-		// The first name in order is the file, and it came first.
+		// The first name in the order of layer.Compare is the file, which was passed already.
 		if b.to != nil {
 			if err := b.to.Put(&link, nil); err != nil {
 				return err
@@ -577,7 +581,7 @@ func (b *Builder) Link(e layer.Entry, target string) error {
 		return err
 	}
 	if !ok || file.Type == layer.Whiteout {
-		return &layer.PathError{Path: target, Msg: "is not a file of this layer, so that /" + p + " cannot be linked to it"}
+		return &layer.PathError{Path: target, Msg: "is not a file of this layer, so /" + p + " cannot be linked to it"}
 	}
 	if p == target {
 		return nil
@@ -588,7 +592,7 @@ func (b *Builder) Link(e layer.Entry, target string) error {
 	if file.links == 0 {
 		b.links++
 		file.links = b.links
-		if err := b.leaves.put(&file); err != nil {
+		if err := b.spill.put(&file); err != nil {
 			return err
 		}
 	}
@@ -605,7 +609,7 @@ func (b *Builder) implied(p string) layer.Entry {
 	return layer.Entry{Mode: 0o755, ModTime: b.now, Clock: true, Implied: b.parent == nil}
 }
 
-// forget takes a path and what is below it out of the layer.
+// forget removes a path, and everything below it, from the layer.
 func (b *Builder) forget(p string) error {
 	dir := b.dirs.own(p, false)
 	_, ok, err := b.leaf(p)
@@ -621,10 +625,10 @@ func (b *Builder) forget(p string) error {
 		b.dirs.remove(dir)
 		return nil
 	}
-	return b.leaves.remove(b.number(p), base(p))
+	return b.spill.remove(b.number(p), base(p))
 }
 
-// Delete removes what is at a physical path, in the layer and below it.
+// Delete removes a physical path from the layer and hides it in the lower layers.
 func (b *Builder) Delete(p string) error {
 	if p == "" {
 		return &layer.PathError{Path: p, Msg: "the root cannot be deleted"}
@@ -638,8 +642,8 @@ func (b *Builder) Delete(p string) error {
 	return b.Whiteout(p)
 }
 
-// Whiteout hides what lower layers have at a physical path. What the layer itself has there stays (image-spec, layer.md:
-// a whiteout applies to lower layers only).
+// Whiteout hides a physical path in the lower layers. The layer's own entry at that path stays (image-spec, layer.md: a whiteout
+// applies to lower layers only).
 func (b *Builder) Whiteout(p string) error {
 	if b.dirs.own(p, false) != nil {
 		return b.Opaque(p)
@@ -656,7 +660,8 @@ func (b *Builder) Whiteout(p string) error {
 	return b.add(&layer.Entry{Path: p, Type: layer.Whiteout}, nil)
 }
 
-// Opaque hides what lower layers have in the directory at a physical path, which the layer has or gets.
+// Opaque hides the contents that the directory at a physical path has in the lower layers. The directory is created in this layer
+// if necessary.
 func (b *Builder) Opaque(p string) error {
 	if err := b.Mkdirs(p, b.implied); err != nil {
 		return err
@@ -676,8 +681,8 @@ func (b *Builder) Opaque(p string) error {
 	return nil
 }
 
-// Entries calls f for what the layer has so far, in the order of layer.Compare. Of the names of one file the first is the
-// File, and the others are Hardlinks to it.
+// Entries calls f for each entry of the layer so far, in the order of layer.Compare. Of the names of a file, the first is the
+// File and the others are Hardlinks to it.
 func (b *Builder) Entries(f func(*layer.Entry) error) error {
 	next, stop := iter.Pull2(b.dirs.all())
 	defer stop()
@@ -687,7 +692,7 @@ func (b *Builder) Entries(f func(*layer.Entry) error) error {
 		dir, path, more = next()
 	}
 	first := map[int]string{}
-	err := b.leaves.sorted(b.live, func(e *leaf) error {
+	err := b.spill.sorted(b.live, func(e *leaf) error {
 		for more && layer.Compare(path, e.Path) < 0 {
 			hold()
 		}
@@ -712,8 +717,8 @@ func (b *Builder) Entries(f func(*layer.Entry) error) error {
 	return b.flush(nil, f)
 }
 
-// Finish passes on what a stream has not got yet, and finishes the Writer. If the builder is to Trim and does not stream, Entries must be
-// called before.
+// Finish passes the remaining entries to the stream, and finishes the Writer. If Trim was called and the builder does not stream,
+// Entries must be called first.
 func (b *Builder) Finish() error {
 	if b.stream != nil {
 		if err := b.pass(nil); err != nil {
@@ -733,7 +738,7 @@ func (b *Builder) Finish() error {
 	})
 }
 
-// Own reports whether the layer itself has something at a physical path.
+// Own reports whether the layer itself has an entry, other than a whiteout, at a physical path.
 func (b *Builder) Own(p string) (bool, error) {
 	e, ok, err := b.own(p)
 	return ok && e.Type != layer.Whiteout, err

@@ -8,14 +8,14 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// dirTree has the directories of a layer that is being made, and those below it that paths have led through so far. A directory has its own
-// name alone and not its path, so paths may be long and the tree deep.
+// dirTree holds the directories of a layer under construction, and the directories of lower layers that paths have passed through
+// so far. A directory stores its name and not its path, so that long paths in deep trees take little memory.
 type dirTree struct {
 	top  *dirNode
 	at   map[inDir]*dirNode
-	made int          // of the layer's directories so far
-	dead map[int]bool // the numbers of those that are no more
-	// The directory that was looked for last: the next path is mostly in the same one.
+	made int          // number of the layer's own directories created so far
+	dead map[int]bool // numbers of the directories that were removed
+	// The directory that was looked up last: the next path is usually in the same one.
 	lastPath string
 	last     *dirNode
 }
@@ -26,46 +26,46 @@ type inDir struct {
 	name string
 }
 
-// dirNode is a directory of the layer, or one that lies below it. Its entry has no path.
+// dirNode is a directory of the layer or of a lower layer. Its entry has no path.
 type dirNode struct {
 	layer.Entry
 	name string
 	up   *dirNode // nil for the root
-	// first is one of the directories in it, next and prev are others in the same directory.
+	// first is the first subdirectory; next and prev link the subdirectories of one parent.
 	first, next, prev *dirNode
-	// number is another one for each directory of the layer that is made, also at the same path: 0 for the root, noDirectory for one that is
-	// not the layer's.
+	// number is unique to each of the layer's own directories, even if one replaces another at the same path. It is 0 for the root,
+	// and noDirectory for a directory of a lower layer.
 	number int
-	// mine says that it is the layer's own, below that it is known to be there without it.
+	// mine reports that the directory is part of the layer, below that it is known to exist in the lower layers.
 	mine, below bool
-	// alone says that nothing that lies below the layer can be seen in it.
+	// alone reports that the directory hides everything that lower layers have in it.
 	alone bool
-	// idle says that the layer is not to have it: see Trim.
+	// idle reports that the directory is omitted from the layer: see Trim.
 	idle bool
-	// held says that it is among the Builder's held directories.
+	// held reports that the directory is among the Builder's held directories.
 	held bool
-	// gone says that it is not part of the tree any more.
+	// gone reports that the directory was removed from the tree.
 	gone bool
 }
 
-// noDirectory is the number of no directory of the layer.
+// noDirectory is the number of directories that are not part of the layer.
 const noDirectory = -1
 
 func newDirTree() dirTree {
 	return dirTree{top: &dirNode{}, at: map[inDir]*dirNode{}, dead: map[int]bool{}}
 }
 
-// entry returns the directory's entry, with its path.
 func (n *dirNode) entry(path string) layer.Entry {
 	e := n.Entry
 	e.Path = path
 	return e
 }
 
-// remember notes which directory is at a path.
+// remember caches the directory at a path.
 func (t *dirTree) remember(path string, n *dirNode) { t.lastPath, t.last = path, n }
 
-// child returns a directory of another one; nil for none that is known. Most directories have files alone, and nothing is looked for there.
+// child returns the subdirectory name of in, or nil if it is not known. Most directories contain only files, so a lookup is
+// usually not needed.
 func (t *dirTree) child(in *dirNode, name string) *dirNode {
 	if in.first == nil {
 		return nil
@@ -73,7 +73,7 @@ func (t *dirTree) child(in *dirNode, name string) *dirNode {
 	return t.at[inDir{in, name}]
 }
 
-// find returns the directory at a path; nil for none that is known.
+// find returns the directory at a path, or nil if it is not known.
 func (t *dirTree) find(path string) *dirNode {
 	if path == "" {
 		return t.top
@@ -100,8 +100,8 @@ func (t *dirTree) find(path string) *dirNode {
 	return at
 }
 
-// own returns the layer's directory at a path. If there is none it is nil or, if it is to be made, a new one, unless
-// there is no directory to make it in.
+// own returns the layer's own directory at a path. If it does not exist, own creates it if make is set and its parent exists, and
+// returns nil otherwise.
 func (t *dirTree) own(path string, make bool) *dirNode {
 	n := t.find(path)
 	if !make || n != nil && n.mine {
@@ -125,7 +125,7 @@ func (t *dirTree) own(path string, make bool) *dirNode {
 	return n
 }
 
-// add puts a directory that is not the layer's into another.
+// add adds a directory that is not part of the layer to up.
 func (t *dirTree) add(up *dirNode, name string) *dirNode {
 	n := &dirNode{name: strings.Clone(name), up: up, next: up.first, number: noDirectory}
 	if n.next != nil {
@@ -136,7 +136,7 @@ func (t *dirTree) add(up *dirNode, name string) *dirNode {
 	return n
 }
 
-// remove takes a directory out, and what is below it.
+// remove removes a directory and everything below it.
 func (t *dirTree) remove(n *dirNode) {
 	for n.first != nil {
 		t.remove(n.first)
@@ -156,7 +156,7 @@ func (t *dirTree) remove(n *dirNode) {
 	}
 }
 
-// hide notes that nothing of what lies below the layer can be seen in a directory.
+// hide records that a directory hides everything that lower layers have in it.
 func (t *dirTree) hide(n *dirNode) {
 	if n.alone {
 		return

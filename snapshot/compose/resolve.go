@@ -7,18 +7,18 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// maxLinks is how many symbolic links one path may lead through, as in path_resolution(7).
+// maxLinks is the maximum number of symbolic links followed in one path, as in path_resolution(7).
 const maxLinks = 40
 
-// Resolve returns the physical path that name stands for, following symbolic links inside the root, the last one only if
-// followLast. What does not exist is taken as it is written. The entry is nil if there is nothing at the path.
+// Resolve returns the physical path of name. It follows symbolic links inside the root, in the last component only if followLast
+// is set. Components that do not exist are used as written. The entry is nil if the path does not exist.
 func (b *Builder) Resolve(name string, followLast bool) (string, *layer.Entry, error) {
 	return b.ResolveBelow("", name, followLast, nil)
 }
 
-// ResolveBelow is Resolve in a chroot in the directory at the physical path dir; the path that it returns is in the
-// whole root. dangling, unless it is nil, is called for a symbolic link that name leads through and that leads to
-// nothing, with its physical path, and gives the error.
+// ResolveBelow is like Resolve in a chroot at the physical path dir; the returned path is relative to the whole root. If dangling
+// is not nil, it is called with the physical path of each symbolic link in name whose target does not exist, and its error is
+// returned.
 func (b *Builder) ResolveBelow(
 	dir, name string, followLast bool, dangling func(path string, link layer.Entry) error,
 ) (string, *layer.Entry, error) {
@@ -33,27 +33,28 @@ func (b *Builder) ResolveBelow(
 	return r.resolve(name, followLast)
 }
 
-// Resolve is path resolution as in a chroot over any look-up function of physical paths. What is not there has nothing below it.
+// Resolve resolves a path as in a chroot, using any function that looks up physical paths. A path that does not exist has no
+// contents.
 func Resolve(lookup func(string) (layer.Entry, bool, error), name string, followLast bool) (string, *layer.Entry, error) {
 	return (&resolving{steps: lookupSteps(lookup)}).resolve(name, followLast)
 }
 
-// steps are the steps of a path resolution. It is in one directory, at first in the root.
+// steps performs the lookups of a path resolution. It has a current directory, which is initially the root.
 type steps interface {
-	// down looks up a name in the directory. If that is a directory the resolution is in it from then on. path is the
-	// physical path of the name.
+	// down looks up a name, whose physical path is path, in the current directory. If the name is a directory, it becomes the
+	// current directory.
 	down(name string, path []byte) (e layer.Entry, ok bool, err error)
-	// up goes to the directory above. It is not called in the root.
+	// up changes to the parent directory. It is not called in the root.
 	up()
-	// root goes to the root.
+	// root changes to the root.
 	root()
-	// here returns the entry of the directory, whose physical path is path.
+	// here returns the entry of the current directory, whose physical path is path.
 	here(path string) (layer.Entry, bool, error)
 	// lookup looks up a physical path.
 	lookup(path string) (layer.Entry, bool, error)
 }
 
-// lookupSteps are steps by a look-up function alone.
+// lookupSteps implements steps with a lookup function.
 type lookupSteps func(string) (layer.Entry, bool, error)
 
 func (f lookupSteps) down(_ string, path []byte) (layer.Entry, bool, error) { return f(string(path)) }
@@ -62,7 +63,8 @@ func (f lookupSteps) root()                                                 {}
 func (f lookupSteps) here(path string) (layer.Entry, bool, error)           { return f(path) }
 func (f lookupSteps) lookup(path string) (layer.Entry, bool, error)         { return f(path) }
 
-// nodeSteps are steps in a Builder. A step through a directory that the Builder knows takes time linear in the length of the name.
+// nodeSteps implements steps for a Builder. A step through a directory that the Builder knows takes time linear in the length of
+// the name.
 type nodeSteps struct {
 	b       *Builder
 	top, at *dirNode
@@ -102,16 +104,18 @@ func (s *nodeSteps) lookup(path string) (layer.Entry, bool, error) { return s.b.
 // resolving is the resolution of one path.
 type resolving struct {
 	steps
-	path []byte // the physical path so far
-	top  int    // how many bytes of it are the root's
-	// beyond is how many components of it lie behind the last directory that is there: the first of them may be there, as something else.
+	path []byte // the resolved physical path
+	top  int    // length of the part of path that is the root
+	// beyond is the number of components of path after the last directory that exists. The first of them may exist as something
+	// other than a directory.
 	beyond int
-	// found is what is at the path, if that was looked up and is no directory.
+	// found is the entry at path, if it was looked up and is not a directory.
 	found *layer.Entry
-	// rest has what is still to be resolved: of the name itself first, then of each symbolic link that is being followed.
+	// rest is a stack of what remains to be resolved: first the rest of the name itself, then that of each symbolic link being
+	// followed.
 	rest  []string
 	links int
-	// outer is the symbolic link of the name itself that is being followed, and outerPath its path, for dangling.
+	// outer is the symbolic link in the name itself that is being followed, and outerPath its path, for dangling.
 	dangling  func(path string, link layer.Entry) error
 	outer     layer.Entry
 	outerPath string
@@ -141,7 +145,7 @@ func (r *resolving) resolve(name string, followLast bool) (string, *layer.Entry,
 	return string(r.path), e, err
 }
 
-// step takes one component.
+// step resolves one component.
 func (r *resolving) step(name string, followLast bool) error {
 	switch name {
 	case "", ".":
@@ -183,7 +187,7 @@ func (r *resolving) step(name string, followLast bool) error {
 	return nil
 }
 
-// follow goes where a symbolic link leads whose directory's path has dir bytes.
+// follow follows a symbolic link in a directory whose path has length dir.
 func (r *resolving) follow(e layer.Entry, dir int) error {
 	if r.links++; r.links > maxLinks {
 		return &layer.PathError{Path: string(r.path), Msg: "too many levels of symbolic links"}
@@ -200,7 +204,7 @@ func (r *resolving) follow(e layer.Entry, dir int) error {
 	return nil
 }
 
-// last reports whether none of the components that are left names anything.
+// last reports whether the remaining components consist only of empty names and ".".
 func (r *resolving) last() bool {
 	for _, rest := range r.rest {
 		for c := range strings.SplitSeq(rest, "/") {
@@ -212,14 +216,14 @@ func (r *resolving) last() bool {
 	return true
 }
 
-// entry returns what is at the path; nil for nothing.
+// entry returns the entry at the resolved path, or nil if it does not exist.
 func (r *resolving) entry() (*layer.Entry, error) {
 	if r.found != nil {
 		return r.found, nil
 	}
 	look := r.here
 	if r.beyond > 0 {
-		look = r.lookup // a path may have ended in "..": what is left of it may be a file
+		look = r.lookup // after "..", the remaining path may be a file
 	}
 	e, ok, err := look(string(r.path))
 	if err != nil || !ok {

@@ -15,38 +15,38 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// spill keeps the entries of a Builder that are not directories. An image may have millions of them, so memory holds only the place of
-// each entry, some 16 bytes; the entries themselves are in a file, unless they are few.
+// spill stores the entries of a Builder that are not directories. An image may have millions of them, so only the offset of each
+// entry, some 16 bytes, is kept in memory; the entries themselves are in a file, unless there are only a few.
 //
-// An entry that is put is appended as a record. The last record of a name in a directory is the valid one.
+// An entry is stored by appending a record. The last record for a name in a directory is the valid one.
 type spill struct {
 	tmp  string // the directory for files
 	seed maphash.Seed
-	// at has the places of records by the hashes of their directories' numbers and their names. Where two have one hash, the second is found
-	// by the number that follows. Removed is the place of one that was taken out.
+	// at maps the hash of a directory number and a name to the offset of a record. On a collision the next free hash is used
+	// instead. The offset removed marks a deleted entry.
 	at      map[uint64]int64
-	file    *os.File // of the records before tail; nil while there are none. It has no name
-	size    int64    // of the file
+	file    *os.File // unlinked file with the records before tail; nil if there are none
+	size    int64    // size of file in bytes
 	tail    []byte
-	last    string // the path of the last record
-	ordered bool   // each record sorts behind the one before
+	last    string // path of the last record
+	ordered bool   // whether the records are in the order of layer.Compare
 	scratch []byte
 }
 
 const (
 	removed = -1
-	// tailSize is how many bytes of records are kept in memory before they go to the file, and sortSize how many are sorted
+	// tailSize is the number of bytes of records kept in memory before they are written to the file, and sortSize the number sorted
 	// at once.
 	tailSize = 1 << 20
 	sortSize = 8 << 20
 )
 
-// leaf is an entry with what its Builder knows of it.
+// leaf is an entry that is not a directory.
 type leaf struct {
 	layer.Entry
-	// in is the number of the directory that it was put in: it is part of the layer as long as that is.
+	// in is the number of the directory that contains the entry. The entry is part of the layer as long as the directory is.
 	in int
-	// links is the same number for all names of one file; 0 for a file that has one name.
+	// links identifies a file with more than one name, and is the same for all its names; it is 0 for a file with one name.
 	links int
 }
 
@@ -60,12 +60,12 @@ func (l *spill) close() {
 	}
 }
 
-// hash returns the number by which a name of a directory is found. The seed is not known to those who choose names.
+// hash returns the hash of a name in a directory. The random seed prevents deliberate collisions.
 func (l *spill) hash(in int, name string) uint64 {
-	return maphash.String(l.seed, name) + uint64(in)*0x9e3779b97f4a7c15 // directories' names of the same hash lie far from each other
+	return maphash.String(l.seed, name) + uint64(in)*0x9e3779b97f4a7c15 // spread equal names of different directories
 }
 
-// find returns the place of the record of a name in a directory, or removed, and the number that it is or would be found by.
+// find returns the offset of the record of a name in a directory, or removed, and the hash under which it is or would be stored.
 func (l *spill) find(in int, name string) (at int64, number uint64, err error) {
 	free, isFree := uint64(0), false
 	for number = l.hash(in, name); ; number++ {
@@ -86,7 +86,7 @@ func (l *spill) find(in int, name string) (at int64, number uint64, err error) {
 	}
 }
 
-// counts reports whether the record e at a place is the last of its name in its directory.
+// counts reports whether the record e at the given offset is the last one for its name and directory.
 func (l *spill) counts(e *leaf, at int64) (bool, error) {
 	if l.at[l.hash(e.in, e.Name())] == at {
 		return true, nil
@@ -95,7 +95,7 @@ func (l *spill) counts(e *leaf, at int64) (bool, error) {
 	return last == at, err
 }
 
-// get returns the entry of a name in a directory; false if there is none.
+// get returns the entry for a name in a directory. It returns false if there is none.
 func (l *spill) get(in int, name string) (leaf, bool, error) {
 	at, _, err := l.find(in, name)
 	if err != nil || at == removed {
@@ -105,7 +105,7 @@ func (l *spill) get(in int, name string) (leaf, bool, error) {
 	return found, err == nil, err
 }
 
-// put adds an entry, in the place of that of the same name in the same directory.
+// put stores an entry, replacing the one with the same name and directory.
 func (l *spill) put(e *leaf) error {
 	_, number, err := l.find(e.in, e.Name())
 	if err != nil {
@@ -125,7 +125,8 @@ func (l *spill) put(e *leaf) error {
 	return nil
 }
 
-// remove takes the entry of a name in a directory out. Its number stays known, for a name whose number follows.
+// remove deletes the entry for a name in a directory. Its hash stays in use, so that entries stored under a later hash because of
+// a collision are still found.
 func (l *spill) remove(in int, name string) error {
 	at, number, err := l.find(in, name)
 	if err == nil && at != removed {
@@ -148,7 +149,7 @@ func (l *spill) flush() error {
 	return err
 }
 
-// unnamed makes a file that is gone when it is closed.
+// unnamed creates a temporary file without a name, which is freed when it is closed.
 func unnamed(dir string) (*os.File, error) {
 	f, err := os.CreateTemp(dir, "entries-")
 	if err != nil {
@@ -157,14 +158,14 @@ func unnamed(dir string) (*os.File, error) {
 	return f, os.Remove(f.Name())
 }
 
-// read reads the record at a place.
+// read reads the record at an offset.
 func (l *spill) read(at int64) (leaf, error) {
 	if at >= l.size {
 		b := l.tail[at-l.size:]
 		n := binary.LittleEndian.Uint32(b)
 		return parseLeaf(b[4 : 4+n]), nil
 	}
-	var first [512]byte // most are shorter
+	var first [512]byte // most records are shorter
 	n, err := l.file.ReadAt(first[:min(int64(len(first)), l.size-at)], at)
 	if err != nil {
 		return leaf{}, err
@@ -200,7 +201,7 @@ func parseLeaf(b []byte) leaf {
 	return e
 }
 
-// all calls f for the entries that count and that live says are there, in the order in which they were put.
+// all calls f for each valid entry for which live returns true, in the order in which they were put.
 func (l *spill) all(live func(*leaf) bool, f func(*leaf) error) error {
 	var records io.Reader = bytes.NewReader(l.tail)
 	if l.file != nil {
@@ -228,7 +229,7 @@ func (l *spill) all(live func(*leaf) bool, f func(*leaf) error) error {
 	}
 }
 
-// nextLeaf reads a record, of n bytes.
+// nextLeaf reads a record and returns its length n in bytes.
 func nextLeaf(r *bufio.Reader) (e leaf, n int64, err error) {
 	var size [4]byte
 	if _, err := io.ReadFull(r, size[:]); err != nil {
@@ -241,12 +242,12 @@ func nextLeaf(r *bufio.Reader) (e leaf, n int64, err error) {
 	return parseLeaf(b), int64(4 + len(b)), nil
 }
 
-// sorted calls f for the entries that count and that live says are there, in the order of layer.Compare.
+// sorted calls f for each valid entry for which live returns true, in the order of layer.Compare.
 func (l *spill) sorted(live func(*leaf) bool, f func(*leaf) error) error {
 	if l.ordered {
 		return l.all(live, f)
 	}
-	// Parts that fit into memory are sorted and written one after the other, then read side by side.
+	// This is an external merge sort: parts that fit into memory are sorted and written to a file, then merged.
 	var parts []*bufio.Reader
 	var file *os.File
 	var part []leaf
@@ -298,7 +299,7 @@ func (l *spill) sorted(live func(*leaf) bool, f func(*leaf) error) error {
 	return merge(parts, part, f)
 }
 
-// merge calls f for the entries of all parts, which are sorted each, and of one that is in memory.
+// merge calls f for the entries of the sorted parts and of last, which is sorted and in memory.
 func merge(parts []*bufio.Reader, last []leaf, f func(*leaf) error) error {
 	next := func(i int) (*leaf, error) {
 		if i == len(parts) {
@@ -345,13 +346,13 @@ func merge(parts []*bufio.Reader, last []leaf, f func(*leaf) error) error {
 	return nil
 }
 
-// partHead is the first entry that is left of a part.
+// partHead is the first remaining entry of a part.
 type partHead struct {
 	*leaf
 	part int
 }
 
-// partHeads is a heap.Interface, the least path first.
+// partHeads implements heap.Interface with the least path first.
 type partHeads []partHead
 
 func (h partHeads) Len() int           { return len(h) }

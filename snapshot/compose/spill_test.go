@@ -13,9 +13,9 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// Entries that are put, replaced and taken out in any order are those that a map would have, in order, whether they are in memory, in the
-// file, or are sorted in parts.
-func TestLeaves(t *testing.T) {
+// Entries that are put, replaced and removed in any order are those that a map would have, in order, whether they are in memory,
+// in the file, or sorted in parts.
+func TestSpill(t *testing.T) {
 	for name, n := range map[string]int{"none": 0, "few": 50, "in the file": 20_000, "in parts": 150_000} {
 		t.Run(name, func(t *testing.T) {
 			tmp := t.TempDir()
@@ -71,8 +71,8 @@ func TestLeaves(t *testing.T) {
 	}
 }
 
-// Paths of which the hashes follow each other are told from each other, also when one of them is taken out.
-func TestLeavesOfOneHash(t *testing.T) {
+// Paths whose hashes collide are distinguished, also after one of them is removed.
+func TestSpillCollisions(t *testing.T) {
 	l := newSpill(t.TempDir())
 	defer l.close()
 	put := func(path string) {

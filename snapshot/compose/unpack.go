@@ -11,10 +11,10 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// Unpack puts the entries of the tar of an image's layer into the builder. It reads tarball to its end, since the error of its last Read
-// says whether all that came before was right. What the tar writes through its own symbolic links stays inside the layer (image-spec,
-// layer.md). Links of lower layers are not followed, since an overlay does not follow them either when the image runs: a name below one
-// makes a directory that takes its place.
+// Unpack puts the entries of an image layer's tar into the builder. It reads tarball to EOF, because only the last Read reports
+// whether the bytes were valid. What the tar writes through its own symbolic links stays inside the layer (image-spec, layer.md).
+// Links of lower layers are not followed, as an overlay does not follow them either when the image runs: an entry below such a
+// link creates a directory that replaces the link.
 func (b *Builder) Unpack(ctx context.Context, tarball io.Reader, limit layer.Limit) error {
 	b.ownLinks = true
 	r := layer.NewReader(ctxio.Reader(ctx, tarball), limit)
@@ -40,16 +40,17 @@ func (b *Builder) Unpack(ctx context.Context, tarball io.Reader, limit layer.Lim
 	}
 }
 
-// pseudoLinks takes what a layer has of AUFS's own bookkeeping out of it: everything in its root whose name begins with .wh..wh., as
-// .wh..wh.aufs and .wh..wh.orph/. Only the files in .wh..wh.plnk/ are needed until the layer is whole: hard links lead to them.
+// pseudoLinks removes the bookkeeping files of AUFS from a layer: everything in its root whose name begins with .wh..wh., such as
+// .wh..wh.aufs and .wh..wh.orph/. Only the files in .wh..wh.plnk/ are needed until the layer is complete, since hard links refer
+// to them.
 type pseudoLinks struct {
 	b    *Builder
-	held string // the directory in which they are meanwhile; "" for none
+	held string // temporary directory of the files in .wh..wh.plnk/; "" if there are none
 }
 
 const plnk = layer.WhiteoutPrefix + layer.WhiteoutPrefix + "plnk"
 
-// keep reports whether an entry is unpacked, and has it lead to where the files of .wh..wh.plnk/ are.
+// keep reports whether an entry is unpacked, and redirects its path and link to the directory held.
 func (p *pseudoLinks) keep(e *layer.Entry) bool {
 	if e.Type == layer.Hardlink {
 		if top, _, below := strings.Cut(e.Link, "/"); top == plnk && below && p.held != "" {
@@ -64,7 +65,7 @@ func (p *pseudoLinks) keep(e *layer.Entry) bool {
 		return false
 	}
 	if p.held == "" {
-		p.held = "plnk-" + rand.Text() // a name that no layer can be made to have
+		p.held = "plnk-" + rand.Text() // a name that a layer's author cannot predict
 	}
 	e.Path = p.held + "/" + e.Name()
 	return true
@@ -96,9 +97,9 @@ func unpackEntry(b *Builder, e layer.Entry, body io.Reader) error {
 		case base == layer.OpaqueName:
 			return b.Opaque(dir)
 		case strings.HasPrefix(hidden, layer.WhiteoutPrefix):
-			return nil // AUFS has such names in other directories than the root too
+			return nil // AUFS also uses such names outside the root
 		case hidden == "" || hidden == "." || hidden == "..":
-			return &layer.HeaderError{Name: e.Path, Msg: "is no whiteout of any name"}
+			return &layer.HeaderError{Name: e.Path, Msg: "is a whiteout without a valid name"}
 		}
 		if dir != "" {
 			hidden = dir + "/" + hidden
@@ -112,8 +113,8 @@ func unpackEntry(b *Builder, e layer.Entry, body io.Reader) error {
 	return b.Put(e, body)
 }
 
-// unpackLink makes a hard link to a file of the same layer, or, as other unpackers do, to one of a lower layer: then the
-// file itself is copied.
+// unpackLink creates a hard link to a file of the same layer. If the file is in a lower layer it is copied instead, as other
+// unpackers do.
 func unpackLink(b *Builder, e layer.Entry) error {
 	dir, _, err := b.Resolve(layer.Parent(e.Link), true)
 	if err != nil {
@@ -135,7 +136,7 @@ func unpackLink(b *Builder, e layer.Entry) error {
 	return b.CopyUp(lower, e.Path)
 }
 
-// CopyUp puts a copy of a lower layer's file at a physical path.
+// CopyUp puts a copy of a file of a lower layer at a physical path.
 func (b *Builder) CopyUp(file layer.Entry, to string) error {
 	var body io.ReadCloser
 	if b.to != nil {
