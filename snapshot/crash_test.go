@@ -52,7 +52,7 @@ func TestOtherBoot(t *testing.T) {
 	if m, err := now.Manifest(id); err != nil || m.Entries == 0 || !noted() {
 		t.Errorf("the manifest, which is sound, is %v, or the layer was compared for it", err)
 	}
-	if err := now.Open(t.Context(), id); !errors.Is(err, layer.ErrDamaged) || !strings.Contains(err.Error(), "file holds other bytes") {
+	if err := now.Open(t.Context(), id); !errors.Is(err, layer.ErrDamaged) || !strings.Contains(err.Error(), "file has different content") {
 		t.Fatalf("after a crash the layer is opened with %v, want ErrDamaged", err)
 	}
 	if again := step(t, now, nil, write).ID; again != id {

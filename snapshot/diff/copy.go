@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copyReader compares a copy with the tree that it was made from.
+// copyReader compares a copy with the tree it was made from.
 type copyReader struct {
 	*upperReader
-	next int // the number of the tree's entry that comes next
+	next int // index of the tree's next entry
 }
 
-// dir compares a directory that is the one that was copied.
+// dir compares a directory with the one it was copied from.
 func (c *copyReader) dir(path string) error {
 	if err := c.ctx.Err(); err != nil {
 		return context.Cause(c.ctx)
@@ -65,7 +65,7 @@ func (c *copyReader) dir(path string) error {
 	return nil
 }
 
-// skip leaves out an entry of the tree, and what is in it.
+// skip skips an entry of the tree and everything below it.
 func (c *copyReader) skip(e *layer.Entry) error {
 	c.next++
 	if e.Type != layer.Dir {
@@ -81,8 +81,8 @@ func (c *copyReader) skip(e *layer.Entry) error {
 	return err
 }
 
-// both compares a name that is there with what was copied there. Whoever moves a file, gives it another name, or changes anything about
-// it sets its ctime, and nobody can set it back.
+// both compares an existing file with the entry that was copied to its path. Moving a file, linking it, or changing anything
+// about it sets its ctime, which cannot be set back.
 func (c *copyReader) both(was *layer.Entry) error {
 	name := was.Name()
 	var st unix.Statx_t
@@ -90,9 +90,9 @@ func (c *copyReader) both(was *layer.Entry) error {
 		return &os.PathError{Op: "stat", Path: was.Path, Err: err}
 	}
 	if c.next >= len(c.root.Copied.Inodes) {
-		return fmt.Errorf("/%s is not among the %d entries that were copied", was.Path, len(c.root.Copied.Inodes))
+		return fmt.Errorf("/%s is not one of the %d entries that were copied", was.Path, len(c.root.Copied.Inodes))
 	}
-	// The number of a file that was removed is soon that of another.
+	// The inode number of a removed file is soon reused.
 	own := st.Ino == c.root.Copied.Inodes[c.next] && !c.root.Copied.Later(st.Btime)
 	untouched := own && !c.root.Copied.Later(st.Ctime)
 	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
@@ -106,7 +106,7 @@ func (c *copyReader) both(was *layer.Entry) error {
 	if own && isDir && was.Type == layer.Dir {
 		c.next++
 		if untouched {
-			// Attributes that the disk does not hold are those of the manifest.
+			// Attributes that cannot be represented on disk are those in the manifest.
 			e.Mode, e.UID, e.GID, e.Xattrs = was.Mode, was.UID, was.GID, was.Xattrs
 		}
 		_, err := c.directory(e, c.dir)
@@ -121,7 +121,7 @@ func (c *copyReader) both(was *layer.Entry) error {
 		}
 	}
 	switch {
-	case e == nil: // no layer can hold it
+	case e == nil: // not representable in a layer
 		return c.put(&layer.Entry{Path: was.Path, Type: layer.Whiteout})
 	case !isDir && equal(e, was):
 		c.digesting.drop(e)
@@ -131,7 +131,7 @@ func (c *copyReader) both(was *layer.Entry) error {
 	return c.add(c.linked(e))
 }
 
-// equal reports whether a file of one name is what it was.
+// equal reports whether a file is unchanged.
 func equal(e, was *layer.Entry) bool {
 	return e.Type == was.Type && e.Mode == was.Mode && e.UID == was.UID && e.GID == was.GID && e.Size == was.Size && e.Digest == was.Digest &&
 		e.Link == was.Link && e.Major == was.Major && e.Minor == was.Minor && e.ModTime.Equal(was.ModTime) && slices.Equal(e.Xattrs, was.Xattrs)

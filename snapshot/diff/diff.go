@@ -1,4 +1,4 @@
-// Package diff finds out what a step has changed in a root file system, as the entries of a layer.
+// Package diff computes the changes that a step made to a root file system, as the entries of a layer.
 package diff
 
 import (
@@ -16,9 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Begin returns the time from which on what a step changes is stamped, for Upper.Started: the clock by which the kernel gives files their
-// times goes forward once a tick, which is 10 ms at most (CONFIG_HZ=100). If the root file systems below were written to in this very tick,
-// the next one is waited for: else the time of a file that an earlier step made would be this step's in one build and not in the next.
+// Begin returns the time from which on files changed by a step are stamped, for Upper.Started. The clock that the kernel uses for
+// file times advances once per tick, which is at most 10 ms (CONFIG_HZ=100). If the root file systems below were written in the
+// current tick, Begin waits for the next one: otherwise the time of a file made by an earlier step would be taken for this step's
+// in one build and not in the next.
 func Begin(ctx context.Context, below ...*layer.Stack) (time.Time, error) {
 	var last time.Time
 	for _, s := range below {
@@ -32,7 +33,7 @@ func Begin(ctx context.Context, below ...*layer.Stack) (time.Time, error) {
 			return time.Time{}, os.NewSyscallError("clock_gettime", err)
 		}
 		now := time.Unix(ts.Unix())
-		if now.After(last) || last.Sub(now) > maxTick { // later is of a clock that was set back
+		if now.After(last) || last.Sub(now) > maxTick { // a much later time means that the clock was set back
 			return now, nil
 		}
 		select {
@@ -43,26 +44,26 @@ func Begin(ctx context.Context, below ...*layer.Stack) (time.Time, error) {
 	}
 }
 
-// maxTick is more than the time between two ticks.
+// maxTick is longer than one tick.
 const maxTick = 20 * time.Millisecond
 
-// Upper is what a step has left: the upper directory of its overlay, or the copy of its root.
+// Upper is the result of a step: the upper directory of its overlay, or the copy of its root.
 type Upper struct {
 	// Root is the root file system as the step saw it.
 	Root *roots.Root
-	// Dir is the directory that the step's changes, or the copy, are in.
+	// Dir is the directory that contains the step's changes, or the copy.
 	Dir *rootfs.Root
 	// Below is the root file system before the step.
 	Below *layer.Stack
-	// Base has the flags of the directory that Dir was made in, which files inherit.
+	// Base are the flags of the parent of Dir, which files inherit.
 	Base dir.Flags
-	// Started is when the step began, see Begin: later times are the clock's.
+	// Started is the time at which the step began, from Begin. Later file times are taken to come from the clock.
 	Started time.Time
 }
 
-// Read calls add for the entries of the layer that a step has made, in the order of layer.Compare. Of an overlay it removes from the upper
-// directory what the entries do not say. An overlay also copies up files and directories in which, in the end, nothing was changed, or of a
-// directory nothing but its time: those are no changes, and are removed.
+// Read calls add for the entries of the layer that a step has made, in the order of layer.Compare. From the upper directory of an
+// overlay it removes everything that is not in the entries. An overlay also copies up files and directories that end up
+// unchanged, or directories of which only the time changed: these are not changes, and are removed.
 func Read(ctx context.Context, fs *dir.FS, u Upper, add func(*layer.Entry) error) error {
 	d := newDigesting(ctx, add)
 	r := &upperReader{
@@ -76,7 +77,7 @@ func Read(ctx context.Context, fs *dir.FS, u Upper, add func(*layer.Entry) error
 	return err
 }
 
-// all emits what is in the layer, in the order of layer.Compare.
+// all emits the entries of the layer, in the order of layer.Compare.
 func (r *upperReader) all(upper *rootfs.Root) error {
 	top, err := upper.OpenFile("", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -100,7 +101,7 @@ func (r *upperReader) all(upper *rootfs.Root) error {
 		return c.dir("")
 	}
 	if same {
-		// The directory is not in the layer, which may lie over a root with other attributes.
+		// The layer has no entry for the root directory, and may be stacked on a root with other attributes.
 		var names []string
 		for _, x := range root.Xattrs {
 			names = append(names, x.Name)
@@ -112,7 +113,7 @@ func (r *upperReader) all(upper *rootfs.Root) error {
 	return r.restoring(root, r.dir)
 }
 
-// put emits an entry that is no directory.
+// put emits an entry that is not a directory.
 func (r *upperReader) put(e *layer.Entry) error {
 	if err := r.pass(); err != nil {
 		return err
@@ -120,7 +121,7 @@ func (r *upperReader) put(e *layer.Entry) error {
 	return r.digesting.emit(e)
 }
 
-// pass emits the directories that are held back.
+// pass emits the held directories.
 func (r *upperReader) pass() error {
 	for _, e := range r.held {
 		if err := r.digesting.emit(e); err != nil {
@@ -131,7 +132,8 @@ func (r *upperReader) pass() error {
 	return nil
 }
 
-// unchanged reports whether a directory is below as it is here, but for its time, which by itself is no change, as for BuildKit.
+// unchanged reports whether a directory is the same as before the step, except for its time. As in BuildKit, a new time alone is
+// not a change.
 func (r *upperReader) unchanged(e *layer.Entry) (bool, error) {
 	old, ok, err := r.below.Lookup(e.Path)
 	if err != nil || !ok || e.Opaque || r.hidden {
@@ -143,20 +145,20 @@ func (r *upperReader) unchanged(e *layer.Entry) (bool, error) {
 type upperReader struct {
 	fs       *dir.FS
 	ctx      context.Context
-	root     *roots.Root // as the step saw it; not Copied: an upper directory
+	root     *roots.Root // as the step saw it; unless Copied, the layer is an upper directory
 	below    *layer.Stack
-	base     dir.Flags // of the directory that the layer is made in
+	base     dir.Flags // of the parent of the layer's directory
 	from, to time.Time
-	at       *dirtree.Descent // the directory that is read
-	// hidden says that nothing of below is seen in the directory that is read: it is opaque or new, or one above it is.
+	at       *dirtree.Descent // the directory being read
+	// hidden reports that nothing of below is visible in the current directory: it, or one of its parents, is opaque or new.
 	hidden    bool
-	links     map[string]*layer.Entry // the first name of a file that has several, by LinkID
+	links     map[string]*layer.Entry // the first name of each file with several names, by LinkID
 	digesting *digesting
-	// lost are files of below that are not there any more; nil: not known yet. See moved.
+	// lost are the files of below that no longer exist; nil until it is computed. See moved.
 	lost map[lostKey][]layer.Entry
-	// removed says that something was removed from the directory that is read, which changed its time.
+	// removed reports that something was removed from the current directory, which changed its time.
 	removed bool
-	// held are directories, each in the one before, in which nothing was found yet: they may be no changes.
+	// held are directories, each in the one before, in which no change was found yet: they may be unchanged.
 	held []*layer.Entry
 }
 
@@ -177,7 +179,7 @@ func (r *upperReader) dir(path string) error {
 	return nil
 }
 
-// name reads a name of the directory, and what is below it.
+// name reads a name in the current directory, and everything below it.
 func (r *upperReader) name(name, p string) error {
 	if msg := layer.BadName(name); msg != "" {
 		return &layer.PathError{Path: p, Msg: msg}
@@ -200,10 +202,10 @@ func (r *upperReader) name(name, p string) error {
 	return r.add(r.linked(e))
 }
 
-// drop takes from the layer's directory what no layer can hold. What it has taken the place of is deleted.
+// drop removes from the layer's directory a file that cannot be represented in a layer. The file that it replaced is deleted.
 func (r *upperReader) drop(name, p string) error {
 	if r.root.Copied != nil {
-		return nil // only what the manifest has is taken from a copy
+		return nil // files of a copy that are not in the manifest are ignored
 	}
 	if err := r.remove(name); err != nil || r.hidden {
 		return err
@@ -217,13 +219,13 @@ func (r *upperReader) drop(name, p string) error {
 	return r.put(&layer.Entry{Path: p, Type: layer.Whiteout})
 }
 
-// remove takes from the layer's directory what is no change.
+// remove removes from the layer's directory a file that is not a change.
 func (r *upperReader) remove(name string) error {
 	r.removed = true
 	return dirtree.RemoveAt(r.at.Fd(), name)
 }
 
-// same reports whether an entry that is no directory is below as it is here.
+// same reports whether an entry that is not a directory is the same as before the step.
 func (r *upperReader) same(e *layer.Entry) (bool, error) {
 	if r.hidden || e.Type == layer.Dir || e.Type == layer.Whiteout || e.Type == layer.Hardlink {
 		return false, nil
@@ -239,12 +241,12 @@ func (r *upperReader) same(e *layer.Entry) (bool, error) {
 	return true, nil
 }
 
-// like reports what equal does of what is known of a file that was not read.
+// like is like equal, but compares only what is known without reading the file.
 func like(e, was *layer.Entry) bool {
 	return e.Type == was.Type && e.Mode == was.Mode && e.UID == was.UID && e.GID == was.GID && e.ModTime.Equal(was.ModTime)
 }
 
-// linked returns an entry that is to be emitted, as a further name of a file if one of that was emitted before.
+// linked returns the entry to emit for e: a hard link if another name of the file was emitted before.
 func (r *upperReader) linked(e *layer.Entry) *layer.Entry {
 	if e.LinkID == "" || e.Type == layer.Hardlink {
 		return e
@@ -259,7 +261,7 @@ func (r *upperReader) linked(e *layer.Entry) *layer.Entry {
 	}
 }
 
-// add emits an entry, and what is below it.
+// add emits an entry, and everything below it.
 func (r *upperReader) add(e *layer.Entry) error {
 	if e.Type != layer.Dir {
 		return r.put(e)
@@ -280,8 +282,8 @@ func (r *upperReader) add(e *layer.Entry) error {
 	return r.remove(e.Name())
 }
 
-// directory emits a directory and what read finds in it. If that is nothing, and the directory is as it is below, it reports true and emits
-// nothing.
+// directory emits a directory and the entries that read finds in it. If there are none, and the directory is unchanged, it emits
+// nothing and returns true.
 func (r *upperReader) directory(e *layer.Entry, read func(path string) error) (same bool, err error) {
 	r.held = append(r.held, e)
 	if err := r.at.Enter(e.Name()); err != nil {
@@ -304,7 +306,7 @@ func (r *upperReader) directory(e *layer.Entry, read func(path string) error) (s
 	return same, err
 }
 
-// restoring reads a directory, and gives it its time back if something was removed from it.
+// restoring reads a directory, and restores its time if something was removed from it.
 func (r *upperReader) restoring(e *layer.Entry, read func(path string) error) error {
 	above := r.removed
 	r.removed = false
@@ -316,8 +318,9 @@ func (r *upperReader) restoring(e *layer.Entry, read func(path string) error) er
 	return err
 }
 
-// entry describes a name in the directory, or for the name "" the directory itself; nil for what no layer can hold. Of an overlay it also
-// takes from the file what its entry does not say. own says, of a copy, that the file is the one that was copied to this path.
+// entry returns the entry for a name in the current directory or, for "", for the directory itself; nil for a file that cannot be
+// represented in a layer. In an overlay it also removes the file's attributes that are not in the entry. own reports, for a copy,
+// that the file is the one that was copied to this path.
 func (r *upperReader) entry(name, p string, own bool) (*layer.Entry, error) {
 	var st unix.Stat_t
 	in, flags := r.at.Fd(), unix.AT_SYMLINK_NOFOLLOW
@@ -349,7 +352,7 @@ func (r *upperReader) entry(name, p string, own bool) (*layer.Entry, error) {
 	case unix.S_IFCHR:
 		e.Type, e.Major, e.Minor = layer.Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
 		if st.Rdev == 0 && r.root.Copied != nil {
-			return nil, nil // an overlay lets nobody make one
+			return nil, nil // cannot be created in an overlay
 		}
 		if st.Rdev == 0 {
 			return &layer.Entry{Path: p, Type: layer.Whiteout}, nil
@@ -397,7 +400,7 @@ func (r *upperReader) entry(name, p string, own bool) (*layer.Entry, error) {
 		inPlace, err = r.restore(e, st.Size, own || from)
 	}
 	if err != nil || e.Type != layer.File {
-		f.Close() // of nil as well
+		f.Close() // f may be nil
 		if err != nil {
 			return fail("read the attributes of", err)
 		}
@@ -410,8 +413,9 @@ func (r *upperReader) entry(name, p string, own bool) (*layer.Entry, error) {
 	return e, err
 }
 
-// attributes adds a file's extended attributes to its entry, and takes from the file what the entry does not have, unless it is a copy.
-// In a copy, which a step can write to as it likes, the marks of overlays mean nothing. It reports whether the file was copied up.
+// attributes adds a file's extended attributes to its entry, and removes from the file those that the entry does not have, unless
+// it is a copy. In a copy, where a step can write any attribute, the marks of overlays mean nothing. It reports whether the file
+// was copied up.
 func (r *upperReader) attributes(t dir.Target, e *layer.Entry) (copiedUp bool, err error) {
 	a, err := r.fs.Attributes(t)
 	if err != nil {

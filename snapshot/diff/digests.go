@@ -13,29 +13,29 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// digesting passes entries on in the order in which they come, while the files among them are read for their size and digest, as many at
-// once as there are processors. It is for one goroutine.
+// digesting passes entries on in order, while it computes the size and digest of the files among them, as many at once as there
+// are processors. It is not safe for concurrent use.
 type digesting struct {
 	ctx     context.Context
-	buffers chan []byte // one for each file that may be read at once
+	buffers chan []byte // one for each file read concurrently
 	begun   map[*layer.Entry]chan error
 	queue   chan digested
 	done    chan error
 	failed  atomic.Bool
 }
 
-// digested is an entry that is passed on when ready says so; nil for at once.
+// digested is an entry that is passed on when ready receives a value, or at once if ready is nil.
 type digested struct {
 	entry *layer.Entry
 	ready chan error
 }
 
-// digestQueue is how many entries may wait for a large file.
+// digestQueue is the maximum number of entries that wait for a large file.
 const digestQueue = 1024
 
-var errNotWanted = errors.New("BUG: nobody wants the entries, and nobody says why")
+var errStopped = errors.New("BUG: entry consumer stopped without an error")
 
-// newDigesting returns a digesting that gives entries to f, on another goroutine. close must be called.
+// newDigesting returns a digesting that passes entries to f, on another goroutine. The caller must call close.
 func newDigesting(ctx context.Context, f func(*layer.Entry) error) *digesting {
 	d := &digesting{
 		ctx: ctx, buffers: make(chan []byte, runtime.GOMAXPROCS(0)), begun: map[*layer.Entry]chan error{},
@@ -64,7 +64,8 @@ func newDigesting(ctx context.Context, f func(*layer.Entry) error) *digesting {
 	return d
 }
 
-// begin begins to read the file of an entry, which it closes. The entry's size and digest are known when it is passed on.
+// begin starts to read the file of an entry, and closes it at the end. The entry's size and digest are set before it is passed
+// on.
 func (d *digesting) begin(f *os.File, e *layer.Entry) {
 	ready := make(chan error, 1)
 	d.begun[e] = ready
@@ -80,24 +81,24 @@ func (d *digesting) begin(f *os.File, e *layer.Entry) {
 	}()
 }
 
-// wait waits until the size and digest of an entry are known that was not passed on yet.
+// wait waits until the size and digest of an entry that was not passed on yet are known.
 func (d *digesting) wait(e *layer.Entry) error {
 	ready := d.begun[e]
 	if ready == nil {
 		return nil
 	}
 	err := <-ready
-	ready <- err // for whoever asks next
+	ready <- err // for the next receiver
 	return err
 }
 
-// drop forgets an entry that was waited for, and is not passed on.
+// drop discards an entry that was waited for and will not be passed on.
 func (d *digesting) drop(e *layer.Entry) { delete(d.begun, e) }
 
-// emit passes the next entry on. An error of an earlier one is that of close.
+// emit passes the next entry on. An earlier error is returned by close.
 func (d *digesting) emit(e *layer.Entry) error {
 	if d.failed.Load() {
-		return errNotWanted
+		return errStopped
 	}
 	if err := ctxio.Ended(d.ctx); err != nil {
 		return err
@@ -107,11 +108,11 @@ func (d *digesting) emit(e *layer.Entry) error {
 	return nil
 }
 
-// close returns the first error, once nothing is read any more.
+// close waits until all files are read, and returns the first error.
 func (d *digesting) close() error {
 	close(d.queue)
 	err := <-d.done
-	for _, ready := range d.begun { // of entries that were not passed on
+	for _, ready := range d.begun { // entries that were not passed on
 		<-ready
 	}
 	return err

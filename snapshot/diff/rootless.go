@@ -12,28 +12,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// In a user namespace a disk cannot hold all that a layer does. What it cannot hold is in the manifest alone:
+// In a user namespace the file system cannot represent everything in a layer. The following is in the manifest only:
 //
 //   - a device is an empty file on disk;
-//   - where there is one id, everything belongs to root;
-//   - attributes that take the first namespace's root to set are not there.
+//   - if only one ID is mapped, every file belongs to root;
+//   - attributes that only root in the initial namespace can set are missing.
 //
-// Nothing on disk says so, since whatever does, and is carried along when a step changes a file, a step can write as well. When a layer is
-// committed these things are found out by what a step has no influence on:
+// This information is not recorded on disk, since a step can write anything that is carried along when it changes a file. When a
+// layer is committed, it is restored from what a step cannot influence:
 //
-//   - A device is known by its inode: Mount opens the devices of a root, and what is the same file afterwards is the device, wherever it
-//     is.
-//   - A file or directory that was changed where it was still has its owner. That it is the same is told by the mark that the overlay
-//     leaves on what it copies up, which is hidden from the step, or in a copy by the inode. Of a file that had several names the overlay
-//     leaves none; it, symbolic links and named pipes keep the owner of what was at their path.
-//   - A file with the bytes, mode and attributes of one that is not there any more is that file, moved, if it was copied up or has its
-//     time, as what mv(1) copies has.
+//   - A device is identified by its inode: Mount opens the devices of a root, and the same file is still the device afterwards,
+//     at any path.
+//   - A file or directory that was changed in place keeps its owner. It is recognized by the mark that the overlay sets when it
+//     copies a file up, which is hidden from the step, or in a copy by its inode. The overlay sets no mark on a file with
+//     several names; such files, symbolic links and named pipes keep the owner of the file that was at their path.
+//   - A file with the bytes, mode and attributes of one that no longer exists is taken to be that file, moved, if it was copied
+//     up or has its time, as the copies made by mv(1) have.
 //   - Everything else was made by the step and belongs to root.
 //
-// So the worst that a step can do is to have a file keep the owner that it had, with what a root of all ids could have put in it.
+// The worst that a step can do is to let a file keep its former owner, with contents that root with all IDs mapped could have
+// written.
 
-// restore gives an entry what the disk cannot hold, and reports whether the file is that which was at its path before. own says that it was
-// copied up, to this path or another.
+// restore adds to an entry what cannot be represented on disk, and reports whether the file is the one that was at its path
+// before. own reports that it was copied up, to this path or another.
 func (r *upperReader) restore(e *layer.Entry, size int64, own bool) (inPlace bool, err error) {
 	if e.Type == layer.File && size == 0 {
 		device, ok, err := r.root.Device(e.Path)
@@ -84,14 +85,14 @@ func (r *upperReader) restore(e *layer.Entry, size int64, own bool) (inPlace boo
 	return true, nil
 }
 
-// lostKey is what is known of a file before it is read.
+// lostKey is the part of a file's description that is known before the file is read.
 type lostKey struct {
 	size int64
 	mode uint32
 }
 
-// moved gives a file that the step made, or moved, the owner of one that it cannot be told from and that is not there any more. copiedUp
-// says that it is a file of below. Files of several owners that are the same are no one's.
+// moved gives a file that the step created or moved the owner of an identical file that no longer exists. copiedUp reports that
+// it is a file of below. If identical files had different owners, none of them is used.
 func (r *upperReader) moved(e *layer.Entry, size int64, copiedUp bool) error {
 	if r.lost == nil {
 		if err := r.findLost(); err != nil {
@@ -122,7 +123,7 @@ func (r *upperReader) moved(e *layer.Entry, size int64, copiedUp bool) error {
 	return nil
 }
 
-// copiedTime reports whether a time is that of another file as programs copy it: some know whole microseconds or seconds only.
+// copiedTime reports whether t is the time from as programs copy it: some only preserve whole microseconds or seconds.
 func copiedTime(t, from time.Time) bool {
 	for _, unit := range []time.Duration{time.Nanosecond, time.Microsecond, time.Second} {
 		if t.Equal(from.Truncate(unit)) {
@@ -132,18 +133,18 @@ func copiedTime(t, from time.Time) bool {
 	return false
 }
 
-// findLost looks for files of below whose owner is not on disk, and that are not in the root any more as they were.
+// findLost finds the files of below whose owner is not on disk and that no longer exist unchanged in the root.
 func (r *upperReader) findLost() error {
 	r.lost = map[lostKey][]layer.Entry{}
 	for e := range r.below.Visible(func(m *layer.Manifest) bool { return m.Owned }) {
 		if e.Type != layer.File || !r.fs.Ownerless(&e) {
 			continue
 		}
-		there, err := r.isThere(&e)
+		exists, err := r.exists(&e)
 		if err != nil {
 			return err
 		}
-		if !there {
+		if !exists {
 			key := lostKey{e.Size, e.Mode}
 			r.lost[key] = append(r.lost[key], e)
 		}
@@ -154,8 +155,8 @@ func (r *upperReader) findLost() error {
 	return nil
 }
 
-// isThere reports whether a file of below is in the root as it was.
-func (r *upperReader) isThere(e *layer.Entry) (bool, error) {
+// exists reports whether a file of below exists unchanged in the root.
+func (r *upperReader) exists(e *layer.Entry) (bool, error) {
 	f, err := rootfs.At(r.root.File).OpenNoSymlinks(e.Path, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return false, nil

@@ -13,14 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Target is a file on disk whose attributes are read or changed: an open file or directory, or, for what is not opened since that may have
-// effects, as for a device, a path whose last component is not followed.
+// Target is a file on disk whose attributes are read or changed. It is an open file or directory or, for a file that is not
+// opened because opening it may have side effects, such as a device, a path whose last component is not followed.
 type Target struct {
 	Fd   int
-	path string // "": Fd
+	path string // "" if Fd is used
 }
 
-// Within returns the place of a name in an open directory.
+// Within returns the Target for a name in an open directory.
 func Within(dir int, name string) Target {
 	return Target{Fd: -1, path: "/proc/self/fd/" + strconv.Itoa(dir) + "/" + name}
 }
@@ -53,7 +53,7 @@ func (t Target) remove(name string) error {
 	return unix.Fremovexattr(t.Fd, name)
 }
 
-// xattrs returns the names of the extended attributes, sorted; none where the file system has no such thing.
+// xattrs returns the sorted names of the extended attributes. It returns none if the file system does not support them.
 func (t Target) xattrs() ([]string, error) {
 	var room [1024]byte
 	b := room[:]
@@ -88,19 +88,20 @@ func (t Target) xattr(name string) (string, error) {
 
 // Attributes are the extended attributes of a file.
 type Attributes struct {
-	// Content is what layers record.
+	// Content are the attributes that layers record.
 	Content []layer.Xattr
-	// Opaque and CopiedUp are marks of an overlay: on a directory that hides lower ones, and on a file that was copied up and had one name.
+	// Opaque and CopiedUp report marks of an overlay: on a directory that hides lower ones, and on a file that was copied up and had
+	// one name.
 	Opaque, CopiedUp bool
-	// Foreign are names that are neither content nor set by the host: access control lists, other marks of overlays, and whatever else a
-	// step has set.
+	// Foreign are the names of attributes that are neither content nor set by the host: access control lists, other marks of
+	// overlays, and anything else that a step has set.
 	Foreign []string
 }
 
-// The marks of an overlay, by what comes after the prefix of their names: kernel, Documentation/filesystems/overlayfs.rst and
-// fs/overlayfs/overlayfs.h. The overlay hides its marks from those who use it, and takes no account of origin and impure in a lower
-// directory; it writes them again whenever somebody looks at a directory that lacks them. So they are left alone. In a user namespace the
-// value of origin is empty.
+// The marks of an overlay, without the prefix of their names: kernel, Documentation/filesystems/overlayfs.rst and
+// fs/overlayfs/overlayfs.h. The overlay hides its marks from its users, and ignores origin and impure in a lower directory; it
+// sets them again whenever a directory that lacks them is read, so kiln leaves them alone. In a user namespace the value of
+// origin is empty.
 const (
 	opaqueMark  = "opaque"
 	opaqueValue = "y"
@@ -133,7 +134,7 @@ func (f *FS) Attributes(t Target) (a Attributes, err error) {
 			if a.Opaque = value == opaqueValue; !a.Opaque {
 				a.Foreign = append(a.Foreign, name)
 			}
-		case marked && mark == impureMark, machineXattr(name), f.given(name):
+		case marked && mark == impureMark, hostXattr(name), f.given(name):
 		default:
 			a.Foreign = append(a.Foreign, name)
 		}
@@ -141,9 +142,9 @@ func (f *FS) Attributes(t Target) (a Attributes, err error) {
 	return a, nil
 }
 
-// machineXattr reports whether an extended attribute is the machine's: a label by which a security module knows the file, or how btrfs(5)
-// keeps it. The kernel gives such to new files by itself and may not let them be removed; in a user namespace nobody can set a label.
-func machineXattr(name string) bool {
+// hostXattr reports whether an extended attribute belongs to the host: a label of a security module, or a property of btrfs(5).
+// The kernel sets these on new files by itself and may not allow their removal; in a user namespace, labels cannot be set at all.
+func hostXattr(name string) bool {
 	switch name {
 	case "security.selinux", "security.apparmor", "security.ima", "security.evm":
 		return true
@@ -151,13 +152,14 @@ func machineXattr(name string) bool {
 	return strings.HasPrefix(name, "security.SMACK64") || strings.HasPrefix(name, "btrfs.")
 }
 
-// given reports whether the file system gives every new file an extended attribute of this name, as NFS does with its access control list.
+// given reports whether the file system gives an extended attribute of this name to every new file, as NFS does with its access
+// control list.
 func (f *FS) given(name string) bool {
 	f.givenOnce.Do(func() { f.givenNames = slices.Concat(newXattrs(f.Tmp, false), newXattrs(f.Tmp, true)) })
 	return slices.Contains(f.givenNames, name)
 }
 
-// newXattrs returns the names of the extended attributes that a new file or directory in dir has; none where that cannot be found out.
+// newXattrs returns the names of the extended attributes of a new file or directory in dir, or none on failure.
 func newXattrs(dir string, isDir bool) []string {
 	name, err := os.MkdirTemp(dir, "attributes-")
 	if err != nil {
@@ -179,8 +181,8 @@ func newXattrs(dir string, isDir bool) []string {
 	return names
 }
 
-// Clean removes from a file what a layer does not record: the foreign attributes and, of an open file or directory, what chattr(1) sets.
-// base has the flags of the directory that layers are kept in, which files inherit.
+// Clean removes the attributes that a layer does not record: the foreign attributes and, for an open file or directory, the flags
+// set by chattr(1). base are the flags of the directory that contains the layers, which files inherit.
 func (f *FS) Clean(t Target, foreign []string, base Flags) error {
 	if t.path == "" {
 		have, err := f.flagsOf(t.Fd)
@@ -194,7 +196,7 @@ func (f *FS) Clean(t Target, foreign []string, base Flags) error {
 	return t.Remove(foreign)
 }
 
-// Remove removes extended attributes; one that does not exist is no error.
+// Remove removes extended attributes. It is not an error if one does not exist.
 func (t Target) Remove(names []string) error {
 	for _, name := range names {
 		if err := t.remove(name); err != nil && !errors.Is(err, unix.ENODATA) {

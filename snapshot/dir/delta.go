@@ -7,25 +7,25 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// A delta layer stores only the files that changed since its base, the layer that the same step made before: as lower directories of an
-// overlay the two are what the layer alone would be. So changing a file costs what that file does. Which files are where follows from the
-// two manifests, and a base is never a delta itself. A COPY of 50,000 files of which one has changed takes 1.5 times as long without deltas
-// on ext4 with a journal, and 1.6 times as long on XFS.
+// A delta layer stores only the files that changed since its base, the layer that the same step made before: stacked as lower
+// directories of an overlay, the two are equivalent to the whole layer. So changing a file costs only as much as that file. The
+// two manifests determine which files are in which directory, and a base is never itself a delta. Without deltas, a COPY of
+// 50,000 files of which one has changed takes 1.5 times as long on ext4 with a journal, and 1.6 times as long on XFS.
 
-// A base has at least deltaEntries entries: a small layer is quickly made of links. A delta has at most 1/deltaShare of them, and at most
-// deltaMost.
+// A base has at least deltaEntries entries, since a small layer is quickly made of hard links. A delta has at most 1/deltaShare
+// as many entries as its base, and at most deltaMost.
 const (
 	deltaEntries = 1024
 	deltaShare   = 8
 	deltaMost    = 4096
 )
 
-// ErrNoDelta is the error of a Writer for a layer that cannot be a delta of its base, because the base has what the layer has not, or too
-// much differs: the layer must be made again without a base.
+// ErrNoDelta is returned by a Writer if the layer cannot be a delta of its base, because the base has paths that the layer does
+// not, or because too much differs. The layer must then be made again without a base.
 var ErrNoDelta = errors.New("BUG: a layer that cannot be a delta was not made again without its base")
 
-// Differing returns the paths of m, but for directories, that are not as they are in base: those that are in the directory of a delta of
-// it. A further name of a file goes with the file.
+// Differing returns the paths of m, except directories, that differ from base: those stored in the directory of a delta of base.
+// A hard link differs if its file does.
 func Differing(m, base *layer.Manifest) map[string]bool {
 	own := map[string]bool{}
 	at := 0
@@ -44,27 +44,27 @@ func Differing(m, base *layer.Manifest) map[string]bool {
 	return own
 }
 
-// delta is how a layer is written that has a base.
+// delta is the state of writing a layer that has a base.
 type delta struct {
 	base *layer.Manifest
-	at   int                     // where the next entry probably is in base
-	seen int                     // how many of base's paths the layer has
-	room int                     // how many more may differ
-	own  map[string]bool         // what is in the layer's directory, but for directories
-	dirs map[string]*layer.Entry // directories that are not
+	at   int                     // likely index of the next entry in base
+	seen int                     // number of base's paths that the layer has
+	room int                     // how many more entries may differ
+	own  map[string]bool         // paths in the layer's directory, except directories
+	dirs map[string]*layer.Entry // directories that are not in the layer's directory
 }
 
 // CanBeBase reports whether a layer with this manifest, all of whose files are in its directory, can be the base of a delta.
 func CanBeBase(m *layer.Manifest) bool { return m.Entries >= deltaEntries && m.Plain && !m.Implied }
 
-// SetBase makes the writer write only what differs from a layer with this manifest, for which CanBeBase holds. It is called before
-// anything is put, and entries must be put in the order of layer.Compare, but for directories, which may come again. Every call may then
-// fail with ErrNoDelta.
+// SetBase makes the writer write only the entries that differ from a layer with this manifest, for which CanBeBase holds. It is
+// called before anything is put, and entries must be put in the order of layer.Compare, except that a directory may be put again.
+// Every later call may fail with ErrNoDelta.
 func (d *Writer) SetBase(m *layer.Manifest) {
 	d.delta = &delta{base: m, room: min(m.Entries/deltaShare, deltaMost), own: map[string]bool{}, dirs: map[string]*layer.Entry{}}
 }
 
-// find returns the number of a path in the base, and counts it.
+// find returns the index of a path in the base, and counts it.
 func (o *delta) find(path string) (int, bool) {
 	i, ok := o.base.FindFrom(o.at, path)
 	if ok {
@@ -74,8 +74,8 @@ func (o *delta) find(path string) (int, bool) {
 	return i, ok
 }
 
-// put notes an entry, and reports whether it has to be written. The entries come in the order of layer.Compare, but for directories,
-// which may come again.
+// put records an entry, and reports whether it must be written. Entries come in the order of layer.Compare, except that a
+// directory may come again.
 func (o *delta) put(d *Writer, e *layer.Entry) (write bool, err error) {
 	if e.Type == layer.Whiteout || e.Opaque || e.Implied {
 		return false, ErrNoDelta
@@ -103,7 +103,7 @@ func (o *delta) put(d *Writer, e *layer.Entry) (write bool, err error) {
 	return true, o.makeDir(d, layer.Parent(e.Path))
 }
 
-// makeDir makes a directory of the layer in the layer's directory, and those above it.
+// makeDir creates a directory, and its parents, in the layer's directory.
 func (o *delta) makeDir(d *Writer, path string) error {
 	e, ok := o.dirs[path]
 	if !ok {
@@ -116,7 +116,7 @@ func (o *delta) makeDir(d *Writer, path string) error {
 	return d.write(e, nil)
 }
 
-// finish makes the directories that are not as they are in the base, and fails unless the layer has all that the base has.
+// finish creates the directories that differ from the base. It fails unless the layer has every path of the base.
 func (o *delta) finish(d *Writer, dirs iter.Seq2[*layer.Entry, bool]) error {
 	if o.seen != o.base.Entries {
 		return ErrNoDelta

@@ -14,25 +14,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Files reads the files of one committed layer, with few system calls for each if they are read in the order of the layer's entries. It
+// Files reads the files of one committed layer. Reading them in the order of the layer's entries takes few system calls. It
 // implements layer.Files, and is safe for concurrent use.
 type Files struct {
 	fs   *FS
 	id   layer.ID
 	root *rootfs.Root
-	own  map[string]bool // paths that are in root, but for directories; nil for all
-	base *Files          // has the others; nil for none
+	own  map[string]bool // paths that are in root, except directories; nil for all
+	base *Files          // has the other paths; nil if there are none
 
 	mu   sync.Mutex
-	free []*reader // as many as were ever used at once
+	free []*reader // readers not in use
 }
 
-// DamagedError is the error of reading a file of a layer that is not what it was when the layer was made.
+// DamagedError is returned when a file of a layer was modified after the layer was made.
 type DamagedError struct {
 	ID layer.ID
-	// Path is of the file.
+	// Path is the path of the file in the layer.
 	Path string
-	// Blob says that the blob was modified that the files were to be made of.
+	// Blob reports that instead of a file, the blob that the files are made from was modified.
 	Blob bool
 }
 
@@ -47,8 +47,8 @@ func (e *DamagedError) Error() string {
 // Unwrap returns layer.ErrDamaged.
 func (e *DamagedError) Unwrap() error { return layer.ErrDamaged }
 
-// OpenFiles opens the files of the layer id in dir. A delta has a base, and own has the paths that are in dir itself, see Differing; base
-// stays the caller's. Close must be called.
+// OpenFiles opens the files of the layer id in dir. If the layer is a delta, base are the files of its base and own the paths
+// that are in dir itself: see Differing. The caller keeps ownership of base, and must call Close.
 func (f *FS) OpenFiles(id layer.ID, dir string, own map[string]bool, base *Files) (*Files, error) {
 	root, err := rootfs.Open(dir)
 	if err != nil {
@@ -57,7 +57,7 @@ func (f *FS) OpenFiles(id layer.ID, dir string, own map[string]bool, base *Files
 	return &Files{fs: f, id: id, root: root, own: own, base: base}, nil
 }
 
-// at returns the layer whose directory has the file at a path.
+// at returns the Files whose directory contains path: f or its base.
 func (f *Files) at(path string) *Files {
 	if f.base == nil || f.own[path] {
 		return f
@@ -78,7 +78,7 @@ func (f *Files) Close() {
 
 func (f *Files) damaged(path string) error { return &DamagedError{ID: f.id, Path: path} }
 
-// Open implements layer.Files. The error of bytes that are not those of the entry is a *DamagedError.
+// Open implements layer.Files. If the file does not match the entry, the error is a *DamagedError.
 func (f *Files) Open(e *layer.Entry) (io.ReadCloser, error) {
 	at := f.at(e.Path)
 	file, err := at.root.OpenNoSymlinks(e.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
@@ -99,8 +99,8 @@ func (f *Files) Open(e *layer.Entry) (io.ReadCloser, error) {
 	return &verifiedFile{ReadCloser: file, hash: sha256.New(), layer: at, path: e.Path, digest: e.Digest}, nil
 }
 
-// verifiedFile is a file of a layer that is compared with the manifest while it is read. It has no method of the file's that would read
-// past the comparison.
+// verifiedFile is a file of a layer whose bytes are compared with the manifest while it is read. It does not expose methods of
+// the file that would bypass the comparison.
 type verifiedFile struct {
 	io.ReadCloser
 	hash   hash.Hash
@@ -130,13 +130,13 @@ func (f *Files) Names(path string) (int, error) {
 	return int(st.Nlink), err
 }
 
-// reader is what one goroutine reads files with.
+// reader is the state with which one goroutine reads files.
 type reader struct {
-	from *Writer // for its open directories
+	from *Writer // used for its open directories
 	buf  []byte
 }
 
-// take returns a reader that nobody else uses until it is given back.
+// take returns a reader for exclusive use until it is given back.
 func (f *Files) take() *reader {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -154,8 +154,8 @@ func (f *Files) give(r *reader) {
 	f.free = append(f.free, r)
 }
 
-// Copy writes the bytes of a File of the layer to w. It fails with a *DamagedError if they are not those of the entry: what w got by then
-// is wrong.
+// Copy writes the bytes of a File of the layer to w. If they do not match the entry it fails with a *DamagedError, and the bytes
+// written to w by then are wrong.
 func (f *Files) Copy(w io.Writer, e *layer.Entry) error {
 	if at := f.at(e.Path); at != f {
 		return at.Copy(w, e)
@@ -190,7 +190,7 @@ func (f *Files) Copy(w io.Writer, e *layer.Entry) error {
 			return f.damaged(e.Path)
 		}
 		h.Write(r.buf[:n])
-		// What is read at once, and is all that there should be, is compared before anybody sees it.
+		// A file that fits into the buffer is compared before its bytes are written.
 		if n < len(r.buf) && rest == 0 {
 			if layer.Digest(h.Sum(nil)) != e.Digest {
 				return f.damaged(e.Path)
@@ -204,7 +204,7 @@ func (f *Files) Copy(w io.Writer, e *layer.Entry) error {
 	}
 }
 
-// openFile opens a file for reading, never through a symbolic link and without waiting for what is not a regular file.
+// openFile opens a file for reading. It does not follow a symbolic link, and does not block if the file is not a regular one.
 func openFile(dir int, name string) (int, error) {
 	for {
 		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)

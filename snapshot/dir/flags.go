@@ -11,15 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Flags are what chattr(1) sets on a file.
+// Flags are the attributes that chattr(1) sets on a file.
 type Flags struct {
 	flags   int    // of inodeFlags
 	project uint32 // see quotactl(2)
 }
 
-// The flags of linux/fs.h that say what may be done with a file, or that a step can read back. Others are no business of a
-// layer: they are the file system's own, or say how it keeps the bytes, as by compression; and FS_TOPDIR_FL is set by kiln itself, see
-// package scratch.
+// The flags of linux/fs.h that restrict the use of a file, or that a step can read back. The others do not matter to a layer:
+// they belong to the file system, or control how it stores the bytes, for example compressed; and FS_TOPDIR_FL is set by kiln
+// itself, see package scratch.
 const (
 	flagSecureRemoval = 0x1
 	flagUndelete      = 0x2
@@ -38,7 +38,7 @@ const (
 		flagNoAtime | flagJournalData | flagNoTail | flagDirSync | flagProjInherit | flagCasefold
 )
 
-// fsxattr is struct fsxattr of linux/fs.h, and what follows are the numbers of the system calls that read and write it.
+// fsxattr is struct fsxattr of linux/fs.h. The constants below are the ioctl(2) numbers that read and write it.
 type fsxattr struct {
 	flags, extentSize, extents, project, cowExtentSize uint32
 	_                                                  [8]byte
@@ -49,10 +49,10 @@ const (
 	fsSetXattr = 0x401c5820
 )
 
-// noFlagsErrors are the errors of a file system that knows no flags or projects.
+// noFlagsErrors are the errors of a file system that does not support flags or projects.
 var noFlagsErrors = []error{unix.ENOTTY, unix.ENOTSUP, unix.EINVAL, unix.ENOSYS}
 
-// flagsOf reads what chattr(1) has set of an open file or directory.
+// flagsOf returns the flags of an open file or directory.
 func (f *FS) flagsOf(fd int) (i Flags, err error) {
 	if f.noFlags.Load() {
 		return Flags{}, nil
@@ -67,7 +67,7 @@ func (f *FS) flagsOf(fd int) (i Flags, err error) {
 	}
 	i.flags &= inodeFlags
 	if f.NS.Nested {
-		return i, nil // nobody in a user namespace can change the project
+		return i, nil // the project cannot be changed in a user namespace
 	}
 	x, err := getFsxattr(fd)
 	if isAny(err, noFlagsErrors) {
@@ -89,7 +89,7 @@ func getFsxattr(fd int) (x fsxattr, err error) {
 	return x, err
 }
 
-// beyond returns what i has that a file does not have by itself in a directory with base: it inherits flags and project.
+// beyond returns the flags in i that a file does not inherit from a directory with the flags base.
 func (i Flags) beyond(base Flags) Flags {
 	extra := Flags{flags: i.flags &^ base.flags}
 	if i.project != base.project {
@@ -98,7 +98,7 @@ func (i Flags) beyond(base Flags) Flags {
 	return extra
 }
 
-// String names the flags as lsattr(1) does.
+// String formats the flags like lsattr(1).
 func (i Flags) String() string {
 	var b strings.Builder
 	for _, f := range []struct {
@@ -118,7 +118,7 @@ func (i Flags) String() string {
 	return b.String()
 }
 
-// clear clears what extra has on an open file or directory that has it.
+// clear removes the flags in extra from an open file or directory.
 func (extra Flags) clear(fd int, base Flags) error {
 	if extra.flags != 0 {
 		flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
@@ -126,7 +126,7 @@ func (extra Flags) clear(fd int, base Flags) error {
 			err = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags&^extra.flags)
 		}
 		if err != nil {
-			return fmt.Errorf("take the flags %v of chattr(1): %w", Flags{flags: extra.flags}, err)
+			return fmt.Errorf("clear the flags %v of chattr(1): %w", Flags{flags: extra.flags}, err)
 		}
 	}
 	if extra.project == 0 {
@@ -134,11 +134,11 @@ func (extra Flags) clear(fd int, base Flags) error {
 	}
 	x, err := getFsxattr(fd)
 	if err != nil {
-		return fmt.Errorf("take the project of chattr(1): %w", err)
+		return fmt.Errorf("clear the project of chattr(1): %w", err)
 	}
 	x.project = base.project
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsSetXattr, uintptr(unsafe.Pointer(&x))); errno != 0 {
-		return fmt.Errorf("take the project of chattr(1): %w", errno)
+		return fmt.Errorf("clear the project of chattr(1): %w", errno)
 	}
 	return nil
 }

@@ -1,5 +1,5 @@
-// Package dir writes, reads and compares the files of a layer in a directory that can be an overlay's lower directory. Every path is
-// physical, and every operation is relative to the descriptor of the directory it happens in. It does not know which layers exist.
+// Package dir writes, reads and compares the files of a layer in a directory that can be a lower directory of an overlay. Every
+// path is physical, and every operation is relative to a directory's descriptor. The package does not know which layers exist.
 package dir
 
 import (
@@ -20,25 +20,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FS is the file system that layers are kept on, as this process can use it. It is safe for concurrent use.
+// FS is the file system that stores layers, as this process can use it. It is safe for concurrent use.
 type FS struct {
-	// NS is the user namespace of the process. In one that is not the first, overlayfs keeps its own attributes under "user." names
-	// (kernel, Documentation/filesystems/overlayfs.rst), and a disk cannot hold all that a layer does.
+	// NS is the user namespace of the process. If it is not the initial one, overlayfs keeps its own attributes under "user." names
+	// (kernel, Documentation/filesystems/overlayfs.rst), and the file system cannot represent everything in a layer.
 	NS userns.Namespace
-	// Tmp is a directory of this process's own on the file system.
+	// Tmp is a directory on the file system that only this process uses.
 	Tmp string
 
-	prefix   string // of the names of overlayfs's attributes
+	prefix   string // prefix of the names of overlayfs's attributes
 	doubtful atomic.Bool
 	trying   sync.Once
 	refusal  error // why overlays do not work; set by trying
 
-	noFlags    atomic.Bool // the file system has nothing that chattr(1) could set
+	noFlags    atomic.Bool // the file system does not support flags
 	givenOnce  sync.Once
-	givenNames []string // set by givenOnce: see given
+	givenNames []string // see given; set by givenOnce
 }
 
-// NewFS returns the file system of tmp, which is a directory of this process's own.
+// NewFS returns the file system of tmp, a directory that only this process uses.
 func NewFS(tmp string, ns userns.Namespace) (*FS, error) {
 	f := &FS{NS: ns, Tmp: tmp, prefix: "trusted.overlay."}
 	if ns.Nested {
@@ -55,11 +55,12 @@ func NewFS(tmp string, ns userns.Namespace) (*FS, error) {
 // known are file systems on which overlays are known to work.
 var known = []int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.TMPFS_MAGIC}
 
-// Copies reports whether roots are copies rather than overlays. It tries an overlay only where there is reason to doubt that they work.
+// Copies reports whether root file systems are copies rather than overlays. It tries an overlay only on file systems that are not
+// known to support them.
 func (f *FS) Copies() bool { return f.doubtful.Load() && f.TryOverlay() != nil }
 
-// TryOverlay makes and uses an overlay, the first time it is called, and returns why that fails; nil where overlays work. It tries all
-// that a layer and a step can need.
+// TryOverlay creates and uses an overlay the first time it is called, and returns the error, or nil if overlays work. It tries
+// every operation that a layer or a step can need.
 func (f *FS) TryOverlay() error {
 	f.doubtful.Store(true)
 	f.trying.Do(func() { f.refusal = f.tryOverlay() })
@@ -103,11 +104,11 @@ func (f *FS) tryOverlay() error {
 		return fail("a directory cannot be removed", err)
 	}
 	if err := unix.Mkdirat(at, "dir", 0o755); err != nil {
-		return fail("a directory cannot be made anew", err)
+		return fail("a removed directory cannot be created again", err)
 	}
 	var st unix.Stat_t
 	if err := unix.Lstat(filepath.Join(o.Upper, "file"), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0 {
-		return fail("a removed file has no mark that kiln knows", errors.Join(err, unix.ENOTSUP))
+		return fail("a removed file has no known whiteout", errors.Join(err, unix.ENOTSUP))
 	}
 	return nil
 }

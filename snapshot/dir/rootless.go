@@ -9,15 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// In a user namespace a disk cannot hold all that a layer does. What it cannot hold is in the manifest alone:
+// In a user namespace the file system cannot represent everything in a layer. The following is in the manifest only:
 //
 //   - a device is an empty file on disk;
-//   - where there is one id, everything belongs to root;
-//   - attributes that only the first namespace's root can set are missing.
+//   - if only one ID is mapped, every file belongs to root;
+//   - attributes that only root in the initial namespace can set are missing.
 //
-// package diff finds these things out again when a step has changed such files.
+// Package diff restores this information when a step has changed such files.
 
-// owner returns the owner that e has on disk. An id that nobody can have there is an error.
+// owner returns the owner that e has on disk. It is an error if the ID is not mapped.
 func (f *FS) owner(e *layer.Entry) (uid, gid int, err error) {
 	if f.NS.Single() {
 		return 0, 0, nil
@@ -28,7 +28,7 @@ func (f *FS) owner(e *layer.Entry) (uid, gid int, err error) {
 	return int(e.UID), int(e.GID), nil
 }
 
-// Writable reports whether an extended attribute can be on disk, see xattr(7).
+// Writable reports whether an extended attribute can be set on disk, see xattr(7).
 func (f *FS) Writable(e *layer.Entry, name string) bool {
 	switch {
 	case strings.HasPrefix(name, "user."):
@@ -39,7 +39,7 @@ func (f *FS) Writable(e *layer.Entry, name string) bool {
 	return true
 }
 
-// Stored returns an entry as it is on disk.
+// Stored returns an entry as it is represented on disk.
 func (f *FS) Stored(e layer.Entry) layer.Entry {
 	e.Xattrs = slices.DeleteFunc(slices.Clone(e.Xattrs), func(x layer.Xattr) bool { return !f.Writable(&e, x.Name) })
 	if f.NS.Single() {
@@ -51,10 +51,10 @@ func (f *FS) Stored(e layer.Entry) layer.Entry {
 	return e
 }
 
-// Ownerless reports whether the disk cannot hold the owner of an entry.
+// Ownerless reports whether the owner of an entry cannot be represented on disk.
 func (f *FS) Ownerless(e *layer.Entry) bool { return f.NS.Single() && e.UID|e.GID != 0 }
 
-// device makes the file that stands for a device.
+// device creates the file that represents a device.
 func device(dir int, e *layer.Entry) error {
 	fd, err := unix.Openat(dir, e.Name(), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {

@@ -15,11 +15,12 @@ import (
 	"github.com/kilnbuild/kiln/internal/rootfs"
 )
 
-// ErrBlob is the error of a tar that does not have the bytes of its layer's manifest.
-var ErrBlob = errors.New("the layer's blob does not have the bytes of its files")
+// ErrBlob is returned if a tar does not match the manifest of its layer.
+var ErrBlob = errors.New("the layer's blob does not match its files")
 
-// Unpack writes the files of a layer to an empty directory. All but the bytes comes from the manifest; the bytes come from the layer's tar
-// and are compared with the manifest. The error is ErrBlob, wrapped, if they differ or cannot be read, and *os.PathError for the disk.
+// Unpack writes the files of a layer to an empty directory. The entries come from the manifest; only the bytes come from the
+// layer's tar, and they are compared with the manifest. The error wraps ErrBlob if they differ or cannot be read, and
+// *os.PathError if a file cannot be written.
 func (f *FS) Unpack(ctx context.Context, m *layer.Manifest, tarball io.Reader, to *rootfs.Root) error {
 	w := f.NewWriter(to)
 	defer w.Close()
@@ -27,12 +28,12 @@ func (f *FS) Unpack(ctx context.Context, m *layer.Manifest, tarball io.Reader, t
 	return w.all(ctx, m, func(e *layer.Entry) error { return w.unpack(e, r) })
 }
 
-// all writes the entries of a manifest, and then the times of its directories.
+// all writes the entries of a manifest, and then sets the times of its directories.
 func (d *Writer) all(ctx context.Context, m *layer.Manifest, write func(e *layer.Entry) error) error {
 	for e := range m.All() {
 		err := write(e)
 		if ended := ctxio.Ended(ctx); ended != nil {
-			return ended // whatever it did to what was read
+			return ended // takes precedence over read errors that it caused
 		}
 		if err != nil {
 			return err
@@ -49,7 +50,7 @@ func (d *Writer) all(ctx context.Context, m *layer.Manifest, write func(e *layer
 	return nil
 }
 
-// unpack writes an entry that comes next in a tar, of those that have bytes.
+// unpack writes an entry, taking its bytes from the next files in the tar.
 func (d *Writer) unpack(e *layer.Entry, r *tar.Reader) error {
 	made := *e
 	if e.Type != layer.File {
@@ -81,8 +82,8 @@ func (d *Writer) unpack(e *layer.Entry, r *tar.Reader) error {
 	return nil
 }
 
-// Rewrite writes the files of a layer, as the manifest has them, to an empty directory, with the bytes that they have in another. The
-// error is mount.ErrInUse, wrapped, if a file has other bytes there than the manifest says.
+// Rewrite writes the files of a layer to an empty directory: the entries come from the manifest, the bytes from the directory
+// from. The error wraps mount.ErrInUse if the bytes of a file do not match the manifest.
 func (f *FS) Rewrite(ctx context.Context, m *layer.Manifest, from, to *rootfs.Root) error {
 	in, out := f.NewWriter(from), f.NewWriter(to)
 	defer in.Close()

@@ -19,11 +19,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Verify compares the files in dir with the manifest of their layer, in both directions: names, types, modes, owners, extended attributes,
-// links and bytes must be those of the entries, and there must be nothing that no entry has, such as other names, attributes, access
-// control lists or flags of chattr(1). Times are not compared. own has the paths that are in dir itself if the layer is a delta, nil for
-// all, see Differing; noWhiteouts says that dir has no marks of what the layer deletes. Verify calls damage for each file that differs,
-// by its path in dir, and progress with the number of bytes that were read; neither is called concurrently.
+// Verify compares the files in dir with the manifest of their layer, in both directions: names, types, modes, owners, extended
+// attributes, links and bytes must match the entries, and there must be nothing that is not in an entry, such as other names,
+// attributes, access control lists or flags of chattr(1). Times are not compared. If the layer is a delta, own are the paths that
+// are in dir itself, and nil otherwise: see Differing. noWhiteouts reports that dir has no marks for the paths that the layer
+// deletes. Verify calls damage for each file that differs, with its path in dir, and progress with the number of bytes read;
+// neither is called concurrently.
 func (f *FS) Verify(
 	ctx context.Context, dir string, m *layer.Manifest, own map[string]bool, noWhiteouts bool, damage func(path, what string),
 	progress func(int64),
@@ -66,7 +67,7 @@ func (f *FS) Verify(
 	}
 	for i, seen := range v.seen {
 		if e := m.At(i); !seen && e.Path != "" && !(noWhiteouts && e.Type == layer.Whiteout) && (own == nil || own[e.Path]) {
-			v.damage(e.Path, "is not there")
+			v.damage(e.Path, "is missing")
 		}
 	}
 	return nil
@@ -74,24 +75,24 @@ func (f *FS) Verify(
 
 type verifier struct {
 	ctx         context.Context
-	at          *dirtree.Descent // the directory that is compared
+	at          *dirtree.Descent // the directory being compared
 	fs          *FS
 	root        *rootfs.Root
 	manifest    *layer.Manifest
-	seen        []bool // by entry
-	base        Flags  // of the directory that the layer's is in
-	noWhiteouts bool   // the directory has no marks of what the layer deletes
+	seen        []bool // indexed by entry
+	base        Flags  // of the parent of the layer's directory
+	noWhiteouts bool   // the directory has no marks for deleted paths
 	damage      func(path, what string)
 	progress    func(int64)
 	target      [unix.PathMax]byte
-	reading     *errgroup.Group // of the bytes of files, side by side
+	reading     *errgroup.Group // reads the bytes of files concurrently
 	bufs        sync.Pool       // of *[verifyBlock]byte
 }
 
-// verifyBlock is how much of a file is read at once.
+// verifyBlock is the number of bytes read at once.
 const verifyBlock = 256 << 10
 
-// buf returns a buffer for bufs.
+// buf returns a buffer, to be put into bufs after use.
 func (v *verifier) buf() *[verifyBlock]byte {
 	if b, ok := v.bufs.Get().(*[verifyBlock]byte); ok {
 		return b
@@ -99,7 +100,7 @@ func (v *verifier) buf() *[verifyBlock]byte {
 	return new([verifyBlock]byte)
 }
 
-// dir compares what is in the directory, whose path is path.
+// dir compares the contents of the current directory, whose path is path.
 func (v *verifier) dir(path string) error {
 	var dirs []string
 	for {
@@ -139,7 +140,7 @@ func (v *verifier) dir(path string) error {
 	return nil
 }
 
-// top compares the layer's directory itself. Where the manifest has no entry of it, it may be anything that nobody sees.
+// top compares the layer's directory itself. If the manifest has no entry for it, its attributes do not matter.
 func (v *verifier) top() error {
 	e, ok := v.manifest.Lookup("")
 	var st unix.Stat_t
@@ -153,7 +154,7 @@ func (v *verifier) top() error {
 	return v.attributes(Target{Fd: v.at.Fd()}, found, e)
 }
 
-// foundEntry describes a file as stat(2) tells of it.
+// foundEntry returns the entry that describes the result of stat(2).
 func foundEntry(path string, st *unix.Stat_t) layer.Entry {
 	e := layer.Entry{Path: path, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid}
 	switch st.Mode & unix.S_IFMT {
@@ -176,7 +177,7 @@ func foundEntry(path string, st *unix.Stat_t) layer.Entry {
 	return e
 }
 
-// attributes compares a file with its entry, in all but its bytes.
+// attributes compares everything except the bytes of a file with its entry.
 func (v *verifier) attributes(t Target, found, e layer.Entry) error {
 	a, err := v.fs.Attributes(t)
 	if err != nil {
@@ -186,7 +187,7 @@ func (v *verifier) attributes(t Target, found, e layer.Entry) error {
 	found.Xattrs, found.Opaque = a.Content, a.Opaque
 	what := v.differs(found, e)
 	if what == "" && len(a.Foreign) > 0 {
-		what = "has extended attributes that it did not have: " + strings.Join(a.Foreign, ", ")
+		what = "has extended attributes that were not there before: " + strings.Join(a.Foreign, ", ")
 	}
 	if what == "" && t.path == "" {
 		flags, err := v.fs.flagsOf(t.Fd)
@@ -194,7 +195,7 @@ func (v *verifier) attributes(t Target, found, e layer.Entry) error {
 			return err
 		}
 		if extra := flags.beyond(v.base); extra != (Flags{}) {
-			what = "has flags of chattr(1) that it did not have: " + extra.String()
+			what = "has flags of chattr(1) that were not there before: " + extra.String()
 		}
 	}
 	if what != "" {
@@ -203,7 +204,7 @@ func (v *verifier) attributes(t Target, found, e layer.Entry) error {
 	return nil
 }
 
-// name compares one name of the directory, and reports whether it is a directory that is to be compared, too.
+// name compares one name in the current directory, and reports whether it is a directory whose contents must be compared too.
 func (v *verifier) name(name, p string) (isDir bool, err error) {
 	dir := v.at.Fd()
 	var st unix.Stat_t
@@ -213,7 +214,7 @@ func (v *verifier) name(name, p string) (isDir bool, err error) {
 	}
 	i := v.manifest.Find(p)
 	if i < 0 {
-		v.damage(p, "was not there when the layer was made")
+		v.damage(p, "did not exist when the layer was made")
 		return false, nil
 	}
 	v.seen[i] = true
@@ -261,12 +262,12 @@ func (v *verifier) name(name, p string) (isDir bool, err error) {
 	return false, nil
 }
 
-// differs says what of a file is not as its entry has it on disk.
+// differs describes how a file differs from the stored form of its entry. It returns "" if it does not.
 func (v *verifier) differs(found, e layer.Entry) string {
 	e = v.fs.Stored(e)
 	switch {
 	case found.Type != e.Type:
-		return "is of another type"
+		return "has a different type"
 	case e.Type != layer.Symlink && found.Mode != e.Mode:
 		return fmt.Sprintf("has mode %04o and had %04o", found.Mode, e.Mode)
 	case found.UID != e.UID || found.GID != e.GID:
@@ -274,16 +275,16 @@ func (v *verifier) differs(found, e layer.Entry) string {
 	case found.Size != e.Size && e.Type == layer.File:
 		return fmt.Sprintf("has %d bytes and had %d", found.Size, e.Size)
 	case found.Major != e.Major || found.Minor != e.Minor:
-		return "is another device"
+		return "is a different device"
 	case found.Link != e.Link:
-		return "leads elsewhere"
+		return "has a different target"
 	case found.Opaque != e.Opaque && !v.noWhiteouts || !slices.Equal(found.Xattrs, e.Xattrs):
-		return "has other extended attributes"
+		return "has different extended attributes"
 	}
 	return ""
 }
 
-// link compares a further name of a file with the name that has the file.
+// link checks that a hard link and its target are the same file.
 func (v *verifier) link(st *unix.Stat_t, e layer.Entry) error {
 	f, err := v.root.OpenNoSymlinks(e.Link, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	var first unix.Stat_t
@@ -316,7 +317,7 @@ func (v *verifier) bytes(f *os.File, e layer.Entry) error {
 		}
 	}
 	if layer.Digest(h.Sum(nil)) != e.Digest {
-		v.damage(e.Path, "holds other bytes")
+		v.damage(e.Path, "has different content")
 	}
 	return nil
 }

@@ -19,33 +19,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Writer writes entries into a directory in the form of an overlay's lower directory: whiteouts are character devices 0:0, opaque
-// directories have an extended attribute. Every path it is given is physical: no component may be a symbolic link. It is not safe for
-// concurrent use.
+// Writer writes entries into a directory in the form of an overlay's lower directory: whiteouts are character devices 0:0, and
+// opaque directories have an extended attribute. All paths must be physical: no component may be a symbolic link. A Writer is not
+// safe for concurrent use.
 type Writer struct {
 	fs   *FS
 	root *rootfs.Root
-	// dirs are the open directories on the way to the last entry, outermost first: entries mostly come in tree order.
+	// dirs are open directories on the path of the last entry, outermost first: entries mostly come in tree order.
 	dirs   []openDir
-	opaque string // name of the opaque attribute
+	opaque string // name of the attribute that marks opaque directories
 	buf    []byte
-	// earlier is a layer that has files which may be the same here; nil for none.
+	// earlier is a layer whose files can be reused; nil for none.
 	earlier *earlier
-	// delta is how the files are written that differ from a base; nil if all are.
+	// delta is the state for a layer with a base; nil if all files are written.
 	delta    *delta
-	uid, gid uint32 // the process's
+	uid, gid uint32 // of the process
 }
 
-// earlier is a committed layer. Its files are never changed, so one that is the same in another layer can be the same file there, by a
-// hard link.
+// earlier is a committed layer. Its files never change, so an identical file in another layer can be a hard link to it.
 type earlier struct {
 	manifest  *layer.Manifest
 	files     *Files
-	own, base *Writer // base is nil for a layer without one
+	own, base *Writer // base is nil if the layer has no base
 }
 
-// Reuse makes the writer take files that are the same in everything from a committed layer with this manifest, by hard links, if their
-// digests are known: see Put. The files stay the caller's.
+// Reuse makes the writer create hard links to the files of a committed layer with this manifest instead of writing files that are
+// identical in all attributes and whose digests are known: see Put. The caller keeps ownership of files.
 func (d *Writer) Reuse(m *layer.Manifest, files *Files) {
 	d.closeEarlier()
 	d.earlier = &earlier{manifest: m, files: files, own: d.fs.NewWriter(files.root)}
@@ -54,7 +53,7 @@ func (d *Writer) Reuse(m *layer.Manifest, files *Files) {
 	}
 }
 
-// parent returns the directory that holds a path of the layer.
+// parent returns the directory that contains a path of the layer.
 func (e *earlier) parent(path string) (openDir, error) {
 	if e.files.at(path) != e.files {
 		return e.base.parent(path)
@@ -65,19 +64,19 @@ func (e *earlier) parent(path string) (openDir, error) {
 type openDir struct {
 	path string
 	file *os.File
-	// plain says that what is made in the directory belongs to the process's user and group, and has the mode that was asked
-	// for as the umask leaves it.
+	// plain reports that files created in the directory belong to the process's user and group, and get the requested mode less the
+	// umask.
 	plain bool
 }
 
 func (o openDir) fd() int { return int(o.file.Fd()) }
 
-// NewWriter returns a writer to the directory of root. Close must be called; the root stays the caller's.
+// NewWriter returns a Writer for the directory of root. The caller must call Close, and keeps ownership of root.
 func (f *FS) NewWriter(root *rootfs.Root) *Writer {
 	return &Writer{fs: f, root: root, opaque: f.prefix + opaqueMark, uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
 }
 
-// mark calls f, which makes one of the marks by which an overlay sees what a layer deletes. Where roots are copies there are none.
+// mark calls f, which creates a whiteout or an opaque mark. It does nothing if root file systems are copies.
 func (d *Writer) mark(f func() error) error {
 	if d.fs.Copies() {
 		return nil
@@ -112,13 +111,13 @@ func (d *Writer) closeEarlier() {
 	}
 }
 
-// link makes the entry a further name of the earlier layer's file of the same path, if that is the same in everything.
+// link creates the entry as a hard link to the earlier layer's file of the same path, if the two are identical.
 func (d *Writer) link(dir int, e *layer.Entry) bool {
 	if d.earlier == nil || e.Digest == (layer.Digest{}) {
 		return false
 	}
 	if d.fs.Ownerless(e) {
-		return false // the overlay tells of a file with several names less when it copies it up: see package diff
+		return false // the overlay sets no mark when it copies up a file with several names: see package diff
 	}
 	old, ok := d.earlier.manifest.Lookup(e.Path)
 	if !ok || old.Type != layer.File || old.Digest != e.Digest || old.Size != e.Size ||
@@ -127,11 +126,11 @@ func (d *Writer) link(dir int, e *layer.Entry) bool {
 		return false
 	}
 	from, err := d.earlier.parent(e.Path)
-	// The file can have as many names as it may have, or be gone: then it is written.
+	// Linking fails if the file has the maximum number of links, or was removed: then it is written.
 	return err == nil && unix.Linkat(from.fd(), e.Name(), dir, e.Name(), 0) == nil
 }
 
-// parent returns the directory that holds path, which stays open until the next call.
+// parent returns the directory that contains path. It stays open until the next call.
 func (d *Writer) parent(path string) (openDir, error) {
 	dir := layer.Parent(path)
 	for len(d.dirs) > 0 {
@@ -165,8 +164,8 @@ func (d *Writer) parent(path string) (openDir, error) {
 	return o, nil
 }
 
-// Directory returns the descriptor of the directory that holds path, or for "" of the writer's own. It is valid until the next call of the
-// writer.
+// Directory returns the descriptor of the directory that contains path or, for "", of the writer's own directory. It is valid
+// until the next call of the writer.
 func (d *Writer) Directory(path string) (int, error) {
 	if path == "" {
 		return d.root.Fd(), nil
@@ -178,14 +177,14 @@ func (d *Writer) Directory(path string) (int, error) {
 	return dir.fd(), nil
 }
 
-// plain is openDir's for an open directory. It is not where a set-group-ID bit or a mount option (ext4(5), grpid) gives new
-// files another group. No directory has a default access control list (acl(5)), since scratch's has none.
+// plain returns openDir.plain for an open directory. It is false if a set-group-ID bit or a mount option (ext4(5), grpid) gives
+// new files another group. No directory has a default access control list (acl(5)), since scratch's has none.
 func (d *Writer) plain(dir int) bool {
 	var st unix.Stat_t
 	return unix.Fstat(dir, &st) == nil && st.Mode&unix.S_ISGID == 0 && st.Gid == d.gid
 }
 
-// umask returns the process's, which nothing in kiln changes, or all bits if it cannot be known.
+// umask returns the umask of the process, which kiln never changes, or all bits if it is unknown.
 var umask = sync.OnceValue(func() uint32 {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -201,11 +200,11 @@ var umask = sync.OnceValue(func() uint32 {
 	return 0o777
 })
 
-// made says what a new name has already of what its entry says.
+// made reports which attributes of a new file already match its entry.
 type made struct{ owner, mode bool }
 
-// creation returns the mode to make an entry with, and what it then has: every system call that is not made counts, in a
-// layer of many small files.
+// creation returns the mode with which to create an entry, and the attributes that it then has. In a layer of many small files,
+// every system call that is avoided counts.
 func (d *Writer) creation(in openDir, e *layer.Entry, private uint32) (uint32, made) {
 	has := made{owner: in.plain && e.UID == d.uid && e.GID == d.gid}
 	if in.plain && e.Mode&^0o777 == 0 && e.Mode&umask() == 0 {
@@ -215,7 +214,7 @@ func (d *Writer) creation(in openDir, e *layer.Entry, private uint32) (uint32, m
 	return private, has
 }
 
-// Put implements compose.Writer. The time of a directory is set by Finish or SetTime, once everything is in it.
+// Put implements compose.Writer. The time of a directory is set by Finish or SetTime, once its contents are complete.
 func (d *Writer) Put(e *layer.Entry, body io.Reader) error {
 	if e.Path == "" {
 		return d.attributes(e)
@@ -228,12 +227,12 @@ func (d *Writer) Put(e *layer.Entry, body io.Reader) error {
 	return d.write(e, body)
 }
 
-// has reports whether a directory of the layer is there, and not only in the base.
+// has reports whether a directory of the layer is in the layer's directory, and not only in the base.
 func (d *Writer) has(dir string) bool {
 	return d.delta == nil || d.delta.dirs[dir] == nil
 }
 
-// write is Put of what is not in the base.
+// write writes an entry that is not in the base.
 func (d *Writer) write(e *layer.Entry, body io.Reader) error {
 	parent, err := d.parent(e.Path)
 	if err != nil {
@@ -325,13 +324,13 @@ func (d *Writer) file(parent openDir, e *layer.Entry, body io.Reader) error {
 	return errors.Join(err, unix.Close(fd))
 }
 
-// zero is compared with blocks that may become holes.
+// zero is a block of zeros, which becomes a hole.
 var zero [4096]byte
 
-// copy moves body into the file and the hash; blocks of zeros become holes.
+// copy copies body to the file and the hash. Blocks of zeros become holes.
 func (d *Writer) copy(fd int, h io.Writer, body io.Reader) (int64, error) {
 	if d.buf == nil {
-		d.buf = make([]byte, 128<<10) // most layers have no file at all
+		d.buf = make([]byte, 128<<10) // most layers have no files
 	}
 	var n int64
 	hole := false
@@ -385,8 +384,8 @@ func allZero(p []byte) bool {
 	return p[0] == 0 && string(p) == string(zero[:len(p)])
 }
 
-// attributesAt sets owner, mode and extended attributes of a name in a directory, of a symbolic link itself, but not what it
-// has.
+// attributesAt sets the owner, mode and extended attributes of a name in a directory, without following a symbolic link, except
+// those that it already has.
 func (d *Writer) attributesAt(dir int, name string, e *layer.Entry, has made) error {
 	if e.Type == layer.Dir && (len(e.Xattrs) > 0 || e.Opaque) {
 		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -454,7 +453,7 @@ func (d *Writer) attributes(e *layer.Entry) error {
 		return err
 	}
 	defer f.Close()
-	d.closeDirs() // what is made below may get another group now
+	d.closeDirs() // files created in it may get another group now
 	return d.attributesFd(int(f.Fd()), e, made{})
 }
 
@@ -468,7 +467,7 @@ func (d *Writer) SetDir(e *layer.Entry) error {
 	return d.attributes(e)
 }
 
-// SetTime sets the time of a directory, after its content is complete.
+// SetTime sets the time of a directory, whose contents must be complete.
 func (d *Writer) SetTime(e *layer.Entry) error {
 	var dir int
 	var name string
@@ -508,8 +507,8 @@ func (d *Writer) remove(path string) error {
 	return dirtree.RemoveAt(dir.fd(), path[strings.LastIndexByte(path, '/')+1:])
 }
 
-// Finish implements compose.Writer. In a delta it makes the directories that differ; it fails with ErrNoDelta if the base has what the
-// layer has not.
+// Finish implements compose.Writer. For a delta it creates the directories that differ, and fails with ErrNoDelta if the base has
+// paths that the layer does not.
 func (d *Writer) Finish(dirs iter.Seq2[*layer.Entry, bool]) error {
 	if d.delta != nil {
 		if err := d.delta.finish(d, dirs); err != nil {
@@ -537,7 +536,8 @@ func (d *Writer) Finish(dirs iter.Seq2[*layer.Entry, bool]) error {
 	return nil
 }
 
-// SetTime sets the modification and access time of a name in a directory, or for "" of the directory itself. It follows no symbolic link.
+// SetTime sets the modification and access time of a name in a directory or, for "", of the directory itself. It does not follow
+// symbolic links.
 func SetTime(dir int, name string, t time.Time) error {
 	ts := [2]unix.Timespec{timespec(t), timespec(t)}
 	flags := unix.AT_SYMLINK_NOFOLLOW
