@@ -46,7 +46,7 @@ func (j *Job) export(ctx context.Context, res *Result) error {
 	}
 	if j.options.Export.MetadataFile != "" {
 		err := exporter.WriteFile(j.options.Export.MetadataFile, func(w io.Writer) error {
-			data, err := res.metadata()
+			data, err := res.Metadata()
 			if err == nil {
 				_, err = w.Write(data)
 			}
@@ -277,8 +277,8 @@ func wrote(n int, thing string) string {
 	return fmt.Sprintf("%d %ss are", n, thing)
 }
 
-// metadata returns what --metadata-file holds, in BuildKit's words.
-func (r *Result) metadata() ([]byte, error) {
+// Metadata returns what --metadata-file holds, in BuildKit's words.
+func (r *Result) Metadata() ([]byte, error) {
 	m := map[string]any{}
 	if r.Digest != "" {
 		m["containerimage.digest"] = r.Digest

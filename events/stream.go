@@ -68,6 +68,9 @@ func (s *Stream) Close() {
 // Emit passes an event of the build on.
 func (s *Stream) Emit(body Body) { s.emit(llb.Digest{}, body) }
 
+// Relay passes on an event of another stream. It gets a time of this one.
+func (s *Stream) Relay(e Event) { s.emit(e.Vertex, e.Body) }
+
 func (s *Stream) emit(vertex llb.Digest, body Body) {
 	if s == nil {
 		return

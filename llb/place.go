@@ -13,6 +13,8 @@ import (
 type Place struct {
 	// Project names the build context that the Dockerfile belongs to: an absolute directory or an address without credentials.
 	Project string `json:"-"`
+	// Member is the name of the build among several that are done together, as a target of a Bake file; "" for a build alone.
+	Member string `json:"member,omitempty"`
 	// Group is "internal" or "context NAME"; "" for an instruction.
 	Group string `json:"group,omitempty"`
 	// Stage is the name that the stage has in the Dockerfile, "stage-N" for one without a name, and Stages the number of stages.
@@ -34,6 +36,9 @@ type Place struct {
 // build 2/5] " where the build is for several platforms. A Dockerfile's only stage is not named. The zero Place is "".
 func (p Place) String() string {
 	var words []string
+	if p.Member != "" {
+		words = append(words, p.Member)
+	}
 	if p.Platforms > 1 && p.Platform != "" {
 		words = append(words, p.Platform+p.cross())
 	}
