@@ -75,7 +75,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.rootDir, "root", "", "directory of images, layers and cache (default $KILN_ROOT, else /var/lib/kiln for root, and $XDG_DATA_HOME/kiln or ~/.local/share/kiln)")
 	root.PersistentFlags().BoolVarP(&a.debug, "debug", "D", false, "say what need not concern the user, and print the stack of an internal error")
 	root.SuggestionsMinimumDistance = 2
-	root.AddCommand(a.buildCommand(), a.imagesCommand(), a.tagCommand(), a.rmiCommand(), a.inspectCommand(), a.historyCommand(), a.diffCommand(), a.cpCommand(), a.pushCommand(),
+	root.AddCommand(a.buildCommand(), a.composeCommand(), a.imagesCommand(), a.tagCommand(), a.rmiCommand(), a.inspectCommand(), a.historyCommand(), a.diffCommand(), a.cpCommand(), a.pushCommand(),
 		a.pullCommand(), a.saveCommand(), a.loadCommand(), a.loginCommand(), a.logoutCommand(), a.pruneCommand(), a.duCommand(), a.checkCommand(), a.explainCommand(), a.doctorCommand(), a.versionCommand())
 	root.AddCommand(a.groups()...)
 	return root
