@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -9,7 +10,7 @@ import (
 )
 
 // group returns a command that only has others, by the names that docker and buildx have for them.
-func (a *app) group(name, short string, commands ...*cobra.Command) *cobra.Command {
+func group(name, short string, commands ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{Use: name + " COMMAND", Short: short, Args: cobra.ArbitraryArgs, RunE: helpOrUnknown, SuggestionsMinimumDistance: 2}
 	cmd.AddCommand(commands...)
 	return cmd
@@ -22,18 +23,36 @@ func as(name string, cmd *cobra.Command, aliases ...string) *cobra.Command {
 	return cmd
 }
 
-// groups returns the commands that docker and buildx have in groups.
+// groups returns the commands that docker and buildx have in groups. Making them takes as long as making all others, so a group that the
+// command line does not name is empty.
 func (a *app) groups() []*cobra.Command {
-	image := a.group("image", "Manage images, as docker image does", as("ls", a.imagesCommand(), "list"), a.inspectCommand(),
-		as("rm", a.rmiCommand(), "remove"), a.historyCommand(), a.imagePruneCommand(), a.buildCommand(), a.pullCommand(), a.pushCommand(),
-		a.tagCommand(), a.saveCommand(), a.loadCommand())
-	return []*cobra.Command{
-		image, a.imagetoolsCommand(), a.manifestCommand(),
-		a.group("buildx", "Other names of commands, as docker buildx has them", a.buildCommand(), as("b", a.buildCommand()), a.duCommand(), a.pruneCommand(),
-			a.imagetoolsCommand(), a.versionCommand()),
-		a.group("builder", "Other names of commands, as docker builder has them", a.buildCommand(), a.pruneCommand()),
-		a.group("system", "Other names of commands, as docker system has them", as("df", a.duCommand()), a.pruneCommand()),
+	var all []*cobra.Command
+	add := func(name, short string, commands func() []*cobra.Command) {
+		g := group(name, short)
+		if slices.Contains(a.args, name) || len(a.args) > 0 && strings.HasPrefix(a.args[0], cobra.ShellCompRequestCmd) {
+			g.AddCommand(commands()...)
+		}
+		all = append(all, g)
 	}
+	add("image", "Manage images, as docker image does", func() []*cobra.Command {
+		return []*cobra.Command{
+			as("ls", a.imagesCommand(), "list"), a.inspectCommand(), as("rm", a.rmiCommand(), "remove"), a.historyCommand(), a.imagePruneCommand(),
+			a.buildCommand(), a.pullCommand(), a.pushCommand(), a.tagCommand(), a.saveCommand(), a.loadCommand(),
+		}
+	})
+	add("imagetools", "Work on images in registries, as docker buildx imagetools does", a.imagetoolsCommands)
+	add("manifest", "Work on manifests in registries, as docker manifest does", a.manifestCommands)
+	add("buildx", "Other names of commands, as docker buildx has them", func() []*cobra.Command {
+		tools := group("imagetools", "Work on images in registries", a.imagetoolsCommands()...)
+		return []*cobra.Command{a.buildCommand(), as("b", a.buildCommand()), a.duCommand(), a.pruneCommand(), tools, a.versionCommand()}
+	})
+	add("builder", "Other names of commands, as docker builder has them", func() []*cobra.Command {
+		return []*cobra.Command{a.buildCommand(), a.pruneCommand()}
+	})
+	add("system", "Other names of commands, as docker system has them", func() []*cobra.Command {
+		return []*cobra.Command{as("df", a.duCommand()), a.pruneCommand()}
+	})
+	return all
 }
 
 // instead returns what does the work of a command that kiln does not have, or "".

@@ -16,9 +16,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// imagetoolsCommand returns the commands for images in registries, as docker buildx imagetools has them.
-func (a *app) imagetoolsCommand() *cobra.Command {
-	return a.group("imagetools", "Work on images in registries, as docker buildx imagetools does", a.createIndexCommand(), a.inspectRemoteCommand())
+// imagetoolsCommands returns the commands for images in registries, as docker buildx imagetools has them.
+func (a *app) imagetoolsCommands() []*cobra.Command {
+	return []*cobra.Command{a.createIndexCommand(), a.inspectRemoteCommand()}
 }
 
 func (a *app) createIndexCommand() *cobra.Command {
@@ -136,8 +136,8 @@ func (a *app) printRemote(r *images.Remote) error {
 	return err
 }
 
-// manifestCommand returns the commands of docker manifest that kiln has.
-func (a *app) manifestCommand() *cobra.Command {
+// manifestCommands returns the commands of docker manifest that kiln has.
+func (a *app) manifestCommands() []*cobra.Command {
 	inspect := &cobra.Command{
 		Use:     "inspect NAME",
 		Short:   "Print the manifest or index of an image in a registry",
@@ -157,5 +157,5 @@ func (a *app) manifestCommand() *cobra.Command {
 			})
 		},
 	}
-	return a.group("manifest", "Work on manifests in registries, as docker manifest does", inspect)
+	return []*cobra.Command{inspect}
 }

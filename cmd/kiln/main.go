@@ -59,7 +59,7 @@ type app struct {
 	// rootDir and debug are the flags of all commands.
 	rootDir string
 	debug   bool
-	// args is the command line, for errors that are about a part of it that was not parsed.
+	// args is the command line: it decides which groups of commands are made, and errors are about parts of it that were not parsed.
 	args []string
 	// config is the configuration, once the root directory was entered.
 	config *config.Config

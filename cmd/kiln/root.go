@@ -25,7 +25,10 @@ import (
 )
 
 // run carries out a command line and returns the exit status.
-func (a *app) run(args []string) int { return a.execute(a.rootCommand(), args) }
+func (a *app) run(args []string) int {
+	a.args = args
+	return a.execute(a.rootCommand(), args)
+}
 
 // execute carries out a command line of root. All that goes wrong is printed here.
 func (a *app) execute(root *cobra.Command, args []string) (exit int) {
@@ -40,7 +43,6 @@ func (a *app) execute(root *cobra.Command, args []string) (exit int) {
 			exit = exitInternal
 		}
 	}()
-	a.args = args
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
