@@ -89,7 +89,7 @@ second image has, - for what only the first has, and ~ for what both have. Times
 						if c.Part != part {
 							fmt.Fprintf(&line, "%s:\n", map[string]string{"config": "Configuration", "layer": "Layers", "file": "Files", "size": "Size in store"}[c.Part])
 						}
-						fmt.Fprintf(&line, "  %s\n", termtext.Line(changeText(c)))
+						fmt.Fprintf(&line, "  %s\n", termtext.Line(c.String()))
 					}
 					found, part = true, c.Part
 					_, err := a.stdout.Write(line.Bytes())
@@ -106,34 +106,4 @@ second image has, - for what only the first has, and ~ for what both have. Times
 	cmd.Flags().StringVar(&platform, "platform", "", "the platform of images for several, as os/arch[/variant] (default the host's)")
 	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "exit with status 1 if the images differ")
 	return cmd
-}
-
-// changeText describes a difference in one line.
-func changeText(c images.Change) string {
-	sign := map[string]string{"added": "+", "removed": "-", "changed": "~"}[c.Kind]
-	size := func() string {
-		switch {
-		case c.Kind == "added":
-			return humanSize(c.NewSize)
-		case c.Kind == "removed" || c.OldSize == c.NewSize:
-			return humanSize(c.OldSize)
-		}
-		return humanSize(c.OldSize) + " -> " + humanSize(c.NewSize)
-	}
-	switch {
-	case c.Part == "config" && c.Kind == "changed":
-		return fmt.Sprintf("%s %s: %s -> %s", sign, c.Name, c.Old, c.New)
-	case c.Part == "config":
-		return fmt.Sprintf("%s %s: %s", sign, c.Name, append(c.Old[:len(c.Old):len(c.Old)], c.New...))
-	case c.Part == "size":
-		return size()
-	}
-	notes := c.What
-	if c.OldSize > 0 || c.NewSize > 0 {
-		notes = append(notes[:len(notes):len(notes)], size())
-	}
-	if len(notes) == 0 {
-		return sign + " " + c.Name
-	}
-	return fmt.Sprintf("%s %s (%s)", sign, c.Name, strings.Join(notes, ", "))
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/docker/go-units"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -267,3 +268,35 @@ func differs(a, b *layer.Entry) (what []string) {
 	}
 	return what
 }
+
+// String describes the change in one line, which begins with "+", "-" or "~".
+func (c Change) String() string {
+	sign := map[string]string{"added": "+", "removed": "-", "changed": "~"}[c.Kind]
+	size := func() string {
+		switch {
+		case c.Kind == "added":
+			return humanSize(c.NewSize)
+		case c.Kind == "removed" || c.OldSize == c.NewSize:
+			return humanSize(c.OldSize)
+		}
+		return humanSize(c.OldSize) + " -> " + humanSize(c.NewSize)
+	}
+	switch {
+	case c.Part == "config" && c.Kind == "changed":
+		return fmt.Sprintf("%s %s: %s -> %s", sign, c.Name, c.Old, c.New)
+	case c.Part == "config":
+		return fmt.Sprintf("%s %s: %s", sign, c.Name, append(c.Old[:len(c.Old):len(c.Old)], c.New...))
+	case c.Part == "size":
+		return size()
+	}
+	notes := c.What
+	if c.OldSize > 0 || c.NewSize > 0 {
+		notes = append(notes[:len(notes):len(notes)], size())
+	}
+	if len(notes) == 0 {
+		return sign + " " + c.Name
+	}
+	return fmt.Sprintf("%s %s (%s)", sign, c.Name, strings.Join(notes, ", "))
+}
+
+func humanSize(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) }

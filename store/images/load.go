@@ -112,6 +112,7 @@ func (a *archive) read(ctx context.Context, r io.Reader, maxSize int64) error {
 	defer plain.Close()
 	limited := &io.LimitedReader{R: plain, N: maxSize}
 	tr := tar.NewReader(limited)
+	files := int64(0) // their bytes: a sparse one has more than the archive has of it
 	for n := 0; ; n++ {
 		h, err := tr.Next()
 		switch {
@@ -125,7 +126,10 @@ func (a *archive) read(ctx context.Context, r io.Reader, maxSize int64) error {
 			return fmt.Errorf("load images: read the archive: %w", err)
 		case n == maxArchived:
 			return archiveErrorf("has more than %d files", maxArchived)
+		case h.Size > maxSize-files:
+			return archiveErrorf("has files of more than %d bytes, which archive.maxSize in kiln.toml allows", maxSize)
 		}
+		files += h.Size
 		if err := a.add(ctx, tr, h); err != nil {
 			if limited.N <= 0 {
 				return archiveErrorf("has more than %d bytes, which archive.maxSize in kiln.toml allows", maxSize)

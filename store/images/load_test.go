@@ -5,6 +5,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/kilnbuild/kiln/internal/config"
@@ -100,4 +104,21 @@ func FuzzLoad(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestLoadSparse loads an archive of a few bytes that has a file of many, as GNU tar writes sparse ones.
+func TestLoadSparse(t *testing.T) {
+	dir := t.TempDir()
+	out, err := exec.Command("sh", "-c", "cd "+dir+" && truncate -s 1G hole && tar -S -cf a.tar hole").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	f, err := os.Open(filepath.Join(dir, "a.tar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := openImages(t).Load(t.Context(), f, LoadOptions{MaxSize: 1 << 20}); err == nil || !strings.Contains(err.Error(), "has files of more than 1048576 bytes") {
+		t.Errorf("Load: %v", err)
+	}
 }
