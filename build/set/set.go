@@ -63,15 +63,24 @@ type set struct {
 // Build builds the members at the same time, each as a job of its own once those that it needs are built; steps that are the same in
 // several members run once, since a step's key is locked while it runs. The first failure ends all others, and is a *MemberError. The
 // results are those of the members that were built. root is where the builder keeps what it builds.
-func Build(ctx context.Context, b *build.Builder, root *store.Root, members []Member, s *events.Stream) (map[string]*build.Result, error) {
+func Build(
+	ctx context.Context, b *build.Builder, root *store.Root, members []Member, s *events.Stream,
+) (map[string]*build.Result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	set := &set{builder: b, root: root, events: s, jobs: make(chan struct{}, maxJobs), done: map[string]chan struct{}{}, results: map[string]*build.Result{}}
+	needed := map[string]bool{}
 	for _, m := range members {
 		set.done[m.Name] = make(chan struct{})
+		for _, name := range m.Needs {
+			needed[name] = true
+		}
 	}
 	var running sync.WaitGroup
 	for _, m := range members {
+		if needed[m.Name] {
+			m.Options.Export.Outputs = withImage(m.Options.Export.Outputs)
+		}
 		running.Go(func() {
 			if err := set.build(ctx, m); err != nil {
 				cancel()
@@ -80,6 +89,15 @@ func Build(ctx context.Context, b *build.Builder, root *store.Root, members []Me
 	}
 	running.Wait()
 	return set.results, errors.Join(set.err, set.forget(members))
+}
+
+// withImage returns outputs with one to the image store before the others, unless there is one: whoever needs the image finds all of it
+// there.
+func withImage(outputs []build.Output) []build.Output {
+	if len(outputs) == 0 || slices.ContainsFunc(outputs, func(o build.Output) bool { return o.Type == build.OutputImage }) {
+		return outputs
+	}
+	return append([]build.Output{{Type: build.OutputImage, Attrs: map[string]string{}}}, outputs...)
 }
 
 // build builds a member once those that it needs are built.
