@@ -17,13 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A crash of the machine may leave files empty, or full of zeros, that were not on disk yet. Nothing waits for the disk because of that: a
-// layer has a note that says in which boot of the machine it was made, and in that boot nothing can have been lost. In another the layer is
-// compared with its manifest when it is first used, and what is read then is on disk. The note goes with that, or when the file system was
-// synced meanwhile.
+// A crash of the host may leave files that were not yet written to disk empty or full of zeros. kiln does not wait for the disk
+// because of that. Instead a layer has a note with the ID of the boot in which it was made, and in that boot nothing can have
+// been lost. In another boot the layer is compared with its manifest when it is first used, since a file that can be read then is
+// on disk. The note is removed after that, or once the file system was synced.
 const unsyncedNote = "unsynced"
 
-// unsynced returns the boot in which a layer was made, if it may not be on disk yet; "" if it is.
+// unsynced returns the boot in which a layer was made, if it may not be on disk yet, or "" if it is.
 func (s *Store) unsynced(id layer.ID) (boot string, err error) {
 	note, err := os.ReadFile(filepath.Join(s.Path(id), unsyncedNote))
 	switch {
@@ -37,8 +37,8 @@ func (s *Store) unsynced(id layer.ID) (boot string, err error) {
 	return string(note), nil
 }
 
-// survived compares a layer that was made in another boot of the machine with its manifest. It returns an error if a crash has damaged it,
-// or ctx ends.
+// survived compares a layer that was made in another boot of the host with its manifest. It returns an error if a crash has
+// damaged the layer, or if ctx ends.
 func (s *Store) survived(ctx context.Context, o *opened, form Form) error {
 	o.blobs.Check(ctx, s.Path(o.id))
 	if err := ctxio.Ended(ctx); err != nil {
@@ -57,9 +57,9 @@ func (s *Store) survived(ctx context.Context, o *opened, form Form) error {
 	}, count)
 	switch {
 	case damage != "":
-		return fmt.Errorf("%w: the machine was started again before all of layer %s was on disk: %s", layer.ErrDamaged, o.id, damage)
+		return fmt.Errorf("%w: the host restarted before layer %s was completely written to disk: %s", layer.ErrDamaged, o.id, damage)
 	case err != nil:
-		return fmt.Errorf("compare layer %s, which was made before the machine was started again, with its manifest: %w", o.id, err)
+		return fmt.Errorf("compare layer %s, which was made before the host restarted, with its manifest: %w", o.id, err)
 	}
 	return s.onDisk(o.id)
 }
@@ -67,17 +67,17 @@ func (s *Store) survived(ctx context.Context, o *opened, form Form) error {
 // onDisk removes the note of a layer.
 func (s *Store) onDisk(id layer.ID) error {
 	if err := os.Remove(filepath.Join(s.Path(id), unsyncedNote)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("note that layer %s is on disk: %w", id, err)
+		return fmt.Errorf("record that layer %s is on disk: %w", id, err)
 	}
 	return nil
 }
 
-// syncLimit is the number of bytes that the machine has not written yet, up to which closing a job syncs the disk: what any disk writes
-// in a fraction of a second.
+// syncLimit is the maximum number of unwritten bytes of the host with which closing a job syncs the disk. Any disk writes that
+// much in a fraction of a second.
 const syncLimit = 8 << 20
 
-// sync makes layers survive a crash of the machine as they are, if the machine has at most limit bytes that are not written yet. Otherwise
-// that is for a later process, when the kernel has written them. The caller has the layers open.
+// sync makes layers durable, if the host has at most limit unwritten bytes. Otherwise a later process does it, when the kernel
+// has written them. The caller has the layers open.
 func (s *Store) sync(ids []layer.ID, limit int64) error {
 	if len(ids) == 0 || unwritten() > limit {
 		return nil
@@ -96,7 +96,8 @@ func (s *Store) sync(ids []layer.ID, limit int64) error {
 	return nil
 }
 
-// unwritten returns how many bytes of files the machine has in memory and not on disk, proc_meminfo(5); 0 if that is not known.
+// unwritten returns the number of bytes of files that the host has in memory and not on disk, proc_meminfo(5), or 0 if it is
+// unknown.
 func unwritten() int64 {
 	f, err := os.Open("/proc/meminfo")
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestOtherBoot: a layer that was made before the machine was started again counts only if its files are what they were.
+// TestOtherBoot: a layer that was made before the host restarted is used only if its files are unchanged.
 func TestOtherBoot(t *testing.T) {
 	s := newStore(t)
 	s.boot = "the boot before"

@@ -7,7 +7,7 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/dir"
 )
 
-// files reads the files of one layer. A file that is not what it was when the layer was made is a *DamagedError, and the layer is given up.
+// files reads the files of one layer. Reading a file that was modified returns a *DamagedError and discards the layer.
 type files struct {
 	*dir.Files
 	store *Store
@@ -25,7 +25,7 @@ func (f files) Open(e *layer.Entry) (io.ReadCloser, error) {
 // Copy implements layer.Files.
 func (f files) Copy(w io.Writer, e *layer.Entry) error { return f.store.giveUp(f.Files.Copy(w, e)) }
 
-// reader gives a layer up of which a file is damaged.
+// reader discards the layer if a read finds its file damaged.
 type reader struct {
 	io.ReadCloser
 	store *Store

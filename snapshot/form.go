@@ -11,37 +11,38 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// Form is how a layer is kept in this root directory. Nothing outside this package depends on it, and no identity, manifest or record has
-// it: the same layer may have another form in another root directory, or later.
+// Form is how a layer is stored in this root directory. Nothing outside this package depends on it, and it is not part of any
+// identity, manifest or record: the same layer may have another form in another root directory, or later.
 type Form int
 
 // The forms of layers.
 const (
-	// Whole is a layer all of whose files are in fs, as the lower directory of an overlay.
+	// Whole is a layer whose fs contains all its files, as a lower directory of an overlay.
 	Whole Form = iota
-	// Delta is a layer of which fs has only the files that differ from its base: see package dir.
+	// Delta is a layer whose fs contains only the files that differ from its base: see package dir.
 	Delta
-	// NoWhiteouts is a layer that was made where roots are copies: fs has all its files, and no marks of what the layer deletes.
+	// NoWhiteouts is a layer made where root file systems are copies: fs contains all its files, but no marks for the paths that the
+	// layer deletes.
 	NoWhiteouts
 	// BlobOnly is a layer without fs, whose bytes are in its blob.
 	BlobOnly
-	// EntriesOnly is a layer of an image of which only the manifest is there. Its bytes are in a blob elsewhere.
+	// EntriesOnly is a layer of an image of which only the manifest is stored. Its bytes are in a blob elsewhere.
 	EntriesOnly
 )
 
-// traits are what the operations on a layer take its form for.
+// traits are the properties of a form that the operations on layers depend on.
 type traits struct {
 	name string
-	// files says that trees and tars read the layer's files from fs. Otherwise fs is made first, from the blob.
+	// files reports that trees and tars read the layer's files from fs. Otherwise fs is first created from the blob.
 	files bool
-	// base says that they read files that are not in fs from the base, and that the base is below fs in an overlay. The base is pruned
-	// after the layer.
+	// base reports that files that are not in fs are read from the base, which is below fs in an overlay. The base is pruned after
+	// the layer.
 	base bool
-	// overlay says that fs can be a lower directory of an overlay, and not only be copied.
+	// overlay reports that fs can be a lower directory of an overlay, and not only be copied.
 	overlay bool
-	// verify says what Verify and the comparison after a crash compare with the manifest.
+	// verify is the part of the layer that Verify and the check after a crash compare with the manifest.
 	verify verified
-	// needsBlob says that the layer does not exist if its blob does not, so that it goes when that is pruned.
+	// needsBlob reports that the layer exists only as long as its blob, and disappears when the blob is pruned.
 	needsBlob bool
 }
 
@@ -51,11 +52,11 @@ type verified int
 const (
 	verifyNothing verified = iota // image stores compare blobs with their digests
 	verifyAll
-	verifyOwn         // what differs from the base
-	verifyNoWhiteouts // all but whiteouts and opaque marks
+	verifyOwn         // the files that differ from the base
+	verifyNoWhiteouts // everything except whiteouts and opaque marks
 )
 
-// forms is the only place that says what a form means.
+// forms defines the properties of each form. No other code depends on a particular form for them.
 var forms = [...]traits{
 	Whole:       {name: "whole", files: true, overlay: true, verify: verifyAll},
 	Delta:       {name: "delta", files: true, base: true, overlay: true, verify: verifyOwn},
@@ -68,8 +69,8 @@ func (f Form) String() string { return forms[f].name }
 
 func (f Form) is() traits { return forms[f] }
 
-// The directory with the files of a layer is called fs, fs.delta-BASE or fs.no-whiteouts. So a form is in the same rename as the files, and
-// cannot be lost without them.
+// The directory with the files of a layer is called fs, fs.delta-BASE or fs.no-whiteouts, so that a single rename sets the files
+// and their form, and neither can be lost without the other.
 const (
 	fsName            = "fs"
 	deltaPrefix       = fsName + ".delta-"
@@ -87,8 +88,8 @@ func nameOf(f Form, base layer.ID) string {
 	return fsName
 }
 
-// formOf returns the form of the layer in a directory, and the base of a Delta. The error is layer.ErrDamaged for a name that kiln does not
-// give.
+// formOf returns the form of the layer in a directory, and the base of a Delta. The error wraps layer.ErrDamaged if the directory
+// contains an unknown form.
 func formOf(path string) (f Form, base layer.ID, err error) {
 	if _, err := os.Lstat(filepath.Join(path, fsName)); !errors.Is(err, fs.ErrNotExist) {
 		return Whole, "", err
@@ -106,7 +107,7 @@ func formOf(path string) (f Form, base layer.ID, err error) {
 		case name == noWhiteoutsFSName:
 			return NoWhiteouts, "", nil
 		case strings.HasPrefix(name, fsName):
-			return 0, "", fmt.Errorf("the form of %s is not known: %w", filepath.Join(path, name), layer.ErrDamaged)
+			return 0, "", fmt.Errorf("%s has an unknown form: %w", filepath.Join(path, name), layer.ErrDamaged)
 		}
 	}
 	return BlobOnly, "", nil

@@ -12,16 +12,16 @@ import (
 	"github.com/kilnbuild/kiln/internal/userns"
 )
 
-// OtherIDsError is a store that is kept in another form than this process's, or whose files have other owners than they would have
-// for it.
+// OtherIDsError is returned for a store that was made with other user IDs, so that its files have other owners than this process
+// would give them.
 type OtherIDsError struct{ Root string }
 
 func (e *OtherIDsError) Error() string {
-	return fmt.Sprintf("%s was made with other user ids than kiln has now, so the owners of its files would be wrong: "+
+	return fmt.Sprintf("%s was made with other user IDs than kiln has now, so the owners of its files would be wrong: "+
 		"remove it, or name another directory with --root", rootdir.Shown(e.Root))
 }
 
-// checkIDs compares the ids of the store with those of the process. Those of the first namespace are not written down.
+// checkIDs compares the IDs of the store with those of the process. In the initial namespace they are not recorded.
 func (s *Store) checkIDs(note string, ns userns.Namespace) error {
 	was, err := os.ReadFile(note)
 	if errors.Is(err, fs.ErrNotExist) {

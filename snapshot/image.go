@@ -12,9 +12,9 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
-// Unpack reads the tar of an image's layer to its end and commits it under id, unless it exists already; an error of tarball, also in its
-// last Read, leaves nothing. parent is the root file system that the layer was made over, or nil: without it directories that the tar does
-// not name itself are marked Implied.
+// Unpack reads the tar of an image's layer to EOF and commits it as id, unless that layer already exists. If tarball returns an
+// error, also in its last Read, no layer is created. parent is the root file system that the layer was made on, or nil: then
+// directories that the tar does not contain are marked Implied.
 func (j *Job) Unpack(ctx context.Context, id layer.ID, tarball io.Reader, parent layer.Tree) (Committed, error) {
 	if o, err := j.carried(ctx, id); err == nil {
 		return Committed{ID: id, Summary: o.manifest.Summary}, nil
@@ -35,8 +35,8 @@ func (j *Job) Unpack(ctx context.Context, id layer.ID, tarball io.Reader, parent
 	return p.Commit(ctx, b, id)
 }
 
-// Index reads the tar of an image's layer to its end and keeps its entries alone: the layer then has a manifest, and no carriers. It does
-// nothing for a layer that has a manifest. What Unpack says of errors holds here as well.
+// Index reads the tar of an image's layer to EOF and stores only its entries: the layer then has a manifest but no carriers. It
+// does nothing if the layer already has a manifest. Errors are handled as in Unpack.
 func (j *Job) Index(ctx context.Context, id layer.ID, tarball io.Reader) error {
 	if _, err := j.Manifest(ctx, id); err == nil {
 		return nil
@@ -48,7 +48,7 @@ func (j *Job) Index(ctx context.Context, id layer.ID, tarball io.Reader) error {
 		return fmt.Errorf("read the layer: %w", err)
 	}
 	if err := s.keepEntries(ctx, id, b); err != nil {
-		return fmt.Errorf("keep the layer's entries: %w", err)
+		return fmt.Errorf("store the layer's entries: %w", err)
 	}
 	return nil
 }

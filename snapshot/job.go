@@ -15,27 +15,27 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/roots"
 )
 
-// Job is what one build, or another command, has to do with the layers of a root directory. It implements Layers, and makes layers, trees
+// Job is the use of the layers of a root directory by one build or other command. It implements Layers, and creates layers, trees
 // and root file systems.
 type Job struct {
 	store *Store
-	blobs blob.Store // holds the blobs that the job has got
+	blobs blob.Store // holds the blobs that the job uses
 
 	mu      sync.Mutex
 	held    map[layer.ID]*opened
-	all     []*opened // that it has to release
+	all     []*opened // to be released by Close
 	earlier map[layer.ID]layer.ID
 	closed  bool
 }
 
 var _ Layers = (*Job)(nil)
 
-// Job begins a job. Close must be called.
+// Job begins a job. The caller must call Close.
 func (s *Store) Job() *Job {
 	return &Job{store: s, blobs: s.blobs.Job(), held: map[layer.ID]*opened{}, earlier: map[layer.ID]layer.ID{}}
 }
 
-// Close implements Layers. If the machine has little to write it also makes the job's layers survive a crash of the machine as they are.
+// Close implements Layers. If the host has little unwritten data, it also makes the job's layers durable.
 func (j *Job) Close() error { return j.close(syncLimit) }
 
 func (j *Job) close(limit int64) error {
@@ -57,10 +57,10 @@ func (j *Job) close(limit int64) error {
 	return err
 }
 
-// Limit bounds what is read of archives.
+// Limit returns the limits on archives.
 func (j *Job) Limit() layer.Limit { return j.store.limit }
 
-// open opens a layer for the life of the job.
+// open opens a layer until the end of the job.
 func (j *Job) open(id layer.ID) (*opened, error) {
 	j.mu.Lock()
 	o := j.held[id]
@@ -81,7 +81,7 @@ func (j *Job) open(id layer.ID) (*opened, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.closed {
-		return nil, errors.Join(errors.New("BUG: a layer is opened for a job that is over"), j.store.release(o))
+		return nil, errors.Join(errors.New("BUG: a layer is opened for a closed job"), j.store.release(o))
 	}
 	j.held[id] = o
 	j.all = append(j.all, o)
@@ -106,10 +106,10 @@ func (j *Job) Open(ctx context.Context, id layer.ID) error {
 	return err
 }
 
-// maxTries bounds how often a layer may be replaced by another while it is opened or committed.
+// maxTries is how often a layer may be replaced by another process while it is opened or committed.
 const maxTries = 100
 
-// carried opens a layer that has carriers, and makes sure that they are sound.
+// carried opens a layer that has carriers, and verifies that they are sound.
 func (j *Job) carried(ctx context.Context, id layer.ID) (*opened, error) {
 	s := j.store
 	for range maxTries {
@@ -122,7 +122,7 @@ func (j *Job) carried(ctx context.Context, id layer.ID) (*opened, error) {
 		}
 		form, _, sound, gone := s.state(o)
 		if form == EntriesOnly {
-			// Somebody may have unpacked it meanwhile.
+			// It may have been unpacked since.
 			again, err := s.openCarried(id)
 			if err != nil {
 				return nil, o.absent
@@ -137,7 +137,7 @@ func (j *Job) carried(ctx context.Context, id layer.ID) (*opened, error) {
 			return o, nil
 		}
 		_, err = s.checking.Do(ctx, id, func(ctx context.Context) (struct{}, error) {
-			o, err := s.acquire(id) // the jobs that wait may end before this does
+			o, err := s.acquire(id) // the waiting jobs may end before the check
 			if err != nil {
 				return struct{}{}, err
 			}
@@ -148,7 +148,7 @@ func (j *Job) carried(ctx context.Context, id layer.ID) (*opened, error) {
 			return nil, err
 		}
 	}
-	return nil, fmt.Errorf("layer %s is replaced again and again", id)
+	return nil, fmt.Errorf("layer %s is repeatedly replaced by another process", id)
 }
 
 // Files implements Layers.
@@ -183,7 +183,7 @@ func (j *Job) filled(ctx context.Context, id layer.ID) (*opened, error) {
 			return nil, err
 		}
 	}
-	return nil, fmt.Errorf("layer %s is replaced again and again", id)
+	return nil, fmt.Errorf("layer %s is repeatedly replaced by another process", id)
 }
 
 func (s *Store) hasFiles(o *opened) bool {
@@ -192,7 +192,7 @@ func (s *Store) hasFiles(o *opened) bool {
 	return o.files != nil
 }
 
-// blobKey is a blob that is being made.
+// blobKey identifies a blob being made.
 type blobKey struct {
 	id   layer.ID
 	form string
@@ -221,10 +221,10 @@ func (j *Job) Blob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob
 			return made, nil
 		}
 	}
-	return blob.Blob{}, fmt.Errorf("the blob of layer %s is removed again and again", id)
+	return blob.Blob{}, fmt.Errorf("the blob of layer %s is repeatedly removed by another process", id)
 }
 
-// makeBlob makes the blob of a layer: from one that is not compressed, or from the files.
+// makeBlob makes the blob of a layer, from an uncompressed blob or from the files.
 func (j *Job) makeBlob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob, error) {
 	s := j.store
 	if have, ok := j.blobs.Find(s.Path(id), f); ok {
@@ -255,13 +255,13 @@ func (j *Job) makeBlob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.
 	return made, s.setNote(id, blob.NoteName(f), made.Note())
 }
 
-// BeginBlob begins the blob of a layer that is about to be committed under an id: its tar is written to it, and Pending.Pack takes what
-// its Commit returns.
+// BeginBlob begins the blob of a layer that will be committed as id. The caller writes the layer's tar to it, and passes the
+// result of its Commit to Pending.Pack.
 func (j *Job) BeginBlob(ctx context.Context, id layer.ID, f blob.Encoding) (*blob.Making, error) {
 	return j.blobs.Begin(ctx, string(id), f.Compression, j.blobs.Earlier(j.store.Path(j.Earlier(id)), f))
 }
 
-// SetEarlier keeps what the step that makes a layer had made when it ran before: most of it may be the same.
+// SetEarlier records the layer that the step that makes the layer id made when it last ran: most of it may be unchanged.
 func (j *Job) SetEarlier(id, earlier layer.ID) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -270,15 +270,15 @@ func (j *Job) SetEarlier(id, earlier layer.ID) {
 	}
 }
 
-// Earlier returns what SetEarlier kept; "" for nothing.
+// Earlier returns the layer recorded by SetEarlier, or "".
 func (j *Job) Earlier(id layer.ID) layer.ID {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.earlier[id]
 }
 
-// Stack returns the root file system of these layers, the lowest first. Until ctx ends its files can be opened, but for those of layers
-// that were only indexed.
+// Stack returns the root file system made of the layers ids, lowest first. Its files can be opened until ctx ends, except those
+// of layers that were only indexed.
 func (j *Job) Stack(ctx context.Context, ids []layer.ID) (*layer.Stack, error) {
 	var parts []layer.Part
 	for _, id := range ids {
@@ -291,7 +291,7 @@ func (j *Job) Stack(ctx context.Context, ids []layer.ID) (*layer.Stack, error) {
 	return layer.NewStack(parts), nil
 }
 
-// filesOnce returns a Files that looks the layer up once, and not for each file that is opened.
+// filesOnce returns a function that opens the files of a layer once, rather than for each file that is opened.
 func (j *Job) filesOnce(ctx context.Context, id layer.ID) func() (layer.Files, error) {
 	var mu sync.Mutex
 	var have layer.Files
@@ -309,8 +309,9 @@ func (j *Job) filesOnce(ctx context.Context, id layer.ID) func() (layer.Files, e
 	}
 }
 
-// Mount mounts the root file system made of these layers, the lowest first, with the ids of files mapped unless idmap is nil: see
-// roots.Mount. Without a pending layer it is read-only; with one, what is written goes there, and CommitChanges reads it.
+// Mount mounts the root file system made of the layers ids, lowest first, with the IDs of files mapped unless idmap is nil: see
+// roots.Mount. Without a pending layer it is read-only. Otherwise changes are written to the pending layer, and CommitChanges
+// reads them.
 func (j *Job) Mount(ctx context.Context, ids []layer.ID, up *Pending, idmap *mount.IDMap) (*roots.Root, error) {
 	lower, err := j.lower(ctx, ids)
 	if err != nil {
@@ -327,16 +328,16 @@ func (j *Job) Mount(ctx context.Context, ids []layer.ID, up *Pending, idmap *mou
 	return roots.Mount(ctx, j.store.fs, lower, tree, upper, idmap)
 }
 
-// Export writes a whole file tree into the directory called name, which exists and is empty, with all that the entries say.
+// Export writes a whole file tree into the existing empty directory name, with all attributes.
 func (j *Job) Export(ctx context.Context, tree layer.Tree, name string) error {
 	return roots.Export(ctx, j.store.fs, tree, name)
 }
 
-// MaxLayers is the number of layers with entries that a root file system can be mounted of: the number of directories that overlayfs
-// stacks, less the empty one on top of a root that is only read.
+// MaxLayers is the maximum number of non-empty layers in a root file system: the number of directories that overlayfs stacks,
+// less the empty one on top of a read-only root.
 const MaxLayers = roots.MaxLower
 
-// TooManyLayersError is the error of mounting a root file system of more than MaxLayers layers.
+// TooManyLayersError is returned when mounting a root file system of more than MaxLayers layers.
 type TooManyLayersError struct{ Layers int }
 
 func (e *TooManyLayersError) Error() string {
@@ -344,7 +345,7 @@ func (e *TooManyLayersError) Error() string {
 		"or start a new stage that copies the files (COPY --from=STAGE / /)", e.Layers, MaxLayers)
 }
 
-// CheckLayers returns a *TooManyLayersError if a root file system of n different layers with entries cannot be mounted.
+// CheckLayers returns a *TooManyLayersError if a root file system of n different non-empty layers cannot be mounted.
 func CheckLayers(n int) error {
 	if n > MaxLayers {
 		return &TooManyLayersError{Layers: n}
@@ -352,12 +353,12 @@ func CheckLayers(n int) error {
 	return nil
 }
 
-// lower returns the directories of a root file system made of these layers, the uppermost first.
+// lower returns the directories of the root file system made of the layers ids, uppermost first.
 func (j *Job) lower(ctx context.Context, ids []layer.ID) ([]string, error) {
 	var dirs []string
 	seen := map[layer.ID]bool{}
 	for _, id := range slices.Backward(ids) {
-		// A layer that lies below itself adds nothing there, and the kernel does not stack a directory twice.
+		// A second occurrence of a layer has no effect, and the kernel does not stack a directory twice.
 		if seen[id] {
 			continue
 		}
@@ -377,7 +378,7 @@ func (j *Job) lower(ctx context.Context, ids []layer.ID) ([]string, error) {
 			form, _, _, _ = j.store.state(o)
 		}
 		dirs = append(dirs, j.store.fsOf(o, form))
-		// The same holds for a base.
+		// The same applies to a base.
 		if o.base != nil && !seen[o.base.id] {
 			seen[o.base.id] = true
 			dirs = append(dirs, j.store.fsDir(o.base.id, Whole, ""))
@@ -386,7 +387,7 @@ func (j *Job) lower(ctx context.Context, ids []layer.ID) ([]string, error) {
 	return dirs, CheckLayers(len(dirs))
 }
 
-// missing reports whether an error says that there is no sound layer, and not that this could not be found out.
+// missing reports whether an error means that the layer does not exist or is damaged, rather than that this is unknown.
 func missing(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, layer.ErrDamaged)
 }

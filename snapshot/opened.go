@@ -17,26 +17,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// opened is a layer that jobs of this process have opened. It is opened in two steps. The first takes one flock(2) and one mmap(2), and is
-// enough for the manifest: open. The second makes sure that the carriers are sound: check. The last job that lets go of it closes it.
+// opened is a layer that jobs of this process have opened. It is opened in two steps. The first, open, takes one flock(2) and one
+// mmap(2), and is enough for the manifest. The second, check, verifies that the carriers are sound. The last job that releases
+// the layer closes it.
 type opened struct {
 	id       layer.ID
 	manifest *layer.Manifest
 	lock     *lock.Lock // see package lease; nil for EntriesOnly
-	base     *opened    // of a Delta; nil for others
-	absent   error      // why there are no carriers, of EntriesOnly
-	blobs    blob.Store // holds the blobs that the layer relies on
+	base     *opened    // base of a Delta; nil for other forms
+	absent   error      // for EntriesOnly, why there are no carriers
+	blobs    blob.Store // holds the blobs that the layer uses
 
-	// Store.mu guards what follows.
+	// Store.mu guards the fields below.
 	refs  int
-	boot  string     // in which it was made, if it may not be on disk yet
+	boot  string     // boot in which it was made, if it may not be on disk yet
 	form  Form       // changes when files are made from a blob
-	sound bool       // check has found nothing
-	gone  error      // why it must not be used any more
-	files *dir.Files // nil: not opened yet
+	sound bool       // check has succeeded
+	gone  error      // if not nil, why it must not be used any more
+	files *dir.Files // nil if not opened yet
 }
 
-// acquire opens a layer for the caller, who must release it. One that was opened by somebody else is shared.
+// acquire opens a layer for the caller, who must release it. A layer that is already open is shared.
 func (s *Store) acquire(id layer.ID) (*opened, error) {
 	s.mu.Lock()
 	if o := s.open[id]; o != nil {
@@ -54,7 +55,7 @@ func (s *Store) acquire(id layer.ID) (*opened, error) {
 	if other == nil {
 		s.open[id] = o
 	} else {
-		other.refs++ // somebody was faster
+		other.refs++ // another goroutine was faster
 	}
 	s.mu.Unlock()
 	if other == nil {
@@ -64,7 +65,6 @@ func (s *Store) acquire(id layer.ID) (*opened, error) {
 	return other, nil
 }
 
-// release lets go of a layer.
 func (s *Store) release(o *opened) error {
 	s.mu.Lock()
 	o.refs--
@@ -79,7 +79,7 @@ func (s *Store) release(o *opened) error {
 	return s.close(o)
 }
 
-// close frees what a layer holds that nobody uses.
+// close frees the resources of a layer without references.
 func (s *Store) close(o *opened) error {
 	if o.files != nil {
 		o.files.Close()
@@ -94,7 +94,7 @@ func (s *Store) close(o *opened) error {
 	return err
 }
 
-// openLayer opens a layer, in whatever form there is of it. It has one reference.
+// openLayer opens a layer in any form. It has one reference.
 func (s *Store) openLayer(id layer.ID) (*opened, error) {
 	if !id.Valid() {
 		return nil, fmt.Errorf("layer id %q: %w", id, fs.ErrNotExist)
@@ -160,14 +160,14 @@ func (s *Store) acquireBase(id, base layer.ID) (*opened, error) {
 	return b, nil
 }
 
-// state returns what of a layer may change.
+// state returns the mutable state of a layer.
 func (s *Store) state(o *opened) (f Form, boot string, sound bool, gone error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return o.form, o.boot, o.sound, o.gone
 }
 
-// forget keeps a layer from being used again by those who ask for it now, because of err. Those who have it close it as ever.
+// forget makes later calls open the layer anew, because of err. Jobs that have it open close it as usual.
 func (s *Store) forget(o *opened, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,7 +179,7 @@ func (s *Store) forget(o *opened, err error) {
 	}
 }
 
-// replaced reports whether another process has put the layer, made again, in the place of what was opened.
+// replaced reports whether another process has replaced the layer with a new one since it was opened.
 func (s *Store) replaced(o *opened) bool {
 	was, err := o.lock.File().Stat()
 	if err != nil {
@@ -189,8 +189,8 @@ func (s *Store) replaced(o *opened) bool {
 	return err == nil && !os.SameFile(was, is)
 }
 
-// check makes sure that the carriers of a layer are what they were when it was made. If it was replaced meanwhile, it is forgotten, without
-// an error.
+// check verifies that the carriers of a layer are unchanged since it was made. If the layer was replaced meanwhile, it is
+// forgotten, without an error.
 func (s *Store) check(ctx context.Context, o *opened) (err error) {
 	form, boot, sound, gone := s.state(o)
 	if sound || gone != nil {
@@ -198,7 +198,7 @@ func (s *Store) check(ctx context.Context, o *opened) (err error) {
 	}
 	defer func() {
 		switch {
-		case err != nil && s.replaced(o): // what was looked at is not what was opened
+		case err != nil && s.replaced(o): // check read another layer than the one opened
 			s.forget(o, err)
 			err = nil
 		case missing(err):
@@ -229,7 +229,7 @@ func (s *Store) check(ctx context.Context, o *opened) (err error) {
 	return nil
 }
 
-// fill opens the files of a layer whose carriers are sound, which it makes first if there are none.
+// fill opens the files of a layer whose carriers are sound, and makes them first if they do not exist.
 func (s *Store) fill(ctx context.Context, o *opened) error {
 	s.mu.Lock()
 	form, have := o.form, o.files != nil
@@ -271,8 +271,8 @@ func (s *Store) fill(ctx context.Context, o *opened) error {
 	return nil
 }
 
-// unpackBlob makes the files of a layer from its blob, and puts them into the layer's directory. Other processes may do the same at the
-// same time.
+// unpackBlob makes the files of a layer from its blob, in the layer's directory. Other processes may do the same at the same
+// time.
 func (s *Store) unpackBlob(ctx context.Context, o *opened) error {
 	if f, _, err := formOf(s.Path(o.id)); err != nil || f.is().files {
 		return err // another process has made them
@@ -320,13 +320,13 @@ func (s *Store) unpackInto(ctx context.Context, o *opened, b blob.Blob, tmp stri
 	if s.fs.Copies() {
 		form = NoWhiteouts
 	}
-	// The note comes first, so that the files are compared with the manifest after a crash.
+	// The note is written first, so that the files are compared with the manifest after a crash.
 	if err := s.setNote(o.id, unsyncedNote, []byte(s.boot)); err != nil {
 		return err
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, made, unix.AT_FDCWD, s.fsDir(o.id, form, ""), unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOTEMPTY) {
-		return nil // another process has made the same
+		return nil // another process was faster
 	}
 	return err
 }

@@ -23,13 +23,13 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// layersPart are the layers.
+// layersPart implements part.Part for the layers.
 type layersPart struct{ store *Store }
 
 // Part returns the layers as a part of the root directory.
 func (s *Store) Part() part.Part { return &layersPart{s} }
 
-// EntriesPart returns what Index keeps as a part of the root directory.
+// EntriesPart returns the manifests that Index stores as a part of the root directory.
 func (s *Store) EntriesPart() part.Part {
 	return &part.Files{
 		Root: filepath.Dir(s.dir), Dir: rootdir.Entries, Trash: s.tmp, Kind: part.Entries, Names: part.Hash, Effect: "the layer is read again",
@@ -62,7 +62,7 @@ func (p *layersPart) Items(ctx context.Context) iter.Seq2[part.Item, error] {
 	}
 }
 
-// items measures several layers at once: most of the time the disk is waited for.
+// items measures several layers concurrently, since it mostly waits for the disk.
 func (p *layersPart) items(ctx context.Context) ([]part.Item, error) {
 	ids, err := p.store.IDs()
 	if err != nil {
@@ -108,7 +108,7 @@ func (p *layersPart) Remove(it part.Item) (bool, error) {
 	return part.Reap(lease.Remove(p.store.Path(layer.ID(it.ID)), p.store.tmp))
 }
 
-// inLayer is the pattern of what may be in a layer's directory: see Store.
+// inLayer matches the names that a layer's directory may contain: see Store.
 var inLayer = regexp.MustCompile(`^(fs|fs\.delta-[0-9a-f]{64}|fs\.no-whiteouts|manifest|unsynced|blob\.[a-z0-9.-]+)$`)
 
 // Check implements part.Part: it compares every layer with its manifest.
@@ -129,13 +129,13 @@ func (p *layersPart) Check(ctx context.Context, r *part.Report) error {
 	return g.Wait()
 }
 
-// maxDamage is how many files of one layer are named.
+// maxDamage is the maximum number of damaged files reported for one layer.
 const maxDamage = 20
 
-// damage is what is wrong with a file of a layer.
+// damage describes a damaged file of a layer.
 type damage struct{ path, what string }
 
-// check reports what is wrong with one layer.
+// check reports the damage of one layer.
 func (p *layersPart) check(ctx context.Context, r *part.Report, id layer.ID) error {
 	var all []damage
 	more := 0
@@ -162,9 +162,9 @@ func (p *layersPart) check(ctx context.Context, r *part.Report, id layer.ID) err
 	effect := "the next build that needs the layer makes it again"
 	switch {
 	case r.Repair && !removed:
-		effect = "a running build uses the layer: repair again when it is over"
+		effect = "a running build uses the layer: repair again when it has finished"
 	case !r.Repair && !strings.HasPrefix(all[0].path, "manifest"):
-		effect = "a step may see it, and what reads it fails: kiln check --repair removes the layer, and it is made again"
+		effect = "a step may see it, and reading it fails: kiln check --repair removes the layer, and it is made again"
 	}
 	dir := filepath.Join(rootdir.Layers, string(id))
 	for _, d := range all {
@@ -176,7 +176,7 @@ func (p *layersPart) check(ctx context.Context, r *part.Report, id layer.ID) err
 	return nil
 }
 
-// checkNames looks at what is in a layer's directory besides the layer's files, and reads the notes of blobs.
+// checkNames checks the contents of a layer's directory other than the layer's files, and reads the notes of blobs.
 func (p *layersPart) checkNames(r *part.Report, id layer.ID) error {
 	dir := p.store.Path(id)
 	names, err := os.ReadDir(dir)
@@ -205,7 +205,8 @@ func (p *layersPart) checkNames(r *part.Report, id layer.ID) error {
 	return nil
 }
 
-// Content returns the content of a layer that is there, whether or not its files are sound; false if its manifest cannot be read.
+// Content returns the content digest of a layer, whether or not its files are sound. It returns false if its manifest cannot be
+// read.
 func (s *Store) Content(id layer.ID) (content layer.Digest, ok bool) {
 	m, err := layer.OpenManifest(s.manifestPath(id))
 	if err != nil {

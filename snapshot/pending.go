@@ -24,22 +24,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pending is a layer that is being made.
+// Pending is a layer under construction.
 type Pending struct {
-	// Rewrite has CommitChanges copy what a step has left: for where others have the privilege to make the root's file system writable
-	// again after CommitChanges has sealed it, and may have been given a descriptor of it.
+	// Rewrite makes CommitChanges copy the files that a step left. It is set where other processes have the privilege to make the
+	// root file system writable again after CommitChanges has sealed it, and may have received a descriptor of it.
 	Rewrite bool
 
 	job    *Job
 	store  *Store // the job's
 	dir    string
 	fs     *rootfs.Root
-	writer *dir.Writer // nil: none was needed yet
+	writer *dir.Writer // created on first use
 	form   Form        // Whole, Delta or BlobOnly
 	base   layer.ID    // of a Delta
 }
 
-// New begins a layer: an empty directory. Close must be called; after a Commit it does nothing.
+// New begins a layer, with an empty directory. The caller must call Close, which does nothing after a Commit.
 func (j *Job) New() (*Pending, error) {
 	s := j.store
 	dir, err := os.MkdirTemp(s.tmp, "layer-")
@@ -47,7 +47,7 @@ func (j *Job) New() (*Pending, error) {
 		return nil, fmt.Errorf("begin a layer: %w", err)
 	}
 	p := &Pending{job: j, store: s, dir: dir}
-	// The note comes first, so that no state of the directory that the disk may have after a crash is one without it.
+	// The note is written first, so that the directory never exists on disk without it, even after a crash.
 	if err = os.WriteFile(filepath.Join(dir, unsyncedNote), []byte(s.boot), 0o600); err == nil {
 		err = os.Mkdir(p.Dir(), 0o755)
 	}
@@ -63,13 +63,13 @@ func (j *Job) New() (*Pending, error) {
 	return p, nil
 }
 
-// Dir returns the directory that the layer's files are in.
+// Dir returns the directory that contains the layer's files.
 func (p *Pending) Dir() string { return filepath.Join(p.dir, fsName) }
 
-// Root returns that directory to resolve paths in.
+// Root returns Dir as a root in which paths are resolved.
 func (p *Pending) Root() *rootfs.Root { return p.fs }
 
-// Writer returns what writes to that directory. Entries that it writes are those of one Builder.
+// Writer returns the writer of that directory. It must be used by only one Builder.
 func (p *Pending) Writer() *dir.Writer {
 	if p.writer == nil {
 		p.writer = p.store.fs.NewWriter(p.fs)
@@ -77,22 +77,22 @@ func (p *Pending) Writer() *dir.Writer {
 	return p.writer
 }
 
-// Reuse makes the Writer take files that are the same in everything from a committed layer, by hard links. A layer that does not exist, or
-// has no files on disk, is no error: then the files are written.
+// Reuse makes the Writer create hard links to the identical files of a committed layer. If that layer does not exist, or has no
+// files on disk, the files are written.
 func (p *Pending) Reuse(ctx context.Context, id layer.ID) {
 	if o := p.source(ctx, id); o != nil {
 		p.Writer().Reuse(o.manifest, o.files)
 	}
 }
 
-// source opens a layer that has files; nil for none.
+// source opens a layer that has files. It returns nil if there is none.
 func (p *Pending) source(ctx context.Context, id layer.ID) *opened {
 	o, err := p.job.carried(ctx, id)
 	if err != nil {
 		return nil
 	}
 	if form, _, _, _ := p.store.state(o); !form.is().files {
-		return nil // making them costs more than they save
+		return nil // making them costs more than it saves
 	}
 	if o, err = p.job.filled(ctx, id); err != nil {
 		return nil
@@ -100,8 +100,8 @@ func (p *Pending) source(ctx context.Context, id layer.ID) *opened {
 	return o
 }
 
-// Delta makes the layer a delta of a committed layer, or of the base of that if it is a delta itself, if there can be one, see
-// dir.Writer.SetBase. Then any call of the Writer may fail with dir.ErrNoDelta.
+// Delta makes the layer a delta, if possible: of a committed layer or, if that is a delta, of its base. See dir.Writer.SetBase.
+// Any later call of the Writer may fail with dir.ErrNoDelta.
 func (p *Pending) Delta(ctx context.Context, id layer.ID) {
 	if p.store.fs.Copies() {
 		return
@@ -120,20 +120,21 @@ func (p *Pending) Delta(ctx context.Context, id layer.ID) {
 	p.Writer().SetBase(o.manifest)
 }
 
-// Pack makes the pending layer one without files, which are in its blob of a form. It is the last that is done before CommitWritten.
+// Pack makes the pending layer one without files, whose bytes are in the blob b with encoding f. It must be the last call before
+// CommitWritten.
 func (p *Pending) Pack(f blob.Encoding, b blob.Blob) error {
 	err := os.WriteFile(filepath.Join(p.dir, blob.NoteName(f)), b.Note(), 0o600)
 	if err == nil {
 		err = os.Remove(p.Dir())
 	}
 	if err != nil {
-		return fmt.Errorf("keep a layer as its blob: %w", err)
+		return fmt.Errorf("store a layer as its blob: %w", err)
 	}
 	p.form = BlobOnly
 	return nil
 }
 
-// Close throws the layer away.
+// Close discards the layer.
 func (p *Pending) Close() {
 	if p.dir == "" {
 		return
@@ -151,8 +152,8 @@ func (p *Pending) release() {
 	p.fs.Close()
 }
 
-// Commit puts the layer that b has written here in the store, with a manifest of b's entries. id is "" for a layer that is named by its
-// identity: then one of the same identity that exists already is taken instead.
+// Commit puts the layer that b has written here in the store, with a manifest of b's entries. If id is "", the layer is named by
+// its identity, and an existing layer of the same identity is used instead.
 func (p *Pending) Commit(ctx context.Context, b *compose.Builder, id layer.ID) (Committed, error) {
 	w, err := p.Manifest()
 	if err != nil {
@@ -169,7 +170,7 @@ func (p *Pending) Commit(ctx context.Context, b *compose.Builder, id layer.ID) (
 	return p.CommitWritten(ctx, sum, id)
 }
 
-// until returns add until ctx ends, and then its cause.
+// until returns a function that calls add until ctx ends, and then returns its cause.
 func until(ctx context.Context, add func(*layer.Entry) error) func(*layer.Entry) error {
 	return func(e *layer.Entry) error {
 		if err := ctxio.Ended(ctx); err != nil {
@@ -188,7 +189,7 @@ func (p *Pending) Manifest() (*layer.Writer, error) {
 	return w, nil
 }
 
-// CommitWritten is Commit of a layer whose manifest has been written, and closed with this summary.
+// CommitWritten is like Commit, for a layer whose manifest has already been written and closed with this summary.
 func (p *Pending) CommitWritten(ctx context.Context, sum layer.Summary, id layer.ID) (Committed, error) {
 	if id == "" {
 		id = layer.ID(hex.EncodeToString(sum.Identity[:]))
@@ -204,13 +205,13 @@ func (p *Pending) CommitWritten(ctx context.Context, sum layer.Summary, id layer
 	return Committed{ID: id, Summary: o.manifest.Summary}, nil
 }
 
-// commit gives the layer its name, unless a sound one has it.
+// commit gives the layer its name, unless a sound layer already has it.
 func (p *Pending) commit(ctx context.Context, id layer.ID) (*opened, error) {
 	work := p.dir + "-work"
 	if err := os.Rename(filepath.Join(p.dir, "work"), work); err == nil {
 		p.store.throwAway(work)
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("take the overlay's work directory from the layer: %w", err)
+		return nil, fmt.Errorf("remove the overlay's work directory from the layer: %w", err)
 	}
 	if p.form == Whole && p.store.fs.Copies() {
 		p.form = NoWhiteouts
@@ -220,7 +221,7 @@ func (p *Pending) commit(ctx context.Context, id layer.ID) (*opened, error) {
 			return nil, err
 		}
 	}
-	// The layer is held before it has its name, so that nobody prunes it in between.
+	// The layer is locked before it gets its name, so that it cannot be pruned in between.
 	l, err := lock.TryExisting(p.dir, true)
 	if err != nil {
 		return nil, err
@@ -237,11 +238,11 @@ func (p *Pending) commit(ctx context.Context, id layer.ID) (*opened, error) {
 				err = nil
 			case missing(sound):
 				err = p.replace(target)
-			default: // nobody knows
+			default: // unknown whether it is sound
 				err = sound
 			}
 		}
-		// It existed a moment ago, and was pruned.
+		// ENOENT means that the layer was pruned since.
 		if !errors.Is(err, unix.ENOENT) || try == maxTries {
 			break
 		}
@@ -256,16 +257,16 @@ func (p *Pending) commit(ctx context.Context, id layer.ID) (*opened, error) {
 	return p.job.carried(ctx, id)
 }
 
-// replace puts the layer in the place of a damaged one.
+// replace exchanges the layer with a damaged one.
 func (p *Pending) replace(target string) error {
 	if err := unix.Renameat2(unix.AT_FDCWD, p.dir, unix.AT_FDCWD, target, unix.RENAME_EXCHANGE); err != nil {
 		return err
 	}
-	p.Close() // of what is at its path now
+	p.Close() // discards the damaged layer, which is at p.dir now
 	return nil
 }
 
-// Committed is a layer that is in the store.
+// Committed is a layer in the store.
 type Committed struct {
 	ID layer.ID
 	layer.Summary
@@ -274,13 +275,13 @@ type Committed struct {
 // SetRoot gives the pending layer's own directory the attributes of e, so that it can be the top of a root file system.
 func (p *Pending) SetRoot(e layer.Entry) error { return p.store.fs.SetRoot(p.fs, e) }
 
-// CommitChanges reads what a step left in a pending layer that was given to Mount for root, whose file system is made of below, closes
-// the root, and puts the layer into the store, or takes a layer of the same identity that is there already. Times between started, which
-// diff.Begin returned, and now are the clock's; see diff.Read for what counts as a change.
+// CommitChanges reads the changes that a step made in a pending layer that was given to Mount for root, whose file system is made
+// of below. It closes the root and puts the layer in the store, or uses an existing layer of the same identity. Times between
+// started, which diff.Begin returned, and now are taken to come from the clock; see diff.Read for what counts as a change.
 //
-// When the layer is committed there is nothing in its directory but what its manifest says, and nobody can write to it any more: what
-// processes of the step have passed on to others, as the descriptor of a file or of a directory, is of no use to change it. The error
-// is mount.ErrInUse, wrapped, where a process outside the step has a file open for writing.
+// Once the layer is committed, its directory contains exactly what its manifest says, and no process can write to it any more,
+// even with the descriptor of a file or directory that a process of the step passed on. The error wraps mount.ErrInUse if a
+// process outside the step has a file open for writing.
 func (p *Pending) CommitChanges(ctx context.Context, root *roots.Root, below *layer.Stack, started time.Time) (Committed, error) {
 	if root.Copied == nil {
 		root.ForgetRemoved()
@@ -297,13 +298,13 @@ func (p *Pending) CommitChanges(ctx context.Context, root *roots.Root, below *la
 	}
 	if root.Copied != nil || p.Rewrite {
 		if err := p.rewrite(ctx); err != nil {
-			return Committed{}, fmt.Errorf("copy what the step has left: %w", err)
+			return Committed{}, fmt.Errorf("copy the files that the step left: %w", err)
 		}
 	}
 	return p.CommitWritten(ctx, sum, "")
 }
 
-// writeManifest writes the manifest of what a step left.
+// writeManifest writes the manifest of the step's changes.
 func (p *Pending) writeManifest(ctx context.Context, root *roots.Root, below *layer.Stack, started time.Time) (layer.Summary, error) {
 	base, err := p.store.fs.FlagsOf(p.dir)
 	if err != nil {
@@ -325,8 +326,8 @@ func (p *Pending) writeManifest(ctx context.Context, root *roots.Root, below *la
 	return sum, err
 }
 
-// rewrite puts the files of the layer, as the manifest has them, into a directory of their own in place of the one in which a step left
-// them. So nothing else that the step did there is in the layer, and who has a file or directory of it open cannot change the layer.
+// rewrite copies the files of the layer, as described by the manifest, to a new directory that replaces the one the step used. So
+// nothing else that the step did there remains, and a process with an open file or directory of it cannot change the layer.
 func (p *Pending) rewrite(ctx context.Context) error {
 	m, err := layer.OpenManifest(filepath.Join(p.dir, "manifest"))
 	if err != nil {

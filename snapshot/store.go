@@ -1,6 +1,6 @@
-// Package snapshot keeps the layers of a root directory. A layer is its manifest; it has up to two carriers, each of which can be made of
-// the other: its files, in a directory that an overlay can use, and its blob, a tar in the image store. The package does not know what
-// made a layer, nor how a process runs in one.
+// Package snapshot stores the layers of a root directory. A layer is its manifest. It has up to two carriers, each of which can
+// be made from the other: its files, in a directory that an overlay can use, and its blob, a tar in the image store. The package
+// does not know what made a layer, nor how a process runs in one.
 package snapshot
 
 import (
@@ -21,54 +21,55 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/dir"
 )
 
-// Layers is one job's view of the layers: what it has opened stays, and is not pruned by anybody, until Close. *Job implements it for the
-// layers of a root directory, and package snapshottest says what each implementation does. It is safe for concurrent use.
+// Layers is one job's view of the layers: a layer that it has opened is not pruned by any process until Close. *Job implements it
+// for the layers of a root directory, and package snapshottest defines what every implementation must do. It is safe for
+// concurrent use.
 //
-// The error of a layer that does not exist is fs.ErrNotExist, that of one that is damaged layer.ErrDamaged or a *DamagedError.
+// The error for a layer that does not exist is fs.ErrNotExist, and for a damaged one layer.ErrDamaged or a *DamagedError.
 //
-// How a layer is made is not part of it: what makes one has the bytes in a form of its own, as an upper directory or a stream of entries,
-// and each implementation takes those that it can.
+// Making a layer is not part of the interface: its source has the bytes in a form of its own, such as an upper directory or a
+// stream of entries, and each implementation accepts those that it can.
 type Layers interface {
 	// Manifest returns the manifest of a layer, which is valid until Close. It reads no files and writes nothing.
 	Manifest(ctx context.Context, id layer.ID) (*layer.Manifest, error)
-	// Open makes sure that a layer exists in such a form that Files and Blob can be had, which Manifest does not.
+	// Open checks that the Files and Blob of a layer are available, which Manifest does not.
 	Open(ctx context.Context, id layer.ID) error
-	// Files returns the files of a layer, which are valid until Close. It makes them from the blob if there are none.
+	// Files returns the files of a layer, which are valid until Close. If they do not exist they are made from the blob.
 	Files(ctx context.Context, id layer.ID) (layer.Files, error)
-	// Blob returns the blob of a layer in a form. It is made if there is none.
+	// Blob returns the blob of a layer in an encoding. If it does not exist it is made.
 	Blob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob, error)
-	// Close lets the layers go. Manifests and files must not be used any more.
+	// Close releases the layers. Their manifests and files must not be used afterwards.
 	Close() error
 }
 
-// Config is what a Store works with.
+// Config configures a Store.
 type Config struct {
-	// Root is the root directory, and Tmp a directory of this process's own on the same file system.
+	// Root is the root directory. Tmp is a directory on the same file system that only this process uses.
 	Root, Tmp string
 	// NS is the user namespace of the process.
 	NS userns.Namespace
-	// Limit bounds what Unpack and Index read; the zero value is layer.DefaultLimit.
+	// Limit limits the archives that Unpack and Index read; the zero value is layer.DefaultLimit.
 	Limit layer.Limit
 	// Blobs are the blobs of the root directory.
 	Blobs blob.Store
 }
 
-// Store is the layers of a root directory:
+// Store stores the layers of a root directory:
 //
-//	layers/<id>/fs            the layer's files; the name says more for other forms than Whole: see Form
-//	layers/<id>/manifest      its entries
-//	layers/<id>/blob.<encoding>   the blob that the layer became in an encoding: see package blob
-//	layers/<id>/unsynced      there until the layer is known to be on disk: the boot of the machine that it was made in
-//	entries/<id>              the manifest of an image's layer of which nothing else was needed yet: see Job.Index
-//	ids                       the user and group ids that owners of files have outside, where that is another user namespace
+//	layers/<id>/fs                the layer's files; the name differs for forms other than Whole: see Form
+//	layers/<id>/manifest          its entries
+//	layers/<id>/blob.<encoding>   the blob made of the layer in an encoding: see package blob
+//	layers/<id>/unsynced          the host's boot ID when the layer was made; removed once the layer is known to be on disk
+//	entries/<id>                  the manifest of an image's layer of which nothing else was needed yet: see Job.Index
+//	ids                           the mapping of user and group IDs of a user namespace other than the initial one
 //
-// A layer appears there complete, by one rename. Its manifest never changes; carriers may come and go. A Store is safe for concurrent use,
-// and any number of processes have one of the same directory.
+// A layer appears there complete, by one rename. Its manifest never changes; carriers may be added and removed. A Store is safe
+// for concurrent use, and any number of processes may use the same directory.
 type Store struct {
 	limit layer.Limit
 	dir   string // layers/
 	tmp   string
-	boot  string // of the machine
+	boot  string // boot ID of the host
 	fs    *dir.FS
 	blobs blob.Store
 
@@ -79,7 +80,7 @@ type Store struct {
 	filling  once.Group[layer.ID, struct{}] // see fill
 	blobbing once.Group[blobKey, blob.Blob] // see Job.Blob
 
-	removing chan struct{} // holds one for each removal that is under way
+	removing chan struct{} // semaphore for concurrent removals
 }
 
 // Open opens the store of a root directory.
@@ -113,10 +114,10 @@ func open(c Config) (*Store, error) {
 	return s, err
 }
 
-// TryOverlay returns why roots are copies and not overlays; nil where they are overlays.
+// TryOverlay returns the reason why root file systems are copies, or nil if they are overlays.
 func (s *Store) TryOverlay() error { return s.fs.TryOverlay() }
 
-// Close waits until what was thrown away is gone. No job may be open, and the store must not be used any more.
+// Close waits until all removals have finished. No job may be open, and the store must not be used afterwards.
 func (s *Store) Close() error {
 	for range cap(s.removing) {
 		s.removing <- struct{}{}
@@ -132,9 +133,9 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// throwAway removes a directory while the caller goes on: a disk that discards what is freed takes milliseconds for it. It waits when as
-// many removals are under way as there are processors, so that the disk does not fill up with what is of no use. What is left when the
-// process ends, or cannot be removed, goes or is reported with the directory tmp.
+// throwAway removes a directory in the background, since a disk that discards freed blocks takes milliseconds. It blocks while as
+// many removals are running as there are processors, so that the disk does not fill up with garbage. If the process ends before,
+// or the directory cannot be removed, it is removed or reported together with the directory tmp.
 func (s *Store) throwAway(dir string) {
 	s.removing <- struct{}{}
 	go func() {
@@ -143,10 +144,10 @@ func (s *Store) throwAway(dir string) {
 	}()
 }
 
-// Path returns the directory of a layer, whether it exists or not.
+// Path returns the directory of a layer, whether or not it exists.
 func (s *Store) Path(id layer.ID) string { return filepath.Join(s.dir, string(id)) }
 
-// IndexPath returns where the entries that Index keeps of a layer are, whether they exist or not.
+// IndexPath returns the path of the manifest that Index stores for a layer, whether or not it exists.
 func (s *Store) IndexPath(id layer.ID) string {
 	return filepath.Join(filepath.Dir(s.dir), rootdir.Entries, string(id))
 }
@@ -157,7 +158,7 @@ func (s *Store) fsDir(id layer.ID, f Form, base layer.ID) string {
 
 func (s *Store) manifestPath(id layer.ID) string { return filepath.Join(s.Path(id), "manifest") }
 
-// IDs returns the ids of the layers that exist, sound or not.
+// IDs returns the IDs of all layers, including damaged ones.
 func (s *Store) IDs() ([]layer.ID, error) {
 	names, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -172,7 +173,7 @@ func (s *Store) IDs() ([]layer.ID, error) {
 	return ids, nil
 }
 
-// Base returns the base of a delta, which is pruned after it; "" for other layers.
+// Base returns the base of a delta, which is pruned after the delta, or "" for other layers.
 func (s *Store) Base(id layer.ID) layer.ID {
 	if !id.Valid() {
 		return ""
@@ -184,10 +185,10 @@ func (s *Store) Base(id layer.ID) layer.ID {
 	return base
 }
 
-// setNote writes a file into the directory of a layer, as a whole.
+// setNote atomically writes a file in the directory of a layer.
 func (s *Store) setNote(id layer.ID, name string, data []byte) error {
 	if err := atomicfile.WriteBytes(filepath.Join(s.Path(id), name), s.tmp, data); err != nil {
-		return fmt.Errorf("keep a note of layer %s: %w", id, err)
+		return fmt.Errorf("write a note of layer %s: %w", id, err)
 	}
 	return nil
 }

@@ -14,9 +14,9 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/dir"
 )
 
-// Verify compares a layer's files with its manifest, see dir.FS.Verify. It calls damage for each file that differs, by its path from the
-// layer's directory, or for the manifest itself; progress takes how many bytes were read. A layer that does not exist, or is removed before
-// it is looked at, is in order; one that is looked at stays meanwhile.
+// Verify compares a layer's files with its manifest, see dir.FS.Verify. It calls damage for each file that differs, with its path
+// relative to the layer's directory, or for the manifest itself, and progress with the number of bytes read. It reports nothing
+// for a layer that does not exist or has been removed. The layer is not pruned while it is verified.
 func (s *Store) Verify(ctx context.Context, id layer.ID, damage func(path, what string), progress func(int64)) error {
 	l, err := lease.Take(s.Path(id))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -35,7 +35,7 @@ func (s *Store) Verify(ctx context.Context, id layer.ID, damage func(path, what 
 		damage("manifest", "was written by another version of kiln")
 		return nil
 	case errors.Is(err, layer.ErrDamaged):
-		damage("manifest", "is not what was written: its checksum is wrong")
+		damage("manifest", "is corrupt: its checksum is wrong")
 		return nil
 	case err != nil:
 		return err
@@ -43,7 +43,7 @@ func (s *Store) Verify(ctx context.Context, id layer.ID, damage func(path, what 
 	defer m.Close()
 	form, baseID, err := formOf(s.Path(id))
 	if errors.Is(err, layer.ErrDamaged) {
-		damage(fsName, "has a name that kiln does not give")
+		damage(fsName, "has an unknown form")
 		return nil
 	}
 	if err != nil {
@@ -56,14 +56,14 @@ func (s *Store) Verify(ctx context.Context, id layer.ID, damage func(path, what 
 	var base *opened
 	if form.is().base {
 		if base, err = s.acquireBase(id, baseID); err != nil {
-			return nil // without its base the layer does not exist, and nothing is wrong
+			return nil // without its base the layer does not exist, which is not an error
 		}
 		defer s.release(base)
 	}
 	return s.compare(ctx, id, m, form, base, damage, progress)
 }
 
-// compare is Verify of a layer that is held, with what was read of it.
+// compare is like Verify for a layer that is held, given what was read of it.
 func (s *Store) compare(
 	ctx context.Context, id layer.ID, m *layer.Manifest, form Form, base *opened, damage func(path, what string), progress func(int64),
 ) error {
@@ -79,11 +79,11 @@ func (s *Store) compare(
 	return s.fs.Verify(ctx, s.fsDir(id, form, baseID), m, own, form.is().verify == verifyNoWhiteouts, inFS, progress)
 }
 
-// DamagedError is the error of reading a file of a layer that is not what it was when the layer was made.
+// DamagedError is returned when a file of a layer was modified after the layer was made.
 type DamagedError = dir.DamagedError
 
-// giveUp gives a layer up if err is a *DamagedError of it, so that the next build makes it again, and returns the error. The files stay
-// until then, since steps that run may have them mounted.
+// giveUp discards the layer if err is a *DamagedError, so that the next build makes it again, and returns err. The files stay
+// until then, since running steps may have them mounted.
 func (s *Store) giveUp(err error) error {
 	damaged, ok := errors.AsType[*DamagedError](err)
 	if !ok {

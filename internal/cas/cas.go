@@ -1,8 +1,8 @@
-// Package cas is the image store: a directory that is an OCI image layout at every moment, whose blobs are named by what
-// they hold. Of manifests it knows which blobs they refer to, and of registries nothing.
+// Package cas implements the image store: a directory that is an OCI image layout at every moment, whose blobs are named by their
+// digests. It knows which blobs a manifest refers to, and nothing about registries.
 //
-// Any number of processes use one store at once, and each may be killed at any time: a blob is written to a temporary file
-// and renamed into place when its digest is known to be right, and the index is replaced as a whole under a lock.
+// Any number of processes may use one store at once, and each may be killed at any time: a blob is written to a temporary file
+// and renamed into place once its digest is verified, and the index is replaced atomically under a lock.
 package cas
 
 import (
@@ -32,8 +32,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MaxManifest is how large a blob ReadAll reads when it is given no limit, in bytes: the size that distribution-spec
-// (spec.md, "Pushing Manifests") wants registries to take at least, and most registries' own limit.
+// MaxManifest is the default limit of ReadAll in bytes: the size that registries should accept at least according to
+// distribution-spec (spec.md, "Pushing Manifests"), and the limit of most registries.
 const MaxManifest = 4 << 20
 
 // The directories of a store.
@@ -43,43 +43,43 @@ const (
 	locksDir = rootdir.Locks
 )
 
-// The modes of what a store holds. Layers may hold set-user-id programs, so nobody else may look into the root; the files
-// have the modes that a layout copied elsewhere should have.
+// The file modes in a store. Layers may contain set-user-ID programs, so only the owner may access the root; the files have the
+// modes that a copy of the layout should have.
 const (
 	rootMode = 0o700
 	dirMode  = 0o755
 	fileMode = 0o644
 )
 
-// tmpPrefix begins the name of every temporary file here. Each is locked by its writer, so one that can be locked is left
-// over from a process that died.
+// tmpPrefix is the prefix of the names of temporary files. Each is locked by its writer, so a file that can be locked belongs to
+// a process that died.
 const tmpPrefix = "blob-"
 
-// Store is an image store. Its methods may be called from several goroutines at once.
+// Store is an image store. It is safe for concurrent use.
 type Store struct {
-	// Context is that of the process: its end ends waiting for other processes. It is set before the store is used, or left as it is.
+	// Context is the context of the process: when it ends, waiting for other processes ends. It may be set before the store is used.
 	Context context.Context
 
 	root string
-	name string // of root, for people
+	name string // absolute path of root, for messages
 
 	mu   sync.Mutex
 	held map[digest.Digest]held
 }
 
-// held is a blob that stays as long as this process does: see package lease.
+// held is a blob that is locked against removal until Release: see package lease.
 type held struct {
 	lock *lock.Lock
 	info fs.FileInfo
 }
 
-// Open returns the store in the directory root, which it makes, with its parents, when it is absent.
+// Open returns the store in the directory root, which is created, with its parents, if it does not exist.
 //
-// The directory must belong to the process's user and be writable by nobody else; kiln takes away others' permission to
-// look into it. One that holds other things but no oci-layout file is refused, because kiln would otherwise close
-// somebody's home directory.
+// The directory must belong to the process's user and be writable only by that user; kiln removes the permission of others to
+// access it. A directory with other contents but no oci-layout file is refused, because kiln would otherwise close someone's home
+// directory to others.
 //
-// A root that is a relative name stays one: the process's working directory must not change then. See package rootdir.
+// If root is a relative path, the process's working directory must not change while the store is used. See package rootdir.
 func Open(root string) (*Store, error) {
 	name, err := filepath.Abs(rootdir.Shown(root))
 	if err != nil {
@@ -106,7 +106,7 @@ func (s *Store) prepare() error {
 	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
 		return err
 	}
-	// In a user namespace of kiln's own, kiln and what belongs to its user have the id 0, and other owners may have none.
+	// In kiln's own user namespace, the ID of kiln and its user's files is 0, and other owners may not be mapped.
 	if int(st.Uid) != os.Geteuid() {
 		return fmt.Errorf("it belongs to user %d and kiln runs as user %d: choose another directory with --root", st.Uid, userns.UID())
 	}
@@ -157,7 +157,7 @@ func (s *Store) prepare() error {
 	return nil
 }
 
-// checkLayout refuses the layout of another version rather than writing into it.
+// checkLayout refuses a layout of another version, so that kiln does not write to it.
 func checkLayout(data []byte) error {
 	var l ocispec.ImageLayout
 	err := json.Unmarshal(data, &l)
@@ -168,13 +168,13 @@ func checkLayout(data []byte) error {
 		return fmt.Errorf("read %s: %w; kiln check --repair makes it again if this is kiln's root directory", ocispec.ImageLayoutFile, err)
 	}
 	if l.Version != ocispec.ImageLayoutVersion {
-		return fmt.Errorf("its image layout has version %q (%s) and this kiln knows %s",
+		return fmt.Errorf("its image layout has version %q (%s), and this version of kiln supports %s",
 			l.Version, ocispec.ImageLayoutFile, ocispec.ImageLayoutVersion)
 	}
 	return nil
 }
 
-// create makes a file of the root from v as JSON unless another process has made it meanwhile.
+// create creates a file in the root from v as JSON, unless another process has created it.
 func (s *Store) create(name string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -187,8 +187,8 @@ func (s *Store) create(name string, v any) error {
 	return err
 }
 
-// publish writes a file of the root and has name give it its name. Nobody writes such a file again soon, so it is on disk before: a crash
-// of the machine must not leave an empty one.
+// publish writes a temporary file and calls name to rename or link it. The file is synced first, so that a crash of the host does
+// not leave an empty one: such a file is not soon written again.
 func (s *Store) publish(ctx context.Context, data []byte, name func(temp string) error) error {
 	tmp, err := s.temp(ctx)
 	if err != nil {
@@ -208,7 +208,7 @@ func (s *Store) publish(ctx context.Context, data []byte, name func(temp string)
 	return name(file.Name())
 }
 
-// Sweep removes what dead processes have left in tmp, as Open does. What it cannot remove is only a matter of space.
+// Sweep removes the temporary files of processes that died, as Open does. A file that cannot be removed only takes space.
 func (s *Store) Sweep() {
 	entries, err := os.ReadDir(filepath.Join(s.root, tmpDir))
 	if err != nil {
@@ -219,19 +219,18 @@ func (s *Store) Sweep() {
 			continue
 		}
 		if l, err := lock.Try(filepath.Join(s.root, tmpDir, e.Name()), false); err == nil {
-			_ = l.Remove() // a matter of space, as above
+			_ = l.Remove() // the file only takes space
 		}
 	}
 }
 
-// Root returns the store's directory as an absolute path.
+// Root returns the store's directory, as it was passed to Open.
 func (s *Store) Root() string { return s.root }
 
-// Name returns the absolute path that the store's directory had when it was opened, for people to read.
+// Name returns the absolute path of the store's directory when it was opened, for messages.
 func (s *Store) Name() string { return s.name }
 
-// Path returns the path of a blob, whether or not it exists, for programs that open files by name. What is read there is
-// not verified.
+// Path returns the path of a blob, whether or not it exists, for programs that open files by name. Its bytes are not verified.
 func (s *Store) Path(d digest.Digest) (string, error) {
 	d, err := ParseDigest(string(d))
 	if err != nil {
@@ -240,8 +239,8 @@ func (s *Store) Path(d digest.Digest) (string, error) {
 	return filepath.Join(s.root, blobsDir, d.Encoded()), nil
 }
 
-// temp makes a temporary file and holds its lock, which is what keeps Sweep off it; shared, since it becomes the lock of the
-// blob that the file becomes.
+// temp creates a temporary file and locks it, so that Sweep does not remove it. The lock is shared, since it becomes the lock of
+// the blob.
 func (s *Store) temp(ctx context.Context) (*lock.Lock, error) {
 	f, err := os.CreateTemp(filepath.Join(s.root, tmpDir), tmpPrefix)
 	if err != nil {
@@ -251,7 +250,7 @@ func (s *Store) temp(ctx context.Context) (*lock.Lock, error) {
 	return lock.Acquire(ctx, f.Name(), true)
 }
 
-// Create begins a blob. The caller writes its bytes, then calls Commit, and always calls Close.
+// Create begins a blob. The caller writes its bytes, then calls Commit, and must always call Close.
 func (s *Store) Create(ctx context.Context) (*Writer, error) {
 	tmp, err := s.temp(ctx)
 	if err != nil {
@@ -260,7 +259,7 @@ func (s *Store) Create(ctx context.Context) (*Writer, error) {
 	return &Writer{ctx: ctx, store: s, tmp: tmp, file: bufio.NewWriterSize(tmp.File(), blockSize), hash: sha256.New()}, nil
 }
 
-// Writer is a blob being written. It is for one goroutine.
+// Writer is a blob being written. It is not safe for concurrent use.
 type Writer struct {
 	ctx   context.Context
 	store *Store
@@ -284,11 +283,11 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// Commit ends the blob and gives it its name. It returns the blob's digest and size, without a media type. If want is not
-// "" or size not -1, and the bytes are others, it returns a *MismatchError and there is no blob.
+// Commit completes the blob and gives it its name. It returns the blob's digest and size, without a media type. If want is not ""
+// or size is not -1, and the blob does not match, it returns a *MismatchError and discards the blob.
 //
-// A blob that exists already stays, since others may hold it, unless it is damaged. What was committed stays until Release,
-// as Has says. Nothing is synchronised to disk: what reads a blob verifies it.
+// An existing blob is kept, since others may hold it, unless it is damaged. The blob is held until Release, as with Has. It is
+// not synced to disk, since readers verify blobs.
 func (w *Writer) Commit(want digest.Digest, size int64) (ocispec.Descriptor, error) {
 	if w.tmp == nil {
 		return ocispec.Descriptor{}, fmt.Errorf("commit blob: %w", fs.ErrClosed)
@@ -315,7 +314,7 @@ func (w *Writer) Commit(want digest.Digest, size int64) (ocispec.Descriptor, err
 			return desc, w.Close()
 		}
 		if err := ctxio.Ended(w.ctx); err != nil {
-			return ocispec.Descriptor{}, err // nobody knows
+			return ocispec.Descriptor{}, err // unknown whether the existing blob is sound
 		}
 		err = os.Rename(w.tmp.File().Name(), path)
 	}
@@ -330,12 +329,12 @@ func (w *Writer) Commit(want digest.Digest, size int64) (ocispec.Descriptor, err
 	return desc, nil
 }
 
-// sound reads a blob to its end, and holds it if it is right.
+// sound reads a blob to EOF and reports whether it is undamaged. It holds the blob.
 func (s *Store) sound(ctx context.Context, desc ocispec.Descriptor) bool {
 	if !s.Has(desc) {
 		return false
 	}
-	r, err := s.Open(desc) // it verifies what is read
+	r, err := s.Open(desc) // the reader verifies the bytes
 	if err != nil {
 		return false
 	}
@@ -344,13 +343,13 @@ func (s *Store) sound(ctx context.Context, desc ocispec.Descriptor) bool {
 	return err == nil
 }
 
-// Job returns the same store for one of several jobs of the process: what that relies on is held until its own Release, whatever others
-// hold or release.
+// Job returns the same store for one of several jobs of the process. The blobs that the job uses are held until its own Release,
+// independent of other jobs.
 func (s *Store) Job() *Store {
 	return &Store{Context: s.Context, root: s.root, name: s.name, held: map[digest.Digest]held{}}
 }
 
-// keep holds the blob that l is the lock of.
+// keep holds the blob d, whose lock is l.
 func (s *Store) keep(d digest.Digest, l *lock.Lock) error {
 	info, err := l.File().Stat()
 	if err != nil {
@@ -363,7 +362,7 @@ func (s *Store) keep(d digest.Digest, l *lock.Lock) error {
 	return old.lock.Release()
 }
 
-// Release lets go of all blobs that the Store has held. It can be used on.
+// Release releases all blobs that the Store has held. The Store can still be used afterwards.
 func (s *Store) Release() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -375,7 +374,7 @@ func (s *Store) Release() error {
 	return err
 }
 
-// Close removes the temporary file if the blob was not committed. Closing again does nothing.
+// Close removes the temporary file if the blob was not committed. Further calls do nothing.
 func (w *Writer) Close() error {
 	if w.tmp == nil {
 		return nil
@@ -407,8 +406,7 @@ func (s *Store) Put(mediaType string, data []byte) (ocispec.Descriptor, error) {
 	return desc, nil
 }
 
-// Stat returns the size of a blob's file in bytes, or an error that is fs.ErrNotExist. It reads nothing: whether the bytes
-// are right is known to a reader alone.
+// Stat returns the size of a blob's file in bytes, or an error that wraps fs.ErrNotExist. It does not verify the blob.
 func (s *Store) Stat(d digest.Digest) (int64, error) {
 	path, err := s.Path(d)
 	if err != nil {
@@ -424,8 +422,8 @@ func (s *Store) Stat(d digest.Digest) (int64, error) {
 	return fi.Size(), nil
 }
 
-// Has tells whether there is a blob of the descriptor's digest and size, and holds it: no other process prunes it before
-// Release or the end of this process. A file that a crash of the machine has cut short is none.
+// Has reports whether a blob with the descriptor's digest and size exists, and holds it: no process removes it before Release or
+// the end of this process. A file of another size, as left by a crash of the host, does not count.
 func (s *Store) Has(desc ocispec.Descriptor) bool {
 	path, err := s.Path(desc.Digest)
 	if err != nil {
@@ -445,7 +443,7 @@ func (s *Store) Has(desc ocispec.Descriptor) bool {
 	if err != nil {
 		return false
 	}
-	// It may be another file by now, of the same digest.
+	// It may have been replaced by another file of the same digest.
 	if info, err = l.File().Stat(); err != nil || info.Size() != desc.Size {
 		_ = l.Release() // nothing was written
 		return false
@@ -453,9 +451,9 @@ func (s *Store) Has(desc ocispec.Descriptor) bool {
 	return s.keep(desc.Digest, l) == nil
 }
 
-// Open opens a blob for reading. The reader ends with io.EOF only if the bytes are those of desc, else with a
-// *MismatchError that names the file; a blob found wrong is removed, so that it is fetched or made again. The error is
-// fs.ErrNotExist when there is none.
+// Open opens a blob for reading. The reader returns io.EOF only if the bytes match desc, and otherwise a *MismatchError that
+// names the file. A blob that does not match is removed, so that it is fetched or made again. The error wraps fs.ErrNotExist if
+// the blob does not exist.
 func (s *Store) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
 	path, err := s.Path(desc.Digest)
 	if err != nil {
@@ -483,7 +481,7 @@ func (s *Store) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
 	}, nil
 }
 
-// blockSize is how much of a blob is read or written at once, at least.
+// blockSize is the minimum number of bytes of a blob read or written at once.
 const blockSize = 256 << 10
 
 // blockReader reads a file in blocks.
@@ -492,8 +490,8 @@ type blockReader struct {
 	io.Closer
 }
 
-// discard removes the blob that was read and found wrong, unless it was replaced meanwhile or is right after all and it
-// was the descriptor's size that lied.
+// discard removes a blob that did not match, unless it was replaced since, or its digest is right and the descriptor's size was
+// wrong.
 func discard(path string, read fs.FileInfo, want digest.Digest) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -507,10 +505,10 @@ func discard(path string, read fs.FileInfo, want digest.Digest) {
 	if _, err := io.Copy(h, f); err != nil || sum(h) == want {
 		return
 	}
-	_ = os.Remove(path) // it will be found wrong again
+	_ = os.Remove(path) // if this fails, the next reader tries again
 }
 
-// ReadAll returns the bytes of a blob of at most limit bytes, or MaxManifest when limit is 0, verified as Open does.
+// ReadAll returns the bytes of a blob of at most limit bytes, or MaxManifest if limit is 0. They are verified as by Open.
 func (s *Store) ReadAll(desc ocispec.Descriptor, limit int64) ([]byte, error) {
 	r, err := s.Open(desc)
 	if err != nil {
@@ -520,7 +518,7 @@ func (s *Store) ReadAll(desc ocispec.Descriptor, limit int64) ([]byte, error) {
 	return ReadAll(r, desc, limit)
 }
 
-// ReadAll returns all that a verifying reader of desc has, if that is at most limit bytes, or MaxManifest when limit is 0.
+// ReadAll returns all bytes of r, a verifying reader of desc, if they are at most limit, or MaxManifest if limit is 0.
 func ReadAll(r io.Reader, desc ocispec.Descriptor, limit int64) ([]byte, error) {
 	if limit == 0 {
 		limit = MaxManifest
@@ -536,7 +534,7 @@ func ReadAll(r io.Reader, desc ocispec.Descriptor, limit int64) ([]byte, error) 
 	return buf.Bytes(), nil
 }
 
-// Remove removes a blob, whether or not an image has it. One that does not exist is no error.
+// Remove removes a blob, whether or not an image refers to it. It is not an error if the blob does not exist.
 func (s *Store) Remove(d digest.Digest) error {
 	path, err := s.Path(d)
 	if err != nil {
@@ -548,8 +546,8 @@ func (s *Store) Remove(d digest.Digest) error {
 	return nil
 }
 
-// Blobs calls f for each blob of the store with its digest and the size of its file until f returns an error, which it
-// returns. Files that are no blobs are passed over.
+// Blobs calls f for each blob of the store with its digest and the size of its file. If f returns an error, Blobs stops and
+// returns it. Files that are not blobs are skipped.
 func (s *Store) Blobs(f func(digest.Digest, int64) error) error {
 	dir, err := os.Open(filepath.Join(s.root, blobsDir))
 	if err != nil {
@@ -557,7 +555,7 @@ func (s *Store) Blobs(f func(digest.Digest, int64) error) error {
 	}
 	defer dir.Close()
 	for {
-		entries, err := dir.ReadDir(1024) // so many at a time that memory stays small
+		entries, err := dir.ReadDir(1024) // limits memory
 		for _, e := range entries {
 			d, err := ParseDigest(digestPrefix + e.Name())
 			if err != nil {
@@ -580,11 +578,11 @@ func (s *Store) Blobs(f func(digest.Digest, int64) error) error {
 	}
 }
 
-// Empty says whether the store has no blob yet, as that of a new root.
+// Empty reports whether the store has no blobs, as in a new root.
 func (s *Store) Empty() bool {
 	dir, err := os.Open(filepath.Join(s.root, blobsDir))
 	if err != nil {
-		return false // whoever needs a blob says what is wrong
+		return false // the error is reported when a blob is read
 	}
 	defer dir.Close()
 	_, err = dir.Readdirnames(1)

@@ -84,10 +84,10 @@ func (s *Store) checkBlob(ctx context.Context, r *part.Report, d digest.Digest) 
 	}
 	problem := "cannot be read: " + err.Error()
 	if errors.As(err, new(*MismatchError)) {
-		problem = "is not what its name says: its bytes have another digest"
+		problem = "has different content: its digest does not match its name"
 	}
 	r.SetDamaged(part.Blob, d.String())
-	return r.Problem(path, problem, "what needs it fetches it or makes it again", func() error { return s.Remove(d) })
+	return r.Problem(path, problem, "the next build that needs it fetches it or makes it again", func() error { return s.Remove(d) })
 }
 
 // checkIndex reads the list of images.
@@ -101,11 +101,12 @@ func (s *Store) checkIndex(ctx context.Context, r *part.Report) error {
 		return err
 	}
 	return r.Problem(s.indexPath(), "cannot be read: "+damage.Error(),
-		"no image can be found by its name; a repair lists all that are there, without a name where that is lost",
+		"no image can be found by its name; a repair lists all images in the store, without a name if that is lost",
 		func() error { return s.RepairIndex(others) })
 }
 
-// checkImages looks whether every image has what it is made of. The list of images cannot change meanwhile, so no blob of one is pruned.
+// checkImages checks that the blobs of every image exist. The list of images is locked, so none of their blobs is pruned
+// meanwhile.
 func (s *Store) checkImages(ctx context.Context, r *part.Report) error {
 	var unusable []digest.Digest
 	err := s.Locked(func(entries []ocispec.Descriptor) error {
@@ -128,7 +129,7 @@ func (s *Store) checkImages(ctx context.Context, r *part.Report) error {
 		return err
 	}
 	for _, d := range unusable {
-		// Without its manifest an image cannot even be listed.
+		// An image without its manifest cannot be listed.
 		if err := s.Drop(ocispec.Descriptor{Digest: d}); err != nil && !errors.As(err, new(*NotFoundError)) {
 			return err
 		}
@@ -136,7 +137,7 @@ func (s *Store) checkImages(ctx context.Context, r *part.Report) error {
 	return nil
 }
 
-// checkImage reports the blobs that an image lacks, and returns whether it can be listed.
+// checkImage reports the missing blobs of an image, and returns whether the image can be listed.
 func (s *Store) checkImage(r *part.Report, e ocispec.Descriptor) (listable bool, err error) {
 	name := e.Annotations[ocispec.AnnotationRefName]
 	if name == "" {
@@ -148,13 +149,13 @@ func (s *Store) checkImage(r *part.Report, e ocispec.Descriptor) (listable bool,
 		if err != nil {
 			return false, err
 		}
-		problem := "is not there"
+		problem := "is missing"
 		if r.Damaged(part.Blob, d.String()) && !r.Repair {
 			problem = "is damaged"
 		}
 		effect := fmt.Sprintf("image %s cannot be used: build or pull it again", name)
 		if r.Repair && !listable {
-			effect += ", it is not listed any more"
+			effect += "; it is no longer listed"
 		}
 		if err := r.Problem(path, problem, effect, nil); err != nil {
 			return false, err
@@ -163,8 +164,8 @@ func (s *Store) checkImage(r *part.Report, e ocispec.Descriptor) (listable bool,
 	return listable, nil
 }
 
-// lacks returns the blobs that an image lacks, and whether its manifest and config can be read. An index that was pulled for one platform
-// has only that platform's manifest.
+// lacks returns the missing blobs of an image, and whether its manifest and config can be read. An index that was pulled for one
+// platform has only that platform's manifest.
 func (s *Store) lacks(r *part.Report, desc ocispec.Descriptor) (lost []digest.Digest, listable bool) {
 	missing := func(d ocispec.Descriptor) bool {
 		size, err := s.Stat(d.Digest)
@@ -204,7 +205,7 @@ func (s *Store) lacks(r *part.Report, desc ocispec.Descriptor) (lost []digest.Di
 	return lost, listable
 }
 
-// manifests returns the images that the blobs are, those of an index aside.
+// manifests returns the images among the blobs, except those that belong to an index.
 func (s *Store) manifests(ctx context.Context, r *part.Report) ([]ocispec.Descriptor, error) {
 	var all []ocispec.Descriptor
 	inIndex := map[digest.Digest]bool{}

@@ -7,15 +7,15 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// digestPrefix is the one algorithm that is accepted: image-spec, descriptor.md, requires it of every implementation, and
-// with one algorithm a digest is its path.
+// digestPrefix is the only accepted algorithm: image-spec, descriptor.md, requires every implementation to support it, and with a
+// single algorithm a digest determines its path.
 const digestPrefix = "sha256:"
 
 // hexLen is the length of a SHA-256 sum in hexadecimal.
 const hexLen = 64
 
-// ParseDigest returns s as a digest if it is "sha256:" and 64 lower-case hexadecimal digits, and nothing else. Every
-// digest that comes from outside passes here before a path or an address is made of it.
+// ParseDigest returns s as a digest. It must be "sha256:" followed by 64 lower-case hexadecimal digits. Every digest from outside
+// is checked here before it becomes part of a path or an address.
 func ParseDigest(s string) (digest.Digest, error) {
 	hex, ok := strings.CutPrefix(s, digestPrefix)
 	if !ok || len(hex) != hexLen {

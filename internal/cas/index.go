@@ -20,51 +20,52 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// maxIndex bounds index.json in bytes: some fifty thousand images.
+// maxIndex is the maximum size of index.json in bytes, enough for some fifty thousand images.
 const maxIndex = 16 << 20
 
-// minIDPrefix is how many hexadecimal digits Lookup wants at least, so that a short image name is not taken for one.
+// minIDPrefix is the minimum number of hexadecimal digits that Lookup accepts, so that a short image name is not taken for a
+// digest.
 const minIDPrefix = 4
 
-// NameAnnotation holds an image's full name for containerd and those who follow it.
+// NameAnnotation is the annotation with an image's full name that containerd and tools based on it use.
 //
-// ocispec.AnnotationRefName (org.opencontainers.image.ref.name) holds the same full name, where BuildKit puts the tag
-// alone: one index holds the images of many repositories here, most of them tagged "latest", and the tools find an image
-// by this annotation. `skopeo inspect oci:ROOT:docker.io/library/app:latest`, `podman pull` of the same and `crane` compare
-// it as a whole, and the grammar of image-spec (annotations.md) allows ":" and "/" in it.
+// ocispec.AnnotationRefName (org.opencontainers.image.ref.name) has the same value, whereas BuildKit sets it to the tag only:
+// here one index lists the images of many repositories, most of them tagged "latest", and tools find an image by this annotation.
+// `skopeo inspect oci:ROOT:docker.io/library/app:latest`, `podman pull` and `crane` compare the whole value, and the grammar of
+// image-spec (annotations.md) allows ":" and "/" in it.
 const NameAnnotation = "io.containerd.image.name"
 
 // Image is an image of the store.
 type Image struct {
-	// Name is the full name, "docker.io/library/app:latest", or "" for one that was built without a name.
+	// Name is the full name, such as "docker.io/library/app:latest", or "" for an image without a name.
 	Name string
-	// Desc is the manifest or index, with the annotations of its entry in index.json.
+	// Desc describes the manifest or index, with the annotations of its entry in index.json.
 	Desc ocispec.Descriptor
 }
 
-// NotFoundError says that the store has no image of a name or id.
+// NotFoundError is returned if the store has no image with a name or ID.
 type NotFoundError struct{ Ref string }
 
 func (e *NotFoundError) Error() string { return fmt.Sprintf("no image %q in the image store", e.Ref) }
 
-// AmbiguousError says that an id's prefix fits several images.
+// AmbiguousError is returned if the prefix of an ID matches several images.
 type AmbiguousError struct {
 	Ref string
 	IDs []string
 }
 
 func (e *AmbiguousError) Error() string {
-	return fmt.Sprintf("image id %q could be any of %s", e.Ref, termtext.List(e.IDs))
+	return fmt.Sprintf("image ID %q is ambiguous: it matches %s", e.Ref, termtext.List(e.IDs))
 }
 
 func (s *Store) indexPath() string { return filepath.Join(s.root, ocispec.ImageIndexFile) }
 
-// Tag gives a manifest or index the name, which it takes from any other image that has it. The name is the full one; with
-// "" the image is listed without a name, unless it has one already. The blobs must be in the store; of desc the media type,
-// digest, size, platform and those annotations are kept that give no name.
+// Tag gives a manifest or index a full name, and removes that name from any other image. If name is "", the image is listed
+// without a name, unless it already has one. The blobs must be in the store. The entry keeps the media type, digest, size,
+// platform and annotations of desc, except those that hold a name.
 func (s *Store) Tag(name string, desc ocispec.Descriptor) error {
 	if name != "" && !validName(name) {
-		return fmt.Errorf("tag image: %q is not the name of an image", name)
+		return fmt.Errorf("tag image: %q is not a valid image name", name)
 	}
 	if _, err := ParseDigest(string(desc.Digest)); err != nil {
 		return fmt.Errorf("tag image %s: %w", name, err)
@@ -93,13 +94,13 @@ func (s *Store) Tag(name string, desc ocispec.Descriptor) error {
 	})
 }
 
-// Untag takes the name from the image that has it. The blobs stay. The error is a *NotFoundError when none has it.
+// Untag removes a name from its image. The blobs stay. The error is a *NotFoundError if no image has the name.
 func (s *Store) Untag(name string) error {
 	return s.remove(name, func(d ocispec.Descriptor) bool { return name != "" && nameOf(d) == name })
 }
 
-// Drop takes all names from the image and lists it no more. The blobs stay. The error is a *NotFoundError when the image is
-// not listed.
+// Drop removes the image, with all its names, from the list. The blobs stay. The error is a *NotFoundError if the image is not
+// listed.
 func (s *Store) Drop(desc ocispec.Descriptor) error {
 	return s.remove(string(desc.Digest), func(d ocispec.Descriptor) bool { return d.Digest == desc.Digest })
 }
@@ -118,7 +119,7 @@ func (s *Store) remove(what string, gone func(ocispec.Descriptor) bool) error {
 	return err
 }
 
-// Images returns the images of the store in the order in which they got their names.
+// Images returns the images of the store in the order in which they were named.
 func (s *Store) Images() ([]Image, error) {
 	index, err := s.index()
 	if err != nil {
@@ -131,9 +132,9 @@ func (s *Store) Images() ([]Image, error) {
 	return images, nil
 }
 
-// Lookup returns the image that ref names: by its full name, or by the digest of its manifest or index or the first digits
-// of that, four at least, with or without "sha256:". The error is a *NotFoundError, or an *AmbiguousError when the digits
-// fit images with different digests.
+// Lookup returns the image that ref refers to: by its full name, or by at least four leading digits of the digest of its manifest
+// or index, with or without "sha256:". The error is a *NotFoundError, or an *AmbiguousError if images with different digests
+// match.
 func (s *Store) Lookup(ref string) (Image, error) {
 	images, err := s.Images()
 	if err != nil {
@@ -164,7 +165,7 @@ func (s *Store) Lookup(ref string) (Image, error) {
 	return Image{}, &AmbiguousError{Ref: ref, IDs: ids}
 }
 
-// nameOf returns the name of an entry. Tools that write layouts of their own set the first annotation alone.
+// nameOf returns the name of an entry. Other tools that write layouts only set the first annotation.
 func nameOf(d ocispec.Descriptor) string {
 	if name := d.Annotations[ocispec.AnnotationRefName]; name != "" {
 		return name
@@ -172,12 +173,12 @@ func nameOf(d ocispec.Descriptor) string {
 	return d.Annotations[NameAnnotation]
 }
 
-// index reads index.json. One that cannot be read is never taken for an empty one: the next Tag would make that true.
+// index reads index.json. If that fails, the index is never taken to be empty: the next Tag would overwrite it.
 func (s *Store) index() (*ocispec.Index, error) {
 	index, err := readIndex(s.indexPath())
 	if err != nil {
 		return nil, fmt.Errorf("read the list of images %s: %w; "+
-			"kiln check --repair makes it again from the images that are there", s.indexPath(), err)
+			"kiln check --repair rebuilds it from the images in the store", s.indexPath(), err)
 	}
 	return index, nil
 }
@@ -210,7 +211,7 @@ func readIndex(path string) (*ocispec.Index, error) {
 	return &index, nil
 }
 
-// Locked calls f with the entries of index.json while no process can change them.
+// Locked calls f with the entries of index.json while it is locked against changes by other processes.
 func (s *Store) Locked(f func([]ocispec.Descriptor) error) (err error) {
 	l, err := lock.Acquire(s.Context, filepath.Join(s.root, locksDir, rootdir.IndexLock), false)
 	if err != nil {
@@ -224,7 +225,7 @@ func (s *Store) Locked(f func([]ocispec.Descriptor) error) (err error) {
 	return f(index.Manifests)
 }
 
-// Forget lists an image no more that has no name; the blobs stay. It reports whether there was one.
+// Forget removes an image from the list if it has no name; the blobs stay. It reports whether the image was removed.
 func (s *Store) Forget(d digest.Digest) (bool, error) {
 	err := s.remove(string(d), func(e ocispec.Descriptor) bool { return e.Digest == d && nameOf(e) == "" })
 	if errors.As(err, new(*NotFoundError)) {
@@ -233,7 +234,7 @@ func (s *Store) Forget(d digest.Digest) (bool, error) {
 	return err == nil, err
 }
 
-// edit replaces index.json by what f makes of its entries, under the lock that all kiln processes take for that.
+// edit replaces the entries of index.json by the result of f, under the lock shared by all kiln processes.
 func (s *Store) edit(f func([]ocispec.Descriptor) []ocispec.Descriptor) (err error) {
 	l, err := lock.Acquire(s.Context, filepath.Join(s.root, locksDir, rootdir.IndexLock), false)
 	if err != nil {
@@ -259,7 +260,7 @@ func (s *Store) replaceIndex(ctx context.Context, data []byte) error {
 	return s.publish(ctx, data, func(temp string) error { return os.Rename(temp, s.indexPath()) })
 }
 
-// validName reports whether an image of the store can have the name.
+// validName reports whether name is valid for an image of the store.
 func validName(name string) bool {
 	_, err := imagename.Parse(name)
 	return err == nil

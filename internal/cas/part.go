@@ -12,20 +12,20 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// blobsPart are the images without a name, and the blobs of no image.
+// blobsPart implements part.Part for the images without a name, and the blobs that belong to no image.
 type blobsPart struct {
 	store *Store
 	trash string
 	named *Named
-	// own are the blobs of each image that Items listed, its manifest first, which no image with a name has.
+	// own are the blobs of each image listed by Items that belong to no named image, its manifest first.
 	own map[string][]digest.Digest
-	// listed are the blobs that the list of images reached when it was index.
+	// listed are the blobs reachable from the list of images whose text is index.
 	listed *Reached
 	index  string
 }
 
-// Part returns the images and blobs as a part of the root directory, of which named are no items. What is removed goes through the
-// directory trash.
+// Part returns the images and blobs as a part of the root directory, except those in named. Removed items are moved to the
+// directory trash first.
 func (s *Store) Part(trash string, named *Named) part.Part {
 	return &blobsPart{store: s, trash: trash, named: named, own: map[string][]digest.Digest{}}
 }
@@ -33,7 +33,7 @@ func (s *Store) Part(trash string, named *Named) part.Part {
 // Name implements part.Part.
 func (p *blobsPart) Name() string { return "blobs and images" }
 
-// diskSize returns what a blob takes on disk in bytes, 0 if it is not there.
+// diskSize returns the disk usage of a blob in bytes, or 0 if it does not exist.
 func (s *Store) diskSize(d digest.Digest) int64 {
 	var it part.Item
 	if path, err := s.Path(d); err == nil {
@@ -42,7 +42,7 @@ func (s *Store) diskSize(d digest.Digest) int64 {
 	return it.Size
 }
 
-// Items implements part.Part. A blob that several images without a name have is counted with the first.
+// Items implements part.Part. A blob that belongs to several images without a name is counted with the first.
 func (p *blobsPart) Items(ctx context.Context) iter.Seq2[part.Item, error] {
 	return func(yield func(part.Item, error) bool) {
 		items, err := p.items(ctx)
@@ -104,7 +104,7 @@ func (p *blobsPart) items(ctx context.Context) ([]part.Item, error) {
 	return items, nil
 }
 
-// unnamed returns the blobs that no image with a name has.
+// unnamed returns the blobs that belong to no named image.
 func (p *blobsPart) unnamed(ctx context.Context) (map[digest.Digest]part.Item, error) {
 	blobs := map[digest.Digest]part.Item{}
 	err := p.store.Blobs(func(d digest.Digest, _ int64) error {
@@ -135,7 +135,7 @@ func (p *blobsPart) InUse(it part.Item) bool {
 	return err == nil && lease.InUse(path)
 }
 
-// Remove implements part.Part. Of an image it removes the blobs that no other image has.
+// Remove implements part.Part. For an image it removes the blobs that belong to no other image.
 func (p *blobsPart) Remove(it part.Item) (bool, error) {
 	if it.Kind == part.Blob {
 		return p.remove([]digest.Digest{digest.Digest(it.ID)})
@@ -147,8 +147,8 @@ func (p *blobsPart) Remove(it part.Item) (bool, error) {
 	return true, err
 }
 
-// remove removes the blobs that no image has and nobody holds. The list of images cannot change meanwhile: what is not on it now can only
-// get onto it by one who holds its blobs before.
+// remove removes the blobs that no image has and no process holds. The list of images is locked, and a process that adds an image
+// to it holds its blobs first.
 func (p *blobsPart) remove(blobs []digest.Digest) (gone bool, err error) {
 	err = p.store.Locked(func(entries []ocispec.Descriptor) error {
 		if index := fmt.Sprint(entries); p.listed == nil || index != p.index {

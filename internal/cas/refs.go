@@ -16,17 +16,17 @@ const (
 	MediaTypeDockerIndex    = "application/vnd.docker.distribution.manifest.list.v2+json"
 )
 
-// IsIndex reports whether a media type is that of an index, or of Docker's manifest list.
+// IsIndex reports whether a media type is that of an OCI index or Docker manifest list.
 func IsIndex(mediaType string) bool {
 	return mediaType == ocispec.MediaTypeImageIndex || mediaType == MediaTypeDockerIndex
 }
 
-// IsManifest reports whether a media type is that of an image's manifest.
+// IsManifest reports whether a media type is that of an OCI or Docker image manifest.
 func IsManifest(mediaType string) bool {
 	return mediaType == ocispec.MediaTypeImageManifest || mediaType == MediaTypeDockerManifest
 }
 
-// refs are the blobs that a manifest or index refers to. The one form reads both.
+// refs are the blobs that a manifest or index refers to. The type can represent both.
 type refs struct {
 	MediaType string
 	Manifests []ocispec.Descriptor
@@ -34,27 +34,27 @@ type refs struct {
 	Layers    []ocispec.Descriptor
 }
 
-// refs reads a manifest or index. It reports false if it cannot be read.
+// refs reads a manifest or index. It returns false if that fails.
 func (s *Store) refs(desc ocispec.Descriptor) (m refs, ok bool) {
 	data, err := s.ReadAll(desc, 0)
 	return m, err == nil && json.Unmarshal(data, &m) == nil
 }
 
-// Reached is what images consist of.
+// Reached is the set of blobs and layers of some images.
 type Reached struct {
-	// Blobs are their sizes as the images have them, whether or not they are there.
+	// Blobs maps the digest of each blob to its size according to the image, whether or not the blob exists.
 	Blobs map[digest.Digest]int64
-	// DiffIDs are those of layers, in hexadecimal digits.
+	// DiffIDs are the diff IDs of layers, in hexadecimal.
 	DiffIDs map[string]bool
 }
 
-// newReached returns a Reached of no image.
+// newReached returns an empty Reached.
 func newReached() *Reached {
 	return &Reached{Blobs: map[digest.Digest]int64{}, DiffIDs: map[string]bool{}}
 }
 
-// reach adds to r what a manifest, index or other blob reaches. A blob that is not there, as those of other platforms of an index that was
-// pulled for one, reaches nothing.
+// reach adds to r everything reachable from a manifest, index or other blob. A blob that does not exist, such as one for another
+// platform, reaches nothing else.
 func (s *Store) reach(r *Reached, desc ocispec.Descriptor) {
 	if _, ok := r.Blobs[desc.Digest]; ok {
 		return
@@ -82,12 +82,12 @@ func (s *Store) reach(r *Reached, desc ocispec.Descriptor) {
 	}
 }
 
-// Named is what the images that have a name take.
+// Named describes the images that have a name.
 type Named struct {
 	Reached
-	// Images is how many there are.
+	// Images is the number of images.
 	Images int
-	// Size is what their blobs take on disk in bytes.
+	// Size is the disk usage of their blobs in bytes.
 	Size int64
 }
 

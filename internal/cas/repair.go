@@ -16,8 +16,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// RepairLayout replaces a damaged oci-layout file in the root, without which Open refuses it. It reports whether it did; a file
-// that is not there is Open's to make, and that of another version stays.
+// RepairLayout replaces a damaged oci-layout file in the root, which prevents Open. It reports whether it did. If the file does
+// not exist, Open creates it; a file of another version is kept.
 func RepairLayout(root string) (bool, error) {
 	path := filepath.Join(root, ocispec.ImageLayoutFile)
 	data, err := os.ReadFile(path)
@@ -40,14 +40,14 @@ func RepairLayout(root string) (bool, error) {
 	return err == nil, err
 }
 
-// CheckIndex returns the error of an index.json that cannot be read; nil for one that can.
+// CheckIndex returns the error of reading index.json, or nil.
 func (s *Store) CheckIndex() error {
 	_, err := readIndex(s.indexPath())
 	return err
 }
 
-// RepairIndex replaces an index.json that cannot be read by one of the entries that can still be read in it and whose blobs
-// are there, and of the others, which get no name.
+// RepairIndex replaces an unreadable index.json. The new one has the entries that can still be read and whose blobs exist, and
+// the entries in others, without names.
 func (s *Store) RepairIndex(others []ocispec.Descriptor) (err error) {
 	l, err := lock.Acquire(s.Context, filepath.Join(s.root, locksDir, rootdir.IndexLock), false)
 	if err != nil {
@@ -55,7 +55,7 @@ func (s *Store) RepairIndex(others []ocispec.Descriptor) (err error) {
 	}
 	defer func() { err = errors.Join(err, l.Release()) }()
 	if s.CheckIndex() == nil {
-		return nil // somebody else has repaired it
+		return nil // another process has repaired it
 	}
 	data, err := os.ReadFile(s.indexPath())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -88,7 +88,7 @@ func (s *Store) RepairIndex(others []ocispec.Descriptor) (err error) {
 	return nil
 }
 
-// salvage returns the descriptors that can be read somewhere in damaged JSON.
+// salvage returns the descriptors that can be found in damaged JSON.
 func salvage(data []byte) (out []ocispec.Descriptor) {
 	for {
 		i := bytes.IndexByte(data, '{')

@@ -13,15 +13,15 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// MismatchError says that bytes are not those that a descriptor names.
+// MismatchError is returned if bytes do not match their descriptor.
 type MismatchError struct {
-	// Where is where the bytes came from: a path or an address.
+	// Where is the origin of the bytes: a path or an address.
 	Where string
-	// Digest and Size are what was wanted; Size is -1 where any was.
+	// Digest and Size are the expected values; Size is -1 if any size is allowed.
 	Digest digest.Digest
 	Size   int64
-	// GotDigest is the digest of the bytes, or "" if their number told already. GotSize is that number, and no more than
-	// Size+1 when there were too many, since nobody reads on from there.
+	// GotDigest is the digest of the bytes, or "" if their number was already wrong. GotSize is the number of bytes, at most Size+1,
+	// since reading stops there.
 	GotDigest digest.Digest
 	GotSize   int64
 }
@@ -36,15 +36,14 @@ func (e *MismatchError) Error() string {
 	return fmt.Sprintf("%s: blob %s has other content: its digest is %s", e.Where, e.Digest, e.GotDigest)
 }
 
-// VerifyReader returns a reader of r's bytes that ends with io.EOF only if they are exactly those of desc, and with a
-// *MismatchError otherwise. Never more than desc.Size+1 bytes are read from r, and never more than desc.Size returned.
-// What has been read must not be relied upon before io.EOF. Closing it closes r. Where names r in errors.
+// VerifyReader returns a reader of r's bytes that returns io.EOF only if they match desc exactly, and a *MismatchError otherwise.
+// It reads at most desc.Size+1 bytes from r, and returns at most desc.Size. The bytes must not be relied upon before io.EOF.
+// Close closes r. where is the name of r in errors.
 func VerifyReader(r io.ReadCloser, desc ocispec.Descriptor, where string) io.ReadCloser {
 	return &verifyReader{r: r, desc: desc, where: where, hash: sha256.New()}
 }
 
-// Verify reads r to its end and returns a *MismatchError unless its bytes are exactly those of desc. buf, which
-// may be nil, is what it reads with.
+// Verify reads r to EOF and returns a *MismatchError unless its bytes match desc exactly. It uses buf, if not nil, as a buffer.
 func Verify(ctx context.Context, r io.Reader, desc ocispec.Descriptor, buf []byte) error {
 	all := &verifyReader{r: io.NopCloser(ctxio.Reader(ctx, r)), desc: desc, where: "file", hash: sha256.New()}
 	_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{all}, buf)
@@ -57,7 +56,7 @@ type verifyReader struct {
 	where string
 	hash  hash.Hash
 	n     int64
-	err   error // what every further Read returns
+	err   error // returned by all further calls of Read
 	bad   func()
 }
 
@@ -89,7 +88,7 @@ func (v *verifyReader) Read(p []byte) (int, error) {
 	return n, v.err
 }
 
-// end looks for a byte too many behind the last one.
+// end checks that there are no more bytes.
 func (v *verifyReader) end() error {
 	var extra [1]byte
 	for {

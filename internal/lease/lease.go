@@ -1,9 +1,9 @@
-// Package lease lets processes rely on what a shared directory holds, while others remove what is not in use. It does not know what
-// that is.
+// Package lease protects items in a shared directory from removal by other processes while they are in use. It does not know what
+// the items are.
 //
-// An item is a file or directory with a name of its own. A process that relies on it holds its lock, shared; a process that makes one
-// locks it before it gets its name. Only a process that holds the exclusive lock removes an item, by renaming it. So there is no clock,
-// no list, and nothing to clean up after a process that died.
+// An item is a file or directory with its own name. A process that uses it holds a shared lock on it; a process that creates one
+// locks it before giving it its name. To remove an item, a process takes the exclusive lock and renames the item. So there is no
+// clock, no list, and no cleanup after a process that died.
 package lease
 
 import (
@@ -17,15 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// grain is how exactly it is known when something was used last: so seldom its time is written, so that a build in which
-// nothing runs writes nothing.
+// grain is the accuracy of the time of last use. It is updated this rarely so that a build in which nothing runs writes nothing.
 const grain = time.Hour
 
-// patience is how long Take waits for one who is just removing the thing, which takes microseconds.
+// patience is how long Take waits for a process that is removing the item, which takes microseconds.
 const patience = 5 * time.Second
 
-// Take holds the thing called path and notes that it is used. The error is fs.ErrNotExist where there is none. Release may be
-// left to the end of the process.
+// Take locks the item at path for use, and records the time. The error wraps fs.ErrNotExist if it does not exist. The lock need
+// not be released before the process ends.
 func Take(path string) (*lock.Lock, error) {
 	pause := 100 * time.Microsecond
 	for waited := time.Duration(0); ; {
@@ -45,7 +44,8 @@ func Take(path string) (*lock.Lock, error) {
 	}
 }
 
-// Used notes that the thing called path, which info is of unless it is nil, is used now. A time that cannot be written is only old.
+// Used records that the item at path is used now. info, unless nil, is its file information. Errors are ignored: then the time
+// stays old.
 func Used(path string, info fs.FileInfo) {
 	if info == nil {
 		var err error
@@ -59,8 +59,8 @@ func Used(path string, info fs.FileInfo) {
 	}
 }
 
-// Remove takes the thing called path away, into the directory trash on the same file system, and returns where it is there. It
-// returns false if somebody uses the thing, or it is gone already.
+// Remove moves the item at path into the directory trash on the same file system, and returns its new path. It returns false if
+// the item is in use or does not exist.
 func Remove(path, trash string) (gone string, ok bool, err error) {
 	l, err := lock.TryExisting(path, false)
 	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
@@ -73,7 +73,7 @@ func Remove(path, trash string) (gone string, ok bool, err error) {
 	return Trash(path, trash)
 }
 
-// Trash is Remove of what needs no lock, or whose lock the caller has.
+// Trash is like Remove for an item that needs no lock, or whose lock the caller holds.
 func Trash(path, trash string) (gone string, ok bool, err error) {
 	dir, err := os.MkdirTemp(trash, "trash-")
 	if err != nil {
@@ -87,7 +87,7 @@ func Trash(path, trash string) (gone string, ok bool, err error) {
 	return gone, err == nil, err
 }
 
-// InUse reports whether somebody holds the thing called path.
+// InUse reports whether any process uses the item at path.
 func InUse(path string) bool {
 	l, err := lock.TryExisting(path, false)
 	if err == nil {
