@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -182,7 +183,7 @@ func (r *reader) file(path, dir string, base object) (object, error) {
 		return nil, err
 	}
 	for key := range m {
-		if !slices.Contains(topLevel, key) && !strings.HasPrefix(key, "x-") {
+		if !slices.Contains(topLevel(), key) && !strings.HasPrefix(key, "x-") {
 			return nil, fmt.Errorf("%s: there is no attribute %q", path, key)
 		}
 	}
@@ -300,7 +301,7 @@ func (r *reader) extended(all object, name, file, dir string, path []string) (ob
 		return nil, fmt.Errorf("%s %w", id, err)
 	}
 	for key := range s {
-		if !slices.Contains(serviceAttributes, key) && !strings.HasPrefix(key, "x-") {
+		if !slices.Contains(serviceAttributes(), key) && !strings.HasPrefix(key, "x-") {
 			return nil, fmt.Errorf("%s: there is no attribute %q", id, key)
 		}
 	}
@@ -333,10 +334,14 @@ func (r *reader) extended(all object, name, file, dir string, path []string) (ob
 	return merged(base, s).(object), nil
 }
 
-// topLevel are the attributes of a file, and serviceAttributes those of a service.
+// topLevel are the attributes of a file, and serviceAttributes those of a service. They are split when a file is read: every start of kiln
+// initialises this package.
 var (
-	topLevel          = strings.Fields("name version include services networks volumes secrets configs models")
-	serviceAttributes = strings.Fields(`annotations attach blkio_config build cap_add cap_drop cgroup cgroup_parent command configs
+	topLevel = sync.OnceValue(func() []string {
+		return strings.Fields("name version include services networks volumes secrets configs models")
+	})
+	serviceAttributes = sync.OnceValue(func() []string {
+		return strings.Fields(`annotations attach blkio_config build cap_add cap_drop cgroup cgroup_parent command configs
 		container_name cpu_count cpu_percent cpu_period cpu_quota cpu_rt_period cpu_rt_runtime cpu_shares cpus cpuset credential_spec depends_on
 		deploy develop device_cgroup_rules devices dns dns_opt dns_search domainname entrypoint env_file environment expose extends
 		external_links extra_hosts gpus group_add healthcheck hostname image init ipc isolation label_file labels links logging mac_address
@@ -344,4 +349,5 @@ var (
 		platform ports post_start pre_stop privileged profiles provider pull_policy pull_refresh_after read_only restart runtime scale secrets
 		security_opt shm_size stdin_open stop_grace_period stop_signal storage_opt sysctls tmpfs tty ulimits use_api_socket user userns_mode
 		uts volumes volumes_from working_dir`)
+	})
 )
