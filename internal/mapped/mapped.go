@@ -1,5 +1,6 @@
-// Package mapped reads files in place, by mmap(2), that end in the SHA-256 of all that goes before it. It does not know what is in them.
-// What is read counts as resident memory of the process, and is the kernel's page cache, which it takes back when it needs memory.
+// Package mapped reads files in place, with mmap(2), that end in the SHA-256 digest of their contents. It does not know the
+// format of the contents. Mapped pages count as resident memory of the process, but belong to the kernel's page cache, which the
+// kernel reclaims when it needs memory.
 package mapped
 
 import (
@@ -15,19 +16,19 @@ import (
 
 // File is an open file. It is safe for concurrent use.
 type File struct {
-	// Data is the file without the digest at its end. It is not to be written to.
+	// Data is the file's contents without the digest at the end. It must not be modified.
 	Data []byte
-	// Modified is when the file was written.
+	// Modified is the time at which the file was written.
 	Modified time.Time
 	whole    []byte
 }
 
-// ErrDamaged is the error of a file whose end is not the digest of the rest, or that is too large to be read in place.
+// ErrDamaged is returned for a file that does not end in the digest of its contents, or is too large to be mapped.
 var ErrDamaged = errors.New("its checksum is wrong")
 
 const maxSize = 1 << 40
 
-// Open opens a file and compares it with its digest.
+// Open opens a file and verifies its digest.
 func Open(name string) (*File, error) {
 	f, err := os.Open(name)
 	if err != nil {
@@ -42,7 +43,7 @@ func Open(name string) (*File, error) {
 	if size <= sha256.Size || size > maxSize {
 		return nil, ErrDamaged
 	}
-	// By read(2), which does not map every page of the file into the process.
+	// Use read(2), which does not map every page of the file into the process.
 	h := sha256.New()
 	if _, err := io.CopyBuffer(h, struct{ io.Reader }{io.LimitReader(f, size-sha256.Size)}, make([]byte, min(256<<10, size))); err != nil {
 		return nil, err
@@ -59,5 +60,5 @@ func Open(name string) (*File, error) {
 	return &File{Data: data[:end], Modified: info.ModTime(), whole: data}, nil
 }
 
-// Close unmaps the file: Data must not be used any more.
+// Close unmaps the file. Data must not be used afterwards.
 func (f *File) Close() error { return unix.Munmap(f.whole) }

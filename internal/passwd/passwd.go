@@ -1,5 +1,5 @@
-// Package passwd looks up users and groups in an image's /etc/passwd and /etc/group, as USER and COPY --chown mean them.
-// It knows nothing of file systems: the caller opens the two files.
+// Package passwd looks up users and groups in an image's /etc/passwd and /etc/group for USER and COPY --chown. It does not access
+// the file system: the caller opens the two files.
 package passwd
 
 import (
@@ -13,25 +13,25 @@ import (
 	"strings"
 )
 
-// MaxFile is the size in bytes above which a passwd or group file is refused with ErrTooBig.
+// MaxFile is the maximum size of a passwd or group file in bytes. A larger file is refused with ErrTooBig.
 const MaxFile = 10 << 20
 
-// MaxID is the highest number that Lookup takes for a user or a group, as Docker does.
+// MaxID is the highest user or group ID that Lookup accepts, as in Docker.
 const MaxID = 1<<31 - 1
 
-// ErrTooBig says that a passwd or group file is larger than MaxFile.
+// ErrTooBig is returned if a passwd or group file is larger than MaxFile.
 var ErrTooBig = errors.New("larger than 10 MiB")
 
-// User is what a process runs as.
+// User is the user that a process runs as.
 type User struct {
 	UID, GID uint32
 	// Groups is the complete supplementary group list for setgroups(2); GID is its first element.
 	Groups []uint32
-	// Home is the home directory of the passwd entry, which may be "", and "/" if there is no entry.
+	// Home is the home directory of the passwd entry, which may be "", or "/" if there is no entry.
 	Home string
 }
 
-// NotFoundError says that a name is in neither file.
+// NotFoundError is returned for a name that does not exist.
 type NotFoundError struct {
 	// Kind is "user" or "group".
 	Kind string
@@ -43,7 +43,7 @@ func (e *NotFoundError) Error() string {
 	return fmt.Sprintf("%s %q is not in the image's /etc/%s", e.Kind, e.Name, fileOf(e.Kind))
 }
 
-// RangeError says that a number is no id: negative or too large.
+// RangeError is returned for a number that is not a valid ID: negative or too large.
 type RangeError struct {
 	// Kind is "user" or "group".
 	Kind string
@@ -52,7 +52,7 @@ type RangeError struct {
 }
 
 func (e *RangeError) Error() string {
-	return fmt.Sprintf("%s id %s is out of range", e.Kind, e.Value)
+	return fmt.Sprintf("%s ID %s is out of range", e.Kind, e.Value)
 }
 
 func fileOf(kind string) string {
@@ -62,13 +62,13 @@ func fileOf(kind string) string {
 	return "passwd"
 }
 
-// An Opener opens /etc/passwd or /etc/group; an error that is fs.ErrNotExist means an empty file.
+// An Opener opens /etc/passwd or /etc/group. An error that wraps fs.ErrNotExist stands for an empty file.
 type Opener = func() (io.ReadCloser, error)
 
 // Lookup resolves the argument of USER: "", "user", "user:group", "user:" or ":group", each a name or a number. A number is
-// always an id, even if a user has that name. Without a user it is root's entry; without a group it is the entry's group and
-// the supplementary groups that name the user, and 0 for a number that has no entry. Errors are *NotFoundError,
-// *RangeError, ErrTooBig or what an Opener or a Read returned, wrapped.
+// always an ID, even if a user has that name. Without a user, root's entry is used. Without a group, the group of the entry and
+// the supplementary groups that list the user are used, and group 0 for a number without an entry. Errors wrap *NotFoundError,
+// *RangeError, ErrTooBig or the error of an Opener or a Read.
 func Lookup(passwd, group Opener, spec string) (User, error) {
 	name, groupName, _ := strings.Cut(spec, ":")
 	users, err := read(passwd, "passwd", 7)
@@ -132,15 +132,14 @@ func Lookup(passwd, group Opener, spec string) (User, error) {
 	return u, nil
 }
 
-// maxOwner is the highest owner a file can have: 2^32-1 means "leave as it is" to chown(2).
+// maxOwner is the highest ID that can own a file: 2^32-1 means "leave unchanged" in chown(2).
 const maxOwner = 1<<32 - 2
 
-// Owner resolves the value of COPY --chown, "user", "user:group" or ":group", each a name or a number. A user alone gives
-// the group of its entry if it is a name and the same number if it is a number; ":group" and "" give user 0, and a colon
-// without a group gives group 0. The name root is 0 whatever the files hold, and numbers do not read them; one that does not fit into
-// 32 bits with a sign is a name.
-// Errors are as with Lookup. With a *NotFoundError the owner is still valid: that which BuildKit takes, user and group 0 for a
-// user that is not there, and the user's group for such a group.
+// Owner resolves the value of COPY --chown, "user", "user:group" or ":group", each a name or a number. Without ":group", the
+// group of the user's entry is used if the user is a name, and the same number if it is a number; ":group" and "" give user 0,
+// and a colon without a group gives group 0. The name root is always 0, and numbers are resolved without reading the files; a
+// number that does not fit into a signed 32-bit integer is a name. Errors are as for Lookup. With a *NotFoundError the owner is
+// still valid, and is the one that BuildKit uses: user and group 0 for a missing user, and the user's group for a missing group.
 func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
 	name, groupName, hasGroup := strings.Cut(spec, ":")
 	uid, numeric := ownerNumber(name)
@@ -184,7 +183,7 @@ func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
 	return uid, given, cmp.Or(err, missing)
 }
 
-// ownerNumber parses s if Owner takes it for a number; -1 means "leave as it is" to chown(2).
+// ownerNumber parses s if Owner treats it as a number. -1 means "leave unchanged" in chown(2).
 func ownerNumber(s string) (uint32, bool) {
 	n, err := strconv.ParseInt(s, 10, 32)
 	if err != nil || n == -1 {
@@ -204,13 +203,13 @@ func NeedsFiles(spec string) bool {
 	return false
 }
 
-// digits reports whether s is a number, with a sign perhaps.
+// digits reports whether s is a number with an optional sign.
 func digits(s string) bool {
 	s = strings.TrimLeft(s, "+-")
 	return s != "" && strings.Trim(s, "0123456789") == ""
 }
 
-// number parses s if it is written as a number, of at most MaxID.
+// number parses s if it is a number of at most MaxID.
 func number(kind, s string) (n uint32, ok bool, err error) {
 	if !digits(s) {
 		return 0, false, nil
@@ -227,7 +226,7 @@ func id(kind, s string, limit uint64) (uint32, error) {
 	return uint32(n), nil
 }
 
-// field parses the id in a field of an entry. One that is no number is 0, as with Docker.
+// field parses the ID in a field of an entry. If it is not a number it is 0, as in Docker.
 func field(kind, s string, limit uint64) (uint32, error) {
 	if !digits(s) {
 		return 0, nil
@@ -264,8 +263,8 @@ func findGroup(groups [][]string, name string) (uint32, error) {
 	return field("group", g[2], MaxID)
 }
 
-// read returns the entries of a file, each with n fields; what is missing at an entry's end is "". As with Docker every line
-// that is not blank is an entry, comments and names alone too.
+// read returns the entries of a file, each with n fields; missing fields at the end are "". As in Docker every line that is not
+// blank is an entry, including comments and lines with only a name.
 func read(open Opener, name string, n int) ([][]string, error) {
 	f, err := open()
 	if errors.Is(err, fs.ErrNotExist) {

@@ -11,7 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
-// mkdir is one llb.Mkdir.
+// mkdir executes an llb.Mkdir.
 type mkdir struct {
 	maker
 	op *llb.Mkdir
@@ -29,7 +29,7 @@ func (m *mkdir) do() error {
 	return m.b.Mkdirs(dir, m.newDir)
 }
 
-// mkfile is one llb.Mkfile.
+// mkfile executes an llb.Mkfile.
 type mkfile struct {
 	maker
 	op *llb.Mkfile
@@ -53,7 +53,7 @@ func (m *mkfile) do() error {
 	return m.leaf(tree, e, dest)
 }
 
-// symlink is one llb.Symlink.
+// symlink executes an llb.Symlink.
 type symlink struct {
 	maker
 	op *llb.Symlink
@@ -73,12 +73,12 @@ func (m *symlink) do() error {
 	}
 	at := join(dir, path.Base(m.op.Path))
 	if _, exists, err := m.b.Lookup(at); err != nil || exists {
-		return cmp.Or(err, error(&layer.PathError{Path: at, Msg: "exists, and no symbolic link can be made there"}))
+		return cmp.Or(err, error(&layer.PathError{Path: at, Msg: "exists, so a symbolic link cannot be created there"}))
 	}
 	return m.leaf(inlineTree{}, layer.Entry{Type: layer.Symlink, Mode: 0o777, Link: m.op.Target, ModTime: m.now.time, Clock: m.now.clock}, at)
 }
 
-// remove is one llb.Remove.
+// remove executes an llb.Remove.
 type remove struct {
 	*run
 	op *llb.Remove
@@ -113,7 +113,7 @@ func (r *remove) do() error {
 	return nil
 }
 
-// names returns the paths that are to be removed.
+// names returns the paths to remove.
 func (r *remove) names() ([]string, error) {
 	if !r.op.AllowWildcard {
 		return []string{strings.TrimPrefix(path.Clean("/"+r.op.Path), "/")}, nil
@@ -124,8 +124,8 @@ func (r *remove) names() ([]string, error) {
 // setGID is S_ISGID of inode(7).
 const setGID = 0o2000
 
-// passOn gives a directory that is to be made at path what mkdir(2) passes on to it: in one with the set-group-ID bit that bit and
-// the group.
+// passOn sets the attributes of a new directory at path that mkdir(2) would inherit: in a directory with the set-group-ID bit,
+// that bit and the group.
 func passOn(b *compose.Builder, path string, e *layer.Entry) {
 	if parent, ok, _ := b.Lookup(layer.Parent(path)); ok && parent.Mode&setGID != 0 {
 		e.Mode |= setGID
@@ -133,7 +133,7 @@ func passOn(b *compose.Builder, path string, e *layer.Entry) {
 	}
 }
 
-// moment is the time that new directories get.
+// moment is the time of new directories.
 type moment struct {
 	time  time.Time
 	clock bool

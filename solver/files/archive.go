@@ -19,8 +19,8 @@ import (
 	"github.com/xi2/xz"
 )
 
-// OpenArchive returns the tar in a file, which is compressed by gzip, bzip2, xz or zstd, or not at all; ok is false for a
-// file that is none. Only the content tells, never the name.
+// OpenArchive returns the tar in a file, which may be compressed by gzip, bzip2, xz or zstd. ok is false if the file is not an
+// archive. Only the content is considered, never the name.
 func OpenArchive(r io.Reader, limit layer.Limit) (archive *layer.Reader, ok bool) {
 	buf := bufio.NewReaderSize(r, 64<<10)
 	head, _ := buf.Peek(6)
@@ -47,24 +47,24 @@ func OpenArchive(r io.Reader, limit layer.Limit) (archive *layer.Reader, ok bool
 	return archive, err == nil || unreadable(err)
 }
 
-// unreadable says of an error that what was read cannot be looked into, or only with too much memory. It may well be an
-// archive, and must not pass for a file.
+// unreadable reports whether an error means that the compressed data cannot be read, or only with too much memory. It may be an
+// archive, and must not be copied as a file.
 func unreadable(err error) bool {
 	return slices.ContainsFunc([]error{xz.ErrMemlimit, xz.ErrOptions, zstd.ErrDecoderSizeExceeded, zstd.ErrWindowSizeExceeded},
 		func(target error) bool { return errors.Is(err, target) })
 }
 
-// IsArchive reports whether a file is what openArchive reads.
+// IsArchive reports whether OpenArchive accepts a file.
 func IsArchive(r io.Reader) bool {
 	_, ok := OpenArchive(r, layer.Limit{})
 	return ok
 }
 
-// maxXZWindow bounds the memory that an xz file may ask for: 64 MiB is what xz -9 needs.
+// maxXZWindow limits the memory that an xz file may require: xz -9 needs 64 MiB.
 const maxXZWindow = 64 << 20
 
-// archive unpacks a file of the source into the destination if it is an archive, and reports whether it is. A sink that takes no bytes
-// only gets the destination; and as it may not be able to open the files of layers, those are taken for archives there.
+// archive unpacks a source file into the destination if it is an archive, and reports whether it is. If the sink takes no bytes,
+// only the destination is created; since files of layers may not be readable then, they are assumed to be archives.
 func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
 	if !c.sink.bodies() && !c.context {
 		return true, c.archived(tree, e, &c.result.Others)
@@ -90,7 +90,7 @@ func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
 	c.b.Most(c.Limit.OrDefault().Entries)
 	err = c.unpack(in, dest)
 	if err == nil {
-		_, err = io.Copy(io.Discard, body) // what follows the archive's end is part of the file's digest
+		_, err = io.Copy(io.Discard, body) // the digest includes the bytes after the archive's end
 	}
 	if err != nil {
 		return true, fmt.Errorf("unpack the archive /%s: %w", e.Path, err)
@@ -101,7 +101,7 @@ func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
 	return true, nil
 }
 
-// archived adds an archive that is not unpacked to a list.
+// archived appends an archive that is not unpacked to a list.
 func (c *copying) archived(tree layer.Tree, e *layer.Entry, list *[]string) error {
 	dest, err := c.archiveDir()
 	if err != nil {
@@ -117,7 +117,7 @@ func (c *copying) archived(tree layer.Tree, e *layer.Entry, list *[]string) erro
 	return nil
 }
 
-// archiveDir makes the directory that archives are unpacked into, and returns its physical path.
+// archiveDir creates the directory into which archives are unpacked, and returns its physical path.
 func (c *copying) archiveDir() (string, error) {
 	dest, _, err := c.b.Resolve(c.op.Dest, true)
 	if err != nil {
@@ -125,7 +125,7 @@ func (c *copying) archiveDir() (string, error) {
 	}
 	return dest, c.b.Mkdirs(dest, func(path string) layer.Entry {
 		e := c.newDir(path)
-		e.Mode = 0o755 | e.Mode&setGID // --chmod is not for archives
+		e.Mode = 0o755 | e.Mode&setGID // --chmod does not apply to archives
 		return e
 	})
 }
@@ -137,7 +137,7 @@ func (c *copying) unpack(archive *layer.Reader, dest string) error {
 		}
 		e, err := archive.Next()
 		if err == io.EOF {
-			// A checksum at the end tells of damage. What follows the archive is no part of it, nor is what is missing there.
+			// A wrong checksum at the end is an error. Other errors after the end of the archive, such as missing bytes, are ignored.
 			if err := archive.Rest(); damaged(err) {
 				return err
 			}
@@ -146,7 +146,7 @@ func (c *copying) unpack(archive *layer.Reader, dest string) error {
 		if err != nil {
 			return err
 		}
-		// The archive's own top says nothing about the directory that it is unpacked into.
+		// The archive's entry for its root does not apply to the destination directory.
 		if e.Path == "" {
 			continue
 		}
@@ -156,7 +156,7 @@ func (c *copying) unpack(archive *layer.Reader, dest string) error {
 	}
 }
 
-// damaged reports whether an error at the end of an archive is that of a checksum, or says that it is too large.
+// damaged reports whether an error at the end of an archive is a wrong checksum or an exceeded limit.
 func damaged(err error) bool {
 	if _, ok := errors.AsType[*layer.LimitError](err); ok {
 		return true
@@ -167,22 +167,22 @@ func damaged(err error) bool {
 	return errors.Is(err, gzip.ErrChecksum) || errors.Is(err, zstd.ErrCRCMismatch) || errors.Is(err, xz.ErrData)
 }
 
-// directory returns the physical path of the directory of a member, below dest. Symbolic links on the way are followed as in a
-// chroot there; one that leads to nothing is an error, as the directory cannot be made through it. Others that are missing are taken
-// as they are written.
+// directory returns the physical path of the parent directory of a member in dest. Symbolic links are followed as in a chroot at
+// dest. A link whose target does not exist is an error, since the directory cannot be created through it. Other missing
+// components are used as written.
 func (c *copying) directory(dest, member string) (string, error) {
 	dir, _, err := c.b.ResolveBelow(dest, layer.Parent(member), true, func(path string, link layer.Entry) error {
-		msg := fmt.Sprintf("is below the symbolic link /%s to %q, which is not there", layer.Clip(path), layer.Clip(link.Link))
+		msg := fmt.Sprintf("is below the symbolic link /%s to %q, which does not exist", layer.Clip(path), layer.Clip(link.Link))
 		return &layer.HeaderError{Name: member, Msg: msg}
 	})
 	return dir, err
 }
 
-// The times that an archive's members can have, as Docker takes them; others are the first.
+// The range of times of an archive's members, as in Docker. Times outside it become firstTime.
 var firstTime, lastTime = time.Unix(0, 0), time.Unix(0, math.MaxInt64)
 
-// member puts one entry of an archive below dest. Its directories are followed where they are symbolic links, inside dest; what it
-// replaces is not.
+// member puts one entry of an archive in dest. Symbolic links in its parent directories are followed inside dest; the last
+// component is replaced.
 func (c *copying) member(e layer.Entry, body io.Reader, dest string) error {
 	name := e.Name()
 	dir, err := c.directory(dest, e.Path)

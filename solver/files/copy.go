@@ -13,7 +13,7 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
-// copying is one llb.Copy.
+// copying executes an llb.Copy.
 type copying struct {
 	maker
 	op      *llb.Copy
@@ -32,14 +32,14 @@ func (r *run) newCopy(op *llb.Copy) (*copying, error) {
 
 func (c *copying) dest() (string, error) { return c.maker.dest(c.op.Dest, !c.op.Link) }
 
-// selected is a path that a source selects, and what is there.
+// selected is a path selected by a source, and its entry.
 type selected struct {
-	name     string // as the source has it
+	name     string // as written in the source
 	physical string
-	entry    *layer.Entry // nil: nothing is there
+	entry    *layer.Entry // nil if the path does not exist
 }
 
-// find finds what each source selects. Files whose digests are not known yet are read for them, several at a time.
+// find computes the paths that each source selects. Files whose digests are not known yet are read, several concurrently.
 func (c *copying) find() error {
 	all := make([][]selected, len(c.op.Sources))
 	files := make([][]*layer.Entry, len(c.trees))
@@ -81,8 +81,8 @@ func (c *copying) find() error {
 	return nil
 }
 
-// present returns what is left of the matches of a source after files were removed. Of one without wildcards the match says that nothing is
-// there; what a wildcard matched is no match.
+// present returns the matches of a source without files that were removed. For a source without wildcards, a removed file stays
+// as a match that does not exist.
 func present(tree layer.Tree, src llb.CopySource, matches []selected) ([]selected, error) {
 	_, wildcards := split(src.Path)
 	left := matches[:0]
@@ -131,7 +131,7 @@ func (c *copying) source(src llb.CopySource, matches []selected) error {
 	return nil
 }
 
-// match copies one path that a source selects; only says that there is nothing else to copy.
+// match copies one path that a source selects. only reports that nothing else is copied.
 func (c *copying) match(tree layer.Tree, m selected, src llb.CopySource, only bool) error {
 	e := m.entry
 	if e == nil {
@@ -160,8 +160,8 @@ func (c *copying) match(tree layer.Tree, m selected, src llb.CopySource, only bo
 	return c.leaf(tree, *e, target)
 }
 
-// dir copies what is in a source directory into dest. If that is all there is to copy, it comes in the order of the layer's
-// entries, each path once, so that nothing has to be kept of however many files.
+// dir copies the contents of a source directory into dest. If nothing else is copied, the entries are passed on in order, each
+// path once, so that memory use does not depend on the number of files.
 func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string, only bool) error {
 	if only {
 		c.streaming = true
@@ -180,7 +180,7 @@ func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string, only bool) 
 		top.Path = dest
 	}
 	if dest != "" {
-		// The directory that is copied into gets the source's time, and keeps its own attributes.
+		// The destination directory gets the time of the source, and keeps its other attributes.
 		top.ModTime, top.Clock = src.ModTime, src.Clock
 		if err := c.b.Put(top, nil); err != nil {
 			return err
@@ -191,7 +191,7 @@ func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string, only bool) 
 	})
 }
 
-// put copies selected entries of one tree, parents first, to the physical paths that to gives for theirs.
+// put copies selected entries of one tree, parents first. to returns the destination for a source path.
 func (c *copying) put(tree layer.Tree, selected []*layer.Entry, to func(string) string) error {
 	for _, src := range selected {
 		if c.ctx.Err() != nil {
@@ -204,7 +204,7 @@ func (c *copying) put(tree layer.Tree, selected []*layer.Entry, to func(string) 
 	return nil
 }
 
-// nested copies an entry that lies below a source directory.
+// nested copies an entry in a source directory.
 func (c *copying) nested(tree layer.Tree, src layer.Entry, target string) error {
 	if src.Type != layer.Dir {
 		return c.leaf(tree, src, target)
@@ -231,7 +231,7 @@ func join(dir, name string) string {
 	return dir + "/" + name
 }
 
-// lazyFile is a file of a tree that is opened when somebody reads it.
+// lazyFile is a file of a tree that is opened on the first read.
 type lazyFile struct {
 	tree  layer.Tree
 	entry layer.Entry

@@ -9,8 +9,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// endingTree is a tree that fails once its context has ended. What goes through a tree, by wildcards, by links or file by file, looks at
-// it for each step, and so ends with the context.
+// endingTree is a tree whose methods fail once its context has ended. So everything that traverses the tree ends with the
+// context.
 type endingTree struct {
 	layer.Tree
 	ctx context.Context
@@ -44,7 +44,7 @@ func (t endingTree) Open(e *layer.Entry) (io.ReadCloser, error) {
 // Until returns a tree that fails once ctx has ended.
 func Until(ctx context.Context, t layer.Tree) layer.Tree { return endingTree{t, ctx} }
 
-// Ignored is that of a context's tree.
+// Ignored forwards to the tree of a build context.
 func (t endingTree) Ignored(path string) (ignore.Reason, bool) {
 	if d, ok := t.Tree.(ignoring); ok {
 		return d.Ignored(path)

@@ -1,6 +1,6 @@
-// Package files does what a File op says: COPY, ADD and WORKDIR. A selection yields the entries that the op's sources have, with where
-// they come from; composing them resolves their paths over the root file system that they go to; and a sink makes a digest, a directory
-// or a tar of what comes out. It knows trees of entries, and neither steps nor when one runs.
+// Package files implements the File op: COPY, ADD and WORKDIR. A selection yields the entries of the op's sources and their
+// origins; composing resolves their paths over the destination root file system; and a sink turns the result into a digest, a
+// directory or a tar. The package works on trees of entries. It does not know steps, nor when they run.
 package files
 
 import (
@@ -22,49 +22,49 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
-// Change is a File op with what it works on.
+// Change is a File op with its inputs.
 type Change struct {
 	Op llb.File
-	// Inputs are those of the vertex: the first is the root file system that is changed.
+	// Inputs are the inputs of the vertex. The first is the root file system to change.
 	Inputs []Input
-	// Owners are the owners that names in Op stand for, by what Op says: see Owners. An owner that is not there is Unknown.
+	// Owners maps the names of owners in Op to their IDs: see Owners. A missing owner is Unknown.
 	Owners map[string]Owner
-	// Limit bounds archives.
+	// Limit limits archives.
 	Limit layer.Limit
-	// Tmp is a directory for what does not fit into memory.
+	// Tmp is a directory for data that does not fit into memory.
 	Tmp string
 }
 
 // Input is what a Change reads from.
 type Input struct {
 	layer.Tree
-	// Local says that it is a directory of the client, whose files can be opened. Selected are the paths and wildcards that all the steps
-	// of the build select of it.
+	// Local reports that the input is a directory of the client, whose files can be opened. Selected are the paths and wildcards
+	// that all steps of the build select from it.
 	Local    bool
 	Selected []string
 }
 
-// Result is what came of a Change.
+// Result is the result of a Change.
 type Result struct {
-	// Summary is that of the layer.
+	// Summary is the summary of the layer.
 	layer.Summary
-	// Archives are the files of contexts that are unpacked, in words, and Copied those that are copied beside any archives. Others are
-	// the files of layers that are unpacked if they are archives.
+	// Archives describes the files of contexts that are unpacked, and Copied those that are copied by an op that unpacks archives.
+	// Others describes the files of layers that are unpacked if they are archives.
 	Archives []string
 	Copied   []string
 	Others   []string
-	// Named says that an owner in the layer is Unknown.
+	// Named reports that an owner in the layer is Unknown.
 	Named bool
 }
 
-// Unpacks reports whether an op unpacks files that are archives.
+// Unpacks reports whether an op unpacks archives.
 func Unpacks(op llb.File) bool {
 	return slices.ContainsFunc(op.Actions, func(a llb.Action) bool {
 		return a.Copy != nil && slices.ContainsFunc(a.Copy.Sources, func(s llb.CopySource) bool { return s.Unpack })
 	})
 }
 
-// run is a Change on its way into a sink.
+// run is the execution of a Change with a sink.
 type run struct {
 	Change
 	ctx     context.Context
@@ -75,8 +75,8 @@ type run struct {
 
 	sink      sink
 	b         *compose.Builder
-	streaming bool         // the builder passes entries on as they come
-	inline    []layer.Tree // the files that actions hold, after trees in the numbers of origins
+	streaming bool         // the builder passes entries on as they arrive
+	inline    []layer.Tree // the files contained in actions; numbered after trees in origins
 }
 
 func newRun(ctx context.Context, c Change, s sink) (*run, error) {
@@ -87,32 +87,32 @@ func newRun(ctx context.Context, c Change, s sink) (*run, error) {
 	return r, r.prepare()
 }
 
-// action is an llb.Action that can be done.
+// action is an executable llb.Action.
 type action interface {
-	// find reads what the action needs to know of other inputs, and do changes the layer.
+	// find reads the parts of other inputs that the action needs, and do changes the layer.
 	find() error
 	do() error
 	wanted() llb.Attributes
 }
 
-// maker is an action that makes files with attributes.
+// maker is the part common to actions that create files.
 type maker struct {
 	*run
 	attributes llb.Attributes
 	now        moment
-	owner      *Owner // nil: as in the source
+	owner      *Owner // nil to keep the owner of the source
 	chmod      *mode.Set
 	octal      bool
-	context    bool              // what is copied is of a directory of the client
-	number     int               // that of the tree that it is of
-	links      map[string]string // physical path of the first copy of a file, by LinkID, below one selected path
+	context    bool              // the source is a directory of the client
+	number     int               // number of the source tree
+	links      map[string]string // physical path of the first copy of a file by LinkID, for one selected path
 }
 
 func (m *maker) wanted() llb.Attributes { return m.attributes }
 
 func (m *maker) find() error { return nil }
 
-// prepare makes the actions ready.
+// prepare creates the actions.
 func (r *run) prepare() error {
 	if len(r.Op.Actions) == 0 {
 		return errors.New("BUG: a file op without actions")
@@ -138,7 +138,7 @@ func (r *run) prepare() error {
 			m.maker, err = r.maker(op.Symlink.Attributes)
 			a = m
 		default:
-			err = errors.New("BUG: an action that is none")
+			err = errors.New("BUG: an empty action")
 		}
 		if err != nil {
 			return err
@@ -174,12 +174,12 @@ func (r *run) maker(op llb.Attributes) (m maker, err error) {
 	return m, nil
 }
 
-// now is the time of directories that no action asks for.
+// now returns the time of directories that are created implicitly.
 func (r *run) now() time.Time {
 	return made(r.actions[0].wanted().Epoch).time
 }
 
-// all does the actions and gives the sink the layer's entries.
+// all executes the actions and passes the layer's entries to the sink.
 func (r *run) all() error {
 	for _, a := range r.actions {
 		if err := a.find(); err != nil {
@@ -199,8 +199,8 @@ func (r *run) all() error {
 	return r.b.Finish()
 }
 
-// add gives the sink the next entry of the layer. Where the sink takes no origins a LinkID is that of hard links, which may be of
-// files below.
+// add passes the next entry of the layer to the sink. If the sink takes no origins, LinkIDs identify hard links, which may be to
+// files of lower layers.
 func (r *run) add(e *layer.Entry) error {
 	if !r.sink.origins() {
 		return r.sink.add(e, origin{})
@@ -212,8 +212,8 @@ func (r *run) add(e *layer.Entry) error {
 	return r.sink.add(e, from)
 }
 
-// dest makes the directories that the destination names, all of it if it ends in a slash, else all but the last
-// component, and returns its physical path. follow says whether the last component is followed.
+// dest creates the directories of the destination, including the last component if it ends in a slash, and returns its physical
+// path. follow says whether a symbolic link in the last component is followed.
 func (m *maker) dest(to string, follow bool) (string, error) {
 	dir := to
 	if !strings.HasSuffix(dir, "/") {
@@ -230,7 +230,7 @@ func (m *maker) dest(to string, follow bool) (string, error) {
 	return physical, err
 }
 
-// target returns the physical path that a single file goes to.
+// target returns the physical path to which a single file is copied.
 func (m *maker) target(dest, base string) (string, error) {
 	e, ok, err := m.b.Lookup(dest)
 	if err != nil {
@@ -242,11 +242,11 @@ func (m *maker) target(dest, base string) (string, error) {
 	return join(dest, base), nil
 }
 
-// newDir is what a directory is like that only the destination names.
+// newDir returns the attributes of a directory that is created because the destination names it.
 func (m *maker) newDir(path string) layer.Entry {
 	e := layer.Entry{Type: layer.Dir, Mode: 0o755, ModTime: m.now.time, Clock: m.now.clock}
 	if m.octal {
-		e.Mode = m.mode(&e) & 0o777 // the other bits are for what is copied
+		e.Mode = m.mode(&e) & 0o777 // the other bits apply only to copied files
 	}
 	passOn(m.b, path, &e)
 	m.own(&e)
@@ -273,7 +273,7 @@ func (m *maker) mode(e *layer.Entry) uint32 {
 	return out
 }
 
-// own gives an entry its owner.
+// own sets the owner of an entry.
 func (m *maker) own(e *layer.Entry) {
 	if m.owner == nil {
 		return
@@ -282,7 +282,7 @@ func (m *maker) own(e *layer.Entry) {
 	m.result.Named = m.result.Named || *m.owner == Unknown
 }
 
-// apply gives an entry the owner and mode that the flags ask for.
+// apply sets the owner and mode of an entry as requested by flags.
 func (m *maker) apply(e *layer.Entry) {
 	m.own(e)
 	if m.chmod != nil && e.Type != layer.Symlink {
@@ -290,7 +290,7 @@ func (m *maker) apply(e *layer.Entry) {
 	}
 }
 
-// leaf copies anything but a directory to a physical path.
+// leaf copies anything except a directory to a physical path.
 func (m *maker) leaf(tree layer.Tree, src layer.Entry, target string) error {
 	old, ok, err := m.b.Lookup(target)
 	if err != nil {
@@ -315,7 +315,7 @@ func (m *maker) leaf(tree layer.Tree, src layer.Entry, target string) error {
 				return err
 			}
 			if read.Type == layer.Whiteout {
-				return nil // it was removed, and is nothing that could be copied
+				return nil // it was removed
 			}
 			src = read
 		}

@@ -13,15 +13,15 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
-// finder is the part of a layer.Tree that paths are found by.
+// finder is the part of layer.Tree that globbing needs.
 type finder interface {
 	Lookup(path string) (layer.Entry, bool, error)
 	List(dir string) ([]layer.Entry, error)
 }
 
-// glob returns the paths in a tree that a source selects. A source without wildcards selects itself, whether it exists or
-// not. Wildcards are those of path.Match and do not cross slashes; the directories before the first are followed if they
-// are symbolic links, those that a wildcard matches are not.
+// glob returns the paths in a tree that a source selects. A source without wildcards selects itself, whether or not it exists.
+// Wildcards are those of path.Match and do not match slashes. Symbolic links to directories are followed before the first
+// wildcard only.
 func glob(tree finder, pattern string) ([]string, error) {
 	literal, parts := split(pattern)
 	if len(parts) == 0 {
@@ -39,7 +39,7 @@ func glob(tree finder, pattern string) ([]string, error) {
 	return match(tree, []string{base}, parts)
 }
 
-// split returns the path before a pattern's first component with a wildcard, and the components from there on.
+// split returns the path before the first component of a pattern that has a wildcard, and the components from there on.
 func split(pattern string) (literal string, rest []string) {
 	parts := components(pattern)
 	n := 0
@@ -50,8 +50,9 @@ func split(pattern string) (literal string, rest []string) {
 	return strings.Join(parts[:n], "/"), parts[n:]
 }
 
-// unmatched returns the error, if it is one, of a source that selects nothing below the directory literal. BuildKit looks for that in
-// what it has of the source's tree: of a context that is what the sources of the whole build select, each with its directories.
+// unmatched returns the error, if any, for a source that selects nothing in the directory literal. BuildKit looks for the
+// directory in the part of the source that it has loaded: for a context, the paths selected by all sources of the build, with
+// their directories.
 func (c *copying) unmatched(tree layer.Tree, src llb.CopySource, literal string) error {
 	if literal == "" {
 		return nil
@@ -72,8 +73,8 @@ func (c *copying) unmatched(tree layer.Tree, src llb.CopySource, literal string)
 	return fmt.Errorf("%q: no file matches, and the build uses nothing else of /%s", src.Path, literal)
 }
 
-// uses reports whether BuildKit would have the entry e at a path of a context: if it is, is in or has in it something that a source of the
-// build selects. There "**" stands for any number of directories in each of them, and nothing is excluded.
+// uses reports whether BuildKit would load the entry e of a context: whether it is, is in, or contains a path selected by a
+// source of the build. For this purpose "**" matches any number of directories, and nothing is excluded.
 func (c *copying) uses(tree layer.Tree, input int, at string, e *layer.Entry) (bool, error) {
 	plain := copying{maker: maker{run: &run{ctx: c.ctx}}} // without --exclude
 	for _, selection := range c.Inputs[input].Selected {
@@ -91,10 +92,10 @@ func (c *copying) uses(tree layer.Tree, input int, at string, e *layer.Entry) (b
 				return len(found) > 0, err
 			}
 		}
-		// A source may lead there by symbolic links.
+		// A source may lead to the entry through symbolic links.
 		matches, err := glob(tree, selection)
 		if err != nil {
-			continue // its own step says so
+			continue // reported by the step with that source
 		}
 		for _, m := range matches {
 			to, found, err := compose.Resolve(tree.Lookup, m, true)
@@ -106,7 +107,7 @@ func (c *copying) uses(tree layer.Tree, input int, at string, e *layer.Entry) (b
 	return false, nil
 }
 
-// match returns what the pattern's components select below directories, in tree order for each directory.
+// match returns the paths that the pattern's components select in directories, in tree order for each directory.
 func match(tree finder, dirs, parts []string) ([]string, error) {
 	for i, part := range parts {
 		var next []string
@@ -130,7 +131,7 @@ func match(tree finder, dirs, parts []string) ([]string, error) {
 	return dirs, nil
 }
 
-// components splits a source into its cleaned components; none for the root.
+// components splits a source into its cleaned components. The root has none.
 func components(p string) []string {
 	p = path.Clean("/" + p)
 	if p == "/" {
@@ -165,8 +166,8 @@ func unescape(s string) string {
 	return b.String()
 }
 
-// parents copies a source of COPY --parents: what it selects keeps its directories, those after the first "/./" of the
-// source if there is one.
+// parents copies a source of COPY --parents: selected paths keep their parent directories or, if the source contains "/./", those
+// after it.
 func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 	before, after, pivot := cutPivot(src.Path)
 	bases := []string{""}
@@ -224,8 +225,7 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 	return nil
 }
 
-// copyAsIs does what BuildKit does with base, which is before a "/./" and no directory but e: unless there are no wildcards, it is
-// copied as it is.
+// copyAsIs handles a base before "/./" that is not a directory, like BuildKit: if the source has wildcards, the file is copied.
 func (c *copying) copyAsIs(tree layer.Tree, src llb.CopySource, base, dest string, e *layer.Entry) error {
 	if !wild(src.Path) {
 		return NotFound(tree, base, e.Path)
@@ -248,7 +248,7 @@ func (c *copying) copyAsIs(tree layer.Tree, src llb.CopySource, base, dest strin
 	return c.leaf(tree, *e, target)
 }
 
-// cutPivot splits a source at its first "/./" that has something on both sides.
+// cutPivot splits a source at the first "/./" that is not at its start or end.
 func cutPivot(p string) (before, after string, ok bool) {
 	p = strings.TrimPrefix(p, "./")
 	before, after, ok = strings.Cut(p, "/./")
@@ -258,8 +258,9 @@ func cutPivot(p string) (before, after string, ok bool) {
 	return before, after, true
 }
 
-// pattern copies what pattern selects below base, with its directories up to base, into dest, and returns how many entries that are. pivot
-// is base's entry if a "/./" named it. required says that a pattern without wildcards has to select something.
+// pattern copies the paths that pattern selects in base, with their parent directories up to base, to dest, and returns their
+// number. pivot is the entry of base if it precedes a "/./". required reports that a pattern without wildcards must select
+// something.
 func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *layer.Entry, required bool) (int, error) {
 	parts := components(pattern)
 	for i, p := range parts {
@@ -286,7 +287,7 @@ func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *la
 			return 0, NotFound(tree, name, name)
 		}
 		if len(c.op.Exclude) > 0 {
-			return 0, fmt.Errorf("%q: not found: --exclude leaves nothing of it", "/"+name)
+			return 0, fmt.Errorf("%q: not found: --exclude excludes all of it", "/"+name)
 		}
 	}
 	if err := tree.Sum(c.ctx, selected); err != nil {
@@ -294,7 +295,7 @@ func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *la
 	}
 	selected = slices.DeleteFunc(selected, func(e *layer.Entry) bool { return e.Type == layer.Whiteout })
 	if pivot != nil && dest != "" {
-		// The destination takes the place of the directory before the "/./", of which it gets the time.
+		// The destination corresponds to the directory before the "/./", and gets its time.
 		top, ok, err := c.b.Lookup(dest)
 		if err != nil {
 			return 0, err
@@ -309,7 +310,7 @@ func (c *copying) pattern(tree layer.Tree, base, pattern, dest string, pivot *la
 	return len(selected), c.put(tree, selected, func(p string) string { return join(dest, strings.TrimPrefix(p[len(base):], "/")) })
 }
 
-// walkParents appends to out what a selection selects in dir, with each selected entry's parents up to base before it.
+// walkParents appends the entries of dir that a selection selects to out, each preceded by its parents up to base.
 func (c *copying) walkParents(tree layer.Tree, base, dir string, s selection, info ignore.Info, out *[]*layer.Entry) error {
 	if c.ctx.Err() != nil {
 		return context.Cause(c.ctx)
@@ -337,7 +338,7 @@ func (c *copying) walkParents(tree layer.Tree, base, dir string, s selection, in
 			rest = selectionOf(nil)
 		}
 		if !taken || excluded {
-			*out = append(*out, e) // if there is something in it
+			*out = append(*out, e) // removed below if nothing in it is selected
 		}
 		parent := len(*out)
 		if err := c.walkParents(tree, base, e.Path, rest, below, out); err != nil {
@@ -350,18 +351,18 @@ func (c *copying) walkParents(tree layer.Tree, base, dir string, s selection, in
 	return nil
 }
 
-// selection is what is left of a source's components: of each of some places in them, the components from there on. So
-// many "**" as there may be, there are never more places than components.
+// selection is the state of matching a path against a source: the positions in its components from which matching can continue.
+// There are never more positions than components, regardless of the number of "**".
 type selection struct {
 	parts []string
-	at    []int // in order, each once; len(parts) is the place of everything
+	at    []int // positions, ascending; len(parts) selects everything
 }
 
-// selectionOf returns the selection of components. An empty list selects everything.
+// selectionOf returns the initial selection for components. An empty list selects everything.
 func selectionOf(parts []string) selection { return selection{parts, []int{0}} }
 
-// step matches a name against the first components: whether it is selected as a whole, and else what is left for what is in it.
-// "**" stands for any number of names, none included.
+// step matches the next name of a path. It reports whether the name is selected as a whole, and otherwise the selection for its
+// contents. "**" matches any number of names, including none.
 func (s selection) step(name string) (taken bool, rest selection) {
 	rest.parts = s.parts
 	add := func(place int) {
@@ -369,7 +370,7 @@ func (s selection) step(name string) (taken bool, rest selection) {
 			rest.at = append(rest.at, place)
 		}
 	}
-	looked := -1 // up to this place
+	looked := -1 // last position handled
 	for _, place := range s.at {
 		for ; place > looked; place++ {
 			looked = place
@@ -381,7 +382,7 @@ func (s selection) step(name string) (taken bool, rest selection) {
 					return true, rest
 				}
 				add(place)
-				continue // it may stand for nothing
+				continue // it may match no name
 			}
 			if matches(s.parts[place], name) {
 				if place == len(s.parts)-1 {
@@ -395,7 +396,7 @@ func (s selection) step(name string) (taken bool, rest selection) {
 	return false, rest
 }
 
-// matches reports whether a component selects a name.
+// matches reports whether a component matches a name.
 func matches(part, name string) bool {
 	ok, err := path.Match(part, name)
 	return err == nil && ok || !wild(part) && part == name

@@ -9,7 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// inlineTree is the tree of one file, a heredoc, for its Sum and Open.
+// inlineTree is the tree of a single file, such as a heredoc. Only Sum and Open are used.
 type inlineTree struct{ content []byte }
 
 func (t inlineTree) Lookup(string) (layer.Entry, bool, error) { return layer.Entry{}, false, nil }

@@ -12,12 +12,12 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
-// NotFoundError is a source that does not exist.
+// NotFoundError is returned for a source that does not exist.
 type NotFoundError struct {
 	Path string
-	// Ignored is what of .dockerignore excludes it; nil where nothing does.
+	// Ignored is the pattern in .dockerignore that excludes it, or nil.
 	Ignored *ignore.Reason
-	// Similar is a path that exists and was probably meant; "" for none.
+	// Similar is an existing path that was probably meant, or "".
 	Similar string
 }
 
@@ -31,7 +31,7 @@ func (e *NotFoundError) Error() string {
 	return fmt.Sprintf("%q not found", "/"+e.Path)
 }
 
-// NotFound returns the error for a path of a tree, which is physical where links are followed.
+// NotFound returns the error for a path of a tree. physical is the path with symbolic links followed.
 func NotFound(tree layer.Tree, name, physical string) error {
 	err := &NotFoundError{Path: strings.TrimPrefix(path.Clean("/"+name), "/")}
 	if d, ok := tree.(ignoring); ok {
@@ -44,7 +44,7 @@ func NotFound(tree layer.Tree, name, physical string) error {
 	return err
 }
 
-// similar returns the path that is nearly the given one: one of its components has another name, "" where there is none.
+// similar returns an existing path that differs from name in one similar component, or "".
 func similar(tree layer.Tree, name string) string {
 	dir := ""
 	parts := strings.Split(name, "/")
@@ -63,7 +63,7 @@ func similar(tree layer.Tree, name string) string {
 			names[i] = list[i].Name()
 		}
 		match, ok := suggest.Search(part, names, false)
-		// Any two short names are nearly the same.
+		// Short names are all similar.
 		if !ok || len(part) < 3 {
 			return ""
 		}

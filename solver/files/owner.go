@@ -15,10 +15,10 @@ import (
 // Owner is the owner of a file.
 type Owner struct{ UID, GID uint32 }
 
-// Unknown is the owner that a name stands for that was not looked up. No file can have it.
+// Unknown is the owner for a name that was not looked up. No file can have it.
 var Unknown = Owner{1<<32 - 2, 1<<32 - 2}
 
-// ownerOf returns the owner that an action asks for.
+// ownerOf returns the owner requested by an action.
 func (r *run) ownerOf(chown string) (Owner, error) {
 	if passwd.NeedsFiles(chown) {
 		if o, ok := r.Owners[chown]; ok {
@@ -33,7 +33,7 @@ func (r *run) ownerOf(chown string) (Owner, error) {
 	return Owner{uid, gid}, nil
 }
 
-// Names are the values of Chown in an op that have names of users or groups.
+// Names returns the values of Chown in an op that contain names of users or groups.
 func Names(op llb.File) []string {
 	var names []string
 	for _, a := range op.Actions {
@@ -44,8 +44,8 @@ func Names(op llb.File) []string {
 	return names
 }
 
-// Owners looks up the names of an op in the files of a root file system, which is empty if it has no layers: then a name that does
-// not exist is an error, else warn is told. Layers of COPY --link have no names.
+// Owners looks up the names of an op in a root file system. If the root has no layers, a name that does not exist is an error;
+// otherwise warn is called. Layers of COPY --link have no names.
 func Owners(op llb.File, root layer.Tree, empty bool, warn func(text string)) (map[string]Owner, error) {
 	owners := map[string]Owner{}
 	for _, a := range op.Actions {

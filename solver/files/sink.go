@@ -17,16 +17,16 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/dir"
 )
 
-// sink takes the layer that a run makes.
+// sink receives the layer that a run makes.
 type sink interface {
-	// add takes the layer's next entry, in the order of layer.Compare, and of a file its origin.
+	// add receives the layer's next entry, in the order of layer.Compare, and the origin of a file.
 	add(e *layer.Entry, from origin) error
-	// bodies says that the builder writes files as it gets them, and origins that add is to get their origins.
+	// bodies reports whether the builder writes files as they arrive, and origins whether add receives their origins.
 	bodies() bool
 	origins() bool
 }
 
-// Told returns err, the error of a Change. If it is that contexts were written to, those are told.
+// Told returns err, the error of a Change. If a context was modified during the build, it notifies the context.
 func (c Change) Told(err error) error {
 	if _, ok := errors.AsType[*layer.ChangedError](err); !ok {
 		return err
@@ -39,7 +39,7 @@ func (c Change) Told(err error) error {
 	return err
 }
 
-// Digest works out what comes of a Change, without reading files whose digests are known, and without writing anything.
+// Digest computes the result of a Change without writing anything, and without reading files whose digests are known.
 func Digest(ctx context.Context, c Change) (Result, error) {
 	s := digestSink{layer.NewDigester()}
 	r, err := newRun(ctx, c, s)
@@ -64,8 +64,8 @@ func (s digestSink) bodies() bool { return false }
 
 func (s digestSink) origins() bool { return false }
 
-// Write makes the layer of a Change in the root directory, for the caller to commit or close. What is as it was in the layer last, "" for
-// none, is taken from there: if possible by making a delta of that, else by hard links.
+// Write makes the layer of a Change in the root directory, for the caller to commit or close. Files that are unchanged since the
+// layer last, if not "", are shared with it: by making a delta of it if possible, and otherwise by hard links.
 func Write(ctx context.Context, c Change, job *snapshot.Job, last layer.ID) (*snapshot.Pending, Result, error) {
 	delta := !Unpacks(c.Op)
 	for {
@@ -117,7 +117,7 @@ func (s dirSink) bodies() bool { return true }
 
 func (s dirSink) origins() bool { return false }
 
-// WriteTar writes the tar of a Change's layer to w, and its entries to manifest. It is not for one that unpacks archives.
+// WriteTar writes the tar of a Change's layer to w, and its entries to manifest. The Change must not unpack archives.
 func WriteTar(ctx context.Context, c Change, w io.Writer, manifest *layer.Writer) error {
 	s := &tarSink{ctx: ctx, manifest: manifest}
 	r, err := newRun(ctx, c, s)
@@ -148,7 +148,7 @@ func (s *tarSink) add(e *layer.Entry, from origin) error {
 	if err := s.manifest.Add(e); err != nil {
 		return err
 	}
-	kept := *e // several entries are read ahead
+	kept := *e // the tar writer reads several entries ahead
 	if !s.yield(&kept, func(w io.Writer) error { return from.write(s.ctx, w, &kept) }) {
 		return errStopped
 	}
@@ -161,22 +161,22 @@ func (s *tarSink) origins() bool { return true }
 
 var errStopped = errors.New("the tar could not be written")
 
-// Same reports whether a Change made what was planned, so that the contexts were not written to in between. What comes out of
-// archives, if it may unpack any, is not known before they are unpacked.
+// Same reports whether the result of a Change is as planned, so that no context was modified meanwhile. The contents of archives
+// are not known before they are unpacked: if unpacks is set they are not compared.
 func (r Result) Same(planned Result, unpacks bool) bool {
 	return slices.Equal(r.Archives, planned.Archives) && slices.Equal(r.Copied, planned.Copied) && (unpacks || r.Content == planned.Content)
 }
 
-// origin is where a file comes from.
+// origin is the source of a file.
 type origin struct {
 	tree layer.Tree
 	path string
 }
 
-// originID returns the LinkID that stands for an origin in the entries of a layer: the number of its tree, and its path.
+// originID returns the LinkID that represents an origin in the entries of a layer: the number of its tree, and its path.
 func originID(tree int, path string) string { return strconv.Itoa(tree) + " " + path }
 
-// origin returns what originID stands for; the zero origin for "".
+// origin returns the origin represented by an originID, or the zero origin for "".
 func (r *run) origin(id string) (origin, error) {
 	if id == "" {
 		return origin{}, nil
@@ -185,20 +185,21 @@ func (r *run) origin(id string) (origin, error) {
 	n, err := strconv.Atoi(number)
 	switch {
 	case err != nil || n < 0 || n >= len(r.trees)+len(r.inline):
-		return origin{}, fmt.Errorf("BUG: %q is no origin", id)
+		return origin{}, fmt.Errorf("BUG: %q is not an origin", id)
 	case n < len(r.trees):
 		return origin{r.trees[n], path}, nil
 	}
 	return origin{r.inline[n-len(r.trees)], path}, nil
 }
 
-// write writes the bytes of a file whose entry is e. It fails if they are not those that were planned: what w got by then is wrong.
+// write writes the bytes of a file whose entry is e. It fails if they are not as planned; the bytes written to w by then are
+// wrong.
 func (from origin) write(ctx context.Context, w io.Writer, e *layer.Entry) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	if from.tree == nil {
-		return fmt.Errorf("BUG: nobody knows where %q comes from", e.Path)
+		return fmt.Errorf("BUG: %q has no origin", e.Path)
 	}
 	f, err := from.tree.Open(&layer.Entry{Path: from.path, Type: layer.File})
 	if err != nil {

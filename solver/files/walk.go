@@ -11,7 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// below calls yield for what is in a directory of the source, and not excluded, in tree order, with digests.
+// below calls yield for each entry in a source directory that is not excluded, in tree order, with digests.
 func (c *copying) below(tree layer.Tree, dir string, yield func(*layer.Entry) error) error {
 	w := &walker{ctx: c.ctx, tree: tree, exclude: c.exclude, top: dir, room: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	l := w.look(dir, ignore.Info{})
@@ -21,8 +21,8 @@ func (c *copying) below(tree layer.Tree, dir string, yield func(*layer.Entry) er
 	return w.walk(l.found, yield)
 }
 
-// walker goes through a directory. Directories are listed ahead of the walk, and their files read if their digests are not
-// known, as many at a time as there are processors: most of the time of a build in which nothing changed goes into that.
+// walker traverses a directory. It lists directories ahead of the traversal, and reads files whose digests are not known, as many
+// at once as there are processors: most of the time of a build in which nothing changed is spent here.
 type walker struct {
 	ctx     context.Context
 	tree    layer.Tree
@@ -31,16 +31,16 @@ type walker struct {
 	room    chan struct{}
 }
 
-// aheadDirs is how many directories of one parent are listed ahead.
+// aheadDirs is the number of directories of one parent that are listed ahead.
 const aheadDirs = 32
 
-// found is an entry with what the patterns say of it.
+// found is an entry and the result of matching it against the patterns.
 type found struct {
 	entry    *layer.Entry
 	excluded bool
 	below    ignore.Info
-	enter    bool         // it is a directory in which something may be wanted
-	listing  chan listing // where that comes from, once it is being listed
+	enter    bool         // a directory whose contents may not all be excluded
+	listing  chan listing // receives the contents, once listing has started
 }
 
 type listing struct {
@@ -48,7 +48,7 @@ type listing struct {
 	err   error
 }
 
-// look lists a directory, of which the patterns say info.
+// look lists a directory. info is the state of pattern matching for it.
 func (w *walker) look(dir string, info ignore.Info) listing {
 	list, err := w.tree.List(dir)
 	if err != nil {
@@ -74,7 +74,7 @@ func (w *walker) look(dir string, info ignore.Info) listing {
 	return listing{all, err}
 }
 
-// ahead begins to look into a directory. Whether or not anybody waits for it, it comes to its end.
+// ahead starts to list a directory. It completes even if the result is not used.
 func (w *walker) ahead(f *found) {
 	f.listing = make(chan listing, 1)
 	go func() {
@@ -116,7 +116,7 @@ func (w *walker) walk(all []found, yield func(*layer.Entry) error) error {
 		}
 		inside := yield
 		if f.excluded {
-			// An exception may bring something in it back, and with that the directory itself, before it.
+			// An exception may reinclude an entry in the directory, and with it the directory itself, which must precede it.
 			dir := f.entry
 			inside = func(e *layer.Entry) error {
 				if dir != nil {

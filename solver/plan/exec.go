@@ -36,7 +36,7 @@ func (p *Planner) exec(ctx context.Context, op llb.Exec, meta llb.Meta, in []sol
 	for _, d := range op.Devices {
 		add("device", fmt.Sprintf("%q,required=%t", d.Name, d.Required))
 	}
-	// A device that is missing or not allowed is an error where the step is cached as well.
+	// A missing or forbidden device is an error even if the step is cached.
 	if err := p.Sources.Devices(op); err != nil {
 		return solver.Plan{}, err
 	}
@@ -69,7 +69,7 @@ func (p *Planner) exec(ctx context.Context, op llb.Exec, meta llb.Meta, in []sol
 	return solver.Plan{Inputs: inputs, Work: w}, nil
 }
 
-// mountContent returns the digest of what a mount shows. Where what is written there is kept, that is all of its root.
+// mountContent returns the digest of a mount's contents. If changes to the mount are kept, it covers the whole root.
 func (p *Planner) mountContent(ctx context.Context, r solver.Ref, m llb.Mount) (solver.Content, error) {
 	if m.Output > 0 {
 		return r.Content(), nil
@@ -77,7 +77,7 @@ func (p *Planner) mountContent(ctx context.Context, r solver.Ref, m llb.Mount) (
 	return p.pathContent(ctx, r, m.Source)
 }
 
-// pathContent returns the digest of what is at a path of a root file system, links followed.
+// pathContent returns the digest of the contents of a path of a root file system, following symbolic links.
 func (p *Planner) pathContent(ctx context.Context, r solver.Ref, name string) (solver.Content, error) {
 	if path.Clean("/"+name) == "/" {
 		return r.Content(), nil

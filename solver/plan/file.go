@@ -13,10 +13,10 @@ import (
 	"github.com/kilnbuild/kiln/solver/work"
 )
 
-// file plans COPY, ADD and WORKDIR. The layer's entries are worked out without writing anything: their digest is the key, so that
-// nothing but what is selected and what decides where it goes has any part in it. Names of owners enter as they are, with the
-// digests of the files that they are looked up in. Archives that are to be unpacked enter with their own digest, and with the whole
-// content of the root that they are unpacked over.
+// file plans COPY, ADD and WORKDIR. It computes the layer's entries without writing anything and uses their digest in the key, so
+// that the key depends only on the selected files and their destinations. Names of owners are added as written, with the digests
+// of the files in which they are looked up. Archives to unpack are added with their own digest, and with the entire content of
+// the root that they are unpacked on.
 func (p *Planner) file(ctx context.Context, op llb.File, in []solver.Ref) (solver.Plan, error) {
 	c := files.Change{Op: op, Limit: p.Limit, Tmp: p.Tmp}
 	for _, r := range in {
@@ -60,7 +60,7 @@ func (p *Planner) file(ctx context.Context, op llb.File, in []solver.Ref) (solve
 	return solver.Plan{Inputs: inputs, Work: w}, nil
 }
 
-// input returns what a File reads from.
+// input returns an input of a File op.
 func (p *Planner) input(ctx context.Context, r solver.Ref) (files.Input, error) {
 	if r.Local == "" {
 		t, err := p.view(ctx, r)
@@ -73,7 +73,7 @@ func (p *Planner) input(ctx context.Context, r solver.Ref) (files.Input, error) 
 	return files.Input{Tree: t, Local: true, Selected: p.Session.Selected[r.Local]}, nil
 }
 
-// epochs are the key inputs of the times that actions give; none if they give none.
+// epochs returns the key inputs for the times set by actions, or none if no action sets one.
 func epochs(op llb.File) []solver.Input {
 	var inputs []solver.Input
 	given := false
@@ -90,7 +90,7 @@ func epochs(op llb.File) []solver.Input {
 	return inputs
 }
 
-// fileInput is the key input of a file of a root: its digest, or "" if it is not there.
+// fileInput returns the key input for a file of a root: its digest, or "" if it does not exist.
 func fileInput(t layer.Tree, name string) (solver.Input, error) {
 	in := solver.Input{Name: name}
 	_, e, err := compose.Resolve(t.Lookup, name, true)

@@ -9,8 +9,8 @@ import (
 	"github.com/kilnbuild/kiln/solver/work"
 )
 
-// merge stacks the layers of the later inputs onto the first: there is nothing to do, unless a layer hides what lies below it by an
-// opaque directory.
+// merge stacks the layers of the other inputs on the first. This needs no work, unless a layer hides lower ones with an opaque
+// directory.
 func (p *Planner) merge(ctx context.Context, in []solver.Ref) (solver.Plan, error) {
 	var moved []work.Layer
 	asIs := true
@@ -27,7 +27,7 @@ func (p *Planner) merge(ctx context.Context, in []solver.Ref) (solver.Plan, erro
 	return stacked(llb.Merge{}, in[0], moved, asIs), nil
 }
 
-// moved returns the layers of a root above the lowest n as they are to be put over another root.
+// moved returns the layers of a root above the lowest n, to be stacked on another root.
 func (p *Planner) moved(ctx context.Context, r solver.Ref, n int) ([]work.Layer, error) {
 	layers, err := p.Layers.View(ctx, r)
 	if err != nil {
@@ -46,7 +46,7 @@ func (p *Planner) moved(ctx context.Context, r solver.Ref, n int) ([]work.Layer,
 	return out, nil
 }
 
-// stacked plans an op that puts layers onto a root.
+// stacked plans an op that stacks layers on a root.
 func stacked(op llb.Op, root solver.Ref, layers []work.Layer, asIs bool) solver.Plan {
 	if asIs {
 		for _, l := range layers {
@@ -55,7 +55,7 @@ func stacked(op llb.Op, root solver.Ref, layers []work.Layer, asIs bool) solver.
 		}
 		return done(root)
 	}
-	// An opaque directory hides all that lies below it here, and is to hide only what lay below it where it was made.
+	// In its new place an opaque directory would hide everything below it, but it must only hide what was below it originally.
 	inputs := common(op)
 	for _, l := range layers {
 		inputs = append(inputs, contentInput("over", l.Root.Below(l.Root.Depth()-1).Content()), contentInput("layer", l.Root.Content()))
@@ -63,7 +63,8 @@ func stacked(op llb.Op, root solver.Ref, layers []work.Layer, asIs bool) solver.
 	return solver.Plan{Inputs: inputs, Work: work.Explicit{Layers: layers}}
 }
 
-// diff takes the layers of the second input above those of the first, or else plans to make one of what is different.
+// diff uses the layers of the second input above those of the first if possible, and otherwise plans a layer with the
+// differences.
 func (p *Planner) diff(ctx context.Context, in []solver.Ref) (solver.Plan, error) {
 	lower, upper := in[0], in[1]
 	below, above := lower.Layers(), upper.Layers()

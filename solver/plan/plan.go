@@ -1,5 +1,6 @@
-// Package plan finds out what decides the results of steps: it is the solver's Planner. It reads the manifests of layers and the contexts
-// of the client, and needs neither the files of layers nor any privilege. It does not know Dockerfiles, nor the rest of the graph.
+// Package plan determines the inputs on which the results of steps depend: it implements the solver's Planner. It reads the
+// manifests of layers and the contexts of the client, and needs neither the files of layers nor privileges. It does not know
+// Dockerfiles, nor the rest of the graph.
 package plan
 
 import (
@@ -19,22 +20,22 @@ import (
 	digest "github.com/opencontainers/go-digest"
 )
 
-// Layers gives the manifests of layers. It is safe for concurrent use.
+// Layers provides the manifests of layers. It is safe for concurrent use.
 type Layers interface {
-	// View returns the layers of a root file system that have entries, those of solver.Ref.Changes, the lowest first. They may come from far
-	// away.
+	// View returns the layers of a root file system that have entries, as solver.Ref.Changes, lowest first. They may be fetched from
+	// a registry.
 	View(ctx context.Context, r solver.Ref) ([]layer.Part, error)
 }
 
-// Sources says what there is elsewhere. It is safe for concurrent use.
+// Sources resolves remote sources. It is safe for concurrent use.
 type Sources interface {
 	// Image returns the root file system of an image.
 	Image(ctx context.Context, op llb.Image) (solver.Ref, error)
-	// HTTP returns the digest of a file, and the time that the server gives it; zero for none.
+	// HTTP returns the digest of a file, and the modification time reported by the server, or zero if there is none.
 	HTTP(ctx context.Context, op llb.HTTP) (digest.Digest, time.Time, error)
-	// Git returns the commit that a ref names.
+	// Git returns the commit that a ref refers to.
 	Git(ctx context.Context, op llb.Git) (git.Commit, error)
-	// Devices returns an error if a step cannot have the devices that it asks for.
+	// Devices returns an error if the devices that a step requests are not available.
 	Devices(op llb.Exec) error
 }
 
@@ -45,7 +46,7 @@ type Planner struct {
 	Session *session.Session
 	// Tmp is a directory for lists of files that do not fit into memory.
 	Tmp string
-	// Limit bounds archives.
+	// Limit limits archives.
 	Limit layer.Limit
 }
 
@@ -72,7 +73,7 @@ func (p *Planner) Plan(ctx context.Context, op llb.Op, meta llb.Meta, in []solve
 	case llb.Git:
 		return p.git(ctx, op)
 	}
-	return solver.Plan{}, fmt.Errorf("BUG: no op %q", op.Kind())
+	return solver.Plan{}, fmt.Errorf("BUG: unknown op %q", op.Kind())
 }
 
 func done(outputs ...solver.Ref) solver.Plan { return solver.Plan{Done: true, Outputs: outputs} }
@@ -91,7 +92,7 @@ func (p *Planner) Uses(op llb.Op, inputs int) []solver.Use {
 				uses[i] = solver.UseLayers
 			}
 		case llb.File:
-			// Names of owners are looked up in files of the root, and an archive can have links to them.
+			// Names of owners are looked up in files of the root, and an archive can contain links to them.
 			if i > 0 || files.Unpacks(op) || len(files.Names(op)) > 0 {
 				uses[i] = solver.UseFiles
 			}
@@ -106,7 +107,7 @@ func (p *Planner) view(ctx context.Context, r solver.Ref) (*layer.Stack, error) 
 	return layer.NewStack(layers), err
 }
 
-// common are the key inputs that every op has.
+// common returns the key inputs of every op.
 func common(op llb.Op) []solver.Input {
 	return []solver.Input{{Name: "op", Value: op.Kind()}}
 }
@@ -115,7 +116,7 @@ func contentInput(name string, c solver.Content) solver.Input {
 	return solver.Input{Name: name, Value: hex.EncodeToString(c[:])}
 }
 
-// http plans the fetching of a file. The key is its digest.
+// http plans the download of a file. The key is its digest.
 func (p *Planner) http(ctx context.Context, op llb.HTTP) (solver.Plan, error) {
 	d, modified, err := p.Sources.HTTP(ctx, op)
 	if err != nil {
@@ -130,8 +131,8 @@ func (p *Planner) http(ctx context.Context, op llb.HTTP) (solver.Plan, error) {
 	return solver.Plan{Inputs: inputs, Work: w, Materials: []solver.Material{{URI: op.URL, Digest: w.Digest}}}, nil
 }
 
-// git plans the fetching of a commit. The key is the commit, and what is taken of it; where it comes from has no part in
-// it, but for a .git directory, which says so.
+// git plans the checkout of a commit. The key depends on the commit and the selected files, but not on the URL, except for a .git
+// directory, which contains it.
 func (p *Planner) git(ctx context.Context, op llb.Git) (solver.Plan, error) {
 	commit, err := p.Sources.Git(ctx, op)
 	if err != nil {

@@ -1,17 +1,18 @@
-// Package seccomp compiles Docker's default system call policy, as it is for a container with Docker's default
-// capabilities, to a filter for seccomp(2). It knows nothing of processes: whoever wants the filter installs it.
+// Package seccomp compiles Docker's default system call policy, as applied to a container with Docker's default capabilities,
+// into a filter for seccomp(2). It does not install the filter.
 //
-// The policy is data in table.go, generated from github.com/moby/profiles. The filter is a binary search over call numbers,
-// since the kernel runs it for every number when it is installed, and a list of comparisons would cost most of a step's
-// start. It is stricter than Docker's in these points:
+// The policy is in table.go, generated from github.com/moby/profiles. The filter is a binary search over call numbers: the kernel
+// runs it for every number when it is installed, and a linear list of comparisons would take most of the time that a step needs
+// to start. It is stricter than Docker's filter in these points:
 //
-//   - Numbers that no table knows, and the x32 ABI, get ENOSYS, so that programs fall back.
+//   - Numbers that are not in a table, and the x32 ABI, get ENOSYS, so that programs fall back.
 //   - Sockets of the families key and rxrpc, and the terminal ioctls that push input, are refused.
-//   - socketpair(2) is held to the rule of socket(2): the kernel makes the sockets before it finds that their family has no pairs.
-//   - The upper half of an argument that the kernel cuts off cannot hide a value.
-//   - A rule on arguments cannot be got around by a call that has them in memory, where a filter cannot look. Of those that the
-//     ABIs have, socketcall(2) of 386 alone reaches calls that have such a rule; see Compile. All calls that ipc(2) reaches are
-//     allowed, arm's EABI has neither, and clone3(2) and io_uring_setup(2) are refused as in Docker's policy.
+//   - socketpair(2) is subject to the rule for socket(2): the kernel creates the sockets before it finds that their family does
+//     not support pairs.
+//   - The upper half of an argument, which the kernel ignores, cannot hide a value.
+//   - A rule on arguments cannot be bypassed by a call whose arguments are in memory, where a filter cannot read them. Among the
+//     calls of the supported ABIs, only socketcall(2) of 386 reaches calls with such a rule; see Compile. All calls reached by
+//     ipc(2) are allowed, arm's EABI has neither, and clone3(2) and io_uring_setup(2) are refused as in Docker's policy.
 package seccomp
 
 //go:generate go test -run TestTable -update .
@@ -23,24 +24,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An action is what becomes of a call: one of the constants, or withRule plus an index into rules.
+// An action is the result for a call: one of the constants, or withRule plus an index into rules.
 type action uint8
 
 const (
 	absent   action = iota // ENOSYS
 	refuse                 // EPERM
-	allow                  // goes through
-	notify                 // socketcall(2): the calls that make sockets are left to whoever reads notifications, others go through
+	allow                  // permitted
+	notify                 // socketcall(2): calls that create sockets are left to the listener, others are permitted
 	withRule               // rules[action-withRule] decides
 )
 
-// call is the action for one number of one architecture.
+// call is the action for one call number of one architecture.
 type call struct {
 	nr  uint32
 	act action
 }
 
-// rule decides by a call's arguments: it goes through if one of the conditions holds, or if there are none.
+// rule permits a call depending on its arguments: if any of the conditions holds, or if there are none.
 type rule struct {
 	name   string
 	anyOf  []condition
@@ -55,14 +56,14 @@ const (
 	maskedEqual // arg & mask == value
 )
 
-// condition compares the lower 32 bits of an argument. Unless it is masked it does not hold if an upper bit is set.
+// condition compares the lower 32 bits of an argument. Unless op is maskedEqual, it does not hold if an upper bit is set.
 type condition struct {
 	arg         uint32
 	op          operator
 	value, mask uint32
 }
 
-// An abi is a set of call numbers: what seccomp_data.arch holds, and the table.
+// An abi is a set of call numbers: the value of seccomp_data.arch, and the table.
 type abi struct {
 	audit uint32
 	calls []call
@@ -74,7 +75,7 @@ var abis = map[string][]abi{
 	"arm64": {{unix.AUDIT_ARCH_AARCH64, callsARM64}, {unix.AUDIT_ARCH_ARM, callsARM}},
 }
 
-// extra is what is refused beyond Docker's policy, by call.
+// extra are the calls, by name, that are refused in addition to Docker's policy.
 var extra = map[string][]condition{
 	"socket": {{arg: 0, value: unix.AF_KEY}, {arg: 0, value: unix.AF_RXRPC}},
 	"ioctl":  {{arg: 1, value: unix.TIOCSTI}, {arg: 1, value: unix.TIOCLINUX}},
@@ -90,13 +91,13 @@ const (
 // A Filter is a program for seccomp(2).
 type Filter struct {
 	Program []unix.SockFilter
-	// Notifies says that the filter leaves calls of socketcall(2) to a listener, see seccomp_unotify(2): those of SocketcallSocket and
-	// SocketcallSocketpair. Without a listener they get ENOSYS. Socketcalls is a filter for one.
+	// Notifies reports that the filter leaves some calls of socketcall(2) to a listener, see seccomp_unotify(2): those of
+	// SocketcallSocket and SocketcallSocketpair. Without a listener they get ENOSYS. Socketcalls is a filter with a listener.
 	Notifies bool
 }
 
-// Socketcalls is a second filter, which only leaves socketcall(2) to a listener. The kernel asks the filter that was installed last, so
-// if this one cannot get a listener, the first one still protects.
+// Socketcalls is a second filter, which only leaves socketcall(2) to a listener. The kernel uses the listener of the filter that
+// was installed last, and if this filter cannot have one, the first filter still applies.
 func Socketcalls() []unix.SockFilter {
 	prog := []unix.SockFilter{load(offsetArch), jump(unix.BPF_JEQ, unix.AUDIT_ARCH_I386, 0, 2), load(offsetNr),
 		jump(unix.BPF_JEQ, socketcall, 1, 0), result(unix.SECCOMP_RET_ALLOW)}
@@ -109,11 +110,11 @@ var keyCalls = map[uint32][]uint32{
 	unix.AUDIT_ARCH_AARCH64: {217, 218, 219}, unix.AUDIT_ARCH_ARM: {309, 310, 311},
 }
 
-// x32 marks the numbers of the x32 ABI, whose processes are of AUDIT_ARCH_X86_64.
+// x32 is the bit set in the numbers of the x32 ABI, whose processes have AUDIT_ARCH_X86_64.
 const x32 = 0x40000000
 
-// Keys is the filter that refuses the calls of the kernel's key service, for a GOARCH, and allows all else. Keys belong to users of the
-// machine, whatever user namespace a process is in: see keyrings(7).
+// Keys returns a filter for a GOARCH that refuses the calls of the kernel's key service and allows all others. Keys belong to
+// users of the host, regardless of the user namespace of a process: see keyrings(7).
 func Keys(goarch string) []unix.SockFilter {
 	prog := []unix.SockFilter{load(offsetArch)}
 	for _, a := range abis[goarch] {
@@ -128,7 +129,7 @@ func Keys(goarch string) []unix.SockFilter {
 	return append(prog, result(unix.SECCOMP_RET_KILL_PROCESS))
 }
 
-// Calls of socketcall(2) that make sockets, from linux/net.h.
+// Calls of socketcall(2) that create sockets, from linux/net.h.
 const (
 	SocketcallSocket     = 1
 	SocketcallSocketpair = 8
@@ -137,11 +138,12 @@ const (
 // socketcall is the number of socketcall(2) in the ABI of 386.
 const socketcall = 102
 
-// Compile returns the filter for a GOARCH, for the programs of an image of an architecture as the OCI image specification names it,
-// "" for that of the machine. It fails if there is no table for the GOARCH.
+// Compile returns the filter for a GOARCH, for the programs of an image of an architecture as named by the OCI image
+// specification, or "" for that of the host. It fails if there is no table for the GOARCH.
 //
-// socketcall(2) has the family of a socket in memory. Where it can be done without it gets ENOSYS. The C library of Debian for 386
-// and programs of Go for it know no other way to a socket, so in an image of 386 it is there, and Filter.Notifies is set.
+// socketcall(2) has the family of a socket in memory, so it gets ENOSYS where programs can do without it. Debian's C library for
+// 386 and Go programs for 386 have no other way to create a socket. In an image for 386 the call is therefore available, and
+// Filter.Notifies is set.
 func Compile(goarch, image string) (Filter, error) {
 	list, ok := abis[goarch]
 	if !ok {
@@ -162,14 +164,14 @@ func Compile(goarch, image string) (Filter, error) {
 	return f, nil
 }
 
-// Refused reports whether the policy refuses socket(2) with a family, on every machine.
+// Refused reports whether the policy refuses socket(2) with a family, on every architecture.
 func Refused(family uint32) bool {
 	r := rules[slices.IndexFunc(rules, func(r rule) bool { return r.name == "socket" })]
 	is := func(c condition) bool { return c.op == equal && family == c.value || c.op == less && family < c.value }
 	return slices.ContainsFunc(extra[r.name], is) || !slices.ContainsFunc(r.anyOf, is)
 }
 
-// intervals turns a table into the numbers at which the action changes. The first is at 0.
+// intervals converts a table into the numbers at which the action changes. The first is 0.
 func intervals(calls []call) []call {
 	calls = slices.Clone(calls)
 	slices.SortFunc(calls, func(a, b call) int { return int(a.nr) - int(b.nr) })
@@ -188,11 +190,11 @@ func intervals(calls []call) []call {
 		add(c.nr, c.act)
 		add(c.nr+1, absent)
 	}
-	// A number that was absent for no width at all may leave two equal neighbours.
+	// An empty gap between numbers may leave two equal neighbors.
 	return slices.CompactFunc(list, func(a, b call) bool { return a.act == b.act })
 }
 
-// search is the binary search: with a call's number loaded it returns the call's action.
+// search generates the binary search, which returns the action for the call number in the accumulator.
 func search(list []call) []unix.SockFilter {
 	if len(list) == 1 {
 		return decide(list[0].act)
@@ -234,8 +236,8 @@ func decide(act action) []unix.SockFilter {
 	return append(prog, errno(unix.EPERM))
 }
 
-// anyOf returns the instructions that allow the call if one of the conditions holds, and go on behind them if none does. The
-// conditions are about one argument; one that is masked comes alone.
+// anyOf returns the instructions that allow the call if any of the conditions holds, and continue after them otherwise. The
+// conditions must be for the same argument; a masked condition must be the only one.
 func anyOf(list []condition) []unix.SockFilter {
 	c := list[0]
 	low, high := load(offsetArgs+8*c.arg), load(offsetArgs+8*c.arg+4)
@@ -258,8 +260,8 @@ func anyOf(list []condition) []unix.SockFilter {
 	return append(prog, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JA, K: 1}, yes)
 }
 
-// jumpIf jumps over n instructions if the accumulator compares true, and goes on with the next if not. An offset in a
-// condition has 8 bits.
+// jumpIf skips n instructions if the comparison with the accumulator is true, and otherwise continues with the next. The offset
+// in a conditional jump has 8 bits.
 func jumpIf(op uint16, k uint32, n int) []unix.SockFilter {
 	if n <= 255 {
 		return []unix.SockFilter{jump(op, k, uint8(n), 0)}
@@ -267,7 +269,7 @@ func jumpIf(op uint16, k uint32, n int) []unix.SockFilter {
 	return []unix.SockFilter{jump(op, k, 0, 1), {Code: unix.BPF_JMP | unix.BPF_JA, K: uint32(n)}}
 }
 
-// branch goes on with the next instruction if the accumulator compares true, and jumps over n of them if not.
+// branch continues with the next instruction if the comparison with the accumulator is true, and otherwise skips n.
 func branch(op uint16, k uint32, n int) []unix.SockFilter {
 	return []unix.SockFilter{jump(op, k, 1, 0), {Code: unix.BPF_JMP | unix.BPF_JA, K: uint32(n)}}
 }
