@@ -8,7 +8,6 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
@@ -91,9 +90,9 @@ func (p *recordsPart) Remove(it part.Item) (bool, error) {
 
 var (
 	// prefixes are the directories of records by the first digits of their keys, and that of the hints.
-	prefixes = regexp.MustCompile(`^([0-9a-f]{2}|steps)$`)
+	prefixes = part.NewPattern(`^([0-9a-f]{2}|steps)$`)
 	// recordNames are the names in those of records.
-	recordNames = regexp.MustCompile(`^[0-9a-f]{64}((\.failed)?\.log)?$`)
+	recordNames = part.NewPattern(`^[0-9a-f]{64}((\.failed)?\.log)?$`)
 )
 
 // Check implements part.Part: it reads every record, and compares it with the layers that it names.

@@ -2,14 +2,13 @@ package history
 
 import (
 	"path/filepath"
-	"regexp"
 
 	"github.com/kilnbuild/kiln/internal/part"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 )
 
 // fileNames is the pattern of the names of builds.
-var fileNames = regexp.MustCompile(`^[0-9]{8}T[0-9]{6}\.[0-9]{9}Z-[0-9a-f]{8}\.jsonl$`)
+var fileNames = part.NewPattern(`^[0-9]{8}T[0-9]{6}\.[0-9]{9}Z-[0-9a-f]{8}\.jsonl$`)
 
 // Part returns the history as a part of the root directory. Builds are kept for people to read, so they are no cache.
 func (h *History) Part() part.Part {

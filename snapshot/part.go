@@ -8,7 +8,6 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -109,7 +108,7 @@ func (p *layersPart) Remove(it part.Item) (bool, error) {
 }
 
 // inLayer matches the names that a layer's directory may contain: see Store.
-var inLayer = regexp.MustCompile(`^(fs|fs\.delta-[0-9a-f]{64}|fs\.no-whiteouts|manifest|unsynced|blob\.[a-z0-9.-]+)$`)
+var inLayer = part.NewPattern(`^(fs|fs\.delta-[0-9a-f]{64}|fs\.no-whiteouts|manifest|unsynced|blob\.[a-z0-9.-]+)$`)
 
 // Check implements part.Part: it compares every layer with its manifest.
 func (p *layersPart) Check(ctx context.Context, r *part.Report) error {

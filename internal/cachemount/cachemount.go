@@ -5,8 +5,6 @@
 package cachemount
 
 import (
-	"regexp"
-
 	"github.com/kilnbuild/kiln/internal/part"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 )
@@ -17,7 +15,7 @@ const (
 	Lock  = "lock"
 )
 
-var names = regexp.MustCompile(`^[0-9a-f]{64}(-[0-9]+)?$`)
+var names = part.NewPattern(`^[0-9a-f]{64}(-[0-9]+)?$`)
 
 // Part returns the cache mounts in the root directory root as a part of it. trash is a directory of this process on the same file system.
 func Part(root, trash string) part.Part {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"regexp"
 	"runtime"
 	"slices"
 
@@ -19,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var algorithms = regexp.MustCompile(`^sha256$`)
+var algorithms = part.NewPattern(`^sha256$`)
 
 // Check implements part.Part.
 func (p *blobsPart) Check(ctx context.Context, r *part.Report) error {

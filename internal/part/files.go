@@ -8,7 +8,6 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/ctxio"
@@ -25,7 +24,7 @@ type Files struct {
 	Trash string
 	Kind  Kind
 	// Names is the pattern of the names that may be there.
-	Names *regexp.Regexp
+	Names *Pattern
 	// Shared is that of each Item.
 	Shared bool
 	// LockIn is the name of the file in an item, and LockBeside what is added to its name for the file beside it, that is locked by whoever

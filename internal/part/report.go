@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -172,6 +171,6 @@ func (r *Report) Dir(dir string, belongs func(name string) bool) error {
 
 // The patterns of names that are digests, or their first half.
 var (
-	Hash     = regexp.MustCompile(`^[0-9a-f]{64}$`)
-	HalfHash = regexp.MustCompile(`^[0-9a-f]{32}$`)
+	Hash     = NewPattern(`^[0-9a-f]{64}$`)
+	HalfHash = NewPattern(`^[0-9a-f]{32}$`)
 )

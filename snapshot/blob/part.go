@@ -1,13 +1,11 @@
 package blob
 
 import (
-	"regexp"
-
 	"github.com/kilnbuild/kiln/internal/part"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 )
 
-var noteNames = regexp.MustCompile(`^[0-9a-f]{64}\.[a-z0-9.-]+$`)
+var noteNames = part.NewPattern(`^[0-9a-f]{64}\.[a-z0-9.-]+$`)
 
 // Part returns the notes of which blob became which by compression, in the root directory root, as a part of it. trash is a directory of
 // this process on the same file system.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"regexp"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"text/template"
 
@@ -114,11 +115,11 @@ func (r Row) shown() Row {
 	return out
 }
 
-var missingField = regexp.MustCompile(`map has no entry for key "([^"]*)"`)
+var missingField = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`map has no entry for key "([^"]*)"`) })
 
 // explain returns the error of a template, with the fields if it asked for one that does not exist.
 func (p *Printer) explain(err error) error {
-	m := missingField.FindStringSubmatch(err.Error())
+	m := missingField().FindStringSubmatch(err.Error())
 	if m == nil {
 		return failed(err)
 	}
