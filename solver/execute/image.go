@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"path/filepath"
@@ -261,8 +260,7 @@ func (x *Job) readBlob(ctx context.Context, src source, read func(tarball io.Rea
 		return err
 	}
 	defer tarball.Close()
-	var files io.ReadCloser = io.NopCloser(
-		&diffIDReader{r: ctxio.Reader(ctx, tarball), rest: ahead, hash: sha256.New(), want: src.layer.DiffID.Encoded()})
+	var files io.ReadCloser = io.NopCloser(layer.VerifyDiffID(ctxio.Reader(ctx, tarball), ahead, src.layer.DiffID.Encoded()))
 	if src.layer.Windows {
 		files = layer.ReadWindowsTar(files)
 		defer files.Close()
@@ -280,29 +278,4 @@ func layerError(src source, err error) error {
 		return nil
 	}
 	return &solver.ImageError{Image: src.image, Err: fmt.Errorf("layer %s of %s: %w", src.layer.Blob.Digest, src.image.Ref, err)}
-}
-
-// diffIDReader ends in io.EOF only if its bytes have the diff id, and if the compressed bytes that they came from, rest, are
-// read to their end as well. Nobody else reads rest any more once r has ended.
-type diffIDReader struct {
-	r    io.Reader
-	rest io.Reader
-	hash hash.Hash
-	want string
-}
-
-func (d *diffIDReader) Read(p []byte) (int, error) {
-	n, err := d.r.Read(p)
-	d.hash.Write(p[:n])
-	if err != io.EOF {
-		return n, err
-	}
-	// Not by the WriteTo that rest may have: one that has ended returns io.EOF again, and nothing would be compared.
-	if _, err := io.Copy(io.Discard, struct{ io.Reader }{d.rest}); err != nil {
-		return n, err
-	}
-	if got := fmt.Sprintf("%x", d.hash.Sum(nil)); got != d.want {
-		return n, fmt.Errorf("its uncompressed bytes have digest sha256:%s, and the image's config says sha256:%s", got, d.want)
-	}
-	return n, io.EOF
 }

@@ -61,19 +61,20 @@ func (set *Images) tree(ctx context.Context, job *snapshot.Job, name, platform s
 	return t, nil
 }
 
-// read gives f the tar of a layer to read.
+// read gives f the tar of a layer to read, which fails at its end if it is not the one that the image's config names.
 func (t *tree) read(ctx context.Context, id layer.ID, f func(tarball io.Reader) error) error {
 	blob, err := t.set.store.Open(t.blobs[id])
 	if err != nil {
 		return err
 	}
 	defer blob.Close()
-	plain, err := layer.Uncompress(ctxio.Reader(ctx, blob))
+	compressed := ctxio.Reader(ctx, blob)
+	plain, err := layer.Uncompress(compressed)
 	if err != nil {
 		return err
 	}
 	defer plain.Close()
-	return f(plain)
+	return f(layer.VerifyDiffID(plain, compressed, string(id)))
 }
 
 // resolve returns the entry that a path leads to, through links of the image to paths of the image. The last component is followed only
