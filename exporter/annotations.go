@@ -10,22 +10,23 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 )
 
-// rewrittenAnnotation is on a layer whose files have no times after the SOURCE_DATE_EPOCH that is its value, as by BuildKit
+// rewrittenAnnotation is set on a layer whose file times were limited to a SOURCE_DATE_EPOCH, which is its value, as in BuildKit
 // (util/converter/converter.go).
 const rewrittenAnnotation = "buildkit/rewritten-timestamp"
 
-// Annotation is a key and a value for one of the parts that describe an image (image-spec, annotations.md).
+// Annotation is an annotation of one of the parts that describe an image (image-spec, annotations.md).
 type Annotation struct {
 	Part Part
-	// Platform is that of the images it is for, as Image has it; "" for all. An index has none.
+	// Platform is the platform of the images it applies to, as in Image, or "" for all. It is "" for an index.
 	Platform   string
 	Key, Value string
 }
 
-// Part is what an annotation is on, by BuildKit's name.
+// Part is the part of an image that an annotation is set on, named as in BuildKit.
 type Part string
 
-// The parts. A descriptor is the entry of the index that refers to the manifest, or of the store's or layout's index.json.
+// The parts of an image. A descriptor is the entry that refers to the manifest in the index, or in index.json of the store or
+// layout.
 const (
 	OnManifest           Part = "manifest"
 	OnManifestDescriptor Part = "manifest-descriptor"
@@ -35,12 +36,12 @@ const (
 
 var parts = []Part{OnManifest, OnManifestDescriptor, OnIndex, OnIndexDescriptor}
 
-// ParsePart reads "PART" or "PART[PLATFORM]". The platform is as it was written.
+// ParsePart parses "PART" or "PART[PLATFORM]". The platform is returned as written.
 func ParsePart(s string) (part Part, platform string, err error) {
 	name, rest, has := strings.Cut(s, "[")
 	part = Part(name)
 	if !slices.Contains(parts, part) {
-		return "", "", fmt.Errorf("an annotation is on manifest, manifest-descriptor, index or index-descriptor, not on %q", name)
+		return "", "", fmt.Errorf("the part of an annotation is manifest, manifest-descriptor, index or index-descriptor, not %q", name)
 	}
 	if !has {
 		return part, "", nil
@@ -50,13 +51,13 @@ func ParsePart(s string) (part Part, platform string, err error) {
 		return "", "", fmt.Errorf("%q is not %s[PLATFORM]", s, name)
 	}
 	if part == OnIndex || part == OnIndexDescriptor {
-		return "", "", fmt.Errorf("%q: an index is that of all platforms", s)
+		return "", "", fmt.Errorf("%q: an index is for all platforms", s)
 	}
 	return part, platform, nil
 }
 
-// on returns the annotations of a part of the image for a platform; nil where there are none. Those for the platform alone win, and
-// else the last ones.
+// on returns the annotations of a part of the image for a platform, or nil if there are none. Annotations for the platform take
+// precedence over those for all platforms, and later ones over earlier ones.
 func on(all []Annotation, part Part, platform string) map[string]string {
 	var out map[string]string
 	for _, of := range []string{"", platform} {
@@ -73,7 +74,7 @@ func on(all []Annotation, part Part, platform string) map[string]string {
 	return out
 }
 
-// ParseAnnotation reads "[PART[[PLATFORM]],…:]KEY=VALUE", as --annotation takes it; without a part it is on the manifest.
+// ParseAnnotation parses "[PART[[PLATFORM]],…:]KEY=VALUE", the value of --annotation. The default part is the manifest.
 func ParseAnnotation(s string) ([]Annotation, error) {
 	where, value, ok := strings.Cut(s, "=")
 	if !ok {
@@ -98,7 +99,7 @@ func ParseAnnotation(s string) ([]Annotation, error) {
 func NewAnnotation(on, key, value string) (a Annotation, err error) {
 	a.Key, a.Value = key, value
 	if key == "" || strings.ContainsFunc(key, unicode.IsSpace) {
-		return a, fmt.Errorf("%q is not a valid key of an annotation", key)
+		return a, fmt.Errorf("%q is not a valid annotation key", key)
 	}
 	var platform string
 	if a.Part, platform, err = ParsePart(on); err != nil || platform == "" {

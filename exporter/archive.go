@@ -24,28 +24,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Archive is what WriteOCI and WriteOCIDir write beside the image.
+// Archive describes what WriteOCI and WriteOCIDir write in addition to the image.
 type Archive struct {
-	// Names are the image's names in full, for the annotations that skopeo, containerd and docker load look for.
+	// Names are the image's full names, for the annotations that skopeo, containerd and docker load use.
 	Names []string
 	// DockerManifest adds the manifest.json of docker save, for engines that do not read OCI layouts.
 	DockerManifest bool
 }
 
-// Archived is an image of an archive, and what is written beside it.
+// Archived is an image in an archive, and what is written in addition to it.
 type Archived struct {
 	*Assembled
 	Archive
 }
 
-// saved is an image in the manifest.json of docker save.
+// saved is an entry of the manifest.json of docker save.
 type saved struct {
 	Config   string
 	RepoTags []string
 	Layers   []string
 }
 
-// files returns the small files of an OCI layout that holds the images, in order of their names.
+// files returns the files of an OCI layout of the images, except the blobs, ordered by name.
 func files(images []Archived) ([]file, error) {
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
 	var list []saved
@@ -62,7 +62,7 @@ func files(images []Archived) ([]file, error) {
 		}
 		if a.DockerManifest {
 			if len(a.Manifests) != 1 {
-				return nil, errors.New("an archive for docker load holds images for one platform: choose one, or write an OCI archive")
+				return nil, errors.New("an archive for docker load can only contain images for one platform: choose one, or write an OCI archive")
 			}
 			m := a.Manifests[0].Manifest
 			s := saved{Config: blobPath(m.Config), RepoTags: a.Names, Layers: []string{}}
@@ -105,7 +105,7 @@ func blobPath(d ocispec.Descriptor) string {
 	return "blobs/" + d.Digest.Algorithm().String() + "/" + d.Digest.Encoded()
 }
 
-// blobsOf returns every blob of the images, each once, in order of their digests.
+// blobsOf returns the blobs of the images without duplicates, ordered by digest.
 func blobsOf(images []Archived) []ocispec.Descriptor {
 	var all []ocispec.Descriptor
 	for _, a := range images {
@@ -124,7 +124,7 @@ func (b *Blobs) WriteOCI(ctx context.Context, w io.Writer, a *Assembled, ar Arch
 	return b.WriteArchive(ctx, w, []Archived{{a, ar}})
 }
 
-// WriteArchive writes several images as WriteOCI writes one. A blob that they share is written once.
+// WriteArchive is like WriteOCI for several images. A blob that they share is written once.
 func (b *Blobs) WriteArchive(ctx context.Context, w io.Writer, images []Archived) error {
 	files, err := files(images)
 	if err != nil {
@@ -171,8 +171,8 @@ func (b *Blobs) copyBlob(w io.Writer, d ocispec.Descriptor, buf []byte) error {
 	return cmp.Or(err, to.End(err == nil))
 }
 
-// WriteOCIDir writes the image as an OCI image layout into a directory, which is made if it is missing. Blobs that are
-// there already stay; the index is replaced last. Links in the directory are not followed.
+// WriteOCIDir writes the image as an OCI image layout to a directory, which is created if it does not exist. Existing blobs are
+// kept, and the index is replaced last. Symbolic links in the directory are not followed.
 func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Archive) error {
 	images := []Archived{{a, ar}}
 	files, err := files(images)
@@ -205,7 +205,7 @@ func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Ar
 			return err
 		}
 	}
-	slices.Reverse(files) // the index names what must be there before it
+	slices.Reverse(files) // the index is written last, after everything it refers to
 	for _, f := range files {
 		err := atomicfile.WriteAt(top, f.name, func(w io.Writer) error {
 			_, err := w.Write(f.data)
@@ -218,7 +218,7 @@ func (b *Blobs) WriteOCIDir(ctx context.Context, dir string, a *Assembled, ar Ar
 	return nil
 }
 
-// subdir opens a directory in another one, and makes it if it is missing.
+// subdir opens a directory in another one, and creates it if it does not exist.
 func subdir(dir *os.File, name string) (*os.File, error) {
 	path := filepath.Join(dir.Name(), name)
 	if err := unix.Mkdirat(int(dir.Fd()), name, 0o755); err != nil && err != unix.EEXIST {
@@ -231,7 +231,7 @@ func subdir(dir *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// isBlob reports whether a file is a blob, by its bytes: a crash of the machine may have left one that only has the size.
+// isBlob reports whether a file has the bytes of a blob. After a crash of the host, a file may have only the right size.
 func isBlob(ctx context.Context, dir *os.File, d ocispec.Descriptor, buf []byte) bool {
 	fd, err := unix.Openat(int(dir.Fd()), d.Digest.Encoded(), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -245,9 +245,9 @@ func isBlob(ctx context.Context, dir *os.File, d ocispec.Descriptor, buf []byte)
 	return cas.Verify(ctx, f, d, buf) == nil
 }
 
-// WriteFile writes a file by way of a temporary one beside it, so that nobody ever sees half of it; what is there is
-// replaced. A path that is not a regular file, or leads to an open one as /dev/stdout does, is written to as it is. The path is resolved
-// once.
+// WriteFile writes a file by renaming a temporary file in the same directory, so that an incomplete file is never visible; an
+// existing file is replaced. A path that is not a regular file, or leads to an open one such as /dev/stdout, is written to
+// directly. The path is resolved once.
 func WriteFile(path string, write func(io.Writer) error) error {
 	above, name := split(path)
 	dir, err := openDir(unix.AT_FDCWD, above, above)
@@ -269,7 +269,7 @@ func WriteFile(path string, write func(io.Writer) error) error {
 	case info.Mode().IsRegular() && !magic(dir, name):
 		return atomicfile.WriteAt(dir, name, write)
 	}
-	// What was looked at is opened, whatever the path leads to by now.
+	// Open the file that was checked, even if the path now leads elsewhere.
 	f, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(fd), os.O_WRONLY, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: path, Err: errors.Unwrap(err)}
@@ -277,8 +277,8 @@ func WriteFile(path string, write func(io.Writer) error) error {
 	return errors.Join(write(f), f.Close())
 }
 
-// magic reports whether a name leads through a link of proc(5) to what the process has open, as /dev/stdout does. That link is not
-// replaced, though what it leads to may be a regular file.
+// magic reports whether a name leads through a link of proc(5) to an open file of the process, such as /dev/stdout. That link is
+// not replaced, even if it leads to a regular file.
 func magic(dir *os.File, name string) bool {
 	fd, err := unix.Openat2(int(dir.Fd()), name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS})
 	if err == nil {

@@ -11,42 +11,42 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Layer is one layer of a finished image: one that steps made, which has an ID, or one of a base image, which Image then describes.
+// Layer is a layer of a finished image: either one made by a step, which has an ID, or one of a base image, described by Image.
 type Layer struct {
 	ID    layer.ID
 	Image *ImageLayer
 }
 
-// ImageLayer is a layer that came from an image, as that image has it.
+// ImageLayer is a layer of a base image, as described by that image.
 type ImageLayer struct {
 	Blob   ocispec.Descriptor
 	DiffID digest.Digest
-	// Repository is where it came from, as "docker.io/library/debian"; "" for an image that is not of a registry.
+	// Repository is the repository it came from, such as "docker.io/library/debian", or "" if the image is not from a registry.
 	Repository string
-	// Fetch makes sure that the blob is in the store.
+	// Fetch fetches the blob into the store, unless it is there.
 	Fetch func(ctx context.Context) error
 }
 
-// Blobs gives the blobs of images. It is safe for concurrent use.
+// Blobs provides the blobs of images. It is safe for concurrent use.
 type Blobs struct {
-	// Store is where they are.
+	// Store is the store that contains them.
 	Store *cas.Store
-	// Layers makes those of layers that steps made; nil where there are only images.
+	// Layers makes the blobs of layers made by steps. It may be nil if there are no such layers.
 	Layers Layers
 }
 
-// Layers makes blobs of layers: *snapshot.Job does.
+// Layers makes blobs of layers. It is implemented by *snapshot.Job.
 type Layers interface {
 	Blob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob, error)
 }
 
-// Prepare makes the blob of a layer in the given form before an image is assembled from it, as while later steps run.
+// Prepare makes the blob of a layer in the given form before an image is assembled from it, for example while later steps run.
 func (b *Blobs) Prepare(ctx context.Context, l Layer, f blob.Encoding) error {
 	_, err := b.get(ctx, l, f)
 	return err
 }
 
-// get returns the blob of a layer in the given form. Layers of images stay in the form that they came in.
+// get returns the blob of a layer in the given form. Layers of base images keep their form.
 func (b *Blobs) get(ctx context.Context, l Layer, f blob.Encoding) (blob.Blob, error) {
 	if l.Image != nil {
 		desc := ocispec.Descriptor{MediaType: ociMediaType(l.Image.Blob.MediaType), Digest: l.Image.Blob.Digest, Size: l.Image.Blob.Size}
@@ -55,7 +55,7 @@ func (b *Blobs) get(ctx context.Context, l Layer, f blob.Encoding) (blob.Blob, e
 	return b.Layers.Blob(ctx, l.ID, f)
 }
 
-// fetch makes sure that the blob of a layer is in the store.
+// fetch fetches the blob of a layer into the store, unless it is there.
 func (b *Blobs) fetch(ctx context.Context, l Layer) error {
 	if l.Image == nil || b.Store.Has(l.Image.Blob) {
 		return nil
@@ -63,11 +63,12 @@ func (b *Blobs) fetch(ctx context.Context, l Layer) error {
 	return l.Image.Fetch(ctx)
 }
 
-// blockSize is how much is read and written at a time.
+// blockSize is the number of bytes read and written at a time.
 const blockSize = 1 << 20
 
-// ociMediaType returns OCI's name of a layer's media type for Docker's. A layer that is not to be distributed becomes one that is, as with
-// BuildKit: other tools would leave it out when they push the image, while the image has no address from which it could be had.
+// ociMediaType converts the media type of a layer from Docker's to OCI's. As in BuildKit, a non-distributable layer becomes a
+// distributable one: other tools would skip it when they push the image, although the image has no URL from which it could be
+// fetched.
 func ociMediaType(t string) string {
 	switch t {
 	case "application/vnd.docker.image.rootfs.diff.tar.gzip", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
@@ -90,7 +91,7 @@ const (
 	dockerConfig   = "application/vnd.docker.container.image.v1+json"
 )
 
-// dockerMediaType returns Docker's name of a layer's media type for OCI's.
+// dockerMediaType converts the media type of a layer from OCI's to Docker's.
 func dockerMediaType(t string) (string, error) {
 	switch t {
 	case ocispec.MediaTypeImageLayerGzip:
@@ -100,5 +101,5 @@ func dockerMediaType(t string) (string, error) {
 	case ocispec.MediaTypeImageLayer:
 		return "application/vnd.docker.image.rootfs.diff.tar", nil
 	}
-	return "", fmt.Errorf("there is no Docker media type for %s: leave out oci-mediatypes=false", t)
+	return "", fmt.Errorf("no Docker media type exists for %s: remove oci-mediatypes=false", t)
 }

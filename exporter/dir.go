@@ -19,34 +19,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DirOptions say what else WriteDir writes. Files in a directory belong to the user, whoever owns them in the image, so that these give
-// the user's rights to whoever reaches the directory.
+// DirOptions are the options of WriteDir. Files in the directory belong to the user, whoever owns them in the image, so SetID and
+// Devices give the user's rights to anyone who can access the directory.
 type DirOptions struct {
 	// SetID keeps the set-user-ID and set-group-ID bits.
 	SetID bool
-	// Devices makes character and block devices, which only root can.
+	// Devices creates character and block devices, which requires root.
 	Devices bool
-	// Epoch is the time of all files in place of their own; nil for those.
+	// Epoch, if not nil, replaces the times of all files.
 	Epoch *time.Time
 }
 
-// Dropped counts what WriteDir did not write.
+// Dropped counts what WriteDir omitted.
 type Dropped struct {
-	// SetID are the files and directories without the set-user-ID or set-group-ID bits that they have in the image.
+	// SetID is the number of files and directories written without their set-user-ID or set-group-ID bits.
 	SetID int
-	// Devices are the devices, and further links to them, that were left out.
+	// Devices is the number of devices, and hard links to them, that were omitted.
 	Devices int
 }
 
-// setID are the bits that inode(7) calls S_ISUID and S_ISGID.
+// setID is S_ISUID and S_ISGID of inode(7).
 const setID = unix.S_ISUID | unix.S_ISGID
 
-// WriteDir writes a root file system's files into a directory of the user's, which is made if it is missing. They belong to the user; modes
-// and times are those of the image. What is there already and not in the image stays. Links that are there are never followed, so nothing
-// outside the directory is touched.
+// WriteDir writes the files of a root file system to a directory of the user, which is created if it does not exist. The files
+// belong to the user; modes and times are those of the image. Existing files that are not in the image are kept. Existing
+// symbolic links are never followed, so nothing outside the directory is changed.
 //
-// A directory that WriteDir makes can be entered by nobody but the user until everything is written, and is removed if that fails. The mode
-// of a directory that exists is never changed.
+// Until everything is written, only the user can enter a directory that WriteDir creates; it is removed on failure. The mode of
+// an existing directory is never changed.
 func WriteDir(ctx context.Context, dir string, tree layer.Tree, o DirOptions) (Dropped, error) {
 	above, name := split(dir)
 	parent, err := OpenDir(above)
@@ -57,7 +57,7 @@ func WriteDir(ctx context.Context, dir string, tree layer.Tree, o DirOptions) (D
 	return WriteDirAt(ctx, parent, name, dir, tree, o)
 }
 
-// WriteDirAt is WriteDir for the directory called name in parent. Errors call it shown.
+// WriteDirAt is like WriteDir for the directory name in parent. Errors refer to it as shown.
 func WriteDirAt(ctx context.Context, parent *os.File, name, shown string, tree layer.Tree, o DirOptions) (Dropped, error) {
 	w := dirWriter{
 		ctx: ctx, parent: parent, name: name, shown: shown, tree: tree, options: o,
@@ -80,7 +80,7 @@ func WriteDirAt(ctx context.Context, parent *os.File, name, shown string, tree l
 	return w.dropped, err
 }
 
-// OpenDir opens a directory to reach what is in it. It is made if it is missing, and so are those above it.
+// OpenDir opens a directory for access to its contents. It and its parents are created if they do not exist.
 func OpenDir(path string) (*os.File, error) {
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		return nil, err
@@ -88,15 +88,15 @@ func OpenDir(path string) (*os.File, error) {
 	return openDir(unix.AT_FDCWD, path, path)
 }
 
-// dirWriter writes one root file system into a directory. Once that is open its path means nothing any more: others may own a directory
-// on the way, and put anything in its place.
+// dirWriter writes one root file system to a directory. After the directory is opened its path is not used again, since others
+// may own one of its parents and replace it.
 type dirWriter struct {
 	ctx context.Context
-	// parent holds the directory as name; shown is what the user calls it.
+	// parent contains the directory as name; shown is how errors refer to it.
 	parent      *os.File
 	name, shown string
 	root        *rootfs.Root
-	// made says that root was missing, and mode is what it gets then when it is complete.
+	// made reports that root was created, and mode is its mode once it is complete.
 	made    bool
 	mode    uint32
 	tree    layer.Tree
@@ -104,21 +104,21 @@ type dirWriter struct {
 	buf     []byte
 	dropped Dropped
 	dirs    []writtenDir
-	// top is the path of the last directory that was made in one that existed.
+	// top is the path of the last directory that was created in an existing one.
 	top string
-	// devices are the paths of those that were left out, to which there may be hard links.
+	// devices are the paths of omitted devices, to which there may be hard links.
 	devices map[string]bool
 }
 
 type writtenDir struct {
 	layer.Entry
 	existed bool
-	// top is which directory it is if it was made in one that existed, where others may be able to replace it. All that is below
-	// is closed to others until it gets its mode.
+	// top identifies the directory if it was created in an existing one, where others may be able to replace it. Everything below it
+	// is inaccessible to others until it gets its mode.
 	top dirtree.ID
 }
 
-// open opens the directory, or makes it, with mode 0700.
+// open opens the directory, or creates it with mode 0700.
 func (w *dirWriter) open() error {
 	dir, err := makeDir(w.parent, w.name, w.shown, 0o755)
 	if errors.Is(err, fs.ErrExist) {
@@ -131,7 +131,7 @@ func (w *dirWriter) open() error {
 		return err
 	}
 	w.root, w.made = rootfs.At(dir), true
-	// It is empty, and whoever has it open needs the permission anew for each look-up in it.
+	// It is empty, and a process that has it open needs permission for each lookup in it.
 	var st unix.Stat_t
 	if err := unix.Fstat(w.root.Fd(), &st); err != nil {
 		return errors.Join(&os.PathError{Op: "stat", Path: w.shown, Err: err}, dir.Close())
@@ -143,7 +143,7 @@ func (w *dirWriter) open() error {
 	return nil
 }
 
-// split returns the directory that holds the last name of a path, and that name. What has no last name is "." in itself.
+// split returns the parent directory and the last name of a path. A path without a last name is "." in itself.
 func split(path string) (dir, name string) {
 	dir, name = filepath.Split(path)
 	if name == "" && dir != "" {
@@ -158,7 +158,7 @@ func split(path string) (dir, name string) {
 	return dir, name
 }
 
-// openDir opens a directory to reach what is in it. A link is followed.
+// openDir opens a directory for access to its contents. A symbolic link is followed.
 func openDir(at int, name, shown string) (*os.File, error) {
 	fd, err := unix.Openat(at, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -167,11 +167,11 @@ func openDir(at int, name, shown string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), shown), nil
 }
 
-// errReplaced is the error for what somebody else has put something in the place of.
+// errReplaced is returned if another process replaced a file.
 var errReplaced = errors.New("it was replaced while it was being written")
 
-// makeDir makes a directory and opens it for reading. If others put another directory in its place before it is open, that is empty as
-// well, or is an error: kiln changes and removes what is in the directories that it made.
+// makeDir creates a directory and opens it for reading. If it is replaced before it is open, the replacement must be empty: kiln
+// changes and removes the contents of directories that it created.
 func makeDir(parent *os.File, name, shown string, perm uint32) (*os.File, error) {
 	if err := unix.Mkdirat(int(parent.Fd()), name, perm); err != nil {
 		return nil, &os.PathError{Op: "mkdir", Path: shown, Err: err}
@@ -189,7 +189,7 @@ func makeDir(parent *os.File, name, shown string, perm uint32) (*os.File, error)
 	return f, nil
 }
 
-// undo removes the directories that were made. What others have moved away stays, and so does what is in its place.
+// undo removes the directories that were created. Directories that were moved or replaced are kept.
 func (w *dirWriter) undo() error {
 	if w.made {
 		id, err := dirtree.Identify(w.root.File())
@@ -210,7 +210,7 @@ func (w *dirWriter) undo() error {
 	return err
 }
 
-// remove removes a directory that was made in one that existed, with all that is in it.
+// remove removes a directory that was created in an existing one, with its contents.
 func (w *dirWriter) remove(d *writtenDir) error {
 	parent, err := w.root.OpenNoSymlinks(layer.Parent(d.Path), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -223,7 +223,7 @@ func (w *dirWriter) remove(d *writtenDir) error {
 	return nil
 }
 
-// finish gives directories their modes and times, now that nothing more is written into them.
+// finish sets the modes and times of directories, once their contents are complete.
 func (w *dirWriter) finish() error {
 	for i := len(w.dirs) - 1; i >= 0; i-- {
 		d := &w.dirs[i]
@@ -238,7 +238,7 @@ func (w *dirWriter) finish() error {
 	return nil
 }
 
-// finishDir gives an open directory its mode and its time.
+// finishDir sets the mode and time of an open directory.
 func finishDir(f *os.File, d *writtenDir) error {
 	if d.top != (dirtree.ID{}) {
 		if id, err := dirtree.Identify(f); err != nil {
@@ -253,7 +253,7 @@ func finishDir(f *os.File, d *writtenDir) error {
 	}
 	timeErr := setTime(int(f.Fd()), "", &d.Entry)
 	if d.existed && timeErr == unix.EPERM {
-		timeErr = nil // it belongs to somebody else
+		timeErr = nil // it belongs to another user
 	}
 	return errors.Join(err, timeErr)
 }
@@ -265,7 +265,7 @@ func fchmod(f *os.File, mode uint32) error {
 	return nil
 }
 
-// entry writes one entry, but for the mode and the time of a directory.
+// entry writes one entry, except the mode and time of a directory.
 func (w *dirWriter) entry(e *layer.Entry) error {
 	if e.Type == layer.Hardlink && w.devices[e.Link] || (e.Type == layer.Char || e.Type == layer.Block) && !w.options.Devices {
 		w.devices[e.Path] = true
@@ -311,7 +311,7 @@ func (w *dirWriter) entry(e *layer.Entry) error {
 	return failed("set the time of", e, setTime(dir, name, e))
 }
 
-// failed returns an error of an operation on an entry; nil for none.
+// failed wraps the error of an operation on an entry. It returns nil if err is nil.
 func failed(op string, e *layer.Entry, err error) error {
 	if err == nil {
 		return nil
@@ -340,7 +340,7 @@ func (w *dirWriter) directory(parent *os.File, e *layer.Entry) error {
 	return nil
 }
 
-// mkdir makes a directory. It returns which one that is if it was made in one that existed.
+// mkdir creates a directory. It returns its identity if it was created in an existing one.
 func (w *dirWriter) mkdir(parent *os.File, e *layer.Entry) (id dirtree.ID, err error) {
 	if w.top != "" && strings.HasPrefix(e.Path, w.top+"/") {
 		return id, failed("mkdir", e, unix.Mkdirat(int(parent.Fd()), e.Name(), 0o700))
@@ -354,12 +354,12 @@ func (w *dirWriter) mkdir(parent *os.File, e *layer.Entry) (id dirtree.ID, err e
 	return dirtree.Identify(f)
 }
 
-// node makes a named pipe or a device.
+// node creates a named pipe or a device.
 func (w *dirWriter) node(dir int, e *layer.Entry) error {
 	kind := map[layer.Type]uint32{layer.Fifo: unix.S_IFIFO, layer.Char: unix.S_IFCHR, layer.Block: unix.S_IFBLK}[e.Type]
 	err := unix.Mknodat(dir, e.Name(), kind|0o600, int(unix.Mkdev(e.Major, e.Minor)))
 	if err == unix.EPERM && e.Type != layer.Fifo {
-		return fmt.Errorf("%w: only root can make devices; without devices=true they are left out", failed("mknod", e, err))
+		return fmt.Errorf("%w: only root can create devices; without devices=true they are omitted", failed("mknod", e, err))
 	}
 	if err != nil {
 		return failed("mknod", e, err)
@@ -376,7 +376,7 @@ func (w *dirWriter) node(dir int, e *layer.Entry) error {
 	if st.Mode&unix.S_IFMT != kind {
 		return failed("chmod", e, errReplaced)
 	}
-	// fchmod(2) does not take a descriptor of O_PATH, and opening a pipe or a device for more may have effects.
+	// fchmod(2) does not accept an O_PATH descriptor, and opening a pipe or a device for access may have side effects.
 	return failed("chmod", e, unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), e.Mode))
 }
 

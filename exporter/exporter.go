@@ -1,5 +1,5 @@
-// Package exporter turns finished root file systems and their configs into images, and writes those to the store, to
-// files and to directories. It does not know how they were built.
+// Package exporter creates images from finished root file systems and their configs, and writes them to the store, to files and
+// to directories. It does not know how they were built.
 package exporter
 
 import (
@@ -20,28 +20,27 @@ import (
 
 // Image is a finished build for one platform.
 type Image struct {
-	// Config is the whole image config but for RootFS, which the layers decide. Its history has one entry that is not
-	// empty for each layer.
+	// Config is the image config except RootFS, which is computed from the layers. Its history has one non-empty entry per layer.
 	Config dockerspec.DockerOCIImage
-	// Layers are the lowest first.
+	// Layers are the layers, lowest first.
 	Layers []Layer
-	// Platform is the one that the image was made for, as "linux/arm64".
+	// Platform is the platform of the image, such as "linux/arm64".
 	Platform string
 }
 
-// Form is how an image is written down.
+// Form describes how an image is encoded.
 type Form struct {
 	Layers blob.Encoding
-	// Docker uses Docker's media types instead of OCI's, which have no annotations.
+	// Docker selects Docker's media types instead of OCI's. They do not support annotations.
 	Docker      bool
 	Annotations []Annotation
 }
 
 // Assembled is an image, or an index of several, whose manifests and configs are in the store.
 type Assembled struct {
-	// Desc is the manifest of a single image, or the index.
+	// Desc describes the manifest of a single image, or the index.
 	Desc ocispec.Descriptor
-	// Manifests are the images' manifests, one a platform, and Configs their configs.
+	// Manifests are the images' manifests, one per platform, and Configs their configs.
 	Manifests []Manifest
 }
 
@@ -52,8 +51,8 @@ type Manifest struct {
 	Layers   []Layer
 }
 
-// Assemble makes the layers' blobs in the given form, side by side, writes configs, manifests and, for several images, an
-// index to the store. The same images give the same bytes. Blobs of base images are not fetched for it.
+// Assemble makes the layers' blobs in the given form concurrently, and writes configs, manifests and, for several images, an
+// index to the store. The output is deterministic. It does not fetch blobs of base images.
 func (b *Blobs) Assemble(ctx context.Context, images []Image, f Form) (*Assembled, error) {
 	a := &Assembled{}
 	for _, img := range images {
@@ -139,17 +138,17 @@ func (b *Blobs) putJSON(mediaType string, v any) (ocispec.Descriptor, error) {
 		return ocispec.Descriptor{}, fmt.Errorf("encode %s: %w", mediaType, err)
 	}
 	if len(data) > cas.MaxManifest {
-		// Neither kiln nor, mostly, a registry would take it back.
+		// Neither kiln nor most registries would accept it.
 		what := mediaType
 		if mediaType == ocispec.MediaTypeImageConfig || mediaType == dockerConfig {
 			what = "configuration, which has environment, labels and history,"
 		}
-		return ocispec.Descriptor{}, fmt.Errorf("the image's %s has %d bytes, and may have %d MiB", what, len(data), cas.MaxManifest>>20)
+		return ocispec.Descriptor{}, fmt.Errorf("the image's %s has %d bytes; the limit is %d MiB", what, len(data), cas.MaxManifest>>20)
 	}
 	return b.Store.Put(mediaType, data)
 }
 
-// Fetch makes sure that every blob of the image is in the store.
+// Fetch fetches all blobs of the image into the store.
 func (b *Blobs) Fetch(ctx context.Context, a *Assembled) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(4)
@@ -161,11 +160,11 @@ func (b *Blobs) Fetch(ctx context.Context, a *Assembled) error {
 	return g.Wait()
 }
 
-// entryTime is the time of everything in a tar that is not part of an image: archives of the same image are the same bytes.
+// entryTime is the time of tar entries that are not part of an image, so that archives of the same image are identical.
 var entryTime = time.Unix(0, 0)
 
-// Recompress returns the image or index with those layers compressed that are not, and everything that refers to them
-// changed accordingly. All of it is in the store.
+// Recompress returns the image or index with all uncompressed layers compressed, and everything that refers to them updated. All
+// of it is in the store.
 func (b *Blobs) Recompress(ctx context.Context, desc ocispec.Descriptor, c blob.Compression) (ocispec.Descriptor, error) {
 	data, err := b.Store.ReadAll(desc, 0)
 	if err != nil {

@@ -265,7 +265,7 @@ func TestLargeConfiguration(t *testing.T) {
 	}{{3 << 20, false}, {4 << 20, true}} {
 		m.image.Config.Config.Labels = map[string]string{"a": strings.Repeat("x", c.size)}
 		_, err := m.Assemble(t.Context(), []Image{m.image}, gz)
-		if (err != nil) != c.refused || err != nil && !strings.Contains(err.Error(), "may have 4 MiB") {
+		if (err != nil) != c.refused || err != nil && !strings.Contains(err.Error(), "the limit is 4 MiB") {
 			t.Errorf("%d bytes: error %v", c.size, err)
 		}
 	}

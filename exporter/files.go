@@ -10,7 +10,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// entries calls f for every entry of a tree, parents first, with hard links as Hardlink, and with the time epoch unless that is nil.
+// entries calls f for every entry of a tree, parents first. Further names of a file become Hardlinks, and all times become epoch
+// unless it is nil.
 func entries(ctx context.Context, tree layer.Tree, epoch *time.Time, f func(e *layer.Entry) error) error {
 	links := map[string]string{}
 	var walk func(dir string) error
@@ -49,13 +50,13 @@ func entries(ctx context.Context, tree layer.Tree, epoch *time.Time, f func(e *l
 
 // Root is a root file system in a tar.
 type Root struct {
-	// Dir is the directory that has its files; "" for the top.
+	// Dir is the directory in the tar that contains the files, or "" for the top.
 	Dir  string
 	Tree layer.Tree
 }
 
-// WriteTar writes root file systems as one tar. Unless epoch is nil it is the time of all files; a directory that is the Dir of a Root has
-// no other time than that, and else the time 0, as BuildKit writes it.
+// WriteTar writes root file systems as one tar. All times become epoch unless it is nil. The directory Dir of a Root has that
+// time too, and otherwise the time 0, as in BuildKit.
 func WriteTar(ctx context.Context, w io.Writer, epoch *time.Time, roots ...Root) error {
 	stop := errors.New("stopped")
 	var walkErr error
@@ -73,7 +74,7 @@ func WriteTar(ctx context.Context, w io.Writer, epoch *time.Time, roots ...Root)
 	return errors.Join(walkErr, err)
 }
 
-// entries passes the entries of a root as they are in a tar to yield, and returns stop when that wants no more.
+// entries passes the entries of a root, with their paths in the tar, to yield. It returns stop when yield returns false.
 func (r Root) entries(ctx context.Context, epoch *time.Time, stop error, yield func(*layer.Entry, layer.Body) bool) error {
 	if r.Dir != "" {
 		top := layer.Entry{Path: r.Dir, Type: layer.Dir, Mode: 0o755, ModTime: time.Unix(0, 0)}

@@ -68,7 +68,10 @@ func Build(
 ) (map[string]*build.Result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	set := &set{builder: b, root: root, events: s, jobs: make(chan struct{}, maxJobs), done: map[string]chan struct{}{}, results: map[string]*build.Result{}}
+	set := &set{
+		builder: b, root: root, events: s, jobs: make(chan struct{}, maxJobs),
+		done: map[string]chan struct{}{}, results: map[string]*build.Result{},
+	}
 	needed := map[string]bool{}
 	for _, m := range members {
 		set.done[m.Name] = make(chan struct{})

@@ -1,5 +1,5 @@
-// Package layer is the form of layers: the entries of one, the manifest that lists them, the tar that carries them, and the tree that the
-// manifests of several make together. It does not know where layers are kept.
+// Package layer defines the format of layers: their entries, the manifest that lists them, the tar that contains them, and the
+// tree made of the manifests of several layers. It does not know where layers are stored.
 package layer
 
 import (
@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-// ID names a layer: 64 hexadecimal digits, of the layer's identity or, for the layer of an image, of its diff id. Any other ID is of a
-// layer that does not exist.
+// ID is the name of a layer: 64 hexadecimal digits, of the layer's identity or, for the layer of an image, of its diff ID. A
+// layer with any other ID does not exist.
 type ID string
 
-// Valid reports whether a layer can have the ID. One that is valid is also safe as the name of a file.
+// Valid reports whether the ID is well-formed. A valid ID is safe as a file name.
 func (id ID) Valid() bool {
 	b, err := hex.DecodeString(string(id))
 	return err == nil && len(b) == sha256.Size
@@ -30,11 +30,11 @@ const (
 	File     Type = 'f'
 	Dir      Type = 'd'
 	Symlink  Type = 'l'
-	Hardlink Type = 'h' // a further name of a file of the same layer; Link is the name that has the file
+	Hardlink Type = 'h' // another name of a file of the same layer; Link is the path of the File
 	Char     Type = 'c'
 	Block    Type = 'b'
 	Fifo     Type = 'p'
-	Whiteout Type = 'w' // what lower layers have under this name is deleted
+	Whiteout Type = 'w' // this path is deleted from lower layers
 )
 
 // Digest is the SHA-256 of a file's bytes.
@@ -48,7 +48,7 @@ type Xattr struct {
 
 // Entry is one name of a layer or tree.
 type Entry struct {
-	// Path is relative to the root, without leading or trailing slash: "usr/bin/env"; "" is the root itself.
+	// Path is relative to the root, without leading or trailing slash, such as "usr/bin/env"; "" is the root itself.
 	Path string
 	Type Type
 	// Mode holds the permission bits with setuid, setgid and sticky: at most 07777.
@@ -57,26 +57,27 @@ type Entry struct {
 	GID  uint32
 	// Size is the length of a File in bytes; 0 for other types.
 	Size int64
-	// Digest is of a File's bytes. In a tree that has not read the file yet it is zero: see Tree.Sum.
+	// Digest is the digest of a File's bytes. It is zero in a tree that has not read the file yet: see Tree.Sum.
 	Digest Digest
-	// Link is a Symlink's target as it stands, or the Path that a Hardlink is another name of.
+	// Link is the target of a Symlink as written, or the Path of the File that a Hardlink refers to.
 	Link  string
 	Major uint32
 	Minor uint32
 	// Xattrs are sorted by name.
 	Xattrs  []Xattr
 	ModTime time.Time
-	// Clock says that ModTime came from the clock while the layer was made, so that it is not part of the layer's identity.
+	// Clock reports that ModTime came from the clock while the layer was made. It is then not part of the layer's identity.
 	Clock bool
-	// Opaque says that nothing of lower layers' directory of this name is seen.
+	// Opaque reports that the contents of this directory in lower layers are hidden.
 	Opaque bool
-	// Implied says that the layer named something below this directory, but not the directory.
+	// Implied reports that the layer contains a path below this directory, but not the directory itself.
 	Implied bool
-	// LinkID is not part of the layer: entries of one Tree that have the same one, not "", are names of the same file.
+	// LinkID is not part of the layer: entries of one Tree with the same non-empty LinkID are names of the same file.
 	LinkID string
 }
 
-// MaxPath is PATH_MAX of limits.h: with the byte that ends it, no path may be longer. PathTooLong says that one is.
+// MaxPath is PATH_MAX of limits.h, the maximum length of a path including a terminating zero byte. PathTooLong is the message for
+// a longer path.
 const (
 	MaxPath     = 4096
 	PathTooLong = "the path is longer than the 4095 bytes that Linux takes"
@@ -85,11 +86,11 @@ const (
 // Name returns the last component of the path.
 func (e *Entry) Name() string { return e.Path[strings.LastIndexByte(e.Path, '/')+1:] }
 
-// Parent returns the path of the directory that a path's last component is in; "" for a name in the root.
+// Parent returns the parent directory of a path, or "" for a name in the root.
 func Parent(path string) string { return path[:max(0, strings.LastIndexByte(path, '/'))] }
 
-// Compare orders paths so that a directory's whole content follows it directly: as strings.Compare, with the slash below
-// every other byte.
+// Compare orders paths so that the contents of a directory directly follow it: like strings.Compare, with the slash before all
+// other bytes.
 func Compare(a, b string) int {
 	const block = 64
 	for len(a) >= block && len(b) >= block && a[:block] == b[:block] {
@@ -114,28 +115,28 @@ func Compare(a, b string) int {
 	return len(a) - len(b)
 }
 
-// Within reports whether path is dir or lies below it; "" is the root, which everything lies below.
+// Within reports whether path is dir or is below it. Every path is within "", the root.
 func Within(path, dir string) bool {
 	return dir == "" || path == dir || len(path) > len(dir) && path[len(dir)] == '/' && path[:len(dir)] == dir
 }
 
-// Tree is a file tree that can be read: a build context or a root file system. Paths are as in Entry; none is resolved
-// through symbolic links. Implementations are safe for concurrent use.
+// Tree is a readable file tree: a build context or a root file system. Paths are as in Entry, and symbolic links are not
+// followed. Implementations are safe for concurrent use.
 type Tree interface {
-	// Lookup returns the entry of a path; false where there is none. It is never a Whiteout or Hardlink: every name of a
-	// file is a File, with the LinkID that it shares with the others.
+	// Lookup returns the entry of a path, or false if it does not exist. The entry is never a Whiteout or Hardlink: every name of a
+	// file is a File with the same LinkID.
 	Lookup(path string) (Entry, bool, error)
-	// List returns the entries directly in a directory, as Lookup has them, sorted by name.
+	// List returns the entries of a directory as returned by Lookup, sorted by name.
 	List(dir string) ([]Entry, error)
-	// Sum fills in what is found out by reading Files, of those among entries, all of which came from this tree: digests, and of a tree
-	// that changes meanwhile all that belongs to them. A File that was removed since becomes a Whiteout.
+	// Sum fills in the attributes of the Files among entries, which came from this tree, that are determined by reading them: the
+	// digest and, in a tree that may change, all other attributes. A File that was removed becomes a Whiteout.
 	Sum(ctx context.Context, entries []*Entry) error
 	// Open opens the bytes of a File or Hardlink of this tree.
 	Open(e *Entry) (io.ReadCloser, error)
 }
 
-// ChangedError is the error of a tree that is not what it was when something was planned with it. Path is what has changed, "" if that is
-// not known.
+// ChangedError is returned for a tree that has changed since something was planned with it. Path is the changed file, or "" if it
+// is unknown.
 type ChangedError struct{ Path string }
 
 func (e *ChangedError) Error() string {
@@ -145,12 +146,12 @@ func (e *ChangedError) Error() string {
 	return "/" + Clip(e.Path) + " changed while it was read: build again when nothing writes to it"
 }
 
-// Stale says that what failed can be tried again from its plan on.
+// Stale reports that the step can be retried if it is planned again.
 func (e *ChangedError) Stale() bool { return true }
 
-// KeepXattr reports whether an extended attribute is content: capabilities, and what user and trusted attributes there are but for those of
-// the overlay file system and those in which XFS shows access control lists. All others are dropped: labels are for the security
-// modules of one machine, and access control lists are recorded by no builder.
+// KeepXattr reports whether an extended attribute is content: capabilities, and user and trusted attributes except those of
+// overlayfs and those by which XFS represents access control lists. Others are dropped: labels belong to the security modules of
+// one host, and no builder records access control lists.
 func KeepXattr(name string) bool {
 	switch {
 	case name == "security.capability":
@@ -171,7 +172,7 @@ type PathError struct {
 
 func (e *PathError) Error() string { return fmt.Sprintf("/%s: %s", Clip(e.Path), e.Msg) }
 
-// Join returns the path of a name in a directory; "" is the root.
+// Join returns the path of a name in a directory. "" is the root.
 func Join(dir, name string) string {
 	if dir == "" {
 		return name
@@ -179,7 +180,7 @@ func Join(dir, name string) string {
 	return dir + "/" + name
 }
 
-// BadName says why a layer cannot hold a path; "" if it can.
+// BadName returns the reason why a layer cannot contain a path, or "" if it can.
 func BadName(p string) string {
 	for c := range strings.SplitSeq(p, "/") {
 		if p != "" && (c == "" || c == "." || c == "..") {

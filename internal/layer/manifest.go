@@ -18,20 +18,20 @@ import (
 	"github.com/kilnbuild/kiln/internal/mapped"
 )
 
-// The number in magic is one more for each change of what a layer's directory may hold, so that what an earlier kiln made is never read
-// wrongly: it counts as damaged, and is made again. 2: there is nothing on disk that the manifest does not record. 3: how the layer is kept
-// on disk is no part of the manifest.
+// The version in magic is incremented with each change to the contents of a layer's directory, so that a layer of an earlier
+// version is never misread: it counts as damaged, and is made again. 2: nothing is on disk that the manifest does not
+// record. 3: the form of the layer on disk is not part of the manifest.
 //
-// The file is: magic; the entries in order of Compare, each with its length; a table of the entries' offsets, 8 bytes
-// each; and a footer of the table's offset, the number of entries, the layer's time, flags, its content digest, its
-// identity, and the SHA-256 of everything before. Numbers are little endian. It is read in place, by mmap(2).
+// The file consists of magic; the entries in the order of Compare, each with its length; a table of the entries' offsets, 8 bytes
+// each; and a footer with the table's offset, the number of entries, the layer's time, flags, its content digest, its identity,
+// and the SHA-256 of everything before. Numbers are little-endian. The file is read in place, with mmap(2).
 const (
 	magic      = "kiln layer manifest 3\n"
-	anyMagic   = "kiln layer manifest "        // begins that of every version
+	anyMagic   = "kiln layer manifest "        // common prefix of all versions
 	footerSize = 8 + 8 + 8 + 8 + 2*sha256.Size // without the digest of everything before
 )
 
-// The footer's flags, of the Summary's fields.
+// The footer's flags, for fields of Summary.
 const (
 	flagImplied = 1 << iota
 	flagPlain
@@ -39,26 +39,26 @@ const (
 	flagOwned
 )
 
-// maxEntry bounds one entry: a path and a link of 64 KiB each and 1 MiB of extended attributes are far above what a
-// kernel gives, and a damaged length must not make anything large.
+// maxEntry is the maximum size of an entry in bytes: a path and a link of 64 KiB each and 1 MiB of extended attributes are far
+// more than a kernel allows. It keeps a damaged length from causing a large allocation.
 const maxEntry = 4 << 20
 
-// Summary is what is known of a layer as a whole.
+// Summary describes a layer as a whole.
 type Summary struct {
-	// Content is the digest of all entries without their times; the zero value for a layer without entries.
+	// Content is the digest of all entries without their times, or zero for a layer without entries.
 	Content [sha256.Size]byte
-	// Identity is the digest of Content and of those times that did not come from the clock. Layers of the same identity
-	// stand in for each other.
+	// Identity is the digest of Content and of the times that did not come from the clock. Layers with the same identity are
+	// interchangeable.
 	Identity [sha256.Size]byte
-	// Entries is their number.
+	// Entries is the number of entries.
 	Entries int
-	// Implied says that some entry is.
+	// Implied reports whether any entry is Implied.
 	Implied bool
-	// Plain says that no entry is Opaque; false is also for a manifest that does not say.
+	// Plain reports that no entry is Opaque. It is also false if the manifest does not record this.
 	Plain bool
-	// Devices says that some entry is a Char or Block, and Owned that some entry does not belong to root.
+	// Devices reports whether any entry is a Char or Block, and Owned whether any entry does not belong to root.
 	Devices, Owned bool
-	// Created is when the layer was made.
+	// Created is the time at which the layer was made.
 	Created time.Time
 }
 
@@ -70,24 +70,24 @@ type Digester struct {
 	summary Summary
 }
 
-// NewDigester returns a Digester that has no entry yet.
+// NewDigester returns a Digester without entries.
 func NewDigester() *Digester {
 	return &Digester{content: sha256.New(), times: sha256.New(), summary: Summary{Plain: true}}
 }
 
-// Add takes the next entry.
+// Add adds the next entry.
 func (d *Digester) Add(e *Entry) error {
 	d.add(e)
 	return nil
 }
 
-// add takes an entry and returns its encoding, which is valid until the next call.
+// add adds an entry and returns its encoding, which is valid until the next call.
 func (d *Digester) add(e *Entry) []byte {
-	// Room for the length that goes before what is hashed, so that each digest is fed by one call.
+	// Leave room for the length in front of the data, so that each digest needs one call.
 	b := appendBody(append(d.scratch[:0], 0, 0, 0, 0), e)
 	binary.LittleEndian.PutUint32(b, uint32(len(b)-4))
 	d.content.Write(b)
-	var t [13]byte // all of one length, so that no two lists of times are the same bytes
+	var t [13]byte // fixed length, so that the encoding of a list of times is unambiguous
 	if e.Clock {
 		t[12] = 1
 	} else {
@@ -129,7 +129,7 @@ type Writer struct {
 	last    string
 }
 
-// NewWriter starts a manifest in a new file of that name.
+// NewWriter begins a manifest in a new file called name.
 func NewWriter(name string) (*Writer, error) {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
@@ -165,7 +165,7 @@ func (w *Writer) Add(e *Entry) error {
 	return nil
 }
 
-// Close ends the manifest of a layer that was made at created.
+// Close completes the manifest of a layer that was made at created.
 func (w *Writer) Close(created time.Time) (Summary, error) {
 	s := w.digests.Sum()
 	s.Created = created
@@ -207,7 +207,7 @@ func (w *Writer) Close(created time.Time) (Summary, error) {
 	return s, errors.Join(err, w.file.Close())
 }
 
-// Abort ends the writing of a manifest that is not wanted; the file is the caller's to remove.
+// Abort stops writing the manifest. The caller must remove the file.
 func (w *Writer) Abort() { w.file.Close() }
 
 func appendString(b []byte, s string) []byte {
@@ -264,17 +264,18 @@ func Identify(entries iter.Seq[*Entry]) Summary {
 	return d.Sum()
 }
 
-// Manifest is a manifest file that is open. It is safe for concurrent use.
+// Manifest is an open manifest file. It is safe for concurrent use.
 type Manifest struct {
 	Summary
 	file  *mapped.File
 	data  []byte
 	table []byte
-	// opaque are the numbers of the opaque entries that are in no other one, in order, once somebody asks.
+	// opaque are the indexes, ascending, of the opaque entries that are not in another one; computed on first use.
 	opaque func() []int
 }
 
-// Written returns when the manifest was written, by the clock of its file system. No time in the layer that came from the clock is later.
+// Written returns the time at which the manifest was written, by the clock of its file system. No time in the layer that came
+// from the clock is later.
 func (m *Manifest) Written() time.Time {
 	if m.file == nil {
 		return time.Time{}
@@ -282,10 +283,10 @@ func (m *Manifest) Written() time.Time {
 	return m.file.Modified
 }
 
-// ErrDamaged is the error of a manifest that is not what Writer wrote, or of a layer that is not what its manifest says.
+// ErrDamaged is returned for a manifest that was modified, or a layer that does not match its manifest.
 var ErrDamaged = errors.New("the layer is damaged")
 
-// OpenManifest opens a manifest and checks it as a whole.
+// OpenManifest opens a manifest and verifies its checksum.
 func OpenManifest(name string) (*Manifest, error) {
 	f, err := mapped.Open(name)
 	if errors.Is(err, mapped.ErrDamaged) {
@@ -303,10 +304,10 @@ func OpenManifest(name string) (*Manifest, error) {
 	return m, nil
 }
 
-// ErrOtherVersion is an ErrDamaged of a manifest that an earlier or later kiln wrote.
+// ErrOtherVersion wraps ErrDamaged, and is returned for a manifest written by another version of kiln.
 var ErrOtherVersion = fmt.Errorf("%w: it was made by another version of kiln", ErrDamaged)
 
-// parse reads what lies before the digest at the end.
+// parse parses the data before the digest at the end.
 func parse(data []byte) (*Manifest, error) {
 	if !bytes.HasPrefix(data, []byte(magic)) && bytes.HasPrefix(data, []byte(anyMagic)) {
 		return nil, ErrOtherVersion
@@ -332,7 +333,7 @@ func parse(data []byte) (*Manifest, error) {
 	return m, nil
 }
 
-// Close unmaps the file; entries that were returned stay valid.
+// Close unmaps the file. Entries that were returned stay valid.
 func (m *Manifest) Close() error { return m.file.Close() }
 
 func (m *Manifest) record(i int) decoder {
@@ -346,13 +347,13 @@ func (m *Manifest) path(i int) []byte {
 	return d.bytes()
 }
 
-// At returns the entry number i, from 0 to Entries-1.
+// At returns entry i, with 0 ≤ i < Entries.
 func (m *Manifest) At(i int) Entry { return ParseEntry(m.record(i).b) }
 
-// Append appends the entry to b in a form that ParseEntry reads: all but its LinkID.
+// Append appends the encoding of the entry, without its LinkID, to b.
 func (e *Entry) Append(b []byte) []byte { return appendTime(appendBody(b, e), e) }
 
-// ParseEntry returns the entry that Append wrote.
+// ParseEntry decodes an entry encoded by Append.
 func ParseEntry(b []byte) Entry {
 	d := decoder{b}
 	e := Entry{Path: string(d.bytes())}
@@ -380,12 +381,12 @@ func ParseEntry(b []byte) Entry {
 	return e
 }
 
-// search returns the number of the first entry that does not sort before path.
+// search returns the index of the first entry that does not sort before path.
 func (m *Manifest) search(path string) int {
 	return sort.Search(m.Entries, func(i int) bool { return Compare(string(m.path(i)), path) >= 0 })
 }
 
-// Find returns the number of the layer's own entry of a path; -1 for none.
+// Find returns the index of the layer's own entry for a path, or -1.
 func (m *Manifest) Find(path string) int {
 	i := m.search(path)
 	if i == m.Entries || string(m.path(i)) != path {
@@ -394,7 +395,7 @@ func (m *Manifest) Find(path string) int {
 	return i
 }
 
-// FindFrom is Find for a path that is probably that of entry number at.
+// FindFrom is like Find, and fast if the entry is probably at index at.
 func (m *Manifest) FindFrom(at int, path string) (int, bool) {
 	if at < m.Entries && string(m.path(at)) == path {
 		return at, true
@@ -403,20 +404,20 @@ func (m *Manifest) FindFrom(at int, path string) (int, bool) {
 	return i, i >= 0
 }
 
-// Same reports whether entry number i is the same as e in everything, times included.
+// Same reports whether entry i equals e in all fields, including the time.
 func (m *Manifest) Same(i int, e *Entry) bool {
 	var buf [512]byte
 	return bytes.Equal(m.record(i).b, e.Append(buf[:0]))
 }
 
-// Type returns the type of entry number i.
+// Type returns the type of entry i.
 func (m *Manifest) Type(i int) Type {
 	d := m.record(i)
 	d.bytes()
 	return Type(d.byte())
 }
 
-// Lookup returns the layer's own entry of a path.
+// Lookup returns the layer's own entry for a path.
 func (m *Manifest) Lookup(path string) (Entry, bool) {
 	i := m.Find(path)
 	if i < 0 {
@@ -425,9 +426,9 @@ func (m *Manifest) Lookup(path string) (Entry, bool) {
 	return m.At(i), true
 }
 
-// Above returns the layer's own entry of the nearest directory above a path of which it has one; path itself does not count.
+// Above returns the layer's own entry for the nearest parent directory of path that has one.
 func (m *Manifest) Above(path string) (Entry, bool) {
-	// What is in a directory follows it directly. So the entry before the place of path is that directory or in it.
+	// The contents of a directory directly follow it, so the entry before the position of path is that directory or in it.
 	i := m.search(path) - 1
 	if i < 0 || path == "" {
 		return Entry{}, false
@@ -447,23 +448,23 @@ func (m *Manifest) Above(path string) (Entry, bool) {
 	}
 	for dir := path[:common]; ; dir = Parent(dir) {
 		if e, ok := m.Lookup(dir); ok || dir == "" {
-			return e, ok // at once, mostly: who writes a manifest has the directories of all that is in it
+			return e, ok // usually in the first iteration, since manifests contain the parents of their entries
 		}
 	}
 }
 
-// OpaqueAbove reports whether one of the directories above a path is opaque.
+// OpaqueAbove reports whether any parent directory of a path is opaque.
 func (m *Manifest) OpaqueAbove(path string) bool {
 	if m.Plain || path == "" {
 		return false
 	}
 	opaque := m.opaque()
-	// They are not in each other, so only the last one before the path can have it.
+	// They do not contain each other, so only the last one before the path can contain it.
 	i := sort.Search(len(opaque), func(i int) bool { return Compare(string(m.path(opaque[i])), path) >= 0 })
 	return i > 0 && Within(path, string(m.path(opaque[i-1])))
 }
 
-// findOpaque returns the numbers of the opaque entries that are in no other one.
+// findOpaque returns the indexes of the opaque entries that are not in another one.
 func (m *Manifest) findOpaque() []int {
 	var found []int
 	for i := range m.Entries {
@@ -477,7 +478,7 @@ func (m *Manifest) findOpaque() []int {
 	return found
 }
 
-// isOpaque reports whether entry number i is Opaque.
+// isOpaque reports whether entry i is Opaque.
 func (m *Manifest) isOpaque(i int) bool {
 	d := m.record(i)
 	d.bytes()
@@ -497,7 +498,7 @@ func (m *Manifest) All() iter.Seq[*Entry] {
 	}
 }
 
-// List yields the layer's own entries directly in a directory, in order.
+// List yields the layer's own entries in a directory, in order.
 func (m *Manifest) List(dir string) iter.Seq[Entry] {
 	return func(yield func(Entry) bool) {
 		i := m.search(dir)
@@ -516,14 +517,14 @@ func (m *Manifest) List(dir string) iter.Seq[Entry] {
 				i++
 				continue
 			}
-			// Everything below e lies before the next name that is not below it.
+			// The contents of e precede the next name that is not in e.
 			low, sub := i+1, e.Path
 			i = low + sort.Search(m.Entries-low, func(k int) bool { return !Within(string(m.path(low+k)), sub) })
 		}
 	}
 }
 
-// decoder reads what appendBody and appendTime wrote, in data that a checksum has vouched for.
+// decoder decodes the output of appendBody and appendTime, in data whose checksum was verified.
 type decoder struct{ b []byte }
 
 func (d *decoder) byte() byte {

@@ -9,19 +9,19 @@ import (
 	"github.com/kilnbuild/kiln/internal/termtext"
 )
 
-// Limit bounds what one archive may hold: a few bytes of an archive can stand for as many files and bytes as they like.
+// Limit limits the contents of an archive, since a few bytes of an archive can represent any number of files and bytes.
 type Limit struct {
-	// Size is of the archive, uncompressed, and of all its files together, in bytes.
+	// Size is the maximum size of the uncompressed archive, and of all its files together, in bytes.
 	Size int64
-	// Entries is their number, and how many directories they and their names may make together. Of each one something is kept in memory
-	// until the layer is complete.
+	// Entries is the maximum number of entries, and of directories created by them and their names. Each takes memory until the
+	// layer is complete.
 	Entries int
 }
 
-// DefaultLimit is what an archive may hold where kiln.toml does not say.
+// DefaultLimit is the limit if kiln.toml does not set one.
 var DefaultLimit = Limit{Size: 64 << 30, Entries: 4 << 20}
 
-// OrDefault returns the limit with DefaultLimit in place of what is not set.
+// OrDefault returns the limit with the values of DefaultLimit for fields that are not set.
 func (l Limit) OrDefault() Limit {
 	if l.Size <= 0 {
 		l.Size = DefaultLimit.Size
@@ -32,17 +32,17 @@ func (l Limit) OrDefault() Limit {
 	return l
 }
 
-// maxAttributes bounds the extended attributes of one archive together, in bytes.
+// maxAttributes is the maximum total size of the extended attributes of an archive in bytes.
 const maxAttributes = 1 << 30
 
-// LimitError is an archive that holds more than it may.
+// LimitError is returned for an archive that exceeds a limit.
 type LimitError struct{ Msg string }
 
 func (e *LimitError) Error() string { return e.Msg }
 
-// Reader reads the entries of a tar that may come from anybody.
+// Reader reads the entries of an untrusted tar.
 type Reader struct {
-	// Rooted takes names that lead above the top by ".." as they would be in a chroot: there the top is above itself. Without it they
+	// Rooted resolves names that lead above the top with ".." as in a chroot, where the parent of the top is the top. Otherwise they
 	// are errors.
 	Rooted bool
 
@@ -50,15 +50,15 @@ type Reader struct {
 	tar    *tar.Reader
 	limit  Limit
 	size   int64
-	// attributes are the bytes of extended attributes so far.
+	// attributes is the total size of the extended attributes read so far.
 	attributes int64
 	entries    int
-	// first and err are what Begins has read.
+	// first and err are the result of Begin.
 	first *tar.Header
 	err   error
 }
 
-// NewReader returns a Reader of an uncompressed tar. The zero Limit is DefaultLimit.
+// NewReader returns a Reader for an uncompressed tar. The zero Limit is DefaultLimit.
 func NewReader(tarball io.Reader, limit Limit) *Reader {
 	limit = limit.OrDefault()
 	r := &Reader{limit: limit}
@@ -72,15 +72,14 @@ func (r *Reader) tooLarge() error {
 		"archive.maxSize in kiln.toml allows more", termtext.Size(r.limit.Size))}
 }
 
-// Begin reads as far as the first entry, and returns the error that Next is going to return for it. It is called before Next or
-// not at all.
+// Begin reads up to the first entry, and returns the error that Next will return for it. It may only be called before Next.
 func (r *Reader) Begin() error {
 	r.first, r.err = r.tar.Next()
 	return r.err
 }
 
-// Next returns the next entry, whose bytes, if it is a File, Read gives, or io.EOF at the end. Errors of the archive's own are
-// *HeaderError, *LimitError, and those of archive/tar.
+// Next returns the next entry, or io.EOF at the end. Read returns the bytes of a File. Errors in the archive are *HeaderError,
+// *LimitError, and those of archive/tar.
 func (r *Reader) Next() (Entry, error) {
 	for {
 		h, err := r.first, r.err
@@ -124,14 +123,14 @@ func (r *Reader) Next() (Entry, error) {
 // Read reads the bytes of the entry that Next returned last.
 func (r *Reader) Read(p []byte) (int, error) { return r.tar.Read(p) }
 
-// Rest reads what follows the end of the archive.
+// Rest reads the bytes after the end of the archive.
 func (r *Reader) Rest() error {
 	_, err := io.Copy(io.Discard, r.stream)
 	return err
 }
 
-// limitedReader fails with over's error after left bytes. An error stays: what reads through it may take bytes that come with
-// an error and drop the error, and not every reader has it a second time.
+// limitedReader returns the error of over after left bytes. The error is permanent: a caller may drop an error that is returned
+// with bytes, and not every reader returns it again.
 type limitedReader struct {
 	r    io.Reader
 	left int64

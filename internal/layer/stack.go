@@ -17,33 +17,33 @@ import (
 type Part struct {
 	ID ID
 	*Manifest
-	// Files returns the layer's files; nil where only the manifest is there.
+	// Files returns the layer's files. It is nil if only the manifest exists.
 	Files func() (Files, error)
 }
 
 // Files are the files of one layer.
 type Files interface {
-	// Open opens a File that the layer itself has. The reader ends in io.EOF only if the bytes are those of the entry.
+	// Open opens a File of the layer itself. The reader returns io.EOF only if the bytes match the entry.
 	Open(e *Entry) (io.ReadCloser, error)
-	// Copy writes the bytes of a File to w. If they are not those of the entry it fails, and what w got by then is wrong.
+	// Copy writes the bytes of a File to w. If they do not match the entry it fails; the bytes written to w by then are wrong.
 	Copy(w io.Writer, e *Entry) error
-	// Names returns how many names the File at a path has on disk.
+	// Names returns the number of links of the File at a path on disk.
 	Names(path string) (int, error)
 }
 
-// Stack is the root file system that layers make together, read from their manifests: nothing is mounted. It implements Tree.
+// Stack is the root file system made of several layers, read from their manifests without mounting anything. It implements Tree.
 type Stack struct {
 	parts []Part // uppermost first
 }
 
-// NewStack returns the root file system of these layers, the lowest first.
+// NewStack returns the root file system made of parts, lowest first.
 func NewStack(parts []Part) *Stack {
 	s := &Stack{parts: slices.Clone(parts)}
 	slices.Reverse(s.parts)
 	return s
 }
 
-// Written returns when the last of the layers was written: see Manifest.Written.
+// Written returns the latest time at which a layer was written: see Manifest.Written.
 func (s *Stack) Written() (last time.Time) {
 	for _, p := range s.parts {
 		if at := p.Manifest.Written(); at.After(last) {
@@ -59,7 +59,7 @@ func (s *Stack) Lookup(p string) (Entry, bool, error) {
 	return e, ok, nil
 }
 
-// find returns the entry and the number of its layer.
+// find returns the entry and the index of its layer.
 func (s *Stack) find(p string) (Entry, int, bool) {
 	var implied *Entry
 	at := 0
@@ -95,7 +95,7 @@ func (s *Stack) find(p string) (Entry, int, bool) {
 	return Entry{}, 0, false
 }
 
-// file gives a name of a file that may have others the file's attributes and its identity.
+// file gives an entry that may be one of several names of a file the file's attributes and LinkID.
 func (l Part) file(e Entry) Entry {
 	switch e.Type {
 	case File:
@@ -103,7 +103,7 @@ func (l Part) file(e Entry) Entry {
 	case Hardlink:
 		first, ok := l.Manifest.Lookup(e.Link)
 		if !ok {
-			return e // no Writer makes such a manifest; Open fails
+			return e // not written by a Writer; Open fails
 		}
 		name := e.Path
 		e = l.file(first)
@@ -112,7 +112,7 @@ func (l Part) file(e Entry) Entry {
 	return e
 }
 
-// hides reports whether a layer that has no entry for p hides p of the layers below.
+// hides reports whether a layer without an entry for p hides p in lower layers.
 func (l Part) hides(p string) bool {
 	above, ok := l.Above(p)
 	return ok && (above.Type != Dir || above.Opaque || l.OpaqueAbove(above.Path))
@@ -148,10 +148,10 @@ func (s *Stack) List(dir string) ([]Entry, error) {
 	return out, nil
 }
 
-// Sum implements Tree: manifests have every digest.
+// Sum implements Tree. Manifests contain all digests.
 func (s *Stack) Sum(ctx context.Context, entries []*Entry) error { return nil }
 
-// Open implements Tree. The reader ends in io.EOF only if the bytes are those of the manifest.
+// Open implements Tree. The reader returns io.EOF only if the bytes match the manifest.
 func (s *Stack) Open(e *Entry) (io.ReadCloser, error) {
 	entry, i, ok := s.find(e.Path)
 	if !ok || i < 0 {
@@ -164,16 +164,16 @@ func (s *Stack) Open(e *Entry) (io.ReadCloser, error) {
 	return files.Open(&entry)
 }
 
-// files returns the files of layer number i, for the sake of a path.
+// files returns the files of layer i. path is for the error.
 func (s *Stack) files(i int, path string) (Files, error) {
 	if s.parts[i].Files == nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: errors.New("only the layer's manifest is there")}
+		return nil, &os.PathError{Op: "open", Path: path, Err: errors.New("only the manifest of the layer exists")}
 	}
 	return s.parts[i].Files()
 }
 
-// Visible yields the entries, as Lookup has them, of those layers for whose manifests with returns true, without the entries that layers
-// above hide.
+// Visible yields the entries, as returned by Lookup, of the layers for whose manifests with returns true, except those that upper
+// layers hide.
 func (s *Stack) Visible(with func(*Manifest) bool) iter.Seq[Entry] {
 	return func(yield func(Entry) bool) {
 		for i, l := range s.parts {
@@ -189,7 +189,7 @@ func (s *Stack) Visible(with func(*Manifest) bool) iter.Seq[Entry] {
 	}
 }
 
-// Names returns how many names the File at a path has on disk; 0 if there is none.
+// Names returns the number of links of the File at a path on disk, or 0 if it does not exist.
 func (s *Stack) Names(path string) (int, error) {
 	_, i, ok := s.find(path)
 	if !ok || i < 0 {

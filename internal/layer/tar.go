@@ -15,17 +15,17 @@ import (
 	"time"
 )
 
-// WhiteoutPrefix and OpaqueName are how a layer's tar says what is deleted (image-spec, layer.md, "Whiteouts").
+// WhiteoutPrefix and OpaqueName mark deletions in a layer's tar (image-spec, layer.md, "Whiteouts").
 const (
 	WhiteoutPrefix = ".wh."
 	OpaqueName     = ".wh..wh..opq"
 	xattrRecord    = "SCHILY.xattr."
 )
 
-// Body writes the bytes of a File to w, and must write as many as its Size says.
+// Body writes the bytes of a File to w. It must write exactly Size bytes.
 type Body func(w io.Writer) error
 
-// TarEntries yields the entries of a manifest with what writes their bytes, for WriteTar.
+// TarEntries yields the entries of a manifest and their bodies, for WriteTar.
 func TarEntries(m *Manifest, files Files) iter.Seq2[*Entry, Body] {
 	return func(yield func(*Entry, Body) bool) {
 		for e := range m.All() {
@@ -36,14 +36,14 @@ func TarEntries(m *Manifest, files Files) iter.Seq2[*Entry, Body] {
 	}
 }
 
-// WriteTar writes the tar of a layer whose entries come in the order of Compare, each File with its Body: the same bytes for the
-// same entries. Headers are ustar where that holds everything, else PAX. The entries must not be changed afterwards, and
-// bodies may be called from several goroutines at once.
+// WriteTar writes the tar of a layer. Entries must come in the order of Compare, each File with its Body. The output is
+// determined by the entries. Headers are in ustar format if it can represent the entry, and otherwise in PAX format. The entries
+// must not be modified afterwards, and bodies may be called concurrently.
 func WriteTar(w io.Writer, entries iter.Seq2[*Entry, Body]) error {
 	return writeTar(w, entries, header)
 }
 
-// writeTar is WriteTar with headers of another kind.
+// writeTar is like WriteTar, with custom headers.
 func writeTar(w io.Writer, entries iter.Seq2[*Entry, Body], header func(*Entry) *tar.Header) error {
 	workers := min(runtime.GOMAXPROCS(0), maxTarWorkers)
 	t := &tarWriter{to: w, header: header, queue: make(chan *tarRun, workers), free: make(chan *tarRun, workers+1), done: make(chan error, 1)}
@@ -70,8 +70,8 @@ func writeTar(w io.Writer, entries iter.Seq2[*Entry, Body], header func(*Entry) 
 	return <-t.done
 }
 
-// What a goroutine writes to memory at once: about so many bytes of so many entries. Opening and reading a small file takes
-// longer than all that is done with its bytes, so several goroutines do that.
+// The approximate number of bytes and entries that a goroutine writes to memory at once. Opening and reading a small file takes
+// longer than processing its bytes, so several goroutines do it.
 const (
 	maxTarRun     = 1 << 20
 	maxTarItems   = 512
@@ -83,7 +83,7 @@ type tarItem struct {
 	body  Body
 }
 
-// tarRun is entries that follow each other, which are written to memory, or one large file, which is not.
+// tarRun is a sequence of entries that is written to memory, or one large file, which is not.
 type tarRun struct {
 	items []tarItem
 	size  int64 // of the files
@@ -93,14 +93,14 @@ type tarRun struct {
 	ready chan struct{}
 }
 
-// tarWriter puts runs together.
+// tarWriter concatenates runs.
 type tarWriter struct {
 	to     io.Writer
 	header func(*Entry) *tar.Header
 	queue  chan *tarRun // in order, being written to memory
 	free   chan *tarRun
 	done   chan error
-	failed atomic.Bool // nobody wants any more
+	failed atomic.Bool // stop producing runs
 }
 
 func (t *tarWriter) send(run *tarRun) {
@@ -117,7 +117,7 @@ func (t *tarWriter) send(run *tarRun) {
 	}()
 }
 
-// write writes the runs in their order, and the end of the tar.
+// write writes the runs in order, and the end of the tar.
 func (t *tarWriter) write() {
 	tw := tar.NewWriter(t.to)
 	var err error
@@ -205,7 +205,7 @@ func header(e *Entry) *tar.Header {
 	return h
 }
 
-// HeaderError is what is wrong with an entry of an archive.
+// HeaderError is returned for an invalid entry of an archive.
 type HeaderError struct {
 	Name string
 	Msg  string
@@ -213,9 +213,9 @@ type HeaderError struct {
 
 func (e *HeaderError) Error() string { return fmt.Sprintf("archive entry %q: %s", Clip(e.Name), e.Msg) }
 
-// FromHeader returns the entry that a tar header describes, with the path cleaned of "." and of a leading slash. A path or
-// link that leads out of the root by "..", a number out of range and an unknown type are a *HeaderError. ok is false for
-// headers that are no entries, as global PAX headers. A Hardlink's Link is cleaned as the path is.
+// FromHeader returns the entry described by a tar header. "." and a leading slash are removed from its path and from the Link of
+// a Hardlink. A path or link that leads out of the root with "..", a number out of range or an unknown type is a *HeaderError. ok
+// is false for headers that are not entries, such as global PAX headers.
 func FromHeader(h *tar.Header) (e Entry, ok bool, err error) {
 	bad := func(format string, args ...any) (Entry, bool, error) {
 		return Entry{}, false, &HeaderError{Name: h.Name, Msg: fmt.Sprintf(format, args...)}
@@ -279,7 +279,7 @@ func FromHeader(h *tar.Header) (e Entry, ok bool, err error) {
 	}
 	for key, value := range h.PAXRecords {
 		if name, found := strings.CutPrefix(key, xattrRecord); found && KeepXattr(name) {
-			// They are parts of the whole header, which would stay in memory with them.
+			// They are substrings of the whole header, which would stay in memory with them.
 			e.Xattrs = append(e.Xattrs, Xattr{Name: strings.Clone(name), Value: strings.Clone(value)})
 		}
 	}
@@ -287,8 +287,8 @@ func FromHeader(h *tar.Header) (e Entry, ok bool, err error) {
 	return e, true, nil
 }
 
-// CleanPath returns a name of an archive as a path below its root, and whether it stays there: ".." may not lead above
-// it. An absolute name starts at the root.
+// CleanPath returns a name in an archive as a path relative to its root, and whether it stays in the root, that is, whether ".."
+// does not lead above it. An absolute name starts at the root.
 func CleanPath(name string) (string, bool) {
 	clean := path.Clean(strings.TrimLeft(name, "/"))
 	if clean == "." || clean == "/" {
@@ -297,7 +297,7 @@ func CleanPath(name string) (string, bool) {
 	return clean, clean != ".." && !strings.HasPrefix(clean, "../")
 }
 
-// Clip keeps a hostile name from filling an error.
+// Clip shortens a name for an error message, since an archive may contain very long ones.
 func Clip(s string) string {
 	if len(s) > 200 {
 		return s[:200] + "…"

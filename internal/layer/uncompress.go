@@ -9,7 +9,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Uncompress returns the uncompressed bytes of r, which is gzip, zstd or neither, by what it begins with.
+// Uncompress returns a reader of the uncompressed bytes of r, which may be gzip, zstd or uncompressed, depending on its first
+// bytes.
 func Uncompress(r io.Reader) (io.ReadCloser, error) {
 	buf := bufio.NewReaderSize(r, 64<<10)
 	head, err := buf.Peek(4)
@@ -33,5 +34,5 @@ func Uncompress(r io.Reader) (io.ReadCloser, error) {
 	return io.NopCloser(buf), nil
 }
 
-// maxZstdWindow bounds the memory that a zstd stream may ask for: 128 MiB is what zstd itself accepts without --long.
+// maxZstdWindow limits the memory that a zstd stream may require: zstd itself accepts 128 MiB without --long.
 const maxZstdWindow = 128 << 20

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// A layer of a Windows image has its files in the directory Files, and changes of the registry in Hives; each header has attributes and a
-// security descriptor of Windows (image-spec, layer.md; hcsshim, pkg/ociwclayer; BuildKit, util/winlayers).
+// A layer of a Windows image has its files in the directory Files, and registry changes in Hives; each header has Windows
+// attributes and a security descriptor (image-spec, layer.md; hcsshim, pkg/ociwclayer; BuildKit, util/winlayers).
 const (
 	windowsFiles = "Files/"
 	windowsHives = "Hives"
@@ -30,12 +30,12 @@ const (
 		"EgAAAAAAGACpABIAAQIAAAAAAAUgAAAAIQIAAA=="
 )
 
-// WriteWindowsTar is WriteTar for a layer of a Windows image.
+// WriteWindowsTar is like WriteTar for a layer of a Windows image.
 func WriteWindowsTar(w io.Writer, entries iter.Seq2[*Entry, Body]) error {
 	return writeTar(w, windowsEntries(entries), windowsHeader)
 }
 
-// windowsEntries puts entries into the directory Files.
+// windowsEntries moves entries into the directory Files.
 func windowsEntries(entries iter.Seq2[*Entry, Body]) iter.Seq2[*Entry, Body] {
 	return func(yield func(*Entry, Body) bool) {
 		for _, dir := range []string{windowsHives, strings.TrimSuffix(windowsFiles, "/")} {
@@ -45,7 +45,7 @@ func windowsEntries(entries iter.Seq2[*Entry, Body]) iter.Seq2[*Entry, Body] {
 		}
 		for e, body := range entries {
 			if e.Path == "" {
-				continue // the root is no file of Windows
+				continue // the root is not a file in Windows
 			}
 			moved := *e
 			moved.Path = windowsFiles + e.Path
@@ -85,8 +85,8 @@ func windowsHeader(e *Entry) *tar.Header {
 	return h
 }
 
-// ReadWindowsTar returns the tar of the files of a Windows layer, whose tar is r, as that of another system's layer. It reads r to its end,
-// and has its errors. Close ends it; r is not read any more after that.
+// ReadWindowsTar converts r, the tar of a Windows layer, to the tar of a layer of other systems. It reads r to EOF, and returns
+// its errors. After Close, r is not read any more.
 func ReadWindowsTar(r io.Reader) io.ReadCloser {
 	pr, pw := io.Pipe()
 	done := make(chan struct{})
@@ -134,6 +134,6 @@ func copyWindowsFiles(w io.Writer, r io.Reader) error {
 	if err := out.Close(); err != nil {
 		return err
 	}
-	_, err := io.Copy(io.Discard, r) // what follows the end of a tar belongs to its digest
+	_, err := io.Copy(io.Discard, r) // the digest includes the bytes after the end of the tar
 	return err
 }

@@ -55,7 +55,7 @@ func Owners(op llb.File, root layer.Tree, empty bool, warn func(text string)) (m
 		}
 		flag, what := "--chown=", "the files belong"
 		if a.Mkdir != nil {
-			flag, what = "USER ", "a directory that WORKDIR makes belongs"
+			flag, what = "USER ", "a directory created by WORKDIR belongs"
 		}
 		uid, gid, err := passwd.Owner(opener(root, "/etc/passwd"), opener(root, "/etc/group"), chown)
 		if _, missing := errors.AsType[*passwd.NotFoundError](err); missing && !empty && !linked(a) {

@@ -14,8 +14,8 @@ import (
 	"github.com/kilnbuild/kiln/solver/work"
 )
 
-// exec plans RUN. The predefined proxy variables, the values of secrets, agents and the contents and names of caches
-// are no part of the key.
+// exec plans RUN. The predefined proxy variables, the values of secrets, agents and the contents and names of caches are not part
+// of the key.
 func (p *Planner) exec(ctx context.Context, op llb.Exec, meta llb.Meta, in []solver.Ref) (solver.Plan, error) {
 	inputs := append(common(op), contentInput("root", in[0].Content()), solver.Input{Name: "platform", Value: meta.Platform})
 	add := func(name, value string) { inputs = append(inputs, solver.Input{Name: name, Value: value}) }
