@@ -21,6 +21,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/userns"
+	"golang.org/x/sys/unix"
 )
 
 // hubKey is the name that Docker's configuration has for docker.io.
@@ -166,13 +167,20 @@ func readConfigFile(path string) (*dockerConfig, error) {
 	return parseDockerConfig(path, data)
 }
 
-// readLimited returns the content of a file of at most maxCredentials bytes.
+// readLimited returns the content of a regular file of at most maxCredentials bytes. It does not wait for the writer of a named pipe.
 func readLimited(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.New("not a regular file")}
+	}
 	data, err := io.ReadAll(io.LimitReader(f, maxCredentials+1))
 	if err != nil {
 		return nil, err

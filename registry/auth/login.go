@@ -130,6 +130,9 @@ func writableConfig() (*dockerConfig, string, error) {
 	if len(paths) == 0 {
 		return nil, "", errors.New("store credentials: neither $DOCKER_CONFIG nor $HOME is set")
 	}
+	if _, err := os.Lstat(paths[0]); err == nil {
+		return nil, "", &input.Error{Err: fmt.Errorf("%s is a symbolic link to a file that does not exist", paths[0])}
+	}
 	return c, paths[0], nil
 }
 
@@ -157,8 +160,8 @@ func edit(path string, change func(auths map[string]json.RawMessage) error) (err
 		return err
 	}
 	auths := map[string]json.RawMessage{}
-	if text := members["auths"]; text != nil && string(text) != "null" {
-		if err := json.Unmarshal(text, &auths); err != nil {
+	if text := members["auths"]; text != nil {
+		if auths, err = parseObject(text); err != nil {
 			return errors.New("auths is not an object")
 		}
 	}
@@ -186,9 +189,21 @@ func readMembers(path string) (map[string]json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
+	members, err := parseObject(data)
+	if err != nil {
+		return nil, errors.New("it is not a JSON object")
+	}
+	return members, nil
+}
+
+// parseObject returns the members of a JSON object; null has none, as for Docker. The map is never nil.
+func parseObject(data []byte) (map[string]json.RawMessage, error) {
 	members := map[string]json.RawMessage{}
 	if err := json.Unmarshal(data, &members); err != nil {
-		return nil, errors.New("it is not a JSON object")
+		return nil, err
+	}
+	if members == nil {
+		members = map[string]json.RawMessage{}
 	}
 	return members, nil
 }

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestServerName(t *testing.T) {
@@ -56,6 +58,52 @@ func TestStoreRefuses(t *testing.T) {
 		}
 		if got, err := os.ReadFile(path); err != nil || string(got) != text {
 			t.Errorf("%s became %s, %v", text, got, err)
+		}
+	}
+}
+
+// TestStoreNull shows that null is an object without members, as Docker takes it.
+func TestStoreNull(t *testing.T) {
+	for _, text := range []string{"null", " null\n", `{"auths": null}`, `{"auths": null, "credHelpers": null}`} {
+		dir := t.TempDir()
+		t.Setenv("DOCKER_CONFIG", dir)
+		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if found, err := Erase(t.Context(), "a.corp"); err != nil || found {
+			t.Errorf("%s: Erase: %v, %v", text, found, err)
+		}
+		if _, err := Store(t.Context(), "a.corp", "u", "p"); err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+		if got, err := NewKeychain().Lookup(t.Context(), "a.corp"); err != nil || got != (credential{username: "u", password: "p"}) {
+			t.Errorf("%s: %+v, %v", text, got, err)
+		}
+	}
+}
+
+// TestStoreKeepsSpecialFiles shows that what is neither missing nor a regular file is refused: a pipe, for whose writer nothing waits, and
+// a link that leads to nothing, which stays.
+func TestStoreKeepsSpecialFiles(t *testing.T) {
+	for why, make := range map[string]func(path string) error{
+		"not a regular file":   func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"a file that does not": func(path string) error { return os.Symlink("missing.json", path) },
+	} {
+		dir := t.TempDir()
+		t.Setenv("DOCKER_CONFIG", dir)
+		path := filepath.Join(dir, "config.json")
+		if err := make(path); err != nil {
+			t.Fatal(err)
+		}
+		before, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Store(t.Context(), "a.corp", "u", "p"); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("%s: %v", why, err)
+		}
+		if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) {
+			t.Errorf("%s: the file was replaced: %v", why, err)
 		}
 	}
 }
