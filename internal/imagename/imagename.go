@@ -22,6 +22,8 @@ const (
 	maxName = 1024
 	// maxRepository is the most that registries accept for a repository, in bytes.
 	maxRepository = 255
+	// reserved is the repository whose short names would be read as IDs: "sha256:" and digits. Docker makes no such name either.
+	reserved = "library/sha256"
 )
 
 // Name is an image name in full.
@@ -77,6 +79,8 @@ func Parse(s string) (Name, error) {
 		return bad("the name has to be in lower case")
 	case !repositoryPattern().MatchString(n.Repository):
 		return bad("a name has lower-case letters and digits, with a point, dashes or an underscore between them")
+	case n.Registry == DockerHub && n.Repository == reserved:
+		return bad("sha256: begins the id of an image")
 	case len(n.Repository) > maxRepository:
 		return bad(fmt.Sprintf("the name in the registry is longer than %d bytes", maxRepository))
 	}

@@ -203,30 +203,44 @@ func (set *Images) List(ctx context.Context) ([]Info, error) {
 	return out, nil
 }
 
-// lookup finds an image of the store by a name, full or short, by its digest or its id, or by the first digits of these.
+// fullID is how many digits an ID or digest has.
+const fullID = 64
+
+// lookup finds an image of the store by a name, full or short, by its digest or its id, or by the first digits of these. A whole id or
+// digest never means a name.
 func (set *Images) lookup(ctx context.Context, name string) (cas.Image, error) {
+	digits := strings.TrimPrefix(name, "sha256:")
+	if strings.Trim(digits, "0123456789abcdef") != "" {
+		digits = ""
+	}
+	if len(digits) == fullID {
+		return set.byID(ctx, name, digits)
+	}
 	if ref, err := imagename.Parse(name); err == nil {
 		if img, err := set.store.Lookup(ref.String()); err == nil {
 			return img, nil
 		}
 	}
 	img, err := set.store.Lookup(name)
-	var missing *cas.NotFoundError
-	if !errors.As(err, &missing) {
+	if !errors.As(err, new(*cas.NotFoundError)) || len(digits) < 4 {
 		return img, err
 	}
-	digits := strings.TrimPrefix(name, "sha256:")
-	if len(digits) < 4 || strings.Trim(digits, "0123456789abcdef") != "" {
-		return img, err
-	}
-	all, listErr := set.store.Images()
-	if listErr != nil {
-		return img, listErr
+	return set.byID(ctx, name, digits)
+}
+
+// byID finds an image by its whole digest, or by the first digits of its id.
+func (set *Images) byID(ctx context.Context, name, digits string) (cas.Image, error) {
+	all, err := set.store.Images()
+	if err != nil {
+		return cas.Image{}, err
 	}
 	var found []cas.Image
 	for _, candidate := range all {
 		if err := ctxio.Ended(ctx); err != nil {
-			return img, err
+			return cas.Image{}, err
+		}
+		if candidate.Desc.Digest == digest.Digest("sha256:"+digits) {
+			return candidate, nil
 		}
 		info, infoErr := set.info(candidate.Desc)
 		if infoErr == nil && strings.HasPrefix(strings.TrimPrefix(info.ID, "sha256:"), digits) &&
@@ -236,11 +250,11 @@ func (set *Images) lookup(ctx context.Context, name string) (cas.Image, error) {
 	}
 	switch len(found) {
 	case 0:
-		return img, err
+		return cas.Image{}, &cas.NotFoundError{Ref: name}
 	case 1:
 		return found[0], nil
 	}
-	return img, fmt.Errorf("%d images have an id that begins with %s: give more digits", len(found), digits)
+	return cas.Image{}, fmt.Errorf("%d images have an id that begins with %s: give more digits", len(found), digits)
 }
 
 // Forget removes all images without a name from the list and returns their digests. Their blobs stay until the root directory is pruned.

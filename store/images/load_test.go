@@ -67,6 +67,7 @@ func TestLoadRefuses(t *testing.T) {
 		"an index without a digest":   {{name: "oci-layout", data: `{}`}, {name: "index.json", data: `{"manifests":[{"digest":"../x","size":1}]}`}},
 		"too few layers":              {{name: "manifest.json", data: `[{"Config":"c.json","Layers":[]}]`}, {name: "c.json", data: oneLayer}},
 		"a name that is invalid":      {{name: "manifest.json", data: `[{"Config":"c.json","Layers":["l.tar"],"RepoTags":["A B"]}]`}, {name: "c.json", data: oneLayer}, layer},
+		"a name as an id":             {{name: "manifest.json", data: `[{"Config":"c.json","Layers":["l.tar"],"RepoTags":["sha256:f266d068b4be"]}]`}, {name: "c.json", data: oneLayer}, layer},
 		"another digest":              {{name: "blobs/sha256/5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef", data: "x"}},
 		"a blob without a digest":     {{name: "blobs/sha256/../../x", data: "x"}, {name: "blobs/sha256/zz", data: "x"}},
 	} {
