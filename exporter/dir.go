@@ -43,7 +43,8 @@ const setID = unix.S_ISUID | unix.S_ISGID
 
 // WriteDir writes the files of a root file system to a directory of the user, which is created if it does not exist. The files
 // belong to the user; modes and times are those of the image. Existing files that are not in the image are kept. Existing
-// symbolic links are never followed, so nothing outside the directory is changed.
+// symbolic links are never followed, so nothing outside the directory is changed. It is an error if a device, named pipe or socket
+// has the name of a different file of the image.
 //
 // Until everything is written, only the user can enter a directory that WriteDir creates; it is removed on failure. The mode of
 // an existing directory is never changed.
@@ -285,8 +286,11 @@ func (w *dirWriter) entry(e *layer.Entry) error {
 	if e.Type == layer.Dir {
 		return w.directory(parent, e)
 	}
-	if err := unix.Unlinkat(dir, name, 0); err != nil && err != unix.ENOENT {
-		return failed("replace", e, err)
+	if e.Type == layer.Hardlink {
+		return w.link(dir, e)
+	}
+	if err := clearName(dir, e); err != nil {
+		return err
 	}
 	switch e.Type {
 	case layer.File:
@@ -295,20 +299,65 @@ func (w *dirWriter) entry(e *layer.Entry) error {
 		if err := unix.Symlinkat(e.Link, dir, name); err != nil {
 			return failed("symlink", e, err)
 		}
-	case layer.Hardlink:
-		from, err := w.root.OpenNoSymlinks(layer.Parent(e.Link), unix.O_PATH|unix.O_DIRECTORY, 0)
-		if err != nil {
-			return err
-		}
-		defer from.Close()
-		first := layer.Entry{Path: e.Link}
-		return failed("link", e, unix.Linkat(int(from.Fd()), first.Name(), dir, name, 0))
 	default:
 		if err := w.node(dir, e); err != nil {
 			return err
 		}
 	}
 	return failed("set the time of", e, setTime(dir, name, e))
+}
+
+// errSpecial is returned for a file that WriteDir does not replace.
+var errSpecial = errors.New("it is a device, a named pipe or a socket, which is not replaced")
+
+// clearName removes a file or a symbolic link that has the name of an entry. It fails if the name belongs to a device, named pipe or
+// socket, unless that is the one that the entry describes.
+func clearName(dir int, e *layer.Entry) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(dir, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil {
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFREG, unix.S_IFLNK, unix.S_IFDIR: // unlinkat(2) fails for a directory
+			err = unix.Unlinkat(dir, e.Name(), 0)
+		default:
+			if !isNode(&st, e) {
+				err = errSpecial
+			}
+		}
+	}
+	if err == unix.ENOENT {
+		return nil
+	}
+	return failed("replace", e, err)
+}
+
+// nodeKinds are the types that mknod(2) creates.
+var nodeKinds = map[layer.Type]uint32{layer.Fifo: unix.S_IFIFO, layer.Char: unix.S_IFCHR, layer.Block: unix.S_IFBLK}
+
+// isNode reports whether a file is the named pipe or device that an entry describes.
+func isNode(st *unix.Stat_t, e *layer.Entry) bool {
+	return st.Mode&unix.S_IFMT == nodeKinds[e.Type] && (e.Type == layer.Fifo || st.Rdev == unix.Mkdev(e.Major, e.Minor))
+}
+
+// link creates a hard link. A name that is one already is kept.
+func (w *dirWriter) link(dir int, e *layer.Entry) error {
+	from, err := w.root.OpenNoSymlinks(layer.Parent(e.Link), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	first := layer.Entry{Path: e.Link}
+	var want, have unix.Stat_t
+	if err := unix.Fstatat(int(from.Fd()), first.Name(), &want, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return failed("link", e, err)
+	}
+	if err := unix.Fstatat(dir, e.Name(), &have, unix.AT_SYMLINK_NOFOLLOW); err == nil && have.Dev == want.Dev && have.Ino == want.Ino {
+		return nil
+	}
+	if err := clearName(dir, e); err != nil {
+		return err
+	}
+	return failed("link", e, unix.Linkat(int(from.Fd()), first.Name(), dir, e.Name(), 0))
 }
 
 // failed wraps the error of an operation on an entry. It returns nil if err is nil.
@@ -328,7 +377,7 @@ func (w *dirWriter) directory(parent *os.File, e *layer.Entry) error {
 		err = failed("mkdir", e, unix.Fstatat(dir, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW))
 		existed = err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
 		if err == nil && !existed {
-			if err = failed("mkdir", e, unix.Unlinkat(dir, e.Name(), 0)); err == nil {
+			if err = clearName(dir, e); err == nil {
 				id, err = w.mkdir(parent, e)
 			}
 		}
@@ -354,14 +403,13 @@ func (w *dirWriter) mkdir(parent *os.File, e *layer.Entry) (id dirtree.ID, err e
 	return dirtree.Identify(f)
 }
 
-// node creates a named pipe or a device.
+// node creates a named pipe or a device. An existing one is kept and gets the mode of the entry.
 func (w *dirWriter) node(dir int, e *layer.Entry) error {
-	kind := map[layer.Type]uint32{layer.Fifo: unix.S_IFIFO, layer.Char: unix.S_IFCHR, layer.Block: unix.S_IFBLK}[e.Type]
-	err := unix.Mknodat(dir, e.Name(), kind|0o600, int(unix.Mkdev(e.Major, e.Minor)))
+	err := unix.Mknodat(dir, e.Name(), nodeKinds[e.Type]|0o600, int(unix.Mkdev(e.Major, e.Minor)))
 	if err == unix.EPERM && e.Type != layer.Fifo {
 		return fmt.Errorf("%w: only root can create devices; without devices=true they are omitted", failed("mknod", e, err))
 	}
-	if err != nil {
+	if err != nil && err != unix.EEXIST {
 		return failed("mknod", e, err)
 	}
 	fd, err := unix.Openat(dir, e.Name(), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -373,7 +421,7 @@ func (w *dirWriter) node(dir int, e *layer.Entry) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return failed("stat", e, err)
 	}
-	if st.Mode&unix.S_IFMT != kind {
+	if !isNode(&st, e) {
 		return failed("chmod", e, errReplaced)
 	}
 	// fchmod(2) does not accept an O_PATH descriptor, and opening a pipe or a device for access may have side effects.

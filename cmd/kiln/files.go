@@ -30,6 +30,9 @@ that ends with /. is its content alone; else DEST is the copy's name. DEST - is 
 				return usageErrorf("%q is not IMAGE:PATH with an absolute PATH, as app:v1:/etc/passwd", args[0])
 			}
 			image, path, dest := args[0][:i], args[0][i+1:], args[1]
+			if dest == "" {
+				return usageErrorf("the DEST is empty: . is the current directory")
+			}
 			if dest == "-" {
 				if termtext.IsTerminal(os.Stdout) {
 					return usageErrorf("an archive is not written to a terminal: redirect standard output")

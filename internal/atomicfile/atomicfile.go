@@ -56,7 +56,7 @@ func Symlink(target, path, tmp string) error {
 }
 
 // WriteAt replaces the file called name in a directory of the user's by what write writes, by way of a file beside it. A file that is there
-// keeps its permissions; else the umask decides, as for each file that a program makes.
+// keeps its permissions; else the umask decides, as for each file that a program makes. A device, named pipe or socket is not replaced.
 func WriteAt(dir *os.File, name string, write func(io.Writer) error) error {
 	f, temp, err := createAt(dir, name)
 	if err != nil {
@@ -64,9 +64,13 @@ func WriteAt(dir *os.File, name string, write func(io.Writer) error) error {
 	}
 	err = fill(f, write)
 	var st unix.Stat_t
-	there := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if err == nil && there == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
-		err = f.Chmod(os.FileMode(st.Mode & 0o777))
+	if there := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && there == nil {
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+			err = f.Chmod(os.FileMode(st.Mode & 0o777))
+		case unix.S_IFCHR, unix.S_IFBLK, unix.S_IFIFO, unix.S_IFSOCK:
+			err = &os.PathError{Op: "replace", Path: filepath.Join(dir.Name(), name), Err: errSpecial}
+		}
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		if err = unix.Renameat(int(dir.Fd()), temp, int(dir.Fd()), name); err != nil {
@@ -78,6 +82,9 @@ func WriteAt(dir *os.File, name string, write func(io.Writer) error) error {
 	}
 	return err
 }
+
+// errSpecial is returned for a file that WriteAt does not replace.
+var errSpecial = errors.New("it is a device, a named pipe or a socket, which is not replaced")
 
 // fill has write write to a file.
 func fill(f *os.File, write func(io.Writer) error) error {

@@ -95,3 +95,30 @@ func TestPermissions(t *testing.T) {
 		t.Errorf("a file that was private has mode %o", got)
 	}
 }
+
+// TestWriteAtKeepsSpecialFiles shows that a device, named pipe or socket is not replaced.
+func TestWriteAtKeepsSpecialFiles(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	for _, kind := range []uint32{unix.S_IFIFO, unix.S_IFSOCK} {
+		if err := unix.Mknodat(int(dir.Fd()), "special", kind|0o600, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := WriteAt(dir, "special", func(io.Writer) error { return nil }); !errors.Is(err, errSpecial) {
+			t.Errorf("%o: %v", kind, err)
+		}
+		var st unix.Stat_t
+		if err := unix.Fstatat(int(dir.Fd()), "special", &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || st.Mode != kind|0o600 {
+			t.Errorf("%o became %o, %v", kind, st.Mode, err)
+		}
+		if err := unix.Unlinkat(int(dir.Fd()), "special", 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, err := dir.Readdirnames(0); err != nil || len(left) > 0 {
+		t.Errorf("there is %q, %v", left, err)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 
 	"github.com/kilnbuild/kiln/exporter"
@@ -154,7 +155,7 @@ func (set *Images) Copy(ctx context.Context, image, name, dest string, o CopyOpt
 		s.name = ""
 	}
 	if o.Tar == nil {
-		if dest, err = s.place(dest, content); err != nil {
+		if dest, err = s.place(dest); err != nil {
 			return dropped, err
 		}
 	}
@@ -177,12 +178,25 @@ type subtree struct {
 	files map[string]string
 }
 
-// place returns the directory that a copy to dest is written into, and sets the name that it has there.
-func (s *subtree) place(dest string, content bool) (string, error) {
+// place returns the directory that a copy to dest is written to, and sets its name there. If dest is a symbolic link to a file, that file
+// is replaced, as docker cp does.
+func (s *subtree) place(dest string) (string, error) {
 	info, err := os.Stat(dest)
+	if link, linkErr := os.Lstat(dest); linkErr == nil && link.Mode()&os.ModeSymlink != 0 {
+		if errors.Is(err, os.ErrNotExist) {
+			return "", &input.Error{Err: fmt.Errorf("%s is a symbolic link to a file that does not exist", dest)}
+		}
+		if err == nil && info.Mode().IsRegular() {
+			if dest, err = filepath.EvalSymlinks(dest); err != nil {
+				return "", err
+			}
+		}
+	}
 	switch {
 	case err == nil && info.IsDir():
 		return dest, nil
+	case err == nil && !info.Mode().IsRegular():
+		return "", &input.Error{Err: fmt.Errorf("%s is a device, a named pipe or a socket, which is not replaced", dest)}
 	case err == nil && s.top.Type == layer.Dir:
 		return "", &input.Error{Err: fmt.Errorf("%s is a file, and what is copied a directory", dest)}
 	case err != nil && !errors.Is(err, os.ErrNotExist):
