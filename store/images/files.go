@@ -2,6 +2,7 @@ package images
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -150,7 +151,7 @@ func (set *Images) Copy(ctx context.Context, image, name, dest string, o CopyOpt
 	if content && entry.Type != layer.Dir {
 		return dropped, &input.Error{Err: fmt.Errorf("%s is not a directory", name)}
 	}
-	s := &subtree{tree: t, top: entry, name: path.Base(path.Clean("/" + name)), files: map[string]string{}}
+	s := &subtree{tree: t, top: entry, name: path.Base(path.Clean("/" + name)), files: map[layer.Digest]string{}}
 	if content {
 		s.name = ""
 	}
@@ -174,8 +175,8 @@ type subtree struct {
 	// top is what was found at the path, and name its name here: "" for a directory whose content is the root.
 	top  layer.Entry
 	name string
-	// files are the copies of files' bytes on disk, by the LinkID of the file.
-	files map[string]string
+	// files are the paths of the copies of files' bytes.
+	files map[layer.Digest]string
 }
 
 // place returns the directory that a copy to dest is written to, and sets its name there. If dest is a symbolic link to a file, that file
@@ -215,9 +216,16 @@ func (s *subtree) place(dest string) (string, error) {
 	return path.Clean(dir), nil
 }
 
-// extract copies the bytes of the files from the layers' tars, each of which is read once, into a directory.
+// wanted are the files that are copied from one layer.
+type wanted struct {
+	// links are the LinkIDs of the files, sizes their sizes by digest, of those that have not been found yet.
+	links map[string]bool
+	sizes map[layer.Digest]int64
+}
+
+// extract copies the bytes of the files from the layers' tars to a directory.
 func (s *subtree) extract(ctx context.Context, dir string) error {
-	wanted := map[layer.ID]bool{}
+	layers := map[layer.ID]*wanted{}
 	var walk func(at string) error
 	walk = func(at string) error {
 		list, err := s.List(at)
@@ -229,8 +237,12 @@ func (s *subtree) extract(ctx context.Context, dir string) error {
 				return err
 			}
 			if id, _, ok := strings.Cut(e.LinkID, "/"); ok {
-				wanted[layer.ID(id)] = true
-				s.files[e.LinkID] = ""
+				w := layers[layer.ID(id)]
+				if w == nil {
+					w = &wanted{links: map[string]bool{}, sizes: map[layer.Digest]int64{}}
+					layers[layer.ID(id)] = w
+				}
+				w.links[e.LinkID], w.sizes[e.Digest] = true, e.Size
 			}
 			if e.Type == layer.Dir {
 				if err := walk(e.Path); err != nil {
@@ -243,42 +255,69 @@ func (s *subtree) extract(ctx context.Context, dir string) error {
 	if err := walk(""); err != nil {
 		return err
 	}
-	for id := range wanted {
-		err := s.read(ctx, id, func(tarball io.Reader) error {
-			r := layer.NewReader(tarball, s.job.Limit())
-			for {
-				e, err := r.Next()
-				if err == io.EOF {
-					_, err = io.Copy(io.Discard, tarball) // the end tells whether the bytes are those of the digest
-					return err
-				}
-				if err != nil {
-					return err
-				}
-				link := string(id) + "/" + e.Path
-				if _, ok := s.files[link]; !ok || e.Type != layer.File {
-					continue
-				}
-				if s.files[link], err = keep(dir, r); err != nil {
-					return err
-				}
-			}
-		})
-		if err != nil {
+	for id, w := range layers {
+		if err := s.extractLayer(ctx, dir, id, w); err != nil {
 			return fmt.Errorf("read layer %s: %w", s.blobs[id].Digest, err)
 		}
 	}
 	return nil
 }
 
-// keep writes what r has to a file in a directory and returns its path.
-func keep(dir string, r io.Reader) (string, error) {
+// extractLayer copies files from the tar of one layer. It takes the entries with the paths of the files. If the tar replaces an entry after
+// it has linked to it, a file has the bytes of an entry with another path: then the tar is read again for entries of that size.
+func (s *subtree) extractLayer(ctx context.Context, dir string, id layer.ID, w *wanted) error {
+	err := s.take(ctx, dir, id, w, func(e *layer.Entry) bool { return w.links[string(id)+"/"+e.Path] })
+	if err != nil || len(w.sizes) == 0 {
+		return err
+	}
+	sizes := map[int64]bool{}
+	for _, size := range w.sizes {
+		sizes[size] = true
+	}
+	return s.take(ctx, dir, id, w, func(e *layer.Entry) bool { return sizes[e.Size] })
+}
+
+// take copies those files of a layer's tar to a directory for which may returns true and whose bytes are wanted.
+func (s *subtree) take(ctx context.Context, dir string, id layer.ID, w *wanted, may func(*layer.Entry) bool) error {
+	return s.read(ctx, id, func(tarball io.Reader) error {
+		r := layer.NewReader(tarball, s.job.Limit())
+		for {
+			e, err := r.Next()
+			if err == io.EOF {
+				_, err = io.Copy(io.Discard, tarball) // the end tells whether the bytes are those of the digest
+				return err
+			}
+			if err != nil {
+				return err
+			}
+			if e.Type != layer.File || !may(&e) {
+				continue
+			}
+			file, sum, err := keep(dir, r)
+			if err != nil {
+				return err
+			}
+			if _, ok := w.sizes[sum]; !ok {
+				if err := os.Remove(file); err != nil {
+					return err
+				}
+				continue
+			}
+			delete(w.sizes, sum)
+			s.files[sum] = file
+		}
+	})
+}
+
+// keep writes the content of r to a file in a directory, and returns its path and digest.
+func keep(dir string, r io.Reader) (file string, sum layer.Digest, err error) {
 	f, err := os.CreateTemp(dir, "copy-")
 	if err != nil {
-		return "", err
+		return "", sum, err
 	}
-	_, err = io.Copy(f, r)
-	return f.Name(), errors.Join(err, f.Close())
+	h := sha256.New()
+	_, err = io.Copy(io.MultiWriter(f, h), r)
+	return f.Name(), layer.Digest(h.Sum(nil)), errors.Join(err, f.Close())
 }
 
 // inside returns the path in the image of a path here.
@@ -317,7 +356,7 @@ func (s *subtree) Open(e *layer.Entry) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	if file := s.files[found.LinkID]; ok && file != "" {
+	if file := s.files[found.Digest]; ok && file != "" {
 		return os.Open(file)
 	}
 	return nil, fmt.Errorf("the image's layer lacks the file %s", e.Path)

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
@@ -54,5 +55,55 @@ func TestCopyOfOtherLayer(t *testing.T) {
 	}
 	if got, err := copied("evil:1"); err == nil { // now the listing is known
 		t.Errorf("copied %q", got)
+	}
+}
+
+// TestCopyOfReplacedNames copies files of a layer that replaces an entry after it has linked to it: the bytes of the link are those of an
+// entry with the path of another file, or of none.
+func TestCopyOfReplacedNames(t *testing.T) {
+	set := openImages(t)
+	var tarball bytes.Buffer
+	w := tar.NewWriter(&tarball)
+	for _, f := range []file{
+		{name: "d/a", data: "old a"}, {name: "d/b", data: "old b"}, {name: "d/b", target: "d/a"}, {name: "d/a", data: "new a"},
+		{name: "d/x", data: "old x"}, {name: "d/y", target: "d/x"}, {name: "d/z", target: "d/y"}, {name: "d/x", data: "longer new x"}, {name: "d/y", data: "new y"},
+		{name: "d/same", data: "new a"},
+	} {
+		h := &tar.Header{Name: f.name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(f.data))}
+		if f.target != "" {
+			h.Typeflag, h.Linkname = tar.TypeLink, f.target
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(f.data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	config := fmt.Sprintf(`{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["sha256:%x"]}}`, sha256.Sum256(tarball.Bytes()))
+	archive := archiveOf(t, file{name: "manifest.json", data: `[{"Config":"c.json","Layers":["l.tar"],"RepoTags":["app:1"]}]`},
+		file{name: "c.json", data: config}, file{name: "l.tar", data: tarball.String()})
+	if _, err := set.Load(t.Context(), bytes.NewReader(archive), LoadOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"a": "new a", "b": "old a", "x": "longer new x", "y": "new y", "z": "old x", "same": "new a"}
+	all := filepath.Join(t.TempDir(), "all")
+	if _, err := set.Copy(t.Context(), "app:1", "/d", all, CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range want {
+		if got, err := os.ReadFile(filepath.Join(all, name)); err != nil || string(got) != text {
+			t.Errorf("%s is %q, %v; want %q", name, got, err, text)
+		}
+		one := filepath.Join(t.TempDir(), name)
+		if _, err := set.Copy(t.Context(), "app:1", "/d/"+name, one, CopyOptions{}); err != nil {
+			t.Error(err)
+		}
+		if got, err := os.ReadFile(one); err != nil || string(got) != text {
+			t.Errorf("%s alone is %q, %v; want %q", name, got, err, text)
+		}
 	}
 }
