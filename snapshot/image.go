@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -35,10 +36,12 @@ func (j *Job) Unpack(ctx context.Context, id layer.ID, tarball io.Reader, parent
 	return p.Commit(ctx, b, id)
 }
 
-// Index reads the tar of an image's layer to EOF and stores only its entries: the layer then has a manifest but no carriers. It
-// does nothing if the layer already has a manifest. Errors are handled as in Unpack.
+// Index reads the tar of an image's layer to EOF and stores only its entries: the layer then has a manifest but no carriers. The job
+// keeps the manifest, even if the stored one is removed. Index does nothing if the layer already has a manifest. Errors are handled as in
+// Unpack.
 func (j *Job) Index(ctx context.Context, id layer.ID, tarball io.Reader) error {
-	if _, err := j.Manifest(ctx, id); err == nil {
+	_, absent := j.Manifest(ctx, id)
+	if absent == nil {
 		return nil
 	}
 	s := j.store
@@ -47,29 +50,38 @@ func (j *Job) Index(ctx context.Context, id layer.ID, tarball io.Reader) error {
 	if err := b.Unpack(ctx, tarball, s.limit); err != nil {
 		return fmt.Errorf("read the layer: %w", err)
 	}
-	if err := s.keepEntries(ctx, id, b); err != nil {
+	m, err := s.keepEntries(ctx, id, b)
+	if err != nil {
 		return fmt.Errorf("store the layer's entries: %w", err)
 	}
-	return nil
+	return j.hold(s.share(&opened{id: id, manifest: m, form: EntriesOnly, absent: absent, refs: 1}))
 }
 
-func (s *Store) keepEntries(ctx context.Context, id layer.ID, b *compose.Builder) error {
+// keepEntries stores the manifest of a layer. It is opened before it gets its name, under which others may remove it.
+func (s *Store) keepEntries(ctx context.Context, id layer.ID, b *compose.Builder) (*layer.Manifest, error) {
 	tmp, err := os.MkdirTemp(s.tmp, "index-")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer os.RemoveAll(tmp)
 	name := filepath.Join(tmp, "manifest")
 	w, err := layer.NewWriter(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := b.Entries(until(ctx, w.Add)); err != nil {
 		w.Abort()
-		return err
+		return nil, err
 	}
 	if _, err := w.Close(time.Now()); err != nil {
-		return err
+		return nil, err
 	}
-	return os.Rename(name, s.IndexPath(id))
+	m, err := layer.OpenManifest(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Rename(name, s.IndexPath(id)); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
 }

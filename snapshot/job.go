@@ -78,14 +78,19 @@ func (j *Job) open(id layer.ID) (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
+	return o, j.hold(o)
+}
+
+// hold keeps an opened layer until the end of the job.
+func (j *Job) hold(o *opened) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.closed {
-		return nil, errors.Join(errors.New("BUG: a layer is opened for a closed job"), j.store.release(o))
+		return errors.Join(errors.New("BUG: a layer is opened for a closed job"), j.store.release(o))
 	}
-	j.held[id] = o
+	j.held[o.id] = o
 	j.all = append(j.all, o)
-	return o, nil
+	return nil
 }
 
 // Manifest implements Layers.

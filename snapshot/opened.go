@@ -50,19 +50,24 @@ func (s *Store) acquire(id layer.ID) (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.share(o), nil
+}
+
+// share lets others use a layer that was just opened. If another goroutine was faster, it returns that one's, and closes o.
+func (s *Store) share(o *opened) *opened {
 	s.mu.Lock()
-	other := s.open[id]
+	other := s.open[o.id]
 	if other == nil {
-		s.open[id] = o
+		s.open[o.id] = o
 	} else {
-		other.refs++ // another goroutine was faster
+		other.refs++
 	}
 	s.mu.Unlock()
 	if other == nil {
-		return o, nil
+		return o
 	}
 	_ = s.close(o) // nothing was written
-	return other, nil
+	return other
 }
 
 func (s *Store) release(o *opened) error {

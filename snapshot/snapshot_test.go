@@ -20,6 +20,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/internal/part"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"github.com/kilnbuild/kiln/snapshot/compose"
 	"github.com/kilnbuild/kiln/snapshot/diff"
@@ -743,6 +744,27 @@ func TestIndex(t *testing.T) {
 	}
 	if err := s.Index(ctx, id(3), strings.NewReader("no tar, but long enough to be taken for the beginning of one")); err == nil || s.HasEntries(id(3)) {
 		t.Errorf("what is no tar was indexed: %v", err)
+	}
+}
+
+// A job keeps the entries that it has indexed, whoever removes what is stored of them.
+func TestIndexIsKept(t *testing.T) {
+	s := newStore(t)
+	if err := s.Index(t.Context(), id(1), tarball(t, file("d/f", "hello"))); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := s.EntriesPart().Remove(part.Item{Kind: part.Entries, ID: string(id(1))}); err != nil || !gone {
+		t.Fatalf("removed: %v, %v", gone, err)
+	}
+	m, err := s.Manifest(id(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := m.Lookup("d/f"); !ok {
+		t.Error("the manifest lost an entry")
+	}
+	if _, err := s.Unpack(t.Context(), id(1), tarball(t, file("d/f", "hello")), nil); err != nil || !s.Has(id(1)) {
+		t.Errorf("unpack: %v", err)
 	}
 }
 
