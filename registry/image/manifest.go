@@ -152,6 +152,23 @@ func checkManifest(m *ocispec.Manifest) error {
 	return CheckDescriptors(append([]ocispec.Descriptor{m.Config}, m.Layers...))
 }
 
+// isLayer reports whether a media type is that of a tar, compressed or not. Others are encrypted layers ("+encrypted"), WebAssembly and
+// further artifacts (image-spec, "layer.md"; distribution, "Image Manifest Version 2, Schema 2").
+func isLayer(mediaType string) bool {
+	for _, tar := range []string{
+		"application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar",
+		"application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar",
+	} {
+		if compression, ok := strings.CutPrefix(mediaType, tar); ok {
+			switch compression {
+			case "", "+gzip", "+zstd", ".gzip", ".zstd":
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // CheckDescriptors returns an error unless each has a digest and a size.
 func CheckDescriptors(descs []ocispec.Descriptor) error {
 	for _, d := range descs {

@@ -158,6 +158,11 @@ func (r *resolver) found(ctx context.Context, desc ocispec.Descriptor, m *ocispe
 	if t := m.Config.MediaType; t != ocispec.MediaTypeImageConfig && t != mediaTypeDockerConfig {
 		return nil, fetch.Invalid("it is not a container image: its config is %q", fetch.Quote(t))
 	}
+	for _, l := range m.Layers {
+		if !isLayer(l.MediaType) {
+			return nil, fetch.Invalid("layer %s is %q, which is not a tar that kiln can read", l.Digest, fetch.Quote(l.MediaType))
+		}
+	}
 	data, err := r.src.Blob(ctx, m.Config)
 	if err != nil {
 		return nil, err

@@ -5,9 +5,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -15,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/ctxtest"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/store"
+	"github.com/opencontainers/go-digest"
 )
 
 // file is a member of an archive: a link if it has a target.
@@ -85,6 +88,35 @@ func TestLoadRefuses(t *testing.T) {
 	}
 	if _, err := set.Load(ctxtest.EndAfter(1), bytes.NewReader(good), LoadOptions{}); !errors.Is(err, ctxtest.ErrEnded) {
 		t.Errorf("Load: %v", err)
+	}
+}
+
+// TestLoadLayerTypes loads images whose layer has a media type that is a tar's, or not.
+func TestLoadLayerTypes(t *testing.T) {
+	set := openImages(t)
+	blob := func(data string) (file, string) {
+		sum := digest.FromString(data)
+		return file{name: "blobs/sha256/" + sum.Encoded(), data: data}, fmt.Sprintf(`"digest":"%s","size":%d`, sum, len(data))
+	}
+	layer, layerDesc := blob(string(make([]byte, 1024)))
+	config, configDesc := blob(oneLayer)
+	for mediaType, good := range map[string]bool{
+		"application/vnd.oci.image.layer.v1.tar":                true,
+		"application/vnd.docker.image.rootfs.diff.tar":          true,
+		"application/vnd.oci.image.layer.v1.tar+encrypted":      false,
+		"application/vnd.oci.image.layer.v1.tar+gzip+encrypted": false,
+		"application/vnd.wasm":                                  false,
+		"application/vnd.wasm.content.layer.v1+wasm":            false,
+		"": false,
+	} {
+		manifest, manifestDesc := blob(`{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{` +
+			`"mediaType":"application/vnd.oci.image.config.v1+json",` + configDesc + `},"layers":[{"mediaType":"` + mediaType + `",` + layerDesc + `}]}`)
+		archive := archiveOf(t, file{name: "oci-layout", data: `{"imageLayoutVersion":"1.0.0"}`}, layer, config, manifest, file{name: "index.json",
+			data: `{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json",` + manifestDesc + `}]}`})
+		_, err := set.Load(t.Context(), bytes.NewReader(archive), LoadOptions{})
+		if good && err != nil || !good && (!errors.As(err, new(*ArchiveError)) || !strings.Contains(err.Error(), strconv.Quote(mediaType))) {
+			t.Errorf("%q: %v", mediaType, err)
+		}
 	}
 }
 
