@@ -275,12 +275,10 @@ func (d *Dir) entry(dir int, name, path string, st *unix.Stat_t, at *finger) (la
 		}
 	case unix.S_IFLNK:
 		e.Type, e.Mode = layer.Symlink, 0o777
-		b := make([]byte, unix.PathMax)
-		n, err := unix.Readlinkat(dir, name, b)
-		if err != nil {
+		var err error
+		if e.Link, err = readlink(dir, name); err != nil {
 			return e, &os.PathError{Op: "readlink", Path: path, Err: err}
 		}
-		e.Link = string(b[:n])
 	case unix.S_IFCHR:
 		e.Type, e.Major, e.Minor = layer.Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
 	case unix.S_IFBLK:
@@ -292,6 +290,19 @@ func (d *Dir) entry(dir int, name, path string, st *unix.Stat_t, at *finger) (la
 		e.Type = layer.File
 	}
 	return e, nil
+}
+
+// readlink returns the target of a symbolic link. It is not a part of entry, for which the buffer on the stack would make the stack of
+// each goroutine that lists a directory grow.
+//
+//go:noinline
+func readlink(dir int, name string) (string, error) {
+	var b [unix.PathMax]byte
+	n, err := unix.Readlinkat(dir, name, b[:])
+	if err != nil {
+		return "", err
+	}
+	return string(b[:n]), nil
 }
 
 // List implements layer.Tree.
