@@ -5,13 +5,12 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/termtext"
-	"github.com/kilnbuild/kiln/progress"
 	"github.com/kilnbuild/kiln/registry/auth"
 	"github.com/spf13/cobra"
 )
@@ -60,14 +59,14 @@ func (a *app) build(ctx context.Context, b *build.Builder, o build.Options, mode
 		return a.printCheck(ctx, result, err, asJSON)
 	}
 	if !quiet {
-		a.printWarnings(ctx, result)
-		a.printVerified(result)
+		report.Warnings(ctx, a.stderr, result, a.debug)
+		report.Verified(a.stderr, result)
 	}
 	if err != nil {
-		return &buildError{err: err, dockerfile: result.Dockerfile, name: result.DockerfileName}
+		return failedBuild(err, result)
 	}
 	if o.Call != build.CallBuild {
-		return a.printDescription(result, asJSON)
+		return report.Description(a.stdout, result, asJSON)
 	}
 	if !quiet {
 		return nil
@@ -79,23 +78,7 @@ func (a *app) build(ctx context.Context, b *build.Builder, o build.Options, mode
 	return err
 }
 
-// printVerified says which steps made something else when they ran again.
-func (a *app) printVerified(r *build.Result) {
-	if len(r.Verified) == 0 {
-		return
-	}
-	var b strings.Builder
-	differ := 0
-	for _, v := range r.Verified {
-		differences := progress.Differences(v.Again)
-		if len(differences) == 0 {
-			continue
-		}
-		differ++
-		fmt.Fprintf(&b, "  %s\n", termtext.Line(shorten(v.Step)))
-		for _, d := range differences {
-			fmt.Fprintf(&b, "    %s\n", termtext.Line(d))
-		}
-	}
-	_, _ = fmt.Fprintf(a.stderr, "\n%s ran again, %d made something else\n%s", count(len(r.Verified), "cached step"), differ, b.String())
+// failedBuild returns err with the Dockerfile of a build, which errors quote.
+func failedBuild(err error, r *build.Result) *buildError {
+	return &buildError{err: err, dockerfile: report.Dockerfile{Name: r.DockerfileName, Text: r.Dockerfile}}
 }

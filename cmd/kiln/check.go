@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/part"
@@ -46,14 +47,14 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 				if err != nil {
 					return err
 				}
-				sum := fmt.Sprintf("%s, %s, %s and %s checked, %s read", count(c.Images, "image"), count(c.Blobs, "blob"), count(c.Layers, "layer"), count(c.Records, "record"), humanSize(c.Bytes))
+				sum := fmt.Sprintf("%s, %s, %s and %s checked, %s read", report.Count(c.Images, "image"), report.Count(c.Blobs, "blob"), report.Count(c.Layers, "layer"), report.Count(c.Records, "record"), report.Size(c.Bytes))
 				switch {
 				case problems == 0:
 					sum += ": nothing is wrong"
 				case repair:
-					sum += fmt.Sprintf(": %s, %d of them repaired", count(problems, "problem"), repaired)
+					sum += fmt.Sprintf(": %s, %d of them repaired", report.Count(problems, "problem"), repaired)
 				default:
-					sum += ": " + count(problems, "problem")
+					sum += ": " + report.Count(problems, "problem")
 				}
 				if _, err := fmt.Fprintln(a.stdout, sum); err != nil {
 					return err

@@ -25,7 +25,7 @@ for what none runs without. The exit status is 0 if a build can run, and else 1.
 			err := a.asRoot(nil)(cmd, args)
 			if e, ok := err.(*internalError); ok {
 				// There is no user namespace, so nothing else can be tried.
-				d := &report{app: a}
+				d := &diagnoses{app: a}
 				_, cfgErr := config.Load()
 				for _, f := range doctor.Surroundings(cfgErr) {
 					d.say(f)
@@ -39,7 +39,7 @@ for what none runs without. The exit status is 0 if a build can run, and else 1.
 }
 
 func (a *app) examine(cmd *cobra.Command) error {
-	d := &report{app: a}
+	d := &diagnoses{app: a}
 	_, cfgErr := config.Load()
 	for _, f := range doctor.Surroundings(cfgErr) {
 		d.say(f)
@@ -55,14 +55,14 @@ func (a *app) examine(cmd *cobra.Command) error {
 	return d.end()
 }
 
-// report prints what was found.
-type report struct {
+// diagnoses prints what doctor found.
+type diagnoses struct {
 	*app
 	fatal bool
 	err   error // of printing
 }
 
-func (d *report) say(f doctor.Diagnosis) {
+func (d *diagnoses) say(f doctor.Diagnosis) {
 	d.fatal = d.fatal || f.Severity == doctor.Fatal
 	word := map[doctor.Severity]string{doctor.Fine: "ok", doctor.Lacking: "lacks", doctor.Fatal: "FAILS"}[f.Severity]
 	text := termtext.Line(strings.ReplaceAll(f.Text, "\n", " "))
@@ -71,7 +71,7 @@ func (d *report) say(f doctor.Diagnosis) {
 	}
 }
 
-func (d *report) end() error {
+func (d *diagnoses) end() error {
 	if d.err != nil {
 		return d.err
 	}

@@ -1,25 +1,18 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
-	"strings"
 
 	"github.com/kilnbuild/kiln/build/contexts"
-	"github.com/kilnbuild/kiln/frontend/quote"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/internal/input"
-	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
-	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 	"github.com/kilnbuild/kiln/progress"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 )
 
 // Exit statuses, besides 128 + the number of a signal.
@@ -57,8 +50,7 @@ func (e *progressError) Unwrap() error { return e.err }
 // buildError is a failed build, with what is needed to quote its Dockerfile.
 type buildError struct {
 	err        error
-	dockerfile []byte
-	name       string // of the Dockerfile, as errors call it
+	dockerfile report.Dockerfile
 }
 
 func (e *buildError) Error() string { return e.err.Error() }
@@ -110,110 +102,15 @@ func (a *app) printError(err error) {
 		}
 		return
 	}
-	location := locate(err)
-	quoted := quote.New(nil)
-	if b, ok := errors.AsType[*buildError](err); ok && location.StartLine > 0 && location.File == b.name {
-		quoted = quote.New(b.dockerfile)
+	var dockerfile report.Dockerfile
+	if b, ok := errors.AsType[*buildError](err); ok {
+		dockerfile = b.dockerfile
 	}
-	message := quoted.Message(err.Error(), location.StartLine, location.EndLine) + ofRoot(err)
-	step, isStep := errors.AsType[*solver.VertexError](err)
-	if isStep {
-		message = stepText(step, location) + ": " + message
+	var failures *progress.Failures
+	if p, ok := errors.AsType[*progressError](err); ok {
+		failures = p.failures
 	}
-	a.complain(message)
-	if location.StartLine > 0 {
-		_, _ = a.stderr.Write(excerpt(location, quoted))
-	}
-	if shown, ok := errors.AsType[*progressError](err); ok && isStep {
-		_, _ = a.stderr.Write(quoteLog(shown.failures, step))
-	}
-}
-
-// ofRoot says where the root directory is if that is what is wrong: errors name what is in it without its path.
-func ofRoot(err error) string {
-	if p, ok := errors.AsType[*fs.PathError](err); !ok || filepath.IsAbs(p.Path) {
-		return ""
-	}
-	for _, of := range []error{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO, unix.EACCES, unix.EPERM} {
-		if errors.Is(err, of) {
-			return fmt.Sprintf(" (the root directory is %s)", rootdir.Shown("."))
-		}
-	}
-	return ""
-}
-
-// stepText says which step failed. Where the error says what the step does, as that of a RUN names its command, the place is enough.
-func stepText(step *solver.VertexError, l llb.Location) string {
-	_, ok := step.Vertex.Op().(llb.Exec)
-	if ok = ok || strings.HasPrefix(step.Error(), step.Vertex.Meta().Text); ok && l.StartLine > 0 {
-		return fmt.Sprintf("%s:%d", l.File, l.StartLine)
-	}
-	return shorten(step.Vertex.Meta().Name())
-}
-
-// locate returns the place in a Dockerfile that an error is about; the zero value for none.
-func locate(err error) llb.Location {
-	if e, ok := errors.AsType[*solver.VertexError](err); ok && e.Vertex.Meta().Location.StartLine > 0 {
-		return e.Vertex.Meta().Location
-	}
-	if e, ok := errors.AsType[*parser.Error](err); ok && e.Line > 0 {
-		return llb.Location{File: e.File, StartLine: e.Line, EndLine: e.EndLine}
-	}
-	return llb.Location{}
-}
-
-// shorten cuts a step's name, which may be a script, to what fits into a message.
-func shorten(name string) string {
-	const most = 100
-	if r := []rune(name); len(r) > most {
-		return string(r[:most]) + "…"
-	}
-	return name
-}
-
-const (
-	// excerptMargin is how many lines around those meant are shown, excerptMost how many of those meant.
-	excerptMargin = 2
-	excerptMost   = 20
-)
-
-// excerpt returns the lines of a Dockerfile around a location, those meant marked; only the location where there are none.
-func excerpt(l llb.Location, of *quote.Source) []byte {
-	const rule = "--------------------\n"
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s:%d\n", termtext.Line(l.File), l.StartLine)
-	if l.StartLine > of.Lines() {
-		return b.Bytes()
-	}
-	b.WriteString(rule)
-	end := min(max(l.EndLine, l.StartLine), of.Lines())
-	last := min(end, l.StartLine+excerptMost-1)
-	for n := max(1, l.StartLine-excerptMargin); n <= min(last+excerptMargin, of.Lines()); n++ {
-		if n > last && last < end {
-			b.WriteString("     | >>> …\n")
-			break
-		}
-		mark := "   "
-		if n >= l.StartLine && n <= end {
-			mark = ">>>"
-		}
-		line := fmt.Sprintf("%4d | %s %s", n, mark, termtext.Line(of.Line(n-1)))
-		b.WriteString(strings.TrimRight(line, " \t") + "\n")
-	}
-	b.WriteString(rule)
-	return b.Bytes()
-}
-
-// quoteLog returns the end of the log of a step, or nothing, and says where the rest is.
-func quoteLog(failures *progress.Failures, step *solver.VertexError) []byte {
-	const rule = "------\n"
-	f, ok := failures.Of(step.Vertex.Digest())
-	if !ok || len(f.Log) == 0 {
-		return nil
-	}
-	text := rule + " > " + shorten(f.Name) + ":\n" + strings.Join(f.Log, "\n") + "\n" + rule
-	if f.More && step.LogFile != "" {
-		text += "all of its output: " + rootdir.Shown(step.LogFile) + "\n"
-	}
-	return []byte(text)
+	line, more := report.Failure(err, dockerfile, failures)
+	a.complain(line)
+	_, _ = a.stderr.Write(more)
 }

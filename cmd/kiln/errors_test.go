@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/llb"
@@ -16,7 +17,7 @@ import (
 )
 
 func TestPrintError(t *testing.T) {
-	dockerfile := []byte("FROM busybox\nCOPY a /a\nRUN make\n")
+	dockerfile := report.Dockerfile{Name: "Dockerfile", Text: []byte("FROM busybox\nCOPY a /a\nRUN make\n")}
 	var g llb.Graph
 	base := g.Add(llb.Scratch{}, llb.Meta{})
 	at := func(line int) llb.Location { return llb.Location{File: "Dockerfile", StartLine: line, EndLine: line} }
@@ -57,7 +58,7 @@ func TestPrintError(t *testing.T) {
 		{"plain", errors.New("push https://u:canary@h: no"), 1, "kiln: push https://xxxxx@h: no\n"},
 		{"several", errors.Join(errors.New("a"), errors.New("b")), 1, "kiln: a\nkiln: b\n"},
 		{
-			"run", &buildError{dockerfile: dockerfile, name: "Dockerfile", err: &progressError{
+			"run", &buildError{dockerfile: dockerfile, err: &progressError{
 				err:      &solver.VertexError{Vertex: run, Err: failed},
 				failures: failures,
 			}}, 1,
@@ -66,7 +67,7 @@ func TestPrintError(t *testing.T) {
 		{"copy", &solver.VertexError{Vertex: cp, Err: errors.New(`"/a" not found`)}, 1, "kiln: [1/2] COPY a /a: \"/a\" not found\nDockerfile:2\n"},
 		{"step without a place", &solver.VertexError{Vertex: nowhere, Err: errors.New("no")}, 1, "kiln: made up: no\n"},
 		{
-			"parse", &buildError{dockerfile: dockerfile, name: "Dockerfile", err: &parser.Error{File: "Dockerfile", Line: 3, EndLine: 3, Msg: "unknown instruction: RNU", Hint: "did you mean RUN?"}}, 2,
+			"parse", &buildError{dockerfile: dockerfile, err: &parser.Error{File: "Dockerfile", Line: 3, EndLine: 3, Msg: "unknown instruction: RNU", Hint: "did you mean RUN?"}}, 2,
 			"kiln: Dockerfile:3: unknown instruction: RNU (did you mean RUN?)\n" + runExcerpt,
 		},
 		{

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/store/images"
 	"github.com/spf13/cobra"
@@ -51,10 +52,10 @@ that ends with /. is its content alone; else DEST is the copy's name. DEST - is 
 			return a.withRoot(cmd.Context(), func(k *kiln) error {
 				dropped, err := k.images.Copy(cmd.Context(), image, path, dest, o)
 				if dropped.SetID > 0 {
-					a.complain(fmt.Sprintf("warning: %s without the set-user-ID and set-group-ID bits of the image", count(dropped.SetID, "file")))
+					a.complain(fmt.Sprintf("warning: %s without the set-user-ID and set-group-ID bits of the image", report.Count(dropped.SetID, "file")))
 				}
 				if dropped.Devices > 0 {
-					a.complain(fmt.Sprintf("warning: %s of the image left out", count(dropped.Devices, "device")))
+					a.complain(fmt.Sprintf("warning: %s of the image left out", report.Count(dropped.Devices, "device")))
 				}
 				return err
 			})

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/table"
 	"github.com/spf13/cobra"
 )
@@ -43,7 +44,7 @@ compressed as they came from the registry, those that kiln built are not compres
 				var rows []table.Row
 				for i, step := range steps {
 					row := table.Row{"ID": "<missing>", "CreatedSince": since(step.Created, now), "CreatedAt": "N/A", "Comment": step.Comment,
-						"CreatedBy": strings.ReplaceAll(step.CreatedBy, "\t", " "), "Size": humanSize(step.Layer.Size)}
+						"CreatedBy": strings.ReplaceAll(step.CreatedBy, "\t", " "), "Size": report.Size(step.Layer.Size)}
 					if i == 0 {
 						row["ID"] = shortID(string(id), noTrunc)
 					}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/table"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/store/images"
@@ -102,7 +103,7 @@ func imageRows(images []images.Info, noTrunc bool, now time.Time) []table.Row {
 			repository, tag := splitName(name)
 			row := table.Row{
 				"Repository": repository, "Tag": tag, "ID": shortID(i.ID, noTrunc), "Digest": orNone(i.Digest), "Platform": strings.Join(i.Platforms, ","),
-				"Size": humanSize(i.Size), "VirtualSize": humanSize(i.Size), "Containers": "N/A", "SharedSize": "N/A", "UniqueSize": "N/A",
+				"Size": report.Size(i.Size), "VirtualSize": report.Size(i.Size), "Containers": "N/A", "SharedSize": "N/A", "UniqueSize": "N/A",
 			}
 			row["CreatedSince"], row["CreatedAt"] = since(i.Created, now), "N/A"
 			if !i.Created.IsZero() {

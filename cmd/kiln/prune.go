@@ -2,17 +2,14 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/docker/go-units"
-	"github.com/kilnbuild/kiln/internal/part"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/store"
 	"github.com/spf13/cobra"
@@ -114,38 +111,16 @@ func ask(cmd *cobra.Command, read func() (string, error)) (string, error) {
 }
 
 func (a *app) prune(cmd *cobra.Command, k *kiln, o store.PruneOptions) error {
-	first := true
-	now := time.Now()
-	sum, err := k.root.Prune(cmd.Context(), o, func(it part.Item) error {
-		var line bytes.Buffer
-		if first {
-			fmt.Fprintf(&line, itemFormat, "KIND", "ID", "SIZE", "LAST USED", "MADE BY")
-			first = false
-		}
-		line.WriteString(itemLine(it, now))
-		_, err := a.stdout.Write(line.Bytes())
-		return err
-	})
+	sum, err := k.root.Prune(cmd.Context(), o, report.Items(a.stdout, time.Now()))
 	total := "Total:"
 	if o.DryRun {
 		total = "Total that would be removed:"
 	}
-	if _, printErr := fmt.Fprintf(a.stdout, "%s %s\n", total, humanSize(sum)); err == nil {
+	if _, printErr := fmt.Fprintf(a.stdout, "%s %s\n", total, report.Size(sum)); err == nil {
 		err = printErr
 	}
 	return err
 }
-
-const itemFormat = "%-12s %-14s %-8s %-16s %s\n"
-
-func itemLine(it part.Item, now time.Time) string {
-	id := strings.TrimPrefix(it.ID, "sha256:")
-	by := shorten(strings.Join(strings.Fields(it.Description), " "))
-	line := fmt.Sprintf(itemFormat, it.Kind, id[:min(12, len(id))], humanSize(it.Size), units.HumanDuration(now.Sub(it.Used))+" ago", by)
-	return strings.TrimRight(termtext.Line(line), " ") + "\n"
-}
-
-func humanSize(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) }
 
 // parsePruneFilters returns the time that --filter until=AGE means; unused-for is BuildKit's name of it.
 func parsePruneFilters(filters []string, now time.Time) (before time.Time, err error) {
@@ -175,54 +150,10 @@ func (a *app) duCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.printUsage(u, verbose)
+				return report.Usage(a.stdout, u, verbose, time.Now())
 			})
 		}),
 	}
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "a line for each thing")
 	return cmd
-}
-
-func (a *app) printUsage(u *store.Usage, verbose bool) error {
-	var out bytes.Buffer
-	if verbose {
-		now := time.Now()
-		slices.SortStableFunc(u.Items, func(x, y part.Item) int { return y.Used.Compare(x.Used) })
-		fmt.Fprintf(&out, itemFormat, "KIND", "ID", "SIZE", "LAST USED", "MADE BY")
-		for _, it := range u.Items {
-			out.WriteString(itemLine(it, now))
-		}
-		out.WriteByte('\n')
-	}
-	type sum struct {
-		kind              part.Kind
-		count             int
-		size, reclaimable int64
-	}
-	var sums []*sum
-	for _, it := range u.Items {
-		i := slices.IndexFunc(sums, func(s *sum) bool { return s.kind == it.Kind })
-		if i < 0 {
-			i = len(sums)
-			sums = append(sums, &sum{kind: it.Kind})
-		}
-		sums[i].count++
-		sums[i].size += it.Size
-		if !it.Shared {
-			sums[i].reclaimable += it.Size
-		}
-	}
-	slices.SortFunc(sums, func(x, y *sum) int { return strings.Compare(string(x.kind), string(y.kind)) })
-	table := tabwriter.NewWriter(&out, 10, 1, 3, ' ', 0)
-	fmt.Fprintln(table, "TYPE\tCOUNT\tSIZE\tRECLAIMABLE")
-	fmt.Fprintf(table, "named image\t%d\t%s\t%s\n", u.Images, humanSize(u.ImagesSize), humanSize(0))
-	var reclaimable int64
-	for _, s := range sums {
-		reclaimable += s.reclaimable
-		fmt.Fprintf(table, "%s\t%d\t%s\t%s\n", s.kind, s.count, humanSize(s.size), humanSize(s.reclaimable))
-	}
-	fmt.Fprintf(table, "total\t\t%s\t%s\n", humanSize(u.Total), humanSize(reclaimable))
-	_ = table.Flush() // into memory
-	_, err := a.stdout.Write(out.Bytes())
-	return err
 }

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/signals"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/rootdir"
@@ -32,7 +34,7 @@ func (a *app) run(args []string) int {
 
 // execute carries out a command line of root. All that goes wrong is printed here.
 func (a *app) execute(root *cobra.Command, args []string) (exit int) {
-	ctx, stop := a.notify(context.Background())
+	ctx, stop := signals.Notify(context.Background())
 	defer stop()
 	defer func() {
 		if r := recover(); r != nil {
@@ -51,9 +53,9 @@ func (a *app) execute(root *cobra.Command, args []string) (exit int) {
 	if done, ok := errors.AsType[*doneError](err); ok {
 		return done.status
 	}
-	if s := causeSignal(ctx); s != nil {
+	if s := signals.Cause(ctx); s != nil {
 		a.complain(s.Error())
-		return s.status()
+		return s.Status()
 	}
 	a.printError(err)
 	return exitStatus(err)
@@ -87,10 +89,10 @@ func (a *app) rootCommand() *cobra.Command {
 func exactArgs(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(names) == 0 && len(args) > 0 {
-			return usageErrorf("%s takes no argument, and got %s", cmd.CommandPath(), count(len(args), "argument"))
+			return usageErrorf("%s takes no argument, and got %s", cmd.CommandPath(), report.Count(len(args), "argument"))
 		}
 		if len(args) != len(names) {
-			return usageErrorf("%s takes %s, and got %s", cmd.CommandPath(), strings.Join(names, " and "), count(len(args), "argument"))
+			return usageErrorf("%s takes %s, and got %s", cmd.CommandPath(), strings.Join(names, " and "), report.Count(len(args), "argument"))
 		}
 		return nil
 	}
@@ -100,7 +102,7 @@ func exactArgs(names ...string) cobra.PositionalArgs {
 func oneAtMost(name string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) > 1 {
-			return usageErrorf("%s takes one %s at most, and got %s", cmd.CommandPath(), name, count(len(args), "argument"))
+			return usageErrorf("%s takes one %s at most, and got %s", cmd.CommandPath(), name, report.Count(len(args), "argument"))
 		}
 		return nil
 	}
@@ -115,14 +117,6 @@ func minArgs(name string) cobra.PositionalArgs {
 	}
 }
 
-// count returns "1 thing", "2 things".
-func count(n int, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return fmt.Sprintf("%d %ss", n, thing)
-}
-
 // asRoot returns run in a form that is root's where kiln is not: in a user namespace, by a kiln of its own, which does and says
 // everything.
 func (a *app) asRoot(run func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Command, args []string) error {
@@ -134,7 +128,7 @@ func (a *app) asRoot(run func(cmd *cobra.Command, args []string) error) func(cmd
 		if _, root, err := a.findRoot(); err == nil { // the other says what is wrong with it
 			a.warnOfRoot(root)
 		}
-		status, err := userns.Run(ctx, func() syscall.Signal { return causeSignal(ctx).signal })
+		status, err := userns.Run(ctx, func() syscall.Signal { return signals.Cause(ctx).Signal })
 		if err != nil {
 			return &internalError{err}
 		}
@@ -275,7 +269,7 @@ func (a *app) withProgress(ctx context.Context, flag string, f func(ctx context.
 	mode, from := progressMode(flag)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	p, err := progress.New(mode, watch(a.view, cancel))
+	p, err := progress.New(mode, signals.Watch(a.view, cancel))
 	if err != nil {
 		return usageErrorf("%s: %w", from, err)
 	}

@@ -96,7 +96,7 @@ func (a *app) buildTargets(cmd *cobra.Command, targets []target, mode, metadataF
 		})
 		if failed, ok := errors.AsType[*set.MemberError](err); ok {
 			return &progressError{
-				err:      &buildError{err: failed, dockerfile: failed.Result.Dockerfile, name: failed.Result.DockerfileName},
+				err:      failedBuild(failed, failed.Result),
 				failures: failures[failed.Member],
 			}
 		}

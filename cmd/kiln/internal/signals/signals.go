@@ -1,4 +1,5 @@
-package main
+// Package signals ends the context of a command when the user no longer wants its result: at a signal, or when nobody reads its progress.
+package signals
 
 import (
 	"context"
@@ -12,28 +13,28 @@ import (
 	"github.com/kilnbuild/kiln/internal/userns"
 )
 
-// signalError is the cause of a context that a signal ended.
-type signalError struct{ signal syscall.Signal }
+// Error is the cause of a context that a signal ended.
+type Error struct{ Signal syscall.Signal }
 
-func (e *signalError) Error() string {
-	switch e.signal {
+func (e *Error) Error() string {
+	switch e.Signal {
 	case syscall.SIGINT:
 		return "interrupted"
 	case syscall.SIGTERM:
 		return "terminated"
 	}
-	return "stopped by signal: " + e.signal.String()
+	return "stopped by signal: " + e.Signal.String()
 }
 
 // Is makes the error a kind of context.Canceled, so that what it stops counts as stopped and not as failed.
-func (e *signalError) Is(target error) bool { return target == context.Canceled }
+func (e *Error) Is(target error) bool { return target == context.Canceled }
 
-// status returns the exit status that a shell gives to a process that the signal ended.
-func (e *signalError) status() int { return 128 + int(e.signal) }
+// Status returns the exit status that a shell reports for a process that the signal ended.
+func (e *Error) Status() int { return 128 + int(e.Signal) }
 
-// notify returns a context that ends at SIGINT, SIGTERM and SIGHUP, with a *signalError as its cause. A second signal ends
-// the process at once.
-func (a *app) notify(ctx context.Context) (context.Context, func()) {
+// Notify returns a context that ends at SIGINT, SIGTERM and SIGHUP, with an *Error as its cause, and a function that restores the handling
+// of signals. A second signal ends the process at once.
+func Notify(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	ch := make(chan os.Signal, 2)
 	signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
@@ -51,15 +52,16 @@ func (a *app) notify(ctx context.Context) (context.Context, func()) {
 			if !ok {
 				return
 			}
-			e := &signalError{s.(syscall.Signal)}
+			e := &Error{s.(syscall.Signal)}
 			if n > 0 {
-				os.Exit(e.status())
+				os.Exit(e.Status())
 			}
 			cancel(e)
 		}
 	}()
-	// Of a signal that the terminal sends both kilns of a user namespace know; told by the other one is no second signal.
-	userns.Told(func(s syscall.Signal) { cancel(&signalError{s}) })
+	// The terminal sends a signal to both processes of kiln when one runs in a user namespace: a signal that the other passes on does not
+	// count as a second one.
+	userns.Told(func(s syscall.Signal) { cancel(&Error{s}) })
 	return ctx, func() {
 		signal.Stop(ch)
 		signal.Stop(pipe)
@@ -68,9 +70,9 @@ func (a *app) notify(ctx context.Context) (context.Context, func()) {
 	}
 }
 
-// causeSignal returns the signal that ended ctx, nil where none did.
-func causeSignal(ctx context.Context) *signalError {
-	s, _ := errors.AsType[*signalError](context.Cause(ctx))
+// Cause returns the signal that ended ctx, or nil.
+func Cause(ctx context.Context) *Error {
+	s, _ := errors.AsType[*Error](context.Cause(ctx))
 	return s
 }
 
@@ -96,8 +98,8 @@ type watchedFile struct {
 
 func (w watchedFile) Fd() uintptr { return w.file.Fd() }
 
-// watch returns w in a form that ends a context when a write fails.
-func watch(w io.Writer, cancel context.CancelCauseFunc) io.Writer {
+// Watch returns a writer to w that calls cancel when a write fails. If w is a file, the result has its Fd.
+func Watch(w io.Writer, cancel context.CancelCauseFunc) io.Writer {
 	if f, ok := w.(*os.File); ok {
 		return watchedFile{watched{w, cancel}, f}
 	}

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"bytes"
@@ -13,7 +13,7 @@ import (
 // TestWarningsEnd shows that printing warnings ends with the context.
 func TestWarningsEnd(t *testing.T) {
 	var out bytes.Buffer
-	err := warnings(ctxtest.EndAfter(3), &out, &build.Result{}, make([]build.Warning, 10))
+	err := printWarnings(ctxtest.EndAfter(3), &out, &build.Result{Warnings: make([]build.Warning, 10)})
 	if got := strings.Count(out.String(), "WARNING"); !errors.Is(err, ctxtest.ErrEnded) || got != 2 {
 		t.Errorf("%d warnings, %v", got, err)
 	}
