@@ -130,6 +130,7 @@ func (w *writer) place(p llb.Place) {
 	}
 	w.key("place")
 	w.open()
+	w.text("member", p.Member)
 	w.text("group", p.Group)
 	w.text("stage", p.Stage)
 	w.number("stages", int64(p.Stages))

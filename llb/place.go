@@ -13,7 +13,7 @@ import (
 type Place struct {
 	// Project names the build context that the Dockerfile belongs to: an absolute directory or an address without credentials.
 	Project string `json:"-"`
-	// Member is the name of the build among several that are done together, as a target of a Bake file; "" for a build alone.
+	// Member is the name of the build among several that are done together, as a service of a compose file; "" for a build alone.
 	Member string `json:"member,omitempty"`
 	// Group is "internal" or "context NAME"; "" for an instruction.
 	Group string `json:"group,omitempty"`

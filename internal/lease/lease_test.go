@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"golang.org/x/sys/unix"
 	"time"
 )
 
@@ -87,7 +89,10 @@ func TestTakeOrMiss(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				_ = os.Rename(fresh, path) // or another has made it
+				// Not rename(2), which would put it in the place of an empty directory that another user holds.
+				if unix.Renameat2(unix.AT_FDCWD, fresh, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE) != nil {
+					_ = os.Remove(fresh) // another has made it
+				}
 				l, err := Take(path)
 				if errors.Is(err, fs.ErrNotExist) {
 					continue
