@@ -30,8 +30,6 @@ type Build struct {
 	Hosts map[string]string
 	// Secrets are those of the project that the build has, by the ID that the Dockerfile uses.
 	Secrets []SecretUse
-	// Bake is the extension x-bake; nil for none.
-	Bake map[string]any
 }
 
 // SecretUse is a secret of a build.
@@ -150,8 +148,6 @@ func (b *Build) set(key string, v any) (err error) {
 		return b.ulimits(v)
 	case "secrets":
 		return b.secrets(v)
-	case "x-bake":
-		b.Bake, _ = v.(object)
 	default:
 		if !strings.HasPrefix(key, "x-") {
 			return fmt.Errorf("there is no such attribute")
