@@ -3,6 +3,7 @@ package mount
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -57,11 +58,50 @@ func (o Overlay) Mount() (*os.File, error) {
 	case len(o.Lower) == 0 || len(o.Lower) == 1 && o.Upper == "":
 		return nil, &Error{FS: "overlay", Call: "too few directories", Err: unix.EINVAL}
 	}
+	if o.Upper == "" {
+		return o.mount()
+	}
+	return o.mountWritable()
+}
+
+// mountWritable mounts an overlay that is to be written to. Where the kernel cannot make a directory in Work, as on a disk that is
+// full, it mounts the overlay read-only and tells its log alone why. Making a directory there as well gives the errno; where that
+// works, as when another step has just freed space, mounting is tried again.
+func (o Overlay) mountWritable() (*os.File, error) {
+	const tries = 5
+	for range tries {
+		f, err := o.mount()
+		if err != nil {
+			return nil, err
+		}
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Flags&unix.ST_RDONLY == 0 {
+			return f, nil
+		}
+		f.Close()
+		if err := o.IDMap.AsRoot(o.probe); err != nil {
+			return nil, &Error{FS: "overlay", Call: "make a directory in " + o.Work, Err: err}
+		}
+	}
+	return nil, &Error{FS: "overlay", Call: "make directories in " + o.Work, Err: unix.ENOSPC}
+}
+
+// probe makes a directory in Work and removes it. It returns the errno of the first call that fails.
+func (o Overlay) probe() error {
+	dir := filepath.Join(o.Work, "probe")
+	if err := unix.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	return unix.Rmdir(dir)
+}
+
+// mount mounts the overlay once, on any kernel.
+func (o Overlay) mount() (*os.File, error) {
 	if !appends() {
 		if o.IDMap != nil {
 			return nil, ErrNoIDMap
 		}
-		return o.written(o.mountString())
+		return o.mountString()
 	}
 	c, err := open("overlay")
 	if err != nil {
@@ -106,25 +146,7 @@ func (o Overlay) Mount() (*os.File, error) {
 		f, err = c.mount(attr)
 		return err
 	})
-	return o.written(f, err)
-}
-
-// written refuses an overlay that is to be written to and cannot be: where the kernel cannot make what it needs in Work, as on a disk
-// that is full, it mounts it read-only and says so in its log alone.
-func (o Overlay) written(f *os.File, err error) (*os.File, error) {
-	if err != nil || o.Upper == "" {
-		return f, err
-	}
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Flags&unix.ST_RDONLY == 0 {
-		return f, nil
-	}
-	f.Close()
-	// A directory takes a block and an inode. What little is left may be there for root alone.
-	if st.Bavail < 16 || st.Files > 0 && st.Ffree == 0 {
-		return nil, &Error{FS: "overlay", Call: "make directories in " + o.Work, Err: unix.ENOSPC}
-	}
-	return nil, &Error{FS: "overlay", Call: "make directories in " + o.Work, Err: unix.EROFS}
+	return f, err
 }
 
 // setDirs sets the options that are directories.
