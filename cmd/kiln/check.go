@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/cas"
@@ -13,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-func (a *app) checkCommand() *cobra.Command {
+func checkCommand(a *app.App) *cobra.Command {
 	var repair bool
 	var mode string
 	cmd := &cobra.Command{
@@ -21,8 +22,8 @@ func (a *app) checkCommand() *cobra.Command {
 		Short: "Verify everything in the root directory",
 		Long: `Verify everything in the root directory: every blob against its digest, every layer's files against its manifest, every record
 and list. What is wrong is named on standard output, and the exit status is 1. Builds may run meanwhile.`,
-		Args: exactArgs(),
-		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
+		Args: app.ExactArgs(),
+		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			problems, repaired := 0, 0
 			found := func(f part.Finding) {
 				problems++
@@ -31,17 +32,17 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 					repaired++
 					end = " [repaired]"
 				}
-				fmt.Fprintf(a.stdout, "%s: %s; %s%s\n", termtext.Line(f.Path), termtext.Line(f.Problem), termtext.Line(f.Effect), end)
+				fmt.Fprintf(a.Stdout, "%s: %s; %s%s\n", termtext.Line(f.Path), termtext.Line(f.Problem), termtext.Line(f.Effect), end)
 			}
 			if repair {
-				if err := a.repairLayout(found); err != nil {
-					return &internalError{err}
+				if err := repairLayout(a, found); err != nil {
+					return &app.InternalError{Err: err}
 				}
 			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 				var c *store.Checked
-				err := a.withProgress(cmd.Context(), mode, func(ctx context.Context, s *events.Stream) (err error) {
-					c, err = k.root.Check(ctx, repair, s, found)
+				err := a.WithProgress(cmd.Context(), mode, func(ctx context.Context, s *events.Stream) (err error) {
+					c, err = k.Root.Check(ctx, repair, s, found)
 					return err
 				})
 				if err != nil {
@@ -56,24 +57,24 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 				default:
 					sum += ": " + report.Count(problems, "problem")
 				}
-				if _, err := fmt.Fprintln(a.stdout, sum); err != nil {
+				if _, err := fmt.Fprintln(a.Stdout, sum); err != nil {
 					return err
 				}
 				if problems > repaired {
-					return errFound
+					return app.ErrFound
 				}
 				return nil
 			})
 		}),
 	}
 	cmd.Flags().BoolVar(&repair, "repair", false, "remove what is damaged, so that the next build makes it again")
-	progressFlag(cmd.Flags(), &mode)
+	app.ProgressFlag(cmd.Flags(), &mode)
 	return cmd
 }
 
 // repairLayout repairs the one file without which no root directory is opened.
-func (a *app) repairLayout(found func(part.Finding)) error {
-	if _, err := a.enter(); err != nil {
+func repairLayout(a *app.App, found func(part.Finding)) error {
+	if _, err := a.Enter(); err != nil {
 		return err
 	}
 	repaired, err := cas.RepairLayout(".")

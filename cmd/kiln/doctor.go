@@ -2,8 +2,10 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"strings"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/doctor"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/termtext"
@@ -11,21 +13,21 @@ import (
 	"github.com/spf13/cobra"
 )
 
-func (a *app) doctorCommand() *cobra.Command {
+func doctorCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
 		Short: "Try what builds need of this machine, and say what to change",
 		Long: `Try what builds need of this machine for this user, and print a line for each: "ok", "lacks" for what only some builds need, or "FAILS"
 for what none runs without. The exit status is 0 if a build can run, and else 1.`,
-		Args: exactArgs(),
+		Args: app.ExactArgs(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !userns.Needed() {
-				return a.examine(cmd)
+				return examine(a, cmd)
 			}
-			err := a.asRoot(nil)(cmd, args)
-			if e, ok := err.(*internalError); ok {
+			err := a.AsRoot(nil)(cmd, args)
+			if e, ok := err.(*app.InternalError); ok {
 				// There is no user namespace, so nothing else can be tried.
-				d := &diagnoses{app: a}
+				d := &diagnoses{out: a.Stdout}
 				_, cfgErr := config.Load()
 				for _, f := range doctor.Surroundings(cfgErr) {
 					d.say(f)
@@ -38,15 +40,15 @@ for what none runs without. The exit status is 0 if a build can run, and else 1.
 	}
 }
 
-func (a *app) examine(cmd *cobra.Command) error {
-	d := &diagnoses{app: a}
+func examine(a *app.App, cmd *cobra.Command) error {
+	d := &diagnoses{out: a.Stdout}
 	_, cfgErr := config.Load()
 	for _, f := range doctor.Surroundings(cfgErr) {
 		d.say(f)
 	}
 	if cfgErr == nil {
-		err := a.withRoot(cmd.Context(), func(k *kiln) error { return doctor.Examine(cmd.Context(), k.root, k.config, d.say) })
-		if e, ok := err.(*internalError); ok {
+		err := a.WithRoot(cmd.Context(), func(k *app.Kiln) error { return doctor.Examine(cmd.Context(), k.Root, k.Config, d.say) })
+		if e, ok := err.(*app.InternalError); ok {
 			d.say(doctor.Diagnosis{What: "root directory", Text: e.Error(), Severity: doctor.Fatal})
 		} else if err != nil {
 			return err
@@ -57,7 +59,7 @@ func (a *app) examine(cmd *cobra.Command) error {
 
 // diagnoses prints what doctor found.
 type diagnoses struct {
-	*app
+	out   io.Writer
 	fatal bool
 	err   error // of printing
 }
@@ -66,7 +68,7 @@ func (d *diagnoses) say(f doctor.Diagnosis) {
 	d.fatal = d.fatal || f.Severity == doctor.Fatal
 	word := map[doctor.Severity]string{doctor.Fine: "ok", doctor.Lacking: "lacks", doctor.Fatal: "FAILS"}[f.Severity]
 	text := termtext.Line(strings.ReplaceAll(f.Text, "\n", " "))
-	if _, err := fmt.Fprintf(d.stdout, "%-6s %-22s %s\n", word, f.What, text); err != nil {
+	if _, err := fmt.Fprintf(d.out, "%-6s %-22s %s\n", word, f.What, text); err != nil {
 		d.err = err
 	}
 }
@@ -76,7 +78,7 @@ func (d *diagnoses) end() error {
 		return d.err
 	}
 	if d.fatal {
-		return &doneError{exitFailed}
+		return &app.DoneError{Status: app.ExitFailed}
 	}
 	return nil
 }

@@ -3,11 +3,12 @@ package main
 import (
 	"time"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/spf13/cobra"
 )
 
-func (a *app) explainCommand() *cobra.Command {
+func explainCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:   "explain [BUILD]",
 		Short: "Show what a build ran, and why",
@@ -15,21 +16,21 @@ func (a *app) explainCommand() *cobra.Command {
 earlier one, or the beginning or end of its ID.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
-				return usageErrorf("%s takes one BUILD at most", cmd.CommandPath())
+				return app.UsageErrorf("%s takes one BUILD at most", cmd.CommandPath())
 			}
 			return nil
 		},
-		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
+		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			id := ""
 			if len(args) == 1 {
 				id = args[0]
 			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
-				p, err := k.root.Past(id)
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
+				p, err := k.Root.Past(id)
 				if err != nil {
 					return err
 				}
-				_, err = a.stdout.Write(report.Explanation(p, time.Now()))
+				_, err = a.Stdout.Write(report.Explanation(p, time.Now()))
 				return err
 			})
 		}),

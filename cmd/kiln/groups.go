@@ -1,10 +1,12 @@
 package main
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/buildcmd"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/imagecmd"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
@@ -25,32 +27,32 @@ func as(name string, cmd *cobra.Command, aliases ...string) *cobra.Command {
 
 // groups returns the commands that docker and buildx have in groups. Making them takes as long as making all others, so a group that the
 // command line does not name is empty.
-func (a *app) groups() []*cobra.Command {
+func groups(a *app.App) []*cobra.Command {
 	var all []*cobra.Command
 	add := func(name, short string, commands func() []*cobra.Command) {
 		g := group(name, short)
-		if slices.Contains(a.args, name) || len(a.args) > 0 && strings.HasPrefix(a.args[0], cobra.ShellCompRequestCmd) {
+		if slices.Contains(a.Args, name) || len(a.Args) > 0 && strings.HasPrefix(a.Args[0], cobra.ShellCompRequestCmd) {
 			g.AddCommand(commands()...)
 		}
 		all = append(all, g)
 	}
 	add("image", "Manage images, as docker image does", func() []*cobra.Command {
 		return []*cobra.Command{
-			as("ls", a.imagesCommand(), "list"), a.inspectCommand(), as("rm", a.rmiCommand(), "remove"), a.historyCommand(), a.imagePruneCommand(),
-			a.buildCommand(), a.pullCommand(), a.pushCommand(), a.tagCommand(), a.saveCommand(), a.loadCommand(),
+			as("ls", imagecmd.Images(a), "list"), imagecmd.Inspect(a), as("rm", imagecmd.Rmi(a), "remove"), imagecmd.History(a), imagecmd.ImagePrune(a),
+			buildcmd.Build(a), imagecmd.Pull(a), imagecmd.Push(a), imagecmd.Tag(a), imagecmd.Save(a), imagecmd.Load(a),
 		}
 	})
-	add("imagetools", "Work on images in registries, as docker buildx imagetools does", a.imagetoolsCommands)
-	add("manifest", "Work on manifests in registries, as docker manifest does", a.manifestCommands)
+	add("imagetools", "Work on images in registries, as docker buildx imagetools does", func() []*cobra.Command { return imagecmd.Imagetools(a) })
+	add("manifest", "Work on manifests in registries, as docker manifest does", func() []*cobra.Command { return imagecmd.Manifest(a) })
 	add("buildx", "Other names of commands, as docker buildx has them", func() []*cobra.Command {
-		tools := group("imagetools", "Work on images in registries", a.imagetoolsCommands()...)
-		return []*cobra.Command{a.buildCommand(), as("b", a.buildCommand()), a.duCommand(), a.pruneCommand(), tools, a.versionCommand()}
+		tools := group("imagetools", "Work on images in registries", imagecmd.Imagetools(a)...)
+		return []*cobra.Command{buildcmd.Build(a), as("b", buildcmd.Build(a)), duCommand(a), pruneCommand(a), tools, versionCommand(a)}
 	})
 	add("builder", "Other names of commands, as docker builder has them", func() []*cobra.Command {
-		return []*cobra.Command{a.buildCommand(), a.pruneCommand()}
+		return []*cobra.Command{buildcmd.Build(a), pruneCommand(a)}
 	})
 	add("system", "Other names of commands, as docker system has them", func() []*cobra.Command {
-		return []*cobra.Command{as("df", a.duCommand()), a.pruneCommand()}
+		return []*cobra.Command{as("df", duCommand(a)), pruneCommand(a)}
 	})
 	return all
 }
@@ -87,14 +89,14 @@ func helpOrUnknown(cmd *cobra.Command, args []string) error {
 	} else if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
 		hint = "; did you mean " + strings.Join(s, " or ") + "?"
 	}
-	return usageErrorf("unknown command %q%s", full, hint)
+	return app.UsageErrorf("unknown command %q%s", full, hint)
 }
 
 // commandOrFlagError turns an error of the flag parser into a usage error: what is wrong with flags of a command that does not exist is the
 // command.
-func (a *app) commandOrFlagError(cmd *cobra.Command, err error) error {
+func commandOrFlagError(a *app.App, cmd *cobra.Command, err error) error {
 	if cmd.HasSubCommands() {
-		_, rest, _ := cmd.Root().Find(a.args)
+		_, rest, _ := cmd.Root().Find(a.Args)
 		flags := pflag.NewFlagSet("", pflag.ContinueOnError)
 		flags.AddFlagSet(cmd.PersistentFlags())
 		flags.AddFlagSet(cmd.InheritedFlags())
@@ -103,40 +105,5 @@ func (a *app) commandOrFlagError(cmd *cobra.Command, err error) error {
 			return helpOrUnknown(cmd, flags.Args())
 		}
 	}
-	return flagError(cmd, err)
-}
-
-func (a *app) imagePruneCommand() *cobra.Command {
-	var force, all bool
-	cmd := &cobra.Command{
-		Use:   "prune",
-		Short: "Remove images without a name from the list",
-		Long: `Remove images without a name from the list of images. kiln prune also removes their blobs, and the cache that no image with a name
-needs.`,
-		Example: "  kiln image prune -f && kiln prune -f",
-		Args:    exactArgs(),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if all {
-				return usageErrorf("--all would remove every image, because kiln has no containers that use them; kiln rmi removes images by name")
-			}
-			if !force {
-				if err := a.confirm(cmd, "images without a name"); err != nil {
-					return err
-				}
-			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
-				gone, err := k.images.Forget(cmd.Context())
-				for _, d := range gone {
-					if _, err := fmt.Fprintf(a.stdout, "Deleted: %s\n", d); err != nil {
-						return err
-					}
-				}
-				return err
-			})
-		},
-	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
-	cmd.Flags().BoolVarP(&all, "all", "a", false, "not supported")
-	_ = cmd.Flags().MarkHidden("all") // it was just added
-	return cmd
+	return app.FlagError(cmd, err)
 }

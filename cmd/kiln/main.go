@@ -4,7 +4,6 @@ package main
 
 import (
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -13,8 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kilnbuild/kiln/internal/config"
-	"github.com/kilnbuild/kiln/internal/termtext"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/internal/userns"
 )
 
@@ -27,17 +25,17 @@ func main() {
 		debug.SetGCPercent(gcPercent)
 	}
 	dropRelativePath()
-	a := newApp(os.Stdout, os.Stderr)
+	a := app.New(os.Stdout, os.Stderr)
 	if err := userns.Enter(); err != nil {
 		if !errors.Is(err, userns.ErrOrphan) {
-			a.complain(err.Error())
+			a.Complain(err.Error())
 		}
-		os.Exit(exitInternal)
+		os.Exit(app.ExitInternal)
 	}
 	// Secrets, credentials and what steps print are in kiln's memory: no other process of the user may read it, and no core dump has
 	// it. Only now, since a kiln that starts another in a user namespace has to write to files of that in /proc.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // it cannot fail with these arguments
-	os.Exit(a.run(os.Args[1:]))
+	os.Exit(run(a, os.Args[1:]))
 }
 
 // dropRelativePath takes directories out of $PATH that are relative: programs are not looked for where the user happens to be, which may
@@ -47,24 +45,4 @@ func dropRelativePath() {
 	if kept := slices.DeleteFunc(slices.Clone(path), func(dir string) bool { return !filepath.IsAbs(dir) }); len(kept) < len(path) {
 		_ = os.Setenv("PATH", strings.Join(kept, string(filepath.ListSeparator))) // it fails for names that are none
 	}
-}
-
-// app is one run of the command line.
-type app struct {
-	// stdout and stderr make what others wrote fit for a terminal, where they are one.
-	stdout io.Writer
-	stderr io.Writer
-	// view is standard error for the progress view, which has the terminal for itself.
-	view io.Writer
-	// rootDir and debug are the flags of all commands.
-	rootDir string
-	debug   bool
-	// args is the command line: it decides which groups of commands are made, and errors are about parts of it that were not parsed.
-	args []string
-	// config is the configuration, once the root directory was entered.
-	config *config.Config
-}
-
-func newApp(stdout, stderr io.Writer) *app {
-	return &app{stdout: termtext.Writer(stdout), stderr: termtext.Writer(stderr), view: stderr}
 }

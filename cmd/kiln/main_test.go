@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/kilntest"
 	"github.com/kilnbuild/kiln/llb"
@@ -30,8 +31,8 @@ func TestMain(m *testing.M) {
 
 // testMain is kiln with commands for what no command of kiln does on request.
 func testMain() {
-	a := newApp(os.Stdout, os.Stderr)
-	root := a.rootCommand()
+	a := app.New(os.Stdout, os.Stderr)
+	root := rootCommand(a)
 	root.AddCommand(
 		&cobra.Command{Use: "panic", RunE: func(*cobra.Command, []string) error { panic("oops") }},
 		// wait says when it is ready for a signal, and once more if it is stubborn.
@@ -46,7 +47,7 @@ func testMain() {
 			return cmd.Context().Err()
 		}},
 	)
-	os.Exit(a.execute(root, os.Args[1:]))
+	os.Exit(execute(a, root, os.Args[1:]))
 }
 
 func TestScripts(t *testing.T) {
@@ -135,7 +136,7 @@ func TestBrokenPipe(t *testing.T) {
 	var stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = w, &stderr
 	_ = cmd.Run()
-	if got := cmd.ProcessState.ExitCode(); got != exitFailed || !strings.Contains(stderr.String(), "broken pipe") {
+	if got := cmd.ProcessState.ExitCode(); got != app.ExitFailed || !strings.Contains(stderr.String(), "broken pipe") {
 		t.Errorf("exit status %d; it said:\n%s", got, stderr.String())
 	}
 }
@@ -148,8 +149,8 @@ func TestBrokenProgress(t *testing.T) {
 	}
 	r.Close()
 	defer w.Close()
-	a := newApp(io.Discard, w)
-	err = a.withProgress(t.Context(), "plain", func(ctx context.Context, s *events.Stream) error {
+	a := app.New(io.Discard, w)
+	err = a.WithProgress(t.Context(), "plain", func(ctx context.Context, s *events.Stream) error {
 		s.Task(llb.Place{}, "x")
 		<-ctx.Done()
 		return context.Cause(ctx)

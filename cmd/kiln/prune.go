@@ -1,21 +1,18 @@
 package main
 
 import (
-	"bufio"
-	"context"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
 	"github.com/docker/go-units"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
-	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/store"
 	"github.com/spf13/cobra"
 )
 
-func (a *app) pruneCommand() *cobra.Command {
+func pruneCommand(a *app.App) *cobra.Command {
 	var all, force, dryRun bool
 	var filters []string
 	var maxUsed, reserved, keep, minFree string
@@ -24,8 +21,8 @@ func (a *app) pruneCommand() *cobra.Command {
 		Short: "Remove what is not used",
 		Long: `Remove images without a name, blobs that no image has, and the cache, but for the steps and layers that images with a
 name have. What a running build uses stays.`,
-		Args: exactArgs(),
-		RunE: a.asRoot(func(cmd *cobra.Command, args []string) (err error) {
+		Args: app.ExactArgs(),
+		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) (err error) {
 			o := store.PruneOptions{All: all, DryRun: dryRun}
 			if o.Before, err = parsePruneFilters(filters, time.Now()); err != nil {
 				return err
@@ -41,15 +38,15 @@ name have. What a running build uses stays.`,
 					continue
 				}
 				if *size.into, err = units.RAMInBytes(size.value); err != nil {
-					return usageErrorf("--%s %q: %w", size.flag, size.value, err)
+					return app.UsageErrorf("--%s %q: %w", size.flag, size.value, err)
 				}
 			}
 			if !force && !dryRun {
-				if err := a.confirm(cmd, pruned(all)); err != nil {
+				if err := a.Confirm(cmd, pruned(all)); err != nil {
 					return err
 				}
 			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error { return a.prune(cmd, k, o) })
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error { return prune(a, cmd, k, o) })
 		}),
 	}
 	flags := cmd.Flags()
@@ -59,7 +56,7 @@ name have. What a running build uses stays.`,
 	flags.StringVar(&reserved, "reserved-space", "", "and keep so much in any case")
 	flags.StringVar(&minFree, "min-free-space", "", "remove the least recently used until the disk has so much free")
 	flags.StringVar(&keep, "keep-storage", "", "docker's older name of --reserved-space")
-	flags.BoolVarP(&force, "force", "f", false, "do not ask")
+	flags.BoolVarP(&force, "force", "f", false, "do not app.Ask")
 	flags.BoolVar(&dryRun, "dry-run", false, "print what would be removed")
 	_ = flags.MarkHidden("keep-storage") // it was just added
 	return cmd
@@ -73,50 +70,13 @@ func pruned(all bool) string {
 	return "images without a name and the cache that no image with a name needs"
 }
 
-// confirm asks whether to remove something. Without a terminal nobody can answer.
-func (a *app) confirm(cmd *cobra.Command, what string) error {
-	if !termtext.IsTerminal(cmd.InOrStdin()) {
-		return usageErrorf("nothing was removed: standard input is not a terminal, so %s needs --force or --dry-run", cmd.CommandPath())
-	}
-	if _, err := fmt.Fprintf(a.stdout, "WARNING! This will remove %s.\nAre you sure you want to continue? [y/N] ", what); err != nil {
-		return err
-	}
-	answer, err := ask(cmd, func() (string, error) { return bufio.NewReader(cmd.InOrStdin()).ReadString('\n') })
-	if err != nil && err != io.EOF { // an end of input is a no
-		return err
-	}
-	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
-		return usageErrorf("nothing was removed")
-	}
-	return nil
-}
-
-// ask returns what read returns, which waits for the user, unless the context of the command ends first.
-func ask(cmd *cobra.Command, read func() (string, error)) (string, error) {
-	type answer struct {
-		text string
-		err  error
-	}
-	answers := make(chan answer, 1)
-	go func() { // a read of a terminal cannot be interrupted
-		text, err := read()
-		answers <- answer{text, err}
-	}()
-	select {
-	case a := <-answers:
-		return a.text, a.err
-	case <-cmd.Context().Done():
-		return "", context.Cause(cmd.Context())
-	}
-}
-
-func (a *app) prune(cmd *cobra.Command, k *kiln, o store.PruneOptions) error {
-	sum, err := k.root.Prune(cmd.Context(), o, report.Items(a.stdout, time.Now()))
+func prune(a *app.App, cmd *cobra.Command, k *app.Kiln, o store.PruneOptions) error {
+	sum, err := k.Root.Prune(cmd.Context(), o, report.Items(a.Stdout, time.Now()))
 	total := "Total:"
 	if o.DryRun {
 		total = "Total that would be removed:"
 	}
-	if _, printErr := fmt.Fprintf(a.stdout, "%s %s\n", total, report.Size(sum)); err == nil {
+	if _, printErr := fmt.Fprintf(a.Stdout, "%s %s\n", total, report.Size(sum)); err == nil {
 		err = printErr
 	}
 	return err
@@ -127,30 +87,30 @@ func parsePruneFilters(filters []string, now time.Time) (before time.Time, err e
 	for _, f := range filters {
 		name, value, _ := strings.Cut(f, "=")
 		if name != "until" && name != "unused-for" {
-			return before, usageErrorf("--filter %q: the only filter is until=AGE, such as until=24h", f)
+			return before, app.UsageErrorf("--filter %q: the only filter is until=AGE, such as until=24h", f)
 		}
 		age, err := time.ParseDuration(value)
 		if err != nil {
-			return before, usageErrorf("--filter %q: %q is not a duration, such as 24h", f, value)
+			return before, app.UsageErrorf("--filter %q: %q is not a duration, such as 24h", f, value)
 		}
 		before = now.Add(-age)
 	}
 	return before, nil
 }
 
-func (a *app) duCommand() *cobra.Command {
+func duCommand(a *app.App) *cobra.Command {
 	var verbose bool
 	cmd := &cobra.Command{
 		Use:   "du",
 		Short: "Show what takes the root directory's space",
-		Args:  exactArgs(),
-		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
-				u, err := k.root.Usage(cmd.Context())
+		Args:  app.ExactArgs(),
+		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
+				u, err := k.Root.Usage(cmd.Context())
 				if err != nil {
 					return err
 				}
-				return report.Usage(a.stdout, u, verbose, time.Now())
+				return report.Usage(a.Stdout, u, verbose, time.Now())
 			})
 		}),
 	}

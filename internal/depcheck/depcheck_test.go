@@ -28,10 +28,13 @@ const module = "github.com/kilnbuild/kiln/"
 // import its own internal packages, and those the small nouns if it may.
 var allowed = map[string][]string{
 	// A command for each of build, store, store/images and doctor; the others for types of errors and options, and for what the language
-	// takes for a secret.
-	"cmd/kiln": {"build", "build/set", "compose", "build/contexts", "store", "store/images", "doctor", "progress", "events", "exporter", "internal", "llb", "parser", "registry", "registry/auth", "registry/image", "solver"},
-	// What cmd/kiln consists of: the values of flags of kiln build, and the text of results. cmd/kiln/internal/table and signals may import
-	// nouns alone.
+	// The commands for the root directory as a whole; those for images and builds are packages of their own.
+	"cmd/kiln": {"store", "doctor", "events", "internal", "llb"},
+	// What all commands need: the root directory with what works on it, and types of errors.
+	"cmd/kiln/internal/app":      {"cmd/kiln/internal/report", "cmd/kiln/internal/signals", "build", "build/contexts", "store", "store/images", "progress", "events", "internal", "parser", "registry", "solver"},
+	"cmd/kiln/internal/imagecmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/table", "cmd/kiln/internal/values", "store/images", "events", "exporter", "internal", "llb", "registry", "registry/auth", "registry/image"},
+	"cmd/kiln/internal/buildcmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "build", "build/contexts", "build/set", "compose", "events", "exporter", "internal", "llb", "progress", "registry/auth"},
+	// The values of flags of kiln build, and the text of results. cmd/kiln/internal/table and signals may import nouns alone.
 	"cmd/kiln/internal/values": {"build", "build/contexts", "llb", "internal"},
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 

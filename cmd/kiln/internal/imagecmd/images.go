@@ -1,4 +1,6 @@
-package main
+// Package imagecmd has the commands for images: those of the store, those in registries, and logging in to registries. It does not know
+// how an image is built or kept.
+package imagecmd
 
 import (
 	"bytes"
@@ -7,6 +9,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/table"
 	"github.com/kilnbuild/kiln/internal/imagename"
@@ -24,7 +27,8 @@ var imageColumns = []table.Column{
 	{Field: "UniqueSize", Heading: "UNIQUE SIZE"}, {Field: "VirtualSize", Heading: "SIZE IN STORE"},
 }
 
-func (a *app) imagesCommand() *cobra.Command {
+// Images returns the command of that name.
+func Images(a *app.App) *cobra.Command {
 	var quiet, noTrunc, digests bool
 	var format string
 	var filters []string
@@ -37,7 +41,7 @@ compressed as they came from the registry, those that kiln built are not compres
   kiln images 'registry.example/*'
   kiln images --filter dangling=true -q
   kiln images --format 'table {{.Repository}}:{{.Tag}}\t{{.Platform}}\t{{.Size}}'`,
-		Args: oneAtMost("REPOSITORY"),
+		Args: app.OneAtMost("REPOSITORY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, name := range args {
 				filters = append(filters, "reference="+name)
@@ -54,16 +58,16 @@ compressed as they came from the registry, those that kiln built are not compres
 			if err != nil {
 				return err
 			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
-				list, err := k.images.Matching(cmd.Context(), filter)
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
+				list, err := k.Images.Matching(cmd.Context(), filter)
 				if err != nil {
 					return err
 				}
 				rows := imageRows(list, noTrunc, time.Now())
 				if quiet {
-					return a.printIDs(rows)
+					return printIDs(a, rows)
 				}
-				return printer.Print(a.stdout, rows)
+				return printer.Print(a.Stdout, rows)
 			})
 		},
 	}
@@ -78,7 +82,7 @@ compressed as they came from the registry, those that kiln built are not compres
 }
 
 // printIDs prints the IDs of rows, each once.
-func (a *app) printIDs(rows []table.Row) error {
+func printIDs(a *app.App, rows []table.Row) error {
 	var out bytes.Buffer
 	seen := map[string]bool{}
 	for _, r := range rows {
@@ -87,7 +91,7 @@ func (a *app) printIDs(rows []table.Row) error {
 			fmt.Fprintln(&out, r["ID"])
 		}
 	}
-	_, err := a.stdout.Write(out.Bytes())
+	_, err := a.Stdout.Write(out.Bytes())
 	return err
 }
 

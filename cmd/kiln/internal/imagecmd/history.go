@@ -1,10 +1,11 @@
-package main
+package imagecmd
 
 import (
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/table"
 	"github.com/spf13/cobra"
@@ -19,7 +20,8 @@ var historyColumns = []table.Column{
 // maxCreatedBy is how many characters of a step docker history prints.
 const maxCreatedBy = 45
 
-func (a *app) historyCommand() *cobra.Command {
+// History returns the command of that name.
+func History(a *app.App) *cobra.Command {
 	var quiet, noTrunc, human bool
 	var format, platform string
 	cmd := &cobra.Command{
@@ -29,14 +31,14 @@ func (a *app) historyCommand() *cobra.Command {
 compressed as they came from the registry, those that kiln built are not compressed. kiln explain tells why steps ran.`,
 		Example: `  kiln history --no-trunc app
   kiln history --format '{{.Size}}\t{{.CreatedBy}}' app`,
-		Args: exactArgs("an IMAGE"),
+		Args: app.ExactArgs("an IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			printer, err := table.New(format, historyColumns, "ID", "CreatedSince", "CreatedBy", "Size", "Comment")
 			if err != nil {
 				return err
 			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
-				id, steps, err := k.images.History(cmd.Context(), args[0], platform)
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
+				id, steps, err := k.Images.History(cmd.Context(), args[0], platform)
 				if err != nil {
 					return err
 				}
@@ -60,9 +62,9 @@ compressed as they came from the registry, those that kiln built are not compres
 					rows = append(rows, row)
 				}
 				if quiet {
-					return a.printIDs(rows)
+					return printIDs(a, rows)
 				}
-				return printer.Print(a.stdout, rows)
+				return printer.Print(a.Stdout, rows)
 			})
 		},
 	}

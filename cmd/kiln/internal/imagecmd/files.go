@@ -1,4 +1,4 @@
-package main
+package imagecmd
 
 import (
 	"bytes"
@@ -8,13 +8,15 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/store/images"
 	"github.com/spf13/cobra"
 )
 
-func (a *app) cpCommand() *cobra.Command {
+// Cp returns the command of that name.
+func Cp(a *app.App) *cobra.Command {
 	var o images.CopyOptions
 	cmd := &cobra.Command{
 		Use:   "cp IMAGE:PATH DEST",
@@ -24,19 +26,19 @@ that ends with /. is its content alone; else DEST is the copy's name. DEST - is 
 		Example: `  kiln cp app:v1:/etc/os-release .
   kiln cp registry.example:5000/app:/srv/. out
   kiln cp app:/usr/share/doc - | tar -t`,
-		Args: exactArgs("an IMAGE:PATH", "a DEST"),
-		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
+		Args: app.ExactArgs("an IMAGE:PATH", "a DEST"),
+		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			i := strings.Index(args[0], ":/")
 			if i <= 0 {
-				return usageErrorf("%q is not IMAGE:PATH with an absolute PATH, as app:v1:/etc/passwd", args[0])
+				return app.UsageErrorf("%q is not IMAGE:PATH with an absolute PATH, as app:v1:/etc/passwd", args[0])
 			}
 			image, path, dest := args[0][:i], args[0][i+1:], args[1]
 			if dest == "" {
-				return usageErrorf("the DEST is empty: . is the current directory")
+				return app.UsageErrorf("the DEST is empty: . is the current directory")
 			}
 			if dest == "-" {
 				if termtext.IsTerminal(os.Stdout) {
-					return usageErrorf("an archive is not written to a terminal: redirect standard output")
+					return app.UsageErrorf("an archive is not written to a terminal: redirect standard output")
 				}
 				o.Tar = os.Stdout
 			} else {
@@ -49,13 +51,13 @@ that ends with /. is its content alone; else DEST is the copy's name. DEST - is 
 					dest += "/"
 				}
 			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
-				dropped, err := k.images.Copy(cmd.Context(), image, path, dest, o)
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
+				dropped, err := k.Images.Copy(cmd.Context(), image, path, dest, o)
 				if dropped.SetID > 0 {
-					a.complain(fmt.Sprintf("warning: %s without the set-user-ID and set-group-ID bits of the image", report.Count(dropped.SetID, "file")))
+					a.Complain(fmt.Sprintf("warning: %s without the set-user-ID and set-group-ID bits of the image", report.Count(dropped.SetID, "file")))
 				}
 				if dropped.Devices > 0 {
-					a.complain(fmt.Sprintf("warning: %s of the image left out", report.Count(dropped.Devices, "device")))
+					a.Complain(fmt.Sprintf("warning: %s of the image left out", report.Count(dropped.Devices, "device")))
 				}
 				return err
 			})
@@ -66,7 +68,8 @@ that ends with /. is its content alone; else DEST is the copy's name. DEST - is 
 	return cmd
 }
 
-func (a *app) diffCommand() *cobra.Command {
+// Diff returns the command of that name.
+func Diff(a *app.App) *cobra.Command {
 	var format, platform string
 	var exitCode bool
 	cmd := &cobra.Command{
@@ -76,14 +79,14 @@ func (a *app) diffCommand() *cobra.Command {
 second image has, - for what only the first has, and ~ for what both have. Times of files are not compared.`,
 		Example: `  kiln diff app:v1 app:v2
   kiln diff --format json app:v1 app:v2 | jq -r 'select(.Part == "file") | .Name'`,
-		Args: exactArgs("an IMAGE", "another IMAGE"),
-		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
+		Args: app.ExactArgs("an IMAGE", "another IMAGE"),
+		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			if format != "text" && format != "json" {
-				return usageErrorf("--format %q: it is text or json", format)
+				return app.UsageErrorf("--format %q: it is text or json", format)
 			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 				found, part := false, ""
-				err := k.images.Diff(cmd.Context(), args[0], args[1], platform, func(c images.Change) error {
+				err := k.Images.Diff(cmd.Context(), args[0], args[1], platform, func(c images.Change) error {
 					var line bytes.Buffer
 					if format == "json" {
 						if err := json.NewEncoder(termtext.JSONWriter(&line)).Encode(c); err != nil {
@@ -96,11 +99,11 @@ second image has, - for what only the first has, and ~ for what both have. Times
 						fmt.Fprintf(&line, "  %s\n", termtext.Line(c.String()))
 					}
 					found, part = true, c.Part
-					_, err := a.stdout.Write(line.Bytes())
+					_, err := a.Stdout.Write(line.Bytes())
 					return err
 				})
 				if err == nil && found && exitCode {
-					err = errFound
+					err = app.ErrFound
 				}
 				return err
 			})

@@ -1,20 +1,22 @@
-package main
+package imagecmd
 
 import (
 	"context"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/spf13/cobra"
 )
 
-func (a *app) pullCommand() *cobra.Command {
+// Pull returns the command of that name.
+func Pull(a *app.App) *cobra.Command {
 	var mode, platform string
 	var quiet bool
 	cmd := &cobra.Command{
 		Use:   "pull NAME[:TAG|@DIGEST]",
 		Short: "Fetch an image from its registry",
-		Args:  exactArgs("a NAME"),
+		Args:  app.ExactArgs("a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var given []string
 			if platform != "" {
@@ -25,20 +27,20 @@ func (a *app) pullCommand() *cobra.Command {
 				return err
 			}
 			if len(platforms) > 1 {
-				return usageErrorf("pull takes one --platform")
+				return app.UsageErrorf("pull takes one --platform")
 			}
 			one := ""
 			if len(platforms) == 1 {
 				one = platforms[0].String()
 			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
-				return a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, s *events.Stream) error {
-					return k.images.Pull(ctx, args[0], one, s)
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
+				return a.WithProgress(cmd.Context(), app.QuietMode(quiet, mode), func(ctx context.Context, s *events.Stream) error {
+					return k.Images.Pull(ctx, args[0], one, s)
 				})
 			})
 		},
 	}
-	progressFlag(cmd.Flags(), &mode)
+	app.ProgressFlag(cmd.Flags(), &mode)
 	cmd.Flags().StringVar(&platform, "platform", "", "the platform of an image for several, as os/arch[/variant] (default $DOCKER_DEFAULT_PLATFORM)")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
 	return cmd

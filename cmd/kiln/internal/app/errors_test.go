@@ -1,4 +1,4 @@
-package main
+package app
 
 import (
 	"bytes"
@@ -53,21 +53,21 @@ func TestPrintError(t *testing.T) {
 		status int
 		want   string
 	}{
-		{"usage", usageErrorf("--x: bad\nvalue \x1b[2J"), 2, "kiln: --x: bad value \n"},
-		{"internal", &internalError{errors.New("open store: no")}, 125, "kiln: open store: no\n"},
+		{"usage", UsageErrorf("--x: bad\nvalue \x1b[2J"), 2, "kiln: --x: bad value \n"},
+		{"internal", &InternalError{errors.New("open store: no")}, 125, "kiln: open store: no\n"},
 		{"plain", errors.New("push https://u:canary@h: no"), 1, "kiln: push https://xxxxx@h: no\n"},
 		{"several", errors.Join(errors.New("a"), errors.New("b")), 1, "kiln: a\nkiln: b\n"},
 		{
-			"run", &buildError{dockerfile: dockerfile, err: &progressError{
-				err:      &solver.VertexError{Vertex: run, Err: failed},
-				failures: failures,
+			"run", &BuildError{dockerfile: dockerfile, err: &ProgressError{
+				Err:      &solver.VertexError{Vertex: run, Err: failed},
+				Failures: failures,
 			}}, 1,
 			`kiln: Dockerfile:3: process "make" did not complete successfully: exit code: 2` + "\n" + runExcerpt + "------\n > [2/2] RUN make:\none\ntwo\n------\n",
 		},
 		{"copy", &solver.VertexError{Vertex: cp, Err: errors.New(`"/a" not found`)}, 1, "kiln: [1/2] COPY a /a: \"/a\" not found\nDockerfile:2\n"},
 		{"step without a place", &solver.VertexError{Vertex: nowhere, Err: errors.New("no")}, 1, "kiln: made up: no\n"},
 		{
-			"parse", &buildError{dockerfile: dockerfile, err: &parser.Error{File: "Dockerfile", Line: 3, EndLine: 3, Msg: "unknown instruction: RNU", Hint: "did you mean RUN?"}}, 2,
+			"parse", &BuildError{dockerfile: dockerfile, err: &parser.Error{File: "Dockerfile", Line: 3, EndLine: 3, Msg: "unknown instruction: RNU", Hint: "did you mean RUN?"}}, 2,
 			"kiln: Dockerfile:3: unknown instruction: RNU (did you mean RUN?)\n" + runExcerpt,
 		},
 		{
@@ -75,16 +75,16 @@ func TestPrintError(t *testing.T) {
 			"kiln: Dockerfile:1: not found\nDockerfile:1\n",
 		},
 		{"input", &input.Error{Err: errors.New("no Dockerfile")}, 2, "kiln: no Dockerfile\n"},
-		{"wrapped", fmt.Errorf("x: %w", usageErrorf("y")), 2, "kiln: x: y\n"},
-		{"found", errFound, 1, ""},
+		{"wrapped", fmt.Errorf("x: %w", UsageErrorf("y")), 2, "kiln: x: y\n"},
+		{"found", ErrFound, 1, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var out bytes.Buffer
-			newApp(nil, &out).printError(tc.err)
+			New(nil, &out).PrintError(tc.err)
 			if out.String() != tc.want {
 				t.Errorf("got:\n%s\nwant:\n%s", out.String(), tc.want)
 			}
-			if got := exitStatus(tc.err); got != tc.status {
+			if got := ExitStatus(tc.err); got != tc.status {
 				t.Errorf("exit status %d, want %d", got, tc.status)
 			}
 		})

@@ -1,4 +1,4 @@
-package main
+package imagecmd
 
 import (
 	"bufio"
@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/registry"
@@ -18,7 +19,8 @@ import (
 // maxPassword is the most bytes that are read for a password; tokens of clouds have a few thousand.
 const maxPassword = 64 << 10
 
-func (a *app) loginCommand() *cobra.Command {
+// Login returns the command of that name.
+func Login(a *app.App) *cobra.Command {
 	var user, password string
 	var fromStdin bool
 	cmd := &cobra.Command{
@@ -26,31 +28,31 @@ func (a *app) loginCommand() *cobra.Command {
 		Short: "Log in to a registry",
 		Long: `Check a user name and a password with a registry, Docker Hub by default, and store them where docker and kiln look for them: in
 the credential helper that Docker's config.json names, or in config.json itself. A password that the registry refuses is not stored.`,
-		Example: `  kiln login                                              ask for a user name and a password
+		Example: `  kiln login                                              app.Ask for a user name and a password
   kiln login -u ci --password-stdin registry.example < token
   pass show registry | kiln login -u ci --password-stdin registry.example:5000`,
-		Args: oneAtMost("REGISTRY"),
+		Args: app.OneAtMost("REGISTRY"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			given := cmd.Flags().Changed("password")
 			switch {
 			case given && fromStdin:
-				return usageErrorf("--password and --password-stdin exclude each other")
+				return app.UsageErrorf("--password and --password-stdin exclude each other")
 			case (given || fromStdin) && user == "":
-				return usageErrorf("a password needs --username")
+				return app.UsageErrorf("a password needs --username")
 			case given:
-				a.complain("warning: --password shows the password to other users of the machine; use --password-stdin")
+				a.Complain("warning: --password shows the password to other users of the machine; use --password-stdin")
 			case fromStdin:
 				password, err = passwordFrom(cmd.InOrStdin())
 			default:
-				user, password, err = a.askPassword(cmd, user)
+				user, password, err = askPassword(a, cmd, user)
 			}
 			if err == nil && password == "" {
-				err = usageErrorf("the password is empty")
+				err = app.UsageErrorf("the password is empty")
 			}
 			if err != nil {
 				return err
 			}
-			return a.login(cmd, auth.ServerName(strings.Join(args, "")), user, password)
+			return login(a, cmd, auth.ServerName(strings.Join(args, "")), user, password)
 		},
 	}
 	cmd.Flags().StringVarP(&user, "username", "u", "", "user name")
@@ -59,10 +61,10 @@ the credential helper that Docker's config.json names, or in config.json itself.
 	return cmd
 }
 
-func (a *app) login(cmd *cobra.Command, name, user, password string) error {
+func login(a *app.App, cmd *cobra.Command, name, user, password string) error {
 	cfg, err := config.Load()
 	if err != nil {
-		return &internalError{err}
+		return &app.InternalError{Err: err}
 	}
 	if err := registry.New(cfg.Registries).CheckLogin(cmd.Context(), name, user, password); err != nil {
 		return err
@@ -75,7 +77,7 @@ func (a *app) login(cmd *cobra.Command, name, user, password string) error {
 	if at.Helper != "" {
 		where = at.Helper
 	}
-	_, err = fmt.Fprintf(a.stdout, "Login Succeeded: the password is in %s\n", termtext.Line(where))
+	_, err = fmt.Fprintf(a.Stdout, "Login Succeeded: the password is in %s\n", termtext.Line(where))
 	return err
 }
 
@@ -83,47 +85,48 @@ func (a *app) login(cmd *cobra.Command, name, user, password string) error {
 func passwordFrom(r io.Reader) (string, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxPassword+1))
 	if err == nil && len(data) > maxPassword {
-		err = usageErrorf("the password has more than %d bytes", maxPassword)
+		err = app.UsageErrorf("the password has more than %d bytes", maxPassword)
 	}
 	return strings.TrimRight(string(data), "\r\n"), err
 }
 
 // askPassword asks for a password at the terminal, which does not show it, and for a user name if there is none yet.
-func (a *app) askPassword(cmd *cobra.Command, user string) (string, string, error) {
+func askPassword(a *app.App, cmd *cobra.Command, user string) (string, string, error) {
 	in, ok := cmd.InOrStdin().(*os.File)
 	if !ok || !termtext.IsTerminal(in) {
-		return "", "", usageErrorf("standard input is not a terminal, so %s needs --username and --password-stdin", cmd.CommandPath())
+		return "", "", app.UsageErrorf("standard input is not a terminal, so %s needs --username and --password-stdin", cmd.CommandPath())
 	}
 	if user == "" {
-		fmt.Fprint(a.stderr, "Username: ")
-		line, err := ask(cmd, func() (string, error) { return bufio.NewReader(in).ReadString('\n') })
+		fmt.Fprint(a.Stderr, "Username: ")
+		line, err := app.Ask(cmd, func() (string, error) { return bufio.NewReader(in).ReadString('\n') })
 		if user = strings.TrimSpace(line); err != nil || user == "" {
-			return "", "", usageErrorf("there is no user name")
+			return "", "", app.UsageErrorf("there is no user name")
 		}
 	}
 	state, err := term.GetState(int(in.Fd()))
 	if err != nil {
 		return "", "", err
 	}
-	fmt.Fprint(a.stderr, "Password: ")
-	password, err := ask(cmd, func() (string, error) {
+	fmt.Fprint(a.Stderr, "Password: ")
+	password, err := app.Ask(cmd, func() (string, error) {
 		data, err := term.ReadPassword(int(in.Fd()))
 		return string(data), err
 	})
-	fmt.Fprintln(a.stderr)
+	fmt.Fprintln(a.Stderr)
 	if err != nil {
 		_ = term.Restore(int(in.Fd()), state) // the read was given up, and still hides what is typed
 	}
 	return user, password, err
 }
 
-func (a *app) logoutCommand() *cobra.Command {
+// Logout returns the command of that name.
+func Logout(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:     "logout [REGISTRY]",
 		Short:   "Remove the password of a registry",
 		Long:    "Remove the user name and password of a registry, Docker Hub by default, from Docker's config.json or its credential helper.",
 		Example: "  kiln logout registry.example:5000",
-		Args:    oneAtMost("REGISTRY"),
+		Args:    app.OneAtMost("REGISTRY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := auth.ServerName(strings.Join(args, ""))
 			found, err := auth.Erase(cmd.Context(), name)
@@ -134,7 +137,7 @@ func (a *app) logoutCommand() *cobra.Command {
 			if !found {
 				text = "Not logged in to " + name
 			}
-			_, err = fmt.Fprintln(a.stdout, termtext.Line(text))
+			_, err = fmt.Fprintln(a.Stdout, termtext.Line(text))
 			return err
 		},
 	}

@@ -1,27 +1,29 @@
-package main
+package imagecmd
 
 import (
 	"errors"
 	"fmt"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/spf13/cobra"
 )
 
-func (a *app) rmiCommand() *cobra.Command {
+// Rmi returns the command of that name.
+func Rmi(a *app.App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rmi IMAGE...",
 		Short: "Remove names of images",
-		Args:  minArgs("IMAGE"),
+		Args:  app.MinArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 				// One name that is not there does not keep the others.
 				var errs []error
 				for _, name := range args {
-					if err := k.images.Remove(cmd.Context(), name); err != nil {
+					if err := k.Images.Remove(cmd.Context(), name); err != nil {
 						errs = append(errs, err)
 						continue
 					}
-					if _, err := fmt.Fprintf(a.stdout, "Untagged: %s\n", name); err != nil {
+					if _, err := fmt.Fprintf(a.Stdout, "Untagged: %s\n", name); err != nil {
 						return err
 					}
 				}

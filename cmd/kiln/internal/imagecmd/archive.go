@@ -1,4 +1,4 @@
-package main
+package imagecmd
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/imagename"
@@ -16,7 +17,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-func (a *app) saveCommand() *cobra.Command {
+// Save returns the command of that name.
+func Save(a *app.App) *cobra.Command {
 	var output, format string
 	var o images.SaveOptions
 	cmd := &cobra.Command{
@@ -27,25 +29,25 @@ images of several platforms, which older engines do not know, use --format=oci o
 		Example: `  kiln save -o app.tar app:v1
   kiln save app:v1 worker:v1 | ssh host docker load
   kiln save --format oci -o all.tar multi && skopeo inspect oci-archive:all.tar`,
-		Args: minArgs("IMAGE"),
+		Args: app.MinArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if format != "docker" && format != "oci" {
-				return usageErrorf("--format %q: it is docker or oci", format)
+				return app.UsageErrorf("--format %q: it is docker or oci", format)
 			}
 			o.OCI = format == "oci"
 			if output == "" && termtext.IsTerminal(os.Stdout) {
-				return usageErrorf("an archive is not written to a terminal: use --output, or redirect standard output")
+				return app.UsageErrorf("an archive is not written to a terminal: use --output, or redirect standard output")
 			}
 			if output != "" {
 				if output, err = filepath.Abs(output); err != nil {
 					return err
 				}
 			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 				if output == "" {
-					return k.images.Save(cmd.Context(), os.Stdout, args, o)
+					return k.Images.Save(cmd.Context(), os.Stdout, args, o)
 				}
-				return exporter.WriteFile(output, func(w io.Writer) error { return k.images.Save(cmd.Context(), w, args, o) })
+				return exporter.WriteFile(output, func(w io.Writer) error { return k.Images.Save(cmd.Context(), w, args, o) })
 			})
 		},
 	}
@@ -55,7 +57,8 @@ images of several platforms, which older engines do not know, use --format=oci o
 	return cmd
 }
 
-func (a *app) loadCommand() *cobra.Command {
+// Load returns the command of that name.
+func Load(a *app.App) *cobra.Command {
 	var from, mode string
 	var quiet bool
 	var o images.LoadOptions
@@ -66,36 +69,36 @@ func (a *app) loadCommand() *cobra.Command {
 or zstd or not at all. Every blob is compared with its digest.`,
 		Example: `  kiln load -i app.tar
   docker save app:v1 | kiln load`,
-		Args: exactArgs(),
+		Args: app.ExactArgs(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var in io.Reader = cmd.InOrStdin()
 			if from != "" {
 				f, err := os.Open(from)
 				if err != nil {
-					return &usageError{err}
+					return &app.UsageError{Err: err}
 				}
 				defer f.Close()
 				in = f
 			} else if termtext.IsTerminal(in) {
-				return usageErrorf("an archive is not read from a terminal: use --input, or redirect standard input")
+				return app.UsageErrorf("an archive is not read from a terminal: use --input, or redirect standard input")
 			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
-				o.MaxSize = k.config.Archive.Size
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
+				o.MaxSize = k.Config.Archive.Size
 				var loaded []images.Loaded
-				err := a.withProgress(cmd.Context(), quietMode(quiet, mode), func(ctx context.Context, s *events.Stream) (err error) {
+				err := a.WithProgress(cmd.Context(), app.QuietMode(quiet, mode), func(ctx context.Context, s *events.Stream) (err error) {
 					task := s.Task(llb.Place{}, "loading images")
-					loaded, err = k.images.Load(ctx, in, o)
+					loaded, err = k.Images.Load(ctx, in, o)
 					task.Done(err)
 					return err
 				})
 				if err != nil {
 					return err
 				}
-				return a.printLoaded(loaded)
+				return printLoaded(a, loaded)
 			})
 		},
 	}
-	progressFlag(cmd.Flags(), &mode)
+	app.ProgressFlag(cmd.Flags(), &mode)
 	cmd.Flags().StringVarP(&from, "input", "i", "", "the file to read (default standard input)")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
 	cmd.Flags().StringVar(&o.Platform, "platform", "", "of images for several platforms only this one, as os/arch[/variant]")
@@ -103,7 +106,7 @@ or zstd or not at all. Every blob is compared with its digest.`,
 }
 
 // printLoaded prints what docker load prints.
-func (a *app) printLoaded(loaded []images.Loaded) error {
+func printLoaded(a *app.App, loaded []images.Loaded) error {
 	for _, img := range loaded {
 		lines := []string{"Loaded image ID: " + img.ID}
 		if len(img.Names) > 0 {
@@ -115,7 +118,7 @@ func (a *app) printLoaded(loaded []images.Loaded) error {
 			}
 		}
 		for _, line := range lines {
-			if _, err := fmt.Fprintln(a.stdout, termtext.Line(line)); err != nil {
+			if _, err := fmt.Fprintln(a.Stdout, termtext.Line(line)); err != nil {
 				return err
 			}
 		}

@@ -1,10 +1,11 @@
-package main
+package buildcmd
 
 import (
 	"slices"
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/llb"
@@ -34,7 +35,7 @@ func (f *buildFlags) add(flags *pflag.FlagSet) {
 	f.progress.add(flags)
 }
 
-// options returns what the flags ask for.
+// options returns what the flags app.Ask for.
 func (f *buildFlags) options(context string) (o build.Options, err error) {
 	o.Explain = f.progress.explain
 	if o.Source, err = f.source.read(context); err != nil {
@@ -77,10 +78,10 @@ func (f *sourceFlags) add(flags *pflag.FlagSet) {
 func (f *sourceFlags) read(context string) (s contexts.Source, err error) {
 	isDir, err := contexts.Check(context)
 	if err != nil {
-		return s, usageErrorf("build context: %w", err)
+		return s, app.UsageErrorf("build context: %w", err)
 	}
 	if context == "-" && f.file == "-" {
-		return s, usageErrorf("standard input cannot be both the build context and the Dockerfile (-f -)")
+		return s, app.UsageErrorf("standard input cannot be both the build context and the Dockerfile (-f -)")
 	}
 	s = contexts.Source{Context: context, Dockerfile: f.file}
 	if s.Named, err = values.BuildContexts(f.named); err != nil {
@@ -88,7 +89,7 @@ func (f *sourceFlags) read(context string) (s contexts.Source, err error) {
 	}
 	if isDir {
 		if err := values.CheckDir(context); err != nil {
-			return s, usageErrorf("build context: %w", err)
+			return s, app.UsageErrorf("build context: %w", err)
 		}
 	}
 	return s, nil
@@ -160,13 +161,13 @@ func (f *exportFlags) read() (x build.Export, err error) {
 	x = build.Export{Tags: f.tags, IIDFile: f.iidFile, MetadataFile: f.metadataFile}
 	for _, tag := range x.Tags {
 		if err := build.CheckTag(tag); err != nil {
-			return x, usageErrorf("--tag: %w", err)
+			return x, app.UsageErrorf("--tag: %w", err)
 		}
 	}
 	for _, v := range f.annotations {
 		parsed, err := exporter.ParseAnnotation(v)
 		if err != nil {
-			return x, usageErrorf("--annotation %q: %w", v, err)
+			return x, app.UsageErrorf("--annotation %q: %w", v, err)
 		}
 		x.Annotations = append(x.Annotations, parsed...)
 	}
@@ -175,7 +176,7 @@ func (f *exportFlags) read() (x build.Export, err error) {
 	}
 	for _, out := range x.Outputs {
 		if out.Type == build.OutputLocal || out.Type == build.OutputTar {
-			return x, usageErrorf("--iidfile cannot be written for output type=%s, which is not an image", out.Type)
+			return x, app.UsageErrorf("--iidfile cannot be written for output type=%s, which is not an image", out.Type)
 		}
 	}
 	return x, nil
@@ -221,7 +222,7 @@ func (f *runFlags) read() (r build.Run, err error) {
 		return r, err
 	}
 	if err := build.CheckUserns(r.Userns); err != nil {
-		return r, usageErrorf("--userns %q: %w", r.Userns, err)
+		return r, app.UsageErrorf("--userns %q: %w", r.Userns, err)
 	}
 	if r.Limits, err = values.Limits(f.limits, f.resources); err != nil {
 		return r, err
@@ -292,8 +293,8 @@ type progressFlags struct {
 func (f *progressFlags) add(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.explain, "explain", false, "say of each step that runs what changed since the last build")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print the image's id alone")
-	progressFlag(flags, &f.shown)
+	app.ProgressFlag(flags, &f.shown)
 }
 
 // mode returns the progress mode. --quiet wins, as with docker.
-func (f *progressFlags) mode() string { return quietMode(f.quiet, f.shown) }
+func (f *progressFlags) mode() string { return app.QuietMode(f.quiet, f.shown) }

@@ -1,4 +1,4 @@
-package main
+package buildcmd
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/set"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
@@ -67,10 +68,10 @@ func (t *target) options(proxies map[string]string) (build.Options, error) {
 }
 
 // buildTargets builds targets together, and writes their results to metadataFile unless that is "".
-func (a *app) buildTargets(cmd *cobra.Command, targets []target, mode, metadataFile string) error {
+func buildTargets(a *app.App, cmd *cobra.Command, targets []target, mode, metadataFile string) error {
 	proxies, err := auth.Proxies()
 	if err != nil {
-		a.complain("warning: RUN gets no proxies: " + err.Error())
+		a.Complain("warning: RUN gets no proxies: " + err.Error())
 	}
 	if metadataFile != "" {
 		if err := rootdir.Absolute(&metadataFile); err != nil {
@@ -84,20 +85,20 @@ func (a *app) buildTargets(cmd *cobra.Command, targets []target, mode, metadataF
 		if err != nil {
 			return &input.Error{Err: fmt.Errorf("target %s: %w", t.name, err)}
 		}
-		o.Debug = a.debug
+		o.Debug = a.Debug
 		failures[t.name] = &progress.Failures{}
 		members = append(members, set.Member{Name: t.name, Options: o, Needs: t.needs, Linked: t.linked, Sinks: []events.Sink{failures[t.name]}})
 	}
-	return a.withRoot(cmd.Context(), func(k *kiln) error {
+	return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 		var results map[string]*build.Result
-		err := a.withProgress(cmd.Context(), mode, func(ctx context.Context, s *events.Stream) (err error) {
-			results, err = set.Build(ctx, k.builder, k.root, members, s)
+		err := a.WithProgress(cmd.Context(), mode, func(ctx context.Context, s *events.Stream) (err error) {
+			results, err = set.Build(ctx, k.Builder, k.Root, members, s)
 			return err
 		})
 		if failed, ok := errors.AsType[*set.MemberError](err); ok {
-			return &progressError{
-				err:      failedBuild(failed, failed.Result),
-				failures: failures[failed.Member],
+			return &app.ProgressError{
+				Err:      app.FailedBuild(failed, failed.Result),
+				Failures: failures[failed.Member],
 			}
 		}
 		if err != nil || metadataFile == "" {

@@ -1,31 +1,33 @@
-package main
+package imagecmd
 
 import (
 	"bytes"
 	"encoding/json"
 	"fmt"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/table"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/spf13/cobra"
 )
 
-func (a *app) inspectCommand() *cobra.Command {
+// Inspect returns the command of that name.
+func Inspect(a *app.App) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use:   "inspect IMAGE...",
 		Short: "Print what an image is, as docker image inspect does",
 		Example: `  kiln inspect app
   kiln inspect -f '{{.ID}} {{json .Config.Env}}' app`,
-		Args: minArgs("IMAGE"),
+		Args: app.MinArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := table.Template(format); err != nil {
 				return err
 			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 				all := []any{}
 				for _, name := range args {
-					platforms, err := k.images.Inspect(cmd.Context(), name)
+					platforms, err := k.Images.Inspect(cmd.Context(), name)
 					if err != nil {
 						return err
 					}
@@ -34,7 +36,7 @@ func (a *app) inspectCommand() *cobra.Command {
 					}
 				}
 				if format != "" {
-					return table.Values(a.stdout, format, all)
+					return table.Values(a.Stdout, format, all)
 				}
 				var out bytes.Buffer
 				enc := json.NewEncoder(termtext.JSONWriter(&out))
@@ -43,7 +45,7 @@ func (a *app) inspectCommand() *cobra.Command {
 				if err := enc.Encode(all); err != nil {
 					return fmt.Errorf("print image: %w", err)
 				}
-				_, err := a.stdout.Write(out.Bytes())
+				_, err := a.Stdout.Write(out.Bytes())
 				return err
 			})
 		},

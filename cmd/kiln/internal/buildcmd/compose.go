@@ -1,4 +1,4 @@
-package main
+package buildcmd
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/compose"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/spf13/cobra"
@@ -28,7 +29,8 @@ type composeBuildFlags struct {
 	quiet                             bool
 }
 
-func (a *app) composeCommand() *cobra.Command {
+// Compose returns the command of that name.
+func Compose(a *app.App) *cobra.Command {
 	var f composeFlags
 	cmd := &cobra.Command{
 		Use:   "compose [flags] build [SERVICE…]",
@@ -37,7 +39,7 @@ func (a *app) composeCommand() *cobra.Command {
 			if len(args) == 0 {
 				return cmd.Help()
 			}
-			return usageErrorf("kiln has no compose %s: services are run by an engine such as docker or podman; kiln compose build builds their images", args[0])
+			return app.UsageErrorf("kiln has no compose %s: services are run by an engine such as docker or podman; kiln compose build builds their images", args[0])
 		},
 		Args: cobra.ArbitraryArgs,
 	}
@@ -47,29 +49,29 @@ func (a *app) composeCommand() *cobra.Command {
 	flags.StringArrayVar(&f.profiles, "profile", nil, "profile whose services are built as well (default $COMPOSE_PROFILES)")
 	flags.StringArrayVar(&f.envFiles, "env-file", nil, "file of variables (default .env in the project's directory)")
 	flags.StringVar(&f.dir, "project-directory", "", "directory that paths in the files are relative to (default that of the first file)")
-	cmd.AddCommand(a.composeBuildCommand(&f))
+	cmd.AddCommand(composeBuildCommand(a, &f))
 	return cmd
 }
 
-func (a *app) composeBuildCommand(f *composeFlags) *cobra.Command {
+func composeBuildCommand(a *app.App, f *composeFlags) *cobra.Command {
 	var b composeBuildFlags
 	cmd := &cobra.Command{
 		Use:   "build [flags] [SERVICE…]",
 		Short: "Build the images of services, together",
-		RunE: a.asRoot(func(cmd *cobra.Command, args []string) error {
+		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			targets, err := f.targets(cmd, &b, args)
 			if err != nil {
 				return &input.Error{Err: err}
 			}
 			if len(targets) == 0 {
-				a.complain("no service has anything to build")
+				a.Complain("no service has anything to build")
 				return nil
 			}
 			mode := b.progress
 			if b.quiet {
 				mode = "quiet"
 			}
-			return a.buildTargets(cmd, targets, mode, "")
+			return buildTargets(a, cmd, targets, mode, "")
 		}),
 	}
 	flags := cmd.Flags()
@@ -81,7 +83,7 @@ func (a *app) composeBuildCommand(f *composeFlags) *cobra.Command {
 	flags.StringArrayVar(&b.agents, "ssh", nil, "ssh agent for RUN: ID[=SOCKET|KEYFILE,…]")
 	flags.StringVarP(&b.memory, "memory", "m", "", "memory that each RUN may take, as 2g")
 	flags.BoolVarP(&b.quiet, "quiet", "q", false, "show nothing but errors")
-	progressFlag(flags, &b.progress)
+	app.ProgressFlag(flags, &b.progress)
 	return cmd
 }
 

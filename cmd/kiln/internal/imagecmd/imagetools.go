@@ -1,4 +1,4 @@
-package main
+package imagecmd
 
 import (
 	"bytes"
@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/table"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/events"
@@ -16,12 +17,12 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// imagetoolsCommands returns the commands for images in registries, as docker buildx imagetools has them.
-func (a *app) imagetoolsCommands() []*cobra.Command {
-	return []*cobra.Command{a.createIndexCommand(), a.inspectRemoteCommand()}
+// Imagetools returns the commands for images in registries, as docker buildx imagetools has them.
+func Imagetools(a *app.App) []*cobra.Command {
+	return []*cobra.Command{createIndex(a), inspectRemote(a)}
 }
 
-func (a *app) createIndexCommand() *cobra.Command {
+func createIndex(a *app.App) *cobra.Command {
 	var names, annotations []string
 	var mode string
 	var o images.IndexOptions
@@ -33,26 +34,26 @@ registry of NAME lacks is copied there. One SOURCE alone is copied as it is.`,
 		Example: `  kiln imagetools create -t registry.example/app:v1 registry.example/app:v1-amd64 registry.example/app:v1-arm64
   kiln imagetools create --append -t registry.example/app:v1 registry.example/app:v1-riscv64
   kiln imagetools create -t other.example/app:v1 registry.example/app:v1`,
-		Args: minArgs("SOURCE"),
+		Args: app.MinArgs("SOURCE"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if len(names) == 0 {
-				return usageErrorf("%s needs a --tag NAME", cmd.CommandPath())
+				return app.UsageErrorf("%s needs a --tag NAME", cmd.CommandPath())
 			}
 			if len(annotations) > 0 {
 				if o.Annotations, err = values.Labels(annotations); err != nil {
 					return err
 				}
 			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 				var data []byte
-				err := a.withProgress(cmd.Context(), mode, func(ctx context.Context, s *events.Stream) (err error) {
-					data, err = k.images.CreateIndex(ctx, names, args, o, s)
+				err := a.WithProgress(cmd.Context(), mode, func(ctx context.Context, s *events.Stream) (err error) {
+					data, err = k.Images.CreateIndex(ctx, names, args, o, s)
 					return err
 				})
 				if err != nil || !o.DryRun {
 					return err
 				}
-				return a.printRaw(data)
+				return printRaw(a, data)
 			})
 		},
 	}
@@ -61,13 +62,13 @@ registry of NAME lacks is copied there. One SOURCE alone is copied as it is.`,
 	flags.StringArrayVar(&annotations, "annotation", nil, "KEY=VALUE of the index")
 	flags.BoolVar(&o.Append, "append", false, "keep what NAME has; images for the same platform are replaced")
 	flags.BoolVar(&o.DryRun, "dry-run", false, "print the index and push nothing")
-	progressFlag(flags, &mode)
+	app.ProgressFlag(flags, &mode)
 	return cmd
 }
 
 // printRaw prints a document as its registry has it; to a terminal without what that interprets.
-func (a *app) printRaw(data []byte) error {
-	_, err := a.stdout.Write(data)
+func printRaw(a *app.App, data []byte) error {
+	_, err := a.Stdout.Write(data)
 	return err
 }
 
@@ -80,7 +81,7 @@ type remoteImage struct {
 	}
 }
 
-func (a *app) inspectRemoteCommand() *cobra.Command {
+func inspectRemote(a *app.App) *cobra.Command {
 	var raw bool
 	var format string
 	cmd := &cobra.Command{
@@ -89,25 +90,25 @@ func (a *app) inspectRemoteCommand() *cobra.Command {
 		Example: `  kiln imagetools inspect debian:bookworm
   kiln imagetools inspect --raw debian:bookworm | jq .
   kiln imagetools inspect --format '{{.Manifest.Digest}}' debian:bookworm`,
-		Args: exactArgs("a NAME"),
+		Args: app.ExactArgs("a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := table.Template(format); err != nil {
 				return err
 			}
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
-				r, err := k.images.Remote(cmd.Context(), args[0])
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
+				r, err := k.Images.Remote(cmd.Context(), args[0])
 				if err != nil {
 					return err
 				}
 				switch {
 				case raw:
-					return a.printRaw(r.Data)
+					return printRaw(a, r.Data)
 				case format != "":
 					v := remoteImage{Name: r.Name}
 					v.Manifest.Descriptor, v.Manifest.Manifests = r.Desc, r.Manifests
-					return table.Values(a.stdout, format, []any{v})
+					return table.Values(a.Stdout, format, []any{v})
 				}
-				return a.printRemote(r)
+				return printRemote(a, r)
 			})
 		},
 	}
@@ -117,7 +118,7 @@ func (a *app) inspectRemoteCommand() *cobra.Command {
 }
 
 // printRemote prints what buildx prints.
-func (a *app) printRemote(r *images.Remote) error {
+func printRemote(a *app.App, r *images.Remote) error {
 	var out bytes.Buffer
 	fmt.Fprintf(&out, "Name:      %s\nMediaType: %s\nDigest:    %s\n", termtext.Line(r.Name), termtext.Line(r.Desc.MediaType), r.Desc.Digest)
 	if len(r.Manifests) > 0 {
@@ -132,20 +133,20 @@ func (a *app) printRemote(r *images.Remote) error {
 			fmt.Fprintf(&out, "  Platform:  %s\n", termtext.Line(image.PlatformName(*d.Platform)))
 		}
 	}
-	_, err := a.stdout.Write(out.Bytes())
+	_, err := a.Stdout.Write(out.Bytes())
 	return err
 }
 
-// manifestCommands returns the commands of docker manifest that kiln has.
-func (a *app) manifestCommands() []*cobra.Command {
+// Manifest returns the commands of docker manifest that kiln has.
+func Manifest(a *app.App) []*cobra.Command {
 	inspect := &cobra.Command{
 		Use:     "inspect NAME",
 		Short:   "Print the manifest or index of an image in a registry",
 		Example: "  kiln manifest inspect debian:bookworm",
-		Args:    exactArgs("a NAME"),
+		Args:    app.ExactArgs("a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withRoot(cmd.Context(), func(k *kiln) error {
-				r, err := k.images.Remote(cmd.Context(), args[0])
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
+				r, err := k.Images.Remote(cmd.Context(), args[0])
 				if err != nil {
 					return err
 				}
@@ -153,7 +154,7 @@ func (a *app) manifestCommands() []*cobra.Command {
 				if err := json.Indent(&out, r.Data, "", "   "); err != nil {
 					return err
 				}
-				return a.printRaw(append(out.Bytes(), '\n'))
+				return printRaw(a, append(out.Bytes(), '\n'))
 			})
 		},
 	}

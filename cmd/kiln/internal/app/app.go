@@ -1,0 +1,180 @@
+// Package app is what all commands of kiln have in common: the terminal, the root directory, the progress of what they do, and errors with
+// their exit statuses. It does not know the commands.
+package app
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/signals"
+	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/rootdir"
+	"github.com/kilnbuild/kiln/internal/termtext"
+	"github.com/kilnbuild/kiln/internal/userns"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/store"
+	"github.com/kilnbuild/kiln/store/images"
+	"github.com/spf13/cobra"
+)
+
+// App is one run of the command line.
+type App struct {
+	// Stdout and Stderr make what others wrote fit for a terminal, where they are one.
+	Stdout io.Writer
+	Stderr io.Writer
+	// View is standard error for the progress view, which has the terminal for itself.
+	View io.Writer
+	// RootDir and Debug are the flags of all commands.
+	RootDir string
+	Debug   bool
+	// Args is the command line: it decides which groups of commands are made, and errors are about parts of it that were not parsed.
+	Args []string
+	// config is the configuration, once the root directory was entered.
+	config *config.Config
+}
+
+// New returns an App that prints to stdout and stderr.
+func New(stdout, stderr io.Writer) *App {
+	return &App{Stdout: termtext.Writer(stdout), Stderr: termtext.Writer(stderr), View: stderr}
+}
+
+// AsRoot returns run in a form that is root's where kiln is not: in a user namespace, by a kiln of its own, which does and says
+// everything.
+func (a *App) AsRoot(run func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Command, args []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if !userns.Needed() {
+			return run(cmd, args)
+		}
+		ctx := cmd.Context()
+		if _, root, err := a.findRoot(); err == nil { // the other says what is wrong with it
+			a.warnOfRoot(root)
+		}
+		status, err := userns.Run(ctx, func() syscall.Signal { return signals.Cause(ctx).Signal })
+		if err != nil {
+			return &InternalError{err}
+		}
+		return &DoneError{status}
+	}
+}
+
+// DoneError is a command that another kiln has carried out, and said everything about.
+type DoneError struct{ Status int }
+
+func (e *DoneError) Error() string { return fmt.Sprintf("exit status %d", e.Status) }
+
+// Enter reads the configuration and makes the root directory the working directory, once. Paths of the user's are absolute from then
+// on.
+func (a *App) Enter() (*config.Config, error) {
+	if a.config != nil {
+		return a.config, nil
+	}
+	cfg, root, err := a.findRoot()
+	if err != nil {
+		return nil, err
+	}
+	if !userns.Inside() { // the kiln that started this one has warned
+		a.warnOfRoot(root)
+	}
+	if err := absoluteEnvironment(); err != nil {
+		return nil, err
+	}
+	if err := rootdir.Enter(root); err != nil {
+		return nil, fmt.Errorf("open image store %s: %w", root, err)
+	}
+	a.config = cfg
+	return cfg, nil
+}
+
+// findRoot reads the configuration and finds the root directory.
+func (a *App) findRoot() (*config.Config, string, error) {
+	cfg, err := config.Load()
+	if err != nil {
+		return nil, "", err
+	}
+	root, err := cfg.RootDir(a.RootDir)
+	return cfg, root, err
+}
+
+// warnOfRoot says who else could replace the root directory. It has to know users as the machine does, so in a user namespace of
+// kiln's own it comes too late.
+func (a *App) warnOfRoot(root string) {
+	doubts, err := rootdir.Doubts(root, os.Geteuid())
+	if err != nil || len(doubts) == 0 {
+		return // whoever opens it says why it cannot
+	}
+	more := ""
+	if n := len(doubts) - 1; n > 0 {
+		more = fmt.Sprintf(" (and %d more)", n)
+	}
+	a.Complain(fmt.Sprintf("warning: %s%s, on the path of the root directory %s, %s: "+
+		"they could replace the root directory between two commands", doubts[0].Path, more, root, doubts[0]))
+}
+
+// pathVariables are those of the environment that hold a path, or several, for kiln itself.
+var pathVariables = []string{
+	"HOME", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR",
+}
+
+// absoluteEnvironment makes the paths absolute that are relative to the working directory.
+func absoluteEnvironment() error {
+	for _, name := range pathVariables {
+		list := filepath.SplitList(os.Getenv(name))
+		for i := range list {
+			var err error
+			if list[i], err = filepath.Abs(list[i]); err != nil {
+				return err
+			}
+		}
+		if len(list) == 0 {
+			continue
+		}
+		if err := os.Setenv(name, strings.Join(list, string(filepath.ListSeparator))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Kiln is a root directory that is open, and what works with it.
+type Kiln struct {
+	Config  *config.Config
+	Root    *store.Root
+	Images  *images.Images
+	Builder *build.Builder
+}
+
+// WithRoot calls f with the root directory open.
+func (a *App) WithRoot(ctx context.Context, f func(k *Kiln) error) (err error) {
+	cfg, err := a.Enter()
+	if err != nil {
+		return &InternalError{err}
+	}
+	root, err := store.Open(ctx, ".", cfg)
+	if err != nil {
+		return &InternalError{err}
+	}
+	defer func() {
+		closeErr := root.Close()
+		if closeErr != nil && err == nil {
+			err = &InternalError{closeErr}
+		} else if closeErr != nil {
+			fmt.Fprintf(a.Stderr, "WARNING: %s\n", termtext.Line(closeErr.Error()))
+		}
+		for _, left := range root.Left() {
+			fmt.Fprintf(a.Stderr, "WARNING: a killed kiln has left in %s what cannot be removed, and only takes space: %s\n",
+				termtext.Line(rootdir.Shown(".")), termtext.Line(left.Error()))
+		}
+	}()
+	client := registry.New(cfg.Registries)
+	builder, err := build.New(root, client, cfg)
+	if err != nil {
+		return &InternalError{err}
+	}
+	return f(&Kiln{cfg, root, images.New(root, client), builder})
+}

@@ -1,0 +1,124 @@
+package app
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
+	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/internal/termtext"
+	"github.com/kilnbuild/kiln/parser"
+	"github.com/kilnbuild/kiln/progress"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/spf13/cobra"
+)
+
+// Exit statuses, besides 128 + the number of a signal.
+const (
+	ExitFailed   = 1
+	ExitUsage    = 2
+	ExitInternal = 125
+)
+
+// UsageError is a command line that cannot be carried out as it is written.
+type UsageError struct{ Err error }
+
+func (e *UsageError) Error() string { return e.Err.Error() }
+func (e *UsageError) Unwrap() error { return e.Err }
+
+// UsageErrorf returns a *UsageError.
+func UsageErrorf(format string, args ...any) error {
+	return &UsageError{fmt.Errorf(format, args...)}
+}
+
+// InternalError is a failure of kiln itself: its configuration, its store.
+type InternalError struct{ Err error }
+
+func (e *InternalError) Error() string { return e.Err.Error() }
+func (e *InternalError) Unwrap() error { return e.Err }
+
+// ProgressError is an error of something whose progress was shown, and what failed on the way.
+type ProgressError struct {
+	Err      error
+	Failures *progress.Failures
+}
+
+func (e *ProgressError) Error() string { return e.Err.Error() }
+func (e *ProgressError) Unwrap() error { return e.Err }
+
+// BuildError is a failed build, with what is needed to quote its Dockerfile.
+type BuildError struct {
+	err        error
+	dockerfile report.Dockerfile
+}
+
+func (e *BuildError) Error() string { return e.err.Error() }
+func (e *BuildError) Unwrap() error { return e.err }
+
+// ErrFound is a check that found something and has printed it.
+var ErrFound = errors.New("the check has found something")
+
+// FlagError turns an error of the flag parser into a usage error. That of an unsupported flag is the message itself.
+func FlagError(cmd *cobra.Command, err error) error {
+	if u, ok := errors.AsType[*input.Error](err); ok {
+		return u
+	}
+	return UsageErrorf("%w; see %s --help", err, cmd.CommandPath())
+}
+
+// ExitStatus returns the exit status that err stands for.
+func ExitStatus(err error) int {
+	if _, ok := errors.AsType[*UsageError](err); ok {
+		return ExitUsage
+	}
+	if _, ok := errors.AsType[*input.Error](err); ok {
+		return ExitUsage
+	}
+	if _, ok := errors.AsType[*InternalError](err); ok {
+		return ExitInternal
+	}
+	// A Dockerfile is not at fault for a step that fails, or for a server that does not give an image or a source.
+	if _, ok := errors.AsType[*parser.Error](err); ok && !errors.As(err, new(*solver.VertexError)) && !errors.As(err, new(*registry.Error)) &&
+		!errors.As(err, new(*contexts.SourceError)) {
+		return ExitUsage
+	}
+	return ExitFailed
+}
+
+// Complain prints one line.
+func (a *App) Complain(text string) {
+	_, _ = fmt.Fprintf(a.Stderr, "kiln: %s\n", termtext.Line(text))
+}
+
+// PrintError prints what went wrong in one line, then the lines of the Dockerfile, then the last lines of the log of the
+// step that failed, as far as there are any.
+func (a *App) PrintError(err error) {
+	if errors.Is(err, ErrFound) {
+		return
+	}
+	if several, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, err := range several.Unwrap() {
+			a.PrintError(err)
+		}
+		return
+	}
+	var dockerfile report.Dockerfile
+	if b, ok := errors.AsType[*BuildError](err); ok {
+		dockerfile = b.dockerfile
+	}
+	var failures *progress.Failures
+	if p, ok := errors.AsType[*ProgressError](err); ok {
+		failures = p.Failures
+	}
+	line, more := report.Failure(err, dockerfile, failures)
+	a.Complain(line)
+	_, _ = a.Stderr.Write(more)
+}
+
+// FailedBuild returns err with the Dockerfile of a build, which errors quote.
+func FailedBuild(err error, r *build.Result) *BuildError {
+	return &BuildError{err: err, dockerfile: report.Dockerfile{Name: r.DockerfileName, Text: r.Dockerfile}}
+}

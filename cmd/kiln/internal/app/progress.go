@@ -1,0 +1,56 @@
+package app
+
+import (
+	"context"
+	"os"
+
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/signals"
+	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/progress"
+	"github.com/spf13/pflag"
+)
+
+// ProgressMode returns the mode that the flag, or else the environment, says, and what said so.
+func ProgressMode(flag string) (mode, from string) {
+	mode, from = flag, "--progress"
+	for _, name := range []string{"KILN_PROGRESS", "BUILDKIT_PROGRESS"} {
+		if mode == "" {
+			mode, from = os.Getenv(name), name
+		}
+	}
+	return mode, from
+}
+
+// WithProgress calls f with a stream whose events are shown in the progress mode. A broken standard error ends ctx: nobody sees the build
+// any more.
+func (a *App) WithProgress(ctx context.Context, flag string, f func(ctx context.Context, s *events.Stream) error) error {
+	mode, from := ProgressMode(flag)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p, err := progress.New(mode, signals.Watch(a.View, cancel))
+	if err != nil {
+		return UsageErrorf("%s: %w", from, err)
+	}
+	failures := &progress.Failures{}
+	s := events.New(failures, p)
+	err = f(ctx, s)
+	s.Close()
+	p.Close()
+	if err != nil {
+		return &ProgressError{Err: err, Failures: failures}
+	}
+	return nil
+}
+
+// ProgressFlag adds --progress, without its default: that is looked up when the command runs.
+func ProgressFlag(flags *pflag.FlagSet, mode *string) {
+	flags.StringVar(mode, "progress", "", "how progress is shown: auto, plain, tty, rawjson, quiet, none (default $KILN_PROGRESS, $BUILDKIT_PROGRESS, else auto)")
+}
+
+// QuietMode returns the progress mode that -q and --progress Ask for together.
+func QuietMode(quiet bool, mode string) string {
+	if quiet {
+		return "quiet"
+	}
+	return mode
+}

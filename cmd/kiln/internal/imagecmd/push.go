@@ -1,0 +1,30 @@
+package imagecmd
+
+import (
+	"context"
+
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
+	"github.com/kilnbuild/kiln/events"
+	"github.com/spf13/cobra"
+)
+
+// Push returns the command of that name.
+func Push(a *app.App) *cobra.Command {
+	var mode string
+	var quiet bool
+	cmd := &cobra.Command{
+		Use:   "push NAME[:TAG]",
+		Short: "Send an image to its registry",
+		Args:  app.ExactArgs("a NAME"),
+		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
+			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
+				return a.WithProgress(cmd.Context(), app.QuietMode(quiet, mode), func(ctx context.Context, s *events.Stream) error {
+					return k.Images.Push(ctx, args[0], s)
+				})
+			})
+		}),
+	}
+	app.ProgressFlag(cmd.Flags(), &mode)
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
+	return cmd
+}
