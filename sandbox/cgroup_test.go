@@ -65,7 +65,7 @@ func TestCgroupParent(t *testing.T) {
 		}
 		inside <- found
 	})
-	st, err := Run(context.Background(), Spec{Root: im.mount(t), Process: Process{Args: []string{"/bin/sh", "-c", flood}, Env: []string{defaultPath}, User: root}, Resources: Resources{CgroupParent: "/" + parent}, Output: Output{Stdout: watch}})
+	st, err := Run(context.Background(), Spec{Root: im.mount(t), Process: Process{Args: []string{"/bin/sh", "-c", flood}, Env: []string{defaultPath}, User: root}, Resources: Resources{CgroupParent: "/" + parent}, Stdio: Stdio{Stdout: watch}})
 	if err != nil || st.ExitCode != 0 {
 		t.Fatalf("%+v, %v", st, err)
 	}
@@ -196,7 +196,7 @@ func TestLimits(t *testing.T) {
 				}
 			}
 		})
-		_, st, err := im.sh(t, flood, limits(c.limits), func(s *Spec) { s.Output.Stdout, s.Resources.CgroupParent = look, parent })
+		_, st, err := im.sh(t, flood, limits(c.limits), func(s *Spec) { s.Stdio.Stdout, s.Resources.CgroupParent = look, parent })
 		if err != nil || st.ExitCode != 0 || len(found) == 0 {
 			t.Errorf("%+v: %+v, %v, found %q", c.limits, st, err, found)
 		}

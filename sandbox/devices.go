@@ -127,8 +127,8 @@ func hostDevice(d device) (*os.File, error) {
 	return clone, nil
 }
 
-// newDev returns the file system for /dev: links, and empty places for the devices and the file systems below it.
-func newDev() (*os.File, error) {
+// newDev returns the file system for /dev: links, and empty places for the devices and the file systems below it, and for a console.
+func newDev(console bool) (*os.File, error) {
 	fs, err := mount.New("tmpfs", mount.NoSuid|mount.NoDev, mount.Option{Name: "mode", Value: "755"},
 		mount.Option{Name: "size", Value: "64m"})
 	if err != nil {
@@ -147,10 +147,17 @@ func newDev() (*os.File, error) {
 			return nil, fmt.Errorf("make /dev/%s: %w", name, err)
 		}
 	}
+	var files []string
 	for _, d := range devices {
-		if err := writeFile(dir, d.name, ""); err != nil {
+		files = append(files, d.name)
+	}
+	if console {
+		files = append(files, "console")
+	}
+	for _, name := range files {
+		if err := writeFile(dir, name, ""); err != nil {
 			fs.Close()
-			return nil, fmt.Errorf("make /dev/%s: %w", d.name, err)
+			return nil, fmt.Errorf("make /dev/%s: %w", name, err)
 		}
 	}
 	return fs, nil

@@ -140,7 +140,7 @@ func interpreted(loader string) []byte {
 func TestOnlyTheLauncherExecutesImages(t *testing.T) {
 	im := newImage(t)
 	var plan bytes.Buffer
-	im.expect(t, "true", "", func(s *Spec) { s.Output.Debug = &plan })
+	im.expect(t, "true", "", func(s *Spec) { s.Stdio.Debug = &plan })
 	before, after, _ := strings.Cut(plan.String(), "the launcher:\n")
 	if strings.Contains(before, "execve(") || !strings.Contains(after, "execve(") || strings.Count(before, "execveat(4, \"\"") != 1 {
 		t.Error(plan.String())
@@ -196,7 +196,7 @@ func TestDevicesOfTheHostStayAsTheyAre(t *testing.T) {
 			_, _, err := im.sh(t, change, c.spec, func(s *Spec) {
 				s.Devices = []Mount{{Source: node, Target: "/given"}}
 				if !stdout {
-					s.Output.Stdout, s.Output.Stderr = nil, nil
+					s.Stdio.Stdout, s.Stdio.Stderr = nil, nil
 				}
 			})
 			if err != nil {

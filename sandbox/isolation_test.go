@@ -462,7 +462,7 @@ func TestManyAtOnce(t *testing.T) {
 		}
 		defer f.Close()
 		var out bytes.Buffer
-		st, err := Run(context.Background(), Spec{Root: f, Process: Process{Args: []string{"sh", "-c", "echo $$ " + strconv.Itoa(i)}, Env: []string{defaultPath}}, Output: Output{Stdout: &out}})
+		st, err := Run(context.Background(), Spec{Root: f, Process: Process{Args: []string{"sh", "-c", "echo $$ " + strconv.Itoa(i)}, Env: []string{defaultPath}}, Stdio: Stdio{Stdout: &out}})
 		if want := fmt.Sprintf("1 %d\n", i); err == nil && (out.String() != want || st.ExitCode != 0) {
 			err = fmt.Errorf("%q, %+v", out.String(), st)
 		}
@@ -495,7 +495,7 @@ func TestManyAtOnce(t *testing.T) {
 func TestPlan(t *testing.T) {
 	im := newImage(t)
 	var plan bytes.Buffer
-	im.expect(t, "true", "", func(s *Spec) { s.Output.Debug = &plan })
+	im.expect(t, "true", "", func(s *Spec) { s.Stdio.Debug = &plan })
 	text := plan.String()
 	last := -1
 	for _, step := range []string{"ppoll(", "clone3(", "keyctl(", "pivot_root(", "umount2(", "getcwd(", "seccomp(", "close_range(5,", "execveat(4,", "wait4(",

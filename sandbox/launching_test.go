@@ -35,7 +35,7 @@ func TestNewProgram(t *testing.T) {
 				}
 				var out bytes.Buffer
 				status, err := Run(context.Background(), Spec{Root: f, Process: Process{Args: []string{name}, Env: []string{defaultPath}, User: root},
-					Output: Output{Stdout: &out, Stderr: &out}})
+					Stdio: Stdio{Stdout: &out, Stderr: &out}})
 				f.Close()
 				if err != nil || status.ExitCode != 0 {
 					t.Errorf("%s: %+v, %v, %s", name, status, err, out.String())

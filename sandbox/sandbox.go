@@ -14,7 +14,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -35,8 +34,10 @@ import (
 type Spec struct {
 	// Root is a detached mount that becomes the file system of the process. Run uses it up: it can still be read through
 	// the descriptor, which stays the caller's to close, but not be given to Run again.
-	Root    *os.File
-	Process Process
+	Root *os.File
+	// ReadOnly shows Root to the process read-only. What Run makes in it, as mount points, is made before, and stays.
+	ReadOnly bool
+	Process  Process
 	// Mounts are attached in their order, on top of what the sandbox itself mounts.
 	Mounts []Mount
 	// Devices are device nodes that the process may use, attached after the Mounts. Those that are not the process's own must be on
@@ -45,7 +46,7 @@ type Spec struct {
 	Network    Network
 	Privileges Privileges
 	Resources  Resources
-	Output     Output
+	Stdio      Stdio
 }
 
 // Process is the program that is run.
@@ -64,6 +65,9 @@ type Process struct {
 	Architecture string
 	// Rlimits are set in place of those that kiln runs with.
 	Rlimits []Rlimit
+	// Signals are sent to the process as they come, while it runs; nil is for none. The process is the first of its PID namespace, so a
+	// signal without a handler does nothing to it, but for SIGKILL and SIGSTOP: see pid_namespaces(7).
+	Signals <-chan syscall.Signal
 }
 
 // Network is what a process reaches, and what names it knows.
@@ -108,15 +112,6 @@ type Resources struct {
 	Pool *Pool
 	// ShmSize is the size of /dev/shm in bytes, 64 MiB if 0.
 	ShmSize int64
-}
-
-// Output is where output goes. Standard input is /dev/null.
-type Output struct {
-	// Stdout and Stderr take what the process writes, as it writes it; nil discards it. If they are equal, at most one
-	// Write is called at a time and the order of the process's writes is kept.
-	Stdout, Stderr io.Writer
-	// Debug takes the list of system calls that set the process up, before they are made; nil is for none.
-	Debug io.Writer
 }
 
 // Mount is a file system, directory or file that the process finds at a path.
@@ -246,7 +241,7 @@ func Run(ctx context.Context, s Spec) (Status, error) {
 			}
 		}
 	}
-	r := &run{spec: s, ns: ns, tree: tree{root: s.Root, ids: s.Privileges.IDs}}
+	r := &run{spec: s, ns: ns, tree: tree{root: s.Root, ids: s.Privileges.IDs, keep: s.ReadOnly}}
 	defer r.close()
 	if err := r.prepare(); err != nil {
 		return Status{}, errors.Join(err, r.clean())
@@ -324,7 +319,7 @@ type run struct {
 	usage   *calls.Buffer
 	execs   []*calls.Call // the attempts to execute the program
 	exists  []*calls.Call // for each of them, whether the file is there
-	outs    []*output
+	streams streams
 	sockets *socketMaker   // nil where the process needs none
 	running *calls.Process // the keeper
 }
@@ -336,11 +331,9 @@ func (r *run) close() {
 	if r.supply != nil {
 		r.supply.close()
 	}
-	for _, o := range r.outs {
-		o.read.Close()
-	}
+	r.streams.close()
 	if r.sockets != nil {
-		r.sockets.take.Close()
+		r.sockets.Take.Close()
 	}
 	r.tree.close()
 	if r.launch != nil {
@@ -384,7 +377,7 @@ func (r *run) prepare() error {
 		return err
 	}
 	p := parts{}
-	if p.dev, err = r.own(newDev()); err != nil {
+	if p.dev, err = r.own(newDev(s.Stdio.Terminal != nil)); err != nil {
 		return err
 	}
 	pts := []mount.Option{{Name: "mode", Value: "620"}, {Name: "ptmxmode", Value: "666"}}
@@ -456,7 +449,7 @@ func (r *run) prepare() error {
 	if err := r.tree.ready(); err != nil {
 		return err
 	}
-	if p.out, p.err, err = r.pipes(); err != nil {
+	if err = r.descriptors(&p); err != nil {
 		return err
 	}
 	if err := r.enterGroups(); err != nil {
@@ -510,79 +503,10 @@ func (r *run) makeCwd() error {
 	return f.Close()
 }
 
-// output copies what comes through a pipe to a writer.
-type output struct {
-	read *os.File
-	fd   int // of read
-	w    io.Writer
-	err  error
-	done chan struct{}
-}
-
-// pipes returns the process's standard output and standard error, nil for one that is discarded.
-func (r *run) pipes() (stdout, stderr *os.File, err error) {
-	if stdout, err = r.pipe(r.spec.Output.Stdout); err != nil {
-		return nil, nil, err
-	}
-	if same(r.spec.Output.Stdout, r.spec.Output.Stderr) {
-		return stdout, stdout, nil
-	}
-	stderr, err = r.pipe(r.spec.Output.Stderr)
-	return stdout, stderr, err
-}
-
-func same(a, b io.Writer) bool {
-	return a != nil && b != nil && reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.TypeOf(a).Comparable() && a == b
-}
-
-func (r *run) pipe(w io.Writer) (*os.File, error) {
-	if w == nil {
-		return nil, nil
-	}
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("make pipe: %w", err)
-	}
-	// The process may open its output again, as /dev/stdout.
-	uid := r.spec.Process.User.UID
-	if m := r.spec.Privileges.IDs; m != nil {
-		uid += m.FirstUser
-	}
-	if err := unix.Fchown(fds[1], int(uid), -1); err != nil {
-		return nil, fmt.Errorf("give the output to the user: %w", err)
-	}
-	if err := unix.SetNonblock(fds[0], true); err != nil {
-		return nil, fmt.Errorf("make pipe: %w", err)
-	}
-	r.outs = append(r.outs, &output{read: os.NewFile(uintptr(fds[0]), "pipe"), fd: fds[0], w: w, done: make(chan struct{})})
-	return r.own(os.NewFile(uintptr(fds[1]), "pipe"), nil)
-}
-
-// copy copies until the end of the pipe, or, after a deadline was set on it, until it is empty. When the writer fails the
-// rest is read and thrown away, so that the process does not block.
-func (o *output) copy() {
-	defer close(o.done)
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := o.read.Read(buf)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			if n, err = unix.Read(o.fd, buf); err != nil || n <= 0 {
-				return
-			}
-		}
-		if n > 0 && o.err == nil {
-			_, o.err = o.w.Write(buf[:n])
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
 // run starts the process and waits for its end.
 func (r *run) run(ctx context.Context) (Status, error) {
-	if r.spec.Output.Debug != nil {
-		if _, err := io.WriteString(r.spec.Output.Debug, r.keeper.String()+"the launcher:\n"+r.program.String()); err != nil {
+	if r.spec.Stdio.Debug != nil {
+		if _, err := io.WriteString(r.spec.Stdio.Debug, r.keeper.String()+"the launcher:\n"+r.program.String()); err != nil {
 			return Status{}, fmt.Errorf("write the plan of the sandbox: %w", err)
 		}
 	}
@@ -606,9 +530,7 @@ func (r *run) run(ctx context.Context) (Status, error) {
 		f.Close()
 	}
 	r.files = nil
-	for _, o := range r.outs {
-		go o.copy()
-	}
+	r.streams.start(&r.spec)
 	if r.sockets != nil {
 		go r.sockets.serve()
 		defer r.sockets.end()
@@ -619,16 +541,13 @@ func (r *run) run(ctx context.Context) (Status, error) {
 		defer killed.Done()
 		r.running.Kill()
 	})
-	if err := r.running.Wait(); err != nil {
-		return Status{}, err
-	}
+	err = r.running.Wait()
 	if !stop() {
 		killed.Wait()
 	}
-	for _, o := range r.outs {
-		// Every process that had the other end is dead, unless one sent it away.
-		_ = o.read.SetReadDeadline(time.Unix(1, 0))
-		<-o.done
+	r.streams.end()
+	if err != nil {
+		return Status{}, err
 	}
 	if ctx.Err() != nil {
 		return Status{}, context.Cause(ctx)
@@ -662,9 +581,9 @@ func (r *run) result() (Status, error) {
 		status.Signal = ws.Signal()
 		status.ExitCode = 128 + int(status.Signal)
 	}
-	for _, o := range r.outs {
-		if o.err != nil {
-			return status, fmt.Errorf("write the output of the process: %w", o.err)
+	for _, o := range r.streams.outs {
+		if err := o.Err(); err != nil {
+			return status, fmt.Errorf("write the output of the process: %w", err)
 		}
 	}
 	return status, nil

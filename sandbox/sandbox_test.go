@@ -121,7 +121,7 @@ func (im image) sh(t testing.TB, script string, change ...func(*Spec)) (string, 
 	t.Helper()
 	var out bytes.Buffer
 	s := Spec{Root: im.mount(t), Process: Process{Args: []string{"/bin/sh", "-c", script}, Env: []string{defaultPath}, User: root},
-		Privileges: Privileges{IDs: im.ids}, Output: Output{Stdout: &out, Stderr: &out}}
+		Privileges: Privileges{IDs: im.ids}, Stdio: Stdio{Stdout: &out, Stderr: &out}}
 	for _, c := range change {
 		c(&s)
 	}
@@ -405,12 +405,12 @@ func TestOutputStreams(t *testing.T) {
 	im := newImage(t)
 	var out, errs bytes.Buffer
 	st, err := Run(context.Background(), Spec{Root: im.mount(t), Process: Process{Args: []string{"/bin/sh", "-c",
-		"dd if=/dev/zero bs=64k count=100 2> /dev/null; echo e >&2"}, Env: []string{defaultPath}}, Output: Output{Stdout: &out, Stderr: &errs}})
+		"dd if=/dev/zero bs=64k count=100 2> /dev/null; echo e >&2"}, Env: []string{defaultPath}}, Stdio: Stdio{Stdout: &out, Stderr: &errs}})
 	if err != nil || st.ExitCode != 0 || out.Len() != 100*64<<10 || errs.String() != "e\n" {
 		t.Errorf("%+v, %v, %d, %q", st, err, out.Len(), errs.String())
 	}
 	st, err = Run(context.Background(), Spec{Root: im.mount(t), Process: Process{Args: []string{"/bin/sh", "-c", "dd if=/dev/zero bs=64k count=100"},
-		Env: []string{defaultPath}}, Output: Output{Stdout: failing{}}})
+		Env: []string{defaultPath}}, Stdio: Stdio{Stdout: failing{}}})
 	if !errors.Is(err, errFailing) || st.ExitCode != 0 {
 		t.Errorf("%+v, %v", st, err)
 	}

@@ -26,7 +26,7 @@ type parts struct {
 	procAt, sysAt, devAt *os.File // mount points in the root
 	etc                  []*os.File
 	targets              []*os.File // of Spec.Mounts and Spec.Devices
-	out, err             *os.File   // nil for /dev/null
+	in, out, err         *os.File   // nil for /dev/null
 	kiln                 *os.File   // kiln's pidfd
 	cgroups              []*os.File // what is written to for joining the control groups of version 1
 	shown                *os.File   // a file system for /sys/fs/cgroup; nil if it is one of version 2, or what /sys has there is empty
@@ -166,9 +166,15 @@ func (r *run) processPlan(p parts) (*calls.List, error) {
 		}
 		return fd(f)
 	}
-	l.Add("set standard input", unix.SYS_DUP3, null, 0, 0)
+	l.Add("set standard input", unix.SYS_DUP3, orNull(p.in), 0, 0)
 	l.Add("set standard output", unix.SYS_DUP3, orNull(p.out), 1, 0)
 	l.Add("set standard error", unix.SYS_DUP3, orNull(p.err), 2, 0)
+	if r.streams.tty != nil {
+		l.Add("take the terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+	}
+	if r.streams.signals != nil {
+		r.streams.signals.plan(l, p.devAt) // which nothing needs any more
+	}
 	if err := r.planFilter(l, p); err != nil {
 		return nil, err
 	}
@@ -231,10 +237,11 @@ func hasName(env []string, name string) bool {
 func (r *run) planRoot(l *calls.List, p parts) {
 	s := &r.spec
 	private := calls.Raw(unix.MountAttr{Propagation: unix.MS_PRIVATE})
-	contained := private
+	containment := uint64(0)
 	if !r.privileged() && !r.cgroups.Guarded() {
-		contained = calls.Raw(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE})
+		containment = unix.MOUNT_ATTR_NODEV
 	}
+	contained := calls.Raw(unix.MountAttr{Attr_set: containment, Propagation: unix.MS_PRIVATE})
 	setattr := func(name string, f *os.File, attr []byte) {
 		l.Add(name, unix.SYS_MOUNT_SETATTR, fd(f), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr, len(attr))
 	}
@@ -257,7 +264,11 @@ func (r *run) planRoot(l *calls.List, p parts) {
 		l.Add("make "+name+" read-only", unix.SYS_MOUNT_SETATTR, c, "", unix.AT_EMPTY_PATH, readOnly, len(readOnly))
 		return c
 	}
-	setattr("contain the root", s.Root, contained)
+	attr := contained
+	if s.ReadOnly {
+		attr = calls.Raw(unix.MountAttr{Attr_set: containment | unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE})
+	}
+	setattr("contain the root", s.Root, attr)
 	l.Add("attach the root", unix.SYS_MOVE_MOUNT, fd(s.Root), "", calls.Here(), "/", moveFromFd)
 
 	if proc == nil {
@@ -299,6 +310,10 @@ func (r *run) planRoot(l *calls.List, p parts) {
 	} else {
 		pts := r.planMount(l, "devpts", "/dev/pts", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, p.ptsOptions...)
 		l.Add("attach /dev/pts", unix.SYS_MOVE_MOUNT, pts, "", fd(p.dev), "pts", moveFromFd)
+	}
+	if r.streams.tty != nil {
+		console := l.Add("clone the terminal", unix.SYS_OPEN_TREE, fd(p.pts), "0", cloneTree)
+		l.Add("attach /dev/console", unix.SYS_MOVE_MOUNT, console, "", fd(p.dev), "console", moveFromFd)
 	}
 	l.Add("attach /dev/shm", unix.SYS_MOVE_MOUNT, fd(p.shm), "", fd(p.dev), "shm", moveFromFd)
 	for _, d := range devices {

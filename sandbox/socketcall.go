@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -22,42 +21,33 @@ import (
 // the caller waits, kiln reads the arguments once, makes the socket as the caller, and puts it among the caller's descriptors: see
 // seccomp_unotify(2).
 
-// A socketMaker serves the processes of one run.
+// A socketMaker serves the processes of one run, by the listener that they hand over.
 type socketMaker struct {
-	give, take *os.File // a pair of sockets by which kiln gets the listener
-	done       chan struct{}
-}
-
-func newSocketMaker() (*socketMaker, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("make a pair of sockets: %w", err)
-	}
-	m := &socketMaker{done: make(chan struct{})}
-	m.give, m.take = os.NewFile(uintptr(fds[0]), "socket"), os.NewFile(uintptr(fds[1]), "socket")
-	return m, nil
+	calls.Handover
+	done chan struct{}
 }
 
 // planSocketMaker has the process send kiln the listener of a second filter, which leaves to kiln what the first does. Where the
 // process can have none, since whoever runs kiln has one already (EBUSY) or the kernel knows none (EINVAL), the call gets ENOSYS.
 func (r *run) planSocketMaker(l *calls.List, spare *os.File) error {
-	var err error
-	if r.sockets, err = newSocketMaker(); err != nil {
+	h, err := calls.NewHandover()
+	if err != nil {
 		return err
 	}
-	r.files = append(r.files, r.sockets.give)
+	r.sockets = &socketMaker{h, make(chan struct{})}
+	r.files = append(r.files, r.sockets.Give)
 	listener := l.Add("listen to socketcall", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER,
 		filterText(seccomp.Socketcalls())).Or(syscall.EBUSY, syscall.EINVAL).Skipping(2)
 	l.Add("move the listener", unix.SYS_DUP3, listener, fd(spare), unix.O_CLOEXEC)
-	l.Add("send the listener", unix.SYS_SENDMSG, fd(r.sockets.give), &calls.Rights{FD: fd(spare)}, unix.MSG_NOSIGNAL)
+	l.Add("send the listener", unix.SYS_SENDMSG, fd(r.sockets.Give), &calls.Rights{FD: fd(spare)}, unix.MSG_NOSIGNAL)
 	return nil
 }
 
 // serve makes sockets until no process of the run is left.
 func (m *socketMaker) serve() {
 	defer close(m.done)
-	defer m.take.Close()
-	listener := m.listener()
+	defer m.Take.Close()
+	listener := m.Receive()
 	if listener == nil {
 		return
 	}
@@ -83,37 +73,8 @@ func (m *socketMaker) serve() {
 
 // end waits for serve, when all processes of the run are dead.
 func (m *socketMaker) end() {
-	_ = m.take.SetReadDeadline(time.Unix(1, 0))
+	m.Hurry()
 	<-m.done
-}
-
-// listener returns what the process sends, nil if it ended before.
-func (m *socketMaker) listener() *os.File {
-	conn, err := m.take.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	control := make([]byte, unix.CmsgSpace(4))
-	var n int
-	if waitErr := conn.Read(func(fd uintptr) bool {
-		_, n, _, _, err = unix.Recvmsg(int(fd), make([]byte, 1), control, unix.MSG_CMSG_CLOEXEC)
-		return err != unix.EAGAIN && err != unix.EINTR
-	}); waitErr != nil || err != nil {
-		return nil
-	}
-	messages, err := unix.ParseSocketControlMessage(control[:n])
-	if err != nil || len(messages) != 1 {
-		return nil
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return nil
-	}
-	if err := unix.SetNonblock(fds[0], true); err != nil { // so that no thread waits for notifications
-		unix.Close(fds[0])
-		return nil
-	}
-	return os.NewFile(uintptr(fds[0]), "listener")
 }
 
 // A notification is a call that waits: struct seccomp_notif of linux/seccomp.h. The numbers of the ioctls hold the sizes of the

@@ -20,6 +20,8 @@ type tree struct {
 	root *os.File
 	// ids says as whose what is missing is made: 0 of the map; nil: kiln's own.
 	ids *mount.IDMap
+	// keep says that what is made stays.
+	keep bool
 	// covers are the planned mounts by the path of their mount point.
 	covers map[string]cover
 	stubs  []stub
@@ -131,7 +133,7 @@ func (t *tree) mountPoint(name string, h how) (*os.File, string, error) {
 				want = h.want
 			}
 			stub := h
-			stub.keep = h.keep || cur.shared
+			stub.keep = h.keep || cur.shared || t.keep
 			f, err = t.makeStub(dir, cur.path, base, want, stub)
 		}
 		if err != nil {

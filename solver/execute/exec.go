@@ -121,7 +121,7 @@ func (x *Job) exec(ctx context.Context, w work.Exec, job solver.Job) ([]solver.M
 	}
 	defer p.Close()
 	// One pipe for both keeps the order of what the processes write, which matters more than which of them a line came from.
-	p.Spec.Output.Stdout, p.Spec.Output.Stderr = job.Stdout, job.Stdout
+	p.Spec.Stdio.Stdout, p.Spec.Stdio.Stderr = job.Stdout, job.Stdout
 	if err := p.Run(ctx); err != nil {
 		return nil, err
 	}

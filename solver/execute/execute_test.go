@@ -526,7 +526,7 @@ func TestPrepared(t *testing.T) {
 	defer p.Close()
 	var out bytes.Buffer
 	p.Spec.Process.Args = []string{"/bin/sh", "-c", "echo $A; echo x > /mounted/f && cat /mounted/f; echo > /written"}
-	p.Spec.Output.Stdout = &out
+	p.Spec.Stdio.Stdout = &out
 	if err := p.Run(t.Context()); err != nil || out.String() != "step\nx\n" {
 		t.Errorf("%q, %v", out.String(), err)
 	}
