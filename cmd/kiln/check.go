@@ -18,11 +18,13 @@ func checkCommand(a *app.App) *cobra.Command {
 	var repair bool
 	var mode string
 	cmd := &cobra.Command{
-		Use:   "check [--repair]",
-		Short: "Verify everything in the root directory",
-		Long: `Verify everything in the root directory: every blob against its digest, every layer's files against its manifest, every record
-and list. What is wrong is named on standard output, and the exit status is 1. Builds may run meanwhile.`,
-		Args: app.ExactArgs(),
+		Use:   "check [flags]",
+		Short: "Verify the files in the root directory",
+		Long: `Verify every file in the root directory: blobs against their digests, the files of layers against their manifests, records and
+lists. Problems are listed on standard output, and the exit status is then 1. Builds can run at the same time. To check a Dockerfile, use
+kiln build --check.`,
+		Example: "  kiln check\n  kiln check --repair",
+		Args:    app.ExactArgs(),
 		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			problems, repaired := 0, 0
 			found := func(f part.Finding) {
@@ -67,7 +69,7 @@ and list. What is wrong is named on standard output, and the exit status is 1. B
 			})
 		}),
 	}
-	cmd.Flags().BoolVar(&repair, "repair", false, "remove what is damaged, so that the next build makes it again")
+	cmd.Flags().BoolVar(&repair, "repair", false, "remove damaged files, so that the next build makes them again")
 	app.ProgressFlag(cmd.Flags(), &mode)
 	return cmd
 }

@@ -16,10 +16,11 @@ import (
 func doctorCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
-		Short: "Try what builds need of this machine, and say what to change",
-		Long: `Try what builds need of this machine for this user, and print a line for each: "ok", "lacks" for what only some builds need, or "FAILS"
-for what none runs without. The exit status is 0 if a build can run, and else 1.`,
-		Args: app.ExactArgs(),
+		Short: "Check what this host supports",
+		Long: `Check whether this host has what builds need, for this user, and say how to fix the rest. Each line begins with "ok"; "lacks" for
+what only some builds need; or "FAILS" for what every build needs. The exit status is 0 if builds can run, otherwise 1.`,
+		Example: "  kiln doctor",
+		Args:    app.ExactArgs(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !userns.Needed() {
 				return examine(a, cmd)

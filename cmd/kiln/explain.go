@@ -11,9 +11,10 @@ import (
 func explainCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:   "explain [BUILD]",
-		Short: "Show what a build ran, and why",
-		Long: `Show what the last build ran and why, and where the output of its steps is, from the history of builds. BUILD is the ID of an
-earlier one, or the beginning or end of its ID.`,
+		Short: "Show which steps a build ran, and why",
+		Long: `Show which steps the last build ran and why, and where their output is. BUILD is the ID of an earlier build, or the beginning or
+end of its ID.`,
+		Example: "  kiln explain\n  kiln explain 20260304T15",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return app.UsageErrorf("%s takes one BUILD at most", cmd.CommandPath())

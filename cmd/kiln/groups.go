@@ -25,36 +25,44 @@ func as(name string, cmd *cobra.Command, aliases ...string) *cobra.Command {
 	return cmd
 }
 
-// groups returns the commands that docker and buildx have in groups. Making them takes as long as making all others, so a group that the
-// command line does not name is empty.
+// groups returns the commands that docker and buildx have in groups.
 func groups(a *app.App) []*cobra.Command {
-	var all []*cobra.Command
-	add := func(name, short string, commands func() []*cobra.Command) {
-		g := group(name, short)
-		if slices.Contains(a.Args, name) || len(a.Args) > 0 && strings.HasPrefix(a.Args[0], cobra.ShellCompRequestCmd) {
-			g.AddCommand(commands()...)
-		}
-		all = append(all, g)
+	return []*cobra.Command{
+		lazily(a, "image", "The commands of docker image", func() []*cobra.Command {
+			return []*cobra.Command{
+				as("ls", imagecmd.Images(a), "list"), imagecmd.Inspect(a), as("rm", imagecmd.Rmi(a), "remove"), imagecmd.History(a), imagecmd.ImagePrune(a),
+				buildcmd.Build(a), imagecmd.Pull(a), imagecmd.Push(a), imagecmd.Tag(a), imagecmd.Save(a), imagecmd.Load(a),
+			}
+		}),
+		lazily(a, "manifest", "The command of docker manifest for reading", func() []*cobra.Command { return imagecmd.Manifest(a) }),
+		lazily(a, "buildx", "The commands of docker buildx", func() []*cobra.Command {
+			tools := group("imagetools", "Work on images in registries", imagecmd.Imagetools(a)...)
+			return []*cobra.Command{buildcmd.Build(a), as("b", buildcmd.Build(a)), duCommand(a), pruneCommand(a), tools, versionCommand(a)}
+		}),
+		lazily(a, "builder", "The commands of docker builder", func() []*cobra.Command {
+			return []*cobra.Command{buildcmd.Build(a), pruneCommand(a)}
+		}),
+		lazily(a, "system", "The commands of docker system", func() []*cobra.Command {
+			return []*cobra.Command{as("df", duCommand(a)), pruneCommand(a)}
+		}),
 	}
-	add("image", "Manage images, as docker image does", func() []*cobra.Command {
-		return []*cobra.Command{
-			as("ls", imagecmd.Images(a), "list"), imagecmd.Inspect(a), as("rm", imagecmd.Rmi(a), "remove"), imagecmd.History(a), imagecmd.ImagePrune(a),
-			buildcmd.Build(a), imagecmd.Pull(a), imagecmd.Push(a), imagecmd.Tag(a), imagecmd.Save(a), imagecmd.Load(a),
-		}
-	})
-	add("imagetools", "Work on images in registries, as docker buildx imagetools does", func() []*cobra.Command { return imagecmd.Imagetools(a) })
-	add("manifest", "Work on manifests in registries, as docker manifest does", func() []*cobra.Command { return imagecmd.Manifest(a) })
-	add("buildx", "Other names of commands, as docker buildx has them", func() []*cobra.Command {
-		tools := group("imagetools", "Work on images in registries", imagecmd.Imagetools(a)...)
-		return []*cobra.Command{buildcmd.Build(a), as("b", buildcmd.Build(a)), duCommand(a), pruneCommand(a), tools, versionCommand(a)}
-	})
-	add("builder", "Other names of commands, as docker builder has them", func() []*cobra.Command {
-		return []*cobra.Command{buildcmd.Build(a), pruneCommand(a)}
-	})
-	add("system", "Other names of commands, as docker system has them", func() []*cobra.Command {
-		return []*cobra.Command{as("df", duCommand(a)), pruneCommand(a)}
-	})
-	return all
+}
+
+// imagetoolsCommand returns the command of that name.
+func imagetoolsCommand(a *app.App) *cobra.Command {
+	return lazily(a, "imagetools", "Inspect images in registries, and make multi-platform images", func() []*cobra.Command { return imagecmd.Imagetools(a) })
+}
+
+// groupNames are the commands whose commands are made lazily.
+var groupNames = []string{"image", "imagetools", "manifest", "buildx", "builder", "system"}
+
+// lazily returns a command that only has others, which are made if the command line names it: making those of all groups takes as long as
+// making all other commands.
+func lazily(a *app.App, name, short string, commands func() []*cobra.Command) *cobra.Command {
+	if slices.Contains(a.Args, name) {
+		return group(name, short, commands()...)
+	}
+	return group(name, short)
 }
 
 // instead returns what does the work of a command that kiln does not have, or "".

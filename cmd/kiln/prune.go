@@ -18,9 +18,12 @@ func pruneCommand(a *app.App) *cobra.Command {
 	var maxUsed, reserved, keep, minFree string
 	cmd := &cobra.Command{
 		Use:   "prune [flags]",
-		Short: "Remove what is not used",
-		Long: `Remove images without a name, blobs that no image has, and the cache, but for the steps and layers that images with a
-name have. What a running build uses stays.`,
+		Short: "Remove unused images, layers and cache",
+		Long: `Remove images without a name, blobs that no image has, and the cache, except for the steps and layers that named images
+are made of. Whatever a running build uses stays.`,
+		Example: `  kiln prune --dry-run
+  kiln prune --filter until=168h -f
+  kiln prune --all --reserved-space 5GB`,
 		Args: app.ExactArgs(),
 		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) (err error) {
 			o := store.PruneOptions{All: all, DryRun: dryRun}
@@ -50,14 +53,14 @@ name have. What a running build uses stays.`,
 		}),
 	}
 	flags := cmd.Flags()
-	flags.BoolVarP(&all, "all", "a", false, "also the cache of what images with a name are made of; the images stay")
-	flags.StringArrayVar(&filters, "filter", nil, "only what was used last so long ago, as until=24h")
-	flags.StringVar(&maxUsed, "max-used-space", "", "remove the least recently used until the root directory has no more, as 20GB")
-	flags.StringVar(&reserved, "reserved-space", "", "and keep so much in any case")
-	flags.StringVar(&minFree, "min-free-space", "", "remove the least recently used until the disk has so much free")
-	flags.StringVar(&keep, "keep-storage", "", "docker's older name of --reserved-space")
-	flags.BoolVarP(&force, "force", "f", false, "do not app.Ask")
-	flags.BoolVar(&dryRun, "dry-run", false, "print what would be removed")
+	flags.BoolVarP(&all, "all", "a", false, "also remove the cache of named images; the images stay")
+	flags.StringArrayVar(&filters, "filter", nil, "`until=AGE` remove only what was last used longer ago, such as until=24h")
+	flags.StringVar(&maxUsed, "max-used-space", "", "`SIZE` remove the least recently used until the root directory takes no more, such as 20GB")
+	flags.StringVar(&reserved, "reserved-space", "", "`SIZE` keep this much in any case")
+	flags.StringVar(&minFree, "min-free-space", "", "`SIZE` remove the least recently used until this much of the disk is free")
+	flags.StringVar(&keep, "keep-storage", "", "`SIZE` docker's older name of --reserved-space")
+	flags.BoolVarP(&force, "force", "f", false, "do not ask for confirmation")
+	flags.BoolVar(&dryRun, "dry-run", false, "only print what would be removed")
 	_ = flags.MarkHidden("keep-storage") // it was just added
 	return cmd
 }
@@ -101,9 +104,12 @@ func parsePruneFilters(filters []string, now time.Time) (before time.Time, err e
 func duCommand(a *app.App) *cobra.Command {
 	var verbose bool
 	cmd := &cobra.Command{
-		Use:   "du",
-		Short: "Show what takes the root directory's space",
-		Args:  app.ExactArgs(),
+		Use:   "du [flags]",
+		Short: "Show disk usage",
+		Long:  "Show how much of the disk images, layers and the cache take, and how much of that kiln prune would remove.",
+		Example: `  kiln du
+  kiln du -v`,
+		Args: app.ExactArgs(),
 		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 				u, err := k.Root.Usage(cmd.Context())
@@ -114,6 +120,6 @@ func duCommand(a *app.App) *cobra.Command {
 			})
 		}),
 	}
-	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "a line for each thing")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "list every item")
 	return cmd
 }

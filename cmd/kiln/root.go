@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime/debug"
 
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/buildcmd"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/imagecmd"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/signals"
 	"github.com/spf13/cobra"
@@ -50,8 +52,12 @@ func execute(a *app.App, root *cobra.Command, args []string) (exit int) {
 
 func rootCommand(a *app.App) *cobra.Command {
 	root := &cobra.Command{
-		Use:               "kiln",
-		Short:             "Build OCI images from Dockerfiles, without a daemon",
+		Use:   "kiln COMMAND",
+		Short: "Build OCI images from Dockerfiles, without a daemon",
+		Example: `  kiln build -t app .                                # into kiln's own store
+  kiln build -t registry.example/app:v1 --push .     # to a registry
+  kiln build -o out .                                # only the files
+  kiln explain                                       # what was built, and why`,
 		Version:           version(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -59,15 +65,53 @@ func rootCommand(a *app.App) *cobra.Command {
 		RunE:              helpOrUnknown,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
+	cobra.EnableCommandSorting = false // help lists them as they are added
 	root.SetOut(a.Stdout)
 	root.SetErr(a.Stderr)
 	root.SetVersionTemplate("kiln {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return commandOrFlagError(a, cmd, err) })
-	root.PersistentFlags().StringVar(&a.RootDir, "root", "", "directory of images, layers and cache (default $KILN_ROOT, else /var/lib/kiln for root, and $XDG_DATA_HOME/kiln or ~/.local/share/kiln)")
-	root.PersistentFlags().BoolVarP(&a.Debug, "debug", "D", false, "say what need not concern the user, and print the stack of an internal error")
+	root.PersistentFlags().StringVar(&a.RootDir, "root", "", "`DIR` where images, layers and the cache are kept (default $KILN_ROOT; else /var/lib/kiln "+
+		"for root, $XDG_DATA_HOME/kiln or ~/.local/share/kiln for others)")
+	root.PersistentFlags().BoolVarP(&a.Debug, "debug", "D", false, "print debug messages, and stack traces of internal errors")
+	root.Flags().BoolP("version", "v", false, "print the version of kiln")
 	root.SuggestionsMinimumDistance = 2
-	root.AddCommand(buildcmd.Build(a), buildcmd.Compose(a), imagecmd.Images(a), imagecmd.Tag(a), imagecmd.Rmi(a), imagecmd.Inspect(a), imagecmd.History(a), imagecmd.Diff(a), imagecmd.Cp(a), imagecmd.Push(a),
-		imagecmd.Pull(a), imagecmd.Save(a), imagecmd.Load(a), imagecmd.Login(a), imagecmd.Logout(a), pruneCommand(a), duCommand(a), checkCommand(a), explainCommand(a), doctorCommand(a), versionCommand(a))
-	root.AddCommand(groups(a)...)
+	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
+		_ = help.Write(a.Stdout, cmd, help.Width(os.Stdout)) // cobra has no use for its error
+	})
+	root.SetHelpCommand(helpCommand())
+	add := func(id, title string, commands ...*cobra.Command) {
+		root.AddGroup(&cobra.Group{ID: id, Title: title})
+		for _, cmd := range commands {
+			cmd.GroupID = id
+			root.AddCommand(cmd)
+		}
+	}
+	add("build", "Build", buildcmd.Build(a), buildcmd.Compose(a), explainCommand(a))
+	add("images", "Images", imagecmd.Images(a), imagecmd.Inspect(a), imagecmd.History(a), imagecmd.Diff(a), imagecmd.Cp(a), imagecmd.Tag(a),
+		imagecmd.Rmi(a), imagecmd.Save(a), imagecmd.Load(a))
+	add("registries", "Registries", imagecmd.Pull(a), imagecmd.Push(a), imagetoolsCommand(a), imagecmd.Login(a), imagecmd.Logout(a))
+	add("store", "Store", duCommand(a), pruneCommand(a), checkCommand(a))
+	add("names", "Other names", groups(a)...)
+	add("kiln", "About kiln", doctorCommand(a), versionCommand(a))
+	root.SetHelpCommandGroupID("kiln")
 	return root
+}
+
+// helpCommand returns the command of that name.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "help [COMMAND...]",
+		Short:   "Describe a command",
+		Example: "  kiln help build\n  kiln help image ls",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			found, rest, err := cmd.Root().Find(args)
+			if err != nil {
+				return err
+			}
+			if len(rest) > 0 && found.HasSubCommands() {
+				return helpOrUnknown(found, rest)
+			}
+			return found.Help()
+		},
+	}
 }

@@ -11,9 +11,10 @@ import (
 
 func versionCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version of kiln, of Go, and the platform",
-		Args:  app.ExactArgs(),
+		Use:     "version",
+		Short:   "Print the versions of kiln and Go, and the platform",
+		Example: "  kiln version",
+		Args:    app.ExactArgs(),
 		RunE: func(*cobra.Command, []string) error {
 			_, err := fmt.Fprintf(a.Stdout, "kiln %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err

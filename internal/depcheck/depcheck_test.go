@@ -33,7 +33,9 @@ var allowed = map[string][]string{
 	// What all commands need: the root directory with what works on it, and types of errors.
 	"cmd/kiln/internal/app":      {"cmd/kiln/internal/report", "cmd/kiln/internal/signals", "build", "build/contexts", "store", "store/images", "progress", "events", "internal", "parser", "registry", "solver"},
 	"cmd/kiln/internal/imagecmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/table", "cmd/kiln/internal/values", "store/images", "events", "exporter", "internal", "llb", "registry", "registry/auth", "registry/image"},
-	"cmd/kiln/internal/buildcmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "build", "build/contexts", "build/set", "compose", "events", "exporter", "internal", "llb", "progress", "registry/auth"},
+	"cmd/kiln/internal/buildcmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "build", "build/contexts", "build/set", "compose", "events", "exporter", "internal", "llb", "progress", "registry/auth"},
+	// What is read from commands and flags, whatever they are.
+	"cmd/kiln/internal/help": {},
 	// The values of flags of kiln build, and the text of results. cmd/kiln/internal/table and signals may import nouns alone.
 	"cmd/kiln/internal/values": {"build", "build/contexts", "llb", "internal"},
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},

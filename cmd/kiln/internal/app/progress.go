@@ -44,10 +44,10 @@ func (a *App) WithProgress(ctx context.Context, flag string, f func(ctx context.
 
 // ProgressFlag adds --progress, without its default: that is looked up when the command runs.
 func ProgressFlag(flags *pflag.FlagSet, mode *string) {
-	flags.StringVar(mode, "progress", "", "how progress is shown: auto, plain, tty, rawjson, quiet, none (default $KILN_PROGRESS, $BUILDKIT_PROGRESS, else auto)")
+	flags.StringVar(mode, "progress", "", "`MODE` how to show progress: auto, plain, tty, rawjson, quiet or none (default $KILN_PROGRESS, $BUILDKIT_PROGRESS, else auto)")
 }
 
-// QuietMode returns the progress mode that -q and --progress Ask for together.
+// QuietMode returns the progress mode that -q and --progress ask for together.
 func QuietMode(quiet bool, mode string) string {
 	if quiet {
 		return "quiet"

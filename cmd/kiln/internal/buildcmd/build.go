@@ -24,7 +24,15 @@ func Build(a *app.App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "build [flags] PATH | URL | -",
 		Short: "Build an image from a Dockerfile",
-		Args:  app.ExactArgs("a PATH, URL or - (the build context)"),
+		Long: `Build an image from a Dockerfile and a build context: a directory, the URL of a git repository or an archive, or - for an archive on
+standard input. The image goes into kiln's own store unless --output or --push says otherwise.`,
+		Example: `  kiln build -t app .
+  kiln build -t registry.example/app:v1 --push .
+  kiln build -f docker/Dockerfile --target test --build-arg VERSION=1.2 .
+  kiln build --secret id=token,src=token.txt -t app .
+  kiln build --platform linux/amd64,linux/arm64 -o type=oci,dest=app.tar .
+  kiln build -o out https://git.example/repo.git#main:sub`,
+		Args: app.ExactArgs("a PATH, URL or - (the build context)"),
 		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			o, err := f.options(args[0])
 			if err != nil {

@@ -6,6 +6,7 @@ import (
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/llb"
@@ -26,16 +27,24 @@ type buildFlags struct {
 
 func (f *buildFlags) add(flags *pflag.FlagSet) {
 	f.export.add(flags)
+	help.Group(flags, "Result")
 	f.source.add(flags)
+	help.Group(flags, "Source")
 	f.target.add(flags)
+	help.Group(flags, "Target")
 	f.caching.add(flags)
+	help.Group(flags, "Cache")
 	f.run.add(flags)
+	help.Group(flags, "RUN")
 	f.client.add(flags)
+	help.Group(flags, "Secrets and permissions")
 	f.call.add(flags)
+	help.Group(flags, "Check without building")
 	f.progress.add(flags)
+	help.Group(flags, "Progress")
 }
 
-// options returns what the flags app.Ask for.
+// options returns what the flags ask for.
 func (f *buildFlags) options(context string) (o build.Options, err error) {
 	o.Explain = f.progress.explain
 	if o.Source, err = f.source.read(context); err != nil {
@@ -71,8 +80,8 @@ type sourceFlags struct {
 }
 
 func (f *sourceFlags) add(flags *pflag.FlagSet) {
-	flags.StringVarP(&f.file, "file", "f", "", "the Dockerfile: a file, a URL, or - for standard input (default PATH/Dockerfile)")
-	flags.StringArrayVar(&f.named, "build-context", nil, "another context, as NAME=DIRECTORY, NAME=URL, NAME=docker-image://IMAGE or NAME=oci-layout://DIRECTORY")
+	flags.StringVarP(&f.file, "file", "f", "", "`FILE` Dockerfile: a path, a URL, or - for standard input (default PATH/Dockerfile)")
+	flags.StringArrayVar(&f.named, "build-context", nil, "`NAME=CONTEXT` additional context: a directory, a URL, docker-image://IMAGE or oci-layout://DIR")
 }
 
 func (f *sourceFlags) read(context string) (s contexts.Source, err error) {
@@ -102,10 +111,10 @@ type targetFlags struct {
 }
 
 func (f *targetFlags) add(flags *pflag.FlagSet) {
-	flags.StringVar(&f.stage, "target", "", "the stage to build (default the last)")
-	flags.StringArrayVar(&f.args, "build-arg", nil, "value of an ARG, as NAME[=VALUE]")
-	flags.StringArrayVar(&f.platforms, "platform", nil, "what to build for, as os/arch[/variant],… (default $DOCKER_DEFAULT_PLATFORM, else this machine)")
-	flags.StringArrayVar(&f.labels, "label", nil, "label of the image, as KEY=VALUE")
+	flags.StringVar(&f.stage, "target", "", "`STAGE` stage to build (default the last)")
+	flags.StringArrayVar(&f.args, "build-arg", nil, "`NAME[=VALUE]` value of an ARG; without a value, that of the environment variable")
+	flags.StringArrayVar(&f.platforms, "platform", nil, "`OS/ARCH,...` platforms to build for, such as linux/amd64,linux/arm64 (default $DOCKER_DEFAULT_PLATFORM, else that of this host)")
+	flags.StringArrayVar(&f.labels, "label", nil, "`KEY=VALUE` label of the image")
 }
 
 func (f *targetFlags) read() (t build.Target, err error) {
@@ -129,11 +138,11 @@ type cachingFlags struct {
 }
 
 func (f *cachingFlags) add(flags *pflag.FlagSet) {
-	flags.Var(&f.off, "no-cache", "run every step; with =mounts cache mounts begin empty as well")
+	flags.Var(&f.off, "no-cache", "`mounts` run every step, even if it is cached; with =mounts, cache mounts begin empty too")
 	flags.Lookup("no-cache").NoOptDefVal = "true"
-	flags.StringArrayVar(&f.offFor, "no-cache-filter", nil, "run every step of these stages, as STAGE,…")
-	flags.BoolVar(&f.verify, "verify-cache", false, "run cached steps again, and say which make something else; the cache is used all the same")
-	flags.BoolVar(&f.pull, "pull", false, "ask the registry for newer base images")
+	flags.StringArrayVar(&f.offFor, "no-cache-filter", nil, "`STAGE,...` run every step of these stages")
+	flags.BoolVar(&f.verify, "verify-cache", false, "run cached steps again, and report those with another result")
+	flags.BoolVar(&f.pull, "pull", false, "check the registry for newer base images")
 }
 
 func (f *cachingFlags) read() build.Caching {
@@ -148,13 +157,13 @@ type exportFlags struct {
 }
 
 func (f *exportFlags) add(flags *pflag.FlagSet) {
-	flags.StringArrayVarP(&f.tags, "tag", "t", nil, "name of the image, as name[:tag]")
-	flags.StringArrayVar(&f.annotations, "annotation", nil, "annotation of the image, as [PART[[PLATFORM]],…:]KEY=VALUE; PART is manifest, index, manifest-descriptor or index-descriptor")
-	flags.StringArrayVarP(&f.outputs, "output", "o", nil, "what to make, as type=TYPE[,dest=PATH][,KEY=VALUE…], a directory, or - for a tar")
-	flags.BoolVar(&f.push, "push", false, "push the image: --output=type=registry")
-	flags.BoolVar(&f.load, "load", false, "load the image: --output=type=docker")
-	flags.StringVar(&f.iidFile, "iidfile", "", "write the image's id to a file")
-	flags.StringVar(&f.metadataFile, "metadata-file", "", "write what was built to a file, as JSON")
+	flags.StringArrayVarP(&f.tags, "tag", "t", nil, "`NAME[:TAG]` name of the image")
+	flags.StringArrayVar(&f.annotations, "annotation", nil, "`[PART:]KEY=VALUE` annotation of the image's manifest, or of PART: manifest, index, manifest-descriptor or index-descriptor, each also with [PLATFORM]")
+	flags.StringArrayVarP(&f.outputs, "output", "o", nil, "`OUTPUT` where the result goes: type=TYPE[,dest=PATH][,KEY=VALUE...], a directory, or - for a tar archive on standard output; TYPE is image, registry, docker, oci, local, tar or cacheonly")
+	flags.BoolVar(&f.push, "push", false, "push the image, as --output=type=registry does")
+	flags.BoolVar(&f.load, "load", false, "load the image, as --output=type=docker does")
+	flags.StringVar(&f.iidFile, "iidfile", "", "`FILE` write the image ID to FILE")
+	flags.StringVar(&f.metadataFile, "metadata-file", "", "`FILE` write the digests and names of the result to FILE, as JSON")
 }
 
 func (f *exportFlags) read() (x build.Export, err error) {
@@ -195,19 +204,19 @@ type runFlags struct {
 }
 
 func (f *runFlags) add(flags *pflag.FlagSet) {
-	flags.StringVar(&f.network, "network", "", "network of RUN: default, host, none")
-	flags.StringArrayVar(&f.hosts, "add-host", nil, "line of /etc/hosts, as HOST:IP")
-	flags.StringArrayVar(&f.ulimits, "ulimit", nil, "resource limit, as NAME=SOFT[:HARD]")
-	flags.StringVar(&f.shmSize, "shm-size", "", "size of /dev/shm, as 64m")
-	flags.StringVar(&f.cgroupParent, "cgroup-parent", "", "control group that each step gets one of its own in, as /builds")
-	flags.StringVar(&f.userns, "userns", "", "ids of each RUN: auto for those that /etc/subuid has for root, START:COUNT, or host")
-	flags.BoolVar(&f.noProcSandbox, "no-process-sandbox", false, "let each RUN see kiln's own /proc, for containers in which none can be mounted")
+	flags.StringVar(&f.network, "network", "", "`MODE` network of RUN: default, host or none")
+	flags.StringArrayVar(&f.hosts, "add-host", nil, "`HOST:IP` additional line of /etc/hosts; host-gateway is the IP of this host")
+	flags.StringArrayVar(&f.ulimits, "ulimit", nil, "`NAME=SOFT[:HARD]` resource limit of processes, such as nofile=1024")
+	flags.StringVar(&f.shmSize, "shm-size", "", "`SIZE` size of /dev/shm (default 64m)")
+	flags.StringVar(&f.cgroupParent, "cgroup-parent", "", "`PATH` parent of the control groups of RUN, such as /builds")
+	flags.StringVar(&f.userns, "userns", "", "`IDS` run each RUN in a user namespace: with the IDs that /etc/subuid has for root (auto), with START:COUNT, or not (host)")
+	flags.BoolVar(&f.noProcSandbox, "no-process-sandbox", false, "let each RUN see kiln's own /proc, for containers in which no other can be mounted")
 	flags.Lookup("userns").NoOptDefVal = "auto"
 	f.limits = build.Limits{}
 	for _, l := range values.LimitFlags {
 		flags.VarP(&values.Limit{Limits: f.limits, Name: l.Name, Kind: l.Kind}, l.Name, l.Shorthand, l.Usage)
 	}
-	flags.StringArrayVar(&f.resources, "resource", nil, "limit of each RUN, as memory=SIZE: the same as --memory, and so on")
+	flags.StringArrayVar(&f.resources, "resource", nil, "`NAME=LIMIT` limit of each RUN: memory=2g is --memory 2g, and so on")
 }
 
 func (f *runFlags) read() (r build.Run, err error) {
@@ -237,9 +246,9 @@ type clientFlags struct {
 }
 
 func (f *clientFlags) add(flags *pflag.FlagSet) {
-	flags.StringArrayVar(&f.secrets, "secret", nil, "secret for RUN, as id=ID[,src=FILE|,env=VARIABLE]")
-	flags.StringArrayVar(&f.agents, "ssh", nil, "ssh agent for RUN and, as default, for git: ID[=SOCKET|KEYFILE,…]")
-	flags.StringArrayVar(&f.allow, "allow", nil, "entitlement: network.host, security.insecure, device[=NAME]")
+	flags.StringArrayVar(&f.secrets, "secret", nil, "`id=ID[,src=FILE]` secret for RUN --mount=type=secret, from a file or, with env=NAME, an environment variable (default the variable or file ID)")
+	flags.StringArrayVar(&f.agents, "ssh", nil, "`ID[=PATH,...]` ssh agent for RUN --mount=type=ssh and, with the ID default, for git: a socket or unencrypted key files (default $SSH_AUTH_SOCK)")
+	flags.StringArrayVar(&f.allow, "allow", nil, "`ENTITLEMENT` allow RUN to use network.host, security.insecure or device[=NAME]")
 }
 
 func (f *clientFlags) read() (c build.Client, err error) {
@@ -264,8 +273,8 @@ type callFlags struct {
 }
 
 func (f *callFlags) add(flags *pflag.FlagSet) {
-	flags.BoolVar(&f.check, "check", false, "check the Dockerfile and build nothing: --call=check")
-	flags.StringVar(&f.call, "call", "build", "what to do: build, check, outline, targets; all but the first with ,format=json")
+	flags.BoolVar(&f.check, "check", false, "check the Dockerfile without building, as --call=check does")
+	flags.StringVar(&f.call, "call", "build", "`METHOD` build, check, outline (arguments, secrets) or targets (stages); the last three also with ,format=json")
 }
 
 func (f *callFlags) read() (build.Call, error) {
@@ -291,8 +300,8 @@ type progressFlags struct {
 }
 
 func (f *progressFlags) add(flags *pflag.FlagSet) {
-	flags.BoolVar(&f.explain, "explain", false, "say of each step that runs what changed since the last build")
-	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print the image's id alone")
+	flags.BoolVar(&f.explain, "explain", false, "tell for each step that runs what changed since the last build")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only the image ID")
 	app.ProgressFlag(flags, &f.shown)
 }
 

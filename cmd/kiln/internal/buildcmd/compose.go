@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
 	"github.com/kilnbuild/kiln/compose"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/spf13/cobra"
@@ -33,8 +34,9 @@ type composeBuildFlags struct {
 func Compose(a *app.App) *cobra.Command {
 	var f composeFlags
 	cmd := &cobra.Command{
-		Use:   "compose [flags] build [SERVICE…]",
-		Short: "Build the services of a compose file",
+		Use:     "compose COMMAND",
+		Short:   "Build the images of a compose file",
+		Example: "  kiln compose build\n  kiln compose -f compose.ci.yaml build --push web worker",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return cmd.Help()
@@ -44,11 +46,12 @@ func Compose(a *app.App) *cobra.Command {
 		Args: cobra.ArbitraryArgs,
 	}
 	flags := cmd.PersistentFlags()
-	flags.StringArrayVarP(&f.files, "file", "f", nil, "compose file, or - for standard input; later ones are read on top (default compose.yaml and its override)")
-	flags.StringVarP(&f.name, "project-name", "p", "", "name of the project (default $COMPOSE_PROJECT_NAME, the name in the file, or that of the directory)")
-	flags.StringArrayVar(&f.profiles, "profile", nil, "profile whose services are built as well (default $COMPOSE_PROFILES)")
-	flags.StringArrayVar(&f.envFiles, "env-file", nil, "file of variables (default .env in the project's directory)")
-	flags.StringVar(&f.dir, "project-directory", "", "directory that paths in the files are relative to (default that of the first file)")
+	flags.StringArrayVarP(&f.files, "file", "f", nil, "`FILE` compose file, or - for standard input; later files override earlier ones (default compose.yaml and its override)")
+	flags.StringVarP(&f.name, "project-name", "p", "", "`NAME` name of the project (default $COMPOSE_PROJECT_NAME, else the name in the file, else that of the directory)")
+	flags.StringArrayVar(&f.profiles, "profile", nil, "`PROFILE` also build the services of this profile (default $COMPOSE_PROFILES)")
+	flags.StringArrayVar(&f.envFiles, "env-file", nil, "`FILE` file with environment variables (default .env in the project directory)")
+	flags.StringVar(&f.dir, "project-directory", "", "`DIR` directory that paths in compose files are relative to (default that of the first file)")
+	help.Group(flags, "Compose files")
 	cmd.AddCommand(composeBuildCommand(a, &f))
 	return cmd
 }
@@ -56,8 +59,11 @@ func Compose(a *app.App) *cobra.Command {
 func composeBuildCommand(a *app.App, f *composeFlags) *cobra.Command {
 	var b composeBuildFlags
 	cmd := &cobra.Command{
-		Use:   "build [flags] [SERVICE…]",
-		Short: "Build the images of services, together",
+		Use:   "build [flags] [SERVICE...]",
+		Short: "Build the images of services",
+		Long:  "Build the images of these services, or of all services that have a build section, at the same time.",
+		Example: `  kiln compose build
+  kiln compose build --push --build-arg VERSION=1.2 web`,
 		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			targets, err := f.targets(cmd, &b, args)
 			if err != nil {
@@ -76,14 +82,15 @@ func composeBuildCommand(a *app.App, f *composeFlags) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&b.push, "push", false, "push the images")
-	flags.BoolVar(&b.pull, "pull", false, "ask the registry for newer base images")
-	flags.BoolVar(&b.noCache, "no-cache", false, "run every step")
-	flags.BoolVar(&b.dependencies, "with-dependencies", false, "build what the services depend on as well")
-	flags.StringArrayVar(&b.args, "build-arg", nil, "value of an ARG of all services, as NAME[=VALUE]")
-	flags.StringArrayVar(&b.agents, "ssh", nil, "ssh agent for RUN: ID[=SOCKET|KEYFILE,…]")
-	flags.StringVarP(&b.memory, "memory", "m", "", "memory that each RUN may take, as 2g")
-	flags.BoolVarP(&b.quiet, "quiet", "q", false, "show nothing but errors")
+	flags.BoolVar(&b.pull, "pull", false, "check the registry for newer base images")
+	flags.BoolVar(&b.noCache, "no-cache", false, "run every step, even if it is cached")
+	flags.BoolVar(&b.dependencies, "with-dependencies", false, "also build the services that these depend on")
+	flags.StringArrayVar(&b.args, "build-arg", nil, "`NAME[=VALUE]` value of an ARG of all services; without a value, that of the environment variable")
+	flags.StringArrayVar(&b.agents, "ssh", nil, "`ID[=PATH]` ssh agent for RUN --mount=type=ssh: a socket or unencrypted key files (default $SSH_AUTH_SOCK)")
+	flags.StringVarP(&b.memory, "memory", "m", "", "`SIZE` memory limit of each RUN, such as 2g")
+	flags.BoolVarP(&b.quiet, "quiet", "q", false, "print only errors")
 	app.ProgressFlag(flags, &b.progress)
+	help.Group(flags, "Build")
 	return cmd
 }
 

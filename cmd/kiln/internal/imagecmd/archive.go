@@ -22,10 +22,10 @@ func Save(a *app.App) *cobra.Command {
 	var output, format string
 	var o images.SaveOptions
 	cmd := &cobra.Command{
-		Use:   "save IMAGE...",
+		Use:   "save [flags] IMAGE...",
 		Short: "Write images to a tar archive",
-		Long: `Write images to a tar archive, on standard output or in a file. It is an OCI image layout, and docker load reads it as well; for
-images of several platforms, which older engines do not know, use --format=oci or --platform.`,
+		Long: `Write images to a tar archive, in a file or on standard output. The archive is an OCI image layout that docker load reads as well.
+Older engines do not know multi-platform images: use --platform to save one platform of them.`,
 		Example: `  kiln save -o app.tar app:v1
   kiln save app:v1 worker:v1 | ssh host docker load
   kiln save --format oci -o all.tar multi && skopeo inspect oci-archive:all.tar`,
@@ -51,9 +51,9 @@ images of several platforms, which older engines do not know, use --format=oci o
 			})
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "", "the file to write (default standard output)")
-	cmd.Flags().StringVar(&format, "format", "docker", "docker, which is also an OCI image layout, or oci, which is that alone")
-	cmd.Flags().StringVar(&o.Platform, "platform", "", "of images for several platforms only this one, as os/arch[/variant]")
+	cmd.Flags().StringVarP(&output, "output", "o", "", "`FILE` file to write (default standard output)")
+	cmd.Flags().StringVar(&format, "format", "docker", "`FORMAT` docker, an OCI image layout that docker load reads, or oci, the layout alone")
+	cmd.Flags().StringVar(&o.Platform, "platform", "", "`OS/ARCH` only this platform of multi-platform images")
 	return cmd
 }
 
@@ -63,10 +63,10 @@ func Load(a *app.App) *cobra.Command {
 	var quiet bool
 	var o images.LoadOptions
 	cmd := &cobra.Command{
-		Use:   "load",
+		Use:   "load [flags]",
 		Short: "Read images from a tar archive",
-		Long: `Read images from a tar archive, from standard input or a file: an OCI image layout or an archive of docker save, compressed by gzip
-or zstd or not at all. Every blob is compared with its digest.`,
+		Long: `Read images from a tar archive, in a file or on standard input: an OCI image layout or an archive of docker save, uncompressed or
+compressed with gzip or zstd. Every blob is verified against its digest.`,
 		Example: `  kiln load -i app.tar
   docker save app:v1 | kiln load`,
 		Args: app.ExactArgs(),
@@ -99,9 +99,9 @@ or zstd or not at all. Every blob is compared with its digest.`,
 		},
 	}
 	app.ProgressFlag(cmd.Flags(), &mode)
-	cmd.Flags().StringVarP(&from, "input", "i", "", "the file to read (default standard input)")
+	cmd.Flags().StringVarP(&from, "input", "i", "", "`FILE` file to read (default standard input)")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
-	cmd.Flags().StringVar(&o.Platform, "platform", "", "of images for several platforms only this one, as os/arch[/variant]")
+	cmd.Flags().StringVar(&o.Platform, "platform", "", "`OS/ARCH` only this platform of multi-platform images")
 	return cmd
 }
 

@@ -19,10 +19,10 @@ import (
 func Cp(a *app.App) *cobra.Command {
 	var o images.CopyOptions
 	cmd := &cobra.Command{
-		Use:   "cp IMAGE:PATH DEST",
+		Use:   "cp [flags] IMAGE:PATH DEST",
 		Short: "Copy files out of an image",
-		Long: `Copy a file or a directory out of an image of the store. PATH is absolute. If DEST is a directory, the copy is made in it, and a PATH
-that ends with /. is its content alone; else DEST is the copy's name. DEST - is a tar on standard output.`,
+		Long: `Copy a file or a directory out of an image of the store. PATH is absolute. If DEST is a directory, the copy goes into it; a PATH
+that ends with /. means the content of a directory. Otherwise DEST is the name of the copy. With - as DEST, a tar archive goes to standard output.`,
 		Example: `  kiln cp app:v1:/etc/os-release .
   kiln cp registry.example:5000/app:/srv/. out
   kiln cp app:/usr/share/doc - | tar -t`,
@@ -63,8 +63,8 @@ that ends with /. is its content alone; else DEST is the copy's name. DEST - is 
 			})
 		}),
 	}
-	cmd.Flags().BoolVarP(&o.Follow, "follow-link", "L", false, "copy what a symbolic link at PATH leads to")
-	cmd.Flags().StringVar(&o.Platform, "platform", "", "the platform of an image for several, as os/arch[/variant] (default the host's)")
+	cmd.Flags().BoolVarP(&o.Follow, "follow-link", "L", false, "copy the file that a symbolic link at PATH leads to")
+	cmd.Flags().StringVar(&o.Platform, "platform", "", "`OS/ARCH` platform to take of a multi-platform image (default that of this host)")
 	return cmd
 }
 
@@ -73,12 +73,12 @@ func Diff(a *app.App) *cobra.Command {
 	var format, platform string
 	var exitCode bool
 	cmd := &cobra.Command{
-		Use:   "diff IMAGE IMAGE",
-		Short: "Show what differs between two images",
-		Long: `Show what differs between two images of the store: the configuration, layers, files and the size. Lines begin with + for what only the
-second image has, - for what only the first has, and ~ for what both have. Times of files are not compared.`,
+		Use:   "diff [flags] IMAGE IMAGE",
+		Short: "Compare two images",
+		Long: `Show how two images of the store differ: configuration, layers, files and size. A line begins with + for what only the second image
+has, - for what only the first has, and ~ for what is in both and differs. Times of files are not compared.`,
 		Example: `  kiln diff app:v1 app:v2
-  kiln diff --format json app:v1 app:v2 | jq -r 'select(.Part == "file") | .Name'`,
+  kiln diff --format json app:v1 app:v2 | jq -r .Name`,
 		Args: app.ExactArgs("an IMAGE", "another IMAGE"),
 		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			if format != "text" && format != "json" {
@@ -109,8 +109,8 @@ second image has, - for what only the first has, and ~ for what both have. Times
 			})
 		}),
 	}
-	cmd.Flags().StringVar(&format, "format", "text", "text, or json with an object for each difference")
-	cmd.Flags().StringVar(&platform, "platform", "", "the platform of images for several, as os/arch[/variant] (default the host's)")
+	cmd.Flags().StringVar(&format, "format", "text", "`FORMAT` text, or json for one object per difference")
+	cmd.Flags().StringVar(&platform, "platform", "", "`OS/ARCH` platform to take of multi-platform images (default that of this host)")
 	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "exit with status 1 if the images differ")
 	return cmd
 }

@@ -25,10 +25,10 @@ func History(a *app.App) *cobra.Command {
 	var quiet, noTrunc, human bool
 	var format, platform string
 	cmd := &cobra.Command{
-		Use:   "history IMAGE",
+		Use:   "history [flags] IMAGE",
 		Short: "List the steps that made an image",
-		Long: `List the steps that made an image, the last first. SIZE IN STORE is what the step's layer takes there: those of a base image are
-compressed as they came from the registry, those that kiln built are not compressed. kiln explain tells why steps ran.`,
+		Long: `List the steps that made an image, the last first. SIZE IN STORE is the size of the step's layer in the store: layers of a base image
+are compressed as they came from the registry, layers that kiln built are uncompressed. kiln explain tells why steps ran.`,
 		Example: `  kiln history --no-trunc app
   kiln history --format '{{.Size}}\t{{.CreatedBy}}' app`,
 		Args: app.ExactArgs("an IMAGE"),
@@ -69,10 +69,10 @@ compressed as they came from the registry, those that kiln built are not compres
 		},
 	}
 	flags := cmd.Flags()
-	flags.BoolVarP(&quiet, "quiet", "q", false, "print IDs alone")
-	flags.BoolVar(&noTrunc, "no-trunc", false, "print IDs and steps in full")
-	flags.BoolVarP(&human, "human", "H", true, "print sizes and times for people")
-	flags.StringVar(&format, "format", "", "table, json, a Go template, or 'table TEMPLATE' with tabs between columns")
-	flags.StringVar(&platform, "platform", "", "the platform of an image for several, as os/arch[/variant] (default the host's)")
+	flags.BoolVarP(&quiet, "quiet", "q", false, "print only IDs")
+	flags.BoolVar(&noTrunc, "no-trunc", false, "do not shorten IDs and steps")
+	flags.BoolVarP(&human, "human", "H", true, "print sizes and times in human-readable form")
+	flags.StringVar(&format, "format", "", "`FORMAT` table, json, a Go template, or 'table TEMPLATE' with \\t between columns")
+	flags.StringVar(&platform, "platform", "", "`OS/ARCH` platform to take of a multi-platform image (default that of this host)")
 	return cmd
 }

@@ -33,14 +33,14 @@ func Images(a *app.App) *cobra.Command {
 	var format string
 	var filters []string
 	cmd := &cobra.Command{
-		Use:   "images [REPOSITORY[:TAG]]",
-		Short: "List the images of the store",
-		Long: `List the images of the store, the newest first. SIZE IN STORE is what the layers of an image take there: those of a base image are
-compressed as they came from the registry, those that kiln built are not compressed.`,
+		Use:   "images [flags] [REPOSITORY[:TAG]]",
+		Short: "List images",
+		Long: `List the images of the store, the newest first. SIZE IN STORE is the size of an image's layers in the store: layers of a base image
+are compressed as they came from the registry, layers that kiln built are uncompressed.`,
 		Example: `  kiln images
   kiln images 'registry.example/*'
   kiln images --filter dangling=true -q
-  kiln images --format 'table {{.Repository}}:{{.Tag}}\t{{.Platform}}\t{{.Size}}'`,
+  kiln images --format 'table {{.ID}}\t{{.Platform}}\t{{.Size}}'`,
 		Args: app.OneAtMost("REPOSITORY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, name := range args {
@@ -72,12 +72,12 @@ compressed as they came from the registry, those that kiln built are not compres
 		},
 	}
 	flags := cmd.Flags()
-	flags.BoolVarP(&quiet, "quiet", "q", false, "print IDs alone")
-	flags.BoolVar(&noTrunc, "no-trunc", false, "print IDs in full")
-	flags.BoolVar(&digests, "digests", false, "print the digests of manifests as well")
-	flags.BoolP("all", "a", false, "accepted as docker does: kiln hides no image")
-	flags.StringArrayVarP(&filters, "filter", "f", nil, "dangling=true, label=KEY[=VALUE], before=IMAGE, since=IMAGE, reference=PATTERN, until=24h")
-	flags.StringVar(&format, "format", "", "table, json, a Go template, or 'table TEMPLATE' with tabs between columns")
+	flags.BoolVarP(&quiet, "quiet", "q", false, "print only IDs")
+	flags.BoolVar(&noTrunc, "no-trunc", false, "do not shorten IDs")
+	flags.BoolVar(&digests, "digests", false, "also print the digests of manifests")
+	flags.BoolP("all", "a", false, "no effect, as kiln hides no images")
+	flags.StringArrayVarP(&filters, "filter", "f", nil, "`FILTER` dangling=true, label=KEY[=VALUE], before=IMAGE, since=IMAGE, reference=PATTERN or until=24h")
+	flags.StringVar(&format, "format", "", "`FORMAT` table, json, a Go template, or 'table TEMPLATE' with \\t between columns")
 	return cmd
 }
 

@@ -27,13 +27,13 @@ func createIndex(a *app.App) *cobra.Command {
 	var mode string
 	var o images.IndexOptions
 	cmd := &cobra.Command{
-		Use:   "create -t NAME SOURCE...",
-		Short: "Make one image for several platforms of images in registries",
-		Long: `Make an index of images in registries, each for a platform of its own, as machines of each architecture built them, and push it. What the
-registry of NAME lacks is copied there. One SOURCE alone is copied as it is.`,
-		Example: `  kiln imagetools create -t registry.example/app:v1 registry.example/app:v1-amd64 registry.example/app:v1-arm64
-  kiln imagetools create --append -t registry.example/app:v1 registry.example/app:v1-riscv64
-  kiln imagetools create -t other.example/app:v1 registry.example/app:v1`,
+		Use:   "create [flags] -t NAME SOURCE...",
+		Short: "Make a multi-platform image of images in registries",
+		Long: `Make an index of images in registries, each for a different platform, and push it. Blobs that the registry of NAME lacks are copied
+to it. A single SOURCE is copied as it is.`,
+		Example: `  kiln imagetools create -t hub.example/app hub.example/app:{amd64,arm64}
+  kiln imagetools create --append -t hub.example/app hub.example/app:riscv64
+  kiln imagetools create -t other.example/app:v1 hub.example/app:v1`,
 		Args: app.MinArgs("SOURCE"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if len(names) == 0 {
@@ -58,10 +58,10 @@ registry of NAME lacks is copied there. One SOURCE alone is copied as it is.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringArrayVarP(&names, "tag", "t", nil, "the name to push to; several have the same image")
-	flags.StringArrayVar(&annotations, "annotation", nil, "KEY=VALUE of the index")
-	flags.BoolVar(&o.Append, "append", false, "keep what NAME has; images for the same platform are replaced")
-	flags.BoolVar(&o.DryRun, "dry-run", false, "print the index and push nothing")
+	flags.StringArrayVarP(&names, "tag", "t", nil, "`NAME` name to push to")
+	flags.StringArrayVar(&annotations, "annotation", nil, "`KEY=VALUE` annotation of the index")
+	flags.BoolVar(&o.Append, "append", false, "keep the images that NAME has for other platforms")
+	flags.BoolVar(&o.DryRun, "dry-run", false, "print the index instead of pushing it")
 	app.ProgressFlag(flags, &mode)
 	return cmd
 }
@@ -85,7 +85,7 @@ func inspectRemote(a *app.App) *cobra.Command {
 	var raw bool
 	var format string
 	cmd := &cobra.Command{
-		Use:   "inspect NAME",
+		Use:   "inspect [flags] NAME",
 		Short: "Show an image in a registry",
 		Example: `  kiln imagetools inspect debian:bookworm
   kiln imagetools inspect --raw debian:bookworm | jq .
@@ -112,8 +112,8 @@ func inspectRemote(a *app.App) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&raw, "raw", false, "print the manifest or index as the registry has it")
-	cmd.Flags().StringVar(&format, "format", "", "print by a Go template, or json")
+	cmd.Flags().BoolVar(&raw, "raw", false, "print the manifest or index exactly as the registry sent it")
+	cmd.Flags().StringVar(&format, "format", "", "`FORMAT` json, or a Go template")
 	return cmd
 }
 

@@ -15,8 +15,9 @@ import (
 func Inspect(a *app.App) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use:   "inspect IMAGE...",
-		Short: "Print what an image is, as docker image inspect does",
+		Use:   "inspect [flags] IMAGE...",
+		Short: "Show the configuration of images",
+		Long:  "Print the configuration of images as JSON, as docker image inspect does.",
 		Example: `  kiln inspect app
   kiln inspect -f '{{.ID}} {{json .Config.Env}}' app`,
 		Args: app.MinArgs("IMAGE"),
@@ -50,7 +51,7 @@ func Inspect(a *app.App) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVarP(&format, "format", "f", "", "print by a Go template, or json")
-	cmd.Flags().String("type", "image", "accepted as docker does: kiln has images alone")
+	cmd.Flags().StringVarP(&format, "format", "f", "", "`FORMAT` json, or a Go template")
+	cmd.Flags().String("type", "image", "`TYPE` no effect, as kiln only has images")
 	return cmd
 }

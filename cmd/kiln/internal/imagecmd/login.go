@@ -24,11 +24,11 @@ func Login(a *app.App) *cobra.Command {
 	var user, password string
 	var fromStdin bool
 	cmd := &cobra.Command{
-		Use:   "login [REGISTRY]",
+		Use:   "login [flags] [REGISTRY]",
 		Short: "Log in to a registry",
-		Long: `Check a user name and a password with a registry, Docker Hub by default, and store them where docker and kiln look for them: in
-the credential helper that Docker's config.json names, or in config.json itself. A password that the registry refuses is not stored.`,
-		Example: `  kiln login                                              app.Ask for a user name and a password
+		Long: `Check a user name and password with a registry, Docker Hub by default, and store them where docker and kiln look for them: with the
+credential helper that Docker's config.json names, or in config.json itself. A password that the registry refuses is not stored.`,
+		Example: `  kiln login                     # asks for user name and password
   kiln login -u ci --password-stdin registry.example < token
   pass show registry | kiln login -u ci --password-stdin registry.example:5000`,
 		Args: app.OneAtMost("REGISTRY"),
@@ -55,8 +55,8 @@ the credential helper that Docker's config.json names, or in config.json itself.
 			return login(a, cmd, auth.ServerName(strings.Join(args, "")), user, password)
 		},
 	}
-	cmd.Flags().StringVarP(&user, "username", "u", "", "user name")
-	cmd.Flags().StringVarP(&password, "password", "p", "", "password; --password-stdin hides it from other users")
+	cmd.Flags().StringVarP(&user, "username", "u", "", "`NAME` user name")
+	cmd.Flags().StringVarP(&password, "password", "p", "", "`PASSWORD` password, visible to other users of the host; better use --password-stdin")
 	cmd.Flags().BoolVar(&fromStdin, "password-stdin", false, "read the password from standard input")
 	return cmd
 }

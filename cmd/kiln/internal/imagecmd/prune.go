@@ -11,10 +11,9 @@ import (
 func ImagePrune(a *app.App) *cobra.Command {
 	var force, all bool
 	cmd := &cobra.Command{
-		Use:   "prune",
-		Short: "Remove images without a name from the list",
-		Long: `Remove images without a name from the list of images. kiln prune also removes their blobs, and the cache that no image with a name
-needs.`,
+		Use:     "prune [flags]",
+		Short:   "Remove images without a name",
+		Long:    `Remove images without a name from the list of images. Their blobs stay until kiln prune, which also removes unused cache.`,
 		Example: "  kiln image prune -f && kiln prune -f",
 		Args:    app.ExactArgs(),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -37,7 +36,7 @@ needs.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not app.Ask")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not ask for confirmation")
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "not supported")
 	_ = cmd.Flags().MarkHidden("all") // it was just added
 	return cmd

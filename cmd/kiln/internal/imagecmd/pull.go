@@ -14,9 +14,11 @@ func Pull(a *app.App) *cobra.Command {
 	var mode, platform string
 	var quiet bool
 	cmd := &cobra.Command{
-		Use:   "pull NAME[:TAG|@DIGEST]",
-		Short: "Fetch an image from its registry",
-		Args:  app.ExactArgs("a NAME"),
+		Use:   "pull [flags] NAME[:TAG|@DIGEST]",
+		Short: "Fetch an image from a registry",
+		Example: `  kiln pull debian:bookworm
+  kiln pull --platform linux/arm64 registry.example/app:v1`,
+		Args: app.ExactArgs("a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var given []string
 			if platform != "" {
@@ -41,7 +43,7 @@ func Pull(a *app.App) *cobra.Command {
 		},
 	}
 	app.ProgressFlag(cmd.Flags(), &mode)
-	cmd.Flags().StringVar(&platform, "platform", "", "the platform of an image for several, as os/arch[/variant] (default $DOCKER_DEFAULT_PLATFORM)")
+	cmd.Flags().StringVar(&platform, "platform", "", "`OS/ARCH` platform to fetch (default $DOCKER_DEFAULT_PLATFORM, else that of this host)")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
 	return cmd
 }

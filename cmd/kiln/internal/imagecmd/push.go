@@ -13,9 +13,10 @@ func Push(a *app.App) *cobra.Command {
 	var mode string
 	var quiet bool
 	cmd := &cobra.Command{
-		Use:   "push NAME[:TAG]",
-		Short: "Send an image to its registry",
-		Args:  app.ExactArgs("a NAME"),
+		Use:     "push [flags] NAME[:TAG]",
+		Short:   "Send an image to a registry",
+		Example: "  kiln tag app registry.example/app:v1\n  kiln push registry.example/app:v1",
+		Args:    app.ExactArgs("a NAME"),
 		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 				return a.WithProgress(cmd.Context(), app.QuietMode(quiet, mode), func(ctx context.Context, s *events.Stream) error {

@@ -11,9 +11,11 @@ import (
 // Rmi returns the command of that name.
 func Rmi(a *app.App) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "rmi IMAGE...",
-		Short: "Remove names of images",
-		Args:  app.MinArgs("IMAGE"),
+		Use:     "rmi [flags] IMAGE...",
+		Short:   "Remove images by name",
+		Long:    "Remove names of images. The layers of an image that has lost its last name stay until kiln prune.",
+		Example: "  kiln rmi app:v1 app:v2",
+		Args:    app.MinArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 				// One name that is not there does not keep the others.
@@ -32,7 +34,7 @@ func Rmi(a *app.App) *cobra.Command {
 		},
 	}
 	// Nothing in kiln keeps a name from being removed, so that there is nothing to force.
-	cmd.Flags().BoolP("force", "f", false, "accepted as docker does")
-	cmd.Flags().Bool("no-prune", false, "accepted as docker does: what the image is made of stays until kiln prune")
+	cmd.Flags().BoolP("force", "f", false, "no effect, as nothing keeps a name from being removed")
+	cmd.Flags().Bool("no-prune", false, "no effect, as layers stay until kiln prune")
 	return cmd
 }

@@ -9,15 +9,15 @@ import (
 
 // LimitFlags are the flags that limit a step.
 var LimitFlags = []struct{ Name, Shorthand, Kind, Usage string }{
-	{"memory", "m", "bytes", "memory that each RUN may take, as 2g"},
-	{"memory-swap", "", "bytes", "memory and swap that each RUN may take, as 4g, or -1 for any amount of swap (default twice --memory)"},
-	{"cpu-shares", "c", "int", "weight of each RUN when processors are short; processes without one have 1024"},
-	{"cpu-period", "", "int", "period of --cpu-quota, in microseconds (default 100000)"},
-	{"cpu-quota", "", "int", "processor time that each RUN may take in a period, in microseconds"},
-	{"cpuset-cpus", "", "string", "processors that each RUN may use, as 0-3,5"},
-	{"cpuset-mems", "", "string", "memory nodes that each RUN may use, as 0-3,5"},
-	{"pids-limit", "", "int", "processes and threads that each RUN may have, or -1 for any number (default 4096)"},
-	{"step-timeout", "", "duration", "time that each RUN may take, as 10m"},
+	{"memory", "m", "bytes", "`SIZE` memory limit of each RUN, such as 2g"},
+	{"memory-swap", "", "bytes", "`SIZE` limit of memory and swap together, such as 4g; -1 for unlimited swap (default twice --memory)"},
+	{"cpu-shares", "c", "int", "`N` relative CPU weight of each RUN; processes without one have 1024"},
+	{"cpu-period", "", "int", "`N` period of --cpu-quota in microseconds (default 100000)"},
+	{"cpu-quota", "", "int", "`N` CPU time of each RUN per period, in microseconds"},
+	{"cpuset-cpus", "", "string", "`LIST` CPUs that each RUN may use, such as 0-3,5"},
+	{"cpuset-mems", "", "string", "`LIST` memory nodes that each RUN may use, such as 0-3,5"},
+	{"pids-limit", "", "int", "`N` limit of processes and threads of each RUN; -1 for unlimited (default 4096)"},
+	{"step-timeout", "", "duration", "`TIME` time limit of each RUN, such as 10m"},
 }
 
 // Limit is the value of one of the LimitFlags.
