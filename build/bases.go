@@ -155,6 +155,15 @@ func (b *bases) Layers(ctx context.Context, op llb.Image) ([]execute.ImageLayer,
 	return layers, nil
 }
 
+// Architecture implements execute.Images.
+func (b *bases) Architecture(op llb.Image) string {
+	found, err := b.get(op)
+	if err != nil {
+		return "" // whoever wants its layers says so
+	}
+	return found.image.Platform.Architecture
+}
+
 // Open implements execute.Images: a blob that is not in the store yet is brought there while it is read.
 func (b *bases) Open(ctx context.Context, op llb.Image, l execute.ImageLayer) (io.ReadCloser, error) {
 	found, err := b.get(op)

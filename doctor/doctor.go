@@ -8,7 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
+	"runtime"
 	"strings"
 
 	units "github.com/docker/go-units"
@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/registry/auth"
 	"github.com/kilnbuild/kiln/sandbox"
+	"github.com/kilnbuild/kiln/sandbox/emulation"
 	"github.com/kilnbuild/kiln/store"
 	"golang.org/x/sys/unix"
 )
@@ -274,22 +275,39 @@ func (p *patient) lookDeviceNodes(context.Context) (string, Severity) {
 	return "those that a RUN makes of /dev/null and the like can be opened", Fine
 }
 
-func (p *patient) lookPlatforms(context.Context) (string, Severity) {
-	const dir = "/proc/sys/fs/binfmt_misc"
-	var found []string
-	names, _ := os.ReadDir(dir) // it may not be mounted
-	for _, n := range names {
-		if data, err := os.ReadFile(filepath.Join(dir, n.Name())); err == nil &&
-			strings.HasPrefix(n.Name(), "qemu-") && strings.HasPrefix(string(data), "enabled") {
-			found = append(found, strings.TrimPrefix(n.Name(), "qemu-"))
+func (p *patient) lookPlatforms(ctx context.Context) (string, Severity) {
+	shared, err := userns.SharedProc(p.sharedProc)
+	if err != nil {
+		return err.Error(), Fatal
+	}
+	machine := emulation.Machine{SharedProc: shared}
+	var native, emulated []string
+	var missing error
+	for _, arch := range emulation.Architectures() {
+		way, err := machine.Find(ctx, arch)
+		switch {
+		case arch == runtime.GOARCH:
+		case err != nil:
+			if arch == "amd64" || arch == "arm64" {
+				missing = err
+			}
+		case way.Native:
+			native = append(native, "linux/"+arch)
+		default:
+			emulated = append(emulated, "linux/"+arch)
 		}
 	}
-	if len(found) == 0 {
-		return "a RUN for another processor than this machine's cannot run; " +
-			"Debian's package qemu-user-static, or tonistiigi/binfmt, lets it", Lacking
+	var text []string
+	if len(native) > 0 {
+		text = append(text, strings.Join(native, ", ")+" by the kernel")
 	}
-	slices.Sort(found)
-	return "emulated: " + strings.Join(found, ", "), Fine
+	if len(emulated) > 0 {
+		text = append(text, strings.Join(emulated, ", ")+" by emulators that kiln gives to each RUN")
+	}
+	if missing != nil {
+		return strings.Join(append(text, missing.Error()), "; "), Lacking
+	}
+	return strings.Join(text, "; "), Fine
 }
 
 func (p *patient) lookGit(ctx context.Context) (string, Severity) {

@@ -109,16 +109,7 @@ type Symlink struct {
 // Selections returns what the vertices below some outputs select of each Local, by its name: paths and wildcards.
 func Selections(roots []Output) map[string][]string {
 	selected := map[string][]string{}
-	seen := map[*Vertex]bool{}
-	queue := roots
-	for len(queue) > 0 {
-		v := queue[len(queue)-1].Vertex
-		queue = queue[:len(queue)-1]
-		if seen[v] {
-			continue
-		}
-		seen[v] = true
-		queue = append(queue[:len(queue):len(queue)], v.inputs...)
+	for v := range Vertices(roots) {
 		file, ok := v.op.(File)
 		if !ok {
 			continue

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"strconv"
 	"strings"
 )
@@ -98,6 +99,26 @@ func (v *Vertex) Meta() Meta { return v.meta }
 
 // Digest returns the vertex's identity.
 func (v *Vertex) Digest() Digest { return v.digest }
+
+// Vertices returns the vertices that the roots need, and the roots, each once: in an order that only the graph decides.
+func Vertices(roots []Output) iter.Seq[*Vertex] {
+	return func(yield func(*Vertex) bool) {
+		seen := map[*Vertex]bool{}
+		queue := roots
+		for len(queue) > 0 {
+			v := queue[len(queue)-1].Vertex
+			queue = queue[:len(queue)-1]
+			if seen[v] {
+				continue
+			}
+			seen[v] = true
+			if !yield(v) {
+				return
+			}
+			queue = append(queue[:len(queue):len(queue)], v.inputs...)
+		}
+	}
+}
 
 // Graph holds the vertices of one build; equal vertices are one vertex, also across stages and platforms.
 // The zero value is an empty graph. It is not safe for concurrent use.

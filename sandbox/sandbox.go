@@ -63,11 +63,25 @@ type Process struct {
 	// Architecture is that of the image, as the OCI image specification names it; "" is the machine's. With "386" the process may
 	// make sockets by socketcall(2), which programs for other architectures do not need.
 	Architecture string
+	// Emulator executes the programs of another architecture that the process and its descendants execute. It takes a UserNamespace or IDs,
+	// of which no process without the Emulator may be, and cannot be Insecure.
+	Emulator *Emulator
 	// Rlimits are set in place of those that kiln runs with.
 	Rlimits []Rlimit
 	// Signals are sent to the process as they come, while it runs; nil is for none. The process is the first of its PID namespace, so a
 	// signal without a handler does nothing to it, but for SIGKILL and SIGSTOP: see pid_namespaces(7).
 	Signals <-chan syscall.Signal
+}
+
+// Emulator is a program that the kernel executes in place of those of another architecture, in a user namespace alone, from Linux 6.7
+// on. It is not in the root of the process, which finds it at the most in what /proc shows of its own processes, and cannot change it.
+type Emulator struct {
+	// Program is the emulator, which takes no libraries. It stays the caller's.
+	Program *os.File
+	// Name is the interpreter that Rule names, a file name.
+	Name string
+	// Rule is what is written to the file register of binfmt_misc, with the flag F.
+	Rule string
 }
 
 // Network is what a process reaches, and what names it knows.
@@ -277,6 +291,9 @@ func (s *Spec) check() error {
 	if s.Privileges.UserNamespace != nil && s.Privileges.IDs != nil {
 		return errors.New("run in two user namespaces")
 	}
+	if s.Process.Emulator != nil && (s.Privileges.Insecure || s.Privileges.UserNamespace == nil && s.Privileges.IDs == nil) {
+		return errors.New("run with an emulator: only without privileges, in a user namespace")
+	}
 	if s.Process.Cwd != "" && !path.IsAbs(s.Process.Cwd) {
 		return fmt.Errorf("run in %q: not an absolute path", s.Process.Cwd)
 	}
@@ -372,11 +389,18 @@ func (r *run) prepare() error {
 	if s.Resources.ShmSize == 0 {
 		s.Resources.ShmSize = defaultShmSize
 	}
-	r.supply, err = newSupply(map[string]string{"hosts": hosts(s.Network.Hostname, s.Network.Hosts), "resolv.conf": conf})
+	supplied := map[string]string{"hosts": hosts(s.Network.Hostname, s.Network.Hosts), "resolv.conf": conf}
+	p := parts{}
+	if e := s.Process.Emulator; e != nil {
+		supplied[e.Name] = ""
+		if p.emulator, err = r.own(e.mount()); err != nil {
+			return err
+		}
+	}
+	r.supply, err = newSupply(supplied)
 	if err != nil {
 		return err
 	}
-	p := parts{}
 	if p.dev, err = r.own(newDev(s.Stdio.Terminal != nil)); err != nil {
 		return err
 	}
@@ -459,7 +483,7 @@ func (r *run) prepare() error {
 		return err
 	}
 	r.files = append(r.files, p.cgroups...)
-	if r.hostSys() && r.spec.Privileges.IDs != nil && !r.ns.Nested {
+	if r.hostSys() && (r.spec.Privileges.IDs != nil || r.spec.Privileges.UserNamespace != nil) && !r.ns.Nested {
 		// Without what is mounted in it. The process could not leave that out, and with privileges it could take away what covers it.
 		if p.sys, err = r.own(hostSysAlone()); err != nil {
 			return err
@@ -595,6 +619,14 @@ func (r *run) setupError(op string, errno syscall.Errno) error {
 	case op == "mount /proc" && errno == syscall.EPERM && r.ns.Nested:
 		e.Hint = "in a container it takes a /proc of which nothing is covered: docker run --security-opt systempaths=unconfined, or " +
 			"procMount: Unmasked in Kubernetes; or kiln build --no-process-sandbox, with which a step sees the processes of the container"
+	case op == "mount /proc" && errno == syscall.EPERM && r.spec.Process.Emulator != nil:
+		e.Hint = "a step with an emulator of its own is in a user namespace, which in a container takes a /proc of which nothing is covered: " +
+			"docker run --security-opt systempaths=unconfined; or register an emulator on the machine: " +
+			"docker run --privileged tonistiigi/binfmt --install all"
+	case op == openBinfmt && errno == syscall.ENODEV:
+		e.Hint = "the kernel has no binfmt_misc (CONFIG_BINFMT_MISC)"
+	case op == makeBinfmt && errno == syscall.EPERM:
+		e.Hint = "a user namespace can have one from Linux 6.7 on"
 	case op == "change the root" && errno == syscall.EPERM:
 		e.Hint = "the system call policy of the container that kiln runs in does not allow it: docker run --security-opt seccomp=unconfined, " +
 			"or seccompProfile Unconfined in Kubernetes, does"

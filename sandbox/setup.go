@@ -30,6 +30,7 @@ type parts struct {
 	kiln                 *os.File   // kiln's pidfd
 	cgroups              []*os.File // what is written to for joining the control groups of version 1
 	shown                *os.File   // a file system for /sys/fs/cgroup; nil if it is one of version 2, or what /sys has there is empty
+	emulator             *os.File   // a mount of the emulator's program; nil for none
 	sys                  *os.File   // a clone of the machine's /sys alone; nil if the process makes its own or clones all that is there
 }
 
@@ -254,6 +255,7 @@ func (r *run) planRoot(l *calls.List, p parts) {
 	}
 	// The supplies can be cloned while they are attached. Somewhere below the old root they vanish with it.
 	l.Add("attach the supplies", unix.SYS_MOVE_MOUNT, fd(r.supply.fs), "", calls.Here(), "/proc", moveFromFd)
+	binfmt := r.planEmulator(l, p)
 	clone := func(name string) *calls.Call {
 		return l.Add("clone "+name+" of the supplies", unix.SYS_OPEN_TREE, fd(r.supply.fs), name, cloneTree)
 	}
@@ -275,6 +277,10 @@ func (r *run) planRoot(l *calls.List, p parts) {
 		proc = r.planMount(l, "proc", "/proc", standard)
 	}
 	l.Add("attach /proc", unix.SYS_MOVE_MOUNT, proc, "", fd(p.procAt), "", moveFromFd|moveToFd)
+	if binfmt != nil {
+		// It lasts as long as the mounts of the process, which does not see it: /proc/sys is covered by a clone without it.
+		l.Add("attach binfmt_misc", unix.SYS_MOVE_MOUNT, binfmt, "", proc, "sys/fs/binfmt_misc", moveFromFd)
+	}
 	sysAttr := standard
 	if !s.Privileges.Insecure {
 		sysAttr |= unix.MOUNT_ATTR_RDONLY
@@ -354,6 +360,9 @@ func (r *run) planRoot(l *calls.List, p parts) {
 // a network that kiln has made.
 func (r *run) hostSys() bool {
 	p, mode := &r.spec.Privileges, r.spec.Network.Mode
+	if mode == NetworkHost && p.UserNamespace != nil {
+		return true
+	}
 	return p.SharedProc || r.ns.Nested && mode == NetworkHost || p.IDs != nil && mode != NetworkNone
 }
 

@@ -247,6 +247,12 @@ func (s *solve) failed(n *node, err error) *llb.Vertex {
 	return n.vertex
 }
 
+// ofOther reports whether an error is that of another vertex.
+func ofOther(err error, v *llb.Vertex) bool {
+	e, ok := errors.AsType[*VertexError](err)
+	return ok && e.Vertex != v
+}
+
 type solve struct {
 	opts        Options
 	nodes       map[llb.Digest]*node
@@ -358,7 +364,7 @@ func (s *solve) work(ctx context.Context, n *node) (out []Ref, err error) {
 		shown := err
 		if err != nil && ctx.Err() != nil {
 			shown = context.Cause(ctx) // whatever a step says that is stopped, it has not failed
-		} else if errors.As(err, new(*ImageError)) {
+		} else if errors.As(err, new(*ImageError)) || ofOther(err, n.vertex) {
 			shown = errSibling
 		}
 		w.task.Finish(w.finished, shown)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,6 +29,7 @@ import (
 //	$REGISTRY    a registry that says no: "missing/…" it does not know, "private/…" is for others, "secret/…" it does not give,
 //	             "broken/…" is not well
 //	$STEPTOOL    testdata/steptool, for steps
+//	$FOREIGN     the architecture of another processor; $FOREIGNTOOL is testdata/foreigntool for it, $NATIVETOOL for this machine's
 func TestBuilds(t *testing.T) {
 	stories(t, testscript.Params{Dir: "testdata/builds"}, func(*testscript.Env) error { return nil })
 }
@@ -42,11 +44,19 @@ func stories(t *testing.T, p testscript.Params, setup func(*testscript.Env) erro
 	if err := kilntest.Base(base); err != nil {
 		t.Fatal(err)
 	}
-	tool := filepath.Join(filepath.Dir(base), "steptool")
-	build := exec.Command("go", "build", "-o", tool, "./testdata/steptool")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	foreign := "arm64"
+	if runtime.GOARCH == foreign {
+		foreign = "amd64"
+	}
+	tools := map[string]string{}
+	for _, tool := range [][2]string{{"steptool", runtime.GOARCH}, {"foreigntool", runtime.GOARCH}, {"foreigntool", foreign}} {
+		name := filepath.Join(filepath.Dir(base), tool[0]+"-"+tool[1])
+		build := exec.Command("go", "build", "-o", name, "./testdata/"+tool[0])
+		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+tool[1])
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		tools[tool[0]+tool[1]] = name
 	}
 	// For stories of other users.
 	if err := exec.Command("chmod", "-R", "a+rX", filepath.Dir(base)).Run(); err != nil {
@@ -60,7 +70,10 @@ func stories(t *testing.T, p testscript.Params, setup func(*testscript.Env) erro
 		env.Setenv("KILN_PROGRESS", "plain")
 		env.Setenv("DOCKER_CONFIG", env.WorkDir)
 		env.Setenv("BASE", "--build-context=base=oci-layout://"+base)
-		env.Setenv("STEPTOOL", tool)
+		env.Setenv("STEPTOOL", tools["steptool"+runtime.GOARCH])
+		env.Setenv("FOREIGN", foreign)
+		env.Setenv("FOREIGNTOOL", tools["foreigntool"+foreign])
+		env.Setenv("NATIVETOOL", tools["foreigntool"+runtime.GOARCH])
 		env.Setenv("REGISTRY", strings.TrimPrefix(registry.URL, "http://"))
 		return setup(env)
 	}

@@ -48,7 +48,7 @@ var allowed = map[string][]string{
 	"build/contexts": {"frontend/source", "llb", "registry/layout", "snapshot/compose", "solver", "solver/files", "internal"},
 	// Several builds together.
 	"build/set": {"build", "store", "events", "llb", "registry/layout"},
-	"doctor":    {"store", "sandbox", "registry/auth", "internal"},
+	"doctor":    {"store", "sandbox", "sandbox/emulation", "registry/auth", "internal"},
 
 	// The root directory: store knows the parts that lie in it, and no part knows store.
 	"store":        {"cache", "events", "exporter", "history", "llb", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/explain", "internal"},
@@ -87,7 +87,7 @@ var allowed = map[string][]string{
 	"solver/files":   {"llb", "snapshot", "snapshot/compose", "snapshot/dir", "internal"},
 	"solver/plan":    {"solver", "solver/files", "solver/session", "solver/work", "llb", "snapshot/compose", "internal"},
 	"solver/execute": {"solver", "solver/files", "solver/session", "solver/work", "llb", "events", "snapshot", "snapshot/blob", "snapshot/compose", "snapshot/diff", "snapshot/roots",
-		"sandbox", "internal"},
+		"sandbox", "sandbox/emulation", "internal"},
 
 	// Neither knows the other; both speak internal/mount.
 	"snapshot":         {"events", "snapshot/blob", "snapshot/compose", "snapshot/diff", "snapshot/dir", "snapshot/roots", "internal"},
@@ -97,6 +97,9 @@ var allowed = map[string][]string{
 	"snapshot/dir":     {"internal"},
 	"snapshot/roots":   {"snapshot/dir", "internal"},
 	"sandbox":          {"internal"},
+
+	// Which programs a sandbox can execute, by trying.
+	"sandbox/emulation": {"sandbox", "internal"},
 
 	"exporter":        {"snapshot/blob", "llb", "internal"},
 	"registry":        {"registry/auth", "registry/image", "internal"},

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -81,21 +80,17 @@ func (e *NoExecError) Error() string { return e.Err.Error() + ": " + e.Advice }
 // Unwrap returns the cause.
 func (e *NoExecError) Unwrap() error { return e.Err }
 
-// explain adds advice to the error of a program that cannot be executed; platform is the step's.
-func explain(err error, platform string) error {
+// explain adds advice to the error of a program that cannot be executed.
+func (p *Prepared) explain(err error) error {
 	e, ok := errors.AsType[*sandbox.ExecError](err)
 	if !ok {
 		return err
 	}
-	host := llb.Platform{OS: "linux", Architecture: runtime.GOARCH}.Normalize()
-	p, parseErr := llb.ParsePlatform(platform, host)
-	foreign := parseErr == nil && p.Architecture != host.Architecture
 	switch {
-	case e.Errno == syscall.ENOEXEC && foreign:
-		return &NoExecError{e, fmt.Sprintf("the step is for %s and this machine is %s: "+
-			"Debian's packages qemu-user-static and binfmt-support make it run such programs", p, host)}
+	case e.Errno == syscall.ENOEXEC && p.foreign.err != nil:
+		return &NoExecError{e, p.foreign.err.Error()}
 	case e.Errno == syscall.ENOEXEC:
-		return &NoExecError{e, fmt.Sprintf("it is no program for %s, nor a script that begins with #!", host)}
+		return &NoExecError{e, fmt.Sprintf("it is no program for %s, nor a script that begins with #!", cmp.Or(p.work.Platform, llb.Host().String()))}
 	case e.Errno == syscall.EAGAIN:
 		return &NoExecError{e, "its user has as many processes and threads as it may have (RLIMIT_NPROC), in this step and those beside it"}
 	case e.Errno == syscall.ENOENT && e.Reason == "no such file or directory" && isShell(e.Name):

@@ -77,7 +77,9 @@ type Prepared struct {
 	mounts  *mounting
 	network *network.Network // nil: none of its own
 	users   *os.File         // a user namespace of its own; nil for none
-	started time.Time        // see diff.Begin
+	ids     *mount.IDMap     // of a user namespace of its own; nil for none
+	foreign foreign
+	started time.Time // see diff.Begin
 }
 
 // below returns the root file systems that the step writes over.
@@ -93,6 +95,9 @@ func (p *Prepared) below() []*layer.Stack {
 func (p *Prepared) Close() {
 	if p.users != nil {
 		p.users.Close()
+	}
+	if p.ids != nil {
+		p.ids.Namespace.Close()
 	}
 	if p.network != nil {
 		p.network.Release(p.Spec.Privileges.Insecure)
@@ -110,10 +115,8 @@ func (p *Prepared) Close() {
 
 // exec runs a process and makes the layers of what it has written.
 func (x *Job) exec(ctx context.Context, w work.Exec, job solver.Job) ([]solver.Made, error) {
-	if x.MayRun != nil {
-		if err := x.MayRun(ctx); err != nil {
-			return nil, err
-		}
+	if err := x.mayRun(ctx); err != nil {
+		return nil, err
 	}
 	p, err := x.Prepare(ctx, w)
 	if err != nil {
@@ -136,6 +139,9 @@ func (x *Job) Prepare(ctx context.Context, w work.Exec) (_ *Prepared, err error)
 			p.Close()
 		}
 	}()
+	if p.foreign, err = x.foreign(ctx, w.Op, w.Platform); err != nil {
+		return nil, err
+	}
 	ids, err := x.Realise(ctx, w.In[0])
 	if err != nil {
 		return nil, err
@@ -153,7 +159,7 @@ func (x *Job) Prepare(ctx context.Context, w work.Exec) (_ *Prepared, err error)
 	if err := p.up.SetRoot(top); err != nil {
 		return nil, err
 	}
-	idmap, err := x.idMap()
+	idmap, err := p.idMap()
 	if err != nil {
 		return nil, err
 	}
@@ -191,12 +197,18 @@ func mountable(r solver.Ref) error {
 	return snapshot.CheckLayers(len(distinct))
 }
 
-// idMap returns the map of ids of the steps' user namespace, nil if they have none.
-func (x *Job) idMap() (*mount.IDMap, error) {
-	if x.IDs == nil {
+// idMap returns the map of ids of the step's user namespace, nil if it has the ids of kiln. All steps have the same namespace, except
+// those with an emulator: what a namespace has of those, every step in it has.
+func (p *Prepared) idMap() (*mount.IDMap, error) {
+	if p.job.IDs == nil {
 		return nil, nil
 	}
-	return x.IDs()
+	m, err := p.job.IDs()
+	if err != nil || m == nil || p.foreign.emulator == nil {
+		return m, err
+	}
+	p.ids, err = sandbox.NewIDMap(m.FirstUser, m.FirstGroup, m.Count)
+	return p.ids, err
 }
 
 // newUpper begins a layer that takes what a step writes. With --security=insecure a step has kiln's privileges over file systems
@@ -219,14 +231,13 @@ func (x *Job) spec(w work.Exec, p *Prepared, user passwd.User, idmap *mount.IDMa
 	op, m := w.Op, p.mounts
 	spec := sandbox.Spec{
 		Root: p.root.File, Mounts: m.mounts, Devices: m.nodes,
-		Process:    sandbox.Process{Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user},
+		Process: sandbox.Process{
+			Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user,
+			Architecture: architecture(w.Platform), Emulator: p.foreign.emulator,
+		},
 		Network:    sandbox.Network{Hostname: op.Hostname},
 		Privileges: sandbox.Privileges{Insecure: op.Security == llb.SecurityInsecure, IDs: idmap, SharedProc: x.SharedProc},
 		Resources:  sandbox.Resources{Limits: x.Limits, CgroupParent: op.CgroupParent, Pool: &x.groups, ShmSize: op.ShmSize},
-	}
-	// "os/arch[/variant]"
-	if platform := strings.Split(w.Platform, "/"); len(platform) > 1 {
-		spec.Process.Architecture = platform[1]
 	}
 	for _, u := range op.Ulimits {
 		spec.Process.Rlimits = append(spec.Process.Rlimits, sandbox.Rlimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
@@ -238,6 +249,11 @@ func (x *Job) spec(w work.Exec, p *Prepared, user passwd.User, idmap *mount.IDMa
 func (x *Job) connect(op llb.Exec, p *Prepared) (err error) {
 	spec := &p.Spec
 	gateway := network.Gateway
+	// An emulator takes a user namespace, to which the network belongs, so that the step may do there what others may.
+	alone, networks := spec.Privileges.SharedProc, &x.networks
+	if p.foreign.emulator != nil && spec.Privileges.IDs == nil {
+		alone, networks = true, &x.emulated
+	}
 	switch op.Network {
 	case llb.NetworkHost:
 		// The step has the machine's own network, so the machine is where the step is.
@@ -245,7 +261,7 @@ func (x *Job) connect(op llb.Exec, p *Prepared) (err error) {
 	case llb.NetworkNone:
 		spec.Network.Mode = sandbox.NetworkNone
 	default:
-		if p.network, err = x.networks.Get(); err != nil {
+		if p.network, err = networks.Get(); err != nil {
 			return err
 		}
 		spec.Network.Mode, spec.Network.Namespace = sandbox.NetworkJoin, p.network.Namespace()
@@ -254,7 +270,7 @@ func (x *Job) connect(op llb.Exec, p *Prepared) (err error) {
 			return err
 		}
 	}
-	if spec.Privileges.SharedProc && spec.Privileges.UserNamespace == nil {
+	if alone && spec.Privileges.UserNamespace == nil {
 		if p.users, err = userNamespace(); err != nil {
 			return err
 		}
@@ -283,7 +299,7 @@ func (p *Prepared) Run(ctx context.Context) (err error) {
 	killed := oomKills()
 	status, err := sandbox.Run(ctx, p.Spec)
 	if err != nil {
-		return explain(err, p.work.Platform)
+		return p.explain(err)
 	}
 	events.From(ctx).Used(events.Resources{CPU: status.CPU, Memory: status.Memory})
 	x.tellPidsLimit(status.NoPidsLimit)

@@ -23,6 +23,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/sandbox"
+	"github.com/kilnbuild/kiln/sandbox/emulation"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/solver"
@@ -39,6 +40,8 @@ type Images interface {
 	// Open returns the bytes of a layer's blob as it is in the registry, compressed perhaps; they end in io.EOF only if
 	// they have the descriptor's digest and size.
 	Open(ctx context.Context, op llb.Image, l ImageLayer) (io.ReadCloser, error)
+	// Architecture returns the processor that an image is for.
+	Architecture(op llb.Image) string
 }
 
 // ImageLayer is a layer of an image as its manifest and its config name it.
@@ -84,7 +87,10 @@ type Executor struct {
 	Config
 	cdi      func() *cdi.Registry
 	networks network.Pool
+	// emulated are the networks of steps with an emulator, each in a user namespace of its own.
+	emulated network.Pool
 	groups   sandbox.Pool
+	machine  emulation.Machine
 }
 
 // Job does the work of the steps of one job. It implements solver.Executor, plan.Layers and plan.Sources.
@@ -105,8 +111,10 @@ type Job struct {
 
 	git         *git.Client
 	emptied     emptied
-	noPidsLimit sync.Once // said that there is none
-	copies      sync.Once // said that roots are copies
+	ahead       func(context.Context) error  // see Ahead
+	looked      once.Map[struct{}, struct{}] // ahead, and there was nothing wrong
+	noPidsLimit sync.Once                    // said that there is none
+	copies      sync.Once                    // said that roots are copies
 }
 
 // source is where a layer of an image comes from.
@@ -119,6 +127,7 @@ type source struct {
 // New returns an Executor. Close must be called.
 func New(c Config) *Executor {
 	x := &Executor{Config: c, cdi: sync.OnceValue(func() *cdi.Registry { return cdi.Load(c.CDIDirs...) })}
+	x.emulated.Make, x.machine.SharedProc = sandbox.NewUserNamespace, c.SharedProc
 	if c.SharedProc {
 		x.networks.Make = sandbox.NewUserNamespace
 	}
@@ -128,7 +137,10 @@ func New(c Config) *Executor {
 // Close ends what the steps' networks have left, and removes their control groups. No step may run any more. When ctx ends, what steps
 // sent is no longer waited for.
 func (x *Executor) Close(ctx context.Context) error {
-	x.networks.Close(ctx)
+	var closing sync.WaitGroup
+	closing.Go(func() { x.networks.Close(ctx) })
+	x.emulated.Close(ctx)
+	closing.Wait()
 	return x.groups.Close()
 }
 

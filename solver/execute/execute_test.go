@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -210,6 +211,8 @@ type images struct {
 func (i *images) Layers(context.Context, llb.Image) ([]ImageLayer, error) {
 	return []ImageLayer{{DiffID: digest.Digest(i.diffID)}}, nil
 }
+
+func (i *images) Architecture(llb.Image) string { return runtime.GOARCH }
 
 func (i *images) Open(context.Context, llb.Image, ImageLayer) (io.ReadCloser, error) {
 	i.opened++
