@@ -32,11 +32,11 @@ func New(root *store.Root, client *registry.Client, cfg *config.Config) (*Builde
 	b := &Builder{root: root, client: client, images: images.New(root, client), cdiDirs: cfg.CDI.SpecDirs}
 	b.userns, b.noProcessSandbox = cfg.Userns, cfg.NoProcessSandbox
 	if err := CheckUserns(b.userns); err != nil {
-		return nil, fmt.Errorf("kiln.toml: userns = %q: %w", b.userns, err)
+		return nil, fmt.Errorf("%s: userns = %q: %w", cfg.File, b.userns, err)
 	}
 	var err error
 	if b.limits, err = configured(cfg.Limits); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: [limits]: %w", cfg.File, err)
 	}
 	if len(b.cdiDirs) == 0 {
 		b.cdiDirs = cdi.DefaultDirs

@@ -112,7 +112,7 @@ func configured(c config.Limits) (Limits, error) {
 		}
 	}
 	if _, err := l.read(); err != nil {
-		return nil, fmt.Errorf("kiln.toml: [limits]: %w", err)
+		return nil, err
 	}
 	return l, nil
 }

@@ -30,7 +30,7 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%s=%s: %v", name, value, err)
 		}
 	}
-	if _, err := configured(config.Limits{Memory: "much"}); err == nil || !strings.Contains(err.Error(), "kiln.toml") {
+	if _, err := configured(config.Limits{Memory: "much"}); err == nil || !strings.Contains(err.Error(), "memory") {
 		t.Errorf("kiln.toml: %v", err)
 	}
 }

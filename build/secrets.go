@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/internal/termtext"
 )
 
 // Secret is a secret that RUN --mount=type=secret can ask for by ID. Exactly one of Src, a file's path, and Env, an
@@ -20,6 +21,23 @@ type Secrets []Secret
 
 // maxSecret bounds a secret, in bytes, as BuildKit does.
 const maxSecret = 500 << 10
+
+// Check returns an error if the secret is a file that cannot be read, so that no step runs first.
+func (s Secret) Check() error {
+	if s.Src == "" {
+		return nil
+	}
+	f, err := contexts.OpenFile(s.Src)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil && info.Size() > maxSecret {
+		err = fmt.Errorf("%s is larger than the %s that are allowed", s.Src, termtext.Size(maxSecret))
+	}
+	return err
+}
 
 // Secret implements session.Secrets.
 func (s Secrets) Secret(id string) ([]byte, bool, error) {

@@ -40,6 +40,8 @@ type Options struct {
 	Dir   string
 	// Env are the variables that files refer to.
 	Env Lookup
+	// Shown returns what errors call a file, whose path is absolute if Dir is; nil for its path.
+	Shown func(path string) string
 }
 
 // Project is what the files say.
@@ -70,6 +72,25 @@ type reader struct {
 	open []string
 }
 
+// path returns the path of a file; "-" for Stdin.
+func (r *reader) path(file string) string {
+	if file == "-" || filepath.IsAbs(file) {
+		return file
+	}
+	return filepath.Join(r.options.Dir, file)
+}
+
+// shown returns what errors call a file.
+func (r *reader) shown(file string) string {
+	if file == "-" {
+		return "standard input"
+	}
+	if r.options.Shown == nil {
+		return r.path(file)
+	}
+	return r.options.Shown(r.path(file))
+}
+
 // Load reads a project. Errors name the file and, where it is known, the line or the attribute.
 func Load(o Options) (*Project, error) {
 	r := &reader{options: o}
@@ -87,7 +108,7 @@ func Load(o Options) (*Project, error) {
 // read returns the contents of a file after interpolation, and the paths of its values that are tagged !reset and !override.
 func (r *reader) read(path string) (object, map[string]string, error) {
 	if r.files++; r.files > maxFiles {
-		return nil, nil, fmt.Errorf("%s: there are more than %d files", path, maxFiles)
+		return nil, nil, fmt.Errorf("%s: there are more than %d files", r.shown(path), maxFiles)
 	}
 	data, err := r.data(path)
 	if err != nil {
@@ -95,18 +116,21 @@ func (r *reader) read(path string) (object, map[string]string, error) {
 	}
 	var doc yaml.Node
 	if err := yaml.NewDecoder(bytes.NewReader(data)).Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
-		return nil, nil, fmt.Errorf("%s: %w", path, err)
+		return nil, nil, fmt.Errorf("%s: %w", r.shown(path), err)
 	}
 	tags := map[string]string{}
 	if len(doc.Content) == 0 {
 		return object{}, tags, nil
 	}
+	if top := doc.Content[0]; top.Kind != yaml.MappingNode {
+		return nil, nil, fmt.Errorf("%s:%d: this is not a compose file: it is not a mapping, as services: begins one", r.shown(path), top.Line)
+	}
 	if err := r.prepare(doc.Content[0], "", tags, 0); err != nil {
-		return nil, nil, fmt.Errorf("%s:%w", path, err)
+		return nil, nil, fmt.Errorf("%s:%w", r.shown(path), err)
 	}
 	var m object
 	if err := doc.Decode(&m); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", path, err)
+		return nil, nil, fmt.Errorf("%s: %w", r.shown(path), err)
 	}
 	return m, tags, nil
 }
@@ -114,10 +138,7 @@ func (r *reader) read(path string) (object, map[string]string, error) {
 func (r *reader) data(path string) ([]byte, error) {
 	in := r.options.Stdin
 	if path != "-" {
-		f, err := os.Open(filepath.Join(r.options.Dir, path))
-		if filepath.IsAbs(path) {
-			f, err = os.Open(path)
-		}
+		f, err := os.Open(r.path(path))
 		if err != nil {
 			return nil, fmt.Errorf("read the compose file: %w", err)
 		}
@@ -126,10 +147,10 @@ func (r *reader) data(path string) ([]byte, error) {
 	}
 	data, err := io.ReadAll(io.LimitReader(in, maxFile+1))
 	if err == nil && len(data) > maxFile {
-		err = fmt.Errorf("it is larger than the %d MiB that are allowed", maxFile>>20)
+		err = fmt.Errorf("%s is larger than the %d MiB that are allowed", r.shown(path), maxFile>>20)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the compose file %s: %w", path, err)
+		return nil, fmt.Errorf("read the compose file: %w", err)
 	}
 	return data, nil
 }
@@ -174,7 +195,7 @@ func (r *reader) prepare(n *yaml.Node, path string, tags map[string]string, dept
 // file returns the contents of a file on top of base. dir is where the file's paths are relative to, as seen from the project.
 func (r *reader) file(path, dir string, base object) (object, error) {
 	if slices.Contains(r.open, path) {
-		return nil, fmt.Errorf("%s includes itself, in a cycle", path)
+		return nil, fmt.Errorf("%s includes itself, in a cycle", r.shown(path))
 	}
 	r.open = append(r.open, path)
 	defer func() { r.open = r.open[:len(r.open)-1] }()
@@ -184,11 +205,11 @@ func (r *reader) file(path, dir string, base object) (object, error) {
 	}
 	for key := range m {
 		if !slices.Contains(topLevel(), key) && !strings.HasPrefix(key, "x-") {
-			return nil, fmt.Errorf("%s: there is no attribute %q", path, key)
+			return nil, fmt.Errorf("%s: there is no attribute %q", r.shown(path), key)
 		}
 	}
 	if base, err = r.include(m, dir, base); err != nil {
-		return nil, fmt.Errorf("%s: include: %w", path, err)
+		return nil, fmt.Errorf("%s: include: %w", r.shown(path), err)
 	}
 	services, err := r.services(m, path, dir)
 	if err != nil {
@@ -267,10 +288,10 @@ func (r *reader) services(m object, path, dir string) (object, error) {
 	}
 	all, ok := m["services"].(object)
 	if !ok {
-		return nil, fmt.Errorf("%s: services is not a mapping", path)
+		return nil, fmt.Errorf("%s: services is not a mapping", r.shown(path))
 	}
 	if len(all) > maxServices {
-		return nil, fmt.Errorf("%s: there are more than %d services", path, maxServices)
+		return nil, fmt.Errorf("%s: there are more than %d services", r.shown(path), maxServices)
 	}
 	out := object{}
 	for _, name := range slices.Sorted(maps.Keys(all)) {
@@ -285,7 +306,7 @@ func (r *reader) services(m object, path, dir string) (object, error) {
 
 // extended returns a service of a file on top of the one that it extends. path are the services that extend it.
 func (r *reader) extended(all object, name, file, dir string, path []string) (object, error) {
-	id := file + ": services." + name
+	id := r.shown(file) + ": services." + name
 	if slices.Contains(path, id) {
 		return nil, fmt.Errorf("%s: extends itself, in a cycle", id)
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -252,7 +251,7 @@ func WriteFile(path string, write func(io.Writer) error) error {
 	above, name := split(path)
 	dir, err := openDir(unix.AT_FDCWD, above, above)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return err
 	}
 	defer dir.Close()
 	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_CLOEXEC, 0)
@@ -265,7 +264,7 @@ func WriteFile(path string, write func(io.Writer) error) error {
 	case err != nil:
 		return err
 	case info.IsDir():
-		return fmt.Errorf("write %s: it is a directory", path)
+		return &os.PathError{Op: "write", Path: path, Err: errors.New("it is a directory")}
 	case info.Mode().IsRegular() && !magic(dir, name):
 		return atomicfile.WriteAt(dir, name, write)
 	}

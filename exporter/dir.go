@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/dirtree"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"golang.org/x/sys/unix"
 )
@@ -124,14 +125,14 @@ func (w *dirWriter) open() error {
 	dir, err := makeDir(w.parent, w.name, w.shown, 0o755)
 	if errors.Is(err, fs.ErrExist) {
 		if dir, err = openDir(int(w.parent.Fd()), w.name, w.shown); err == nil {
-			w.root = rootfs.At(dir)
+			w.root = rootfs.OnHost(dir)
 		}
 		return err
 	}
 	if err != nil {
 		return err
 	}
-	w.root, w.made = rootfs.At(dir), true
+	w.root, w.made = rootfs.OnHost(dir), true
 	// It is empty, and a process that has it open needs permission for each lookup in it.
 	var st unix.Stat_t
 	if err := unix.Fstat(w.root.Fd(), &st); err != nil {
@@ -198,7 +199,7 @@ func (w *dirWriter) undo() error {
 			err = dirtree.RemoveDirAt(int(w.parent.Fd()), w.name, id)
 		}
 		if err != nil {
-			return fmt.Errorf("remove the incomplete %s: %w", w.shown, err)
+			return fmt.Errorf("remove the incomplete %s: %w", rootdir.Shown(w.shown), err)
 		}
 		return nil
 	}
@@ -219,7 +220,7 @@ func (w *dirWriter) remove(d *writtenDir) error {
 	}
 	defer parent.Close()
 	if err := dirtree.RemoveDirAt(int(parent.Fd()), d.Name(), d.top); err != nil {
-		return fmt.Errorf("remove the incomplete %s: %w", d.Path, err)
+		return fmt.Errorf("remove the incomplete %s: %w", rootdir.Shown(w.path(&d.Entry)), err)
 	}
 	return nil
 }
@@ -232,7 +233,7 @@ func (w *dirWriter) finish() error {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(finishDir(f, d), f.Close()); err != nil {
+		if err := errors.Join(w.finishDir(f, d), f.Close()); err != nil {
 			return err
 		}
 	}
@@ -240,12 +241,12 @@ func (w *dirWriter) finish() error {
 }
 
 // finishDir sets the mode and time of an open directory.
-func finishDir(f *os.File, d *writtenDir) error {
+func (w *dirWriter) finishDir(f *os.File, d *writtenDir) error {
 	if d.top != (dirtree.ID{}) {
 		if id, err := dirtree.Identify(f); err != nil {
 			return err
 		} else if id != d.top {
-			return failed("chmod", &d.Entry, errReplaced)
+			return w.failed("chmod", &d.Entry, errReplaced)
 		}
 	}
 	var err error
@@ -289,7 +290,7 @@ func (w *dirWriter) entry(e *layer.Entry) error {
 	if e.Type == layer.Hardlink {
 		return w.link(dir, e)
 	}
-	if err := clearName(dir, e); err != nil {
+	if err := w.clearName(dir, e); err != nil {
 		return err
 	}
 	switch e.Type {
@@ -297,14 +298,14 @@ func (w *dirWriter) entry(e *layer.Entry) error {
 		return w.file(dir, e)
 	case layer.Symlink:
 		if err := unix.Symlinkat(e.Link, dir, name); err != nil {
-			return failed("symlink", e, err)
+			return w.failed("symlink", e, err)
 		}
 	default:
 		if err := w.node(dir, e); err != nil {
 			return err
 		}
 	}
-	return failed("set the time of", e, setTime(dir, name, e))
+	return w.failed("set the time of", e, setTime(dir, name, e))
 }
 
 // errSpecial is returned for a file that WriteDir does not replace.
@@ -312,7 +313,7 @@ var errSpecial = errors.New("it is a device, a named pipe or a socket, which is 
 
 // clearName removes a file or a symbolic link that has the name of an entry. It fails if the name belongs to a device, named pipe or
 // socket, unless that is the one that the entry describes.
-func clearName(dir int, e *layer.Entry) error {
+func (w *dirWriter) clearName(dir int, e *layer.Entry) error {
 	var st unix.Stat_t
 	err := unix.Fstatat(dir, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW)
 	if err == nil {
@@ -328,7 +329,7 @@ func clearName(dir int, e *layer.Entry) error {
 	if err == unix.ENOENT {
 		return nil
 	}
-	return failed("replace", e, err)
+	return w.failed("replace", e, err)
 }
 
 // nodeKinds are the types that mknod(2) creates.
@@ -349,23 +350,26 @@ func (w *dirWriter) link(dir int, e *layer.Entry) error {
 	first := layer.Entry{Path: e.Link}
 	var want, have unix.Stat_t
 	if err := unix.Fstatat(int(from.Fd()), first.Name(), &want, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return failed("link", e, err)
+		return w.failed("link", e, err)
 	}
 	if err := unix.Fstatat(dir, e.Name(), &have, unix.AT_SYMLINK_NOFOLLOW); err == nil && have.Dev == want.Dev && have.Ino == want.Ino {
 		return nil
 	}
-	if err := clearName(dir, e); err != nil {
+	if err := w.clearName(dir, e); err != nil {
 		return err
 	}
-	return failed("link", e, unix.Linkat(int(from.Fd()), first.Name(), dir, e.Name(), 0))
+	return w.failed("link", e, unix.Linkat(int(from.Fd()), first.Name(), dir, e.Name(), 0))
 }
 
+// path returns how errors refer to an entry.
+func (w *dirWriter) path(e *layer.Entry) string { return filepath.Join(w.shown, e.Path) }
+
 // failed wraps the error of an operation on an entry. It returns nil if err is nil.
-func failed(op string, e *layer.Entry, err error) error {
+func (w *dirWriter) failed(op string, e *layer.Entry, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &os.PathError{Op: op, Path: e.Path, Err: err}
+	return &os.PathError{Op: op, Path: w.path(e), Err: err}
 }
 
 func (w *dirWriter) directory(parent *os.File, e *layer.Entry) error {
@@ -374,10 +378,10 @@ func (w *dirWriter) directory(parent *os.File, e *layer.Entry) error {
 	id, err := w.mkdir(parent, e)
 	if errors.Is(err, fs.ErrExist) {
 		var st unix.Stat_t
-		err = failed("mkdir", e, unix.Fstatat(dir, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW))
+		err = w.failed("mkdir", e, unix.Fstatat(dir, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW))
 		existed = err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
 		if err == nil && !existed {
-			if err = clearName(dir, e); err == nil {
+			if err = w.clearName(dir, e); err == nil {
 				id, err = w.mkdir(parent, e)
 			}
 		}
@@ -392,9 +396,9 @@ func (w *dirWriter) directory(parent *os.File, e *layer.Entry) error {
 // mkdir creates a directory. It returns its identity if it was created in an existing one.
 func (w *dirWriter) mkdir(parent *os.File, e *layer.Entry) (id dirtree.ID, err error) {
 	if w.top != "" && strings.HasPrefix(e.Path, w.top+"/") {
-		return id, failed("mkdir", e, unix.Mkdirat(int(parent.Fd()), e.Name(), 0o700))
+		return id, w.failed("mkdir", e, unix.Mkdirat(int(parent.Fd()), e.Name(), 0o700))
 	}
-	f, err := makeDir(parent, e.Name(), e.Path, 0o700)
+	f, err := makeDir(parent, e.Name(), w.path(e), 0o700)
 	if err != nil {
 		return id, err
 	}
@@ -407,25 +411,25 @@ func (w *dirWriter) mkdir(parent *os.File, e *layer.Entry) (id dirtree.ID, err e
 func (w *dirWriter) node(dir int, e *layer.Entry) error {
 	err := unix.Mknodat(dir, e.Name(), nodeKinds[e.Type]|0o600, int(unix.Mkdev(e.Major, e.Minor)))
 	if err == unix.EPERM && e.Type != layer.Fifo {
-		return fmt.Errorf("%w: only root can create devices; without devices=true they are omitted", failed("mknod", e, err))
+		return fmt.Errorf("%w: only root can create devices; without devices=true they are omitted", w.failed("mknod", e, err))
 	}
 	if err != nil && err != unix.EEXIST {
-		return failed("mknod", e, err)
+		return w.failed("mknod", e, err)
 	}
 	fd, err := unix.Openat(dir, e.Name(), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return failed("open", e, err)
+		return w.failed("open", e, err)
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return failed("stat", e, err)
+		return w.failed("stat", e, err)
 	}
 	if !isNode(&st, e) {
-		return failed("chmod", e, errReplaced)
+		return w.failed("chmod", e, errReplaced)
 	}
 	// fchmod(2) does not accept an O_PATH descriptor, and opening a pipe or a device for access may have side effects.
-	return failed("chmod", e, unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), e.Mode))
+	return w.failed("chmod", e, unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), e.Mode))
 }
 
 func (w *dirWriter) file(dir int, e *layer.Entry) error {
@@ -436,9 +440,9 @@ func (w *dirWriter) file(dir int, e *layer.Entry) error {
 	defer src.Close()
 	fd, err := unix.Openat(dir, e.Name(), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return failed("create", e, err)
+		return w.failed("create", e, err)
 	}
-	f := os.NewFile(uintptr(fd), e.Path)
+	f := os.NewFile(uintptr(fd), w.path(e))
 	_, err = io.CopyBuffer(struct{ io.Writer }{f}, ctxio.Reader(w.ctx, src), w.buf)
 	if err == nil {
 		err = errors.Join(unix.Fchmod(fd, e.Mode), setTime(fd, "", e))

@@ -42,7 +42,7 @@ func (r *Root) collection() (o PruneOptions, err error) {
 			continue
 		}
 		if *size.into, err = share(size.value, disk); err != nil {
-			return o, fmt.Errorf("kiln.toml: [gc] %s = %q: %w", size.key, size.value, err)
+			return o, fmt.Errorf("%s: [gc] %s = %q: %w", r.configFile, size.key, size.value, err)
 		}
 	}
 	return o, nil

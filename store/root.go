@@ -29,9 +29,11 @@ type Root struct {
 	// Archive bounds what is unpacked.
 	Archive layer.Limit
 
-	ctx  context.Context
-	gc   config.GC
-	keep history.Retention
+	ctx context.Context
+	gc  config.GC
+	// configFile is the file that gc comes from, for errors.
+	configFile string
+	keep       history.Retention
 
 	once    sync.Once
 	openErr error
@@ -58,7 +60,7 @@ func Open(ctx context.Context, dir string, cfg *config.Config) (*Root, error) {
 	r := &Root{
 		Images:  images,
 		Archive: layer.Limit{Size: cfg.Archive.Size, Entries: cfg.Archive.MaxEntries},
-		ctx:     ctx, gc: cfg.GC, keep: retention(cfg.History),
+		ctx:     ctx, gc: cfg.GC, configFile: cfg.File, keep: retention(cfg.History),
 	}
 	if _, err := r.collection(); err != nil {
 		return nil, err

@@ -41,14 +41,39 @@ func shownName(path, contextDir string) string {
 	return rootdir.Shown(path)
 }
 
-// ReadFile reads a regular file of the client of at most limit bytes.
-func ReadFile(path string, limit int64) ([]byte, error) {
+// OpenFile opens a regular file of the client.
+func OpenFile(path string) (*os.File, error) {
 	// Opening a fifo would wait for somebody to write to it.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	return readRegular(f, path, limit)
+	return f, checkRegular(f, path)
+}
+
+// checkRegular closes f, which is called path, and returns an error, if it is not a regular file.
+func checkRegular(f *os.File, path string) error {
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+	case info.IsDir():
+		err = &fs.PathError{Op: "open", Path: path, Err: errors.New("it is a directory")}
+	case !info.Mode().IsRegular():
+		err = &fs.PathError{Op: "open", Path: path, Err: errors.New("it is not a regular file")}
+	}
+	if err != nil {
+		f.Close()
+	}
+	return err
+}
+
+// ReadFile reads a regular file of the client of at most limit bytes.
+func ReadFile(path string, limit int64) ([]byte, error) {
+	f, err := OpenFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return readAll(f, path, limit)
 }
 
 // readContextFile is ReadFile for a Dockerfile or an ignore file. One in the directory dir, the context, is not followed out of
@@ -66,11 +91,14 @@ func readContextFile(dir, path string, limit int64) ([]byte, error) {
 	f, err := root.OpenFile(rel, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		if _, outside := os.Stat(path); outside == nil {
-			err = fmt.Errorf("%s is a symbolic link that leads out of the context, and is not followed there", path)
+			err = fmt.Errorf("%s is a symbolic link that leads out of the context, and is not followed there", rootdir.Shown(path))
 		}
 		return nil, err
 	}
-	return readRegular(f, path, limit)
+	if err := checkRegular(f, path); err != nil {
+		return nil, err
+	}
+	return readAll(f, path, limit)
 }
 
 func relative(dir, path string) (string, error) {
@@ -84,19 +112,12 @@ func relative(dir, path string) (string, error) {
 	return filepath.Rel(dir, path)
 }
 
-// readRegular reads f, which is called path, and closes it.
-func readRegular(f *os.File, path string, limit int64) ([]byte, error) {
+// readAll reads f, which is called path, and closes it.
+func readAll(f *os.File, path string, limit int64) ([]byte, error) {
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.New("is not a regular file")}
-	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(data)) > limit {
-		err = fmt.Errorf("%s is larger than the %s that are allowed", path, termtext.Size(limit))
+		err = fmt.Errorf("%s is larger than the %s that are allowed", rootdir.Shown(path), termtext.Size(limit))
 	}
 	return data, err
 }
@@ -212,7 +233,7 @@ func (l *Loader) contextDir(ctx context.Context) (dockerfile []byte, name string
 		ignored = append([]string{path + ".dockerignore"}, ignored...)
 		name = shownName(path, l.Context)
 		if dockerfile, err = readContextFile(l.Context, path, maxDockerfile); err != nil {
-			err = &input.Error{Err: fmt.Errorf("read the Dockerfile: %w", err)}
+			err = &input.Error{Err: l.explain(err)}
 		}
 	}
 	if err != nil {
@@ -258,7 +279,7 @@ func readIgnore(ctx context.Context, dir string, paths ...string) (*ignore.Match
 		}
 		m, err := ignore.Parse(ctx, bytes.NewReader(data))
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
+			return nil, fmt.Errorf("%s: %w", rootdir.Shown(path), err)
 		}
 		if m != nil {
 			m.File = filepath.Base(path)

@@ -122,7 +122,7 @@ func (s *Source) DockerfilePath() (string, error) {
 			return "", &input.Error{Err: fmt.Errorf("look for the Dockerfile: %w", err)}
 		}
 	}
-	return "", &input.Error{Err: fmt.Errorf("there is no Dockerfile in %s; name one with -f", rootdir.Shown(s.Context))}
+	return "", &input.Error{Err: s.noDockerfile()}
 }
 
 // HostLimit returns how far in the hosts may be that ADD names. A Dockerfile from another machine is somebody else's: it names none that a

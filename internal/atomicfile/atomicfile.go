@@ -95,11 +95,11 @@ func fill(f *os.File, write func(io.Writer) error) error {
 	return w.Flush()
 }
 
-// createAt makes a file with a name of its own beside the one called name.
+// createAt makes a file with a name of its own beside the one called name, by which errors call it.
 func createAt(dir *os.File, name string) (f *os.File, temp string, err error) {
 	for {
 		temp = "." + name + "-" + strconv.FormatUint(uint64(rand.Uint32()), 10)
-		path := filepath.Join(dir.Name(), temp)
+		path := filepath.Join(dir.Name(), name)
 		fd, err := unix.Openat(int(dir.Fd()), temp, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o666)
 		switch err {
 		case nil:

@@ -27,6 +27,8 @@ const DockerHub = "docker.io"
 
 // Config is what kiln.toml holds. The zero value is the configuration without one.
 type Config struct {
+	// File is the path of the file, as errors name it; "" without one.
+	File string `toml:"-"`
 	// Root is kiln's root directory, or "": see RootDir.
 	Root string `toml:"root"`
 	// CDI is where the specifications of devices are.
@@ -208,6 +210,7 @@ func Parse(path string, data []byte) (*Config, error) {
 	if err := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(&c); err != nil {
 		return nil, located(path, err)
 	}
+	c.File = path
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)

@@ -39,12 +39,13 @@ root = "/srv/kiln"
 		t.Fatal(err)
 	}
 	entries := int64(20)
-	want := &Config{Root: "/srv/kiln", History: &History{MaxAge: Duration{48 * time.Hour}, MaxEntries: &entries}, Archive: Archive{MaxSize: "2GB", MaxEntries: 10, Size: 2 << 30}, Registries: Registries{
-		"docker.io":      {Mirrors: []string{"127.0.0.1:5000", "harbor.corp/proxy"}},
-		"127.0.0.1:5000": {HTTP: true},
-		"harbor.corp": {Insecure: true, CA: []string{"/etc/kiln/ca.pem", "/abs/ca.pem"}, Realms: []string{"auth.corp:5001"},
-			KeyPairs: []KeyPair{{Key: "/etc/kiln/k.pem", Cert: "/abs/c.pem"}}},
-	}}
+	want := &Config{
+		File: "/etc/kiln/kiln.toml", Root: "/srv/kiln", History: &History{MaxAge: Duration{48 * time.Hour}, MaxEntries: &entries}, Archive: Archive{MaxSize: "2GB", MaxEntries: 10, Size: 2 << 30}, Registries: Registries{
+			"docker.io":      {Mirrors: []string{"127.0.0.1:5000", "harbor.corp/proxy"}},
+			"127.0.0.1:5000": {HTTP: true},
+			"harbor.corp": {Insecure: true, CA: []string{"/etc/kiln/ca.pem", "/abs/ca.pem"}, Realms: []string{"auth.corp:5001"},
+				KeyPairs: []KeyPair{{Key: "/etc/kiln/k.pem", Cert: "/abs/c.pem"}}},
+		}}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got  %+v\nwant %+v", c, want)
 	}

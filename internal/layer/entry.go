@@ -172,6 +172,19 @@ type PathError struct {
 
 func (e *PathError) Error() string { return fmt.Sprintf("/%s: %s", Clip(e.Path), e.Msg) }
 
+// FileError is the error of an operation on a file of a layer, or of a root file system. It is not an *fs.PathError, whose path is one of
+// the host.
+type FileError struct {
+	Op   string
+	Path string
+	Err  error
+}
+
+func (e *FileError) Error() string { return fmt.Sprintf("%s /%s: %v", e.Op, Clip(e.Path), e.Err) }
+
+// Unwrap returns Err.
+func (e *FileError) Unwrap() error { return e.Err }
+
 // Join returns the path of a name in a directory. "" is the root.
 func Join(dir, name string) string {
 	if dir == "" {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"iter"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -155,7 +154,7 @@ func (s *Stack) Sum(ctx context.Context, entries []*Entry) error { return nil }
 func (s *Stack) Open(e *Entry) (io.ReadCloser, error) {
 	entry, i, ok := s.find(e.Path)
 	if !ok || i < 0 {
-		return nil, &os.PathError{Op: "open", Path: e.Path, Err: unix.ENOENT}
+		return nil, &FileError{Op: "open", Path: e.Path, Err: unix.ENOENT}
 	}
 	files, err := s.files(i, e.Path)
 	if err != nil {
@@ -167,7 +166,7 @@ func (s *Stack) Open(e *Entry) (io.ReadCloser, error) {
 // files returns the files of layer i. path is for the error.
 func (s *Stack) files(i int, path string) (Files, error) {
 	if s.parts[i].Files == nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: errors.New("only the manifest of the layer exists")}
+		return nil, &FileError{Op: "open", Path: path, Err: errors.New("only the manifest of the layer exists")}
 	}
 	return s.parts[i].Files()
 }

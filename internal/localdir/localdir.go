@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -82,6 +83,9 @@ func (d *Dir) HideRoot(root string) error {
 	return err
 }
 
+// shown returns the path on the host of a path of the directory.
+func (d *Dir) shown(path string) string { return filepath.Join(d.name, path) }
+
 // hides reports whether what was found is the hidden directory.
 func (d *Dir) hides(st *unix.Stat_t) bool {
 	return st.Mode&unix.S_IFMT == unix.S_IFDIR && d.hidden == idOf(st)
@@ -110,7 +114,7 @@ func (d *Dir) within(dir string) (bool, error) {
 	defer f.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return false, &os.PathError{Op: "stat", Path: dir, Err: err}
+		return false, &os.PathError{Op: "stat", Path: d.shown(dir), Err: err}
 	}
 	hidden = d.hides(&st)
 	d.mu.Lock()
@@ -213,7 +217,7 @@ func (d *Dir) Lookup(path string) (layer.Entry, bool, error) {
 	defer f.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return layer.Entry{}, false, &os.PathError{Op: "stat", Path: path, Err: err}
+		return layer.Entry{}, false, &os.PathError{Op: "stat", Path: d.shown(path), Err: err}
 	}
 	if d.hidden != (fileID{}) && path != "" {
 		if hidden, err := d.within(layer.Parent(path)); err != nil || hidden || d.hides(&st) {
@@ -240,7 +244,7 @@ func (d *Dir) stat(dir int, path string, at *finger) (layer.Entry, bool, error) 
 		if err == unix.ENOENT {
 			return layer.Entry{}, false, nil
 		}
-		return layer.Entry{}, false, &os.PathError{Op: "stat", Path: path, Err: err}
+		return layer.Entry{}, false, &os.PathError{Op: "stat", Path: d.shown(path), Err: err}
 	}
 	if d.hides(&st) {
 		return layer.Entry{}, false, nil
@@ -256,7 +260,7 @@ func (d *Dir) entry(dir int, name, path string, st *unix.Stat_t, at *finger) (la
 	case unix.S_IFDIR:
 		e.Type = layer.Dir
 		var err error
-		if e.Xattrs, err = xattrs(dir, name, path); err != nil {
+		if e.Xattrs, err = d.xattrs(dir, name, path); err != nil {
 			return e, err
 		}
 	case unix.S_IFREG:
@@ -265,7 +269,7 @@ func (d *Dir) entry(dir int, name, path string, st *unix.Stat_t, at *finger) (la
 			e.Digest = known.digest
 			if known.xattrs {
 				var err error
-				if e.Xattrs, err = xattrs(dir, name, path); err != nil {
+				if e.Xattrs, err = d.xattrs(dir, name, path); err != nil {
 					return e, err
 				}
 			}
@@ -277,7 +281,7 @@ func (d *Dir) entry(dir int, name, path string, st *unix.Stat_t, at *finger) (la
 		e.Type, e.Mode = layer.Symlink, 0o777
 		var err error
 		if e.Link, err = readlink(dir, name); err != nil {
-			return e, &os.PathError{Op: "readlink", Path: path, Err: err}
+			return e, &os.PathError{Op: "readlink", Path: d.shown(path), Err: err}
 		}
 	case unix.S_IFCHR:
 		e.Type, e.Major, e.Minor = layer.Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
@@ -325,6 +329,9 @@ func (d *Dir) List(path string) ([]layer.Entry, error) {
 	return visible, nil
 }
 
+// ListAll is List with what is excluded, for errors to say so.
+func (d *Dir) ListAll(path string) ([]layer.Entry, error) { return d.list(path) }
+
 // list is List without regard to what is excluded.
 func (d *Dir) list(path string) ([]layer.Entry, error) {
 	if list, ok := d.copies.listing(path); ok {
@@ -348,6 +355,9 @@ func (d *Dir) read(path string) ([]layer.Entry, error) {
 	}
 	defer f.Close()
 	names, err := f.Readdirnames(-1)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}

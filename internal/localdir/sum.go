@@ -125,7 +125,7 @@ func (d *Dir) sumOpen(ctx context.Context, f *os.File, e *layer.Entry, buf []byt
 	if *e = now; e.Digest != (layer.Digest{}) {
 		return true, nil
 	}
-	if e.Xattrs, err = xattrs(int(f.Fd()), "", e.Path); err != nil {
+	if e.Xattrs, err = d.xattrs(int(f.Fd()), "", e.Path); err != nil {
 		return false, err
 	}
 	if d.volatile(&before) {

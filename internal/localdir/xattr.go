@@ -14,7 +14,7 @@ import (
 // xattrs returns the extended attributes of what is called name in the directory dir, or with "" of dir itself: those of users, which alone
 // docker build takes, but for the overlay file system's. It follows no link. There are none where the file is gone, cannot be read,
 // or is on a file system that has no attributes.
-func xattrs(dir int, name, path string) ([]layer.Xattr, error) {
+func (d *Dir) xattrs(dir int, name, path string) ([]layer.Xattr, error) {
 	file := "/proc/self/fd/" + strconv.Itoa(dir)
 	list, get := unix.Listxattr, unix.Getxattr // dir is what the link in /proc leads to
 	if name != "" {
@@ -23,7 +23,7 @@ func xattrs(dir int, name, path string) ([]layer.Xattr, error) {
 	}
 	names, err := grow(func(b []byte) (int, error) { return list(file, b) })
 	if err != nil || names == "" {
-		return nil, xattrError("listxattr", path, err)
+		return nil, d.xattrError("listxattr", path, err)
 	}
 	var all []layer.Xattr
 	for name := range strings.SplitSeq(strings.TrimSuffix(names, "\x00"), "\x00") {
@@ -35,7 +35,7 @@ func xattrs(dir int, name, path string) ([]layer.Xattr, error) {
 			continue // it was removed meanwhile
 		}
 		if err != nil {
-			return nil, xattrError("getxattr "+name, path, err)
+			return nil, d.xattrError("getxattr "+name, path, err)
 		}
 		all = append(all, layer.Xattr{Name: name, Value: value})
 	}
@@ -44,11 +44,11 @@ func xattrs(dir int, name, path string) ([]layer.Xattr, error) {
 }
 
 // xattrError returns the error of a look at attributes, nil where that there are none is the answer.
-func xattrError(op, path string, err error) error {
+func (d *Dir) xattrError(op, path string, err error) error {
 	if err == nil || slices.Contains([]error{unix.ENOTSUP, unix.EACCES, unix.EPERM, unix.ENOENT, unix.ENOTDIR, unix.ENODATA}, err) {
 		return nil
 	}
-	return &os.PathError{Op: op, Path: path, Err: err}
+	return &os.PathError{Op: op, Path: d.shown(path), Err: err}
 }
 
 // grow calls a function that fills a buffer, with one that is large enough: XATTR_LIST_MAX and XATTR_SIZE_MAX are 64 KiB.

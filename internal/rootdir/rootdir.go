@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,36 +18,93 @@ import (
 // directory above it can take it away, and put another in its place, for those alone who come later. Programs that the process
 // starts inherit it. All other paths have to be absolute before.
 func Enter(dir string) error {
-	start, err := os.Getwd()
-	if err != nil {
-		start = "" // it was removed, and nobody can have named anything there
-	}
+	begin()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	if err := os.Chdir(dir); err != nil {
 		return err
 	}
-	entered.start, entered.root = start, dir
+	entered.root = dir
 	return nil
 }
 
-// entered is what Enter was told: the working directory before, and the root directory. It is for messages alone.
-var entered struct{ start, root string }
+// entered is the working directory before Enter, the root directory, and the paths that the user gave by what they became. It is for messages
+// alone.
+var entered struct {
+	once        sync.Once
+	start, root string
 
-// Shown returns what people call a path: a relative one is below the root directory and becomes absolute, an absolute one in the
-// directory that the process was started in becomes relative to that. Until Enter was called every path is as it is.
-func Shown(path string) string {
-	if entered.root == "" {
-		return path
+	mu    sync.Mutex
+	given map[string]string
+}
+
+// begin notes the working directory, once.
+func begin() {
+	entered.once.Do(func() {
+		if dir, err := os.Getwd(); err == nil { // else it was removed, and nobody can have named anything there
+			entered.start = dir
+		}
+	})
+}
+
+// Absolute makes a path absolute that is relative to the working directory, and notes it for Shown; "" stays. It is called before Enter.
+func Absolute(path *string) error {
+	if *path == "" {
+		return nil
 	}
+	begin()
+	abs, err := filepath.Abs(*path)
+	if err != nil {
+		return err
+	}
+	entered.mu.Lock()
+	defer entered.mu.Unlock()
+	if entered.given == nil {
+		entered.given = map[string]string{}
+	}
+	entered.given[abs], *path = *path, abs
+	return nil
+}
+
+// Shown returns what people call a path of the host. One that the user gave is as they gave it, and one below that begins with it. Another
+// absolute one in the directory that the process was started in becomes relative to that. A relative path is below the root directory once
+// Enter was called, and becomes absolute.
+func Shown(path string) string {
 	if !filepath.IsAbs(path) {
+		if entered.root == "" {
+			return path
+		}
 		return filepath.Join(entered.root, path)
 	}
-	if rel, err := filepath.Rel(entered.start, path); err == nil && filepath.IsLocal(rel) {
+	path = filepath.Clean(path)
+	if shown, ok := asGiven(path); ok {
+		return shown
+	}
+	begin()
+	if rel, err := filepath.Rel(entered.start, path); err == nil && entered.start != "" && filepath.IsLocal(rel) {
 		return rel
 	}
 	return path
+}
+
+// asGiven returns an absolute path as the user gave it, or the closest directory above it that they gave; false for none.
+func asGiven(path string) (string, bool) {
+	entered.mu.Lock()
+	defer entered.mu.Unlock()
+	for dir := path; len(entered.given) > 0; dir = filepath.Dir(dir) {
+		if given, ok := entered.given[dir]; ok {
+			if dir == path {
+				return given, true
+			}
+			rel, err := filepath.Rel(dir, path)
+			return filepath.Join(given, rel), err == nil
+		}
+		if dir == "/" {
+			break
+		}
+	}
+	return "", false
 }
 
 // Doubt is a directory or symbolic link on the way to the root directory with which somebody else can replace what is behind it.
@@ -153,12 +211,4 @@ func readlink(fd int) (string, error) {
 	buf := make([]byte, unix.PathMax)
 	n, err := unix.Readlinkat(fd, "", buf)
 	return string(buf[:max(n, 0)]), err
-}
-
-// Absolute makes a path absolute that is relative to the working directory; "" stays. It is called before Enter.
-func Absolute(path *string) (err error) {
-	if *path != "" {
-		*path, err = filepath.Abs(*path)
-	}
-	return err
 }

@@ -16,6 +16,8 @@ import (
 // the directory, ".." stops at it, and magic links of proc(5) are refused. See openat2(2), RESOLVE_IN_ROOT.
 type Root struct {
 	dir *os.File
+	// host is the directory's path on the host, which errors begin with; "" if only paths in the root mean something to people.
+	host string
 }
 
 // Open opens the directory called name, which itself is an ordinary path of the host.
@@ -26,11 +28,43 @@ func Open(name string) (*Root, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
-	return &Root{dir: os.NewFile(uintptr(fd), name)}, nil
+	return &Root{dir: os.NewFile(uintptr(fd), name), host: name}, nil
 }
 
-// At returns a Root for a directory that is already open; the Root takes dir over and Close closes it.
+// At returns a Root for a directory that is already open; the Root takes dir over and Close closes it. Its errors have paths in the root.
 func At(dir *os.File) *Root { return &Root{dir: dir} }
+
+// OnHost is At for a directory whose name is a path of the host, and so are the paths in errors.
+func OnHost(dir *os.File) *Root { return &Root{dir: dir, host: dir.Name()} }
+
+// Error is the error of an operation on a path in a root.
+type Error struct {
+	Op string
+	// Path begins with a slash.
+	Path string
+	Err  error
+}
+
+func (e *Error) Error() string { return e.Op + " " + e.Path + ": " + e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *Error) Unwrap() error { return e.Err }
+
+// failed returns the error of an operation on a path: an *fs.PathError if the path of the root is known, else an *Error.
+func (r *Root) failed(op, name string, err error) error {
+	if r.host != "" {
+		return &fs.PathError{Op: op, Path: r.shown(name), Err: err}
+	}
+	return &Error{Op: op, Path: r.shown(name), Err: err}
+}
+
+// shown returns the path on the host of a path in the root; if that is not known, the path itself.
+func (r *Root) shown(name string) string {
+	if r.host == "" {
+		return path.Join("/", name)
+	}
+	return path.Join(r.host, name)
+}
 
 // Close closes the directory.
 func (r *Root) Close() error { return r.dir.Close() }
@@ -63,9 +97,9 @@ func (r *Root) open(name string, flags int, perm uint32, resolve uint64) (*os.Fi
 	}
 	fd, err := retry(func() (int, error) { return unix.Openat2(r.Fd(), rel, &how) })
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: "/" + rel, Err: err}
+		return nil, r.failed("open", rel, err)
 	}
-	return os.NewFile(uintptr(fd), "/"+rel), nil
+	return os.NewFile(uintptr(fd), r.shown(rel)), nil
 }
 
 // Parent opens the directory that holds the last component of name, following links on the way, and returns it with that
@@ -73,7 +107,7 @@ func (r *Root) open(name string, flags int, perm uint32, resolve uint64) (*os.Fi
 func (r *Root) Parent(name string) (*os.File, string, error) {
 	dir, base := path.Split(strings.TrimRight(name, "/"))
 	if base == "" || base == "." || base == ".." {
-		return nil, "", &fs.PathError{Op: "open", Path: name, Err: unix.EINVAL}
+		return nil, "", r.failed("open", name, unix.EINVAL)
 	}
 	f, err := r.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -106,11 +140,11 @@ func (r *Root) MkdirAll(name string, perm uint32) ([]string, error) {
 	}
 	defer dir.Close()
 	if err := unix.Mkdirat(int(dir.Fd()), base, perm); err != nil {
-		return made, &fs.PathError{Op: "mkdir", Path: clean, Err: err}
+		return made, r.failed("mkdir", clean, err)
 	}
 	made = append(made, clean)
 	if err := unix.Fchmodat(int(dir.Fd()), base, perm, 0); err != nil {
-		return made, &fs.PathError{Op: "chmod", Path: clean, Err: err}
+		return made, r.failed("chmod", clean, err)
 	}
 	return made, nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/fetch"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/rootfs"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/registry/image"
@@ -51,7 +52,9 @@ func Open(dir string) (*Layout, error) {
 // Close closes the directory. Readers that Fetch returned stay valid.
 func (l *Layout) Close() error { return l.root.Close() }
 
-func (l *Layout) wrap(err error) error { return fmt.Errorf("read OCI layout %s: %w", l.dir, err) }
+func (l *Layout) wrap(err error) error {
+	return fmt.Errorf("read OCI layout %s: %w", rootdir.Shown(l.dir), err)
+}
 
 func (l *Layout) check() error {
 	data, err := l.read(ocispec.ImageLayoutFile, maxLayoutFile)

@@ -3,7 +3,6 @@ package diff
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
@@ -87,7 +86,7 @@ func (c *copyReader) both(was *layer.Entry) error {
 	name := was.Name()
 	var st unix.Statx_t
 	if err := unix.Statx(c.at.Fd(), name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st); err != nil {
-		return &os.PathError{Op: "stat", Path: was.Path, Err: err}
+		return &layer.FileError{Op: "stat", Path: was.Path, Err: err}
 	}
 	if c.next >= len(c.root.Copied.Inodes) {
 		return fmt.Errorf("/%s is not one of the %d entries that were copied", was.Path, len(c.root.Copied.Inodes))

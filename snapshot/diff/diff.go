@@ -214,7 +214,7 @@ func (r *upperReader) drop(name, p string) error {
 		return err
 	}
 	if err := unix.Mknodat(r.at.Fd(), name, unix.S_IFCHR, 0); err != nil {
-		return &os.PathError{Op: "mknod", Path: p, Err: err}
+		return &layer.FileError{Op: "mknod", Path: p, Err: err}
 	}
 	return r.put(&layer.Entry{Path: p, Type: layer.Whiteout})
 }
@@ -287,7 +287,7 @@ func (r *upperReader) add(e *layer.Entry) error {
 func (r *upperReader) directory(e *layer.Entry, read func(path string) error) (same bool, err error) {
 	r.held = append(r.held, e)
 	if err := r.at.Enter(e.Name()); err != nil {
-		return false, &os.PathError{Op: "open", Path: e.Path, Err: err}
+		return false, &layer.FileError{Op: "open", Path: e.Path, Err: err}
 	}
 	if err := r.restoring(e, read); err != nil {
 		return false, err
@@ -328,12 +328,12 @@ func (r *upperReader) entry(name, p string, own bool) (*layer.Entry, error) {
 		flags |= unix.AT_EMPTY_PATH
 	}
 	if err := unix.Fstatat(in, name, &st, flags); err != nil {
-		return nil, &os.PathError{Op: "stat", Path: p, Err: err}
+		return nil, &layer.FileError{Op: "stat", Path: p, Err: err}
 	}
 	e := &layer.Entry{Path: p, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec)}
 	e.Clock = !e.ModTime.Before(r.from) && !e.ModTime.After(r.to)
 	fail := func(op string, err error) (*layer.Entry, error) {
-		return nil, &os.PathError{Op: op, Path: p, Err: err}
+		return nil, &layer.FileError{Op: op, Path: p, Err: err}
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"os"
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -171,7 +170,7 @@ func (f *Files) Copy(w io.Writer, e *layer.Entry) error {
 		return f.damaged(e.Path)
 	}
 	if err != nil {
-		return &os.PathError{Op: "open", Path: e.Path, Err: err}
+		return &layer.FileError{Op: "open", Path: e.Path, Err: err}
 	}
 	defer unix.Close(fd)
 	h := sha256.New()
@@ -184,7 +183,7 @@ func (f *Files) Copy(w io.Writer, e *layer.Entry) error {
 			return f.damaged(e.Path)
 		}
 		if err != nil {
-			return &os.PathError{Op: "read", Path: e.Path, Err: err}
+			return &layer.FileError{Op: "read", Path: e.Path, Err: err}
 		}
 		if rest -= int64(n); rest < 0 || n == 0 && rest > 0 {
 			return f.damaged(e.Path)

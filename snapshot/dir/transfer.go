@@ -71,7 +71,7 @@ func (d *Writer) unpack(e *layer.Entry, r *tar.Reader) error {
 		}
 	}
 	if err := d.Put(&made, body); err != nil {
-		if _, disk := errors.AsType[*os.PathError](err); disk {
+		if _, disk := errors.AsType[*layer.FileError](err); disk {
 			return err
 		}
 		return fmt.Errorf("%w: /%s: %w", ErrBlob, e.Path, err)
@@ -102,7 +102,7 @@ func (d *Writer) take(ctx context.Context, from *Writer, e *layer.Entry) error {
 	}
 	fd, err := openFile(dir.fd(), e.Name())
 	if err != nil {
-		return &os.PathError{Op: "open", Path: e.Path, Err: err}
+		return &layer.FileError{Op: "open", Path: e.Path, Err: err}
 	}
 	f := os.NewFile(uintptr(fd), e.Path)
 	defer f.Close()

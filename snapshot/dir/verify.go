@@ -134,7 +134,7 @@ func (v *verifier) dir(path string) error {
 			return err
 		}
 		if err := v.at.Leave(); err != nil {
-			return &os.PathError{Op: "read", Path: path, Err: err}
+			return &layer.FileError{Op: "read", Path: path, Err: err}
 		}
 	}
 	return nil

@@ -244,7 +244,7 @@ func (d *Writer) write(e *layer.Entry, body io.Reader) error {
 		if err == nil {
 			return nil
 		}
-		return &os.PathError{Op: op, Path: e.Path, Err: err}
+		return &layer.FileError{Op: op, Path: e.Path, Err: err}
 	}
 	switch e.Type {
 	case layer.File:
@@ -305,7 +305,7 @@ func (d *Writer) file(parent openDir, e *layer.Entry, body io.Reader) error {
 	mode, has := d.creation(parent, e, 0o600)
 	fd, err := unix.Openat(dir, e.Name(), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 	if err != nil {
-		return &os.PathError{Op: "create", Path: e.Path, Err: err}
+		return &layer.FileError{Op: "create", Path: e.Path, Err: err}
 	}
 	h := sha256.New()
 	n, err := d.copy(fd, h, body)
@@ -319,7 +319,7 @@ func (d *Writer) file(parent openDir, e *layer.Entry, body io.Reader) error {
 		err = unix.UtimesNanoAt(fd, "", ts[:], unix.AT_EMPTY_PATH)
 	}
 	if errno, ok := err.(unix.Errno); ok {
-		err = &os.PathError{Op: "write", Path: e.Path, Err: errno}
+		err = &layer.FileError{Op: "write", Path: e.Path, Err: errno}
 	}
 	return errors.Join(err, unix.Close(fd))
 }
@@ -390,7 +390,7 @@ func (d *Writer) attributesAt(dir int, name string, e *layer.Entry, has made) er
 	if e.Type == layer.Dir && (len(e.Xattrs) > 0 || e.Opaque) {
 		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return &os.PathError{Op: "open", Path: e.Path, Err: err}
+			return &layer.FileError{Op: "open", Path: e.Path, Err: err}
 		}
 		defer unix.Close(fd)
 		return d.attributesFd(fd, e, has)
@@ -401,12 +401,12 @@ func (d *Writer) attributesAt(dir int, name string, e *layer.Entry, has made) er
 	}
 	if !has.owner {
 		if err := unix.Fchownat(dir, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return &os.PathError{Op: "chown", Path: e.Path, Err: err}
+			return &layer.FileError{Op: "chown", Path: e.Path, Err: err}
 		}
 	}
 	if e.Type != layer.Symlink && !has.mode {
 		if err := unix.Fchmodat(dir, name, e.Mode, 0); err != nil {
-			return &os.PathError{Op: "chmod", Path: e.Path, Err: err}
+			return &layer.FileError{Op: "chmod", Path: e.Path, Err: err}
 		}
 	}
 	return d.setXattrs(Within(dir, name), e)
@@ -419,17 +419,17 @@ func (d *Writer) attributesFd(fd int, e *layer.Entry, has made) error {
 	}
 	if !has.owner {
 		if err := unix.Fchown(fd, uid, gid); err != nil {
-			return &os.PathError{Op: "chown", Path: e.Path, Err: err}
+			return &layer.FileError{Op: "chown", Path: e.Path, Err: err}
 		}
 	}
 	if !has.mode {
 		if err := unix.Fchmod(fd, e.Mode); err != nil {
-			return &os.PathError{Op: "chmod", Path: e.Path, Err: err}
+			return &layer.FileError{Op: "chmod", Path: e.Path, Err: err}
 		}
 	}
 	if e.Opaque {
 		if err := d.mark(func() error { return unix.Fsetxattr(fd, d.opaque, []byte(opaqueValue), 0) }); err != nil {
-			return &os.PathError{Op: "setxattr " + d.opaque, Path: e.Path, Err: err}
+			return &layer.FileError{Op: "setxattr " + d.opaque, Path: e.Path, Err: err}
 		}
 	}
 	return d.setXattrs(Target{Fd: fd}, e)
@@ -441,7 +441,7 @@ func (d *Writer) setXattrs(p Target, e *layer.Entry) error {
 			continue
 		}
 		if err := p.set(x.Name, x.Value); err != nil {
-			return &os.PathError{Op: "setxattr " + x.Name, Path: e.Path, Err: err}
+			return &layer.FileError{Op: "setxattr " + x.Name, Path: e.Path, Err: err}
 		}
 	}
 	return nil
@@ -486,7 +486,7 @@ func (d *Writer) SetTime(e *layer.Entry) error {
 		dir = int(f.Fd())
 	}
 	if err := SetTime(dir, name, e.ModTime); err != nil {
-		return &os.PathError{Op: "utimensat", Path: e.Path, Err: err}
+		return &layer.FileError{Op: "utimensat", Path: e.Path, Err: err}
 	}
 	return nil
 }

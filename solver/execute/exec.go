@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/network"
 	"github.com/kilnbuild/kiln/internal/passwd"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/sandbox"
@@ -56,7 +57,7 @@ func (e *TimeoutError) Error() string {
 func (e *ExitError) Error() string {
 	s := fmt.Sprintf("process %q did not complete successfully: %s", strings.Join(e.Args, " "), e.ended())
 	if e.FullDisk != "" {
-		s += fmt.Sprintf("; there is no space left on device for %s", e.FullDisk)
+		s += fmt.Sprintf("; there is no space left on device for %s: kiln prune removes what is not used there", e.FullDisk)
 	}
 	if e.OneID {
 		s += "; it could neither chown nor change to another user than root, as there is one id and no more"
@@ -311,7 +312,7 @@ func (p *Prepared) Run(ctx context.Context) (err error) {
 		failed.OneID = ns.Single()
 	}
 	if full(x.Root) {
-		failed.FullDisk = x.Root
+		failed.FullDisk = rootdir.Shown(x.Root)
 	}
 	return failed
 }

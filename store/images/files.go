@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/snapshot"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -185,7 +186,7 @@ func (s *subtree) place(dest string) (string, error) {
 	info, err := os.Stat(dest)
 	if link, linkErr := os.Lstat(dest); linkErr == nil && link.Mode()&os.ModeSymlink != 0 {
 		if errors.Is(err, os.ErrNotExist) {
-			return "", &input.Error{Err: fmt.Errorf("%s is a symbolic link to a file that does not exist", dest)}
+			return "", &input.Error{Err: fmt.Errorf("%s is a symbolic link to a file that does not exist", rootdir.Shown(dest))}
 		}
 		if err == nil && info.Mode().IsRegular() {
 			if dest, err = filepath.EvalSymlinks(dest); err != nil {
@@ -197,21 +198,21 @@ func (s *subtree) place(dest string) (string, error) {
 	case err == nil && info.IsDir():
 		return dest, nil
 	case err == nil && !info.Mode().IsRegular():
-		return "", &input.Error{Err: fmt.Errorf("%s is a device, a named pipe or a socket, which is not replaced", dest)}
+		return "", &input.Error{Err: fmt.Errorf("%s is a device, a named pipe or a socket, which is not replaced", rootdir.Shown(dest))}
 	case err == nil && s.top.Type == layer.Dir:
-		return "", &input.Error{Err: fmt.Errorf("%s is a file, and what is copied a directory", dest)}
+		return "", &input.Error{Err: fmt.Errorf("%s is a file, and what is copied a directory", rootdir.Shown(dest))}
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return "", err
 	case s.top.Type == layer.Dir:
 		s.name = ""
 		return dest, nil
 	case err != nil && strings.HasSuffix(dest, "/"):
-		return "", &input.Error{Err: fmt.Errorf("the directory %s does not exist", dest)}
+		return "", &input.Error{Err: fmt.Errorf("the directory %s does not exist", rootdir.Shown(dest))}
 	}
 	dir, name := path.Split(dest)
 	s.name = name
 	if info, err := os.Stat(path.Clean(dir)); err != nil || !info.IsDir() {
-		return "", &input.Error{Err: fmt.Errorf("the directory %s does not exist", path.Clean(dir))}
+		return "", &input.Error{Err: fmt.Errorf("the directory %s does not exist", rootdir.Shown(dir))}
 	}
 	return path.Clean(dir), nil
 }

@@ -122,6 +122,10 @@ func (a *archive) read(ctx context.Context, r io.Reader, maxSize int64) error {
 			return archiveErrorf("is empty")
 		case err == io.EOF:
 			return nil
+		case n == 0 && (errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF)):
+			return archiveErrorf("is not a tar, or ends too early")
+		case errors.Is(err, io.ErrUnexpectedEOF):
+			return archiveErrorf("ends too early")
 		case err != nil:
 			return fmt.Errorf("load images: read the archive: %w", err)
 		case n == maxArchived:

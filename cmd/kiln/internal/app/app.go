@@ -85,7 +85,7 @@ func (a *App) Enter() (*config.Config, error) {
 		return nil, err
 	}
 	if err := rootdir.Enter(root); err != nil {
-		return nil, fmt.Errorf("open image store %s: %w", root, err)
+		return nil, fmt.Errorf("open image store %s: %w", rootdir.Shown(root), err)
 	}
 	a.config = cfg
 	return cfg, nil
@@ -98,6 +98,10 @@ func (a *App) findRoot() (*config.Config, string, error) {
 		return nil, "", err
 	}
 	root, err := cfg.RootDir(a.RootDir)
+	given := a.RootDir
+	if err := rootdir.Absolute(&given); err != nil { // for messages
+		return nil, "", err
+	}
 	return cfg, root, err
 }
 
@@ -127,7 +131,7 @@ func absoluteEnvironment() error {
 		list := filepath.SplitList(os.Getenv(name))
 		for i := range list {
 			var err error
-			if list[i], err = filepath.Abs(list[i]); err != nil {
+			if err = rootdir.Absolute(&list[i]); err != nil {
 				return err
 			}
 		}

@@ -5,7 +5,6 @@ package buildcmd
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/kilnbuild/kiln/build"
@@ -13,7 +12,6 @@ import (
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/events"
-	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/registry/auth"
 	"github.com/spf13/cobra"
 )
@@ -32,14 +30,17 @@ standard input. The image goes into kiln's own store unless --output or --push s
   kiln build --secret id=token,src=token.txt -t app .
   kiln build --platform linux/amd64,linux/arm64 -o type=oci,dest=app.tar .
   kiln build -o out https://git.example/repo.git#main:sub`,
-		Args: app.ExactArgs("a PATH, URL or - (the build context)"),
+		Args: func(cmd *cobra.Command, args []string) error {
+			err := app.ExactArgs("a PATH, URL or - (the build context)")(cmd, args)
+			if err != nil && len(args) == 0 {
+				return app.UsageErrorf("%w: %s . builds the current directory", err, cmd.CommandPath())
+			}
+			return err
+		},
 		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			o, err := f.options(args[0])
 			if err != nil {
 				return err
-			}
-			if slices.ContainsFunc(o.Export.Outputs, values.OnStdout) && termtext.IsTerminal(os.Stdout) {
-				return app.UsageErrorf("--output: an archive is not written to a terminal: give it a dest=, or redirect standard output")
 			}
 			proxies, err := auth.Proxies()
 			if err != nil { // docker goes on as well

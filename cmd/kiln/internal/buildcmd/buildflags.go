@@ -1,6 +1,9 @@
 package buildcmd
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/kilnbuild/kiln/build"
@@ -98,7 +101,11 @@ func (f *sourceFlags) read(context string) (s contexts.Source, err error) {
 	}
 	if isDir {
 		if err := values.CheckDir(context); err != nil {
-			return s, app.UsageErrorf("build context: %w", err)
+			hint := ""
+			if info, err := os.Stat(context); err == nil && info.Mode().IsRegular() && f.file == "" {
+				hint = fmt.Sprintf("; if it is the Dockerfile: kiln build -f %s %s", context, filepath.Dir(context))
+			}
+			return s, app.UsageErrorf("build context: %w%s", err, hint)
 		}
 	}
 	return s, nil
@@ -180,8 +187,22 @@ func (f *exportFlags) read() (x build.Export, err error) {
 		}
 		x.Annotations = append(x.Annotations, parsed...)
 	}
-	if x.Outputs, err = values.Outputs(f.outputs, f.push, f.load); err != nil || x.IIDFile == "" {
+	if x.Outputs, err = values.Outputs(f.outputs, f.push, f.load); err != nil {
 		return x, err
+	}
+	if err := values.CheckDests(x.Outputs); err != nil {
+		return x, app.UsageErrorf("--output: %w", err)
+	}
+	for flag, path := range map[string]string{"iidfile": x.IIDFile, "metadata-file": x.MetadataFile} {
+		if path == "" {
+			continue
+		}
+		if err := values.CheckFile(path); err != nil {
+			return x, app.UsageErrorf("--%s: %w", flag, err)
+		}
+	}
+	if x.IIDFile == "" {
+		return x, nil
 	}
 	for _, out := range x.Outputs {
 		if out.Type == build.OutputLocal || out.Type == build.OutputTar {
@@ -255,6 +276,11 @@ func (f *clientFlags) read() (c build.Client, err error) {
 	secrets, err := values.Secrets(f.secrets)
 	if err != nil {
 		return c, err
+	}
+	for _, s := range secrets {
+		if err := s.Check(); err != nil {
+			return c, app.UsageErrorf("--secret id=%s: %w", s.ID, err)
+		}
 	}
 	c.Secrets = build.Secrets(secrets)
 	if c.Agents, err = values.Agents(f.agents); err != nil {

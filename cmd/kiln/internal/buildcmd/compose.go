@@ -13,6 +13,7 @@ import (
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
 	"github.com/kilnbuild/kiln/compose"
 	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/spf13/cobra"
 )
 
@@ -104,7 +105,7 @@ func (f *composeFlags) targets(cmd *cobra.Command, b *composeBuildFlags, names [
 	if err != nil {
 		return nil, err
 	}
-	p, err := compose.Load(compose.Options{Files: f.files, Stdin: cmd.InOrStdin(), Dir: dir, Env: lookup})
+	p, err := compose.Load(compose.Options{Files: f.files, Stdin: cmd.InOrStdin(), Dir: dir, Env: lookup, Shown: rootdir.Shown})
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +167,7 @@ func (f *composeFlags) find() (string, error) {
 		if file == "-" {
 			continue
 		}
-		if f.files[i], err = filepath.Abs(file); err != nil {
+		if err := rootdir.Absolute(&f.files[i]); err != nil {
 			return "", err
 		}
 		if i == 0 {
@@ -174,9 +175,10 @@ func (f *composeFlags) find() (string, error) {
 		}
 	}
 	if f.dir != "" {
-		return filepath.Abs(f.dir)
+		dir = f.dir
+		err = rootdir.Absolute(&dir)
 	}
-	return dir, nil
+	return dir, err
 }
 
 func (f *composeFlags) projectName(p *compose.Project, dir string, lookup compose.Lookup) (string, error) {
@@ -215,7 +217,14 @@ func serviceTarget(p *compose.Project, s *compose.Service, dir string) (target, 
 		if path == "" || filepath.IsAbs(path) || compose.Remote(path) {
 			return path
 		}
-		return filepath.Join(dir, path)
+		// Relative to the working directory, as far as that is what a user would write: so errors show it.
+		path = filepath.Join(dir, path)
+		if wd, err := os.Getwd(); err == nil {
+			if rel, err := filepath.Rel(wd, path); err == nil && rel != "-" {
+				return rel
+			}
+		}
+		return path
 	}
 	out.context = local(b.Context)
 	if out.context == "" {

@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/imagename"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/store/images"
@@ -39,7 +40,10 @@ Older engines do not know multi-platform images: use --platform to save one plat
 				return app.UsageErrorf("an archive is not written to a terminal: use --output, or redirect standard output")
 			}
 			if output != "" {
-				if output, err = filepath.Abs(output); err != nil {
+				if err := values.CheckArchive(output); err != nil {
+					return app.UsageErrorf("--output: %w", err)
+				}
+				if err := rootdir.Absolute(&output); err != nil {
 					return err
 				}
 			}
@@ -73,11 +77,17 @@ compressed with gzip or zstd. Every blob is verified against its digest.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var in io.Reader = cmd.InOrStdin()
 			if from != "" {
+				if err := rootdir.Absolute(&from); err != nil {
+					return err
+				}
 				f, err := os.Open(from)
 				if err != nil {
-					return &app.UsageError{Err: err}
+					return app.UsageErrorf("--input: %w", err)
 				}
 				defer f.Close()
+				if info, err := f.Stat(); err == nil && info.IsDir() {
+					return app.UsageErrorf("--input: %s is a directory, and not an archive", rootdir.Shown(from))
+				}
 				in = f
 			} else if termtext.IsTerminal(in) {
 				return app.UsageErrorf("an archive is not read from a terminal: use --input, or redirect standard input")

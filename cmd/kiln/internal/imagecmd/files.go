@@ -5,11 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/store/images"
 	"github.com/spf13/cobra"
@@ -43,8 +43,7 @@ that ends with /. means the content of a directory. Otherwise DEST is the name o
 				o.Tar = os.Stdout
 			} else {
 				slash := strings.HasSuffix(dest, "/")
-				var err error
-				if dest, err = filepath.Abs(dest); err != nil {
+				if err := rootdir.Absolute(&dest); err != nil {
 					return err
 				}
 				if slash {

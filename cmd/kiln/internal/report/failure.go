@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/kilnbuild/kiln/frontend/quote"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
@@ -32,7 +34,7 @@ func Failure(err error, of Dockerfile, failures *progress.Failures) (line string
 	if location.StartLine > 0 && location.File == of.Name {
 		quoted = quote.New(of.Text)
 	}
-	line = quoted.Message(err.Error(), location.StartLine, location.EndLine) + ofRoot(err)
+	line = quoted.Message(text(err), location.StartLine, location.EndLine) + ofRoot(err)
 	step, isStep := errors.AsType[*solver.VertexError](err)
 	if isStep {
 		line = stepText(step, location) + ": " + line
@@ -46,12 +48,50 @@ func Failure(err error, of Dockerfile, failures *progress.Failures) (line string
 	return line, more
 }
 
-// ofRoot names the root directory if err is about its file system: errors name the files in it by relative paths.
+// text returns the message of an error, in which paths of the host are as people call them.
+func text(err error) string {
+	s := err.Error()
+	var walk func(err error)
+	walk = func(err error) {
+		switch e := err.(type) {
+		case *fs.PathError:
+			shown := *e
+			shown.Path = rootdir.Shown(e.Path)
+			s = strings.ReplaceAll(s, e.Error(), shown.Error())
+			return
+		case *os.LinkError:
+			shown := *e
+			shown.Old, shown.New = rootdir.Shown(e.Old), rootdir.Shown(e.New)
+			s = strings.ReplaceAll(s, e.Error(), shown.Error())
+			return
+		case interface{ Unwrap() error }:
+			if next := e.Unwrap(); next != nil {
+				walk(next)
+			}
+		case interface{ Unwrap() []error }:
+			for _, next := range e.Unwrap() {
+				walk(next)
+			}
+		}
+	}
+	walk(err)
+	return s
+}
+
+// ofRoot names the root directory if err is about its file system and does not do so itself, and says what to do if that is full.
 func ofRoot(err error) string {
-	if p, ok := errors.AsType[*fs.PathError](err); !ok || filepath.IsAbs(p.Path) {
+	full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+	path, isPath := errors.AsType[*fs.PathError](err)
+	_, isFile := errors.AsType[*layer.FileError](err)
+	switch {
+	case full && isPath && filepath.IsAbs(path.Path):
+		return "" // it is a file of the user's
+	case full:
+		return fmt.Sprintf(" (the root directory is %s: kiln du shows what takes its space, kiln prune removes what is not used)", rootdir.Shown("."))
+	case !isFile:
 		return ""
 	}
-	for _, of := range []error{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO, unix.EACCES, unix.EPERM} {
+	for _, of := range []error{unix.EROFS, unix.EIO, unix.EACCES, unix.EPERM} {
 		if errors.Is(err, of) {
 			return fmt.Sprintf(" (the root directory is %s)", rootdir.Shown("."))
 		}
@@ -120,9 +160,9 @@ func quoteLog(failures *progress.Failures, step *solver.VertexError) []byte {
 	if !ok || len(f.Log) == 0 {
 		return nil
 	}
-	text := rule + " > " + shorten(f.Name) + ":\n" + strings.Join(f.Log, "\n") + "\n" + rule
+	quote := rule + " > " + shorten(f.Name) + ":\n" + strings.Join(f.Log, "\n") + "\n" + rule
 	if f.More && step.LogFile != "" {
-		text += "all of its output: " + rootdir.Shown(step.LogFile) + "\n"
+		quote += "all of its output: " + rootdir.Shown(step.LogFile) + "\n"
 	}
-	return []byte(text)
+	return []byte(quote)
 }

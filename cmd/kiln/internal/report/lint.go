@@ -139,7 +139,7 @@ func message(err error) string {
 	e, ok := errors.AsType[*parser.Error](err)
 	switch {
 	case !ok:
-		return err.Error()
+		return text(err)
 	case e.Hint != "":
 		return e.Msg + " (" + e.Hint + ")"
 	}
