@@ -9,6 +9,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/kilnbuild/kiln/internal/gunzip"
+	"github.com/kilnbuild/kiln/internal/inflate"
 )
 
 // sentBody is the body of a request. The timer runs while the transport is not reading it: then it waits for the server.
@@ -138,12 +141,12 @@ func Decode(resp *http.Response) {
 type decodedBody struct {
 	from io.ReadCloser
 	host string
-	zip  *gzip.Reader // nil before the first read
+	zip  *gunzip.Reader // nil before the first read
 }
 
 func (b *decodedBody) Read(p []byte) (n int, err error) {
 	if b.zip == nil {
-		if b.zip, err = gzip.NewReader(b.from); err != nil {
+		if b.zip, err = gunzip.NewReader(b.from); err != nil {
 			if err == io.EOF {
 				return 0, err // an empty body
 			}
@@ -158,6 +161,9 @@ func (b *decodedBody) Read(p []byte) (n int, err error) {
 
 func (b *decodedBody) failure(err error) error {
 	own := errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, io.ErrUnexpectedEOF)
+	if _, corrupt := errors.AsType[inflate.CorruptError](err); corrupt {
+		own = true
+	}
 	if _, ok := errors.AsType[*ConnectionError](err); ok || !own {
 		return err
 	}

@@ -7,33 +7,36 @@ import (
 	"io"
 )
 
-// VerifyDiffID returns a reader of an image's layer, which fails at its end unless the bytes have the SHA-256 that the image's
-// configuration names, in hexadecimal digits. tarball is the uncompressed layer. compressed is where its bytes come from: it is read to
-// its end too, so that whatever verifies these sees all of them. Every layer that is kept under its diff ID is read by one, since
-// otherwise an image could replace the layer of another.
-func VerifyDiffID(tarball, compressed io.Reader, diffID string) io.Reader {
-	return &diffIDReader{tarball, compressed, sha256.New(), diffID}
+// UncompressVerified is UncompressAhead for an image's layer: it fails at its end unless the uncompressed bytes have the SHA-256 that the
+// image's configuration names, in hexadecimal digits. compressed is read to its end too, so that whatever verifies its bytes sees all
+// of them. Every layer that is kept under its diff ID is read by one, since otherwise an image could replace the layer of another.
+func UncompressVerified(compressed io.Reader, diffID string) (io.ReadCloser, error) {
+	sum := sha256.New()
+	plain, err := UncompressAhead(compressed, sum)
+	if err != nil {
+		return nil, err
+	}
+	return &verified{plain, compressed, sum, diffID}, nil
 }
 
-type diffIDReader struct {
-	r    io.Reader
+type verified struct {
+	io.ReadCloser
 	rest io.Reader
-	hash hash.Hash
+	sum  hash.Hash
 	want string
 }
 
-func (d *diffIDReader) Read(p []byte) (int, error) {
-	n, err := d.r.Read(p)
-	d.hash.Write(p[:n])
+func (v *verified) Read(p []byte) (int, error) {
+	n, err := v.ReadCloser.Read(p)
 	if err != io.EOF {
 		return n, err
 	}
 	// Not by the WriteTo that rest may have: one that has ended returns io.EOF again, and nothing would be compared.
-	if _, err := io.Copy(io.Discard, struct{ io.Reader }{d.rest}); err != nil {
+	if _, err := io.Copy(io.Discard, struct{ io.Reader }{v.rest}); err != nil {
 		return n, err
 	}
-	if got := fmt.Sprintf("%x", d.hash.Sum(nil)); got != d.want {
-		return n, fmt.Errorf("its uncompressed bytes have digest sha256:%s, and the image's config says sha256:%s", got, d.want)
+	if got := fmt.Sprintf("%x", v.sum.Sum(nil)); got != v.want {
+		return n, fmt.Errorf("its uncompressed bytes have digest sha256:%s, and the image's config says sha256:%s", got, v.want)
 	}
 	return n, io.EOF
 }

@@ -70,13 +70,13 @@ func (s Store) remembered(note []byte) (have Blob, ok bool) {
 	return have, ok && s.CAS.Has(have.Desc)
 }
 
-// Open opens the tar of a blob. Bytes that are not the blob's are an error of the last Read at the latest.
+// Open opens the tar of a blob, which is decompressed in another goroutine. Bytes that are not the blob's are an error of the last Read at the latest.
 func (s Store) Open(b Blob) (io.ReadCloser, error) {
 	packed, err := s.CAS.Open(b.Desc)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := layer.Uncompress(packed)
+	plain, err := layer.UncompressAhead(packed, nil)
 	if err != nil {
 		packed.Close()
 		return nil, err

@@ -212,9 +212,8 @@ func (x *Job) unpack(ctx context.Context, id layer.ID, v *variant) error {
 // maxTries is how often a layer is fetched whose bytes turned out to be others.
 const maxTries = 3
 
-// Reading ahead lets the network, the decompression and the writing of files each have a core. The decompression takes as
-// long as all else, so its goroutine does nothing but that. Three blocks of 512 KiB on each side are enough to even out their
-// speeds.
+// Reading ahead lets the network, the decompression and the writing of files each have a core. Three blocks of 512 KiB on each side
+// of the decompression are enough to even out their speeds.
 const (
 	aheadBlock  = 512 << 10
 	aheadBlocks = 3
@@ -250,17 +249,12 @@ func (x *Job) readBlob(ctx context.Context, src source, read func(tarball io.Rea
 		return err
 	}
 	defer ahead.Close()
-	plain, err := layer.Uncompress(ahead)
-	if err != nil {
-		return err
-	}
-	defer plain.Close()
-	tarball, err := readahead.NewReadCloserSize(io.NopCloser(plain), aheadBlocks, aheadBlock)
+	tarball, err := layer.UncompressVerified(ahead, src.layer.DiffID.Encoded())
 	if err != nil {
 		return err
 	}
 	defer tarball.Close()
-	var files io.ReadCloser = io.NopCloser(layer.VerifyDiffID(ctxio.Reader(ctx, tarball), ahead, src.layer.DiffID.Encoded()))
+	files := ctxio.ReadCloser(ctx, tarball)
 	if src.layer.Windows {
 		files = layer.ReadWindowsTar(files)
 		defer files.Close()

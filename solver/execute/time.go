@@ -63,7 +63,7 @@ func (x *Job) fileTime(ctx context.Context, op llb.HTTP) (time.Time, error) {
 	if !ok {
 		return time.Time{}, nil
 	}
-	return newest(archive)
+	return newest(archive.Reader)
 }
 
 // newest returns the time of the newest regular file of an archive.

@@ -3,6 +3,7 @@ package files
 import (
 	"bufio"
 	"compress/bzip2"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -13,15 +14,21 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/gunzip"
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/xi2/xz"
 )
 
+// Archive is a tar that may be compressed.
+type Archive struct {
+	*layer.Reader
+	plain io.Reader // the tar
+}
+
 // OpenArchive returns the tar in a file, which may be compressed by gzip, bzip2, xz or zstd. ok is false if the file is not an
 // archive. Only the content is considered, never the name.
-func OpenArchive(r io.Reader, limit layer.Limit) (archive *layer.Reader, ok bool) {
+func OpenArchive(r io.Reader, limit layer.Limit) (archive Archive, ok bool) {
 	buf := bufio.NewReaderSize(r, 64<<10)
 	head, _ := buf.Peek(6)
 	var plain io.Reader
@@ -31,20 +38,31 @@ func OpenArchive(r io.Reader, limit layer.Limit) (archive *layer.Reader, ok bool
 	case string(head) == "\xfd7zXZ\x00":
 		z, err := xz.NewReader(buf, maxXZWindow)
 		if err != nil && !unreadable(err) {
-			return nil, false
+			return Archive{}, false
 		}
 		plain = z
 	default:
 		z, err := layer.Uncompress(buf)
 		if err != nil {
-			return nil, false
+			return Archive{}, false
 		}
 		plain = z
 	}
-	archive = layer.NewReader(plain, limit)
+	archive = Archive{layer.NewReader(plain, limit), plain}
 	archive.Rooted = true
 	err := archive.Begin()
 	return archive, err == nil || unreadable(err)
+}
+
+// Ahead has gzip decompressed in a goroutine of its own from now on. stop ends that; until it returns the file must not be used, and
+// afterwards the archive.
+func (a Archive) Ahead() (stop func()) {
+	z, ok := a.plain.(*gunzip.Reader)
+	if !ok {
+		return func() {}
+	}
+	z.Ahead(nil)
+	return func() { _ = z.Close() } // it always succeeds
 }
 
 // unreadable reports whether an error means that the compressed data cannot be read, or only with too much memory. It may be an
@@ -88,7 +106,9 @@ func (c *copying) archive(tree layer.Tree, e *layer.Entry) (bool, error) {
 		return true, err
 	}
 	c.b.Most(c.Limit.OrDefault().Entries)
-	err = c.unpack(in, dest)
+	stop := in.Ahead()
+	err = c.unpack(in.Reader, dest)
+	stop()
 	if err == nil {
 		_, err = io.Copy(io.Discard, body) // the digest includes the bytes after the archive's end
 	}

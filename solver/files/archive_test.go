@@ -51,7 +51,7 @@ func unpackOver(t *testing.T, below layer.Tree, data []byte) error {
 	if !ok {
 		t.Fatal("it is no archive")
 	}
-	return c.unpack(archive, "")
+	return c.unpack(archive.Reader, "")
 }
 
 // The work of unpacking is linear in the bytes of the members' names, whatever lies below: what the archive has beside it, and how deep.

@@ -72,12 +72,12 @@ func (t *tree) read(ctx context.Context, id layer.ID, f func(tarball io.Reader) 
 	}
 	defer blob.Close()
 	compressed := ctxio.Reader(ctx, blob)
-	plain, err := layer.Uncompress(compressed)
+	plain, err := layer.UncompressVerified(compressed, string(id))
 	if err != nil {
 		return err
 	}
 	defer plain.Close()
-	return f(layer.VerifyDiffID(plain, compressed, string(id)))
+	return f(plain)
 }
 
 // resolve returns the entry that a path leads to, through links of the image to paths of the image. The last component is followed only

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path"
 	"strings"
 
@@ -103,9 +104,19 @@ type archive struct {
 	documents map[string][]byte
 }
 
+// uncompress reads ahead if r is a file: otherwise Close could wait for more of it.
+func uncompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
+	if f, ok := r.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+			return layer.UncompressAhead(ctxio.Reader(ctx, f), nil)
+		}
+	}
+	return layer.Uncompress(ctxio.Reader(ctx, r))
+}
+
 // read puts the files of a tar into the store.
 func (a *archive) read(ctx context.Context, r io.Reader, maxSize int64) error {
-	plain, err := layer.Uncompress(ctxio.Reader(ctx, r))
+	plain, err := uncompress(ctx, r)
 	if err != nil {
 		return fmt.Errorf("load images: %w", err)
 	}
