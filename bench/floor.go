@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"compress/gzip"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/kilnbuild/kiln/internal/gunzip"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
@@ -44,7 +44,7 @@ func runFloor(args []string) error {
 	case "copy":
 		return copyTree(arg)
 	case "gunzip":
-		return gunzip(arg)
+		return uncompress(arg)
 	case "spawn":
 		n, err := strconv.Atoi(arg)
 		if err != nil {
@@ -134,13 +134,13 @@ func copyTree(root string) error {
 	return errors.Join(err, w.Flush())
 }
 
-func gunzip(name string) error {
+func uncompress(name string) error {
 	f, err := os.Open(name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	z, err := gzip.NewReader(bufio.NewReaderSize(f, 1<<20))
+	z, err := gunzip.NewReader(f)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 //
 //	go run ./bench [-workload REGEXP] [-peers LIST] [-rounds N] [-budget TIME] [-growth] [-debian] [-million] [-out FILE] [-kiln FILE]
 //	    [-before FILE]
+//	go run ./bench -gunzip FILE[,FILE...]
 //
 // README.md in this directory says what the workloads are.
 package main
@@ -64,6 +65,7 @@ func run() error {
 	flag.BoolVar(&e.debian, "debian", false,
 		"use a real Debian, made by mmdebstrap and kept from run to run, in place of generated files of its size")
 	flag.BoolVar(&e.million, "million", false, "with -growth: a context of a million files as well")
+	gunzip := flag.String("gunzip", "", "measure how fast these gzip files, separated by commas, are decompressed, and nothing else")
 	flag.Parse()
 	if flag.NArg() > 0 || *rounds < 1 {
 		return fmt.Errorf("unknown argument %q, or less than one round", flag.Args())
@@ -71,6 +73,9 @@ func run() error {
 	wanted, err := regexp.Compile(*pattern)
 	if err != nil {
 		return err
+	}
+	if *gunzip != "" {
+		return compareGunzip(os.Stdout, strings.Split(*gunzip, ","))
 	}
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("builders need root")
