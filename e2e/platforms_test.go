@@ -34,7 +34,7 @@ func TestPlatforms(t *testing.T) {
 	// Without an emulator what fails says what is missing, and the platform that this machine has is not in its way.
 	enable := withoutEmulator(t, machine[foreign])
 	path := os.Getenv("PATH")
-	t.Setenv("PATH", "/nonexistent")
+	t.Setenv("PATH", withoutQEMU(t, path))
 	_, log, err := p.try("--target", "base", "--platform", "linux/"+native+",linux/"+foreign)
 	if err == nil {
 		t.Errorf("a step for %s ran, and nothing can run it", foreign)
@@ -109,23 +109,68 @@ func TestPlatforms(t *testing.T) {
 	}
 }
 
-// fetchBusybox writes the program of Debian's busybox-static for an architecture to dest.
-func fetchBusybox(t *testing.T, arch, dest string) {
+// A Debian for another processor, in which apt-get installs packages, on a machine that knows no emulator.
+func TestForeignDebian(t *testing.T) {
+	arch, machine := "arm64", "aarch64"
+	if runtime.GOARCH == arch {
+		arch, machine = "amd64", "x86_64"
+	}
+	withoutEmulator(t, machine)
+	p := open(t, "foreign", "--platform", "linux/"+arch)
+	fetch(t, arch, filepath.Join(p.dir, "files.tar"), "?essential", "apt", "ca-certificates")
+	first, log, err := p.try("-t", "foreign:debian")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	first.wantRan("ADD", "RUN cp", "RUN apt-get", "RUN dpkg")
+	if want := strings.Join([]string{arch, machine, "nobody", "61", "62", "63"}, "\n") + "\n"; !strings.Contains(log, want) {
+		t.Errorf("the last step should print %q, of all:\n%s", want, log)
+	}
+	p.run().wantRan()
+}
+
+// fetch writes a tar of the files of packages of Debian for an architecture, of which nothing is run.
+func fetch(t *testing.T, arch, dest string, packages ...string) {
 	t.Helper()
 	sources, err := aptSources()
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	if err := os.WriteFile(dir+"/sources.list", []byte(sources), 0o644); err != nil {
+	list := filepath.Join(t.TempDir(), "sources.list")
+	if err := os.WriteFile(list, []byte(sources), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	// This variant unpacks packages and runs nothing of them.
-	command(t, "mmdebstrap", "--variant=extract", "--architectures="+arch, "--include=busybox-static", "--quiet", "bookworm", dir+"/files.tar", dir+"/sources.list")
+	args := []string{"--variant=extract", "--architectures=" + arch, "--quiet"}
+	for _, p := range packages {
+		args = append(args, "--include="+p)
+	}
+	command(t, "mmdebstrap", append(args, "bookworm", dest, list)...)
+}
+
+// fetchBusybox writes the program of Debian's busybox-static for an architecture to dest.
+func fetchBusybox(t *testing.T, arch, dest string) {
+	t.Helper()
+	dir := t.TempDir()
+	fetch(t, arch, dir+"/files.tar", "busybox-static")
 	command(t, "tar", "-C", dir, "-xf", dir+"/files.tar", "./bin/busybox")
 	if err := os.Rename(dir+"/bin/busybox", dest); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// withoutQEMU returns a directory in the place of those of a $PATH: it has their programs, but none of QEMU.
+func withoutQEMU(t *testing.T, path string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, from := range filepath.SplitList(path) {
+		programs, _ := os.ReadDir(from) // it may not exist
+		for _, p := range programs {
+			if !strings.HasPrefix(p.Name(), "qemu-") {
+				_ = os.Symlink(filepath.Join(from, p.Name()), filepath.Join(dir, p.Name())) // the first one counts
+			}
+		}
+	}
+	return dir
 }
 
 // withoutEmulator sees to it that the kernel has no interpreter for programs of a machine, as uname -m names it, until

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/kilntest"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/passwd"
 )
@@ -104,7 +105,7 @@ func TestLauncherIsNotKiln(t *testing.T) {
 		for _, program := range []string{"/proc/self/exe", "/bin/link", "/bin/script", "/bin/loaded", "/proc/1/exe"} {
 			out, st, err := im.sh(t, "", c.spec, args(program, "-test.run=^$"))
 			want := 127
-			if program == "/bin/loaded" && before(t, 6, 7) {
+			if program == "/bin/loaded" && kilntest.Before(6, 7) {
 				// No file without data can be a loader there: the kernel ends a process that would start by one.
 				want = 128 + int(unix.SIGSEGV)
 			}

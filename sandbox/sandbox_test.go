@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -15,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/kilntest"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/passwd"
 )
@@ -39,7 +39,7 @@ func (im image) asUsers(t testing.TB) image {
 	t.Cleanup(func() { m.Namespace.Close() })
 	im.ids = m
 	f, err := mount.Overlay{Lower: []string{im.lower, im.upper}, IDMap: m}.Mount()
-	if errors.Is(err, mount.ErrNoIDMap) && before(t, 6, 15) {
+	if errors.Is(err, mount.ErrNoIDMap) && kilntest.Before(6, 15) {
 		t.Skip(err)
 	}
 	if err != nil {
@@ -47,20 +47,6 @@ func (im image) asUsers(t testing.TB) image {
 	}
 	f.Close()
 	return im
-}
-
-// before reports whether the kernel is older than a version.
-func before(t testing.TB, major, minor int) bool {
-	t.Helper()
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		t.Fatal(err)
-	}
-	var is [2]int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &is[0], &is[1]); err != nil {
-		t.Fatal(err)
-	}
-	return is[0] < major || is[0] == major && is[1] < minor
 }
 
 func newImage(t testing.TB) image {

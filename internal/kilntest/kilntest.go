@@ -300,3 +300,16 @@ func Validate(img v1.Image) error {
 	}
 	return nil
 }
+
+// Before reports whether the kernel is older than a version.
+func Before(major, minor int) bool {
+	var u unix.Utsname
+	var is [2]int
+	if unix.Uname(&u) != nil {
+		return true
+	}
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &is[0], &is[1]); err != nil {
+		return true
+	}
+	return is[0] < major || is[0] == major && is[1] < minor
+}

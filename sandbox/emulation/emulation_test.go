@@ -7,10 +7,15 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/kilnbuild/kiln/internal/kilntest"
 )
 
 // Programs for every processor are executed: by the machine, or by an emulator that it does not need to know.
 func TestFind(t *testing.T) {
+	if kilntest.Before(6, 7) {
+		t.Skip("a user namespace has no emulators of its own before Linux 6.7")
+	}
 	var m Machine
 	for _, arch := range Architectures() {
 		w, err := m.Find(t.Context(), arch)
