@@ -30,6 +30,8 @@ type Build struct {
 	Hosts map[string]string
 	// Secrets are those of the project that the build has, by the ID that the Dockerfile uses.
 	Secrets []SecretUse
+	// Bake is the extension x-bake, as YAML has it.
+	Bake map[string]any
 }
 
 // SecretUse is a secret of a build.
@@ -148,6 +150,14 @@ func (b *Build) set(key string, v any) (err error) {
 		return b.ulimits(v)
 	case "secrets":
 		return b.secrets(v)
+	case "x-bake":
+		if v == nil {
+			return nil
+		}
+		var ok bool
+		if b.Bake, ok = v.(object); !ok {
+			return fmt.Errorf("it is not a mapping")
+		}
 	default:
 		if !strings.HasPrefix(key, "x-") {
 			return fmt.Errorf("there is no such attribute")

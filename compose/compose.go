@@ -168,6 +168,9 @@ func (r *reader) prepare(n *yaml.Node, path string, tags map[string]string, dept
 	}
 	switch n.Kind {
 	case yaml.ScalarNode:
+		if n.ShortTag() == "!!timestamp" { // compose knows no dates: it is the text that it is written as
+			n.SetString(n.Value)
+		}
 		if !strings.Contains(n.Value, "$") {
 			return nil
 		}

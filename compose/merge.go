@@ -63,6 +63,9 @@ func merged(base, over any) any {
 	return over
 }
 
+// hostSeparators separate a host from an address of it, of which it may have several.
+const hostSeparators = "=:"
+
 // pairs returns a list of "KEY=VALUE" or "KEY" as a mapping, in which a key alone has the value null; a mapping is returned as it is. sep are
 // what may separate key and value.
 func pairs(v any, sep string) (any, error) {
@@ -80,7 +83,13 @@ func pairs(v any, sep string) (any, error) {
 		}
 		s := text(item)
 		if i := strings.IndexAny(s, sep); i >= 0 {
-			out[s[:i]] = s[i+1:]
+			key, value := s[:i], any(s[i+1:])
+			if list, ok := out[key].([]any); ok && sep == hostSeparators {
+				value = append(list, value)
+			} else if sep == hostSeparators {
+				value = []any{value}
+			}
+			out[key] = value
 			continue
 		}
 		out[s] = nil
@@ -131,7 +140,7 @@ func canonicalBuild(v any, dir string) (object, error) {
 		return nil, fmt.Errorf(" is neither a string nor a mapping")
 	}
 	b = maps.Clone(b)
-	for key, sep := range map[string]string{"args": "=", "labels": "=", "additional_contexts": "=", "ssh": "=", "extra_hosts": "=:"} {
+	for key, sep := range map[string]string{"args": "=", "labels": "=", "additional_contexts": "=", "ssh": "=", "extra_hosts": hostSeparators} {
 		if value, ok := b[key]; ok {
 			m, err := pairs(value, sep)
 			if err != nil {
