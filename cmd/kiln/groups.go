@@ -37,7 +37,8 @@ func groups(a *app.App) []*cobra.Command {
 		lazily(a, "manifest", "The command of docker manifest for reading", func() []*cobra.Command { return imagecmd.Manifest(a) }),
 		lazily(a, "buildx", "The commands of docker buildx", func() []*cobra.Command {
 			tools := group("imagetools", "Work on images in registries", imagecmd.Imagetools(a)...)
-			return []*cobra.Command{buildcmd.Build(a), as("b", buildcmd.Build(a)), duCommand(a), pruneCommand(a), tools, versionCommand(a)}
+			bake := as("bake", buildcmd.Bake(a), "f")
+			return []*cobra.Command{buildcmd.Build(a), as("b", buildcmd.Build(a)), bake, duCommand(a), pruneCommand(a), tools, versionCommand(a)}
 		}),
 		lazily(a, "builder", "The commands of docker builder", func() []*cobra.Command {
 			return []*cobra.Command{buildcmd.Build(a), pruneCommand(a)}

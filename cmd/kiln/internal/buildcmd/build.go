@@ -69,7 +69,7 @@ func runBuild(ctx context.Context, a *app.App, b *build.Builder, o build.Options
 		return err
 	})
 	if o.Call == build.CallCheck {
-		return printCheck(ctx, a, result, err, asJSON)
+		return printCheck(ctx, a.Stdout, result, err, asJSON)
 	}
 	if !quiet {
 		report.Warnings(ctx, a.Stderr, result, a.Debug)

@@ -327,7 +327,7 @@ type progressFlags struct {
 
 func (f *progressFlags) add(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.explain, "explain", false, "tell for each step that runs what changed since the last build")
-	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only the image ID")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print only the ID of each image")
 	app.ProgressFlag(flags, &f.shown)
 }
 

@@ -3,6 +3,7 @@ package buildcmd
 import (
 	"cmp"
 	"context"
+	"io"
 	"slices"
 	"strings"
 
@@ -34,8 +35,8 @@ func parseCall(value string) (call, error) {
 }
 
 // printCheck prints what a check found, and fails if that is more than advice, or if the check failed with err.
-func printCheck(ctx context.Context, a *app.App, r *build.Result, err error, asJSON bool) error {
-	printErr := report.Check(ctx, a.Stdout, r, err, asJSON)
+func printCheck(ctx context.Context, to io.Writer, r *build.Result, err error, asJSON bool) error {
+	printErr := report.Check(ctx, to, r, err, asJSON)
 	var failed error
 	switch {
 	case asJSON && printErr != nil:

@@ -27,8 +27,8 @@ type composeFlags struct {
 type composeBuildFlags struct {
 	push, pull, noCache, dependencies bool
 	args, agents                      []string
-	memory, progress                  string
-	quiet                             bool
+	memory                            string
+	shown                             progressFlags
 }
 
 // Compose returns the command of that name.
@@ -74,11 +74,7 @@ func composeBuildCommand(a *app.App, f *composeFlags) *cobra.Command {
 				a.Complain("no service has anything to build")
 				return nil
 			}
-			mode := b.progress
-			if b.quiet {
-				mode = "quiet"
-			}
-			return buildTargets(a, cmd, targets, mode, "")
+			return buildTargets(a, cmd, targets, setFlags{progress: b.shown})
 		}),
 	}
 	flags := cmd.Flags()
@@ -89,9 +85,9 @@ func composeBuildCommand(a *app.App, f *composeFlags) *cobra.Command {
 	flags.StringArrayVar(&b.args, "build-arg", nil, "`NAME[=VALUE]` value of an ARG of all services; without a value, that of the environment variable")
 	flags.StringArrayVar(&b.agents, "ssh", nil, "`ID[=PATH]` ssh agent for RUN --mount=type=ssh: a socket or unencrypted key files (default $SSH_AUTH_SOCK)")
 	flags.StringVarP(&b.memory, "memory", "m", "", "`SIZE` memory limit of each RUN, such as 2g")
-	flags.BoolVarP(&b.quiet, "quiet", "q", false, "print only errors")
-	app.ProgressFlag(flags, &b.progress)
 	help.Group(flags, "Build")
+	b.shown.add(flags)
+	help.Group(flags, "Progress")
 	return cmd
 }
 
