@@ -3,7 +3,7 @@ SHELL       := /bin/bash
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 60s
 FUZZREST    ?= 10s
-FUZZLONG    := ./frontend/*|./internal/gunzip/*|./internal/ignore/*|./internal/inflate/*|./internal/layer/FuzzFromHeader|./parser/*|./registry/image/FuzzParse|./registry/auth/FuzzParseChallenges|./solver/files/FuzzUnpack
+FUZZLONG    := ./cache/pack/*|./frontend/*|./internal/gunzip/*|./internal/ignore/*|./internal/inflate/*|./internal/layer/Fuzz*|./parser/*|./registry/image/FuzzParse|./registry/auth/FuzzParseChallenges|./solver/files/FuzzUnpack
 
 # $(call need,PACKAGES) installs Debian packages unless they are all there.
 need = dpkg --status $(1) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1); }

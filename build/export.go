@@ -160,8 +160,8 @@ func (j *Job) push(ctx context.Context, out output, a *exporter.Assembled, task 
 		for i, l := range m.Layers {
 			d := m.Manifest.Layers[i].Digest
 			source.layers[d] = l
-			if l.Image != nil && l.Image.Repository != "" {
-				mounts[d] = l.Image.Repository
+			if repository := j.blobs.Repository(l); repository != "" {
+				mounts[d] = repository
 			}
 		}
 	}
@@ -175,7 +175,7 @@ func (j *Job) push(ctx context.Context, out output, a *exporter.Assembled, task 
 	return nil
 }
 
-// lazyBlobs fetches the blobs of base images only when a registry lacks them.
+// lazyBlobs fetches the blobs of base images, and of caches, only when a registry lacks them.
 type lazyBlobs struct {
 	ctx    context.Context
 	store  *exporter.Blobs
@@ -184,8 +184,8 @@ type lazyBlobs struct {
 
 // Open implements registry.Blobs.
 func (l lazyBlobs) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
-	if layer, ok := l.layers[desc.Digest]; ok && layer.Image != nil {
-		if err := layer.Image.Fetch(l.ctx); err != nil {
+	if layer, ok := l.layers[desc.Digest]; ok {
+		if err := l.store.Bring(l.ctx, layer, desc); err != nil {
 			return nil, err
 		}
 	}

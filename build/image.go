@@ -77,11 +77,11 @@ func (j *Job) times(ctx context.Context, layers []exporter.Layer) ([]*time.Time,
 		if l.Image != nil {
 			continue
 		}
-		m, err := j.layers.Manifest(ctx, l.ID)
+		t, err := j.caches.Created(ctx, l.ID)
 		if err != nil {
 			return nil, err
 		}
-		t := m.Created.UTC()
+		t = t.UTC()
 		out[i] = &t
 	}
 	return out, nil

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"strconv"
 
+	"github.com/kilnbuild/kiln/build/caching"
 	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/build/early"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/frontend"
@@ -58,6 +60,7 @@ type Job struct {
 	store   *cas.Store
 	layers  *snapshot.Job
 	blobs   *exporter.Blobs
+	caches  *caching.Caches
 	explain explain.Explainer
 	// sharedProc says that RUN sees kiln's own /proc.
 	sharedProc bool
@@ -91,8 +94,14 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 		return nil, err
 	}
 	j.layers = work.Layers.Job()
-	j.blobs = &exporter.Blobs{Store: j.store, Layers: j.layers}
 	j.onClose(j.end)
+	if j.caches, err = caching.Open(caching.Config{
+		From: o.Cache.From, To: o.Cache.To, Client: b.client, Local: work.Records, Layers: j.layers, Store: j.store, Events: s,
+	}); err != nil {
+		return nil, &input.Error{Err: err}
+	}
+	j.onClose(func(context.Context) error { return j.caches.Close() })
+	j.blobs = &exporter.Blobs{Store: j.store, Layers: j.caches}
 	j.sharedProc = run.sharedProc
 	j.onClose(func(context.Context) error { run.close(); return nil })
 	open := &contexts.Contexts{Trees: map[string]layer.Tree{}}
@@ -108,9 +117,10 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.onClose(func(context.Context) error { j.bases.Close(); return nil })
 	j.explain = explain.Explainer{Layers: j.layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
 	j.steps = b.steps(j, execute.Options{
-		Images: j.bases, Limit: o.Source.HostLimit(), Limits: run.limits.sandbox, Timeout: run.limits.timeout, IDs: run.ids,
+		Images: j.bases, Cached: j.caches.Elsewhere(), Limit: o.Source.HostLimit(), Limits: run.limits.sandbox, Timeout: run.limits.timeout, IDs: run.ids,
 	})
 	j.onClose(j.steps.end)
+	j.caches.Bring = j.steps.Bring
 	keep, _ := strconv.ParseBool(o.Target.Args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]) // what is no boolean is false, as for BuildKit
 	j.loader = &contexts.Loader{
 		Source: o.Source, Steps: j.steps, Root: b.root.Dir(), Tmp: work.Scratch.Path(), KeepGitDir: keep, Warn: s.Warn, Open: open,
@@ -191,10 +201,7 @@ func (j *Job) run(ctx context.Context, res *Result) (err error) {
 	if err := j.lower(ctx, res); err != nil {
 		return err
 	}
-	if err := j.solve(ctx, res); err != nil {
-		return err
-	}
-	return j.export(ctx, res)
+	return j.caches.Build(ctx, func(ctx context.Context) error { return j.solve(ctx, res) }, func(ctx context.Context) error { return j.export(ctx, res) })
 }
 
 // lowering returns how the Dockerfile is lowered.
@@ -262,12 +269,13 @@ func (j *Job) solve(ctx context.Context, res *Result) error {
 	again := &verified{names: map[llb.Digest]string{}}
 	j.events.Attach(again)
 	ctx, cancel := context.WithCancel(ctx)
-	early := newEarly(ctx, j.blobs, roots, j.plans)
-	j.events.Attach(early)
+	j.caches.Publishing(early.InImage(roots))
+	ahead := early.New(ctx, j.blobs, roots, forms(j.plans))
+	j.events.Attach(ahead)
 	j.onClose(func(context.Context) error {
-		j.events.Detach(early)
+		j.events.Detach(ahead)
 		cancel()
-		early.wait()
+		ahead.Wait()
 		return nil
 	})
 	options := j.solving()
@@ -282,7 +290,7 @@ func (j *Job) solve(ctx context.Context, res *Result) error {
 // solving returns how the solver works for the job, one step at a time.
 func (j *Job) solving() solver.Options {
 	return solver.Options{
-		Cache: j.work.Records, Planner: j.steps.Planner, Executor: j.steps.Job, Events: j.events, Explain: j.explain, Files: j.options.Explain,
+		Cache: j.caches.Solver(), Planner: j.steps.Planner, Executor: j.steps.Job, Events: j.events, Explain: j.explain, Files: j.options.Explain,
 		Parallelism: 1,
 	}
 }

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"github.com/kilnbuild/kiln/build/caching"
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/rootdir"
@@ -59,6 +60,8 @@ type Caching struct {
 	Pull bool
 	// Verify runs steps again that are cached, and tells whether they make the same; what is in the cache is used.
 	Verify bool
+	// From are caches elsewhere that the build reads, in this order, and To those that it publishes.
+	From, To []caching.Spec
 }
 
 // Export is what becomes of the result.
@@ -113,6 +116,11 @@ func (o *Options) Absolute() error {
 	if files, ok := o.Client.Secrets.(Secrets); ok {
 		for i := range files {
 			paths = append(paths, &files[i].Src)
+		}
+	}
+	for _, specs := range [][]caching.Spec{o.Cache.From, o.Cache.To} {
+		for i := range specs {
+			paths = append(paths, specs[i].Path())
 		}
 	}
 	for _, path := range paths {

@@ -223,3 +223,26 @@ func pushed(outputs []output) []string {
 	}
 	return names
 }
+
+// onlyForm returns the form in which all outputs need layers; false if one needs files, or they need different forms, or other times
+// of files than steps gave them.
+func onlyForm(outputs []output) (blob.Encoding, bool) {
+	form := outputs[0].form.Layers
+	for _, out := range outputs {
+		if !out.image() || out.form.Layers != form {
+			return form, false
+		}
+	}
+	return form, !form.Rewrite
+}
+
+// forms returns the forms of the images that outputs need.
+func forms(outputs []output) []blob.Encoding {
+	var all []blob.Encoding
+	for _, out := range outputs {
+		if out.image() {
+			all = append(all, out.form.Layers)
+		}
+	}
+	return all
+}

@@ -35,10 +35,28 @@ type Blobs struct {
 	Layers Layers
 }
 
-// Layers makes blobs of layers. It is implemented by *snapshot.Job.
+// Layers gives the blobs of layers that steps made.
 type Layers interface {
+	// Blob returns the blob of a layer in an encoding. It is in the store, or elsewhere.
+	Blob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob, error)
+	// Fetch brings a blob that Blob returned for a layer into the store, unless it is there.
+	Fetch(ctx context.Context, id layer.ID, desc ocispec.Descriptor) error
+	// Repository returns the repository that has the blobs of a layer, such as "docker.io/library/app", or "" for none.
+	Repository(id layer.ID) string
+}
+
+// Here returns the Layers of what makes blobs in the store, such as a *snapshot.Job.
+func Here(m Maker) Layers { return here{m} }
+
+// Maker makes the blobs of layers.
+type Maker interface {
 	Blob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob, error)
 }
+
+type here struct{ Maker }
+
+func (here) Fetch(context.Context, layer.ID, ocispec.Descriptor) error { return nil }
+func (here) Repository(layer.ID) string                                { return "" }
 
 // Prepare makes the blob of a layer in the given form before an image is assembled from it, for example while later steps run.
 func (b *Blobs) Prepare(ctx context.Context, l Layer, f blob.Encoding) error {
@@ -55,12 +73,23 @@ func (b *Blobs) get(ctx context.Context, l Layer, f blob.Encoding) (blob.Blob, e
 	return b.Layers.Blob(ctx, l.ID, f)
 }
 
-// fetch fetches the blob of a layer into the store, unless it is there.
-func (b *Blobs) fetch(ctx context.Context, l Layer) error {
-	if l.Image == nil || b.Store.Has(l.Image.Blob) {
+// Bring brings desc, the blob of a layer, into the store, unless it is there.
+func (b *Blobs) Bring(ctx context.Context, l Layer, desc ocispec.Descriptor) error {
+	if b.Store.Has(desc) {
 		return nil
 	}
+	if l.Image == nil {
+		return b.Layers.Fetch(ctx, l.ID, desc)
+	}
 	return l.Image.Fetch(ctx)
+}
+
+// Repository returns the repository that has the blob of a layer, or "" for none.
+func (b *Blobs) Repository(l Layer) string {
+	if l.Image == nil {
+		return b.Layers.Repository(l.ID)
+	}
+	return l.Image.Repository
 }
 
 // blockSize is the number of bytes read and written at a time.

@@ -153,8 +153,8 @@ func (b *Blobs) Fetch(ctx context.Context, a *Assembled) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(4)
 	for _, m := range a.Manifests {
-		for _, l := range m.Layers {
-			g.Go(func() error { return b.fetch(gctx, l) })
+		for i, l := range m.Layers {
+			g.Go(func() error { return b.Bring(gctx, l, m.Manifest.Layers[i]) })
 		}
 	}
 	return g.Wait()

@@ -80,7 +80,7 @@ func (m *made) reopen() {
 	}
 	m.layers = s.Job()
 	m.t.Cleanup(func() { m.layers.Close() })
-	m.Layers = m.layers
+	m.Layers = Here(m.layers)
 }
 
 // layer commits a layer; the Link of a File is its text.

@@ -37,7 +37,7 @@ func Pull(ctx context.Context, src image.Source, ref string, platform ocispec.Pl
 
 // Download brings one blob into the store unless it is there. Of several processes and goroutines that want the same blob
 // one fetches it and the others wait.
-func Download(ctx context.Context, src image.Source, ref string, desc ocispec.Descriptor, store *cas.Store) (err error) {
+func Download(ctx context.Context, src image.Fetcher, ref string, desc ocispec.Descriptor, store *cas.Store) (err error) {
 	d, err := cas.ParseDigest(string(desc.Digest))
 	if err != nil {
 		return err
@@ -61,7 +61,7 @@ func Download(ctx context.Context, src image.Source, ref string, desc ocispec.De
 	}
 }
 
-func download(ctx context.Context, src image.Source, ref string, desc ocispec.Descriptor, store *cas.Store) error {
+func download(ctx context.Context, src image.Fetcher, ref string, desc ocispec.Descriptor, store *cas.Store) error {
 	w, err := store.Create(ctx)
 	if err != nil {
 		return err

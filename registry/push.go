@@ -203,7 +203,11 @@ func (c *Client) pushManifest(ctx context.Context, ref imagename.Name, id string
 			return err
 		}
 		if !succeeded(resp) {
-			return fetch.NewStatusError(resp)
+			status := fetch.NewStatusError(resp)
+			if confused(status) {
+				return &lostUpload{status}
+			}
+			return status
 		}
 		fetch.Drain(resp)
 		if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != string(m.desc.Digest) {
@@ -492,9 +496,13 @@ func (u *upload) refusedPatch(begin int64, err *fetch.StatusError) error {
 	return errNoPatch
 }
 
-// refused ends the session if the registry has lost it or disagrees about the offset.
+// confused reports whether a registry says that a digest is wrong. What is sent has been compared with it, so the registry is mistaken:
+// Docker's is, for a moment, where others push the same blob at the same time.
+func confused(err *fetch.StatusError) bool { return strings.HasPrefix(err.Text, "DIGEST_INVALID") }
+
+// refused ends the session if the registry has lost it or disagrees about the offset or the digest.
 func (u *upload) refused(err *fetch.StatusError) error {
-	if slices.Contains([]int{http.StatusNotFound, http.StatusConflict, http.StatusRequestedRangeNotSatisfiable}, err.Status) {
+	if confused(err) || slices.Contains([]int{http.StatusNotFound, http.StatusConflict, http.StatusRequestedRangeNotSatisfiable}, err.Status) {
 		u.location = nil
 		return &lostUpload{err}
 	}

@@ -16,7 +16,7 @@ import (
 // Stream opens one blob for reading, from the store if it is there, else from the source; then it is put into the store on
 // the way, and is there once the reader has ended with io.EOF. That it does only if the bytes are desc's. Of several
 // processes and goroutines that want the same blob one fetches it, and the others wait for that one's Close.
-func Stream(ctx context.Context, src image.Source, ref string, desc ocispec.Descriptor, store *cas.Store) (_ io.ReadCloser, err error) {
+func Stream(ctx context.Context, src image.Fetcher, ref string, desc ocispec.Descriptor, store *cas.Store) (_ io.ReadCloser, err error) {
 	d, err := cas.ParseDigest(string(desc.Digest))
 	if err != nil {
 		return nil, err

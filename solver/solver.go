@@ -395,7 +395,13 @@ type Stale interface {
 // planAndRun plans a step over its inputs, and finds its outputs in the cache, or makes them.
 func (w *work) planAndRun(ctx context.Context, in []Ref) ([]Ref, error) {
 	s, n := w.solve, w.node
-	var err error
+	from, r, found, err := w.shortcut(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	if found {
+		return w.finish(r, in)
+	}
 	w.plan, err = s.opts.Planner.Plan(ctx, n.vertex.Op(), n.vertex.Meta(), in)
 	if err != nil {
 		return nil, err
@@ -411,10 +417,17 @@ func (w *work) planAndRun(ctx context.Context, in []Ref) ([]Ref, error) {
 	}
 	w.key = KeyOf(w.plan.Inputs)
 	w.finished.Key = w.key.String()
-	r, err := w.probeOrRun(ctx)
-	if err != nil {
+	if r, err = w.probeOrRun(ctx); err != nil {
 		return nil, err
 	}
+	if from != (Key{}) {
+		s.opts.Cache.(Shortcuts).SetShortcut(from, w.key)
+	}
+	return w.finish(r, in)
+}
+
+// finish returns the outputs of a step that r is the record of.
+func (w *work) finish(r *Record, in []Ref) ([]Ref, error) {
 	for _, m := range r.Outputs {
 		output := events.Output{Layer: m.ID}
 		if m.Content != (Content{}) {
@@ -425,7 +438,7 @@ func (w *work) planAndRun(ctx context.Context, in []Ref) ([]Ref, error) {
 	for _, m := range r.Materials {
 		w.finished.Materials = append(w.finished.Materials, events.Material{URI: m.URI, Digest: m.Digest})
 	}
-	return stack(n.vertex.Op(), in, r.Outputs)
+	return stack(w.vertex.Op(), in, r.Outputs)
 }
 
 // stack returns the outputs of an op: what it made on top of what each of them lies on.

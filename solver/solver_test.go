@@ -901,3 +901,54 @@ func TestDemand(t *testing.T) {
 		t.Errorf("the second time: %+v", r.expected["image"])
 	}
 }
+
+// remembering is a cache with shortcuts.
+type remembering struct {
+	solver.Cache
+	shortcuts map[solver.Key]solver.Key
+}
+
+func (r *remembering) Shortcut(_ context.Context, from solver.Key) (solver.Key, bool, error) {
+	to, ok := r.shortcuts[from]
+	return to, ok, nil
+}
+
+func (r *remembering) SetShortcut(from, to solver.Key) { r.shortcuts[from] = to }
+
+// shortcutting is a runner that plans shortcuts of steps which have inputs, and counts how many steps it plans in full.
+type shortcutting struct {
+	*runner
+	planned int
+}
+
+func (s *shortcutting) Plan(ctx context.Context, op llb.Op, meta llb.Meta, in []solver.Ref) (solver.Plan, error) {
+	s.planned++
+	return s.runner.Plan(ctx, op, meta, in)
+}
+
+func (s *shortcutting) Shortcut(_ context.Context, _ llb.Op, meta llb.Meta, in []solver.Ref) ([]solver.Input, error) {
+	if len(in) == 0 {
+		return nil, nil
+	}
+	return []solver.Input{{Name: "text", Value: meta.Text}, {Name: "input", Value: in[0].Content().String()}}, nil
+}
+
+// A step whose shortcut is known is not planned, unless its record is gone: then it is planned, and runs.
+func TestShortcuts(t *testing.T) {
+	b := newBuild()
+	root := b.step("b", b.step("a"))
+	cache := &remembering{solvertest.NewMemory(), map[solver.Key]solver.Key{}}
+	for i, want := range []int{3, 1, 3} {
+		r := &shortcutting{runner: &runner{}}
+		if i == 2 {
+			cache.Cache = solvertest.NewMemory()
+		}
+		_, err := solver.Solve(t.Context(), []llb.Output{root}, solver.Options{Cache: cache, Planner: r, Executor: r, Parallelism: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.planned != want {
+			t.Errorf("build %d: %d steps were planned, want %d", i, r.planned, want)
+		}
+	}
+}

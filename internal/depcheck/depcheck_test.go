@@ -37,15 +37,21 @@ var allowed = map[string][]string{
 	// What is read from commands and flags, whatever they are.
 	"cmd/kiln/internal/help": {},
 	// The values of flags of kiln build, and the text of results. cmd/kiln/internal/table and signals may import nouns alone.
-	"cmd/kiln/internal/values": {"build", "build/contexts", "llb", "internal"},
+	"cmd/kiln/internal/values": {"build", "build/caching", "build/contexts", "build/early", "llb", "internal"},
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 
 	"build": {
-		"build/contexts", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
+		"build/caching", "build/contexts", "build/early", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
 		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
 	},
 	// What a build reads, by steps that build does for it.
 	"build/contexts": {"frontend/source", "llb", "registry/layout", "snapshot/compose", "solver", "solver/files", "internal"},
+	// What a build has to do with caches that travel.
+	"build/caching": {
+		"cache", "cache/pack", "cache/remote", "events", "llb", "registry", "registry/image", "snapshot", "snapshot/blob", "solver", "solver/execute", "store/images",
+		"internal",
+	},
+	"build/early": {"events", "exporter", "llb", "snapshot/blob", "internal"},
 	// Several builds together.
 	"build/set": {"build", "store", "events", "llb", "registry/layout"},
 	"doctor":    {"store", "sandbox", "sandbox/emulation", "registry/auth", "internal"},
@@ -80,7 +86,10 @@ var allowed = map[string][]string{
 	"history":  {"events", "llb", "internal"},
 
 	"solver": {"llb", "events"},
-	"cache":  {"solver", "llb", "internal"},
+	// Caches that travel: what they hold, and where that is kept.
+	"cache/pack":   {"solver", "internal"},
+	"cache/remote": {"cache/pack", "registry", "solver", "internal"},
+	"cache":        {"solver", "llb", "internal"},
 
 	// What decides a step, and the doing of it: they share work and files, do not know each other, and only the second one runs processes.
 	"solver/explain": {"solver", "llb", "events", "internal"},

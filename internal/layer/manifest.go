@@ -336,6 +336,17 @@ func parse(data []byte) (*Manifest, error) {
 // Close unmaps the file. Entries that were returned stay valid.
 func (m *Manifest) Close() error { return m.file.Close() }
 
+// WriteTo writes the manifest as it is in its file, for ReceiveManifest elsewhere. It implements io.WriterTo.
+func (m *Manifest) WriteTo(w io.Writer) (int64, error) {
+	sum := sha256.Sum256(m.data)
+	n, err := w.Write(m.data)
+	if err != nil {
+		return int64(n), err
+	}
+	k, err := w.Write(sum[:])
+	return int64(n + k), err
+}
+
 func (m *Manifest) record(i int) decoder {
 	o := binary.LittleEndian.Uint64(m.table[8*i:])
 	n := binary.LittleEndian.Uint32(m.data[o:])

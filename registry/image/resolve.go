@@ -17,6 +17,11 @@ type Source interface {
 	// Resolve finds the image that ref names for a platform and puts its manifest and config, and the indexes that led
 	// there, into the store. The errors are *PlatformError when there is none for the platform, *registry.Error from a registry.
 	Resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*Image, error)
+	Fetcher
+}
+
+// Fetcher gives blobs.
+type Fetcher interface {
 	// Fetch opens one blob of the image that ref names. The reader ends with io.EOF only if the bytes are desc's.
 	Fetch(ctx context.Context, ref string, desc ocispec.Descriptor) (io.ReadCloser, error)
 }

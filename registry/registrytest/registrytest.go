@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -34,8 +35,11 @@ func Start(t testing.TB) *Registry {
 	return StartWith(t, "")
 }
 
-// StartWith is Start with more lines for the registry's configuration, in YAML.
-func StartWith(t testing.TB, more string) *Registry {
+// KeepManifests is an option of StartWith: the registry does not allow to remove a manifest.
+const KeepManifests = "keep"
+
+// StartWith is Start with more lines for the registry's configuration, in YAML, and options.
+func StartWith(t testing.TB, more string, options ...string) *Registry {
 	t.Helper()
 	program, err := exec.LookPath("docker-registry")
 	if err != nil {
@@ -44,7 +48,8 @@ func StartWith(t testing.TB, more string) *Registry {
 	r := &Registry{Host: freeAddress(t), Dir: t.TempDir()}
 	file := filepath.Join(t.TempDir(), "config.yml")
 	config := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"+
-		"storage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}\nhttp: {addr: %s}\n%s", r.Dir, r.Host, more)
+		"storage: {filesystem: {rootdirectory: %s}, delete: {enabled: %t}}\nhttp: {addr: %s}\n%s",
+		r.Dir, !slices.Contains(options, KeepManifests), r.Host, more)
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -44,6 +44,19 @@ type Images interface {
 	Architecture(op llb.Image) string
 }
 
+// Cached gives layers that are kept elsewhere, and come here only when a step needs them. It is safe for concurrent use.
+type Cached interface {
+	// Layer returns what is known of a layer, if it can be had.
+	Layer(id layer.ID) (CachedLayer, bool)
+}
+
+// CachedLayer is a layer that is kept elsewhere.
+type CachedLayer struct {
+	snapshot.Foreign
+	// Hides says that it hides a directory of the layers below it.
+	Hides bool
+}
+
 // ImageLayer is a layer of an image as its manifest and its config name it.
 type ImageLayer struct {
 	Blob   ocispec.Descriptor
@@ -70,6 +83,8 @@ type Options struct {
 	Images Images
 	// Snapshots are the layers.
 	Snapshots *snapshot.Job
+	// Cached are layers that caches elsewhere have; nil for none.
+	Cached Cached
 	// Blob, if not nil, is how layers whose files nobody needs are written, directly as blobs; see solver.Demand.
 	Blob *blob.Encoding
 	// Limits bound each RUN, and Timeout the time that one takes; 0 is no limit.
@@ -167,9 +182,24 @@ func (x *Job) Close() error {
 	return err
 }
 
-// Missing implements solver.Executor.
+// Missing implements solver.Executor. A layer that can be had from elsewhere is not missing.
 func (x *Job) Missing(ctx context.Context, l solver.Layer) error {
-	return x.Snapshots.Open(ctx, layer.ID(l.ID))
+	err := x.Snapshots.Open(ctx, layer.ID(l.ID))
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if elsewhere, ok := x.cached(layer.ID(l.ID)); ok && elsewhere.Content == l.Content {
+		return nil
+	}
+	return err
+}
+
+// cached returns a layer that is elsewhere.
+func (x *Job) cached(id layer.ID) (CachedLayer, bool) {
+	if x.Cached == nil {
+		return CachedLayer{}, false
+	}
+	return x.Cached.Layer(id)
 }
 
 // Expect implements solver.Executor.

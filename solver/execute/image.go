@@ -76,13 +76,39 @@ func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error
 	return layers, g.Wait()
 }
 
-// list makes the entries of a layer of an image known.
+// Hides implements plan.Layers.
+func (x *Job) Hides(ctx context.Context, r solver.Ref) ([]bool, error) {
+	refs := r.Changes()
+	hides := make([]bool, len(refs))
+	for i, l := range refs {
+		m, err := x.Snapshots.Manifest(ctx, layer.ID(l.ID))
+		if err == nil {
+			hides[i] = !m.Plain && m.Entries > 0
+			continue
+		}
+		elsewhere, ok := x.cached(layer.ID(l.ID))
+		if !ok {
+			parts, err := x.View(ctx, r)
+			for i, l := range parts {
+				hides[i] = !l.Plain && l.Entries > 0
+			}
+			return hides, err
+		}
+		hides[i] = elsewhere.Hides
+	}
+	return hides, nil
+}
+
+// list makes the entries known of a layer of an image, or of one that is elsewhere.
 func (x *Job) list(ctx context.Context, id layer.ID) error {
 	x.mu.Lock()
 	src, ok := x.sources[string(id)]
 	demand := x.demands[string(id)]
 	x.mu.Unlock()
+	elsewhere, isElsewhere := x.cached(id)
 	switch {
+	case isElsewhere:
+		return x.once(ctx, "entries of "+string(id), func(ctx context.Context) error { return x.Snapshots.ImportEntries(ctx, elsewhere.Foreign) })
 	case !ok:
 		return fmt.Errorf("layer %s is neither in the store nor of an image of this build", id)
 	case demand != nil && demand().Files:
@@ -175,6 +201,14 @@ func (x *Job) materialise(ctx context.Context, id layer.ID, v *variant) error {
 	return x.once(ctx, string(id), func(ctx context.Context) error { return x.unpack(ctx, id, v) })
 }
 
+// Bring makes sure that a layer is here with its files, if it is elsewhere.
+func (x *Job) Bring(ctx context.Context, id layer.ID) error {
+	if exists, err := x.has(ctx, id); exists || err != nil {
+		return err
+	}
+	return x.materialise(ctx, id, nil)
+}
+
 // once calls f once for all steps of the job that need what the name says.
 func (x *Job) once(ctx context.Context, name string, f func(context.Context) error) error {
 	_, err := x.ready.Do(ctx, name, func(ctx context.Context) (struct{}, error) { return struct{}{}, f(ctx) })
@@ -189,7 +223,8 @@ func (x *Job) unpack(ctx context.Context, id layer.ID, v *variant) error {
 	x.mu.Lock()
 	src, ok := x.sources[from]
 	x.mu.Unlock()
-	if !ok {
+	elsewhere, isElsewhere := x.cached(id)
+	if !ok && !isElsewhere {
 		return fmt.Errorf("layer %s is neither in the store nor of an image of this build", from)
 	}
 	l, err := lock.Acquire(ctx, filepath.Join(x.Root, rootdir.Locks, "layer-"+string(id)), false)
@@ -199,6 +234,9 @@ func (x *Job) unpack(ctx context.Context, id layer.ID, v *variant) error {
 	defer l.Remove()
 	if exists, err := x.has(ctx, id); exists || err != nil {
 		return err // another process unpacked it while we waited
+	}
+	if isElsewhere {
+		return x.Snapshots.Import(ctx, elsewhere.Foreign)
 	}
 	// A mirror may have sent other bytes than asked for, which shows at their end: then another is asked.
 	for try := 1; ; try++ {

@@ -39,6 +39,15 @@ type fakeLayers struct {
 	asked     map[string]int
 }
 
+func (f fakeLayers) Hides(ctx context.Context, r solver.Ref) ([]bool, error) {
+	parts, err := f.View(ctx, r)
+	var hides []bool
+	for _, p := range parts {
+		hides = append(hides, !p.Plain && p.Entries > 0)
+	}
+	return hides, err
+}
+
 func (f fakeLayers) View(_ context.Context, r solver.Ref) ([]layer.Part, error) {
 	var layers []layer.Part
 	for _, l := range r.Layers() {

@@ -29,7 +29,7 @@ func (p *Planner) merge(ctx context.Context, in []solver.Ref) (solver.Plan, erro
 
 // moved returns the layers of a root above the lowest n, to be stacked on another root.
 func (p *Planner) moved(ctx context.Context, r solver.Ref, n int) ([]work.Layer, error) {
-	layers, err := p.Layers.View(ctx, r)
+	hides, err := p.Layers.Hides(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +37,7 @@ func (p *Planner) moved(ctx context.Context, r solver.Ref, n int) ([]work.Layer,
 	for i, l := range r.Layers() {
 		asIs := true
 		if l.Content != (solver.Content{}) {
-			asIs, layers = layers[0].Plain || layers[0].Entries == 0, layers[1:]
+			asIs, hides = !hides[0], hides[1:]
 		}
 		if i >= n {
 			out = append(out, work.Layer{Root: r.Below(i + 1), AsIs: asIs})

@@ -25,6 +25,8 @@ type Layers interface {
 	// View returns the layers of a root file system that have entries, as solver.Ref.Changes, lowest first. They may be fetched from
 	// a registry.
 	View(ctx context.Context, r solver.Ref) ([]layer.Part, error)
+	// Hides reports, for each of the layers of View, whether it hides a directory of those below it.
+	Hides(ctx context.Context, r solver.Ref) ([]bool, error)
 }
 
 // Sources resolves remote sources. It is safe for concurrent use.

@@ -69,7 +69,12 @@ func (r Reporting) Fetch(ctx context.Context, ref string, desc ocispec.Descripto
 	if err != nil {
 		return nil, err
 	}
-	return &downloading{ReadCloser: blob, report: events.From(ctx).Transferring(desc.Digest.String(), events.Moving, desc.Size)}, nil
+	return Downloading(ctx, desc, blob), nil
+}
+
+// Downloading returns a reader of a blob that reports to the vertex of ctx how much of it has come.
+func Downloading(ctx context.Context, desc ocispec.Descriptor, blob io.ReadCloser) io.ReadCloser {
+	return &downloading{ReadCloser: blob, report: events.From(ctx).Transferring(desc.Digest.String(), events.Moving, desc.Size)}
 }
 
 // OCIPlatform returns a platform as OCI writes it.

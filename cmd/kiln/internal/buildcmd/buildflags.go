@@ -62,7 +62,9 @@ func (f *buildFlags) options(context string) (o build.Options, err error) {
 	if o.Export, err = f.export.read(); err != nil {
 		return o, err
 	}
-	o.Cache = f.caching.read()
+	if o.Cache, err = f.caching.read(); err != nil {
+		return o, err
+	}
 	if o.Run, err = f.run.read(); err != nil {
 		return o, err
 	}
@@ -142,18 +144,27 @@ type cachingFlags struct {
 	offFor []string
 	verify bool
 	pull   bool
+	from   []string
+	to     []string
 }
 
 func (f *cachingFlags) add(flags *pflag.FlagSet) {
 	flags.Var(&f.off, "no-cache", "`mounts` run every step, even if it is cached; with =mounts, cache mounts begin empty too")
 	flags.Lookup("no-cache").NoOptDefVal = "true"
 	flags.StringArrayVar(&f.offFor, "no-cache-filter", nil, "`STAGE,...` run every step of these stages")
+	flags.StringArrayVar(&f.from, "cache-from", nil, "`CACHE` to read: type=registry,ref=NAME, type=local,src=DIRECTORY, or a NAME in a registry")
+	flags.StringArrayVar(&f.to, "cache-to", nil, "`CACHE` to publish: type=registry,ref=NAME or type=local,dest=DIRECTORY; mode=max exports all steps, not only those in the image")
 	flags.BoolVar(&f.verify, "verify-cache", false, "run cached steps again, and report those with another result")
 	flags.BoolVar(&f.pull, "pull", false, "check the registry for newer base images")
 }
 
-func (f *cachingFlags) read() build.Caching {
-	return build.Caching{Off: f.off.Steps, OffFor: values.Lists(f.offFor), FreshMounts: f.off.Mounts, Verify: f.verify, Pull: f.pull}
+func (f *cachingFlags) read() (c build.Caching, err error) {
+	c = build.Caching{Off: f.off.Steps, OffFor: values.Lists(f.offFor), FreshMounts: f.off.Mounts, Verify: f.verify, Pull: f.pull}
+	if c.From, err = values.Caches(f.from, false); err != nil {
+		return c, err
+	}
+	c.To, err = values.Caches(f.to, true)
+	return c, err
 }
 
 // exportFlags say what becomes of the result.

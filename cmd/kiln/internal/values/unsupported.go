@@ -24,8 +24,6 @@ type unsupported struct {
 var unsupportedBuildFlags = []unsupported{
 	{name: "attest", disable: true},
 	{name: "builder", nothing: []string{"default"}},
-	{name: "cache-from"},
-	{name: "cache-to"},
 	{name: "policy", disable: true},
 	{name: "provenance", nothing: []string{"false"}, disable: true},
 	{name: "sbom", nothing: []string{"false"}, disable: true},

@@ -1,4 +1,5 @@
-package build
+// Package early makes the blobs of the layers of an image while later steps still run. It does not know what a blob is made for.
+package early
 
 import (
 	"context"
@@ -11,8 +12,8 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/blob"
 )
 
-// early makes the blobs of the image's layers while later steps still run. It is an events.Sink.
-type early struct {
+// Blobs makes the blobs of an image's layers. It is an events.Sink.
+type Blobs struct {
 	ctx     context.Context
 	blobs   *exporter.Blobs
 	forms   []blob.Encoding
@@ -24,31 +25,31 @@ type early struct {
 	ran map[llb.Digest]bool // the vertices that are not cached
 }
 
-// newEarly returns an early for the layers that lie on the way from the roots down, in the forms that outputs need.
-func newEarly(ctx context.Context, blobs *exporter.Blobs, roots []llb.Output, outputs []output) *early {
-	e := &early{ctx: ctx, blobs: blobs, wanted: map[llb.Digest]bool{}, ran: map[llb.Digest]bool{}, room: make(chan struct{}, 2)}
-	for _, out := range outputs {
-		if out.image() {
-			e.forms = append(e.forms, out.form.Layers)
-		}
-	}
+// New returns a Blobs for the layers that lie on the way from the roots down, in the forms that outputs need. It makes none after ctx ends.
+func New(ctx context.Context, blobs *exporter.Blobs, roots []llb.Output, forms []blob.Encoding) *Blobs {
+	return &Blobs{ctx: ctx, blobs: blobs, forms: forms, wanted: InImage(roots), ran: map[llb.Digest]bool{}, room: make(chan struct{}, 2)}
+}
+
+// InImage returns the vertices whose layers are in the images that roots are.
+func InImage(roots []llb.Output) map[llb.Digest]bool {
+	all := map[llb.Digest]bool{}
 	for _, o := range roots {
 		for base, ok := o.Base(); ok; base, ok = o.Base() {
 			v := o.Vertex
-			e.wanted[v.Digest()] = true
+			all[v.Digest()] = true
 			if _, ok := v.Op().(llb.Merge); ok {
 				for _, linked := range v.Inputs()[1:] {
-					e.wanted[linked.Vertex.Digest()] = true
+					all[linked.Vertex.Digest()] = true
 				}
 			}
 			o = base
 		}
 	}
-	return e
+	return all
 }
 
 // Event implements events.Sink: it begins with the blob of a layer that a vertex has just made.
-func (e *early) Event(event events.Event) {
+func (e *Blobs) Event(event events.Event) {
 	if !e.wanted[event.Vertex] {
 		return
 	}
@@ -67,7 +68,7 @@ func (e *early) Event(event events.Event) {
 }
 
 // prepare makes the blob of a layer. What goes wrong goes wrong again, and is reported, when the image is assembled.
-func (e *early) prepare(id string) {
+func (e *Blobs) prepare(id string) {
 	for _, form := range e.forms {
 		e.working.Go(func() {
 			select {
@@ -81,17 +82,5 @@ func (e *early) prepare(id string) {
 	}
 }
 
-// wait returns when nothing is being made any more.
-func (e *early) wait() { e.working.Wait() }
-
-// onlyForm returns the form in which all outputs need layers; false if one needs files, or they need different forms, or other times
-// of files than steps gave them.
-func onlyForm(outputs []output) (blob.Encoding, bool) {
-	form := outputs[0].form.Layers
-	for _, out := range outputs {
-		if !out.image() || out.form.Layers != form {
-			return form, false
-		}
-	}
-	return form, !form.Rewrite
-}
+// Wait returns when nothing is being made any more.
+func (e *Blobs) Wait() { e.working.Wait() }

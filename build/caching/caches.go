@@ -1,0 +1,198 @@
+package caching
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/cache/remote"
+	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/blob"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/execute"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Config is what Caches are made of.
+type Config struct {
+	From, To []Spec
+	Client   *registry.Client
+	// Local is the cache of the root directory, Layers its layers, and Store its blobs.
+	Local  *cache.Cache
+	Layers *snapshot.Job
+	Store  *cas.Store
+	Events *events.Stream
+}
+
+// Caches are all caches of one build. Where it imports and exports none, they are the local one alone, and cost nothing.
+type Caches struct {
+	// Bring makes sure that a layer is in the local store. It is set before Build.
+	Bring func(ctx context.Context, id layer.ID) error
+
+	config  Config
+	imports []*remote.Import
+	exports []Export
+	closers []func() error
+
+	cancel   context.CancelFunc
+	cache    *Cache // nil where nothing is imported or exported
+	exporter *Exporter
+}
+
+// Open opens the caches of a build, and begins to read those that it imports. The error says what is wrong with a Spec. Close must be called.
+func Open(c Config) (*Caches, error) {
+	all := &Caches{config: c}
+	if len(c.From) == 0 && len(c.To) == 0 {
+		return all, nil
+	}
+	for _, s := range c.From {
+		if err := all.openImport(s); err != nil {
+			return nil, errors.Join(s.wrap(err), all.Close())
+		}
+	}
+	for _, s := range c.To {
+		if err := all.openExport(s); err != nil {
+			return nil, errors.Join(s.wrap(err), all.Close())
+		}
+	}
+	var ctx context.Context
+	ctx, all.cancel = context.WithCancel(context.Background())
+	all.cache = NewCache(ctx, c.Local, remote.Begin(ctx, all.imports, c.Events.Warn), c.Store)
+	return all, nil
+}
+
+// Close ends what is being read and sent.
+func (c *Caches) Close() error {
+	if c.exporter != nil {
+		c.config.Events.Detach(c.exporter)
+		c.exporter.Close()
+	}
+	if c.cancel != nil {
+		c.cancel()
+	}
+	var err error
+	for _, f := range c.closers {
+		err = errors.Join(err, f())
+	}
+	return err
+}
+
+// Solver returns the cache for the solver.
+func (c *Caches) Solver() solver.Cache {
+	if c.cache == nil {
+		return c.config.Local
+	}
+	return c.cache
+}
+
+// Elsewhere returns the layers that are not in the local store and can be had; nil for none.
+func (c *Caches) Elsewhere() execute.Cached {
+	if c.cache == nil {
+		return nil
+	}
+	return c.cache
+}
+
+// Created returns when a layer was made.
+func (c *Caches) Created(ctx context.Context, id layer.ID) (time.Time, error) {
+	m, err := c.config.Layers.Manifest(ctx, id)
+	if err == nil {
+		return m.Created, nil
+	}
+	if c.cache != nil {
+		if l, ok := c.cache.imports.Layer(id); ok {
+			return l.Created, nil
+		}
+	}
+	return time.Time{}, err
+}
+
+// Blob implements exporter.Layers. A blob that an import has in the right encoding is not fetched.
+func (c *Caches) Blob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob, error) {
+	if c.cache == nil || c.config.Layers.Open(ctx, id) == nil {
+		return c.config.Layers.Blob(ctx, id, f)
+	}
+	if b, _, ok := c.cache.imports.Blob(id, f.String()); ok {
+		return blob.Blob{Desc: b.Desc, DiffID: b.DiffID}, nil
+	}
+	if err := c.Bring(ctx, id); err != nil {
+		return blob.Blob{}, err
+	}
+	return c.config.Layers.Blob(ctx, id, f)
+}
+
+// Fetch implements exporter.Layers.
+func (c *Caches) Fetch(ctx context.Context, id layer.ID, desc ocispec.Descriptor) error {
+	if c.cache == nil {
+		return nil // the blob was made here
+	}
+	return registry.Download(ctx, fetcher{c.cache.imports, id}, "", desc, c.config.Store)
+}
+
+// Repository implements exporter.Layers.
+func (c *Caches) Repository(id layer.ID) string {
+	if c.cache == nil {
+		return ""
+	}
+	return c.cache.imports.MountableFrom(id)
+}
+
+// Publishing begins to send what steps make that end from now on; inImage are the vertices whose layers are in the result.
+func (c *Caches) Publishing(inImage map[llb.Digest]bool) {
+	if len(c.exports) > 0 && c.exporter == nil {
+		c.exporter = newExporter(c, inImage)
+		c.config.Events.Attach(c.exporter)
+	}
+}
+
+// maxTries bounds how often a build starts again. Once a cache has turned out to lack one layer, it is asked for each that is relied upon.
+const maxTries = 20
+
+// interruptedTime is how long a build that was interrupted goes on to publish the steps that have succeeded.
+const interruptedTime = 10 * time.Second
+
+// Build calls solve and export, and publishes the caches beside export. A layer that turns out not to be where an import said makes it start
+// again without that: the step that made it then runs. Steps that succeeded are published also if a later one fails.
+func (c *Caches) Build(ctx context.Context, solve, export func(context.Context) error) error {
+	for try := 1; ; try++ {
+		err := solve(ctx)
+		if try < maxTries && c.drop(ctx, err) {
+			continue
+		}
+		published := make(chan error, 1)
+		go func() { published <- c.publish(ctx) }()
+		if err == nil {
+			err = export(ctx)
+		}
+		failed := <-published
+		if try < maxTries && c.drop(ctx, err) {
+			continue
+		}
+		if err == nil {
+			err = failed
+		}
+		return err
+	}
+}
+
+func (c *Caches) drop(ctx context.Context, err error) bool {
+	return c.cache != nil && err != nil && ctx.Err() == nil && c.cache.Drop(err)
+}
+
+func (c *Caches) publish(ctx context.Context) error {
+	if c.exporter == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), interruptedTime)
+		defer cancel()
+	}
+	return c.exporter.publishAll(ctx)
+}

@@ -1,0 +1,176 @@
+// Package caching is what a build has to do with caches that travel: it finds steps and layers in those that it imports, fetches bytes only
+// when something needs them, and publishes what the build used. It does not know what a step does.
+package caching
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/cache/pack"
+	"github.com/kilnbuild/kiln/cache/remote"
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/blob"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/execute"
+	"github.com/kilnbuild/kiln/store/images"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Cache is the cache of one build: the local one and those that it imports. It implements solver.Cache, solver.LastBuild and
+// solver.Shortcuts, and execute.Cached.
+type Cache struct {
+	*cache.Cache
+	imports *remote.Imports
+	store   *cas.Store
+	ctx     context.Context
+
+	mu        sync.Mutex
+	shortcuts map[solver.Key]solver.Key // of this build
+}
+
+// NewCache returns the cache of a build that ends with ctx. Blobs that are fetched go to store.
+func NewCache(ctx context.Context, local *cache.Cache, imports *remote.Imports, store *cas.Store) *Cache {
+	return &Cache{Cache: local, imports: imports, store: store, ctx: ctx, shortcuts: map[solver.Key]solver.Key{}}
+}
+
+// Get implements solver.Cache. A record that an import has is kept in the local cache as well.
+func (c *Cache) Get(key solver.Key) (*solver.Record, error) {
+	r, err := c.Cache.Get(key)
+	if !errors.As(err, new(*solver.Miss)) {
+		return r, err
+	}
+	found, ok, ended := c.imports.Record(c.ctx, key)
+	if ended != nil || !ok {
+		return nil, errors.Join(ended, err)
+	}
+	log, logErr := c.NewLog()
+	if logErr != nil {
+		return nil, logErr
+	}
+	defer log.Close()
+	if err := c.Put(key, found, log); err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+// Shortcut implements solver.Shortcuts.
+func (c *Cache) Shortcut(ctx context.Context, from solver.Key) (solver.Key, bool, error) {
+	to, ok, err := c.imports.Shortcut(ctx, from)
+	if ok {
+		c.SetShortcut(from, to)
+	}
+	return to, ok, err
+}
+
+// SetShortcut implements solver.Shortcuts.
+func (c *Cache) SetShortcut(from, to solver.Key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.shortcuts[from] = to
+}
+
+// Layer implements execute.Cached.
+func (c *Cache) Layer(id layer.ID) (execute.CachedLayer, bool) {
+	l, ok := c.imports.Layer(id)
+	if !ok {
+		return execute.CachedLayer{}, false
+	}
+	b, encoding, ok := c.imports.Blob(id, "")
+	if !ok {
+		return execute.CachedLayer{}, false
+	}
+	return execute.CachedLayer{Hides: l.Opaque, Foreign: snapshot.Foreign{
+		ID: id, Content: l.Content,
+		Manifest: func(ctx context.Context) (io.ReadCloser, error) { return c.imports.Manifest(ctx, id) },
+		Tarball:  func(ctx context.Context) (io.ReadCloser, error) { return c.tarball(ctx, id, b) },
+		Blob:     blob.Blob{Desc: b.Desc, DiffID: b.DiffID}, Encoding: encoding,
+	}}, true
+}
+
+// tarball opens the tar of a layer, whose blob goes into the store on the way.
+func (c *Cache) tarball(ctx context.Context, id layer.ID, b pack.Blob) (io.ReadCloser, error) {
+	packed, err := registry.Stream(ctx, fetcher{c.imports, id}, "", b.Desc, c.store)
+	if err != nil {
+		return nil, err
+	}
+	source := &source{ReadCloser: packed}
+	plain, err := layer.UncompressVerified(source, b.DiffID.Encoded())
+	if err != nil {
+		packed.Close()
+		return nil, source.blame(id, err)
+	}
+	return &tarball{id, plain, source}, nil
+}
+
+// source remembers why it could not be read.
+type source struct {
+	io.ReadCloser
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
+// blame returns why the tar of a layer could not be read: it is a fault of its bytes, unless they could not be read.
+func (s *source) blame(id layer.ID, err error) error {
+	if s.err != nil {
+		return s.err
+	}
+	return &snapshot.ForeignError{ID: id, Err: err}
+}
+
+type tarball struct {
+	id     layer.ID
+	plain  io.ReadCloser
+	packed *source
+}
+
+func (t *tarball) Read(p []byte) (int, error) {
+	n, err := t.plain.Read(p)
+	if err != nil && err != io.EOF {
+		err = t.packed.blame(t.id, err)
+	}
+	return n, err
+}
+
+func (t *tarball) Close() error { return errors.Join(t.plain.Close(), t.packed.Close()) }
+
+// fetcher is an image.Fetcher of the blobs of a layer, from the cache that has it.
+type fetcher struct {
+	imports *remote.Imports
+	id      layer.ID
+}
+
+func (f fetcher) Fetch(ctx context.Context, _ string, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	r, err := f.imports.Open(ctx, f.id, desc)
+	if err != nil {
+		return nil, err
+	}
+	return images.Downloading(ctx, desc, r), nil
+}
+
+// Drop makes an import not have the layer of which err says that it cannot be had, so that the step runs that made it; false if err says
+// something else.
+func (c *Cache) Drop(err error) bool {
+	if gone, ok := errors.AsType[*remote.GoneError](err); ok {
+		c.imports.Drop(gone)
+		return true
+	}
+	if foreign, ok := errors.AsType[*snapshot.ForeignError](err); ok {
+		c.imports.Drop(&remote.GoneError{Layer: foreign.ID, Cache: c.imports.NameOf(foreign.ID), Err: foreign})
+		return true
+	}
+	return false
+}

@@ -1,0 +1,219 @@
+package caching
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+
+	"github.com/kilnbuild/kiln/cache/remote"
+	"github.com/kilnbuild/kiln/snapshot/blob"
+)
+
+// Spec is a value of --cache-from or --cache-to.
+type Spec struct {
+	// Type is "registry" or "local".
+	Type string
+	// Attrs are the other keys, in lower case, as written.
+	Attrs map[string]string
+	// Export is set for --cache-to.
+	Export bool
+	// Text is the whole value, for messages.
+	Text string
+
+	path string // of a local one, made absolute by the caller of Path
+}
+
+// defaultTag is the tag of a cache in a directory.
+const defaultTag = "latest"
+
+// keys are those of each type, for imports and exports.
+var keys = map[bool]map[string][]string{
+	false: {"registry": {"ref", "registry.insecure"}, "local": {"src", "tag", "digest"}},
+	true: {
+		"registry": append([]string{"ref", "registry.insecure"}, exportKeys...),
+		"local":    append([]string{"dest", "tag"}, exportKeys...),
+	},
+}
+
+var exportKeys = []string{
+	"mode", "compression", "compression-level", "force-compression", "oci-mediatypes", "image-manifest", "ignore-error", "max-size", "max-age",
+}
+
+// notYet are the types that other builders have.
+var notYet = []string{"inline", "s3", "gha", "azblob"}
+
+// Check returns what is wrong with a spec.
+func (s *Spec) Check() error {
+	known, ok := keys[s.Export][s.Type]
+	switch {
+	case slices.Contains(notYet, s.Type):
+		return fmt.Errorf("type=%s is not supported yet: use registry or local", s.Type)
+	case !ok:
+		return fmt.Errorf("type=%s is no type of cache: use registry or local", s.Type)
+	}
+	for _, key := range slices.Sorted(maps.Keys(s.Attrs)) {
+		if !slices.Contains(known, key) {
+			return fmt.Errorf("type=%s has no key %s: it has %s", s.Type, key, strings.Join(known, ", "))
+		}
+	}
+	need := map[string]string{"registry": "ref", "local": "src"}[s.Type]
+	if s.Type == "local" && s.Export {
+		need = "dest"
+	}
+	if s.Attrs[need] == "" {
+		return fmt.Errorf("type=%s needs %s=…", s.Type, need)
+	}
+	if insecure, err := s.truth("registry.insecure", false); err != nil || insecure {
+		return cmpErr(err, errors.New("registry.insecure=true is not supported: name the registry in kiln.toml with http = true or insecure = true"))
+	}
+	if s.Type == "local" {
+		s.path = s.Attrs[need]
+	}
+	if !s.Export {
+		return nil
+	}
+	_, err := s.export()
+	return err
+}
+
+func cmpErr(err, otherwise error) error {
+	if err != nil {
+		return err
+	}
+	return otherwise
+}
+
+// Path returns the path of a cache in a directory, for the caller to make it absolute; it points to "" for others.
+func (s *Spec) Path() *string { return &s.path }
+
+func (s *Spec) wrap(err error) error {
+	flag := "--cache-from"
+	if s.Export {
+		flag = "--cache-to"
+	}
+	return fmt.Errorf("%s %q: %w", flag, s.Text, err)
+}
+
+func (s *Spec) truth(key string, otherwise bool) (bool, error) {
+	v, ok := s.Attrs[key]
+	if !ok {
+		return otherwise, nil
+	}
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, fmt.Errorf("%s=%s is neither true nor false", key, v)
+	}
+	return b, nil
+}
+
+// export reads the keys of an export.
+func (s *Spec) export() (e Export, err error) {
+	switch s.Attrs["mode"] {
+	case "max":
+		e.All = true
+	case "", "min":
+	default:
+		return e, fmt.Errorf("mode=%s is neither min nor max", s.Attrs["mode"])
+	}
+	if e.Encoding.Compression, err = blob.ParseCompression(s.Attrs["compression"], s.Attrs["compression-level"]); err != nil {
+		return e, err
+	}
+	for _, key := range []string{"oci-mediatypes", "image-manifest"} {
+		if oci, err := s.truth(key, true); err != nil || !oci {
+			return e, cmpErr(err, fmt.Errorf("%s=false: a cache of kiln is an OCI image manifest", key))
+		}
+	}
+	if _, err := s.truth("force-compression", false); err != nil { // every layer is in the encoding that was asked for
+		return e, err
+	}
+	ignore, err := s.truth("ignore-error", true)
+	if err != nil {
+		return e, err
+	}
+	e.Required = !ignore
+	if v := s.Attrs["max-size"]; v != "" {
+		if e.Limit.Size, err = units.RAMInBytes(v); err != nil || e.Limit.Size <= 0 {
+			return e, fmt.Errorf("max-size=%s is not a size, such as 2GB", v)
+		}
+	}
+	if v := s.Attrs["max-age"]; v != "" {
+		if e.Limit.Age, err = parseAge(v); err != nil {
+			return e, fmt.Errorf("max-age=%s is not a duration, such as 72h or 14d", v)
+		}
+	}
+	return e, nil
+}
+
+func parseAge(v string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(v, "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 15)
+		return time.Duration(n) * 24 * time.Hour, err
+	}
+	d, err := time.ParseDuration(v)
+	if err == nil && d <= 0 {
+		err = errors.New("it is not positive")
+	}
+	return d, err
+}
+
+func (s *Spec) tag() string {
+	if tag := s.Attrs["tag"]; tag != "" {
+		return tag
+	}
+	return defaultTag
+}
+
+func (c *Caches) openImport(s Spec) error {
+	im := &remote.Import{Tag: s.tag()}
+	if s.Type == "registry" {
+		var err error
+		if im.Repository, im.Tag, err = remote.InRegistry(c.config.Client, s.Attrs["ref"]); err != nil {
+			return err
+		}
+	} else {
+		d, err := remote.OpenDir(s.path, s.Attrs["src"])
+		if errors.Is(err, fs.ErrNotExist) {
+			c.config.Events.Warn(fmt.Sprintf("the cache %s does not exist yet", s.Attrs["src"]))
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		c.closers = append(c.closers, d.Close)
+		im.Repository = d
+		if digest := s.Attrs["digest"]; digest != "" {
+			im.Tag = digest
+		}
+	}
+	c.imports = append(c.imports, im)
+	return nil
+}
+
+func (c *Caches) openExport(s Spec) error {
+	e, err := s.export()
+	if err != nil {
+		return err
+	}
+	e.Tag = s.tag()
+	if s.Type == "registry" {
+		if e.Repository, e.Tag, err = remote.InRegistry(c.config.Client, s.Attrs["ref"]); err != nil {
+			return err
+		}
+	} else {
+		d, err := remote.CreateDir(s.path, s.Attrs["dest"])
+		if err != nil {
+			return err
+		}
+		c.closers = append(c.closers, d.Close)
+		e.Repository = d
+	}
+	c.exports = append(c.exports, e)
+	return nil
+}

@@ -1,0 +1,289 @@
+package pack
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/solver"
+)
+
+// The limits of an encoded pack, in bytes. A record is at most as large as one of the local cache.
+const (
+	MaxSize = 32 << 20  // as it is sent
+	maxText = 256 << 20 // decompressed
+	maxLine = 16 << 20
+)
+
+// version is that of the format. A pack of a later one is not read.
+const version = 1
+
+// ErrVersion is returned for a pack that a later version of kiln wrote.
+var ErrVersion = errors.New("a later version of kiln wrote it")
+
+// line is one line of the text: one of its fields is set. The first line is the header.
+type line struct {
+	Header   *header       `json:"kiln cache,omitempty"`
+	Record   *recordLine   `json:"record,omitempty"`
+	Layer    *layerLine    `json:"layer,omitempty"`
+	Shortcut *shortcutLine `json:"shortcut,omitempty"`
+}
+
+type header struct {
+	Version int `json:"version"`
+}
+
+type recordLine struct {
+	Key       string        `json:"key"`
+	Version   string        `json:"version"`
+	Inputs    [][2]string   `json:"inputs"`
+	Outputs   []outputLine  `json:"outputs,omitempty"`
+	Materials [][2]string   `json:"materials,omitempty"`
+	Name      string        `json:"name"`
+	Started   time.Time     `json:"started"`
+	Took      time.Duration `json:"took"`
+	Used      int64         `json:"used"`
+}
+
+type outputLine struct {
+	Output  int            `json:"output"`
+	Layer   string         `json:"layer"`
+	Content solver.Content `json:"content"`
+}
+
+type layerLine struct {
+	ID       layer.ID            `json:"id"`
+	Content  solver.Content      `json:"content"`
+	Created  time.Time           `json:"created"`
+	Opaque   bool                `json:"opaque,omitempty"`
+	Manifest *descriptor         `json:"manifest,omitempty"`
+	Blobs    map[string]blobLine `json:"blobs,omitempty"`
+}
+
+type descriptor struct {
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"`
+}
+
+type blobLine struct {
+	MediaType string `json:"mediaType"`
+	descriptor
+	DiffID digest.Digest `json:"diffID"`
+}
+
+type shortcutLine struct {
+	From string `json:"from"`
+	Key  string `json:"key"`
+}
+
+// Encode returns the pack as it is sent, which is the same for equal packs. The error says that it is larger than MaxSize.
+func (p *Pack) Encode() ([]byte, error) {
+	var out bytes.Buffer
+	z, err := zstd.NewWriter(&out, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(p.encodeText(z), z.Close()); err != nil {
+		return nil, fmt.Errorf("encode the cache: %w", err)
+	}
+	if out.Len() > MaxSize {
+		return nil, fmt.Errorf("encode the cache: its records have %d bytes, and the limit is %d", out.Len(), MaxSize)
+	}
+	return out.Bytes(), nil
+}
+
+func (p *Pack) encodeText(to io.Writer) (err error) {
+	w := bufio.NewWriter(to)
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	put := func(l line) {
+		if err == nil {
+			err = e.Encode(l)
+		}
+	}
+	put(line{Header: &header{version}})
+	for _, records := range []map[solver.Key]Record{p.Records, p.Foreign} {
+		for _, key := range slices.SortedFunc(maps.Keys(records), compareKeys) {
+			put(line{Record: encodeRecord(key, records[key])})
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(p.Layers)) {
+		put(line{Layer: encodeLayer(p.Layers[id])})
+	}
+	for _, from := range slices.SortedFunc(maps.Keys(p.Shortcuts), compareKeys) {
+		put(line{Shortcut: &shortcutLine{from.String(), p.Shortcuts[from].String()}})
+	}
+	return errors.Join(err, w.Flush())
+}
+
+func compareKeys(a, b solver.Key) int { return slices.Compare(a[:], b[:]) }
+
+func encodeRecord(key solver.Key, r Record) *recordLine {
+	l := &recordLine{
+		Key: key.String(), Version: r.Version, Name: r.Name, Started: r.Started.UTC(), Took: r.Took, Used: r.Used.Unix(), Inputs: [][2]string{},
+	}
+	for _, in := range r.Inputs {
+		l.Inputs = append(l.Inputs, [2]string{in.Name, in.Value})
+	}
+	for _, m := range r.Outputs {
+		l.Outputs = append(l.Outputs, outputLine{m.Output, m.ID, m.Content})
+	}
+	for _, m := range r.Materials {
+		l.Materials = append(l.Materials, [2]string{m.URI, m.Digest})
+	}
+	return l
+}
+
+func encodeLayer(l Layer) *layerLine {
+	out := &layerLine{ID: l.ID, Content: l.Content, Created: l.Created.UTC(), Opaque: l.Opaque}
+	if l.Manifest.Digest != "" {
+		out.Manifest = &descriptor{l.Manifest.Digest, l.Manifest.Size}
+	}
+	for encoding, b := range l.Blobs {
+		if out.Blobs == nil {
+			out.Blobs = map[string]blobLine{}
+		}
+		out.Blobs[encoding] = blobLine{b.Desc.MediaType, descriptor{b.Desc.Digest, b.Desc.Size}, b.DiffID}
+	}
+	return out
+}
+
+// Decode reads what Encode wrote. Nothing in it is believed: a record whose inputs do not give its key, and a layer without a valid ID, are
+// left out. The error wraps ErrVersion for a pack of a later version; every other error says that it is damaged.
+func Decode(ctx context.Context, r io.Reader) (*Pack, error) {
+	z, err := zstd.NewReader(ctxio.Reader(ctx, r), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxText))
+	if err != nil {
+		return nil, err
+	}
+	defer z.Close()
+	return decodeText(z)
+}
+
+func decodeText(r io.Reader) (*Pack, error) {
+	text := &io.LimitedReader{R: r, N: maxText}
+	lines := bufio.NewScanner(text)
+	lines.Buffer(make([]byte, 0, 64<<10), maxLine)
+	p := &Pack{}
+	for n := 1; lines.Scan(); n++ {
+		var l line
+		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
+			return nil, fmt.Errorf("line %d of the cache's records: %w", n, err)
+		}
+		if n == 1 {
+			switch {
+			case l.Header == nil || l.Header.Version < 1:
+				return nil, errors.New("it is no cache of kiln")
+			case l.Header.Version > version:
+				return nil, ErrVersion
+			}
+			continue
+		}
+		if err := p.decode(l); err != nil {
+			return nil, fmt.Errorf("line %d of the cache's records: %w", n, err)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read the cache's records: %w", err)
+	}
+	if text.N == 0 {
+		return nil, fmt.Errorf("the cache's records have more than %d bytes", maxText)
+	}
+	return p, nil
+}
+
+func (p *Pack) decode(l line) error {
+	switch {
+	case l.Record != nil:
+		key, r, err := decodeRecord(l.Record)
+		if err != nil {
+			return err
+		}
+		if r.Version != solver.KeyVersion || solver.KeyOf(r.Inputs) == key {
+			p.AddRecord(key, r)
+		}
+	case l.Layer != nil:
+		if decoded, ok := decodeLayer(l.Layer); ok {
+			p.AddLayer(decoded)
+		}
+	case l.Shortcut != nil:
+		from, err := solver.ParseKey(l.Shortcut.From)
+		if err != nil {
+			return err
+		}
+		to, err := solver.ParseKey(l.Shortcut.Key)
+		if err != nil {
+			return err
+		}
+		p.AddShortcut(from, to)
+	}
+	return nil // a later version may add lines that this one can do without
+}
+
+func decodeRecord(l *recordLine) (solver.Key, Record, error) {
+	key, err := solver.ParseKey(l.Key)
+	if err != nil {
+		return key, Record{}, err
+	}
+	r := Record{Version: l.Version, Used: time.Unix(l.Used, 0)}
+	r.Name, r.Started, r.Took = l.Name, l.Started, l.Took
+	for _, in := range l.Inputs {
+		r.Inputs = append(r.Inputs, solver.Input{Name: in[0], Value: in[1]})
+	}
+	for _, m := range l.Materials {
+		r.Materials = append(r.Materials, solver.Material{URI: m[0], Digest: m[1]})
+	}
+	for _, m := range l.Outputs {
+		if m.Output < 0 || !layer.ID(m.Layer).Valid() {
+			return key, r, fmt.Errorf("output %d is layer %q", m.Output, m.Layer)
+		}
+		r.Outputs = append(r.Outputs, solver.Made{Output: m.Output, Layer: solver.Layer{ID: m.Layer, Content: m.Content}})
+	}
+	return key, r, nil
+}
+
+// encodings matches the names of encodings, which become part of names of files.
+var encodings = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,63}$`)
+
+// maxEncodings bounds how many blobs one layer has.
+const maxEncodings = 64
+
+func decodeLayer(l *layerLine) (Layer, bool) {
+	out := Layer{ID: l.ID, Content: l.Content, Created: l.Created, Opaque: l.Opaque}
+	if !l.ID.Valid() || len(l.Blobs) > maxEncodings {
+		return out, false
+	}
+	if l.Manifest != nil {
+		if !l.Manifest.valid() {
+			return out, false
+		}
+		out.Manifest = ocispec.Descriptor{MediaType: ManifestType, Digest: l.Manifest.Digest, Size: l.Manifest.Size}
+	}
+	for encoding, b := range l.Blobs {
+		if !b.valid() || b.DiffID.Validate() != nil || !encodings.MatchString(encoding) {
+			return out, false
+		}
+		if out.Blobs == nil {
+			out.Blobs = map[string]Blob{}
+		}
+		out.Blobs[encoding] = Blob{ocispec.Descriptor{MediaType: b.MediaType, Digest: b.Digest, Size: b.Size}, b.DiffID}
+	}
+	return out, true
+}
+
+func (d *descriptor) valid() bool {
+	return d.Digest.Validate() == nil && d.Digest.Algorithm() == digest.SHA256 && d.Size >= 0
+}

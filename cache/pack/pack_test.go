@@ -1,0 +1,229 @@
+package pack
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/solver"
+)
+
+var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// add adds the record of a step called name that made a layer of so many bytes, used so many hours after epoch.
+func add(p *Pack, name string, size int64, used int) (solver.Key, layer.ID) {
+	inputs := []solver.Input{{Name: "op", Value: "exec"}, {Name: "arg", Value: name}}
+	key := solver.KeyOf(inputs)
+	id := layer.ID(digest.FromString("layer " + name).Encoded())
+	content, _ := solver.ParseContent(digest.FromString("content " + name).Encoded())
+	r := Record{Version: solver.KeyVersion, Used: epoch.Add(time.Duration(used) * time.Hour)}
+	r.Inputs, r.Name, r.Started, r.Took = inputs, "RUN "+name, epoch, time.Second
+	r.Outputs = []solver.Made{{Layer: solver.Layer{ID: string(id), Content: content}}}
+	r.Materials = []solver.Material{{URI: "https://example.com/" + name, Digest: "sha256:0"}}
+	p.AddRecord(key, r)
+	desc := func(kind string, size int64) ocispec.Descriptor {
+		return ocispec.Descriptor{MediaType: kind, Digest: digest.FromString(kind + name), Size: size}
+	}
+	p.AddLayer(Layer{
+		ID: id, Content: content, Created: epoch, Manifest: desc(ManifestType, 0),
+		Blobs: map[string]Blob{"gzip": {desc(ocispec.MediaTypeImageLayerGzip, size), digest.FromString("tar " + name)}},
+	})
+	p.AddShortcut(solver.KeyOf([]solver.Input{{Name: "shortcut", Value: name}}), key)
+	return key, id
+}
+
+func encode(t *testing.T, p *Pack) []byte {
+	t.Helper()
+	data, err := p.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func decode(t *testing.T, data []byte) *Pack {
+	t.Helper()
+	p, err := Decode(t.Context(), bytes.NewReader(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestEncodeDecode(t *testing.T) {
+	p := &Pack{}
+	for i := range 20 {
+		add(p, fmt.Sprint(i), 10, i)
+	}
+	foreign := Record{Version: "kiln-0", Used: epoch}
+	foreign.Started = epoch
+	p.AddRecord(solver.Key{1}, foreign)
+	data := encode(t, p)
+	got := decode(t, data)
+	if !bytes.Equal(encode(t, got), data) {
+		t.Error("a pack that was decoded encodes to something else")
+	}
+	if len(got.Records) != 20 || len(got.Layers) != 20 || len(got.Shortcuts) != 20 || len(got.Foreign) != 1 {
+		t.Errorf("%d records, %d layers, %d shortcuts, %d foreign", len(got.Records), len(got.Layers), len(got.Shortcuts), len(got.Foreign))
+	}
+	key, id := add(&Pack{}, "7", 10, 7)
+	if got := got.Records[key]; !reflect.DeepEqual(got.Record, p.Records[key].Record) || !got.Used.Equal(p.Records[key].Used) {
+		t.Errorf("record %+v, want %+v", got, p.Records[key])
+	}
+	if !reflect.DeepEqual(got.Layers[id], p.Layers[id]) {
+		t.Errorf("layer %+v, want %+v", got.Layers[id], p.Layers[id])
+	}
+}
+
+// Packs that are added up in any order, and any number of times, give the same.
+func TestAddInAnyOrder(t *testing.T) {
+	var all []*Pack
+	for i := range 12 {
+		p := &Pack{}
+		for n := range 5 {
+			add(p, fmt.Sprint((i+n)%8), 10, i*n%7)
+		}
+		// The same step was done twice, at other times, and made another layer.
+		key, id := add(p, "twice", 10, i%3)
+		r := p.Records[key]
+		r.Started = epoch.Add(time.Duration(i%4) * time.Minute)
+		p.AddRecord(key, r)
+		l := p.Layers[id]
+		l.Created = r.Started
+		l.Blobs = map[string]Blob{fmt.Sprintf("zstd-%d", i%5): l.Blobs["gzip"]}
+		p.AddLayer(l)
+		all = append(all, p)
+	}
+	var want []byte
+	for range 50 {
+		rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		sum := &Pack{}
+		for _, p := range append(all, all[:3]...) {
+			sum.Add(decode(t, encode(t, p)))
+		}
+		got := encode(t, sum)
+		if want == nil {
+			want = got
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatal("the sum depends on the order")
+		}
+		for _, p := range all {
+			if !sum.Has(p, time.Nanosecond) {
+				t.Fatal("the sum lacks something")
+			}
+		}
+	}
+}
+
+func TestTrim(t *testing.T) {
+	fresh := func() *Pack {
+		p := &Pack{}
+		for i := range 10 {
+			add(p, fmt.Sprint(i), 100, i)
+		}
+		return p
+	}
+	now := epoch.Add(10 * time.Hour)
+	for _, tc := range []struct {
+		name  string
+		limit Limit
+		want  int
+	}{
+		{"no limit", Limit{}, 10}, {"size", Limit{Size: 350}, 3}, {"age", Limit{Age: 4 * time.Hour}, 4}, {"blobs", Limit{Blobs: 5}, 2},
+		{"nothing fits", Limit{Size: 1}, 0},
+	} {
+		p := fresh()
+		p.Trim(tc.limit, now)
+		if len(p.Records) != tc.want || len(p.Layers) != tc.want || len(p.Shortcuts) != tc.want {
+			t.Errorf("%s: %d records, %d layers, %d shortcuts, want %d of each", tc.name, len(p.Records), len(p.Layers), len(p.Shortcuts), tc.want)
+		}
+		if key, _ := add(&Pack{}, "9", 0, 0); tc.want > 0 && len(p.Records[key].Inputs) == 0 {
+			t.Errorf("%s: the record that was used last is gone", tc.name)
+		}
+	}
+}
+
+// compress returns text as it is in a pack.
+func compress(text string) []byte {
+	z, _ := zstd.NewWriter(nil)
+	return z.EncodeAll([]byte(text), nil)
+}
+
+func TestDecodeOfWhatIsNotToBeTrusted(t *testing.T) {
+	const head = `{"kiln cache":{"version":1}}` + "\n"
+	zeros := strings.Repeat("0", 64)
+	for _, tc := range []struct{ name, text, want string }{
+		{"empty", "", ""},
+		{"something else", "hello\n", "line 1"},
+		{"no header", `{"record":{}}` + "\n", "no cache of kiln"},
+		{"a later version", `{"kiln cache":{"version":2}}` + "\n", ErrVersion.Error()},
+		{"a key that is none", head + `{"record":{"key":"x","version":"kiln-4"}}` + "\n", "line 2"},
+		{"a layer's name that is a path", head + `{"record":{"key":"` + zeros + `","outputs":[{"layer":"../x"}]}}` + "\n", "../x"},
+	} {
+		_, err := Decode(t.Context(), bytes.NewReader(compress(tc.text)))
+		if tc.want == "" && err == nil {
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
+		}
+	}
+	p := decode(t, compress(head+`{"record":{"key":"`+zeros+`","version":"`+solver.KeyVersion+`","inputs":[["op","exec"]]}}`+"\n"+
+		`{"layer":{"id":"`+zeros+`","content":"`+zeros+`","blobs":{"../../x":{"mediaType":"m","digest":"sha256:`+zeros+`","size":1,"diffID":"sha256:`+zeros+`"}}}}`+"\n"+
+		`{"layer":{"id":"`+zeros+`","content":"`+zeros+`","manifest":{"digest":"md5:x","size":1}}}`+"\n"+
+		`{"something later":{}}`+"\n"))
+	if len(p.Records)+len(p.Layers) > 0 {
+		t.Errorf("a record whose inputs have another key, and layers that cannot be, are not left out: %+v", p)
+	}
+	if _, err := Decode(t.Context(), strings.NewReader("not compressed")); err == nil || errors.Is(err, ErrVersion) {
+		t.Error(err)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	p := &Pack{}
+	add(p, "x", 10, 1)
+	var text bytes.Buffer
+	if err := p.encodeText(&text); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text.Bytes())
+	f.Fuzz(func(t *testing.T, text []byte) {
+		p, err := decodeText(bytes.NewReader(text))
+		if err != nil {
+			return
+		}
+		for key, r := range p.Records {
+			if solver.KeyOf(r.Inputs) != key {
+				t.Errorf("record %s has the inputs of %s", key, solver.KeyOf(r.Inputs))
+			}
+		}
+		for id := range p.Layers {
+			if !id.Valid() {
+				t.Errorf("layer %q", id)
+			}
+		}
+		var once, twice bytes.Buffer
+		if err := p.encodeText(&once); err != nil {
+			t.Fatal(err)
+		}
+		again, err := decodeText(bytes.NewReader(once.Bytes()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.encodeText(&twice); err != nil || !bytes.Equal(once.Bytes(), twice.Bytes()) {
+			t.Errorf("it encodes to something else: %v", err)
+		}
+	})
+}

@@ -1,0 +1,328 @@
+package remote
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/kilnbuild/kiln/cache/pack"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/klauspost/compress/zstd"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Import is a cache that a build reads. It is read once, in the background, from Begin on.
+type Import struct {
+	Repository Repository
+	Tag        string
+
+	loaded chan struct{}
+	// doubted says that a layer of the cache was not there, so that others are looked for before they count; bad that the cache has sent
+	// something else than it should, or nothing, and is not used any more. Both are guarded by Imports.mu.
+	doubted, bad bool
+	head         *Head // empty if it cannot be used
+	err          error
+}
+
+// Imports are the caches that one build reads, in the order in which the user named them. What cannot be used of them is missed. They are safe
+// for concurrent use.
+type Imports struct {
+	list []*Import
+	warn func(string)
+
+	ctx context.Context
+
+	mu    sync.Mutex
+	there map[layer.ID]bool // of layers of doubted caches: whether they are there
+}
+
+// Begin begins to read caches. warn is told once of each that cannot be used, and why.
+func Begin(ctx context.Context, caches []*Import, warn func(string)) *Imports {
+	im := &Imports{list: caches, warn: warn, ctx: ctx, there: map[layer.ID]bool{}}
+	for _, c := range caches {
+		c.loaded = make(chan struct{})
+		go func() {
+			defer close(c.loaded)
+			c.head, c.err = Read(ctx, c.Repository, c.Tag)
+			switch {
+			case c.err == nil || ctx.Err() != nil:
+			case none(c.err):
+				im.warn(fmt.Sprintf("the cache %s does not exist yet", c.Repository))
+			default:
+				im.warn(fmt.Sprintf("the cache %s is not used: %v", c.Repository, c.err))
+			}
+			if c.head == nil {
+				c.head = &Head{Pack: &pack.Pack{}}
+			}
+		}()
+	}
+	return im
+}
+
+// wait returns the caches once they are read.
+func (im *Imports) wait(ctx context.Context) ([]*Import, error) {
+	for _, c := range im.list {
+		select {
+		case <-c.loaded:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return im.list, nil
+}
+
+// Record returns the record of a key, if a cache has one whose layers it has. The error is that of ctx.
+func (im *Imports) Record(ctx context.Context, key solver.Key) (*solver.Record, bool, error) {
+	caches, err := im.wait(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	for _, c := range caches {
+		r, ok := c.head.Pack.Records[key]
+		if !ok {
+			continue
+		}
+		whole := true
+		for _, m := range r.Outputs {
+			whole = whole && im.Has(m.Layer)
+		}
+		if whole {
+			return &r.Record, true, nil
+		}
+	}
+	return nil, false, nil
+}
+
+// Shortcut returns the key that a shortcut leads to. The error is that of ctx.
+func (im *Imports) Shortcut(ctx context.Context, from solver.Key) (solver.Key, bool, error) {
+	caches, err := im.wait(ctx)
+	if err != nil {
+		return solver.Key{}, false, err
+	}
+	for _, c := range caches {
+		if to, ok := c.head.Pack.Shortcuts[from]; ok {
+			return to, true, nil
+		}
+	}
+	return solver.Key{}, false, nil
+}
+
+// Has reports whether a cache that was read has a layer: its manifest and a blob.
+func (im *Imports) Has(l solver.Layer) bool {
+	if l.Content == (solver.Content{}) {
+		return true // it has no entries, and so no bytes
+	}
+	_, _, ok := im.find(layer.ID(l.ID))
+	return ok
+}
+
+// Layer returns what the caches say of a layer.
+func (im *Imports) Layer(id layer.ID) (pack.Layer, bool) {
+	_, l, ok := im.find(id)
+	return l, ok
+}
+
+func (im *Imports) find(id layer.ID) (*Import, pack.Layer, bool) {
+	for _, c := range im.list {
+		select {
+		case <-c.loaded:
+		default:
+			continue
+		}
+		if l, ok := c.head.Pack.Layers[id]; ok && l.Manifest.Digest != "" && len(l.Blobs) > 0 && im.usable(c, l) {
+			return c, l, true
+		}
+	}
+	return nil, pack.Layer{}, false
+}
+
+// usable reports whether a cache has a layer that it lists. It is taken at its word until it was wrong once.
+func (im *Imports) usable(c *Import, l pack.Layer) bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if c.bad || !c.doubted {
+		return !c.bad
+	}
+	there, known := im.there[l.ID]
+	if !known {
+		there = true
+		for _, d := range l.Descriptors() {
+			blob, err := c.Repository.Open(im.ctx, d)
+			if err == nil {
+				err = blob.Close()
+			}
+			there = there && err == nil
+		}
+		im.there[l.ID] = there
+	}
+	return there
+}
+
+// GoneError says that a layer that a cache has listed cannot be had. A build that relied on it makes it again, after Drop.
+type GoneError struct {
+	Layer layer.ID
+	Cache string
+	Err   error
+}
+
+func (e *GoneError) Error() string {
+	return fmt.Sprintf("layer %s of the cache %s: %v", e.Layer, e.Cache, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *GoneError) Unwrap() error { return e.Err }
+
+// Retried reports that the build does not fail for it: what was relied upon is made again.
+func (e *GoneError) Retried() bool { return true }
+
+// Drop makes the cache not have the layer any more, and warns once of each cache.
+func (im *Imports) Drop(e *GoneError) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	warned := false
+	for _, c := range im.list {
+		if c.Repository.String() != e.Cache {
+			continue
+		}
+		warned = warned || c.bad || c.doubted && none(e.Err)
+		if !none(e.Err) {
+			if !warned {
+				im.warn(fmt.Sprintf("the cache %s is not used any more, and the steps that were found there run again: %v", e.Cache, e.Err))
+			}
+			c.bad, warned = true, true
+			continue
+		}
+		if !warned {
+			im.warn(fmt.Sprintf("the cache %s has lost layers, and the steps that made them run again: %v", e.Cache, e.Err))
+		}
+		c.doubted, warned = true, true
+		im.there[e.Layer] = false
+	}
+}
+
+// Manifest returns the manifest of a layer in the form of package layer. Errors are *GoneError, or those of ctx.
+func (im *Imports) Manifest(ctx context.Context, id layer.ID) (io.ReadCloser, error) {
+	c, l, ok := im.find(id)
+	if !ok {
+		return nil, &GoneError{id, "", fs.ErrNotExist}
+	}
+	blob, err := c.Repository.Open(ctx, l.Manifest)
+	if err != nil {
+		return nil, im.failed(ctx, c, id, err)
+	}
+	z, err := zstd.NewReader(blob, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxLayerManifest))
+	if err != nil {
+		blob.Close()
+		return nil, err
+	}
+	return &reading{im: im, ctx: ctx, cache: c, id: id, Reader: io.LimitReader(z, maxLayerManifest), close: func() error {
+		z.Close()
+		return blob.Close()
+	}}, nil
+}
+
+// maxLayerManifest bounds the manifest of a layer, decompressed, in bytes: that of 4 million entries has a few hundred.
+const maxLayerManifest = 2 << 30
+
+// Blob returns the blob of a layer in an encoding or, for "", in any, and the name of its encoding.
+func (im *Imports) Blob(id layer.ID, encoding string) (b pack.Blob, in string, ok bool) {
+	_, l, _ := im.find(id)
+	if encoding != "" {
+		b, ok = l.Blobs[encoding]
+		return b, encoding, ok
+	}
+	for _, name := range append([]string{"zstd", "gzip", "uncompressed"}, slices.Sorted(maps.Keys(l.Blobs))...) {
+		if b, ok = l.Blobs[name]; ok && !strings.HasSuffix(name, ".windows") { // a tar for Windows has its files elsewhere
+			return b, name, true
+		}
+	}
+	return pack.Blob{}, "", false
+}
+
+// Open opens a blob of a layer. Errors of opening and reading are *GoneError, or those of ctx.
+func (im *Imports) Open(ctx context.Context, id layer.ID, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	c, _, ok := im.find(id)
+	if !ok {
+		return nil, &GoneError{id, "", fs.ErrNotExist}
+	}
+	blob, err := c.Repository.Open(ctx, desc)
+	if err != nil {
+		return nil, im.failed(ctx, c, id, err)
+	}
+	return &reading{im: im, ctx: ctx, cache: c, id: id, Reader: blob, close: blob.Close}, nil
+}
+
+// NameOf returns the name of the cache that has a layer; "" for none.
+func (im *Imports) NameOf(id layer.ID) string {
+	c, _, ok := im.find(id)
+	if !ok {
+		return ""
+	}
+	return c.Repository.String()
+}
+
+// MountableFrom returns the name of the registry's repository that has the blobs of a layer, or "".
+func (im *Imports) MountableFrom(id layer.ID) string {
+	c, _, ok := im.find(id)
+	if !ok {
+		return ""
+	}
+	if r, ok := c.Repository.(*inRegistry); ok {
+		return r.Name()
+	}
+	return ""
+}
+
+// failed makes the error of reading a layer's bytes.
+func (im *Imports) failed(ctx context.Context, c *Import, id layer.ID, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return &GoneError{id, c.Repository.String(), err}
+}
+
+// reading is the bytes of something of a layer.
+type reading struct {
+	io.Reader
+	im    *Imports
+	ctx   context.Context
+	cache *Import
+	id    layer.ID
+	close func() error
+}
+
+func (r *reading) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		err = r.im.failed(r.ctx, r.cache, r.id, err)
+	}
+	return n, err
+}
+
+func (r *reading) Close() error { return r.close() }
+
+// From reports whether a layer was found in the cache with these names.
+func (im *Imports) From(id layer.ID, repository, tag string) bool {
+	c, _, ok := im.find(id)
+	return ok && c.Repository.String() == repository && c.Tag == tag
+}
+
+// Published returns what the cache with these names held when it was read, if the build imports it.
+func (im *Imports) Published(ctx context.Context, repository, tag string) (*Head, bool) {
+	caches, err := im.wait(ctx)
+	if err != nil {
+		return nil, false
+	}
+	for _, c := range caches {
+		if c.err == nil && c.Repository.String() == repository && c.Tag == tag {
+			return c.head, true
+		}
+	}
+	return nil, false
+}

@@ -1,0 +1,321 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kilnbuild/kiln/cache/pack"
+	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/registry/registrytest"
+	"github.com/kilnbuild/kiln/solver"
+)
+
+// repositories are one of each kind, empty.
+func repositories(t *testing.T) map[string]Repository {
+	t.Helper()
+	t.Setenv("DOCKER_CONFIG", t.TempDir())
+	dir, err := CreateDir(filepath.Join(t.TempDir(), "new", "cache"), "cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dir.Close() })
+	inRegistry := func(r *registrytest.Registry) Repository {
+		repository, _, err := InRegistry(registry.New(config.Registries{}), r.Host+"/team/app:cache")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return repository
+	}
+	return map[string]Repository{
+		"directory": dir, "registry": inRegistry(registrytest.Start(t)),
+		"registry that removes nothing": inRegistry(registrytest.StartWith(t, "", registrytest.KeepManifests)),
+	}
+}
+
+func blobOf(text string) (ocispec.Descriptor, func() (io.ReadCloser, error)) {
+	return ocispec.Descriptor{MediaType: "text/plain", Digest: digest.FromString(text), Size: int64(len(text))}, bytesOf([]byte(text))
+}
+
+// TestRepository is what every Repository does.
+func TestRepository(t *testing.T) {
+	for name, r := range repositories(t) {
+		t.Run(name, func(t *testing.T) {
+			ctx := t.Context()
+			if _, err := r.Get(ctx, "none"); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("Get of nothing: %v", err)
+			}
+			if tags, err := r.Tags(ctx, "x"); err != nil || len(tags) > 0 {
+				t.Errorf("Tags of nothing: %v, %v", tags, err)
+			}
+			desc, open := blobOf("hello")
+			if _, err := r.Open(ctx, desc); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("Open of nothing: %v", err)
+			}
+			for range 2 {
+				if err := r.Put(ctx, desc, open); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if f, err := r.Open(ctx, desc); err != nil {
+				t.Error(err)
+			} else {
+				if data, err := io.ReadAll(f); err != nil || string(data) != "hello" {
+					t.Errorf("%q, %v", data, err)
+				}
+				f.Close()
+			}
+			wrong, _ := blobOf("something else")
+			if err := r.Put(ctx, wrong, open); err == nil {
+				t.Error("Put of other bytes succeeded")
+			}
+			if _, err := r.Open(ctx, wrong); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("Open of what was not put: %v", err)
+			}
+			first, err := write(ctx, r, "a.1", &pack.Pack{}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, tag := range []string{"a.2", "a", "b.1"} {
+				if _, err := write(ctx, r, tag, one(tag), nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			tags, err := r.Tags(ctx, "a.")
+			slices.Sort(tags)
+			if err != nil || !slices.Equal(tags, []string{"a.1", "a.2"}) {
+				t.Errorf("Tags = %v, %v", tags, err)
+			}
+			err = r.Remove(ctx, "a.1", first.digest)
+			_, gone := r.Get(ctx, "a.1")
+			if keeps := strings.Contains(name, "nothing"); keeps != (err != nil) || keeps != (gone == nil) {
+				t.Errorf("Remove: %v, and then Get: %v", err, gone)
+			}
+		})
+	}
+}
+
+// one returns a pack with one record and no layer.
+func one(name string) *pack.Pack {
+	p := &pack.Pack{}
+	r := pack.Record{Version: solver.KeyVersion, Used: time.Now().Truncate(time.Second)}
+	r.Inputs = []solver.Input{{Name: "step", Value: name}}
+	p.AddRecord(solver.KeyOf(r.Inputs), r)
+	return p
+}
+
+// However many write to one cache at once, it has the records of all of them in the end.
+func TestManyWriters(t *testing.T) {
+	for name, r := range repositories(t) {
+		t.Run(name, func(t *testing.T) {
+			writers := 50
+			if name != "directory" {
+				writers = 12
+			}
+			var all sync.WaitGroup
+			for i := range writers {
+				all.Go(func() {
+					if _, err := Publish(t.Context(), r, "cache", one(fmt.Sprint(i)), pack.Limit{}, nil); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			all.Wait()
+			h, err := Read(t.Context(), r, "cache")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range writers {
+				if !h.Pack.Has(one(fmt.Sprint(i)), time.Hour) {
+					t.Errorf("the records of writer %d are lost", i)
+				}
+			}
+		})
+	}
+}
+
+// overtaken is a repository in which somebody else puts the cache's tag just after every writer has, for some time.
+type overtaken struct {
+	Repository
+	times int
+	stale []byte
+}
+
+func (o *overtaken) Set(ctx context.Context, tag, mediaType string, data []byte) error {
+	if err := o.Repository.Set(ctx, tag, mediaType, data); err != nil || tag != "cache" || o.times == 0 {
+		return err
+	}
+	o.times--
+	return o.Repository.Set(ctx, tag, mediaType, o.stale)
+}
+
+func TestOvertaken(t *testing.T) {
+	dir, err := CreateDir(t.TempDir(), "cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if _, err := Publish(t.Context(), dir, "cache", one("first"), pack.Limit{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	stale, err := dir.Get(t.Context(), "cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Publish(t.Context(), &overtaken{dir, 5, stale}, "cache", one("second"), pack.Limit{}, nil)
+	if err != nil || !p.Has(one("first"), time.Hour) || !p.Has(one("second"), time.Hour) {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+// What a writer left that did not come to its end is taken up by the next one.
+func TestLeftEntry(t *testing.T) {
+	dir, err := CreateDir(t.TempDir(), "cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	old := fmt.Sprintf("cache%s%x-x", entryInfix, time.Now().Add(-2*settleTime).Unix())
+	for tag, p := range map[string]*pack.Pack{old: one("old"), "cache" + entryInfix + "what": one("other")} {
+		if _, err := write(t.Context(), dir, tag, p, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, err := Publish(t.Context(), dir, "cache", one("mine"), pack.Limit{}, nil)
+	if err != nil || !p.Has(one("old"), time.Hour) || !p.Has(one("other"), time.Hour) || !p.Has(one("mine"), time.Hour) {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if tags, _ := dir.Tags(t.Context(), old); len(tags) > 0 {
+		t.Error("an old entry that the cache includes is still there")
+	}
+}
+
+func TestReadOfSomethingElse(t *testing.T) {
+	dir, err := CreateDir(t.TempDir(), "cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	empty, open := blobOf("{}")
+	if err := dir.Put(t.Context(), empty, open); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name, data, want string
+		replaced         bool
+	}{
+		{"an image", `{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json"},"layers":[]}`, "but an image", false},
+		{"an index", `{"schemaVersion":2,"manifests":[{"digest":"x"}]}`, "an index of images", false},
+		{"BuildKit's", `{"config":{"mediaType":"application/vnd.buildkit.cacheconfig.v0"}}`, "BuildKit", false},
+		{"a later version", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"application/vnd.kiln.cache.pack.v9"}]}`, "later version", false},
+		{"no JSON", `hello`, "not JSON", true},
+		{"without its records", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"` + pack.Type + `","digest":"` + string(digest.FromString("y")) + `","size":1}]}`, "gone", true},
+		{"with other records", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"` + pack.Type + `","digest":"` + string(empty.Digest) + `","size":2}]}`, "damaged", true},
+	} {
+		if err := dir.Set(t.Context(), "cache", ocispec.MediaTypeImageManifest, []byte(tc.data)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Read(t.Context(), dir, "cache"); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
+		}
+		_, err := Publish(t.Context(), dir, "cache", one("x"), pack.Limit{}, nil)
+		if (err == nil) != tc.replaced {
+			t.Errorf("%s: publish: %v", tc.name, err)
+		}
+	}
+}
+
+// No link in a directory that somebody else has made leads out of it.
+func TestDirIsAll(t *testing.T) {
+	top := t.TempDir()
+	secret := filepath.Join(top, "secret")
+	if err := os.WriteFile(secret, []byte("hello"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := CreateDir(filepath.Join(top, "cache"), "cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	desc, _ := blobOf("hello")
+	if err := os.Symlink(secret, filepath.Join(top, "cache/blobs/sha256", desc.Digest.Encoded())); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := dir.Open(t.Context(), desc); err == nil {
+		f.Close()
+		t.Error("a blob was read outside of the directory")
+	}
+}
+
+func TestImports(t *testing.T) {
+	dir, err := CreateDir(t.TempDir(), "cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	p := one("step")
+	content := solver.Content{1}
+	id := layer.ID(strings.Repeat("a", 64))
+	manifest, _ := blobOf("manifest")
+	tarball, open := blobOf("tar")
+	p.AddLayer(pack.Layer{ID: id, Content: content, Manifest: manifest, Blobs: map[string]pack.Blob{"gzip": {Desc: tarball, DiffID: tarball.Digest}}})
+	key := solver.KeyOf([]solver.Input{{Name: "step", Value: "step"}})
+	r := p.Records[key]
+	r.Outputs = []solver.Made{{Layer: solver.Layer{ID: string(id), Content: content}}}
+	p.AddRecord(key, r)
+	if err := dir.Put(t.Context(), tarball, open); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Publish(t.Context(), dir, "cache", p, pack.Limit{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var warnings []string
+	im := Begin(t.Context(), []*Import{{Repository: dir, Tag: "none"}, {Repository: dir, Tag: "cache"}}, func(text string) {
+		mu.Lock()
+		defer mu.Unlock()
+		warnings = append(warnings, text)
+	})
+	if _, ok, err := im.Record(t.Context(), key); err != nil || !ok {
+		t.Errorf("the record is not found: %v", err)
+	}
+	b, in, ok := im.Blob(id, "")
+	f, err := im.Open(t.Context(), id, b.Desc)
+	if !ok || in != "gzip" || err != nil {
+		t.Fatalf("blob %v in %s, %v", b, in, err)
+	}
+	data, err := io.ReadAll(f)
+	if f.Close(); err != nil || !bytes.Equal(data, []byte("tar")) {
+		t.Errorf("%q, %v", data, err)
+	}
+	_, err = im.Manifest(t.Context(), id)
+	gone, ok := errors.AsType[*GoneError](err)
+	if !ok || gone.Layer != id {
+		t.Fatalf("a manifest that is not there: %v", err)
+	}
+	im.Drop(gone)
+	im.Drop(gone)
+	if _, ok, _ := im.Record(t.Context(), key); ok {
+		t.Error("a record is used whose layer is gone")
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(warnings) != 2 || !strings.Contains(warnings[0]+warnings[1], "does not exist yet") || !strings.Contains(warnings[0]+warnings[1], "has lost layers") {
+		t.Errorf("warnings: %q", warnings)
+	}
+}

@@ -1,0 +1,195 @@
+// Package remote keeps caches where other machines find them: it reads and publishes packs in repositories such as registries, and fetches
+// what they refer to. It does not know how a build uses a record, nor what is in a layer.
+package remote
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/kilnbuild/kiln/cache/pack"
+	"github.com/kilnbuild/kiln/internal/cas"
+	digest "github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+// Repository holds blobs by digest and manifests by tag: a registry's repository, a directory or a bucket. Nothing that it returns is
+// believed. It is safe for concurrent use.
+type Repository interface {
+	// String names the repository as the user did, for messages.
+	String() string
+	// Get returns the manifest of a tag; the error wraps fs.ErrNotExist if there is none.
+	Get(ctx context.Context, tag string) ([]byte, error)
+	// Set makes data, a manifest of the given media type whose blobs are there, that of a tag.
+	Set(ctx context.Context, tag, mediaType string, data []byte) error
+	// Tags returns the tags that begin with prefix.
+	Tags(ctx context.Context, prefix string) ([]string, error)
+	// Remove removes the manifest with a digest, and its tag. Not every repository can.
+	Remove(ctx context.Context, tag string, manifest digest.Digest) error
+	// Open returns the bytes of a blob, whose last Read fails if they do not match desc; the error wraps fs.ErrNotExist if it is not there.
+	Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
+	// Put stores a blob, unless it is there. open may be called several times.
+	Put(ctx context.Context, desc ocispec.Descriptor, open func() (io.ReadCloser, error)) error
+}
+
+// maxManifest bounds the manifest of a cache in bytes: the 4 MiB that registries take at least (distribution-spec, "Pushing Manifests").
+const maxManifest = 4 << 20
+
+// maxBlobs bounds how many blobs one cache refers to, so that its manifest stays below maxManifest.
+const maxBlobs = 15000
+
+// ErrNoCache is wrapped by the errors for what is there, and no cache of kiln.
+var ErrNoCache = errors.New("it is no cache of kiln")
+
+// emptyConfig is the config of a manifest that needs none (image-spec, "Guidance for an Empty Descriptor").
+var emptyConfig = ocispec.DescriptorEmptyJSON
+
+// includedAnnotation names the entries of writers that a cache includes, as "TAG DIGEST,…".
+const includedAnnotation = "kiln.cache.included"
+
+// Head is what a tag holds: a manifest with its pack.
+type Head struct {
+	Pack *pack.Pack
+
+	digest   digest.Digest // of the manifest
+	included map[string]digest.Digest
+}
+
+// read returns what a manifest says.
+func read(ctx context.Context, r Repository, data []byte) (*Head, error) {
+	m, err := parse(data)
+	if err != nil {
+		return nil, err
+	}
+	desc := m.Layers[0]
+	desc.Data = nil
+	blob, err := r.Open(ctx, desc)
+	if none(err) {
+		return nil, &DamagedError{fmt.Errorf("its records are gone: %w", err)}
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer blob.Close()
+	source := &source{r: blob}
+	p, err := pack.Decode(ctx, source)
+	if err == nil {
+		_, err = io.Copy(io.Discard, source) // the digest is known at the end
+	}
+	switch {
+	case err == nil || errors.Is(err, pack.ErrVersion):
+	case source.err != nil && !errors.As(source.err, new(*cas.MismatchError)):
+		err = source.err
+	default:
+		err = &DamagedError{err}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &Head{p, digest.FromBytes(data), parseIncluded(m.Annotations[includedAnnotation])}, nil
+}
+
+// DamagedError says that what is there is not what a kiln has put there.
+type DamagedError struct{ Err error }
+
+func (e *DamagedError) Error() string { return "it is damaged: " + e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// source remembers why it could not be read.
+type source struct {
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
+// parse reads a manifest, and says what it is if it is not that of a cache.
+func parse(data []byte) (*ocispec.Manifest, error) {
+	var m struct {
+		ocispec.Manifest
+		// Manifests is that of an index.
+		Manifests []ocispec.Descriptor `json:"manifests"`
+	}
+	if len(data) > maxManifest {
+		return nil, &DamagedError{fmt.Errorf("its manifest has %d bytes, and the limit is %d", len(data), maxManifest)}
+	}
+	if err := json.Unmarshal(data, &m); err != nil {
+		return nil, &DamagedError{fmt.Errorf("its manifest is not JSON: %w", err)}
+	}
+	switch {
+	case m.ArtifactType == pack.ArtifactType:
+	case m.Config.MediaType == "application/vnd.buildkit.cacheconfig.v0":
+		return nil, fmt.Errorf("%w, but one of BuildKit, which kiln does not read", ErrNoCache)
+	case len(m.Manifests) > 0:
+		return nil, fmt.Errorf("%w, but an index of images, or a cache of BuildKit", ErrNoCache)
+	case m.Config.MediaType == ocispec.MediaTypeImageConfig || m.Config.MediaType == "application/vnd.docker.container.image.v1+json":
+		return nil, fmt.Errorf("%w, but an image", ErrNoCache)
+	default:
+		return nil, ErrNoCache
+	}
+	if len(m.Layers) == 0 || m.Layers[0].MediaType != pack.Type {
+		return nil, fmt.Errorf("its manifest names no records: %w", pack.ErrVersion)
+	}
+	if d := m.Layers[0]; d.Digest.Validate() != nil || d.Digest.Algorithm() != digest.SHA256 || d.Size < 0 || d.Size > pack.MaxSize {
+		return nil, &DamagedError{errors.New("its manifest names no records")}
+	}
+	return &m.Manifest, nil
+}
+
+// write stores a pack and makes it what a tag holds.
+func write(ctx context.Context, r Repository, tag string, p *pack.Pack, included map[string]digest.Digest) (*Head, error) {
+	text, err := p.Encode()
+	if err != nil {
+		return nil, err
+	}
+	desc := ocispec.Descriptor{MediaType: pack.Type, Digest: digest.FromBytes(text), Size: int64(len(text))}
+	config := emptyConfig
+	config.Data = nil
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.Put(gctx, config, bytesOf(emptyConfig.Data)) })
+	g.Go(func() error { return r.Put(gctx, desc, bytesOf(text)) })
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	m := ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: pack.ArtifactType,
+		Config: config, Layers: append([]ocispec.Descriptor{desc}, p.Blobs()...),
+	}
+	if len(included) > 0 {
+		m.Annotations = map[string]string{includedAnnotation: formatIncluded(included)}
+	}
+	data, err := json.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxManifest {
+		return nil, fmt.Errorf("the cache's manifest has %d bytes, and the limit is %d", len(data), maxManifest)
+	}
+	return &Head{p, digest.FromBytes(data), included}, r.Set(ctx, tag, m.MediaType, data)
+}
+
+// Read returns the cache under a tag. The error wraps fs.ErrNotExist if there is none, pack.ErrVersion for one of a later version of kiln,
+// ErrNoCache for something else, and is a *DamagedError for one that nobody can use.
+func Read(ctx context.Context, r Repository, tag string) (*Head, error) {
+	data, err := r.Get(ctx, tag)
+	if err != nil {
+		return nil, err
+	}
+	return read(ctx, r, data)
+}
+
+// none reports whether an error says that something is not there.
+func none(err error) bool { return errors.Is(err, fs.ErrNotExist) }
