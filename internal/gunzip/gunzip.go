@@ -38,8 +38,12 @@ type Reader struct {
 type block struct {
 	buf      []byte
 	from, to int
-	trailer  *trailer // of the member; nil if the block is not its last one
+	end      bool     // the block is the member's last one
+	trailer  *trailer // of the member, to be compared; nil if there is nothing to be compared
 	err      error    // after the block, or after the member
+
+	sized *sized // nil unless it was used for a whole member
+	whole bool   // it is used for one now
 }
 
 // trailer is what follows a member's data.
@@ -120,6 +124,9 @@ func (z *Reader) fill() {
 	}
 	b := z.block
 	z.rest, z.err = b.buf[b.from:b.to], b.err
+	if b.whole {
+		return
+	}
 	z.crc = crc32.Update(z.crc, crc32.IEEETable, z.rest)
 	z.size += uint32(len(z.rest))
 	if b.trailer != nil {
@@ -144,17 +151,19 @@ func (z *Reader) Close() error {
 type members struct {
 	src     *bufio.Reader
 	decoder *inflate.Decoder
+	size    int // of the member that comes next, as its header says; 0 for unknown
 }
 
 // fill fills a block with what follows the last one, which may be the same.
 func (m *members) fill(b, last *block) {
 	from := 0
-	if last != nil && last.trailer == nil {
+	if last != nil && !last.end {
 		from = copy(b.buf, last.buf[max(0, last.to-inflate.Window):last.to])
 	}
-	b.from, b.trailer = from, nil
+	b.from, b.end, b.trailer, b.whole = from, false, nil, false
 	b.to, b.err = m.decoder.Decode(b.buf, b.from)
 	if b.err == io.EOF {
+		b.end = true
 		b.trailer, b.err = m.end()
 	}
 }

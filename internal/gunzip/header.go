@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 	"io"
+	"math"
 )
 
 // The flags of a header (RFC 1952, 2.3.1), and the method that is the only one.
@@ -32,8 +33,9 @@ func (m *members) header() error {
 		return gzip.ErrHeader
 	}
 	h := summed{m: m, sum: crc32.ChecksumIEEE(fixed[:])}
+	m.size = 0
 	if flags&hasExtra != 0 {
-		h.skip(h.number())
+		h.extra()
 	}
 	if flags&hasName != 0 {
 		h.text()
@@ -67,7 +69,17 @@ func (h *summed) number() int {
 	return int(binary.LittleEndian.Uint16(b[:]))
 }
 
-func (h *summed) skip(n int) {
+// extra skips the extra field, and takes the size of the member if it is there.
+func (h *summed) extra() {
+	n := h.number()
+	if n == len(sizeField)+4 {
+		var field [len(sizeField) + 4]byte
+		h.read(field[:])
+		if string(field[:len(sizeField)]) == sizeField {
+			h.m.size = int(min(binary.LittleEndian.Uint32(field[len(sizeField):]), math.MaxInt32))
+		}
+		return
+	}
 	var buf [256]byte
 	for ; n > 0 && h.err == nil; n -= len(buf) {
 		h.read(buf[:min(n, len(buf))])

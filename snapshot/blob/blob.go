@@ -41,8 +41,8 @@ type Store struct{ CAS *cas.Store }
 // Job returns the same store for one of several jobs: see cas.Store.Job.
 func (s Store) Job() Store { return Store{s.CAS.Job()} }
 
-// Find returns the blob that a layer became in an encoding, by the note in the layer's directory, if it is in the image store still. It is
-// held from then on, as package cas says.
+// Find returns the blob that a layer became in an encoding, by the note in the layer's directory, if it is in the image store still and of
+// the bytes that this version of kiln makes. It is held from then on, as package cas says.
 func (s Store) Find(dir string, f Encoding) (Blob, bool) {
 	note, err := os.ReadFile(filepath.Join(dir, NoteName(f)))
 	if err != nil {
@@ -64,13 +64,15 @@ func (s Store) Any(dir string) (Blob, bool) {
 	return Blob{}, false
 }
 
-// remembered reads what remember wrote; ok is false if it is damaged, or the blob is not in the image store any more.
+// remembered reads what remember wrote; ok is false if it is damaged, or another version of kiln made the blob, or the blob is not in the
+// image store any more.
 func (s Store) remembered(note []byte) (have Blob, ok bool) {
 	have, ok = parse(note)
-	return have, ok && s.CAS.Has(have.Desc)
+	return have, ok && current(have) && s.CAS.Has(have.Desc)
 }
 
-// Open opens the tar of a blob, which is decompressed in another goroutine. Bytes that are not the blob's are an error of the last Read at the latest.
+// Open opens the tar of a blob, which is decompressed in another goroutine. Bytes that are not the blob's are an error of the last Read at
+// the latest.
 func (s Store) Open(b Blob) (io.ReadCloser, error) {
 	packed, err := s.CAS.Open(b.Desc)
 	if err != nil {

@@ -10,39 +10,36 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/kilnbuild/kiln/internal/gunzip"
 	"github.com/klauspost/compress/flate"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // A gzip stream is made of blocks that are compressed side by side, and kept to be used again when most of a layer is what it
-// was. Where one ends is decided by the bytes alone, so that it depends neither on the machine nor on what was inserted
+// was. Each is a member of its own, which says its size, so that members can also be decompressed side by side, and each without those
+// before. Where one ends is decided by the bytes alone, so that it depends neither on the machine nor on what was inserted
 // or removed somewhere before: at the first place after minBlock at which the next cutLook bytes have a check sum
 // that ends in as many zeros as cutMask has ones, one in 1024. Only places that are multiples of tarBlock are looked at,
-// since everything in a tar begins at one. Blocks are 1 MiB on average, which costs less than 1 % in size.
+// since everything in a tar begins at one. Blocks are 1 MiB on average. Members cost 0.15 to 0.25 % in size
+// more than blocks that refer to the one before, and no time, for Debian, Go and Node.js trees.
 const (
 	minBlock = 512 << 10
 	maxBlock = 2 << 20
 	tarBlock = 512
 	cutLook  = 64
 	cutMask  = 1<<10 - 1
-	// dictSize is how much of what goes before a block its matches may refer to.
-	dictSize = 16 << 10
 )
 
 // blocksVersion is that of all that decides the bytes of a block. Blocks of another are not used again, so that the same tar gives
 // the same bytes whatever was there before.
-const blocksVersion = "1"
+const blocksVersion = "2"
 
 // maxWorkers bounds the memory that compression takes, 4 MiB for each.
 const maxWorkers = 16
 
-var (
-	gzipHeader = []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff} // RFC 1952: deflate, no time, unknown operating system
-	lastBlock  = []byte{1, 0, 0, 0xff, 0xff}                   // RFC 1951: final, stored, empty
-)
-
 // piece is one compressed block of a stream.
 type piece struct {
-	of     [sha256.Size]byte // the digest of what was compressed, with what its matches may refer to
+	of     [sha256.Size]byte // the digest of what was compressed
 	sum    [sha256.Size]byte // the digest of the compressed bytes
 	size   int64             // of the compressed bytes
 	offset int64             // of them in the stream
@@ -82,6 +79,11 @@ func formatPieces(list []piece) string {
 	return blocksVersion + ":" + base64.StdEncoding.EncodeToString(b)
 }
 
+// current reports whether a blob was made by this version of the compressor, or by none.
+func current(b Blob) bool {
+	return b.Desc.MediaType != ocispec.MediaTypeImageLayerGzip || strings.HasPrefix(b.pieces, blocksVersion+":")
+}
+
 // piecesOf returns the text of what a compressor that is closed made; "" if that is not gzip.
 func piecesOf(w io.Writer) string {
 	if z, ok := w.(*gzipWriter); ok {
@@ -98,11 +100,11 @@ func parsePieces(text string, stream io.ReaderAt) *pieces {
 		return nil
 	}
 	all := &pieces{stream, map[[sha256.Size]byte]piece{}}
-	offset := int64(len(gzipHeader))
+	offset := int64(0)
 	for ; len(b) > 0; b = b[pieceSize:] {
 		p := piece{of: [sha256.Size]byte(b), sum: [sha256.Size]byte(b[sha256.Size:]), offset: offset}
 		p.size = int64(binary.LittleEndian.Uint32(b[2*sha256.Size:]))
-		if p.size > 2*maxBlock {
+		if p.size > gunzip.MaxSized {
 			return nil
 		}
 		all.by[p.of] = p
@@ -118,19 +120,18 @@ type gzipWriter struct {
 	old   *pieces // nil for none
 	list  []piece // of the stream, once it is closed
 
-	crc, size uint32
-	clean     int // no cut is in what of buf lies before
-	next      *block
-	queue     chan *block // in order, being compressed
-	free      chan *block
-	done      chan error
-	failed    atomic.Bool
+	begun  bool // there is a block
+	clean  int  // no cut is in what of buf lies before
+	next   *block
+	queue  chan *block // in order, being compressed
+	free   chan *block
+	done   chan error
+	failed atomic.Bool
 }
 
 // block is what is compressed at once, and the buffers for that.
 type block struct {
-	in    []byte // the dictionary, then what is compressed
-	dict  int    // the length of the dictionary
+	in    []byte
 	out   []byte
 	piece piece
 	ready chan struct{}
@@ -147,31 +148,29 @@ func newGzipWriter(w io.Writer, level int, old *pieces) *gzipWriter {
 	for range cap(z.free) {
 		z.free <- &block{ready: make(chan struct{}, 1)}
 	}
-	z.begin(nil)
+	z.begin()
 	go z.write()
 	return z
 }
 
-// begin takes a block that is free for what follows dict.
-func (z *gzipWriter) begin(dict []byte) {
+// begin takes a block that is free.
+func (z *gzipWriter) begin() {
 	b := <-z.free
 	if b.in == nil {
-		b.in = make([]byte, 0, dictSize+maxBlock)
+		b.in = make([]byte, 0, maxBlock)
 	}
-	b.in, b.dict = append(b.in[:0], dict...), len(dict)
+	b.in = b.in[:0]
 	z.next, z.clean = b, minBlock
 }
 
 // Write implements io.Writer. An error of the underlying writer may come with a later call, at the latest with Close.
 func (z *gzipWriter) Write(p []byte) (int, error) {
-	z.crc = crc32.Update(z.crc, crc32.IEEETable, p)
-	z.size += uint32(len(p))
 	for n := 0; ; {
 		if z.failed.Load() {
 			return n, io.ErrClosedPipe
 		}
 		b := z.next
-		k := min(len(p)-n, b.dict+maxBlock-len(b.in))
+		k := min(len(p)-n, maxBlock-len(b.in))
 		b.in = append(b.in, p[n:n+k]...)
 		n += k
 		for z.cut() {
@@ -184,8 +183,7 @@ func (z *gzipWriter) Write(p []byte) (int, error) {
 
 // cut ends the block if the place for that is known.
 func (z *gzipWriter) cut() bool {
-	b := z.next
-	body := b.in[b.dict:]
+	body := z.next.in
 	for ; z.clean+cutLook <= len(body) && z.clean < maxBlock; z.clean += tarBlock {
 		if crc32.ChecksumIEEE(body[z.clean:z.clean+cutLook])&cutMask == 0 {
 			z.end(z.clean)
@@ -202,10 +200,10 @@ func (z *gzipWriter) cut() bool {
 // end has the first n bytes compressed, and begins the next block with the others.
 func (z *gzipWriter) end(n int) {
 	b := z.next
-	body := b.in[b.dict:]
-	z.begin(body[max(0, n-dictSize):n])
-	z.next.in = append(z.next.in, body[n:]...)
-	b.in = b.in[:b.dict+n]
+	z.begin()
+	z.next.in = append(z.next.in, b.in[n:]...)
+	b.in = b.in[:n]
+	z.begun = true
 	z.queue <- b
 	go z.compress(b)
 }
@@ -215,14 +213,15 @@ func (z *gzipWriter) compress(b *block) {
 	if have := z.old.get(b.piece.of, b.out); have != nil {
 		b.out = have
 	} else {
-		out := sliceWriter{b.out[:0]}
+		out := sliceWriter{gunzip.AppendHeader(b.out[:0])}
 		if b.flate == nil {
-			b.flate, _ = flate.NewWriterDict(&out, z.level, nil) // the level was checked when it was asked for
+			b.flate, _ = flate.NewWriter(&out, z.level) // the level was checked when it was asked for
 		}
-		b.flate.ResetDict(&out, b.in[:b.dict])
-		b.flate.Write(b.in[b.dict:]) // a slice takes everything
-		b.flate.Flush()
-		b.out = out.b
+		b.flate.Reset(&out)
+		b.flate.Write(b.in) // a slice takes everything
+		b.flate.Close()
+		b.out = gunzip.AppendTrailer(out.b, b.in)
+		gunzip.SetSize(b.out)
 	}
 	b.piece.sum, b.piece.size = sha256.Sum256(b.out), int64(len(b.out))
 	b.ready <- struct{}{}
@@ -230,7 +229,7 @@ func (z *gzipWriter) compress(b *block) {
 
 // write passes the blocks on in their order.
 func (z *gzipWriter) write() {
-	_, err := z.w.Write(gzipHeader)
+	var err error
 	for b := range z.queue {
 		<-b.ready
 		if err == nil {
@@ -247,16 +246,11 @@ func (z *gzipWriter) write() {
 
 // Close ends the stream.
 func (z *gzipWriter) Close() error {
-	if n := len(z.next.in) - z.next.dict; n > 0 {
+	if n := len(z.next.in); n > 0 || !z.begun {
 		z.end(n)
 	}
 	close(z.queue)
-	if err := <-z.done; err != nil {
-		return err
-	}
-	end := binary.LittleEndian.AppendUint32(lastBlock[:len(lastBlock):len(lastBlock)], z.crc)
-	_, err := z.w.Write(binary.LittleEndian.AppendUint32(end, z.size))
-	return err
+	return <-z.done
 }
 
 // sliceWriter gathers what is written to it.
