@@ -173,6 +173,9 @@ func (b *builder) finish(s *stage) (*Image, error) {
 	}, nil
 }
 
+// maxNamed is how many stages an error names.
+const maxNamed = 10
+
 // findTarget returns the stage to build.
 func (b *builder) findTarget() (*stage, error) {
 	if b.opts.Target == "" {
@@ -184,6 +187,9 @@ func (b *builder) findTarget() (*stage, error) {
 	err := fmt.Errorf("target stage %q could not be found", b.opts.Target)
 	if match, ok := b.suggest.Search(b.opts.Target, b.stageNames, true); ok {
 		return nil, &parser.Error{File: b.opts.Filename, Msg: err.Error(), Hint: didYouMean(match), Err: err}
+	}
+	if names := b.stageNames(); len(names) > 0 && len(names) <= maxNamed {
+		return nil, &parser.Error{File: b.opts.Filename, Msg: err.Error(), Hint: "there are " + strings.Join(names, ", "), Err: err}
 	}
 	return nil, err
 }

@@ -46,6 +46,11 @@ func (b *builder) addStage(s *stage, index int) error {
 	if base.Result == "" {
 		return b.suggestName(fmt.Errorf("base name (%s) should not be blank", expand.Clip(s.src.BaseName)), base.Unmatched)
 	}
+	if len(base.Unmatched) > 0 && b.byName[base.Result] == nil {
+		if _, err := source.NormalizeRef(base.Result); err != nil {
+			return b.suggestName(err, base.Unmatched)
+		}
+	}
 	s.src.BaseName = base.Result
 	if expr := s.src.Platform; expr != "" {
 		if err := b.setPlatform(s, expr, check); err != nil {
@@ -110,10 +115,16 @@ func (b *builder) setPlatform(s *stage, expr string, check *linter.Linter) error
 
 // suggestName adds "did you mean" to err for the first of the names that is nearly that of a global argument.
 func (b *builder) suggestName(err error, names map[string]struct{}) error {
-	for _, name := range slices.Sorted(maps.Keys(names)) {
+	sorted := slices.Sorted(maps.Keys(names))
+	for _, name := range sorted {
 		if match, ok := b.suggest.Search(name, b.global.Keys, true); ok {
 			return &parser.Error{Msg: err.Error(), Hint: didYouMean(match), Err: err}
 		}
+	}
+	if len(sorted) > 0 {
+		name := expand.Clip(sorted[0])
+		hint := fmt.Sprintf("%s has no value: declare it above the first FROM as ARG %s=…, which --build-arg %s=… overrides", name, name, name)
+		return &parser.Error{Msg: err.Error(), Hint: hint, Err: err}
 	}
 	return err
 }
@@ -225,7 +236,12 @@ func (e *nameError) Unwrap() error { return e.err }
 // nameError returns the error with advice where the name is nearly that of a stage or of a well-known image.
 func (b *builder) nameError(e *nameError) error {
 	if match, ok := b.suggest.Search(e.name, func() []string { return append(b.stageNames(), e.known...) }, true); ok {
-		return &parser.Error{Msg: e.err.Error(), Hint: didYouMean(match), Err: e.err}
+		// First of all: what a registry says may be long.
+		msg := fmt.Sprintf("%s %v", didYouMean(match), e.err)
+		if slices.Contains(b.stageNames(), match) {
+			msg = fmt.Sprintf("no stage is named %s (%s), and as an image: %v", e.name, didYouMean(match), e.err)
+		}
+		return &parser.Error{Msg: msg, Err: e.err}
 	}
 	return e.err
 }

@@ -26,7 +26,8 @@ func (b *builder) lintDefaultArgs(df *parser.Dockerfile) {
 		if err != nil {
 			return
 		}
-		if _, err := source.NormalizeRef(name); err != nil {
+		// What has no variable is an error of the build itself.
+		if _, err := source.NormalizeRef(name); err != nil && strings.Contains(s.BaseName, "$") {
 			b.check.Run(&linter.RuleInvalidDefaultArgInFrom, s.Location, linter.RuleInvalidDefaultArgInFrom.Format(s.BaseName))
 		}
 	}
@@ -86,10 +87,11 @@ func (b *builder) advise(target *stage) error {
 	for s := target; s != nil; s = s.base {
 		final[s] = true
 	}
+	global := b.global.Keys()
 	var stages []lint.Stage
 	for _, s := range b.stages {
 		if s.lowered && !s.implicit && !s.isContext {
-			stages = append(stages, lint.Stage{Commands: s.src.Commands, Env: s.env, Final: final[s]})
+			stages = append(stages, lint.Stage{Commands: s.src.Commands, Env: s.env, Global: global, Final: final[s]})
 		}
 	}
 	if err := lint.Advise(b.ctx, b.check, stages); err != nil {

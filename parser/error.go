@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/command"
@@ -83,10 +84,33 @@ func At(err error, file string, location []moby.Range) error {
 	}
 	msg, hint := splitHint(err.Error())
 	var unknown *instructions.UnknownInstructionError
-	if errors.As(err, &unknown) {
+	var number *strconv.NumError
+	switch {
+	case errors.As(err, &unknown):
 		hint = suggestInstruction(unknown.Instruction)
+	case errors.As(err, &number) && hint == "":
+		msg = fmt.Sprintf("%q is not a number", number.Num)
+	case hint == "":
+		hint = advice(msg)
 	}
 	return &Error{File: file, Line: start, EndLine: end, Msg: msg, Hint: hint, Err: err}
+}
+
+// advice returns what to do about some of the errors of BuildKit's packages that do not say it; "" for others.
+func advice(msg string) string {
+	switch {
+	case strings.Contains(msg, "missing unit in duration"):
+		return "a duration has a unit, as 30s or 5m"
+	case strings.Contains(msg, "requires the arguments to be in JSON form"):
+		return `a list whose strings are in double quotes, as ["/bin/sh", "-c"]`
+	case strings.Contains(msg, "no build stage in current context"):
+		return "FROM comes before it"
+	case strings.Contains(msg, "requires either one or three arguments"):
+		return "as FROM image or FROM image AS stage"
+	case strings.Contains(msg, "must have two arguments"):
+		return "as NAME=value"
+	}
+	return ""
 }
 
 // splitHint takes the "(did you mean X?)" that BuildKit's packages put at a message's end off it.

@@ -70,6 +70,7 @@ var (
 var advice = map[string]bool{
 	ruleCopyBeforeInstall.Name: true, ruleCopyBeforeDependencies.Name: true, ruleAptGetUpdateAlone.Name: true,
 	rulePackageCacheInLayer.Name: true, ruleSeveralSourcesWithoutSlash.Name: true, ruleUnusedBuildArg.Name: true,
+	ruleExecFormWithoutJSON.Name: true, ruleVariableInExecForm.Name: true, ruleArgBeforeFrom.Name: true, ruleCopyOutsideContext.Name: true,
 }
 
 // IsAdvice reports whether a rule is one that BuildKit does not have: it makes no check fail unless the check directive names it.
@@ -90,6 +91,8 @@ type Stage struct {
 	Commands []instructions.Command
 	// Env is its environment after the last of them.
 	Env shell.EnvGetter
+	// Global are the names of the ARGs above the first FROM.
+	Global []string
 	// Final is set for the stages whose layers the target has.
 	Final bool
 }
@@ -106,6 +109,11 @@ func Advise(ctx context.Context, lint *linter.Linter, stages []Stage) error {
 	a := &adviser{ctx, lint, maxComparisons}
 	for _, s := range stages {
 		var copied []instructions.Command
+		declared := map[string]bool{}
+		isSet := func(name string) bool {
+			_, ok := s.Env.Get(name)
+			return ok || declared[name]
+		}
 		for _, c := range s.Commands {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
@@ -115,6 +123,7 @@ func Advise(ctx context.Context, lint *linter.Linter, stages []Stage) error {
 			case *instructions.CopyCommand:
 				adviseDest("COPY", c.SourcesAndDest, c.Location(), lint)
 				if c.From == "" && len(c.SourcePaths) > 0 {
+					adviseOutside(c.SourcePaths, c.Location(), lint)
 					copied = append(copied, c)
 				}
 			case *instructions.AddCommand:
@@ -122,7 +131,17 @@ func Advise(ctx context.Context, lint *linter.Linter, stages []Stage) error {
 				if slices.ContainsFunc(c.SourcePaths, func(src string) bool { return !remoteurl.IsHTTP(src) && !remoteurl.IsGit(src) }) {
 					copied = append(copied, c)
 				}
+			case *instructions.ArgCommand:
+				for _, arg := range c.Args {
+					declared[arg.Key] = true
+				}
+			case *instructions.CmdCommand:
+				adviseForm(&c.ShellDependantCmdLine, isSet, c.Location(), lint)
+			case *instructions.EntrypointCommand:
+				adviseForm(&c.ShellDependantCmdLine, isSet, c.Location(), lint)
 			case *instructions.RunCommand:
+				adviseForm(&c.ShellDependantCmdLine, isSet, c.Location(), lint)
+				adviseArgs(c, s.Global, isSet, lint)
 				script := scriptOf(c)
 				copied = a.order(copied, script)
 				if s.Final {

@@ -82,8 +82,12 @@ func ID(m *instructions.Mount) string {
 // place returns where a mount is, absolute and cleaned. A relative one is below the working directory. Symbolic links of the
 // image are followed, and what they lead to is checked, when the step runs.
 func (r *Reader) place(target string) (string, error) {
+	given := target
 	if !path.IsAbs(target) {
 		target = path.Join(r.Cwd, target)
+	}
+	if path.Clean(target) == "/" && given == "" {
+		return "", errors.New("the mount has no target (target=/path)")
 	}
 	if target = path.Clean(target); target == "/" {
 		return "", fmt.Errorf("invalid mount target %q", target)

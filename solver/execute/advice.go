@@ -13,6 +13,8 @@ import (
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/program"
+	"github.com/kilnbuild/kiln/internal/rootfs"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/sandbox"
 )
@@ -46,6 +48,8 @@ func (e *ExitError) ended() string {
 		s += ": the machine ran out of memory"
 	case signal == syscall.SIGSEGV || signal == syscall.SIGILL || signal == syscall.SIGBUS || signal == syscall.SIGABRT:
 		s += ": the program crashed"
+	case e.Fault != "":
+		s += ": " + e.Fault
 	case status.ExitCode == 127:
 		s += ": a command was not found"
 	case status.ExitCode == 126:
@@ -86,11 +90,14 @@ func (p *Prepared) explain(err error) error {
 	if !ok {
 		return err
 	}
+	fault := p.fault(e.Name, e.Errno)
 	switch {
 	case e.Errno == syscall.ENOEXEC && p.foreign.err != nil:
 		return &NoExecError{e, p.foreign.err.Error()}
+	case fault != "":
+		return &NoExecError{e, fault}
 	case e.Errno == syscall.ENOEXEC:
-		return &NoExecError{e, fmt.Sprintf("it is no program for %s, nor a script that begins with #!", cmp.Or(p.work.Platform, llb.Host().String()))}
+		return &NoExecError{e, fmt.Sprintf("it is neither a program for %s nor a script that begins with #!", cmp.Or(p.work.Platform, llb.Host().String()))}
 	case e.Errno == syscall.EAGAIN:
 		return &NoExecError{e, "its user has as many processes and threads as it may have (RLIMIT_NPROC), in this step and those beside it"}
 	case e.Errno == syscall.ENOENT && e.Reason == "no such file or directory" && isShell(e.Name):
@@ -98,6 +105,41 @@ func (p *Prepared) explain(err error) error {
 			"use the exec form, RUN [\"program\", \"argument\"], or a base image with a shell", e.Name)}
 	}
 	return err
+}
+
+// programs looks for what is wrong with programs of the step.
+func (p *Prepared) programs() *program.Finder {
+	spec := &p.Spec.Process
+	_, arch, _ := strings.Cut(cmp.Or(p.work.Platform, llb.Host().String()), "/")
+	arch, _, _ = strings.Cut(arch, "/")
+	return &program.Finder{Root: rootfs.At(p.root.File), Dir: spec.Cwd, Env: spec.Env, Architecture: arch}
+}
+
+// fault returns why a program of the step cannot be executed although it exists; "" if that cannot be told.
+func (p *Prepared) fault(name string, errno syscall.Errno) string {
+	if errno != syscall.ENOENT && errno != syscall.EACCES && errno != syscall.ENOEXEC {
+		return ""
+	}
+	status := 126
+	if errno == syscall.ENOENT {
+		status = 127
+	}
+	if fault := p.programs().Program(name, status); fault != nil {
+		return fault.Text
+	}
+	return ""
+}
+
+// commandFault is fault for the commands of a RUN that ended with the status of a shell that cannot execute one.
+func (p *Prepared) commandFault(status int) string {
+	args := p.Spec.Process.Args
+	if status != 126 && status != 127 && status != 2 || len(args) < 3 || !isShell(args[0]) {
+		return ""
+	}
+	if fault := p.programs().Command(args[len(args)-1], status); fault != nil {
+		return fault.Text
+	}
+	return ""
 }
 
 func isShell(name string) bool {

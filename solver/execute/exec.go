@@ -37,6 +37,8 @@ type ExitError struct {
 	FullDisk string
 	// OutOfMemory says that the kernel killed processes meanwhile because memory ran out.
 	OutOfMemory bool
+	// Fault says what is wrong with a command that a shell could not execute, or did not find although it exists; "" if that is not known.
+	Fault string
 	// OneID says that the process could not change to another user, nor give files to one.
 	OneID bool
 	// Limits are what the process was held to.
@@ -311,6 +313,7 @@ func (p *Prepared) Run(ctx context.Context) (err error) {
 	if ns, err := userns.Current(); err == nil {
 		failed.OneID = ns.Single()
 	}
+	failed.Fault = p.commandFault(status.ExitCode)
 	if full(x.Root) {
 		failed.FullDisk = rootdir.Shown(x.Root)
 	}

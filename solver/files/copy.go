@@ -18,7 +18,8 @@ type copying struct {
 	maker
 	op      *llb.Copy
 	exclude *ignore.Matcher
-	matches [][]selected // of each source
+	matches [][]selected    // of each source
+	nothing []*NoMatchError // the sources that selected nothing
 }
 
 func (r *run) newCopy(op *llb.Copy) (*copying, error) {
@@ -88,12 +89,15 @@ func present(tree layer.Tree, src llb.CopySource, matches []selected) ([]selecte
 	left := matches[:0]
 	for _, m := range matches {
 		if m.entry != nil && m.entry.Type == layer.Whiteout {
-			m.entry = nil
+			if m.entry = nil; len(wildcards) > 0 {
+				continue
+			}
 		}
 		if m.entry == nil && len(wildcards) > 0 {
-			if _, ok, err := tree.Lookup(m.name); err != nil {
+			// A link that leads to nothing is there; anything else was removed, even if it is there again by now.
+			if e, ok, err := tree.Lookup(m.name); err != nil {
 				return nil, err
-			} else if !ok {
+			} else if !ok || e.Type != layer.Symlink {
 				continue
 			}
 		}
@@ -109,6 +113,10 @@ func (c *copying) do() error {
 		}
 	}
 	c.matches = nil
+	// A source that may be missing is often written with a wildcard beside one that is there.
+	if len(c.nothing) >= len(c.op.Sources) {
+		c.result.Unmatched = append(c.result.Unmatched, c.nothing...)
+	}
 	return nil
 }
 

@@ -52,7 +52,16 @@ func (t endingTree) Ignored(path string) (ignore.Reason, bool) {
 	return ignore.Reason{}, false
 }
 
-// ignoring is a tree from which patterns exclude files.
+// ListAll forwards to the tree of a build context.
+func (t endingTree) ListAll(path string) ([]layer.Entry, error) {
+	if d, ok := t.Tree.(ignoring); ok && t.ctx.Err() == nil {
+		return d.ListAll(path)
+	}
+	return t.List(path)
+}
+
+// ignoring is a tree from which patterns exclude files. ListAll is List with those.
 type ignoring interface {
 	Ignored(path string) (ignore.Reason, bool)
+	ListAll(path string) ([]layer.Entry, error)
 }

@@ -53,6 +53,8 @@ type Result struct {
 	Archives []string
 	Copied   []string
 	Others   []string
+	// Unmatched are the sources of copies that selected nothing at all, which is not an error.
+	Unmatched []*NoMatchError
 	// Named reports that an owner in the layer is Unknown.
 	Named bool
 }

@@ -1,6 +1,7 @@
 package files
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path"
@@ -55,6 +56,7 @@ func split(pattern string) (literal string, rest []string) {
 // their directories.
 func (c *copying) unmatched(tree layer.Tree, src llb.CopySource, literal string) error {
 	if literal == "" {
+		c.nothing = append(c.nothing, noMatch(tree, src.Path))
 		return nil
 	}
 	base, e, err := compose.Resolve(tree.Lookup, literal, true)
@@ -64,13 +66,16 @@ func (c *copying) unmatched(tree layer.Tree, src llb.CopySource, literal string)
 	if e == nil {
 		return NotFound(tree, literal, base)
 	}
-	if !c.Inputs[src.Input].Local {
+	failed := noMatch(tree, src.Path)
+	used := true
+	if c.Inputs[src.Input].Local {
+		used, err = c.uses(tree, src.Input, base, e)
+	}
+	if used && err == nil {
+		c.nothing = append(c.nothing, failed)
 		return nil
 	}
-	if used, err := c.uses(tree, src.Input, base, e); used || err != nil {
-		return err
-	}
-	return fmt.Errorf("%q: no file matches, and the build uses nothing else of /%s", src.Path, literal)
+	return cmp.Or(err, error(failed))
 }
 
 // uses reports whether BuildKit would load the entry e of a context: whether it is, is in, or contains a path selected by a

@@ -5,10 +5,9 @@ import (
 	"path"
 	"strings"
 
-	"github.com/moby/buildkit/util/suggest"
-
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/similar"
 	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
@@ -31,6 +30,72 @@ func (e *NotFoundError) Error() string {
 	return fmt.Sprintf("%q not found", "/"+e.Path)
 }
 
+// NoMatchError is returned for a source with wildcards that selects nothing.
+type NoMatchError struct {
+	Pattern string
+	// Excluded is what would match if Ignored, a pattern in .dockerignore, did not exclude it; "" for nothing.
+	Excluded string
+	Ignored  ignore.Reason
+	// Dir is the last directory before the first wildcard, and Names are some of the names in it, of which there are More.
+	Dir   string
+	Names []string
+	More  int
+}
+
+func (e *NoMatchError) Error() string {
+	s := fmt.Sprintf("%q: no file matches", e.Pattern)
+	switch {
+	case e.Excluded != "":
+		s += fmt.Sprintf(": /%s is excluded by %s", e.Excluded, e.Ignored)
+	case len(e.Names) == 0:
+		s += fmt.Sprintf(": there is nothing in /%s", e.Dir)
+	case e.More > 0:
+		s += fmt.Sprintf(": /%s has %s and %d more", e.Dir, strings.Join(e.Names, ", "), e.More)
+	default:
+		s += fmt.Sprintf(": /%s has %s", e.Dir, strings.Join(e.Names, ", "))
+	}
+	return s
+}
+
+// maxHave is how many names of a directory an error has.
+const maxHave = 4
+
+// everything is a tree with what patterns exclude.
+type everything struct{ layer.Tree }
+
+func (t everything) List(path string) ([]layer.Entry, error) {
+	if d, ok := t.Tree.(ignoring); ok {
+		return d.ListAll(path)
+	}
+	return t.Tree.List(path)
+}
+
+// noMatch returns the error for a source of a tree with wildcards.
+func noMatch(tree layer.Tree, pattern string) *NoMatchError {
+	err := &NoMatchError{Pattern: pattern}
+	if d, ok := tree.(ignoring); ok {
+		all, _ := glob(everything{tree}, pattern)
+		for _, name := range all {
+			if reason, ok := d.Ignored(name); ok {
+				err.Excluded, err.Ignored = name, reason
+				return err
+			}
+		}
+	}
+	literal, _ := split(pattern)
+	base, _, lookErr := compose.Resolve(tree.Lookup, literal, true)
+	if lookErr != nil {
+		base = literal
+	}
+	err.Dir = base
+	list, _ := tree.List(base)
+	for _, e := range list[:min(len(list), maxHave)] {
+		err.Names = append(err.Names, layer.Clip(e.Name()))
+	}
+	err.More = len(list) - len(err.Names)
+	return err
+}
+
 // NotFound returns the error for a path of a tree. physical is the path with symbolic links followed.
 func NotFound(tree layer.Tree, name, physical string) error {
 	err := &NotFoundError{Path: strings.TrimPrefix(path.Clean("/"+name), "/")}
@@ -40,12 +105,12 @@ func NotFound(tree layer.Tree, name, physical string) error {
 			return err
 		}
 	}
-	err.Similar = similar(tree, physical)
+	err.Similar = meant(tree, physical)
 	return err
 }
 
-// similar returns an existing path that differs from name in one similar component, or "".
-func similar(tree layer.Tree, name string) string {
+// meant returns an existing path that differs from name in one similar component, or "".
+func meant(tree layer.Tree, name string) string {
 	dir := ""
 	parts := strings.Split(name, "/")
 	for i, part := range parts {
@@ -62,9 +127,9 @@ func similar(tree layer.Tree, name string) string {
 		for i := range list {
 			names[i] = list[i].Name()
 		}
-		match, ok := suggest.Search(part, names, false)
+		match := similar.Name(part, names)
 		// Short names are all similar.
-		if !ok || len(part) < 3 {
+		if match == "" || len(part) < 3 && !strings.EqualFold(match, part) {
 			return ""
 		}
 		found := path.Join(append([]string{dir, match}, parts[i+1:]...)...)

@@ -30,6 +30,9 @@ func (p *Planner) file(ctx context.Context, op llb.File, in []solver.Ref) (solve
 	if err != nil {
 		return solver.Plan{}, c.Told(err)
 	}
+	for _, u := range planned.Unmatched {
+		p.Session.Warning(u.Error() + "; nothing is copied")
+	}
 	inputs := append(common(op), contentInput("files", solver.Content(planned.Content)))
 	inputs = append(inputs, epochs(op)...)
 	w := work.File{Op: op, In: in, Archives: planned.Archives, Copied: planned.Copied, Planned: planned.Content, Identity: planned.Identity}

@@ -1,10 +1,14 @@
 package values
 
 import (
+	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/internal/similar"
+	csvvalue "github.com/tonistiigi/go-csvvalue"
 )
 
 // LimitFlags are the flags that limit a step.
@@ -42,18 +46,55 @@ func (f *Limit) Type() string { return f.Kind }
 func Limits(flags build.Limits, resources []string) (build.Limits, error) {
 	all := maps.Clone(flags)
 	maps.DeleteFunc(all, func(_, value string) bool { return value == "" })
-	for _, r := range resources {
-		name, value, ok := strings.Cut(r, "=")
-		if !ok || name == "pids-limit" || name == "step-timeout" {
-			return nil, usagef("--resource %q: want KEY=VALUE, as memory=2g", r)
-		}
-		all[name] = value
-	}
+	// One by one: what two of them have to do with each other may depend on kiln.toml.
 	for name, value := range all {
-		// One by one: what two of them have to do with each other may depend on kiln.toml.
 		if err := build.CheckLimit(name, value); err != nil {
 			return nil, usagef("--%w", err)
 		}
 	}
+	for _, r := range resources {
+		given, err := resource(r)
+		if err != nil {
+			return nil, usagef("--resource %q: %w", r, err)
+		}
+		for name, value := range given {
+			if err := build.CheckLimit(name, value); err != nil {
+				return nil, usagef("--resource %q: %w", r, err)
+			}
+			all[name] = value
+		}
+	}
 	return all, nil
+}
+
+// resourceKeys are the keys of --resource, which are buildx's.
+var resourceKeys = []string{"memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems"}
+
+// resource reads one --resource: KEY=VALUE,…. A part without = belongs to the list before it, as in cpuset-cpus=0-3,5.
+func resource(value string) (map[string]string, error) {
+	fields, err := csvvalue.Fields(value, nil)
+	if err != nil {
+		return nil, fmt.Errorf("it is not a comma separated list: %w", err)
+	}
+	limits, last := map[string]string{}, ""
+	for _, field := range fields {
+		name, v, ok := strings.Cut(strings.TrimSpace(field), "=")
+		switch {
+		case !ok && strings.HasPrefix(last, "cpuset-"):
+			limits[last] += "," + field
+			continue
+		case !ok:
+			return nil, fmt.Errorf("%q is not KEY=VALUE, as memory=2g", field)
+		case !slices.Contains(resourceKeys, name):
+			hint := ""
+			if meant := similar.Name(name, resourceKeys); meant != "" {
+				hint = fmt.Sprintf(" (did you mean %s?)", meant)
+			}
+			return nil, fmt.Errorf("unknown key %q%s: use %s", name, hint, strings.Join(resourceKeys, ", "))
+		case v == "":
+			return nil, fmt.Errorf("%s has no value", name)
+		}
+		limits[name], last = v, name
+	}
+	return limits, nil
 }
