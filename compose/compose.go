@@ -256,7 +256,10 @@ func remove(m object, path []string) {
 
 // include returns base with the projects that a file includes.
 func (r *reader) include(m object, dir string, base object) (object, error) {
-	list, _ := m["include"].([]any)
+	list, ok := m["include"].([]any)
+	if !ok && m["include"] != nil {
+		return nil, errors.New("it is not a list of files")
+	}
 	for _, item := range list {
 		paths := []any{item}
 		inside := ""

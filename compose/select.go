@@ -115,6 +115,9 @@ func (p *Project) Select(names, profiles []string, dependencies bool) ([]string,
 		}
 		s := p.Services[name]
 		if s == nil {
+			if len(p.Services) == 0 {
+				return nil, fmt.Errorf("there is no service %s; the files have none", name)
+			}
 			return nil, fmt.Errorf("there is no service %s; there are %s", name, strings.Join(slices.Sorted(maps.Keys(p.Services)), ", "))
 		}
 		out = append(out, name)

@@ -28,6 +28,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/reach"
+	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/registry/auth"
 	"github.com/opencontainers/go-digest"
 )
@@ -154,7 +155,7 @@ func tlsConfig(set config.Registry) (*tls.Config, error) {
 				return nil, err
 			}
 			if !pool.AppendCertsFromPEM(pem) {
-				return nil, fmt.Errorf("%s has no certificate in PEM form", file)
+				return nil, fmt.Errorf("%s has no certificate in PEM form", rootdir.Shown(file))
 			}
 		}
 		t.RootCAs = pool

@@ -264,7 +264,11 @@ func (l *Loader) contextElsewhere(ctx context.Context) (dockerfile []byte, name 
 	case bare != nil:
 		return bare, "Dockerfile", nil
 	}
-	return dockerfileIn(tree, l.Dockerfile, remoteurl.WithoutUser(l.Context))
+	from := remoteurl.WithoutUser(l.Context)
+	if l.Context == stdin {
+		from = "standard input"
+	}
+	return dockerfileIn(tree, l.Dockerfile, from)
 }
 
 // readIgnore reads the first of these ignore files of the context dir that exists; nil for none.

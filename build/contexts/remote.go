@@ -165,6 +165,9 @@ func (l *Loader) unpack(
 		return tree, nil, err
 	}
 	text, err := readTree(tree, contextFile, maxDockerfile)
+	if err == nil && len(text) == 0 {
+		err = errors.New("it is empty, and neither an archive nor a Dockerfile")
+	}
 	if err == nil && bytes.IndexByte(text, 0) >= 0 {
 		err = errors.New("it is neither an archive nor a Dockerfile")
 	}

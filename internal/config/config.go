@@ -256,6 +256,9 @@ func Parse(path string, data []byte) (*Config, error) {
 	return &c, nil
 }
 
+// tomlTypes are the names of types in errors.
+var tomlTypes = map[string]string{"string": "string", "int64": "whole number", "int": "whole number", "bool": "boolean, true or false"}
+
 // located puts the file and line before an error of the TOML decoder.
 func located(path string, err error) error {
 	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok && len(strict.Errors) > 0 {
@@ -265,6 +268,16 @@ func located(path string, err error) error {
 	}
 	if syntax, ok := errors.AsType[*toml.DecodeError](err); ok {
 		line, _ := syntax.Position()
+		// The decoder names types of Go for a value of another type.
+		if got, ok := strings.CutPrefix(syntax.Error(), "toml: cannot decode TOML "); ok {
+			got, kind, _ := strings.Cut(got, " into ")
+			kind = kind[strings.LastIndex(kind, " ")+1:]
+			want, ok := tomlTypes[strings.TrimLeft(kind, "*")]
+			if !ok {
+				want = "value of another type"
+			}
+			return fmt.Errorf("%s:%d: %s: want a %s, not a TOML %s", path, line, strings.Join(syntax.Key(), "."), want, got)
+		}
 		return fmt.Errorf("%s:%d: %w", path, line, err)
 	}
 	return fmt.Errorf("%s: %w", path, err)

@@ -53,7 +53,9 @@ root = "/srv/kiln"
 
 func TestParseErrors(t *testing.T) {
 	for text, want := range map[string]string{
-		"\n\n[registry.\"x\"]\nmirror = [\"y\"]\n": "kiln.toml:4: unknown key registry.x.mirror",
+		"\n\n[registry.\"x\"]\nmirror = [\"y\"]\n":                               "kiln.toml:4: unknown key registry.x.mirror",
+		"\n[limits]\npids = \"many\"\n":                                          "kiln.toml:3: limits.pids: want a whole number, not a TOML string",
+		"root = 5\n":                                                             "kiln.toml:1: root: want a string, not a TOML integer",
 		"[worker]\n":                                                             "kiln.toml:1: unknown key worker",
 		"root = \n":                                                              "kiln.toml:1: ",
 		"\n[registry.\"x\"]\nhttp = \"yes\"\n":                                   "kiln.toml:3: ",

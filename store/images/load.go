@@ -117,6 +117,9 @@ func uncompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
 // read puts the files of a tar into the store.
 func (a *archive) read(ctx context.Context, r io.Reader, maxSize int64) error {
 	plain, err := uncompress(ctx, r)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return archiveErrorf("ends too early")
+	}
 	if err != nil {
 		return fmt.Errorf("load images: %w", err)
 	}
@@ -148,6 +151,9 @@ func (a *archive) read(ctx context.Context, r io.Reader, maxSize int64) error {
 		if err := a.add(ctx, tr, h); err != nil {
 			if limited.N <= 0 {
 				return archiveErrorf("has more than %d bytes, which archive.maxSize in kiln.toml allows", maxSize)
+			}
+			if errors.Is(err, io.ErrUnexpectedEOF) {
+				return archiveErrorf("ends too early")
 			}
 			return err
 		}

@@ -3,6 +3,9 @@ package app
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/contexts"
@@ -21,7 +24,15 @@ const (
 	ExitFailed   = 1
 	ExitUsage    = 2
 	ExitInternal = 125
+	// exitUnread is that of SIGPIPE.
+	exitUnread = 128 + int(syscall.SIGPIPE)
 )
+
+// unread reports whether err says that nobody reads standard output any more, as after "| head". That is for whoever stopped to explain.
+func unread(err error) bool {
+	p, ok := errors.AsType[*fs.PathError](err)
+	return ok && p.Path == os.Stdout.Name() && errors.Is(p, syscall.EPIPE)
+}
 
 // UsageError is a command line that cannot be carried out as it is written.
 type UsageError struct{ Err error }
@@ -71,6 +82,9 @@ func FlagError(cmd *cobra.Command, err error) error {
 
 // ExitStatus returns the exit status that err stands for.
 func ExitStatus(err error) int {
+	if unread(err) {
+		return exitUnread
+	}
 	if _, ok := errors.AsType[*UsageError](err); ok {
 		return ExitUsage
 	}
@@ -96,7 +110,7 @@ func (a *App) Complain(text string) {
 // PrintError prints what went wrong in one line, then the lines of the Dockerfile, then the last lines of the log of the
 // step that failed, as far as there are any.
 func (a *App) PrintError(err error) {
-	if errors.Is(err, ErrFound) {
+	if errors.Is(err, ErrFound) || unread(err) {
 		return
 	}
 	if several, ok := err.(interface{ Unwrap() []error }); ok {
