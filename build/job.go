@@ -265,7 +265,10 @@ func (j *Job) solve(ctx context.Context, res *Result) error {
 	}
 	demand := j.steps.pack(j.plans)
 	j.session.Selected = llb.Selections(roots)
-	j.steps.Ahead(roots, func(v *llb.Vertex) bool { _, same := j.work.Records.Last(v); return same })
+	j.steps.Ahead(roots, func(v *llb.Vertex) bool {
+		_, same := j.work.Records.Last(v)
+		return same || j.caches.Importing()
+	})
 	again := &verified{names: map[llb.Digest]string{}}
 	j.events.Attach(again)
 	ctx, cancel := context.WithCancel(ctx)

@@ -83,6 +83,9 @@ func (c *Caches) Close() error {
 	return err
 }
 
+// Importing reports whether steps may be found that have never run here.
+func (c *Caches) Importing() bool { return len(c.imports) > 0 }
+
 // Solver returns the cache for the solver.
 func (c *Caches) Solver() solver.Cache {
 	if c.cache == nil {

@@ -188,8 +188,6 @@ func bakeTarget(t *bake.Target) (target, error) {
 	out := target{name: t.Name, needs: map[string]string{}, linked: t.Linked, context: *t.Context}
 	flags := &out.flags
 	switch {
-	case len(t.CacheFrom) > 0 || len(t.CacheTo) > 0:
-		return out, errors.New("cache-from and cache-to are not supported yet: --set '*.cache-from=' --set '*.cache-to=' builds without them")
 	case slices.ContainsFunc(t.Attest, func(e bake.Entry) bool { return e["disabled"] != "true" }):
 		return out, errors.New("attestations are not supported yet: --provenance=false --sbom=false builds without them")
 	case len(t.Policy) > 0:
@@ -221,6 +219,12 @@ func bakeTarget(t *bake.Target) (target, error) {
 	}
 	flags.caching.off.Steps, flags.caching.pull = t.NoCache != nil && *t.NoCache, t.Pull != nil && *t.Pull
 	flags.caching.offFor = t.NoCacheFilter
+	for _, c := range t.CacheFrom {
+		flags.caching.from = append(flags.caching.from, c.String())
+	}
+	for _, c := range t.CacheTo {
+		flags.caching.to = append(flags.caching.to, c.String())
+	}
 	for _, s := range t.Secrets {
 		flags.client.secrets = append(flags.client.secrets, s.String())
 	}

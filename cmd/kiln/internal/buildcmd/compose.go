@@ -201,8 +201,6 @@ func serviceTarget(p *compose.Project, s *compose.Service, dir string) (target, 
 		return out, errors.New("build.privileged is not supported: RUN --security=insecure gives privileges to a single step")
 	case b.Isolation != "" && b.Isolation != "default":
 		return out, fmt.Errorf("build.isolation %q is not supported", b.Isolation)
-	case len(b.CacheFrom) > 0 || len(b.CacheTo) > 0:
-		return out, errors.New("build.cache_from and build.cache_to are not supported yet")
 	case attested(b.SBOM) || attested(b.Provenance):
 		return out, errors.New("attestations are not supported yet: build.sbom and build.provenance")
 	}
@@ -238,6 +236,7 @@ func serviceTarget(p *compose.Project, s *compose.Service, dir string) (target, 
 		}
 		flags.source.named = append(flags.source.named, key+"="+local(b.Contexts[key]))
 	}
+	flags.caching.from, flags.caching.to = b.CacheFrom, b.CacheTo
 	flags.target.stage, flags.target.platforms = b.Target, b.Platforms
 	if len(b.Platforms) == 0 && s.Platform != "" {
 		flags.target.platforms = []string{s.Platform}
