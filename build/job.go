@@ -89,7 +89,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	if j.plans, err = o.Export.plan(j.names, o.Target.Platforms); err != nil {
 		return nil, &input.Error{Err: err}
 	}
-	run, err := b.run(&o.Run)
+	run, err := b.defaults.Confine(o.Run.Request)
 	if err != nil {
 		return nil, err
 	}
@@ -102,8 +102,8 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	}
 	j.onClose(func(context.Context) error { return j.caches.Close() })
 	j.blobs = &exporter.Blobs{Store: j.store, Layers: j.caches}
-	j.sharedProc = run.sharedProc
-	j.onClose(func(context.Context) error { run.close(); return nil })
+	j.sharedProc = run.SharedProc
+	j.onClose(func(context.Context) error { run.Close(); return nil })
 	open := &contexts.Contexts{Trees: map[string]layer.Tree{}}
 	j.onClose(func(context.Context) error { open.Close(); return nil })
 	j.session = &session.Session{
@@ -117,7 +117,8 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.onClose(func(context.Context) error { j.bases.Close(); return nil })
 	j.explain = explain.Explainer{Layers: j.layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
 	j.steps = b.steps(j, execute.Options{
-		Images: j.bases, Cached: j.caches.Elsewhere(), Limit: o.Source.HostLimit(), Limits: run.limits.sandbox, Timeout: run.limits.timeout, IDs: run.ids,
+		Images: j.bases, Cached: j.caches.Elsewhere(), Limit: o.Source.HostLimit(), Limits: run.Limits, Timeout: run.Timeout, IDs: run.IDs,
+		KeepFailed: o.OnFailure != nil,
 	})
 	j.onClose(j.steps.end)
 	j.caches.Bring = j.steps.Bring
@@ -287,6 +288,9 @@ func (j *Job) solve(ctx context.Context, res *Result) error {
 	j.chains, err = solver.Solve(ctx, roots, options)
 	j.events.Detach(again)
 	res.Verified = again.steps
+	if err != nil {
+		j.failed(ctx, res, err)
+	}
 	return err
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/kilnbuild/kiln/build/confine"
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/input"
@@ -113,8 +114,8 @@ func TestBegin(t *testing.T) {
 	for name, o := range map[string]Options{
 		"name":     {Export: Export{Tags: []string{"a.-b"}}},
 		"output":   {Export: one(OutputOCI, "tar", "maybe")},
-		"limits":   {Run: Run{Limits: Limits{"memory-swap": "1m", "memory": "1g"}}},
-		"/proc":    {Run: Run{NoProcessSandbox: true}},
+		"limits":   {Run: Run{Request: confine.Request{Limits: confine.Limits{"memory-swap": "1m", "memory": "1g"}}}},
+		"/proc":    {Run: Run{Request: confine.Request{NoProcessSandbox: true}}},
 		"platform": {Export: Export{Annotations: annotations(t, "manifest[linux/s390x]:a=b")}},
 	} {
 		if _, err := b.Begin(o, nil); !errors.As(err, new(*input.Error)) {

@@ -1,7 +1,10 @@
 package build
 
 import (
+	"context"
+
 	"github.com/kilnbuild/kiln/build/caching"
+	"github.com/kilnbuild/kiln/build/confine"
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/rootdir"
@@ -24,6 +27,9 @@ type Options struct {
 	Explain bool
 	// Debug shows debug messages.
 	Debug bool
+	// OnFailure is called with a RUN that failed, when all other steps have ended, and before the build ends with the error of the RUN.
+	// It may be nil.
+	OnFailure func(ctx context.Context, f *Failure)
 }
 
 // Call is what to do with a Dockerfile.
@@ -84,12 +90,8 @@ type Run struct {
 	Network llb.Network
 	// RunOptions go into the graph as they are.
 	llb.RunOptions
-	// Limits bound each step; what they do not name, kiln.toml may.
-	Limits Limits
-	// Userns is which ids RUN has, as CheckUserns takes it; "" for what kiln.toml says.
-	Userns string
-	// NoProcessSandbox lets each RUN see kiln's own /proc, for containers in which none can be mounted; kiln.toml may say so as well.
-	NoProcessSandbox bool
+	// Request is how the process of each is confined.
+	confine.Request
 }
 
 // Client is what the client of a build provides and allows.

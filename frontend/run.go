@@ -44,6 +44,7 @@ func (b *builder) run(s *stage, c *instructions.RunCommand, sources []*stage) er
 		Hostname:   b.buildArgs["BUILDKIT_SANDBOX_HOSTNAME"],
 		RunOptions: b.opts.RunOptions,
 		Proxy:      b.proxy(),
+		Shell:      s.config.Shell(),
 	}
 	if op.Network, err = b.network(c); err != nil {
 		return err

@@ -131,6 +131,8 @@ type Exec struct {
 	Devices []Device
 	// Proxy holds the predefined proxy variables: they reach the process and nothing else, neither digest nor key.
 	Proxy []string `json:"-"`
+	// Shell is the SHELL of the stage, for whoever looks at what the step left. It is not part of digest or key either.
+	Shell []string `json:"-"`
 }
 
 // Kind implements Op.

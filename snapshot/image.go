@@ -7,10 +7,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/snapshot/compose"
+	"github.com/opencontainers/go-digest"
 )
 
 // Unpack reads the tar of an image's layer to EOF and commits it as id, unless that layer already exists. If tarball returns an
@@ -84,4 +88,31 @@ func (s *Store) keepEntries(ctx context.Context, id layer.ID, b *compose.Builder
 		return nil, errors.Join(err, m.Close())
 	}
 	return m, nil
+}
+
+// Made returns layers that steps have made, by the diff IDs of the layers of images that they became, as far as they are in the store. They
+// have the same entries, and need not be unpacked. They stay until the end of the job.
+func (j *Job) Made(ctx context.Context, diffIDs []digest.Digest) (map[digest.Digest]layer.ID, error) {
+	found := map[digest.Digest]layer.ID{}
+	if len(diffIDs) == 0 {
+		return found, nil
+	}
+	ids, err := j.store.IDs()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		for _, d := range blob.DiffIDs(j.store.Path(id)) {
+			if _, has := found[d]; has || !slices.Contains(diffIDs, d) {
+				continue
+			}
+			if j.Open(ctx, id) == nil {
+				found[d] = id
+			}
+		}
+		if err := ctxio.Ended(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
 }

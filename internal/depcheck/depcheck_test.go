@@ -31,19 +31,24 @@ var allowed = map[string][]string{
 	// The commands for the root directory as a whole; those for images and builds are packages of their own.
 	"cmd/kiln": {"store", "doctor", "events", "internal", "llb"},
 	// What all commands need: the root directory with what works on it, and types of errors.
-	"cmd/kiln/internal/app":      {"cmd/kiln/internal/report", "cmd/kiln/internal/signals", "build", "build/contexts", "store", "store/images", "progress", "events", "internal", "parser", "registry", "solver"},
+	"cmd/kiln/internal/app":      {"cmd/kiln/internal/console", "cmd/kiln/internal/report", "cmd/kiln/internal/signals", "build", "build/contexts", "store", "store/images", "progress", "events", "internal", "parser", "registry", "solver"},
 	"cmd/kiln/internal/imagecmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/table", "cmd/kiln/internal/values", "store/images", "events", "exporter", "internal", "llb", "registry", "registry/auth", "registry/image"},
-	"cmd/kiln/internal/buildcmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "bake", "build", "build/contexts", "build/set", "compose", "events", "exporter", "internal", "llb", "progress", "registry/auth"},
+	"cmd/kiln/internal/buildcmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/console", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "bake", "build", "build/confine", "build/contexts", "build/set", "compose", "events", "exporter", "internal", "llb", "progress", "registry/auth", "sandbox"},
+	"cmd/kiln/internal/runcmd":   {"cmd/kiln/internal/app", "cmd/kiln/internal/console", "cmd/kiln/internal/help", "cmd/kiln/internal/signals", "cmd/kiln/internal/values", "build/confine", "events", "internal", "run", "sandbox"},
+	// The user's terminal, for a program.
+	"cmd/kiln/internal/console": {"sandbox"},
 	// What is read from commands and flags, whatever they are.
 	"cmd/kiln/internal/help": {},
 	// The values of flags of kiln build, and the text of results. cmd/kiln/internal/table and signals may import nouns alone.
-	"cmd/kiln/internal/values": {"build", "build/caching", "build/contexts", "build/early", "llb", "internal"},
+	"cmd/kiln/internal/values": {"build", "build/caching", "build/confine", "build/contexts", "build/early", "llb", "internal"},
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 
 	"build": {
-		"build/caching", "build/contexts", "build/early", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
+		"build/caching", "build/confine", "build/contexts", "build/early", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
 		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
 	},
+	// How the processes of builds and containers are confined.
+	"build/confine": {"sandbox", "internal"},
 	// What a build reads, by steps that build does for it.
 	"build/contexts": {"frontend/source", "llb", "registry/layout", "snapshot/compose", "solver", "solver/files", "internal"},
 	// What a build has to do with caches that travel.
@@ -54,7 +59,9 @@ var allowed = map[string][]string{
 	"build/early": {"events", "exporter", "llb", "snapshot/blob", "internal"},
 	// Several builds together.
 	"build/set": {"build", "store", "events", "llb", "registry/layout"},
-	"doctor":    {"store", "sandbox", "sandbox/emulation", "registry/auth", "internal"},
+	// A container, which is a step with what a RUN has not.
+	"run":    {"build/confine", "store", "store/images", "events", "llb", "registry/image", "sandbox", "snapshot", "solver", "solver/execute", "solver/session", "solver/work", "internal"},
+	"doctor": {"store", "sandbox", "sandbox/emulation", "registry/auth", "internal"},
 
 	// The root directory: store knows the parts that lie in it, and no part knows store.
 	"store":        {"cache", "events", "exporter", "history", "llb", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/explain", "internal"},

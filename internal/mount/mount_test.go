@@ -283,3 +283,32 @@ func TestBusyForAMoment(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is mounted detached can be mounted twice, a directory and a file, in the way of older kernels as well.
+func TestAllBelow(t *testing.T) {
+	for _, old := range []bool{false, true} {
+		was := forced
+		forced = old
+		fs, err := Tmpfs(0, 0o755, 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.Openat(int(fs.Fd()), "file", unix.O_CREAT|unix.O_RDWR, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := os.NewFile(uintptr(fd), "file")
+		both, err := AllBelow(fs, true, fs, file)
+		if err != nil {
+			t.Fatalf("old %v: a directory: %v", old, err)
+		}
+		files, err := AllBelow(both[1], true, both[1], both[1])
+		if err != nil {
+			t.Fatalf("old %v: a file: %v", old, err)
+		}
+		for _, f := range append(files, append(both, fs, file)...) {
+			f.Close()
+		}
+		forced = was
+	}
+}

@@ -134,23 +134,53 @@ func (o Overlay) mountString() (*os.File, error) {
 // be in the detached mount that root is the root of; root is then used up: it can be read through its descriptor, and not
 // be attached any more.
 func Below(root, f *os.File, recursive bool) (*os.File, error) {
-	m, err := Clone(f, recursive)
-	if !errors.Is(err, unix.EINVAL) && !forced {
-		return m, err
+	all, err := AllBelow(root, recursive, f)
+	if err != nil {
+		return nil, err
 	}
-	var within *os.File
+	return all[0], nil
+}
+
+// AllBelow is Below for several directories and files of one mount. With root among them a mount like it can still be attached.
+func AllBelow(root *os.File, recursive bool, files ...*os.File) ([]*os.File, error) {
+	all, err := clones(recursive, files)
+	if !errors.Is(err, unix.EINVAL) && !forced {
+		return all, err
+	}
+	at := "/"
+	if info, err := root.Stat(); err == nil && !info.IsDir() {
+		at = "/proc/version" // a file, which there is wherever kiln runs
+	}
+	var within []*os.File
 	moved := alone(func() error {
-		err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH)
+		err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH)
 		if err == nil {
-			within, err = Clone(f, recursive)
+			within, err = clones(recursive, files)
 		}
 		return err
 	})
 	if moved != nil {
-		return m, err // it is no detached mount, and the error has another cause
+		return all, err // it is no detached mount, and the error has another cause
 	}
-	if m != nil {
-		m.Close()
-	}
+	closeAll(all)
 	return within, nil
+}
+
+func clones(recursive bool, files []*os.File) ([]*os.File, error) {
+	var all []*os.File
+	for _, f := range files {
+		m, err := Clone(f, recursive)
+		if err != nil {
+			closeAll(all)
+			return nil, err
+		}
+		all = append(all, m)
+	}
+	return all, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }

@@ -5,7 +5,6 @@ package userns
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -92,9 +91,9 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 // Run starts the program again, with the same arguments, environment and files, in a new user namespace and a new mount
-// namespace, in which it is root, and returns its exit status. When ctx is done, it is sent the number that signal
-// returns; see Told. It dies when this process dies. The error is an *Error.
-func Run(ctx context.Context, signal func() syscall.Signal) (int, error) {
+// namespace, in which it is root, and returns its exit status. It is told the signals that come; see Told. It dies when this process dies.
+// The error is an *Error.
+func Run(signals <-chan syscall.Signal) (int, error) {
 	// The signal of Pdeathsig comes when the thread ends that started the process.
 	runtime.LockOSThread()
 	ids, err := Find()
@@ -109,8 +108,18 @@ func Run(ctx context.Context, signal func() syscall.Signal) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	stop := context.AfterFunc(ctx, func() { _, _ = p.socket.Write([]byte{byte(signal())}) })
-	defer stop()
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		for {
+			select {
+			case s := <-signals:
+				_, _ = p.socket.Write([]byte{byte(s)})
+			case <-ended:
+				return
+			}
+		}
+	}()
 	state, err := p.Wait()
 	if err != nil {
 		return 0, &Error{Doing: "wait for kiln in its user namespace", Err: err}
@@ -268,15 +277,18 @@ func (e *NoIDError) Error() string {
 // ErrOrphan says that the process that started this one has given up.
 var ErrOrphan = errors.New("the user namespace was not made")
 
-// Told calls f with the signal, in a goroutine of its own, when the process that called Run is told to stop. It does nothing in a
-// process that Run has not started.
+// Told calls f, in a goroutine of its own, with each signal that the process that called Run passes on. It does nothing in a process that
+// Run has not started.
 func Told(f func(syscall.Signal)) {
 	if inside == nil {
 		return
 	}
 	go func() {
 		var b [1]byte
-		if n, _ := inside.socket.Read(b[:]); n == 1 {
+		for {
+			if n, err := inside.socket.Read(b[:]); n != 1 || err != nil {
+				return
+			}
 			f(syscall.Signal(b[0]))
 		}
 	}()

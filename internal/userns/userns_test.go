@@ -2,7 +2,6 @@ package userns
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -43,7 +42,7 @@ func runOften() int {
 		}
 	}
 	for range 200 {
-		if status, err := Run(context.Background(), nil); err != nil || status != 7 {
+		if status, err := Run(nil); err != nil || status != 7 {
 			fmt.Fprintln(os.Stderr, status, err)
 			return 1
 		}

@@ -64,6 +64,20 @@ func (s Store) Any(dir string) (Blob, bool) {
 	return Blob{}, false
 }
 
+// DiffIDs returns the diff IDs of the tars that a layer became with the times that its files have.
+func DiffIDs(dir string) []digest.Digest {
+	var all []digest.Digest
+	for _, path := range Notes(dir) {
+		if strings.HasSuffix(path, windowsEncoding) || strings.Contains(filepath.Base(path), epochEncoding) {
+			continue
+		}
+		if b, err := ReadNote(path); err == nil {
+			all = append(all, b.DiffID)
+		}
+	}
+	return all
+}
+
 // remembered reads what remember wrote; ok is false if it is damaged, or another version of kiln made the blob, or the blob is not in the
 // image store any more.
 func (s Store) remembered(note []byte) (have Blob, ok bool) {

@@ -23,13 +23,16 @@ type Encoding struct {
 func (f Encoding) String() string {
 	s := f.Compression.String()
 	if f.Rewrite {
-		s += ".epoch" + strconv.FormatInt(f.Epoch, 10)
+		s += epochEncoding + strconv.FormatInt(f.Epoch, 10)
 	}
 	if f.Windows {
 		s += windowsEncoding
 	}
 	return s
 }
+
+// epochEncoding is in the names of encodings that have other times than the manifest.
+const epochEncoding = ".epoch"
 
 // windowsEncoding ends the names of encodings for Windows, whose tars do not have the files where the manifest has them.
 const windowsEncoding = ".windows"

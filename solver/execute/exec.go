@@ -94,6 +94,9 @@ func (p *Prepared) below() []*layer.Stack {
 	return all
 }
 
+// Network returns the process's own network, nil for none.
+func (p *Prepared) Network() *network.Network { return p.network }
+
 // Close lets go of everything.
 func (p *Prepared) Close() {
 	if p.users != nil {
@@ -125,9 +128,12 @@ func (x *Job) exec(ctx context.Context, w work.Exec, job solver.Job) ([]solver.M
 	if err != nil {
 		return nil, err
 	}
-	defer p.Close()
 	// One pipe for both keeps the order of what the processes write, which matters more than which of them a line came from.
 	p.Spec.Stdio.Stdout, p.Spec.Stdio.Stderr = job.Stdout, job.Stdout
+	if x.KeepFailed {
+		return x.execKeeping(ctx, p, job)
+	}
+	defer p.Close()
 	if err := p.Run(ctx); err != nil {
 		return nil, err
 	}
@@ -288,7 +294,17 @@ func (x *Job) connect(op llb.Exec, p *Prepared) (err error) {
 	return nil
 }
 
-// Run runs the process to its end. The error of one that did not succeed is an *ExitError or a *TimeoutError. It can be called once.
+// Process runs the process to its end, and returns how it ended. What it writes cannot be committed. It can be called once, and so can Run.
+func (p *Prepared) Process(ctx context.Context) (sandbox.Status, error) {
+	status, err := sandbox.Run(ctx, p.Spec)
+	if err != nil {
+		return status, p.explain(err)
+	}
+	p.job.tellPidsLimit(status.NoPidsLimit)
+	return status, nil
+}
+
+// Run runs the process to its end. The error of one that did not succeed is an *ExitError or a *TimeoutError.
 func (p *Prepared) Run(ctx context.Context) (err error) {
 	x := p.job
 	if p.started, err = diff.Begin(ctx, p.below()...); err != nil {
@@ -300,12 +316,11 @@ func (p *Prepared) Run(ctx context.Context) (err error) {
 		defer cancel()
 	}
 	killed := oomKills()
-	status, err := sandbox.Run(ctx, p.Spec)
+	status, err := p.Process(ctx)
 	if err != nil {
-		return p.explain(err)
+		return err
 	}
 	events.From(ctx).Used(events.Resources{CPU: status.CPU, Memory: status.Memory})
-	x.tellPidsLimit(status.NoPidsLimit)
 	if status.ExitCode == 0 && status.Signal == 0 {
 		return nil
 	}

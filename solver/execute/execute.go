@@ -94,6 +94,8 @@ type Options struct {
 	IDs func() (*mount.IDMap, error)
 	// Limit is of the hosts that ADD names; nil is for anywhere.
 	Limit reach.Limit
+	// KeepFailed keeps what a RUN that fails has left, for Job.Failed.
+	KeepFailed bool
 }
 
 // Executor runs steps on this machine, for any number of jobs at once. Jobs share networks and control groups, which take longer to make
@@ -125,6 +127,7 @@ type Job struct {
 	files    map[string]string               // that were downloaded and are no layers yet, by address and digest
 
 	git         *git.Client
+	failed      []*Failed
 	emptied     emptied
 	ahead       func(context.Context) error  // see Ahead
 	looked      once.Map[struct{}, struct{}] // ahead, and there was nothing wrong
@@ -174,6 +177,9 @@ func (x *Executor) Job(s *session.Session, o Options) *Job {
 func (x *Job) Close() error {
 	for _, drop := range x.unneeded {
 		drop()
+	}
+	for _, f := range x.failed {
+		f.close()
 	}
 	var err error
 	for _, file := range x.files {

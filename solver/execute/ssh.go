@@ -1,6 +1,7 @@
 package execute
 
 import (
+	"context"
 	"fmt"
 	"os"
 
@@ -22,7 +23,7 @@ func (m *mounting) agent(spec llb.Mount) error {
 		}
 		return nil
 	}
-	socket, err := agent.Lend(m.ctx, m.x.Tmp)
+	socket, err := agent.Lend(context.WithoutCancel(m.ctx), m.x.Tmp) // until it is closed
 	if err != nil {
 		return err
 	}

@@ -65,7 +65,7 @@ func (p *Planner) exec(ctx context.Context, op llb.Exec, meta llb.Meta, in []sol
 		}
 		add("mount", what)
 	}
-	w := work.Exec{Op: op, Proxy: op.Proxy, Platform: meta.Platform, In: in}
+	w := work.Exec{Op: op, Proxy: op.Proxy, Shell: op.Shell, Platform: meta.Platform, In: in}
 	return solver.Plan{Inputs: inputs, Work: w}, nil
 }
 

@@ -29,6 +29,8 @@ type Exec struct {
 	Op llb.Exec
 	// Proxy is Op's, which is not part of its JSON.
 	Proxy []string
+	// Shell is Op's, which is not part of its JSON.
+	Shell []string
 	// Platform is that of llb.Meta.
 	Platform string
 	In       []solver.Ref
@@ -121,7 +123,7 @@ func Decode(data []byte) (solver.Work, error) {
 	case e.File != nil:
 		return *e.File, nil
 	case e.Exec != nil:
-		e.Exec.Op.Proxy = e.Exec.Proxy
+		e.Exec.Op.Proxy, e.Exec.Op.Shell = e.Exec.Proxy, e.Exec.Shell
 		return *e.Exec, nil
 	case e.HTTP != nil:
 		e.HTTP.Op.User = e.HTTP.User

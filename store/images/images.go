@@ -149,25 +149,42 @@ func (set *Images) info(desc ocispec.Descriptor) (Info, error) {
 
 // find finds the manifest of an image and its config. Of an image for several platforms it is that for one; "" is the host's, or the first.
 func (set *Images) find(ctx context.Context, name, platform string) (m ocispec.Manifest, config dockerspec.DockerOCIImage, err error) {
+	found, err := set.Find(ctx, name, platform)
+	return found.Manifest, found.Config, err
+}
+
+// Found is an image of the store for one platform.
+type Found struct {
+	// Digest is that of the manifest.
+	Digest   digest.Digest
+	Manifest ocispec.Manifest
+	Config   dockerspec.DockerOCIImage
+}
+
+// Find finds an image by a name, full or short, by its digest or ID, or by the first digits of these. Of an image for several platforms it
+// is that for one; "" is the host's, or the first. Errors are *cas.NotFoundError and *image.PlatformError, among others.
+func (set *Images) Find(ctx context.Context, name, platform string) (f Found, err error) {
 	img, err := set.lookup(ctx, name)
 	if err != nil {
-		return m, config, err
+		return f, err
 	}
 	all, err := set.manifests(img.Desc)
 	if err != nil {
-		return m, config, err
+		return f, err
 	}
 	if len(all) == 0 {
-		return m, config, &cas.NotFoundError{Ref: name}
+		return f, &cas.NotFoundError{Ref: name}
 	}
 	desc, err := set.choose(all, name, platform)
 	if platform == "" && errors.As(err, new(*image.PlatformError)) {
 		desc, err = all[0], nil
 	}
 	if err != nil {
-		return m, config, err
+		return f, err
 	}
-	return set.manifestOf(desc)
+	f.Digest = desc.Digest
+	f.Manifest, f.Config, err = set.manifestOf(desc)
+	return f, err
 }
 
 // List returns the images, the newest first.

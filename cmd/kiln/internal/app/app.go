@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/console"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/signals"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/rootdir"
@@ -35,6 +36,8 @@ type App struct {
 	Debug   bool
 	// Args is the command line: it decides which groups of commands are made, and errors are about parts of it that were not parsed.
 	Args []string
+	// told is an error that TellFailure has printed.
+	told error
 	// config is the configuration, once the root directory was entered.
 	config *config.Config
 }
@@ -47,6 +50,26 @@ func New(stdout, stderr io.Writer) *App {
 // AsRoot returns run in a form that is root's where kiln is not: in a user namespace, by a kiln of its own, which does and says
 // everything.
 func (a *App) AsRoot(run func(cmd *cobra.Command, args []string) error) func(cmd *cobra.Command, args []string) error {
+	return a.asRoot(run, func(ctx context.Context, to chan<- syscall.Signal) func() {
+		stop := context.AfterFunc(ctx, func() { to <- signals.Cause(ctx).Signal })
+		return func() { stop() }
+	})
+}
+
+// AsRootForwarding is like AsRoot for a command that redirects signals: the other kiln is told all of them, and these more.
+func (a *App) AsRootForwarding(run func(cmd *cobra.Command, args []string) error, more ...os.Signal) func(cmd *cobra.Command, args []string) error {
+	return a.asRoot(run, func(ctx context.Context, to chan<- syscall.Signal) func() {
+		return signals.Redirect(ctx, func(s syscall.Signal) {
+			select {
+			case to <- s:
+			default: // so many have not been taken that one more makes no difference
+			}
+		}, more...)
+	})
+}
+
+// asRoot is AsRoot, where forward has signals passed on to the other kiln until the returned function is called.
+func (a *App) asRoot(run func(cmd *cobra.Command, args []string) error, forward func(ctx context.Context, to chan<- syscall.Signal) func()) func(cmd *cobra.Command, args []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		if !userns.Needed() {
 			return run(cmd, args)
@@ -55,7 +78,11 @@ func (a *App) AsRoot(run func(cmd *cobra.Command, args []string) error) func(cmd
 		if _, root, err := a.findRoot(); err == nil { // the other says what is wrong with it
 			a.warnOfRoot(root)
 		}
-		status, err := userns.Run(ctx, func() syscall.Signal { return signals.Cause(ctx).Signal })
+		to := make(chan syscall.Signal, 64)
+		defer forward(ctx, to)()
+		// If the other is killed while a program has the terminal, nobody else gives it back.
+		defer console.Keep(os.Stdin)()
+		status, err := userns.Run(to)
 		if err != nil {
 			return &InternalError{err}
 		}

@@ -51,6 +51,15 @@ type InternalError struct{ Err error }
 func (e *InternalError) Error() string { return e.Err.Error() }
 func (e *InternalError) Unwrap() error { return e.Err }
 
+// StatusError is an error with an exit status of its own.
+type StatusError struct {
+	Err    error
+	Status int
+}
+
+func (e *StatusError) Error() string { return e.Err.Error() }
+func (e *StatusError) Unwrap() error { return e.Err }
+
 // ProgressError is an error of something whose progress was shown, and what failed on the way.
 type ProgressError struct {
 	Err      error
@@ -84,6 +93,9 @@ func FlagError(cmd *cobra.Command, err error) error {
 func ExitStatus(err error) int {
 	if unread(err) {
 		return exitUnread
+	}
+	if own, ok := errors.AsType[*StatusError](err); ok {
+		return own.Status
 	}
 	if _, ok := errors.AsType[*UsageError](err); ok {
 		return ExitUsage
@@ -129,7 +141,9 @@ func (a *App) PrintError(err error) {
 	}
 	line, more := report.Failure(err, dockerfile, failures)
 	a.Complain(line)
-	_, _ = a.Stderr.Write(more)
+	if a.told == nil || !errors.Is(err, a.told) {
+		_, _ = a.Stderr.Write(more)
+	}
 }
 
 // FailedBuild returns err with the Dockerfile of a build, which errors quote.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 
+	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/signals"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/progress"
@@ -33,13 +34,36 @@ func (a *App) WithProgress(ctx context.Context, flag string, f func(ctx context.
 	}
 	failures := &progress.Failures{}
 	s := events.New(failures, p)
-	err = f(ctx, s)
+	err = f(context.WithValue(ctx, shownKey{}, shown{failures, p}), s)
 	s.Close()
 	p.Close()
 	if err != nil {
 		return &ProgressError{Err: err, Failures: failures}
 	}
 	return nil
+}
+
+// shown is the progress that a context of WithProgress has.
+type shown struct {
+	failures *progress.Failures
+	printer  *progress.Printer
+}
+
+type shownKey struct{}
+
+// EndProgress ends the view of progress before its end, and leaves the terminal to whoever comes next. ctx is that of WithProgress.
+func EndProgress(ctx context.Context) {
+	if s, ok := ctx.Value(shownKey{}).(shown); ok {
+		s.printer.Close()
+	}
+}
+
+// TellFailure prints an error of a build before the build ends, as PrintError does, after EndProgress.
+func (a *App) TellFailure(ctx context.Context, err error, r *build.Result) {
+	EndProgress(ctx)
+	s, _ := ctx.Value(shownKey{}).(shown)
+	a.PrintError(&ProgressError{Err: FailedBuild(err, r), Failures: s.failures})
+	a.told = err
 }
 
 // ProgressFlag adds --progress, without its default: that is looked up when the command runs.

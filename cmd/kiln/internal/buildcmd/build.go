@@ -19,6 +19,7 @@ import (
 // Build returns the command of that name.
 func Build(a *app.App) *cobra.Command {
 	var f buildFlags
+	var debug debugFlags
 	cmd := &cobra.Command{
 		Use:   "build [flags] PATH | URL | -",
 		Short: "Build an image from a Dockerfile",
@@ -42,6 +43,9 @@ standard input. The image goes into kiln's own store unless --output or --push s
 			if err != nil {
 				return err
 			}
+			if o.OnFailure, err = debug.handler(cmd, a, args[0] == "-" || f.source.file == "-"); err != nil {
+				return err
+			}
 			proxies, err := auth.Proxies()
 			if err != nil { // docker goes on as well
 				a.Complain("warning: RUN gets no proxies: " + err.Error())
@@ -55,6 +59,7 @@ standard input. The image goes into kiln's own store unless --output or --push s
 	}
 	flags := cmd.Flags()
 	f.add(flags)
+	debug.add(flags)
 	values.AddUnsupported(flags)
 	return cmd
 }

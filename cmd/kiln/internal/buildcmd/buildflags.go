@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/build/confine"
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
@@ -231,7 +232,7 @@ type runFlags struct {
 	cgroupParent   string
 	userns         string
 	noProcSandbox  bool
-	limits         build.Limits
+	limits         confine.Limits
 	resources      []string
 }
 
@@ -244,15 +245,18 @@ func (f *runFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.userns, "userns", "", "`IDS` run each RUN in a user namespace: with the IDs that /etc/subuid has for root (auto), with START:COUNT, or not (host)")
 	flags.BoolVar(&f.noProcSandbox, "no-process-sandbox", false, "let each RUN see kiln's own /proc, for containers in which no other can be mounted")
 	flags.Lookup("userns").NoOptDefVal = "auto"
-	f.limits = build.Limits{}
+	f.limits = confine.Limits{}
 	for _, l := range values.LimitFlags {
-		flags.VarP(&values.Limit{Limits: f.limits, Name: l.Name, Kind: l.Kind}, l.Name, l.Shorthand, l.Usage)
+		flags.VarP(&values.Limit{Limits: f.limits, Name: l.Name, Kind: l.Kind}, l.Name, l.Shorthand, l.UsageOf("each RUN"))
 	}
 	flags.StringArrayVar(&f.resources, "resource", nil, "`NAME=LIMIT` limit of each RUN: memory=2g is --memory 2g, and so on")
 }
 
 func (f *runFlags) read() (r build.Run, err error) {
-	r = build.Run{RunOptions: llb.RunOptions{CgroupParent: f.cgroupParent}, Userns: f.userns, NoProcessSandbox: f.noProcSandbox}
+	r = build.Run{
+		RunOptions: llb.RunOptions{CgroupParent: f.cgroupParent},
+		Request:    confine.Request{Userns: f.userns, NoProcessSandbox: f.noProcSandbox},
+	}
 	if r.Network, err = values.Network(f.network); err != nil {
 		return r, err
 	}
@@ -262,7 +266,7 @@ func (f *runFlags) read() (r build.Run, err error) {
 	if r.Ulimits, err = values.Ulimits(f.ulimits); err != nil {
 		return r, err
 	}
-	if err := build.CheckUserns(r.Userns); err != nil {
+	if err := confine.CheckUserns(r.Userns); err != nil {
 		return r, app.UsageErrorf("--userns %q: %w", r.Userns, err)
 	}
 	if r.Limits, err = values.Limits(f.limits, f.resources); err != nil {

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/build/confine"
 	"github.com/kilnbuild/kiln/build/set"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
@@ -66,7 +67,7 @@ func (t *target) options(proxies map[string]string) (build.Options, error) {
 		name += "," + format
 	}
 	t.flags.call.call = name
-	t.flags.run.limits = build.Limits{}
+	t.flags.run.limits = confine.Limits{}
 	o, err := t.flags.options(t.context)
 	if err != nil {
 		return o, err

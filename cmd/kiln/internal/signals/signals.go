@@ -8,7 +8,9 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/kilnbuild/kiln/internal/userns"
 )
@@ -36,37 +38,117 @@ func (e *Error) Status() int { return 128 + int(e.Signal) }
 // of signals. A second signal ends the process at once.
 func Notify(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	ch := make(chan os.Signal, 2)
+	h := &handler{ch: make(chan os.Signal, 64), cancel: cancel}
 	signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) { // nohup
 		signals = append(signals, syscall.SIGHUP)
 	}
-	signal.Notify(ch, signals...)
+	signal.Notify(h.ch, signals...)
 	// A write to a closed pipe has to be an error, so that what was begun can be cleaned up; without a handler for SIGPIPE
 	// it ends the process. Ignoring the signal would be inherited by the processes of a build.
 	pipe := make(chan os.Signal, 1)
 	signal.Notify(pipe, syscall.SIGPIPE)
 	go func() {
-		for n := 0; ; n++ {
-			s, ok := <-ch
-			if !ok {
-				return
-			}
-			e := &Error{s.(syscall.Signal)}
-			if n > 0 {
-				os.Exit(e.Status())
-			}
-			cancel(e)
+		for s := range h.ch {
+			h.received(s.(syscall.Signal))
 		}
 	}()
-	// The terminal sends a signal to both processes of kiln when one runs in a user namespace: a signal that the other passes on does not
-	// count as a second one.
-	userns.Told(func(s syscall.Signal) { cancel(&Error{s}) })
-	return ctx, func() {
-		signal.Stop(ch)
+	userns.Told(h.told)
+	return context.WithValue(ctx, handlerKey{}, h), func() {
+		signal.Stop(h.ch)
 		signal.Stop(pipe)
-		close(ch)
+		close(h.ch)
 		cancel(nil)
+	}
+}
+
+type handlerKey struct{}
+
+// handler decides what a signal does.
+type handler struct {
+	ch     chan os.Signal
+	cancel context.CancelCauseFunc
+
+	mu sync.Mutex
+	// to takes signals in place of cancel; nil for nothing.
+	to   func(syscall.Signal)
+	seen int // signals for cancel
+	// single are signals that came one way and not the other yet, see once.
+	single map[way]time.Time
+}
+
+// way is a signal, and whether it came from the kiln outside of the user namespace.
+type way struct {
+	signal syscall.Signal
+	told   bool
+}
+
+// received takes a signal of the process.
+func (h *handler) received(s syscall.Signal) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.to != nil {
+		h.once(way{s, false})
+		return
+	}
+	e := &Error{s}
+	if h.seen++; h.seen > 1 {
+		os.Exit(e.Status())
+	}
+	h.cancel(e)
+}
+
+// told takes a signal that the other kiln has passed on. It may be one that the terminal has sent to both, so it does not count as a second
+// one.
+func (h *handler) told(s syscall.Signal) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.to != nil {
+		h.once(way{s, true})
+		return
+	}
+	h.cancel(&Error{s})
+}
+
+// apart is how long a signal to both kilns may take to come both ways.
+const apart = time.Second
+
+// once passes a signal on. One that the terminal, or whoever signals a process group, has sent to both kilns comes both ways, and is passed
+// on when it comes first.
+func (h *handler) once(w way) {
+	other := way{w.signal, !w.told}
+	if at, ok := h.single[other]; ok {
+		delete(h.single, other)
+		if time.Since(at) < apart {
+			return
+		}
+	}
+	if userns.Inside() {
+		h.single[w] = time.Now()
+	}
+	h.to(w.signal)
+}
+
+// Redirect passes signals to f, and more than those that end the context, until the returned function is called. They do not end ctx, which
+// comes from Notify, and end no process, meanwhile.
+func Redirect(ctx context.Context, f func(syscall.Signal), more ...os.Signal) (restore func()) {
+	h, ok := ctx.Value(handlerKey{}).(*handler)
+	if !ok {
+		return func() {}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.to, h.single = f, map[way]time.Time{}
+	if len(more) > 0 { // none would be all
+		signal.Notify(h.ch, more...)
+	}
+	return func() {
+		if len(more) > 0 {
+			signal.Reset(more...)
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.to = nil
 	}
 }
 

@@ -6,27 +6,36 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/build/confine"
 	"github.com/kilnbuild/kiln/internal/similar"
 	csvvalue "github.com/tonistiigi/go-csvvalue"
 )
 
-// LimitFlags are the flags that limit a step.
-var LimitFlags = []struct{ Name, Shorthand, Kind, Usage string }{
-	{"memory", "m", "bytes", "`SIZE` memory limit of each RUN, such as 2g"},
+// LimitFlag is a flag that limits what a process takes.
+type LimitFlag struct {
+	Name, Shorthand, Kind string
+	usage                 string // with %s for what is limited
+}
+
+// UsageOf returns the help text of the flag of a command that limits what is named so: "each RUN".
+func (f LimitFlag) UsageOf(what string) string { return strings.ReplaceAll(f.usage, "%s", what) }
+
+// LimitFlags are the flags that limit a step or a container.
+var LimitFlags = []LimitFlag{
+	{"memory", "m", "bytes", "`SIZE` memory limit of %s, such as 2g"},
 	{"memory-swap", "", "bytes", "`SIZE` limit of memory and swap together, such as 4g; -1 for unlimited swap (default twice --memory)"},
-	{"cpu-shares", "c", "int", "`N` relative CPU weight of each RUN; processes without one have 1024"},
+	{"cpu-shares", "c", "int", "`N` relative CPU weight of %s; processes without one have 1024"},
 	{"cpu-period", "", "int", "`N` period of --cpu-quota in microseconds (default 100000)"},
-	{"cpu-quota", "", "int", "`N` CPU time of each RUN per period, in microseconds"},
-	{"cpuset-cpus", "", "string", "`LIST` CPUs that each RUN may use, such as 0-3,5"},
-	{"cpuset-mems", "", "string", "`LIST` memory nodes that each RUN may use, such as 0-3,5"},
-	{"pids-limit", "", "int", "`N` limit of processes and threads of each RUN; -1 for unlimited (default 4096)"},
-	{"step-timeout", "", "duration", "`TIME` time limit of each RUN, such as 10m"},
+	{"cpu-quota", "", "int", "`N` CPU time of %s per period, in microseconds"},
+	{"cpuset-cpus", "", "string", "`LIST` CPUs that %s may use, such as 0-3,5"},
+	{"cpuset-mems", "", "string", "`LIST` memory nodes that %s may use, such as 0-3,5"},
+	{"pids-limit", "", "int", "`N` limit of processes and threads of %s; -1 for unlimited (default 4096)"},
+	{"step-timeout", "", "duration", "`TIME` time limit of %s, such as 10m"},
 }
 
 // Limit is the value of one of the LimitFlags.
 type Limit struct {
-	Limits     build.Limits
+	Limits     confine.Limits
 	Name, Kind string
 }
 
@@ -43,12 +52,12 @@ func (f *Limit) String() string { return "" }
 func (f *Limit) Type() string { return f.Kind }
 
 // Limits checks the limits, those of --resource included.
-func Limits(flags build.Limits, resources []string) (build.Limits, error) {
+func Limits(flags confine.Limits, resources []string) (confine.Limits, error) {
 	all := maps.Clone(flags)
 	maps.DeleteFunc(all, func(_, value string) bool { return value == "" })
 	// One by one: what two of them have to do with each other may depend on kiln.toml.
 	for name, value := range all {
-		if err := build.CheckLimit(name, value); err != nil {
+		if err := confine.CheckLimit(name, value); err != nil {
 			return nil, usagef("--%w", err)
 		}
 	}
@@ -58,7 +67,7 @@ func Limits(flags build.Limits, resources []string) (build.Limits, error) {
 			return nil, usagef("--resource %q: %w", r, err)
 		}
 		for name, value := range given {
-			if err := build.CheckLimit(name, value); err != nil {
+			if err := confine.CheckLimit(name, value); err != nil {
 				return nil, usagef("--resource %q: %w", r, err)
 			}
 			all[name] = value

@@ -1,4 +1,4 @@
-package build
+package confine
 
 import (
 	"strings"
@@ -14,15 +14,16 @@ func TestLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &Builder{limits: configuredLimits}
-	got, err := b.stepLimits(&Run{Limits: Limits{"memory": "512m", "pids-limit": "0"}})
+	d := Defaults{Request{Limits: configuredLimits}}
+	got, err := d.Confine(Request{Limits: Limits{"memory": "512m", "pids-limit": "0"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := got.sandbox; s.Memory != 512<<20 || s.CPUQuota != 50000 || s.Pids != -1 || got.timeout != 5*time.Minute {
+	defer got.Close()
+	if s := got.Limits; s.Memory != 512<<20 || s.CPUQuota != 50000 || s.Pids != -1 || got.Timeout != 5*time.Minute {
 		t.Errorf("%+v", got)
 	}
-	if _, err := b.stepLimits(&Run{Limits: Limits{"memory-swap": "1m"}}); err == nil {
+	if _, err := d.Confine(Request{Limits: Limits{"memory-swap": "1m"}}); err == nil {
 		t.Error("less memory with swap than memory")
 	}
 	for name, value := range map[string]string{"memory": "much", "cpu-quota": "1.5", "step-timeout": "-1s", "disk": "1g"} {

@@ -1,8 +1,7 @@
-package build
+package confine
 
 import (
 	"fmt"
-	"maps"
 	"strconv"
 	"time"
 
@@ -21,7 +20,7 @@ type stepLimits struct {
 	timeout time.Duration
 }
 
-// CheckLimit returns an error that names the limit if it cannot be read. What it has to do with others is looked at by Build.
+// CheckLimit returns an error that names the limit if it cannot be read. What it has to do with others is looked at by Confine.
 func CheckLimit(name, value string) error {
 	_, err := Limits{name: value}.parse()
 	return err
@@ -86,13 +85,6 @@ func whole(value string) (int64, error) {
 		return 0, fmt.Errorf("want a whole number")
 	}
 	return n, nil
-}
-
-// stepLimits are those of the command line, and where it has none those of kiln.toml.
-func (b *Builder) stepLimits(o *Run) (stepLimits, error) {
-	all := maps.Clone(b.limits)
-	maps.Copy(all, o.Limits)
-	return all.read()
 }
 
 // configured turns the settings of kiln.toml into Limits.
