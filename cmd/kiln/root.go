@@ -11,6 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/buildcmd"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/imagecmd"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/runcmd"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/signals"
 	"github.com/spf13/cobra"
 )
@@ -86,7 +87,7 @@ func rootCommand(a *app.App) *cobra.Command {
 			root.AddCommand(cmd)
 		}
 	}
-	add("build", "Build", buildcmd.Build(a), buildcmd.Bake(a), buildcmd.Compose(a), explainCommand(a))
+	add("build", "Build", buildcmd.Build(a), buildcmd.Bake(a), buildcmd.Compose(a), explainCommand(a), runcmd.Run(a))
 	add("images", "Images", imagecmd.Images(a), imagecmd.Inspect(a), imagecmd.History(a), imagecmd.Diff(a), imagecmd.Cp(a), imagecmd.Tag(a),
 		imagecmd.Rmi(a), imagecmd.Save(a), imagecmd.Load(a))
 	add("registries", "Registries", imagecmd.Pull(a), imagecmd.Push(a), imagetoolsCommand(a), imagecmd.Login(a), imagecmd.Logout(a))

@@ -11,6 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/console"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/sandbox"
 	"github.com/spf13/cobra"
@@ -25,9 +26,10 @@ type debugFlags struct {
 }
 
 func (f *debugFlags) add(flags *pflag.FlagSet) {
-	flags.BoolVar(&f.shell, "debug-shell", false, "open a shell in the root file system of a RUN that fails, as it was left, with its mounts and network")
-	flags.StringVar(&f.onError, "on-error", "fail", "what to do when a RUN fails: fail, or ask on a terminal whether to open a shell or to keep files")
-	flags.StringVar(&f.keep, "keep-failed", "", "directory for the files that a RUN changed which fails; it must be empty or not exist")
+	flags.BoolVar(&f.shell, "debug-shell", false, "open a shell in the root file system of a failed RUN, as it was left, with its mounts and network")
+	flags.StringVar(&f.onError, "on-error", "fail", "`WHAT` what to do when a RUN fails: fail, or ask on a terminal whether to open a shell or keep files")
+	flags.StringVar(&f.keep, "keep-failed", "", "`DIR` write the files that a failed RUN changed to DIR, which must be empty or not exist")
+	help.Group(flags, "When a RUN fails")
 }
 
 // handler returns what is done when a RUN fails, nil for nothing. readsStdin says that the build reads standard input.
