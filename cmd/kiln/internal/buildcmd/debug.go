@@ -147,7 +147,7 @@ func (d *debugger) read(question string) string {
 
 // open opens a shell.
 func (d *debugger) open(ctx context.Context, f *build.Failure) {
-	d.a.Complain("this is a shell in the root file system of the step, as it was left; exit leaves it, and then the build fails")
+	d.a.Complain("opening a shell in the root file system of the step, as it was left; exit leaves it, and then the build fails")
 	terminal, restore, err := console.Lend(os.Stdin, d.out)
 	if err == nil {
 		err = f.Shell(ctx, sandbox.Stdio{Stdin: os.Stdin, Stdout: d.out, Terminal: terminal})
