@@ -41,7 +41,7 @@ lint:
 	go run $(STATICCHECK) -tags vm ./e2e/vm
 
 e2e: build
-	@$(call need,busybox-static docker-registry mmdebstrap openssh-client qemu-user-static skopeo umoci)
+	@$(call need,busybox-static docker-registry mmdebstrap openssh-client podman qemu-user-static skopeo umoci)
 	KILN=$(CURDIR)/kiln go test -tags e2e -count=1 -timeout 2h -v ./e2e
 
 # ARCH is amd64, or arm64, which takes about four minutes; there the packages' own tests run only with TESTS=1. KERNELS

@@ -69,6 +69,9 @@ func (j *Job) output(ctx context.Context, out output, images []exporter.Image, r
 		OutputTar:       "exporting to client tarball",
 		OutputCacheOnly: "exporting nothing",
 	}[out.Type]
+	if out.target != nil {
+		name = "importing to " + out.target.Name()
+	}
 	task := j.events.Task(llb.Place{}, name)
 	ctx = events.With(ctx, task)
 	var err error
@@ -87,9 +90,9 @@ func (j *Job) output(ctx context.Context, out output, images []exporter.Image, r
 }
 
 // write assembles the image in the output's form and puts it where it is wanted.
-func (j *Job) write(ctx context.Context, out output, images []exporter.Image, task *events.Task, res *Result) error {
+func (j *Job) write(ctx context.Context, out output, built []exporter.Image, task *events.Task, res *Result) error {
 	blobs := j.blobs
-	a, err := blobs.Assemble(ctx, images, out.form)
+	a, err := blobs.Assemble(ctx, built, out.form)
 	if err != nil {
 		return err
 	}
@@ -105,14 +108,21 @@ func (j *Job) write(ctx context.Context, out output, images []exporter.Image, ta
 	res.layers = layerSizes(a)
 	task.Note("writing image " + res.ImageID)
 	if out.Type == OutputRegistry {
-		return j.push(ctx, out, a, task)
+		if err := j.push(ctx, out, a, task); err != nil || out.unnamed || out.byDigest {
+			return err
+		}
 	}
 	if err := blobs.Fetch(ctx, a); err != nil {
 		return err
 	}
+	if out.target != nil {
+		if err := out.target.Load(ctx, blobs, a, out.names, images.Uploads(task)); err != nil {
+			return err
+		}
+	}
 	archive := exporter.Archive{Names: out.names, DockerManifest: out.Type == OutputDocker}
 	switch {
-	case out.Type == OutputImage || out.Type == OutputDocker && out.Dest == "":
+	case out.Type == OutputImage || out.Type == OutputRegistry || out.toEngine():
 		return j.builder.images.Job(j.store).Name(a.Desc, out.names, task)
 	case out.dir:
 		return blobs.WriteOCIDir(ctx, out.Dest, a, archive)

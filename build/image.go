@@ -102,7 +102,7 @@ func (j *Job) bottom(ctx context.Context, o llb.Output) (llb.Image, []execute.Im
 
 func (j *Job) baseLayer(img llb.Image, l execute.ImageLayer) exporter.Layer {
 	return exporter.Layer{ID: layer.ID(l.DiffID.Encoded()), Image: &exporter.ImageLayer{
-		Blob: l.Blob, DiffID: l.DiffID, Repository: j.bases.repository(img),
-		Fetch: func(ctx context.Context) error { return j.bases.download(ctx, img, l.Blob) },
+		Blob: l.Blob, DiffID: l.DiffID, Repository: j.bases.Repository(img),
+		Fetch: func(ctx context.Context) error { return j.bases.Download(ctx, img, l.Blob) },
 	}}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strconv"
 
+	"github.com/kilnbuild/kiln/build/bases"
 	"github.com/kilnbuild/kiln/build/caching"
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/build/early"
@@ -17,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/internal/resolved"
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot"
@@ -55,7 +57,7 @@ type Job struct {
 	plans   []output // what is to be done with the result
 	session *session.Session
 	loader  *contexts.Loader
-	bases   *bases
+	bases   *bases.Bases
 	steps   *steps
 	store   *cas.Store
 	layers  *snapshot.Job
@@ -113,7 +115,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	if o.Debug {
 		j.session.Note = s.Warn
 	}
-	j.bases = newBases(j.store, b.client, o.Cache.Pull, s)
+	j.bases = bases.New(j.store, b.client, resolved.In(b.root.Dir(), work.Scratch.Path()), o.Cache.Pull, s)
 	j.onClose(func(context.Context) error { j.bases.Close(); return nil })
 	j.explain = explain.Explainer{Layers: j.layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
 	j.steps = b.steps(j, execute.Options{
@@ -181,6 +183,11 @@ func (j *Job) Run(ctx context.Context) (*Result, error) {
 func (j *Job) run(ctx context.Context, res *Result) (err error) {
 	if note := userns.Note(); note != "" && j.options.Call == CallBuild {
 		j.events.Warn(note)
+	}
+	if j.options.Call == CallBuild {
+		if err := j.prepare(ctx); err != nil {
+			return err
+		}
 	}
 	if err := j.loader.Load(ctx); err != nil {
 		return err

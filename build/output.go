@@ -36,10 +36,12 @@ type OutputType string
 const (
 	// OutputImage puts the image into the store.
 	OutputImage OutputType = "image"
-	// OutputRegistry pushes the image and gives it no name in the store.
+	// OutputRegistry pushes the image and puts it into the store.
 	OutputRegistry OutputType = "registry"
-	// OutputDocker writes a tar that docker load reads; with no Dest the image is loaded into the store.
+	// OutputDocker writes a tar that docker load reads; with no Dest it puts the image into docker's or podman's engine, and into the store.
 	OutputDocker OutputType = "docker"
+	// OutputStorage puts the image into the storage of podman, and into the store.
+	OutputStorage OutputType = "containers-storage"
 	// OutputOCI writes an OCI image layout: a tar, or with tar=false a directory.
 	OutputOCI OutputType = "oci"
 	// OutputLocal writes the root file system's files to a directory.
@@ -66,8 +68,10 @@ type output struct {
 	names []string
 	dir   bool                // OutputOCI: a directory instead of a tar
 	files exporter.DirOptions // of OutputLocal
-	// byDigest is of OutputRegistry: the image gets no tag there.
-	byDigest bool
+	// byDigest is of OutputRegistry: the image gets no tag there. unnamed says that it gets no name in the store.
+	byDigest, unnamed bool
+	// target is where the image goes that is put into an engine: see Job.prepare.
+	target target
 }
 
 // plan reads and checks what is to be done with the result, before anything is built.
@@ -85,7 +89,7 @@ func (x *Export) plan(names []string, platforms []llb.Platform) ([]output, error
 			}
 		}
 		kind, level := spec.Attrs["compression"], spec.Attrs["compression-level"]
-		if kind == "" && level == "" && plan.Type == OutputImage {
+		if kind == "" && level == "" && (plan.Type == OutputImage || plan.toEngine()) {
 			kind = blob.Uncompressed.Type
 		}
 		var err error
@@ -101,10 +105,16 @@ func (x *Export) plan(names []string, platforms []llb.Platform) ([]output, error
 		switch {
 		case plan.Type == OutputRegistry && len(plan.names) == 0:
 			return nil, errors.New("pushing needs a name: give one with -t")
+		case plan.Type == OutputStorage && len(plan.names) == 0:
+			return nil, errors.New("containers-storage needs a name: give one with -t")
 		case plan.byDigest && plan.Type != OutputRegistry:
 			return nil, fmt.Errorf("output %s: push-by-digest needs push=true", plan.Type)
-		case plan.Type == OutputDocker && len(platforms) > 1:
+		case plan.dir && plan.Type != OutputOCI && plan.Dest == "":
+			return nil, fmt.Errorf("output %s: tar=false needs dest=DIRECTORY", plan.Type)
+		case plan.Type == OutputDocker && plan.Dest != "" && len(platforms) > 1:
 			return nil, errors.New("a tar for docker load holds one platform: give one --platform, or use type=oci")
+		case plan.Type == OutputStorage && len(platforms) > 1:
+			return nil, errors.New("podman's storage holds one platform under a name: give one --platform")
 		}
 		out = append(out, plan)
 	}
@@ -166,10 +176,17 @@ func (p *output) attribute(key, value string) error {
 		return truth(&p.byDigest)
 	case "name-canonical":
 		if p.Type == OutputRegistry {
-			return nil // it is about names in the store, where what is pushed has none
+			return nil // it is about names in the store, where what is pushed by its digest has none
 		}
-	case "unpack", "store":
+	case "unpack":
 		return nil // every image of the store is there in full, and unpacked when it is needed
+	case "store":
+		stored := true
+		err := truth(&stored)
+		if p.unnamed = !stored; p.unnamed && p.Type != OutputRegistry {
+			return fmt.Errorf("output %s: store=false needs push=true", p.Type)
+		}
+		return err
 	}
 	if rest, ok := strings.CutPrefix(key, "annotation"); ok && p.image() {
 		return p.annotation(rest, value)
@@ -197,7 +214,12 @@ func date(outputs []output, epoch *int64, warn func(string)) {
 
 // image reports whether the output is an image, and not its files.
 func (p output) image() bool {
-	return p.Type == OutputImage || p.Type == OutputRegistry || p.Type == OutputDocker || p.Type == OutputOCI
+	return p.Type == OutputImage || p.Type == OutputRegistry || p.Type == OutputDocker || p.Type == OutputOCI || p.Type == OutputStorage
+}
+
+// toEngine reports whether the image goes into an engine, or into its storage.
+func (p output) toEngine() bool {
+	return p.Type == OutputDocker && p.Dest == "" || p.Type == OutputStorage
 }
 
 // fullNames returns image names in full: "app" is "docker.io/library/app:latest".

@@ -40,7 +40,13 @@ func TestPlan(t *testing.T) {
 		{name: "set-id of an image", export: one(OutputImage, "set-id", "1"), err: "the key set-id is not supported"},
 		{name: "set-id", export: one(OutputLocal, "set-id", ""), check: func(o output) bool { return o.files.SetID && !o.files.Devices }},
 		{name: "rewrite-timestamp of files", export: one(OutputTar, "rewrite-timestamp", "1"), err: "rewrite-timestamp is not supported"},
-		{name: "two platforms in a tar for docker load", export: one(OutputDocker), platforms: []llb.Platform{llb.Host(), arm}, err: "one platform"},
+		{name: "two platforms in a tar for docker load", export: Export{Outputs: []Output{{Type: OutputDocker, Dest: "x"}}},
+			platforms: []llb.Platform{llb.Host(), arm}, err: "one platform"},
+		{name: "two platforms in podman's storage", export: one(OutputStorage), platforms: []llb.Platform{llb.Host(), arm}, err: "one platform"},
+		{name: "an engine gets layers that are not compressed", export: one(OutputDocker), check: func(o output) bool {
+			return o.form.Layers.Type == "uncompressed"
+		}},
+		{name: "only what is pushed has no name in the store", export: one(OutputImage, "store", "false"), err: "store=false needs push=true"},
 		{name: "ID of files", export: Export{Outputs: one(OutputLocal).Outputs, IIDFile: "id"}, err: "--iidfile needs"},
 		{name: "annotations of files", export: Export{Outputs: one(OutputTar).Outputs, Annotations: annotations(t, "a=b")}, err: "--annotation needs"},
 		{name: "annotation", export: one(OutputOCI, "annotation.k", "v"), check: func(o output) bool {

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +28,106 @@ func TestDockerLoad(t *testing.T) {
 	if got := command(t, "docker", "--host", host, "run", "--rm", "--network=none", "loaded:v1", "cat", "/made"); got != "made by RUN" {
 		t.Errorf("in a container /made holds %q", got)
 	}
+}
+
+// --load puts an image into Docker and into podman, without the layers that they have, and they run it.
+func TestEngines(t *testing.T) {
+	t.Run("docker", func(t *testing.T) {
+		host := startDocker(t)
+		testEngine(t, host, nil, "docker", "--host", host)
+	})
+	t.Run("podman", func(t *testing.T) {
+		host := startPodman(t)
+		testEngine(t, host, []string{"--ulimit=host"}, "podman")
+		storage := open(t, "outputs", "-t", "stored:v1").build("--output", "type=containers-storage")
+		if id := command(t, "podman", "image", "inspect", "--format", "sha256:{{.Id}}", "stored:v1"); id != storage.id {
+			t.Errorf("podman says that the image is %s, and kiln %s", id, storage.id)
+		}
+	})
+}
+
+// testEngine tests the engine at host, whose client runs images with further flags.
+func testEngine(t *testing.T, host string, flags []string, client ...string) {
+	t.Setenv("DOCKER_HOST", host)
+	engine := func(args ...string) string {
+		t.Helper()
+		return command(t, client[0], append(client[1:], args...)...)
+	}
+	loaded := func(p *project, fresh int) {
+		t.Helper()
+		iid := filepath.Join(t.TempDir(), "iid")
+		out, err := exec.Command(kilnPath, "build", "--progress=plain", "--build-arg", "BASE="+debian, "--load", "-t", "engine:v1", "--iidfile", iid, p.dir).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		id, err := os.ReadFile(iid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.TrimPrefix(engine("image", "inspect", "--format", "{{.Id}}", "engine:v1"), "sha256:"); "sha256:"+got != string(id) {
+			t.Errorf("the engine says that the image is %s, and kiln %s", got, id)
+		}
+		if got := engine(append(append([]string{"run", "--rm", "--network=none"}, flags...), "engine:v1", "cat", "/made")...); got != "made by RUN" {
+			t.Errorf("in a container /made holds %q", got)
+		}
+		layers := strings.Fields(engine("image", "inspect", "--format", "{{range .RootFS.Layers}}{{.}} {{end}}", "engine:v1"))
+		if got := len(layers) - strings.Count(string(out), " already exists\n"); got != fresh && fresh >= 0 {
+			t.Errorf("%d of %d layers were sent, want %d:\n%s", got, len(layers), fresh, out)
+		}
+	}
+	p := open(t, "outputs", "-t", "engine:v1")
+	loaded(p, -1)
+	loaded(p, 0)
+	p.edit("Dockerfile", "LABEL what=outputs\n", "LABEL what=outputs more=1\n")
+	p.edit("Dockerfile", "COPY --chmod=600 Dockerfile /copied/", "COPY --chmod=640 Dockerfile /copied/")
+	loaded(p, 1)
+	// What the engine has lost is sent again.
+	engine("image", "rm", "--force", "engine:v1")
+	engine("image", "prune", "--force")
+	loaded(p, -1)
+}
+
+// startPodman starts podman's service, with a storage of its own, which CONTAINERS_STORAGE_CONF names for this test.
+func startPodman(t *testing.T) (host string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "podman-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := dir + "/storage.conf"
+	text := fmt.Sprintf("[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n", dir+"/graph", dir+"/run")
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CONTAINERS_STORAGE_CONF", config)
+	host = "unix://" + dir + "/podman.sock"
+	log, err := os.Create(dir + "/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command("podman", "system", "service", "--time=0", host)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(os.Interrupt)
+		cmd.Wait()
+		exec.Command("umount", dir+"/graph/overlay").Run() // podman leaves it mounted
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	for range 600 { // five minutes
+		if _, err := os.Stat(dir + "/podman.sock"); err == nil {
+			return host
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	said, _ := os.ReadFile(dir + "/log")
+	t.Fatalf("podman's service does not listen; its log:\n%s", said)
+	return ""
 }
 
 // startDocker starts an engine without a network. Where that cannot be done the test is skipped, which go test says.

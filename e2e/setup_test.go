@@ -51,6 +51,9 @@ func run(m *testing.M) (int, error) {
 	if err := os.WriteFile(filepath.Join(tmp, "kiln.toml"), nil, 0o600); err != nil {
 		return 0, err
 	}
+	if err := os.WriteFile(filepath.Join(tmp, "config.json"), []byte("{}"), 0o600); err != nil { // podman wants it to be there
+		return 0, err
+	}
 	os.Setenv("KILN_ROOT", filepath.Join(tmp, "root"))
 	os.Setenv("KILN_CONFIG", filepath.Join(tmp, "kiln.toml"))
 	os.Setenv("DOCKER_CONFIG", tmp)

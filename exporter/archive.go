@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/snapshot/blob"
+	digest "github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -123,8 +124,21 @@ func (b *Blobs) WriteOCI(ctx context.Context, w io.Writer, a *Assembled, ar Arch
 	return b.WriteArchive(ctx, w, []Archived{{a, ar}})
 }
 
+// Sending says what SendArchive leaves out, and who is told how it goes on. The zero value leaves out nothing and tells nobody.
+type Sending struct {
+	// Omit are blobs that the reader of the archive has.
+	Omit map[digest.Digest]bool
+	// Sent is told how many bytes of a blob were written.
+	Sent func(desc ocispec.Descriptor, n int64)
+}
+
 // WriteArchive is like WriteOCI for several images. A blob that they share is written once.
 func (b *Blobs) WriteArchive(ctx context.Context, w io.Writer, images []Archived) error {
+	return b.SendArchive(ctx, w, images, Sending{})
+}
+
+// SendArchive is like WriteArchive for a reader that has some of the blobs.
+func (b *Blobs) SendArchive(ctx context.Context, w io.Writer, images []Archived, s Sending) error {
 	files, err := files(images)
 	if err != nil {
 		return err
@@ -137,12 +151,15 @@ func (b *Blobs) WriteArchive(ctx context.Context, w io.Writer, images []Archived
 	}
 	buf := make([]byte, blockSize)
 	for _, d := range blobsOf(images) {
+		if s.Omit[d.Digest] {
+			continue
+		}
 		if err := tw.WriteHeader(&tar.Header{
 			Typeflag: tar.TypeReg, Name: blobPath(d), Mode: 0o644, Size: d.Size, ModTime: entryTime,
 		}); err != nil {
 			return err
 		}
-		if err := b.copyBlob(tw, d, buf); err != nil {
+		if err := b.copyBlob(s.counting(tw, d), d, buf); err != nil {
 			return err
 		}
 	}
@@ -157,6 +174,27 @@ func (b *Blobs) WriteArchive(ctx context.Context, w io.Writer, images []Archived
 		}
 	}
 	return tw.Close()
+}
+
+// counting returns a writer of a blob to w that tells Sent.
+func (s Sending) counting(w io.Writer, d ocispec.Descriptor) io.Writer {
+	if s.Sent == nil {
+		return w
+	}
+	return &countingWriter{w: w, sent: func(n int64) { s.Sent(d, n) }}
+}
+
+type countingWriter struct {
+	w    io.Writer
+	n    int64
+	sent func(n int64)
+}
+
+func (c *countingWriter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	c.sent(c.n)
+	return n, err
 }
 
 func (b *Blobs) copyBlob(w io.Writer, d ocispec.Descriptor, buf []byte) error {

@@ -67,6 +67,11 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
+// Down reports that the registry did not answer, or answered that it cannot do so now. It has not said anything of the image.
+func (e *Error) Down() bool {
+	return e.Kind == Unreachable || e.Kind == RateLimited || e.Status >= http.StatusInternalServerError
+}
+
 // explain makes the *Error of what went wrong with ref at a registry's host.
 func (c *Client) explain(op string, ref imagename.Name, h *host, err error) error {
 	if err == nil {

@@ -96,7 +96,7 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 }
 
 // CheckPush reports whether the registry of ref would accept a push: it starts an upload and abandons it. The error is an *Error of kind
-// Unauthorized or Credentials, or nil: no other failure means that a push would fail.
+// Unauthorized, Credentials, TLS or Unreachable, or nil: no other failure means that a push would fail.
 func (c *Client) CheckPush(ctx context.Context, ref string) error {
 	r, err := imagename.Parse(ref)
 	if err != nil {
@@ -107,8 +107,11 @@ func (c *Client) CheckPush(ctx context.Context, ref string) error {
 		return nil // the push says it
 	}
 	u := &upload{client: c, ep: endpoint{host: h}, ref: r, progress: func(int64) {}, limit: reach.Anywhere}
-	_, err = u.begin(ctx)
-	if e, ok := errors.AsType[*Error](c.explain("push", r, h, err)); ok && (e.Kind == Unauthorized || e.Kind == Credentials) {
+	err = c.patience.Retry(ctx, func() error {
+		_, err := u.begin(ctx)
+		return err
+	})
+	if e, ok := errors.AsType[*Error](c.explain("push", r, h, err)); ok && slices.Contains([]Kind{Unauthorized, Credentials, TLS, Unreachable}, e.Kind) {
 		return e
 	}
 	if u.location != nil {

@@ -95,6 +95,11 @@ func (s *remote) Document(ctx context.Context, desc ocispec.Descriptor) ([]byte,
 }
 
 func (s *remote) Blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	if s.store.Has(desc) {
+		if data, err := s.store.ReadAll(desc, 0); err == nil {
+			return data, nil
+		}
+	}
 	return image.ReadBlob(ctx, s.client, s.ref.String(), desc)
 }
 

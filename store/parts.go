@@ -11,6 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/localdir"
 	"github.com/kilnbuild/kiln/internal/part"
+	"github.com/kilnbuild/kiln/internal/resolved"
 	"github.com/kilnbuild/kiln/snapshot/blob"
 )
 
@@ -25,6 +26,7 @@ func (r *Root) parts(w *Work, named *cas.Named) []part.Part {
 		cachemount.Part(root, trash),
 		git.Part(root, trash),
 		httpsource.Part(root, trash),
+		resolved.Part(root, trash),
 		localdir.Part(root, trash),
 		blob.Part(root, trash),
 		w.History.Part(),

@@ -106,7 +106,7 @@ func createAt(dir *os.File, name string) (f *os.File, temp string, err error) {
 			return os.NewFile(uintptr(fd), path), temp, nil
 		case unix.EEXIST, unix.EINTR:
 		default:
-			return nil, "", &os.PathError{Op: "create", Path: path, Err: err}
+			return nil, "", &os.PathError{Op: "create", Path: filepath.Join(dir.Name(), name), Err: err}
 		}
 	}
 }

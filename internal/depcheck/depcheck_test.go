@@ -44,11 +44,13 @@ var allowed = map[string][]string{
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 
 	"build": {
-		"build/caching", "build/confine", "build/contexts", "build/early", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
+		"build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "engine", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
 		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
 	},
 	// How the processes of builds and containers are confined.
 	"build/confine": {"sandbox", "internal"},
+	// The images that a build starts from.
+	"build/bases": {"store/images", "events", "frontend", "llb", "registry", "registry/image", "registry/layout", "solver/execute", "internal"},
 	// What a build reads, by steps that build does for it.
 	"build/contexts": {"frontend/source", "llb", "registry/layout", "snapshot/compose", "solver", "solver/files", "internal"},
 	// What a build has to do with caches that travel.
@@ -118,6 +120,8 @@ var allowed = map[string][]string{
 
 	// Which programs a sandbox can execute, by trying.
 	"sandbox/emulation": {"sandbox", "internal"},
+	// Engines that run images get them as an exporter writes them.
+	"engine": {"exporter", "internal"},
 
 	"exporter":        {"snapshot/blob", "llb", "internal"},
 	"registry":        {"registry/auth", "registry/image", "internal"},

@@ -103,6 +103,17 @@ func NewTransports(t *tls.Config) *reach.Transports {
 	})
 }
 
+// Socket returns a transport for a server that listens at a Unix socket of this machine, whatever host the address of a request names.
+func Socket(path string) http.RoundTripper {
+	dialer := net.Dialer{Timeout: ConnectTimeout}
+	return &http.Transport{
+		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer.DialContext(ctx, "unix", path) },
+		MaxIdleConnsPerHost:    maxIdleConns,
+		MaxResponseHeaderBytes: maxHeader,
+		DisableCompression:     true,
+	}
+}
+
 // Do makes a request once and watches that the server goes on. The body of the answer is watched too, and fails with ErrStalled if the
 // server falls silent; closing it ends the request. Errors are a *ConnectionError, the cause of the context's end, or that of reading
 // the request's own body.

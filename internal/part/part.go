@@ -35,18 +35,19 @@ type Kind string
 
 // The kinds of items. Images that have a name are not removed, so they are none.
 const (
-	Image   Kind = "image"       // without a name
-	Blob    Kind = "blob"        // of no image
-	Layer   Kind = "layer"       // its files and manifest
-	Entries Kind = "entries"     // of a base image's layer
-	Record  Kind = "record"      // of a step, with its log
-	Log     Kind = "failed log"  // of a step that failed when it ran last
-	Mount   Kind = "cache mount" //
-	Git     Kind = "git mirror"
-	HTTP    Kind = "http note" // what a server said of a file
-	Context Kind = "context"   // digests of the files of a build context
-	Note    Kind = "note"      // which blob became which by compression
-	Build   Kind = "build"     // its events, in the history
+	Image    Kind = "image"       // without a name
+	Blob     Kind = "blob"        // of no image
+	Layer    Kind = "layer"       // its files and manifest
+	Entries  Kind = "entries"     // of a base image's layer
+	Record   Kind = "record"      // of a step, with its log
+	Log      Kind = "failed log"  // of a step that failed when it ran last
+	Mount    Kind = "cache mount" //
+	Git      Kind = "git mirror"
+	HTTP     Kind = "http note"  // what a server said of a file
+	Resolved Kind = "image note" // what the name of an image stood for
+	Context  Kind = "context"    // digests of the files of a build context
+	Note     Kind = "note"       // which blob became which by compression
+	Build    Kind = "build"      // its events, in the history
 )
 
 // Item is one thing that can be removed by itself.

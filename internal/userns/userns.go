@@ -55,6 +55,14 @@ func UID() int {
 	return os.Geteuid()
 }
 
+// GID returns the id of the group of the user that called kiln, as that user sees it.
+func GID() int {
+	if inside != nil {
+		return inside.gid
+	}
+	return os.Getegid()
+}
+
 // AsCaller returns what makes a program that is started from inside see the ids of the user that called kiln and not root's:
 // programs such as ssh and git look up who they are. attr may be nil, and is added to.
 func AsCaller(attr *syscall.SysProcAttr) *syscall.SysProcAttr {

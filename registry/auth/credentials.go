@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -20,8 +19,8 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/fetch"
+	"github.com/kilnbuild/kiln/internal/regularfile"
 	"github.com/kilnbuild/kiln/internal/userns"
-	"golang.org/x/sys/unix"
 )
 
 // hubKey is the name that Docker's configuration has for docker.io.
@@ -160,35 +159,11 @@ func Check() (path string, missing []string, err error) {
 }
 
 func readConfigFile(path string) (*dockerConfig, error) {
-	data, err := readLimited(path)
+	data, err := regularfile.Read(path, maxCredentials)
 	if err != nil {
 		return nil, err
 	}
 	return parseDockerConfig(path, data)
-}
-
-// readLimited returns the content of a regular file of at most maxCredentials bytes. It does not wait for the writer of a named pipe.
-func readLimited(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.New("not a regular file")}
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxCredentials+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxCredentials {
-		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxCredentials)
-	}
-	return data, nil
 }
 
 func parseDockerConfig(path string, data []byte) (*dockerConfig, error) {

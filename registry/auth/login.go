@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/atomicfile"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/internal/regularfile"
 	"golang.org/x/sys/unix"
 )
 
@@ -182,7 +183,7 @@ func edit(path string, change func(auths map[string]json.RawMessage) error) (err
 }
 
 func readMembers(path string) (map[string]json.RawMessage, error) {
-	data, err := readLimited(path)
+	data, err := regularfile.Read(path, maxCredentials)
 	if errors.Is(err, fs.ErrNotExist) {
 		return map[string]json.RawMessage{}, nil
 	}

@@ -149,7 +149,7 @@ func (a *App) warnOfRoot(root string) {
 
 // pathVariables are those of the environment that hold a path, or several, for kiln itself.
 var pathVariables = []string{
-	"HOME", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR",
+	"HOME", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR",
 }
 
 // absoluteEnvironment makes the paths absolute that are relative to the working directory.

@@ -178,9 +178,9 @@ type exportFlags struct {
 func (f *exportFlags) add(flags *pflag.FlagSet) {
 	flags.StringArrayVarP(&f.tags, "tag", "t", nil, "`NAME[:TAG]` name of the image")
 	flags.StringArrayVar(&f.annotations, "annotation", nil, "`[PART:]KEY=VALUE` annotation of the image's manifest, or of PART: manifest, index, manifest-descriptor or index-descriptor, each also with [PLATFORM]")
-	flags.StringArrayVarP(&f.outputs, "output", "o", nil, "`OUTPUT` where the result goes: type=TYPE[,dest=PATH][,KEY=VALUE...], a directory, or - for a tar archive on standard output; TYPE is image, registry, docker, oci, local, tar or cacheonly")
+	flags.StringArrayVarP(&f.outputs, "output", "o", nil, "`OUTPUT` where the result goes: type=TYPE[,dest=PATH][,KEY=VALUE...], a directory, or - for a tar archive on standard output; TYPE is image, registry, docker, containers-storage, oci, local, tar or cacheonly")
 	flags.BoolVar(&f.push, "push", false, "push the image, as --output=type=registry does")
-	flags.BoolVar(&f.load, "load", false, "load the image, as --output=type=docker does")
+	flags.BoolVar(&f.load, "load", false, "put the image into the engine at $DOCKER_HOST, as --output=type=docker does")
 	flags.StringVar(&f.iidFile, "iidfile", "", "`FILE` write the image ID to FILE")
 	flags.StringVar(&f.metadataFile, "metadata-file", "", "`FILE` write the digests and names of the result to FILE, as JSON")
 }

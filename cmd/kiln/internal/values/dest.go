@@ -40,22 +40,36 @@ func CheckFile(path string) error {
 	switch {
 	case err == nil && info.IsDir():
 		return fmt.Errorf("%s is a directory: name a file in it", path)
-	case err == nil:
-		return nil
-	case !errors.Is(err, fs.ErrNotExist):
+	case err == nil && access(path, unix.W_OK) == nil && (!info.Mode().IsRegular() || access(filepath.Dir(path), unix.W_OK|unix.X_OK) != nil):
+		return nil // it is written to, and not replaced, as what /dev/stdout leads to
+	case err == nil && !info.Mode().IsRegular():
+		return access(path, unix.W_OK)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	if _, err := os.Lstat(path); err == nil {
-		return nil // a link to nothing is replaced
+	return writableDir(filepath.Dir(path))
+}
+
+// writableDir returns an error unless files can be made in a directory.
+func writableDir(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("the directory %s does not exist", path)
+	case err == nil && !info.IsDir():
+		return fmt.Errorf("%s is not a directory", path)
+	case err != nil:
+		return err
 	}
-	above, err := os.Stat(filepath.Dir(path))
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("the directory %s does not exist", filepath.Dir(path))
+	return access(path, unix.W_OK|unix.X_OK)
+}
+
+// access returns an error unless kiln may use a file in the ways of faccessat(2).
+func access(path string, mode uint32) error {
+	if err := unix.Faccessat(unix.AT_FDCWD, path, mode, unix.AT_EACCESS); err != nil {
+		return fmt.Errorf("%s cannot be written to: %w", path, err)
 	}
-	if err == nil && !above.IsDir() {
-		err = fmt.Errorf("%s is not a directory", filepath.Dir(path))
-	}
-	return err
+	return nil
 }
 
 // CheckArchive is CheckFile for a file that becomes an archive, which is no text for a terminal.
@@ -77,12 +91,13 @@ func CheckArchive(path string) error {
 
 // checkNewDir returns an error if path cannot be a directory that files are written to. It need not exist.
 func checkNewDir(path string) error {
-	info, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err == nil && !info.IsDir():
-		return fmt.Errorf("%s is not a directory", path)
+	there := filepath.Clean(path)
+	for {
+		_, err := os.Lstat(there)
+		missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR)
+		if !missing || there == filepath.Dir(there) {
+			return writableDir(there)
+		}
+		there = filepath.Dir(there)
 	}
-	return err
 }

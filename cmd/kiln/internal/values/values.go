@@ -106,7 +106,7 @@ func output(value string) (build.Output, error) {
 			}
 		}
 		fallthrough
-	case build.OutputRegistry, build.OutputCacheOnly:
+	case build.OutputRegistry, build.OutputCacheOnly, build.OutputStorage:
 		if o.Dest != "" {
 			return bad("type=%s has no dest", kind)
 		}
@@ -122,7 +122,7 @@ func output(value string) (build.Output, error) {
 	case "":
 		return bad("type= is missing")
 	default:
-		return bad("unknown type %q: use image, registry, docker, oci, local, tar or cacheonly", kind)
+		return bad("unknown type %q: use image, registry, docker, containers-storage, oci, local, tar or cacheonly", kind)
 	}
 	return o, nil
 }

@@ -1,4 +1,5 @@
-package build
+// Package bases finds the images that a build starts from, in the image store, in OCI layouts and in registries, and gets their layers.
+package bases
 
 import (
 	"context"
@@ -7,7 +8,12 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/kilnbuild/kiln/internal/resolved"
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
@@ -22,16 +28,18 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// bases finds the images that a build starts from, and their layers. It implements frontend.Resolver and execute.Images.
-type bases struct {
+// Bases finds the images that a build starts from, and their layers. It implements frontend.Resolver and execute.Images.
+type Bases struct {
 	store  *cas.Store
 	client *registry.Client
+	names  *resolved.Names
 	events *events.Stream
 	pull   bool
 
 	mu      sync.Mutex
 	found   map[string]base // by manifest digest
 	layouts map[string]*layout.Layout
+	warned  map[string]bool // names of images whose registries do not answer
 }
 
 // base is an image that was resolved.
@@ -42,12 +50,16 @@ type base struct {
 	task   *events.Task // of its vertex; nil before that is solved
 }
 
-func newBases(store *cas.Store, client *registry.Client, pull bool, s *events.Stream) *bases {
-	return &bases{store: store, client: client, events: s, pull: pull, found: map[string]base{}, layouts: map[string]*layout.Layout{}}
+// New returns the bases of one build. With pull registries are asked about images even where the store has them. Close must be called.
+func New(store *cas.Store, client *registry.Client, names *resolved.Names, pull bool, s *events.Stream) *Bases {
+	return &Bases{
+		store: store, client: client, names: names, events: s, pull: pull,
+		found: map[string]base{}, layouts: map[string]*layout.Layout{}, warned: map[string]bool{},
+	}
 }
 
 // Close closes the layouts that were opened.
-func (b *bases) Close() {
+func (b *Bases) Close() {
 	for _, l := range b.layouts {
 		l.Close()
 	}
@@ -55,7 +67,7 @@ func (b *bases) Close() {
 
 // ResolveImage implements frontend.Resolver. An image of the local store comes before one of a registry, unless the build
 // was asked to pull.
-func (b *bases) ResolveImage(ctx context.Context, req frontend.ImageRequest) (*frontend.BaseImage, error) {
+func (b *Bases) ResolveImage(ctx context.Context, req frontend.ImageRequest) (*frontend.BaseImage, error) {
 	task := b.events.Task(req.Place, req.Text)
 	found, err := b.resolve(events.With(ctx, task), req)
 	task.Done(err)
@@ -74,7 +86,7 @@ func (b *bases) ResolveImage(ctx context.Context, req frontend.ImageRequest) (*f
 	return out, nil
 }
 
-func (b *bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, error) {
+func (b *Bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, error) {
 	platform := images.OCIPlatform(req.Platform)
 	if req.Layout != "" {
 		l, err := b.layout(req.Layout)
@@ -100,18 +112,56 @@ func (b *bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, 
 			}
 		}
 	}
-	img, err := b.client.Resolve(ctx, req.Ref, platform, b.store)
+	img, err := b.ask(ctx, req.Ref, platform)
 	return &base{image: img, source: b.client, ref: req.Ref}, err
 }
 
+// ask resolves an image at its registry. If that does not answer, and the build was not asked to pull, the image is what the name stood for
+// when the registry was asked last, if the store still has that.
+func (b *Bases) ask(ctx context.Context, name string, platform ocispec.Platform) (*image.Image, error) {
+	img, err := b.client.Resolve(ctx, name, platform, b.store)
+	ref, parseErr := imagename.Parse(name)
+	if parseErr != nil || ref.Digest != "" {
+		return img, err
+	}
+	if err == nil {
+		if err := b.names.Remember(name, img.Target.Digest); err != nil {
+			b.events.Warn(fmt.Sprintf("%s cannot be used while its registry does not answer: %v", name, err))
+		}
+		return img, nil
+	}
+	failed, ok := errors.AsType[*registry.Error](err)
+	if !ok || !failed.Down() || b.pull {
+		return nil, err
+	}
+	known, at, ok := b.names.Recall(name)
+	if !ok {
+		return nil, err
+	}
+	ref.Digest = known
+	if img, _ = b.client.Resolve(ctx, ref.String(), platform, b.store); img == nil {
+		return nil, err
+	}
+	b.hold(img)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.warned[name] {
+		b.warned[name] = true
+		b.events.Warn(fmt.Sprintf("the registry %s does not answer for %s (%v); "+
+			"the build uses the image of its last answer, %s ago; with --pull that is an error",
+			failed.Registry, name, failed.Err, strings.ToLower(units.HumanDuration(time.Since(at)))))
+	}
+	return img, nil
+}
+
 // hold keeps others from pruning the layers of an image of the local store. One that is not there is missed when it is needed.
-func (b *bases) hold(img *image.Image) {
+func (b *Bases) hold(img *image.Image) {
 	for _, l := range img.Manifest.Layers {
 		b.store.Has(l)
 	}
 }
 
-func (b *bases) layout(dir string) (*layout.Layout, error) {
+func (b *Bases) layout(dir string) (*layout.Layout, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if l := b.layouts[dir]; l != nil {
@@ -124,7 +174,7 @@ func (b *bases) layout(dir string) (*layout.Layout, error) {
 	return l, err
 }
 
-func (b *bases) get(op llb.Image) (base, error) {
+func (b *Bases) get(op llb.Image) (base, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	found, ok := b.found[op.Digest]
@@ -136,7 +186,7 @@ func (b *bases) get(op llb.Image) (base, error) {
 
 // Layers implements execute.Images. Of two blobs with the same diff id only the first is ever unpacked, and so compared with
 // it: that one then stands for both, and no image gets the other.
-func (b *bases) Layers(ctx context.Context, op llb.Image) ([]execute.ImageLayer, error) {
+func (b *Bases) Layers(ctx context.Context, op llb.Image) ([]execute.ImageLayer, error) {
 	found, err := b.get(op)
 	if err != nil {
 		return nil, err
@@ -156,7 +206,7 @@ func (b *bases) Layers(ctx context.Context, op llb.Image) ([]execute.ImageLayer,
 }
 
 // Architecture implements execute.Images.
-func (b *bases) Architecture(op llb.Image) string {
+func (b *Bases) Architecture(op llb.Image) string {
 	found, err := b.get(op)
 	if err != nil {
 		return "" // whoever wants its layers says so
@@ -165,7 +215,7 @@ func (b *bases) Architecture(op llb.Image) string {
 }
 
 // Open implements execute.Images: a blob that is not in the store yet is brought there while it is read.
-func (b *bases) Open(ctx context.Context, op llb.Image, l execute.ImageLayer) (io.ReadCloser, error) {
+func (b *Bases) Open(ctx context.Context, op llb.Image, l execute.ImageLayer) (io.ReadCloser, error) {
 	found, err := b.get(op)
 	if err != nil {
 		return nil, err
@@ -177,8 +227,8 @@ func (b *bases) Open(ctx context.Context, op llb.Image, l execute.ImageLayer) (i
 	return registry.Stream(ctx, images.Reporting{Source: found.source}, found.ref, l.Blob, b.store)
 }
 
-// download brings a blob of an image into the store. That is reported at the image's vertex, for which the vertex of ctx waits.
-func (b *bases) download(ctx context.Context, op llb.Image, blob ocispec.Descriptor) (err error) {
+// Download brings a blob of an image into the store. That is reported at the image's vertex, for which the vertex of ctx waits.
+func (b *Bases) Download(ctx context.Context, op llb.Image, blob ocispec.Descriptor) (err error) {
 	if b.store.Has(blob) {
 		return nil
 	}
@@ -197,8 +247,8 @@ func (b *bases) download(ctx context.Context, op llb.Image, blob ocispec.Descrip
 	return registry.Download(ctx, images.Reporting{Source: found.source}, found.ref, blob, b.store)
 }
 
-// repository returns the repository that an image came from, "" for one that is not of a registry.
-func (b *bases) repository(op llb.Image) string {
+// Repository returns the repository that an image came from, "" for one that is not of a registry.
+func (b *Bases) Repository(op llb.Image) string {
 	if op.Layout != "" {
 		return ""
 	}
