@@ -38,7 +38,7 @@ func TestEngines(t *testing.T) {
 	})
 	t.Run("podman", func(t *testing.T) {
 		host := startPodman(t)
-		testEngine(t, host, []string{"--ulimit=host"}, "podman")
+		testEngine(t, host, []string{"--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"}, "podman") // it asks for more than root of a container has
 		storage := open(t, "outputs", "-t", "stored:v1").build("--output", "type=containers-storage")
 		if id := command(t, "podman", "image", "inspect", "--format", "sha256:{{.Id}}", "stored:v1"); id != storage.id {
 			t.Errorf("podman says that the image is %s, and kiln %s", id, storage.id)
@@ -114,7 +114,7 @@ func startPodman(t *testing.T) (host string) {
 	t.Cleanup(func() {
 		cmd.Process.Signal(os.Interrupt)
 		cmd.Wait()
-		exec.Command("umount", dir+"/graph/overlay").Run() // podman leaves it mounted
+		exec.Command("umount", "--recursive", dir+"/graph/overlay").Run() // podman leaves it mounted
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
 		}

@@ -115,7 +115,7 @@ func (c *Client) host(name string) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := tlsConfig(set)
+	t, err := c.tlsConfig(set)
 	if err != nil {
 		return nil, fmt.Errorf("use the settings of registry %s: %w", name, err)
 	}
@@ -126,7 +126,7 @@ func (c *Client) host(name string) (*host, error) {
 	if set.HTTP {
 		h.scheme = "http"
 	} else {
-		h.mayFall = reach.IsLoopback(h.addr)
+		h.mayFall = set.Fallback || reach.IsLoopback(h.addr)
 	}
 	h.by(fetch.NewTransports(t).Way(reach.Anywhere))
 	h.auth = auth.New(h, c.creds)
@@ -142,14 +142,14 @@ func (h *host) by(w *reach.Way) {
 // stay keeps net/http from following redirections: see Client.get.
 func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-func tlsConfig(set config.Registry) (*tls.Config, error) {
+func (c *Client) tlsConfig(set config.Registry) (*tls.Config, error) {
 	t := &tls.Config{InsecureSkipVerify: set.Insecure}
-	if len(set.CA) > 0 {
+	if ca := slices.Concat(c.settings[config.Every].CA, set.CA); len(ca) > 0 {
 		pool, err := x509.SystemCertPool()
 		if err != nil {
 			return nil, err
 		}
-		for _, file := range set.CA {
+		for _, file := range ca {
 			pem, err := os.ReadFile(file)
 			if err != nil {
 				return nil, err
@@ -270,6 +270,11 @@ func broken(handshake error) bool {
 	return errors.Is(handshake, io.EOF) || errors.Is(handshake, syscall.ECONNRESET) || ok && timeout.Timeout()
 }
 
+// closed reports whether nobody listens where https is by default, while http may be spoken where that is by default.
+func (h *host) closed(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) && (&url.URL{Host: h.addr}).Port() == ""
+}
+
 // watchHandshakes returns a context for requests to the host, and a function that reports whether a handshake of one of them broke.
 func watchHandshakes(ctx context.Context) (context.Context, func() bool) {
 	broke := &atomic.Bool{}
@@ -379,7 +384,7 @@ func (h *host) do(ctx context.Context, r request) (*http.Response, error) {
 		watched, broke := watchHandshakes(ctx)
 		resp, err := h.client.send(watched, h.http, r, u, authorization)
 		// Not own: another request may have found that out between settle and Owns.
-		if err != nil && u.Scheme == "https" && u.Host == h.addr && ctx.Err() == nil && (fetch.IsNotTLS(err) || broke()) && h.fall() {
+		if err != nil && u.Scheme == "https" && u.Host == h.addr && ctx.Err() == nil && (fetch.IsNotTLS(err) || broke() || h.closed(err)) && h.fall() {
 			continue // it is plain http now
 		}
 		if err != nil {
@@ -498,7 +503,7 @@ func (c *Client) transports(addr string, set config.Registry) (*reach.Transports
 	if t := c.strangers[addr]; t != nil {
 		return t, nil
 	}
-	t, err := tlsConfig(set)
+	t, err := c.tlsConfig(set)
 	if err != nil {
 		return nil, fmt.Errorf("use the settings of registry %s: %w", addr, err)
 	}

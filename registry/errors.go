@@ -145,11 +145,12 @@ func (c *Client) explainStatus(e *Error, h *host, status *fetch.StatusError) {
 func tlsAdvice(h *host, err error) string {
 	switch {
 	case errors.Is(err, http.ErrSchemeMismatch), errors.Is(err, fetch.ErrPlainHTTP):
-		return fmt.Sprintf("if the registry is meant to speak plain http, put http = true under [registry.%q] in kiln.toml", h.name)
+		return fmt.Sprintf("if the registry is meant to speak plain http, give --insecure-registry %s, or put http = true under [registry.%q] in kiln.toml", h.name, h.name)
 	case fetch.IsAlert(err):
 		const pair = `keypair = [{ key = "FILE", cert = "FILE" }]`
 		return fmt.Sprintf("if it wants a client certificate, name one with %s under [registry.%q] in kiln.toml", pair, h.name)
 	default:
-		return fmt.Sprintf("name the authority that signed its certificate with ca = [\"FILE\"] under [registry.%q] in kiln.toml", h.name)
+		return fmt.Sprintf("name the authority that signed its certificate with --registry-ca %s=FILE, or with ca = [\"FILE\"] under [registry.%q] in kiln.toml",
+			h.name, h.name)
 	}
 }

@@ -66,6 +66,9 @@ func TestTLS(t *testing.T) {
 func TestPlainHTTP(t *testing.T) {
 	for name, want := range map[string]bool{"127.0.0.1:5000": true, "localhost": true, "[::1]:5000": true, "127.9.9.9:1": true,
 		"10.0.0.1:5000": false, "192.168.1.1": false, "localhost.evil.com": false, "127.0.0.1.evil.com:80": false, "docker.io": false} {
+		if h, err := New(config.Registries{name: {Fallback: true}}).host(name); err != nil || h.scheme != "https" || !h.mayFall {
+			t.Errorf("%s: --insecure-registry does not speak https and then http", name)
+		}
 		c := New(nil)
 		h, err := c.host(name)
 		if err != nil {

@@ -135,6 +135,8 @@ type Registry struct {
 	HTTP bool `toml:"http"`
 	// Insecure speaks https without checking the certificate. It never falls back to http.
 	Insecure bool `toml:"insecure"`
+	// Fallback speaks plain http where the registry does not speak https. No key sets it.
+	Fallback bool `toml:"-"`
 	// CA names files of PEM certificates that are trusted besides the system's.
 	CA []string `toml:"ca"`
 	// KeyPairs are client certificates.

@@ -45,7 +45,9 @@ type credential struct {
 // once.
 type Keychain struct {
 	mu    sync.Mutex
-	file  *dockerConfig
+	env   *dockerConfig // that of the environment; nil without one, or before it was asked for
+	file  *dockerConfig // nil before it was needed
+	asked bool          // whether env was
 	err   error
 	known map[string]credential
 }
@@ -78,18 +80,31 @@ func (k *Keychain) Lookup(ctx context.Context, registry string) (credential, err
 	if cred, ok := k.known[registry]; ok {
 		return cred, nil
 	}
+	cred, err := k.find(ctx, registry)
+	if err == nil {
+		k.known[registry] = cred
+	}
+	return cred, err
+}
+
+// find looks into the environment, and then into the file.
+func (k *Keychain) find(ctx context.Context, registry string) (credential, error) {
+	if !k.asked {
+		k.asked = true
+		k.env, k.err = environmentConfig()
+	}
+	if k.env != nil && k.err == nil {
+		if cred, err := k.env.lookup(ctx, registry); err != nil || cred != (credential{}) {
+			return cred, err
+		}
+	}
 	if k.file == nil && k.err == nil {
 		k.file, k.err = readDockerConfig()
 	}
 	if k.err != nil {
 		return credential{}, k.err
 	}
-	cred, err := k.file.lookup(ctx, registry)
-	if err != nil {
-		return credential{}, err
-	}
-	k.known[registry] = cred
-	return cred, nil
+	return k.file.lookup(ctx, registry)
 }
 
 // Describe says where credentials were looked for, and whether there were any.
@@ -98,6 +113,8 @@ func (k *Keychain) Describe(registry string) string {
 	defer k.mu.Unlock()
 	cred, asked := k.known[registry]
 	switch {
+	case asked && k.file == nil:
+		return "the credentials are those of $" + environmentVariable
 	case !asked || k.file == nil:
 		return "kiln was not asked for credentials"
 	case k.file.path == "":
@@ -106,6 +123,34 @@ func (k *Keychain) Describe(registry string) string {
 		return fmt.Sprintf("%s has no credentials for %s", k.file.path, registry)
 	}
 	return "the credentials are those of " + k.file.path
+}
+
+// environmentVariable may hold the text of a config.json, whose credentials come before those of the file. See docker/cli,
+// cli/config/configfile.
+const environmentVariable = "DOCKER_AUTH_CONFIG"
+
+// environmentConfig returns the configuration in the environment; nil for none.
+func environmentConfig() (*dockerConfig, error) {
+	text := os.Getenv(environmentVariable)
+	if strings.TrimSpace(text) == "" {
+		return nil, nil
+	}
+	return parseDockerConfig("$"+environmentVariable, []byte(text))
+}
+
+// InEnvironment reports whether the environment has credentials of a registry, which come before stored ones.
+func InEnvironment(registry string) bool {
+	c, err := environmentConfig()
+	if err != nil || c == nil {
+		return false
+	}
+	_, key := c.helperFor(registry)
+	for name := range c.Auths {
+		if hostOf(name) == hostOf(key) {
+			return true
+		}
+	}
+	return false
 }
 
 // configPaths returns where the configuration may be: Docker's place first, then those of podman, skopeo and buildah, whose
@@ -141,6 +186,9 @@ func readDockerConfig() (*dockerConfig, error) {
 
 // Check returns the file that has the credentials, or "", and the helpers that it names and that are not installed. It runs none.
 func Check() (path string, missing []string, err error) {
+	if _, err := environmentConfig(); err != nil {
+		return "", nil, err
+	}
 	c, err := readDockerConfig()
 	if err != nil {
 		return "", nil, err

@@ -21,7 +21,7 @@ import (
 
 // With returns a Keychain that has a user's password for one registry, by its name in image names, and reads no file.
 func With(registry, user, password string) *Keychain {
-	return &Keychain{file: &dockerConfig{}, known: map[string]credential{registry: {username: user, password: password}}}
+	return &Keychain{file: &dockerConfig{}, asked: true, known: map[string]credential{registry: {username: user, password: password}}}
 }
 
 // Stored is where the credentials of a registry are.
@@ -131,8 +131,12 @@ func writableConfig() (*dockerConfig, string, error) {
 	if len(paths) == 0 {
 		return nil, "", errors.New("store credentials: neither $DOCKER_CONFIG nor $HOME is set")
 	}
-	if _, err := os.Lstat(paths[0]); err == nil {
+	info, err := os.Lstat(paths[0])
+	switch {
+	case err == nil && info.Mode()&fs.ModeSymlink != 0:
 		return nil, "", &input.Error{Err: fmt.Errorf("%s is a symbolic link to a file that does not exist", paths[0])}
+	case err == nil:
+		return writableConfig() // another login has just made it
 	}
 	return c, paths[0], nil
 }

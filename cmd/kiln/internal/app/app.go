@@ -22,6 +22,7 @@ import (
 	"github.com/kilnbuild/kiln/store"
 	"github.com/kilnbuild/kiln/store/images"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // App is one run of the command line.
@@ -34,6 +35,8 @@ type App struct {
 	// RootDir and Debug are the flags of all commands.
 	RootDir string
 	Debug   bool
+	// registries are the flags of commands that use registries.
+	registries config.RegistryFlags
 	// Args is the command line: it decides which groups of commands are made, and errors are about parts of it that were not parsed.
 	Args []string
 	// told is an error that TellFailure has printed.
@@ -118,9 +121,27 @@ func (a *App) Enter() (*config.Config, error) {
 	return cfg, nil
 }
 
+// RegistryFlags adds the flags of a command that uses registries: each such command has them all.
+func (a *App) RegistryFlags(flags *pflag.FlagSet) {
+	r := &a.registries
+	flags.StringArrayVar(&r.Mirrors, "registry-mirror", nil, "`[HOST=]MIRROR` ask MIRROR before the registry HOST (default docker.io)")
+	flags.StringArrayVar(&r.Insecure, "insecure-registry", nil, "`HOST` do not check the certificate of the registry HOST, and speak plain HTTP if it does not speak HTTPS")
+	flags.StringArrayVar(&r.CA, "registry-ca", nil, "`[HOST=]FILE` trust the authorities in FILE for the registry HOST (default every registry)")
+}
+
+// Configuration returns the configuration of kiln.toml and of the command line. Paths in the latter are relative to the working directory
+// of the user. An error of the command line is an *input.Error.
+func (a *App) Configuration() (*config.Config, error) {
+	cfg, err := config.Load()
+	if err != nil {
+		return nil, err
+	}
+	return cfg, a.registries.Apply(cfg)
+}
+
 // findRoot reads the configuration and finds the root directory.
 func (a *App) findRoot() (*config.Config, string, error) {
-	cfg, err := config.Load()
+	cfg, err := a.Configuration()
 	if err != nil {
 		return nil, "", err
 	}

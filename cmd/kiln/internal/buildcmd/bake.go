@@ -64,6 +64,8 @@ pattern of both; without any the target or group "default" is built.`,
 	help.Group(flags, "Cache")
 	flags.StringVar(&f.builder, "builder", "", "default, or nothing: kiln has no builders")
 	_ = flags.MarkHidden("builder") // it was just added
+	a.RegistryFlags(flags)
+	help.Group(flags, "Registries")
 	f.shown.add(flags)
 	help.Group(flags, "Progress")
 	return cmd

@@ -9,6 +9,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/events"
@@ -59,6 +60,8 @@ standard input. The image goes into kiln's own store unless --output or --push s
 	}
 	flags := cmd.Flags()
 	f.add(flags)
+	a.RegistryFlags(flags)
+	help.Group(flags, "Registries")
 	debug.add(flags)
 	values.AddUnsupported(flags)
 	return cmd

@@ -86,6 +86,8 @@ func composeBuildCommand(a *app.App, f *composeFlags) *cobra.Command {
 	flags.StringArrayVar(&b.agents, "ssh", nil, "`ID[=PATH]` ssh agent for RUN --mount=type=ssh: a socket or unencrypted key files (default $SSH_AUTH_SOCK)")
 	flags.StringVarP(&b.memory, "memory", "m", "", "`SIZE` memory limit of each RUN, such as 2g")
 	help.Group(flags, "Build")
+	a.RegistryFlags(flags)
+	help.Group(flags, "Registries")
 	b.shown.add(flags)
 	help.Group(flags, "Progress")
 	return cmd

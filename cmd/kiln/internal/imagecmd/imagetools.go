@@ -63,6 +63,7 @@ to it. A single SOURCE is copied as it is.`,
 	flags.BoolVar(&o.Append, "append", false, "keep the images that NAME has for other platforms")
 	flags.BoolVar(&o.DryRun, "dry-run", false, "print the index instead of pushing it")
 	app.ProgressFlag(flags, &mode)
+	a.RegistryFlags(flags)
 	return cmd
 }
 
@@ -112,6 +113,7 @@ func inspectRemote(a *app.App) *cobra.Command {
 			})
 		},
 	}
+	a.RegistryFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&raw, "raw", false, "print the manifest or index exactly as the registry sent it")
 	cmd.Flags().StringVar(&format, "format", "", "`FORMAT` json, or a Go template")
 	return cmd
@@ -158,5 +160,6 @@ func Manifest(a *app.App) []*cobra.Command {
 			})
 		},
 	}
+	a.RegistryFlags(inspect.Flags())
 	return []*cobra.Command{inspect}
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
-	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/registry/auth"
@@ -57,12 +56,13 @@ credential helper that Docker's config.json names, or in config.json itself. A p
 	}
 	cmd.Flags().StringVarP(&user, "username", "u", "", "`NAME` user name")
 	cmd.Flags().StringVarP(&password, "password", "p", "", "`PASSWORD` password, visible to other users of the host; better use --password-stdin")
+	a.RegistryFlags(cmd.Flags())
 	cmd.Flags().BoolVar(&fromStdin, "password-stdin", false, "read the password from standard input")
 	return cmd
 }
 
 func login(a *app.App, cmd *cobra.Command, name, user, password string) error {
-	cfg, err := config.Load()
+	cfg, err := a.Configuration()
 	if err != nil {
 		return &app.InternalError{Err: err}
 	}
@@ -72,6 +72,9 @@ func login(a *app.App, cmd *cobra.Command, name, user, password string) error {
 	at, err := auth.Store(cmd.Context(), name, user, password)
 	if err != nil {
 		return err
+	}
+	if auth.InEnvironment(name) {
+		a.Complain("warning: the credentials in $DOCKER_AUTH_CONFIG come before the stored ones")
 	}
 	where := at.File + ", which is not encrypted; a credential helper (credsStore) is safer"
 	if at.Helper != "" {

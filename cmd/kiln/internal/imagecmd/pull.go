@@ -43,6 +43,7 @@ func Pull(a *app.App) *cobra.Command {
 		},
 	}
 	app.ProgressFlag(cmd.Flags(), &mode)
+	a.RegistryFlags(cmd.Flags())
 	cmd.Flags().StringVar(&platform, "platform", "", "`OS/ARCH` platform to fetch (default $DOCKER_DEFAULT_PLATFORM, else that of this host)")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
 	return cmd

@@ -26,6 +26,7 @@ func Push(a *app.App) *cobra.Command {
 		}),
 	}
 	app.ProgressFlag(cmd.Flags(), &mode)
+	a.RegistryFlags(cmd.Flags())
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "show no progress")
 	return cmd
 }
