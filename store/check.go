@@ -66,7 +66,7 @@ func reader(task *events.Task) func(done, total int64) {
 
 // checkTop looks at the root directory itself, at those of its parts that hold no items, and for what killed processes have left.
 func (r *Root) checkTop(_ context.Context, report *part.Report) error {
-	if err := errors.Join(report.Dir(".", rootdir.Known), report.Dir(rootdir.Locks, nil), report.Dir(rootdir.Tmp, nil)); err != nil {
+	if err := errors.Join(report.Dir(".", rootdir.Known), report.Dir(rootdir.Locks, nil), report.Dir(rootdir.Tmp, nil), report.Dir(rootdir.Lists, part.Hash.MatchString)); err != nil {
 		return err
 	}
 	for _, left := range r.Left() {

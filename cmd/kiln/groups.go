@@ -73,8 +73,6 @@ func instead(command string) string {
 		return "kiln doctor reports what the host supports, and kiln version the version"
 	case "buildx ls", "buildx use", "buildx create", "buildx rm", "buildx inspect", "buildx stop":
 		return "kiln has no builders, and kiln build does the work itself"
-	case "manifest create", "manifest push", "manifest annotate", "manifest rm":
-		return "kiln imagetools create makes an index of images and pushes it"
 	case "import":
 		return "ADD archive.tar / after FROM scratch makes an image of an archive"
 	case "commit":

@@ -65,7 +65,7 @@ type IndexOptions struct {
 // index it takes the images. What the registries of the names lack is copied there, or mounted. One source alone, without annotations, is
 // copied as it is. The result is what the names stand for then.
 func (set *Images) CreateIndex(ctx context.Context, names, sources []string, o IndexOptions, s *events.Stream) ([]byte, error) {
-	c := &composer{ctx: ctx, set: set, documents: map[digest.Digest][]byte{}, from: map[digest.Digest]string{}}
+	c := set.composer(ctx)
 	var kept int
 	if o.Append {
 		if err := c.add(names[0], 0); err != nil {
@@ -90,13 +90,7 @@ func (set *Images) CreateIndex(ctx context.Context, names, sources []string, o I
 		return data, nil
 	}
 	for _, name := range names {
-		task := s.Task(llb.Place{}, "pushing "+name)
-		err := set.client.Push(events.With(ctx, task), c, name, desc, registry.PushOptions{MountFrom: c.from, Progress: Uploads(task)})
-		if err == nil {
-			task.Note("digest " + desc.Digest.String())
-		}
-		task.Done(err)
-		if err != nil {
+		if err := c.push(name, desc, s); err != nil {
 			return nil, err
 		}
 	}
@@ -112,6 +106,21 @@ type composer struct {
 	// documents are indexes and manifests, which are small; from is the repository that has a blob.
 	documents map[digest.Digest][]byte
 	from      map[digest.Digest]string
+}
+
+func (set *Images) composer(ctx context.Context) *composer {
+	return &composer{ctx: ctx, set: set, documents: map[digest.Digest][]byte{}, from: map[digest.Digest]string{}}
+}
+
+// push pushes one of the documents under a name, after what it refers to.
+func (c *composer) push(name string, desc ocispec.Descriptor, s *events.Stream) error {
+	task := s.Task(llb.Place{}, "pushing "+name)
+	err := c.set.client.Push(events.With(c.ctx, task), c, name, desc, registry.PushOptions{MountFrom: c.from, Progress: Uploads(task)})
+	if err == nil {
+		task.Note("digest " + desc.Digest.String())
+	}
+	task.Done(err)
+	return err
 }
 
 // add takes in what a name stands for. The first kept images give way to others for their platform.

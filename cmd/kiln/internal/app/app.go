@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/console"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/signals"
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/internal/userns"
@@ -127,6 +128,15 @@ func (a *App) RegistryFlags(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&r.Mirrors, "registry-mirror", nil, "`[HOST=]MIRROR` ask MIRROR before the registry HOST (default docker.io)")
 	flags.StringArrayVar(&r.Insecure, "insecure-registry", nil, "`HOST` do not check the certificate of the registry HOST, and speak plain HTTP if it does not speak HTTPS")
 	flags.StringArrayVar(&r.CA, "registry-ca", nil, "`[HOST=]FILE` trust the authorities in FILE for the registry HOST (default every registry)")
+}
+
+// Insecure has the registries of images treated as --insecure-registry does.
+func (a *App) Insecure(images ...string) {
+	for _, name := range images {
+		if ref, err := imagename.Parse(name); err == nil { // who uses the name says what is wrong with it
+			a.registries.Insecure = append(a.registries.Insecure, ref.Registry)
+		}
+	}
 }
 
 // Configuration returns the configuration of kiln.toml and of the command line. Paths in the latter are relative to the working directory

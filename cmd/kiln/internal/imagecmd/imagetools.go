@@ -3,7 +3,6 @@ package imagecmd
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
@@ -137,29 +136,4 @@ func printRemote(a *app.App, r *images.Remote) error {
 	}
 	_, err := a.Stdout.Write(out.Bytes())
 	return err
-}
-
-// Manifest returns the commands of docker manifest that kiln has.
-func Manifest(a *app.App) []*cobra.Command {
-	inspect := &cobra.Command{
-		Use:     "inspect NAME",
-		Short:   "Print the manifest or index of an image in a registry",
-		Example: "  kiln manifest inspect debian:bookworm",
-		Args:    app.ExactArgs("a NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
-				r, err := k.Images.Remote(cmd.Context(), args[0])
-				if err != nil {
-					return err
-				}
-				var out bytes.Buffer
-				if err := json.Indent(&out, r.Data, "", "   "); err != nil {
-					return err
-				}
-				return printRaw(a, append(out.Bytes(), '\n'))
-			})
-		},
-	}
-	a.RegistryFlags(inspect.Flags())
-	return []*cobra.Command{inspect}
 }
