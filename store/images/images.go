@@ -53,6 +53,17 @@ type Info struct {
 	Labels map[string]string
 	// Platforms are what it runs on: "linux/amd64".
 	Platforms []string
+	// Parts are its images for one platform each, in the order of Platforms.
+	Parts []Part
+}
+
+// Part is an image for one platform.
+type Part struct {
+	Platform string
+	// Digest is that of the manifest.
+	Digest string
+	// Size is as in Info.
+	Size int64
 }
 
 // manifestOf reads a manifest and its config.
@@ -138,11 +149,13 @@ func (set *Images) info(desc ocispec.Descriptor) (Info, error) {
 			info.Created = *config.Created
 		}
 		info.Labels = config.Config.Labels
-		for _, l := range m.Layers {
-			info.Size += l.Size
-		}
 		p := llb.Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant}
-		info.Platforms = append(info.Platforms, p.String())
+		part := Part{Platform: p.String(), Digest: d.Digest.String()}
+		for _, l := range m.Layers {
+			part.Size += l.Size
+		}
+		info.Size += part.Size
+		info.Platforms, info.Parts = append(info.Platforms, part.Platform), append(info.Parts, part)
 	}
 	return info, nil
 }

@@ -115,8 +115,8 @@ func (set *Images) writeList(l *ManifestList) error {
 	return atomicfile.WriteBytes(set.listPath(l.Name), w.Scratch.Path(), data)
 }
 
-// CreateList makes a manifest list of images in registries, or with amend adds them to one that may be there. Of a source that is an index it
-// takes the images. Nothing is pushed.
+// CreateList makes a manifest list of images in registries, or with amend adds them to one that may be there. Of a source that is an index
+// it takes the images. Nothing is pushed.
 func (set *Images) CreateList(ctx context.Context, name string, sources []string, amend bool) (*ManifestList, error) {
 	full, err := listName(name)
 	if err != nil {

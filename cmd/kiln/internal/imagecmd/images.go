@@ -29,7 +29,7 @@ var imageColumns = []table.Column{
 
 // Images returns the command of that name.
 func Images(a *app.App) *cobra.Command {
-	var quiet, noTrunc, digests bool
+	var quiet, noTrunc, digests, tree bool
 	var format string
 	var filters []string
 	cmd := &cobra.Command{
@@ -54,7 +54,13 @@ are compressed as they came from the registry, layers that kiln built are uncomp
 			if digests {
 				usual = []string{"Repository", "Tag", "Digest", "ID", "CreatedSince", "Size"}
 			}
+			if tree && (quiet || digests || format != "") {
+				return app.UsageErrorf("--tree is a format of its own, and goes without --quiet, --digests and --format")
+			}
 			printer, err := table.New(format, imageColumns, usual...)
+			if tree {
+				printer, err = table.New("", treeColumns, "Image", "ID", "Size")
+			}
 			if err != nil {
 				return err
 			}
@@ -62,6 +68,9 @@ are compressed as they came from the registry, layers that kiln built are uncomp
 				list, err := k.Images.Matching(cmd.Context(), filter)
 				if err != nil {
 					return err
+				}
+				if tree {
+					return printer.Print(a.Stdout, treeRows(list, noTrunc))
 				}
 				rows := imageRows(list, noTrunc, time.Now())
 				if quiet {
@@ -75,6 +84,7 @@ are compressed as they came from the registry, layers that kiln built are uncomp
 	flags.BoolVarP(&quiet, "quiet", "q", false, "print only IDs")
 	flags.BoolVar(&noTrunc, "no-trunc", false, "do not shorten IDs")
 	flags.BoolVar(&digests, "digests", false, "also print the digests of manifests")
+	flags.BoolVar(&tree, "tree", false, "print the platforms of each image below it")
 	flags.BoolP("all", "a", false, "no effect, as kiln hides no images")
 	flags.StringArrayVarP(&filters, "filter", "f", nil, "`FILTER` dangling=true, label=KEY[=VALUE], before=IMAGE, since=IMAGE, reference=PATTERN or until=24h")
 	flags.StringVar(&format, "format", "", "`FORMAT` table, json, a Go template, or 'table TEMPLATE' with \\t between columns")
@@ -114,6 +124,35 @@ func imageRows(images []images.Info, noTrunc bool, now time.Time) []table.Row {
 				row["CreatedAt"] = i.Created.Local().Format("2006-01-02 15:04:05 -0700 MST")
 			}
 			rows = append(rows, row)
+		}
+	}
+	return rows
+}
+
+// treeColumns are those of --tree.
+var treeColumns = []table.Column{{Field: "Image", Heading: "IMAGE"}, {Field: "ID", Heading: "ID"}, {Field: "Size", Heading: "SIZE IN STORE"}}
+
+// treeRows returns rows for the names of each image, and below the last name one for each of its platforms, with the digest of its manifest.
+func treeRows(images []images.Info, noTrunc bool) []table.Row {
+	var rows []table.Row
+	for _, i := range images {
+		names := i.Names
+		if len(names) == 0 {
+			names = []string{""}
+		}
+		for _, name := range names {
+			shown := none
+			if ref, err := imagename.Parse(name); err == nil {
+				shown = ref.FamiliarTagged()
+			}
+			rows = append(rows, table.Row{"Image": shown, "ID": shortID(i.ID, noTrunc), "Size": report.Size(i.Size)})
+		}
+		for n, p := range i.Parts {
+			branch := "├─ "
+			if n == len(i.Parts)-1 {
+				branch = "└─ "
+			}
+			rows = append(rows, table.Row{"Image": branch + p.Platform, "ID": shortID(p.Digest, noTrunc), "Size": report.Size(p.Size)})
 		}
 	}
 	return rows
