@@ -136,7 +136,12 @@ const podmanSocket = "podman/podman.sock"
 
 // advice says what to do about an engine that does not answer.
 func advice(at Endpoint, err error) string {
+	refused, isRefused := errors.AsType[*RefusedError](err)
 	switch {
+	case isRefused && refused.Status == http.StatusBadRequest && !at.tls.use:
+		return "if it speaks TLS, set DOCKER_TLS_VERIFY=1, and DOCKER_CERT_PATH to the directory of ca.pem, cert.pem and key.pem"
+	case fetch.IsTLS(err) && at.tls.use:
+		return fmt.Sprintf("the directory of ca.pem, cert.pem and key.pem is %s", at.tls.dir)
 	case errors.Is(err, fs.ErrPermission):
 		return "the user may not connect to it: docker's socket is for root and the group docker"
 	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED):

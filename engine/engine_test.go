@@ -4,10 +4,14 @@ import (
 	"archive/tar"
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -268,5 +272,36 @@ func TestCancelled(t *testing.T) {
 	err = e.Load(t.Context(), blobs, a, []string{"app"}, nobody{})
 	if err == nil || strings.Contains(err.Error(), "use the engine") {
 		t.Errorf("error %v, want one of the store", err)
+	}
+}
+
+// TestTLS shows how an engine is reached by TLS, and what is said where that is missing.
+func TestTLS(t *testing.T) {
+	server := httptest.NewUnstartedServer(&fake{images: map[string]inspected{}})
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	defer server.Close()
+	dir := t.TempDir()
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(filepath.Join(dir, "ca.pem"), ca, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("DOCKER_HOST", "tcp://"+server.Listener.Addr().String())
+	for _, tc := range []struct{ verify, tls, certs, err string }{
+		{err: "if it speaks TLS, set DOCKER_TLS_VERIFY=1"},
+		{verify: "1", certs: dir},
+		{tls: "1", certs: t.TempDir()},
+		{verify: "1", certs: t.TempDir(), err: "the directory of ca.pem, cert.pem and key.pem is "},
+	} {
+		t.Setenv("DOCKER_TLS_VERIFY", tc.verify)
+		t.Setenv("DOCKER_TLS", tc.tls)
+		t.Setenv("DOCKER_CERT_PATH", tc.certs)
+		at, err := Find()
+		if err == nil {
+			_, err = Open(t.Context(), at)
+		}
+		if tc.err == "" && err != nil || tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)) {
+			t.Errorf("%+v: error %v", tc, err)
+		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
@@ -37,7 +38,7 @@ func Open(paths ...string) (*Agent, error) {
 		}
 		switch kind := info.Mode().Type(); {
 		case kind == os.ModeSocket && len(paths) == 1:
-			return &Agent{socket: path}, nil
+			return &Agent{socket: path}, listens(path)
 		case kind == os.ModeSocket:
 			return nil, fmt.Errorf("%s is the socket of an agent and cannot be combined with other files", path)
 		case kind != 0:
@@ -51,6 +52,18 @@ func Open(paths ...string) (*Agent, error) {
 		}
 	}
 	return a, nil
+}
+
+// connectTimeout bounds the attempt to reach an agent that has too much to do.
+const connectTimeout = 10 * time.Second
+
+// listens returns an error unless somebody listens at a socket: that of an agent that has ended stays.
+func listens(path string) error {
+	c, err := net.DialTimeout("unix", path, connectTimeout)
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 func (a *Agent) addKey(path string, size int64) error {
