@@ -154,6 +154,9 @@ func buildTargets(a *app.App, cmd *cobra.Command, targets []target, flags setFla
 		a.Complain("warning: RUN gets no proxies: " + err.Error())
 	}
 	if flags.metadataFile != "" {
+		if err := values.CheckFile(flags.metadataFile); err != nil {
+			return app.UsageErrorf("--metadata-file: %w", err)
+		}
 		if err := rootdir.Absolute(&flags.metadataFile); err != nil {
 			return err
 		}
