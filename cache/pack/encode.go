@@ -9,8 +9,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -255,8 +255,16 @@ func decodeRecord(l *recordLine) (solver.Key, Record, error) {
 	return key, r, nil
 }
 
-// encodings matches the names of encodings, which become part of names of files.
-var encodings = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,63}$`)
+// isEncoding reports whether s can be the name of an encoding, which becomes part of a name of a file.
+func isEncoding(s string) bool {
+	if len(s) == 0 || len(s) > maxEncodingName || s[0] == '.' {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool { return r != '.' && r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z') })
+}
+
+// maxEncodingName bounds the name of an encoding, in bytes.
+const maxEncodingName = 64
 
 // maxEncodings bounds how many blobs one layer has.
 const maxEncodings = 64
@@ -273,7 +281,7 @@ func decodeLayer(l *layerLine) (Layer, bool) {
 		out.Manifest = ocispec.Descriptor{MediaType: ManifestType, Digest: l.Manifest.Digest, Size: l.Manifest.Size}
 	}
 	for encoding, b := range l.Blobs {
-		if !b.valid() || b.DiffID.Validate() != nil || !encodings.MatchString(encoding) {
+		if !b.valid() || b.DiffID.Validate() != nil || !isEncoding(encoding) {
 			return out, false
 		}
 		if out.Blobs == nil {
