@@ -7,6 +7,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/llb"
 )
 
@@ -41,7 +42,8 @@ func ParsePart(s string) (part Part, platform string, err error) {
 	name, rest, has := strings.Cut(s, "[")
 	part = Part(name)
 	if !slices.Contains(parts, part) {
-		return "", "", fmt.Errorf("the part of an annotation is manifest, manifest-descriptor, index or index-descriptor, not %q", name)
+		return "", "", fmt.Errorf("the part of an annotation is manifest, manifest-descriptor, index or index-descriptor, not %q%s",
+			name, suggest.Hint(name, "manifest", "manifest-descriptor", "index", "index-descriptor"))
 	}
 	if !has {
 		return part, "", nil

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"golang.org/x/sys/unix"
@@ -115,6 +116,17 @@ type display interface {
 	close()
 }
 
+// Modes are the progress modes.
+var Modes = []string{"auto", "plain", "tty", "rawjson", "quiet", "none"}
+
+// CheckMode returns an error if mode is not one of Modes, with that which was probably meant.
+func CheckMode(mode string) error {
+	if slices.Contains(Modes, mode) {
+		return nil
+	}
+	return fmt.Errorf("progress mode %q is not known; there are auto, plain, tty, rawjson, quiet and none%s", mode, suggest.Hint(mode, Modes...))
+}
+
 // New returns a Printer that writes to w. The mode is "plain", "tty", "rawjson", "quiet" or "none" (both show nothing), or
 // "auto" or "", which is "tty" where w is a terminal that can move its cursor, else "plain". Colours in the output of tasks stay
 // where w is a terminal and NO_COLOR is not set. BUILDKIT_COLORS and BUILDKIT_TTY_LOG_LINES are as for BuildKit: the colours of states,
@@ -154,7 +166,7 @@ func New(mode string, w io.Writer) (*Printer, error) {
 	case "quiet", "none":
 		d = nothing{}
 	default:
-		return nil, fmt.Errorf("progress mode %q is not known; there are auto, plain, tty, rawjson, quiet and none", mode)
+		return nil, CheckMode(mode)
 	}
 	p := newPrinter(d)
 	go p.ticks()

@@ -13,7 +13,7 @@ import (
 
 // group returns a command that only has others, by the names that docker and buildx have for them.
 func group(name, short string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{Use: name + " COMMAND", Short: short, Args: cobra.ArbitraryArgs, RunE: helpOrUnknown, SuggestionsMinimumDistance: 2}
+	cmd := &cobra.Command{Use: name + " COMMAND", Short: short, Args: cobra.ArbitraryArgs, RunE: app.HelpOrUnknown}
 	cmd.AddCommand(commands...)
 	return cmd
 }
@@ -66,39 +66,6 @@ func lazily(a *app.App, name, short string, commands func() []*cobra.Command) *c
 	return group(name, short)
 }
 
-// instead returns what does the work of a command that kiln does not have, or "".
-func instead(command string) string {
-	switch command {
-	case "info", "system info":
-		return "kiln doctor reports what the host supports, and kiln version the version"
-	case "buildx ls", "buildx use", "buildx create", "buildx rm", "buildx inspect", "buildx stop":
-		return "kiln has no builders, and kiln build does the work itself"
-	case "import":
-		return "ADD archive.tar / after FROM scratch makes an image of an archive"
-	case "commit":
-		return "kiln has no containers, and a Dockerfile says what an image is made of"
-	case "create", "ps", "exec", "start", "stop", "restart", "kill", "logs", "attach", "container", "network", "volume", "stats", "top", "wait", "port",
-		"pause", "unpause", "rename", "update", "export":
-		return "containers are run by an engine such as docker or podman"
-	}
-	return ""
-}
-
-// helpOrUnknown is what a command that only has others does: it prints its help, or says that it has no such command.
-func helpOrUnknown(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return cmd.Help()
-	}
-	hint := "; " + cmd.CommandPath() + " --help lists the commands"
-	full := strings.TrimPrefix(cmd.CommandPath()+" "+args[0], "kiln ")
-	if other := instead(full); other != "" {
-		hint = ": " + other
-	} else if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
-		hint = "; did you mean " + strings.Join(s, " or ") + "?"
-	}
-	return app.UsageErrorf("unknown command %q%s", full, hint)
-}
-
 // commandOrFlagError turns an error of the flag parser into a usage error: what is wrong with flags of a command that does not exist is the
 // command.
 func commandOrFlagError(a *app.App, cmd *cobra.Command, err error) error {
@@ -109,7 +76,7 @@ func commandOrFlagError(a *app.App, cmd *cobra.Command, err error) error {
 		flags.AddFlagSet(cmd.InheritedFlags())
 		flags.ParseErrorsAllowlist.UnknownFlags = true
 		if flags.Parse(rest) == nil && flags.NArg() > 0 {
-			return helpOrUnknown(cmd, flags.Args())
+			return app.HelpOrUnknown(cmd, flags.Args())
 		}
 	}
 	return app.FlagError(cmd, err)

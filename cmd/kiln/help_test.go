@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/clipperhouse/displaywidth"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/dialect"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -113,6 +115,45 @@ func TestFlagValues(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDialect shows that what is said about flags and commands of other tools names flags that there are, and that kiln lacks theirs.
+func TestDialect(t *testing.T) {
+	root := newRoot()
+	has := func(path, flag string) bool {
+		for cmd := range commands(root) {
+			name := strings.TrimPrefix(strings.TrimPrefix(cmd.CommandPath(), "kiln"), " ")
+			found := cmd.Flag(strings.TrimLeft(flag, "-")) != nil
+			if !strings.HasPrefix(flag, "--") {
+				found = cmd.Flags().ShorthandLookup(flag[1:]) != nil
+			}
+			if (path == "" || path == name) && found {
+				return true
+			}
+		}
+		return false
+	}
+	named := regexp.MustCompile(`--[a-z-]+`)
+	dialect.Flags(func(on, flag, say string) {
+		if on != "" && has(on, flag) {
+			t.Errorf("kiln %s has %s, of which is said: %s", on, flag, say)
+		}
+		for _, name := range named.FindAllString(say, -1) {
+			if !strings.Contains(say, "COPY "+name) && !strings.Contains(say, "RUN "+name) && !has("", name) {
+				t.Errorf("of %s is said %q, but there is no %s", flag, say, name)
+			}
+		}
+	})
+	dialect.Commands(func(path, say string) {
+		if cmd, rest, err := root.Find(strings.Fields(path)); err == nil && len(rest) == 0 {
+			t.Errorf("there is a command %q, of which is said: %s", cmd.CommandPath(), say)
+		}
+		for _, name := range named.FindAllString(say, -1) {
+			if !strings.Contains(say, "COPY "+name) && !has("", name) {
+				t.Errorf("of %s is said %q, but there is no %s", path, say, name)
+			}
+		}
+	})
 }
 
 // newRoot returns kiln's commands, all of them or those that args name.

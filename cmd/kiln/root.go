@@ -63,7 +63,7 @@ func rootCommand(a *app.App) *cobra.Command {
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		Args:              cobra.ArbitraryArgs,
-		RunE:              helpOrUnknown,
+		RunE:              app.HelpOrUnknown,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	cobra.EnableCommandSorting = false // help lists them as they are added
@@ -75,7 +75,6 @@ func rootCommand(a *app.App) *cobra.Command {
 		"for root, $XDG_DATA_HOME/kiln or ~/.local/share/kiln for others)")
 	root.PersistentFlags().BoolVarP(&a.Debug, "debug", "D", false, "print debug messages, and stack traces of internal errors")
 	root.Flags().BoolP("version", "v", false, "print the version of kiln")
-	root.SuggestionsMinimumDistance = 2
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
 		_ = help.Write(a.Stdout, cmd, help.Width(os.Stdout)) // cobra has no use for its error
 	})
@@ -110,7 +109,7 @@ func helpCommand() *cobra.Command {
 				return err
 			}
 			if len(rest) > 0 && found.HasSubCommands() {
-				return helpOrUnknown(found, rest)
+				return app.HelpOrUnknown(found, rest)
 			}
 			return found.Help()
 		},

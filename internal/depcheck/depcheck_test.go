@@ -31,7 +31,7 @@ var allowed = map[string][]string{
 	// The commands for the root directory as a whole; those for images and builds are packages of their own.
 	"cmd/kiln": {"store", "doctor", "events", "internal", "llb"},
 	// What all commands need: the root directory with what works on it, and types of errors.
-	"cmd/kiln/internal/app":      {"cmd/kiln/internal/console", "cmd/kiln/internal/report", "cmd/kiln/internal/signals", "build", "build/contexts", "store", "store/images", "progress", "events", "internal", "parser", "registry", "solver"},
+	"cmd/kiln/internal/app":      {"cmd/kiln/internal/console", "cmd/kiln/internal/dialect", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/signals", "build", "build/contexts", "store", "store/images", "progress", "events", "internal", "parser", "registry", "solver"},
 	"cmd/kiln/internal/imagecmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/table", "cmd/kiln/internal/values", "store/images", "events", "exporter", "internal", "llb", "registry", "registry/auth", "registry/image"},
 	"cmd/kiln/internal/buildcmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/console", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "bake", "build", "build/confine", "build/contexts", "build/set", "compose", "events", "exporter", "internal", "llb", "progress", "registry/auth", "sandbox"},
 	"cmd/kiln/internal/runcmd":   {"cmd/kiln/internal/app", "cmd/kiln/internal/console", "cmd/kiln/internal/help", "cmd/kiln/internal/signals", "cmd/kiln/internal/values", "build/confine", "events", "internal", "run", "sandbox"},
@@ -39,6 +39,8 @@ var allowed = map[string][]string{
 	"cmd/kiln/internal/console": {"sandbox"},
 	// What is read from commands and flags, whatever they are.
 	"cmd/kiln/internal/help": {},
+	// What other tools call things.
+	"cmd/kiln/internal/dialect": {},
 	// The values of flags of kiln build, and the text of results. cmd/kiln/internal/table and signals may import nouns alone.
 	"cmd/kiln/internal/values": {"build", "build/caching", "build/confine", "build/contexts", "build/early", "llb", "internal"},
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
@@ -76,12 +78,11 @@ var allowed = map[string][]string{
 
 	"parser": {},
 	"llb":    {},
-	"frontend": {"frontend/expand", "frontend/imageconfig", "frontend/lint", "frontend/mounts", "frontend/outline", "frontend/source", "frontend/suggest",
-		"parser", "llb", "internal/ignore", "internal/imagename", "internal/remoteurl"},
+	"frontend": {"frontend/expand", "frontend/imageconfig", "frontend/lint", "frontend/mounts", "frontend/outline", "frontend/source",
+		"parser", "llb", "internal/ignore", "internal/imagename", "internal/remoteurl", "internal/suggest"},
 
 	// What the frontend consists of. None of them knows how instructions become vertices.
 	"frontend/expand":      {},
-	"frontend/suggest":     {},
 	"frontend/imageconfig": {"frontend/expand", "llb"},
 	"frontend/quote":       {"frontend/lint", "parser"},
 	"frontend/lint":        {"parser", "llb", "internal/ignore", "internal/remoteurl"},

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/suggest"
 )
 
 // Encoding is how a layer that a step made is written as a blob.
@@ -89,6 +90,9 @@ func (c Compression) String() string {
 	return c.Type + "-" + strconv.Itoa(c.Level)
 }
 
+// Compressions are what the key compression of an output can be.
+var Compressions = []string{"gzip", "zstd", "uncompressed"}
+
 // ParseCompression reads the keys compression and compression-level of an output.
 func ParseCompression(kind, level string) (Compression, error) {
 	c := Compression{Type: kind, Level: -1}
@@ -100,7 +104,7 @@ func ParseCompression(kind, level string) (Compression, error) {
 	case "zstd":
 		limit = 22
 	default:
-		return c, fmt.Errorf("compression=%s is not supported: use uncompressed, gzip or zstd", kind)
+		return c, fmt.Errorf("compression=%s is not supported: use uncompressed, gzip or zstd%s", kind, suggest.Hint(kind, Compressions...))
 	}
 	if level == "" {
 		return c, nil

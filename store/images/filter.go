@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/internal/suggest"
 )
 
 // Filter chooses images as docker images --filter does. The zero value chooses all.
@@ -54,7 +55,8 @@ func ParseFilters(values []string, now time.Time) (Filter, error) {
 		case name == "until":
 			f.Until, err = parseTime(value, now)
 		default:
-			err = fmt.Errorf("there are dangling, label, before, since, reference and until")
+			err = fmt.Errorf("there are dangling, label, before, since, reference and until%s",
+				suggest.Hint(name, "dangling", "label", "before", "since", "reference", "until"))
 		}
 		if err != nil {
 			return f, &input.Error{Err: fmt.Errorf("--filter %q: %w", v, err)}

@@ -16,7 +16,6 @@ import (
 	"github.com/kilnbuild/kiln/progress"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/solver"
-	"github.com/spf13/cobra"
 )
 
 // Exit statuses, besides 128 + the number of a signal.
@@ -80,14 +79,6 @@ func (e *BuildError) Unwrap() error { return e.err }
 
 // ErrFound is a check that found something and has printed it.
 var ErrFound = errors.New("the check has found something")
-
-// FlagError turns an error of the flag parser into a usage error. That of an unsupported flag is the message itself.
-func FlagError(cmd *cobra.Command, err error) error {
-	if u, ok := errors.AsType[*input.Error](err); ok {
-		return u
-	}
-	return UsageErrorf("%w; see %s --help", err, cmd.CommandPath())
-}
 
 // ExitStatus returns the exit status that err stands for.
 func ExitStatus(err error) int {

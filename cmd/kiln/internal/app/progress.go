@@ -2,11 +2,13 @@ package app
 
 import (
 	"context"
+	"fmt"
 	"os"
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/signals"
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/progress"
 	"github.com/spf13/pflag"
 )
@@ -68,8 +70,29 @@ func (a *App) TellFailure(ctx context.Context, err error, r *build.Result) {
 
 // ProgressFlag adds --progress, without its default: that is looked up when the command runs.
 func ProgressFlag(flags *pflag.FlagSet, mode *string) {
-	flags.StringVar(mode, "progress", "", "`MODE` how to show progress: auto, plain, tty, rawjson, quiet or none (default $KILN_PROGRESS, $BUILDKIT_PROGRESS, else auto)")
+	flags.Var((*progressMode)(mode), "progress", "`MODE` how to show progress: auto, plain, tty, rawjson, quiet or none (default $KILN_PROGRESS, $BUILDKIT_PROGRESS, else auto)")
 }
+
+// progressMode is the value of --progress: what is no mode is refused before anything is done.
+type progressMode string
+
+// Set implements pflag.Value.
+func (m *progressMode) Set(value string) error {
+	*m = progressMode(value)
+	if value == "" {
+		return nil
+	}
+	if err := progress.CheckMode(value); err != nil {
+		return &input.Error{Err: fmt.Errorf("--progress: %w", err)}
+	}
+	return nil
+}
+
+// String implements pflag.Value.
+func (m *progressMode) String() string { return string(*m) }
+
+// Type implements pflag.Value.
+func (m *progressMode) Type() string { return "string" }
 
 // QuietMode returns the progress mode that -q and --progress ask for together.
 func QuietMode(quiet bool, mode string) string {

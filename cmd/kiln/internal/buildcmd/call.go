@@ -10,6 +10,8 @@ import (
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
+	"github.com/kilnbuild/kiln/internal/suggest"
 )
 
 // call is --call NAME[,format=text|json].
@@ -21,8 +23,8 @@ type call struct {
 func parseCall(value string) (call, error) {
 	name, options, _ := strings.Cut(value, ",")
 	c := call{name: name}
-	if !slices.Contains([]string{"", "build", "check", "outline", "targets"}, name) {
-		return c, app.UsageErrorf("--call %q: use build, check, outline or targets", name)
+	if name != "" && !slices.Contains(values.Calls, name) {
+		return c, app.UsageErrorf("--call %q: use build, check, outline or targets%s", name, suggest.Hint(name, values.Calls...))
 	}
 	switch options {
 	case "", "format=text":

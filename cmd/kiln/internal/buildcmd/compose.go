@@ -38,13 +38,8 @@ func Compose(a *app.App) *cobra.Command {
 		Use:     "compose COMMAND",
 		Short:   "Build the images of a compose file",
 		Example: "  kiln compose build\n  kiln compose -f compose.ci.yaml build --push web worker",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return app.UsageErrorf("kiln has no compose %s: services are run by an engine such as docker or podman; kiln compose build builds their images", args[0])
-		},
-		Args: cobra.ArbitraryArgs,
+		RunE:    app.HelpOrUnknown,
+		Args:    cobra.ArbitraryArgs,
 	}
 	flags := cmd.PersistentFlags()
 	flags.StringArrayVarP(&f.files, "file", "f", nil, "`FILE` compose file, or - for standard input; later files override earlier ones (default compose.yaml and its override)")

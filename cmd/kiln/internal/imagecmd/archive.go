@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/rootdir"
+	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/store/images"
@@ -33,7 +34,7 @@ Older engines do not know multi-platform images: use --platform to save one plat
 		Args: app.MinArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if format != "docker" && format != "oci" {
-				return app.UsageErrorf("--format %q: it is docker or oci", format)
+				return app.UsageErrorf("--format %q: use docker or oci%s", format, suggest.Hint(format, "docker", "oci"))
 			}
 			o.OCI = format == "oci"
 			if output == "" && termtext.IsTerminal(os.Stdout) {

@@ -10,6 +10,7 @@ import (
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/report"
 	"github.com/kilnbuild/kiln/internal/rootdir"
+	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/store/images"
 	"github.com/spf13/cobra"
@@ -81,7 +82,7 @@ has, - for what only the first has, and ~ for what is in both and differs. Times
 		Args: app.ExactArgs("an IMAGE", "another IMAGE"),
 		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			if format != "text" && format != "json" {
-				return app.UsageErrorf("--format %q: it is text or json", format)
+				return app.UsageErrorf("--format %q: use text or json%s", format, suggest.Hint(format, "text", "json"))
 			}
 			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 				found, part := false, ""

@@ -33,6 +33,9 @@ var LimitFlags = []LimitFlag{
 	{"step-timeout", "", "duration", "`TIME` time limit of %s, such as 10m"},
 }
 
+// Resources are the limits that --resource has.
+var Resources = []string{"memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems"}
+
 // Limit is the value of one of the LimitFlags.
 type Limit struct {
 	Limits     confine.Limits

@@ -17,6 +17,8 @@ type unsupported struct {
 	nothing []string
 	// accepted says that no value asks for anything that kiln does not do anyway.
 	accepted bool
+	// hint says what to do in its place.
+	hint string
 	// disable says that a comma list with disabled=true asks for nothing.
 	disable bool
 }
@@ -33,9 +35,10 @@ var unsupportedBuildFlags = []unsupported{
 	{name: "rm", bare: true, accepted: true},
 	{name: "force-rm", bare: true, accepted: true},
 	{name: "compress", bare: true, accepted: true},
-	{name: "squash", bare: true, nothing: []string{"false"}},
-	{name: "isolation", nothing: []string{"default"}},
-	{name: "security-opt"},
+	{name: "squash", bare: true, nothing: []string{"false"},
+		hint: "FROM scratch and COPY --from=STAGE / / make an image of one layer"},
+	{name: "isolation", nothing: []string{"default"}, hint: "kiln has a sandbox of its own for RUN"},
+	{name: "security-opt", hint: "kiln has a sandbox of its own for RUN"},
 }
 
 // AddUnsupported makes flags of docker buildx build known that kiln does not support; they are not listed by --help.
@@ -62,6 +65,9 @@ func (u *unsupported) Set(value string) error {
 				return nil
 			}
 		}
+	}
+	if u.hint != "" {
+		return usagef("--%s is not supported: %s", u.name, u.hint)
 	}
 	return usagef("--%s is not supported yet", u.name)
 }

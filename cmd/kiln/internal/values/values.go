@@ -16,8 +16,27 @@ import (
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/sshagent"
+	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/llb"
 	csvvalue "github.com/tonistiigi/go-csvvalue"
+)
+
+// OutputKeys are the keys of an output besides type, dest and annotation. Some are only for outputs of some types.
+var OutputKeys = []string{
+	"compression", "compression-level", "name", "rewrite-timestamp", "oci-mediatypes", "tar", "set-id", "devices", "push", "push-by-digest",
+	"name-canonical", "unpack", "store",
+}
+
+// What flags of build take. There are more platforms, and Entitlements are also for single devices.
+var (
+	OutputTypes    = []string{"image", "registry", "docker", "containers-storage", "oci", "local", "tar", "cacheonly"}
+	Networks       = []string{"default", "host", "none"}
+	Entitlements   = []string{"network.host", "security.insecure", "device"}
+	Calls          = []string{"build", "check", "outline", "targets"}
+	KnownPlatforms = []string{
+		"linux/amd64", "linux/arm64", "linux/arm/v7", "linux/arm/v6", "linux/386", "linux/ppc64le", "linux/riscv64", "linux/s390x", "linux/loong64",
+		"local",
+	}
 )
 
 func usagef(format string, args ...any) error { return &input.Error{Err: fmt.Errorf(format, args...)} }
@@ -90,6 +109,9 @@ func output(value string) (build.Output, error) {
 		case "dest":
 			o.Dest = v
 		default:
+			if !slices.Contains(OutputKeys, key) && suggest.Nearest(key, OutputKeys...) != "" {
+				return bad("unknown key %q%s", key, suggest.Hint(key, OutputKeys...))
+			}
 			o.Attrs[key] = v
 		}
 	}
@@ -122,7 +144,7 @@ func output(value string) (build.Output, error) {
 	case "":
 		return bad("type= is missing")
 	default:
-		return bad("unknown type %q: use image, registry, docker, containers-storage, oci, local, tar or cacheonly", kind)
+		return bad("unknown type %q: use image, registry, docker, containers-storage, oci, local, tar or cacheonly%s", kind, suggest.Hint(kind, OutputTypes...))
 	}
 	return o, nil
 }
@@ -144,7 +166,7 @@ func Platforms(values []string) ([]llb.Platform, error) {
 			if one = strings.TrimSpace(one); one != "local" {
 				var err error
 				if p, err = llb.ParsePlatform(one, host); err != nil {
-					return nil, usagef("%s: %w", from, err)
+					return nil, usagef("%s: %w%s", from, err, suggest.Hint(one, KnownPlatforms...))
 				}
 			}
 			if !slices.Contains(platforms, p) {
@@ -252,7 +274,7 @@ func Network(value string) (llb.Network, error) {
 	case llb.NetworkDefault, llb.NetworkHost, llb.NetworkNone:
 		return n, nil
 	}
-	return "", usagef("--network %q: use default, host or none", value)
+	return "", usagef("--network %q: use default, host or none%s", value, suggest.Hint(value, Networks...))
 }
 
 // ExtraHosts reads --add-host HOST:IP or HOST=IP. The address may be in brackets, or host-gateway.
@@ -349,7 +371,7 @@ func secret(value string) (build.Secret, error) {
 		case "type":
 			kind = v
 		default:
-			return s, fmt.Errorf("unknown key %q: use id, src, env or type", key)
+			return s, fmt.Errorf("unknown key %q: use id, src, env or type%s", key, suggest.Hint(key, "id", "src", "env", "type"))
 		}
 	}
 	if s.ID == "" {
@@ -376,7 +398,7 @@ func secret(value string) (build.Secret, error) {
 			}
 		}
 	default:
-		return s, fmt.Errorf("unknown type %q: use file or env", kind)
+		return s, fmt.Errorf("unknown type %q: use file or env%s", kind, suggest.Hint(kind, "file", "env"))
 	}
 	if s.Src != "" && s.Env != "" || kind == "file" && s.Env != "" {
 		return s, fmt.Errorf("it is a file or an environment variable, and not both")
@@ -420,7 +442,8 @@ func Allow(values []string) ([]string, error) {
 				allow = append(allow, v)
 			}
 		default:
-			return nil, usagef("--allow %q is not supported; there are network.host, security.insecure, device and device=NAME", v)
+			return nil, usagef("--allow %q is not supported; there are network.host, security.insecure, device and device=NAME%s",
+				v, suggest.Hint(v, Entitlements...))
 		}
 	}
 	return allow, nil

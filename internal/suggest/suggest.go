@@ -1,4 +1,4 @@
-// Package suggest finds names that may have been meant, within limits.
+// Package suggest finds names that may have been meant, within limits: in a build as BuildKit does, and on the command line.
 package suggest
 
 import "github.com/moby/buildkit/util/suggest"
