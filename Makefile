@@ -28,7 +28,7 @@ demo: build
 	@example/demo ./kiln
 
 test: lint
-	@$(call need,busybox-static docker-registry e2fsprogs git-lfs jq openssh-client openssh-server qemu-user-static skopeo strace tmux uidmap umoci xfsprogs xz-utils zstd)
+	@$(call need,busybox-static docker-registry e2fsprogs fish git-lfs jq openssh-client openssh-server qemu-user-static skopeo strace tmux uidmap umoci xfsprogs xz-utils zsh zstd)
 	go test -timeout 1h $$(go list ./... | grep -v /torture$$)
 	go test -timeout 1h -count=1 ./torture # it builds kiln itself, which go test's cache does not know
 

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/kilnbuild/kiln/frontend/suggest"
+	"github.com/kilnbuild/kiln/internal/suggest"
 )
 
 // Print writes a plan as JSON that is a bake definition as well.

@@ -70,6 +70,21 @@ func isName(s string) bool {
 	return len(s) == len(idFormat)+len("-00000000")+len(extension) && strings.HasSuffix(s, extension) && s[8] == 'T'
 }
 
+// IDs returns the IDs of the builds that a root directory remembers, the last first, without opening it.
+func IDs(root string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(root, rootdir.Builds))
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, e := range slices.Backward(entries) {
+		if isName(e.Name()) {
+			ids = append(ids, strings.TrimSuffix(e.Name(), extension))
+		}
+	}
+	return ids, nil
+}
+
 // Recorder writes the events of one build. It is an events.Sink.
 type Recorder struct {
 	history *History

@@ -72,7 +72,7 @@ func checkSections(t *testing.T, sections []help.Section) {
 // checkExample shows that kiln understands the commands of a line of a shell.
 func checkExample(t *testing.T, line string) {
 	line, _, _ = strings.Cut(line, " #")
-	for _, separator := range []string{"&&", " < ", " | "} {
+	for _, separator := range []string{"&&", " < ", " > ", " | "} {
 		line = strings.ReplaceAll(line, separator, "|")
 	}
 	for command := range strings.SplitSeq(line, "|") {

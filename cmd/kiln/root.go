@@ -9,6 +9,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/buildcmd"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/complete"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/imagecmd"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/runcmd"
@@ -18,6 +19,7 @@ import (
 
 // run carries out a command line and returns the exit status.
 func run(a *app.App, args []string) int {
+	args = complete.Args(args)
 	a.Args = args
 	return execute(a, rootCommand(a), args)
 }
@@ -64,7 +66,7 @@ func rootCommand(a *app.App) *cobra.Command {
 		SilenceUsage:      true,
 		Args:              cobra.ArbitraryArgs,
 		RunE:              app.HelpOrUnknown,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
 	cobra.EnableCommandSorting = false // help lists them as they are added
 	root.SetOut(a.Stdout)
@@ -78,7 +80,6 @@ func rootCommand(a *app.App) *cobra.Command {
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
 		_ = help.Write(a.Stdout, cmd, help.Width(os.Stdout)) // cobra has no use for its error
 	})
-	root.SetHelpCommand(helpCommand())
 	add := func(id, title string, commands ...*cobra.Command) {
 		root.AddGroup(&cobra.Group{ID: id, Title: title})
 		for _, cmd := range commands {
@@ -92,8 +93,12 @@ func rootCommand(a *app.App) *cobra.Command {
 	add("registries", "Registries", imagecmd.Pull(a), imagecmd.Push(a), imagetoolsCommand(a), imagecmd.Login(a), imagecmd.Logout(a))
 	add("store", "Store", duCommand(a), pruneCommand(a), checkCommand(a))
 	add("names", "Other names", groups(a)...)
-	add("kiln", "About kiln", doctorCommand(a), versionCommand(a))
-	root.SetHelpCommandGroupID("kiln")
+	helpCmd := helpCommand()
+	add("kiln", "About kiln", doctorCommand(a), completionCommand(a), versionCommand(a), helpCmd)
+	root.SetHelpCommand(helpCmd)
+	if complete.Wanted(a.Args) {
+		complete.Register(root, a.FindRoot)
+	}
 	return root
 }
 

@@ -125,11 +125,25 @@ func (s *Store) Images() ([]Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	return list(index), nil
+}
+
+// List returns the images of the store at root without opening it: nothing is created, locked or held, so an image may be gone before it is
+// looked at.
+func List(root string) ([]Image, error) {
+	index, err := readIndex(filepath.Join(root, ocispec.ImageIndexFile))
+	if err != nil {
+		return nil, err
+	}
+	return list(index), nil
+}
+
+func list(index *ocispec.Index) []Image {
 	images := make([]Image, 0, len(index.Manifests))
 	for _, d := range index.Manifests {
 		images = append(images, Image{Name: nameOf(d), Desc: d})
 	}
-	return images, nil
+	return images
 }
 
 // Lookup returns the image that ref refers to: by its full name, or by at least four leading digits of the digest of its manifest

@@ -39,6 +39,9 @@ var allowed = map[string][]string{
 	"cmd/kiln/internal/console": {"sandbox"},
 	// What is read from commands and flags, whatever they are.
 	"cmd/kiln/internal/help": {},
+	// What shells complete, which is read from wherever it is without opening the root directory.
+	"cmd/kiln/internal/complete": {"cmd/kiln/internal/buildcmd", "cmd/kiln/internal/help", "cmd/kiln/internal/values", "build/contexts", "history", "parser",
+		"progress", "registry/auth", "snapshot/blob", "store/peek", "internal"},
 	// What other tools call things.
 	"cmd/kiln/internal/dialect": {},
 	// The values of flags of kiln build, and the text of results. cmd/kiln/internal/table and signals may import nouns alone.
@@ -71,9 +74,11 @@ var allowed = map[string][]string{
 	"store":        {"cache", "events", "exporter", "history", "llb", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/explain", "internal"},
 	"store/images": {"store", "events", "exporter", "snapshot", "snapshot/blob", "llb", "registry", "registry/image", "internal"},
 
+	"store/peek": {"snapshot/blob", "llb", "internal"},
+
 	// What files say of builds: compose files, and bake definitions, whose language is in packages of its own.
 	"compose":              {},
-	"bake":                 {"compose", "frontend/suggest", "llb", "internal"},
+	"bake":                 {"compose", "llb", "internal"},
 	"bake/internal/values": {"bake/internal/syntax"},
 
 	"parser": {},

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/atomicfile"
@@ -64,6 +65,24 @@ func Store(ctx context.Context, registry, user, password string) (Stored, error)
 		auths[key], err = json.Marshal(entry)
 		return err
 	})
+}
+
+// Registries returns the names of the registries for which Docker's configuration has credentials or names a helper, sorted. No helper is
+// asked.
+func Registries() ([]string, error) {
+	c, err := readDockerConfig()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for key := range c.Auths {
+		names = append(names, ServerName(key))
+	}
+	for key := range c.CredHelpers {
+		names = append(names, ServerName(key))
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 // Erase removes the credentials of a registry, and reports whether there were any.

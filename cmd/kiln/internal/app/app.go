@@ -149,6 +149,12 @@ func (a *App) Configuration() (*config.Config, error) {
 	return cfg, a.registries.Apply(cfg)
 }
 
+// FindRoot returns the path of the root directory, which may not exist.
+func (a *App) FindRoot() (string, error) {
+	_, root, err := a.findRoot()
+	return root, err
+}
+
 // findRoot reads the configuration and finds the root directory.
 func (a *App) findRoot() (*config.Config, string, error) {
 	cfg, err := a.Configuration()

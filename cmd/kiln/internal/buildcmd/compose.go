@@ -88,6 +88,37 @@ func composeBuildCommand(a *app.App, f *composeFlags) *cobra.Command {
 	return cmd
 }
 
+// Services returns the names of the services that the flags of compose build select among, and of all profiles, for completion. Standard
+// input is not read.
+func Services(cmd *cobra.Command) (services, profiles []string, err error) {
+	var f composeFlags
+	flags := cmd.Flags()
+	f.files, _ = flags.GetStringArray("file") // these flags exist
+	f.envFiles, _ = flags.GetStringArray("env-file")
+	f.dir, _ = flags.GetString("project-directory")
+	dir, err := f.find()
+	if err != nil {
+		return nil, nil, err
+	}
+	lookup, _, err := compose.Environment(dir, f.envFiles)
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := compose.Load(compose.Options{Files: f.files, Stdin: strings.NewReader(""), Dir: dir, Env: lookup})
+	if err != nil {
+		return nil, nil, err
+	}
+	for name, s := range p.Services {
+		if s.Build != nil {
+			services = append(services, name)
+		}
+		profiles = append(profiles, s.Profiles...)
+	}
+	slices.Sort(services)
+	slices.Sort(profiles)
+	return services, slices.Compact(profiles), nil
+}
+
 // targets reads the files and returns what is to be built.
 func (f *composeFlags) targets(cmd *cobra.Command, b *composeBuildFlags, names []string) ([]target, error) {
 	dir, err := f.find()

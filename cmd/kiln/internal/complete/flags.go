@@ -1,0 +1,150 @@
+package complete
+
+import (
+	"strings"
+
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
+	"github.com/kilnbuild/kiln/progress"
+	"github.com/kilnbuild/kiln/snapshot/blob"
+	"github.com/spf13/cobra"
+)
+
+// ulimits are the limits that --ulimit has, as prlimit(1) knows them.
+var ulimits = []string{
+	"core=", "cpu=", "data=", "fsize=", "locks=", "memlock=", "msgqueue=", "nice=", "nofile=", "nproc=", "rss=", "rtprio=", "rttime=", "sigpending=",
+	"stack=",
+}
+
+// flagOf returns what is offered for the value of a flag of a command; nil if nothing is said about the flag.
+func flagOf(command, flag string) source {
+	switch command + " --" + flag {
+	case "save --output", "load --input":
+		return only(files)
+	case "save --format":
+		return words("docker\tan OCI image layout that docker load reads", "oci\tan OCI image layout")
+	case "diff --format":
+		return words("text", "json")
+	case "inspect --format":
+		return words("json")
+	case "images --filter", "ls --filter":
+		return keys("dangling=true", "dangling=false", "label=", "before=", "since=", "reference=", "until=")
+	case "prune --filter":
+		return keys("until=")
+	case "compose --file":
+		return only(files)
+	}
+	switch flag {
+	case "root", "project-directory":
+		return only(dirs)
+	case "file", "iidfile", "metadata-file", "env-file", "registry-ca":
+		return only(files)
+	case "progress":
+		return words(progress.Modes...)
+	case "platform":
+		if command == "build" {
+			return list(words(values.KnownPlatforms...))
+		}
+		return words(values.KnownPlatforms...)
+	case "output":
+		return output
+	case "target":
+		return stages
+	case "no-cache-filter":
+		return list(stages)
+	case "build-arg":
+		return arguments
+	case "build-context":
+		return contextNames
+	case "secret":
+		return mountIDs("secret", "id=")
+	case "ssh":
+		return mountIDs("ssh", "")
+	case "tag":
+		return imageNames
+	case "network":
+		return words(values.Networks...)
+	case "allow":
+		return words(values.Entitlements...)
+	case "call":
+		return words("build", "check\tcheck the Dockerfile", "outline\targuments, secrets and agents of the target", "targets\tstages of the Dockerfile")
+	case "no-cache":
+		return words("true", "false", "mounts")
+	case "userns":
+		return words("auto", "host")
+	case "cache-from":
+		return keys("type=registry,ref=", "type=local,src=")
+	case "cache-to":
+		return keys("type=registry,ref=", "type=local,dest=")
+	case "registry-mirror", "insecure-registry":
+		return registries
+	case "ulimit":
+		return keys(ulimits...)
+	case "resource":
+		return keys(suffixed(values.Resources, "=")...)
+	case "profile":
+		return profiles
+	case "format":
+		return words("table", "json")
+	case "type":
+		return words("image")
+	case "annotation":
+		return keys("index:", "manifest:", "index-descriptor:", "manifest-descriptor:")
+	// What nobody but the user knows.
+	case "label", "add-host", "shm-size", "cgroup-parent", "memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems",
+		"pids-limit", "step-timeout", "username", "password", "project-name", "max-used-space", "reserved-space", "min-free-space":
+		return only(none)
+	}
+	return nil
+}
+
+// output offers the keys of --output, and what they can be.
+func output(r *Request) ([]string, cobra.ShellCompDirective) {
+	if !strings.HasPrefix(r.word, "type=") {
+		if !strings.HasPrefix("type=", r.word) {
+			return nil, dirs // -o DIRECTORY
+		}
+		return prefixed("type=", values.OutputTypes), none
+	}
+	i := strings.LastIndexByte(r.word, ',') + 1
+	before, field := r.word[:i], r.word[i:]
+	if i == 0 {
+		return prefixed("type=", values.OutputTypes), none
+	}
+	key, _, ok := strings.Cut(field, "=")
+	switch {
+	case !ok:
+		offers := []string{before + "dest=", before + "annotation."}
+		for _, key := range values.OutputKeys {
+			offers = append(offers, before+key+"=")
+		}
+		return offers, more
+	case key == "compression":
+		return prefixed(before+"compression=", blob.Compressions), none
+	case key == "dest":
+		return nil, files
+	case key == "name":
+		names, _ := imageNames(r)
+		return prefixed(before+"name=", names), none
+	case key == "compression-level":
+		return nil, none
+	}
+	return prefixed(before+key+"=", []string{"true", "false"}), none
+}
+
+// suffixed returns words with something behind each.
+func suffixed(words []string, suffix string) []string {
+	var out []string
+	for _, w := range words {
+		out = append(out, w+suffix)
+	}
+	return out
+}
+
+// prefixed returns words with something before each.
+func prefixed(prefix string, words []string) []string {
+	var out []string
+	for _, w := range words {
+		out = append(out, prefix+w)
+	}
+	return out
+}
