@@ -1,6 +1,7 @@
 # Everything runs as root, on Linux. Debian packages that a target needs are installed where they are missing.
 SHELL       := /bin/bash
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+PREFIX      ?= /usr/local
 FUZZTIME    ?= 60s
 FUZZREST    ?= 10s
 FUZZLONG    := ./cache/pack/*|./frontend/*|./internal/gunzip/*|./internal/ignore/*|./internal/inflate/*|./internal/layer/Fuzz*|./parser/*|./registry/image/FuzzParse|./registry/auth/FuzzParseChallenges|./solver/files/FuzzUnpack
@@ -8,9 +9,10 @@ FUZZLONG    := ./cache/pack/*|./frontend/*|./internal/gunzip/*|./internal/ignore
 # $(call need,PACKAGES) installs Debian packages unless they are all there.
 need = dpkg --status $(1) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1); }
 
-.PHONY: help build demo test lint e2e vm torture fuzz conformance bench
+.PHONY: help build install demo test lint e2e vm torture fuzz conformance bench
 help:
 	@echo "make build         ./kiln, one static binary"
+	@echo "make install       kiln, its manual pages, and completion for shells, into PREFIX ($(PREFIX)) below DESTDIR"
 	@echo "make demo          build an example, look at it, build it again"
 	@echo "make test          vet, staticcheck, and the tests of every package"
 	@echo "make e2e           real images from real package registries, about ten minutes"
@@ -23,12 +25,21 @@ help:
 build:
 	CGO_ENABLED=0 go build -trimpath -o kiln ./cmd/kiln
 
+SHARE = $(DESTDIR)$(PREFIX)/share
+install: build
+	install -D -m 755 kiln $(DESTDIR)$(PREFIX)/bin/kiln
+	./kiln man $(SHARE)/man
+	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	./kiln completion bash > $(SHARE)/bash-completion/completions/kiln
+	./kiln completion zsh > $(SHARE)/zsh/site-functions/_kiln
+	./kiln completion fish > $(SHARE)/fish/vendor_completions.d/kiln.fish
+
 demo: build
 	@$(call need,busybox-static)
 	@example/demo ./kiln
 
 test: lint
-	@$(call need,busybox-static docker-registry e2fsprogs fish git-lfs jq openssh-client openssh-server qemu-user-static skopeo strace tmux uidmap umoci xfsprogs xz-utils zsh zstd)
+	@$(call need,busybox-static docker-registry e2fsprogs fish git-lfs jq man-db mandoc openssh-client openssh-server qemu-user-static skopeo strace tmux uidmap umoci xfsprogs xz-utils zsh zstd)
 	go test -timeout 1h $$(go list ./... | grep -v /torture$$)
 	go test -timeout 1h -count=1 ./torture # it builds kiln itself, which go test's cache does not know
 

@@ -36,7 +36,7 @@ func groups(a *app.App) []*cobra.Command {
 		}),
 		lazily(a, "manifest", "The command of docker manifest for reading", func() []*cobra.Command { return imagecmd.Manifest(a) }),
 		lazily(a, "buildx", "The commands of docker buildx", func() []*cobra.Command {
-			tools := group("imagetools", "Work on images in registries", imagecmd.Imagetools(a)...)
+			tools := group("imagetools", imagetoolsShort, imagecmd.Imagetools(a)...)
 			bake := as("bake", buildcmd.Bake(a), "f")
 			return []*cobra.Command{buildcmd.Build(a), as("b", buildcmd.Build(a)), bake, duCommand(a), pruneCommand(a), tools, versionCommand(a)}
 		}),
@@ -49,10 +49,15 @@ func groups(a *app.App) []*cobra.Command {
 	}
 }
 
+const imagetoolsShort = "Inspect images in registries, and make multi-platform images"
+
 // imagetoolsCommand returns the command of that name.
 func imagetoolsCommand(a *app.App) *cobra.Command {
-	return lazily(a, "imagetools", "Inspect images in registries, and make multi-platform images", func() []*cobra.Command { return imagecmd.Imagetools(a) })
+	return lazily(a, "imagetools", imagetoolsShort, func() []*cobra.Command { return imagecmd.Imagetools(a) })
 }
+
+// otherNames is the ID of the group of commands that are other names of others.
+const otherNames = "names"
 
 // groupNames are the commands whose commands are made lazily.
 var groupNames = []string{"image", "imagetools", "manifest", "buildx", "builder", "system"}

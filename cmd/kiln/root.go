@@ -92,9 +92,9 @@ func rootCommand(a *app.App) *cobra.Command {
 		imagecmd.Rmi(a), imagecmd.Save(a), imagecmd.Load(a))
 	add("registries", "Registries", imagecmd.Pull(a), imagecmd.Push(a), imagetoolsCommand(a), imagecmd.Login(a), imagecmd.Logout(a))
 	add("store", "Store", duCommand(a), pruneCommand(a), checkCommand(a))
-	add("names", "Other names", groups(a)...)
+	add(otherNames, "Other names", groups(a)...)
 	helpCmd := helpCommand()
-	add("kiln", "About kiln", doctorCommand(a), completionCommand(a), versionCommand(a), helpCmd)
+	add("kiln", "About kiln", doctorCommand(a), completionCommand(a), manCommand(), versionCommand(a), helpCmd)
 	root.SetHelpCommand(helpCmd)
 	if complete.Wanted(a.Args) {
 		complete.Register(root, a.FindRoot)

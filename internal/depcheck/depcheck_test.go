@@ -42,6 +42,7 @@ var allowed = map[string][]string{
 	// What shells complete, which is read from wherever it is without opening the root directory.
 	"cmd/kiln/internal/complete": {"cmd/kiln/internal/buildcmd", "cmd/kiln/internal/help", "cmd/kiln/internal/values", "build/contexts", "history", "parser",
 		"progress", "registry/auth", "snapshot/blob", "store/peek", "internal"},
+	"cmd/kiln/internal/manual": {"cmd/kiln/internal/help", "internal"},
 	// What other tools call things.
 	"cmd/kiln/internal/dialect": {},
 	// The values of flags of kiln build, and the text of results. cmd/kiln/internal/table and signals may import nouns alone.
