@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -120,7 +121,8 @@ func TestShells(t *testing.T) {
 		inShell(t, dir, env, "bash --noprofile --rcfile rc", "PS1='> '\n. <(kiln completion bash)\n", `outline +\(arguments, secrets`)
 	})
 	t.Run("zsh", func(t *testing.T) {
-		inShell(t, dir, env, "ZDOTDIR=$PWD/zsh zsh", "PROMPT='> '\nfpath=(~/zsh $fpath)\nautoload -U compinit\ncompinit -u\n", `outline +-- arguments, secrets`)
+		inShell(t, dir, env, "ZDOTDIR=$PWD/zsh zsh",
+			"PROMPT='> '\nfpath=(~/zsh $fpath)\nautoload -U compinit\ncompinit -u\n", `outline +-- arguments, secrets`)
 	})
 
 	// What a file is called is not run, and not shown if a terminal would obey it.
@@ -168,8 +170,8 @@ func inShell(t *testing.T, dir string, env []string, shell, rc, described string
 	}
 	p := newPane(t, 200, 24, "cd "+dir+" && "+shell, env...)
 	p.shows(`(?m)^> *$`)
-	list := append(completions[:len(completions):len(completions)], struct{ typed, want string }{"kiln cp app:v2:/etc/x", `kiln cp app:v2:/etc/x\$\(touch\ pwned\)\` + "`touch\\ pwned\\` "})
-	for _, c := range list {
+	evil := struct{ typed, want string }{"kiln cp app:v2:/etc/x", `kiln cp app:v2:/etc/x\$\(touch\ pwned\)\` + "`touch\\ pwned\\` "}
+	for _, c := range append(slices.Clone(completions), evil) {
 		p.run("send-keys", "-l", c.typed)
 		p.shows(`> ` + regexp.QuoteMeta(c.typed))
 		p.run("send-keys", "Tab")

@@ -40,7 +40,9 @@ func TestHelp(t *testing.T) {
 				t.Error("there is no example")
 			}
 			ownFlags := false
-			cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) { ownFlags = ownFlags || !f.Hidden && f.Name != "help" && f.Name != "version" })
+			cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+				ownFlags = ownFlags || !f.Hidden && f.Name != "help" && f.Name != "version"
+			})
 			if ownFlags != strings.Contains(cmd.Use, "[flags]") && cmd.HasParent() {
 				t.Errorf("usage %q does not say whether there are flags", cmd.Use)
 			}
@@ -111,7 +113,7 @@ func TestFlagValues(t *testing.T) {
 	for cmd := range commands(newRoot()) {
 		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
 			if value, _ := help.Usage(f.Usage); (value == "") != (f.Value.Type() == "bool") && !f.Hidden {
-				t.Errorf("%s --%s: its usage has to begin with a description of the value in backquotes if it takes one: %q", cmd.CommandPath(), f.Name, f.Usage)
+				t.Errorf("%s --%s: its usage has to begin with what its value is, in backquotes, if it takes one: %q", cmd.CommandPath(), f.Name, f.Usage)
 			}
 		})
 	}

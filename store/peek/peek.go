@@ -28,8 +28,8 @@ const maxLayers = 4096
 func Images(root string) ([]cas.Image, error) { return cas.List(root) }
 
 // Paths returns the names of what is in a directory of an image, those of directories with a slash at the end, as far as the root directory
-// has lists of the layers' files: of a layer that no step has used it may not have one. Links are not followed. The error says that there is
-// no such image, or that it cannot be read.
+// has lists of the layers' files: of a layer that no step has used it may not have one. Links are not followed. The error says that there
+// is no such image, or that it cannot be read.
 func Paths(root, image, dir string) ([]string, error) {
 	desc, err := find(root, image)
 	if err != nil {

@@ -37,6 +37,8 @@ func argsOf(cmd *cobra.Command) source {
 		return others(imageNames)
 	case "cp":
 		return copied
+	case "run":
+		return imageThenFiles
 	case "login", "logout":
 		return first(registries)
 	case "explain":
@@ -138,6 +140,14 @@ func copied(r *Request) ([]string, cobra.ShellCompDirective) {
 		return offers, more
 	}
 	return offers, none
+}
+
+// imageThenFiles offers images, and then what the shell has for files.
+func imageThenFiles(r *Request) ([]string, cobra.ShellCompDirective) {
+	if len(r.args) > 0 {
+		return nil, files
+	}
+	return imageNames(r)
 }
 
 // registries offers those that kiln.toml or Docker's configuration know.

@@ -11,8 +11,8 @@ import (
 
 // ulimits are the limits that --ulimit has, as prlimit(1) knows them.
 var ulimits = []string{
-	"core=", "cpu=", "data=", "fsize=", "locks=", "memlock=", "msgqueue=", "nice=", "nofile=", "nproc=", "rss=", "rtprio=", "rttime=", "sigpending=",
-	"stack=",
+	"core=", "cpu=", "data=", "fsize=", "locks=", "memlock=", "msgqueue=", "nice=", "nofile=", "nproc=", "rss=", "rtprio=", "rttime=",
+	"sigpending=", "stack=",
 }
 
 // flagOf returns what is offered for the value of a flag of a command; nil if nothing is said about the flag.
@@ -32,11 +32,13 @@ func flagOf(command, flag string) source {
 		return keys("until=")
 	case "compose --file":
 		return only(files)
+	case "run --pull":
+		return words("missing", "always", "never")
 	}
 	switch flag {
 	case "root", "project-directory":
 		return only(dirs)
-	case "file", "iidfile", "metadata-file", "env-file", "registry-ca":
+	case "file", "volume", "iidfile", "metadata-file", "env-file", "registry-ca":
 		return only(files)
 	case "progress":
 		return words(progress.Modes...)
@@ -66,7 +68,8 @@ func flagOf(command, flag string) source {
 	case "allow":
 		return words(values.Entitlements...)
 	case "call":
-		return words("build", "check\tcheck the Dockerfile", "outline\targuments, secrets and agents of the target", "targets\tstages of the Dockerfile")
+		return words("build", "check\tcheck the Dockerfile", "outline\targuments, secrets and agents of the target",
+			"targets\tstages of the Dockerfile")
 	case "no-cache":
 		return words("true", "false", "mounts")
 	case "userns":
@@ -90,8 +93,9 @@ func flagOf(command, flag string) source {
 	case "annotation":
 		return keys("index:", "manifest:", "index-descriptor:", "manifest-descriptor:")
 	// What nobody but the user knows.
-	case "label", "add-host", "shm-size", "cgroup-parent", "memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems",
-		"pids-limit", "step-timeout", "username", "password", "project-name", "max-used-space", "reserved-space", "min-free-space":
+	case "label", "add-host", "shm-size", "cgroup-parent", "memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus",
+		"cpuset-mems", "cpus", "pids-limit", "step-timeout", "username", "password", "project-name", "max-used-space", "reserved-space",
+		"min-free-space", "entrypoint", "env", "workdir", "user", "hostname", "publish", "stop-signal", "stop-timeout", "mount", "tmpfs":
 		return only(none)
 	}
 	return nil

@@ -77,7 +77,7 @@ func unquote(word string) string {
 func variable(text string) string {
 	body := strings.TrimPrefix(text, "{")
 	n := 0
-	for n < len(body) && (body[n] == '_' || body[n] >= 'A' && body[n] <= 'Z' || body[n] >= 'a' && body[n] <= 'z' || n > 0 && body[n] >= '0' && body[n] <= '9') {
+	for n < len(body) && (isLetter(body[n]) || n > 0 && body[n] >= '0' && body[n] <= '9') {
 		n++
 	}
 	switch {
@@ -90,3 +90,5 @@ func variable(text string) string {
 	}
 	return ""
 }
+
+func isLetter(c byte) bool { return c == '_' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' }

@@ -91,13 +91,15 @@ func flags() []entry {
 		{"build", "--snapshot-mode --snapshotMode --use-new-run", "kiln compares the contents of files; leave the flag out"},
 		{"build", "--single-snapshot", oneLayer},
 		{"build", "--reproducible", "images depend on nothing but the input; --build-arg SOURCE_DATE_EPOCH=TIME dates them"},
-		{"build", "--digest-file --image-name-with-digest-file --image-name-tag-with-digest-file", "use --metadata-file, which has names and digests"},
+		{"build", "--digest-file --image-name-with-digest-file --image-name-tag-with-digest-file",
+			"use --metadata-file, which has names and digests"},
 		{"build", "--custom-platform --customPlatform --arch --os --variant", "use --platform"},
 		{"build", "--skip-unused-stages --cleanup", "kiln always does that; leave the flag out"},
 		{"", "--insecure --insecure-pull --insecure-registry --skip-tls-verify --skip-tls-verify-pull --skip-tls-verify-registry " +
 			"--registry-certificate --registry-client-cert --tls-verify --cert-dir --src-tls-verify --dest-tls-verify", perHost},
 		{"", "--registry-mirror --registry-map", `it is a setting in kiln.toml: [registry."HOST"] with mirrors`},
-		{"", "--push-retry --image-download-retry --image-fs-extract-retry --retry --retry-delay", "kiln tries again by itself; leave the flag out"},
+		{"", "--push-retry --image-download-retry --image-fs-extract-retry --retry --retry-delay",
+			"kiln tries again by itself; leave the flag out"},
 		{"", "--verbosity --log-level -l", "use --debug, which prints more"},
 		{"build", "--log-format --log-timestamp", "use --progress rawjson"},
 

@@ -34,8 +34,8 @@ var (
 	Entitlements   = []string{"network.host", "security.insecure", "device"}
 	Calls          = []string{"build", "check", "outline", "targets"}
 	KnownPlatforms = []string{
-		"linux/amd64", "linux/arm64", "linux/arm/v7", "linux/arm/v6", "linux/386", "linux/ppc64le", "linux/riscv64", "linux/s390x", "linux/loong64",
-		"local",
+		"linux/amd64", "linux/arm64", "linux/arm/v7", "linux/arm/v6", "linux/386", "linux/ppc64le", "linux/riscv64", "linux/s390x",
+		"linux/loong64", "local",
 	}
 )
 
