@@ -80,6 +80,10 @@ func flagOf(command, flag string) source {
 		return keys("type=registry,ref=", "type=local,dest=")
 	case "registry-mirror", "insecure-registry":
 		return registries
+	case "list":
+		return words("targets", "variables")
+	case "provenance", "sbom":
+		return words("true", "false")
 	case "ulimit":
 		return keys(ulimits...)
 	case "resource":
@@ -95,7 +99,8 @@ func flagOf(command, flag string) source {
 	// What nobody but the user knows.
 	case "label", "add-host", "shm-size", "cgroup-parent", "memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus",
 		"cpuset-mems", "cpus", "pids-limit", "step-timeout", "username", "password", "project-name", "max-used-space", "reserved-space",
-		"min-free-space", "entrypoint", "env", "workdir", "user", "hostname", "publish", "stop-signal", "stop-timeout", "mount", "tmpfs":
+		"min-free-space", "entrypoint", "env", "workdir", "user", "hostname", "publish", "stop-signal", "stop-timeout", "mount", "tmpfs",
+		"set", "var":
 		return only(none)
 	}
 	return nil
