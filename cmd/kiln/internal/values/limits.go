@@ -33,9 +33,6 @@ var LimitFlags = []LimitFlag{
 	{"step-timeout", "", "duration", "`TIME` time limit of %s, such as 10m"},
 }
 
-// Resources are the limits that --resource has.
-var Resources = []string{"memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems"}
-
 // Limit is the value of one of the LimitFlags.
 type Limit struct {
 	Limits     confine.Limits
@@ -79,8 +76,8 @@ func Limits(flags confine.Limits, resources []string) (confine.Limits, error) {
 	return all, nil
 }
 
-// resourceKeys are the keys of --resource, which are buildx's.
-var resourceKeys = []string{"memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems"}
+// Resources are the keys of --resource, which are buildx's.
+var Resources = []string{"memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus", "cpuset-mems"}
 
 // resource reads one --resource: KEY=VALUE,…. A part without = belongs to the list before it, as in cpuset-cpus=0-3,5.
 func resource(value string) (map[string]string, error) {
@@ -97,12 +94,12 @@ func resource(value string) (map[string]string, error) {
 			continue
 		case !ok:
 			return nil, fmt.Errorf("%q is not KEY=VALUE, as memory=2g", field)
-		case !slices.Contains(resourceKeys, name):
+		case !slices.Contains(Resources, name):
 			hint := ""
-			if meant := similar.Name(name, resourceKeys); meant != "" {
+			if meant := similar.Name(name, Resources); meant != "" {
 				hint = fmt.Sprintf(" (did you mean %s?)", meant)
 			}
-			return nil, fmt.Errorf("unknown key %q%s: use %s", name, hint, strings.Join(resourceKeys, ", "))
+			return nil, fmt.Errorf("unknown key %q%s: use %s", name, hint, strings.Join(Resources, ", "))
 		case v == "":
 			return nil, fmt.Errorf("%s has no value", name)
 		}
