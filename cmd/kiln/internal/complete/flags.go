@@ -36,7 +36,7 @@ func flagOf(command, flag string) source {
 		return words("missing", "always", "never")
 	}
 	switch flag {
-	case "root", "project-directory":
+	case "root", "project-directory", "keep-failed":
 		return only(dirs)
 	case "file", "volume", "iidfile", "metadata-file", "env-file", "registry-ca":
 		return only(files)
@@ -82,6 +82,8 @@ func flagOf(command, flag string) source {
 		return registries
 	case "list":
 		return words("targets", "variables")
+	case "on-error":
+		return words("fail", "ask")
 	case "provenance", "sbom":
 		return words("true", "false")
 	case "ulimit":
