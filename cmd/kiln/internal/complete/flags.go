@@ -82,6 +82,10 @@ func flagOf(command, flag string) source {
 		return registries
 	case "list":
 		return words("targets", "variables")
+	case "os":
+		return words("linux", "windows")
+	case "arch":
+		return words("amd64", "arm64", "arm", "386", "ppc64le", "riscv64", "s390x", "loong64")
 	case "on-error":
 		return words("fail", "ask")
 	case "provenance", "sbom":
@@ -102,7 +106,7 @@ func flagOf(command, flag string) source {
 	case "label", "add-host", "shm-size", "cgroup-parent", "memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus",
 		"cpuset-mems", "cpus", "pids-limit", "step-timeout", "username", "password", "project-name", "max-used-space", "reserved-space",
 		"min-free-space", "entrypoint", "env", "workdir", "user", "hostname", "publish", "stop-signal", "stop-timeout", "mount", "tmpfs",
-		"set", "var":
+		"set", "var", "variant", "os-version", "os-features":
 		return only(none)
 	}
 	return nil
