@@ -108,7 +108,8 @@ func (j *Job) write(ctx context.Context, out output, built []exporter.Image, tas
 	res.layers = layerSizes(a)
 	task.Note("writing image " + res.ImageID)
 	if out.Type == OutputRegistry {
-		if err := j.push(ctx, out, a, task); err != nil || out.unnamed || out.byDigest {
+		// A push fetches nothing that the registry has, so an image whose base is not here has no name here either.
+		if err := j.push(ctx, out, a, task); err != nil || out.unnamed || out.byDigest || !blobs.Here(a) {
 			return err
 		}
 	}

@@ -148,6 +148,18 @@ func (b *Blobs) putJSON(mediaType string, v any) (ocispec.Descriptor, error) {
 	return b.Store.Put(mediaType, data)
 }
 
+// Here reports whether all blobs of the image are in the store.
+func (b *Blobs) Here(a *Assembled) bool {
+	for _, m := range a.Manifests {
+		for _, l := range m.Manifest.Layers {
+			if !b.Store.Has(l) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // Fetch fetches all blobs of the image into the store.
 func (b *Blobs) Fetch(ctx context.Context, a *Assembled) error {
 	g, gctx := errgroup.WithContext(ctx)
