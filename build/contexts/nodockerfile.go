@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/rootdir"
-	"github.com/kilnbuild/kiln/internal/similar"
+	"github.com/kilnbuild/kiln/internal/suggest"
 )
 
 // maxNames bounds the names of a directory that are looked at for what may have been meant, and maxMeant those that an error has.
@@ -25,7 +25,7 @@ func (s *Source) noDockerfile() error {
 	var near []string
 	for _, name := range namesIn(s.Context) {
 		if lower := strings.ToLower(name); strings.Contains(lower, "dockerfile") && !strings.HasSuffix(lower, ".dockerignore") ||
-			lower == "containerfile" || similar.Name("Dockerfile", []string{name}) != "" {
+			lower == "containerfile" || suggest.Nearest("Dockerfile", name) != "" {
 			near = append(near, "-f "+filepath.Join(context, name))
 		}
 	}
@@ -63,7 +63,7 @@ func (s *Source) explain(err error) error {
 	if shown := rootdir.Shown(path); !filepath.IsAbs(shown) && isRegular(filepath.Join(s.Context, shown)) {
 		return fmt.Errorf("%w (-f is relative to the current directory: did you mean -f %s?)", err, rootdir.Shown(filepath.Join(s.Context, shown)))
 	}
-	if name := similar.Name(filepath.Base(path), namesIn(filepath.Dir(path))); name != "" {
+	if name := suggest.Nearest(filepath.Base(path), namesIn(filepath.Dir(path))...); name != "" {
 		return fmt.Errorf("%w (did you mean -f %s?)", err, filepath.Join(filepath.Dir(rootdir.Shown(path)), name))
 	}
 	return err

@@ -7,7 +7,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/internal/similar"
+	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
@@ -127,7 +127,7 @@ func meant(tree layer.Tree, name string) string {
 		for i := range list {
 			names[i] = list[i].Name()
 		}
-		match := similar.Name(part, names)
+		match := suggest.Nearest(part, names...)
 		// Short names are all similar.
 		if match == "" || len(part) < 3 && !strings.EqualFold(match, part) {
 			return ""

@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/build/confine"
-	"github.com/kilnbuild/kiln/internal/similar"
+	"github.com/kilnbuild/kiln/internal/suggest"
 	csvvalue "github.com/tonistiigi/go-csvvalue"
 )
 
@@ -96,7 +96,7 @@ func resource(value string) (map[string]string, error) {
 			return nil, fmt.Errorf("%q is not KEY=VALUE, as memory=2g", field)
 		case !slices.Contains(Resources, name):
 			hint := ""
-			if meant := similar.Name(name, Resources); meant != "" {
+			if meant := suggest.Nearest(name, Resources...); meant != "" {
 				hint = fmt.Sprintf(" (did you mean %s?)", meant)
 			}
 			return nil, fmt.Errorf("unknown key %q%s: use %s", name, hint, strings.Join(Resources, ", "))
