@@ -34,7 +34,7 @@ func groups(a *app.App) []*cobra.Command {
 				buildcmd.Build(a), imagecmd.Pull(a), imagecmd.Push(a), imagecmd.Tag(a), imagecmd.Save(a), imagecmd.Load(a),
 			}
 		}),
-		lazily(a, "manifest", "The command of docker manifest for reading", func() []*cobra.Command { return imagecmd.Manifest(a) }),
+		lazily(a, "manifest", "The commands of docker manifest", func() []*cobra.Command { return imagecmd.Manifest(a) }),
 		lazily(a, "buildx", "The commands of docker buildx", func() []*cobra.Command {
 			tools := group("imagetools", imagetoolsShort, imagecmd.Imagetools(a)...)
 			bake := as("bake", buildcmd.Bake(a), "f")
