@@ -197,6 +197,7 @@ func TestExecKey(t *testing.T) {
 		{"CgroupParent", func(e *llb.Exec) { e.CgroupParent = "" }, false},
 		{"Devices", func(e *llb.Exec) { e.Devices = nil }, false},
 		{"Proxy", func(e *llb.Exec) { e.Proxy = nil }, true},
+		{"Shell", func(e *llb.Exec) { e.Shell = []string{"/bin/bash"} }, true}, // only what looks at a failed step uses it
 	}
 	covered(t, changes)
 	for i, c := range changes {
