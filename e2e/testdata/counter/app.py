@@ -4,7 +4,7 @@ import redis
 from flask import Flask
 
 app = Flask(__name__)
-store = redis.Redis(host=os.environ.get("REDIS_HOST", "redis"), port=int(os.environ.get("REDIS_PORT", "6379")))
+store = redis.Redis(host="redis", port=int(os.environ.get("REDIS_PORT", "6379")))
 
 
 @app.route("/")
