@@ -45,7 +45,8 @@ const (
 	noDaemon   = "kiln has no daemon, and works in the directory that --root names"
 	noBuilders = "kiln has no builders: kiln build does the work itself"
 	noTrust    = "kiln does not sign or verify signatures; leave the flag out"
-	perHost    = `it is a setting of each registry in kiln.toml: [registry."HOST"] with http, insecure, ca or keypair`
+	insecure   = "use --insecure-registry HOST, which is for that registry alone"
+	authority  = `use --registry-ca [HOST=]FILE for an authority, and keypair of [registry."HOST"] in kiln.toml for a client certificate`
 	onlyBox    = "kiln has a sandbox of its own for RUN; leave the flag out"
 	oneLayer   = "kiln makes a layer of each instruction: FROM scratch and COPY --from=STAGE / / make an image of one layer"
 )
@@ -95,9 +96,10 @@ func flags() []entry {
 			"use --metadata-file, which has names and digests"},
 		{"build", "--custom-platform --customPlatform --arch --os --variant", "use --platform"},
 		{"build", "--skip-unused-stages --cleanup", "kiln always does that; leave the flag out"},
-		{"", "--insecure --insecure-pull --insecure-registry --skip-tls-verify --skip-tls-verify-pull --skip-tls-verify-registry " +
-			"--registry-certificate --registry-client-cert --tls-verify --cert-dir --src-tls-verify --dest-tls-verify", perHost},
-		{"", "--registry-mirror --registry-map", `it is a setting in kiln.toml: [registry."HOST"] with mirrors`},
+		{"", "--insecure --insecure-pull --skip-tls-verify --skip-tls-verify-pull --skip-tls-verify-registry --tls-verify --src-tls-verify " +
+			"--dest-tls-verify", insecure},
+		{"", "--registry-certificate --registry-client-cert --cert-dir", authority},
+		{"", "--registry-map", "use --registry-mirror [HOST=]MIRROR"},
 		{"", "--push-retry --image-download-retry --image-fs-extract-retry --retry --retry-delay",
 			"kiln tries again by itself; leave the flag out"},
 		{"", "--verbosity --log-level -l", "use --debug, which prints more"},
