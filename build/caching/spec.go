@@ -12,7 +12,9 @@ import (
 
 	"github.com/docker/go-units"
 
+	"github.com/kilnbuild/kiln/cache/pack"
 	"github.com/kilnbuild/kiln/cache/remote"
+	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/snapshot/blob"
 )
 
@@ -138,17 +140,23 @@ func (s *Spec) export() (e Export, err error) {
 		return e, err
 	}
 	e.Required = !ignore
-	if v := s.Attrs["max-size"]; v != "" {
-		if e.Limit.Size, err = units.RAMInBytes(v); err != nil || e.Limit.Size <= 0 {
-			return e, fmt.Errorf("max-size=%s is not a size, such as 2GB", v)
+	e.Limit, err = ParseLimit(s.Attrs["max-size"], s.Attrs["max-age"])
+	return e, err
+}
+
+// ParseLimit reads max-size, as "2GB", and max-age, as "72h" or "14d"; "" is no limit. The error begins with the name of the one that is wrong.
+func ParseLimit(size, age string) (l pack.Limit, err error) {
+	if size != "" {
+		if l.Size, err = units.RAMInBytes(size); err != nil || l.Size <= 0 {
+			return l, fmt.Errorf("max-size=%s is not a size, such as 2GB", size)
 		}
 	}
-	if v := s.Attrs["max-age"]; v != "" {
-		if e.Limit.Age, err = parseAge(v); err != nil {
-			return e, fmt.Errorf("max-age=%s is not a duration, such as 72h or 14d", v)
+	if age != "" {
+		if l.Age, err = parseAge(age); err != nil {
+			return l, fmt.Errorf("max-age=%s is not a duration, such as 72h or 14d", age)
 		}
 	}
-	return e, nil
+	return l, nil
 }
 
 func parseAge(v string) (time.Duration, error) {
@@ -170,29 +178,34 @@ func (s *Spec) tag() string {
 	return defaultTag
 }
 
-func (c *Caches) openImport(s Spec) error {
-	im := &remote.Import{Tag: s.tag()}
+// open opens where a cache is that is read.
+func (s *Spec) open(client *registry.Client) (*Place, error) {
 	if s.Type == "registry" {
-		var err error
-		if im.Repository, im.Tag, err = remote.InRegistry(c.config.Client, s.Attrs["ref"]); err != nil {
-			return err
-		}
-	} else {
-		d, err := remote.OpenDir(s.path, s.Attrs["src"])
-		if errors.Is(err, fs.ErrNotExist) {
-			c.config.Events.Warn(fmt.Sprintf("the cache %s does not exist yet", s.Attrs["src"]))
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		c.closers = append(c.closers, d.Close)
-		im.Repository = d
-		if digest := s.Attrs["digest"]; digest != "" {
-			im.Tag = digest
-		}
+		r, tag, err := remote.InRegistry(client, s.Attrs["ref"])
+		return &Place{r, tag, func() error { return nil }}, err
 	}
-	c.imports = append(c.imports, im)
+	d, err := remote.OpenDir(s.path, s.Attrs["src"])
+	if err != nil {
+		return nil, err
+	}
+	tag := s.tag()
+	if digest := s.Attrs["digest"]; digest != "" {
+		tag = digest
+	}
+	return &Place{d, tag, d.Close}, nil
+}
+
+func (c *Caches) openImport(s Spec) error {
+	p, err := s.open(c.config.Client)
+	if errors.Is(err, fs.ErrNotExist) {
+		c.config.Events.Warn(fmt.Sprintf("the cache %s does not exist yet", s.Attrs["src"]))
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.closers = append(c.closers, p.Close)
+	c.imports = append(c.imports, &remote.Import{Repository: p.repository, Tag: p.tag})
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
@@ -187,6 +188,59 @@ func (d *Dir) update(change func(*ocispec.Index)) error {
 		return err
 	}
 	return d.replace(ocispec.ImageIndexFile, data)
+}
+
+// Sweep removes blobs that no manifest names and that are older than settleTime: a writer may have put the others for a manifest that is to
+// come.
+func (d *Dir) Sweep() error {
+	named := map[string]bool{}
+	index, err := d.index()
+	if err != nil {
+		return err
+	}
+	for _, m := range index.Manifests {
+		named[m.Digest.Encoded()] = true
+		name, err := blobName(m.Digest)
+		if err != nil {
+			return err
+		}
+		data, err := d.readFile(name, maxManifest)
+		if err != nil {
+			return fmt.Errorf("read a manifest of %s, before anything is removed: %w", d.shown, err)
+		}
+		var manifest struct {
+			ocispec.Manifest
+			Manifests []ocispec.Descriptor `json:"manifests"`
+		}
+		if err := json.Unmarshal(data, &manifest); err != nil {
+			return fmt.Errorf("read a manifest of %s, before anything is removed: %w", d.shown, err)
+		}
+		if len(manifest.Manifests) > 0 {
+			return nil // an index of somebody else's, of which not all is known
+		}
+		for _, b := range append(manifest.Layers, manifest.Config) {
+			named[b.Digest.Encoded()] = true
+		}
+	}
+	blobs, err := d.root.Open("blobs/sha256")
+	if err != nil {
+		return err
+	}
+	defer blobs.Close()
+	entries, err := blobs.ReadDir(-1)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || named[e.Name()] || time.Since(info.ModTime()) < settleTime {
+			continue
+		}
+		if err := d.root.Remove(path.Join("blobs/sha256", e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // Tags implements Repository.

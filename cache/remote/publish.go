@@ -63,6 +63,29 @@ func Publish(ctx context.Context, r Repository, tag string, own *pack.Pack, l pa
 	return p, nil
 }
 
+// Prune trims the cache under a tag, or removes all of its records, and returns how many records it had and has. What others publish meanwhile
+// may bring some back.
+func Prune(ctx context.Context, r Repository, tag string, l pack.Limit, all bool) (before, after int, err error) {
+	h, err := Read(ctx, r, tag)
+	if err != nil {
+		return 0, 0, err
+	}
+	before = len(h.Pack.Records) + len(h.Pack.Foreign)
+	left := &pack.Pack{}
+	if !all {
+		left.Add(h.Pack)
+		left.Trim(l, time.Now())
+	}
+	after = len(left.Records) + len(left.Foreign)
+	if after < before {
+		_, err = write(ctx, r, tag, left, h.included)
+	}
+	if d, ok := r.(*Dir); ok && err == nil {
+		err = d.Sweep()
+	}
+	return before, after, err
+}
+
 type writer struct {
 	repository Repository
 	tag        string

@@ -6,6 +6,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/buildcmd"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/cachecmd"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/imagecmd"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -56,11 +57,15 @@ func imagetoolsCommand(a *app.App) *cobra.Command {
 	return lazily(a, "imagetools", imagetoolsShort, func() []*cobra.Command { return imagecmd.Imagetools(a) })
 }
 
+func cacheCommand(a *app.App) *cobra.Command {
+	return lazily(a, "cache", "Look at caches in registries and directories, and prune them", func() []*cobra.Command { return cachecmd.Commands(a) })
+}
+
 // otherNames is the ID of the group of commands that are other names of others.
 const otherNames = "names"
 
 // groupNames are the commands whose commands are made lazily.
-var groupNames = []string{"image", "imagetools", "manifest", "buildx", "builder", "system"}
+var groupNames = []string{"cache", "image", "imagetools", "manifest", "buildx", "builder", "system"}
 
 // lazily returns a command that only has others, which are made if the command line names it: making those of all groups takes as long as
 // making all other commands.

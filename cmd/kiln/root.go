@@ -91,7 +91,7 @@ func rootCommand(a *app.App) *cobra.Command {
 	add("images", "Images", imagecmd.Images(a), imagecmd.Inspect(a), imagecmd.History(a), imagecmd.Diff(a), imagecmd.Cp(a), imagecmd.Tag(a),
 		imagecmd.Rmi(a), imagecmd.Save(a), imagecmd.Load(a))
 	add("registries", "Registries", imagecmd.Pull(a), imagecmd.Push(a), imagetoolsCommand(a), imagecmd.Login(a), imagecmd.Logout(a))
-	add("store", "Store", duCommand(a), pruneCommand(a), checkCommand(a))
+	add("store", "Store", duCommand(a), pruneCommand(a), checkCommand(a), cacheCommand(a))
 	add(otherNames, "Other names", groups(a)...)
 	helpCmd := helpCommand()
 	add("kiln", "About kiln", doctorCommand(a), completionCommand(a), manCommand(), versionCommand(a), helpCmd)

@@ -104,7 +104,7 @@ func flagOf(command, flag string) source {
 		return keys("index:", "manifest:", "index-descriptor:", "manifest-descriptor:")
 	// What nobody but the user knows.
 	case "label", "add-host", "shm-size", "cgroup-parent", "memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus",
-		"cpuset-mems", "cpus", "pids-limit", "step-timeout", "username", "password", "project-name", "max-used-space", "reserved-space",
+		"cpuset-mems", "cpus", "pids-limit", "step-timeout", "username", "password", "project-name", "max-used-space", "max-size", "max-age", "reserved-space",
 		"min-free-space", "entrypoint", "env", "workdir", "user", "hostname", "publish", "stop-signal", "stop-timeout", "mount", "tmpfs",
 		"set", "var", "variant", "os-version", "os-features":
 		return only(none)
