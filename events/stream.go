@@ -301,8 +301,8 @@ func (t *Task) end(err error) {
 // Text returns a text as events have it: at most termtext.MaxLine bytes, without the user and password of URLs.
 func Text(s string) string { return termtext.Redact(termtext.Clip(s, termtext.MaxLine)) }
 
-// Outcome returns what an error is in an event: a cancellation, or a Text. An error with a method Retried that reports true ends the work for
-// which it is returned, but not the build, which does the work again in another way; so that is no failure.
+// Outcome returns what an error is in an event: a cancellation, or a Text. An error with a method Retried that reports true ends the work
+// for which it is returned, but not the build, which does the work again in another way; so that is no failure.
 func Outcome(err error) (canceled bool, text string) {
 	var again interface{ Retried() bool }
 	switch {

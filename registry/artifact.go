@@ -56,8 +56,8 @@ func (c *Client) PutManifest(ctx context.Context, ref, mediaType string, data []
 	return c.pushManifest(ctx, r, identifier(r), pushManifest{desc, data})
 }
 
-// PutBlob sends a blob to the repository of ref, unless it is there. open may be called several times. Errors are *Error, or those of ctx or
-// open.
+// PutBlob sends a blob to the repository of ref, unless it is there. open may be called several times. Errors are *Error, or those of ctx
+// or open.
 func (c *Client) PutBlob(ctx context.Context, ref string, desc ocispec.Descriptor, open func() (io.ReadCloser, error)) error {
 	r, err := imagename.Parse(ref)
 	if err != nil {
@@ -136,8 +136,8 @@ func (c *Client) tagPage(ctx context.Context, ep endpoint, r imagename.Name, las
 // maxTagList bounds one page of tags, in bytes.
 const maxTagList = 1 << 20
 
-// RemoveManifest removes a manifest of the repository of ref, with all its tags. Not every registry allows it. Errors are *Error, or those of
-// ctx.
+// RemoveManifest removes a manifest of the repository of ref, with all its tags. Not every registry allows it. Errors are *Error, or those
+// of ctx.
 func (c *Client) RemoveManifest(ctx context.Context, ref string, d digest.Digest) error {
 	r, h, err := c.own(ref)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestDamagedCache builds on empty roots from a cache of which something was damaged. Whatever that is, the build succeeds and its files are
-// right; and what it publishes there is a cache again, from which the next build is right.
+// TestDamagedCache builds on empty roots from a cache of which something was damaged. Whatever that is, the build succeeds and its files
+// are right; and what it publishes there is a cache again, from which the next build is right.
 func TestDamagedCache(t *testing.T) {
 	rnd := random(t)
 	files := fiveStepFiles()

@@ -45,7 +45,8 @@ type Caches struct {
 	exporter *Exporter
 }
 
-// Open opens the caches of a build, and begins to read those that it imports. The error says what is wrong with a Spec. Close must be called.
+// Open opens the caches of a build, and begins to read those that it imports. The error says what is wrong with a Spec. Close must be
+// called.
 func Open(c Config) (*Caches, error) {
 	all := &Caches{config: c}
 	if len(c.From) == 0 && len(c.To) == 0 {
@@ -160,8 +161,8 @@ const maxTries = 20
 // interruptedTime is how long a build that was interrupted goes on to publish the steps that have succeeded.
 const interruptedTime = 10 * time.Second
 
-// Build calls solve and export, and publishes the caches beside export. A layer that turns out not to be where an import said makes it start
-// again without that: the step that made it then runs. Steps that succeeded are published also if a later one fails.
+// Build calls solve and export, and publishes the caches beside export. A layer that turns out not to be where an import said makes it
+// start again without that: the step that made it then runs. Steps that succeeded are published also if a later one fails.
 func (c *Caches) Build(ctx context.Context, solve, export func(context.Context) error) error {
 	for try := 1; ; try++ {
 		err := solve(ctx)

@@ -193,8 +193,8 @@ func (x *Exporter) pack(ctx context.Context, m *layer.Manifest) (ocispec.Descrip
 	return desc, err
 }
 
-// publishAll publishes the records of the steps that have ended, once their blobs are sent. What goes wrong with a cache that is not Required
-// is a warning.
+// publishAll publishes the records of the steps that have ended, once their blobs are sent. What goes wrong with a cache that is not
+// Required is a warning.
 func (x *Exporter) publishAll(ctx context.Context) error {
 	var failed error
 	for i, e := range x.exports {

@@ -144,7 +144,8 @@ func (s *Spec) export() (e Export, err error) {
 	return e, err
 }
 
-// ParseLimit reads max-size, as "2GB", and max-age, as "72h" or "14d"; "" is no limit. The error begins with the name of the one that is wrong.
+// ParseLimit reads max-size, as "2GB", and max-age, as "72h" or "14d"; "" is no limit. The error begins with the name of the one that is
+// wrong.
 func ParseLimit(size, age string) (l pack.Limit, err error) {
 	if size != "" {
 		if l.Size, err = units.RAMInBytes(size); err != nil || l.Size <= 0 {

@@ -30,8 +30,8 @@ type Import struct {
 	err          error
 }
 
-// Imports are the caches that one build reads, in the order in which the user named them. What cannot be used of them is missed. They are safe
-// for concurrent use.
+// Imports are the caches that one build reads, in the order in which the user named them. What cannot be used of them is missed. They are
+// safe for concurrent use.
 type Imports struct {
 	list []*Import
 	warn func(string)

@@ -20,22 +20,23 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Any number of writers publish under one tag at once, and a registry has no way to replace a tag only if nobody else has. So nothing relies
-// on the order in which they do:
+// Any number of writers publish under one tag at once, and a registry has no way to replace a tag only if nobody else has. So nothing
+// relies on the order in which they do:
 //
 //  1. A writer first puts its own pack under a tag of its own, its entry, whose name begins with that of the cache.
 //  2. It reads the cache and every entry that the cache does not include, and adds them up. Pack.Add does not depend on the order.
 //  3. If the cache has all of that, the writer is done. Else it puts the sum under the cache's tag, and goes back to 2.
 //
-// Consider the last put of the cache's tag by anyone. Its writer has read all entries afterwards, and found that the cache had them. An entry
-// that came later belongs to a writer that has not yet read the cache, and would put it again if something was missing. So when all writers
-// have ended, the cache has what each of them had, whoever overwrote whom meanwhile; and what a writer leaves that is killed is taken up by
-// the next one.
+// Consider the last put of the cache's tag by anyone. Its writer has read all entries afterwards, and found that the cache had them. An
+// entry that came later belongs to a writer that has not yet read the cache, and would put it again if something was missing. So when all
+// writers have ended, the cache has what each of them had, whoever overwrote whom meanwhile; and what a writer leaves that is killed is
+// taken up by the next one.
 //
 // A writer that reads the cache before an entry exists, and puts it after the entry is removed, would break that. So no writer puts what it
 // has gathered longer than maxWindow ago, and an entry stays for settleTime, which also makes up for clocks that differ. Then whoever
-// publishes next removes it. Where a registry does not allow that, a writer takes the tag of such an entry for its own in place of making one
-// more, once there are maxSettled; two that take the same one in the same moment notice it at the end, since the entry is not theirs then.
+// publishes next removes it. Where a registry does not allow that, a writer takes the tag of such an entry for its own in place of making
+// one more, once there are maxSettled; two that take the same one in the same moment notice it at the end, since the entry is not theirs
+// then.
 const (
 	entryInfix = ".kiln-"
 	maxSettled = 16
@@ -63,8 +64,8 @@ func Publish(ctx context.Context, r Repository, tag string, own *pack.Pack, l pa
 	return p, nil
 }
 
-// Prune trims the cache under a tag, or removes all of its records, and returns how many records it had and has. What others publish meanwhile
-// may bring some back.
+// Prune trims the cache under a tag, or removes all of its records, and returns how many records it had and has. What others publish
+// meanwhile may bring some back.
 func Prune(ctx context.Context, r Repository, tag string, l pack.Limit, all bool) (before, after int, err error) {
 	h, err := Read(ctx, r, tag)
 	if err != nil {
@@ -182,8 +183,8 @@ func (w *writer) write(ctx context.Context, tag string, p *pack.Pack, included m
 	return err
 }
 
-// head reads the cache. One that is damaged counts as empty: it is worth nothing, and is replaced. One of a later version of kiln, and what is
-// no cache, is not touched.
+// head reads the cache. One that is damaged counts as empty: it is worth nothing, and is replaced. One of a later version of kiln, and what
+// is no cache, is not touched.
 func (w *writer) head(ctx context.Context) (*Head, error) {
 	h, err := w.read(ctx, w.tag)
 	if none(err) || errors.As(err, new(*DamagedError)) {
@@ -219,8 +220,8 @@ func settled(tag string) bool {
 	return err == nil && time.Since(time.Unix(unix, 0)) > settleTime
 }
 
-// gather reads the entries that are there and not known. The tag of one that is not settled is nobody else's, so one of those that the cache
-// includes is not read.
+// gather reads the entries that are there and not known. The tag of one that is not settled is nobody else's, so one of those that the
+// cache includes is not read.
 func (w *writer) gather(ctx context.Context, h *Head) error {
 	tags, err := w.repository.Tags(ctx, w.tag+entryInfix)
 	if err != nil {
@@ -250,8 +251,8 @@ func (w *writer) gather(ctx context.Context, h *Head) error {
 // entriesAtOnce is how many entries are read at once.
 const entriesAtOnce = 8
 
-// entry returns what a tag holds, without the pack if the cache includes the manifest with the digest included; nil if it is gone. Nobody can
-// use one that is damaged.
+// entry returns what a tag holds, without the pack if the cache includes the manifest with the digest included; nil if it is gone. Nobody
+// can use one that is damaged.
 func (w *writer) entry(ctx context.Context, tag string, included digest.Digest) (*Head, error) {
 	data, err := w.repository.Get(ctx, tag)
 	if none(err) {

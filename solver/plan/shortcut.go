@@ -11,8 +11,8 @@ import (
 	"github.com/kilnbuild/kiln/solver/files"
 )
 
-// Shortcut implements solver.ShortcutPlanner. What a step reads of root file systems enters as the content of the whole of them, and what it
-// copies from a context as it would be copied into an empty root.
+// Shortcut implements solver.ShortcutPlanner. What a step reads of root file systems enters as the content of the whole of them, and what
+// it copies from a context as it would be copied into an empty root.
 func (p *Planner) Shortcut(ctx context.Context, op llb.Op, meta llb.Meta, in []solver.Ref) ([]solver.Input, error) {
 	switch op := op.(type) {
 	case llb.File:
