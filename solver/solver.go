@@ -506,6 +506,9 @@ func (w *work) probe(ctx context.Context) (*Record, *Miss, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if !fits(w.vertex.Op(), r.Outputs) {
+		return nil, &Miss{Reason: "its record has other outputs than the step"}, nil
+	}
 	for _, m := range r.Outputs {
 		err := w.opts.Executor.Missing(ctx, m.Layer)
 		switch {
@@ -518,6 +521,27 @@ func (w *work) probe(ctx context.Context) (*Record, *Miss, error) {
 		}
 	}
 	return r, nil, nil
+}
+
+// fits reports whether an op can have made these layers: a record may come from elsewhere.
+func fits(op llb.Op, made []Made) bool {
+	layers := make([]int, len(llb.Bases(op)))
+	for _, m := range made {
+		if m.Output < 0 || m.Output >= len(layers) {
+			return false
+		}
+		layers[m.Output]++
+	}
+	switch op.(type) {
+	case llb.Merge, llb.Diff:
+		return true // they stack any number of layers
+	}
+	for i, n := range layers {
+		if n > 1 || i == 0 && n == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // hit uses the record r, and runs the step again if that is to be verified.

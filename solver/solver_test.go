@@ -952,3 +952,36 @@ func TestShortcuts(t *testing.T) {
 		}
 	}
 }
+
+// altering is a cache whose records have other outputs.
+type altering struct {
+	solver.Cache
+	made []solver.Made
+}
+
+func (a altering) Get(key solver.Key) (*solver.Record, error) {
+	r, err := a.Cache.Get(key)
+	if err == nil {
+		r.Outputs = a.made
+	}
+	return r, err
+}
+
+// A record with other outputs than the step can have, as somebody else may have written it, is no record of the step.
+func TestForeignOutputs(t *testing.T) {
+	layer := func(output int, id string) solver.Made {
+		return solver.Made{Output: output, Layer: solver.Layer{ID: id, Content: digest(id)}}
+	}
+	for name, made := range map[string][]solver.Made{
+		"none": {}, "one that there is not": {layer(1<<40, "x")}, "a negative one": {layer(-1, "x")}, "two": {layer(0, "x"), layer(0, "y")},
+	} {
+		cache := solvertest.NewMemory()
+		root := newBuild().step("a")
+		mustSolve(t, &runner{}, cache, root)
+		r := &runner{}
+		mustSolve(t, r, altering{cache, made}, root)
+		if len(r.ran) != 1 {
+			t.Errorf("%s: the step did not run", name)
+		}
+	}
+}

@@ -39,7 +39,8 @@ func NewCache(ctx context.Context, local *cache.Cache, imports *remote.Imports, 
 	return &Cache{Cache: local, imports: imports, store: store, ctx: ctx, shortcuts: map[solver.Key]solver.Key{}}
 }
 
-// Get implements solver.Cache. A record that an import has is kept in the local cache as well.
+// Get implements solver.Cache. A record that an import has is used by this build alone: it is not put into the local cache, where builds
+// would find it that do not trust the import.
 func (c *Cache) Get(key solver.Key) (*solver.Record, error) {
 	r, err := c.Cache.Get(key)
 	if !errors.As(err, new(*solver.Miss)) {
@@ -48,14 +49,6 @@ func (c *Cache) Get(key solver.Key) (*solver.Record, error) {
 	found, ok, ended := c.imports.Record(c.ctx, key)
 	if ended != nil || !ok {
 		return nil, errors.Join(ended, err)
-	}
-	log, logErr := c.NewLog()
-	if logErr != nil {
-		return nil, logErr
-	}
-	defer log.Close()
-	if err := c.Put(key, found, log); err != nil {
-		return nil, err
 	}
 	return found, nil
 }

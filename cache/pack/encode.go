@@ -24,10 +24,21 @@ import (
 
 // The limits of an encoded pack, in bytes. A record is at most as large as one of the local cache.
 const (
-	MaxSize = 32 << 20  // as it is sent
-	maxText = 256 << 20 // decompressed
-	maxLine = 16 << 20
+	MaxSize = 32 << 20 // as it is sent
+	maxText = 64 << 20 // decompressed
+	maxLine = 4 << 20
+	// MaxWindow bounds the memory that a zstd stream may require.
+	MaxWindow = 32 << 20
 )
+
+// The limits of what a pack takes in memory: of its lines, each with what it is decoded to, in bytes as counted by cost.
+const (
+	maxLines  = 1 << 20
+	maxMemory = 256 << 20
+)
+
+// MaxRecords is how many records a pack may have that is published.
+const MaxRecords = 20000
 
 // version is that of the format. A pack of a later one is not read.
 const version = 1
@@ -165,7 +176,7 @@ func encodeLayer(l Layer) *layerLine {
 // Decode reads what Encode wrote. Nothing in it is believed: a record whose inputs do not give its key, and a layer without a valid ID, are
 // left out. The error wraps ErrVersion for a pack of a later version; every other error says that it is damaged.
 func Decode(ctx context.Context, r io.Reader) (*Pack, error) {
-	z, err := zstd.NewReader(ctxio.Reader(ctx, r), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxText))
+	z, err := zstd.NewReader(ctxio.Reader(ctx, r), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(MaxWindow))
 	if err != nil {
 		return nil, err
 	}
@@ -178,8 +189,12 @@ func decodeText(r io.Reader) (*Pack, error) {
 	lines := bufio.NewScanner(text)
 	lines.Buffer(make([]byte, 0, 64<<10), maxLine)
 	p := &Pack{}
+	memory := 0
 	for n := 1; lines.Scan(); n++ {
 		var l line
+		if memory += cost(lines.Bytes()); memory > maxMemory || n > maxLines {
+			return nil, errors.New("the cache's records are too many")
+		}
 		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
 			return nil, fmt.Errorf("line %d of the cache's records: %w", n, err)
 		}
@@ -203,6 +218,12 @@ func decodeText(r io.Reader) (*Pack, error) {
 		return nil, fmt.Errorf("the cache's records have more than %d bytes", maxText)
 	}
 	return p, nil
+}
+
+// cost returns what a line takes at most when it is decoded: its bytes, and a constant for each thing in it.
+func cost(line []byte) int {
+	const each = 64 // two strings, or an entry of a map
+	return 512 + len(line) + each*(bytes.Count(line, []byte{','})+bytes.Count(line, []byte{'['})+bytes.Count(line, []byte{'{'}))
 }
 
 func (p *Pack) decode(l line) error {
@@ -255,6 +276,9 @@ func decodeRecord(l *recordLine) (solver.Key, Record, error) {
 	return key, r, nil
 }
 
+// mediaTypes are those of layers' tars.
+var mediaTypes = []string{ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd}
+
 // isEncoding reports whether s can be the name of an encoding, which becomes part of a name of a file.
 func isEncoding(s string) bool {
 	if len(s) == 0 || len(s) > maxEncodingName || s[0] == '.' {
@@ -281,7 +305,7 @@ func decodeLayer(l *layerLine) (Layer, bool) {
 		out.Manifest = ocispec.Descriptor{MediaType: ManifestType, Digest: l.Manifest.Digest, Size: l.Manifest.Size}
 	}
 	for encoding, b := range l.Blobs {
-		if !b.valid() || b.DiffID.Validate() != nil || !isEncoding(encoding) {
+		if !b.valid() || b.DiffID.Validate() != nil || !isEncoding(encoding) || !slices.Contains(mediaTypes, b.MediaType) {
 			return out, false
 		}
 		if out.Blobs == nil {

@@ -207,6 +207,8 @@ type Limit struct {
 	// Size is of all blobs together, in bytes, and Blobs their number.
 	Size  int64
 	Blobs int
+	// Records is their number.
+	Records int
 	// Age is how long a record stays that no build uses.
 	Age time.Duration
 }
@@ -241,7 +243,7 @@ func (p *Pack) Trim(l Limit, now time.Time) {
 				}
 			}
 		}
-		full = full || l.Size > 0 && size+more > l.Size || l.Blobs > 0 && len(blobs)+n > l.Blobs
+		full = full || l.Records > 0 && len(kept.Records)+len(kept.Foreign) >= l.Records || l.Size > 0 && size+more > l.Size || l.Blobs > 0 && len(blobs)+n > l.Blobs
 		if full || l.Age > 0 && now.Sub(it.Used) > l.Age {
 			continue
 		}

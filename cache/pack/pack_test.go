@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"reflect"
 	"strings"
@@ -189,6 +190,40 @@ func TestDecodeOfWhatIsNotToBeTrusted(t *testing.T) {
 	if _, err := Decode(t.Context(), strings.NewReader("not compressed")); err == nil || errors.Is(err, ErrVersion) {
 		t.Error(err)
 	}
+}
+
+// A few bytes do not take any amount of memory or time.
+func TestDecodeOfBombs(t *testing.T) {
+	const head = `{"kiln cache":{"version":1}}` + "\n"
+	zeros := strings.Repeat("0", 64)
+	for name, line := range map[string]string{
+		"empty lines":      "{}\n",
+		"empty inputs":     `{"record":{"key":"` + zeros + `","version":"x","inputs":[` + strings.Repeat("[],", 100000) + `[]]}}` + "\n",
+		"empty materials":  `{"record":{"key":"` + zeros + `","version":"x","materials":[` + strings.Repeat("[],", 100000) + `[]]}}` + "\n",
+		"a very long line": strings.Repeat(" ", maxLine+1) + "\n",
+	} {
+		text := io.MultiReader(strings.NewReader(head), &repeated{line: line, left: maxText})
+		if _, err := decodeText(text); err == nil {
+			t.Errorf("%s: it is accepted", name)
+		}
+	}
+}
+
+// repeated is so many bytes of the same line.
+type repeated struct {
+	line string
+	at   int
+	left int
+}
+
+func (r *repeated) Read(p []byte) (int, error) {
+	if r.left <= 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, r.line[r.at:])
+	r.at = (r.at + n) % len(r.line)
+	r.left -= n
+	return n, nil
 }
 
 func FuzzDecode(f *testing.F) {

@@ -26,6 +26,7 @@ type Import struct {
 	// doubted says that a layer of the cache was not there, so that others are looked for before they count; bad that the cache has sent
 	// something else than it should, or nothing, and is not used any more. Both are guarded by Imports.mu.
 	doubted, bad bool
+	losses       int   // how often a layer that it has was not there after all
 	head         *Head // empty if it cannot be used
 	err          error
 }
@@ -113,13 +114,16 @@ func (im *Imports) Shortcut(ctx context.Context, from solver.Key) (solver.Key, b
 	return solver.Key{}, false, nil
 }
 
+// maxLosses is how often a cache may lack what it has just had before it is not used any more.
+const maxLosses = 3
+
 // Has reports whether a cache that was read has a layer: its manifest and a blob.
 func (im *Imports) Has(l solver.Layer) bool {
 	if l.Content == (solver.Content{}) {
 		return true // it has no entries, and so no bytes
 	}
-	_, _, ok := im.find(layer.ID(l.ID))
-	return ok
+	_, have, ok := im.find(layer.ID(l.ID))
+	return ok && have.Content == l.Content
 }
 
 // Layer returns what the caches say of a layer.
@@ -198,6 +202,9 @@ func (im *Imports) Drop(e *GoneError) {
 			c.bad, warned = true, true
 			continue
 		}
+		if c.losses++; c.losses > maxLosses {
+			c.bad = true
+		}
 		if !warned {
 			im.warn(fmt.Sprintf("the cache %s has lost layers, and the steps that made them run again: %v", e.Cache, e.Err))
 		}
@@ -216,7 +223,7 @@ func (im *Imports) Manifest(ctx context.Context, id layer.ID) (io.ReadCloser, er
 	if err != nil {
 		return nil, im.failed(ctx, c, id, err)
 	}
-	z, err := zstd.NewReader(blob, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxLayerManifest))
+	z, err := zstd.NewReader(blob, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(pack.MaxWindow))
 	if err != nil {
 		blob.Close()
 		return nil, err

@@ -53,7 +53,7 @@ const Slack = 12 * time.Hour
 // held when it was read last, or nil. Publish returns what it holds then.
 func Publish(ctx context.Context, r Repository, tag string, own *pack.Pack, l pack.Limit, seen *Head) (*pack.Pack, error) {
 	w := &writer{repository: r, tag: tag, own: own, limit: l, entries: map[string]*Head{}, known: map[digest.Digest]*Head{}}
-	w.limit.Blobs = maxBlobs
+	w.limit.Blobs, w.limit.Records = maxBlobs, pack.MaxRecords
 	if seen != nil {
 		w.known[seen.digest] = seen
 	}
@@ -230,6 +230,9 @@ func (w *writer) gather(ctx context.Context, h *Head) error {
 	tags = slices.DeleteFunc(tags, func(tag string) bool {
 		return tag == w.mine && !w.taken || w.entries[tag] == nil && h.included[tag] != "" && !settled(tag)
 	})
+	if len(w.entries)+len(tags) > maxOpen {
+		return fmt.Errorf("it lists more than %d entries of writers", maxOpen)
+	}
 	var mu sync.Mutex
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(entriesAtOnce)
@@ -247,6 +250,9 @@ func (w *writer) gather(ctx context.Context, h *Head) error {
 	}
 	return g.Wait()
 }
+
+// maxOpen is how many entries a writer reads that the cache does not include.
+const maxOpen = 1000
 
 // entriesAtOnce is how many entries are read at once.
 const entriesAtOnce = 8
