@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -45,6 +46,9 @@ func (o *Options) exec(config *dockerspec.DockerOCIImageConfig) (llb.Exec, error
 	}
 	if op.Args[0] == "" {
 		return op, invalid("the program that is to run is %q", "")
+	}
+	if len(op.Cwd) >= unix.PathMax {
+		return op, invalid("the working directory is longer than the 4095 bytes that Linux takes")
 	}
 	if !path.IsAbs(op.Cwd) {
 		return op, invalid("the working directory %s is not an absolute path", quote(op.Cwd))

@@ -55,6 +55,7 @@ func TestHostileConfig(t *testing.T) {
 		"no program":         {},
 		"empty program":      {Cmd: []string{""}},
 		"relative directory": {Cmd: []string{"a"}, WorkingDir: huge},
+		"deep directory":     {Cmd: []string{"a"}, WorkingDir: strings.Repeat("/x", 3000)},
 		"volume at /":        {Cmd: []string{"a"}, Volumes: map[string]struct{}{"/../": {}}},
 		"relative volume":    {Cmd: []string{"a"}, Volumes: map[string]struct{}{huge: {}}},
 		"empty volume":       {Cmd: []string{"a"}, Volumes: map[string]struct{}{"": {}}},

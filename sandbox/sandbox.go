@@ -294,6 +294,9 @@ func (s *Spec) check() error {
 	if s.Process.Emulator != nil && (s.Privileges.Insecure || s.Privileges.UserNamespace == nil && s.Privileges.IDs == nil) {
 		return errors.New("run with an emulator: only without privileges, in a user namespace")
 	}
+	if len(s.Process.Cwd) >= unix.PathMax { // an image may name any
+		return errors.New("the working directory is longer than the 4095 bytes that Linux takes")
+	}
 	if s.Process.Cwd != "" && !path.IsAbs(s.Process.Cwd) {
 		return fmt.Errorf("run in %q: not an absolute path", s.Process.Cwd)
 	}
