@@ -55,6 +55,7 @@ type Definition struct {
 	Variables []Variable
 	groups    map[string]*Group
 	targets   map[string]*Target
+	joined    tally // of blocks of the same target
 	env       compose.Lookup
 }
 
@@ -86,12 +87,12 @@ func Load(ctx context.Context, o Options) (*Definition, error) {
 }
 
 // addTarget adds what a block says on top of what the blocks before it say of the same target.
-func (d *Definition) addTarget(t *Target) {
+func (d *Definition) addTarget(t *Target) error {
 	if old := d.targets[t.Name]; old != nil {
-		old.merge(t)
-		return
+		return d.joined.merge(t.Name, old, t)
 	}
 	d.targets[t.Name] = t
+	return nil
 }
 
 // addCompose adds the targets of the compose files, which are read as one project, below those of all other files.
@@ -111,7 +112,9 @@ func (d *Definition) addCompose(o *Options, files []*file) error {
 	}
 	group := &Group{Name: defaultName}
 	for _, t := range targets {
-		d.addTarget(t)
+		if err := d.addTarget(t); err != nil {
+			return err
+		}
 		group.Targets = append(group.Targets, t.Name)
 	}
 	d.groups[defaultName] = group

@@ -234,6 +234,9 @@ func TestLimits(t *testing.T) {
 		"targets":                  strings.Repeat("target \"x\" {}\n", maxTargets+1),
 		"variables that refer":     doubling("variable \"V%d\" { default = V%d == V%d }") + doubling("variable \"W%d\" { default = W%d == W%d }") + "variable \"V90\" { default = W0 }\nvariable \"W90\" { default = 1 }",
 		"targets that inherit":     doubling(`target "t%d" { inherits = ["t%d", "t%d"] }`) + doubling(`target "u%d" { inherits = ["u%d", "u%d"] }`) + "target \"t90\" { inherits = [\"u0\"] }\ntarget \"u90\" {}\ngroup \"default\" { targets = [\"t0\"] }",
+		"inherited mappings":       "target \"p\" { args = { for i in range(1000): \"a${i}\" => i } }\ntarget \"default\" {\n inherits = [\"p\"]\n name = \"x${a}-${b}\"\n matrix = { a = range(100), b = range(99) }\n}",
+		"inherited texts":          large + "target \"p\" { dockerfile-inline = V }\ntarget \"default\" {\n inherits = [\"p\"]\n name = \"x${a}\"\n matrix = { a = range(100) }\n}",
+		"parents that are many":    "target \"p\" { tags = range(1000) }\ntarget \"default\" { inherits = [for i in range(1001): \"p\"] }",
 		"contexts of contexts":     doubling(`target "t%d" { contexts = { a = "target:t%d", b = "target:t%d" } }`) + doubling(`target "u%d" { contexts = { a = "target:u%d", b = "target:u%d" } }`) + "target \"t90\" { contexts = { a = \"target:u0\" } }\ntarget \"u90\" {}\ngroup \"default\" { targets = [\"t0\"] }",
 	} {
 		t.Run(name, func(t *testing.T) {

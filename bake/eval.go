@@ -164,7 +164,9 @@ func (e *evaluator) evaluate(d *Definition) error {
 			d.groups[i.name] = i.group
 			continue
 		}
-		d.addTarget(i.target)
+		if err := d.addTarget(i.target); err != nil {
+			return err
+		}
 	}
 	return nil
 }

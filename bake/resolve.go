@@ -33,6 +33,7 @@ type resolver struct {
 	overrides map[string]overrides // by target
 	plan      *Plan
 	resolved  map[string]*Target
+	joined    tally
 	open      []string
 }
 
@@ -209,9 +210,13 @@ func (r *resolver) resolve(name string, inheriting []string) (*Target, error) {
 			}
 			return nil, err
 		}
-		t.merge(from)
+		if err := r.joined.merge(name, t, from); err != nil {
+			return nil, err
+		}
 	}
-	t.merge(own)
+	if err := r.joined.merge(name, t, own); err != nil {
+		return nil, err
+	}
 	if err := r.overrides[name].apply(t, r.env); err != nil {
 		return nil, err
 	}
