@@ -230,6 +230,8 @@ func TestLimits(t *testing.T) {
 		"indent":                   `target "x" { args = { A = indent(1000000000, "a\nb") } }`,
 		"setproduct":               `target "x" { args = { A = length(setproduct(` + strings.Repeat("range(1000),", 6) + `[1])) } }`,
 		"bcrypt":                   `target "x" { args = { A = join("", [for i in range(1000): bcrypt("x", 14)]) } }`,
+		"distinct":                 `target "x" { args = { A = length([for i in range(1000): length(distinct(range(1000)))]) } }`,
+		"setintersection":          `target "x" { args = { A = length([for i in range(1000): length(setintersection(range(1000), range(1000)))]) } }`,
 		"matrix":                   "target \"x\" {\n name = \"x\"\n matrix = { a = range(1000), b = range(1000), c = range(1000) }\n}",
 		"targets":                  strings.Repeat("target \"x\" {}\n", maxTargets+1),
 		"variables that refer":     doubling("variable \"V%d\" { default = V%d == V%d }") + doubling("variable \"W%d\" { default = W%d == W%d }") + "variable \"V90\" { default = W0 }\nvariable \"W90\" { default = 1 }",

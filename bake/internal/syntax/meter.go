@@ -40,6 +40,9 @@ func (m *Meter) Spend(work int64) error {
 	if m.work += work; m.work > maxWork && m.err == nil {
 		m.err = errors.New("the functions that the definition calls take too long together")
 	}
+	if err := m.ctx.Err(); err != nil && m.err == nil {
+		m.err = err
+	}
 	return m.err
 }
 

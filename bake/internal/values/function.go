@@ -101,6 +101,11 @@ func Functions(m *syntax.Meter) map[string]function.Function {
 	for name, size := range sizes() {
 		all[name] = guarded(all[name], size)
 	}
+	for _, name := range []string{
+		"distinct", "setintersection", "setproduct", "setsubtract", "setsymmetricdifference", "setunion", "sethaselement", "sort",
+	} {
+		all[name] = charged(m, name, all[name])
+	}
 	return all
 }
 
@@ -131,6 +136,21 @@ func guarded(f function.Function, size func(args []cty.Value) int64) function.Fu
 		Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
 			if size(args) > maxResult {
 				return cty.DynamicVal, fmt.Errorf("the result would be larger than the %d MiB that are allowed", syntax.MaxValue>>20)
+			}
+			return f.Call(args)
+		},
+	})
+}
+
+// charged returns a function that compares the elements of its arguments with each other, at worst each with all others, and is refused
+// once such functions have taken too long together.
+func charged(m *syntax.Meter, name string, f function.Function) function.Function {
+	return function.New(&function.Spec{
+		Params: f.Params(), VarParam: f.VarParam(),
+		Type: func(args []cty.Value) (cty.Type, error) { return f.ReturnTypeForValues(args) },
+		Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
+			if err := m.Spend(times(countOf(args), contentSize(args)) / 4); err != nil {
+				return cty.DynamicVal, fmt.Errorf("%s: %w", name, err)
 			}
 			return f.Call(args)
 		},
