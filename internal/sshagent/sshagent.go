@@ -38,7 +38,7 @@ func Open(paths ...string) (*Agent, error) {
 		}
 		switch kind := info.Mode().Type(); {
 		case kind == os.ModeSocket && len(paths) == 1:
-			return &Agent{socket: path}, listens(path)
+			return &Agent{socket: path}, nil
 		case kind == os.ModeSocket:
 			return nil, fmt.Errorf("%s is the socket of an agent and cannot be combined with other files", path)
 		case kind != 0:
@@ -57,9 +57,12 @@ func Open(paths ...string) (*Agent, error) {
 // connectTimeout bounds the attempt to reach an agent that has too much to do.
 const connectTimeout = 10 * time.Second
 
-// listens returns an error unless somebody listens at a socket: that of an agent that has ended stays.
-func listens(path string) error {
-	c, err := net.DialTimeout("unix", path, connectTimeout)
+// Check returns an error if the agent is a socket at which nobody listens: that of an agent that has ended stays.
+func (a *Agent) Check() error {
+	if a.socket == "" {
+		return nil
+	}
+	c, err := net.DialTimeout("unix", a.socket, connectTimeout)
 	if err != nil {
 		return err
 	}

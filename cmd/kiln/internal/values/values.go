@@ -423,6 +423,9 @@ func Agents(values []string) (map[string]*sshagent.Agent, error) {
 			return nil, usagef("--ssh %q: there are two agents with id %q", v, id)
 		}
 		agent, err := sshagent.Open(strings.Split(from, ",")...)
+		if err == nil {
+			err = agent.Check()
+		}
 		if err != nil {
 			return nil, usagef("--ssh %q: %w", v, err)
 		}
