@@ -273,6 +273,7 @@ func TestImports(t *testing.T) {
 	id := layer.ID(strings.Repeat("a", 64))
 	manifest, _ := blobOf("manifest")
 	tarball, open := blobOf("tar")
+	tarball.MediaType = ocispec.MediaTypeImageLayerGzip
 	p.AddLayer(pack.Layer{ID: id, Content: content, Manifest: manifest, Blobs: map[string]pack.Blob{"gzip": {Desc: tarball, DiffID: tarball.Digest}}})
 	key := solver.KeyOf([]solver.Input{{Name: "step", Value: "step"}})
 	r := p.Records[key]
