@@ -61,14 +61,14 @@ func (j *Job) Import(ctx context.Context, f Foreign) error {
 		return err
 	}
 	defer tarball.Close()
-	source := &source{Reader: tarball}
+	source := &ctxio.Source{R: tarball}
 	err = j.store.fs.Unpack(ctx, m, source, p.fs)
 	if err == nil {
 		_, err = io.Copy(io.Discard, ctxio.Reader(ctx, source)) // whether the bytes are those of the blob shows at the end
 	}
 	switch {
-	case source.err != nil:
-		return source.err
+	case source.Err != nil:
+		return source.Err
 	case errors.Is(err, dir.ErrBlob):
 		return &ForeignError{f.ID, err}
 	case err != nil:
@@ -81,20 +81,6 @@ func (j *Job) Import(ctx context.Context, f Foreign) error {
 	}
 	_, err = p.CommitWritten(ctx, m.Summary, f.ID)
 	return err
-}
-
-// source remembers why it could not be read.
-type source struct {
-	io.Reader
-	err error
-}
-
-func (s *source) Read(p []byte) (int, error) {
-	n, err := s.Reader.Read(p)
-	if err != nil && err != io.EOF {
-		s.err = err
-	}
-	return n, err
 }
 
 // ImportEntries stores the manifest of a layer of another store, unless that of the layer is here. Errors are as those of Import.

@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/cache/pack"
 	"github.com/kilnbuild/kiln/cache/remote"
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/snapshot"
@@ -93,33 +94,19 @@ func (c *Cache) tarball(ctx context.Context, id layer.ID, b pack.Blob) (io.ReadC
 	if err != nil {
 		return nil, err
 	}
-	source := &source{ReadCloser: packed}
+	source := &ctxio.Source{R: packed}
 	plain, err := layer.UncompressVerified(source, b.DiffID.Encoded())
 	if err != nil {
 		packed.Close()
-		return nil, source.blame(id, err)
+		return nil, blame(id, source, err)
 	}
-	return &tarball{id, plain, source}, nil
-}
-
-// source remembers why it could not be read.
-type source struct {
-	io.ReadCloser
-	err error
-}
-
-func (s *source) Read(p []byte) (int, error) {
-	n, err := s.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
-		s.err = err
-	}
-	return n, err
+	return &tarball{id, plain, source, packed}, nil
 }
 
 // blame returns why the tar of a layer could not be read: it is a fault of its bytes, unless they could not be read.
-func (s *source) blame(id layer.ID, err error) error {
-	if s.err != nil {
-		return s.err
+func blame(id layer.ID, s *ctxio.Source, err error) error {
+	if s.Err != nil {
+		return s.Err
 	}
 	return &snapshot.ForeignError{ID: id, Err: err}
 }
@@ -127,13 +114,14 @@ func (s *source) blame(id layer.ID, err error) error {
 type tarball struct {
 	id     layer.ID
 	plain  io.ReadCloser
-	packed *source
+	source *ctxio.Source
+	packed io.Closer
 }
 
 func (t *tarball) Read(p []byte) (int, error) {
 	n, err := t.plain.Read(p)
 	if err != nil && err != io.EOF {
-		err = t.packed.blame(t.id, err)
+		err = blame(t.id, t.source, err)
 	}
 	return n, err
 }

@@ -1,6 +1,7 @@
 package caching
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -73,7 +74,7 @@ func (s *Spec) Check() error {
 		return fmt.Errorf("type=%s needs %s=…", s.Type, need)
 	}
 	if insecure, err := s.truth("registry.insecure", false); err != nil || insecure {
-		return cmpErr(err, errors.New("registry.insecure=true is not supported: name the registry in kiln.toml with http = true or insecure = true"))
+		return cmp.Or(err, errors.New("registry.insecure=true is not supported: name the registry in kiln.toml with http = true or insecure = true"))
 	}
 	if s.Type == "local" {
 		s.path = s.Attrs[need]
@@ -83,13 +84,6 @@ func (s *Spec) Check() error {
 	}
 	_, err := s.export()
 	return err
-}
-
-func cmpErr(err, otherwise error) error {
-	if err != nil {
-		return err
-	}
-	return otherwise
 }
 
 // Path returns the path of a cache in a directory, for the caller to make it absolute; it points to "" for others.
@@ -129,7 +123,7 @@ func (s *Spec) export() (e Export, err error) {
 	}
 	for _, key := range []string{"oci-mediatypes", "image-manifest"} {
 		if oci, err := s.truth(key, true); err != nil || !oci {
-			return e, cmpErr(err, fmt.Errorf("%s=false: a cache of kiln is an OCI image manifest", key))
+			return e, cmp.Or(err, fmt.Errorf("%s=false: a cache of kiln is an OCI image manifest", key))
 		}
 	}
 	if _, err := s.truth("force-compression", false); err != nil { // every layer is in the encoding that was asked for

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cache/pack"
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxio"
 	digest "github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -76,15 +77,15 @@ func read(ctx context.Context, r Repository, data []byte) (*Head, error) {
 		return nil, err
 	}
 	defer blob.Close()
-	source := &source{r: blob}
+	source := &ctxio.Source{R: blob}
 	p, err := pack.Decode(ctx, source)
 	if err == nil {
 		_, err = io.Copy(io.Discard, source) // the digest is known at the end
 	}
 	switch {
 	case err == nil || errors.Is(err, pack.ErrVersion):
-	case source.err != nil && !errors.As(source.err, new(*cas.MismatchError)):
-		err = source.err
+	case source.Err != nil && !errors.As(source.Err, new(*cas.MismatchError)):
+		err = source.Err
 	default:
 		err = &DamagedError{err}
 	}
@@ -101,20 +102,6 @@ func (e *DamagedError) Error() string { return "it is damaged: " + e.Err.Error()
 
 // Unwrap returns the cause.
 func (e *DamagedError) Unwrap() error { return e.Err }
-
-// source remembers why it could not be read.
-type source struct {
-	r   io.Reader
-	err error
-}
-
-func (s *source) Read(p []byte) (int, error) {
-	n, err := s.r.Read(p)
-	if err != nil && err != io.EOF {
-		s.err = err
-	}
-	return n, err
-}
 
 // parse reads a manifest, and says what it is if it is not that of a cache.
 func parse(data []byte) (*ocispec.Manifest, error) {
