@@ -2,6 +2,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,11 +67,13 @@ type patient struct {
 	root *store.Root
 	// sharedProc is --no-process-sandbox as kiln.toml has it.
 	sharedProc bool
+	// registries are the settings of kiln.toml.
+	registries config.Registries
 }
 
 // Examine tries what builds in a root directory need of the machine, and calls say for each thing.
 func Examine(ctx context.Context, root *store.Root, cfg *config.Config, say func(Diagnosis)) error {
-	p := &patient{root: root, sharedProc: cfg.NoProcessSandbox}
+	p := &patient{root: root, sharedProc: cfg.NoProcessSandbox, registries: cfg.Registries}
 	for _, e := range []examination{
 		{"user", (*patient).lookUser},
 		{"root directory", (*patient).lookRoot},
@@ -319,14 +322,14 @@ func (p *patient) lookGit(ctx context.Context) (string, Severity) {
 }
 
 func (p *patient) lookCredentials(context.Context) (string, Severity) {
-	path, missing, err := auth.Check()
+	path, missing, err := auth.Check(p.registries)
 	switch {
 	case err != nil:
 		return err.Error(), Lacking
+	case len(missing) > 0:
+		return fmt.Sprintf("%s names programs that are not in $PATH: %s", cmp.Or(path, "kiln.toml"), strings.Join(missing, ", ")), Lacking
 	case path == "":
 		return "there are none: kiln login makes them", Fine
-	case len(missing) > 0:
-		return fmt.Sprintf("%s names programs that are not in $PATH: %s", path, strings.Join(missing, ", ")), Lacking
 	}
 	return path, Fine
 }

@@ -69,7 +69,7 @@ type badBlob struct {
 func New(settings config.Registries) *Client {
 	return &Client{
 		settings:  settings,
-		creds:     auth.NewKeychain(),
+		creds:     auth.NewKeychain(settings),
 		patience:  fetch.Usual(),
 		certs:     certsDir,
 		hosts:     map[string]*host{},

@@ -9,7 +9,9 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -123,10 +125,35 @@ type CDI struct {
 	SpecDirs []string `toml:"specDirs"`
 }
 
-// Registries holds settings by the registry's name as image names have it: "docker.io", "registry.corp:5000".
+// Registries holds settings by the registry's name as image names have it: "docker.io", "registry.corp:5000". A name with an asterisk,
+// "*.azurecr.io", is of all registries whose names it matches, and sets their CredentialHelper alone.
 type Registries map[string]Registry
 
-// Registry is the settings of one registry. The keys are those of buildkitd.toml, and Realms.
+// CredentialHelper returns the name of the credential helper of a registry, or "". The registry's own settings come first, then those of
+// the longest pattern that matches its name.
+func (r Registries) CredentialHelper(registry string) string {
+	if helper := r[registry].CredentialHelper; helper != "" {
+		return helper
+	}
+	longest := ""
+	for name := range r {
+		if isPattern(name) && matches(name, registry) && (len(name) > len(longest) || len(name) == len(longest) && name < longest) {
+			longest = name
+		}
+	}
+	return r[longest].CredentialHelper
+}
+
+func isPattern(name string) bool { return strings.Contains(name, "*") }
+
+// matches reports whether a pattern stands for a registry's name: an asterisk is any text without a dot.
+func matches(pattern, registry string) bool {
+	slashed := strings.NewReplacer(".", "/")
+	ok, err := path.Match(slashed.Replace(pattern), slashed.Replace(registry))
+	return ok && err == nil
+}
+
+// Registry is the settings of one registry. The keys are those of buildkitd.toml, Realms and CredentialHelper.
 type Registry struct {
 	// Mirrors are asked before the registry, in order, as "host[:port][/prefix]"; each may have settings of its own
 	// under its "host[:port]".
@@ -144,6 +171,8 @@ type Registry struct {
 	// Realms are the "host[:port]" of token servers that may be sent the registry's password over https although they are
 	// other hosts than the registry.
 	Realms []string `toml:"realms"`
+	// CredentialHelper is NAME of the program docker-credential-NAME, which is asked where Docker's configuration has no credentials.
+	CredentialHelper string `toml:"credentialHelper"`
 }
 
 // KeyPair names the PEM files of a client certificate.
@@ -288,6 +317,12 @@ func located(path string, err error) error {
 func check(name string, r Registry) error {
 	if !isHost(name) {
 		return errors.New(`want a registry's name, "host" or "host:port"`)
+	}
+	if strings.ContainsAny(r.CredentialHelper, "/\x00") {
+		return fmt.Errorf("credentialHelper %q: want NAME of a program docker-credential-NAME", r.CredentialHelper)
+	}
+	if isPattern(name) && (strings.Contains(name, "[") || !reflect.DeepEqual(r, Registry{CredentialHelper: r.CredentialHelper})) {
+		return errors.New("a pattern can set credentialHelper alone; other keys need the name of a registry")
 	}
 	for _, m := range r.Mirrors {
 		host, _, _ := strings.Cut(m, "/")

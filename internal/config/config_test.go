@@ -31,6 +31,7 @@ root = "/srv/kiln"
   insecure = true
   ca = ["ca.pem", "/abs/ca.pem"]
   realms = ["auth.corp:5001"]
+  credentialHelper = "corp"
   [[registry."harbor.corp".keypair]]
     key = "k.pem"
     cert = "/abs/c.pem"
@@ -44,7 +45,7 @@ root = "/srv/kiln"
 			"docker.io":      {Mirrors: []string{"127.0.0.1:5000", "harbor.corp/proxy"}},
 			"127.0.0.1:5000": {HTTP: true},
 			"harbor.corp": {Insecure: true, CA: []string{"/etc/kiln/ca.pem", "/abs/ca.pem"}, Realms: []string{"auth.corp:5001"},
-				KeyPairs: []KeyPair{{Key: "/etc/kiln/k.pem", Cert: "/abs/c.pem"}}},
+				CredentialHelper: "corp", KeyPairs: []KeyPair{{Key: "/etc/kiln/k.pem", Cert: "/abs/c.pem"}}},
 		}}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got  %+v\nwant %+v", c, want)
@@ -71,6 +72,9 @@ func TestParseErrors(t *testing.T) {
 		"[registry.\"docker.io\"]\n[registry.\"index.docker.io\"]\n":             "the same registry",
 		"[registry.\"x\"]\n[[registry.\"x\".keypair]]\nkey = \"/k\"\n":           "both key and cert",
 		"[registry.\"x\"]\nhttp = true\nhttp = true\n":                           "kiln.toml:3: ",
+		"[registry.\"x\"]\ncredentialHelper = \"../x\"\n":                        "docker-credential-NAME",
+		"[registry.\"*.x\"]\ncredentialHelper = \"x\"\nhttp = true\n":            "credentialHelper alone",
+		"[registry.\"*.x:*\"]\n":                                                 "want a registry's name",
 		"[registry.\"x\"]\n" + strings.Repeat("a.", 20000) + "b = 1\nhttp=1 1\n": "kiln.toml:",
 	} {
 		_, err := Parse("kiln.toml", []byte(text))
@@ -112,6 +116,23 @@ func TestLoad(t *testing.T) {
 	t.Setenv("KILN_CONFIG", "/dev/zero")
 	if _, err := Load(); err == nil {
 		t.Error("read /dev/zero")
+	}
+}
+
+func TestCredentialHelper(t *testing.T) {
+	r := Registries{
+		"*.dkr.ecr.*.amazonaws.com": {CredentialHelper: "ecr"}, "gcr.io": {CredentialHelper: "gcr"}, "*-docker.pkg.dev": {CredentialHelper: "gcr"},
+		"*.corp": {CredentialHelper: "short"}, "a*.corp": {CredentialHelper: "long"}, "ab.corp": {HTTP: true}, "abc.corp": {CredentialHelper: "own"},
+	}
+	for name, want := range map[string]string{
+		"12.dkr.ecr.eu-west-1.amazonaws.com": "ecr", "dkr.ecr.eu-west-1.amazonaws.com": "", "12.dkr.ecr.a.b.amazonaws.com": "",
+		"12.dkr.ecr.eu-west-1.amazonaws.com.evil.example": "", "evil.example.dkr.ecr.x.amazonaws.com": "", "gcr.io": "gcr", "eu.gcr.io": "",
+		"europe-docker.pkg.dev": "gcr", "x.europe-docker.pkg.dev": "", "b.corp": "short", "a.corp": "long", "ab.corp": "long", "abc.corp": "own",
+		"a.corp:5000": "", "docker.io": "",
+	} {
+		if got := r.CredentialHelper(name); got != want {
+			t.Errorf("the helper of %s is %q, want %q", name, got, want)
+		}
 	}
 }
 

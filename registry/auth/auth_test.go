@@ -11,6 +11,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/kilnbuild/kiln/internal/config"
 )
 
 const canary = "c4n4ry-p4ssword"
@@ -99,14 +101,49 @@ func TestHelpers(t *testing.T) {
 		"token.corp": {identityToken: "idt"},
 		"none.corp":  {},
 	} {
-		if got, err := NewKeychain().Lookup(t.Context(), host); err != nil || got != want {
+		if got, err := NewKeychain(nil).Lookup(t.Context(), host); err != nil || got != want {
 			t.Errorf("%s = %+v, %v", host, got, err)
 		}
 	}
 	for _, host := range []string{"absent.corp", "slash.corp", "other.corp"} {
-		if got, err := NewKeychain().Lookup(t.Context(), host); err == nil {
+		if got, err := NewKeychain(nil).Lookup(t.Context(), host); err == nil {
 			t.Errorf("%s = %+v", host, got)
 		}
+	}
+}
+
+// TestSettingsHelpers shows that helpers of kiln.toml come after Docker's configuration, and that one which fails is no error but a reason.
+func TestSettingsHelpers(t *testing.T) {
+	bin := t.TempDir()
+	script := "#!/bin/sh\nread s\ncase \"$s\" in known*) printf '{\"Username\":\"u\",\"Secret\":\"%s\"}' \"$s\";; *) echo no identity >&2; exit 1;; esac\n"
+	if err := os.WriteFile(filepath.Join(bin, "docker-credential-cloud"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	useDockerConfig(t, map[string]any{"auths": map[string]any{"known.file.corp": map[string]string{"username": "f", "password": "p"}}})
+	k := NewKeychain(config.Registries{"*.corp": {CredentialHelper: "cloud"}, "*.file.corp": {CredentialHelper: "cloud"},
+		"absent.corp": {CredentialHelper: "absent"}})
+	for _, c := range []struct {
+		registry string
+		want     credential
+		says     string
+	}{
+		{"known.corp", credential{username: "u", password: "known.corp"}, "are those of docker-credential-cloud"},
+		{"known.file.corp", credential{username: "f", password: "p"}, "are those of " + os.Getenv("DOCKER_CONFIG")},
+		{"other.corp", credential{}, "no identity"},
+		{"absent.corp", credential{}, "executable file not found"},
+		{"known.example", credential{}, "has no credentials for known.example"},
+	} {
+		if got, err := k.Lookup(t.Context(), c.registry); err != nil || got != c.want {
+			t.Errorf("%s = %+v, %v, want %+v", c.registry, got, err, c.want)
+		}
+		if got := k.Describe(c.registry); !strings.Contains(got, c.says) {
+			t.Errorf("%s is described as %q, want %q", c.registry, got, c.says)
+		}
+	}
+	_, missing, err := Check(k.settings)
+	if err != nil || len(missing) != 1 || missing[0] != "docker-credential-absent" {
+		t.Errorf("missing helpers: %q, %v", missing, err)
 	}
 }
 

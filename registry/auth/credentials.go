@@ -41,15 +41,24 @@ type credential struct {
 	registryToken      string // a bearer token as it is
 }
 
-// Keychain finds credentials where Docker keeps them: in config.json and in the helpers that it names. Each is looked up
-// once.
+// Keychain finds credentials where Docker keeps them, in config.json and in the helpers that it names, and then by the helpers that
+// kiln.toml names. Each is looked up once.
 type Keychain struct {
+	settings config.Registries
+
 	mu    sync.Mutex
 	env   *dockerConfig // that of the environment; nil without one, or before it was asked for
 	file  *dockerConfig // nil before it was needed
 	asked bool          // whether env was
 	err   error
-	known map[string]credential
+	known map[string]found
+}
+
+// found is what a Keychain knows of a registry.
+type found struct {
+	credential
+	helper string // kiln.toml's, if it was asked, without its prefix
+	why    error  // why that helper has no credentials; nil if it just has none
 }
 
 // dockerConfig is the part of config.json that kiln uses.
@@ -70,21 +79,39 @@ type authEntry struct {
 	RegistryToken string `json:"registrytoken,omitempty"`
 }
 
-// NewKeychain returns a Keychain that reads no file until it is first asked.
-func NewKeychain() *Keychain { return &Keychain{known: map[string]credential{}} }
+// NewKeychain returns a Keychain that reads no file until it is first asked. Settings are kiln.toml's.
+func NewKeychain(settings config.Registries) *Keychain {
+	return &Keychain{settings: settings, known: map[string]found{}}
+}
 
 // Lookup returns the credentials for a registry by its name in image names, or the zero value when there are none.
 func (k *Keychain) Lookup(ctx context.Context, registry string) (credential, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if cred, ok := k.known[registry]; ok {
-		return cred, nil
+	if f, ok := k.known[registry]; ok {
+		return f.credential, nil
 	}
 	cred, err := k.find(ctx, registry)
-	if err == nil {
-		k.known[registry] = cred
+	f := found{credential: cred}
+	if err == nil && cred == (credential{}) {
+		f = k.ask(ctx, registry)
+		err = ctx.Err()
 	}
-	return cred, err
+	if err != nil {
+		return credential{}, err
+	}
+	k.known[registry] = f
+	return f.credential, nil
+}
+
+// ask asks the helper that kiln.toml names. It is asked for registries that nobody has named in particular, and many images can be had
+// without credentials. So one that fails, for example where no cloud has given the machine an identity, is no error.
+func (k *Keychain) ask(ctx context.Context, registry string) (f found) {
+	if f.helper = k.settings.CredentialHelper(registry); f.helper != "" {
+		_, key := (&dockerConfig{}).helperFor(registry)
+		f.credential, f.why = askHelper(ctx, f.helper, key)
+	}
+	return f
 }
 
 // find looks into the environment, and then into the file.
@@ -111,15 +138,22 @@ func (k *Keychain) find(ctx context.Context, registry string) (credential, error
 func (k *Keychain) Describe(registry string) string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	cred, asked := k.known[registry]
+	f, asked := k.known[registry]
+	none := f.credential == credential{}
 	switch {
+	case asked && f.helper != "" && f.why != nil:
+		return fmt.Sprintf("%s, which kiln.toml names for %s, gave no credentials: %v", helperPrefix+f.helper, registry, f.why)
+	case asked && f.helper != "" && none:
+		return fmt.Sprintf("%s, which kiln.toml names, has no credentials for %s", helperPrefix+f.helper, registry)
+	case asked && f.helper != "":
+		return "the credentials are those of " + helperPrefix + f.helper
 	case asked && k.file == nil:
 		return "the credentials are those of $" + environmentVariable
 	case !asked || k.file == nil:
 		return "kiln was not asked for credentials"
 	case k.file.path == "":
 		return "there is no file of credentials"
-	case cred == credential{}:
+	case none:
 		return fmt.Sprintf("%s has no credentials for %s", k.file.path, registry)
 	}
 	return "the credentials are those of " + k.file.path
@@ -184,8 +218,9 @@ func readDockerConfig() (*dockerConfig, error) {
 	return &dockerConfig{}, nil
 }
 
-// Check returns the file that has the credentials, or "", and the helpers that it names and that are not installed. It runs none.
-func Check() (path string, missing []string, err error) {
+// Check returns the file that has the credentials, or "", and the helpers that it and kiln.toml, whose settings are given, name and that
+// are not installed. It runs none.
+func Check(settings config.Registries) (path string, missing []string, err error) {
 	if _, err := environmentConfig(); err != nil {
 		return "", nil, err
 	}
@@ -196,6 +231,11 @@ func Check() (path string, missing []string, err error) {
 	helpers := slices.Collect(maps.Values(c.CredHelpers))
 	if c.CredsStore != "" {
 		helpers = append(helpers, c.CredsStore)
+	}
+	for _, r := range settings {
+		if r.CredentialHelper != "" {
+			helpers = append(helpers, r.CredentialHelper)
+		}
 	}
 	slices.Sort(helpers)
 	for _, h := range slices.Compact(helpers) {

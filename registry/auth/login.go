@@ -22,7 +22,8 @@ import (
 
 // With returns a Keychain that has a user's password for one registry, by its name in image names, and reads no file.
 func With(registry, user, password string) *Keychain {
-	return &Keychain{file: &dockerConfig{}, asked: true, known: map[string]credential{registry: {username: user, password: password}}}
+	known := map[string]found{registry: {credential: credential{username: user, password: password}}}
+	return &Keychain{file: &dockerConfig{}, asked: true, known: known}
 }
 
 // Stored is where the credentials of a registry are.

@@ -35,7 +35,7 @@ func TestStoreTogether(t *testing.T) {
 	}
 	all.Wait()
 	for _, host := range hosts {
-		if got, err := NewKeychain().Lookup(t.Context(), host); err != nil || got != (credential{username: "u", password: "p:" + host}) {
+		if got, err := NewKeychain(nil).Lookup(t.Context(), host); err != nil || got != (credential{username: "u", password: "p:" + host}) {
 			t.Errorf("%s = %+v, %v", host, got, err)
 		}
 	}
@@ -76,7 +76,7 @@ func TestStoreNull(t *testing.T) {
 		if _, err := Store(t.Context(), "a.corp", "u", "p"); err != nil {
 			t.Errorf("%s: %v", text, err)
 		}
-		if got, err := NewKeychain().Lookup(t.Context(), "a.corp"); err != nil || got != (credential{username: "u", password: "p"}) {
+		if got, err := NewKeychain(nil).Lookup(t.Context(), "a.corp"); err != nil || got != (credential{username: "u", password: "p"}) {
 			t.Errorf("%s: %+v, %v", text, got, err)
 		}
 	}

@@ -159,7 +159,9 @@ func registries(r *Request) ([]string, cobra.ShellCompDirective) {
 	if r.cmd.Name() != "logout" {
 		if cfg, err := config.Load(); err == nil {
 			for name := range cfg.Registries {
-				out = append(out, name)
+				if !strings.Contains(name, "*") {
+					out = append(out, name)
+				}
 			}
 		}
 	}
