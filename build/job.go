@@ -9,6 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/build/caching"
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/build/early"
+	"github.com/kilnbuild/kiln/build/sources"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/frontend"
@@ -57,6 +58,7 @@ type Job struct {
 	plans   []output // what is to be done with the result
 	session *session.Session
 	loader  *contexts.Loader
+	sources *sources.Sources
 	bases   *bases.Bases
 	steps   *steps
 	store   *cas.Store
@@ -83,7 +85,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	if s == nil {
 		s = events.New() // the history wants to know
 	}
-	j := &Job{builder: b, work: work, options: o, events: s, store: b.root.Images.Job()}
+	j := &Job{builder: b, work: work, options: o, events: s, store: b.root.Images.Job(), sources: &sources.Sources{}}
 	j.onClose(func(context.Context) error { return j.store.Release() })
 	if j.names, err = fullNames(o.Export.Tags); err != nil {
 		return nil, &input.Error{Err: err}
@@ -115,7 +117,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	if o.Debug {
 		j.session.Note = s.Warn
 	}
-	j.bases = bases.New(j.store, b.client, resolved.In(b.root.Dir(), work.Scratch.Path()), o.Cache.Pull, s)
+	j.bases = bases.New(j.store, b.client, resolved.In(b.root.Dir(), work.Scratch.Path()), o.Cache.Pull, j.sources.Took, s)
 	j.onClose(func(context.Context) error { j.bases.Close(); return nil })
 	j.explain = explain.Explainer{Layers: j.layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
 	j.steps = b.steps(j, execute.Options{
@@ -172,6 +174,7 @@ func (j *Job) Run(ctx context.Context) (*Result, error) {
 	j.events.Emit(begin)
 	res := &Result{}
 	err := j.run(ctx, res)
+	res.Materials = j.sources.Materials()
 	err = errors.Join(err, j.Close(ctx))
 	done := events.Done{Digest: res.Digest, Image: res.ImageID, Names: res.Names, Layers: res.layers}
 	done.Canceled, done.Error = events.Outcome(err)

@@ -2,8 +2,11 @@ package build
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -12,8 +15,10 @@ import (
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/internal/material"
 	"github.com/kilnbuild/kiln/internal/part"
 	"github.com/kilnbuild/kiln/store"
+	digest "github.com/opencontainers/go-digest"
 )
 
 // seen collects the events of one stream.
@@ -172,5 +177,24 @@ func TestStdin(t *testing.T) {
 	}
 	if _, err := build("", "-"); err == nil || !strings.Contains(err.Error(), "both") {
 		t.Errorf("both: %v", err)
+	}
+}
+
+// TestMaterials: a result has what the build took from elsewhere, each thing once, whether or not the steps were cached.
+func TestMaterials(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("text")) }))
+	defer server.Close()
+	b := newBuilder(t)
+	url := server.URL + "/file"
+	dir := project(t, "FROM scratch AS a\nADD "+url+" /a\nFROM scratch\nADD "+url+" /b\nCOPY --from=a / /\n", "")
+	want := []material.Material{{Kind: material.File, Name: url, Digest: digest.FromString("text").String()}}
+	for range 2 {
+		r, err := b.Build(t.Context(), Options{Source: contexts.Source{Context: dir}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(r.Materials, want) {
+			t.Errorf("the materials are %v, want %v", r.Materials, want)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package build
 
 import (
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/material"
 	"github.com/kilnbuild/kiln/llb"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -22,6 +23,8 @@ type Result struct {
 	DockerfileName string
 	// Warnings are the findings of the checks. A build that failed has those that were found before.
 	Warnings []Warning
+	// Materials are what the build took from elsewhere, by kind, name and platform. A build that failed has those that it had found by then.
+	Materials []material.Material
 	// Verified are the steps that ran again for Caching.Verify.
 	Verified []Verified
 	// Outline and Targets are what CallOutline and CallTargets ask for.

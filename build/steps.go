@@ -27,7 +27,7 @@ func (b *Builder) steps(j *Job, o execute.Options) *steps {
 	})
 	o.Snapshots = j.layers
 	job := x.Job(j.session, o)
-	return &steps{&plan.Planner{Layers: job, Sources: job, Session: j.session, Tmp: x.Tmp, Limit: b.root.Archive}, job, j}
+	return &steps{&plan.Planner{Layers: job, Sources: j.sources.Planned(job), Session: j.session, Tmp: x.Tmp, Limit: b.root.Archive}, job, j}
 }
 
 // Solve implements contexts.Steps.

@@ -19,6 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/imagename"
+	"github.com/kilnbuild/kiln/internal/material"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/registry/image"
@@ -35,6 +36,7 @@ type Bases struct {
 	names  *resolved.Names
 	events *events.Stream
 	pull   bool
+	took   func(material.Material)
 
 	mu      sync.Mutex
 	found   map[string]base // by manifest digest
@@ -50,10 +52,13 @@ type base struct {
 	task   *events.Task // of its vertex; nil before that is solved
 }
 
-// New returns the bases of one build. With pull registries are asked about images even where the store has them. Close must be called.
-func New(store *cas.Store, client *registry.Client, names *resolved.Names, pull bool, s *events.Stream) *Bases {
+// New returns the bases of one build. With pull registries are asked about images even where the store has them. took is told each image
+// that was resolved. Close must be called.
+func New(
+	store *cas.Store, client *registry.Client, names *resolved.Names, pull bool, took func(material.Material), s *events.Stream,
+) *Bases {
 	return &Bases{
-		store: store, client: client, names: names, events: s, pull: pull,
+		store: store, client: client, names: names, events: s, pull: pull, took: took,
 		found: map[string]base{}, layouts: map[string]*layout.Layout{}, warned: map[string]bool{},
 	}
 }
@@ -78,12 +83,25 @@ func (b *Bases) ResolveImage(ctx context.Context, req frontend.ImageRequest) (*f
 	if err := json.Unmarshal(found.image.Config, &out.Config); err != nil {
 		return nil, fmt.Errorf("read the config of %s: %w", found.ref, err)
 	}
+	b.took(describe(req, found.image))
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if _, ok := b.found[out.Digest]; !ok {
 		b.found[out.Digest] = *found
 	}
 	return out, nil
+}
+
+// describe returns an image that was found for a request as a material.
+func describe(req frontend.ImageRequest, img *image.Image) material.Material {
+	m := material.Material{
+		Kind: material.Image, Name: req.Ref, Digest: img.Target.Digest.String(), Platform: req.Platform.String(),
+		Manifest: img.Desc.Digest.String(),
+	}
+	if req.Layout != "" {
+		m.Kind, m.Name = material.Layout, layout.Name(req.Layout, req.Ref)
+	}
+	return m
 }
 
 func (b *Bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, error) {

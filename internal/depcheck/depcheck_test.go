@@ -53,7 +53,7 @@ var allowed = map[string][]string{
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 
 	"build": {
-		"build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "engine", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
+		"build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/sources", "engine", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
 		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
 	},
 	// How the processes of builds and containers are confined.
@@ -68,6 +68,8 @@ var allowed = map[string][]string{
 		"internal",
 	},
 	"build/early": {"events", "exporter", "llb", "snapshot/blob", "internal"},
+	// What a build takes from elsewhere, under which names.
+	"build/sources": {"llb", "solver/plan", "internal"},
 	// Several builds together.
 	"build/set": {"build", "store", "events", "llb", "registry/layout"},
 	// A container, which is a step with what a RUN has not.

@@ -122,18 +122,23 @@ func (l *Layout) resolve(ctx context.Context, ref string, platform ocispec.Platf
 	if err != nil {
 		return nil, err
 	}
-	name := Scheme + l.dir
-	switch {
-	case strings.HasPrefix(ref, "sha256:"):
-		name += "@" + ref
-	case ref != "":
-		name += ":" + ref
-	}
+	name := Scheme + Name(l.dir, ref)
 	data, declared, err := l.Document(ctx, target)
 	if err != nil {
 		return nil, err
 	}
 	return image.Resolve(ctx, l, image.Named{Ref: name, Target: target, Data: data, Declared: declared}, platform, store)
+}
+
+// Name returns how the image of a layout in the directory dir is called, without Scheme: ref is a tag, a digest, or "".
+func Name(dir, ref string) string {
+	switch {
+	case ref == "":
+		return dir
+	case strings.HasPrefix(ref, "sha256:"):
+		return dir + "@" + ref
+	}
+	return dir + ":" + ref
 }
 
 func (l *Layout) target(ref string, platform ocispec.Platform) (ocispec.Descriptor, error) {
