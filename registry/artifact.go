@@ -56,14 +56,14 @@ func (c *Client) PutManifest(ctx context.Context, ref, mediaType string, data []
 	return c.pushManifest(ctx, r, identifier(r), pushManifest{desc, data})
 }
 
-// PutBlob sends a blob to the repository of ref, unless it is there. open may be called several times. Errors are *Error, or those of ctx
-// or open.
-func (c *Client) PutBlob(ctx context.Context, ref string, desc ocispec.Descriptor, open func() (io.ReadCloser, error)) error {
+// PutBlob sends a blob to the repository of ref, unless it is there. With absent, which says that it hardly is, that is not asked first:
+// it saves a round trip. open may be called several times. Errors are *Error, or those of ctx or open.
+func (c *Client) PutBlob(ctx context.Context, ref string, desc ocispec.Descriptor, absent bool, open func() (io.ReadCloser, error)) error {
 	r, err := imagename.Parse(ref)
 	if err != nil {
 		return err
 	}
-	return c.pushBlob(ctx, openBlob(open), r, desc, PushOptions{Progress: silent{}})
+	return c.pushBlob(ctx, openBlob(open), r, desc, absent, PushOptions{Progress: silent{}})
 }
 
 // openBlob is a Blobs with one blob.

@@ -121,6 +121,9 @@ func TestToken(t *testing.T) {
 			if _, err := c.Resolve(t.Context(), ref, amd64, newStore(t)); err != nil {
 				t.Fatal(err)
 			}
+			if n := front.count("GET /token"); uses == 1<<30 && n != 1 {
+				t.Errorf("a push, and a pull from the same repository, fetch %d tokens", n)
+			}
 		})
 	}
 }

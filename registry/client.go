@@ -27,10 +27,12 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/fetch"
+	"github.com/kilnbuild/kiln/internal/once"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/registry/auth"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
 )
 
 // hubHost is the host behind docker.io.
@@ -39,7 +41,7 @@ const hubHost = "registry-1.docker.io"
 // abandonTimeout is how long a registry may take to forget an upload.
 const abandonTimeout = 2 * time.Second
 
-// parallel is how many blobs are transferred at once: enough for a fast line, and within the limits of registries.
+// parallel is how many large blobs are transferred at once: enough for a fast line, and within the limits of registries.
 const parallel = 5
 
 // Client is a client of registries. It is safe for concurrent use, and reuses tokens and connections.
@@ -48,6 +50,7 @@ type Client struct {
 	creds    *auth.Keychain
 	patience fetch.Patience
 	certs    string // certsDir, or another in tests
+	uploads  once.Group[sentBlob, struct{}]
 
 	mu    sync.Mutex
 	hosts map[string]*host
@@ -87,6 +90,8 @@ type host struct {
 	way    *reach.Way
 	http   *http.Client // by way
 	auth   *auth.Authorizer
+	// sending is held by what is being sent, by size: see upload.room.
+	sending *semaphore.Weighted
 
 	mu     sync.Mutex
 	scheme string
@@ -119,7 +124,7 @@ func (c *Client) host(name string) (*host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("use the settings of registry %s: %w", name, err)
 	}
-	h := &host{client: c, name: name, addr: name, scheme: "https"}
+	h := &host{client: c, name: name, addr: name, scheme: "https", sending: semaphore.NewWeighted(bytesAtOnce)}
 	if name == config.DockerHub {
 		h.addr = hubHost
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
@@ -65,8 +66,8 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 	if r.Digest != "" && r.Digest != desc.Digest {
 		return fmt.Errorf("push %s: the image's digest is %s", r, desc.Digest)
 	}
-	p := &pushPlan{blobs: blobs, seen: map[digest.Digest]bool{}}
-	if err := p.add(desc, 0); err != nil {
+	p := &pushPlan{blobs: blobs, levels: map[digest.Digest]int{}}
+	if _, err := p.add(desc, 0); err != nil {
 		return fmt.Errorf("push %s: %w", r, err)
 	}
 	if o.Progress == nil {
@@ -76,15 +77,21 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 		o.Progress.Queued(b)
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(parallel)
+	g.SetLimit(blobsAtOnce)
 	for _, b := range p.leaves {
-		g.Go(func() error { return c.pushBlob(gctx, blobs, r, b, o) })
+		g.Go(func() error { return c.pushBlob(gctx, blobs, r, b, false, o) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	for _, m := range p.manifests[:len(p.manifests)-1] {
-		if err := c.pushManifest(ctx, r, string(m.desc.Digest), m); err != nil {
+	root := len(p.manifests) - 1
+	for _, level := range p.manifests[:root] {
+		g, gctx := errgroup.WithContext(ctx)
+		g.SetLimit(blobsAtOnce)
+		for _, m := range level {
+			g.Go(func() error { return c.pushManifest(gctx, r, string(m.desc.Digest), m) })
+		}
+		if err := g.Wait(); err != nil {
 			return err
 		}
 	}
@@ -92,7 +99,7 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 	if id == "" {
 		id = string(r.Digest)
 	}
-	return c.pushManifest(ctx, r, id, p.manifests[len(p.manifests)-1])
+	return c.pushManifest(ctx, r, id, p.manifests[root][0])
 }
 
 // CheckPush reports whether the registry of ref would accept a push: it starts an upload and abandons it. The error is an *Error of kind
@@ -128,9 +135,9 @@ func (c *Client) CheckPush(ctx context.Context, ref string) error {
 // pushPlan is what has to be sent.
 type pushPlan struct {
 	blobs     Blobs
-	leaves    []ocispec.Descriptor // configs and layers
-	manifests []pushManifest       // each after those that it refers to
-	seen      map[digest.Digest]bool
+	leaves    []ocispec.Descriptor  // configs and layers
+	manifests [][]pushManifest      // by level: each refers to those of lower levels alone
+	levels    map[digest.Digest]int // of everything that was added; -1 for leaves
 }
 
 type pushManifest struct {
@@ -138,47 +145,54 @@ type pushManifest struct {
 	data []byte
 }
 
-func (p *pushPlan) add(desc ocispec.Descriptor, depth int) error {
-	if p.seen[desc.Digest] {
-		return nil
+// add adds a manifest and what it refers to, and returns its level.
+func (p *pushPlan) add(desc ocispec.Descriptor, depth int) (int, error) {
+	if level, ok := p.levels[desc.Digest]; ok {
+		return level, nil
 	}
-	p.seen[desc.Digest] = true
 	if depth > image.MaxDepth {
-		return fetch.Invalid("its indexes lie more than %d deep", image.MaxDepth)
+		return 0, fetch.Invalid("its indexes lie more than %d deep", image.MaxDepth)
 	}
 	if _, err := cas.ParseDigest(string(desc.Digest)); err != nil {
-		return err
+		return 0, err
 	}
 	rc, err := p.blobs.Open(desc)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	data, err := cas.ReadAll(rc, desc, 0)
 	rc.Close()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	doc, err := image.Parse(data, desc.MediaType)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	desc.MediaType = doc.MediaType
+	level := 0
 	if doc.Index != nil {
 		for _, d := range doc.Index.Manifests {
-			if err := p.add(d, depth+1); err != nil {
-				return err
+			below, err := p.add(d, depth+1)
+			if err != nil {
+				return 0, err
 			}
+			level = max(level, below+1)
 		}
 	} else {
 		for _, d := range append([]ocispec.Descriptor{doc.Manifest.Config}, doc.Manifest.Layers...) {
-			if !p.seen[d.Digest] && !foreign(d) {
-				p.seen[d.Digest] = true
+			if _, ok := p.levels[d.Digest]; !ok && !foreign(d) {
+				p.levels[d.Digest] = -1
 				p.leaves = append(p.leaves, d)
 			}
 		}
 	}
-	p.manifests = append(p.manifests, pushManifest{desc, data})
-	return nil
+	p.levels[desc.Digest] = level
+	for len(p.manifests) <= level {
+		p.manifests = append(p.manifests, nil)
+	}
+	p.manifests[level] = append(p.manifests[level], pushManifest{desc, data})
+	return level, nil
 }
 
 // foreign reports whether a layer is not pushed because its licence forbids that: it stays at its URLs.
@@ -227,14 +241,39 @@ func succeeded(resp *http.Response) bool { return resp.StatusCode/100 == 2 }
 
 func pushScope(repository string) string { return "repository:" + repository + ":pull,push" }
 
-func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref imagename.Name, desc ocispec.Descriptor, o PushOptions) error {
+// sentBlob is a blob on its way to a repository.
+type sentBlob struct {
+	registry, repository string
+	digest               digest.Digest
+}
+
+// pushBlob sends a blob unless it is there; absent says that it is not. Of several who send the same, such as an image and a cache, one
+// does, and the others wait for it.
+func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref imagename.Name, desc ocispec.Descriptor, absent bool, o PushOptions) error {
+	for {
+		var own atomic.Bool
+		_, err := c.uploads.Do(ctx, sentBlob{ref.Registry, ref.Repository, desc.Digest}, func(ctx context.Context) (struct{}, error) {
+			own.Store(true)
+			return struct{}{}, c.upload(ctx, blobs, ref, desc, absent, o)
+		})
+		if own.Load() || ctx.Err() != nil {
+			return err
+		}
+		if err == nil {
+			o.Progress.Exists(desc)
+			return nil
+		}
+	}
+}
+
+func (c *Client) upload(ctx context.Context, blobs Blobs, ref imagename.Name, desc ocispec.Descriptor, absent bool, o PushOptions) error {
 	h, err := c.host(ref.Registry)
 	if err != nil {
 		return err
 	}
 	u := &upload{
 		client: c, ep: endpoint{host: h}, ref: ref, desc: desc, blobs: blobs, tries: fetch.Tries{Patience: c.patience},
-		progress: func(n int64) { o.Progress.Sent(desc, n) }, limit: reach.Anywhere,
+		progress: func(n int64) { o.Progress.Sent(desc, n) }, limit: reach.Anywhere, absent: absent,
 	}
 	if from, err := imagename.Parse(o.MountFrom[desc.Digest]); err == nil {
 		u.from = c.mountable(from, ref)
@@ -253,6 +292,24 @@ func (c *Client) pushBlob(ctx context.Context, blobs Blobs, ref imagename.Name, 
 			return c.explain("push", ref, h, err)
 		}
 	}
+}
+
+// The limits of what is sent to one registry at a time. Whether blobs are there is asked for all at once, and small blobs are sent all at
+// once, so the latency of a push does not grow with the number of layers. Of blobs of weighty bytes and more five fill any line, and more
+// of them would only make a failure cost more.
+const (
+	blobsAtOnce = 128
+	weighty     = 16 << 20
+	bytesAtOnce = parallel * weighty
+)
+
+// room waits until the registry is sent so little else that this blob's turn has come. The function that it returns ends the turn.
+func (u *upload) room(ctx context.Context) (leave func(), err error) {
+	weight := min(max(u.desc.Size, 1), weighty)
+	if err := u.ep.sending.Acquire(ctx, weight); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	return func() { u.ep.sending.Release(weight) }, nil
 }
 
 // mountable returns the repository of to's registry from which blobs of the image from can be mounted: the image's own, or its name in a
@@ -284,6 +341,7 @@ type upload struct {
 	location *url.URL // of the session; nil without one
 	offset   int64    // what the registry has of the blob
 	there    bool     // the registry has the blob without an upload
+	absent   bool     // it is not worth a question whether the registry has it
 
 	limit reach.Scope // of servers that the session is moved to
 }
@@ -299,24 +357,46 @@ func (e *lostUpload) Transient() bool { return true }
 
 func (u *upload) run(ctx context.Context) error {
 	// Also after a failure: the registry may have had it all, and only its answer got lost.
-	there, err := u.exists(ctx)
-	if there || err != nil {
-		u.there = there && u.location == nil
+	if !u.absent {
+		there, err := u.exists(ctx)
+		if there || err != nil {
+			u.there = there && u.location == nil
+			return err
+		}
+	}
+	u.absent = false
+	resumed := u.location != nil
+	if !resumed && u.from != "" { // a mount takes no room
+		mounted, err := u.begin(ctx)
+		if mounted || err != nil {
+			u.there = mounted
+			return err
+		}
+	}
+	err := u.transfer(ctx, resumed)
+	if errors.Is(err, errNoPatch) {
+		return u.run(ctx) // as a whole now
+	}
+	return err
+}
+
+// transfer sends the blob, or what the registry lacks of it if a session of an earlier try is resumed.
+func (u *upload) transfer(ctx context.Context, resumed bool) error {
+	leave, err := u.room(ctx)
+	if err != nil {
 		return err
 	}
+	defer leave()
 	whole := u.desc.Size <= maxWhole || u.ep.takesWhole()
-	if u.location != nil && whole {
+	if resumed && whole {
 		u.location = nil
-	}
-	if u.location != nil {
+	} else if resumed {
 		if err := u.status(ctx); err != nil {
 			return err
 		}
 	}
 	if u.location == nil {
-		mounted, err := u.begin(ctx)
-		if mounted || err != nil {
-			u.there = mounted
+		if _, err := u.begin(ctx); err != nil {
 			return err
 		}
 	}
@@ -324,11 +404,7 @@ func (u *upload) run(ctx context.Context) error {
 		return u.commit(ctx, u.opener(ctx), u.desc.Size)
 	}
 	for u.offset < u.desc.Size {
-		err := u.send(ctx)
-		if errors.Is(err, errNoPatch) {
-			return u.run(ctx) // as a whole now
-		}
-		if err != nil {
+		if err := u.send(ctx); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 
+	"github.com/kilnbuild/kiln/cache/pack"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/registry"
 	digest "github.com/opencontainers/go-digest"
@@ -65,7 +66,7 @@ func (r *inRegistry) Open(ctx context.Context, desc ocispec.Descriptor) (io.Read
 }
 
 func (r *inRegistry) Put(ctx context.Context, desc ocispec.Descriptor, open func() (io.ReadCloser, error)) error {
-	return r.client.PutBlob(ctx, r.name.String(), desc, open)
+	return r.client.PutBlob(ctx, r.name.String(), desc, desc.MediaType == pack.Type, open)
 }
 
 // absent makes fs.ErrNotExist of what a registry does not have.

@@ -43,8 +43,9 @@ const (
 	MaxRedirects = 10
 	// maxHeader bounds the header of an answer in bytes.
 	maxHeader = 64 << 10
-	// maxIdleConns is how many connections to one host are kept for later: that many blobs go side by side.
-	maxIdleConns = 6
+	// maxIdleConns is how many connections to one host are kept for later: a push asks for about as many blobs side by side, and a host that
+	// does not speak HTTP/2 answers one request on each connection.
+	maxIdleConns = 128
 	// A peer that does not even acknowledge probes for keepAliveIdle + keepAliveCount × keepAliveInterval, or a ping of HTTP/2 for
 	// twice pingTimeout, is dead, not slow.
 	keepAliveIdle     = 15 * time.Second

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -160,10 +161,7 @@ func offered(list []challenge) (bearer *challenge, basic bool) {
 
 // useBearer gets a new token for the scopes if the one that was used is still the current one.
 func (a *Authorizer) useBearer(ctx context.Context, ch *challenge, scopes []string, used string) error {
-	key := strings.Join(scopes, " ")
-	if a.tokens[key].header == used {
-		delete(a.tokens, key)
-	}
+	maps.DeleteFunc(a.tokens, func(_ string, t token) bool { return t.header == used })
 	if _, err := a.token(ctx, *ch, scopes); err != nil {
 		return err
 	}
@@ -192,6 +190,11 @@ func (a *Authorizer) token(ctx context.Context, ch challenge, scopes []string) (
 	if t, ok := a.tokens[key]; ok && time.Now().Before(t.ends) {
 		return t.header, nil
 	}
+	for other, t := range a.tokens {
+		if time.Now().Before(t.ends) && covers(strings.Split(other, " "), scopes) {
+			return t.header, nil
+		}
+	}
 	cred, err := a.credential(ctx)
 	if err != nil {
 		return "", err
@@ -207,8 +210,34 @@ func (a *Authorizer) token(ctx context.Context, ch challenge, scopes []string) (
 		return "", err
 	}
 	// The server's clock may differ: the lifetime is counted from now, less a tenth for the way.
-	a.tokens[key] = token{header: "Bearer " + value, ends: time.Now().Add(life * 9 / 10)}
-	return a.tokens[key].header, nil
+	t := token{header: "Bearer " + value, ends: time.Now().Add(life * 9 / 10)}
+	a.tokens[key] = t
+	return t.header, nil
+}
+
+// covers reports whether a token that was asked for with the scopes have is good for all that are needed: one for pushing is for pulling
+// as well. A server may have granted less than it was asked for; then it refuses the token, and Renew asks for a new one.
+func covers(have, need []string) bool {
+	for _, n := range need {
+		resource, actions, _ := cutLast(n, ":")
+		if !slices.ContainsFunc(have, func(h string) bool {
+			r, all, _ := cutLast(h, ":")
+			return r == resource && !slices.ContainsFunc(strings.Split(actions, ","), func(action string) bool {
+				return !slices.Contains(strings.Split(all, ","), action)
+			})
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
+// cutLast is strings.Cut at the last sep.
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
 }
 
 // fetch gets a token from the server that the challenge names. See "Token Authentication Specification" and "Oauth2 Token

@@ -201,3 +201,23 @@ func FuzzDockerConfig(f *testing.F) {
 		}
 	})
 }
+
+func TestCovers(t *testing.T) {
+	for _, tc := range []struct {
+		have, need string
+		want       bool
+	}{
+		{"repository:a:pull,push", "repository:a:pull", true},
+		{"repository:a:pull,push", "repository:a:push,pull", true},
+		{"repository:a:pull", "repository:a:pull,push", false},
+		{"repository:a:pull,push", "repository:b:pull", false},
+		{"repository:a:pull,push repository:b:pull", "repository:b:pull", true},
+		{"repository:a:pull,push", "repository:a:pull repository:b:pull", false},
+		{"repository:h:5000/a:pull", "repository:h:5000/b:pull", false},
+		{"repository:a:pull", "repository:a:delete", false},
+	} {
+		if got := covers(strings.Split(tc.have, " "), strings.Split(tc.need, " ")); got != tc.want {
+			t.Errorf("covers(%q, %q) = %v", tc.have, tc.need, got)
+		}
+	}
+}

@@ -1,0 +1,108 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kilnbuild/kiln/registry/registrytest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// trip is what every request takes in addition, of the time of a synctest bubble: that stands still while anything else happens. So the time
+// that something takes says how many requests there were one after the other.
+const trip = time.Second
+
+// trips lets each request of a Client take one trip, and notes it.
+type trips struct {
+	mu    sync.Mutex
+	calls []string
+}
+
+// RoundTrip makes a request by a connection of its own, whose goroutines end with it.
+func (tr *trips) RoundTrip(r *http.Request) (*http.Response, error) {
+	tr.mu.Lock()
+	tr.calls = append(tr.calls, r.Method+" "+r.URL.Path)
+	tr.mu.Unlock()
+	if r.Body != nil {
+		data, err := io.ReadAll(r.Body)
+		r.Body.Close()
+		if err != nil {
+			return nil, err
+		}
+		r = r.Clone(r.Context())
+		r.Body = io.NopCloser(bytes.NewReader(data))
+	}
+	time.Sleep(trip)
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	resp.Body = io.NopCloser(bytes.NewReader(data))
+	return resp, err
+}
+
+func (tr *trips) count(method string) int {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	n := 0
+	for _, call := range tr.calls {
+		if strings.HasPrefix(call, method+" ") {
+			n++
+		}
+	}
+	return n
+}
+
+// inTrips calls f with a Client of the registry at addr, and fails unless that takes so many trips.
+func inTrips(t *testing.T, what, addr string, want int, f func(ctx context.Context, c *Client) error) *trips {
+	t.Helper()
+	tr := &trips{}
+	synctest.Test(t, func(t *testing.T) {
+		c := New(nil)
+		h, err := c.host(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.scheme, h.http.Transport = "http", tr
+		began := time.Now()
+		if err := f(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		if got := int(time.Since(began) / trip); got != want {
+			t.Errorf("%s takes %d requests one after the other, and should take %d:\n%s", what, got, want, strings.Join(tr.calls, "\n"))
+		}
+	})
+	return tr
+}
+
+// However many layers an image has, and an index images, a push takes the same number of requests one after the other.
+func TestPushTrips(t *testing.T) {
+	reg := registrytest.Start(t)
+	s := newStore(t)
+	few, many := []int{10}, slices.Repeat([]int{10}, 100)
+	arm := ocispec.Platform{OS: "linux", Architecture: "arm64"}
+	for i, sizes := range [][]int{few, many} {
+		image, ref := makeImage(t, s, amd64, sizes...), fmt.Sprintf("%s/app%d:v1", reg.Host, i)
+		push := func(ctx context.Context, c *Client) error { return c.Push(ctx, s, ref, image, PushOptions{}) }
+		inTrips(t, "a push", reg.Host, 4, push) // HEAD, POST, PUT of blobs; PUT of the manifest
+		again := inTrips(t, "a push of what is there", reg.Host, 2, push)
+		if again.count("HEAD") != len(sizes)+1 || again.count("POST") != 0 {
+			t.Errorf("a push of %d layers that are there asks:\n%s", len(sizes), strings.Join(again.calls, "\n"))
+		}
+	}
+	index := registrytest.PutIndex(t, s, makeImage(t, s, amd64, 20, 30), makeImage(t, s, arm, 40))
+	inTrips(t, "a push of an index", reg.Host, 5, func(ctx context.Context, c *Client) error {
+		return c.Push(ctx, s, reg.Host+"/index:v1", index, PushOptions{})
+	})
+}
