@@ -122,7 +122,7 @@ func (o *Options) Absolute() error {
 	}
 	for _, specs := range [][]caching.Spec{o.Cache.From, o.Cache.To} {
 		for i := range specs {
-			paths = append(paths, specs[i].Path())
+			paths = append(paths, specs[i].Paths()...)
 		}
 	}
 	for _, path := range paths {

@@ -164,6 +164,9 @@ const interruptedTime = 10 * time.Second
 // Build calls solve and export, and publishes the caches beside export. A layer that turns out not to be where an import said makes it
 // start again without that: the step that made it then runs. Steps that succeeded are published also if a later one fails.
 func (c *Caches) Build(ctx context.Context, solve, export func(context.Context) error) error {
+	if c.cache != nil {
+		defer c.cache.imports.WarnUnsigned()
+	}
 	for try := 1; ; try++ {
 		err := solve(ctx)
 		if try < maxTries && c.drop(ctx, err) {

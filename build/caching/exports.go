@@ -17,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/cache/remote"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/signing"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/solver"
@@ -31,6 +32,8 @@ type Export struct {
 	// Encoding is how layers are written as blobs.
 	Encoding blob.Encoding
 	Limit    pack.Limit
+	// Key signs what this machine has made; nil for none.
+	Key *signing.PrivateKey
 	// Required makes it a failure of the build if the cache cannot be published; else that is a warning.
 	Required bool
 }
@@ -150,7 +153,10 @@ func (x *Exporter) sendLayer(ctx context.Context, e Export, id layer.ID) (pack.L
 			return l, err
 		}
 	}
-	return l, nil
+	if e.Key != nil {
+		err = l.Sign(e.Key)
+	}
+	return l, err
 }
 
 // copy sends what another cache has of a layer.
@@ -267,14 +273,14 @@ func (x *Exporter) records(ctx context.Context, e Export) (*pack.Pack, []layer.I
 	own := &pack.Pack{}
 	var ids []layer.ID
 	for _, key := range keys {
-		r, err := x.cache.Get(key)
-		if errors.As(err, new(*solver.Miss)) {
-			continue // it was pruned meanwhile
-		}
+		r, ok, err := x.record(ctx, key, e.Key)
 		if err != nil {
 			return nil, nil, err
 		}
-		own.AddRecord(key, pack.Record{Record: *r, Version: solver.KeyVersion, Used: time.Now().Truncate(time.Second)})
+		if !ok {
+			continue // it was pruned meanwhile
+		}
+		own.AddRecord(key, r)
 		for _, m := range r.Outputs {
 			id := layer.ID(m.ID)
 			if m.Content != (solver.Content{}) && !slices.Contains(ids, id) {
@@ -284,10 +290,33 @@ func (x *Exporter) records(ctx context.Context, e Export) (*pack.Pack, []layer.I
 	}
 	x.cache.mu.Lock()
 	defer x.cache.mu.Unlock()
-	for from, to := range x.cache.shortcuts {
-		if _, ok := own.Records[to]; ok {
-			own.AddShortcut(from, to)
+	for from, t := range x.cache.shortcuts {
+		if _, ok := own.Records[t.Key]; !ok {
+			continue
 		}
+		if t.own && e.Key != nil {
+			if err := t.Sign(e.Key, from); err != nil {
+				return nil, nil, err
+			}
+		}
+		own.AddShortcut(from, t.Shortcut)
 	}
 	return own, ids, ctx.Err()
+}
+
+// record returns the record of a step that has ended; false if there is none any more. One that this machine has made is signed with the
+// key. One of an import keeps the signatures that it has: whether it is true is not known here.
+func (x *Exporter) record(ctx context.Context, key solver.Key, sign *signing.PrivateKey) (r pack.Record, ok bool, err error) {
+	local, err := x.cache.Cache.Get(key)
+	switch {
+	case err == nil:
+		r, ok = pack.Record{Record: *local, Version: solver.KeyVersion}, true
+		if sign != nil {
+			err = r.Sign(sign, key)
+		}
+	case errors.As(err, new(*solver.Miss)):
+		r, ok, err = x.cache.imports.Record(ctx, key)
+	}
+	r.Used = time.Now().Truncate(time.Second)
+	return r, ok, err
 }

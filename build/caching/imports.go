@@ -32,12 +32,19 @@ type Cache struct {
 	ctx     context.Context
 
 	mu        sync.Mutex
-	shortcuts map[solver.Key]solver.Key // of this build
+	shortcuts map[solver.Key]shortcut // of this build
+}
+
+// shortcut is one that a build has used.
+type shortcut struct {
+	pack.Shortcut
+	// own says that this build has computed it.
+	own bool
 }
 
 // NewCache returns the cache of a build that ends with ctx. Blobs that are fetched go to store.
 func NewCache(ctx context.Context, local *cache.Cache, imports *remote.Imports, store *cas.Store) *Cache {
-	return &Cache{Cache: local, imports: imports, store: store, ctx: ctx, shortcuts: map[solver.Key]solver.Key{}}
+	return &Cache{Cache: local, imports: imports, store: store, ctx: ctx, shortcuts: map[solver.Key]shortcut{}}
 }
 
 // Get implements solver.Cache. A record that an import has is used by this build alone: it is not put into the local cache, where builds
@@ -51,23 +58,29 @@ func (c *Cache) Get(key solver.Key) (*solver.Record, error) {
 	if ended != nil || !ok {
 		return nil, errors.Join(ended, err)
 	}
-	return found, nil
+	return &found.Record, nil
 }
 
 // Shortcut implements solver.Shortcuts.
 func (c *Cache) Shortcut(ctx context.Context, from solver.Key) (solver.Key, bool, error) {
-	to, ok, err := c.imports.Shortcut(ctx, from)
+	t, ok, err := c.imports.Shortcut(ctx, from)
 	if ok {
-		c.SetShortcut(from, to)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.shortcuts[from] = shortcut{Shortcut: t}
 	}
-	return to, ok, err
+	return t.Key, ok, err
 }
 
 // SetShortcut implements solver.Shortcuts.
 func (c *Cache) SetShortcut(from, to solver.Key) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.shortcuts[from] = to
+	t := shortcut{pack.Shortcut{Key: to}, true}
+	if old := c.shortcuts[from]; old.Key == to {
+		t.Signatures = old.Signatures
+	}
+	c.shortcuts[from] = t
 }
 
 // Layer implements execute.Cached.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cache/pack"
 	"github.com/kilnbuild/kiln/cache/remote"
+	"github.com/kilnbuild/kiln/internal/signing"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/snapshot/blob"
 )
@@ -30,7 +32,9 @@ type Spec struct {
 	// Text is the whole value, for messages.
 	Text string
 
-	path string // of a local one, made absolute by the caller of Path
+	// What the caller of Paths makes absolute: the directory of a local cache, and the files with keys.
+	path string
+	keys []string
 }
 
 // defaultTag is the tag of a cache in a directory.
@@ -38,7 +42,7 @@ const defaultTag = "latest"
 
 // keys are those of each type, for imports and exports.
 var keys = map[bool]map[string][]string{
-	false: {"registry": {"ref", "registry.insecure"}, "local": {"src", "tag", "digest"}},
+	false: {"registry": {"ref", "registry.insecure", "verify"}, "local": {"src", "tag", "digest", "verify"}},
 	true: {
 		"registry": append([]string{"ref", "registry.insecure"}, exportKeys...),
 		"local":    append([]string{"dest", "tag"}, exportKeys...),
@@ -46,7 +50,7 @@ var keys = map[bool]map[string][]string{
 }
 
 var exportKeys = []string{
-	"mode", "compression", "compression-level", "force-compression", "oci-mediatypes", "image-manifest", "ignore-error", "max-size", "max-age",
+	"mode", "compression", "compression-level", "force-compression", "oci-mediatypes", "image-manifest", "ignore-error", "max-size", "max-age", "sign",
 }
 
 // notYet are the types that other builders have.
@@ -79,6 +83,16 @@ func (s *Spec) Check() error {
 	if s.Type == "local" {
 		s.path = s.Attrs[need]
 	}
+	for _, key := range []string{"sign", "verify"} {
+		list, ok := s.Attrs[key]
+		if !ok {
+			continue
+		}
+		s.keys = strings.Split(list, ";")
+		if slices.Contains(s.keys, "") || key == "sign" && len(s.keys) > 1 {
+			return fmt.Errorf("%s=%s: it is the path of a file with a key%s", key, list, map[string]string{"verify": "; several are separated by ;"}[key])
+		}
+	}
 	if !s.Export {
 		return nil
 	}
@@ -86,8 +100,27 @@ func (s *Spec) Check() error {
 	return err
 }
 
-// Path returns the path of a cache in a directory, for the caller to make it absolute; it points to "" for others.
-func (s *Spec) Path() *string { return &s.path }
+// Paths returns the paths that it names, for the caller to make them absolute. Some may be "".
+func (s *Spec) Paths() []*string {
+	paths := []*string{&s.path}
+	for i := range s.keys {
+		paths = append(paths, &s.keys[i])
+	}
+	return paths
+}
+
+// verifying returns the keys whose signatures count; nil if all does. Errors are *signing.KeyError.
+func (s *Spec) verifying() (pack.Keys, error) {
+	var keys pack.Keys
+	for _, file := range s.keys {
+		key, err := signing.ReadPublicKey(file)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
 
 func (s *Spec) wrap(err error) error {
 	flag := "--cache-from"
@@ -191,6 +224,10 @@ func (s *Spec) open(client *registry.Client) (*Place, error) {
 }
 
 func (c *Caches) openImport(s Spec) error {
+	keys, err := s.verifying()
+	if err != nil {
+		return err
+	}
 	p, err := s.open(c.config.Client)
 	if errors.Is(err, fs.ErrNotExist) {
 		c.config.Events.Warn(fmt.Sprintf("the cache %s does not exist yet", s.Attrs["src"]))
@@ -200,7 +237,7 @@ func (c *Caches) openImport(s Spec) error {
 		return err
 	}
 	c.closers = append(c.closers, p.Close)
-	c.imports = append(c.imports, &remote.Import{Repository: p.repository, Tag: p.tag})
+	c.imports = append(c.imports, &remote.Import{Repository: p.repository, Tag: p.tag, Keys: keys})
 	return nil
 }
 
@@ -208,6 +245,11 @@ func (c *Caches) openExport(s Spec) error {
 	e, err := s.export()
 	if err != nil {
 		return err
+	}
+	for _, file := range s.keys {
+		if e.Key, err = signing.ReadPrivateKey(file, password); err != nil {
+			return err
+		}
 	}
 	e.Tag = s.tag()
 	if s.Type == "registry" {
@@ -225,3 +267,6 @@ func (c *Caches) openExport(s Spec) error {
 	c.exports = append(c.exports, e)
 	return nil
 }
+
+// password returns that of keys which cosign has encrypted.
+func password() (string, bool) { return os.LookupEnv(signing.PasswordVariable) }

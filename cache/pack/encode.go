@@ -68,6 +68,17 @@ type recordLine struct {
 	Started   time.Time     `json:"started"`
 	Took      time.Duration `json:"took"`
 	Used      int64         `json:"used"`
+	signatures
+}
+
+// signatures are part of each line that is a statement.
+type signatures struct {
+	Signatures []signatureLine `json:"signatures,omitempty"`
+}
+
+type signatureLine struct {
+	Key   string `json:"key"`
+	Bytes []byte `json:"sig"`
 }
 
 type outputLine struct {
@@ -83,6 +94,7 @@ type layerLine struct {
 	Opaque   bool                `json:"opaque,omitempty"`
 	Manifest *descriptor         `json:"manifest,omitempty"`
 	Blobs    map[string]blobLine `json:"blobs,omitempty"`
+	signatures
 }
 
 type descriptor struct {
@@ -94,11 +106,32 @@ type blobLine struct {
 	MediaType string `json:"mediaType"`
 	descriptor
 	DiffID digest.Digest `json:"diffID"`
+	signatures
 }
 
 type shortcutLine struct {
 	From string `json:"from"`
 	Key  string `json:"key"`
+	signatures
+}
+
+func encodeSignatures(s Signatures) signatures {
+	var out signatures
+	for _, sig := range s {
+		out.Signatures = append(out.Signatures, signatureLine{sig.Key, []byte(sig.Bytes)})
+	}
+	return out
+}
+
+// decode returns those that can be signatures.
+func (l signatures) decode() Signatures {
+	var s Signatures
+	for _, sig := range l.Signatures {
+		if sig := (Signature{sig.Key, string(sig.Bytes)}); sig.valid() {
+			s = append(s, sig)
+		}
+	}
+	return Signatures(nil).with(s)
 }
 
 // Encode returns the pack as it is sent, which is the same for equal packs. The error says that it is larger than MaxSize.
@@ -136,7 +169,8 @@ func (p *Pack) encodeText(to io.Writer) (err error) {
 		put(line{Layer: encodeLayer(p.Layers[id])})
 	}
 	for _, from := range slices.SortedFunc(maps.Keys(p.Shortcuts), compareKeys) {
-		put(line{Shortcut: &shortcutLine{from.String(), p.Shortcuts[from].String()}})
+		t := p.Shortcuts[from]
+		put(line{Shortcut: &shortcutLine{from.String(), t.Key.String(), encodeSignatures(t.Signatures)}})
 	}
 	return errors.Join(err, w.Flush())
 }
@@ -146,6 +180,7 @@ func compareKeys(a, b solver.Key) int { return slices.Compare(a[:], b[:]) }
 func encodeRecord(key solver.Key, r Record) *recordLine {
 	l := &recordLine{
 		Key: key.String(), Version: r.Version, Name: r.Name, Started: r.Started.UTC(), Took: r.Took, Used: r.Used.Unix(), Inputs: [][2]string{},
+		signatures: encodeSignatures(r.Signatures),
 	}
 	for _, in := range r.Inputs {
 		l.Inputs = append(l.Inputs, [2]string{in.Name, in.Value})
@@ -160,7 +195,7 @@ func encodeRecord(key solver.Key, r Record) *recordLine {
 }
 
 func encodeLayer(l Layer) *layerLine {
-	out := &layerLine{ID: l.ID, Content: l.Content, Created: l.Created.UTC(), Opaque: l.Opaque}
+	out := &layerLine{ID: l.ID, Content: l.Content, Created: l.Created.UTC(), Opaque: l.Opaque, signatures: encodeSignatures(l.Signatures)}
 	if l.Manifest.Digest != "" {
 		out.Manifest = &descriptor{l.Manifest.Digest, l.Manifest.Size}
 	}
@@ -168,7 +203,7 @@ func encodeLayer(l Layer) *layerLine {
 		if out.Blobs == nil {
 			out.Blobs = map[string]blobLine{}
 		}
-		out.Blobs[encoding] = blobLine{b.Desc.MediaType, descriptor{b.Desc.Digest, b.Desc.Size}, b.DiffID}
+		out.Blobs[encoding] = blobLine{b.Desc.MediaType, descriptor{b.Desc.Digest, b.Desc.Size}, b.DiffID, encodeSignatures(b.Signatures)}
 	}
 	return out
 }
@@ -249,7 +284,7 @@ func (p *Pack) decode(l line) error {
 		if err != nil {
 			return err
 		}
-		p.AddShortcut(from, to)
+		p.AddShortcut(from, Shortcut{to, l.Shortcut.decode()})
 	}
 	return nil // a later version may add lines that this one can do without
 }
@@ -259,7 +294,7 @@ func decodeRecord(l *recordLine) (solver.Key, Record, error) {
 	if err != nil {
 		return key, Record{}, err
 	}
-	r := Record{Version: l.Version, Used: time.Unix(l.Used, 0)}
+	r := Record{Version: l.Version, Used: time.Unix(l.Used, 0), Signatures: l.decode()}
 	r.Name, r.Started, r.Took = l.Name, l.Started, l.Took
 	for _, in := range l.Inputs {
 		r.Inputs = append(r.Inputs, solver.Input{Name: in[0], Value: in[1]})
@@ -294,7 +329,7 @@ const maxEncodingName = 64
 const maxEncodings = 64
 
 func decodeLayer(l *layerLine) (Layer, bool) {
-	out := Layer{ID: l.ID, Content: l.Content, Created: l.Created, Opaque: l.Opaque}
+	out := Layer{ID: l.ID, Content: l.Content, Created: l.Created, Opaque: l.Opaque, Signatures: l.decode()}
 	if !l.ID.Valid() || len(l.Blobs) > maxEncodings {
 		return out, false
 	}
@@ -311,7 +346,7 @@ func decodeLayer(l *layerLine) (Layer, bool) {
 		if out.Blobs == nil {
 			out.Blobs = map[string]Blob{}
 		}
-		out.Blobs[encoding] = Blob{ocispec.Descriptor{MediaType: b.MediaType, Digest: b.Digest, Size: b.Size}, b.DiffID}
+		out.Blobs[encoding] = Blob{ocispec.Descriptor{MediaType: b.MediaType, Digest: b.Digest, Size: b.Size}, b.DiffID, b.decode()}
 	}
 	return out, true
 }

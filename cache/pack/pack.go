@@ -3,6 +3,7 @@
 package pack
 
 import (
+	"bytes"
 	"cmp"
 	"maps"
 	"slices"
@@ -22,7 +23,7 @@ type Pack struct {
 	// Layers are those that records name, by ID.
 	Layers map[layer.ID]Layer
 	// Shortcuts lead from what a step and its inputs are to the key of its record: see solver.Shortcuts.
-	Shortcuts map[solver.Key]solver.Key
+	Shortcuts map[solver.Key]Shortcut
 	// Foreign are records whose keys another version of kiln computes. They are kept for it, and never used.
 	Foreign map[solver.Key]Record
 }
@@ -34,6 +35,14 @@ type Record struct {
 	Version string
 	// Used is when a build last used it, with a precision of a second.
 	Used time.Time
+	// Signatures are of everything but Used.
+	Signatures Signatures
+}
+
+// Shortcut leads to the key of a step.
+type Shortcut struct {
+	Key        solver.Key
+	Signatures Signatures
 }
 
 // Layer is a layer that a step made.
@@ -49,12 +58,15 @@ type Layer struct {
 	Manifest ocispec.Descriptor
 	// Blobs are its tars, by the name of their encoding, such as "gzip".
 	Blobs map[string]Blob
+	// Signatures are of everything but Blobs, which have their own.
+	Signatures Signatures
 }
 
 // Blob is the tar of a layer in one encoding.
 type Blob struct {
-	Desc   ocispec.Descriptor
-	DiffID digest.Digest
+	Desc       ocispec.Descriptor
+	DiffID     digest.Digest
+	Signatures Signatures
 }
 
 // The media types of what a cache holds besides tars of layers.
@@ -64,8 +76,8 @@ const (
 	ArtifactType = "application/vnd.kiln.cache.v1"
 )
 
-// AddRecord adds a record. Of two under one key the one that began later stays, so that it does not matter who adds first; it counts as
-// used when either was.
+// AddRecord adds a record. Of two under one key the one that is signed stays or else the one that began later, so that it does not matter
+// who adds first; it counts as used when either was.
 func (p *Pack) AddRecord(key solver.Key, r Record) {
 	into := &p.Records
 	if r.Version != solver.KeyVersion {
@@ -74,19 +86,28 @@ func (p *Pack) AddRecord(key solver.Key, r Record) {
 	if *into == nil {
 		*into = map[solver.Key]Record{}
 	}
-	old, ok := (*into)[key]
-	if ok && compareRecords(old, r) > 0 {
-		old, r = r, old
-	}
-	if ok && old.Used.After(r.Used) {
-		r.Used = old.Used
+	if old, ok := (*into)[key]; ok {
+		switch c := compareRecords(old, r); {
+		case c > 0:
+			old, r = r, old
+		case c == 0:
+			r.Signatures = r.Signatures.with(old.Signatures)
+		}
+		if old.Used.After(r.Used) {
+			r.Used = old.Used
+		}
 	}
 	(*into)[key] = r
 }
 
-// compareRecords orders records of one key: the later one is the greater.
+// compareRecords orders records of one key: the one that stays is the greater. Those that say the same are equal.
 func compareRecords(a, b Record) int {
-	return cmp.Or(a.Started.Compare(b.Started), cmp.Compare(a.Took, b.Took), strings.Compare(outputsOf(a), outputsOf(b)))
+	c := cmp.Or(compareSigned(a.Signatures, b.Signatures), a.Started.Compare(b.Started), cmp.Compare(a.Took, b.Took),
+		strings.Compare(outputsOf(a), outputsOf(b)))
+	if c == 0 {
+		c = bytes.Compare(a.statement(solver.Key{}), b.statement(solver.Key{}))
+	}
+	return c
 }
 
 func outputsOf(r Record) string {
@@ -103,36 +124,68 @@ func (p *Pack) AddLayer(l Layer) {
 		p.Layers = map[layer.ID]Layer{}
 	}
 	old, ok := p.Layers[l.ID]
-	if ok {
-		// Which one stays does not depend on the order.
-		if cmp.Or(old.Created.Compare(l.Created), cmp.Compare(old.Manifest.Digest, l.Manifest.Digest)) > 0 {
-			old, l = l, old
-		}
-		blobs := maps.Clone(old.Blobs)
-		if blobs == nil {
-			blobs = map[string]Blob{}
-		}
-		for encoding, b := range l.Blobs {
-			if have, ok := blobs[encoding]; !ok || have.Desc.Digest < b.Desc.Digest {
-				blobs[encoding] = b
+	if !ok {
+		p.Layers[l.ID] = l
+		return
+	}
+	// Which one stays does not depend on the order.
+	switch c := compareLayers(old, l); {
+	case c > 0:
+		old, l = l, old
+	case c == 0:
+		l.Signatures = l.Signatures.with(old.Signatures)
+	}
+	blobs := maps.Clone(old.Blobs)
+	if blobs == nil {
+		blobs = map[string]Blob{}
+	}
+	for encoding, b := range l.Blobs {
+		if have, ok := blobs[encoding]; ok {
+			switch c := compareBlobs(have, b); {
+			case c > 0:
+				b = have
+			case c == 0:
+				b.Signatures = b.Signatures.with(have.Signatures)
 			}
 		}
-		l.Blobs = blobs
-		if l.Manifest.Digest == "" {
-			l.Manifest = old.Manifest
-		}
+		blobs[encoding] = b
+	}
+	l.Blobs = blobs
+	if l.Manifest.Digest == "" && len(l.Signatures) == 0 {
+		l.Manifest = old.Manifest
 	}
 	p.Layers[l.ID] = l
 }
 
+// compareLayers orders layers of one ID as compareRecords does records, and compareBlobs their blobs in one encoding.
+func compareLayers(a, b Layer) int {
+	return cmp.Or(compareSigned(a.Signatures, b.Signatures), a.Created.Compare(b.Created), cmp.Compare(a.Manifest.Digest, b.Manifest.Digest),
+		bytes.Compare(a.statement(), b.statement()))
+}
+
+func compareBlobs(a, b Blob) int {
+	return cmp.Or(compareSigned(a.Signatures, b.Signatures), cmp.Compare(a.Desc.Digest, b.Desc.Digest),
+		bytes.Compare(a.statement("", ""), b.statement("", "")))
+}
+
 // AddShortcut adds a shortcut.
-func (p *Pack) AddShortcut(from, to solver.Key) {
+func (p *Pack) AddShortcut(from solver.Key, t Shortcut) {
 	if p.Shortcuts == nil {
-		p.Shortcuts = map[solver.Key]solver.Key{}
+		p.Shortcuts = map[solver.Key]Shortcut{}
 	}
-	if old, ok := p.Shortcuts[from]; !ok || slices.Compare(old[:], to[:]) < 0 {
-		p.Shortcuts[from] = to
+	if old, ok := p.Shortcuts[from]; ok {
+		switch c := compareShortcuts(old, t); {
+		case c > 0:
+			t = old
+		case c == 0:
+			t.Signatures = t.Signatures.with(old.Signatures)
+		}
 	}
+	p.Shortcuts[from] = t
+}
+
+func compareShortcuts(a, b Shortcut) int {
+	return cmp.Or(compareSigned(a.Signatures, b.Signatures), slices.Compare(a.Key[:], b.Key[:]))
 }
 
 // Add adds all of another pack. The result does not depend on the order in which packs are added, nor on how often: whatever writers of one
@@ -147,8 +200,8 @@ func (p *Pack) Add(other *Pack) {
 	for _, l := range other.Layers {
 		p.AddLayer(l)
 	}
-	for from, to := range other.Shortcuts {
-		p.AddShortcut(from, to)
+	for from, t := range other.Shortcuts {
+		p.AddShortcut(from, t)
 	}
 }
 
@@ -156,23 +209,26 @@ func (p *Pack) Add(other *Pack) {
 func (p *Pack) Has(other *Pack, slack time.Duration) bool {
 	for key, r := range other.Records {
 		have, ok := p.Records[key]
-		if !ok || compareRecords(have, r) < 0 || r.Used.Sub(have.Used) >= slack {
+		if !ok || r.Used.Sub(have.Used) >= slack {
+			return false
+		}
+		if c := compareRecords(have, r); c < 0 || c == 0 && !have.Signatures.covers(r.Signatures) {
 			return false
 		}
 	}
 	for id, l := range other.Layers {
 		have, ok := p.Layers[id]
-		if !ok {
+		if !ok || !have.Signatures.covers(l.Signatures) {
 			return false
 		}
-		for encoding := range l.Blobs {
-			if _, ok := have.Blobs[encoding]; !ok {
+		for encoding, b := range l.Blobs {
+			if have, ok := have.Blobs[encoding]; !ok || !have.Signatures.covers(b.Signatures) {
 				return false
 			}
 		}
 	}
-	for from := range other.Shortcuts {
-		if _, ok := p.Shortcuts[from]; !ok {
+	for from, t := range other.Shortcuts {
+		if have, ok := p.Shortcuts[from]; !ok || !have.Signatures.covers(t.Signatures) {
 			return false
 		}
 	}
@@ -256,9 +312,9 @@ func (p *Pack) Trim(l Limit, now time.Time) {
 		}
 		kept.AddRecord(it.key, it.Record)
 	}
-	for from, to := range p.Shortcuts {
-		if _, ok := kept.Records[to]; ok {
-			kept.AddShortcut(from, to)
+	for from, t := range p.Shortcuts {
+		if _, ok := kept.Records[t.Key]; ok {
+			kept.AddShortcut(from, t)
 		}
 	}
 	*p = kept

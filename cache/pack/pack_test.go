@@ -37,9 +37,9 @@ func add(p *Pack, name string, size int64, used int) (solver.Key, layer.ID) {
 	}
 	p.AddLayer(Layer{
 		ID: id, Content: content, Created: epoch, Manifest: desc(ManifestType, 0),
-		Blobs: map[string]Blob{"gzip": {desc(ocispec.MediaTypeImageLayerGzip, size), digest.FromString("tar " + name)}},
+		Blobs: map[string]Blob{"gzip": {Desc: desc(ocispec.MediaTypeImageLayerGzip, size), DiffID: digest.FromString("tar " + name)}},
 	})
-	p.AddShortcut(solver.KeyOf([]solver.Input{{Name: "shortcut", Value: name}}), key)
+	p.AddShortcut(solver.KeyOf([]solver.Input{{Name: "shortcut", Value: name}}), Shortcut{Key: key})
 	return key, id
 }
 

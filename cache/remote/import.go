@@ -21,6 +21,13 @@ import (
 type Import struct {
 	Repository Repository
 	Tag        string
+	// Keys are nil if it does not matter who made a record. Otherwise what none of them has signed is not there.
+	Keys pack.Keys
+
+	// What was looked up in it by those keys, and is signed or not; guarded by signing.
+	signing sync.Mutex
+	signed  map[solver.Key]bool      // of records and shortcuts
+	layers  map[layer.ID]signedLayer // with the blobs that are signed
 
 	loaded chan struct{}
 	// doubted says that a layer of the cache was not there, so that others are looked for before they count; bad that the cache has sent
@@ -47,7 +54,7 @@ type Imports struct {
 func Begin(ctx context.Context, caches []*Import, warn func(string)) *Imports {
 	im := &Imports{list: caches, warn: warn, ctx: ctx, there: map[layer.ID]bool{}}
 	for _, c := range caches {
-		c.loaded = make(chan struct{})
+		c.loaded, c.signed, c.layers = make(chan struct{}), map[solver.Key]bool{}, map[layer.ID]signedLayer{}
 		go func() {
 			defer close(c.loaded)
 			c.head, c.err = Read(ctx, c.Repository, c.Tag)
@@ -79,13 +86,13 @@ func (im *Imports) wait(ctx context.Context) ([]*Import, error) {
 }
 
 // Record returns the record of a key, if a cache has one whose layers it has. The error is that of ctx.
-func (im *Imports) Record(ctx context.Context, key solver.Key) (*solver.Record, bool, error) {
+func (im *Imports) Record(ctx context.Context, key solver.Key) (pack.Record, bool, error) {
 	caches, err := im.wait(ctx)
 	if err != nil {
-		return nil, false, err
+		return pack.Record{}, false, err
 	}
 	for _, c := range caches {
-		r, ok := c.head.Pack.Records[key]
+		r, ok := c.record(key)
 		if !ok {
 			continue
 		}
@@ -94,24 +101,24 @@ func (im *Imports) Record(ctx context.Context, key solver.Key) (*solver.Record, 
 			whole = whole && im.Has(m.Layer)
 		}
 		if whole {
-			return &r.Record, true, nil
+			return r, true, nil
 		}
 	}
-	return nil, false, nil
+	return pack.Record{}, false, nil
 }
 
-// Shortcut returns the key that a shortcut leads to. The error is that of ctx.
-func (im *Imports) Shortcut(ctx context.Context, from solver.Key) (solver.Key, bool, error) {
+// Shortcut returns the shortcut that leads from a key. The error is that of ctx.
+func (im *Imports) Shortcut(ctx context.Context, from solver.Key) (pack.Shortcut, bool, error) {
 	caches, err := im.wait(ctx)
 	if err != nil {
-		return solver.Key{}, false, err
+		return pack.Shortcut{}, false, err
 	}
 	for _, c := range caches {
-		if to, ok := c.head.Pack.Shortcuts[from]; ok {
-			return to, true, nil
+		if t, ok := c.shortcut(from); ok {
+			return t, true, nil
 		}
 	}
-	return solver.Key{}, false, nil
+	return pack.Shortcut{}, false, nil
 }
 
 // maxLosses is how often a cache may lack what it has just had before it is not used any more.
@@ -139,7 +146,7 @@ func (im *Imports) find(id layer.ID) (*Import, pack.Layer, bool) {
 		default:
 			continue
 		}
-		if l, ok := c.head.Pack.Layers[id]; ok && l.Manifest.Digest != "" && len(l.Blobs) > 0 && im.usable(c, l) {
+		if l, ok := c.layer(id); ok && l.Manifest.Digest != "" && len(l.Blobs) > 0 && im.usable(c, l) {
 			return c, l, true
 		}
 	}

@@ -43,8 +43,13 @@ func open(a *app.App, value string) (*caching.Place, error) {
 	if len(specs) == 0 {
 		return nil, app.UsageErrorf("the CACHE is empty")
 	}
-	if err := rootdir.Absolute(specs[0].Path()); err != nil {
-		return nil, err
+	if specs[0].Attrs["verify"] != "" {
+		return nil, app.UsageErrorf("CACHE %q: verify= is of builds: look at signatures with kiln cache ls --format json", value)
+	}
+	for _, path := range specs[0].Paths() {
+		if err := rootdir.Absolute(path); err != nil {
+			return nil, err
+		}
 	}
 	cfg, err := a.Configuration()
 	if err != nil {
@@ -74,6 +79,8 @@ type step struct {
 	Used   time.Time `json:"used"`
 	Size   int64     `json:"size"`
 	Layers []string  `json:"layers"`
+	// SignedBy are the keys that are said to have signed it.
+	SignedBy []string `json:"signedBy,omitempty"`
 }
 
 // steps returns the records, the one that was used last first. A layer counts for each step that has it.
@@ -89,6 +96,9 @@ func steps(p *pack.Pack) []step {
 			for _, d := range p.Layers[layer.ID(m.ID)].Descriptors() {
 				s.Size += d.Size
 			}
+		}
+		for _, sig := range r.Signatures {
+			s.SignedBy = append(s.SignedBy, sig.Key)
 		}
 		all = append(all, s)
 	}
