@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 
 	"github.com/kilnbuild/kiln/build/bases"
@@ -15,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/history"
+	"github.com/kilnbuild/kiln/internal/cachemount"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -101,6 +103,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.onClose(j.end)
 	if j.caches, err = caching.Open(caching.Config{
 		From: o.Cache.From, To: o.Cache.To, Client: b.client, Local: work.Records, Layers: j.layers, Store: j.store, Events: s,
+		Root: b.root.Dir(), Tmp: work.Scratch.Path(),
 	}); err != nil {
 		return nil, &input.Error{Err: err}
 	}
@@ -121,7 +124,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.onClose(func(context.Context) error { j.bases.Close(); return nil })
 	j.explain = explain.Explainer{Layers: j.layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
 	j.steps = b.steps(j, execute.Options{
-		Images: j.bases, Cached: j.caches.Elsewhere(), Limit: o.Source.HostLimit(), Limits: run.Limits, Timeout: run.Timeout, IDs: run.IDs,
+		Images: j.bases, Cached: j.caches.Elsewhere(), CacheMounts: j.caches.Mounts(), Limit: o.Source.HostLimit(), Limits: run.Limits, Timeout: run.Timeout, IDs: run.IDs,
 		KeepFailed: o.OnFailure != nil,
 	})
 	j.onClose(j.steps.end)
@@ -212,6 +215,7 @@ func (j *Job) run(ctx context.Context, res *Result) (err error) {
 	if err := j.lower(ctx, res); err != nil {
 		return err
 	}
+	j.caches.Declare(cacheMounts(j.lowered.Images))
 	return j.caches.Build(ctx, func(ctx context.Context) error { return j.solve(ctx, res) }, func(ctx context.Context) error { return j.export(ctx, res) })
 }
 
@@ -265,6 +269,28 @@ func (j *Job) known() map[ruleAndText]bool {
 		known[ruleAndText{w.Rule, w.Text}] = true
 	}
 	return known
+}
+
+// cacheMounts returns the cache mounts of all steps, each once.
+func cacheMounts(images []frontend.Image) []cachemount.Identity {
+	var roots []llb.Output
+	for _, img := range images {
+		roots = append(roots, img.Root)
+	}
+	var all []cachemount.Identity
+	for v := range llb.Vertices(roots) {
+		op, _ := v.Op().(llb.Exec)
+		for _, m := range op.Mounts {
+			id := cachemount.Identity{ID: m.CacheID, Mode: m.Mode, UID: m.UID, GID: m.GID}
+			if m.Input > 0 {
+				id.From = caching.UnknownContent
+			}
+			if m.Type == llb.MountCache && !slices.Contains(all, id) {
+				all = append(all, id)
+			}
+		}
+	}
+	return all
 }
 
 // solve does the steps, and makes blobs of their layers meanwhile.

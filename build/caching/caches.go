@@ -28,6 +28,8 @@ type Config struct {
 	Layers *snapshot.Job
 	Store  *cas.Store
 	Events *events.Stream
+	// Root is the root directory, and Tmp a directory of this process on the same file system.
+	Root, Tmp string
 }
 
 // Caches are all caches of one build. Where it imports and exports none, they are the local one alone, and cost nothing.
@@ -39,6 +41,9 @@ type Caches struct {
 	imports []*remote.Import
 	exports []Export
 	closers []func() error
+	// restored says for each import which cache mounts are restored from it.
+	restored map[*remote.Import]MountSelection
+	mounts   *Mounts // nil where no cache mount travels
 
 	cancel   context.CancelFunc
 	cache    *Cache // nil where nothing is imported or exported
@@ -48,7 +53,7 @@ type Caches struct {
 // Open opens the caches of a build, and begins to read those that it imports. The error says what is wrong with a Spec. Close must be
 // called.
 func Open(c Config) (*Caches, error) {
-	all := &Caches{config: c}
+	all := &Caches{config: c, restored: map[*remote.Import]MountSelection{}}
 	if len(c.From) == 0 && len(c.To) == 0 {
 		return all, nil
 	}
@@ -61,6 +66,9 @@ func Open(c Config) (*Caches, error) {
 		if err := all.openExport(s); err != nil {
 			return nil, errors.Join(s.wrap(err), all.Close())
 		}
+	}
+	if err := all.openMounts(); err != nil {
+		return nil, errors.Join(err, all.Close())
 	}
 	var ctx context.Context
 	ctx, all.cancel = context.WithCancel(context.Background())
@@ -196,7 +204,7 @@ func (c *Caches) publish(ctx context.Context) error {
 	if c.exporter == nil {
 		return nil
 	}
-	if ctx.Err() != nil {
+	if c.exporter.interrupted = ctx.Err() != nil; c.exporter.interrupted {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), interruptedTime)
 		defer cancel()

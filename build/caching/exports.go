@@ -34,6 +34,8 @@ type Export struct {
 	Limit    pack.Limit
 	// Key signs what this machine has made; nil for none.
 	Key *signing.PrivateKey
+	// Mounts are the cache mounts that are exported.
+	Mounts MountSelection
 	// Required makes it a failure of the build if the cache cannot be published; else that is a warning.
 	Required bool
 }
@@ -53,6 +55,8 @@ type Exporter struct {
 	cancel  context.CancelFunc
 	working sync.WaitGroup
 	room    chan struct{}
+	// interrupted says that the build was, so that only what is there already is published.
+	interrupted bool
 
 	mu   sync.Mutex
 	keys map[solver.Key]bool // of steps that have ended; true for those whose layers are in the result
@@ -235,7 +239,14 @@ func (x *Exporter) publish(ctx context.Context, export int) error {
 		return err
 	}
 	seen, _ := x.cache.imports.Published(ctx, e.Repository.String(), e.Tag)
+	warn := func() {}
+	if x.mounts != nil && !x.interrupted {
+		if seen, warn, err = x.mounts.export(ctx, e, seen, own); err != nil {
+			return err
+		}
+	}
 	if seen != nil && seen.Pack.Has(own, remote.Slack) {
+		warn()
 		return nil
 	}
 	var mu sync.Mutex
@@ -256,7 +267,9 @@ func (x *Exporter) publish(ctx context.Context, export int) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	_, err = remote.Publish(ctx, e.Repository, e.Tag, own, e.Limit, seen)
+	if _, err = remote.Publish(ctx, e.Repository, e.Tag, own, e.Limit, seen); err == nil {
+		warn()
+	}
 	return err
 }
 

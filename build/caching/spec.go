@@ -27,6 +27,8 @@ type Spec struct {
 	Type string
 	// Attrs are the other keys, in lower case, as written.
 	Attrs map[string]string
+	// Mounts are the ids of cache mounts that travel with it, or AllMounts.
+	Mounts []string
 	// Export is set for --cache-to.
 	Export bool
 	// Text is the whole value, for messages.
@@ -42,16 +44,21 @@ const defaultTag = "latest"
 
 // keys are those of each type, for imports and exports.
 var keys = map[bool]map[string][]string{
-	false: {"registry": {"ref", "registry.insecure", "verify"}, "local": {"src", "tag", "digest", "verify"}},
+	false: {
+		"registry": append([]string{"ref", "registry.insecure", "verify"}, mountKeys...),
+		"local":    append([]string{"src", "tag", "digest", "verify"}, mountKeys...),
+	},
 	true: {
 		"registry": append([]string{"ref", "registry.insecure"}, exportKeys...),
 		"local":    append([]string{"dest", "tag"}, exportKeys...),
 	},
 }
 
-var exportKeys = []string{
+var mountKeys = []string{mountsKey, mountsMaxSizeKey}
+
+var exportKeys = append([]string{
 	"mode", "compression", "compression-level", "force-compression", "oci-mediatypes", "image-manifest", "ignore-error", "max-size", "max-age", "sign",
-}
+}, mountKeys...)
 
 // notYet are the types that other builders have.
 var notYet = []string{"inline", "s3", "gha", "azblob"}
@@ -69,6 +76,12 @@ func (s *Spec) Check() error {
 		if !slices.Contains(known, key) {
 			return fmt.Errorf("type=%s has no key %s: it has %s", s.Type, key, strings.Join(known, ", "))
 		}
+	}
+	if len(s.Mounts) > 0 && !slices.Contains(known, mountsKey) {
+		return fmt.Errorf("type=%s has no key %s: it has %s", s.Type, mountsKey, strings.Join(known, ", "))
+	}
+	if _, err := s.mounts(); err != nil {
+		return err
 	}
 	need := map[string]string{"registry": "ref", "local": "src"}[s.Type]
 	if s.Type == "local" && s.Export {
@@ -122,12 +135,15 @@ func (s *Spec) verifying() (pack.Keys, error) {
 	return keys, nil
 }
 
-func (s *Spec) wrap(err error) error {
+func (s *Spec) wrap(err error) error { return fmt.Errorf("%s: %w", s.flag(), err) }
+
+// flag returns the flag with its value.
+func (s *Spec) flag() string {
 	flag := "--cache-from"
 	if s.Export {
 		flag = "--cache-to"
 	}
-	return fmt.Errorf("%s %q: %w", flag, s.Text, err)
+	return fmt.Sprintf("%s %q", flag, s.Text)
 }
 
 func (s *Spec) truth(key string, otherwise bool) (bool, error) {
@@ -167,6 +183,9 @@ func (s *Spec) export() (e Export, err error) {
 		return e, err
 	}
 	e.Required = !ignore
+	if e.Mounts, err = s.mounts(); err != nil {
+		return e, err
+	}
 	e.Limit, err = ParseLimit(s.Attrs["max-size"], s.Attrs["max-age"])
 	return e, err
 }
@@ -237,8 +256,12 @@ func (c *Caches) openImport(s Spec) error {
 		return err
 	}
 	c.closers = append(c.closers, p.Close)
-	c.imports = append(c.imports, &remote.Import{Repository: p.repository, Tag: p.tag, Keys: keys})
-	return nil
+	read := &remote.Import{Repository: p.repository, Tag: p.tag, Keys: keys}
+	c.imports = append(c.imports, read)
+	if len(s.Mounts) > 0 {
+		c.restored[read], err = s.mounts()
+	}
+	return err
 }
 
 func (c *Caches) openExport(s Spec) error {

@@ -52,6 +52,7 @@ type line struct {
 	Record   *recordLine   `json:"record,omitempty"`
 	Layer    *layerLine    `json:"layer,omitempty"`
 	Shortcut *shortcutLine `json:"shortcut,omitempty"`
+	Mount    *mountLine    `json:"mount,omitempty"`
 }
 
 type header struct {
@@ -172,6 +173,9 @@ func (p *Pack) encodeText(to io.Writer) (err error) {
 		t := p.Shortcuts[from]
 		put(line{Shortcut: &shortcutLine{from.String(), t.Key.String(), encodeSignatures(t.Signatures)}})
 	}
+	for _, key := range slices.Sorted(maps.Keys(p.Mounts)) {
+		put(line{Mount: encodeMount(p.Mounts[key])})
+	}
 	return errors.Join(err, w.Flush())
 }
 
@@ -285,6 +289,10 @@ func (p *Pack) decode(l line) error {
 			return err
 		}
 		p.AddShortcut(from, Shortcut{to, l.Shortcut.decode()})
+	case l.Mount != nil:
+		if m, ok := decodeMount(l.Mount); ok {
+			p.AddMount(m)
+		}
 	}
 	return nil // a later version may add lines that this one can do without
 }

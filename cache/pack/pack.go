@@ -26,6 +26,8 @@ type Pack struct {
 	Shortcuts map[solver.Key]Shortcut
 	// Foreign are records whose keys another version of kiln computes. They are kept for it, and never used.
 	Foreign map[solver.Key]Record
+	// Mounts are the contents of cache mounts, by the key of their identity.
+	Mounts map[string]Mount
 }
 
 // Record is a record with what decides how long it stays.
@@ -203,6 +205,9 @@ func (p *Pack) Add(other *Pack) {
 	for from, t := range other.Shortcuts {
 		p.AddShortcut(from, t)
 	}
+	for _, m := range other.Mounts {
+		p.AddMount(m)
+	}
 }
 
 // Has reports whether adding other would change nothing but times of use by less than slack.
@@ -232,6 +237,15 @@ func (p *Pack) Has(other *Pack, slack time.Duration) bool {
 			return false
 		}
 	}
+	for key, m := range other.Mounts {
+		have, ok := p.Mounts[key]
+		if !ok {
+			return false
+		}
+		if c := compareMounts(have, m); c < 0 || c == 0 && !have.Signatures.covers(m.Signatures) {
+			return false
+		}
+	}
 	return true
 }
 
@@ -240,6 +254,11 @@ func (p *Pack) Blobs() []ocispec.Descriptor {
 	all := map[digest.Digest]ocispec.Descriptor{}
 	for _, l := range p.Layers {
 		for _, d := range l.Descriptors() {
+			all[d.Digest] = d
+		}
+	}
+	for _, m := range p.Mounts {
+		for _, d := range m.Descriptors() {
 			all[d.Digest] = d
 		}
 	}
@@ -286,7 +305,7 @@ func (p *Pack) Trim(l Limit, now time.Time) {
 	slices.SortFunc(items, func(a, b item) int { return cmp.Or(b.Used.Compare(a.Used), slices.Compare(a.key[:], b.key[:])) })
 	kept := Pack{}
 	blobs := map[digest.Digest]bool{}
-	size, full := int64(0), false
+	size, full := p.trimMounts(&kept, blobs, l, now), false
 	for _, it := range items {
 		more, n := int64(0), 0
 		fresh := map[digest.Digest]bool{}

@@ -64,8 +64,8 @@ var allowed = map[string][]string{
 	"build/contexts": {"frontend/source", "llb", "registry/layout", "snapshot/compose", "solver", "solver/files", "internal"},
 	// What a build has to do with caches that travel.
 	"build/caching": {
-		"cache", "cache/pack", "cache/remote", "events", "llb", "registry", "registry/image", "snapshot", "snapshot/blob", "solver", "solver/execute", "store/images",
-		"internal",
+		"cache", "cache/mounts", "cache/pack", "cache/remote", "events", "llb", "registry", "registry/image", "snapshot", "snapshot/blob", "snapshot/dir", "solver",
+		"solver/execute", "store/images", "internal",
 	},
 	"build/early": {"events", "exporter", "llb", "snapshot/blob", "internal"},
 	// What a build takes from elsewhere, under which names.
@@ -110,6 +110,8 @@ var allowed = map[string][]string{
 	// Caches that travel: what they hold, and where that is kept.
 	"cache/pack":   {"solver", "internal"},
 	"cache/remote": {"cache/pack", "registry", "solver", "internal"},
+	// What is in cache mounts, as blobs.
+	"cache/mounts": {"cache/pack", "snapshot/dir", "internal"},
 	"cache":        {"solver", "llb", "internal"},
 
 	// What decides a step, and the doing of it: they share work and files, do not know each other, and only the second one runs processes.

@@ -3,7 +3,6 @@ package execute
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,14 +22,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cacheID is the name of a cache mount's directory in mounts/.
-func (m *mounting) cacheID(spec llb.Mount) string {
-	name := fmt.Sprintf("%s\n%o %d:%d", spec.CacheID, spec.Mode, spec.UID, spec.GID)
-	if spec.Input > 0 {
-		name += "\n" + m.in[spec.Input].Content().String()
-	}
-	return fmt.Sprintf("%x", sha256.Sum256([]byte(name)))
+// CacheMounts is told which cache mounts steps use, and has what they were elsewhere. It is safe for concurrent use.
+type CacheMounts interface {
+	// Restore gives a mount without files, whose directory is dir, what it was elsewhere, by way of the directory tmp, and reports whether it
+	// has files now. The error is that of ctx.
+	Restore(ctx context.Context, id cachemount.Identity, dir, tmp string) (bool, error)
+	// Used says that a step uses the mount whose directory is dir, and holds its lock.
+	Used(id cachemount.Identity, dir string)
 }
+
+// identity returns which cache a mount is.
+func (m *mounting) identity(spec llb.Mount) cachemount.Identity {
+	id := cachemount.Identity{ID: spec.CacheID, Mode: spec.Mode, UID: spec.UID, GID: spec.GID}
+	if spec.Input > 0 {
+		id.From = m.in[spec.Input].Content().String()
+	}
+	return id
+}
+
+// cacheID is the name of a cache mount's directory in mounts/.
+func (m *mounting) cacheID(spec llb.Mount) string { return m.identity(spec).Key() }
 
 // lockCaches locks the caches of the step's mounts, each once and in the order of their names: so a step does not wait for itself, and
 // no two steps wait for each other. If the mounts of one cache do not agree on how it is shared, the strictest of them decides.
@@ -67,9 +78,14 @@ func strictness(s llb.Sharing) int {
 
 // cache mounts a directory that lasts from build to build: mounts/<id>/fs in kiln's root.
 func (m *mounting) cache(spec llb.Mount) error {
-	dir := m.caches[m.cacheID(spec)]
+	id := m.identity(spec)
+	dir := m.caches[id.Key()]
 	if err := m.fill(dir, spec); err != nil {
 		return err
+	}
+	cachemount.Describe(dir, id)
+	if m.x.CacheMounts != nil {
+		m.x.CacheMounts.Used(id, dir)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, cachemount.Files), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -121,13 +137,17 @@ func (m *mounting) lockCache(id string, sharing llb.Sharing) (string, *lock.Lock
 	}
 }
 
-// fill makes the cache's directory, with what it starts from, unless it is there.
+// fill makes the cache's directory, with what it was elsewhere or starts from, unless it is there. A cache without files counts as one that
+// is not there if something is to be had for it.
 func (m *mounting) fill(dir string, spec llb.Mount) error {
-	l, err := lock.Acquire(m.ctx, filepath.Join(dir, "filling"), false)
+	l, err := lock.Acquire(m.ctx, filepath.Join(dir, cachemount.Filling), false)
 	if err != nil {
 		return err
 	}
 	defer l.Release()
+	if restored, err := m.restore(dir, spec); restored || err != nil {
+		return err
+	}
 	target := filepath.Join(dir, cachemount.Files)
 	if _, err := os.Lstat(target); err == nil || !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -149,6 +169,18 @@ func (m *mounting) fill(dir string, spec llb.Mount) error {
 		return err
 	}
 	return os.Rename(fresh, target)
+}
+
+// restore gives a cache without files what it was elsewhere, and reports whether it has files now.
+func (m *mounting) restore(dir string, spec llb.Mount) (bool, error) {
+	if m.x.CacheMounts == nil || m.x.FreshCaches {
+		return false, nil
+	}
+	empty, err := cachemount.Empty(dir)
+	if err != nil || !empty {
+		return !empty, err
+	}
+	return m.x.CacheMounts.Restore(m.ctx, m.identity(spec), dir, m.x.Tmp)
 }
 
 // emptied are the caches that a build has emptied already.
@@ -200,6 +232,9 @@ func (e *emptied) empty(ctx context.Context, cache, dir, tmp string) error {
 	}
 	defer dirtree.Remove(old)
 	if err := os.Rename(filepath.Join(dir, cachemount.Files), filepath.Join(old, "fs")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := cachemount.Forget(dir); err != nil {
 		return err
 	}
 	if cache == dir {

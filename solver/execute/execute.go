@@ -85,6 +85,8 @@ type Options struct {
 	Snapshots *snapshot.Job
 	// Cached are layers that caches elsewhere have; nil for none.
 	Cached Cached
+	// CacheMounts has what cache mounts were elsewhere; nil for none.
+	CacheMounts CacheMounts
 	// Blob, if not nil, is how layers whose files nobody needs are written, directly as blobs; see solver.Demand.
 	Blob *blob.Encoding
 	// Limits bound each RUN, and Timeout the time that one takes; 0 is no limit.

@@ -158,9 +158,10 @@ func inspect(a *app.App) *cobra.Command {
 					Blobs     int        `json:"blobs"`
 					Size      int64      `json:"size"`
 					Shortcuts int        `json:"shortcuts"`
+					Mounts    int        `json:"mounts"`
 					Oldest    *time.Time `json:"leastRecentlyUsed,omitempty"`
 					Newest    *time.Time `json:"mostRecentlyUsed,omitempty"`
-				}{Steps: len(p.Records), Others: len(p.Foreign), Layers: len(p.Layers), Shortcuts: len(p.Shortcuts)}
+				}{Steps: len(p.Records), Others: len(p.Foreign), Layers: len(p.Layers), Shortcuts: len(p.Shortcuts), Mounts: len(p.Mounts)}
 				for _, d := range p.Blobs() {
 					info.Blobs++
 					info.Size += d.Size

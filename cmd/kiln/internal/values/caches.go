@@ -46,9 +46,14 @@ func cacheSpec(v string, export bool) (caching.Spec, error) {
 		if !ok {
 			return s, fmt.Errorf("%q is not key=value", field)
 		}
-		if key = strings.ToLower(strings.TrimSpace(key)); key == "type" {
+		switch key = strings.ToLower(strings.TrimSpace(key)); key {
+		case "type":
 			s.Type = value
-		} else {
+		case "mounts":
+			if s.Mounts, err = appendMounts(s.Mounts, value); err != nil {
+				return s, err
+			}
+		default:
 			s.Attrs[key] = value
 		}
 	}
@@ -56,4 +61,18 @@ func cacheSpec(v string, export bool) (caching.Spec, error) {
 		return s, fmt.Errorf("it has no type=, such as type=registry")
 	}
 	return s, nil
+}
+
+// appendMounts reads one value of mounts=, which may be given several times: ids of cache mounts with semicolons or, in quoted fields, commas
+// between them.
+func appendMounts(ids []string, value string) ([]string, error) {
+	for _, id := range strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ';' }) {
+		if id = strings.TrimSpace(id); id != "" {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) == 0 {
+		return nil, fmt.Errorf("mounts=%s names no cache mount: give ids such as mounts=/root/.npm, or mounts=%s", value, caching.AllMounts)
+	}
+	return ids, nil
 }
