@@ -12,11 +12,13 @@ import (
 	"github.com/klauspost/compress/zstd"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/kilnbuild/kiln/cache/pack"
 	"github.com/kilnbuild/kiln/cache/remote"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/once"
 	"github.com/kilnbuild/kiln/internal/signing"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot/blob"
@@ -40,10 +42,13 @@ type Export struct {
 	Required bool
 }
 
-// uploads is how many blobs of a cache are sent at once, and packing how many are made.
+// packing is how many layers are made into blobs at once, and sending how many are sent: so many that the latency of the last requests of a
+// build does not grow with the number of its layers. Of their bytes bytesAtOnce are sent at once, where a larger blob counts as weighty.
 const (
-	uploads = 5
-	packing = 2
+	packing     = 2
+	sending     = 128
+	weighty     = 16 << 20
+	bytesAtOnce = 8 * weighty
 )
 
 // Exporter publishes what a build used. It is an events.Sink, and sends the blobs of a step that has ended while others run.
@@ -54,29 +59,43 @@ type Exporter struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	working sync.WaitGroup
-	room    chan struct{}
 	// interrupted says that the build was, so that only what is there already is published.
 	interrupted bool
 
+	packing chan struct{}       // is held by what makes blobs
+	line    *semaphore.Weighted // is held by bytes that are sent
+	writers []*remote.Writer    // of each export
+	begun   []sync.Once         // of each export, when something is found that it may lack
+	making  once.Group[exported, *made]
+	sending once.Group[exported, struct{}]
+
 	mu   sync.Mutex
 	keys map[solver.Key]bool // of steps that have ended; true for those whose layers are in the result
-	sent map[sending]*sent
+	made map[exported]*made
 }
 
-// sending is a layer on its way to one of the exports.
-type sending struct {
+// exported is a layer for one of the exports.
+type exported struct {
 	export int
 	id     layer.ID
 }
 
-type sent struct {
-	once  sync.Once
+// made is what an export gets for a layer.
+type made struct {
 	layer pack.Layer
-	err   error
+	blobs []ocispec.Descriptor
+	open  func(context.Context, ocispec.Descriptor) (io.ReadCloser, error)
+	sent  bool
 }
 
 func newExporter(c *Caches, inImage map[llb.Digest]bool) *Exporter {
-	x := &Exporter{Caches: c, inImage: inImage, room: make(chan struct{}, packing), keys: map[solver.Key]bool{}, sent: map[sending]*sent{}}
+	x := &Exporter{
+		Caches: c, inImage: inImage, packing: make(chan struct{}, packing), line: semaphore.NewWeighted(bytesAtOnce),
+		begun: make([]sync.Once, len(c.exports)), keys: map[solver.Key]bool{}, made: map[exported]*made{},
+	}
+	for _, e := range c.exports {
+		x.writers = append(x.writers, remote.NewWriter(e.Repository, e.Tag))
+	}
 	x.ctx, x.cancel = context.WithCancel(context.Background())
 	return x
 }
@@ -100,20 +119,28 @@ func (x *Exporter) Event(e events.Event) {
 		}
 		for _, out := range done.Outputs {
 			id := layer.ID(out.Layer)
-			if out.Content == "" || x.there(i, id) {
+			if out.Content == "" {
 				continue
 			}
 			x.working.Go(func() {
-				select {
-				case x.room <- struct{}{}:
-				case <-x.ctx.Done():
-					return
+				seen, _ := x.cache.imports.Published(x.ctx, export.Repository.String(), export.Tag)
+				if !x.there(i, id) {
+					x.begin(i, seen)
+					_ = x.send(x.ctx, exported{i, id}) // a failure shows again when the cache is published
 				}
-				defer func() { <-x.room }()
-				_, _ = x.send(x.ctx, i, id) // a failure shows again when the cache is published
 			})
 		}
 	}
+}
+
+// begin reads what an export holds, beside the build; seen is what an import has read there, or nil.
+func (x *Exporter) begin(export int, seen *remote.Head) {
+	x.begun[export].Do(func() {
+		if seen != nil {
+			x.writers[export].Knows(seen)
+		}
+		x.working.Go(func() { x.writers[export].Prepare(x.ctx) })
+	})
 }
 
 // there reports whether an export has a layer, because the build has imported it from there.
@@ -122,63 +149,98 @@ func (x *Exporter) there(export int, id layer.ID) bool {
 	return x.cache.imports.From(id, e.Repository.String(), e.Tag)
 }
 
-// send sends the manifest and the blob of a layer to an export, once.
-func (x *Exporter) send(ctx context.Context, export int, id layer.ID) (pack.Layer, error) {
-	x.mu.Lock()
-	s := x.sent[sending{export, id}]
-	if s == nil {
-		s = &sent{}
-		x.sent[sending{export, id}] = s
-	}
-	x.mu.Unlock()
-	s.once.Do(func() { s.layer, s.err = x.sendLayer(ctx, x.exports[export], id) })
-	return s.layer, s.err
+// layer makes what an export gets for a layer, once.
+func (x *Exporter) layer(ctx context.Context, of exported) (*made, error) {
+	return x.making.Do(ctx, of, func(ctx context.Context) (*made, error) {
+		x.mu.Lock()
+		m := x.made[of]
+		x.mu.Unlock()
+		if m != nil {
+			return m, nil
+		}
+		select {
+		case x.packing <- struct{}{}:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		m, err := x.makeLayer(ctx, x.exports[of.export], of.id)
+		<-x.packing
+		if err == nil {
+			x.mu.Lock()
+			x.made[of] = m
+			x.mu.Unlock()
+		}
+		return m, err
+	})
 }
 
-func (x *Exporter) sendLayer(ctx context.Context, e Export, id layer.ID) (pack.Layer, error) {
+func (x *Exporter) makeLayer(ctx context.Context, e Export, id layer.ID) (*made, error) {
 	if l, ok := x.cache.imports.Layer(id); ok && x.config.Layers.Open(ctx, id) != nil {
-		return l, x.copy(ctx, e, l)
-	}
-	m, err := x.config.Layers.Manifest(ctx, id)
-	if err != nil {
-		return pack.Layer{}, err
-	}
-	l := pack.Layer{ID: id, Content: m.Content, Created: m.Created, Opaque: !m.Plain && m.Entries > 0}
-	made, err := x.config.Layers.Blob(ctx, id, e.Encoding)
-	if err != nil {
-		return l, err
-	}
-	l.Blobs = map[string]pack.Blob{e.Encoding.String(): {Desc: made.Desc, DiffID: made.DiffID}}
-	if l.Manifest, err = x.pack(ctx, m); err != nil {
-		return l, err
-	}
-	for _, d := range []ocispec.Descriptor{l.Manifest, made.Desc} {
-		if err := e.Repository.Put(ctx, d, func() (io.ReadCloser, error) { return x.config.Store.Open(d) }); err != nil {
-			return l, err
+		m := &made{layer: l}
+		if !x.cache.imports.From(id, e.Repository.String(), e.Tag) {
+			m.blobs = l.Descriptors()
+			m.open = func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+				return x.cache.imports.Open(ctx, id, d)
+			}
 		}
+		return m, nil
+	}
+	files, err := x.config.Layers.Manifest(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	l := pack.Layer{ID: id, Content: files.Content, Created: files.Created, Opaque: !files.Plain && files.Entries > 0}
+	tarball, err := x.config.Layers.Blob(ctx, id, e.Encoding)
+	if err != nil {
+		return nil, err
+	}
+	l.Blobs = map[string]pack.Blob{e.Encoding.String(): {Desc: tarball.Desc, DiffID: tarball.DiffID}}
+	if l.Manifest, err = x.pack(ctx, files); err != nil {
+		return nil, err
 	}
 	if e.Key != nil {
-		err = l.Sign(e.Key)
-	}
-	return l, err
-}
-
-// copy sends what another cache has of a layer.
-func (x *Exporter) copy(ctx context.Context, e Export, l pack.Layer) error {
-	if x.cache.imports.From(l.ID, e.Repository.String(), e.Tag) {
-		return nil
-	}
-	all := []ocispec.Descriptor{l.Manifest}
-	for _, b := range l.Blobs {
-		all = append(all, b.Desc)
-	}
-	for _, d := range all {
-		err := e.Repository.Put(ctx, d, func() (io.ReadCloser, error) { return x.cache.imports.Open(ctx, l.ID, d) })
-		if err != nil {
-			return err
+		if err := l.Sign(e.Key); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return &made{layer: l, blobs: l.Descriptors(), open: func(_ context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+		return x.config.Store.Open(d)
+	}}, nil
+}
+
+// send sends the manifest and the blob of a layer to an export, once.
+func (x *Exporter) send(ctx context.Context, of exported) error {
+	m, err := x.layer(ctx, of)
+	if err != nil {
+		return err
+	}
+	_, err = x.sending.Do(ctx, of, func(ctx context.Context) (struct{}, error) {
+		x.mu.Lock()
+		sent := m.sent
+		x.mu.Unlock()
+		if sent {
+			return struct{}{}, nil
+		}
+		g, gctx := errgroup.WithContext(ctx)
+		for _, d := range m.blobs {
+			g.Go(func() error { return x.put(gctx, x.exports[of.export].Repository, m, d) })
+		}
+		err := g.Wait()
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		m.sent = err == nil
+		return struct{}{}, err
+	})
+	return err
+}
+
+func (x *Exporter) put(ctx context.Context, r remote.Repository, m *made, d ocispec.Descriptor) error {
+	weight := min(max(d.Size, 1), weighty)
+	if err := x.line.Acquire(ctx, weight); err != nil {
+		return context.Cause(ctx)
+	}
+	defer x.line.Release(weight)
+	return r.Put(ctx, d, func() (io.ReadCloser, error) { return m.open(ctx, d) })
 }
 
 // pack puts the compressed manifest of a layer into the store.
@@ -206,24 +268,30 @@ func (x *Exporter) pack(ctx context.Context, m *layer.Manifest) (ocispec.Descrip
 // publishAll publishes the records of the steps that have ended, once their blobs are sent. What goes wrong with a cache that is not
 // Required is a warning.
 func (x *Exporter) publishAll(ctx context.Context) error {
-	var failed error
+	failed := make([]error, len(x.exports))
+	var all sync.WaitGroup
 	for i, e := range x.exports {
-		task := x.config.Events.Task(llb.Place{}, "exporting cache to "+e.Repository.String())
-		err := x.publish(events.With(ctx, task), i)
-		switch {
-		case ctx.Err() != nil:
-			task.Done(context.Cause(ctx))
-			return context.Cause(ctx)
-		case err != nil && e.Required:
-			failed = errors.Join(failed, fmt.Errorf("export the cache to %s: %w", e.Repository, err))
+		all.Go(func() {
+			task := x.config.Events.Task(llb.Place{}, "exporting cache to "+e.Repository.String())
+			err := x.publish(events.With(ctx, task), i)
+			switch {
+			case ctx.Err() != nil:
+				err = context.Cause(ctx)
+				failed[i] = err
+			case err != nil && e.Required:
+				failed[i] = fmt.Errorf("export the cache to %s: %w", e.Repository, err)
+			case err != nil:
+				x.config.Events.Warn(fmt.Sprintf("the cache was not exported to %s: %v", e.Repository, err))
+				err = nil
+			}
 			task.Done(err)
-			continue
-		case err != nil:
-			x.config.Events.Warn(fmt.Sprintf("the cache was not exported to %s: %v", e.Repository, err))
-		}
-		task.Done(nil)
+		})
 	}
-	return failed
+	all.Wait()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return errors.Join(failed...)
 }
 
 // Close ends what is being sent.
@@ -249,25 +317,37 @@ func (x *Exporter) publish(ctx context.Context, export int) error {
 		warn()
 		return nil
 	}
+	if seen != nil {
+		x.writers[export].Knows(seen)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	sends, sctx := errgroup.WithContext(ctx)
+	sends.SetLimit(sending)
+	defer func() {
+		cancel()
+		_ = sends.Wait() // whoever needed it has waited
+	}()
+	// The records need what blobs are called, and so go beside them.
 	var mu sync.Mutex
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(uploads)
+	making, mctx := errgroup.WithContext(ctx)
 	for _, id := range ids {
-		g.Go(func() error {
-			l, err := x.send(gctx, export, id)
+		making.Go(func() error {
+			m, err := x.layer(mctx, exported{export, id})
 			if err != nil {
 				return err
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			own.AddLayer(l)
+			own.AddLayer(m.layer)
 			return nil
 		})
+		sends.Go(func() error { return x.send(sctx, exported{export, id}) })
 	}
-	if err := g.Wait(); err != nil {
+	if err := making.Wait(); err != nil {
 		return err
 	}
-	if _, err = remote.Publish(ctx, e.Repository, e.Tag, own, e.Limit, seen); err == nil {
+	_, err = x.writers[export].Publish(ctx, own, e.Limit, func(context.Context) error { return sends.Wait() })
+	if err == nil {
 		warn()
 	}
 	return err

@@ -16,27 +16,31 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/cache/pack"
+	"github.com/kilnbuild/kiln/internal/once"
 	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 )
 
 // Any number of writers publish under one tag at once, and a registry has no way to replace a tag only if nobody else has. So nothing
 // relies on the order in which they do:
 //
-//  1. A writer first puts its own pack under a tag of its own, its entry, whose name begins with that of the cache.
-//  2. It reads the cache and every entry that the cache does not include, and adds them up. Pack.Add does not depend on the order.
-//  3. If the cache has all of that, the writer is done. Else it puts the sum under the cache's tag, and goes back to 2.
+//  1. A writer reads the cache and every entry of a writer that the cache does not include.
+//  2. It adds all of that and its own pack up, which Pack.Add does in any order with the same result. It puts the sum under the cache's tag
+//     and, beside that, its own pack under a tag of its own, its entry, whose name begins with that of the cache.
+//  3. When both are put, it reads the cache and the list of entries again, at the same time. If the cache has everything, the writer is
+//     done. Else it goes back to 2.
 //
-// Consider the last put of the cache's tag by anyone. Its writer has read all entries afterwards, and found that the cache had them. An
-// entry that came later belongs to a writer that has not yet read the cache, and would put it again if something was missing. So when all
-// writers have ended, the cache has what each of them had, whoever overwrote whom meanwhile; and what a writer leaves that is killed is
-// taken up by the next one.
+// Consider the last put of the cache's tag by anyone, and the writer W of it. W has listed the entries afterwards, and the cache had them
+// all. An entry that this list did not have was put later than that list began, and so later than the cache's last put; its writer reads the
+// cache when its entry is put, finds what W has put, and would put it again if something was missing. So when all writers have ended, the
+// cache has what each of them had, whoever overwrote whom meanwhile; and what a writer leaves that is killed is taken up by the next one.
 //
-// A writer that reads the cache before an entry exists, and puts it after the entry is removed, would break that. So no writer puts what it
-// has gathered longer than maxWindow ago, and an entry stays for settleTime, which also makes up for clocks that differ. Then whoever
-// publishes next removes it. Where a registry does not allow that, a writer takes the tag of such an entry for its own in place of making
-// one more, once there are maxSettled; two that take the same one in the same moment notice it at the end, since the entry is not theirs
-// then.
+// A writer that reads the cache before an entry is included, and puts it after the entry is removed, would break that. So no writer puts
+// what it has gathered longer than maxWindow ago, and an entry stays for settleTime, which also makes up for clocks that differ. Then whoever
+// publishes next removes it; if the cache did not include it, since its writer was killed, this one has taken it into its own entry first.
+// Where a registry does not allow removal, a writer takes the tag of such an entry for its own in place of making one more, once there are
+// maxSettled; two that take the same one in the same moment notice it at the end, since the entry is not theirs then.
 const (
 	entryInfix = ".kiln-"
 	maxSettled = 16
@@ -49,19 +53,10 @@ const (
 // Slack is how old a record's time of use may become before it is published again.
 const Slack = 12 * time.Hour
 
-// Publish adds own to the cache under a tag, and trims that to a limit. Blobs that own refers to must have been put. seen is what the cache
-// held when it was read last, or nil. Publish returns what it holds then.
-func Publish(ctx context.Context, r Repository, tag string, own *pack.Pack, l pack.Limit, seen *Head) (*pack.Pack, error) {
-	w := &writer{repository: r, tag: tag, own: own, limit: l, entries: map[string]*Head{}, known: map[digest.Digest]*Head{}}
-	w.limit.Blobs, w.limit.Records = maxBlobs, pack.MaxRecords
-	if seen != nil {
-		w.known[seen.digest] = seen
-	}
-	p, err := w.publish(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("publish the cache %s: %w", r, err)
-	}
-	return p, nil
+// Publish adds own to the cache under a tag, and trims that to a limit. Blobs that own refers to must have been put. It returns what the
+// cache holds then.
+func Publish(ctx context.Context, r Repository, tag string, own *pack.Pack, l pack.Limit) (*pack.Pack, error) {
+	return NewWriter(r, tag).Publish(ctx, own, l, nothing)
 }
 
 // Prune trims the cache under a tag, or removes all of its records, and returns how many records it had and has. What others publish
@@ -87,42 +82,114 @@ func Prune(ctx context.Context, r Repository, tag string, l pack.Limit, all bool
 	return before, after, err
 }
 
-type writer struct {
+// write makes a pack what a tag holds.
+func write(ctx context.Context, r Repository, tag string, p *pack.Pack, included map[string]digest.Digest) (*Head, error) {
+	d, err := newDocument(p, included)
+	if err != nil {
+		return nil, err
+	}
+	err = NewWriter(r, tag).set(ctx, tag, d, nothing, func() bool { return true })
+	return d.head, err
+}
+
+// nothing is what has been sent before.
+func nothing(context.Context) error { return nil }
+
+// Writer publishes to one cache, once.
+type Writer struct {
 	repository Repository
 	tag        string
 	own        *pack.Pack
 	limit      pack.Limit
+	prepare    sync.Once
 
-	mine    string                  // the tag of the writer's own entry
-	taken   bool                    // mine was that of an older entry, and another writer may take it as well
-	put     digest.Digest           // of the manifest that the writer put there
-	entries map[string]*Head        // of writers, this one included, by tag
-	known   map[digest.Digest]*Head // everything that was read or written, by the digest of the manifest
+	early   *Head            // what Prepare read
+	mine    string           // the tag of the writer's own entry
+	taken   bool             // mine was that of an older entry, and another writer may take it as well
+	entered *Head            // what the writer puts there
+	entries map[string]*Head // of writers, this one included, by tag
+	putting once.Group[digest.Digest, struct{}]
+
+	mu    sync.Mutex
+	known map[digest.Digest]*Head // everything that was read or written, by the digest of the manifest
+	there map[digest.Digest]bool  // blobs that were put
 }
 
-func (w *writer) publish(ctx context.Context) (*pack.Pack, error) {
-	h, err := w.head(ctx)
+// NewWriter returns a Writer of the cache under a tag.
+func NewWriter(r Repository, tag string) *Writer {
+	return &Writer{repository: r, tag: tag, entries: map[string]*Head{}, known: map[digest.Digest]*Head{}, there: map[digest.Digest]bool{}}
+}
+
+// Knows tells the Writer what the cache held when somebody else read it, so that it is not read again.
+func (w *Writer) Knows(h *Head) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.known[h.digest] = h
+}
+
+// Prepare does what can be done before there is something to publish: Publish then needs fewer requests. What fails shows again there.
+func (w *Writer) Prepare(ctx context.Context) {
+	w.prepare.Do(func() {
+		var config sync.WaitGroup
+		config.Go(func() { _ = w.store(ctx, emptyConfig, emptyConfig.Data) })
+		w.early, _ = w.survey(ctx)
+		config.Wait()
+	})
+}
+
+// Publish adds own to the cache and trims that to a limit. Before it puts a manifest it calls sent, which returns once the blobs are put that
+// own refers to. It returns what the cache holds then.
+func (w *Writer) Publish(ctx context.Context, own *pack.Pack, l pack.Limit, sent func(context.Context) error) (*pack.Pack, error) {
+	w.prepare.Do(func() {}) // waits for it
+	w.own, w.limit = &pack.Pack{}, l
+	w.own.Add(own)
+	w.limit.Blobs, w.limit.Records = maxBlobs, pack.MaxRecords
+	p, err := w.publish(ctx, sent)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("publish the cache %s: %w", w.repository, err)
 	}
-	if h.Pack.Has(w.own, Slack) {
-		return h.Pack, nil
+	return p, nil
+}
+
+func (w *Writer) publish(ctx context.Context, sent func(context.Context) error) (*pack.Pack, error) {
+	if w.early != nil && w.early.Pack.Has(w.own, Slack) {
+		return w.early.Pack, nil
 	}
-	if err := w.enter(ctx, h); err != nil {
-		return nil, err
+	ctx, cancel := context.WithCancel(ctx)
+	var early sync.WaitGroup
+	defer early.Wait()
+	defer cancel()
+	// The entry's records go while the cache is read. If that fails it shows when the entry is put.
+	if e, err := newDocument(w.own, nil); err == nil {
+		early.Go(func() { _ = w.store(ctx, e.records, e.text) })
 	}
-	for range maxRounds {
+	for round := range maxRounds {
 		gathered := time.Now()
-		if err := w.gather(ctx, h); err != nil {
+		h, err := w.survey(ctx)
+		if err != nil {
 			return nil, err
 		}
-		if w.taken && w.entries[w.mine].digest != w.put { // another writer has taken the same tag
-			if err := w.enter(ctx, h); err != nil {
+		if round == 0 && h.Pack.Has(w.own, Slack) {
+			return h.Pack, nil
+		}
+		for tag, e := range w.entries {
+			if tag != w.mine && settled(tag) && h.included[tag] != e.digest {
+				w.own.Add(e.Pack)
+			}
+		}
+		var puts []func(context.Context) error
+		if w.entered == nil || !w.entered.Pack.Has(w.own, Slack) || w.entries[w.mine].digest != w.entered.digest {
+			entry, err := w.enter(h)
+			if err != nil {
 				return nil, err
 			}
+			puts = append(puts, func(ctx context.Context) error {
+				return w.set(ctx, w.mine, entry, sent, func() bool { return true })
+			})
 		}
 		sum, included := &pack.Pack{}, map[string]digest.Digest{}
 		sum.Add(h.Pack)
+		sum.Add(w.own)
 		for tag, e := range w.entries {
 			sum.Add(e.Pack)
 			included[tag] = e.digest
@@ -133,18 +200,25 @@ func (w *writer) publish(ctx context.Context) (*pack.Pack, error) {
 			}
 		}
 		sum.Trim(w.limit, time.Now())
-		if h.Pack.Has(sum, Slack) && contains(h.included, included) {
+		if h.Pack.Has(sum, Slack) && contains(h.included, included) && len(puts) == 0 {
 			w.clean(ctx)
 			return h.Pack, nil
 		}
-		if time.Since(gathered) < maxWindow {
-			if err := w.write(ctx, w.tag, sum, included); err != nil {
-				return nil, err
-			}
-		}
-		if h, err = w.head(ctx); err != nil {
+		doc, err := newDocument(sum, included)
+		if err != nil {
 			return nil, err
 		}
+		puts = append(puts, func(ctx context.Context) error {
+			return w.set(ctx, w.tag, doc, sent, func() bool { return time.Since(gathered) < maxWindow })
+		})
+		g, gctx := errgroup.WithContext(ctx)
+		for _, put := range puts {
+			g.Go(func() error { return put(gctx) })
+		}
+		if err := g.Wait(); err != nil {
+			return nil, err
+		}
+		sent = nothing
 	}
 	return nil, errors.New("too many others write to it at the same time")
 }
@@ -160,32 +234,81 @@ func contains(m, part map[string]digest.Digest) bool {
 }
 
 // read returns what a tag holds; it reads the pack only of what it does not know.
-func (w *writer) read(ctx context.Context, tag string) (*Head, error) {
+func (w *Writer) read(ctx context.Context, tag string) (*Head, error) {
 	data, err := w.repository.Get(ctx, tag)
 	if err != nil {
 		return nil, err
 	}
-	if h := w.known[digest.FromBytes(data)]; h != nil {
+	w.mu.Lock()
+	h := w.known[digest.FromBytes(data)]
+	w.mu.Unlock()
+	if h != nil {
 		return h, nil
 	}
-	h, err := read(ctx, w.repository, data)
+	h, err = read(ctx, w.repository, data)
 	if err == nil {
-		w.known[h.digest] = h
+		w.Knows(h)
 	}
 	return h, err
 }
 
-func (w *writer) write(ctx context.Context, tag string, p *pack.Pack, included map[string]digest.Digest) error {
-	h, err := write(ctx, w.repository, tag, p, included)
-	if err == nil {
-		w.known[h.digest] = h
-	}
+// store puts a small blob, once.
+func (w *Writer) store(ctx context.Context, desc ocispec.Descriptor, data []byte) error {
+	_, err := w.putting.Do(ctx, desc.Digest, func(ctx context.Context) (struct{}, error) {
+		w.mu.Lock()
+		there := w.there[desc.Digest]
+		w.mu.Unlock()
+		if there {
+			return struct{}{}, nil
+		}
+		desc.Data = nil
+		err := w.repository.Put(ctx, desc, bytesOf(data))
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.there[desc.Digest] = err == nil
+		return struct{}{}, err
+	})
 	return err
+}
+
+// set puts a document under a tag, after sent and if may still says so then.
+func (w *Writer) set(ctx context.Context, tag string, d *document, sent func(context.Context) error, may func() bool) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return w.store(gctx, emptyConfig, emptyConfig.Data) })
+	g.Go(func() error { return w.store(gctx, d.records, d.text) })
+	g.Go(func() error { return sent(gctx) })
+	if err := g.Wait(); err != nil || !may() {
+		return err
+	}
+	if err := w.repository.Set(ctx, tag, ocispec.MediaTypeImageManifest, d.manifest); err != nil {
+		return err
+	}
+	w.Knows(d.head)
+	return nil
+}
+
+// survey reads the cache, and the entries that it does not include.
+func (w *Writer) survey(ctx context.Context) (*Head, error) {
+	var h *Head
+	var tags []string
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		h, err = w.head(gctx)
+		return err
+	})
+	g.Go(func() (err error) {
+		tags, err = w.repository.Tags(gctx, w.tag+entryInfix)
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return h, w.gather(ctx, h, tags)
 }
 
 // head reads the cache. One that is damaged counts as empty: it is worth nothing, and is replaced. One of a later version of kiln, and what
 // is no cache, is not touched.
-func (w *writer) head(ctx context.Context) (*Head, error) {
+func (w *Writer) head(ctx context.Context) (*Head, error) {
 	h, err := w.read(ctx, w.tag)
 	if none(err) || errors.As(err, new(*DamagedError)) {
 		return &Head{Pack: &pack.Pack{}}, nil
@@ -193,8 +316,8 @@ func (w *writer) head(ctx context.Context) (*Head, error) {
 	return h, err
 }
 
-// enter puts the writer's own entry.
-func (w *writer) enter(ctx context.Context, h *Head) error {
+// enter makes the writer's own entry, which is to be put under w.mine.
+func (w *Writer) enter(h *Head) (*document, error) {
 	var free []string
 	for tag := range h.included {
 		if settled(tag) {
@@ -205,11 +328,13 @@ func (w *writer) enter(ctx context.Context, h *Head) error {
 	if len(free) >= maxSettled {
 		w.mine, w.taken = free[mathrand.IntN(len(free))], true
 	}
-	e, err := write(ctx, w.repository, w.mine, w.own, nil)
+	own := &pack.Pack{} // w.own may get more
+	own.Add(w.own)
+	d, err := newDocument(own, nil)
 	if err == nil {
-		w.entries[w.mine], w.put = e, e.digest
+		w.entered, w.entries[w.mine] = d.head, d.head
 	}
-	return err
+	return d, err
 }
 
 // settled reports whether a tag is that of an entry which was made more than settleTime ago.
@@ -220,15 +345,11 @@ func settled(tag string) bool {
 	return err == nil && time.Since(time.Unix(unix, 0)) > settleTime
 }
 
-// gather reads the entries that are there and not known. The tag of one that is not settled is nobody else's, so one of those that the
-// cache includes is not read.
-func (w *writer) gather(ctx context.Context, h *Head) error {
-	tags, err := w.repository.Tags(ctx, w.tag+entryInfix)
-	if err != nil {
-		return err
-	}
+// gather reads the entries of a list that are not known. The tag of one that is not settled is nobody else's, so one that was read, or that
+// the cache includes, is not read.
+func (w *Writer) gather(ctx context.Context, h *Head, tags []string) error {
 	tags = slices.DeleteFunc(tags, func(tag string) bool {
-		return tag == w.mine && !w.taken || w.entries[tag] == nil && h.included[tag] != "" && !settled(tag)
+		return tag == w.mine && !w.taken || !settled(tag) && (w.entries[tag] != nil || h.included[tag] != "")
 	})
 	if len(w.entries)+len(tags) > maxOpen {
 		return fmt.Errorf("it lists more than %d entries of writers", maxOpen)
@@ -259,7 +380,7 @@ const entriesAtOnce = 8
 
 // entry returns what a tag holds, without the pack if the cache includes the manifest with the digest included; nil if it is gone. Nobody
 // can use one that is damaged.
-func (w *writer) entry(ctx context.Context, tag string, included digest.Digest) (*Head, error) {
+func (w *Writer) entry(ctx context.Context, tag string, included digest.Digest) (*Head, error) {
 	data, err := w.repository.Get(ctx, tag)
 	if none(err) {
 		return nil, nil
@@ -271,7 +392,13 @@ func (w *writer) entry(ctx context.Context, tag string, included digest.Digest) 
 	if d == included {
 		return &Head{Pack: &pack.Pack{}, digest: d}, nil
 	}
-	e, err := read(ctx, w.repository, data)
+	w.mu.Lock()
+	e := w.known[d]
+	w.mu.Unlock()
+	if e != nil {
+		return e, nil
+	}
+	e, err = read(ctx, w.repository, data)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -282,12 +409,14 @@ func (w *writer) entry(ctx context.Context, tag string, included digest.Digest) 
 }
 
 // clean removes entries that the cache includes, and that are settled. That not every registry can is no failure.
-func (w *writer) clean(ctx context.Context) {
+func (w *Writer) clean(ctx context.Context) {
+	var removing sync.WaitGroup
 	for tag, e := range w.entries {
-		if settled(tag) && tag != w.mine && w.repository.Remove(ctx, tag, e.digest) != nil {
-			return
+		if settled(tag) && tag != w.mine {
+			removing.Go(func() { _ = w.repository.Remove(ctx, tag, e.digest) })
 		}
 	}
+	removing.Wait()
 }
 
 func bytesOf(data []byte) func() (io.ReadCloser, error) {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -130,7 +131,7 @@ func TestManyWriters(t *testing.T) {
 			var all sync.WaitGroup
 			for i := range writers {
 				all.Go(func() {
-					if _, err := Publish(t.Context(), r, "cache", one(fmt.Sprint(i)), pack.Limit{}, nil); err != nil {
+					if _, err := Publish(t.Context(), r, "cache", one(fmt.Sprint(i)), pack.Limit{}); err != nil {
 						t.Error(err)
 					}
 				})
@@ -144,6 +145,118 @@ func TestManyWriters(t *testing.T) {
 				if !h.Pack.Has(one(fmt.Sprint(i)), time.Hour) {
 					t.Errorf("the records of writer %d are lost", i)
 				}
+			}
+		})
+	}
+}
+
+// far is a repository whose requests take a trip each, of the time of a synctest bubble; it sends blobs as a registry is sent them.
+type far struct {
+	Repository
+	mu       sync.Mutex
+	requests int
+}
+
+const trip = time.Second
+
+func (f *far) travel(trips int) {
+	f.mu.Lock()
+	f.requests += trips
+	f.mu.Unlock()
+	time.Sleep(time.Duration(trips) * trip)
+}
+
+func (f *far) Get(ctx context.Context, tag string) ([]byte, error) {
+	f.travel(1)
+	return f.Repository.Get(ctx, tag)
+}
+
+func (f *far) Set(ctx context.Context, tag, mediaType string, data []byte) error {
+	f.travel(1)
+	return f.Repository.Set(ctx, tag, mediaType, data)
+}
+
+func (f *far) Tags(ctx context.Context, prefix string) ([]string, error) {
+	f.travel(1)
+	return f.Repository.Tags(ctx, prefix)
+}
+
+func (f *far) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	f.travel(1)
+	return f.Repository.Open(ctx, desc)
+}
+
+func (f *far) Put(ctx context.Context, desc ocispec.Descriptor, open func() (io.ReadCloser, error)) error {
+	if desc.MediaType != pack.Type {
+		f.travel(1) // HEAD
+		if r, err := f.Repository.Open(ctx, desc); err == nil {
+			return r.Close()
+		}
+	}
+	f.travel(2) // POST, PUT
+	return f.Repository.Put(ctx, desc, open)
+}
+
+// What is left to do when a build ends takes few requests one after the other, whatever others have published before and meanwhile.
+func TestPublishTrips(t *testing.T) {
+	dir, err := CreateDir(t.TempDir(), "cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	for _, tc := range []struct {
+		name      string
+		meanwhile int // how many others publish between Prepare and Publish, of the same build
+		prepare   int
+		trips     int
+	}{
+		// The cache and the list of tags; POST and PUT of the sum; the manifests; the cache and the list of tags.
+		{"the first", 0, 3, 5},
+		{"the second", 0, 2, 5},
+		// In addition, the records of the cache.
+		{"after another", 1, 2, 6},
+		{"after many", 20, 2, 6},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			f := &far{Repository: dir}
+			w := NewWriter(f, "cache")
+			began := time.Now()
+			w.Prepare(t.Context())
+			if got := int(time.Since(began) / trip); got != tc.prepare {
+				t.Errorf("%s: Prepare takes %d requests one after the other, want %d", tc.name, got, tc.prepare)
+			}
+			for i := range tc.meanwhile {
+				if _, err := Publish(t.Context(), dir, "cache", one(fmt.Sprint(tc.name, i)), pack.Limit{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			began = time.Now()
+			layers := make(chan struct{})
+			go func() {
+				time.Sleep(3 * trip) // they are asked for and sent at the same time
+				close(layers)
+			}()
+			sent := func(context.Context) error {
+				<-layers
+				return nil
+			}
+			p, err := w.Publish(t.Context(), one(tc.name), pack.Limit{}, sent)
+			if err != nil || !p.Has(one(tc.name), Slack) {
+				t.Fatal(err)
+			}
+			if got := int(time.Since(began) / trip); got != tc.trips {
+				t.Errorf("%s: Publish takes %d requests one after the other, want %d", tc.name, got, tc.trips)
+			}
+			// What is there is not published again.
+			f.requests = 0
+			again := NewWriter(f, "cache")
+			h, err := Read(t.Context(), dir, "cache")
+			if err != nil {
+				t.Fatal(err)
+			}
+			again.Knows(h)
+			if _, err := again.Publish(t.Context(), one(tc.name), pack.Limit{}, sent); err != nil || f.requests > 4 {
+				t.Errorf("%s: what is there takes %d requests, %v", tc.name, f.requests, err)
 			}
 		})
 	}
@@ -170,14 +283,14 @@ func TestOvertaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dir.Close()
-	if _, err := Publish(t.Context(), dir, "cache", one("first"), pack.Limit{}, nil); err != nil {
+	if _, err := Publish(t.Context(), dir, "cache", one("first"), pack.Limit{}); err != nil {
 		t.Fatal(err)
 	}
 	stale, err := dir.Get(t.Context(), "cache")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := Publish(t.Context(), &overtaken{dir, 5, stale}, "cache", one("second"), pack.Limit{}, nil)
+	p, err := Publish(t.Context(), &overtaken{dir, 5, stale}, "cache", one("second"), pack.Limit{})
 	if err != nil || !p.Has(one("first"), time.Hour) || !p.Has(one("second"), time.Hour) {
 		t.Errorf("%+v, %v", p, err)
 	}
@@ -196,12 +309,25 @@ func TestLeftEntry(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	p, err := Publish(t.Context(), dir, "cache", one("mine"), pack.Limit{}, nil)
+	p, err := Publish(t.Context(), dir, "cache", one("mine"), pack.Limit{})
 	if err != nil || !p.Has(one("old"), time.Hour) || !p.Has(one("other"), time.Hour) || !p.Has(one("mine"), time.Hour) {
 		t.Errorf("%+v, %v", p, err)
 	}
 	if tags, _ := dir.Tags(t.Context(), old); len(tags) > 0 {
 		t.Error("an old entry that the cache includes is still there")
+	}
+	// A writer that has read the cache before may yet put it without the records: they are in an entry that stays.
+	taken := false
+	tags, err := dir.Tags(t.Context(), "cache"+entryInfix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tag := range tags {
+		e, err := Read(t.Context(), dir, tag)
+		taken = taken || err == nil && !settled(tag) && e.Pack.Has(one("old"), time.Hour)
+	}
+	if !taken {
+		t.Error("an old entry was removed, and no other has its records")
 	}
 }
 
@@ -233,7 +359,7 @@ func TestReadOfSomethingElse(t *testing.T) {
 		if _, err := Read(t.Context(), dir, "cache"); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
 		}
-		_, err := Publish(t.Context(), dir, "cache", one("x"), pack.Limit{}, nil)
+		_, err := Publish(t.Context(), dir, "cache", one("x"), pack.Limit{})
 		if (err == nil) != tc.replaced {
 			t.Errorf("%s: publish: %v", tc.name, err)
 		}
@@ -282,7 +408,7 @@ func TestImports(t *testing.T) {
 	if err := dir.Put(t.Context(), tarball, open); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Publish(t.Context(), dir, "cache", p, pack.Limit{}, nil); err != nil {
+	if _, err := Publish(t.Context(), dir, "cache", p, pack.Limit{}); err != nil {
 		t.Fatal(err)
 	}
 	var mu sync.Mutex

@@ -16,7 +16,6 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/errgroup"
 )
 
 // Repository holds blobs by digest and manifests by tag: a registry's repository, a directory or a bucket. Nothing that it returns is
@@ -136,24 +135,26 @@ func parse(data []byte) (*ocispec.Manifest, error) {
 	return &m.Manifest, nil
 }
 
-// write stores a pack and makes it what a tag holds.
-func write(ctx context.Context, r Repository, tag string, p *pack.Pack, included map[string]digest.Digest) (*Head, error) {
+// document is a manifest, and the records that it names first.
+type document struct {
+	head     *Head
+	manifest []byte
+	records  ocispec.Descriptor
+	text     []byte // of the records
+}
+
+// newDocument makes the document of a pack that includes entries of writers.
+func newDocument(p *pack.Pack, included map[string]digest.Digest) (*document, error) {
 	text, err := p.Encode()
 	if err != nil {
 		return nil, err
 	}
-	desc := ocispec.Descriptor{MediaType: pack.Type, Digest: digest.FromBytes(text), Size: int64(len(text))}
+	records := ocispec.Descriptor{MediaType: pack.Type, Digest: digest.FromBytes(text), Size: int64(len(text))}
 	config := emptyConfig
 	config.Data = nil
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return r.Put(gctx, config, bytesOf(emptyConfig.Data)) })
-	g.Go(func() error { return r.Put(gctx, desc, bytesOf(text)) })
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
 	m := ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: pack.ArtifactType,
-		Config: config, Layers: append([]ocispec.Descriptor{desc}, p.Blobs()...),
+		Config: config, Layers: append([]ocispec.Descriptor{records}, p.Blobs()...),
 	}
 	if len(included) > 0 {
 		m.Annotations = map[string]string{includedAnnotation: formatIncluded(included)}
@@ -165,7 +166,7 @@ func write(ctx context.Context, r Repository, tag string, p *pack.Pack, included
 	if len(data) > maxManifest {
 		return nil, fmt.Errorf("the cache's manifest has %d bytes, and the limit is %d", len(data), maxManifest)
 	}
-	return &Head{p, digest.FromBytes(data), included}, r.Set(ctx, tag, m.MediaType, data)
+	return &document{&Head{p, digest.FromBytes(data), included}, data, records, text}, nil
 }
 
 // Read returns the cache under a tag. The error wraps fs.ErrNotExist if there is none, pack.ErrVersion for one of a later version of kiln,
