@@ -82,6 +82,14 @@ func New(settings config.Registries) *Client {
 	}
 }
 
+// Insecure returns a Client for which the certificate of a registry does not count, and which speaks plain HTTP if the registry does not
+// speak HTTPS. It has the credentials of c, but no connections or tokens of it.
+func (c *Client) Insecure(registry string) *Client {
+	other := New(c.settings.Insecure(registry))
+	other.creds, other.patience, other.certs = c.creds, c.patience, c.certs
+	return other
+}
+
 // host is a server.
 type host struct {
 	client *Client

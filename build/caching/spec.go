@@ -16,6 +16,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cache/pack"
 	"github.com/kilnbuild/kiln/cache/remote"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/signing"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/snapshot/blob"
@@ -90,8 +91,8 @@ func (s *Spec) Check() error {
 	if s.Attrs[need] == "" {
 		return fmt.Errorf("type=%s needs %s=…", s.Type, need)
 	}
-	if insecure, err := s.truth("registry.insecure", false); err != nil || insecure {
-		return cmp.Or(err, errors.New("registry.insecure=true is not supported: name the registry in kiln.toml with http = true or insecure = true"))
+	if _, err := s.truth("registry.insecure", false); err != nil {
+		return err
 	}
 	if s.Type == "local" {
 		s.path = s.Attrs[need]
@@ -225,10 +226,27 @@ func (s *Spec) tag() string {
 	return defaultTag
 }
 
+// inRegistry returns where a cache is that is in a registry. registry.insecure is for this cache alone: images still go to the registry as
+// kiln.toml and the flags of the command say.
+func (s *Spec) inRegistry(client *registry.Client) (r remote.Repository, tag string, err error) {
+	name, err := imagename.Parse(s.Attrs["ref"])
+	if err != nil {
+		return nil, "", err
+	}
+	insecure, err := s.truth("registry.insecure", false)
+	if err != nil {
+		return nil, "", err
+	}
+	if insecure {
+		client = client.Insecure(name.Registry)
+	}
+	return remote.InRegistry(client, s.Attrs["ref"])
+}
+
 // open opens where a cache is that is read.
 func (s *Spec) open(client *registry.Client) (*Place, error) {
 	if s.Type == "registry" {
-		r, tag, err := remote.InRegistry(client, s.Attrs["ref"])
+		r, tag, err := s.inRegistry(client)
 		return &Place{r, tag, func() error { return nil }}, err
 	}
 	d, err := remote.OpenDir(s.path, s.Attrs["src"])
@@ -276,7 +294,7 @@ func (c *Caches) openExport(s Spec) error {
 	}
 	e.Tag = s.tag()
 	if s.Type == "registry" {
-		if e.Repository, e.Tag, err = remote.InRegistry(c.config.Client, s.Attrs["ref"]); err != nil {
+		if e.Repository, e.Tag, err = s.inRegistry(c.config.Client); err != nil {
 			return err
 		}
 	} else {

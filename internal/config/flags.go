@@ -3,6 +3,7 @@ package config
 import (
 	"crypto/x509"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -43,7 +44,7 @@ func (f *RegistryFlags) Apply(c *Config) error {
 		if !isHost(host) {
 			return &input.Error{Err: fmt.Errorf(`--insecure-registry %q: want a registry's name, "host" or "host:port"`, host)}
 		}
-		registries.edit(host, func(r *Registry) { r.Insecure, r.Fallback = true, true })
+		registries.edit(host, (*Registry).trustAnything)
 	}
 	for _, v := range f.CA {
 		if err := registries.addCA(v); err != nil {
@@ -53,6 +54,19 @@ func (f *RegistryFlags) Apply(c *Config) error {
 	c.Registries = registries
 	return nil
 }
+
+// Insecure returns the settings in which the certificate of a registry is not checked, and which lets it speak plain HTTP: those of
+// --insecure-registry.
+func (r Registries) Insecure(name string) Registries {
+	all := maps.Clone(r)
+	if all == nil {
+		all = Registries{}
+	}
+	all.edit(name, (*Registry).trustAnything)
+	return all
+}
+
+func (r *Registry) trustAnything() { r.Insecure, r.Fallback = true, true }
 
 // edit changes the settings of a registry. Lists are replaced, not written to.
 func (r Registries) edit(name string, change func(*Registry)) {
