@@ -9,13 +9,14 @@ FUZZLONG    := ./cache/pack/*|./frontend/*|./internal/gunzip/*|./internal/ignore
 # $(call need,PACKAGES) installs Debian packages unless they are all there.
 need = dpkg --status $(1) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1); }
 
-.PHONY: help build install demo test lint e2e vm torture fuzz conformance bench
+.PHONY: help build install image demo test lint e2e vm torture fuzz conformance bench
 help:
 	@echo "make build         ./kiln, one static binary"
 	@echo "make install       kiln, its manual pages, and completion for shells, into PREFIX ($(PREFIX)) below DESTDIR"
+	@echo "make image         an image of kiln for amd64 and arm64 in kiln's store, with IMAGE as further flags of kiln build"
 	@echo "make demo          build an example, look at it, build it again"
 	@echo "make test          vet, staticcheck, and the tests of every package"
-	@echo "make e2e           real images from real package registries, about ten minutes"
+	@echo "make e2e           real images from real package registries, and kiln's own; about twenty minutes"
 	@echo "make vm            kiln on the kernel of Debian's cloud images, or on KERNELS, in a virtual machine; about two minutes. ARCH=arm64"
 	@echo "make torture       hostile archives, faults, kills and full disks; LONG=1 for many rounds, and for large ones"
 	@echo "make fuzz          every fuzz target, for FUZZTIME ($(FUZZTIME)) or FUZZREST ($(FUZZREST))"
@@ -33,6 +34,11 @@ install: build
 	./kiln completion bash > $(SHARE)/bash-completion/completions/kiln
 	./kiln completion zsh > $(SHARE)/zsh/site-functions/_kiln
 	./kiln completion fish > $(SHARE)/fish/vendor_completions.d/kiln.fish
+
+# IMAGE are flags of kiln build, such as "-t registry.example/kiln:v1 --push".
+image: build
+	@$(call need,ca-certificates mmdebstrap)
+	image/build ./kiln $(IMAGE)
 
 demo: build
 	@$(call need,busybox-static)

@@ -22,8 +22,14 @@ func versionCommand(a *app.App) *cobra.Command {
 	}
 }
 
-// version returns the module's version as the go command has recorded it, or the commit.
+// release is the version of a build whose source is no module and no checkout; the linker sets it (-X).
+var release string
+
+// version returns the release, or the module's version as the go command has recorded it, or the commit.
 func version() string {
+	if release != "" {
+		return release
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "devel"
