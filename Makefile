@@ -51,15 +51,19 @@ test: lint
 
 lint:
 	go vet ./...
-	go vet -tags e2e ./e2e
+	go vet -tags e2e ./e2e ./e2e/caches
 	go vet -tags vm ./e2e/vm
 	go run $(STATICCHECK) ./...
-	go run $(STATICCHECK) -tags e2e ./e2e
+	go run $(STATICCHECK) -tags e2e ./e2e ./e2e/caches
 	go run $(STATICCHECK) -tags vm ./e2e/vm
 
+# Servers that tests of caches talk to.
+TOOLS     := $(CURDIR)/.tools
+VERSITYGW := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 e2e: build
 	@$(call need,busybox-static docker-registry mmdebstrap openssh-client podman qemu-user-static skopeo umoci)
-	KILN=$(CURDIR)/kiln go test -tags e2e -count=1 -timeout 2h -v ./e2e
+	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(VERSITYGW)
+	KILN=$(CURDIR)/kiln TOOLS=$(TOOLS) go test -tags e2e -count=1 -timeout 2h -v ./e2e ./e2e/caches
 
 # ARCH is amd64, or arm64, which takes about four minutes; there the packages' own tests run only with TESTS=1. KERNELS
 # are directories of unpacked kernel packages, separated by colons; without it Debian's is downloaded.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"sync"
 	"time"
@@ -84,8 +85,9 @@ type exported struct {
 type made struct {
 	layer pack.Layer
 	blobs []ocispec.Descriptor
-	open  func(context.Context, ocispec.Descriptor) (io.ReadCloser, error)
-	sent  bool
+	// open is nil for what the export has already, and keeps.
+	open func(context.Context, ocispec.Descriptor) (io.ReadCloser, error)
+	sent bool
 }
 
 func newExporter(c *Caches, inImage map[llb.Digest]bool) *Exporter {
@@ -177,6 +179,9 @@ func (x *Exporter) layer(ctx context.Context, of exported) (*made, error) {
 func (x *Exporter) makeLayer(ctx context.Context, e Export, id layer.ID) (*made, error) {
 	if l, ok := x.cache.imports.Layer(id); ok && x.config.Layers.Open(ctx, id) != nil {
 		m := &made{layer: l}
+		if _, ok := e.Repository.(remote.Keeper); ok {
+			m.blobs = l.Descriptors()
+		}
 		if !x.cache.imports.From(id, e.Repository.String(), e.Tag) {
 			m.blobs = l.Descriptors()
 			m.open = func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
@@ -240,6 +245,12 @@ func (x *Exporter) put(ctx context.Context, r remote.Repository, m *made, d ocis
 		return context.Cause(ctx)
 	}
 	defer x.line.Release(weight)
+	if m.open == nil {
+		if err := r.(remote.Keeper).Keep(ctx, d); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil // whoever needs it finds that it is gone, and makes it again
+	}
 	return r.Put(ctx, d, func() (io.ReadCloser, error) { return m.open(ctx, d) })
 }
 

@@ -17,11 +17,11 @@ type Place struct {
 
 // OpenPlace opens what a Spec of --cache-from names, which must exist if it is a directory. Close must be called.
 func OpenPlace(s Spec, client *registry.Client) (*Place, error) {
-	p, err := s.open(client)
+	places, err := s.open(client)
 	if err != nil {
 		return nil, s.wrap(err)
 	}
-	return p, nil
+	return places[0], nil
 }
 
 // Close closes the place.

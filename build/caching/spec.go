@@ -16,7 +16,6 @@ import (
 
 	"github.com/kilnbuild/kiln/cache/pack"
 	"github.com/kilnbuild/kiln/cache/remote"
-	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/signing"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/snapshot/blob"
@@ -24,7 +23,7 @@ import (
 
 // Spec is a value of --cache-from or --cache-to.
 type Spec struct {
-	// Type is "registry" or "local".
+	// Type is that of a cache, such as "registry".
 	Type string
 	// Attrs are the other keys, in lower case, as written.
 	Attrs map[string]string
@@ -32,7 +31,7 @@ type Spec struct {
 	Mounts []string
 	// Export is set for --cache-to.
 	Export bool
-	// Text is the whole value, for messages.
+	// Text is the whole value without secrets, for messages.
 	Text string
 
 	// What the caller of Paths makes absolute: the directory of a local cache, and the files with keys.
@@ -43,56 +42,33 @@ type Spec struct {
 // defaultTag is the tag of a cache in a directory.
 const defaultTag = "latest"
 
-// keys are those of each type, for imports and exports.
-var keys = map[bool]map[string][]string{
-	false: {
-		"registry": append([]string{"ref", "registry.insecure", "verify"}, mountKeys...),
-		"local":    append([]string{"src", "tag", "digest", "verify"}, mountKeys...),
-	},
-	true: {
-		"registry": append([]string{"ref", "registry.insecure"}, exportKeys...),
-		"local":    append([]string{"dest", "tag"}, exportKeys...),
-	},
-}
-
-var mountKeys = []string{mountsKey, mountsMaxSizeKey}
-
-var exportKeys = append([]string{
-	"mode", "compression", "compression-level", "force-compression", "oci-mediatypes", "image-manifest", "ignore-error", "max-size", "max-age", "sign",
-}, mountKeys...)
-
-// notYet are the types that other builders have.
-var notYet = []string{"inline", "s3", "gha", "azblob"}
-
 // Check returns what is wrong with a spec.
 func (s *Spec) Check() error {
-	known, ok := keys[s.Export][s.Type]
-	switch {
-	case slices.Contains(notYet, s.Type):
-		return fmt.Errorf("type=%s is not supported yet: use registry or local", s.Type)
-	case !ok:
-		return fmt.Errorf("type=%s is no type of cache: use registry or local", s.Type)
+	k, err := kindOf(s.Type)
+	if err != nil {
+		return err
 	}
+	known := slices.Concat(k.from, importKeys)
+	if s.Export {
+		known = slices.Concat(k.to, exportKeys)
+	}
+	need := known[0]
+	known = slices.DeleteFunc(known, func(key string) bool { return key == "" })
 	for _, key := range slices.Sorted(maps.Keys(s.Attrs)) {
 		if !slices.Contains(known, key) {
 			return fmt.Errorf("type=%s has no key %s: it has %s", s.Type, key, strings.Join(known, ", "))
 		}
 	}
-	if len(s.Mounts) > 0 && !slices.Contains(known, mountsKey) {
-		return fmt.Errorf("type=%s has no key %s: it has %s", s.Type, mountsKey, strings.Join(known, ", "))
-	}
 	if _, err := s.mounts(); err != nil {
 		return err
 	}
-	need := map[string]string{"registry": "ref", "local": "src"}[s.Type]
-	if s.Type == "local" && s.Export {
-		need = "dest"
-	}
-	if s.Attrs[need] == "" {
+	if need != "" && s.Attrs[need] == "" {
 		return fmt.Errorf("type=%s needs %s=…", s.Type, need)
 	}
-	if _, err := s.truth("registry.insecure", false); err != nil {
-		return err
+	if k.check != nil {
+		if err := k.check(s); err != nil {
+			return err
+		}
 	}
 	if s.Type == "local" {
 		s.path = s.Attrs[need]
@@ -110,7 +86,7 @@ func (s *Spec) Check() error {
 	if !s.Export {
 		return nil
 	}
-	_, err := s.export()
+	_, err = s.export()
 	return err
 }
 
@@ -219,45 +195,13 @@ func parseAge(v string) (time.Duration, error) {
 	return d, err
 }
 
-func (s *Spec) tag() string {
-	if tag := s.Attrs["tag"]; tag != "" {
-		return tag
-	}
-	return defaultTag
-}
-
-// inRegistry returns where a cache is that is in a registry. registry.insecure is for this cache alone: images still go to the registry as
-// kiln.toml and the flags of the command say.
-func (s *Spec) inRegistry(client *registry.Client) (r remote.Repository, tag string, err error) {
-	name, err := imagename.Parse(s.Attrs["ref"])
-	if err != nil {
-		return nil, "", err
-	}
-	insecure, err := s.truth("registry.insecure", false)
-	if err != nil {
-		return nil, "", err
-	}
-	if insecure {
-		client = client.Insecure(name.Registry)
-	}
-	return remote.InRegistry(client, s.Attrs["ref"])
-}
-
-// open opens where a cache is that is read.
-func (s *Spec) open(client *registry.Client) (*Place, error) {
-	if s.Type == "registry" {
-		r, tag, err := s.inRegistry(client)
-		return &Place{r, tag, func() error { return nil }}, err
-	}
-	d, err := remote.OpenDir(s.path, s.Attrs["src"])
+// open opens where the caches of a spec are; there is one for an import.
+func (s *Spec) open(client *registry.Client) ([]*Place, error) {
+	k, err := kindOf(s.Type)
 	if err != nil {
 		return nil, err
 	}
-	tag := s.tag()
-	if digest := s.Attrs["digest"]; digest != "" {
-		tag = digest
-	}
-	return &Place{d, tag, d.Close}, nil
+	return k.open(s, client)
 }
 
 func (c *Caches) openImport(s Spec) error {
@@ -265,7 +209,7 @@ func (c *Caches) openImport(s Spec) error {
 	if err != nil {
 		return err
 	}
-	p, err := s.open(c.config.Client)
+	places, err := s.open(c.config.Client)
 	if errors.Is(err, fs.ErrNotExist) {
 		c.config.Events.Warn(fmt.Sprintf("the cache %s does not exist yet", s.Attrs["src"]))
 		return nil
@@ -273,13 +217,17 @@ func (c *Caches) openImport(s Spec) error {
 	if err != nil {
 		return err
 	}
-	c.closers = append(c.closers, p.Close)
-	read := &remote.Import{Repository: p.repository, Tag: p.tag, Keys: keys}
-	c.imports = append(c.imports, read)
-	if len(s.Mounts) > 0 {
-		c.restored[read], err = s.mounts()
+	for _, p := range places {
+		c.closers = append(c.closers, p.Close)
+		read := &remote.Import{Repository: p.repository, Tag: p.tag, Keys: keys}
+		c.imports = append(c.imports, read)
+		if len(s.Mounts) > 0 {
+			if c.restored[read], err = s.mounts(); err != nil {
+				return err
+			}
+		}
 	}
-	return err
+	return nil
 }
 
 func (c *Caches) openExport(s Spec) error {
@@ -292,20 +240,15 @@ func (c *Caches) openExport(s Spec) error {
 			return err
 		}
 	}
-	e.Tag = s.tag()
-	if s.Type == "registry" {
-		if e.Repository, e.Tag, err = s.inRegistry(c.config.Client); err != nil {
-			return err
-		}
-	} else {
-		d, err := remote.CreateDir(s.path, s.Attrs["dest"])
-		if err != nil {
-			return err
-		}
-		c.closers = append(c.closers, d.Close)
-		e.Repository = d
+	places, err := s.open(c.config.Client)
+	if err != nil {
+		return err
 	}
-	c.exports = append(c.exports, e)
+	for _, p := range places {
+		e.Repository, e.Tag = p.repository, p.tag
+		c.closers = append(c.closers, p.Close)
+		c.exports = append(c.exports, e)
+	}
 	return nil
 }
 

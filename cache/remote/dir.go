@@ -192,7 +192,7 @@ func (d *Dir) update(change func(*ocispec.Index)) error {
 
 // Sweep removes blobs that no manifest names and that are older than settleTime: a writer may have put the others for a manifest that is to
 // come.
-func (d *Dir) Sweep() error {
+func (d *Dir) Sweep(context.Context) error {
 	named := map[string]bool{}
 	index, err := d.index()
 	if err != nil {

@@ -59,27 +59,44 @@ func Publish(ctx context.Context, r Repository, tag string, own *pack.Pack, l pa
 	return NewWriter(r, tag).Publish(ctx, own, l, nothing)
 }
 
-// Prune trims the cache under a tag, or removes all of its records, and returns how many records it had and has. What others publish
-// meanwhile may bring some back.
+// Prune trims the cache under a tag, or removes all of its records, and returns how many records it had and has. Where the repository is no
+// Swapper, what others publish meanwhile may bring some back.
 func Prune(ctx context.Context, r Repository, tag string, l pack.Limit, all bool) (before, after int, err error) {
 	h, err := Read(ctx, r, tag)
 	if err != nil {
 		return 0, 0, err
 	}
-	before = len(h.Pack.Records) + len(h.Pack.Foreign)
-	left := &pack.Pack{}
-	if !all {
-		left.Add(h.Pack)
-		left.Trim(l, time.Now())
+	trim := func(held *pack.Pack) *pack.Pack {
+		before = len(held.Records) + len(held.Foreign)
+		left := &pack.Pack{}
+		if !all {
+			left.Add(held)
+			left.Trim(l, time.Now())
+		}
+		if after = len(left.Records) + len(left.Foreign); after == before {
+			return nil
+		}
+		return left
 	}
-	after = len(left.Records) + len(left.Foreign)
-	if after < before {
+	if s, ok := r.(Swapper); ok {
+		w := NewWriter(r, tag)
+		w.Knows(h)
+		_, err = w.swap(ctx, s, nothing, trim)
+	} else if left := trim(h.Pack); left != nil {
 		_, err = write(ctx, r, tag, left, h.included)
 	}
-	if d, ok := r.(*Dir); ok && err == nil {
-		err = d.Sweep()
+	s, ok := r.(Sweeper)
+	if err != nil || !ok {
+		return before, after, err
 	}
-	return before, after, err
+	for entry, d := range h.included { // which refer to blobs
+		if settled(entry) {
+			if err := r.Remove(ctx, entry, d); err != nil && !none(err) {
+				return before, after, err
+			}
+		}
+	}
+	return before, after, s.Sweep(ctx)
 }
 
 // write makes a pack what a tag holds.
@@ -132,7 +149,11 @@ func (w *Writer) Prepare(ctx context.Context) {
 	w.prepare.Do(func() {
 		var config sync.WaitGroup
 		config.Go(func() { _ = w.store(ctx, emptyConfig, emptyConfig.Data) })
-		w.early, _ = w.survey(ctx)
+		if _, ok := w.repository.(Swapper); ok {
+			w.early, _ = w.head(ctx)
+		} else {
+			w.early, _ = w.survey(ctx)
+		}
 		config.Wait()
 	})
 }
@@ -144,7 +165,13 @@ func (w *Writer) Publish(ctx context.Context, own *pack.Pack, l pack.Limit, sent
 	w.own, w.limit = &pack.Pack{}, l
 	w.own.Add(own)
 	w.limit.Blobs, w.limit.Records = maxBlobs, pack.MaxRecords
-	p, err := w.publish(ctx, sent)
+	var p *pack.Pack
+	var err error
+	if s, ok := w.repository.(Swapper); ok {
+		p, err = w.swap(ctx, s, sent, w.add)
+	} else {
+		p, err = w.publish(ctx, sent)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("publish the cache %s: %w", w.repository, err)
 	}

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,95 +18,12 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kilnbuild/kiln/cache/pack"
-	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/registry"
-	"github.com/kilnbuild/kiln/registry/registrytest"
 	"github.com/kilnbuild/kiln/solver"
 )
 
-// repositories are one of each kind, empty.
-func repositories(t *testing.T) map[string]Repository {
-	t.Helper()
-	t.Setenv("DOCKER_CONFIG", t.TempDir())
-	dir, err := CreateDir(filepath.Join(t.TempDir(), "new", "cache"), "cache")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { dir.Close() })
-	inRegistry := func(r *registrytest.Registry) Repository {
-		repository, _, err := InRegistry(registry.New(config.Registries{}), r.Host+"/team/app:cache")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return repository
-	}
-	return map[string]Repository{
-		"directory": dir, "registry": inRegistry(registrytest.Start(t)),
-		"registry that removes nothing": inRegistry(registrytest.StartWith(t, "", registrytest.KeepManifests)),
-	}
-}
-
 func blobOf(text string) (ocispec.Descriptor, func() (io.ReadCloser, error)) {
 	return ocispec.Descriptor{MediaType: "text/plain", Digest: digest.FromString(text), Size: int64(len(text))}, bytesOf([]byte(text))
-}
-
-// TestRepository is what every Repository does.
-func TestRepository(t *testing.T) {
-	for name, r := range repositories(t) {
-		t.Run(name, func(t *testing.T) {
-			ctx := t.Context()
-			if _, err := r.Get(ctx, "none"); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("Get of nothing: %v", err)
-			}
-			if tags, err := r.Tags(ctx, "x"); err != nil || len(tags) > 0 {
-				t.Errorf("Tags of nothing: %v, %v", tags, err)
-			}
-			desc, open := blobOf("hello")
-			if _, err := r.Open(ctx, desc); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("Open of nothing: %v", err)
-			}
-			for range 2 {
-				if err := r.Put(ctx, desc, open); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if f, err := r.Open(ctx, desc); err != nil {
-				t.Error(err)
-			} else {
-				if data, err := io.ReadAll(f); err != nil || string(data) != "hello" {
-					t.Errorf("%q, %v", data, err)
-				}
-				f.Close()
-			}
-			wrong, _ := blobOf("something else")
-			if err := r.Put(ctx, wrong, open); err == nil {
-				t.Error("Put of other bytes succeeded")
-			}
-			if _, err := r.Open(ctx, wrong); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("Open of what was not put: %v", err)
-			}
-			first, err := write(ctx, r, "a.1", &pack.Pack{}, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, tag := range []string{"a.2", "a", "b.1"} {
-				if _, err := write(ctx, r, tag, one(tag), nil); err != nil {
-					t.Fatal(err)
-				}
-			}
-			tags, err := r.Tags(ctx, "a.")
-			slices.Sort(tags)
-			if err != nil || !slices.Equal(tags, []string{"a.1", "a.2"}) {
-				t.Errorf("Tags = %v, %v", tags, err)
-			}
-			err = r.Remove(ctx, "a.1", first.digest)
-			_, gone := r.Get(ctx, "a.1")
-			if keeps := strings.Contains(name, "nothing"); keeps != (err != nil) || keeps != (gone == nil) {
-				t.Errorf("Remove: %v, and then Get: %v", err, gone)
-			}
-		})
-	}
 }
 
 // one returns a pack with one record and no layer.
@@ -118,36 +33,6 @@ func one(name string) *pack.Pack {
 	r.Inputs = []solver.Input{{Name: "step", Value: name}}
 	p.AddRecord(solver.KeyOf(r.Inputs), r)
 	return p
-}
-
-// However many write to one cache at once, it has the records of all of them in the end.
-func TestManyWriters(t *testing.T) {
-	for name, r := range repositories(t) {
-		t.Run(name, func(t *testing.T) {
-			writers := 50
-			if name != "directory" {
-				writers = 12
-			}
-			var all sync.WaitGroup
-			for i := range writers {
-				all.Go(func() {
-					if _, err := Publish(t.Context(), r, "cache", one(fmt.Sprint(i)), pack.Limit{}); err != nil {
-						t.Error(err)
-					}
-				})
-			}
-			all.Wait()
-			h, err := Read(t.Context(), r, "cache")
-			if err != nil {
-				t.Fatal(err)
-			}
-			for i := range writers {
-				if !h.Pack.Has(one(fmt.Sprint(i)), time.Hour) {
-					t.Errorf("the records of writer %d are lost", i)
-				}
-			}
-		})
-	}
 }
 
 // far is a repository whose requests take a trip each, of the time of a synctest bubble; it sends blobs as a registry is sent them.

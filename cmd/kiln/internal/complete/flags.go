@@ -75,9 +75,9 @@ func flagOf(command, flag string) source {
 	case "userns":
 		return words("auto", "host")
 	case "cache-from":
-		return keys("type=registry,ref=", "type=local,src=")
+		return keys("type=registry,ref=", "type=local,src=", "type=s3,bucket=")
 	case "cache-to":
-		return keys("type=registry,ref=", "type=local,dest=")
+		return keys("type=registry,ref=", "type=local,dest=", "type=s3,bucket=")
 	case "registry-mirror", "insecure-registry":
 		return registries
 	case "list":

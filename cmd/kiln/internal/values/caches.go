@@ -8,7 +8,8 @@ import (
 	csvvalue "github.com/tonistiigi/go-csvvalue"
 )
 
-// Caches reads --cache-from or --cache-to: "type=registry,ref=…", "type=local,src=…", or the name of an image.
+// Caches reads --cache-from or --cache-to: "type=registry,ref=…", "type=local,src=…", "type=s3,bucket=…", or the name of an image. No error
+// has the secrets that a value holds.
 func Caches(values []string, export bool) ([]caching.Spec, error) {
 	flag := "--cache-from"
 	if export {
@@ -24,7 +25,7 @@ func Caches(values []string, export bool) ([]caching.Spec, error) {
 			err = s.Check()
 		}
 		if err != nil {
-			return nil, usagef("%s %q: %w", flag, v, err)
+			return nil, usagef("%s %q: %w", flag, s.Text, err)
 		}
 		specs = append(specs, s)
 	}
@@ -32,21 +33,25 @@ func Caches(values []string, export bool) ([]caching.Spec, error) {
 }
 
 func cacheSpec(v string, export bool) (caching.Spec, error) {
-	s := caching.Spec{Attrs: map[string]string{}, Export: export, Text: v}
+	s := caching.Spec{Attrs: map[string]string{}, Export: export}
 	fields, err := csvvalue.Fields(v, nil)
 	if err != nil {
 		return s, fmt.Errorf("it is not a comma separated list: %w", err)
 	}
 	if len(fields) == 1 && !strings.Contains(v, "=") {
-		s.Type, s.Attrs["ref"] = "registry", v
+		s.Type, s.Attrs["ref"], s.Text = "registry", v, v
 		return s, nil
 	}
-	for _, field := range fields {
+	for i, field := range fields {
 		key, value, ok := strings.Cut(field, "=")
-		if !ok {
+		key = strings.ToLower(strings.TrimSpace(key))
+		if ok && caching.Secret(key) {
+			fields[i] = key + "=…"
+		}
+		if s.Text = strings.Join(fields[:i+1], ","); !ok {
 			return s, fmt.Errorf("%q is not key=value", field)
 		}
-		switch key = strings.ToLower(strings.TrimSpace(key)); key {
+		switch key {
 		case "type":
 			s.Type = value
 		case "mounts":
