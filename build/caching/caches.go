@@ -125,16 +125,19 @@ func (c *Caches) Created(ctx context.Context, id layer.ID) (time.Time, error) {
 	return time.Time{}, err
 }
 
-// Blob implements exporter.Layers. A blob that an import has in the right encoding is not fetched.
+// Blob implements exporter.Layers. A blob that an import has in the right encoding is neither fetched nor, where the layer's files were
+// needed, made again.
 func (c *Caches) Blob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob, error) {
-	if c.cache == nil || c.config.Layers.Open(ctx, id) == nil {
+	if c.cache == nil {
 		return c.config.Layers.Blob(ctx, id, f)
 	}
 	if b, _, ok := c.cache.imports.Blob(id, f.String()); ok {
 		return blob.Blob{Desc: b.Desc, DiffID: b.DiffID}, nil
 	}
-	if err := c.Bring(ctx, id); err != nil {
-		return blob.Blob{}, err
+	if c.config.Layers.Open(ctx, id) != nil {
+		if err := c.Bring(ctx, id); err != nil {
+			return blob.Blob{}, err
+		}
 	}
 	return c.config.Layers.Blob(ctx, id, f)
 }

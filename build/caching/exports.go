@@ -177,12 +177,14 @@ func (x *Exporter) layer(ctx context.Context, of exported) (*made, error) {
 }
 
 func (x *Exporter) makeLayer(ctx context.Context, e Export, id layer.ID) (*made, error) {
-	if l, ok := x.cache.imports.Layer(id); ok && x.config.Layers.Open(ctx, id) != nil {
+	l, ok := x.cache.imports.Layer(id)
+	there := ok && x.cache.imports.From(id, e.Repository.String(), e.Tag)
+	if ok && (there && e.Key == nil || x.config.Layers.Open(ctx, id) != nil) {
 		m := &made{layer: l}
 		if _, ok := e.Repository.(remote.Keeper); ok {
 			m.blobs = l.Descriptors()
 		}
-		if !x.cache.imports.From(id, e.Repository.String(), e.Tag) {
+		if !there {
 			m.blobs = l.Descriptors()
 			m.open = func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
 				return x.cache.imports.Open(ctx, id, d)
@@ -194,8 +196,8 @@ func (x *Exporter) makeLayer(ctx context.Context, e Export, id layer.ID) (*made,
 	if err != nil {
 		return nil, err
 	}
-	l := pack.Layer{ID: id, Content: files.Content, Created: files.Created, Opaque: !files.Plain && files.Entries > 0}
-	tarball, err := x.config.Layers.Blob(ctx, id, e.Encoding)
+	l = pack.Layer{ID: id, Content: files.Content, Created: files.Created, Opaque: !files.Plain && files.Entries > 0}
+	tarball, err := x.Blob(ctx, id, e.Encoding)
 	if err != nil {
 		return nil, err
 	}
@@ -208,8 +210,11 @@ func (x *Exporter) makeLayer(ctx context.Context, e Export, id layer.ID) (*made,
 			return nil, err
 		}
 	}
-	return &made{layer: l, blobs: l.Descriptors(), open: func(_ context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
-		return x.config.Store.Open(d)
+	return &made{layer: l, blobs: l.Descriptors(), open: func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+		if !ok || x.config.Store.Has(d) {
+			return x.config.Store.Open(d)
+		}
+		return x.cache.imports.Open(ctx, id, d)
 	}}, nil
 }
 
