@@ -51,6 +51,9 @@ func (j *Job) Import(ctx context.Context, f Foreign) error {
 		return err
 	}
 	defer p.Close()
+	if known, err := j.Manifest(ctx, f.ID); err == nil {
+		f.Manifest = func(context.Context) (io.ReadCloser, error) { return readManifest(known), nil } // it is here already
+	}
 	m, err := j.store.receive(ctx, f, filepath.Join(p.dir, "manifest"))
 	if err != nil {
 		return err
@@ -104,6 +107,16 @@ func (j *Job) ImportEntries(ctx context.Context, f Foreign) error {
 		return errors.Join(err, m.Close())
 	}
 	return j.hold(s.share(&opened{id: f.ID, manifest: m, form: EntriesOnly, absent: absent, refs: 1}))
+}
+
+// readManifest reads a manifest as it is in its file.
+func readManifest(m *layer.Manifest) io.ReadCloser {
+	r, w := io.Pipe()
+	go func() {
+		_, err := m.WriteTo(w)
+		w.CloseWithError(err)
+	}()
+	return r
 }
 
 // receive writes the manifest of a layer of another store to a file, and returns it if it is that layer's.

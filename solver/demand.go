@@ -28,7 +28,8 @@ func (s *solve) demand(roots []llb.Output) {
 	}
 }
 
-// expected returns what is probably needed of an output: its files, if a step reads them that is not known to have run before.
+// expected returns what is probably needed of an output: its files, if a step reads them that has not ended and is not known to have run
+// before.
 func (s *solve) expected(n *node, output int) Demand {
 	d := n.demand[output]
 	if d.Files {
@@ -37,7 +38,7 @@ func (s *solve) expected(n *node, output int) Demand {
 	return d
 }
 
-// filesRead reports whether a step that reads files of n, or of what lies on n, has not run before.
+// filesRead reports whether a step that reads files of n, or of what lies on n, has neither ended nor run before.
 func (s *solve) filesRead(n *node) bool {
 	seen := map[*node]bool{}
 	stack := []*node{n}
@@ -55,7 +56,7 @@ func (s *solve) filesRead(n *node) bool {
 				if in != n {
 					continue
 				}
-				if uses[i] == UseFiles && !s.ranBefore(user) {
+				if uses[i] == UseFiles && !user.ended.Load() && !s.ranBefore(user) {
 					return true
 				}
 				passes = passes || uses[i] == UseLayers

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"runtime/debug"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/kilnbuild/kiln/events"
@@ -137,6 +138,8 @@ type node struct {
 	demand  []Demand // of each output
 	// rank is the length of the longest way from here to a root: steps on the longest way start first.
 	rank int
+	// ended is set once its outputs are known, and read by other goroutines than the solver's.
+	ended atomic.Bool
 }
 
 type completion struct {
@@ -438,7 +441,17 @@ func (w *work) finish(r *Record, in []Ref) ([]Ref, error) {
 	for _, m := range r.Materials {
 		w.finished.Materials = append(w.finished.Materials, events.Material{URI: m.URI, Digest: m.Digest})
 	}
-	return stack(w.vertex.Op(), in, r.Outputs)
+	out, err := stack(w.vertex.Op(), in, r.Outputs)
+	if err != nil {
+		return nil, err
+	}
+	w.node.ended.Store(true)
+	if _, ok := w.opts.Cache.(Shortcuts); ok { // the layers may be elsewhere
+		for i, r := range out {
+			w.opts.Executor.Expect(r, func() Demand { return w.expected(w.node, i) })
+		}
+	}
+	return out, nil
 }
 
 // stack returns the outputs of an op: what it made on top of what each of them lies on.

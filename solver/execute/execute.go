@@ -125,7 +125,7 @@ type Job struct {
 	sources map[string]source // of layers of images, by id
 	// unneeded ends the vertices of images that were not there as a whole, and of which nothing was needed.
 	unneeded []func()
-	demands  map[string]func() solver.Demand // what is expected to be needed of those
+	demands  map[string]func() solver.Demand // what is expected to be needed of layers that may have to be fetched, by id
 	files    map[string]string               // that were downloaded and are no layers yet, by address and digest
 
 	git         *git.Client

@@ -99,19 +99,21 @@ func (x *Job) Hides(ctx context.Context, r solver.Ref) ([]bool, error) {
 	return hides, nil
 }
 
-// list makes the entries known of a layer of an image, or of one that is elsewhere.
+// list makes the entries known of a layer of an image, or of one that is elsewhere. Where its files are going to be needed they are made at
+// once, beside those of the other layers.
 func (x *Job) list(ctx context.Context, id layer.ID) error {
 	x.mu.Lock()
 	src, ok := x.sources[string(id)]
 	demand := x.demands[string(id)]
 	x.mu.Unlock()
 	elsewhere, isElsewhere := x.cached(id)
+	wanted := demand != nil && demand().Files
 	switch {
-	case isElsewhere:
+	case isElsewhere && !wanted:
 		return x.once(ctx, "entries of "+string(id), func(ctx context.Context) error { return x.Snapshots.ImportEntries(ctx, elsewhere.Foreign) })
-	case !ok:
+	case !ok && !isElsewhere:
 		return fmt.Errorf("layer %s is neither in the store nor of an image of this build", id)
-	case demand != nil && demand().Files:
+	case wanted:
 		return x.materialise(ctx, id, nil)
 	}
 	return x.once(ctx, "entries of "+string(id), func(ctx context.Context) error {
