@@ -89,7 +89,7 @@ fuzz:
 
 # BENCH are arguments of the program, such as -workload=edit or -growth: see bench/README.md.
 bench: build
-	@$(call need,busybox-static docker-registry)
+	@$(call need,busybox-static docker-registry $(if $(findstring -cache,$(BENCH)),mmdebstrap runc))
 	go run ./bench -kiln ./kiln $(BENCH)
 
 # CONFORM holds conformance/conform, conformance/cases and images/with-registry. The number of cases that pass as root, and as an

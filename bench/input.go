@@ -215,7 +215,7 @@ func debian(t *tar.Writer) error {
 
 // base returns the name of a base image of the registry, and the file of its compressed layer; it is made when it is first asked for.
 func (e *env) base(name string) (ref, blob string, err error) {
-	ref, blob = e.reg.host+"/"+name+":latest", filepath.Join(e.tmp, name+".tar.gz")
+	ref, blob = e.reg.host+"/"+name+":latest", filepath.Join(e.reg.tmp, name+".tar.gz")
 	if _, err := os.Stat(blob); err == nil {
 		return ref, blob, nil
 	}

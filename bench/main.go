@@ -3,12 +3,15 @@
 //
 //	go run ./bench [-workload REGEXP] [-peers LIST] [-rounds N] [-budget TIME] [-growth] [-debian] [-million] [-out FILE] [-kiln FILE]
 //	    [-before FILE]
+//	go run ./bench -cache [-workload REGEXP] [-rounds N] [-export] [-requests FILE] [-out FILE] [-kiln FILE]
+//	go run ./bench -unpack [-rounds N] [-out FILE] [-kiln FILE]
 //	go run ./bench -gunzip FILE[,FILE...]
 //
 // README.md in this directory says what the workloads are.
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -29,6 +32,7 @@ import (
 type env struct {
 	ctx     context.Context
 	tmp     string
+	memory  string // a directory in memory, or "" where none is needed
 	debian  bool
 	million bool
 	reg     *registry
@@ -65,6 +69,11 @@ func run() error {
 	flag.BoolVar(&e.debian, "debian", false,
 		"use a real Debian, made by mmdebstrap and kept from run to run, in place of generated files of its size")
 	flag.BoolVar(&e.million, "million", false, "with -growth: a context of a million files as well")
+	caches := flag.Bool("cache", false,
+		"build applications on empty roots with caches that are filled, and nothing else; -workload chooses rows")
+	export := flag.Bool("export", false, "with -cache: export caches in the builds that are measured as well")
+	requests := flag.String("requests", "", "with -cache: write the requests of each build to this file")
+	unpack := flag.Bool("unpack", false, "measure how fast a large layer is unpacked on one processor and on two, and nothing else")
 	gunzip := flag.String("gunzip", "", "measure how fast these gzip files, separated by commas, are decompressed, and nothing else")
 	flag.Parse()
 	if flag.NArg() > 0 || *rounds < 1 {
@@ -102,29 +111,59 @@ func run() error {
 			return fmt.Errorf("build kiln (run from the top of the source): %w\n%s", err, out)
 		}
 	}
-	if e.reg, err = startRegistry(ctx, e.tmp); err != nil {
+	if *caches || *unpack {
+		if e.memory, err = os.MkdirTemp("/dev/shm", "kiln-bench-"); err != nil {
+			return err
+		}
+		defer func() {
+			if err := removeAll(e.memory); err != nil {
+				fmt.Fprintln(e.log, "bench: clean up:", err)
+			}
+		}()
+	}
+	if e.reg, err = startRegistry(ctx, cmp.Or(e.memory, e.tmp)); err != nil {
 		return err
 	}
 	defer e.reg.stop()
 
 	r := &report{started: time.Now(), machine: machine(), rounds: *rounds}
-	k, err := newKiln(e, "kiln", *kiln)
+	switch {
+	case *caches:
+		err = measureCaches(e, *kiln, wanted, *rounds, *export, *requests, r)
+	case *unpack:
+		err = measureUnpack(e, *kiln, *rounds, r)
+	default:
+		err = comparePeers(e, *kiln, *before, strings.Split(*peers, ","), wanted, *rounds, *growth, r)
+	}
+	text := r.markdown()
+	fmt.Print(text)
+	if *out != "" {
+		if werr := os.WriteFile(*out, []byte(text), 0o644); err == nil {
+			err = werr
+		}
+	}
+	return err
+}
+
+// comparePeers measures the workloads, or the growth.
+func comparePeers(e *env, kiln, before string, peers []string, wanted *regexp.Regexp, rounds int, growth bool, r *report) error {
+	k, err := newKiln(e, "kiln", kiln)
 	if err != nil {
 		return err
 	}
 	all := []peer{k}
-	if *before != "" {
-		b, err := newKiln(e, beforeName, *before)
+	if before != "" {
+		b, err := newKiln(e, beforeName, before)
 		if err != nil {
 			return err
 		}
 		all = append(all, b)
 	}
-	if *growth {
-		err = measureGrowth(e, k, wanted, *rounds, r)
+	if growth {
+		err = measureGrowth(e, k, wanted, rounds, r)
 	} else {
 		for _, name := range peerNames {
-			if !slices.Contains(strings.Split(*peers, ","), name) {
+			if !slices.Contains(peers, name) {
 				continue
 			}
 			p, err := startPeer(e, name)
@@ -136,17 +175,10 @@ func run() error {
 			defer p.stop()
 			all = append(all, p)
 		}
-		err = measure(e, all, wanted, *rounds, r)
+		err = measure(e, all, wanted, rounds, r)
 	}
 	for _, p := range all {
 		r.versions = append(r.versions, p.name()+": "+p.version())
-	}
-	text := r.markdown()
-	fmt.Print(text)
-	if *out != "" {
-		if werr := os.WriteFile(*out, []byte(text), 0o644); err == nil {
-			err = werr
-		}
 	}
 	return err
 }
@@ -251,11 +283,15 @@ func forget(e *env, peers []peer, job func(peer) job) error {
 	if !emptied {
 		return nil
 	}
+	return pause(e.ctx, settle)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
 	select {
-	case <-time.After(settle):
+	case <-time.After(d):
 		return nil
-	case <-e.ctx.Done():
-		return context.Cause(e.ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 

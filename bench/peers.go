@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -16,10 +17,14 @@ type job struct {
 	dir         string
 	dockerfiles []string
 	noCache     bool
-	cold        bool   // the builder has nothing of earlier builds
-	dest        string // a tar of an OCI layout; "" for an image in the builder's own store
-	push        string // a name in the registry to push to, or ""
-	proxy       string // the value of the build argument http_proxy, or ""
+	cold        bool     // the builder has nothing of earlier builds
+	dest        string   // a tar of an OCI layout; "" for an image in the builder's own store
+	push        string   // a name in the registry to push to, or ""
+	buildArgs   []string // NAME=VALUE
+	secrets     []string // id=ID,src=FILE
+	contexts    []string // NAME=DIRECTORY; for kiln alone
+	imports     string   // a name in the registry of the cache to read, or ""
+	exports     string   // one of the cache to write, of all steps
 }
 
 // peer is a builder.
@@ -38,7 +43,7 @@ var peerNames = []string{"buildkit", "buildah", "docker", "docker-legacy"}
 func startPeer(e *env, name string) (peer, error) {
 	switch name {
 	case "buildkit":
-		return newBuildkit(e)
+		return newBuildkit(e, filepath.Join(e.tmp, "buildkit"), e.reg.host)
 	case "buildah":
 		return newBuildah(e)
 	}
@@ -61,26 +66,36 @@ type kilnPeer struct {
 	label   string
 	program string
 	root    string
+	prefix  []string // the command that executes the program, if there is one
 }
 
 func newKiln(e *env, label, program string) (*kilnPeer, error) {
 	config := filepath.Join(e.tmp, "kiln.toml")
-	return &kilnPeer{e, label, program, filepath.Join(e.tmp, label+"-root")}, os.WriteFile(config, nil, 0o600)
+	return &kilnPeer{e: e, label: label, program: program, root: filepath.Join(e.tmp, label+"-root")}, os.WriteFile(config, nil, 0o600)
 }
 
 func (k *kilnPeer) name() string    { return k.label }
 func (k *kilnPeer) version() string { return firstLine(k.program, "--version") }
 func (k *kilnPeer) forget() error   { return os.RemoveAll(k.root) }
+func (k *kilnPeer) restart() error  { return k.forget() }
 func (k *kilnPeer) stop()           {}
 
 func (k *kilnPeer) build(j job) (usage, error) {
 	return together(len(j.dockerfiles), func(i int) (usage, error) {
-		args := []string{k.program, "build", "--progress=plain", "-f", j.dockerfiles[i]}
+		args := append(slices.Clone(k.prefix), k.program, "build", "--progress=plain", "-f", j.dockerfiles[i])
 		if j.noCache {
 			args = append(args, "--no-cache")
 		}
-		if j.proxy != "" {
-			args = append(args, "--build-arg", "http_proxy="+j.proxy)
+		for flag, values := range map[string][]string{"--build-arg": j.buildArgs, "--secret": j.secrets, "--build-context": j.contexts} {
+			for _, value := range values {
+				args = append(args, flag, value)
+			}
+		}
+		if j.imports != "" {
+			args = append(args, "--cache-from", "type=registry,ref="+j.imports)
+		}
+		if j.exports != "" {
+			args = append(args, "--cache-to", "type=registry,mode=max,ref="+j.exports)
 		}
 		switch {
 		case j.dest != "":
@@ -130,6 +145,9 @@ func startDaemon(e *env, name string, ready []string, args ...string) (*daemon, 
 }
 
 func (d *daemon) stop() {
+	if d == nil {
+		return // it did not start
+	}
 	d.cmd.Process.Signal(syscall.SIGTERM)
 	kill := time.AfterFunc(20*time.Second, func() { d.cmd.Process.Kill() })
 	d.cmd.Wait()
@@ -146,31 +164,45 @@ func (d *daemon) measured(f func() (usage, error)) (usage, error) {
 }
 
 type buildkit struct {
-	e    *env
-	addr string
+	e      *env
+	dir    string
+	config string
+	addr   string
 	*daemon
 }
 
-func newBuildkit(e *env) (peer, error) {
+// newBuildkit starts a daemon with this root directory, which reaches these registries without TLS.
+func newBuildkit(e *env, dir string, registries ...string) (*buildkit, error) {
 	for _, name := range []string{"buildctl", "buildkitd"} {
 		if _, err := exec.LookPath(name); err != nil {
 			return nil, fmt.Errorf("there is no %s in $PATH", name)
 		}
 	}
-	dir := filepath.Join(e.tmp, "buildkit")
-	config := filepath.Join(e.tmp, "buildkitd.toml")
+	b := &buildkit{e: e, dir: dir, config: dir + ".toml", addr: "unix://" + dir + ".sock"}
 	// Nothing is collected while it is measured.
-	text := fmt.Sprintf("root = %q\n[grpc]\naddress = [%q]\n[worker.oci]\ngc = false\n[worker.containerd]\nenabled = false\n"+
-		"[registry.%q]\nhttp = true\n",
-		dir, "unix://"+dir+".sock", e.reg.host)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+	text := fmt.Sprintf("root = %q\n[grpc]\naddress = [%q]\n[worker.oci]\ngc = false\n[worker.containerd]\nenabled = false\n", dir, b.addr)
+	for _, host := range registries {
+		text += fmt.Sprintf("[registry.%q]\nhttp = true\n", host)
+	}
+	if err := os.WriteFile(b.config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	b := &buildkit{e: e, addr: "unix://" + dir + ".sock"}
-	var err error
-	b.daemon, err = startDaemon(e, "buildkitd", []string{"buildctl", "--addr", b.addr, "debug", "workers"},
-		"buildkitd", "--config", config, "--oci-worker-net=host")
-	return b, err
+	return b, b.start()
+}
+
+func (b *buildkit) start() (err error) {
+	b.daemon, err = startDaemon(b.e, "buildkitd", []string{"buildctl", "--addr", b.addr, "debug", "workers"},
+		"buildkitd", "--config", b.config, "--oci-worker-net=host")
+	return err
+}
+
+// restart starts the daemon anew, with an empty root directory.
+func (b *buildkit) restart() error {
+	b.stop()
+	if err := removeAll(b.dir); err != nil {
+		return err
+	}
+	return b.start()
 }
 
 func (b *buildkit) name() string    { return "buildkit" }
@@ -190,8 +222,17 @@ func (b *buildkit) build(j job) (usage, error) {
 			if j.noCache {
 				args = append(args, "--no-cache")
 			}
-			if j.proxy != "" {
-				args = append(args, "--opt", "build-arg:http_proxy="+j.proxy)
+			for _, arg := range j.buildArgs {
+				args = append(args, "--opt", "build-arg:"+arg)
+			}
+			for _, secret := range j.secrets {
+				args = append(args, "--secret", secret)
+			}
+			if j.imports != "" {
+				args = append(args, "--import-cache", "type=registry,ref="+j.imports)
+			}
+			if j.exports != "" {
+				args = append(args, "--export-cache", "type=registry,mode=max,ref="+j.exports)
 			}
 			switch {
 			case j.dest != "":
@@ -258,8 +299,8 @@ func (b *buildah) build(j job) (usage, error) {
 		if j.noCache {
 			args = append(args, "--no-cache")
 		}
-		if j.proxy != "" {
-			args = append(args, "--build-arg", "http_proxy="+j.proxy)
+		for _, arg := range j.buildArgs {
+			args = append(args, "--build-arg", arg)
 		}
 		u, err := b.run(append(args, j.dir)...)
 		if err != nil {
@@ -338,8 +379,8 @@ func (d *docker) build(j job) (usage, error) {
 			if j.noCache {
 				args = append(args, "--no-cache")
 			}
-			if j.proxy != "" {
-				args = append(args, "--build-arg", "http_proxy="+j.proxy)
+			for _, arg := range j.buildArgs {
+				args = append(args, "--build-arg", arg)
 			}
 			u, err := execute(d.e.ctx, environ, append(args, j.dir)...)
 			if err == nil && j.push != "" {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"runtime"
@@ -59,6 +60,8 @@ type report struct {
 	rounds   int
 	results  []*result
 	growth   []unit
+	cells    []*cell
+	unpacked []*unpacked
 }
 
 func machine() string {
@@ -160,7 +163,57 @@ func (r *report) markdown() string {
 				u.what, u.n, seconds(u.wall), float64(u.wall.Microseconds())/float64(u.n), megabytes(u.rss))
 		}
 	}
+	if len(r.cells) > 0 {
+		fmt.Fprintf(&b, "\nMedians of %d rounds; k is kiln, b BuildKit.\n\n", r.rounds)
+		b.WriteString("| app | | root | ms | k s | b s | ratio | k MB fetched | b | k MB sent | b | k requests | b |\n" +
+			"|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+		for _, c := range r.cells {
+			c.write(&b)
+		}
+	}
+	if len(r.unpacked) > 0 {
+		fmt.Fprintf(&b, "\nMedians of %d rounds.\n\n| root | one processor s | two s | ratio |\n|---|--:|--:|--:|\n", r.rounds)
+		for _, u := range r.unpacked {
+			one, two := median(u.one), median(u.two)
+			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", u.fs, seconds(one), seconds(two), ratio(one, two))
+		}
+	}
 	return b.String()
+}
+
+// write writes a row of the table of caches.
+func (c *cell) write(b *strings.Builder) {
+	kiln, peer := middle(c.runs["kiln"]), middle(c.runs["buildkit"])
+	fmt.Fprintf(b, "| %s | %s | %s | %d | %s | %s | %s |", c.app, c.what, c.fs, c.latency.Milliseconds(),
+		seconds(kiln.wall), seconds(peer.wall), ratio(peer.wall, kiln.wall))
+	for _, n := range []int64{kiln.fetched, peer.fetched, kiln.sent, peer.sent} {
+		fmt.Fprintf(b, " %.3f |", float64(n)/1e6)
+	}
+	fmt.Fprintf(b, " %d | %d |\n", kiln.requests, peer.requests)
+}
+
+// middle returns the medians of runs, each figure for itself.
+func middle(runs []cacheRun) (m cacheRun) {
+	get := func(of func(cacheRun) int64) int64 {
+		all := make([]int64, len(runs))
+		for i, r := range runs {
+			all[i] = of(r)
+		}
+		return median(all)
+	}
+	m.wall = time.Duration(get(func(r cacheRun) int64 { return int64(r.wall) }))
+	m.requests = get(func(r cacheRun) int64 { return r.requests })
+	m.sent = get(func(r cacheRun) int64 { return r.sent })
+	m.fetched = get(func(r cacheRun) int64 { return r.fetched })
+	return m
+}
+
+// median returns the middle one of some figures, 0 for none.
+func median[T cmp.Ordered](all []T) (m T) {
+	if len(all) > 0 {
+		m = slices.Sorted(slices.Values(all))[len(all)/2]
+	}
+	return m
 }
 
 // lastLine is the part of an error that says most in a table.

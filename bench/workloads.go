@@ -248,7 +248,7 @@ func (e *env) install(name, packages string) (*task, error) {
 			return nil, err
 		}
 	}
-	t, err := e.onDebian(name, "RUN "+script+"\n", job{noCache: true, proxy: e.proxy.url}, false)
+	t, err := e.onDebian(name, "RUN "+script+"\n", job{noCache: true, buildArgs: []string{"http_proxy=" + e.proxy.url}}, false)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,2 @@
+#!/bin/sh
+exec mariadb-admin --protocol=socket ping
