@@ -201,7 +201,11 @@ func (x *Exporter) makeLayer(ctx context.Context, e Export, id layer.ID) (*made,
 	if err != nil {
 		return nil, err
 	}
-	l.Blobs = map[string]pack.Blob{e.Encoding.String(): {Desc: tarball.Desc, DiffID: tarball.DiffID}}
+	members, err := x.members(tarball)
+	if err != nil {
+		return nil, err
+	}
+	l.Blobs = map[string]pack.Blob{e.Encoding.String(): {Desc: tarball.Desc, DiffID: tarball.DiffID, Members: members}}
 	if l.Manifest, err = x.pack(ctx, files); err != nil {
 		return nil, err
 	}
@@ -216,6 +220,16 @@ func (x *Exporter) makeLayer(ctx context.Context, e Export, id layer.ID) (*made,
 		}
 		return x.cache.imports.Open(ctx, id, d)
 	}}, nil
+}
+
+// members puts the table of a blob's members into the store; the result has no digest if there is none.
+func (x *Exporter) members(b blob.Blob) (ocispec.Descriptor, error) {
+	members, err := blob.Store{CAS: x.config.Store}.Members(b)
+	table := pack.EncodeMembers(members)
+	if err != nil || table == nil {
+		return ocispec.Descriptor{}, err
+	}
+	return x.config.Store.Put(pack.MembersType, table)
 }
 
 // send sends the manifest and the blob of a layer to an export, once.

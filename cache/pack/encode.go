@@ -106,7 +106,8 @@ type descriptor struct {
 type blobLine struct {
 	MediaType string `json:"mediaType"`
 	descriptor
-	DiffID digest.Digest `json:"diffID"`
+	DiffID  digest.Digest `json:"diffID"`
+	Members *descriptor   `json:"members,omitempty"`
 	signatures
 }
 
@@ -207,7 +208,14 @@ func encodeLayer(l Layer) *layerLine {
 		if out.Blobs == nil {
 			out.Blobs = map[string]blobLine{}
 		}
-		out.Blobs[encoding] = blobLine{b.Desc.MediaType, descriptor{b.Desc.Digest, b.Desc.Size}, b.DiffID, encodeSignatures(b.Signatures)}
+		line := blobLine{
+			MediaType: b.Desc.MediaType, descriptor: descriptor{b.Desc.Digest, b.Desc.Size}, DiffID: b.DiffID,
+			signatures: encodeSignatures(b.Signatures),
+		}
+		if b.Members.Digest != "" {
+			line.Members = &descriptor{b.Members.Digest, b.Members.Size}
+		}
+		out.Blobs[encoding] = line
 	}
 	return out
 }
@@ -354,7 +362,17 @@ func decodeLayer(l *layerLine) (Layer, bool) {
 		if out.Blobs == nil {
 			out.Blobs = map[string]Blob{}
 		}
-		out.Blobs[encoding] = Blob{ocispec.Descriptor{MediaType: b.MediaType, Digest: b.Digest, Size: b.Size}, b.DiffID, b.decode()}
+		have := Blob{
+			Desc:   ocispec.Descriptor{MediaType: b.MediaType, Digest: b.Digest, Size: b.Size},
+			DiffID: b.DiffID, Signatures: b.decode(),
+		}
+		if b.Members != nil {
+			if !b.Members.valid() || b.Members.Size > MaxMembersSize {
+				return out, false
+			}
+			have.Members = ocispec.Descriptor{MediaType: MembersType, Digest: b.Members.Digest, Size: b.Members.Size}
+		}
+		out.Blobs[encoding] = have
 	}
 	return out, true
 }

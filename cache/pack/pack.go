@@ -69,6 +69,8 @@ type Blob struct {
 	Desc       ocispec.Descriptor
 	DiffID     digest.Digest
 	Signatures Signatures
+	// Members is the table of members that Desc is made of, for DecodeMembers; it has no digest if there is none.
+	Members ocispec.Descriptor
 }
 
 // The media types of what a cache holds besides tars of layers.
@@ -273,6 +275,9 @@ func (l Layer) Descriptors() []ocispec.Descriptor {
 	}
 	for _, b := range l.Blobs {
 		all = append(all, b.Desc)
+		if b.Members.Digest != "" {
+			all = append(all, b.Members)
+		}
 	}
 	return all
 }

@@ -37,7 +37,7 @@ func add(p *Pack, name string, size int64, used int) (solver.Key, layer.ID) {
 	}
 	p.AddLayer(Layer{
 		ID: id, Content: content, Created: epoch, Manifest: desc(ManifestType, 0),
-		Blobs: map[string]Blob{"gzip": {Desc: desc(ocispec.MediaTypeImageLayerGzip, size), DiffID: digest.FromString("tar " + name)}},
+		Blobs: map[string]Blob{"gzip": {Desc: desc(ocispec.MediaTypeImageLayerGzip, size), DiffID: digest.FromString("tar " + name), Members: desc(MembersType, 7)}},
 	})
 	p.AddShortcut(solver.KeyOf([]solver.Input{{Name: "shortcut", Value: name}}), Shortcut{Key: key})
 	return key, id
@@ -141,7 +141,7 @@ func TestTrim(t *testing.T) {
 		limit Limit
 		want  int
 	}{
-		{"no limit", Limit{}, 10}, {"size", Limit{Size: 350}, 3}, {"age", Limit{Age: 4 * time.Hour}, 4}, {"blobs", Limit{Blobs: 5}, 2},
+		{"no limit", Limit{}, 10}, {"size", Limit{Size: 350}, 3}, {"age", Limit{Age: 4 * time.Hour}, 4}, {"blobs", Limit{Blobs: 8}, 2},
 		{"nothing fits", Limit{Size: 1}, 0},
 	} {
 		p := fresh()

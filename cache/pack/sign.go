@@ -130,6 +130,8 @@ func (b *Blob) statement(id layer.ID, encoding string) statement {
 	s.text(string(b.Desc.Digest))
 	s.number(b.Desc.Size)
 	s.text(string(b.DiffID))
+	s.text(string(b.Members.Digest))
+	s.number(b.Members.Size)
 	return s
 }
 

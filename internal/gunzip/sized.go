@@ -44,6 +44,27 @@ func SetSize(member []byte) {
 	binary.LittleEndian.PutUint32(member[headerSize-4:], uint32(len(member)))
 }
 
+// Member is what is known of a member without decompressing it.
+type Member struct {
+	Size int64 // in bytes, with header and trailer
+	Data int64 // how many bytes it is decompressed to
+}
+
+// MinSized is the fewest bytes that a member with a size may have: those of no data have three more.
+const MinSized = int64(headerSize + trailerSize)
+
+// ReadMember reads from the trailer of a member with a size, which begins at offset, how much data it has.
+func ReadMember(r io.ReaderAt, offset, size int64) (Member, error) {
+	var length [4]byte
+	if size < MinSized {
+		return Member{}, gzip.ErrHeader
+	}
+	if _, err := r.ReadAt(length[:], offset+size-int64(len(length))); err != nil {
+		return Member{}, noEOF(err)
+	}
+	return Member{size, int64(binary.LittleEndian.Uint32(length[:]))}, nil
+}
+
 // sized is a member that is decompressed beside others.
 type sized struct {
 	in      []byte // what follows its header

@@ -150,14 +150,8 @@ func (t *tarWriter) write() {
 func (r *tarRun) write(tw *tar.Writer, header func(*Entry) *tar.Header) error {
 	for _, item := range r.items {
 		e := item.entry
-		if err := tw.WriteHeader(header(e)); err != nil {
-			return fmt.Errorf("write the tar header of /%s: %w", e.Path, err)
-		}
-		if e.Opaque {
-			opq := &tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(e.Path+"/"+OpaqueName, "/"), ModTime: time.Unix(0, 0)}
-			if err := tw.WriteHeader(opq); err != nil {
-				return fmt.Errorf("write the tar header of /%s: %w", e.Path, err)
-			}
+		if err := writeHeaders(tw, e, header); err != nil {
+			return err
 		}
 		if e.Type != File || e.Size == 0 {
 			continue

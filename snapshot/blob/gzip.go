@@ -4,8 +4,10 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
 	"io"
+	"os"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -94,23 +96,63 @@ func piecesOf(w io.Writer) string {
 
 // parsePieces reads what formatPieces wrote. What is wrong in it, get notices or never asks for; nil is for no list.
 func parsePieces(text string, stream io.ReaderAt) *pieces {
+	list, ok := parseList(text)
+	if !ok {
+		return nil
+	}
+	all := &pieces{stream, make(map[[sha256.Size]byte]piece, len(list))}
+	for _, p := range list {
+		all.by[p.of] = p
+	}
+	return all
+}
+
+// parseList returns the list that formatPieces wrote; false if it is none of this version.
+func parseList(text string) ([]piece, bool) {
 	text, ok := strings.CutPrefix(text, blocksVersion+":")
 	b, err := base64.StdEncoding.DecodeString(text)
 	if !ok || err != nil || len(b)%pieceSize != 0 {
-		return nil
+		return nil, false
 	}
-	all := &pieces{stream, map[[sha256.Size]byte]piece{}}
+	list := make([]piece, 0, len(b)/pieceSize)
 	offset := int64(0)
 	for ; len(b) > 0; b = b[pieceSize:] {
 		p := piece{of: [sha256.Size]byte(b), sum: [sha256.Size]byte(b[sha256.Size:]), offset: offset}
 		p.size = int64(binary.LittleEndian.Uint32(b[2*sha256.Size:]))
 		if p.size > gunzip.MaxSized {
-			return nil
+			return nil, false
 		}
-		all.by[p.of] = p
+		list = append(list, p)
 		offset += p.size
 	}
-	return all
+	return list, true
+}
+
+// Members returns the members of a blob of the image store, in their order; none for one that is not made of members.
+func (s Store) Members(b Blob) ([]gunzip.Member, error) {
+	if b.pieces == "" {
+		return nil, nil
+	}
+	path, err := s.CAS.Path(b.Desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	list, ok := parseList(b.pieces)
+	if !ok {
+		return nil, nil
+	}
+	members := make([]gunzip.Member, len(list))
+	for i, p := range list {
+		if members[i], err = gunzip.ReadMember(file, p.offset, p.size); err != nil {
+			return nil, fmt.Errorf("read the members of blob %s: %w", b.Desc.Digest, err)
+		}
+	}
+	return members, nil
 }
 
 // gzipWriter compresses what is written to it. It is for one goroutine.
