@@ -64,7 +64,7 @@ func TestBuildsAsUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"cache", "check", "committed", "deep", "emulation", "explain", "failed", "forged", "history", "left", "passed", "prune", "run", "signals", "verify"} {
+	for _, name := range []string{"cache", "check", "committed", "deep", "emulation", "explain", "failed", "forged", "history", "left", "mounts", "passed", "prune", "run", "signals", "verify"} {
 		files = append(files, "testdata/builds/"+name+".txtar")
 	}
 	stories(t, testscript.Params{Files: files, WorkdirRoot: t.TempDir()}, func(env *testscript.Env) error {

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/part"
 	"github.com/kilnbuild/kiln/internal/regularfile"
 	"github.com/kilnbuild/kiln/internal/rootdir"
@@ -139,6 +140,32 @@ func Place(fresh, dir string, verified bool) error {
 		return &fs.PathError{Op: "place", Path: dir, Err: err}
 	}
 	return nil
+}
+
+// ErrInUse is returned for a cache mount that a build uses.
+var ErrInUse = errors.New("a build uses it: try again when that has ended")
+
+// Fill makes the cache with an identity in the root directory root of the files in the directory fresh, on the same file system. The error
+// is ErrInUse if a step uses it, and wraps fs.ErrExist if it has files.
+func Fill(root, fresh string, id Identity) error {
+	for {
+		dir := filepath.Join(root, rootdir.Mounts, id.Key())
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		l, err := lock.Try(filepath.Join(dir, Lock), false)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it was pruned just now
+		}
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return ErrInUse
+		}
+		if err != nil {
+			return err
+		}
+		Describe(dir, id)
+		return errors.Join(Place(fresh, dir, true), l.Release())
+	}
 }
 
 // Verified reports whether all files of the cache in the directory dir come from steps that ran here, or from whom the user trusts.

@@ -47,7 +47,8 @@ var allowed = map[string][]string{
 	"cmd/kiln/internal/dialect": {},
 	// The values of flags of kiln build, and the text of results. cmd/kiln/internal/table and signals may import nouns alone.
 	"cmd/kiln/internal/cachecmd": {
-		"cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "build/caching", "cache/pack", "registry", "solver", "internal",
+		"cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "build/caching", "cache/mounts", "cache/pack", "exporter", "registry",
+		"snapshot/dir", "solver", "internal",
 	},
 	"cmd/kiln/internal/values": {"build", "build/caching", "build/confine", "build/contexts", "build/early", "llb", "internal"},
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},

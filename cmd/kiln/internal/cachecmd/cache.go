@@ -1,4 +1,4 @@
-// Package cachecmd has the commands for caches that travel. It does not know how a build uses one.
+// Package cachecmd has the commands for caches that travel, and for cache mounts. It does not know how a build uses one.
 package cachecmd
 
 import (
@@ -29,7 +29,7 @@ import (
 
 // Commands returns the commands of kiln cache.
 func Commands(a *app.App) []*cobra.Command {
-	return []*cobra.Command{list(a), inspect(a), prune(a)}
+	return []*cobra.Command{list(a), inspect(a), prune(a), mountsGroup(a)}
 }
 
 const about = "CACHE is what --cache-from of kiln build takes: a NAME in a registry, type=registry,ref=NAME, type=local,src=DIRECTORY or type=s3,bucket=NAME,region=REGION."

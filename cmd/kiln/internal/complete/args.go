@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/history"
+	"github.com/kilnbuild/kiln/internal/cachemount"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/registry/auth"
@@ -18,6 +19,9 @@ func argsOf(cmd *cobra.Command) source {
 	parent := ""
 	if cmd.HasParent() {
 		parent = cmd.Parent().Name()
+	}
+	if parent == "mounts" {
+		return mountCommand(cmd.Name())
 	}
 	switch cmd.Name() {
 	case "build", "b":
@@ -51,6 +55,34 @@ func argsOf(cmd *cobra.Command) source {
 		return commandNames
 	}
 	return only(none)
+}
+
+// mountCommand returns what is offered for the arguments of a command for cache mounts.
+func mountCommand(name string) source {
+	switch name {
+	case "rm", "export":
+		return others(cacheMounts)
+	case "import":
+		return first(only(files))
+	}
+	return only(none)
+}
+
+// cacheMounts offers the ids of cache mounts.
+func cacheMounts(r *Request) ([]string, cobra.ShellCompDirective) {
+	root, err := r.root()
+	if err != nil {
+		return nil, none
+	}
+	all, err := cachemount.List(root)
+	if err != nil {
+		return nil, none
+	}
+	var out []string
+	for _, c := range all {
+		out = append(out, c.ID)
+	}
+	return out, none
 }
 
 // upTo offers something for the first n arguments.

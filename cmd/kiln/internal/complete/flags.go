@@ -18,8 +18,10 @@ var ulimits = []string{
 // flagOf returns what is offered for the value of a flag of a command; nil if nothing is said about the flag.
 func flagOf(command, flag string) source {
 	switch command + " --" + flag {
-	case "save --output", "load --input":
+	case "save --output", "load --input", "export --output":
 		return only(files)
+	case "import --id":
+		return cacheMounts
 	case "save --format":
 		return words("docker\tan OCI image layout that docker load reads", "oci\tan OCI image layout")
 	case "diff --format":
@@ -106,7 +108,7 @@ func flagOf(command, flag string) source {
 	case "label", "add-host", "shm-size", "cgroup-parent", "memory", "memory-swap", "cpu-shares", "cpu-period", "cpu-quota", "cpuset-cpus",
 		"cpuset-mems", "cpus", "pids-limit", "step-timeout", "username", "password", "project-name", "max-used-space", "max-size", "max-age", "reserved-space",
 		"min-free-space", "entrypoint", "env", "workdir", "user", "hostname", "publish", "stop-signal", "stop-timeout", "mount", "tmpfs",
-		"set", "var", "variant", "os-version", "os-features":
+		"set", "var", "variant", "os-version", "os-features", "owner", "mode":
 		return only(none)
 	}
 	return nil
