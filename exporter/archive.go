@@ -110,7 +110,7 @@ func blobsOf(images []Archived) []ocispec.Descriptor {
 	var all []ocispec.Descriptor
 	for _, a := range images {
 		all = append(all, a.Desc)
-		for _, m := range a.Manifests {
+		for _, m := range slices.Concat(a.Manifests, a.Attestations) {
 			all = append(all, m.Desc, m.Manifest.Config)
 			all = append(all, m.Manifest.Layers...)
 		}

@@ -6,9 +6,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/snapshot/blob"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -36,12 +38,14 @@ type Form struct {
 	Annotations []Annotation
 }
 
-// Assembled is an image, or an index of several, whose manifests and configs are in the store.
+// Assembled is an image, or an index of several or with attestations, whose manifests and configs are in the store.
 type Assembled struct {
 	// Desc describes the manifest of a single image, or the index.
 	Desc ocispec.Descriptor
-	// Manifests are the images' manifests, one per platform, and Configs their configs.
+	// Manifests are the images' manifests, one per platform.
 	Manifests []Manifest
+	// Attestations are manifests of statements about them.
+	Attestations []Manifest
 }
 
 // Manifest is one image's manifest.
@@ -51,19 +55,35 @@ type Manifest struct {
 	Layers   []Layer
 }
 
-// Assemble makes the layers' blobs in the given form concurrently, and writes configs, manifests and, for several images, an
-// index to the store. The output is deterministic. It does not fetch blobs of base images.
+// Assemble makes an image, or an index of several. See Manifests and Join.
 func (b *Blobs) Assemble(ctx context.Context, images []Image, f Form) (*Assembled, error) {
-	a := &Assembled{}
-	for _, img := range images {
+	manifests, err := b.Manifests(ctx, images, f)
+	if err != nil {
+		return nil, err
+	}
+	return b.Join(manifests, nil, f)
+}
+
+// Manifests makes the layers' blobs in the given form concurrently, and writes configs and manifests to the store. The output is
+// deterministic. It does not fetch blobs of base images.
+func (b *Blobs) Manifests(ctx context.Context, images []Image, f Form) ([]Manifest, error) {
+	all := make([]Manifest, len(images))
+	for i, img := range images {
 		m, err := b.manifest(ctx, img, f)
 		if err != nil {
 			return nil, err
 		}
-		a.Manifests = append(a.Manifests, *m)
+		all[i] = *m
 	}
-	if len(a.Manifests) == 1 {
-		a.Desc = a.Manifests[0].Desc
+	return all, nil
+}
+
+// Join returns an image alone as it is, and otherwise an index of images and the manifests of their attestations, which is written to the
+// store.
+func (b *Blobs) Join(manifests, attestations []Manifest, f Form) (*Assembled, error) {
+	a := &Assembled{Manifests: manifests, Attestations: attestations}
+	if len(manifests) == 1 && len(attestations) == 0 {
+		a.Desc = manifests[0].Desc
 		return a, nil
 	}
 	index := ocispec.Index{
@@ -72,7 +92,7 @@ func (b *Blobs) Assemble(ctx context.Context, images []Image, f Form) (*Assemble
 	if f.Docker {
 		index.MediaType = dockerIndex
 	}
-	for _, m := range a.Manifests {
+	for _, m := range slices.Concat(manifests, attestations) {
 		index.Manifests = append(index.Manifests, m.Desc)
 	}
 	desc, err := b.putJSON(index.MediaType, index)
@@ -176,7 +196,7 @@ func (b *Blobs) Fetch(ctx context.Context, a *Assembled) error {
 var entryTime = time.Unix(0, 0)
 
 // Recompress returns the image or index with all uncompressed layers compressed, and everything that refers to them updated. All
-// of it is in the store.
+// of it is in the store. An index with attestations is returned as it is: they are about the images that it has.
 func (b *Blobs) Recompress(ctx context.Context, desc ocispec.Descriptor, c blob.Compression) (ocispec.Descriptor, error) {
 	data, err := b.Store.ReadAll(desc, 0)
 	if err != nil {
@@ -186,6 +206,9 @@ func (b *Blobs) Recompress(ctx context.Context, desc ocispec.Descriptor, c blob.
 		var index ocispec.Index
 		if err := json.Unmarshal(data, &index); err != nil {
 			return desc, fmt.Errorf("read index %s: %w", desc.Digest, err)
+		}
+		if slices.ContainsFunc(index.Manifests, func(d ocispec.Descriptor) bool { return !attestation.IsImage(d) }) {
+			return desc, nil
 		}
 		changed := false
 		for i, m := range index.Manifests {

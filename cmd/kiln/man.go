@@ -9,6 +9,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/manual"
+	"github.com/kilnbuild/kiln/internal/version"
 	"github.com/spf13/cobra"
 )
 
@@ -30,7 +31,7 @@ date is that of the source, or $SOURCE_DATE_EPOCH.`,
 			}
 			root := rootCommand(all)
 			otherNames := func(cmd *cobra.Command) bool { return cmd.GroupID == otherNames }
-			return manual.Write(args[0], root, manual.Footer{Date: date, Version: version()}, otherNames)
+			return manual.Write(args[0], root, manual.Footer{Date: date, Version: version.String()}, otherNames)
 		},
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/imagecmd"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/runcmd"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/signals"
+	"github.com/kilnbuild/kiln/internal/version"
 	"github.com/spf13/cobra"
 )
 
@@ -61,7 +62,7 @@ func rootCommand(a *app.App) *cobra.Command {
   kiln build -t registry.example/app:v1 --push .     # to a registry
   kiln build -o out .                                # only the files
   kiln explain                                       # what was built, and why`,
-		Version:           version(),
+		Version:           version.String(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		Args:              cobra.ArbitraryArgs,

@@ -32,7 +32,7 @@ var allowed = map[string][]string{
 	"cmd/kiln": {"store", "doctor", "events", "internal", "llb"},
 	// What all commands need: the root directory with what works on it, and types of errors.
 	"cmd/kiln/internal/app":      {"cmd/kiln/internal/console", "cmd/kiln/internal/dialect", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/signals", "build", "build/contexts", "store", "store/images", "progress", "events", "internal", "parser", "registry", "solver"},
-	"cmd/kiln/internal/imagecmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/table", "cmd/kiln/internal/values", "store/images", "events", "exporter", "internal", "llb", "registry", "registry/auth", "registry/image"},
+	"cmd/kiln/internal/imagecmd": {"attestation", "attestation/slsa", "registry/layout", "cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/table", "cmd/kiln/internal/values", "store/images", "events", "exporter", "internal", "llb", "registry", "registry/auth", "registry/image"},
 	"cmd/kiln/internal/buildcmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/console", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "bake", "build", "build/confine", "build/contexts", "build/set", "compose", "events", "exporter", "internal", "llb", "progress", "registry/auth", "sandbox"},
 	"cmd/kiln/internal/runcmd":   {"cmd/kiln/internal/app", "cmd/kiln/internal/console", "cmd/kiln/internal/help", "cmd/kiln/internal/signals", "cmd/kiln/internal/values", "build/confine", "events", "internal", "run", "sandbox"},
 	// The user's terminal, for a program.
@@ -50,13 +50,16 @@ var allowed = map[string][]string{
 		"cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "build/caching", "cache/mounts", "cache/pack", "exporter", "registry",
 		"snapshot/dir", "solver", "internal",
 	},
-	"cmd/kiln/internal/values": {"build", "build/caching", "build/confine", "build/contexts", "build/early", "llb", "internal"},
+	"cmd/kiln/internal/values": {"attestation", "build", "build/caching", "build/confine", "build/contexts", "build/early", "llb", "internal"},
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 
 	"build": {
-		"build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/sources", "engine", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
+		"attestation", "build/attesting", "build/provenance", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/sources", "engine", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
 		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
 	},
+	// How a build describes itself.
+	"build/attesting":  {"attestation", "attestation/slsa", "build/provenance", "exporter", "llb", "internal"},
+	"build/provenance": {"attestation", "attestation/slsa", "build/sources", "frontend", "frontend/lint", "frontend/quote", "frontend/source", "llb", "internal"},
 	// How the processes of builds and containers are confined.
 	"build/confine": {"sandbox", "internal"},
 	// The images that a build starts from.
@@ -79,9 +82,9 @@ var allowed = map[string][]string{
 
 	// The root directory: store knows the parts that lie in it, and no part knows store.
 	"store":        {"cache", "events", "exporter", "history", "llb", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/explain", "internal"},
-	"store/images": {"store", "events", "exporter", "snapshot", "snapshot/blob", "llb", "registry", "registry/image", "internal"},
+	"store/images": {"attestation", "store", "events", "exporter", "snapshot", "snapshot/blob", "llb", "registry", "registry/image", "registry/layout", "internal"},
 
-	"store/peek": {"snapshot/blob", "llb", "internal"},
+	"store/peek": {"attestation", "snapshot/blob", "llb", "internal"},
 
 	// What files say of builds: compose files, and bake definitions, whose language is in packages of its own.
 	"compose":              {},
@@ -141,10 +144,14 @@ var allowed = map[string][]string{
 	// Engines that run images get them as an exporter writes them.
 	"engine": {"exporter", "internal"},
 
-	"exporter":        {"snapshot/blob", "llb", "internal"},
+	// Statements about images, and the descriptions of builds.
+	"attestation":      {"internal"},
+	"attestation/slsa": {},
+
+	"exporter":        {"attestation", "snapshot/blob", "llb", "internal"},
 	"registry":        {"registry/auth", "registry/image", "internal"},
 	"registry/auth":   {"internal"},
-	"registry/image":  {"internal"},
+	"registry/image":  {"attestation", "internal"},
 	"registry/layout": {"registry/image", "internal"},
 
 	"bench": {"internal/gunzip"}, // it runs kiln as others do, but for the decompression alone

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -73,9 +74,6 @@ func PlatformName(p ocispec.Platform) string {
 	return s
 }
 
-// unknown reports whether the platform is that of something other than an image, such as its attestations.
-func unknown(p ocispec.Platform) bool { return p.OS == "unknown" || p.Architecture == "unknown" }
-
 // Fit returns how well an image for have runs on want: 0 not at all, else more for a platform nearer to want's.
 func Fit(want, have ocispec.Platform) int {
 	want, have = normal(want), normal(have)
@@ -126,7 +124,7 @@ func fitVariant(want ocispec.Platform, have string) int {
 func Choose(descs []ocispec.Descriptor, want ocispec.Platform) (fitting, unsaid []ocispec.Descriptor) {
 	for _, d := range descs {
 		switch {
-		case !cas.IsManifest(d.MediaType) && !cas.IsIndex(d.MediaType):
+		case !cas.IsManifest(d.MediaType) && !cas.IsIndex(d.MediaType) || !attestation.IsImage(d):
 		case d.Platform == nil || d.Platform.OS == "" && d.Platform.Architecture == "":
 			unsaid = append(unsaid, d)
 		case Fit(want, *d.Platform) > 0:
@@ -142,7 +140,7 @@ func DescribePlatforms(descs []ocispec.Descriptor) []string {
 	var names []string
 	seen := map[string]bool{}
 	for _, d := range descs {
-		if d.Platform == nil || unknown(*d.Platform) {
+		if d.Platform == nil || !attestation.IsImage(d) {
 			continue
 		}
 		if name := PlatformName(*d.Platform); !seen[name] {

@@ -118,16 +118,29 @@ func (l *Layout) Resolve(ctx context.Context, ref string, platform ocispec.Platf
 }
 
 func (l *Layout) resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*image.Image, error) {
+	named, err := l.named(ctx, ref, platform)
+	if err != nil {
+		return nil, err
+	}
+	return image.Resolve(ctx, l, named, platform, store)
+}
+
+// Named returns what ref stands for, as Resolve finds it: a manifest, or an index of images for several platforms.
+func (l *Layout) Named(ctx context.Context, ref string, platform ocispec.Platform) (image.Named, error) {
+	named, err := l.named(ctx, ref, platform)
+	if err != nil {
+		return named, l.wrap(err)
+	}
+	return named, nil
+}
+
+func (l *Layout) named(ctx context.Context, ref string, platform ocispec.Platform) (image.Named, error) {
 	target, err := l.target(ref, platform)
 	if err != nil {
-		return nil, err
+		return image.Named{}, err
 	}
-	name := Scheme + Name(l.dir, ref)
 	data, declared, err := l.Document(ctx, target)
-	if err != nil {
-		return nil, err
-	}
-	return image.Resolve(ctx, l, image.Named{Ref: name, Target: target, Data: data, Declared: declared}, platform, store)
+	return image.Named{Ref: Scheme + Name(l.dir, ref), Target: target, Data: data, Declared: declared}, err
 }
 
 // Name returns how the image of a layout in the directory dir is called, without Scheme: ref is a tag, a digest, or "".

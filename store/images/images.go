@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/imagename"
@@ -66,16 +67,25 @@ type Part struct {
 	Size int64
 }
 
-// manifestOf reads a manifest and its config.
-func (set *Images) manifestOf(desc ocispec.Descriptor) (m ocispec.Manifest, config dockerspec.DockerOCIImage, err error) {
+// manifestAlone reads a manifest.
+func (set *Images) manifestAlone(desc ocispec.Descriptor) (m ocispec.Manifest, err error) {
 	data, err := set.store.ReadAll(desc, 0)
 	if err != nil {
-		return m, config, err
+		return m, err
 	}
 	if err := json.Unmarshal(data, &m); err != nil {
-		return m, config, fmt.Errorf("read manifest %s: %w", desc.Digest, err)
+		return m, fmt.Errorf("read manifest %s: %w", desc.Digest, err)
 	}
-	if data, err = set.store.ReadAll(m.Config, 0); err != nil {
+	return m, nil
+}
+
+// manifestOf reads a manifest of an image and its config.
+func (set *Images) manifestOf(desc ocispec.Descriptor) (m ocispec.Manifest, config dockerspec.DockerOCIImage, err error) {
+	if m, err = set.manifestAlone(desc); err != nil {
+		return m, config, err
+	}
+	data, err := set.store.ReadAll(m.Config, 0)
+	if err != nil {
 		return m, config, err
 	}
 	if err := json.Unmarshal(data, &config); err != nil {
@@ -84,8 +94,14 @@ func (set *Images) manifestOf(desc ocispec.Descriptor) (m ocispec.Manifest, conf
 	return m, config, nil
 }
 
-// manifests returns the image manifests of a manifest or index.
+// manifests returns the manifests of the images that a manifest or index means.
 func (set *Images) manifests(desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+	all, err := set.contents(desc)
+	return slices.DeleteFunc(all, func(d ocispec.Descriptor) bool { return !attestation.IsImage(d) }), err
+}
+
+// contents returns the manifests of an index that the store has, those of attestations among them; a manifest is its own.
+func (set *Images) contents(desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 	if !cas.IsIndex(desc.MediaType) {
 		return []ocispec.Descriptor{desc}, nil
 	}
@@ -110,13 +126,13 @@ func (set *Images) manifests(desc ocispec.Descriptor) ([]ocispec.Descriptor, err
 // hold keeps others from pruning the blobs of an image, if it should lose its names, before this process ends. It is an error
 // if some are not there.
 func (set *Images) hold(desc ocispec.Descriptor) error {
-	all, err := set.manifests(desc)
+	all, err := set.contents(desc)
 	if err != nil {
 		return err
 	}
 	blobs := []ocispec.Descriptor{desc}
 	for _, d := range all {
-		m, _, err := set.manifestOf(d)
+		m, err := set.manifestAlone(d)
 		if err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/imagename"
@@ -188,8 +189,13 @@ func (c *composer) manifest(ref imagename.Name, desc ocispec.Descriptor, data []
 	return nil
 }
 
-// index makes the index of what was taken in.
+// index makes the index of what was taken in. Attestations of an image that another one has taken the place of are left out.
 func (c *composer) index(annotations map[string]string) (ocispec.Descriptor, []byte, error) {
+	all := c.list
+	c.list = slices.DeleteFunc(slices.Clone(all), func(d ocispec.Descriptor) bool {
+		of, ok := attestation.Subject(d)
+		return ok && !slices.ContainsFunc(all, func(d ocispec.Descriptor) bool { return d.Digest == of })
+	})
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: c.list, Annotations: annotations}
 	data, err := json.MarshalIndent(index, "", "  ")
 	return ocispec.Descriptor{MediaType: index.MediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}, data, err

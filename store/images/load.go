@@ -9,8 +9,10 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/internal/imagename"
@@ -316,25 +318,11 @@ func (a *archive) check(ctx context.Context, entry ocispec.Descriptor, platform 
 	if doc.Manifest != nil {
 		return desc, a.checkManifest(ctx, desc, data)
 	}
-	var there []ocispec.Descriptor
-	for _, d := range doc.Index.Manifests {
-		if !a.set.store.Has(d) {
-			continue
-		}
-		if cas.IsIndex(d.MediaType) {
-			return desc, archiveErrorf("has an index in an index")
-		}
-		data, err := a.document(d)
-		if err != nil {
-			return desc, err
-		}
-		if err := a.checkManifest(ctx, d, data); err != nil {
-			return desc, err
-		}
-		there = append(there, d)
-	}
+	there, err := a.checkIndex(ctx, doc.Index)
 	switch {
-	case len(there) == 0:
+	case err != nil:
+		return desc, err
+	case !slices.ContainsFunc(there, attestation.IsImage):
 		return desc, archiveErrorf("has an index without one of its images")
 	case platform != "":
 		return a.set.choose(there, "the archive", platform)
@@ -348,6 +336,59 @@ func (a *archive) check(ctx context.Context, entry ocispec.Descriptor, platform 
 		return desc, err
 	}
 	return a.set.store.Put(index.MediaType, data)
+}
+
+// checkIndex returns the images of an index that the archive has, and then their attestations.
+func (a *archive) checkIndex(ctx context.Context, index *ocispec.Index) (there []ocispec.Descriptor, err error) {
+	images := map[digest.Digest]bool{}
+	for _, d := range index.Manifests {
+		if _, attests := attestation.Subject(d); attests || !a.set.store.Has(d) {
+			continue
+		}
+		if cas.IsIndex(d.MediaType) {
+			return nil, archiveErrorf("has an index in an index")
+		}
+		data, err := a.document(d)
+		if err == nil {
+			err = a.checkManifest(ctx, d, data)
+		}
+		if err != nil {
+			return nil, err
+		}
+		images[d.Digest] = true
+		there = append(there, d)
+	}
+	for _, d := range index.Manifests {
+		if of, attests := attestation.Subject(d); !attests || !images[of] || !a.set.store.Has(d) {
+			continue
+		}
+		if err := a.checkAttestations(d); err != nil {
+			return nil, err
+		}
+		there = append(there, d)
+	}
+	return there, nil
+}
+
+// checkAttestations finds out that the blobs of a manifest of attestations are there.
+func (a *archive) checkAttestations(desc ocispec.Descriptor) error {
+	data, err := a.document(desc)
+	if err != nil {
+		return err
+	}
+	doc, err := image.Parse(data, desc.MediaType)
+	if err == nil && doc.Manifest == nil {
+		err = errors.New("they are an index")
+	}
+	if err != nil {
+		return archiveErrorf("has invalid attestations: %v", err)
+	}
+	for _, d := range append([]ocispec.Descriptor{doc.Manifest.Config}, doc.Manifest.Layers...) {
+		if !a.set.store.Has(d) {
+			return archiveErrorf("lacks the attestation %s, or has one of another size", d.Digest)
+		}
+	}
+	return nil
 }
 
 // document returns the bytes of a manifest or index.

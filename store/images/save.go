@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/input"
@@ -22,7 +23,7 @@ type SaveOptions struct {
 	OCI bool
 }
 
-// Save writes images to w as one tar: an OCI image layout with, unless it is left out, the manifest.json of docker save. An image that
+// Save writes images to w as one tar, with their attestations unless a platform is chosen: an OCI image layout with, unless it is left out, the manifest.json of docker save. An image that
 // several of the names mean is written once, with these names; one that is meant by its ID has no name there. Their layers have the
 // compression that they have in the store. Nothing is written before all images were found whole.
 func (set *Images) Save(ctx context.Context, w io.Writer, names []string, o SaveOptions) error {
@@ -53,7 +54,7 @@ func (set *Images) Save(ctx context.Context, w io.Writer, names []string, o Save
 
 // assembled returns an image of the store, or that for a platform, all of whose blobs are there.
 func (set *Images) assembled(desc ocispec.Descriptor, name, platform string) (*exporter.Assembled, error) {
-	all, err := set.manifests(desc)
+	all, err := set.contents(desc)
 	if err != nil {
 		return nil, err
 	}
@@ -68,11 +69,15 @@ func (set *Images) assembled(desc ocispec.Descriptor, name, platform string) (*e
 	}
 	a := &exporter.Assembled{Desc: desc}
 	for _, d := range all {
-		m, _, err := set.manifestOf(d)
+		m, err := set.manifestAlone(d)
 		if err != nil {
 			return nil, err
 		}
-		a.Manifests = append(a.Manifests, exporter.Manifest{Desc: d, Manifest: m})
+		into := &a.Manifests
+		if !attestation.IsImage(d) {
+			into = &a.Attestations
+		}
+		*into = append(*into, exporter.Manifest{Desc: d, Manifest: m})
 	}
 	return a, nil
 }
@@ -87,7 +92,7 @@ func (set *Images) choose(all []ocispec.Descriptor, name, platform string) (ocis
 		}
 	}
 	for i, d := range all {
-		if d.Platform != nil {
+		if d.Platform != nil || !attestation.IsImage(d) {
 			continue
 		}
 		_, config, err := set.manifestOf(d)

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -81,7 +82,9 @@ func configOf(root string, desc ocispec.Descriptor) (config ocispec.Image, err e
 		if err := read(root, desc, &index); err != nil {
 			return config, err
 		}
-		images := slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool { return !cas.IsManifest(d.MediaType) })
+		images := slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool {
+			return !cas.IsManifest(d.MediaType) || !attestation.IsImage(d)
+		})
 		host := llb.Host()
 		i := slices.IndexFunc(images, func(d ocispec.Descriptor) bool {
 			return d.Platform != nil && d.Platform.OS == host.OS && d.Platform.Architecture == host.Architecture
