@@ -37,7 +37,7 @@ func (p *output) checkAnnotations(platforms []llb.Platform) error {
 		switch {
 		case p.form.Docker:
 			return fmt.Errorf("output %s: oci-mediatypes=false, and Docker's media types have no annotations", p.Type)
-		case (a.Part == exporter.OnIndex || a.Part == exporter.OnIndexDescriptor) && len(platforms) < 2:
+		case (a.Part == exporter.OnIndex || a.Part == exporter.OnIndexDescriptor) && len(platforms) < 2 && !p.attest.Any():
 			return fmt.Errorf("annotation %s: an image of one platform has no %s: annotate its manifest", a.Key, a.Part)
 		case a.Platform != "" && !slices.ContainsFunc(platforms, func(p llb.Platform) bool { return p.String() == a.Platform }):
 			return fmt.Errorf("annotation %s: the build is not for %s", a.Key, a.Platform)

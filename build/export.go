@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootdir"
@@ -42,6 +44,12 @@ func (j *Job) export(ctx context.Context, res *Result) error {
 		})
 		if err != nil {
 			return fmt.Errorf("write the image id: %w", err)
+		}
+	}
+	if x := &j.options.Export; x.MetadataProvenance != "" && !x.Attest.NoProvenance {
+		var err error
+		if res.provenance, err = j.attester.Metadata(x.MetadataProvenance == MetadataMax); err != nil {
+			return err
 		}
 	}
 	if j.options.Export.MetadataFile != "" {
@@ -92,7 +100,15 @@ func (j *Job) output(ctx context.Context, out output, images []exporter.Image, r
 // write assembles the image in the output's form and puts it where it is wanted.
 func (j *Job) write(ctx context.Context, out output, built []exporter.Image, task *events.Task, res *Result) error {
 	blobs := j.blobs
-	a, err := blobs.Assemble(ctx, built, out.form)
+	manifests, err := blobs.Manifests(ctx, built, out.form)
+	if err != nil {
+		return err
+	}
+	attested, err := j.attester.Manifests(ctx, blobs, manifests, out.names, &out.attest, !out.noArtifact)
+	if err != nil {
+		return err
+	}
+	a, err := blobs.Join(manifests, attested, out.form)
 	if err != nil {
 		return err
 	}
@@ -102,7 +118,7 @@ func (j *Job) write(ctx context.Context, out output, built []exporter.Image, tas
 		}
 	}
 	res.desc, res.Digest, res.ImageID, res.Names = a.Desc, a.Desc.Digest.String(), a.Desc.Digest.String(), out.names
-	if len(a.Manifests) == 1 {
+	if !cas.IsIndex(a.Desc.MediaType) {
 		res.ImageID = a.Manifests[0].Manifest.Config.Digest.String()
 	}
 	res.layers = layerSizes(a)
@@ -211,7 +227,7 @@ func (j *Job) files(ctx context.Context, out output) error {
 	if len(j.chains) > 1 {
 		return j.platforms(ctx, out)
 	}
-	tree, err := j.steps.Files(ctx, j.chains[0])
+	tree, err := j.attestedFiles(ctx, 0, out)
 	if err != nil {
 		return err
 	}
@@ -222,8 +238,8 @@ func (j *Job) files(ctx context.Context, out output) error {
 // tar writes the files as a tar. Of several platforms each has a directory.
 func (j *Job) tar(ctx context.Context, out output) error {
 	roots := make([]exporter.Root, len(j.chains))
-	for i, chain := range j.chains {
-		tree, err := j.steps.Files(ctx, chain)
+	for i := range j.chains {
+		tree, err := j.attestedFiles(ctx, i, out)
 		if err != nil {
 			return err
 		}
@@ -251,8 +267,8 @@ func (j *Job) platforms(ctx context.Context, out output) error {
 		return err
 	}
 	defer dest.Close()
-	for i, chain := range j.chains {
-		tree, err := j.steps.Files(ctx, chain)
+	for i := range j.chains {
+		tree, err := j.attestedFiles(ctx, i, out)
 		if err != nil {
 			return err
 		}
@@ -290,7 +306,13 @@ func wrote(n int, thing string) string {
 
 // Metadata returns what --metadata-file holds, in BuildKit's words.
 func (r *Result) Metadata() ([]byte, error) {
-	m := map[string]any{}
+	m := maps.Clone(r.provenance)
+	if m == nil {
+		m = map[string]any{}
+	}
+	if r.id != "" {
+		m["buildx.build.ref"] = "default/default/" + r.id // builder, node and build
+	}
 	if r.Digest != "" {
 		m["containerimage.digest"] = r.Digest
 		m["containerimage.descriptor"] = r.desc

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"time"
 
+	"github.com/kilnbuild/kiln/build/attesting"
 	"github.com/kilnbuild/kiln/build/bases"
 	"github.com/kilnbuild/kiln/build/caching"
 	"github.com/kilnbuild/kiln/build/contexts"
@@ -56,7 +58,6 @@ type Job struct {
 	options Options
 	events  *events.Stream
 
-	names   []string // of the image, in full
 	plans   []output // what is to be done with the result
 	session *session.Session
 	loader  *contexts.Loader
@@ -68,6 +69,8 @@ type Job struct {
 	blobs   *exporter.Blobs
 	caches  *caching.Caches
 	explain explain.Explainer
+	// attester makes the attestations of what is built.
+	attester attesting.Attester
 	// sharedProc says that RUN sees kiln's own /proc.
 	sharedProc bool
 
@@ -89,11 +92,18 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	}
 	j := &Job{builder: b, work: work, options: o, events: s, store: b.root.Images.Job(), sources: &sources.Sources{}}
 	j.onClose(func(context.Context) error { return j.store.Release() })
-	if j.names, err = fullNames(o.Export.Tags); err != nil {
+	names, err := fullNames(o.Export.Tags)
+	if err != nil {
 		return nil, &input.Error{Err: err}
 	}
-	if j.plans, err = o.Export.plan(j.names, o.Target.Platforms); err != nil {
+	if j.plans, err = o.Export.plan(names, o.Target.Platforms); err != nil {
 		return nil, &input.Error{Err: err}
+	}
+	j.attester = attesting.Attester{Options: &j.options.Export.Attest, Build: j.described, Scan: j.scan}
+	if s := o.Export.Attest.SBOM; s != nil {
+		if _, err := j.scanner(s); err != nil {
+			return nil, err
+		}
 	}
 	run, err := b.defaults.Confine(o.Run.Request)
 	if err != nil {
@@ -175,7 +185,8 @@ func (j *Job) Run(ctx context.Context) (*Result, error) {
 		begin.ID, end = record(j.work.History, o.Debug, j.events)
 	}
 	j.events.Emit(begin)
-	res := &Result{}
+	j.attester.ID, j.attester.Started = begin.ID, time.Now()
+	res := &Result{id: begin.ID}
 	err := j.run(ctx, res)
 	res.Materials = j.sources.Materials()
 	err = errors.Join(err, j.Close(ctx))
@@ -213,6 +224,9 @@ func (j *Job) run(ctx context.Context, res *Result) (err error) {
 	j.session.MayRun = mayRun
 	defer func() { err = end(err) }()
 	if err := j.lower(ctx, res); err != nil {
+		return err
+	}
+	if err := j.attester.CheckComplete(); err != nil {
 		return err
 	}
 	j.caches.Declare(cacheMounts(j.lowered.Images))

@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/build/caching"
 	"github.com/kilnbuild/kiln/build/confine"
 	"github.com/kilnbuild/kiln/build/contexts"
@@ -80,9 +81,22 @@ type Export struct {
 	Outputs []Output
 	// IIDFile is a file that the image's ID is written to; "" for none.
 	IIDFile string
+	// Attest are attestations of the result.
+	Attest attestation.Options
 	// MetadataFile is a file for the digests and names of the result, as JSON; "" for none.
 	MetadataFile string
+	// MetadataProvenance says how much Result.Metadata has of the provenance; "" for none.
+	MetadataProvenance MetadataMode
 }
+
+// MetadataMode is how much of the provenance there is in the metadata of a build.
+type MetadataMode string
+
+// The modes of the metadata's provenance.
+const (
+	MetadataMin MetadataMode = "min"
+	MetadataMax MetadataMode = "max"
+)
 
 // Run is how a build runs RUN.
 type Run struct {

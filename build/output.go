@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/llb"
@@ -70,6 +71,11 @@ type output struct {
 	files exporter.DirOptions // of OutputLocal
 	// byDigest is of OutputRegistry: the image gets no tag there. unnamed says that it gets no name in the store.
 	byDigest, unnamed bool
+	// attest are the attestations that the output gets, and attestPrefix begins the names of files with them. noArtifact gives their
+	// manifests the form of an image.
+	attest       attestation.Options
+	attestPrefix string
+	noArtifact   bool
 	// target is where the image goes that is put into an engine: see Job.prepare.
 	target target
 }
@@ -88,8 +94,12 @@ func (x *Export) plan(names []string, platforms []llb.Platform) ([]output, error
 				return nil, err
 			}
 		}
+		if err := plan.setAttestations(&x.Attest); err != nil {
+			return nil, err
+		}
 		kind, level := spec.Attrs["compression"], spec.Attrs["compression-level"]
-		if kind == "" && level == "" && (plan.Type == OutputImage || plan.toEngine()) {
+		// What is attested is pushed as it is.
+		if kind == "" && level == "" && (plan.Type == OutputImage && !plan.attest.Any() || plan.toEngine()) {
 			kind = blob.Uncompressed.Type
 		}
 		var err error
@@ -117,6 +127,9 @@ func (x *Export) plan(names []string, platforms []llb.Platform) ([]output, error
 			return nil, errors.New("podman's storage holds one platform under a name: give one --platform")
 		}
 		out = append(out, plan)
+	}
+	if x.Attest.Any() && !slices.ContainsFunc(out, func(p output) bool { return p.attest.Any() }) && !x.Attest.InlineOnly() {
+		return nil, errors.New("attestations need an output that they are written to")
 	}
 	if !slices.ContainsFunc(out, output.image) {
 		switch {
@@ -157,6 +170,18 @@ func (p *output) attribute(key, value string) error {
 		err := truth(&oci)
 		p.form.Docker = !oci
 		return err
+	case "oci-artifact":
+		if p.image() {
+			artifact := true
+			err := truth(&artifact)
+			p.noArtifact = !artifact
+			return err
+		}
+	case "attestation-prefix":
+		if !p.image() && p.Type != OutputCacheOnly {
+			p.attestPrefix = value
+			return attestation.CheckFile(key, value+attestation.DefaultFile)
+		}
 	case "tar":
 		tar := true
 		err := truth(&tar)

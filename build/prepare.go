@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/engine"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/input"
@@ -28,7 +29,7 @@ func (j *Job) prepare(ctx context.Context) error {
 		if !j.plans[i].toEngine() {
 			continue
 		}
-		if err := j.plans[i].findTarget(ctx, len(j.options.Target.Platforms), j.work.Scratch.Path()); err != nil {
+		if err := j.plans[i].findTarget(ctx, len(j.options.Target.Platforms), j.work.Scratch.Path(), j.events.Warn); err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
@@ -38,8 +39,8 @@ func (j *Job) prepare(ctx context.Context) error {
 	return nil
 }
 
-// findTarget finds the engine that the image is put into.
-func (p *output) findTarget(ctx context.Context, platforms int, scratch string) error {
+// findTarget finds the engine that the image is put into. It warns of what that cannot hold.
+func (p *output) findTarget(ctx context.Context, platforms int, scratch string, warn func(string)) error {
 	var err error
 	if p.Type == OutputStorage {
 		p.target, err = engine.FindStorage(scratch)
@@ -50,6 +51,10 @@ func (p *output) findTarget(ctx context.Context, platforms int, scratch string) 
 	}
 	if err != nil {
 		return fmt.Errorf("%w; -t alone keeps the image in kiln's store, and -o type=docker,dest=FILE writes an archive", err)
+	}
+	if !p.target.TakesIndexes() && p.attest.Any() {
+		warn(fmt.Sprintf("attestations are not loaded: this %s holds an image alone", p.target.Name()))
+		p.attest = attestation.Options{}
 	}
 	if platforms > 1 && !p.target.TakesIndexes() {
 		return fmt.Errorf("this %s holds one platform under a name: give one --platform, or use type=oci or --push", p.target.Name())

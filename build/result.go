@@ -14,6 +14,9 @@ type Result struct {
 	// Digest is that of the manifest or index.
 	Digest string
 	desc   ocispec.Descriptor
+	// id is that of the build in the history, and provenance what Metadata has of it.
+	id         string
+	provenance map[string]any
 	// Names are the image's names in full.
 	Names []string
 	// layers are those that steps made, with their sizes in the form of the last output that is an image.

@@ -47,6 +47,12 @@ func isDir(context string) bool {
 	return context != stdin && !remoteurl.IsGitContext(context) && !remoteurl.IsHTTP(context)
 }
 
+// OfClient reports whether the build context, and the Dockerfile, are of the client: a directory, a file, or standard input.
+func (s *Source) OfClient() (context, dockerfile bool) {
+	context = isDir(s.Context) || s.Context == stdin
+	return context, s.Dockerfile == stdin || context && !remoteurl.IsHTTP(s.Dockerfile)
+}
+
 // Check reports whether a build context, or the value of a named one, is a directory of the client. The error is that
 // of an address that cannot be read.
 func Check(context string) (dir bool, err error) {

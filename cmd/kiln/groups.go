@@ -57,6 +57,10 @@ func imagetoolsCommand(a *app.App) *cobra.Command {
 	return lazily(a, "imagetools", imagetoolsShort, func() []*cobra.Command { return imagecmd.Imagetools(a) })
 }
 
+func attestCommand(a *app.App) *cobra.Command {
+	return lazily(a, "attest", "Show the attestations of images: provenance and SBOMs", func() []*cobra.Command { return imagecmd.Attest(a) })
+}
+
 func cacheCommand(a *app.App) *cobra.Command {
 	return lazily(a, "cache", "Look at caches in registries and directories, and prune them", func() []*cobra.Command { return cachecmd.Commands(a) })
 }
@@ -65,7 +69,7 @@ func cacheCommand(a *app.App) *cobra.Command {
 const otherNames = "names"
 
 // groupNames are the commands whose commands are made lazily.
-var groupNames = []string{"cache", "image", "imagetools", "manifest", "buildx", "builder", "system"}
+var groupNames = []string{"attest", "cache", "image", "imagetools", "manifest", "buildx", "builder", "system"}
 
 // lazily returns a command that only has others, which are made if the command line names it: making those of all groups takes as long as
 // making all other commands.

@@ -190,8 +190,6 @@ func bakeTarget(t *bake.Target) (target, error) {
 	out := target{name: t.Name, needs: map[string]string{}, linked: t.Linked, context: *t.Context}
 	flags := &out.flags
 	switch {
-	case slices.ContainsFunc(t.Attest, func(e bake.Entry) bool { return e["disabled"] != "true" }):
-		return out, errors.New("attestations are not supported yet: --provenance=false --sbom=false builds without them")
 	case len(t.Policy) > 0:
 		return out, errors.New("policies are not supported")
 	case *t.Context == "-":
@@ -242,6 +240,9 @@ func bakeTarget(t *bake.Target) (target, error) {
 		return out, nil // it is built for others alone: its image has no name
 	}
 	flags.export.tags, flags.export.annotations = t.Tags, t.Annotations
+	for _, e := range t.Attest {
+		flags.export.attestations = append(flags.export.attestations, e.String())
+	}
 	for _, o := range t.Outputs {
 		flags.export.outputs = append(flags.export.outputs, o.String())
 	}

@@ -175,6 +175,8 @@ type exportFlags struct {
 	tags, annotations, outputs []string
 	push, load                 bool
 	iidFile, metadataFile      string
+	attestations               []string
+	provenance, sbom           string
 }
 
 func (f *exportFlags) add(flags *pflag.FlagSet) {
@@ -183,6 +185,9 @@ func (f *exportFlags) add(flags *pflag.FlagSet) {
 	flags.StringArrayVarP(&f.outputs, "output", "o", nil, "`OUTPUT` where the result goes: type=TYPE[,dest=PATH][,KEY=VALUE...], a directory, or - for a tar archive on standard output; TYPE is image, registry, docker, containers-storage, oci, local, tar or cacheonly")
 	flags.BoolVar(&f.push, "push", false, "push the image, as --output=type=registry does")
 	flags.BoolVar(&f.load, "load", false, "put the image into the engine at $DOCKER_HOST, as --output=type=docker does")
+	flags.StringArrayVar(&f.attestations, "attest", nil, "`type=TYPE[,KEY=VALUE...]` attestation to attach: provenance or sbom")
+	flags.StringVar(&f.provenance, "provenance", "", "`true|KEY=VALUE,...` attach the provenance of the image: mode=min|max, version=v1|v0.2, builder-id=URI, inline-only=true, reproducible=true, complete-materials=true, anonymous=true")
+	flags.StringVar(&f.sbom, "sbom", "", "`true|generator=IMAGE` attach a software bill of materials")
 	flags.StringVar(&f.iidFile, "iidfile", "", "`FILE` write the image ID to FILE")
 	flags.StringVar(&f.metadataFile, "metadata-file", "", "`FILE` write the digests and names of the result to FILE, as JSON")
 }
@@ -200,6 +205,14 @@ func (f *exportFlags) read() (x build.Export, err error) {
 			return x, app.UsageErrorf("--annotation %q: %w", v, err)
 		}
 		x.Annotations = append(x.Annotations, parsed...)
+	}
+	if x.Attest, err = values.Attestations(f.attestations, f.provenance, f.sbom); err != nil {
+		return x, err
+	}
+	if x.MetadataFile != "" {
+		if x.MetadataProvenance, err = values.MetadataProvenance(); err != nil {
+			return x, err
+		}
 	}
 	if x.Outputs, err = values.Outputs(f.outputs, f.push, f.load); err != nil {
 		return x, err

@@ -223,14 +223,11 @@ func (f *composeFlags) projectName(p *compose.Project, dir string, lookup compos
 func serviceTarget(p *compose.Project, s *compose.Service, dir string) (target, error) {
 	out := target{name: s.Name, needs: map[string]string{}}
 	b, flags := s.Build, &out.flags
-	attested := func(v string) bool { return v != "" && v != "false" }
 	switch {
 	case b.Privileged:
 		return out, errors.New("build.privileged is not supported: RUN --security=insecure gives privileges to a single step")
 	case b.Isolation != "" && b.Isolation != "default":
 		return out, fmt.Errorf("build.isolation %q is not supported", b.Isolation)
-	case attested(b.SBOM) || attested(b.Provenance):
-		return out, errors.New("attestations are not supported yet: build.sbom and build.provenance")
 	}
 	local := func(path string) string {
 		if home, err := os.UserHomeDir(); err == nil && strings.HasPrefix(path, "~/") {
@@ -264,6 +261,7 @@ func serviceTarget(p *compose.Project, s *compose.Service, dir string) (target, 
 		}
 		flags.source.named = append(flags.source.named, key+"="+local(b.Contexts[key]))
 	}
+	flags.export.provenance, flags.export.sbom = b.Provenance, b.SBOM
 	flags.caching.from, flags.caching.to = b.CacheFrom, b.CacheTo
 	flags.target.stage, flags.target.platforms = b.Target, b.Platforms
 	if len(b.Platforms) == 0 && s.Platform != "" {

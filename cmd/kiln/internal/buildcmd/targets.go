@@ -115,6 +115,9 @@ func newRequest(targets []target, flags *setFlags, proxies map[string]string, de
 	add := func(t *target, member string) error {
 		t.flags.progress.explain = flags.progress.explain
 		o, err := t.options(proxies)
+		if err == nil && flags.metadataFile != "" {
+			o.Export.MetadataProvenance, err = values.MetadataProvenance()
+		}
 		if err != nil {
 			return &input.Error{Err: fmt.Errorf("target %s: %w", t.name, err)}
 		}

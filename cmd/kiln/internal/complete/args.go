@@ -29,7 +29,7 @@ func argsOf(cmd *cobra.Command) source {
 			return services
 		}
 		return first(only(dirs))
-	case "images", "ls", "history", "push", "pull":
+	case "images", "ls", "show", "history", "push", "pull":
 		return first(imageNames)
 	case "inspect", "create":
 		return imageNames

@@ -24,6 +24,10 @@ func flagOf(command, flag string) source {
 		return cacheMounts
 	case "save --format":
 		return words("docker\tan OCI image layout that docker load reads", "oci\tan OCI image layout")
+	case "show --format":
+		return words("text", "json", "raw")
+	case "show --type", "ls --type":
+		return words("provenance", "sbom")
 	case "diff --format":
 		return words("text", "json")
 	case "inspect --format":
@@ -90,8 +94,12 @@ func flagOf(command, flag string) source {
 		return words("amd64", "arm64", "arm", "386", "ppc64le", "riscv64", "s390x", "loong64")
 	case "on-error":
 		return words("fail", "ask")
-	case "provenance", "sbom":
-		return words("true", "false")
+	case "attest":
+		return keys(prefixed("type=", values.AttestationTypes)...)
+	case "provenance":
+		return keys(values.ProvenanceKeys...)
+	case "sbom":
+		return keys("true", "false", "generator=")
 	case "ulimit":
 		return keys(ulimits...)
 	case "resource":

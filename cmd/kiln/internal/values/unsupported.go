@@ -24,11 +24,8 @@ type unsupported struct {
 }
 
 var unsupportedBuildFlags = []unsupported{
-	{name: "attest", disable: true},
 	{name: "builder", nothing: []string{"default"}},
 	{name: "policy", disable: true},
-	{name: "provenance", nothing: []string{"false"}, disable: true},
-	{name: "sbom", nothing: []string{"false"}, disable: true},
 
 	// Flags of the builder that was there before BuildKit. BuildKit leaves no containers behind, and reads the context in
 	// place of sending it, and so does kiln.

@@ -24,7 +24,7 @@ import (
 // OutputKeys are the keys of an output besides type, dest and annotation. Some are only for outputs of some types.
 var OutputKeys = []string{
 	"compression", "compression-level", "name", "rewrite-timestamp", "oci-mediatypes", "tar", "set-id", "devices", "push", "push-by-digest",
-	"name-canonical", "unpack", "store",
+	"name-canonical", "unpack", "store", "oci-artifact", "attestation-prefix",
 }
 
 // What flags of build take. There are more platforms, and Entitlements are also for single devices.

@@ -1,0 +1,182 @@
+// Package attesting makes the attestations of one build: it describes the build, has images scanned, and puts what is known into the form
+// that an output has for it.
+package attesting
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/kilnbuild/kiln/attestation"
+	"github.com/kilnbuild/kiln/attestation/slsa"
+	"github.com/kilnbuild/kiln/build/provenance"
+	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/imagename"
+	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/llb"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Attester makes the attestations of a build.
+type Attester struct {
+	Options *attestation.Options
+	// Build describes the build, as far as it is known by then.
+	Build func() *provenance.Build
+	// Scan returns the software bill of materials of an image by its index.
+	Scan func(ctx context.Context, i int) ([]attestation.Attestation, error)
+	// ID is that of the build in the history, and Started when it began.
+	ID      string
+	Started time.Time
+
+	scanned map[int][]attestation.Attestation
+}
+
+// CheckComplete returns an error if the user wants nothing to be used that is no material, and the build does. It is an *input.Error.
+func (a *Attester) CheckComplete() error {
+	if p := a.Options.Provenance; p == nil || !p.Complete {
+		return nil
+	}
+	b := a.Build()
+	for i := range b.Images {
+		if locals := b.LocalSources(i); len(locals) > 0 {
+			return &input.Error{Err: fmt.Errorf("provenance with complete-materials=true: the build reads the %s of this machine, "+
+				"which nobody else has: build from a git repository or a URL", locals[0])}
+		}
+	}
+	return nil
+}
+
+// attestations returns what is said of an image by its index, whose layers have these blobs, the lowest first; nil where the output is
+// files.
+func (a *Attester) attestations(
+	ctx context.Context, i int, o *attestation.Options, layers []ocispec.Descriptor,
+) ([]attestation.Attestation, error) {
+	var all []attestation.Attestation
+	if o.SBOM != nil {
+		found, known := a.scanned[i]
+		if !known {
+			var err error
+			if found, err = a.Scan(ctx, i); err != nil {
+				return nil, fmt.Errorf("scan the image for its SBOM: %w", err)
+			}
+			if a.scanned == nil {
+				a.scanned = map[int][]attestation.Attestation{}
+			}
+			a.scanned[i] = found
+		}
+		all = append(all, found...)
+	}
+	if p := o.Provenance; p != nil {
+		data, err := slsa.Encode(a.Build().Of(i, layers, time.Now(), p))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, attestation.Attestation{PredicateType: p.PredicateType, Predicate: data, File: p.File, InlineOnly: p.InlineOnly})
+	}
+	return all, nil
+}
+
+// Manifests returns the manifests of statements about images, in their order; none if o asks for none. names are those that the images get,
+// and artifact is as for exporter.Blobs.Attest.
+func (a *Attester) Manifests(
+	ctx context.Context, blobs *exporter.Blobs, images []exporter.Manifest, names []string, o *attestation.Options, artifact bool,
+) ([]exporter.Manifest, error) {
+	if !o.Any() {
+		return nil, nil
+	}
+	all := make([]exporter.Manifest, len(images))
+	for i, m := range images {
+		found, err := a.attestations(ctx, i, o, m.Manifest.Layers)
+		if err != nil {
+			return nil, err
+		}
+		self, err := subjects(names, a.Build().Images[i].Platform, m.Desc.Digest)
+		if err != nil {
+			return nil, err
+		}
+		var statements []attestation.Statement
+		for _, f := range found {
+			statements = append(statements, f.Statement(self))
+		}
+		made, err := blobs.Attest(m, statements, artifact)
+		if err != nil {
+			return nil, err
+		}
+		all[i] = *made
+	}
+	return all, nil
+}
+
+// nameless is the name of a subject that has none (in-toto, ResourceDescriptor).
+const nameless = "_"
+
+// subjects returns an image under its names.
+func subjects(names []string, p llb.Platform, d digest.Digest) ([]attestation.Resource, error) {
+	var all []attestation.Resource
+	for _, name := range names {
+		ref, err := imagename.Parse(name)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, attestation.Resource{Name: attestation.ImageURL("docker", ref, p.String()), Digest: attestation.Digests(d)})
+	}
+	if len(all) == 0 {
+		all = append(all, attestation.Resource{Name: nameless, Digest: attestation.Digests(d)})
+	}
+	return all, nil
+}
+
+// Files returns the files of an image by its index with those that attest them, whose names begin with prefix and whose time is epoch if it
+// is not nil.
+func (a *Attester) Files(
+	ctx context.Context, i int, tree layer.Tree, o *attestation.Options, prefix string, epoch *time.Time,
+) (layer.Tree, error) {
+	if !o.Any() {
+		return tree, nil
+	}
+	found, err := a.attestations(ctx, i, o, nil)
+	if err != nil {
+		return nil, err
+	}
+	var all []exporter.NamedStatement
+	for _, f := range found {
+		all = append(all, exporter.NamedStatement{Name: prefix + f.File, Attestation: f})
+	}
+	when := time.Now()
+	switch p := o.Provenance; {
+	case epoch != nil:
+		when = *epoch
+	case p != nil && p.Anonymous:
+		when = time.Unix(0, 0)
+	}
+	return exporter.WithStatements(ctx, tree, all, when)
+}
+
+// Metadata returns the provenance that the metadata of a build has, by its keys, as buildx writes it: in version 0.2. max is as in
+// attestation.Provenance.
+func (a *Attester) Metadata(max bool) (map[string]any, error) {
+	o := attestation.Provenance{Max: max, PredicateType: attestation.SLSA02}
+	if asked := a.Options.Provenance; asked != nil {
+		o.BuilderID, o.Reproducible, o.Anonymous = asked.BuilderID, asked.Reproducible, asked.Anonymous
+	}
+	b := a.Build()
+	all := map[string]any{}
+	for i, img := range b.Images {
+		key := "buildx.build.provenance"
+		if len(b.Images) > 1 {
+			key += "/" + img.Platform.String()
+		}
+		p, ok := b.Of(i, nil, time.Now(), &o).(*slsa.Provenance02)
+		if !ok {
+			return nil, errors.New("BUG: provenance of another version")
+		}
+		if !max {
+			p.Metadata = nil
+		}
+		all[key] = p
+	}
+	return all, nil
+}
