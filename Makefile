@@ -60,9 +60,12 @@ lint:
 # Servers that tests of caches talk to.
 TOOLS     := $(CURDIR)/.tools
 VERSITYGW := github.com/versity/versitygw/cmd/versitygw@v1.8.0
+AZURITE   := azurite@3.37.0
 e2e: build
 	@$(call need,busybox-static docker-registry mmdebstrap openssh-client podman qemu-user-static skopeo umoci)
 	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(VERSITYGW)
+	@command -v npm >/dev/null || { $(call need,nodejs npm); }
+	npm install --silent --no-audit --no-fund --prefix $(TOOLS) $(AZURITE)
 	KILN=$(CURDIR)/kiln TOOLS=$(TOOLS) go test -tags e2e -count=1 -timeout 2h -v ./e2e ./e2e/caches
 
 # ARCH is amd64, or arm64, which takes about four minutes; there the packages' own tests run only with TESTS=1. KERNELS

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/cache/remote"
+	"github.com/kilnbuild/kiln/cache/remote/azblob"
 	"github.com/kilnbuild/kiln/cache/remote/bucket"
 	"github.com/kilnbuild/kiln/cache/remote/s3"
 	"github.com/kilnbuild/kiln/internal/imagename"
@@ -34,6 +35,7 @@ func kinds() []kind {
 		{name: "registry", from: []string{"ref", "registry.insecure"}, to: []string{"ref", "registry.insecure"}, check: (*Spec).checkRegistry, open: (*Spec).openRegistry},
 		{name: "local", from: []string{"src", "tag", "digest"}, to: []string{"dest", "tag"}, open: (*Spec).openDir},
 		{name: "s3", from: s3Keys(), to: append(s3Keys(), "touch_refresh", "upload_parallelism"), check: (*Spec).checkS3, open: (*Spec).openS3},
+		{name: "azblob", from: azureKeys(), to: append(azureKeys(), "touch_refresh"), check: (*Spec).checkAzure, open: (*Spec).openAzure},
 	}
 }
 
@@ -47,11 +49,18 @@ var (
 )
 
 // notYet are the types that other builders have.
-var notYet = []string{"inline", "gha", "azblob"}
+var notYet = []string{"inline", "gha"}
 
-// Secret reports whether the value of a key, in lower case, is not to be shown.
-func Secret(key string) bool {
-	return slices.Contains([]string{"access_key_id", "secret_access_key", "session_token", "token", "ghtoken"}, key)
+// Shown returns what is shown of the value of a key, in lower case: nothing of a secret, nor of the query of an address, which may have a
+// signature.
+func Shown(key, value string) string {
+	if slices.Contains([]string{"access_key_id", "secret_access_key", "session_token", "token", "ghtoken"}, key) {
+		return "…"
+	}
+	if before, _, ok := strings.Cut(value, "?"); ok {
+		return before + "?…"
+	}
+	return value
 }
 
 // kindOf returns the kind with a name.
@@ -207,6 +216,44 @@ func (s *Spec) openS3(*registry.Client) ([]*Place, error) {
 		return nil, err
 	}
 	return s.inBucket(b, b.Where, b.Close)
+}
+
+func azureKeys() []string {
+	return []string{"", "account_url", "container", "name", "prefix", "blobs_prefix", "manifests_prefix", "secret_access_key"}
+}
+
+// defaultContainer is the container in Azure's storage, as with buildx.
+const defaultContainer = "buildkit-cache"
+
+func (s *Spec) azure() (azblob.Options, error) {
+	o := azblob.Options{
+		AccountURL: s.attr("account_url", "BUILDKIT_AZURE_STORAGE_ACCOUNT_URL"),
+		Container:  cmp.Or(s.attr("container", "BUILDKIT_AZURE_STORAGE_CONTAINER"), defaultContainer), Key: s.Attrs["secret_access_key"],
+	}
+	if o.AccountURL == "" {
+		return o, errors.New("type=azblob needs account_url=… or BUILDKIT_AZURE_STORAGE_ACCOUNT_URL")
+	}
+	return o, o.Check()
+}
+
+func (s *Spec) checkAzure() error {
+	_, err := s.azure()
+	if err == nil {
+		_, err = s.layouts()
+	}
+	return err
+}
+
+func (s *Spec) openAzure(*registry.Client) ([]*Place, error) {
+	o, err := s.azure()
+	if err != nil {
+		return nil, err
+	}
+	c, err := azblob.Open(o)
+	if err != nil {
+		return nil, err
+	}
+	return s.inBucket(c, c.Where, c.Close)
 }
 
 // inBucket returns the places in a bucket; where names a key of it for messages, and closing ends its use.

@@ -4,6 +4,7 @@
 package caches
 
 import (
+	"encoding/base64"
 	"errors"
 	"io/fs"
 	"net"
@@ -17,11 +18,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kilnbuild/kiln/cache/pack"
 	"github.com/kilnbuild/kiln/cache/remote"
+	"github.com/kilnbuild/kiln/cache/remote/azblob"
 	"github.com/kilnbuild/kiln/cache/remote/bucket"
 	"github.com/kilnbuild/kiln/cache/remote/remotetest"
 	"github.com/kilnbuild/kiln/cache/remote/s3"
@@ -105,6 +108,74 @@ func versitygw(t *testing.T, bucket string) (endpoint, dir string) {
 	serve(t, address, exec.Command(tool(t, "versitygw"), "--port", address, "--access", s3ID, "--secret", s3Secret, "--keep-alive", "--quiet",
 		"posix", "--sidecar", filepath.Join(top, "sidecar"), filepath.Join(top, "data")))
 	return "http://" + address, filepath.Join(top, "data", bucket)
+}
+
+const (
+	azureAccount   = "kilntest"
+	azureContainer = "cache"
+)
+
+var azureKey = base64.StdEncoding.EncodeToString([]byte("key of kiln's tests"))
+
+// azurite starts a server of Azure Blob Storage with one container, and returns the address of the account.
+func azurite(t *testing.T) string {
+	t.Helper()
+	port := freePort(t)
+	cmd := exec.Command("node", tool(t, "node_modules/.bin/azurite-blob"), "--blobHost", "127.0.0.1", "--blobPort", port,
+		"--location", t.TempDir(), "--silent", "--skipApiVersionCheck", "--disableTelemetry")
+	cmd.Env = append(os.Environ(), "AZURITE_ACCOUNTS="+azureAccount+":"+azureKey)
+	serve(t, "127.0.0.1:"+port, cmd)
+	account := "http://127.0.0.1:" + port + "/" + azureAccount
+	key, err := container.NewSharedKeyCredential(azureAccount, azureKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := container.NewClientWithSharedKeyCredential(account+"/"+azureContainer, key, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Create(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	return account
+}
+
+func TestAzureRepository(t *testing.T) {
+	account := azurite(t)
+	remotetest.Run(t, remotetest.Traits{}, func(t *testing.T) remote.Repository {
+		c, err := azblob.Open(azblob.Options{AccountURL: account, Container: azureContainer, Key: azureKey})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		l := bucket.Layout{Prefix: "odd+prefix&%41=ö/", Blobs: bucket.DefaultBlobs, Manifests: bucket.DefaultManifests, Name: "kiln"}
+		return bucket.New(c, l, c.Where(l.Prefix))
+	})
+}
+
+func TestAzure(t *testing.T) {
+	account := azurite(t)
+	spec := "type=azblob,container=cache,name=app,prefix=team/,account_url=" + account
+	key := ",secret_access_key=" + azureKey
+	travel(t, spec+key)
+
+	dir := project(t)
+	wrong := ",secret_access_key=" + base64.StdEncoding.EncodeToString([]byte("wrong"))
+	for _, tc := range []struct{ spec, want string }{
+		{strings.Replace(spec, "container=cache", "container=nowhere", 1) + key, "404 .*ContainerNotFound; create the container nowhere"},
+		{spec + wrong, "403 .*AuthorizationFailure; check the credentials"},
+		{strings.Replace(spec, account, "http://127.0.0.1:1/"+azureAccount, 1) + key, "connection refused"},
+	} {
+		_, log := machine(t).build(dir, "--cache-from", tc.spec, "--cache-to", tc.spec)
+		for _, what := range []string{"WARN: the cache 127.* is not used: .*", "WARN: the cache was not exported to 127.*"} {
+			if n := len(regexp.MustCompile(what+tc.want).FindAllString(log, -1)); n != 1 {
+				t.Errorf("%d warnings %q in\n%s", n, what+tc.want, log)
+			}
+		}
+		if strings.Contains(log, "secret_access_key") {
+			t.Error("a secret is shown")
+		}
+	}
 }
 
 // openS3 returns a repository below a prefix of a bucket.

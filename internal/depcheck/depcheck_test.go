@@ -68,7 +68,7 @@ var allowed = map[string][]string{
 	"build/contexts": {"frontend/source", "llb", "registry/layout", "snapshot/compose", "solver", "solver/files", "internal"},
 	// What a build has to do with caches that travel.
 	"build/caching": {
-		"cache", "cache/mounts", "cache/pack", "cache/remote", "cache/remote/bucket", "cache/remote/s3", "events", "llb", "registry", "registry/image", "snapshot", "snapshot/blob", "snapshot/dir", "solver",
+		"cache", "cache/mounts", "cache/pack", "cache/remote", "cache/remote/azblob", "cache/remote/bucket", "cache/remote/s3", "events", "llb", "registry", "registry/image", "snapshot", "snapshot/blob", "snapshot/dir", "solver",
 		"solver/execute", "store/images", "internal",
 	},
 	"build/early": {"events", "exporter", "llb", "snapshot/blob", "internal"},
@@ -117,6 +117,7 @@ var allowed = map[string][]string{
 	// Services that keep caches; bucket says what is where in those that keep objects by key.
 	"cache/remote/bucket": {"cache/pack", "internal"},
 	"cache/remote/s3":     {"cache/remote/bucket", "internal"},
+	"cache/remote/azblob": {"cache/remote/bucket", "internal"},
 	// What is in cache mounts, as blobs.
 	"cache/mounts": {"cache/pack", "snapshot/dir", "internal"},
 	"cache":        {"solver", "llb", "internal"},

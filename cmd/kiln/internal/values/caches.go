@@ -45,8 +45,8 @@ func cacheSpec(v string, export bool) (caching.Spec, error) {
 	for i, field := range fields {
 		key, value, ok := strings.Cut(field, "=")
 		key = strings.ToLower(strings.TrimSpace(key))
-		if ok && caching.Secret(key) {
-			fields[i] = key + "=…"
+		if ok {
+			fields[i] = key + "=" + caching.Shown(key, value)
 		}
 		if s.Text = strings.Join(fields[:i+1], ","); !ok {
 			return s, fmt.Errorf("%q is not key=value", field)
