@@ -60,6 +60,17 @@ func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error
 	}
 	f := x.fetch(ctx, missing, func(i int) layer.ID { return layer.ID(refs[i].ID) })
 	defer func() { f.end(err) }()
+	// Manifests that are elsewhere are small: many are fetched at once, so that latency counts little.
+	early, ectx := errgroup.WithContext(ctx)
+	early.SetLimit(manifestsAtOnce)
+	for _, i := range missing {
+		if elsewhere, ok := x.cached(layer.ID(refs[i].ID)); ok {
+			early.Go(func() error { return x.importEntries(ectx, elsewhere) })
+		}
+	}
+	if err := early.Wait(); err != nil {
+		return layers, err
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(4)
 	for _, i := range missing {
@@ -99,6 +110,13 @@ func (x *Job) Hides(ctx context.Context, r solver.Ref) ([]bool, error) {
 	return hides, nil
 }
 
+// manifestsAtOnce bounds how many manifests of layers are fetched at once, each with the memory that zstd needs.
+const manifestsAtOnce = 16
+
+func (x *Job) importEntries(ctx context.Context, l CachedLayer) error {
+	return x.once(ctx, "entries of "+string(l.ID), func(ctx context.Context) error { return x.Snapshots.ImportEntries(ctx, l.Foreign) })
+}
+
 // list makes the entries known of a layer of an image, or of one that is elsewhere. Where its files are going to be needed they are made at
 // once, beside those of the other layers.
 func (x *Job) list(ctx context.Context, id layer.ID) error {
@@ -110,7 +128,7 @@ func (x *Job) list(ctx context.Context, id layer.ID) error {
 	wanted := demand != nil && demand().Files
 	switch {
 	case isElsewhere && !wanted:
-		return x.once(ctx, "entries of "+string(id), func(ctx context.Context) error { return x.Snapshots.ImportEntries(ctx, elsewhere.Foreign) })
+		return x.importEntries(ctx, elsewhere)
 	case !ok && !isElsewhere:
 		return fmt.Errorf("layer %s is neither in the store nor of an image of this build", id)
 	case wanted:
