@@ -36,8 +36,8 @@ func (p *Place) Read(ctx context.Context) (*pack.Pack, error) {
 	return h.Pack, nil
 }
 
-// Prune trims the cache, or empties it, and returns how many steps it had before and has now.
-func (p *Place) Prune(ctx context.Context, l pack.Limit, all bool) (before, after int, err error) {
+// Prune trims the cache, or empties it, and returns how many steps and cache mounts it had before and has now.
+func (p *Place) Prune(ctx context.Context, l pack.Limit, all bool) (before, after remote.Count, err error) {
 	before, after, err = remote.Prune(ctx, p.repository, p.tag, l, all)
 	if err != nil {
 		return before, after, &PlaceError{p.repository.String(), err}

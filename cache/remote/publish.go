@@ -59,21 +59,26 @@ func Publish(ctx context.Context, r Repository, tag string, own *pack.Pack, l pa
 	return NewWriter(r, tag).Publish(ctx, own, l, nothing)
 }
 
-// Prune trims the cache under a tag, or removes all of its records, and returns how many records it had and has. Where the repository is no
-// Swapper, what others publish meanwhile may bring some back.
-func Prune(ctx context.Context, r Repository, tag string, l pack.Limit, all bool) (before, after int, err error) {
+// Count is how many records and cache mounts a cache has.
+type Count struct{ Records, Mounts int }
+
+func count(p *pack.Pack) Count { return Count{len(p.Records) + len(p.Foreign), len(p.Mounts)} }
+
+// Prune trims the cache under a tag, or removes all that it has, and returns how much it had and has. Where the repository is no Swapper,
+// what others publish meanwhile may bring some back.
+func Prune(ctx context.Context, r Repository, tag string, l pack.Limit, all bool) (before, after Count, err error) {
 	h, err := Read(ctx, r, tag)
 	if err != nil {
-		return 0, 0, err
+		return before, after, err
 	}
 	trim := func(held *pack.Pack) *pack.Pack {
-		before = len(held.Records) + len(held.Foreign)
+		before = count(held)
 		left := &pack.Pack{}
 		if !all {
 			left.Add(held)
 			left.Trim(l, time.Now())
 		}
-		if after = len(left.Records) + len(left.Foreign); after == before {
+		if after = count(left); after == before {
 			return nil
 		}
 		return left

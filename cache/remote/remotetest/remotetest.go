@@ -211,10 +211,10 @@ func prune(t *testing.T, r remote.Repository) {
 	if err := r.Put(ctx, unnamed, open); err != nil {
 		t.Fatal(err)
 	}
-	if before, after, err := remote.Prune(ctx, r, "pruned", pack.Limit{Records: 1}, false); before != 2 || after != 1 || err != nil {
+	if before, after, err := remote.Prune(ctx, r, "pruned", pack.Limit{Records: 1}, false); before.Records != 2 || after.Records != 1 || err != nil {
 		t.Errorf("Prune to one record: %d before, %d after, %v", before, after, err)
 	}
-	if before, after, err := remote.Prune(ctx, r, "pruned", pack.Limit{}, true); before != 1 || after != 0 || err != nil {
+	if before, after, err := remote.Prune(ctx, r, "pruned", pack.Limit{}, true); before.Records != 1 || after.Records != 0 || err != nil {
 		t.Errorf("Prune of all: %d before, %d after, %v", before, after, err)
 	}
 	if h, err := remote.Read(ctx, r, "pruned"); err != nil || len(h.Pack.Records) > 0 {

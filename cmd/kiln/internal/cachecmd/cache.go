@@ -184,9 +184,9 @@ func prune(a *app.App) *cobra.Command {
 	var all, force bool
 	cmd := &cobra.Command{
 		Use:   "prune [flags] CACHE",
-		Short: "Remove steps from a cache",
-		Long: `Remove the steps from a cache that no build has used for the longest time. A registry removes the blobs that no manifest names any more when
-it collects garbage; in a directory, prune removes those that have been there for an hour.
+		Short: "Remove steps and cache mounts from a cache",
+		Long: `Remove the steps from a cache that no build has used for the longest time, and cache mounts. A registry removes the blobs that no
+manifest names any more when it collects garbage; in a directory, prune removes those that have been there for an hour.
 
 ` + about,
 		Example: `  kiln cache prune --max-age 14d registry.example/app:cache
@@ -207,7 +207,7 @@ it collects garbage; in a directory, prune removes those that have been there fo
 			}
 			defer place.Close()
 			if !force {
-				if err := a.Confirm(cmd, "steps from the cache "+args[0]); err != nil {
+				if err := a.Confirm(cmd, "steps and cache mounts from the cache "+args[0]); err != nil {
 					return err
 				}
 			}
@@ -216,7 +216,12 @@ it collects garbage; in a directory, prune removes those that have been there fo
 				return err
 			}
 			out := bufio.NewWriter(a.Stdout)
-			fmt.Fprintf(out, "removed %s; the cache has %s\n", report.Count(before-after, "step"), report.Count(after, "step"))
+			removed, left := report.Count(before.Records-after.Records, "step"), report.Count(after.Records, "step")
+			if before.Mounts > 0 {
+				removed += " and " + report.Count(before.Mounts-after.Mounts, "cache mount")
+				left += " and " + report.Count(after.Mounts, "cache mount")
+			}
+			fmt.Fprintf(out, "removed %s; the cache has %s\n", removed, left)
 			return out.Flush()
 		},
 	}
