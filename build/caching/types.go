@@ -13,6 +13,7 @@ import (
 	"github.com/kilnbuild/kiln/cache/remote"
 	"github.com/kilnbuild/kiln/cache/remote/azblob"
 	"github.com/kilnbuild/kiln/cache/remote/bucket"
+	"github.com/kilnbuild/kiln/cache/remote/gha"
 	"github.com/kilnbuild/kiln/cache/remote/s3"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/registry"
@@ -36,6 +37,7 @@ func kinds() []kind {
 		{name: "local", from: []string{"src", "tag", "digest"}, to: []string{"dest", "tag"}, open: (*Spec).openDir},
 		{name: "s3", from: s3Keys(), to: append(s3Keys(), "touch_refresh", "upload_parallelism"), check: (*Spec).checkS3, open: (*Spec).openS3},
 		{name: "azblob", from: azureKeys(), to: append(azureKeys(), "touch_refresh"), check: (*Spec).checkAzure, open: (*Spec).openAzure},
+		{name: "gha", from: ghaKeys(), to: ghaKeys(), check: (*Spec).checkGitHub, open: (*Spec).openGitHub},
 	}
 }
 
@@ -49,7 +51,7 @@ var (
 )
 
 // notYet are the types that other builders have.
-var notYet = []string{"inline", "gha"}
+var notYet = []string{"inline"}
 
 // Shown returns what is shown of the value of a key, in lower case: nothing of a secret, nor of the query of an address, which may have a
 // signature.
@@ -254,6 +256,55 @@ func (s *Spec) openAzure(*registry.Client) ([]*Place, error) {
 		return nil, err
 	}
 	return s.inBucket(c, c.Where, c.Close)
+}
+
+func ghaKeys() []string {
+	return []string{"", "url_v2", "token", "scope", "timeout", "version"}
+}
+
+func (s *Spec) gitHub() (o gha.Options, err error) {
+	if v := s.Attrs["version"]; v != "" && v != "2" {
+		return o, fmt.Errorf("version=%s: kiln speaks version 2 of the protocol of GitHub's cache, which is the only one that GitHub still has", v)
+	}
+	o = gha.Options{URL: s.attr("url_v2", "ACTIONS_RESULTS_URL"), Token: s.Attrs["token"], Scope: cmp.Or(s.Attrs["scope"], defaultName)}
+	if o.Token == "" && s.Attrs["url_v2"] == "" {
+		o.Token = os.Getenv("ACTIONS_RUNTIME_TOKEN")
+	}
+	switch {
+	case o.URL == "":
+		return o, errors.New("type=gha needs url_v2=… or ACTIONS_RESULTS_URL, which GitHub sets for actions, and for a run step only if an action passes it on")
+	case o.Token == "" && s.Attrs["url_v2"] != "":
+		return o, errors.New("type=gha needs token=… with url_v2: ACTIONS_RUNTIME_TOKEN is sent to ACTIONS_RESULTS_URL alone")
+	case o.Token == "":
+		return o, errors.New("type=gha needs token=… or ACTIONS_RUNTIME_TOKEN")
+	}
+	o.Timeout = defaultTimeout
+	if v := s.Attrs["timeout"]; v != "" {
+		if o.Timeout, err = time.ParseDuration(v); err != nil || o.Timeout <= 0 {
+			return o, fmt.Errorf("timeout=%s is not a duration, such as 10m", v)
+		}
+	}
+	return o, o.Check()
+}
+
+// defaultTimeout bounds each transfer from and to GitHub's cache, as with buildx.
+const defaultTimeout = 10 * time.Minute
+
+func (s *Spec) checkGitHub() error {
+	_, err := s.gitHub()
+	return err
+}
+
+func (s *Spec) openGitHub(*registry.Client) ([]*Place, error) {
+	o, err := s.gitHub()
+	if err != nil {
+		return nil, err
+	}
+	c, err := gha.Open(o)
+	if err != nil {
+		return nil, err
+	}
+	return []*Place{{c, o.Scope, c.Close}}, nil
 }
 
 // inBucket returns the places in a bucket; where names a key of it for messages, and closing ends its use.

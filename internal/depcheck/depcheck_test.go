@@ -68,7 +68,7 @@ var allowed = map[string][]string{
 	"build/contexts": {"frontend/source", "llb", "registry/layout", "snapshot/compose", "solver", "solver/files", "internal"},
 	// What a build has to do with caches that travel.
 	"build/caching": {
-		"cache", "cache/mounts", "cache/pack", "cache/remote", "cache/remote/azblob", "cache/remote/bucket", "cache/remote/s3", "events", "llb", "registry", "registry/image", "snapshot", "snapshot/blob", "snapshot/dir", "solver",
+		"cache", "cache/mounts", "cache/pack", "cache/remote", "cache/remote/azblob", "cache/remote/bucket", "cache/remote/gha", "cache/remote/s3", "events", "llb", "registry", "registry/image", "snapshot", "snapshot/blob", "snapshot/dir", "solver",
 		"solver/execute", "store/images", "internal",
 	},
 	"build/early": {"events", "exporter", "llb", "snapshot/blob", "internal"},
@@ -118,6 +118,7 @@ var allowed = map[string][]string{
 	"cache/remote/bucket": {"cache/pack", "internal"},
 	"cache/remote/s3":     {"cache/remote/bucket", "internal"},
 	"cache/remote/azblob": {"cache/remote/bucket", "internal"},
+	"cache/remote/gha":    {"cache/pack", "cache/remote", "cache/remote/azblob", "cache/remote/bucket", "internal"},
 	// What is in cache mounts, as blobs.
 	"cache/mounts": {"cache/pack", "snapshot/dir", "internal"},
 	"cache":        {"solver", "llb", "internal"},

@@ -111,7 +111,7 @@ func Open(o Options) (*Container, error) {
 	options := &container.ClientOptions{ClientOptions: azcore.ClientOptions{
 		Transport: transport{c.http},
 		Telemetry: policy.TelemetryOptions{Disabled: true},
-		Retry:     policy.RetryOptions{MaxRetries: maxRetries, RetryDelay: c.http.Patience().Pause, MaxRetryDelay: maxRetryDelay, ShouldRetry: again},
+		Retry:     Retries(c.http.Patience()),
 	}}
 	address := u.JoinPath(o.Container).String()
 	if o.Key == "" {
@@ -124,6 +124,11 @@ func Open(o Options) (*Container, error) {
 	}
 	c.client, err = container.NewClientWithSharedKeyCredential(address, key, options)
 	return c, err
+}
+
+// Retries returns how the SDK makes requests again.
+func Retries(p fetch.Patience) policy.RetryOptions {
+	return policy.RetryOptions{MaxRetries: maxRetries, RetryDelay: p.Pause, MaxRetryDelay: maxRetryDelay, ShouldRetry: again}
 }
 
 // transport is what the SDK makes requests with.

@@ -153,9 +153,9 @@ func (f *cachingFlags) add(flags *pflag.FlagSet) {
 	flags.Var(&f.off, "no-cache", "`mounts` run every step, even if it is cached; with =mounts, cache mounts begin empty too")
 	flags.Lookup("no-cache").NoOptDefVal = "true"
 	flags.StringArrayVar(&f.offFor, "no-cache-filter", nil, "`STAGE,...` run every step of these stages")
-	flags.StringArrayVar(&f.from, "cache-from", nil, "`CACHE` to read: type=registry,ref=NAME, type=local,src=DIRECTORY, type=s3,bucket=NAME,region=REGION, type=azblob,account_url=URL, "+
+	flags.StringArrayVar(&f.from, "cache-from", nil, "`CACHE` to read: type=registry,ref=NAME, type=local,src=DIRECTORY, type=s3,bucket=NAME,region=REGION, type=azblob,account_url=URL, type=gha, "+
 		"or a NAME in a registry; verify=PUBLICKEY uses only what its owner has signed; mounts=ID;... or all restores cache mounts")
-	flags.StringArrayVar(&f.to, "cache-to", nil, "`CACHE` to publish: type=registry,ref=NAME, type=local,dest=DIRECTORY, type=s3,bucket=NAME,region=REGION or type=azblob,account_url=URL; "+
+	flags.StringArrayVar(&f.to, "cache-to", nil, "`CACHE` to publish: type=registry,ref=NAME, type=local,dest=DIRECTORY, type=s3,bucket=NAME,region=REGION, type=azblob,account_url=URL or type=gha; "+
 		"mode=max exports all steps, not only those in the image; sign=KEY signs them; mounts=ID;... or all exports the files of cache mounts")
 	flags.BoolVar(&f.verify, "verify-cache", false, "run cached steps again, and report those with another result")
 	flags.BoolVar(&f.pull, "pull", false, "check the registry for newer base images")

@@ -32,7 +32,7 @@ func Commands(a *app.App) []*cobra.Command {
 	return []*cobra.Command{list(a), inspect(a), prune(a), mountsGroup(a)}
 }
 
-const about = "CACHE is what --cache-from of kiln build takes: a NAME in a registry, type=registry,ref=NAME, type=local,src=DIRECTORY, type=s3,bucket=NAME,region=REGION or type=azblob,account_url=URL."
+const about = "CACHE is what --cache-from of kiln build takes: a NAME in a registry, type=registry,ref=NAME, type=local,src=DIRECTORY, type=s3,bucket=NAME,region=REGION, type=azblob,account_url=URL or type=gha."
 
 // open opens the cache that a user has named.
 func open(a *app.App, value string) (*caching.Place, error) {

@@ -81,9 +81,9 @@ func flagOf(command, flag string) source {
 	case "userns":
 		return words("auto", "host")
 	case "cache-from":
-		return keys("type=registry,ref=", "type=local,src=", "type=s3,bucket=", "type=azblob,account_url=")
+		return keys("type=registry,ref=", "type=local,src=", "type=s3,bucket=", "type=azblob,account_url=", "type=gha")
 	case "cache-to":
-		return keys("type=registry,ref=", "type=local,dest=", "type=s3,bucket=", "type=azblob,account_url=")
+		return keys("type=registry,ref=", "type=local,dest=", "type=s3,bucket=", "type=azblob,account_url=", "type=gha")
 	case "registry-mirror", "insecure-registry":
 		return registries
 	case "list":
