@@ -191,13 +191,16 @@ func (b *Build) materials(i int) []material.Material {
 			}
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(b.Materials), func(m material.Material) bool {
+	used := slices.DeleteFunc(slices.Clone(b.Materials), func(m material.Material) bool {
 		used := m.Name
 		if m.Manifest != "" {
 			used = m.Manifest
 		}
 		return others[used] && !mine[used]
 	})
+	order := []material.Kind{material.Image, material.Layout, material.Git, material.File} // as BuildKit has them
+	slices.SortStableFunc(used, func(x, y material.Material) int { return slices.Index(order, x.Kind) - slices.Index(order, y.Kind) })
+	return used
 }
 
 // proxies are predefined arguments that decide no result, and may hold passwords.
