@@ -20,11 +20,13 @@ type Builder struct {
 	cdiDirs []string
 	// defaults are what kiln.toml says of each RUN.
 	defaults confine.Defaults
+	// locked is what kiln.toml says for Pins.Locked.
+	locked bool
 }
 
 // New returns a Builder that keeps what it builds in a root directory, and reaches registries by the client.
 func New(root *store.Root, client *registry.Client, cfg *config.Config) (*Builder, error) {
-	b := &Builder{root: root, client: client, images: images.New(root, client), cdiDirs: cfg.CDI.SpecDirs}
+	b := &Builder{root: root, client: client, images: images.New(root, client), cdiDirs: cfg.CDI.SpecDirs, locked: cfg.Locked}
 	var err error
 	if b.defaults, err = confine.Configured(cfg); err != nil {
 		return nil, err

@@ -90,7 +90,10 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	if s == nil {
 		s = events.New() // the history wants to know
 	}
-	j := &Job{builder: b, work: work, options: o, events: s, store: b.root.Images.Job(), sources: &sources.Sources{}}
+	j := &Job{builder: b, work: work, options: o, events: s, store: b.root.Images.Job()}
+	j.sources = sources.New(sources.Config{
+		Pins: o.Pins, Default: b.locked, Pull: o.Cache.Pull, TextOnly: o.Call == CallTargets, Relock: o.Call == CallLock,
+	})
 	j.onClose(func(context.Context) error { return j.store.Release() })
 	names, err := fullNames(o.Export.Tags)
 	if err != nil {
@@ -130,7 +133,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	if o.Debug {
 		j.session.Note = s.Warn
 	}
-	j.bases = bases.New(j.store, b.client, resolved.In(b.root.Dir(), work.Scratch.Path()), o.Cache.Pull, j.sources.Took, s)
+	j.bases = bases.New(j.store, b.client, resolved.In(b.root.Dir(), work.Scratch.Path()), j.sources.Pull(), j.sources, s)
 	j.onClose(func(context.Context) error { j.bases.Close(); return nil })
 	j.explain = explain.Explainer{Layers: j.layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
 	j.steps = b.steps(j, execute.Options{
@@ -142,7 +145,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	keep, _ := strconv.ParseBool(o.Target.Args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]) // what is no boolean is false, as for BuildKit
 	j.loader = &contexts.Loader{
 		Source: o.Source, Steps: j.steps, Root: b.root.Dir(), Tmp: work.Scratch.Path(), KeepGitDir: keep, Warn: s.Warn, Open: open,
-		Reading: readingContext,
+		Reading: readingContext, Admit: j.sources.Admit, Lock: j.sources.LockRule(),
 	}
 	return j, nil
 }
@@ -187,7 +190,7 @@ func (j *Job) Run(ctx context.Context) (*Result, error) {
 	j.events.Emit(begin)
 	j.attester.ID, j.attester.Started = begin.ID, time.Now()
 	res := &Result{id: begin.ID}
-	err := j.run(ctx, res)
+	err := j.sources.Explain(j.run(ctx, res))
 	res.Materials = j.sources.Materials()
 	err = errors.Join(err, j.Close(ctx))
 	done := events.Done{Digest: res.Digest, Image: res.ImageID, Names: res.Names, Layers: res.layers}
@@ -210,6 +213,9 @@ func (j *Job) run(ctx context.Context, res *Result) (err error) {
 		return err
 	}
 	res.Dockerfile, res.DockerfileName = j.loader.Open.Dockerfile, j.loader.Open.Name
+	if err := j.sources.ReadLock(j.loader.Open.Lock); err != nil {
+		return err
+	}
 	switch j.options.Call {
 	case CallOutline:
 		res.Outline, err = frontend.DescribeTarget(ctx, res.Dockerfile, j.lowering(), j.bases)
@@ -219,6 +225,11 @@ func (j *Job) run(ctx context.Context, res *Result) (err error) {
 		return err
 	case CallCheck:
 		return j.lower(ctx, res)
+	case CallLock:
+		if err = j.lower(ctx, res); err == nil {
+			res.Lock, err = j.sources.Relocked(ctx, j.steps.Sources, j.events)
+		}
+		return err
 	}
 	ctx, mayRun, end := images.AskPush(ctx, j.builder.client, pushed(j.plans))
 	j.session.MayRun = mayRun
@@ -241,7 +252,8 @@ func (j *Job) lowering() frontend.Options {
 		Platforms: o.Target.Platforms, BuildPlatform: llb.Host(),
 		NoCache: o.Cache.Off, NoCacheFilter: o.Cache.OffFor, NamedContexts: o.Source.Named,
 		Network: o.Run.Network, RunOptions: o.Run.RunOptions,
-		Allow: o.Client.Allow, Ignore: j.loader.Open.Ignore, AllStages: o.Call == CallCheck,
+		Allow: o.Client.Allow, Ignore: j.loader.Open.Ignore, Source: j.sources.Source,
+		AllStages: o.Call == CallCheck || o.Call == CallLock && o.Target.Stage == "",
 	}
 	if j.sharedProc {
 		f.NoInsecure = "with --no-process-sandbox a privileged step could change the processes of kiln and of other steps"

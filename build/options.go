@@ -7,6 +7,7 @@ import (
 	"github.com/kilnbuild/kiln/build/caching"
 	"github.com/kilnbuild/kiln/build/confine"
 	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/build/sources"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/sshagent"
@@ -18,6 +19,7 @@ import (
 // names are in full, environment variables are resolved. Paths on the client are absolute: see Absolute.
 type Options struct {
 	Source contexts.Source
+	Pins   sources.Pins
 	Target Target
 	Call   Call
 	Cache  Caching
@@ -42,6 +44,8 @@ const (
 	CallCheck   Call = "check"
 	CallOutline Call = "outline"
 	CallTargets Call = "targets"
+	// CallLock looks up what the sources of the Dockerfile are, for Result.Lock.
+	CallLock Call = "lock"
 )
 
 // Target is what to build of a Dockerfile.

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"github.com/kilnbuild/kiln/build/sources"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/material"
 	"github.com/kilnbuild/kiln/llb"
@@ -30,6 +31,8 @@ type Result struct {
 	Materials []material.Material
 	// Verified are the steps that ran again for Caching.Verify.
 	Verified []Verified
+	// Lock is what CallLock asks for.
+	Lock *sources.Relocked
 	// Outline and Targets are what CallOutline and CallTargets ask for.
 	Outline *Outline
 	Targets *TargetList

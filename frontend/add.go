@@ -60,6 +60,9 @@ func (b *builder) addSource(s *stage, c *instructions.AddCommand, src string) (c
 // addHTTP returns the root with a file from a URL, and what ADD takes of it. It is unpacked only if that is asked for.
 func (b *builder) addHTTP(s *stage, c *instructions.AddCommand, src string) (copySource, error) {
 	op, err := source.HTTP(src, c.Checksum)
+	if err == nil {
+		op, err = fetched(b, src, op)
+	}
 	if err != nil {
 		return copySource{}, err
 	}
@@ -70,6 +73,9 @@ func (b *builder) addHTTP(s *stage, c *instructions.AddCommand, src string) (cop
 // addGit returns the tree of a repository, and what ADD takes of it: everything.
 func (b *builder) addGit(s *stage, c *instructions.AddCommand, src string) (copySource, error) {
 	op, err := source.Git(src, c.Checksum, c.KeepGitDir)
+	if err == nil {
+		op, err = fetched(b, src, op)
+	}
 	if err != nil {
 		return copySource{}, err
 	}

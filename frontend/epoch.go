@@ -49,8 +49,11 @@ func (b *builder) setEpoch(df *parser.Dockerfile) error {
 		return b.setEpochTo(n, given)
 	}
 	op, ok, err := b.epochSource(df, value, at)
+	if err == nil && op != nil {
+		op, err = fetched(b, value, op)
+	}
 	if err != nil || !ok {
-		return err
+		return b.at(err, at)
 	}
 	var made time.Time
 	if b.opts.SourceTime != nil {

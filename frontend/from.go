@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -271,8 +272,7 @@ func (b *builder) resolveBase(s *stage) (func() error, error) {
 	if c := s.context; c != nil {
 		if c.Dir || c.Remote != nil {
 			s.platform = &platform
-			b.setDirectory(s, platform)
-			return nothing, nil
+			return nothing, b.setDirectory(s, platform)
 		}
 		if c.Ref == "scratch" {
 			s.platform = &platform
@@ -281,6 +281,11 @@ func (b *builder) resolveBase(s *stage) (func() error, error) {
 		}
 		req.Ref, req.Layout = c.Ref, c.Layout
 	}
+	op, err := fetched(b, asked, llb.Image{Ref: req.Ref, Layout: req.Layout})
+	if err != nil {
+		return nil, err
+	}
+	req.Ref, req.Digest = op.Ref, op.Digest
 	req.Place = llb.Place{Group: "internal", Platform: platform.String(), Platforms: max(1, len(b.opts.Platforms))}
 	req.Text = "load metadata for " + shownImage(req.Ref, req.Layout)
 	wait := b.images.resolve(b, req)
@@ -311,7 +316,7 @@ func (b *builder) setImage(s *stage, asked string, req ImageRequest, image *foun
 	if s.platform == nil {
 		s.platform = &b.target
 	}
-	s.image = &stageImage{image, llb.Image{Ref: req.Ref, Digest: image.Digest, Layout: req.Layout}}
+	s.image = &stageImage{image, llb.Image{Ref: cmp.Or(image.Ref, req.Ref), Digest: image.Digest, Layout: req.Layout}}
 	s.ownPlatform = got
 	s.config = image.config.Fork(b.budget, s.exported)
 	if s.context == nil {
@@ -349,12 +354,16 @@ func (b *builder) setScratch(s *stage, p llb.Platform) {
 }
 
 // setDirectory makes s begin with the files of a named context.
-func (b *builder) setDirectory(s *stage, p llb.Platform) {
+func (b *builder) setDirectory(s *stage, p llb.Platform) error {
+	local, err := b.contextOutput(s.context)
+	if err != nil {
+		return err
+	}
 	b.setScratch(s, p)
-	s.dir.local = b.contextOutput(s.context)
+	s.dir.local = local
 	s.dir.root = s.root
 	if s.implicit {
-		return
+		return nil
 	}
 	op := llb.File{Actions: []llb.Action{{Copy: &llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/"}}, Dest: "/"}}}}
 	meta := b.groupMeta(s, "context "+s.context.Name, "FROM "+s.context.Name, s.src.Location)
@@ -363,6 +372,7 @@ func (b *builder) setDirectory(s *stage, p llb.Platform) {
 	s.root = v.Output(0)
 	s.dir.root = s.root
 	s.config.Commit("FROM "+s.context.Name+" # buildkit", v)
+	return nil
 }
 
 func (b *builder) scratch() llb.Output {
@@ -379,16 +389,30 @@ func (b *builder) namedContext(name string, p llb.Platform) (*source.Context, er
 }
 
 // contextOutput returns the output that has the files of a context other than an image.
-func (b *builder) contextOutput(c *source.Context) llb.Output {
+func (b *builder) contextOutput(c *source.Context) (llb.Output, error) {
 	meta := func(text string) llb.Meta {
 		return llb.Meta{Place: llb.Place{Project: b.opts.Project, Group: "context " + c.Name}, Text: text}
 	}
 	switch op := c.Remote.(type) {
 	case llb.Git:
-		return b.graph.Add(op, meta("load git source "+source.GitName(op)), b.scratch()).Output(0)
+		op, err := fetched(b, c.Name, op)
+		return b.graph.Add(op, meta("load git source "+source.GitName(op)), b.scratch()).Output(0), err
 	case llb.HTTP:
+		op, err := fetched(b, c.Name, op)
 		file := b.graph.Add(op, meta("download "+remoteurl.Shown(op.URL)), b.scratch()).Output(0)
-		return b.graph.Add(source.UnpackContext(op.Filename), meta("unpack "+remoteurl.Shown(op.URL)), b.scratch(), file).Output(0)
+		return b.graph.Add(source.UnpackContext(op.Filename), meta("unpack "+remoteurl.Shown(op.URL)), b.scratch(), file).Output(0), err
 	}
-	return b.graph.Add(llb.Local{Name: c.Name}, meta("load from client")).Output(0)
+	return b.graph.Add(llb.Local{Name: c.Name}, meta("load from client")).Output(0), nil
+}
+
+// fetched returns what is fetched for op, as Options.Source says.
+func fetched[T llb.Op](b *builder, written string, op T) (T, error) {
+	if b.opts.Source == nil {
+		return op, nil
+	}
+	out, err := b.opts.Source(written, op)
+	if err != nil {
+		return op, err
+	}
+	return out.(T), nil
 }

@@ -38,6 +38,10 @@ type Options struct {
 	// NamedContexts are the values of --build-context by name: a directory, "docker-image://REF", "oci-layout://DIR[:TAG|@DIGEST]",
 	// or the address of a git repository or of a file. A directory becomes an llb.Local with the name of its key.
 	NamedContexts map[string]string
+	// Source says what is fetched for an llb.Image, llb.HTTP or llb.Git that the Dockerfile or the user names: that, or another one of its
+	// kind. An error says that nothing is. written is how the Dockerfile or the user calls it. An llb.Image has no digest before; if Source
+	// gives it one, that is of the manifest or index which its name has to stand for. With nil everything is fetched as it is named.
+	Source func(written string, op llb.Op) (llb.Op, error)
 	// SourceTime resolves a SOURCE_DATE_EPOCH that names a source; with nil no source has a time.
 	SourceTime SourceTime
 	// Network is that of the RUNs without a --network of their own; "" is llb.NetworkDefault.
@@ -57,6 +61,8 @@ type Options struct {
 type ImageRequest struct {
 	// Ref is a whole reference, "docker.io/library/debian:bookworm", or in an OCI layout a tag or a digest.
 	Ref string
+	// Digest is that of the manifest or index that Ref has to stand for; "" for whatever it stands for now.
+	Digest string
 	// Layout is the directory of an OCI layout; "" for a registry or the local store.
 	Layout   string
 	Platform llb.Platform
@@ -67,6 +73,8 @@ type ImageRequest struct {
 
 // BaseImage is an image that was found.
 type BaseImage struct {
+	// Ref is the name that it was found by, if that is not the requested one.
+	Ref string
 	// Digest is that of the manifest of one platform, "sha256:…".
 	Digest string
 	// Config is the whole image configuration.

@@ -29,8 +29,11 @@ type Git struct {
 	Subdir string
 	// Checksum is a commit's hash, or the beginning of one, that Ref has to be; "" for none.
 	Checksum string
-	// FetchByCommit takes the commit Checksum whatever Ref is now.
+	// FetchByCommit takes the commit Checksum whatever Ref is now. FoundBy and Object are then the full name of the ref that it was found
+	// by, and the hash of what that named, which is an annotated tag or the commit; both are "" if that is not known.
 	FetchByCommit bool
+	FoundBy       string `json:",omitempty"`
+	Object        string `json:",omitempty"`
 	// KeepGitDir keeps .git, without submodules' own; not where there is a Subdir.
 	KeepGitDir bool
 	// SkipSubmodules leaves the directories of submodules empty.

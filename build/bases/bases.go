@@ -15,6 +15,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/kilnbuild/kiln/internal/resolved"
 
+	"github.com/kilnbuild/kiln/build/sources"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/cas"
@@ -26,6 +27,7 @@ import (
 	"github.com/kilnbuild/kiln/registry/layout"
 	"github.com/kilnbuild/kiln/solver/execute"
 	"github.com/kilnbuild/kiln/store/images"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -35,8 +37,8 @@ type Bases struct {
 	client *registry.Client
 	names  *resolved.Names
 	events *events.Stream
-	pull   bool
-	took   func(material.Material)
+	pull   sources.Pull
+	from   *sources.Sources
 
 	mu      sync.Mutex
 	found   map[string]base // by manifest digest
@@ -52,13 +54,12 @@ type base struct {
 	task   *events.Task // of its vertex; nil before that is solved
 }
 
-// New returns the bases of one build. With pull registries are asked about images even where the store has them. took is told each image
-// that was resolved. Close must be called.
+// New returns the bases of one build. from is told what names stand for. Close must be called.
 func New(
-	store *cas.Store, client *registry.Client, names *resolved.Names, pull bool, took func(material.Material), s *events.Stream,
+	store *cas.Store, client *registry.Client, names *resolved.Names, pull sources.Pull, from *sources.Sources, s *events.Stream,
 ) *Bases {
 	return &Bases{
-		store: store, client: client, names: names, events: s, pull: pull, took: took,
+		store: store, client: client, names: names, events: s, pull: pull, from: from,
 		found: map[string]base{}, layouts: map[string]*layout.Layout{}, warned: map[string]bool{},
 	}
 }
@@ -70,26 +71,45 @@ func (b *Bases) Close() {
 	}
 }
 
-// ResolveImage implements frontend.Resolver. An image of the local store comes before one of a registry, unless the build
-// was asked to pull.
+// ResolveImage implements frontend.Resolver. An image of the local store comes before one of a registry, unless the build was asked to pull.
 func (b *Bases) ResolveImage(ctx context.Context, req frontend.ImageRequest) (*frontend.BaseImage, error) {
 	task := b.events.Task(req.Place, req.Text)
-	found, err := b.resolve(events.With(ctx, task), req)
+	found, err := b.settle(events.With(ctx, task), &req)
 	task.Done(err)
 	if err != nil {
 		return nil, err
 	}
-	out := &frontend.BaseImage{Digest: found.image.Desc.Digest.String()}
+	out := &frontend.BaseImage{Ref: req.Ref, Digest: found.image.Desc.Digest.String()}
 	if err := json.Unmarshal(found.image.Config, &out.Config); err != nil {
 		return nil, fmt.Errorf("read the config of %s: %w", found.ref, err)
 	}
-	b.took(describe(req, found.image))
+	b.from.Took(describe(req, found.image))
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if _, ok := b.found[out.Digest]; !ok {
 		b.found[out.Digest] = *found
 	}
 	return out, nil
+}
+
+// maxReplaced is how often a policy may put another image in the place of one whose digest is known.
+const maxReplaced = 20
+
+// settle resolves a request, and goes on with another image as long as a policy puts one in the place of what was found. The request becomes
+// that of the image which it returns.
+func (b *Bases) settle(ctx context.Context, req *frontend.ImageRequest) (*base, error) {
+	for range maxReplaced {
+		found, err := b.resolve(ctx, *req)
+		if err != nil || req.Layout != "" {
+			return found, err
+		}
+		next, pinned, err := b.from.Found(req.Ref, found.image.Target.Digest.String())
+		if err != nil || next == "" {
+			return found, err
+		}
+		req.Ref, req.Digest = next, pinned
+	}
+	return nil, fmt.Errorf("the source policy replaces %s over and over, by its digest: there is probably a circle", req.Ref)
 }
 
 // describe returns an image that was found for a request as a material.
@@ -114,24 +134,61 @@ func (b *Bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, 
 		img, err := l.Resolve(ctx, req.Ref, platform, b.store)
 		return &base{image: img, source: l, ref: req.Ref}, err
 	}
-	if !b.pull {
-		if local, err := b.store.Lookup(req.Ref); err == nil && local.Name == req.Ref {
-			l, err := b.layout(b.store.Root())
-			if err != nil {
-				return nil, err
-			}
-			img, err := l.Resolve(ctx, local.Desc.Digest.String(), platform, b.store)
-			var other *image.PlatformError
-			if !errors.As(err, &other) {
-				if err == nil {
-					b.hold(img)
-				}
-				return &base{image: img, source: l, ref: req.Ref}, err
-			}
+	if req.Digest != "" {
+		return b.pinned(ctx, req, platform)
+	}
+	if b.pull == sources.Missing {
+		if found, err := b.local(ctx, req.Ref, platform); found != nil || err != nil {
+			return found, err
 		}
 	}
 	img, err := b.ask(ctx, req.Ref, platform)
+	if failed, ok := errors.AsType[*registry.Error](err); ok && b.pull == sources.First && !failed.Down() {
+		if found, _ := b.local(ctx, req.Ref, platform); found != nil {
+			b.events.Warn(fmt.Sprintf("%s is taken as it is in kiln's store, where nobody else has it: %v", req.Ref, failed))
+			return found, nil
+		}
+	}
 	return &base{image: img, source: b.client, ref: req.Ref}, err
+}
+
+// local returns the image that the store has under a name, nil if it has none for the platform.
+func (b *Bases) local(ctx context.Context, name string, platform ocispec.Platform) (*base, error) {
+	local, err := b.store.Lookup(name)
+	if err != nil || local.Name != name {
+		return nil, nil // whoever is asked then says so, if it is missed
+	}
+	l, err := b.layout(b.store.Root())
+	if err != nil {
+		return nil, err
+	}
+	img, err := l.Resolve(ctx, local.Desc.Digest.String(), platform, b.store)
+	if _, other := errors.AsType[*image.PlatformError](err); other {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	b.hold(img)
+	return &base{image: img, source: l, ref: name}, nil
+}
+
+// pinned resolves an image whose digest is given: its tag has no part in it, and no registry is asked if the store has it.
+func (b *Bases) pinned(ctx context.Context, req frontend.ImageRequest, platform ocispec.Platform) (*base, error) {
+	ref, err := imagename.Parse(req.Ref)
+	if err != nil {
+		return nil, err
+	}
+	ref.Digest = digest.Digest(req.Digest)
+	img, err := b.client.Resolve(ctx, ref.String(), platform, b.store)
+	if err != nil {
+		if failed, ok := errors.AsType[*registry.Error](err); ctx.Err() != nil || ok && failed.Down() {
+			return nil, err
+		}
+		return nil, b.from.ImageGone(req.Ref, err)
+	}
+	b.hold(img)
+	return &base{image: img, source: b.client, ref: ref.String()}, nil
 }
 
 // ask resolves an image at its registry. If that does not answer, and the build was not asked to pull, the image is what the name stood for
@@ -149,7 +206,7 @@ func (b *Bases) ask(ctx context.Context, name string, platform ocispec.Platform)
 		return img, nil
 	}
 	failed, ok := errors.AsType[*registry.Error](err)
-	if !ok || !failed.Down() || b.pull {
+	if !ok || !failed.Down() || b.pull != sources.Missing {
 		return nil, err
 	}
 	known, at, ok := b.names.Recall(name)

@@ -132,6 +132,8 @@ type Contexts struct {
 	// Dockerfile is its text, and Name what errors call it.
 	Dockerfile []byte
 	Name       string
+	// Lock is its lock file.
+	Lock LockFile
 
 	dirs []*localdir.Dir
 }
@@ -168,11 +170,28 @@ type Loader struct {
 	Warn func(text string)
 	// Reading is told of the reading of contexts, as localdir.Dir.Reading says.
 	Reading func(ctx context.Context, total int64) (count func(n int))
+	// Admit returns what is fetched in place of a source: an op of its kind. The error is that it must not be.
+	Admit func(llb.Op) (llb.Op, error)
+	// Lock says what becomes of the lock file.
+	Lock LockRule
 	// Open are the contexts: those that Steps need are in it as soon as they do.
 	Open *Contexts
 
 	graph llb.Graph
 }
+
+// LockRule says what a build wants of the lock file of its Dockerfile.
+type LockRule int
+
+// The rules.
+const (
+	// NoLock does not look for one.
+	NoLock LockRule = iota
+	// MayLock reads it if it is there. The Dockerfile has to be a file of this machine.
+	MayLock
+	// MustLock is for a build that it is an error for if there is none.
+	MustLock
+)
 
 // Load opens the build context and the named contexts that are directories, and reads the Dockerfile.
 func (l *Loader) Load(ctx context.Context) error {
@@ -184,10 +203,16 @@ func (l *Loader) Load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if l.Lock == MustLock && l.Open.Lock.Name == "" {
+		return errNoLockFile()
+	}
 	l.Open.Dockerfile, l.Open.Name = text, name
 	for name, value := range l.Named {
 		if !source.IsDirContext(value) {
 			continue
+		}
+		if err := l.admitLocal(name); err != nil {
+			return err
 		}
 		m, err := readIgnore(ctx, value, filepath.Join(value, ".dockerignore"))
 		if err == nil {
@@ -234,7 +259,15 @@ func (l *Loader) contextDir(ctx context.Context) (dockerfile []byte, name string
 		name = shownName(path, l.Context)
 		if dockerfile, err = readContextFile(l.Context, path, maxDockerfile); err != nil {
 			err = &input.Error{Err: l.explain(err)}
+		} else {
+			err = l.lockFile(path)
 		}
+	}
+	if err == nil {
+		err = l.admitLocal("dockerfile")
+	}
+	if err == nil {
+		err = l.admitLocal("context")
 	}
 	if err != nil {
 		return nil, "", err
@@ -268,7 +301,10 @@ func (l *Loader) contextElsewhere(ctx context.Context) (dockerfile []byte, name 
 	if l.Context == stdin {
 		from = "standard input"
 	}
-	return dockerfileIn(tree, l.Dockerfile, from)
+	if dockerfile, name, err = dockerfileIn(tree, l.Dockerfile, from); err == nil {
+		err = l.lockFileIn(tree, name)
+	}
+	return dockerfile, name, err
 }
 
 // readIgnore reads the first of these ignore files of the context dir that exists; nil for none.

@@ -53,6 +53,11 @@ func (l *Loader) tree(ctx context.Context) (tree layer.Tree, dockerfile []byte, 
 			return nil, nil, err
 		}
 		op.KeepGitDir = l.KeepGitDir
+		admitted, err := l.Admit(op)
+		if err != nil {
+			return nil, nil, &input.Error{Err: err}
+		}
+		op = admitted.(llb.Git)
 		tree, err = l.files(ctx, l.graph.Add(op, l.meta("load git source "+remoteurl.WithoutUser(l.Context)), l.scratch()))
 		return tree, nil, err
 	default:
@@ -127,7 +132,11 @@ func (l *Loader) download(address, name string) (*llb.Vertex, error) {
 	if err != nil {
 		return nil, &input.Error{Err: err}
 	}
-	return l.graph.Add(llb.HTTP{URL: h.URL, User: h.User, Filename: name}, l.meta("download "+remoteurl.Shown(address)), l.scratch()), nil
+	op, err := l.Admit(llb.HTTP{URL: h.URL, User: h.User, Filename: name})
+	if err != nil {
+		return nil, &input.Error{Err: err}
+	}
+	return l.graph.Add(op, l.meta("download "+remoteurl.Shown(address)), l.scratch()), nil
 }
 
 func (l *Loader) stdin(ctx context.Context, in io.Reader) (layer.Tree, []byte, error) {

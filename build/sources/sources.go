@@ -1,23 +1,60 @@
-// Package sources follows what a build takes from elsewhere: it knows every base image, file and commit by the name that was asked for and
-// the digest that the name stood for. It fetches nothing itself.
+// Package sources decides what a build takes from elsewhere, and follows it: a source policy says which sources may be used and what is
+// used in their place, a lock file which digests they have; and every base image, file and commit becomes known by the name that was asked
+// for and the digest that it stood for. The package fetches nothing itself.
 package sources
 
 import (
 	"context"
+	"errors"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kilnbuild/kiln/internal/git"
+	"github.com/kilnbuild/kiln/internal/httpsource"
+	"github.com/kilnbuild/kiln/internal/lockfile"
 	"github.com/kilnbuild/kiln/internal/material"
+	"github.com/kilnbuild/kiln/internal/sourcepolicy"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver/plan"
 )
 
-// Sources are those of one build. The zero value has none yet. Its methods may be called from several goroutines.
-type Sources struct {
-	taken material.Set
+// Pins say which sources a build may use, and in which version.
+type Pins struct {
+	// Locked has the build use what the lock file beside the Dockerfile says and nothing else; nil leaves that to kiln.toml.
+	Locked *bool
+	// Policy says what is allowed, and what is used in place of what; nil for everything as it is named.
+	Policy *sourcepolicy.Policy
+	// Update reports of an entry of the lock file that it is to be looked up again when a new one is made; nil for none.
+	Update func(lockfile.Entry) bool
 }
+
+// Config says what sources a build may use.
+type Config struct {
+	Pins
+	// Default is what counts where Pins.Locked is nil.
+	Default bool
+	// Pull says that registries are asked even about images that are here.
+	Pull bool
+	// TextOnly says that the build needs no source, and so no lock file.
+	TextOnly bool
+	// Relock is for a build that makes a lock file and nothing else: Pins.Locked and Default have no part in it.
+	Relock bool
+}
+
+// Sources are those of one build. Its methods may be called from several goroutines, once the lock file is set.
+type Sources struct {
+	config Config
+	lock   *lock
+	taken  material.Set
+
+	mu     sync.Mutex
+	wanted map[sourceKey]wanted // with a lock file, what was asked for
+}
+
+// New returns the sources of a build, which has none yet.
+func New(c Config) *Sources { return &Sources{config: c} }
 
 // Materials returns what the build has taken so far, by kind, name and platform.
 func (s *Sources) Materials() []material.Material { return s.taken.Sorted() }
@@ -36,6 +73,13 @@ type planned struct {
 // HTTP implements plan.Sources.
 func (p planned) HTTP(ctx context.Context, op llb.HTTP) (digest.Digest, time.Time, error) {
 	d, modified, err := p.Sources.HTTP(ctx, op)
+	e, locked := p.s.locked(material.File, op.URL)
+	if changed, ok := errors.AsType[*httpsource.ChecksumError](err); ok && locked && changed.Want.String() == e.Digest {
+		return "", modified, &ChangedError{File: p.s.lock.name, Source: shown(e.Kind, e.Name), Locked: e.Digest, Now: changed.Got.String(), Err: err}
+	}
+	if err == nil && locked && d.String() != e.Digest {
+		return "", modified, &ChangedError{File: p.s.lock.name, Source: shown(e.Kind, e.Name), Locked: e.Digest, Now: d.String()}
+	}
 	if err == nil {
 		p.s.Took(material.Material{Kind: material.File, Name: op.URL, Digest: d.String()})
 	}

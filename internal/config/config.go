@@ -39,6 +39,8 @@ type Config struct {
 	Userns string `toml:"userns"`
 	// NoProcessSandbox lets each RUN see kiln's own /proc. The key is that of buildkitd.toml.
 	NoProcessSandbox bool `toml:"noProcessSandbox"`
+	// Locked has builds use what the lock files of Dockerfiles say and nothing else.
+	Locked bool `toml:"locked"`
 	// GC is when a build is followed by the removal of what has not been used for long.
 	GC GC `toml:"gc"`
 	// History is which builds the history keeps; nil where nothing is said.

@@ -33,7 +33,7 @@ var allowed = map[string][]string{
 	// What all commands need: the root directory with what works on it, and types of errors.
 	"cmd/kiln/internal/app":      {"cmd/kiln/internal/console", "cmd/kiln/internal/dialect", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/signals", "build", "build/contexts", "store", "store/images", "progress", "events", "internal", "parser", "registry", "solver"},
 	"cmd/kiln/internal/imagecmd": {"attestation", "attestation/slsa", "registry/layout", "cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/table", "cmd/kiln/internal/values", "store/images", "events", "exporter", "internal", "llb", "registry", "registry/auth", "registry/image"},
-	"cmd/kiln/internal/buildcmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/console", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "bake", "build", "build/confine", "build/contexts", "build/set", "compose", "events", "exporter", "internal", "llb", "progress", "registry/auth", "sandbox"},
+	"cmd/kiln/internal/buildcmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/console", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "bake", "build", "build/confine", "build/contexts", "build/set", "build/sources", "compose", "events", "exporter", "internal", "llb", "progress", "registry/auth", "sandbox"},
 	"cmd/kiln/internal/runcmd":   {"cmd/kiln/internal/app", "cmd/kiln/internal/console", "cmd/kiln/internal/help", "cmd/kiln/internal/signals", "cmd/kiln/internal/values", "build/confine", "events", "internal", "run", "sandbox"},
 	// The user's terminal, for a program.
 	"cmd/kiln/internal/console": {"sandbox"},
@@ -63,7 +63,7 @@ var allowed = map[string][]string{
 	// How the processes of builds and containers are confined.
 	"build/confine": {"sandbox", "internal"},
 	// The images that a build starts from.
-	"build/bases": {"store/images", "events", "frontend", "llb", "registry", "registry/image", "registry/layout", "solver/execute", "internal"},
+	"build/bases": {"build/sources", "store/images", "events", "frontend", "llb", "registry", "registry/image", "registry/layout", "solver/execute", "internal"},
 	// What a build reads, by steps that build does for it.
 	"build/contexts": {"frontend/source", "llb", "registry/layout", "snapshot/compose", "solver", "solver/files", "internal"},
 	// What a build has to do with caches that travel.
@@ -73,7 +73,7 @@ var allowed = map[string][]string{
 	},
 	"build/early": {"events", "exporter", "llb", "snapshot/blob", "internal"},
 	// What a build takes from elsewhere, under which names.
-	"build/sources": {"llb", "solver/plan", "internal"},
+	"build/sources": {"build/contexts", "events", "llb", "registry/layout", "solver/plan", "internal"},
 	// Several builds together.
 	"build/set": {"build", "store", "events", "llb", "registry/layout"},
 	// A container, which is a step with what a RUN has not.

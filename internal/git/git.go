@@ -287,7 +287,11 @@ func (c *Client) update(ctx context.Context, s *remoteurl.Git, m *mirror, commit
 	}
 	if !c.has(ctx, s, m, commit) {
 		said := "there is no commit " + commit.ID + " in the repository"
-		return &Error{Doing: "fetch from", Remote: s.Remote, Said: said, Hint: "it may have been replaced just now: build again"}
+		hint := "it may have been replaced just now: build again"
+		if s.FetchByCommit {
+			hint = "" // nobody has just asked which one it is
+		}
+		return &Error{Doing: "fetch from", Remote: s.Remote, Said: said, Hint: hint, Gone: true}
 	}
 	return nil
 }

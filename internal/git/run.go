@@ -53,6 +53,8 @@ type Error struct {
 	Said string
 	// Hint says what to do; "" where nobody knows.
 	Hint string
+	// Gone says that the repository was asked, and has not got the commit.
+	Gone bool
 
 	err error // of kiln's own connection; nil where git or ssh made it
 }

@@ -68,6 +68,17 @@ type Request struct {
 	Received func(bytes, total int64)
 }
 
+// ChecksumError is a file that is another one than it has to be.
+type ChecksumError struct {
+	// URL is the address as it may be shown.
+	URL       string
+	Got, Want digest.Digest
+}
+
+func (e *ChecksumError) Error() string {
+	return fmt.Sprintf("download %s: the file has digest %s, and the checksum says %s", e.URL, e.Got, e.Want)
+}
+
 // File is what is known of a file.
 type File struct {
 	Digest digest.Digest
@@ -235,7 +246,7 @@ func (c *Client) download(ctx context.Context, r Request, old *state) (_ *state,
 			s.Also = []digest.Digest{got}
 		}
 		if got != r.Checksum {
-			return nil, "", fmt.Errorf("download %s: the file has digest %s, and the checksum says %s", remoteurl.Shown(r.URL), got, r.Checksum)
+			return nil, "", &ChecksumError{remoteurl.Shown(r.URL), got, r.Checksum}
 		}
 	}
 	keep = true

@@ -1,9 +1,9 @@
 package execute
 
 import (
+	"cmp"
 	"context"
 	"io"
-	"strconv"
 	"sync"
 
 	"github.com/kilnbuild/kiln/events"
@@ -17,8 +17,11 @@ import (
 
 // Git implements plan.Sources: a ref is looked up once in a build, so that every step has the same commit.
 func (x *Job) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
+	if op.FetchByCommit {
+		return git.Commit{ID: op.Checksum, Object: cmp.Or(op.Object, op.Checksum), Name: op.FoundBy}, nil
+	}
 	s := gitSource(op)
-	key := s.Remote + " " + s.Ref + " " + s.Checksum + " " + strconv.FormatBool(s.FetchByCommit)
+	key := s.Remote + " " + s.Ref + " " + s.Checksum
 	return x.commits.Do(ctx, key, func(ctx context.Context) (git.Commit, error) {
 		who, giveBack, err := x.gitIdentity(ctx, op)
 		if err != nil {

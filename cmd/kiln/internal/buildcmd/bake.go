@@ -25,6 +25,7 @@ type bakeFlags struct {
 	print, check             bool
 	all                      bake.Flags
 	shown                    progressFlags
+	source                   sourceFlags
 	metadataFile, builder    string
 }
 
@@ -61,6 +62,7 @@ pattern of both; without any the target or group "default" is built.`,
 	help.Group(flags, "Result")
 	flags.BoolVar(&f.all.NoCache, "no-cache", false, "run every step, even if it is cached")
 	flags.BoolVar(&f.all.Pull, "pull", false, "check the registry for newer base images")
+	f.source.addLocked(flags)
 	help.Group(flags, "Cache")
 	flags.StringVar(&f.builder, "builder", "", "default, or nothing: kiln has no builders")
 	_ = flags.MarkHidden("builder") // it was just added
@@ -180,6 +182,7 @@ func (f *bakeFlags) targets(plan *bake.Plan, dir string) ([]target, error) {
 		if err != nil {
 			return nil, fmt.Errorf("target %s: %w", name, err)
 		}
+		t.flags.source.locked = f.source.locked
 		all = append(all, t)
 	}
 	return all, nil

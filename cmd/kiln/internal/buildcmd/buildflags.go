@@ -9,6 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/confine"
 	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/build/sources"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
@@ -54,6 +55,9 @@ func (f *buildFlags) options(context string) (o build.Options, err error) {
 	if o.Source, err = f.source.read(context); err != nil {
 		return o, err
 	}
+	if o.Pins, err = f.source.pins(); err != nil {
+		return o, err
+	}
 	if o.Call, err = f.call.read(); err != nil {
 		return o, err
 	}
@@ -81,11 +85,31 @@ func (f *buildFlags) options(context string) (o build.Options, err error) {
 
 // sourceFlags say where a build reads from.
 type sourceFlags struct {
-	file  string
-	named []string
+	file   string
+	named  []string
+	locked values.Optional
 }
 
 func (f *sourceFlags) add(flags *pflag.FlagSet) {
+	f.addNames(flags)
+	f.addLocked(flags)
+}
+
+// addLocked adds --locked.
+func (f *sourceFlags) addLocked(flags *pflag.FlagSet) {
+	flags.Var(&f.locked, "locked", "build with what Dockerfile.lock says of base images, URLs and git refs, and with nothing else (default what kiln.toml says)")
+	flags.Lookup("locked").NoOptDefVal = "true"
+}
+
+// pins returns which sources the build may use.
+func (f *sourceFlags) pins() (p sources.Pins, err error) {
+	p.Locked = f.locked.Value
+	p.Policy, err = values.SourcePolicy()
+	return p, err
+}
+
+// addNames adds the flags that say where the Dockerfile and its contexts are.
+func (f *sourceFlags) addNames(flags *pflag.FlagSet) {
 	flags.StringVarP(&f.file, "file", "f", "", "`FILE` Dockerfile: a path, a URL, or - for standard input (default PATH/Dockerfile)")
 	flags.StringArrayVar(&f.named, "build-context", nil, "`NAME=CONTEXT` additional context: a directory, a URL, docker-image://IMAGE or oci-layout://DIR")
 }
@@ -121,10 +145,15 @@ type targetFlags struct {
 }
 
 func (f *targetFlags) add(flags *pflag.FlagSet) {
+	f.addScope(flags)
+	flags.StringArrayVar(&f.labels, "label", nil, "`KEY=VALUE` label of the image")
+}
+
+// addScope adds the flags that decide what a Dockerfile needs.
+func (f *targetFlags) addScope(flags *pflag.FlagSet) {
 	flags.StringVar(&f.stage, "target", "", "`STAGE` stage to build (default the last)")
 	flags.StringArrayVar(&f.args, "build-arg", nil, "`NAME[=VALUE]` value of an ARG; without a value, that of the environment variable")
 	flags.StringArrayVar(&f.platforms, "platform", nil, "`OS/ARCH,...` platforms to build for, such as linux/amd64,linux/arm64 (default $DOCKER_DEFAULT_PLATFORM, else that of this host)")
-	flags.StringArrayVar(&f.labels, "label", nil, "`KEY=VALUE` label of the image")
 }
 
 func (f *targetFlags) read() (t build.Target, err error) {
@@ -297,9 +326,14 @@ type clientFlags struct {
 }
 
 func (f *clientFlags) add(flags *pflag.FlagSet) {
+	f.addKeys(flags)
+	flags.StringArrayVar(&f.allow, "allow", nil, "`ENTITLEMENT` allow RUN to use network.host, security.insecure or device[=NAME]")
+}
+
+// addKeys adds the flags for what servers ask for.
+func (f *clientFlags) addKeys(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&f.secrets, "secret", nil, "`id=ID[,src=FILE]` secret for RUN --mount=type=secret, from a file or, with env=NAME, an environment variable (default the variable or file ID)")
 	flags.StringArrayVar(&f.agents, "ssh", nil, "`ID[=PATH,...]` ssh agent for RUN --mount=type=ssh and, with the ID default, for git: a socket or unencrypted key files (default $SSH_AUTH_SOCK)")
-	flags.StringArrayVar(&f.allow, "allow", nil, "`ENTITLEMENT` allow RUN to use network.host, security.insecure or device[=NAME]")
 }
 
 func (f *clientFlags) read() (c build.Client, err error) {

@@ -29,6 +29,7 @@ type composeBuildFlags struct {
 	args, agents                      []string
 	memory                            string
 	shown                             progressFlags
+	source                            sourceFlags
 }
 
 // Compose returns the command of that name.
@@ -75,6 +76,7 @@ func composeBuildCommand(a *app.App, f *composeFlags) *cobra.Command {
 	flags := cmd.Flags()
 	flags.BoolVar(&b.push, "push", false, "push the images")
 	flags.BoolVar(&b.pull, "pull", false, "check the registry for newer base images")
+	b.source.addLocked(flags)
 	flags.BoolVar(&b.noCache, "no-cache", false, "run every step, even if it is cached")
 	flags.BoolVar(&b.dependencies, "with-dependencies", false, "also build the services that these depend on")
 	flags.StringArrayVar(&b.args, "build-arg", nil, "`NAME[=VALUE]` value of an ARG of all services; without a value, that of the environment variable")
@@ -330,7 +332,7 @@ func quoted(field string) string { return `"` + strings.ReplaceAll(field, `"`, `
 // apply adds what the command line says for all services.
 func (b *composeBuildFlags) apply(t *target) {
 	f := &t.flags
-	f.export.push = b.push
+	f.export.push, f.source.locked = b.push, b.source.locked
 	f.caching.pull = f.caching.pull || b.pull
 	f.caching.off.Steps = f.caching.off.Steps || b.noCache
 	f.target.args = append(f.target.args, b.args...)

@@ -29,6 +29,8 @@ func argsOf(cmd *cobra.Command) source {
 			return services
 		}
 		return first(only(dirs))
+	case "lock":
+		return only(dirs)
 	case "images", "ls", "show", "history", "push", "pull":
 		return first(imageNames)
 	case "inspect", "create":

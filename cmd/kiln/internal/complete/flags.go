@@ -49,7 +49,7 @@ func flagOf(command, flag string) source {
 	case "progress":
 		return words(progress.Modes...)
 	case "platform":
-		if command == "build" {
+		if command == "build" || command == "lock" {
 			return list(words(values.KnownPlatforms...))
 		}
 		return words(values.KnownPlatforms...)

@@ -1,0 +1,238 @@
+package sources
+
+import (
+	"fmt"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/imagename"
+	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/internal/sourcepolicy"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/registry/layout"
+)
+
+// Schemes of identifiers, as BuildKit has them.
+const (
+	imageScheme  = "docker-image"
+	gitScheme    = "git"
+	localScheme  = "local"
+	layoutScheme = "oci-layout"
+)
+
+// Attributes of sources, as BuildKit has them.
+const (
+	attrFilename       = "http.filename"
+	attrChecksum       = "http.checksum"
+	attrFullURL        = "git.fullurl"
+	attrCommit         = "git.checksum"
+	attrKeepGitDir     = "git.keepgitdir"
+	attrSkipSubmodules = "git.skipsubmodules"
+	attrFetchByCommit  = "git.fetchbycommit"
+	attrResolveMode    = "image.resolvemode"
+)
+
+// identify returns an op as policies see it.
+func (s *Sources) identify(op llb.Op) sourcepolicy.Source {
+	attrs := map[string]string{}
+	set := func(key, value string) {
+		if value != "" {
+			attrs[key] = value
+		}
+	}
+	flag := func(key string, on bool) {
+		if on {
+			attrs[key] = "true"
+		}
+	}
+	id := ""
+	switch op := op.(type) {
+	case llb.Local:
+		id = localScheme + "://" + op.Name
+	case llb.Image:
+		id = imageScheme + "://" + op.Ref
+		if op.Layout != "" {
+			id = layoutScheme + "://" + layout.Name(op.Layout, op.Ref)
+		} else if s.config.Pull {
+			set(attrResolveMode, "pull")
+		}
+	case llb.HTTP:
+		id = op.URL
+		set(attrFilename, op.Filename)
+		set(attrChecksum, op.Checksum)
+	case llb.Git:
+		id = gitScheme + "://" + gitPlace(op.Remote)
+		if op.Ref != "" || op.Subdir != "" {
+			id += "#" + op.Ref
+		}
+		if op.Subdir != "" {
+			id += ":" + op.Subdir
+		}
+		set(attrFullURL, op.Remote)
+		set(attrCommit, op.Checksum)
+		flag(attrKeepGitDir, op.KeepGitDir)
+		flag(attrSkipSubmodules, op.SkipSubmodules)
+		flag(attrFetchByCommit, op.FetchByCommit)
+	}
+	return sourcepolicy.Source{Identifier: id, Attrs: attrs}
+}
+
+// gitPlace returns the host and the path of a repository, which are the same whatever the protocol is.
+func gitPlace(remote string) string {
+	g, err := remoteurl.ParseGitRemote(remote)
+	if err != nil {
+		return remote
+	}
+	return g.Host() + path.Join("/", g.Path())
+}
+
+// PolicyError is a conversion of a policy that kiln cannot do.
+type PolicyError struct {
+	// File is the name of the policy, and Rule the number of the rule that converted last, from 1.
+	File string
+	Rule int
+	// From and To are the identifiers of the source before and after.
+	From, To string
+	Why      string
+}
+
+func (e *PolicyError) Error() string {
+	what := "changes " + e.From
+	if e.From != e.To {
+		what = fmt.Sprintf("makes %s of %s", e.To, e.From)
+	}
+	return fmt.Sprintf("source policy %s: rule %d %s: %s", e.File, e.Rule, what, e.Why)
+}
+
+// Admit returns what the policy makes of a source: an op of the same kind. The error says that the policy forbids it, or converts it into
+// something that kiln cannot take in its place.
+func (s *Sources) Admit(op llb.Op) (llb.Op, error) {
+	if s.config.Policy == nil {
+		return op, nil
+	}
+	before := s.identify(op)
+	after, rule, err := s.config.Policy.Evaluate(before)
+	if err != nil {
+		return nil, err
+	}
+	changed := sourcepolicy.Changed(before, after)
+	if after.Identifier == before.Identifier && len(changed) == 0 {
+		return op, nil
+	}
+	out, err := apply(op, after, changed)
+	if err != nil {
+		return nil, &PolicyError{s.config.Policy.File(), rule, before.Identifier, after.Identifier, err.Error()}
+	}
+	return out, nil
+}
+
+// apply returns what is fetched for op if a policy makes a source of it in which these attributes have changed.
+func apply(op llb.Op, to sourcepolicy.Source, changed []string) (llb.Op, error) {
+	scheme, rest := to.Scheme()
+	if scheme == "" || rest == "" {
+		return nil, fmt.Errorf("that is not an identifier")
+	}
+	switch op := op.(type) {
+	case llb.Image:
+		if op.Layout != "" {
+			return nil, fmt.Errorf("an image of an OCI layout cannot be converted")
+		}
+		if scheme != imageScheme {
+			return nil, fmt.Errorf("an image can only become another %s://", imageScheme)
+		}
+		if err := known(changed); err != nil {
+			return nil, err
+		}
+		n, err := imagename.Parse(rest)
+		if err != nil {
+			return nil, err
+		}
+		return llb.Image{Ref: n.String()}, nil
+	case llb.HTTP:
+		return applyHTTP(op, to, changed)
+	case llb.Git:
+		if scheme != gitScheme {
+			return nil, fmt.Errorf("a git repository can only become another %s://", gitScheme)
+		}
+		return applyGit(op, to, changed)
+	}
+	return nil, fmt.Errorf("a directory of this machine cannot be converted")
+}
+
+// known returns an error if attributes have changed that are not among those that a policy may change.
+func known(changed []string, names ...string) error {
+	for _, key := range changed {
+		if !slices.Contains(names, key) {
+			if len(names) == 0 {
+				return fmt.Errorf("the attribute %s cannot be set", key)
+			}
+			return fmt.Errorf("the attribute %s cannot be set; there are %s", key, strings.Join(names, ", "))
+		}
+	}
+	return nil
+}
+
+func applyHTTP(op llb.HTTP, to sourcepolicy.Source, changed []string) (llb.Op, error) {
+	if !remoteurl.IsHTTP(to.Identifier) {
+		return nil, fmt.Errorf("a file can only become another https:// or http://")
+	}
+	if err := known(changed, attrChecksum); err != nil {
+		return nil, err
+	}
+	h, err := remoteurl.ParseHTTP(to.Identifier)
+	if err != nil {
+		return nil, err
+	}
+	if h.User == "" && sameOrigin(op.URL, h.URL) { // a password is for the server that the user wrote it for
+		h.User = op.User
+	}
+	op.URL, op.User, op.Checksum = h.URL, h.User, to.Attrs[attrChecksum]
+	if op.Checksum != "" && !imagename.IsDigest(op.Checksum) {
+		return nil, fmt.Errorf("%s=%q is not a digest", attrChecksum, op.Checksum)
+	}
+	return op, nil
+}
+
+// sameOrigin reports whether two URLs have the same scheme and host.
+func sameOrigin(a, b string) bool {
+	x, errX := url.Parse(a)
+	y, errY := url.Parse(b)
+	return errX == nil && errY == nil && x.Scheme == y.Scheme && strings.EqualFold(x.Host, y.Host)
+}
+
+func applyGit(op llb.Git, to sourcepolicy.Source, changed []string) (llb.Op, error) {
+	if err := known(changed, attrFullURL, attrCommit, attrKeepGitDir, attrSkipSubmodules, attrFetchByCommit); err != nil {
+		return nil, err
+	}
+	_, id := to.Scheme()
+	place, fragment, _ := strings.Cut(id, "#")
+	// The address says how the repository is reached, and the identifier which one it is.
+	if got := gitPlace(to.Attrs[attrFullURL]); strings.TrimSuffix(got, ".git") != strings.TrimSuffix(place, ".git") {
+		return nil, fmt.Errorf("the rule has to set %s, since %s is another repository", attrFullURL, to.Attrs[attrFullURL])
+	}
+	address := to.Attrs[attrFullURL]
+	if fragment != "" {
+		address += "#" + fragment
+	}
+	g, err := remoteurl.ParseGit(address)
+	if err == nil && to.Attrs[attrCommit] != "" {
+		err = g.SetChecksum(to.Attrs[attrCommit])
+	}
+	if err != nil {
+		return nil, err
+	}
+	before, err := remoteurl.ParseGitRemote(op.Remote)
+	if err == nil && g.User == "" && g.Account() == before.Account() {
+		g.User = op.User
+	}
+	op.Remote, op.User, op.Ref, op.Subdir, op.Checksum = g.Remote, g.User, g.Ref, g.Subdir, g.Checksum
+	op.KeepGitDir = to.Attrs[attrKeepGitDir] == "true"
+	op.SkipSubmodules = to.Attrs[attrSkipSubmodules] == "true"
+	op.FetchByCommit = to.Attrs[attrFetchByCommit] == "true"
+	if op.FetchByCommit && !remoteurl.IsHash(op.Checksum) {
+		return nil, fmt.Errorf("%s needs the whole hash of a commit as %s", attrFetchByCommit, attrCommit)
+	}
+	return op, nil
+}
