@@ -8,6 +8,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/kilnbuild/kiln/build/early"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
@@ -32,6 +33,13 @@ func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
 			img.Layers = append(img.Layers, exporter.Layer{ID: layer.ID(l.ID)})
 		}
 	}
+	ids := make([]layer.ID, len(img.Layers))
+	for n, l := range img.Layers {
+		if l.Image == nil {
+			ids[n] = l.ID
+		}
+	}
+	img.Inline = j.caches.Inline(ctx, early.InImage([]llb.Output{lowered.Root}), ids)
 	times, err := j.times(ctx, img.Layers)
 	if err != nil {
 		return img, err

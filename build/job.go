@@ -122,6 +122,9 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	}
 	j.onClose(func(context.Context) error { return j.caches.Close() })
 	j.blobs = &exporter.Blobs{Store: j.store, Layers: j.caches}
+	if j.caches.Embeds() && !slices.ContainsFunc(j.plans, output.image) {
+		s.Warn("--cache-to type=inline writes the cache into an image, and no output is one")
+	}
 	j.sharedProc = run.SharedProc
 	j.onClose(func(context.Context) error { run.Close(); return nil })
 	open := &contexts.Contexts{Trees: map[string]layer.Tree{}}

@@ -28,6 +28,8 @@ type Image struct {
 	Layers []Layer
 	// Platform is the platform of the image, such as "linux/arm64".
 	Platform string
+	// Inline returns the cache that is written into the config, as JSON, for layers in an encoding; none for nil. It may itself be nil.
+	Inline func(blob.Encoding) ([]byte, error)
 }
 
 // Form describes how an image is encoded.
@@ -140,7 +142,7 @@ func (b *Blobs) manifest(ctx context.Context, img Image, f Form) (*Manifest, err
 		m.Layers = append(m.Layers, l.Desc)
 	}
 	var err error
-	if m.Config, err = b.putJSON(configType, config); err != nil {
+	if m.Config, err = b.putConfig(configType, config, img, f.Layers); err != nil {
 		return nil, err
 	}
 	desc, err := b.putJSON(m.MediaType, m)
@@ -150,6 +152,27 @@ func (b *Blobs) manifest(ctx context.Context, img Image, f Form) (*Manifest, err
 	desc.Annotations = on(f.Annotations, OnManifestDescriptor, img.Platform)
 	desc.Platform = &ocispec.Platform{OS: config.OS, Architecture: config.Architecture, Variant: config.Variant, OSVersion: config.OSVersion}
 	return &Manifest{Desc: desc, Manifest: m, Layers: img.Layers}, nil
+}
+
+// cachedConfig is a config with an inline cache.
+type cachedConfig struct {
+	dockerspec.DockerOCIImage
+	// Cache has the name of pack.InlineField.
+	Cache json.RawMessage `json:"kiln.cache.v1"`
+}
+
+func (b *Blobs) putConfig(mediaType string, config dockerspec.DockerOCIImage, img Image, f blob.Encoding) (ocispec.Descriptor, error) {
+	if img.Inline == nil {
+		return b.putJSON(mediaType, config)
+	}
+	cache, err := img.Inline(f)
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("make the inline cache: %w", err)
+	}
+	if cache == nil {
+		return b.putJSON(mediaType, config)
+	}
+	return b.putJSON(mediaType, cachedConfig{config, cache})
 }
 
 func (b *Blobs) putJSON(mediaType string, v any) (ocispec.Descriptor, error) {

@@ -19,7 +19,8 @@ type Foreign struct {
 	ID layer.ID
 	// Content is the digest that the layer's entries must have.
 	Content [32]byte
-	// Manifest opens its manifest, and Tarball its tar, uncompressed. Reading them may fail as late as at the end.
+	// Manifest opens its manifest, and Tarball its tar, uncompressed. Reading them may fail as late as at the end. Manifest is nil for a layer
+	// of an image, whose ID is its diff ID.
 	Manifest, Tarball func(ctx context.Context) (io.ReadCloser, error)
 	// Blob is the layer's blob in an encoding, once Tarball has ended, and Encoding its name.
 	Blob     blob.Blob
@@ -45,6 +46,12 @@ func (e *ForeignError) Unwrap() []error { return []error{e.Err, layer.ErrDamaged
 func (j *Job) Import(ctx context.Context, f Foreign) error {
 	if _, err := j.carried(ctx, f.ID); err == nil {
 		return nil
+	}
+	if f.Manifest == nil {
+		return j.read(ctx, f, func(tarball io.Reader) error {
+			_, err := j.Unpack(ctx, f.ID, tarball, nil)
+			return err
+		})
 	}
 	p, err := j.New()
 	if err != nil {
@@ -92,6 +99,9 @@ func (j *Job) ImportEntries(ctx context.Context, f Foreign) error {
 	if absent == nil {
 		return nil
 	}
+	if f.Manifest == nil {
+		return j.read(ctx, f, func(tarball io.Reader) error { return j.Index(ctx, f.ID, tarball) })
+	}
 	s := j.store
 	tmp, err := os.MkdirTemp(s.tmp, "index-")
 	if err != nil {
@@ -117,6 +127,31 @@ func readManifest(m *layer.Manifest) io.ReadCloser {
 		w.CloseWithError(err)
 	}()
 	return r
+}
+
+// read gives the tar of a layer of an image to a function that stores the layer, and compares the content then. What was stored is the layer
+// with that diff ID, whatever is said of it.
+func (j *Job) read(ctx context.Context, f Foreign, store func(tarball io.Reader) error) error {
+	tarball, err := f.Tarball(ctx)
+	if err != nil {
+		return err
+	}
+	defer tarball.Close()
+	source := &ctxio.Source{R: tarball}
+	if err := store(source); err != nil {
+		switch {
+		case source.Err != nil:
+			return source.Err
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		}
+		return &ForeignError{f.ID, err}
+	}
+	m, err := j.Manifest(ctx, f.ID)
+	if err == nil && m.Content != f.Content {
+		err = &ForeignError{f.ID, errors.New("its content is another than the cache says")}
+	}
+	return err
 }
 
 // receive writes the manifest of a layer of another store to a file, and returns it if it is that layer's.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/cache/pack"
 	"github.com/kilnbuild/kiln/cache/remote"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/cas"
@@ -40,6 +41,7 @@ type Caches struct {
 	config  Config
 	imports []*remote.Import
 	exports []Export
+	inline  *inline // nil where the image has no cache
 	closers []func() error
 	// restored says for each import which cache mounts are restored from it.
 	restored map[*remote.Import]MountSelection
@@ -78,6 +80,9 @@ func Open(c Config) (*Caches, error) {
 
 // Close ends what is being read and sent.
 func (c *Caches) Close() error {
+	if c.inline != nil {
+		c.config.Events.Detach(c.inline)
+	}
 	if c.exporter != nil {
 		c.config.Events.Detach(c.exporter)
 		c.exporter.Close()
@@ -113,6 +118,9 @@ func (c *Caches) Elsewhere() execute.Cached {
 
 // Created returns when a layer was made.
 func (c *Caches) Created(ctx context.Context, id layer.ID) (time.Time, error) {
+	if l, ok := c.ofImage(id); ok {
+		return l.Created, nil
+	}
 	m, err := c.config.Layers.Manifest(ctx, id)
 	if err == nil {
 		return m.Created, nil
@@ -142,6 +150,15 @@ func (c *Caches) Blob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.B
 	return c.config.Layers.Blob(ctx, id, f)
 }
 
+// ofImage returns a layer that was found in the inline cache of an image. It is that of the image, also where it has been unpacked.
+func (c *Caches) ofImage(id layer.ID) (l pack.Layer, ok bool) {
+	if c.cache == nil {
+		return l, false
+	}
+	l, ok = c.cache.imports.Layer(id)
+	return l, ok && l.Image
+}
+
 // Fetch implements exporter.Layers.
 func (c *Caches) Fetch(ctx context.Context, id layer.ID, desc ocispec.Descriptor) error {
 	if c.cache == nil {
@@ -160,6 +177,10 @@ func (c *Caches) Repository(id layer.ID) string {
 
 // Publishing begins to send what steps make that end from now on; inImage are the vertices whose layers are in the result.
 func (c *Caches) Publishing(inImage map[llb.Digest]bool) {
+	if c.inline != nil && c.inline.finished == nil {
+		c.inline.finished = map[llb.Digest]events.Finished{}
+		c.config.Events.Attach(c.inline)
+	}
 	if len(c.exports) > 0 && c.exporter == nil {
 		c.exporter = newExporter(c, inImage)
 		c.config.Events.Attach(c.exporter)

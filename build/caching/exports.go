@@ -147,6 +147,9 @@ func (x *Exporter) begin(export int, seen *remote.Head) {
 
 // there reports whether an export has a layer, because the build has imported it from there.
 func (x *Exporter) there(export int, id layer.ID) bool {
+	if _, ok := x.ofImage(id); ok {
+		return true // no record of it is exported
+	}
 	e := x.exports[export]
 	return x.cache.imports.From(id, e.Repository.String(), e.Tag)
 }
@@ -394,6 +397,7 @@ func (x *Exporter) records(ctx context.Context, e Export) (*pack.Pack, []layer.I
 	}
 	x.mu.Unlock()
 	own := &pack.Pack{}
+	unsent := 0
 	var ids []layer.ID
 	for _, key := range keys {
 		r, ok, err := x.record(ctx, key, e.Key)
@@ -401,7 +405,10 @@ func (x *Exporter) records(ctx context.Context, e Export) (*pack.Pack, []layer.I
 			return nil, nil, err
 		}
 		if !ok {
-			continue // it was pruned meanwhile
+			if _, inImage, _ := x.cache.imports.Record(ctx, key); inImage {
+				unsent++
+			}
+			continue
 		}
 		own.AddRecord(key, r)
 		for _, m := range r.Outputs {
@@ -410,6 +417,9 @@ func (x *Exporter) records(ctx context.Context, e Export) (*pack.Pack, []layer.I
 				ids = append(ids, id)
 			}
 		}
+	}
+	if unsent > 0 {
+		x.config.Events.Warn(fmt.Sprintf("the cache %s does not get what was found in the cache of an image: steps of this build: %d", e.Repository, unsent))
 	}
 	x.cache.mu.Lock()
 	defer x.cache.mu.Unlock()
@@ -427,8 +437,9 @@ func (x *Exporter) records(ctx context.Context, e Export) (*pack.Pack, []layer.I
 	return own, ids, ctx.Err()
 }
 
-// record returns the record of a step that has ended; false if there is none any more. One that this machine has made is signed with the
-// key. One of an import keeps the signatures that it has: whether it is true is not known here.
+// record returns the record of a step that has ended; false if there is none any more, or only in an image, which does not say what its key
+// was computed from. One that this machine has made is signed with the key. One of an import keeps the signatures that it has: whether it is
+// true is not known here.
 func (x *Exporter) record(ctx context.Context, key solver.Key, sign *signing.PrivateKey) (r pack.Record, ok bool, err error) {
 	local, err := x.cache.Cache.Get(key)
 	switch {
@@ -439,6 +450,7 @@ func (x *Exporter) record(ctx context.Context, key solver.Key, sign *signing.Pri
 		}
 	case errors.As(err, new(*solver.Miss)):
 		r, ok, err = x.cache.imports.Record(ctx, key)
+		ok = ok && solver.KeyOf(r.Inputs) == key
 	}
 	r.Used = time.Now().Truncate(time.Second)
 	return r, ok, err

@@ -93,12 +93,15 @@ func (c *Cache) Layer(id layer.ID) (execute.CachedLayer, bool) {
 	if !ok {
 		return execute.CachedLayer{}, false
 	}
-	return execute.CachedLayer{Hides: l.Opaque, Foreign: snapshot.Foreign{
+	foreign := snapshot.Foreign{
 		ID: id, Content: l.Content,
-		Manifest: func(ctx context.Context) (io.ReadCloser, error) { return c.imports.Manifest(ctx, id) },
-		Tarball:  func(ctx context.Context) (io.ReadCloser, error) { return c.tarball(ctx, id, b) },
-		Blob:     blob.Blob{Desc: b.Desc, DiffID: b.DiffID}, Encoding: encoding,
-	}}, true
+		Tarball: func(ctx context.Context) (io.ReadCloser, error) { return c.tarball(ctx, id, b) },
+		Blob:    blob.Blob{Desc: b.Desc, DiffID: b.DiffID}, Encoding: encoding,
+	}
+	if !l.Image {
+		foreign.Manifest = func(ctx context.Context) (io.ReadCloser, error) { return c.imports.Manifest(ctx, id) }
+	}
+	return execute.CachedLayer{Hides: l.Opaque, Foreign: foreign}, true
 }
 
 // tarball opens the tar of a layer, whose blob goes into the store on the way.

@@ -44,6 +44,9 @@ const defaultTag = "latest"
 
 // Check returns what is wrong with a spec.
 func (s *Spec) Check() error {
+	if s.Type == "inline" {
+		return s.checkInline()
+	}
 	k, err := kindOf(s.Type)
 	if err != nil {
 		return err
@@ -231,6 +234,10 @@ func (c *Caches) openImport(s Spec) error {
 }
 
 func (c *Caches) openExport(s Spec) error {
+	if s.Type == "inline" {
+		c.inline = &inline{}
+		return nil
+	}
 	e, err := s.export()
 	if err != nil {
 		return err

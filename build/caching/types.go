@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -50,9 +51,6 @@ var (
 	}
 )
 
-// notYet are the types that other builders have.
-var notYet = []string{"inline"}
-
 // Shown returns what is shown of the value of a key, in lower case: nothing of a secret, nor of the query of an address, which may have a
 // signature.
 func Shown(key, value string) string {
@@ -75,10 +73,26 @@ func kindOf(name string) (kind, error) {
 		names = append(names, k.name)
 	}
 	use := "use " + strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
-	if slices.Contains(notYet, name) {
-		return kind{}, fmt.Errorf("type=%s is not supported yet: %s", name, use)
-	}
 	return kind{}, fmt.Errorf("type=%s is no type of cache: %s", name, use)
+}
+
+// checkInline is Check for a cache in an image, which is in no place of its own.
+func (s *Spec) checkInline() error {
+	if !s.Export {
+		return errors.New("type=inline is for --cache-to: the cache in an image is read with type=registry,ref=IMAGE")
+	}
+	for _, key := range slices.Sorted(maps.Keys(s.Attrs)) {
+		if key != "mode" {
+			return fmt.Errorf("type=inline has no key %s: it has mode", key)
+		}
+	}
+	if len(s.Mounts) > 0 {
+		return fmt.Errorf("type=inline has no key %s: it has mode", mountsKey)
+	}
+	if mode := s.Attrs["mode"]; mode != "" && mode != "min" {
+		return fmt.Errorf("mode=%s: an image has the layers of mode=min, and no others", mode)
+	}
+	return nil
 }
 
 func (s *Spec) checkRegistry() error {

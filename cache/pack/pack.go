@@ -56,6 +56,8 @@ type Layer struct {
 	Created time.Time
 	// Opaque says that an entry hides what lies below it, so that the layer cannot be stacked on another root as it is.
 	Opaque bool
+	// Image says that it is a layer of an image with an inline cache: its ID is its diff ID, and it has no manifest.
+	Image bool
 	// Manifest is the layer's manifest, of media type ManifestType; its digest is "" where the layer has none.
 	Manifest ocispec.Descriptor
 	// Blobs are its tars, by the name of their encoding, such as "gzip".

@@ -118,6 +118,11 @@ func (d *Dir) open(name string) (*os.File, error) {
 
 func tagOf(m ocispec.Descriptor) string { return m.Annotations[ocispec.AnnotationRefName] }
 
+// manifest implements imageRepository.
+func (d *Dir) manifest(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	return readAll(ctx, d, desc)
+}
+
 // Get implements Repository. A digest, "sha256:…", is a tag as well.
 func (d *Dir) Get(_ context.Context, tag string) ([]byte, error) {
 	index, err := d.index()

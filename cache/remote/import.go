@@ -146,7 +146,7 @@ func (im *Imports) find(id layer.ID) (*Import, pack.Layer, bool) {
 		default:
 			continue
 		}
-		if l, ok := c.layer(id); ok && l.Manifest.Digest != "" && len(l.Blobs) > 0 && im.usable(c, l) {
+		if l, ok := c.layer(id); ok && (l.Manifest.Digest != "" || l.Image) && len(l.Blobs) > 0 && im.usable(c, l) {
 			return c, l, true
 		}
 	}
@@ -334,7 +334,7 @@ func (im *Imports) Published(ctx context.Context, repository, tag string) (*Head
 		return nil, false
 	}
 	for _, c := range caches {
-		if c.err == nil && c.Repository.String() == repository && c.Tag == tag {
+		if c.err == nil && !c.head.inline && c.Repository.String() == repository && c.Tag == tag {
 			return c.head, true
 		}
 	}

@@ -71,6 +71,9 @@ func Prune(ctx context.Context, r Repository, tag string, l pack.Limit, all bool
 	if err != nil {
 		return before, after, err
 	}
+	if h.inline {
+		return before, after, fmt.Errorf("%w, but an image, whose cache is a part of it", ErrNoCache)
+	}
 	trim := func(held *pack.Pack) *pack.Pack {
 		before = count(held)
 		left := &pack.Pack{}

@@ -48,6 +48,14 @@ func (r *inRegistry) Get(ctx context.Context, tag string) ([]byte, error) {
 	return data, absent(err)
 }
 
+// manifest implements imageRepository.
+func (r *inRegistry) manifest(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	n := r.name
+	n.Tag, n.Digest = "", desc.Digest
+	data, err := r.client.Manifest(ctx, n.String())
+	return data, absent(err)
+}
+
 func (r *inRegistry) Set(ctx context.Context, tag, mediaType string, data []byte) error {
 	return r.client.PutManifest(ctx, r.at(tag), mediaType, data)
 }

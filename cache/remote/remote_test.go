@@ -230,8 +230,9 @@ func TestReadOfSomethingElse(t *testing.T) {
 		name, data, want string
 		replaced         bool
 	}{
-		{"an image", `{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json"},"layers":[]}`, "but an image", false},
-		{"an index", `{"schemaVersion":2,"manifests":[{"digest":"x"}]}`, "an index of images", false},
+		{"an image", `{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"` + string(empty.Digest) + `","size":2},"layers":[]}`, "but an image without one", false},
+		{"an image of a large config", `{"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"` + string(empty.Digest) + `","size":9999999}}`, "of 9999999 bytes", false},
+		{"an index", `{"schemaVersion":2,"manifests":[{"digest":"x"}]}`, "an index of something else", false},
 		{"BuildKit's", `{"config":{"mediaType":"application/vnd.buildkit.cacheconfig.v0"}}`, "BuildKit", false},
 		{"a later version", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"application/vnd.kiln.cache.pack.v9"}]}`, "later version", false},
 		{"no JSON", `hello`, "not JSON", true},

@@ -57,6 +57,7 @@ type Head struct {
 	Pack *pack.Pack
 
 	digest   digest.Digest // of the manifest
+	inline   bool          // it is the image that has the cache
 	included map[string]digest.Digest
 }
 
@@ -91,7 +92,7 @@ func read(ctx context.Context, r Repository, data []byte) (*Head, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Head{p, digest.FromBytes(data), parseIncluded(m.Annotations[includedAnnotation])}, nil
+	return &Head{Pack: p, digest: digest.FromBytes(data), included: parseIncluded(m.Annotations[includedAnnotation])}, nil
 }
 
 // DamagedError says that what is there is not what a kiln has put there.
@@ -120,9 +121,9 @@ func parse(data []byte) (*ocispec.Manifest, error) {
 	case m.Config.MediaType == "application/vnd.buildkit.cacheconfig.v0":
 		return nil, fmt.Errorf("%w, but one of BuildKit, which kiln does not read", ErrNoCache)
 	case len(m.Manifests) > 0:
-		return nil, fmt.Errorf("%w, but an index of images, or a cache of BuildKit", ErrNoCache)
+		return nil, &imageError{"an index of images, or a cache of BuildKit"}
 	case m.Config.MediaType == ocispec.MediaTypeImageConfig || m.Config.MediaType == "application/vnd.docker.container.image.v1+json":
-		return nil, fmt.Errorf("%w, but an image", ErrNoCache)
+		return nil, &imageError{"an image"}
 	default:
 		return nil, ErrNoCache
 	}
@@ -166,17 +167,21 @@ func newDocument(p *pack.Pack, included map[string]digest.Digest) (*document, er
 	if len(data) > maxManifest {
 		return nil, fmt.Errorf("the cache's manifest has %d bytes, and the limit is %d", len(data), maxManifest)
 	}
-	return &document{&Head{p, digest.FromBytes(data), included}, data, records, text}, nil
+	return &document{&Head{Pack: p, digest: digest.FromBytes(data), included: included}, data, records, text}, nil
 }
 
-// Read returns the cache under a tag. The error wraps fs.ErrNotExist if there is none, pack.ErrVersion for one of a later version of kiln,
-// ErrNoCache for something else, and is a *DamagedError for one that nobody can use.
+// Read returns the cache under a tag, or the inline cache of an image. The error wraps fs.ErrNotExist if there is none, pack.ErrVersion for
+// one of a later version of kiln, ErrNoCache for something else, and is a *DamagedError for one that nobody can use.
 func Read(ctx context.Context, r Repository, tag string) (*Head, error) {
 	data, err := r.Get(ctx, tag)
 	if err != nil {
 		return nil, err
 	}
-	return read(ctx, r, data)
+	h, err := read(ctx, r, data)
+	if errors.As(err, new(*imageError)) {
+		return readInline(ctx, r, data)
+	}
+	return h, err
 }
 
 // none reports whether an error says that something is not there.

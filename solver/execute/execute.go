@@ -192,14 +192,29 @@ func (x *Job) Close() error {
 
 // Missing implements solver.Executor. A layer that can be had from elsewhere is not missing.
 func (x *Job) Missing(ctx context.Context, l solver.Layer) error {
-	err := x.Snapshots.Open(ctx, layer.ID(l.ID))
-	if err == nil || ctx.Err() != nil {
+	m, err := x.Snapshots.Manifest(ctx, layer.ID(l.ID))
+	if err == nil {
+		err = x.Snapshots.Open(ctx, layer.ID(l.ID))
+	}
+	if err == nil {
+		return is(l, m)
+	}
+	if ctx.Err() != nil {
 		return err
 	}
 	if elsewhere, ok := x.cached(layer.ID(l.ID)); ok && elsewhere.Content == l.Content {
 		return nil
 	}
 	return err
+}
+
+// is returns an error unless a layer is what a record says: the record may come from elsewhere, and keys of later steps depend on it. The
+// layers of images are known by their diff IDs alone, which have been verified.
+func is(l solver.Layer, m *layer.Manifest) error {
+	if m.Content == l.Content || l.Content == diffIDContent(digest.NewDigestFromEncoded(digest.SHA256, l.ID)) {
+		return nil
+	}
+	return &snapshot.ForeignError{ID: layer.ID(l.ID), Err: errors.New("its content is another than its record says")}
 }
 
 // cached returns a layer that is elsewhere.

@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/klauspost/readahead"
+	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -37,9 +38,14 @@ func (x *Job) Image(ctx context.Context, op llb.Image) (solver.Ref, error) {
 		if _, ok := x.sources[id]; !ok {
 			x.sources[id] = source{op, l, task}
 		}
-		root = root.Push(solver.Layer{ID: id, Content: sha256.Sum256([]byte("diff id " + l.DiffID.String()))})
+		root = root.Push(solver.Layer{ID: id, Content: diffIDContent(l.DiffID)})
 	}
 	return root, nil
+}
+
+// diffIDContent is the content of a layer of an image.
+func diffIDContent(d digest.Digest) solver.Content {
+	return sha256.Sum256([]byte("diff id " + d.String()))
 }
 
 // View implements plan.Layers. A layer of an image that is not there is read through for its entries; it is unpacked at once if its
@@ -55,6 +61,13 @@ func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error
 		}
 		layers[i] = layer.Part{ID: layer.ID(l.ID), Manifest: m}
 	}
+	defer func() {
+		for i, l := range refs {
+			if err == nil {
+				err = is(l.Layer, layers[i].Manifest)
+			}
+		}
+	}()
 	if len(missing) == 0 {
 		return layers, nil
 	}
@@ -183,6 +196,9 @@ func (x *Job) Realise(ctx context.Context, r solver.Ref) (_ []layer.ID, err erro
 	// A layer that names something in a directory, but not the directory, looks different over different roots.
 	for i := range layers {
 		m, err := x.Snapshots.Manifest(ctx, ids[i])
+		if err == nil {
+			err = is(layers[i].Layer, m)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -184,7 +184,7 @@ func (f *cachingFlags) add(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&f.offFor, "no-cache-filter", nil, "`STAGE,...` run every step of these stages")
 	flags.StringArrayVar(&f.from, "cache-from", nil, "`CACHE` to read: type=registry,ref=NAME, type=local,src=DIRECTORY, type=s3,bucket=NAME,region=REGION, type=azblob,account_url=URL, type=gha, "+
 		"or a NAME in a registry; verify=PUBLICKEY uses only what its owner has signed; mounts=ID;... or all restores cache mounts")
-	flags.StringArrayVar(&f.to, "cache-to", nil, "`CACHE` to publish: type=registry,ref=NAME, type=local,dest=DIRECTORY, type=s3,bucket=NAME,region=REGION, type=azblob,account_url=URL or type=gha; "+
+	flags.StringArrayVar(&f.to, "cache-to", nil, "`CACHE` to publish: type=registry,ref=NAME, type=local,dest=DIRECTORY, type=s3,bucket=NAME,region=REGION, type=azblob,account_url=URL, type=gha or type=inline; "+
 		"mode=max exports all steps, not only those in the image; sign=KEY signs them; mounts=ID;... or all exports the files of cache mounts")
 	flags.BoolVar(&f.verify, "verify-cache", false, "run cached steps again, and report those with another result")
 	flags.BoolVar(&f.pull, "pull", false, "check the registry for newer base images")

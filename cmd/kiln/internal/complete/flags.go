@@ -83,7 +83,7 @@ func flagOf(command, flag string) source {
 	case "cache-from":
 		return keys("type=registry,ref=", "type=local,src=", "type=s3,bucket=", "type=azblob,account_url=", "type=gha")
 	case "cache-to":
-		return keys("type=registry,ref=", "type=local,dest=", "type=s3,bucket=", "type=azblob,account_url=", "type=gha")
+		return keys("type=registry,ref=", "type=local,dest=", "type=s3,bucket=", "type=azblob,account_url=", "type=gha", "type=inline")
 	case "registry-mirror", "insecure-registry":
 		return registries
 	case "list":

@@ -1,0 +1,115 @@
+package caching
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/kilnbuild/kiln/cache/pack"
+	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot/blob"
+	"github.com/kilnbuild/kiln/solver"
+)
+
+// inline is what an image's own cache is made of. It is an events.Sink.
+type inline struct {
+	mu       sync.Mutex
+	finished map[llb.Digest]events.Finished // what has ended well, and has a key
+}
+
+// Event implements events.Sink.
+func (x *inline) Event(e events.Event) {
+	done, ok := e.Body.(events.Finished)
+	if !ok || done.Key == "" || done.Error != "" || done.Canceled {
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.finished[e.Vertex] = done
+}
+
+// Embeds reports whether an image has its cache in its config.
+func (c *Caches) Embeds() bool { return c.inline != nil }
+
+// Inline returns what makes the cache that an image has in its config, of the steps vertices and its layers, the lowest first; nil if it
+// is to have none.
+func (c *Caches) Inline(ctx context.Context, vertices map[llb.Digest]bool, layers []layer.ID) func(blob.Encoding) ([]byte, error) {
+	if c.inline == nil {
+		return nil
+	}
+	return func(f blob.Encoding) ([]byte, error) {
+		if f.Windows {
+			c.config.Events.Warn("the image has no inline cache, since it is for Windows")
+			return nil, nil
+		}
+		in := pack.Inline{Encoding: f.String(), Shortcuts: map[solver.Key]solver.Key{}}
+		steps := map[solver.Key]pack.InlineStep{}
+		c.inline.mu.Lock()
+		defer c.inline.mu.Unlock()
+		for v := range vertices {
+			s, ok, err := c.inlineStep(ctx, c.inline.finished[v], layers)
+			if err != nil {
+				return nil, err
+			}
+			if ok {
+				steps[s.Key] = s
+			}
+		}
+		for _, s := range steps {
+			in.Steps = append(in.Steps, s)
+		}
+		c.cache.mu.Lock()
+		for from, t := range c.cache.shortcuts {
+			if _, ok := steps[t.Key]; ok {
+				in.Shortcuts[from] = t.Key
+			}
+		}
+		c.cache.mu.Unlock()
+		data, left, err := in.Encode()
+		if left > 0 {
+			c.config.Events.Warn(fmt.Sprintf("the inline cache would be too large, and has %d of %d steps", len(in.Steps)-left, len(in.Steps)))
+		}
+		return data, err
+	}
+}
+
+// inlineStep returns the record of a step; false if the image does not have its layers.
+func (c *Caches) inlineStep(ctx context.Context, done events.Finished, layers []layer.ID) (s pack.InlineStep, ok bool, err error) {
+	if s.Key, err = solver.ParseKey(done.Key); err != nil {
+		return s, false, nil // it has not ended well, or its result is not a record's
+	}
+	for _, m := range done.Materials {
+		s.Materials = append(s.Materials, solver.Material{URI: m.URI, Digest: m.Digest})
+	}
+	for _, out := range done.Outputs {
+		o := pack.InlineOutput{Output: out.Index, Layer: slices.Index(layers, layer.ID(out.Layer))}
+		if o.Layer < 0 {
+			return s, false, nil
+		}
+		if out.Content != "" {
+			if o.Content, err = solver.ParseContent(out.Content); err != nil {
+				return s, false, err
+			}
+			if o.Opaque, err = c.hides(ctx, layer.ID(out.Layer)); err != nil {
+				return s, false, err
+			}
+		}
+		s.Outputs = append(s.Outputs, o)
+	}
+	return s, true, nil
+}
+
+// hides reports whether a layer hides what lies below it.
+func (c *Caches) hides(ctx context.Context, id layer.ID) (bool, error) {
+	if l, ok := c.cache.imports.Layer(id); ok {
+		return l.Opaque, nil
+	}
+	m, err := c.config.Layers.Manifest(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	return !m.Plain && m.Entries > 0, nil
+}

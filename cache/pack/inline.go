@@ -1,0 +1,232 @@
+package pack
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/solver"
+)
+
+// InlineField is the field of an image's config that has an inline cache.
+const InlineField = "kiln.cache.v1"
+
+// maxInline bounds an inline cache in bytes: registries and engines take a config of some MiB, of which the history has its part.
+const maxInline = 1 << 20
+
+// Inline is a cache in the config of an image: the steps that made the image's layers. It has neither times nor texts, so the same image has
+// the same one, whether its steps ran or were cached.
+type Inline struct {
+	// Encoding is that of the layers' blobs, where their media types do not say it.
+	Encoding string
+	Steps    []InlineStep
+	// Shortcuts lead to the keys of Steps.
+	Shortcuts map[solver.Key]solver.Key
+}
+
+// InlineStep is the record of a step.
+type InlineStep struct {
+	Key       solver.Key
+	Outputs   []InlineOutput
+	Materials []solver.Material
+}
+
+// InlineOutput is a layer of the image as the output of a step.
+type InlineOutput struct {
+	// Output is the number of the step's output, and Layer that of the image's layer, from 0 at the lowest.
+	Output  int            `json:"output,omitempty"`
+	Layer   int            `json:"layer"`
+	Content solver.Content `json:"content"`
+	Opaque  bool           `json:"opaque,omitempty"`
+}
+
+// inlineText is the JSON of an Inline.
+type inlineText struct {
+	Version   int              `json:"version"`
+	Keys      string           `json:"keys"`
+	Encoding  string           `json:"encoding,omitempty"`
+	Records   []inlineRecord   `json:"records"`
+	Shortcuts []inlineShortcut `json:"shortcuts,omitempty"`
+}
+
+type inlineRecord struct {
+	Key       string         `json:"key"`
+	Outputs   []InlineOutput `json:"outputs,omitempty"`
+	Materials [][2]string    `json:"materials,omitempty"`
+}
+
+type inlineShortcut struct {
+	From string `json:"from"`
+	Key  string `json:"key"`
+}
+
+// Encode returns the JSON, which is the same for the same cache. Steps whose layers are the uppermost are left out if it would be too large,
+// and left is their number.
+func (in Inline) Encode() (data []byte, left int, err error) {
+	t := inlineText{Version: version, Keys: solver.KeyVersion, Records: []inlineRecord{}}
+	if !plainEncoding(in.Encoding) {
+		t.Encoding = in.Encoding
+	}
+	top := func(s InlineStep) int {
+		n := -1
+		for _, o := range s.Outputs {
+			n = max(n, o.Layer)
+		}
+		return n
+	}
+	steps := slices.SortedFunc(slices.Values(in.Steps), func(a, b InlineStep) int {
+		return cmp.Or(cmp.Compare(top(a), top(b)), compareKeys(a.Key, b.Key))
+	})
+	leading := map[solver.Key][]solver.Key{}
+	for from, to := range in.Shortcuts {
+		leading[to] = append(leading[to], from)
+	}
+	size := 0
+	for i, s := range steps {
+		r := inlineRecord{Key: s.Key.String(), Outputs: s.Outputs}
+		for _, m := range s.Materials {
+			r.Materials = append(r.Materials, [2]string{m.URI, m.Digest})
+		}
+		var shortcuts []inlineShortcut
+		for _, from := range slices.SortedFunc(slices.Values(leading[s.Key]), compareKeys) {
+			shortcuts = append(shortcuts, inlineShortcut{from.String(), r.Key})
+		}
+		text, err := json.Marshal([]any{r, shortcuts})
+		if err != nil {
+			return nil, 0, err
+		}
+		if size += len(text); size > maxInline {
+			left = len(steps) - i
+			break
+		}
+		t.Records = append(t.Records, r)
+		t.Shortcuts = append(t.Shortcuts, shortcuts...)
+	}
+	data, err = json.Marshal(t)
+	return data, left, err
+}
+
+// plainEncoding reports whether the media type of a blob says its encoding.
+func plainEncoding(s string) bool {
+	return slices.Contains(slices.Collect(maps.Values(plainEncodings)), s)
+}
+
+// plainEncodings are the encodings of layers' blobs by media type, unless an Inline says another.
+var plainEncodings = map[string]string{
+	ocispec.MediaTypeImageLayer: "uncompressed", ocispec.MediaTypeImageLayerGzip: "gzip", ocispec.MediaTypeImageLayerZstd: "zstd",
+}
+
+// dockerTypes are the OCI media types of Docker's.
+var dockerTypes = map[string]string{
+	"application/vnd.docker.image.rootfs.diff.tar":      ocispec.MediaTypeImageLayer,
+	"application/vnd.docker.image.rootfs.diff.tar.gzip": ocispec.MediaTypeImageLayerGzip,
+	"application/vnd.docker.image.rootfs.diff.tar.zstd": ocispec.MediaTypeImageLayerZstd,
+}
+
+// HasField reports whether the config of an image has a field.
+func HasField(config []byte, name string) bool {
+	var c map[string]json.RawMessage
+	return json.Unmarshal(config, &c) == nil && c[name] != nil
+}
+
+// DecodeInline returns the inline cache of an image that has one, as a pack: its layers are the image's, with their diff IDs as IDs and
+// without manifests, and its records have no inputs. The error wraps ErrVersion for one of another version of kiln; every other error says
+// that it is damaged.
+func DecodeInline(config []byte, blobs []ocispec.Descriptor) (*Pack, error) {
+	var c struct {
+		RootFS  ocispec.RootFS    `json:"rootfs"`
+		History []ocispec.History `json:"history"`
+		Cache   inlineText        `json:"kiln.cache.v1"`
+	}
+	if err := json.Unmarshal(config, &c); err != nil {
+		return nil, fmt.Errorf("read the image's config: %w", err)
+	}
+	if c.Cache.Version > version || c.Cache.Keys != solver.KeyVersion {
+		return nil, ErrVersion
+	}
+	if len(blobs) != len(c.RootFS.DiffIDs) {
+		return nil, fmt.Errorf("the image has %d layers, and its config %d", len(blobs), len(c.RootFS.DiffIDs))
+	}
+	made := make([]ocispec.History, len(blobs))
+	n := 0
+	for _, h := range c.History {
+		if !h.EmptyLayer && n < len(made) {
+			made[n] = h
+			n++
+		}
+	}
+	p := &Pack{}
+	for _, r := range c.Cache.Records {
+		key, err := solver.ParseKey(r.Key)
+		if err != nil {
+			return nil, err
+		}
+		record := Record{Version: solver.KeyVersion}
+		for _, m := range r.Materials {
+			record.Materials = append(record.Materials, solver.Material{URI: m[0], Digest: m[1]})
+		}
+		for _, o := range r.Outputs {
+			if o.Output < 0 || o.Layer < 0 || o.Layer >= len(blobs) {
+				return nil, fmt.Errorf("record %s has output %d as layer %d of %d", r.Key, o.Output, o.Layer, len(blobs))
+			}
+			l, ok := inlineLayer(c.RootFS.DiffIDs[o.Layer], blobs[o.Layer], c.Cache.Encoding)
+			if !ok || o.Content == (solver.Content{}) && c.RootFS.DiffIDs[o.Layer] != emptyTar {
+				return nil, fmt.Errorf("layer %d cannot be that of a step", o.Layer)
+			}
+			l.Content, l.Opaque = o.Content, o.Opaque
+			if at := made[o.Layer].Created; at != nil {
+				l.Created, record.Started = *at, *at
+			}
+			record.Name = made[o.Layer].CreatedBy
+			if _, has := p.Layers[l.ID]; !has {
+				p.AddLayer(l)
+			}
+			record.Outputs = append(record.Outputs, solver.Made{Output: o.Output, Layer: solver.Layer{ID: string(l.ID), Content: o.Content}})
+		}
+		p.AddRecord(key, record)
+	}
+	for _, s := range c.Cache.Shortcuts {
+		from, err := solver.ParseKey(s.From)
+		if err != nil {
+			return nil, err
+		}
+		to, err := solver.ParseKey(s.Key)
+		if err != nil {
+			return nil, err
+		}
+		p.AddShortcut(from, Shortcut{Key: to})
+	}
+	return p, nil
+}
+
+// emptyTar is the digest of a tar without entries: the layer of a step that changed nothing, which is never fetched.
+const emptyTar = digest.Digest("sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef")
+
+// inlineLayer returns a layer of an image whose blobs are in an encoding, or in that which their media types say for "".
+func inlineLayer(diffID digest.Digest, blob ocispec.Descriptor, encoding string) (l Layer, ok bool) {
+	mediaType := blob.MediaType
+	if oci, ok := dockerTypes[mediaType]; ok {
+		mediaType = oci
+	}
+	plain, ok := plainEncodings[mediaType]
+	desc := descriptor{blob.Digest, blob.Size}
+	if !ok || !desc.valid() || diffID.Validate() != nil || diffID.Algorithm() != digest.SHA256 {
+		return l, false
+	}
+	// Whoever pushed the image may have compressed it.
+	if kind, _, _ := strings.Cut(encoding, "."); encoding == "" || !strings.HasPrefix(kind, plain) || !isEncoding(encoding) {
+		encoding = plain
+	}
+	return Layer{
+		ID: layer.ID(diffID.Encoded()), Created: time.Unix(0, 0), Image: true,
+		Blobs: map[string]Blob{encoding: {Desc: ocispec.Descriptor{MediaType: mediaType, Digest: blob.Digest, Size: blob.Size}, DiffID: diffID}},
+	}, true
+}
