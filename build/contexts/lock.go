@@ -78,8 +78,6 @@ func (l *Loader) lockFileIn(tree layer.Tree, name string) error {
 
 // admitLocal asks whether a directory of this machine, or the Dockerfile, may be read. BuildKit has sources with the same names for them.
 func (l *Loader) admitLocal(name string) error {
-	if _, err := l.Admit(llb.Local{Name: name}); err != nil {
-		return &input.Error{Err: err}
-	}
-	return nil
+	_, err := l.admit(llb.Local{Name: name})
+	return err
 }

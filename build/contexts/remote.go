@@ -52,12 +52,6 @@ func (l *Loader) tree(ctx context.Context) (tree layer.Tree, dockerfile []byte, 
 		if err != nil {
 			return nil, nil, err
 		}
-		op.KeepGitDir = l.KeepGitDir
-		admitted, err := l.Admit(op)
-		if err != nil {
-			return nil, nil, &input.Error{Err: err}
-		}
-		op = admitted.(llb.Git)
 		tree, err = l.files(ctx, l.graph.Add(op, l.meta("load git source "+remoteurl.WithoutUser(l.Context)), l.scratch()))
 		return tree, nil, err
 	default:
@@ -66,12 +60,23 @@ func (l *Loader) tree(ctx context.Context) (tree layer.Tree, dockerfile []byte, 
 }
 
 // gitContext returns the op that fetches the repository that is the build context.
-func (l *Loader) gitContext() (llb.Git, error) {
+func (l *Loader) gitContext() (llb.Op, error) {
 	s, err := remoteurl.ParseGitContext(l.Context)
 	if err != nil {
-		return llb.Git{}, &input.Error{Err: err}
+		return nil, &input.Error{Err: err}
 	}
-	return source.GitContext(s), nil
+	op := source.GitContext(s)
+	op.KeepGitDir = l.KeepGitDir
+	return l.admit(op)
+}
+
+// admit returns what is fetched in place of a source that the user named.
+func (l *Loader) admit(op llb.Op) (llb.Op, error) {
+	op, err := l.Admit(op)
+	if err != nil {
+		return nil, &input.Error{Err: err}
+	}
+	return op, nil
 }
 
 // SourceTime is frontend.Options.SourceTime: directories and standard input have no time.
@@ -91,7 +96,9 @@ func (l *Loader) SourceTime(ctx context.Context, op llb.Op) (time.Time, error) {
 			if err != nil {
 				return time.Time{}, &input.Error{Err: err}
 			}
-			op = llb.HTTP{URL: h.URL, User: h.User}
+			if op, err = l.admit(llb.HTTP{URL: h.URL, User: h.User, Filename: contextFile}); err != nil {
+				return time.Time{}, err
+			}
 		default:
 			return time.Time{}, nil
 		}
@@ -132,9 +139,9 @@ func (l *Loader) download(address, name string) (*llb.Vertex, error) {
 	if err != nil {
 		return nil, &input.Error{Err: err}
 	}
-	op, err := l.Admit(llb.HTTP{URL: h.URL, User: h.User, Filename: name})
+	op, err := l.admit(llb.HTTP{URL: h.URL, User: h.User, Filename: name})
 	if err != nil {
-		return nil, &input.Error{Err: err}
+		return nil, err
 	}
 	return l.graph.Add(op, l.meta("download "+remoteurl.Shown(address)), l.scratch()), nil
 }
