@@ -59,11 +59,14 @@ lint:
 
 # Servers that tests of caches talk to.
 TOOLS     := $(CURDIR)/.tools
+# buildx is asked what it reads of the images that kiln makes.
+BUILDX    := -ldflags "-X github.com/docker/buildx/version.Version=v0.33.0" github.com/docker/buildx/cmd/buildx@v0.33.0
 VERSITYGW := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 AZURITE   := azurite@3.37.0
 e2e: build
 	@$(call need,busybox-static docker-registry mmdebstrap openssh-client podman qemu-user-static skopeo umoci)
 	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(VERSITYGW)
+	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(BUILDX)
 	@command -v npm >/dev/null || { $(call need,nodejs npm); }
 	npm install --silent --no-audit --no-fund --prefix $(TOOLS) $(AZURITE)
 	KILN=$(CURDIR)/kiln TOOLS=$(TOOLS) go test -tags e2e -count=1 -timeout 2h -v ./e2e ./e2e/caches
