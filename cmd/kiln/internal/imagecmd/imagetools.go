@@ -3,8 +3,11 @@ package imagecmd
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/table"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
@@ -79,6 +82,72 @@ type remoteImage struct {
 		ocispec.Descriptor
 		Manifests []ocispec.Descriptor `json:"manifests,omitempty"`
 	}
+	// attested finds the image's attestations, which only templates that name them need.
+	attested func() (*images.Attested, error)
+	ctx      context.Context
+}
+
+// provenance and sbom are what templates see of the attestations of an image for one platform.
+type (
+	provenance struct {
+		SLSA any `json:",omitempty"`
+	}
+	sbom struct {
+		SPDX            any   `json:",omitempty"`
+		AdditionalSPDXs []any `json:",omitempty"`
+	}
+)
+
+// Provenance is .Provenance of a template: that of the image, or of several by their platforms.
+func (r *remoteImage) Provenance() (any, error) {
+	return byPlatform(r, attestation.IsProvenance, func(all []any) any { return provenance{all[0]} })
+}
+
+// SBOM is .SBOM of a template, as Provenance.
+func (r *remoteImage) SBOM() (any, error) {
+	isSPDX := func(predicateType string) bool { return predicateType == attestation.SPDX }
+	return byPlatform(r, isSPDX, func(all []any) any { return sbom{all[0], all[1:]} })
+}
+
+// byPlatform returns what form makes of the predicates of the types that are wanted: that of the only image, or a map by platform. It is nil
+// if there are none.
+func byPlatform(r *remoteImage, wanted func(predicateType string) bool, form func([]any) any) (_ any, err error) {
+	found, err := r.attested()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, found.Close()) }()
+	all := map[string]any{}
+	var only any
+	for _, img := range found.Images {
+		var predicates []any
+		for _, stored := range img.Attestations {
+			if !wanted(stored.PredicateType) {
+				continue
+			}
+			data, err := found.Read(r.ctx, stored)
+			if err != nil {
+				return nil, err
+			}
+			statement, err := attestation.ParseStatement(data)
+			if err != nil {
+				return nil, fmt.Errorf("read the attestation %s: %w", stored.Desc.Digest, err)
+			}
+			var predicate any
+			if err := json.Unmarshal(statement.Predicate, &predicate); err != nil {
+				return nil, fmt.Errorf("read the attestation %s: %w", stored.Desc.Digest, err)
+			}
+			predicates = append(predicates, predicate)
+		}
+		if len(predicates) > 0 {
+			only = form(predicates)
+			all[img.Platform] = only
+		}
+	}
+	if len(found.Images) == 1 {
+		return only, nil
+	}
+	return all, nil
 }
 
 func inspectRemote(a *app.App) *cobra.Command {
@@ -89,7 +158,8 @@ func inspectRemote(a *app.App) *cobra.Command {
 		Short: "Show an image in a registry",
 		Example: `  kiln imagetools inspect debian:bookworm
   kiln imagetools inspect --raw debian:bookworm | jq .
-  kiln imagetools inspect --format '{{.Manifest.Digest}}' debian:bookworm`,
+  kiln imagetools inspect --format '{{.Manifest.Digest}}' debian:bookworm
+  kiln imagetools inspect --format '{{json .Provenance}}' hub.example/app`,
 		Args: app.ExactArgs("a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := table.Template(format); err != nil {
@@ -104,8 +174,9 @@ func inspectRemote(a *app.App) *cobra.Command {
 				case raw:
 					return printRaw(a, r.Data)
 				case format != "":
-					v := remoteImage{Name: r.Name}
+					v := &remoteImage{Name: r.Name, ctx: cmd.Context()}
 					v.Manifest.Descriptor, v.Manifest.Manifests = r.Desc, r.Manifests
+					v.attested = func() (*images.Attested, error) { return k.Images.Attested(cmd.Context(), args[0], "", true) }
 					return table.Values(a.Stdout, format, []any{v})
 				}
 				return printRemote(a, r)
@@ -132,6 +203,9 @@ func printRemote(a *app.App, r *images.Remote) error {
 		fmt.Fprintf(&out, "  Name:      %s@%s\n  MediaType: %s\n", termtext.Line(r.Name), d.Digest, termtext.Line(d.MediaType))
 		if d.Platform != nil {
 			fmt.Fprintf(&out, "  Platform:  %s\n", termtext.Line(image.PlatformName(*d.Platform)))
+		}
+		if of, ok := attestation.Subject(d); ok {
+			fmt.Fprintf(&out, "  Attests:   %s\n", termtext.Line(of.String()))
 		}
 	}
 	_, err := a.Stdout.Write(out.Bytes())
