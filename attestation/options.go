@@ -19,6 +19,8 @@ type Options struct {
 	SBOM       *SBOM
 	// NoProvenance says that the user does not want it, where a build would describe itself without being asked.
 	NoProvenance bool
+	// NoVCS leaves the commit and the origin of a context that is a git checkout out of the provenance.
+	NoVCS bool
 }
 
 // Any reports whether there are attestations to make.

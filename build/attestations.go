@@ -44,7 +44,7 @@ func (j *Job) described() *provenance.Build {
 			Target: o.Target.Stage, Args: o.Target.Args, Labels: o.Target.Labels, Named: o.Source.Named,
 			NoCache: o.Cache.Off, NoCacheFor: o.Cache.OffFor, Network: o.Run.Network, RunOptions: o.Run.RunOptions,
 		},
-		Images: j.lowered.Images, Materials: j.sources.Materials(),
+		Images: j.lowered.Images, Materials: j.sources.Materials(), VCS: j.attester.VCS(),
 	}
 	if !filepath.IsLocal(b.Filename) {
 		b.Filename = filepath.Base(b.Filename) // where it is on the client concerns nobody else

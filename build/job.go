@@ -211,6 +211,7 @@ func (j *Job) run(ctx context.Context, res *Result) (err error) {
 		if err := j.prepare(ctx); err != nil {
 			return err
 		}
+		j.attester.Describe(ctx, j.options.Source.Dir(), j.options.Export.MetadataProvenance != "")
 	}
 	if err := j.loader.Load(ctx); err != nil {
 		return err

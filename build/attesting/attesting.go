@@ -6,12 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/attestation/slsa"
 	"github.com/kilnbuild/kiln/build/provenance"
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -32,6 +34,34 @@ type Attester struct {
 	Started time.Time
 
 	scanned map[int][]attestation.Attestation
+	vcs     func() map[string]string
+}
+
+// Describe finds out what the checkout is that a directory is in, while the build goes on: it is for provenance, of attestations or of the
+// metadata of the build. dir is "" for a context that is not a directory.
+func (a *Attester) Describe(ctx context.Context, dir string, metadata bool) {
+	if dir == "" || a.Options.NoVCS || a.Options.Provenance == nil && !metadata {
+		return
+	}
+	a.vcs = sync.OnceValue(func() map[string]string {
+		vcs := map[string]string{}
+		c := git.DescribeCheckout(ctx, dir)
+		for name, value := range map[string]string{"revision": c.Revision, "source": c.Origin} {
+			if value != "" {
+				vcs[name] = value
+			}
+		}
+		return vcs
+	})
+	go a.vcs()
+}
+
+// VCS returns what Describe has found out, as provenance.Build has it.
+func (a *Attester) VCS() map[string]string {
+	if a.vcs == nil {
+		return nil
+	}
+	return a.vcs()
 }
 
 // CheckComplete returns an error if the user wants nothing to be used that is no material, and the build does. It is an *input.Error.

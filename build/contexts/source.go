@@ -53,6 +53,14 @@ func (s *Source) OfClient() (context, dockerfile bool) {
 	return context, s.Dockerfile == stdin || context && !remoteurl.IsHTTP(s.Dockerfile)
 }
 
+// Dir returns the directory of the client that is the build context; "" if it is something else.
+func (s *Source) Dir() string {
+	if !isDir(s.Context) {
+		return ""
+	}
+	return s.Context
+}
+
 // Check reports whether a build context, or the value of a named one, is a directory of the client. The error is that
 // of an address that cannot be read.
 func Check(context string) (dir bool, err error) {

@@ -313,6 +313,7 @@ func showProvenance(line func(string, ...any), st *attestation.Statement) {
 	source := d.ExternalParameters.ConfigSource
 	value("Source", strings.TrimSpace(source.URI+" "+digestText(source.Digest)))
 	value("Dockerfile", source.Path)
+	value("Checkout", strings.TrimSpace(m.BuildKit.VCS["source"]+" "+m.BuildKit.VCS["revision"]))
 	value("Built on", d.InternalParameters.BuilderPlatform)
 	request := &d.ExternalParameters.Request
 	for _, name := range limited(sortedKeys(request.Args)) {

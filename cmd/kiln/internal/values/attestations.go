@@ -23,6 +23,9 @@ var (
 // Attestations reads --attest, --provenance and --sbom. "" asks for nothing.
 func Attestations(all []string, provenance, sbom string) (attestation.Options, error) {
 	var o attestation.Options
+	// As for buildx; what is no boolean is ignored there.
+	info, err := strconv.ParseBool(os.Getenv("BUILDX_GIT_INFO"))
+	o.NoVCS = err == nil && !info
 	for _, v := range all {
 		if strings.TrimSpace(v) == "" {
 			continue
