@@ -3,6 +3,8 @@
 package build
 
 import (
+	"path/filepath"
+
 	"github.com/kilnbuild/kiln/build/confine"
 	"github.com/kilnbuild/kiln/internal/cdi"
 	"github.com/kilnbuild/kiln/internal/config"
@@ -20,6 +22,8 @@ type Builder struct {
 	cdiDirs []string
 	// defaults are what kiln.toml says of each RUN.
 	defaults confine.Defaults
+	// store is the absolute path of the image store.
+	store string
 	// locked is what kiln.toml says for Pins.Locked.
 	locked bool
 }
@@ -29,6 +33,9 @@ func New(root *store.Root, client *registry.Client, cfg *config.Config) (*Builde
 	b := &Builder{root: root, client: client, images: images.New(root, client), cdiDirs: cfg.CDI.SpecDirs, locked: cfg.Locked}
 	var err error
 	if b.defaults, err = confine.Configured(cfg); err != nil {
+		return nil, err
+	}
+	if b.store, err = filepath.Abs(root.Images.Root()); err != nil {
 		return nil, err
 	}
 	if len(b.cdiDirs) == 0 {

@@ -92,7 +92,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	}
 	j := &Job{builder: b, work: work, options: o, events: s, store: b.root.Images.Job()}
 	j.sources = sources.New(sources.Config{
-		Pins: o.Pins, Default: b.locked, Pull: o.Cache.Pull, TextOnly: o.Call == CallTargets, Relock: o.Call == CallLock,
+		Pins: o.Pins, Store: b.store, Default: b.locked, Pull: o.Cache.Pull, TextOnly: o.Call == CallTargets, Relock: o.Call == CallLock,
 	})
 	j.onClose(func(context.Context) error { return j.store.Release() })
 	names, err := fullNames(o.Export.Tags)

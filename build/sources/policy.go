@@ -109,7 +109,7 @@ func (e *PolicyError) Error() string {
 // Admit returns what the policy makes of a source: an op of the same kind. The error says that the policy forbids it, or converts it into
 // something that kiln cannot take in its place.
 func (s *Sources) Admit(op llb.Op) (llb.Op, error) {
-	if s.config.Policy == nil {
+	if image, ok := op.(llb.Image); s.config.Policy == nil || ok && image.Layout != "" && image.Layout == s.config.Store {
 		return op, nil
 	}
 	before := s.identify(op)

@@ -33,6 +33,8 @@ type Pins struct {
 // Config says what sources a build may use.
 type Config struct {
 	Pins
+	// Store is the directory of the image store. What is named there as an OCI layout is another target of the same command, and no source.
+	Store string
 	// Default is what counts where Pins.Locked is nil.
 	Default bool
 	// Pull says that registries are asked even about images that are here.
