@@ -34,7 +34,9 @@ type Attester struct {
 	Started time.Time
 
 	scanned map[int][]attestation.Attestation
-	vcs     func() map[string]string
+	// finished is when the build was first described: all outputs say the same.
+	finished time.Time
+	vcs      func() map[string]string
 }
 
 // Describe finds out what the checkout is that a directory is in, while the build goes on: it is for provenance, of attestations or of the
@@ -100,7 +102,7 @@ func (a *Attester) attestations(
 		all = append(all, found...)
 	}
 	if p := o.Provenance; p != nil {
-		data, err := slsa.Encode(a.Build().Of(i, layers, time.Now(), p))
+		data, err := slsa.Encode(a.Build().Of(i, layers, a.end(), p))
 		if err != nil {
 			return nil, err
 		}
@@ -140,6 +142,14 @@ func (a *Attester) Manifests(
 	return all, nil
 }
 
+// end returns when the build was finished.
+func (a *Attester) end() time.Time {
+	if a.finished.IsZero() {
+		a.finished = time.Now()
+	}
+	return a.finished
+}
+
 // nameless is the name of a subject that has none (in-toto, ResourceDescriptor).
 const nameless = "_"
 
@@ -175,7 +185,7 @@ func (a *Attester) Files(
 	for _, f := range found {
 		all = append(all, exporter.NamedStatement{Name: prefix + f.File, Attestation: f})
 	}
-	when := time.Now()
+	when := a.end()
 	switch p := o.Provenance; {
 	case epoch != nil:
 		when = *epoch
@@ -199,7 +209,7 @@ func (a *Attester) Metadata(max bool) (map[string]any, error) {
 		if len(b.Images) > 1 {
 			key += "/" + img.Platform.String()
 		}
-		p, ok := b.Of(i, nil, time.Now(), &o).(*slsa.Provenance02)
+		p, ok := b.Of(i, nil, a.end(), &o).(*slsa.Provenance02)
 		if !ok {
 			return nil, errors.New("BUG: provenance of another version")
 		}
