@@ -111,7 +111,11 @@ func (c *Container) root(ctx context.Context, op llb.Image, img *source, s *even
 	}
 	for _, l := range whole.Layers() {
 		if id, ok := made[digest.NewDigestFromEncoded(digest.SHA256, l.ID)]; ok {
-			l.ID = string(id)
+			m, err := c.layers.Manifest(ctx, id)
+			if err != nil {
+				return root, err
+			}
+			l.ID, l.Content = string(id), m.Content
 		}
 		root = root.Push(solver.Layer{ID: l.ID, Content: l.Content})
 	}
