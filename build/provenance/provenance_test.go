@@ -1,6 +1,7 @@
 package provenance
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -15,6 +16,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/kilnbuild/kiln/attestation"
@@ -130,14 +132,33 @@ func TestSecrets(t *testing.T) {
 	}
 }
 
-// TestSchema has the specification's own library read what is written.
+// TestSchema holds that what is written has what the specifications require, and that in-toto's own library reads version 1.
 func TestSchema(t *testing.T) {
+	compiler := jsonschema.NewCompiler()
+	compiler.AssertFormat()
+	schema, err := compiler.Compile("testdata/statement.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if schema.Validate(map[string]any{"_type": attestation.StatementType, "predicateType": attestation.SLSA1, "predicate": map[string]any{}}) == nil {
+		t.Fatal("the schema requires nothing")
+	}
 	b := lowered(t, map[string]string{"VERSION": "7"})
-	for _, o := range []attestation.Provenance{maxV1, {PredicateType: attestation.SLSA1}, {PredicateType: attestation.SLSA1, Anonymous: true}} {
+	for _, o := range []attestation.Provenance{
+		maxV1, {PredicateType: attestation.SLSA1}, {PredicateType: attestation.SLSA1, Anonymous: true},
+		{Max: true, PredicateType: attestation.SLSA02}, {PredicateType: attestation.SLSA02, Anonymous: true, BuilderID: "https://ci.example/1"},
+	} {
 		a := attestation.Attestation{PredicateType: o.PredicateType, Predicate: json.RawMessage(b.encoded(t, o))}
 		data, err := json.Marshal(a.Statement([]attestation.Resource{{Name: "_", Digest: map[string]string{"sha256": strings.Repeat("0", 64)}}}))
 		if err != nil {
 			t.Fatal(err)
+		}
+		plain, err := jsonschema.UnmarshalJSON(bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := schema.Validate(plain); err != nil {
+			t.Errorf("%+v: %v", o, err)
 		}
 		var s intoto.Statement
 		if err := protojson.Unmarshal(data, &s); err != nil {
@@ -145,6 +166,9 @@ func TestSchema(t *testing.T) {
 		}
 		if err := s.Validate(); err != nil {
 			t.Error(err)
+		}
+		if o.PredicateType != attestation.SLSA1 {
+			continue
 		}
 		var p slsa1.Provenance
 		// SLSA allows further fields with a prefix, such as buildkit_metadata.
@@ -154,7 +178,8 @@ func TestSchema(t *testing.T) {
 		if err := p.Validate(); err != nil {
 			t.Error(err)
 		}
-		if got := p.GetBuildDefinition().GetResolvedDependencies(); len(got) != 4 || got[0].GetUri() != "pkg:docker/debian@bookworm?platform="+strings.ReplaceAll(llb.Host().String(), "/", "%2F") {
+		base := "pkg:docker/debian@bookworm?platform=" + strings.ReplaceAll(llb.Host().String(), "/", "%2F")
+		if got := p.GetBuildDefinition().GetResolvedDependencies(); len(got) != 4 || got[0].GetUri() != base {
 			t.Errorf("materials: %v", got)
 		}
 	}
