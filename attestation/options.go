@@ -47,7 +47,7 @@ type Provenance struct {
 	Reproducible bool
 	// Complete makes it an error that the build uses files of the client, which are no materials.
 	Complete bool
-	// Anonymous leaves out what differs each time: the ID of the build, and when it began and ended.
+	// Anonymous leaves out what differs each time: the ID of the build, when it began and ended, and whether the cache was used.
 	Anonymous bool
 }
 

@@ -82,7 +82,10 @@ func (b *Build) Of(i int, layers []ocispec.Descriptor, finished time.Time, o *at
 	if o.BuilderID != "" {
 		p.RunDetails.Builder.ID = o.BuilderID
 	}
-	if !o.Anonymous {
+	if o.Anonymous {
+		delete(p.BuildDefinition.ExternalParameters.Request.Args, argNoCache)
+		p.BuildDefinition.InternalParameters.BuildConfig.DigestMapping = nil // it depends on that, too
+	} else {
 		begin, end := b.Started.UTC(), finished.UTC()
 		m.InvocationID, m.StartedOn, m.FinishedOn = b.ID, &begin, &end
 	}
@@ -203,6 +206,9 @@ func (b *Build) materials(i int) []material.Material {
 	return used
 }
 
+// argNoCache is the argument that says what was not taken from the cache. It changes nothing of what is built.
+const argNoCache = "no-cache"
+
 // proxies are predefined arguments that decide no result, and may hold passwords.
 var proxies = []string{"http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"}
 
@@ -233,7 +239,7 @@ func (b *Build) args(hide hider) map[string]string {
 		args["target"] = r.Target
 	}
 	if r.NoCache || len(r.NoCacheFor) > 0 {
-		args["no-cache"] = strings.Join(r.NoCacheFor, ",")
+		args[argNoCache] = strings.Join(r.NoCacheFor, ",")
 	}
 	if r.Network != "" && r.Network != llb.NetworkDefault {
 		args["force-network-mode"] = string(r.Network)

@@ -248,7 +248,7 @@ func TestMin(t *testing.T) {
 	o := attestation.Provenance{Max: true, PredicateType: attestation.SLSA1, Anonymous: true}
 	first := b.encoded(t, o)
 	b = lowered(t, map[string]string{"VERSION": "7.7.7"})
-	b.ID, b.Started = "another", time.Unix(5, 0)
+	b.ID, b.Started, b.Request.NoCache = "another", time.Unix(5, 0), true
 	if b.encoded(t, o) != first {
 		t.Error("it differs")
 	}
