@@ -56,6 +56,7 @@ type Reader struct {
 	// first and err are the result of Begin.
 	first *tar.Header
 	err   error
+	ahead *ahead // nil if it does not read ahead
 }
 
 // NewReader returns a Reader for an uncompressed tar. The zero Limit is DefaultLimit.
@@ -81,6 +82,13 @@ func (r *Reader) Begin() error {
 // Next returns the next entry, or io.EOF at the end. Read returns the bytes of a File. Errors in the archive are *HeaderError,
 // *LimitError, and those of archive/tar.
 func (r *Reader) Next() (Entry, error) {
+	if r.ahead != nil {
+		return r.ahead.next()
+	}
+	return r.next()
+}
+
+func (r *Reader) next() (Entry, error) {
 	for {
 		h, err := r.first, r.err
 		if r.first = nil; h == nil && err == nil {
@@ -121,7 +129,12 @@ func (r *Reader) Next() (Entry, error) {
 }
 
 // Read reads the bytes of the entry that Next returned last.
-func (r *Reader) Read(p []byte) (int, error) { return r.tar.Read(p) }
+func (r *Reader) Read(p []byte) (int, error) {
+	if r.ahead != nil {
+		return r.ahead.Read(p)
+	}
+	return r.tar.Read(p)
+}
 
 // Rest reads the bytes after the end of the archive.
 func (r *Reader) Rest() error {

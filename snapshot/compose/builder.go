@@ -462,6 +462,10 @@ func (b *Builder) add(e *layer.Entry, body io.Reader) error {
 			return err
 		}
 	case body != nil && e.Type == layer.File:
+		if data, digest, ok := layer.Loaded(body); ok {
+			e.Size, e.Digest = int64(len(data)), digest
+			break
+		}
 		if b.buf == nil {
 			b.buf = make([]byte, 32<<10)
 		}

@@ -18,6 +18,8 @@ import (
 func (b *Builder) Unpack(ctx context.Context, tarball io.Reader, limit layer.Limit) error {
 	b.ownLinks = true
 	r := layer.NewReader(ctxio.Reader(ctx, tarball), limit)
+	r.Ahead()
+	defer r.Close()
 	b.Most(limit.OrDefault().Entries)
 	aufs := pseudoLinks{b: b}
 	for {

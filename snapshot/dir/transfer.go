@@ -1,12 +1,12 @@
 package dir
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 
 	"github.com/kilnbuild/kiln/internal/ctxio"
@@ -24,7 +24,9 @@ var ErrBlob = errors.New("the layer's blob does not match its files")
 func (f *FS) Unpack(ctx context.Context, m *layer.Manifest, tarball io.Reader, to *rootfs.Root) error {
 	w := f.NewWriter(to)
 	defer w.Close()
-	r := tar.NewReader(ctxio.Reader(ctx, tarball))
+	r := layer.NewReader(ctxio.Reader(ctx, tarball), layer.Limit{Size: math.MaxInt64, Entries: math.MaxInt}) // the manifest is the limit
+	r.Ahead()
+	defer r.Close()
 	return w.all(ctx, m, func(e *layer.Entry) error { return w.unpack(e, r) })
 }
 
@@ -51,21 +53,21 @@ func (d *Writer) all(ctx context.Context, m *layer.Manifest, write func(e *layer
 }
 
 // unpack writes an entry, taking its bytes from the next files in the tar.
-func (d *Writer) unpack(e *layer.Entry, r *tar.Reader) error {
+func (d *Writer) unpack(e *layer.Entry, r *layer.Reader) error {
 	made := *e
 	if e.Type != layer.File {
 		return d.Put(&made, nil)
 	}
 	var body io.Reader = bytes.NewReader(nil)
 	for e.Size > 0 {
-		h, err := r.Next()
+		next, err := r.Next()
 		if errors.Is(err, io.EOF) {
 			return fmt.Errorf("%w: /%s is missing", ErrBlob, e.Path)
 		}
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrBlob, err)
 		}
-		if h.Name == e.Path {
+		if next.Path == e.Path {
 			body = r
 			break
 		}

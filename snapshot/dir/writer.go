@@ -307,11 +307,7 @@ func (d *Writer) file(parent openDir, e *layer.Entry, body io.Reader) error {
 	if err != nil {
 		return &layer.FileError{Op: "create", Path: e.Path, Err: err}
 	}
-	h := sha256.New()
-	n, err := d.copy(fd, h, body)
-	if err == nil {
-		e.Size = n
-		h.Sum(e.Digest[:0])
+	if err = d.fill(fd, e, body); err == nil {
 		err = d.attributesFd(fd, e, has)
 	}
 	if err == nil {
@@ -327,45 +323,64 @@ func (d *Writer) file(parent openDir, e *layer.Entry, body io.Reader) error {
 // zero is a block of zeros, which becomes a hole.
 var zero [4096]byte
 
-// copy copies body to the file and the hash. Blocks of zeros become holes.
-func (d *Writer) copy(fd int, h io.Writer, body io.Reader) (int64, error) {
-	if d.buf == nil {
-		d.buf = make([]byte, 128<<10) // most layers have no files
-	}
-	var n int64
+// fill writes body to the file, and sets the entry's Size and Digest.
+func (d *Writer) fill(fd int, e *layer.Entry, body io.Reader) error {
 	hole := false
-	for {
-		k, err := io.ReadFull(body, d.buf)
-		p := d.buf[:k]
-		h.Write(p)
-		for off := 0; off < k; {
-			end, skip := off, allZero(p[off:min(k, off+len(zero))])
-			for end < k && allZero(p[end:min(k, end+len(zero))]) == skip {
-				end = min(k, end+len(zero))
-			}
-			if skip && end-off >= len(zero) {
-				if _, err := unix.Seek(fd, int64(end-off), unix.SEEK_CUR); err != nil {
-					return n, err
-				}
-				hole = true
-			} else if err := write(fd, p[off:end]); err != nil {
-				return n, err
-			} else {
-				hole = false
-			}
-			off = end
+	if data, digest, ok := layer.Loaded(body); ok {
+		var err error
+		if hole, err = writeSparse(fd, data); err != nil {
+			return err
 		}
-		n += int64(k)
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			if hole {
-				return n, unix.Ftruncate(fd, n)
+		e.Size, e.Digest = int64(len(data)), digest
+	} else {
+		if d.buf == nil {
+			d.buf = make([]byte, 128<<10) // most layers have no files
+		}
+		h := sha256.New()
+		e.Size = 0
+		for {
+			n, err := io.ReadFull(body, d.buf)
+			if n > 0 {
+				h.Write(d.buf[:n])
+				e.Size += int64(n)
+				var failed error
+				if hole, failed = writeSparse(fd, d.buf[:n]); failed != nil {
+					return failed
+				}
 			}
-			return n, nil
+			if err == io.EOF || err == io.ErrUnexpectedEOF {
+				break
+			}
+			if err != nil {
+				return err
+			}
+		}
+		h.Sum(e.Digest[:0])
+	}
+	if hole {
+		return unix.Ftruncate(fd, e.Size)
+	}
+	return nil
+}
+
+// writeSparse writes all of p. Blocks of zeros become holes, and hole reports whether the last one did: then the file ends before it.
+func writeSparse(fd int, p []byte) (hole bool, err error) {
+	for off := 0; off < len(p); {
+		end, skip := off, allZero(p[off:min(len(p), off+len(zero))])
+		for end < len(p) && allZero(p[end:min(len(p), end+len(zero))]) == skip {
+			end = min(len(p), end+len(zero))
+		}
+		if hole = skip && end-off >= len(zero); hole {
+			_, err = unix.Seek(fd, int64(end-off), unix.SEEK_CUR)
+		} else {
+			err = write(fd, p[off:end])
 		}
 		if err != nil {
-			return n, err
+			return hole, err
 		}
+		off = end
 	}
+	return hole, nil
 }
 
 // write writes all of p.

@@ -54,15 +54,20 @@ func OpenArchive(r io.Reader, limit layer.Limit) (archive Archive, ok bool) {
 	return archive, err == nil || unreadable(err)
 }
 
-// Ahead has gzip decompressed in a goroutine of its own from now on. stop ends that; until it returns the file must not be used, and
-// afterwards the archive.
+// Ahead has entries read, and gzip decompressed, in goroutines of their own from now on. stop ends that; until it returns the file must not
+// be used, and afterwards the archive.
 func (a Archive) Ahead() (stop func()) {
 	z, ok := a.plain.(*gunzip.Reader)
-	if !ok {
-		return func() {}
+	if ok {
+		z.Ahead(nil)
 	}
-	z.Ahead(nil)
-	return func() { _ = z.Close() } // it always succeeds
+	a.Reader.Ahead()
+	return func() {
+		a.Reader.Close()
+		if ok {
+			_ = z.Close() // it always succeeds
+		}
+	}
 }
 
 // unreadable reports whether an error means that the compressed data cannot be read, or only with too much memory. It may be an
