@@ -134,6 +134,9 @@ func (set *Images) findAttested(ctx context.Context, a *Attested, name string, r
 	return ref.String(), nil
 }
 
+// maxAttested is how many manifests of attestations are read of an index: several for each platform that there is.
+const maxAttested = 256
+
 // index lists the images of an index, or only one, and their attestations.
 func (a *Attested) index(ctx context.Context, entries []ocispec.Descriptor, only digest.Digest) error {
 	at := map[digest.Digest]int{}
@@ -151,11 +154,15 @@ func (a *Attested) index(ctx context.Context, entries []ocispec.Descriptor, only
 		}
 		a.Images = append(a.Images, img)
 	}
+	read := 0
 	for _, d := range entries {
 		of, attests := attestation.Subject(d)
 		i, ok := at[of]
 		if !attests || !ok || !cas.IsManifest(d.MediaType) {
 			continue
+		}
+		if read++; read > maxAttested {
+			return fmt.Errorf("it has more than %d manifests of attestations: choose an image with --platform", maxAttested)
 		}
 		data, err := a.source.document(ctx, d)
 		if err != nil {

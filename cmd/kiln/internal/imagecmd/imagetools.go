@@ -109,6 +109,9 @@ func (r *remoteImage) SBOM() (any, error) {
 	return byPlatform(r, isSPDX, func(all []any) any { return sbom{all[0], all[1:]} })
 }
 
+// maxPredicates bounds the attestations that a template sees, in bytes: all of them are in memory.
+const maxPredicates = 128 << 20
+
 // byPlatform returns what form makes of the predicates of the types that are wanted: that of the only image, or a map by platform. It is nil
 // if there are none.
 func byPlatform(r *remoteImage, wanted func(predicateType string) bool, form func([]any) any) (_ any, err error) {
@@ -119,11 +122,15 @@ func byPlatform(r *remoteImage, wanted func(predicateType string) bool, form fun
 	defer func() { err = errors.Join(err, found.Close()) }()
 	all := map[string]any{}
 	var only any
+	left := int64(maxPredicates)
 	for _, img := range found.Images {
 		var predicates []any
 		for _, stored := range img.Attestations {
 			if !wanted(stored.PredicateType) {
 				continue
+			}
+			if left -= stored.Desc.Size; left < 0 {
+				return nil, fmt.Errorf("its attestations have more than %d MiB; kiln attest show shows one after the other", maxPredicates>>20)
 			}
 			data, err := found.Read(r.ctx, stored)
 			if err != nil {
