@@ -26,11 +26,13 @@ type Builder struct {
 	store string
 	// locked is what kiln.toml says for Pins.Locked.
 	locked bool
+	// reproducible is what kiln.toml says of builds that do not say it themselves.
+	reproducible bool
 }
 
 // New returns a Builder that keeps what it builds in a root directory, and reaches registries by the client.
 func New(root *store.Root, client *registry.Client, cfg *config.Config) (*Builder, error) {
-	b := &Builder{root: root, client: client, images: images.New(root, client), cdiDirs: cfg.CDI.SpecDirs, locked: cfg.Locked}
+	b := &Builder{root: root, client: client, images: images.New(root, client), cdiDirs: cfg.CDI.SpecDirs, locked: cfg.Locked, reproducible: cfg.Reproducible}
 	var err error
 	if b.defaults, err = confine.Configured(cfg); err != nil {
 		return nil, err

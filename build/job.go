@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/build/caching"
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/build/early"
+	"github.com/kilnbuild/kiln/build/reproduce"
 	"github.com/kilnbuild/kiln/build/sources"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
@@ -95,11 +96,18 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 		Pins: o.Pins, Store: b.store, Default: b.locked, Pull: o.Cache.Pull, TextOnly: o.Call == CallTargets, Relock: o.Call == CallLock,
 	})
 	j.onClose(func(context.Context) error { return j.store.Release() })
+	if reproducible := o.Reproducible; reproducible != nil && *reproducible || reproducible == nil && b.reproducible {
+		j.options.Run.Reproducible, j.options.Cache.FreshMounts = true, true
+		if err := reproduce.CheckCaches(o.Cache.From); err != nil {
+			return nil, err
+		}
+		o = j.options
+	}
 	names, err := fullNames(o.Export.Tags)
 	if err != nil {
 		return nil, &input.Error{Err: err}
 	}
-	if j.plans, err = o.Export.plan(names, o.Target.Platforms); err != nil {
+	if j.plans, err = o.Export.plan(names, o.Target.Platforms, o.Run.Reproducible); err != nil {
 		return nil, &input.Error{Err: err}
 	}
 	j.attester = attesting.Attester{Options: &j.options.Export.Attest, Build: j.described, Scan: j.scan}
@@ -149,6 +157,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.loader = &contexts.Loader{
 		Source: o.Source, Steps: j.steps, Root: b.root.Dir(), Tmp: work.Scratch.Path(), KeepGitDir: keep, Warn: s.Warn, Open: open,
 		Reading: readingContext, Admit: j.sources.Admit, Lock: j.sources.LockRule(),
+		Canonical: o.Run.Reproducible,
 	}
 	return j, nil
 }
@@ -241,6 +250,11 @@ func (j *Job) run(ctx context.Context, res *Result) (err error) {
 	if err := j.lower(ctx, res); err != nil {
 		return err
 	}
+	if j.options.Run.Reproducible {
+		if err := reproduce.CheckHost(j.lowered.Images); err != nil {
+			return err
+		}
+	}
 	if err := j.attester.CheckComplete(); err != nil {
 		return err
 	}
@@ -267,6 +281,9 @@ func (j *Job) lowering() frontend.Options {
 	if o.Call == CallBuild {
 		// Nothing is fetched to look at a Dockerfile.
 		f.SourceTime = j.loader.SourceTime
+		if o.Run.Reproducible {
+			f.CommitTime = j.loader.CommitTime
+		}
 	}
 	return f
 }
@@ -338,7 +355,7 @@ func (j *Job) solve(ctx context.Context, res *Result) error {
 		_, same := j.work.Records.Last(v)
 		return same || j.caches.Importing()
 	})
-	again := &verified{names: map[llb.Digest]string{}}
+	again := &reproduce.Steps{}
 	j.events.Attach(again)
 	ctx, cancel := context.WithCancel(ctx)
 	j.caches.Publishing(early.InImage(roots))
@@ -355,7 +372,7 @@ func (j *Job) solve(ctx context.Context, res *Result) error {
 	var err error
 	j.chains, err = solver.Solve(ctx, roots, options)
 	j.events.Detach(again)
-	res.Verified = again.steps
+	res.Verified = again.All()
 	if err != nil {
 		j.failed(ctx, res, err)
 	}

@@ -28,6 +28,8 @@ type Options struct {
 	Client Client
 	// Explain says of each step that ran why it did.
 	Explain bool
+	// Reproducible asks for a result that depends on nothing but the Dockerfile and the contexts; nil is for what kiln.toml says.
+	Reproducible *bool
 	// Debug shows debug messages.
 	Debug bool
 	// OnFailure is called with a RUN that failed, when all other steps have ended, and before the build ends with the error of the RUN.

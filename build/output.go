@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/attestation"
+	"github.com/kilnbuild/kiln/build/reproduce"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/llb"
@@ -80,8 +81,9 @@ type output struct {
 	target target
 }
 
-// plan reads and checks what is to be done with the result, before anything is built.
-func (x *Export) plan(names []string, platforms []llb.Platform) ([]output, error) {
+// plan reads and checks what is to be done with the result, before anything is built. reproducible says that the digest of an image has to
+// be the same on every host.
+func (x *Export) plan(names []string, platforms []llb.Platform, reproducible bool) ([]output, error) {
 	all := x.Outputs
 	if len(all) == 0 {
 		all = []Output{{Type: OutputImage}}
@@ -108,6 +110,11 @@ func (x *Export) plan(names []string, platforms []llb.Platform) ([]output, error
 		}
 		if plan.image() {
 			plan.form.Annotations = append(plan.form.Annotations, x.Annotations...)
+		}
+		if _, given := spec.Attrs["rewrite-timestamp"]; reproducible && plan.image() {
+			if err := reproduce.Date(&plan.form.Layers, given); err != nil {
+				return nil, fmt.Errorf("output %s: %w", spec.Type, err)
+			}
 		}
 		if err := plan.checkAnnotations(platforms); err != nil {
 			return nil, err

@@ -61,7 +61,7 @@ func TestPlan(t *testing.T) {
 		{name: "annotation without a key", export: one(OutputOCI, "annotation", "v"), err: "is not annotation"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			plans, err := tc.export.plan([]string{"docker.io/library/app:latest"}, tc.platforms)
+			plans, err := tc.export.plan([]string{"docker.io/library/app:latest"}, tc.platforms, false)
 			switch {
 			case tc.err != "":
 				if err == nil || !strings.Contains(err.Error(), tc.err) {
@@ -74,7 +74,7 @@ func TestPlan(t *testing.T) {
 			}
 		})
 	}
-	if _, err := (&Export{Outputs: one(OutputRegistry).Outputs}).plan(nil, nil); err == nil || !strings.Contains(err.Error(), "needs a name") {
+	if _, err := (&Export{Outputs: one(OutputRegistry).Outputs}).plan(nil, nil, false); err == nil || !strings.Contains(err.Error(), "needs a name") {
 		t.Errorf("a push without a name: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"github.com/kilnbuild/kiln/build/reproduce"
 	"github.com/kilnbuild/kiln/build/sources"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/material"
@@ -30,7 +31,7 @@ type Result struct {
 	// Materials are what the build took from elsewhere, by kind, name and platform. A build that failed has those that it had found by then.
 	Materials []material.Material
 	// Verified are the steps that ran again for Caching.Verify.
-	Verified []Verified
+	Verified []reproduce.Step
 	// Lock is what CallLock asks for.
 	Lock *sources.Relocked
 	// Outline and Targets are what CallOutline and CallTargets ask for.
@@ -51,12 +52,4 @@ type Warning struct {
 	Known bool
 	// Advice says that BuildKit has no such check, so that it alone makes no check fail.
 	Advice bool
-}
-
-// Verified is a cached step that ran again.
-type Verified struct {
-	// Step is its progress line.
-	Step string
-	// Again is what came of it.
-	Again events.Again
 }

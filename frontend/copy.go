@@ -172,7 +172,7 @@ func (b *builder) copyFiles(s *stage, cp copying) error {
 	if cp.linked() {
 		root = b.scratch()
 	}
-	op, inputs := cp.op(root, dest, b.epoch)
+	op, inputs := cp.op(root, dest, b.madeAt())
 	meta := b.stepMeta(s, cp.text, b.words, s.env, cp.at)
 	meta.Text = withoutUsers(meta.Text, cp.SourcePaths)
 	meta.NoCache = s.noCache

@@ -25,8 +25,32 @@ const epochArg = "SOURCE_DATE_EPOCH"
 // as a directory.
 type SourceTime func(ctx context.Context, op llb.Op) (time.Time, error)
 
-// setEpoch reads SOURCE_DATE_EPOCH, from the build arguments or else from an ARG above the first FROM.
+// maxEpoch is the end of the year 9999, in Unix seconds: the times of an image are text whose years have four digits.
+const maxEpoch = 253402300799
+
+// madeAt returns the time of what steps make and do not copy, in Unix seconds; nil for the clock's.
+func (b *builder) madeAt() *int64 {
+	if b.opts.Reproducible {
+		return new(int64(llb.ReproducibleTime))
+	}
+	return b.epoch
+}
+
+// setEpoch sets SOURCE_DATE_EPOCH: from the build arguments, from an ARG above the first FROM, or, where it has to be set, from the commit
+// of the context.
 func (b *builder) setEpoch(df *parser.Dockerfile) error {
+	if err := b.readEpoch(df); err != nil || b.epoch != nil || b.opts.CommitTime == nil {
+		return err
+	}
+	made, err := b.opts.CommitTime(b.ctx)
+	if err != nil {
+		return err
+	}
+	return b.setEpochTo(made.Unix(), true)
+}
+
+// readEpoch reads SOURCE_DATE_EPOCH, from the build arguments or else from an ARG above the first FROM.
+func (b *builder) readEpoch(df *parser.Dockerfile) error {
 	value, given := b.buildArgs[epochArg]
 	var at []moby.Range
 	if !given {
@@ -46,6 +70,10 @@ func (b *builder) setEpoch(df *parser.Dockerfile) error {
 		return nil
 	}
 	if n, err := strconv.ParseInt(value, 10, 64); err == nil {
+		if n < 0 || n > maxEpoch {
+			return b.at(fmt.Errorf("invalid %s %s: it has to be between 0, the beginning of 1970, and %d, the end of 9999",
+				epochArg, value, int64(maxEpoch)), at)
+		}
 		return b.setEpochTo(n, given)
 	}
 	op, ok, err := b.epochSource(df, value, at)

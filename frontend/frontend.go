@@ -4,6 +4,7 @@ package frontend
 
 import (
 	"context"
+	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -44,6 +45,8 @@ type Options struct {
 	Source func(written string, op llb.Op) (llb.Op, error)
 	// SourceTime resolves a SOURCE_DATE_EPOCH that names a source; with nil no source has a time.
 	SourceTime SourceTime
+	// CommitTime returns the time of the build context's commit. It is asked where SOURCE_DATE_EPOCH is not set; nil where that may be.
+	CommitTime func(context.Context) (time.Time, error)
 	// Network is that of the RUNs without a --network of their own; "" is llb.NetworkDefault.
 	Network llb.Network
 	// RunOptions are those of all RUNs.

@@ -52,7 +52,7 @@ func (b *builder) mountSource(s *stage, c *instructions.RunCommand, m *instructi
 	op := llb.File{Actions: []llb.Action{{Copy: &llb.Copy{
 		Sources:    []llb.CopySource{{Input: 1, Path: escapeWildcards(source)}},
 		Dest:       dest,
-		Attributes: llb.Attributes{Epoch: b.epoch},
+		Attributes: llb.Attributes{Epoch: b.madeAt()},
 	}}}}
 	text := "load " + strings.TrimPrefix(source, "/") + " for a bind mount"
 	if source == "/" {

@@ -135,7 +135,7 @@ func checkFileName(name string) error {
 }
 
 func (b *builder) scriptFile(s *stage, f *llb.Mkfile, at []moby.Range) llb.Output {
-	f.Path, f.Attributes = path.Join("/", f.Name), llb.Attributes{Chmod: "0755", Epoch: b.epoch}
+	f.Path, f.Attributes = path.Join("/", f.Name), llb.Attributes{Chmod: "0755", Epoch: b.madeAt()}
 	op := llb.File{Actions: []llb.Action{{Mkfile: f}}}
 	return b.graph.Add(op, b.internalMeta(s, "preparing inline document", at), b.scratch()).Output(0)
 }

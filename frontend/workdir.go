@@ -41,7 +41,7 @@ func (b *builder) workdir(s *stage, c *instructions.WorkdirCommand, check *linte
 		s.config.Commit(created, nil)
 		return nil
 	}
-	mkdir := llb.Mkdir{Path: cwd, Attributes: llb.Attributes{Chown: s.config.User(), Epoch: b.epoch}}
+	mkdir := llb.Mkdir{Path: cwd, Attributes: llb.Attributes{Chown: s.config.User(), Epoch: b.madeAt()}}
 	v := b.graph.Add(llb.File{Actions: []llb.Action{{Mkdir: &mkdir}}}, b.stepMeta(s, c.String(), b.words, s.env, c.Location()), s.root)
 	s.root = v.Output(0)
 	s.config.Commit(created, v)

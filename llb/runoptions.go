@@ -11,7 +11,13 @@ type RunOptions struct {
 	ShmSize int64
 	// CgroupParent is the control group that steps' groups are made in; "" for none.
 	CgroupParent string
+	// Reproducible says that what a RUN sees of the build context does not depend on the machine: see ReproducibleTime.
+	Reproducible bool
 }
+
+// ReproducibleTime is the time of all files of the build contexts, and of all that is made and not copied, that a RUN of a reproducible
+// build sees, in Unix seconds: the beginning of 2000. It is not SOURCE_DATE_EPOCH, since steps are cached from commit to commit.
+const ReproducibleTime = 946684800
 
 // ExtraHost is a line of /etc/hosts: RUN's --add-host. IP may be "host-gateway".
 type ExtraHost struct {
@@ -42,6 +48,9 @@ func (o RunOptions) Inputs(yield func(name, value string) bool) {
 	}
 	if o.CgroupParent != "" {
 		add("cgroup parent", o.CgroupParent)
+	}
+	if o.Reproducible {
+		add("reproducible", "true")
 	}
 	for _, in := range all {
 		if !yield(in[0], in[1]) {

@@ -166,6 +166,8 @@ type Loader struct {
 	Root, Tmp string
 	// KeepGitDir keeps the directory .git of a build context that is a repository.
 	KeepGitDir bool
+	// Canonical makes contexts what git would record of them, whatever the machine is.
+	Canonical bool
 	// Warn tells people what they should know.
 	Warn func(text string)
 	// Reading is told of the reading of contexts, as localdir.Dir.Reading says.
@@ -238,6 +240,9 @@ func (l *Loader) openDir(ctx context.Context, name, dir string, m *ignore.Matche
 	}
 	d.Warn(l.Warn)
 	d.Reading(l.Reading)
+	if l.Canonical {
+		d.Canonical(modTime(), l.KeepGitDir)
+	}
 	if err := d.HideRoot(l.Root); err != nil {
 		return errors.Join(err, d.Close())
 	}
@@ -289,6 +294,9 @@ func (l *Loader) contextElsewhere(ctx context.Context) (dockerfile []byte, name 
 	tree, bare, err := l.tree(ctx)
 	if err != nil {
 		return nil, "", err
+	}
+	if l.Canonical {
+		tree = canonical{tree, l.KeepGitDir}
 	}
 	l.Open.Trees["context"] = tree
 	switch {

@@ -41,6 +41,8 @@ type Config struct {
 	NoProcessSandbox bool `toml:"noProcessSandbox"`
 	// Locked has builds use what the lock files of Dockerfiles say and nothing else.
 	Locked bool `toml:"locked"`
+	// Reproducible makes builds reproducible that do not say whether they are.
+	Reproducible bool `toml:"reproducible"`
 	// GC is when a build is followed by the removal of what has not been used for long.
 	GC GC `toml:"gc"`
 	// History is which builds the history keeps; nil where nothing is said.

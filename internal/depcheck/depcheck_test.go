@@ -54,7 +54,7 @@ var allowed = map[string][]string{
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 
 	"build": {
-		"attestation", "build/attesting", "build/provenance", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/sources", "engine", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
+		"attestation", "build/attesting", "build/provenance", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/reproduce", "build/sources", "engine", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
 		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
 	},
 	// How a build describes itself.
@@ -71,7 +71,9 @@ var allowed = map[string][]string{
 		"cache", "cache/mounts", "cache/pack", "cache/remote", "cache/remote/azblob", "cache/remote/bucket", "cache/remote/gha", "cache/remote/s3", "events", "llb", "registry", "registry/image", "snapshot", "snapshot/blob", "snapshot/dir", "solver",
 		"solver/execute", "store/images", "internal",
 	},
-	"build/early": {"events", "exporter", "llb", "snapshot/blob", "internal"},
+	// What makes a build the same everywhere.
+	"build/reproduce": {"build/caching", "events", "frontend", "llb", "snapshot/blob", "solver", "snapshot", "internal"},
+	"build/early":     {"events", "exporter", "llb", "snapshot/blob", "internal"},
 	// What a build takes from elsewhere, under which names.
 	"build/sources": {"build/contexts", "events", "llb", "registry/layout", "solver/plan", "internal"},
 	// Several builds together.

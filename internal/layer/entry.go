@@ -135,6 +135,23 @@ type Tree interface {
 	Open(e *Entry) (io.ReadCloser, error)
 }
 
+// InGitDir reports whether a path is, or is in, something named .git, which git records of no directory.
+func InGitDir(path string) bool { return strings.Contains("/"+path+"/", "/.git/") }
+
+// Canonical reduces an entry to what git records of a file: whether its owner may execute it, its bytes, and the target of a link. The mode
+// of a file is then 0644 or 0755, that of a directory 0755; the owner is root, and the time is t.
+func (e *Entry) Canonical(t time.Time) {
+	executable := e.Type == Dir || e.Type == File && e.Mode&0o100 != 0
+	switch {
+	case e.Type == Symlink || e.Type == Whiteout:
+	case executable:
+		e.Mode = 0o755
+	default:
+		e.Mode = 0o644
+	}
+	e.UID, e.GID, e.ModTime, e.Xattrs, e.LinkID = 0, 0, t, nil, ""
+}
+
 // ChangedError is returned for a tree that has changed since something was planned with it. Path is the changed file, or "" if it
 // is unknown.
 type ChangedError struct{ Path string }

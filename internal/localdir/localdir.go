@@ -31,6 +31,9 @@ type Dir struct {
 	now    func() time.Time // time.Now, or a test's clock
 	hidden fileID           // of the directory that is not part of the tree; the zero fileID for none
 	warn   func(text string)
+	// modTime is what Canonical set, and keepGit; nil without.
+	modTime *time.Time
+	keepGit bool
 	// reading is what Reading set.
 	reading func(ctx context.Context, total int64) (count func(n int))
 	copies
@@ -137,6 +140,23 @@ func (d *Dir) Reading(begin func(ctx context.Context, total int64) (count func(n
 	d.reading = begin
 }
 
+// Canonical makes the tree what git would record of it, so that a checkout is the same under every umask and on every file system: files
+// are 0644 or 0755, directories 0755, all with the time t, without extended attributes; hard links are files of their own; and what is
+// named .git is not there, unless keepGit is set. It is called before anything else.
+func (d *Dir) Canonical(t time.Time, keepGit bool) { d.modTime, d.keepGit = &t, keepGit }
+
+// canonical applies Canonical to an entry.
+func (d *Dir) canonical(e *layer.Entry) {
+	if d.modTime != nil {
+		e.Canonical(*d.modTime)
+	}
+}
+
+// hidesGit reports whether a path is left out because of Canonical.
+func (d *Dir) hidesGit(path string) bool {
+	return d.modTime != nil && !d.keepGit && layer.InGitDir(path)
+}
+
 // Close frees the directory, after keeping the digests that were learnt in the cache file.
 func (d *Dir) Close() error {
 	return errors.Join(d.stats.save(), d.copies.remove(), d.root.Close())
@@ -203,6 +223,9 @@ func (d *Dir) visible(path string, t layer.Type) (bool, error) {
 func (d *Dir) Lookup(path string) (layer.Entry, bool, error) {
 	if err := ctxio.Ended(d.ctx); err != nil {
 		return layer.Entry{}, false, err
+	}
+	if d.hidesGit(path) {
+		return layer.Entry{}, false, nil
 	}
 	if c, ok := d.copies.of(path); ok {
 		return c.entry, true, nil
@@ -293,6 +316,7 @@ func (d *Dir) entry(dir int, name, path string, st *unix.Stat_t, at *finger) (la
 		// A socket becomes an empty file, as for docker build.
 		e.Type = layer.File
 	}
+	d.canonical(&e)
 	return e, nil
 }
 
@@ -371,6 +395,9 @@ func (d *Dir) read(path string) ([]layer.Entry, error) {
 		p := name
 		if path != "" {
 			p = path + "/" + name
+		}
+		if d.hidesGit(p) {
+			continue
 		}
 		e, ok, err := d.stat(fd, p, &at)
 		if err != nil {

@@ -128,6 +128,8 @@ func (d *Dir) sumOpen(ctx context.Context, f *os.File, e *layer.Entry, buf []byt
 	if e.Xattrs, err = d.xattrs(int(f.Fd()), "", e.Path); err != nil {
 		return false, err
 	}
+	hasXattrs := len(e.Xattrs) > 0
+	d.canonical(e)
 	if d.volatile(&before) {
 		return true, d.copy(ctx, f, e)
 	}
@@ -140,7 +142,7 @@ func (d *Dir) sumOpen(ctx context.Context, f *os.File, e *layer.Entry, buf []byt
 	}
 	if n == before.Size && stampOf(&before) == stampOf(&after) {
 		e.Digest = digest
-		d.stats.put(stampOf(&before), learnt{digest: digest, xattrs: len(e.Xattrs) > 0}, opened)
+		d.stats.put(stampOf(&before), learnt{digest: digest, xattrs: hasXattrs}, opened)
 		return true, nil
 	}
 	if !last {

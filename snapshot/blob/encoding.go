@@ -17,6 +17,8 @@ type Encoding struct {
 	// Rewrite has times of files that are later than Epoch, in Unix seconds, written as Epoch.
 	Rewrite bool
 	Epoch   int64
+	// All has the earlier ones written as Epoch too, if Rewrite is set.
+	All bool
 	// Windows is set for layers of Windows images.
 	Windows bool
 }
@@ -25,6 +27,9 @@ func (f Encoding) String() string {
 	s := f.Compression.String()
 	if f.Rewrite {
 		s += epochEncoding + strconv.FormatInt(f.Epoch, 10)
+		if f.All {
+			s += allEncoding
+		}
 	}
 	if f.Windows {
 		s += windowsEncoding
@@ -32,8 +37,11 @@ func (f Encoding) String() string {
 	return s
 }
 
-// epochEncoding is in the names of encodings that have other times than the manifest.
-const epochEncoding = ".epoch"
+// epochEncoding and allEncoding are in the names of encodings that have other times than the manifest.
+const (
+	epochEncoding = ".epoch"
+	allEncoding   = ".all" // behind the epoch
+)
 
 // windowsEncoding ends the names of encodings for Windows, whose tars do not have the files where the manifest has them.
 const windowsEncoding = ".windows"
@@ -60,7 +68,7 @@ func (f Encoding) entries(all iter.Seq2[*layer.Entry, layer.Body]) iter.Seq2[*la
 	epoch := time.Unix(f.Epoch, 0)
 	return func(yield func(*layer.Entry, layer.Body) bool) {
 		for e, body := range all {
-			if e.ModTime.After(epoch) {
+			if f.All || e.ModTime.After(epoch) {
 				rewritten := *e
 				rewritten.ModTime = epoch
 				e = &rewritten

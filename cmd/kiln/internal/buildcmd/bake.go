@@ -27,6 +27,7 @@ type bakeFlags struct {
 	shown                    progressFlags
 	source                   sourceFlags
 	metadataFile, builder    string
+	repro                    reproducibleFlags
 }
 
 // Bake returns the command of that name.
@@ -59,6 +60,7 @@ pattern of both; without any the target or group "default" is built.`,
 	flags.StringVar(&f.metadataFile, "metadata-file", "", "`FILE` for what was built, as JSON by target")
 	flags.StringVar(&f.all.Provenance, "provenance", "", "`true|false|VALUES` provenance of all targets")
 	flags.StringVar(&f.all.SBOM, "sbom", "", "`true|false|VALUES` SBOM of all targets")
+	f.repro.add(flags)
 	help.Group(flags, "Result")
 	flags.BoolVar(&f.all.NoCache, "no-cache", false, "run every step, even if it is cached")
 	flags.BoolVar(&f.all.Pull, "pull", false, "check the registry for newer base images")
@@ -109,7 +111,7 @@ func (f *bakeFlags) run(a *app.App, cmd *cobra.Command, names []string) error {
 		a.Complain("no target has anything to build")
 		return nil
 	}
-	return buildTargets(a, cmd, targets, setFlags{progress: f.shown, metadataFile: f.metadataFile})
+	return buildTargets(a, cmd, targets, setFlags{progress: f.shown, metadataFile: f.metadataFile, repro: f.repro})
 }
 
 // load reads the definition.

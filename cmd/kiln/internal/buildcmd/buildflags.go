@@ -28,10 +28,12 @@ type buildFlags struct {
 	run      runFlags
 	client   clientFlags
 	progress progressFlags
+	repro    reproducibleFlags
 }
 
 func (f *buildFlags) add(flags *pflag.FlagSet) {
 	f.export.add(flags)
+	f.repro.add(flags)
 	help.Group(flags, "Result")
 	f.source.add(flags)
 	help.Group(flags, "Source")
@@ -51,7 +53,7 @@ func (f *buildFlags) add(flags *pflag.FlagSet) {
 
 // options returns what the flags ask for.
 func (f *buildFlags) options(context string) (o build.Options, err error) {
-	o.Explain = f.progress.explain
+	o.Explain, o.Reproducible = f.progress.explain, f.repro.on.Value
 	if o.Source, err = f.source.read(context); err != nil {
 		return o, err
 	}
@@ -380,6 +382,14 @@ func (f *callFlags) read() (build.Call, error) {
 		return build.CallBuild, nil
 	}
 	return build.Call(c.name), nil
+}
+
+// reproducibleFlags say whether the result may depend on more than what is built.
+type reproducibleFlags struct{ on values.Optional }
+
+func (f *reproducibleFlags) add(flags *pflag.FlagSet) {
+	flags.Var(&f.on, "reproducible", "give the same digest on every host: times are SOURCE_DATE_EPOCH, by default the time of the context's commit")
+	flags.Lookup("reproducible").NoOptDefVal = "true"
 }
 
 // progressFlags say what is shown.

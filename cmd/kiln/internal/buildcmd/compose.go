@@ -30,6 +30,7 @@ type composeBuildFlags struct {
 	memory                            string
 	shown                             progressFlags
 	source                            sourceFlags
+	repro                             reproducibleFlags
 }
 
 // Compose returns the command of that name.
@@ -70,7 +71,7 @@ func composeBuildCommand(a *app.App, f *composeFlags) *cobra.Command {
 				a.Complain("no service has anything to build")
 				return nil
 			}
-			return buildTargets(a, cmd, targets, setFlags{progress: b.shown})
+			return buildTargets(a, cmd, targets, setFlags{progress: b.shown, repro: b.repro})
 		}),
 	}
 	flags := cmd.Flags()
@@ -82,6 +83,7 @@ func composeBuildCommand(a *app.App, f *composeFlags) *cobra.Command {
 	flags.StringArrayVar(&b.args, "build-arg", nil, "`NAME[=VALUE]` value of an ARG of all services; without a value, that of the environment variable")
 	flags.StringArrayVar(&b.agents, "ssh", nil, "`ID[=PATH]` ssh agent for RUN --mount=type=ssh: a socket or unencrypted key files (default $SSH_AUTH_SOCK)")
 	flags.StringVarP(&b.memory, "memory", "m", "", "`SIZE` memory limit of each RUN, such as 2g")
+	b.repro.add(flags)
 	help.Group(flags, "Build")
 	a.RegistryFlags(flags)
 	help.Group(flags, "Registries")

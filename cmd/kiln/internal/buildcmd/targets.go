@@ -86,6 +86,7 @@ func (t *target) options(proxies map[string]string) (build.Options, error) {
 type setFlags struct {
 	progress     progressFlags
 	metadataFile string
+	repro        reproducibleFlags
 }
 
 // request is a set of targets as members of a set of builds.
@@ -113,7 +114,7 @@ func newRequest(targets []target, flags *setFlags, proxies map[string]string, de
 		}
 	}
 	add := func(t *target, member string) error {
-		t.flags.progress.explain = flags.progress.explain
+		t.flags.progress.explain, t.flags.repro = flags.progress.explain, flags.repro
 		o, err := t.options(proxies)
 		if err == nil && flags.metadataFile != "" {
 			o.Export.MetadataProvenance, err = values.MetadataProvenance()

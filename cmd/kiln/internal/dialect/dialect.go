@@ -92,7 +92,6 @@ func flags() []entry {
 		{"build", "--cache-copy-layers --cache-run-layers --compressed-caching", "all steps are cached; leave the flag out"},
 		{"build", "--snapshot-mode --snapshotMode --use-new-run", "kiln compares the contents of files; leave the flag out"},
 		{"build", "--single-snapshot", oneLayer},
-		{"build", "--reproducible", "images depend on nothing but the input; --build-arg SOURCE_DATE_EPOCH=TIME dates them"},
 		{"build", "--digest-file --image-name-with-digest-file --image-name-tag-with-digest-file",
 			"use --metadata-file, which has names and digests"},
 		{"build", "--custom-platform --customPlatform --arch --os --variant", "use --platform"},
