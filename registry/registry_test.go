@@ -15,11 +15,13 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/registry/image"
 	"github.com/kilnbuild/kiln/registry/registrytest"
 	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -322,6 +324,41 @@ func TestPushOrder(t *testing.T) {
 	front.checkOrder(t)
 	if last := front.calls[len(front.calls)-1]; last != "PUT /v2/app/manifests/v1" {
 		t.Errorf("last came %s", last)
+	}
+}
+
+// TestPushHalfAttested leaves no index and no tag where a registry does not take the attestations, or a part of them.
+func TestPushHalfAttested(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	image := makeImage(t, from, amd64, 10)
+	statement := registrytest.Put(t, from, attestation.MediaType, []byte(`{"_type":"https://in-toto.io/Statement/v1"}`))
+	beside := registrytest.Put(t, from, ocispec.MediaTypeImageManifest, ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: attestation.ArtifactType,
+		Config: registrytest.Put(t, from, ocispec.MediaTypeEmptyJSON, []byte("{}")), Layers: []ocispec.Descriptor{statement}, Subject: &image,
+	})
+	unknown := attestation.Unknown()
+	beside.Platform = &unknown
+	beside.Annotations = map[string]string{attestation.TypeAnnotation: attestation.TypeManifest, attestation.DigestAnnotation: image.Digest.String()}
+	index := makeIndex(t, from, image, beside)
+	for what, d := range map[string]digest.Digest{"the statement": statement.Digest, "their manifest": beside.Digest} {
+		front := newFault(t, reg.Host, func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+			refused := r.Method == http.MethodPut && (strings.HasSuffix(r.URL.Path, d.String()) || r.URL.Query().Get("digest") == d.String())
+			if refused {
+				w.WriteHeader(http.StatusBadRequest)
+			}
+			return refused
+		})
+		if err := quick(nil).Push(t.Context(), from, front.host+"/attested:v1", index, PushOptions{}); err == nil {
+			t.Errorf("%s was refused, and the push succeeds", what)
+		}
+		if n := front.count("PUT /v2/attested/manifests/v1"); n > 0 {
+			t.Errorf("%s was refused, and the tag was pushed", what)
+		}
+	}
+	front := newFault(t, reg.Host, nil)
+	if err := quick(nil).Push(t.Context(), from, front.host+"/attested:v1", index, PushOptions{}); err != nil {
+		t.Fatal(err)
 	}
 }
 
