@@ -31,6 +31,16 @@ func (o *Options) InlineOnly() bool {
 	return (o.Provenance == nil || o.Provenance.InlineOnly) && (o.SBOM == nil || o.SBOM.InlineOnly)
 }
 
+// Anonymously returns the same options for attestations that are the same each time: see Provenance.Anonymous.
+func (o Options) Anonymously() Options {
+	if o.Provenance != nil {
+		p := *o.Provenance
+		p.Anonymous = true
+		o.Provenance = &p
+	}
+	return o
+}
+
 // Provenance says how a build describes itself.
 type Provenance struct {
 	// Max describes everything: build arguments, steps, the Dockerfile and layers.
@@ -47,7 +57,8 @@ type Provenance struct {
 	Reproducible bool
 	// Complete makes it an error that the build uses files of the client, which are no materials.
 	Complete bool
-	// Anonymous leaves out what differs each time: the ID of the build, when it began and ended, and whether the cache was used.
+	// Anonymous leaves out what differs each time, or from one machine to another: the ID of the build, when it began and ended, whether
+	// the cache was used, and where a checkout came from.
 	Anonymous bool
 }
 

@@ -101,6 +101,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 		if err := reproduce.CheckCaches(o.Cache.From); err != nil {
 			return nil, err
 		}
+		j.options.Export.Attest = o.Export.Attest.Anonymously()
 		o = j.options
 	}
 	names, err := fullNames(o.Export.Tags)

@@ -85,6 +85,8 @@ func (b *Build) Of(i int, layers []ocispec.Descriptor, finished time.Time, o *at
 	if o.Anonymous {
 		delete(p.BuildDefinition.ExternalParameters.Request.Args, argNoCache)
 		p.BuildDefinition.InternalParameters.BuildConfig.DigestMapping = nil // it depends on that, too
+		m.BuildKit.VCS = maps.Clone(m.BuildKit.VCS)
+		delete(m.BuildKit.VCS, vcsSource)
 	} else {
 		begin, end := b.Started.UTC(), finished.UTC()
 		m.InvocationID, m.StartedOn, m.FinishedOn = b.ID, &begin, &end
@@ -205,6 +207,9 @@ func (b *Build) materials(i int) []material.Material {
 	slices.SortStableFunc(used, func(x, y material.Material) int { return slices.Index(order, x.Kind) - slices.Index(order, y.Kind) })
 	return used
 }
+
+// vcsSource is the address of the repository in Build.VCS.
+const vcsSource = "source"
 
 // argNoCache is the argument that says what was not taken from the cache. It changes nothing of what is built.
 const argNoCache = "no-cache"
