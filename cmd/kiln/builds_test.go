@@ -92,6 +92,7 @@ func stories(t *testing.T, p testscript.Params, setup func(*testscript.Env) erro
 		"replace": cmdReplace,
 		"age":     cmdAge,
 		"serve":   cmdServe,
+		"github":  cmdGitHub,
 	}
 	testscript.Run(t, p)
 }

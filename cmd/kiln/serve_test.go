@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/kilnbuild/kiln/cache/remote/gha/ghatest"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -68,6 +69,21 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(srv.Close)
 	ts.Setenv("URL", srv.URL)
 	ts.Setenv("HOST", strings.TrimPrefix(srv.URL, "http://"))
+}
+
+// cmdGitHub is "github": it starts a server of GitHub's cache for Actions, and sets what a job knows of it. ACTIONS_RUNTIME_TOKEN is that of a
+// job on the default branch, as is MAIN_TOKEN; BRANCH_TOKEN and FORK_TOKEN are those of jobs on another branch, and for a fork.
+func cmdGitHub(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: github")
+	}
+	s := ghatest.New()
+	ts.Defer(s.Close)
+	ts.Setenv("ACTIONS_RESULTS_URL", s.URL)
+	ts.Setenv("ACTIONS_RUNTIME_TOKEN", ghatest.Token)
+	ts.Setenv("MAIN_TOKEN", ghatest.Token)
+	ts.Setenv("BRANCH_TOKEN", ghatest.BranchToken)
+	ts.Setenv("FORK_TOKEN", ghatest.ReadToken)
 }
 
 type recorder struct {

@@ -58,6 +58,39 @@ func TestAbandoned(t *testing.T) {
 	}
 }
 
+// A branch begins with what the default branch has, which does not see what the branch writes, and is not blocked by it.
+func TestScopes(t *testing.T) {
+	s := ghatest.Start(t)
+	publish := func(token, name string) {
+		t.Helper()
+		if _, err := remote.Publish(t.Context(), open(t, s, token), "kiln", remotetest.One(name), pack.Limit{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(token, name string, want bool) {
+		t.Helper()
+		h, err := remote.Read(t.Context(), open(t, s, token), "kiln")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := h.Pack.Has(remotetest.One(name), time.Hour); got != want {
+			t.Errorf("%s reads %s: %t, want %t", token, name, got, want)
+		}
+	}
+	publish(ghatest.Token, "one")
+	publish(ghatest.BranchToken, "branch")
+	publish(ghatest.Token, "two")
+	publish(ghatest.BranchToken, "more")
+	for name, want := range map[string]bool{"one": true, "two": true, "branch": false, "more": false} {
+		check(ghatest.Token, name, want)
+		check(ghatest.ReadToken, name, want)
+	}
+	// What the default branch gets after the branch has begun its own cache is not seen there: the service finds the branch's own first.
+	for name, want := range map[string]bool{"one": true, "two": false, "branch": true, "more": true} {
+		check(ghatest.BranchToken, name, want)
+	}
+}
+
 func TestRefused(t *testing.T) {
 	s := ghatest.Start(t)
 	for token, want := range map[string]string{ghatest.ReadToken: "may only read", "other": "401 "} {

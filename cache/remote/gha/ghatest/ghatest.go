@@ -1,5 +1,6 @@
-// Package ghatest is a server of GitHub's cache for Actions: version 2 of its protocol, and the storage that its addresses lead to. There is
-// one scope, and keys are found by their beginning, the newest first.
+// Package ghatest is a server of GitHub's cache for Actions: version 2 of its protocol, and the storage that its addresses lead to. An entry
+// belongs to the scope that the token of its writer may write to, and a key is looked for in the scopes that a token may read, one after the
+// other: as it is, and then by its beginning, the newest entry first.
 package ghatest
 
 import (
@@ -17,37 +18,57 @@ import (
 	"time"
 )
 
-// Token may read and write, and ReadToken only read.
+// Token is that of a job on the default branch. BranchToken is that of one on another branch, which also reads what the default branch has, and
+// ReadToken that of a pull request from a fork, which writes nothing.
 const (
-	Token     = "job-token"
-	ReadToken = "fork-token"
+	Token       = "job-token"
+	BranchToken = "branch-token"
+	ReadToken   = "fork-token"
 )
 
+// scopes are those that a token may read, in their order. The first is the one that it writes to.
+var scopes = map[string][]string{
+	Token:       {"refs/heads/main"},
+	BranchToken: {"refs/heads/branch", "refs/heads/main"},
+	ReadToken:   {"refs/pull/1/merge", "refs/heads/main"},
+}
+
 type entry struct {
+	scope        string
 	key, version string
 	blocks       map[string][]byte
 	data         []byte
 	stored, done bool
 }
 
-// Server is a server of an empty cache.
+// Server is a server of a cache.
 type Server struct {
 	URL string
 
+	http     *httptest.Server
 	mu       sync.Mutex
 	entries  []*entry
 	requests int
 }
 
-// Start starts a server, which ends with the test.
+// Start starts a server of an empty cache, which ends with the test.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{}
-	h := httptest.NewServer(http.HandlerFunc(s.serve))
-	t.Cleanup(h.Close)
-	s.URL = h.URL + "/"
+	s := New()
+	t.Cleanup(s.Close)
 	return s
 }
+
+// New starts a server of an empty cache. Close must be called.
+func New() *Server {
+	s := &Server{}
+	s.http = httptest.NewServer(http.HandlerFunc(s.serve))
+	s.URL = s.http.URL + "/"
+	return s
+}
+
+// Close ends the server.
+func (s *Server) Close() { s.http.Close() }
 
 // Requests returns how many requests were made since it was called last.
 func (s *Server) Requests() int {
@@ -76,11 +97,13 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	method := path.Base(r.URL.Path)
 	writes := method != "GetCacheEntryDownloadURL"
-	switch token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "); {
+	token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	reads := scopes[token]
+	switch {
 	case token == ReadToken && writes:
 		refuse(http.StatusForbidden, "permission_denied")
 		return
-	case token != Token && token != ReadToken:
+	case reads == nil:
 		refuse(http.StatusUnauthorized, "unauthenticated")
 		return
 	}
@@ -96,7 +119,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	at := -1
 	for i, e := range s.entries {
-		if e.key == in.Key && e.version == in.Version {
+		if e.scope == reads[0] && e.key == in.Key && e.version == in.Version {
 			at = i
 		}
 	}
@@ -107,7 +130,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 			refuse(http.StatusConflict, "already_exists")
 			return
 		}
-		s.entries = append(s.entries, &entry{key: in.Key, version: in.Version, blocks: map[string][]byte{}})
+		s.entries = append(s.entries, &entry{scope: reads[0], key: in.Key, version: in.Version, blocks: map[string][]byte{}})
 		out["signed_upload_url"] = fmt.Sprintf("%sstorage/%d?sig=secret", s.URL, len(s.entries)-1)
 	case "FinalizeCacheEntryUpload":
 		if at < 0 || !s.entries[at].stored || int64(len(s.entries[at].data)) != in.Size {
@@ -117,17 +140,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.entries[at].done = true
 		out["entry_id"] = fmt.Sprint(at)
 	case "GetCacheEntryDownloadURL":
-		found := -1
-		if at >= 0 && s.entries[at].done {
-			found = at
-		}
-		for _, prefix := range in.RestoreKeys {
-			for i := len(s.entries) - 1; i >= 0 && found < 0; i-- {
-				if e := s.entries[i]; e.done && e.version == in.Version && strings.HasPrefix(e.key, prefix) {
-					found = i
-				}
-			}
-		}
+		found := s.find(reads, in.Version, in.Key, in.RestoreKeys)
 		if found < 0 {
 			out["ok"] = false
 			break
@@ -139,6 +152,29 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	json.NewEncoder(w).Encode(out)
+}
+
+// find returns the number of the entry that a client gets, or -1.
+func (s *Server) find(scopes []string, version, key string, prefixes []string) int {
+	for _, scope := range scopes {
+		newest := func(matches func(string) bool) int {
+			for i := len(s.entries) - 1; i >= 0; i-- {
+				if e := s.entries[i]; e.done && e.scope == scope && e.version == version && matches(e.key) {
+					return i
+				}
+			}
+			return -1
+		}
+		if i := newest(func(k string) bool { return k == key }); i >= 0 {
+			return i
+		}
+		for _, prefix := range prefixes {
+			if i := newest(func(k string) bool { return strings.HasPrefix(k, prefix) }); i >= 0 {
+				return i
+			}
+		}
+	}
+	return -1
 }
 
 // storage is that of block blobs (Azure Storage services REST API, "Put Blob", "Put Block", "Put Block List").
