@@ -8,8 +8,9 @@ import (
 
 	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/build/provenance"
-	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/build/scanning"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/sbom"
 )
 
 // setAttestations decides which of the attestations that the build makes an output gets.
@@ -52,26 +53,21 @@ func (j *Job) described() *provenance.Build {
 	return b
 }
 
-// scanner returns what makes the software bill of materials that was asked for. The error is an *input.Error.
-func (j *Job) scanner(*attestation.SBOM) (attestation.Scanner, error) {
-	return nil, &input.Error{Err: errors.New("--sbom and --attest type=sbom are not supported yet")}
-}
-
 // scan returns the software bill of materials of an image by its index.
 func (j *Job) scan(ctx context.Context, i int) ([]attestation.Attestation, error) {
-	s, err := j.scanner(j.options.Export.Attest.SBOM)
-	if err != nil {
-		return nil, err
-	}
 	img, err := j.image(ctx, i)
 	if err != nil {
 		return nil, err
 	}
-	target := attestation.Scanned{Config: img.Config, Platform: img.Platform}
-	for _, l := range j.chains[i].Layers() {
-		target.Layers = append(target.Layers, layer.ID(l.ID))
+	return j.attester.Scanning.Scan(ctx, &j.lowered.Images[i], j.chains[i], img.Config.Created)
+}
+
+// scanner returns what makes the software bills of materials of the build.
+func (j *Job) scanner() *scanning.Scanning {
+	return &scanning.Scanning{
+		Options: j.options.Export.Attest.SBOM, Steps: j.steps, Layer: j.layers.Files, Resolver: j.bases, Admit: j.sources.Admit, Events: j.events,
+		Builtin: &sbom.Scanner{Root: j.builder.root.Dir(), Tmp: j.work.Scratch.Path(), Warn: j.events.Warn},
 	}
-	return s.Scan(ctx, target)
 }
 
 // attestedFiles returns the files of an image by its index, and those that attest them.

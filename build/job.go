@@ -13,6 +13,7 @@ import (
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/build/early"
 	"github.com/kilnbuild/kiln/build/reproduce"
+	"github.com/kilnbuild/kiln/build/scanning"
 	"github.com/kilnbuild/kiln/build/sources"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
@@ -113,7 +114,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	}
 	j.attester = attesting.Attester{Options: &j.options.Export.Attest, Build: j.described, Scan: j.scan}
 	if s := o.Export.Attest.SBOM; s != nil {
-		if _, err := j.scanner(s); err != nil {
+		if err := scanning.Check(s); err != nil {
 			return nil, err
 		}
 	}
@@ -154,6 +155,9 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	})
 	j.onClose(j.steps.end)
 	j.caches.Bring = j.steps.Bring
+	if o.Export.Attest.SBOM != nil {
+		j.attester.Scanning = j.scanner()
+	}
 	keep, _ := strconv.ParseBool(o.Target.Args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]) // what is no boolean is false, as for BuildKit
 	j.loader = &contexts.Loader{
 		Source: o.Source, Steps: j.steps, Root: b.root.Dir(), Tmp: work.Scratch.Path(), KeepGitDir: keep, Warn: s.Warn, Open: open,
@@ -259,6 +263,9 @@ func (j *Job) run(ctx context.Context, res *Result) (err error) {
 	if err := j.attester.CheckComplete(); err != nil {
 		return err
 	}
+	if err := j.attester.Scanning.Resolve(ctx); err != nil {
+		return err
+	}
 	j.caches.Declare(cacheMounts(j.lowered.Images))
 	return j.caches.Build(ctx, func(ctx context.Context) error { return j.solve(ctx, res) }, func(ctx context.Context) error { return j.export(ctx, res) })
 }
@@ -351,7 +358,7 @@ func (j *Job) solve(ctx context.Context, res *Result) error {
 		roots[i] = img.Root
 	}
 	demand := j.steps.pack(j.plans)
-	j.session.Selected = llb.Selections(roots)
+	j.session.Selected = llb.Selections(j.attester.Scanning.With(roots, j.lowered.Images))
 	j.steps.Ahead(roots, func(v *llb.Vertex) bool {
 		_, same := j.work.Records.Last(v)
 		return same || j.caches.Importing()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/kilnbuild/kiln/frontend/expand"
 	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/frontend/scan"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -105,7 +106,7 @@ func (b *builder) arg(s *stage, c *instructions.ArgCommand, check *linter.Linter
 		created.WriteString(" " + a.Key)
 		if a.Value != nil {
 			created.WriteString("=" + *a.Value)
-			if !sbomArgs[a.Key] {
+			if !scan.IsArg(a.Key) {
 				if err := s.env.Set(a.Key, *a.Value); err != nil {
 					return err
 				}
@@ -118,9 +119,6 @@ func (b *builder) arg(s *stage, c *instructions.ArgCommand, check *linter.Linter
 	s.config.Commit(created.String(), nil)
 	return nil
 }
-
-// sbomArgs are arguments that are for the builder and never in the environment.
-var sbomArgs = map[string]bool{"BUILDKIT_SBOM_SCAN_CONTEXT": true, "BUILDKIT_SBOM_SCAN_STAGE": true}
 
 // proxies are the predefined proxy arguments, in the order in which a RUN has them.
 var proxies = []string{"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/kilnbuild/kiln/frontend/expand"
 	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/frontend/scan"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/llb"
@@ -170,7 +171,21 @@ func (b *builder) finish(s *stage) (*Image, error) {
 		Config:   s.config.Spec(),
 		Author:   s.config.Author(),
 		History:  s.config.History(),
+		Scan:     b.scans(s),
 	}, nil
+}
+
+// scans returns what the Dockerfile wants to be scanned with the image of a stage.
+func (b *builder) scans(target *stage) (all []scan.Root) {
+	if scan.Asked(scan.Context, target.name, target.args, b.global) {
+		all = append(all, scan.OfContext(b.graph, b.scratch(), b.mainContext()))
+	}
+	for _, s := range b.stages {
+		if s != target && s.needed && !s.implicit && !s.isContext && s.root.Vertex != nil && scan.Asked(scan.Stage, s.name, s.args, b.global) {
+			all = append(all, scan.Root{Name: s.name, Output: s.root})
+		}
+	}
+	return all
 }
 
 // maxNamed is how many stages an error names.

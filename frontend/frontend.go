@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/frontend/imageconfig"
 	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/frontend/scan"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/llb"
 )
@@ -113,6 +114,8 @@ type Image struct {
 	// History begins with that of the base image. From there on it has one entry that is not Empty for each vertex from the
 	// base to Root along the first inputs, in that order.
 	History []imageconfig.History
+	// Scan are other root file systems that the Dockerfile wants to be in the image's SBOM.
+	Scan []scan.Root
 }
 
 // Build lowers the Dockerfile for o.Platforms. Errors that a line is to blame for are of type *parser.Error; a Result with

@@ -10,6 +10,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 
 	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/frontend/scan"
 	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
@@ -73,7 +74,7 @@ func (b *builder) lintPlatform(s *stage, expr string, v shell.ProcessWordResult,
 // lintUnmatched reports the variables of an instruction that are not set and that no ARG declares.
 func (b *builder) lintUnmatched(s *stage, c instructions.Command, unmatched map[string]struct{}, check *linter.Linter) {
 	for name := range unmatched {
-		if _, declared := s.args.Get(name); declared || sbomArgs[name] {
+		if _, declared := s.args.Get(name); declared || scan.IsArg(name) {
 			continue
 		}
 		match, _ := b.suggest.Search(name, s.env.Keys, true)

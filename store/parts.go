@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/localdir"
 	"github.com/kilnbuild/kiln/internal/part"
 	"github.com/kilnbuild/kiln/internal/resolved"
+	"github.com/kilnbuild/kiln/sbom"
 	"github.com/kilnbuild/kiln/snapshot/blob"
 )
 
@@ -27,6 +28,7 @@ func (r *Root) parts(w *Work, named *cas.Named) []part.Part {
 		git.Part(root, trash),
 		httpsource.Part(root, trash),
 		resolved.Part(root, trash),
+		sbom.Part(root, trash),
 		localdir.Part(root, trash),
 		blob.Part(root, trash),
 		w.History.Part(),

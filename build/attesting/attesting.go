@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/attestation/slsa"
 	"github.com/kilnbuild/kiln/build/provenance"
+	"github.com/kilnbuild/kiln/build/scanning"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/imagename"
@@ -29,6 +30,8 @@ type Attester struct {
 	Build func() *provenance.Build
 	// Scan returns the software bill of materials of an image by its index.
 	Scan func(ctx context.Context, i int) ([]attestation.Attestation, error)
+	// Scanning has images scanned; nil where no SBOM is asked for.
+	Scanning *scanning.Scanning
 	// ID is that of the build in the history, and Started when it began.
 	ID      string
 	Started time.Time

@@ -54,11 +54,12 @@ var allowed = map[string][]string{
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 
 	"build": {
-		"attestation", "build/attesting", "build/provenance", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/reproduce", "build/sources", "engine", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
+		"attestation", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/reproduce", "build/sources", "engine", "sbom", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
 		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
 	},
 	// How a build describes itself.
-	"build/attesting":  {"attestation", "attestation/slsa", "build/provenance", "exporter", "llb", "internal"},
+	"build/attesting":  {"attestation", "attestation/slsa", "build/provenance", "build/scanning", "exporter", "llb", "internal"},
+	"build/scanning":   {"attestation", "events", "frontend", "llb", "sbom", "solver", "internal"},
 	"build/provenance": {"attestation", "attestation/slsa", "build/sources", "frontend", "frontend/lint", "frontend/quote", "frontend/source", "llb", "internal"},
 	// How the processes of builds and containers are confined.
 	"build/confine": {"sandbox", "internal"},
@@ -83,7 +84,7 @@ var allowed = map[string][]string{
 	"doctor": {"store", "sandbox", "sandbox/emulation", "registry/auth", "internal"},
 
 	// The root directory: store knows the parts that lie in it, and no part knows store.
-	"store":        {"cache", "events", "exporter", "history", "llb", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/explain", "internal"},
+	"store":        {"cache", "events", "exporter", "history", "llb", "sandbox", "sbom", "snapshot", "snapshot/blob", "solver", "solver/explain", "internal"},
 	"store/images": {"attestation", "store", "events", "exporter", "snapshot", "snapshot/blob", "llb", "registry", "registry/image", "registry/layout", "internal"},
 
 	"store/peek": {"attestation", "snapshot/blob", "llb", "internal"},
@@ -95,7 +96,7 @@ var allowed = map[string][]string{
 
 	"parser": {},
 	"llb":    {},
-	"frontend": {"frontend/expand", "frontend/imageconfig", "frontend/lint", "frontend/mounts", "frontend/outline", "frontend/source",
+	"frontend": {"frontend/expand", "frontend/imageconfig", "frontend/lint", "frontend/mounts", "frontend/outline", "frontend/scan", "frontend/source",
 		"parser", "llb", "internal/ignore", "internal/imagename", "internal/remoteurl", "internal/suggest"},
 
 	// What the frontend consists of. None of them knows how instructions become vertices.
@@ -105,6 +106,7 @@ var allowed = map[string][]string{
 	"frontend/lint":        {"parser", "llb", "internal/ignore", "internal/remoteurl"},
 	"frontend/mounts":      {"llb"},
 	"frontend/outline":     {"frontend/expand", "frontend/lint", "parser"},
+	"frontend/scan":        {"frontend/expand", "llb"},
 	"frontend/source":      {"parser", "llb", "internal/imagename", "internal/remoteurl"},
 
 	// What happens, and how it is shown: whatever makes something happen may say so, and nothing else is known of a printer.
@@ -151,6 +153,14 @@ var allowed = map[string][]string{
 	// Statements about images, and the descriptions of builds.
 	"attestation":      {"internal"},
 	"attestation/slsa": {},
+
+	// The packages in images, from their files.
+	"sbom":                   {"internal"},
+	"sbom/internal/binaries": {"sbom/internal/found"},
+	"sbom/internal/language": {"sbom/internal/found"},
+	"sbom/internal/rpm":      {"sbom/internal/found"},
+	"sbom/internal/spdx":     {"sbom/internal/found"},
+	"sbom/internal/system":   {"sbom/internal/found"},
 
 	"exporter":        {"attestation", "snapshot/blob", "llb", "internal"},
 	"registry":        {"registry/auth", "registry/image", "internal"},

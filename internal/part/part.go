@@ -45,6 +45,7 @@ const (
 	Git      Kind = "git mirror"
 	HTTP     Kind = "http note"  // what a server said of a file
 	Resolved Kind = "image note" // what the name of an image stood for
+	Scan     Kind = "layer scan" // which packages are in a layer
 	Context  Kind = "context"    // digests of the files of a build context
 	Note     Kind = "note"       // which blob became which by compression
 	Build    Kind = "build"      // its events, in the history

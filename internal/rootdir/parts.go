@@ -18,6 +18,7 @@ const (
 	Git        = "git"        // mirrors of repositories
 	HTTP       = "http"       // what servers said of files
 	Resolved   = "resolved"   // what names of base images stood for
+	Scans      = "scans"      // what was found in layers for SBOMs
 	Lists      = "lists"      // of manifests, as kiln manifest makes them
 	Locks      = "locks"      // of keys and layers that are being made
 	Tmp        = "tmp"        // what is unfinished, a directory for each process
@@ -32,7 +33,7 @@ const IndexLock = "index"
 
 // names are all of them.
 var names = []string{
-	Blobs, Layers, Entries, Records, Compressed, Builds, Context, Mounts, Git, HTTP, Resolved, Lists, Locks, Tmp, Layout, Index, IDs, Collected,
+	Blobs, Layers, Entries, Records, Compressed, Builds, Context, Mounts, Git, HTTP, Resolved, Scans, Lists, Locks, Tmp, Layout, Index, IDs, Collected,
 }
 
 // Known reports whether a name in the root directory is one of kiln's.

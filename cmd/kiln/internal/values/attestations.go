@@ -75,8 +75,12 @@ func attestationFields(v string) (map[string]string, error) {
 	values := map[string]string{}
 	for _, field := range fields {
 		key, value, ok := strings.Cut(field, "=")
-		if key = strings.ToLower(strings.TrimSpace(key)); !ok || key == "" {
+		if key = strings.TrimSpace(key); !ok || key == "" {
 			return nil, fmt.Errorf("%q is not KEY=VALUE", field)
+		}
+		// The others may be parameters of a generator, which has them as they are written.
+		if lower := strings.ToLower(key); lower == "type" || lower == "disabled" {
+			key = lower
 		}
 		if _, twice := values[key]; twice {
 			return nil, fmt.Errorf("%s is given twice", key)
