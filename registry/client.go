@@ -27,6 +27,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/fetch"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/once"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/rootdir"
@@ -60,6 +61,8 @@ type Client struct {
 	last map[string]string
 	// bad are the hosts that sent a blob with other content than its digest says.
 	bad map[badBlob]bool
+	// named are the manifests that names stood for when CheckPush asked for them, until Push is called.
+	named map[imagename.Name]digest.Digest
 }
 
 type badBlob struct {
@@ -79,6 +82,7 @@ func New(settings config.Registries) *Client {
 		strangers: map[string]*reach.Transports{},
 		last:      map[string]string{},
 		bad:       map[badBlob]bool{},
+		named:     map[imagename.Name]digest.Digest{},
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/kilnbuild/kiln/internal/cas"
@@ -57,7 +58,8 @@ func (silent) Sent(ocispec.Descriptor, int64) {}
 func (silent) Exists(ocispec.Descriptor)      {}
 
 // Push sends the image or index desc and everything that it refers to to the registry of ref, and tags it last. Blobs that the registry has
-// are not sent; the others are sent concurrently. Errors are *Error, or those of ctx or blobs.
+// are not sent; the others are sent concurrently. Blobs are not asked for if CheckPush found the same image under the name. Errors are *Error,
+// or those of ctx or blobs.
 func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec.Descriptor, o PushOptions) error {
 	r, err := imagename.Parse(ref)
 	if err != nil {
@@ -76,6 +78,20 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 	for _, b := range p.leaves {
 		o.Progress.Queued(b)
 	}
+	root := len(p.manifests) - 1
+	top := p.manifests[root][0]
+	id := r.Tag
+	if id == "" {
+		id = string(r.Digest)
+	}
+	// The registry had everything that the manifest refers to, and most verify that once more when it is put. Whatever is wrong, the rest
+	// shows it.
+	if c.takeNamed(r) == desc.Digest && c.tryManifest(ctx, r, id, top) == nil {
+		for _, b := range p.leaves {
+			o.Progress.Exists(b)
+		}
+		return nil
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(blobsAtOnce)
 	for _, b := range p.leaves {
@@ -84,7 +100,6 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	root := len(p.manifests) - 1
 	for _, level := range p.manifests[:root] {
 		g, gctx := errgroup.WithContext(ctx)
 		g.SetLimit(blobsAtOnce)
@@ -95,15 +110,40 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 			return err
 		}
 	}
-	id := r.Tag
-	if id == "" {
-		id = string(r.Digest)
+	return c.pushManifest(ctx, r, id, top)
+}
+
+// findNamed remembers the digest of the image or index that ref names in its registry, if there is one, for takeNamed.
+func (c *Client) findNamed(ctx context.Context, h *host, ref imagename.Name) {
+	c.takeNamed(ref)
+	ep := endpoint{host: h}
+	resp, err := c.get(ctx, h, request{
+		method: http.MethodHead,
+		url:    ep.url(ref.Repository, "manifests", identifier(ref)),
+		header: http.Header{"Accept": {image.Accept}},
+		scopes: []string{pushScope(ref.Repository)},
+	})
+	if err != nil {
+		return
 	}
-	return c.pushManifest(ctx, r, id, p.manifests[root][0])
+	resp.Body.Close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.named[ref] = digest.Digest(resp.Header.Get("Docker-Content-Digest"))
+}
+
+// takeNamed returns what findNamed found, once, or "".
+func (c *Client) takeNamed(ref imagename.Name) digest.Digest {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := c.named[ref]
+	delete(c.named, ref)
+	return d
 }
 
 // CheckPush reports whether the registry of ref would accept a push: it starts an upload and abandons it. The error is an *Error of kind
-// Unauthorized, Credentials, TLS or Unreachable, or nil: no other failure means that a push would fail.
+// Unauthorized, Credentials, TLS or Unreachable, or nil: no other failure means that a push would fail. It also finds out which image ref
+// names now, for the next Push to it.
 func (c *Client) CheckPush(ctx context.Context, ref string) error {
 	r, err := imagename.Parse(ref)
 	if err != nil {
@@ -113,6 +153,9 @@ func (c *Client) CheckPush(ctx context.Context, ref string) error {
 	if err != nil {
 		return nil // the push says it
 	}
+	var named sync.WaitGroup
+	named.Go(func() { c.findNamed(ctx, h, r) })
+	defer named.Wait()
 	u := &upload{client: c, ep: endpoint{host: h}, ref: r, progress: func(int64) {}, limit: reach.Anywhere}
 	err = c.patience.Retry(ctx, func() error {
 		_, err := u.begin(ctx)
@@ -206,33 +249,39 @@ func (c *Client) pushManifest(ctx context.Context, ref imagename.Name, id string
 	if err != nil {
 		return err
 	}
-	ep := endpoint{host: h}
-	err = c.patience.Retry(ctx, func() error {
-		resp, err := h.do(ctx, request{
-			method: http.MethodPut,
-			url:    ep.url(ref.Repository, "manifests", id),
-			header: http.Header{"Content-Type": {m.desc.MediaType}},
-			open:   func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(string(m.data))), nil },
-			length: int64(len(m.data)),
-			scopes: []string{pushScope(ref.Repository)},
-		})
-		if err != nil {
-			return err
-		}
-		if !succeeded(resp) {
-			status := fetch.NewStatusError(resp)
-			if confused(status) {
-				return &lostUpload{status}
-			}
-			return status
-		}
-		fetch.Drain(resp)
-		if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != string(m.desc.Digest) {
-			return fetch.Invalid("%s stored the manifest as %s instead of %s", h.addr, fetch.Quote(got), m.desc.Digest)
-		}
-		return nil
-	})
+	err = c.patience.Retry(ctx, func() error { return c.tryManifest(ctx, ref, id, m) })
 	return c.explain("push", ref, h, err)
+}
+
+func (c *Client) tryManifest(ctx context.Context, ref imagename.Name, id string, m pushManifest) error {
+	h, err := c.host(ref.Registry)
+	if err != nil {
+		return err
+	}
+	ep := endpoint{host: h}
+	resp, err := h.do(ctx, request{
+		method: http.MethodPut,
+		url:    ep.url(ref.Repository, "manifests", id),
+		header: http.Header{"Content-Type": {m.desc.MediaType}},
+		open:   func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(string(m.data))), nil },
+		length: int64(len(m.data)),
+		scopes: []string{pushScope(ref.Repository)},
+	})
+	if err != nil {
+		return err
+	}
+	if !succeeded(resp) {
+		status := fetch.NewStatusError(resp)
+		if confused(status) {
+			return &lostUpload{status}
+		}
+		return status
+	}
+	fetch.Drain(resp)
+	if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != string(m.desc.Digest) {
+		return fetch.Invalid("%s stored the manifest as %s instead of %s", h.addr, fetch.Quote(got), m.desc.Digest)
+	}
+	return nil
 }
 
 // succeeded reports whether the status of an answer is in the class of successes. The specification has one status for each request, but
@@ -434,6 +483,7 @@ func (u *upload) exists(ctx context.Context) (bool, error) {
 // do makes a request of the session, with credentials only if the session is on the registry's own host.
 func (u *upload) do(ctx context.Context, r request) (*http.Response, error) {
 	at := u.ep.host
+	r.url = at.settle(r.url)
 	if !at.Owns(r.url) {
 		var err error
 		if at, err = u.ep.stranger(r.url, min(u.limit, at.way.Scope(ctx))); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -44,6 +45,39 @@ func (p *pushed) Exists(d ocispec.Descriptor) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.exist = append(p.exist, d.Digest)
+}
+
+// A push of what a name stands for already sends what the registry has lost meanwhile: the manifest is put before anything is asked for, and
+// refused.
+func TestPushNamedAgain(t *testing.T) {
+	reg := registrytest.Start(t)
+	s := newStore(t)
+	desc := makeImage(t, s, amd64, 10, 3<<20)
+	ref := reg.Host + "/app:v1"
+	if err := New(nil).Push(t.Context(), s, ref, desc, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	img, err := New(nil).Resolve(t.Context(), ref, amd64, newStore(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, lost := range append([]ocispec.Descriptor{img.Manifest.Config}, img.Manifest.Layers...) {
+		hex := lost.Digest.Encoded()
+		if err := os.Remove(filepath.Join(reg.Dir, "docker/registry/v2/blobs/sha256", hex[:2], hex, "data")); err != nil {
+			t.Fatal(err)
+		}
+		told := &pushed{sent: map[digest.Digest]int64{}}
+		c := New(nil)
+		if err := errors.Join(c.CheckPush(t.Context(), ref), c.Push(t.Context(), s, ref, desc, PushOptions{Progress: told})); err != nil {
+			t.Fatal(err)
+		}
+		if told.sent[lost.Digest] != lost.Size || len(told.exist) != 2 {
+			t.Errorf("of %s %d bytes were sent, and %d blobs existed", lost.Digest, told.sent[lost.Digest], len(told.exist))
+		}
+		if _, err := Pull(t.Context(), New(nil), ref, amd64, newStore(t)); err != nil {
+			t.Errorf("after the loss of %s: %v", lost.Digest, err)
+		}
+	}
 }
 
 // TestRoundTrip pushes an image, has skopeo and go-containerregistry check it, and pulls it into another store.

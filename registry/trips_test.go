@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -100,6 +101,20 @@ func TestPushTrips(t *testing.T) {
 		if again.count("HEAD") != len(sizes)+1 || again.count("POST") != 0 {
 			t.Errorf("a push of %d layers that are there asks:\n%s", len(sizes), strings.Join(again.calls, "\n"))
 		}
+	}
+	for i, what := range []string{"the image", "another image"} {
+		image, ref := makeImage(t, s, amd64, 10, 11, 12), reg.Host+"/named:v1"
+		if i == 0 {
+			if err := New(nil).Push(t.Context(), s, ref, image, PushOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			image = makeImage(t, s, amd64, 10, 11, 13)
+		}
+		// CheckPush: POST and, beside it, HEAD of the manifest; DELETE. Then PUT of the manifest, or HEAD, POST and PUT of blobs before it.
+		inTrips(t, "a push to the name of "+what, reg.Host, 3+3*i, func(ctx context.Context, c *Client) error {
+			return errors.Join(c.CheckPush(ctx, ref), c.Push(ctx, s, ref, image, PushOptions{}))
+		})
 	}
 	index := registrytest.PutIndex(t, s, makeImage(t, s, amd64, 20, 30), makeImage(t, s, arm, 40))
 	inTrips(t, "a push of an index", reg.Host, 5, func(ctx context.Context, c *Client) error {
