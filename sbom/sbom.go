@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/version"
 	"github.com/kilnbuild/kiln/sbom/internal/spdx"
@@ -25,8 +27,8 @@ type Image struct {
 	Created time.Time
 	// Layers are the layers of its root file system that have entries, the lowest first.
 	Layers []layer.ID
-	// Bring makes the files of all layers available. It is called only if a layer has to be scanned.
-	Bring func(ctx context.Context) error
+	// Bring makes the files of a layer available that has to be scanned. It is called by several goroutines.
+	Bring func(ctx context.Context, id layer.ID) error
 	// View returns the layers with their manifests, in the order of Layers.
 	View func(ctx context.Context) ([]layer.Part, error)
 	// Files returns the files of a layer.
@@ -43,6 +45,9 @@ type Scanner struct {
 	Scanned func(id layer.ID)
 }
 
+// parallel is how many layers are brought at once.
+const parallel = 4
+
 // Scan returns what is known of the packages in an image, as a document of SPDX 2.3 in JSON. What is damaged in the image is no error: Warn
 // is called for it, and the rest is in the document.
 func (s *Scanner) Scan(ctx context.Context, img *Image) ([]byte, error) {
@@ -53,14 +58,15 @@ func (s *Scanner) Scan(ctx context.Context, img *Image) ([]byte, error) {
 			all[id] = known
 		}
 	}
-	complete := true
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
 	for _, id := range img.Layers {
-		complete = complete && all[id] != nil
-	}
-	if !complete {
-		if err := img.Bring(ctx); err != nil {
-			return nil, err
+		if all[id] == nil {
+			g.Go(func() error { return img.Bring(gctx, id) })
 		}
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
 	parts, err := img.View(ctx)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,7 +32,7 @@ type world struct {
 	layers   []layer.ID
 	warnings []string
 	scanned  []layer.ID
-	brought  int
+	brought  []layer.ID
 }
 
 func newWorld(t *testing.T) *world {
@@ -98,14 +99,20 @@ func (w *world) layer(files ...string) {
 // scan returns the document of the image that the lowest n layers are, and its packages, "name@version".
 func (w *world) scan(n int) ([]byte, []string) {
 	w.t.Helper()
-	w.warnings, w.scanned, w.brought = nil, nil, 0
+	w.warnings, w.scanned, w.brought = nil, nil, nil
+	var mu sync.Mutex
 	s := &sbom.Scanner{
 		Root: w.root, Tmp: w.tmp(), Warn: func(text string) { w.warnings = append(w.warnings, text) },
 		Scanned: func(id layer.ID) { w.scanned = append(w.scanned, id) },
 	}
 	doc, err := s.Scan(w.t.Context(), &sbom.Image{
 		Name: "sbom", Created: time.Unix(1_700_000_000, 0), Layers: w.layers[:n],
-		Bring: func(context.Context) error { w.brought++; return nil },
+		Bring: func(_ context.Context, id layer.ID) error {
+			mu.Lock()
+			defer mu.Unlock()
+			w.brought = append(w.brought, id)
+			return nil
+		},
 		View: func(ctx context.Context) ([]layer.Part, error) {
 			var all []layer.Part
 			for _, id := range w.layers[:n] {
@@ -164,8 +171,8 @@ func TestLayers(t *testing.T) {
 	w.want(1, "debian@12", "a@1", "b@1", "locked@1", "x@1", "y@1")
 	w.want(2, "debian@12", "b@2", "locked@1", "x@1", "y@1")
 	w.want(3, "debian@12", "b@2", "locked@1", "y@1", "z@1")
-	if len(w.scanned) != 1 || w.scanned[0] != w.layers[2] {
-		t.Errorf("scanned %s", w.scanned)
+	if want := w.layers[2:3]; !slices.Equal(w.scanned, want) || !slices.Equal(w.brought, want) {
+		t.Errorf("scanned %s, brought %s", w.scanned, w.brought)
 	}
 	doc := w.want(4, "debian@12", "b@2", "z@1")
 	if !bytes.Contains(doc, []byte(`"found in /copy/z/package.json, /linked/package.json"`)) {
@@ -173,8 +180,8 @@ func TestLayers(t *testing.T) {
 	}
 	// Nothing is read again, and the document is the same.
 	again := w.want(4, "debian@12", "b@2", "z@1")
-	if w.brought > 0 || len(w.scanned) > 0 || !bytes.Equal(doc, again) {
-		t.Errorf("brought %d times, scanned %s", w.brought, w.scanned)
+	if len(w.brought) > 0 || len(w.scanned) > 0 || !bytes.Equal(doc, again) {
+		t.Errorf("brought %s, scanned %s", w.brought, w.scanned)
 	}
 }
 
@@ -256,7 +263,7 @@ func TestEnd(t *testing.T) {
 	cancel()
 	s := &sbom.Scanner{Root: w.root, Tmp: w.tmp()}
 	_, err := s.Scan(ctx, &sbom.Image{
-		Layers: w.layers, Bring: func(context.Context) error { return nil }, Files: func(_ context.Context, id layer.ID) (layer.Files, error) {
+		Layers: w.layers, Bring: func(context.Context, layer.ID) error { return nil }, Files: func(_ context.Context, id layer.ID) (layer.Files, error) {
 			return w.job.Files(t.Context(), id)
 		},
 		View: func(context.Context) ([]layer.Part, error) {

@@ -20,8 +20,9 @@ import (
 // Steps does steps, and reads what they made.
 type Steps interface {
 	Solve(ctx context.Context, o llb.Output) (solver.Ref, error)
-	// Realise makes the files of a root available, and View returns its layers that have entries with their manifests, the lowest first.
-	Realise(ctx context.Context, r solver.Ref) ([]layer.ID, error)
+	// Bring makes the files of a layer available.
+	Bring(ctx context.Context, id layer.ID) error
+	// View returns the layers of a root that have entries, with their manifests, the lowest first.
 	View(ctx context.Context, r solver.Ref) ([]layer.Part, error)
 	// Files returns the files of a root.
 	Files(ctx context.Context, r solver.Ref) (layer.Tree, error)
@@ -101,7 +102,7 @@ func (s *Scanning) document(
 	ctx = events.With(ctx, task)
 	img := &sbom.Image{
 		Name: name, Created: created,
-		Bring: func(ctx context.Context) error { _, err := s.Steps.Realise(ctx, root); return err },
+		Bring: s.Steps.Bring,
 		View:  func(ctx context.Context) ([]layer.Part, error) { return s.Steps.View(ctx, root) },
 		Files: s.Layer,
 	}
