@@ -51,7 +51,7 @@ const (
 	MaxPackages = 200_000   // of one file
 	MaxField    = 4 << 10   // bytes of a name, a version or a license
 	MaxLine     = 1 << 20   // bytes of a line of a text file
-	MaxDocument = 32 << 20  // bytes of a file that is read as a whole: JSON
+	MaxDocument = 16 << 20  // bytes of a file that is read as a whole: JSON
 	MaxText     = 256 << 20 // bytes of a text file that is read line by line
 )
 

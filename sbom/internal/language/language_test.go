@@ -23,6 +23,7 @@ func TestText(t *testing.T) {
 		{"scope", `{"name":"@s/a","version":"1.0.0","licenses":[{"type":"MIT"},{"type":"ISC"}]}`, "npm @s/a@1.0.0 [MIT AND ISC]\n", PackageJSON, false},
 		{"no version", `{"name":"a","type":"module"}`, "", PackageJSON, false},
 		{"other types", `{"name":["a"],"version":1}`, "", PackageJSON, false},
+		{"large license", `{"name":"a","version":"1","license":[` + strings.Repeat(`{},`, 10_000) + `"MIT"]}`, "npm a@1\n", PackageJSON, false},
 		{"no json", `name: a`, "", PackageJSON, true},
 		{"too deep", strings.Repeat("[", 100_000), "", PackageJSON, true},
 		{"lock 1", `{"lockfileVersion":1,"dependencies":{"a":{"version":"1.0.0","dependencies":{"b":{"version":"2.0.0"}}},"c":{"version":"3","dev":true}}}`,
@@ -48,7 +49,7 @@ func TestText(t *testing.T) {
 	}
 	big := foundtest.File("package.json", nil)
 	big.Size = found.MaxDocument + 1
-	if _, err := PackageJSON(big); err == nil || err.Error() != "it is larger than 32 MiB" {
+	if _, err := PackageJSON(big); err == nil || err.Error() != "it is larger than 16 MiB" {
 		t.Error(err)
 	}
 }

@@ -27,26 +27,34 @@ func PackageJSON(f *found.File) ([]found.Package, error) {
 		return nil, err
 	}
 	var j struct {
-		Name     any `json:"name"`
-		Version  any `json:"version"`
-		License  any `json:"license"`
-		Licenses any `json:"licenses"`
+		Name     json.RawMessage `json:"name"`
+		Version  json.RawMessage `json:"version"`
+		License  json.RawMessage `json:"license"`
+		Licenses json.RawMessage `json:"licenses"`
 	}
 	if err := json.Unmarshal(data, &j); err != nil {
 		return nil, fmt.Errorf("it is no JSON: %w", err)
 	}
-	name, _ := j.Name.(string)
-	version, _ := j.Version.(string)
+	name, _ := value(j.Name).(string)
+	version, _ := value(j.Version).(string)
 	if name == "" || version == "" {
 		return nil, nil
 	}
 	p := npm(name, version)
-	if p.License = licenses(j.License); p.License == "" {
-		p.License = licenses(j.Licenses)
+	if p.License = licenses(value(j.License)); p.License == "" {
+		p.License = licenses(value(j.Licenses))
 	}
 	var all found.Packages
 	err = all.Add(p)
 	return all.All, err
+}
+
+// value returns what one value of a document says; nil for one that is larger than anybody means, and takes many times its size in memory.
+func value(raw json.RawMessage) (v any) {
+	if len(raw) > found.MaxField || json.Unmarshal(raw, &v) != nil {
+		return nil
+	}
+	return v
 }
 
 // licenses returns what a package.json says of its license in any of the forms that have been in use: text, an object with a type, or a
@@ -72,11 +80,11 @@ func licenses(v any) string {
 
 // locked is a package in a lock file of npm.
 type locked struct {
-	Name    string `json:"name"`
-	Version string `json:"version"`
-	License any    `json:"license"`
-	Dev     bool   `json:"dev"`
-	Link    bool   `json:"link"`
+	Name    string          `json:"name"`
+	Version string          `json:"version"`
+	License json.RawMessage `json:"license"`
+	Dev     bool            `json:"dev"`
+	Link    bool            `json:"link"`
 	// Dependencies are packages below this one, before version 3 of the file.
 	Dependencies map[string]locked `json:"dependencies"`
 }
@@ -115,7 +123,7 @@ func PackageLock(f *found.File) ([]found.Package, error) {
 				p.Name = path[at+len("node_modules/"):]
 			}
 			n := npm(p.Name, p.Version)
-			n.License = licenses(p.License)
+			n.License = licenses(value(p.License))
 			if err := all.Add(n); err != nil {
 				return all.All, err
 			}
