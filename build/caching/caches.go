@@ -125,24 +125,34 @@ func (c *Caches) Created(ctx context.Context, id layer.ID) (time.Time, error) {
 	if err == nil {
 		return m.Created, nil
 	}
-	if c.cache != nil {
-		if l, ok := c.cache.imports.Layer(id); ok {
-			return l.Created, nil
-		}
+	if l, ok := c.imported(ctx, id); ok {
+		return l.Created, nil
 	}
 	return time.Time{}, err
+}
+
+// imported returns a layer that an import has, unless the one with the same ID that is here was made at another time: that counts then, with
+// the times in its own tar, whether the import has been read by now or not.
+func (c *Caches) imported(ctx context.Context, id layer.ID) (l pack.Layer, ok bool) {
+	if c.cache == nil {
+		return l, false
+	}
+	if l, ok = c.cache.imports.Layer(id); !ok || l.Image {
+		return l, ok
+	}
+	m, err := c.config.Layers.Manifest(ctx, id)
+	return l, err != nil || m.Created.Equal(l.Created)
 }
 
 // Blob implements exporter.Layers. A blob that an import has in the right encoding is neither fetched nor, where the layer's files were
 // needed, made again.
 func (c *Caches) Blob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob, error) {
-	if c.cache == nil {
-		return c.config.Layers.Blob(ctx, id, f)
+	if l, ok := c.imported(ctx, id); ok {
+		if b, ok := l.Blobs[f.String()]; ok {
+			return blob.Blob{Desc: b.Desc, DiffID: b.DiffID}, nil
+		}
 	}
-	if b, _, ok := c.cache.imports.Blob(id, f.String()); ok {
-		return blob.Blob{Desc: b.Desc, DiffID: b.DiffID}, nil
-	}
-	if c.config.Layers.Open(ctx, id) != nil {
+	if c.cache != nil && c.config.Layers.Open(ctx, id) != nil {
 		if err := c.Bring(ctx, id); err != nil {
 			return blob.Blob{}, err
 		}

@@ -126,7 +126,7 @@ func (x *Exporter) Event(e events.Event) {
 			}
 			x.working.Go(func() {
 				seen, _ := x.cache.imports.Published(x.ctx, export.Repository.String(), export.Tag)
-				if !x.there(i, id) {
+				if !x.there(x.ctx, i, id) {
 					x.begin(i, seen)
 					_ = x.send(x.ctx, exported{i, id}) // a failure shows again when the cache is published
 				}
@@ -146,12 +146,13 @@ func (x *Exporter) begin(export int, seen *remote.Head) {
 }
 
 // there reports whether an export has a layer, because the build has imported it from there.
-func (x *Exporter) there(export int, id layer.ID) bool {
-	if _, ok := x.ofImage(id); ok {
+func (x *Exporter) there(ctx context.Context, export int, id layer.ID) bool {
+	l, ok := x.imported(ctx, id)
+	if l.Image {
 		return true // no record of it is exported
 	}
 	e := x.exports[export]
-	return x.cache.imports.From(id, e.Repository.String(), e.Tag)
+	return ok && x.cache.imports.From(id, e.Repository.String(), e.Tag)
 }
 
 // layer makes what an export gets for a layer, once.
@@ -180,7 +181,7 @@ func (x *Exporter) layer(ctx context.Context, of exported) (*made, error) {
 }
 
 func (x *Exporter) makeLayer(ctx context.Context, e Export, id layer.ID) (*made, error) {
-	l, ok := x.cache.imports.Layer(id)
+	l, ok := x.imported(ctx, id)
 	there := ok && x.cache.imports.From(id, e.Repository.String(), e.Tag)
 	if ok && (there && e.Key == nil || x.config.Layers.Open(ctx, id) != nil) {
 		m := &made{layer: l}

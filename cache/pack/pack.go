@@ -124,28 +124,31 @@ func outputsOf(r Record) string {
 	return b.String()
 }
 
-// AddLayer adds a layer, with the blobs of one of the same ID that is there.
+// AddLayer adds a layer. Of two with one ID, which others have made at different times, the greater stays as a whole, so that the times of its
+// files, in its tar, and its own are those of one making. Two descriptions of one making become one with the blobs of both.
 func (p *Pack) AddLayer(l Layer) {
 	if p.Layers == nil {
 		p.Layers = map[layer.ID]Layer{}
 	}
-	old, ok := p.Layers[l.ID]
-	if !ok {
-		p.Layers[l.ID] = l
-		return
+	if old, ok := p.Layers[l.ID]; ok {
+		switch c := compareLayers(old, l); {
+		case c > 0:
+			l = old
+		case c == 0:
+			l.Signatures = l.Signatures.with(old.Signatures)
+			l.Blobs = addBlobs(old.Blobs, l.Blobs)
+		}
 	}
-	// Which one stays does not depend on the order.
-	switch c := compareLayers(old, l); {
-	case c > 0:
-		old, l = l, old
-	case c == 0:
-		l.Signatures = l.Signatures.with(old.Signatures)
-	}
-	blobs := maps.Clone(old.Blobs)
+	p.Layers[l.ID] = l
+}
+
+// addBlobs returns the blobs of both. Which one of an encoding stays does not depend on the order.
+func addBlobs(old, added map[string]Blob) map[string]Blob {
+	blobs := maps.Clone(old)
 	if blobs == nil {
 		blobs = map[string]Blob{}
 	}
-	for encoding, b := range l.Blobs {
+	for encoding, b := range added {
 		if have, ok := blobs[encoding]; ok {
 			switch c := compareBlobs(have, b); {
 			case c > 0:
@@ -156,17 +159,14 @@ func (p *Pack) AddLayer(l Layer) {
 		}
 		blobs[encoding] = b
 	}
-	l.Blobs = blobs
-	if l.Manifest.Digest == "" && len(l.Signatures) == 0 {
-		l.Manifest = old.Manifest
-	}
-	p.Layers[l.ID] = l
+	return blobs
 }
 
-// compareLayers orders layers of one ID as compareRecords does records, and compareBlobs their blobs in one encoding.
+// compareLayers orders layers of one ID as compareRecords does records, and compareBlobs their blobs in one encoding. One without a manifest is
+// less than one with it.
 func compareLayers(a, b Layer) int {
-	return cmp.Or(compareSigned(a.Signatures, b.Signatures), a.Created.Compare(b.Created), cmp.Compare(a.Manifest.Digest, b.Manifest.Digest),
-		bytes.Compare(a.statement(), b.statement()))
+	return cmp.Or(compareSigned(a.Signatures, b.Signatures), cmp.Compare(min(len(a.Manifest.Digest), 1), min(len(b.Manifest.Digest), 1)),
+		a.Created.Compare(b.Created), cmp.Compare(a.Manifest.Digest, b.Manifest.Digest), bytes.Compare(a.statement(), b.statement()))
 }
 
 func compareBlobs(a, b Blob) int {
@@ -227,7 +227,14 @@ func (p *Pack) Has(other *Pack, slack time.Duration) bool {
 	}
 	for id, l := range other.Layers {
 		have, ok := p.Layers[id]
-		if !ok || !have.Signatures.covers(l.Signatures) {
+		if !ok {
+			return false
+		}
+		c := compareLayers(have, l)
+		if c > 0 {
+			continue
+		}
+		if c < 0 || !have.Signatures.covers(l.Signatures) {
 			return false
 		}
 		for encoding, b := range l.Blobs {
