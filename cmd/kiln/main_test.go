@@ -24,8 +24,9 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"kiln":      main,
-		"kiln-test": testMain,
+		"kiln":       main,
+		"kiln-test":  testMain,
+		"kiln-hasty": hasty,
 	})
 }
 

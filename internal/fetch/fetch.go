@@ -70,10 +70,14 @@ type Patience struct {
 	Pause time.Duration
 }
 
+// usual is what Usual returns.
+var usual = Patience{FirstByte: firstByte, Answer: prompt, Idle: idle, Pause: firstPause}
+
 // Usual returns what holds outside of tests.
-func Usual() Patience {
-	return Patience{FirstByte: firstByte, Answer: prompt, Idle: idle, Pause: firstPause}
-}
+func Usual() Patience { return usual }
+
+// SetUsual makes Usual return another patience. It is for tests of a whole program, which call it before anything is fetched.
+func SetUsual(p Patience) { usual = p }
 
 // Prompt returns the patience for a request that a server can answer at once: for a manifest, a token, the existence of a blob.
 func (p Patience) Prompt() Patience {
