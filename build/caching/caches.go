@@ -131,8 +131,8 @@ func (c *Caches) Created(ctx context.Context, id layer.ID) (time.Time, error) {
 	return time.Time{}, err
 }
 
-// imported returns a layer that an import has, unless the one with the same ID that is here was made at another time: that counts then, with
-// the times in its own tar, whether the import has been read by now or not.
+// imported returns a layer that an import has, unless the one with the same ID that is here was made at another time: that counts then,
+// with the times in its own tar, whether the import has been read by now or not.
 func (c *Caches) imported(ctx context.Context, id layer.ID) (l pack.Layer, ok bool) {
 	if c.cache == nil {
 		return l, false

@@ -124,8 +124,8 @@ func outputsOf(r Record) string {
 	return b.String()
 }
 
-// AddLayer adds a layer. Of two with one ID, which others have made at different times, the greater stays as a whole, so that the times of its
-// files, in its tar, and its own are those of one making. Two descriptions of one making become one with the blobs of both.
+// AddLayer adds a layer. Of two with one ID, made at different times, the greater stays as a whole, so that its time and those of the files
+// in its tar are of one making. Two descriptions of one making become one with the blobs of both.
 func (p *Pack) AddLayer(l Layer) {
 	if p.Layers == nil {
 		p.Layers = map[layer.ID]Layer{}
@@ -162,8 +162,8 @@ func addBlobs(old, added map[string]Blob) map[string]Blob {
 	return blobs
 }
 
-// compareLayers orders layers of one ID as compareRecords does records, and compareBlobs their blobs in one encoding. One without a manifest is
-// less than one with it.
+// compareLayers orders layers of one ID as compareRecords does records, and compareBlobs their blobs in one encoding. One without a manifest
+// is less than one with it.
 func compareLayers(a, b Layer) int {
 	return cmp.Or(compareSigned(a.Signatures, b.Signatures), cmp.Compare(min(len(a.Manifest.Digest), 1), min(len(b.Manifest.Digest), 1)),
 		a.Created.Compare(b.Created), cmp.Compare(a.Manifest.Digest, b.Manifest.Digest), bytes.Compare(a.statement(), b.statement()))

@@ -49,9 +49,9 @@ func (s Signatures) covers(other Signatures) bool {
 	return true
 }
 
-// compareSigned orders what has no signatures before what has some, so that writers without a key do not displace what others need. Who writes a
-// cache does not know which keys its readers trust, and verifies nothing: somebody who puts a signature there that is worth nothing can displace
-// what is truly signed. Those who verify then miss it, as they do if the same writer removes it.
+// compareSigned orders what has no signatures before what has some, so that writers without a key do not displace what others need. Who
+// writes a cache does not know which keys its readers trust, and verifies nothing: somebody who puts a signature there that is worth
+// nothing can displace what is truly signed. Those who verify then miss it, as they do if the same writer removes it.
 func compareSigned(a, b Signatures) int {
 	return cmp.Compare(min(len(a), 1), min(len(b), 1))
 }

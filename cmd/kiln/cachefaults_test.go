@@ -30,8 +30,8 @@ func hasty() {
 	main()
 }
 
-// sickRegistry is a registry. What goes wrong with it says the first part of a repository's name, which is none of its name: "well" nothing,
-// "busy" asks to come again later, once for each kind of request, and "full" always; "down" is not well; "mute" never answers for manifests,
+// sickRegistry is a registry. The first part of a repository's name says what goes wrong, and is left out then: with "well" nothing, "busy"
+// asks to come again later, once for each kind of request, and "full" always; "down" is not well; "mute" never answers for manifests,
 // "deaf" for what is sent to it, and "torn" for blobs after the first two.
 type sickRegistry struct {
 	name  string
