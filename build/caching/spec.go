@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -243,7 +242,7 @@ func (c *Caches) openExport(s Spec) error {
 		return err
 	}
 	for _, file := range s.keys {
-		if e.Key, err = signing.ReadPrivateKey(file, password); err != nil {
+		if e.Key, err = signing.ReadPrivateKey(file, signing.Password); err != nil {
 			return err
 		}
 	}
@@ -258,6 +257,3 @@ func (c *Caches) openExport(s Spec) error {
 	}
 	return nil
 }
-
-// password returns that of keys which cosign has encrypted.
-func password() (string, bool) { return os.LookupEnv(signing.PasswordVariable) }

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"slices"
 	"strings"
 
 	"github.com/secure-systems-lab/go-securesystemslib/encrypted"
@@ -113,6 +115,37 @@ func ReadPrivateKey(file string, password func() (string, bool)) (*PrivateKey, e
 		return nil, &KeyError{File: file, Problem: problem, Detail: detail}
 	}
 	return key, nil
+}
+
+// Password returns the password in PasswordVariable, for ReadPrivateKey.
+func Password() (string, bool) { return os.LookupEnv(PasswordVariable) }
+
+// ReadPrivateKeys reads private keys, with Password, each once. Errors are *KeyError.
+func ReadPrivateKeys(files []string) ([]*PrivateKey, error) {
+	var all []*PrivateKey
+	for _, file := range files {
+		key, err := ReadPrivateKey(file, Password)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(all, func(k *PrivateKey) bool { return k.Public().ID() == key.Public().ID() }) {
+			all = append(all, key)
+		}
+	}
+	return all, nil
+}
+
+// ReadPublicKeys reads public keys. Errors are *KeyError.
+func ReadPublicKeys(files []string) ([]*PublicKey, error) {
+	var all []*PublicKey
+	for _, file := range files {
+		key, err := ReadPublicKey(file)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, key)
+	}
+	return all, nil
 }
 
 // ReadPublicKey reads a public key: PKIX in PEM. Errors are *KeyError.
