@@ -86,11 +86,13 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 	}
 	// The registry had everything that the manifest refers to, and most verify that once more when it is put. Whatever is wrong, the rest
 	// shows it.
-	if c.takeNamed(r) == desc.Digest && c.tryManifest(ctx, r, id, top) == nil {
-		for _, b := range p.leaves {
-			o.Progress.Exists(b)
+	if c.takeNamed(r) == desc.Digest {
+		if _, err := c.tryManifest(ctx, r, id, top); err == nil {
+			for _, b := range p.leaves {
+				o.Progress.Exists(b)
+			}
+			return nil
 		}
-		return nil
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(blobsAtOnce)
@@ -245,18 +247,27 @@ func foreign(d ocispec.Descriptor) bool {
 
 // pushManifest puts a manifest under a tag or its digest (distribution-spec, "Pushing Manifests").
 func (c *Client) pushManifest(ctx context.Context, ref imagename.Name, id string, m pushManifest) error {
-	h, err := c.host(ref.Registry)
-	if err != nil {
-		return err
-	}
-	err = c.patience.Retry(ctx, func() error { return c.tryManifest(ctx, ref, id, m) })
-	return c.explain("push", ref, h, err)
+	_, err := c.putManifest(ctx, ref, id, m)
+	return err
 }
 
-func (c *Client) tryManifest(ctx context.Context, ref imagename.Name, id string, m pushManifest) error {
+// putManifest is pushManifest, and returns the header of the answer.
+func (c *Client) putManifest(ctx context.Context, ref imagename.Name, id string, m pushManifest) (header http.Header, err error) {
 	h, err := c.host(ref.Registry)
 	if err != nil {
+		return nil, err
+	}
+	err = c.patience.Retry(ctx, func() error {
+		header, err = c.tryManifest(ctx, ref, id, m)
 		return err
+	})
+	return header, c.explain("push", ref, h, err)
+}
+
+func (c *Client) tryManifest(ctx context.Context, ref imagename.Name, id string, m pushManifest) (http.Header, error) {
+	h, err := c.host(ref.Registry)
+	if err != nil {
+		return nil, err
 	}
 	ep := endpoint{host: h}
 	resp, err := h.do(ctx, request{
@@ -268,20 +279,20 @@ func (c *Client) tryManifest(ctx context.Context, ref imagename.Name, id string,
 		scopes: []string{pushScope(ref.Repository)},
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !succeeded(resp) {
 		status := fetch.NewStatusError(resp)
 		if confused(status) {
-			return &lostUpload{status}
+			return nil, &lostUpload{status}
 		}
-		return status
+		return nil, status
 	}
 	fetch.Drain(resp)
 	if got := resp.Header.Get("Docker-Content-Digest"); got != "" && got != string(m.desc.Digest) {
-		return fetch.Invalid("%s stored the manifest as %s instead of %s", h.addr, fetch.Quote(got), m.desc.Digest)
+		return nil, fetch.Invalid("%s stored the manifest as %s instead of %s", h.addr, fetch.Quote(got), m.desc.Digest)
 	}
-	return nil
+	return resp.Header, nil
 }
 
 // succeeded reports whether the status of an answer is in the class of successes. The specification has one status for each request, but

@@ -156,15 +156,8 @@ func Name(dir, ref string) string {
 
 func (l *Layout) target(ref string, platform ocispec.Platform) (ocispec.Descriptor, error) {
 	var none ocispec.Descriptor
-	data, err := l.read(ocispec.ImageIndexFile, cas.MaxManifest)
+	index, err := l.index()
 	if err != nil {
-		return none, err
-	}
-	var index ocispec.Index
-	if err := json.Unmarshal(data, &index); err != nil {
-		return none, fetch.Invalid("read %s: %w", ocispec.ImageIndexFile, err)
-	}
-	if err := image.CheckDescriptors(index.Manifests); err != nil {
 		return none, err
 	}
 	var names []string
@@ -262,4 +255,26 @@ func (l *Layout) Fetch(ctx context.Context, _ string, desc ocispec.Descriptor) (
 		return nil, l.wrap(err)
 	}
 	return cas.VerifyReader(ctxio.ReadCloser(ctx, f), desc, l.dir), nil
+}
+
+// Entries returns the entries of index.json. They may be anything that a layout holds.
+func (l *Layout) Entries() ([]ocispec.Descriptor, error) {
+	index, err := l.index()
+	if err != nil {
+		return nil, l.wrap(err)
+	}
+	return index.Manifests, nil
+}
+
+// index reads index.json.
+func (l *Layout) index() (*ocispec.Index, error) {
+	data, err := l.read(ocispec.ImageIndexFile, cas.MaxManifest)
+	if err != nil {
+		return nil, err
+	}
+	index := &ocispec.Index{}
+	if err := json.Unmarshal(data, index); err != nil {
+		return nil, fetch.Invalid("read %s: %w", ocispec.ImageIndexFile, err)
+	}
+	return index, image.CheckDescriptors(index.Manifests)
 }
