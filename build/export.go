@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/signature/attached"
 	"github.com/kilnbuild/kiln/store/images"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -192,14 +193,8 @@ func (j *Job) push(ctx context.Context, out output, a *exporter.Assembled, task 
 			}
 		}
 	}
-	for _, name := range out.names {
-		task.Note("pushing " + name)
-		err := j.builder.client.Push(ctx, source, name, a.Desc, registry.PushOptions{MountFrom: mounts, Progress: images.Uploads(task)})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	o := registry.PushOptions{MountFrom: mounts, Progress: images.Uploads(task)}
+	return attached.Push(ctx, j.builder.client, source, out.names, a.Desc, j.options.Export.Sign, o, task.Note)
 }
 
 // lazyBlobs fetches the blobs of base images, and of caches, only when a registry lacks them.

@@ -10,6 +10,7 @@ import (
 	"github.com/kilnbuild/kiln/build/sources"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/rootdir"
+	"github.com/kilnbuild/kiln/internal/signing"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver/session"
@@ -87,6 +88,8 @@ type Export struct {
 	Outputs []Output
 	// IIDFile is a file that the image's ID is written to; "" for none.
 	IIDFile string
+	// Sign are the keys that what is pushed is signed with.
+	Sign []*signing.PrivateKey
 	// Attest are attestations of the result.
 	Attest attestation.Options
 	// MetadataFile is a file for the digests and names of the result, as JSON; "" for none.

@@ -32,7 +32,7 @@ var allowed = map[string][]string{
 	"cmd/kiln": {"store", "doctor", "events", "internal", "llb"},
 	// What all commands need: the root directory with what works on it, and types of errors.
 	"cmd/kiln/internal/app":      {"cmd/kiln/internal/console", "cmd/kiln/internal/dialect", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/signals", "build", "build/contexts", "store", "store/images", "progress", "events", "internal", "parser", "registry", "solver"},
-	"cmd/kiln/internal/imagecmd": {"attestation", "attestation/slsa", "registry/layout", "cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/table", "cmd/kiln/internal/values", "store/images", "events", "exporter", "internal", "llb", "registry", "registry/auth", "registry/image"},
+	"cmd/kiln/internal/imagecmd": {"attestation", "attestation/slsa", "verify", "registry/layout", "cmd/kiln/internal/app", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/table", "cmd/kiln/internal/values", "store/images", "events", "exporter", "internal", "llb", "registry", "registry/auth", "registry/image"},
 	"cmd/kiln/internal/buildcmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/console", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "bake", "build", "build/confine", "build/contexts", "build/set", "build/sources", "compose", "events", "exporter", "internal", "llb", "progress", "registry/auth", "sandbox"},
 	"cmd/kiln/internal/runcmd":   {"cmd/kiln/internal/app", "cmd/kiln/internal/console", "cmd/kiln/internal/help", "cmd/kiln/internal/signals", "cmd/kiln/internal/values", "build/confine", "events", "internal", "run", "sandbox"},
 	// The user's terminal, for a program.
@@ -54,7 +54,7 @@ var allowed = map[string][]string{
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 
 	"build": {
-		"attestation", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/reproduce", "build/sources", "engine", "sbom", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
+		"attestation", "signature/attached", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/reproduce", "build/sources", "engine", "sbom", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
 		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
 	},
 	// How a build describes itself.
@@ -85,7 +85,7 @@ var allowed = map[string][]string{
 
 	// The root directory: store knows the parts that lie in it, and no part knows store.
 	"store":        {"cache", "events", "exporter", "history", "llb", "sandbox", "sbom", "snapshot", "snapshot/blob", "solver", "solver/explain", "internal"},
-	"store/images": {"attestation", "store", "events", "exporter", "snapshot", "snapshot/blob", "llb", "registry", "registry/image", "registry/layout", "internal"},
+	"store/images": {"attestation", "signature", "signature/attached", "store", "events", "exporter", "snapshot", "snapshot/blob", "llb", "registry", "registry/image", "registry/layout", "internal"},
 
 	"store/peek": {"attestation", "snapshot/blob", "llb", "internal"},
 
@@ -161,6 +161,11 @@ var allowed = map[string][]string{
 	"sbom/internal/rpm":      {"sbom/internal/found"},
 	"sbom/internal/spdx":     {"sbom/internal/found"},
 	"sbom/internal/system":   {"sbom/internal/found"},
+
+	// Signatures of images: their form, where they are kept, and what makes an image trusted.
+	"signature":          {"attestation", "internal"},
+	"signature/attached": {"signature", "registry", "registry/image", "registry/layout", "internal"},
+	"verify":             {"attestation", "attestation/slsa", "signature", "store/images", "registry/image", "internal"},
 
 	"exporter":        {"attestation", "snapshot/blob", "llb", "internal"},
 	"registry":        {"registry/auth", "registry/image", "internal"},

@@ -14,6 +14,8 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry/image"
 	"github.com/kilnbuild/kiln/registry/layout"
+	"github.com/kilnbuild/kiln/signature"
+	"github.com/kilnbuild/kiln/signature/attached"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -27,7 +29,9 @@ type Attested struct {
 	Images []AttestedImage
 
 	source attestedSource
-	close  func() error
+	// signatures is where its signatures are; nil if nobody knows.
+	signatures attached.Source
+	close      func() error
 }
 
 // AttestedImage is an image for one platform, with its attestations.
@@ -37,6 +41,8 @@ type AttestedImage struct {
 	Platform string
 	// Attestations are statements that were not read yet.
 	Attestations []StoredAttestation
+	// Entries are those of the index that have this digest: several if the index says that it is for several platforms.
+	Entries []ocispec.Descriptor
 }
 
 // StoredAttestation is a statement where it is kept.
@@ -84,7 +90,8 @@ func (set *Images) Attested(ctx context.Context, name, platform string, remote b
 		return nil, fmt.Errorf("%s: %w", a.Name, err)
 	}
 	if doc.Index == nil {
-		a.Images = []AttestedImage{{Digest: a.Digest}}
+		named.Target.MediaType = doc.MediaType
+		a.Images = []AttestedImage{{Digest: a.Digest, Entries: []ocispec.Descriptor{named.Target}}}
 		return a, nil
 	}
 	only := digest.Digest("")
@@ -113,25 +120,25 @@ func (set *Images) findAttested(ctx context.Context, a *Attested, name string, r
 			return "", err
 		}
 		a.close = l.Close
-		a.source = layoutSource{l, ref}
+		a.source, a.signatures = layoutSource{l, ref}, attached.Layout{Layout: l}
 		return name, nil
 	}
 	if !remote {
 		img, err := set.lookup(ctx, name)
 		if err == nil {
 			a.source = storeSource{set.store, img.Desc}
+			if r, err := set.Repository(name); err == nil {
+				a.signatures = r
+			}
 			return name, nil
 		}
 		if !errors.As(err, new(*cas.NotFoundError)) {
 			return "", err
 		}
 	}
-	ref, err := imagename.Parse(name)
-	if err != nil {
-		return "", &input.Error{Err: err}
-	}
-	a.source = registrySource{set, ref}
-	return ref.String(), nil
+	r, err := set.Repository(name)
+	a.source, a.signatures = registrySource{set, r.Name}, r
+	return r.Name.String(), err
 }
 
 // maxAttested is how many manifests of attestations are read of an index: several for each platform that there is.
@@ -144,11 +151,12 @@ func (a *Attested) index(ctx context.Context, entries []ocispec.Descriptor, only
 		if !cas.IsManifest(d.MediaType) || !attestation.IsImage(d) || only != "" && d.Digest != only {
 			continue
 		}
-		if _, twice := at[d.Digest]; twice {
+		if i, twice := at[d.Digest]; twice {
+			a.Images[i].Entries = append(a.Images[i].Entries, d)
 			continue
 		}
 		at[d.Digest] = len(a.Images)
-		img := AttestedImage{Digest: d.Digest}
+		img := AttestedImage{Digest: d.Digest, Entries: []ocispec.Descriptor{d}}
 		if d.Platform != nil {
 			img.Platform = image.PlatformName(*d.Platform)
 		}
@@ -172,6 +180,9 @@ func (a *Attested) index(ctx context.Context, entries []ocispec.Descriptor, only
 		if err == nil && doc.Manifest == nil {
 			err = errors.New("it is an index")
 		}
+		if err == nil && doc.Manifest.Subject != nil && doc.Manifest.Subject.Digest != of {
+			err = fmt.Errorf("they are listed as those of %s, and their subject is %s", of, doc.Manifest.Subject.Digest)
+		}
 		if err != nil {
 			return fmt.Errorf("read the attestations %s: %w", d.Digest, err)
 		}
@@ -185,25 +196,39 @@ func (a *Attested) index(ctx context.Context, entries []ocispec.Descriptor, only
 	return nil
 }
 
-// Read returns the bytes of an attestation.
-func (a *Attested) Read(ctx context.Context, s StoredAttestation) ([]byte, error) {
-	if s.Desc.Size > attestation.MaxStatement {
-		return nil, fmt.Errorf("read the attestation %s: one of more than %d MiB is not read", s.Desc.Digest, attestation.MaxStatement>>20)
-	}
-	rc, err := a.source.open(ctx, s.Desc)
+// Document returns a manifest of the image or of its index, verified.
+func (a *Attested) Document(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	return a.source.document(ctx, desc)
+}
+
+// Blob returns a blob of at most limit bytes, verified.
+func (a *Attested) Blob(ctx context.Context, desc ocispec.Descriptor, limit int64) ([]byte, error) {
+	rc, err := a.source.open(ctx, desc)
 	if err != nil {
 		return nil, err
 	}
 	defer rc.Close()
-	data, err := cas.ReadAll(rc, s.Desc, attestation.MaxStatement)
-	if err != nil {
-		return nil, fmt.Errorf("read the attestation %s: %w", s.Desc.Digest, err)
+	return cas.ReadAll(rc, desc, limit)
+}
+
+// Read returns the bytes of an attestation.
+func (a *Attested) Read(ctx context.Context, s StoredAttestation) (data []byte, err error) {
+	if s.Desc.Size > attestation.MaxStatement {
+		return nil, fmt.Errorf("read the attestation %s: one of more than %d MiB is not read", s.Desc.Digest, attestation.MaxStatement>>20)
 	}
-	return data, nil
+	if data, err = a.Blob(ctx, s.Desc, attestation.MaxStatement); err != nil {
+		err = fmt.Errorf("read the attestation %s: %w", s.Desc.Digest, err)
+	}
+	return data, err
 }
 
 // Close ends the reading.
 func (a *Attested) Close() error { return a.close() }
+
+// Signatures returns what may be signatures of the image. Those of an image of the store are in the registry that its name says.
+func (a *Attested) Signatures(ctx context.Context) ([]signature.Candidate, error) {
+	return attached.Find(ctx, a.signatures, a.Digest)
+}
 
 // storeSource is an image of the store.
 type storeSource struct {

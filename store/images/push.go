@@ -7,14 +7,16 @@ import (
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/internal/signing"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
+	"github.com/kilnbuild/kiln/signature/attached"
 	"github.com/kilnbuild/kiln/snapshot/blob"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Push sends an image of the store to its registry, its layers compressed by gzip.
-func (set *Images) Push(ctx context.Context, name string, s *events.Stream) error {
+// Push sends an image of the store to its registry, its layers compressed by gzip, and signs it with keys, if there are any.
+func (set *Images) Push(ctx context.Context, name string, keys []*signing.PrivateKey, s *events.Stream) error {
 	if _, err := set.root.Work(); err != nil {
 		return err
 	}
@@ -27,12 +29,12 @@ func (set *Images) Push(ctx context.Context, name string, s *events.Stream) erro
 		ref = name
 	}
 	task := s.Task(llb.Place{}, "pushing "+ref)
-	err = set.pushImage(events.With(ctx, task), img.Desc, ref, task)
+	err = set.pushImage(events.With(ctx, task), img.Desc, ref, keys, task)
 	task.Done(err)
 	return err
 }
 
-func (set *Images) pushImage(ctx context.Context, desc ocispec.Descriptor, ref string, task *events.Task) (err error) {
+func (set *Images) pushImage(ctx context.Context, desc ocispec.Descriptor, ref string, keys []*signing.PrivateKey, task *events.Task) (err error) {
 	ctx, _, end := AskPush(ctx, set.client, []string{ref})
 	defer func() { err = end(err) }()
 	gzip, err := blob.ParseCompression("gzip", "")
@@ -46,7 +48,16 @@ func (set *Images) pushImage(ctx context.Context, desc ocispec.Descriptor, ref s
 		return err
 	}
 	task.Note("digest " + desc.Digest.String())
-	return set.client.Push(ctx, set.store, ref, desc, registry.PushOptions{Progress: Uploads(task)})
+	return attached.Push(ctx, set.client, set.store, []string{ref}, desc, keys, registry.PushOptions{Progress: Uploads(task)}, task.Note)
+}
+
+// Repository returns the repository of an image's name, where its signatures are.
+func (set *Images) Repository(name string) (attached.Repository, error) {
+	ref, err := imagename.Parse(name)
+	if err != nil {
+		return attached.Repository{}, &input.Error{Err: err}
+	}
+	return attached.Repository{Client: set.client, Name: ref}, nil
 }
 
 // Pull brings an image for one platform into the store and gives it its name. The platform is that of the machine for "".

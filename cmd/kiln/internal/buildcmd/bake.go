@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/bake"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
@@ -28,6 +29,7 @@ type bakeFlags struct {
 	source                   sourceFlags
 	metadataFile, builder    string
 	repro                    reproducibleFlags
+	sign                     []string
 }
 
 // Bake returns the command of that name.
@@ -61,6 +63,7 @@ pattern of both; without any the target or group "default" is built.`,
 	flags.StringVar(&f.all.Provenance, "provenance", "", "`true|false|VALUES` provenance of all targets")
 	flags.StringVar(&f.all.SBOM, "sbom", "", "`true|false|VALUES` SBOM of all targets")
 	f.repro.add(flags)
+	values.SignFlag(flags, &f.sign)
 	help.Group(flags, "Result")
 	flags.BoolVar(&f.all.NoCache, "no-cache", false, "run every step, even if it is cached")
 	flags.BoolVar(&f.all.Pull, "pull", false, "check the registry for newer base images")
@@ -111,7 +114,7 @@ func (f *bakeFlags) run(a *app.App, cmd *cobra.Command, names []string) error {
 		a.Complain("no target has anything to build")
 		return nil
 	}
-	return buildTargets(a, cmd, targets, setFlags{progress: f.shown, metadataFile: f.metadataFile, repro: f.repro})
+	return buildTargets(a, cmd, targets, setFlags{progress: f.shown, metadataFile: f.metadataFile, repro: f.repro, sign: f.sign})
 }
 
 // load reads the definition.

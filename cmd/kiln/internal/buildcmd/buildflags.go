@@ -14,6 +14,8 @@ import (
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/internal/signing"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/spf13/pflag"
 )
@@ -208,6 +210,9 @@ type exportFlags struct {
 	iidFile, metadataFile      string
 	attestations               []string
 	provenance, sbom           string
+	// sign are files with keys, and signers keys that an image is signed with if it is pushed.
+	sign    []string
+	signers []*signing.PrivateKey
 }
 
 func (f *exportFlags) add(flags *pflag.FlagSet) {
@@ -219,6 +224,7 @@ func (f *exportFlags) add(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&f.attestations, "attest", nil, "`type=TYPE[,KEY=VALUE...]` attestation to attach: provenance or sbom")
 	flags.StringVar(&f.provenance, "provenance", "", "`true|KEY=VALUE,...` attach the provenance of the image: mode=min|max, version=v1|v0.2, builder-id=URI, inline-only=true, reproducible=true, complete-materials=true, anonymous=true")
 	flags.StringVar(&f.sbom, "sbom", "", "`true|generator=IMAGE` attach a software bill of materials")
+	values.SignFlag(flags, &f.sign)
 	flags.StringVar(&f.iidFile, "iidfile", "", "`FILE` write the image ID to FILE")
 	flags.StringVar(&f.metadataFile, "metadata-file", "", "`FILE` write the digests and names of the result to FILE, as JSON")
 }
@@ -247,6 +253,16 @@ func (f *exportFlags) read() (x build.Export, err error) {
 	}
 	if x.Outputs, err = values.Outputs(f.outputs, f.push, f.load); err != nil {
 		return x, err
+	}
+	if slices.ContainsFunc(x.Outputs, func(o build.Output) bool { return o.Type == build.OutputRegistry }) {
+		x.Sign = f.signers
+	} else if len(f.sign) > 0 {
+		return x, app.UsageErrorf("--sign: what is pushed is signed, and nothing is: give --push, or an output type=registry")
+	}
+	if len(f.sign) > 0 {
+		if x.Sign, err = signing.ReadPrivateKeys(f.sign); err != nil {
+			return x, &input.Error{Err: err}
+		}
 	}
 	if err := values.CheckDests(x.Outputs); err != nil {
 		return x, app.UsageErrorf("--output: %w", err)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
+	"github.com/kilnbuild/kiln/cmd/kiln/internal/values"
 	"github.com/kilnbuild/kiln/compose"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/rootdir"
@@ -26,7 +27,7 @@ type composeFlags struct {
 // composeBuildFlags are those of compose build.
 type composeBuildFlags struct {
 	push, pull, noCache, dependencies bool
-	args, agents                      []string
+	args, agents, sign                []string
 	memory                            string
 	shown                             progressFlags
 	source                            sourceFlags
@@ -71,11 +72,12 @@ func composeBuildCommand(a *app.App, f *composeFlags) *cobra.Command {
 				a.Complain("no service has anything to build")
 				return nil
 			}
-			return buildTargets(a, cmd, targets, setFlags{progress: b.shown, repro: b.repro})
+			return buildTargets(a, cmd, targets, setFlags{progress: b.shown, repro: b.repro, sign: b.sign})
 		}),
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&b.push, "push", false, "push the images")
+	values.SignFlag(flags, &b.sign)
 	flags.BoolVar(&b.pull, "pull", false, "check the registry for newer base images")
 	b.source.addLocked(flags)
 	flags.BoolVar(&b.noCache, "no-cache", false, "run every step, even if it is cached")

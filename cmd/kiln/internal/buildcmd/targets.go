@@ -22,6 +22,7 @@ import (
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/rootdir"
+	"github.com/kilnbuild/kiln/internal/signing"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/progress"
 	"github.com/kilnbuild/kiln/registry/auth"
@@ -87,6 +88,8 @@ type setFlags struct {
 	progress     progressFlags
 	metadataFile string
 	repro        reproducibleFlags
+	// sign are files with keys for all targets that are pushed.
+	sign []string
 }
 
 // request is a set of targets as members of a set of builds.
@@ -113,8 +116,13 @@ func newRequest(targets []target, flags *setFlags, proxies map[string]string, de
 			needed[name] = true
 		}
 	}
+	signers, err := signing.ReadPrivateKeys(flags.sign)
+	if err != nil {
+		return nil, &input.Error{Err: err}
+	}
 	add := func(t *target, member string) error {
 		t.flags.progress.explain, t.flags.repro = flags.progress.explain, flags.repro
+		t.flags.export.signers = signers
 		o, err := t.options(proxies)
 		if err == nil && flags.metadataFile != "" {
 			o.Export.MetadataProvenance, err = values.MetadataProvenance()
@@ -147,6 +155,9 @@ func newRequest(targets []target, flags *setFlags, proxies map[string]string, de
 		if err := add(&t, member); err != nil {
 			return nil, err
 		}
+	}
+	if len(flags.sign) > 0 && !slices.ContainsFunc(r.members, func(m set.Member) bool { return len(m.Options.Export.Sign) > 0 }) {
+		return nil, app.UsageErrorf("--sign: what is pushed is signed, and nothing is: give --push")
 	}
 	return r, nil
 }

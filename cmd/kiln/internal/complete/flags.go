@@ -24,6 +24,8 @@ func flagOf(command, flag string) source {
 		return cacheMounts
 	case "save --format":
 		return words("docker\tan OCI image layout that docker load reads", "oci\tan OCI image layout")
+	case "verify --format":
+		return words("text", "json")
 	case "show --format":
 		return words("text", "json", "raw")
 	case "show --type", "ls --type":
@@ -44,7 +46,7 @@ func flagOf(command, flag string) source {
 	switch flag {
 	case "root", "project-directory", "keep-failed":
 		return only(dirs)
-	case "file", "volume", "iidfile", "metadata-file", "env-file", "registry-ca":
+	case "file", "volume", "iidfile", "metadata-file", "env-file", "registry-ca", "sign", "key", "locked":
 		return only(files)
 	case "progress":
 		return words(progress.Modes...)

@@ -8,6 +8,8 @@ import (
 
 	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/internal/signing"
+	"github.com/spf13/pflag"
 	csvvalue "github.com/tonistiigi/go-csvvalue"
 )
 
@@ -88,6 +90,11 @@ func attestationFields(v string) (map[string]string, error) {
 		values[key] = value
 	}
 	return values, nil
+}
+
+// SignFlag adds --sign, with the files of keys for what is pushed.
+func SignFlag(flags *pflag.FlagSet, files *[]string) {
+	flags.StringArrayVar(files, "sign", nil, "`KEY` sign what is pushed with this private key, as cosign does; the password of an encrypted one is in $"+signing.PasswordVariable)
 }
 
 // metadataProvenance is the variable that says how much provenance --metadata-file has, as for buildx.
