@@ -152,7 +152,7 @@ func TestCacheFaults(t *testing.T) {
 			t.Parallel()
 			ctx, cancel := context.WithTimeout(t.Context(), kilntest.Hang)
 			defer cancel()
-			cache := s.name + "/" + fault + "/app:cache"
+			cache := s.name + "/" + fault + "/app-" + fault + ":cache"
 			top := t.TempDir()
 			out, err := faultsBuild(ctx, "kiln-hasty", filepath.Join(top, "root"), dir, "--cache-from", cache,
 				"--cache-to", "type=registry,mode=max,ref="+cache, "-o", filepath.Join(top, "out")).CombinedOutput()
