@@ -97,13 +97,15 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 		Pins: o.Pins, Store: b.store, Default: b.locked, Pull: o.Cache.Pull, TextOnly: o.Call == CallTargets, Relock: o.Call == CallLock,
 	})
 	j.onClose(func(context.Context) error { return j.store.Release() })
-	if reproducible := o.Reproducible; reproducible != nil && *reproducible || reproducible == nil && b.reproducible {
-		j.options.Run.Reproducible, j.options.Cache.FreshMounts = true, true
-		if err := reproduce.CheckCaches(o.Cache.From); err != nil {
-			return nil, err
-		}
+	c := &j.options.Cache
+	j.options.Run.Reproducible = o.Reproducible != nil && *o.Reproducible || o.Reproducible == nil && b.reproducible
+	c.FreshMounts, c.Off = c.FreshMounts || j.options.Run.Reproducible, c.Off || c.Twice
+	if j.options.Run.Reproducible {
 		j.options.Export.Attest = o.Export.Attest.Anonymously()
-		o = j.options
+	}
+	o = j.options
+	if err := reproduce.CheckCaches(o.Run.Reproducible, c.Twice, c.Verify, c.From, c.To); err != nil {
+		return nil, err
 	}
 	names, err := fullNames(o.Export.Tags)
 	if err != nil {
@@ -154,6 +156,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 		KeepFailed: o.OnFailure != nil,
 	})
 	j.onClose(j.steps.end)
+	j.explain.Tree = j.steps.layer
 	j.caches.Bring = j.steps.Bring
 	if o.Export.Attest.SBOM != nil {
 		j.attester.Scanning = j.scanner()
@@ -255,10 +258,8 @@ func (j *Job) run(ctx context.Context, res *Result) (err error) {
 	if err := j.lower(ctx, res); err != nil {
 		return err
 	}
-	if j.options.Run.Reproducible {
-		if err := reproduce.CheckHost(j.lowered.Images); err != nil {
-			return err
-		}
+	if err := reproduce.CheckHost(j.options.Run.Reproducible, j.lowered.Images); err != nil {
+		return err
 	}
 	if err := j.attester.CheckComplete(); err != nil {
 		return err
@@ -376,13 +377,15 @@ func (j *Job) solve(ctx context.Context, res *Result) error {
 		return nil
 	})
 	options := j.solving()
-	options.Demand, options.Parallelism, options.Verify = demand, parallelism, j.options.Cache.Verify
+	options.Demand, options.Parallelism, options.Verify, options.Twice = demand, parallelism, j.options.Cache.Verify, j.options.Cache.Twice
 	var err error
 	j.chains, err = solver.Solve(ctx, roots, options)
 	j.events.Detach(again)
-	res.Verified = again.All()
+	res.Verified, res.Twice = again.All(), options.Twice
 	if err != nil {
 		j.failed(ctx, res, err)
+	} else if options.Twice {
+		return reproduce.Same(res.Verified)
 	}
 	return err
 }

@@ -74,6 +74,8 @@ type Caching struct {
 	Pull bool
 	// Verify runs steps again that are cached, and tells whether they make the same; what is in the cache is used.
 	Verify bool
+	// Twice runs every step, and then once more. If one makes something else, the build fails, and nothing is exported.
+	Twice bool
 	// From are caches elsewhere that the build reads, in this order, and To those that it publishes.
 	From, To []caching.Spec
 }

@@ -32,6 +32,8 @@ type Result struct {
 	Materials []material.Material
 	// Verified are the steps that ran again for Caching.Verify.
 	Verified []reproduce.Step
+	// Twice says that they ran for Caching.Twice.
+	Twice bool
 	// Lock is what CallLock asks for.
 	Lock *sources.Relocked
 	// Outline and Targets are what CallOutline and CallTargets ask for.

@@ -70,6 +70,11 @@ func (s *steps) Files(ctx context.Context, r solver.Ref) (layer.Tree, error) {
 	return s.job.layers.Stack(ctx, ids)
 }
 
+// layer returns the files of one layer.
+func (s *steps) layer(ctx context.Context, l solver.Layer) (layer.Tree, error) {
+	return s.Files(ctx, solver.Ref{}.Push(l))
+}
+
 // end is called when no step runs any more. When ctx ends, what steps sent is no longer waited for.
 func (s *steps) end(ctx context.Context) error {
 	return errors.Join(s.Job.Close(), s.Executor.Close(ctx))

@@ -66,6 +66,8 @@ type Explainer interface {
 	Inputs(now, last []Input) (changes []events.Change, more int)
 	// Files compares what a step made with what it made before.
 	Files(now, last Layer) events.Files
+	// Kinds is Files, which also says in what the bytes of files differ.
+	Kinds(ctx context.Context, now, last Layer) events.Files
 }
 
 // VertexError is the failure of one vertex.
@@ -110,6 +112,8 @@ type Options struct {
 	Parallelism int
 	// Verify runs steps again that are cached, to see whether they make the same. The earlier result is used all the same.
 	Verify bool
+	// Twice runs each step a second time that runs, to see whether it makes the same. The first result is used.
+	Twice bool
 }
 
 // state is where a vertex is on its way. Changes go through solve.set alone, which keeps the counters right.
@@ -566,6 +570,11 @@ func (w *work) hit(ctx context.Context, r *Record) error {
 	if !w.opts.Verify {
 		return nil
 	}
+	return w.again(ctx, r)
+}
+
+// again runs a step again, and reports what is not as in its record.
+func (w *work) again(ctx context.Context, r *Record) error {
 	log, err := w.opts.Cache.NewLog()
 	if err != nil {
 		return err
@@ -581,7 +590,9 @@ func (w *work) hit(ctx context.Context, r *Record) error {
 		_, again.Error = events.Outcome(err)
 	} else if !slices.EqualFunc(made, r.Outputs, func(a, b Made) bool { return a.Output == b.Output && a.Content == b.Content }) {
 		again.Differs = true
-		if w.opts.Explain != nil {
+		if w.opts.Explain != nil && w.opts.Twice {
+			again.Files = w.opts.Explain.Kinds(ctx, first(made), first(r.Outputs))
+		} else if w.opts.Explain != nil {
 			again.Files = w.opts.Explain.Files(first(made), first(r.Outputs))
 		}
 	}
@@ -650,9 +661,22 @@ func (w *work) run(ctx context.Context, miss *Miss) (*Record, error) {
 		w.task.Emit(w.opts.Explain.Files(first(made), first(last.Outputs)))
 	}
 	if h, ok := w.opts.Cache.(LastBuild); ok {
-		return r, h.SetLast(w.vertex, w.key)
+		err = h.SetLast(w.vertex, w.key)
 	}
-	return r, nil
+	if err == nil && w.opts.Twice {
+		err = w.second(ctx, r)
+	}
+	return r, err
+}
+
+// second runs a step a second time, in another second of the clock than the first, so that times that are written are not the same.
+func (w *work) second(ctx context.Context, r *Record) error {
+	select {
+	case <-time.After(time.Until(r.Started.Truncate(time.Second).Add(time.Second))):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return w.again(ctx, r)
 }
 
 // missed returns the event that says why the step runs.

@@ -1,6 +1,7 @@
 package reproduce
 
 import (
+	"fmt"
 	"sync"
 
 	"github.com/kilnbuild/kiln/events"
@@ -13,6 +14,20 @@ type Step struct {
 	Step string
 	// Again is what came of it.
 	Again events.Again
+}
+
+// Same returns an error if a step made something else when it ran again.
+func Same(steps []Step) error {
+	differ := 0
+	for _, s := range steps {
+		if s.Again.Differs || s.Again.Error != "" {
+			differ++
+		}
+	}
+	if differ == 0 {
+		return nil
+	}
+	return fmt.Errorf("the image is not reproducible: %d of %d steps made something else when they ran again; nothing is exported", differ, len(steps))
 }
 
 // Steps collects the steps that ran again. It is an events.Sink.

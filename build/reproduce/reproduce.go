@@ -4,6 +4,7 @@ package reproduce
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/kilnbuild/kiln/build/caching"
 	"github.com/kilnbuild/kiln/frontend"
@@ -13,16 +14,24 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/blob"
 )
 
-// CheckCaches returns an *input.Error if a build cannot import what caches are asked for: its cache mounts begin empty, since what is left in
-// one depends on earlier builds.
-func CheckCaches(from []caching.Spec) error {
-	for _, s := range from {
-		if len(s.Mounts) > 0 {
-			return &input.Error{Err: errors.New("--cache-from with mounts= does nothing for a reproducible build, whose cache mounts begin empty: " +
-				"leave out mounts=, or give --reproducible=false")}
-		}
+// CheckCaches returns an *input.Error if a build cannot use caches as it is asked to. The cache mounts of one that is reproducible begin
+// empty, since what is left in one depends on earlier builds. One that runs steps twice takes nothing from the cache, and publishes none
+// before it has ended.
+func CheckCaches(reproducible, twice, verify bool, from, to []caching.Spec) error {
+	mounts := func(s caching.Spec) bool { return len(s.Mounts) > 0 }
+	var text string
+	switch {
+	case reproducible && slices.ContainsFunc(from, mounts):
+		text = "--cache-from with mounts= does nothing for a reproducible build, whose cache mounts begin empty: " +
+			"leave out mounts=, or give --reproducible=false"
+	case twice && len(to) > 0:
+		text = "--check-reproducible publishes no cache: leave out --cache-to"
+	case twice && verify:
+		text = "--check-reproducible uses no cached step: leave out --verify-cache"
+	default:
+		return nil
 	}
-	return nil
+	return &input.Error{Err: errors.New(text)}
 }
 
 // Date has all times in the layers of an output written as SOURCE_DATE_EPOCH. given says that the user has set rewrite-timestamp.
@@ -34,8 +43,11 @@ func Date(layers *blob.Encoding, given bool) error {
 	return nil
 }
 
-// CheckHost returns an *input.Error if the result of a step could depend on this host.
-func CheckHost(images []frontend.Image) error {
+// CheckHost returns an *input.Error if the result of a step of a reproducible build could depend on this host.
+func CheckHost(reproducible bool, images []frontend.Image) error {
+	if !reproducible {
+		return nil
+	}
 	if ns, err := userns.Current(); err != nil || !ns.Single() {
 		return err
 	}

@@ -22,6 +22,8 @@ type Layers interface {
 // what made the difference.
 type Explainer struct {
 	Layers Layers
+	// Tree returns the files of a layer; nil if they are not looked at.
+	Tree func(context.Context, solver.Layer) (layer.Tree, error)
 	// BuildArgs are those of the build. Values of variables for which IsSecret reports true are hidden; nil is for none.
 	BuildArgs map[string]string
 	IsSecret  func(variable string) bool
@@ -176,6 +178,9 @@ func changes(a, b *layer.Manifest, say func(events.FileChange)) {
 	}
 }
 
+// content names a difference in the bytes of a file.
+const content = "content"
+
 // difference says in what two entries of one path differ, times aside.
 func difference(x, y layer.Entry) (what []string) {
 	add := func(differs bool, name string) {
@@ -184,7 +189,7 @@ func difference(x, y layer.Entry) (what []string) {
 		}
 	}
 	add(x.Type != y.Type, "type")
-	add(x.Digest != y.Digest, "content")
+	add(x.Digest != y.Digest, content)
 	add(x.Mode != y.Mode, "mode")
 	add(x.UID != y.UID || x.GID != y.GID, "owner")
 	add(x.Link != y.Link, "link")

@@ -177,6 +177,7 @@ type cachingFlags struct {
 	off    values.NoCache
 	offFor []string
 	verify bool
+	twice  bool
 	pull   bool
 	from   []string
 	to     []string
@@ -191,11 +192,12 @@ func (f *cachingFlags) add(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&f.to, "cache-to", nil, "`CACHE` to publish: type=registry,ref=NAME, type=local,dest=DIRECTORY, type=s3,bucket=NAME,region=REGION, type=azblob,account_url=URL, type=gha or type=inline; "+
 		"mode=max exports all steps, not only those in the image; sign=KEY signs them; mounts=ID;... or all exports the files of cache mounts")
 	flags.BoolVar(&f.verify, "verify-cache", false, "run cached steps again, and report those with another result")
+	flags.BoolVar(&f.twice, "check-reproducible", false, "run every step twice, and fail, exporting nothing, if one makes something else: names the files and the kinds of difference")
 	flags.BoolVar(&f.pull, "pull", false, "check the registry for newer base images")
 }
 
 func (f *cachingFlags) read() (c build.Caching, err error) {
-	c = build.Caching{Off: f.off.Steps, OffFor: values.Lists(f.offFor), FreshMounts: f.off.Mounts, Verify: f.verify, Pull: f.pull}
+	c = build.Caching{Off: f.off.Steps, OffFor: values.Lists(f.offFor), FreshMounts: f.off.Mounts, Verify: f.verify, Twice: f.twice, Pull: f.pull}
 	if c.From, err = values.Caches(f.from, false); err != nil {
 		return c, err
 	}

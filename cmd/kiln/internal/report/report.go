@@ -39,7 +39,10 @@ func Verified(to io.Writer, r *build.Result) {
 		return
 	}
 	var b strings.Builder
-	differ := 0
+	differ, what := 0, "cached step"
+	if r.Twice {
+		what = "step"
+	}
 	for _, v := range r.Verified {
 		differences := progress.Differences(v.Again)
 		if len(differences) == 0 {
@@ -51,5 +54,5 @@ func Verified(to io.Writer, r *build.Result) {
 			fmt.Fprintf(&b, "    %s\n", termtext.Line(d))
 		}
 	}
-	_, _ = fmt.Fprintf(to, "\n%s ran again, %d made something else\n%s", Count(len(r.Verified), "cached step"), differ, b.String())
+	_, _ = fmt.Fprintf(to, "\n%s ran again, %d made something else\n%s", Count(len(r.Verified), what), differ, b.String())
 }
