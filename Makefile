@@ -61,12 +61,15 @@ lint:
 TOOLS     := $(CURDIR)/.tools
 # buildx is asked what it reads of the images that kiln makes.
 BUILDX    := -ldflags "-X github.com/docker/buildx/version.Version=v0.33.0" github.com/docker/buildx/cmd/buildx@v0.33.0
+# cosign verifies what kiln signs, and signs what kiln verifies.
+COSIGN    := github.com/sigstore/cosign/v2/cmd/cosign@v2.6.5
 VERSITYGW := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 AZURITE   := azurite@3.37.0
 e2e: build
 	@$(call need,busybox-static docker-registry mmdebstrap openssh-client podman qemu-user-static skopeo umoci)
 	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(VERSITYGW)
 	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(BUILDX)
+	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(COSIGN)
 	@command -v npm >/dev/null || { $(call need,nodejs npm); }
 	npm install --silent --no-audit --no-fund --prefix $(TOOLS) $(AZURITE)
 	KILN=$(CURDIR)/kiln TOOLS=$(TOOLS) go test -tags e2e -count=1 -timeout 2h -v ./e2e ./e2e/caches
