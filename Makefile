@@ -9,7 +9,7 @@ FUZZLONG    := ./cache/pack/*|./frontend/*|./internal/gunzip/*|./internal/ignore
 # $(call need,PACKAGES) installs Debian packages unless they are all there.
 need = dpkg --status $(1) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1); }
 
-.PHONY: help build install image demo test lint e2e vm torture fuzz conformance bench
+.PHONY: help build install image demo test lint e2e repro vm torture fuzz conformance bench
 help:
 	@echo "make build         ./kiln, one static binary"
 	@echo "make install       kiln, its manual pages, and completion for shells, into PREFIX ($(PREFIX)) below DESTDIR"
@@ -17,6 +17,7 @@ help:
 	@echo "make demo          build an example, look at it, build it again"
 	@echo "make test          vet, staticcheck, and the tests of every package"
 	@echo "make e2e           real images from real package registries, and kiln's own; about twenty minutes"
+	@echo "make repro         the same images in eight surroundings, as --reproducible promises; LONG=1 more of them, and 30 times"
 	@echo "make vm            kiln on the kernel of Debian's cloud images, or on KERNELS, in a virtual machine; about two minutes. ARCH=arm64"
 	@echo "make torture       hostile archives, faults, kills and full disks; LONG=1 for many rounds, and for large ones"
 	@echo "make fuzz          every fuzz target, for FUZZTIME ($(FUZZTIME)) or FUZZREST ($(FUZZREST))"
@@ -72,7 +73,12 @@ e2e: build
 	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(COSIGN)
 	@command -v npm >/dev/null || { $(call need,nodejs npm); }
 	npm install --silent --no-audit --no-fund --prefix $(TOOLS) $(AZURITE)
-	KILN=$(CURDIR)/kiln TOOLS=$(TOOLS) go test -tags e2e -count=1 -timeout 2h -v ./e2e ./e2e/caches
+	KILN=$(CURDIR)/kiln TOOLS=$(TOOLS) go test -tags e2e -count=1 -timeout 2h -v -skip '^TestReproducible$$' ./e2e ./e2e/caches
+
+# CONFORM holds conformance/cases, of which some are built as well.
+repro: build
+	@$(call need,busybox-static docker-registry git mmdebstrap python3 uidmap util-linux xfsprogs)
+	KILN=$(CURDIR)/kiln CONFORM=$(abspath $(CONFORM)) KILN_LONG=$(LONG) go test -tags e2e -count=1 -timeout 2h -v -run '^TestReproducible$$' ./e2e
 
 # ARCH is amd64, or arm64, which takes about four minutes; there the packages' own tests run only with TESTS=1. KERNELS
 # are directories of unpacked kernel packages, separated by colons; without it Debian's is downloaded.
