@@ -6,10 +6,11 @@ import (
 	"fmt"
 
 	"github.com/kilnbuild/kiln/internal/gunzip"
+	"github.com/kilnbuild/kiln/internal/zstdframes"
 )
 
 // MembersType is the media type of a table of members: a blob that says where the independent parts of another blob are, which is the tar of
-// a layer compressed with gzip. With it, and the manifest of the layer, the bytes of one file can be fetched alone.
+// a layer compressed with gzip or zstd. With it, and the manifest of the layer, the bytes of one file can be fetched alone.
 const MembersType = "application/vnd.kiln.cache.members.v1"
 
 // membersHeader begins a table of members.
@@ -18,6 +19,7 @@ const membersHeader = "kiln cache members 1\n"
 // The limits of a table: a layer of 64 GiB has at most 131,072 members.
 const (
 	maxMembers = 1 << 18
+	maxMember  = max(gunzip.MaxSized, zstdframes.MaxSize) // bytes, in the blob and in the tar
 	// MaxMembersSize bounds a table in bytes.
 	MaxMembersSize = int64(len(membersHeader) + binary.MaxVarintLen64 + maxMembers*2*binary.MaxVarintLen32)
 )
@@ -48,7 +50,7 @@ func DecodeMembers(table []byte, size int64) (Members, error) {
 	d := table[len(membersHeader):]
 	next := func() int64 {
 		v, n := binary.Uvarint(d)
-		if n <= 0 || v > gunzip.MaxSized {
+		if n <= 0 || v > maxMember {
 			d = nil
 			return -1
 		}
@@ -62,7 +64,7 @@ func DecodeMembers(table []byte, size int64) (Members, error) {
 	members, total := make(Members, n), int64(0)
 	for i := range members {
 		m := gunzip.Member{Size: next(), Data: next()}
-		if m.Size < gunzip.MinSized || m.Data < 0 {
+		if m.Size <= 0 || m.Data < 0 {
 			return nil, fmt.Errorf("member %d of a table is invalid", i)
 		}
 		members[i] = m

@@ -42,8 +42,8 @@ func TestMembers(t *testing.T) {
 	for name, bad := range map[string][]byte{
 		"nothing": nil, "another version": bytes.Replace(table, []byte("1\n"), []byte("2\n"), 1), "cut off": table[:len(table)-1],
 		"longer": append(slices.Clip(table), 0), "many": binary.AppendUvarint([]byte(membersHeader), 1<<60),
-		"a member without a header": EncodeMembers([]gunzip.Member{{Size: 1, Data: 1}, {Size: 379, Data: 1}}),
-		"a member too large":        EncodeMembers([]gunzip.Member{{Size: 380, Data: gunzip.MaxSized + 1}, {}}),
+		"a member of nothing": EncodeMembers([]gunzip.Member{{Size: 0, Data: 1}, {Size: 380, Data: 1}}),
+		"a member too large":  EncodeMembers([]gunzip.Member{{Size: 1, Data: maxMember + 1}, {Size: 379}}),
 	} {
 		if _, err := DecodeMembers(bad, 380); err == nil {
 			t.Errorf("%s: no error", name)

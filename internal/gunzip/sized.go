@@ -50,13 +50,13 @@ type Member struct {
 	Data int64 // how many bytes it is decompressed to
 }
 
-// MinSized is the fewest bytes that a member with a size may have: those of no data have three more.
-const MinSized = int64(headerSize + trailerSize)
+// minSized is the fewest bytes that a member with a size may have: those of no data have three more.
+const minSized = int64(headerSize + trailerSize)
 
 // ReadMember reads from the trailer of a member with a size, which begins at offset, how much data it has.
 func ReadMember(r io.ReaderAt, offset, size int64) (Member, error) {
 	var length [4]byte
-	if size < MinSized {
+	if size < minSized {
 		return Member{}, gzip.ErrHeader
 	}
 	if _, err := r.ReadAt(length[:], offset+size-int64(len(length))); err != nil {

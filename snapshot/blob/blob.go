@@ -133,7 +133,8 @@ func (s Store) Earlier(dir string, f Encoding) *Earlier {
 	if plain, found := s.Find(dir, f.Plain()); !ok && found {
 		have, ok = s.compressed(plain.Desc, f.Compression)
 	}
-	if !ok || have.pieces == "" {
+	of := formatOf(have.Desc.MediaType)
+	if !ok || of == nil {
 		return nil
 	}
 	path, err := s.CAS.Path(have.Desc.Digest)
@@ -144,7 +145,7 @@ func (s Store) Earlier(dir string, f Encoding) *Earlier {
 	if err != nil {
 		return nil
 	}
-	return &Earlier{parsePieces(have.pieces, file), file}
+	return &Earlier{of.parsePieces(have.pieces, file), file}
 }
 
 // Close frees the descriptor.

@@ -3,9 +3,6 @@ package blob
 import (
 	"fmt"
 	"io"
-
-	"github.com/klauspost/compress/zstd"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // plainWriter is a compressor that does not compress.
@@ -19,20 +16,13 @@ func (plainWriter) Close() error { return nil }
 const gzipLevel = 6
 
 func compressor(w io.Writer, c Compression, old *pieces) (io.WriteCloser, string, error) {
-	switch c.Type {
-	case "gzip":
-		level := c.Level
-		if level < 0 {
-			level = gzipLevel
-		}
-		return newGzipWriter(w, level, old), ocispec.MediaTypeImageLayerGzip, nil
-	case "zstd":
-		level := zstd.SpeedDefault
-		if c.Level >= 0 {
-			level = zstd.EncoderLevelFromZstd(c.Level)
-		}
-		z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(level))
-		return z, ocispec.MediaTypeImageLayerZstd, err
+	f, ok := formats[c.Type]
+	if !ok {
+		return nil, "", fmt.Errorf("BUG: no compression %q", c.Type)
 	}
-	return nil, "", fmt.Errorf("BUG: no compression %q", c.Type)
+	level := c.Level
+	if level < 0 && c.Type == "gzip" {
+		level = gzipLevel
+	}
+	return newBlockWriter(w, f, level, old), f.mediaType, nil
 }

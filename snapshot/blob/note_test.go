@@ -24,8 +24,8 @@ func TestNoteOfAnotherVersion(t *testing.T) {
 	dir := t.TempDir()
 	f := Encoding{Compression: Compression{Type: "gzip", Level: -1}}
 	note := filepath.Join(dir, NoteName(f))
-	now := formatPieces(nil)
-	for pieces, found := range map[string]bool{now: true, strings.Replace(now, blocksVersion, "1", 1): false, "": false} {
+	now := formats["gzip"].text(nil)
+	for pieces, found := range map[string]bool{now: true, strings.Replace(now, formats["gzip"].version, "1", 1): false, "": false} {
 		if err := os.WriteFile(note, Blob{Desc: desc, DiffID: desc.Digest, pieces: pieces}.Note(), 0o600); err != nil {
 			t.Fatal(err)
 		}
