@@ -25,12 +25,9 @@ func TestSigning(t *testing.T) {
 	write("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")
 	// With it, cosign asks no server for roots that keys have no need of.
 	write("root.json", `{"mediaType":"application/vnd.dev.sigstore.trustedroot+json;version=0.1"}`)
-	verify := func(what, key, image string) []string {
+	verify := func(what, key, image string, more ...string) []string {
 		args := []string{what, "--key", filepath.Join(dir, key), "--insecure-ignore-tlog=true", "--trusted-root", filepath.Join(dir, "root.json"), image}
-		if what == "verify-attestation" {
-			args = append(args, "--type", "https://sigstore.dev/cosign/sign/v1")
-		}
-		return args
+		return append(args, more...)
 	}
 	command(t, cosign, "generate-key-pair", "--output-key-prefix", filepath.Join(dir, "theirs"))
 	command(t, "openssl", "genpkey", "-algorithm", "ed25519", "-out", filepath.Join(dir, "other.key"))
@@ -43,7 +40,7 @@ func TestSigning(t *testing.T) {
 			command(t, "openssl", append([]string{"genpkey", "-out", key}, options...)...)
 			command(t, "openssl", "pkey", "-in", key, "-pubout", "-out", public)
 			image, copied := registry+"/signed-"+kind, registry+"/copied-"+kind
-			command(t, kilnPath, "build", "-q", "--platform", "linux/amd64,linux/arm64", "--provenance=true", "--label", "kind="+kind,
+			command(t, kilnPath, "build", "-q", "--platform", "linux/amd64,linux/arm64", "--provenance=true", "--sbom=true", "--label", "kind="+kind,
 				"--sign", key, "-t", image+":v1", "--push", dir)
 			var report struct{ Digest string }
 			if err := json.Unmarshal([]byte(command(t, kilnPath, "verify", "--key", public, "--provenance", "--format", "json", image+":v1")), &report); err != nil {
@@ -51,7 +48,12 @@ func TestSigning(t *testing.T) {
 			}
 			// The bundle; and the other form, in a repository that has no bundle.
 			command(t, cosign, verify("verify", kind+".pub", image+":v1")...)
-			command(t, cosign, verify("verify-attestation", kind+".pub", image+":v1")...)
+			for predicate, want := range map[string]int{"https://sigstore.dev/cosign/sign/v1": 1, "slsaprovenance1": 2, "spdxjson": 2} {
+				out := command(t, cosign, verify("verify-attestation", kind+".pub", image+":v1", "--type", predicate)...)
+				if n := strings.Count(out, `{"payload":`); n != want {
+					t.Errorf("cosign verifies %d statements of the type %s, and there are %d", n, predicate, want)
+				}
+			}
 			tag := ":" + strings.Replace(report.Digest, ":", "-", 1) + ".sig"
 			for _, suffix := range []string{":v1", tag} {
 				command(t, "skopeo", "copy", "-q", "--all", "--src-tls-verify=false", "--dest-tls-verify=false", "docker://"+image+suffix, "docker://"+copied+suffix)

@@ -164,7 +164,7 @@ var allowed = map[string][]string{
 
 	// Signatures of images: their form, where they are kept, and what makes an image trusted.
 	"signature":          {"attestation", "internal"},
-	"signature/attached": {"signature", "registry", "registry/image", "registry/layout", "internal"},
+	"signature/attached": {"attestation", "signature", "registry", "registry/image", "registry/layout", "internal"},
 	"verify":             {"attestation", "attestation/slsa", "signature", "store/images", "registry/image", "internal"},
 
 	"exporter":        {"attestation", "snapshot/blob", "llb", "internal"},

@@ -132,21 +132,36 @@ func (f *finder) referrers() error {
 			return nil
 		}
 		c := signature.Candidate{Form: signature.Bundled, From: "bundle " + d.Digest.Encoded()[:12]}
-		if err := f.bundle(d, &c); err != nil {
+		switch err := f.bundle(d, &c); {
+		case errors.Is(err, errOtherStatement):
+		case err != nil:
 			return err
+		default:
+			f.found = append(f.found, c)
 		}
-		f.found = append(f.found, c)
 	}
 	return nil
 }
 
-// mayBeBundle reports whether an entry of a list of referrers may be a bundle. Some registries take the type of the config for that of an
-// artifact.
+// errOtherStatement is a bundle that says of itself that it is something else than a signature, such as an attestation.
+var errOtherStatement = errors.New("it is not a signature")
+
+// other reports whether annotations say that a bundle is something else than a signature. Whoever changes them could as well remove it.
+func other(annotations map[string]string) bool {
+	predicate := annotations[predicateAnnotation]
+	return predicate != "" && predicate != signature.PredicateType
+}
+
+// mayBeBundle reports whether an entry of a list of referrers may be a bundle with a signature. Some registries take the type of the config
+// for that of an artifact.
 func mayBeBundle(d ocispec.Descriptor) bool {
+	if other(d.Annotations) {
+		return false
+	}
 	return d.ArtifactType == "" || d.ArtifactType == ocispec.MediaTypeEmptyJSON || strings.HasPrefix(d.ArtifactType, bundleTypes)
 }
 
-// bundle reads the bundle of a manifest.
+// bundle reads the bundle of a manifest. The error is that of the source, or errOtherStatement.
 func (f *finder) bundle(d ocispec.Descriptor, c *signature.Candidate) error {
 	if d.Size > cas.MaxManifest {
 		c.Err = image.ErrTooLarge
@@ -166,6 +181,8 @@ func (f *finder) bundle(d ocispec.Descriptor, c *signature.Candidate) error {
 		c.Err = err
 	case doc.Manifest.Subject == nil || doc.Manifest.Subject.Digest != f.image:
 		c.Err = errors.New("it is listed as a signature of the image, and its subject is another")
+	case other(doc.Manifest.Annotations):
+		return errOtherStatement
 	case len(doc.Manifest.Layers) != 1:
 		c.Err = fmt.Errorf("it has %d layers, and not one with a bundle", len(doc.Manifest.Layers))
 	case doc.Manifest.Layers[0].MediaType != signature.BundleMediaType:

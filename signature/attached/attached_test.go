@@ -116,7 +116,7 @@ func TestSign(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 2 {
-			if err := r.Sign(t.Context(), desc, []*signing.PrivateKey{one, two}); err != nil {
+			if err := r.Sign(t.Context(), desc, store, []*signing.PrivateKey{one, two}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -62,7 +62,7 @@ func Push(
 			return err
 		}
 		note("signing " + at)
-		if err := r.Sign(ctx, desc, keys); err != nil {
+		if err := r.Sign(ctx, desc, blobs, keys); err != nil {
 			return &UnsignedError{at, err}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/kilnbuild/kiln/internal/signing"
+	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/registry/image"
 	"github.com/kilnbuild/kiln/signature"
 	digest "github.com/opencontainers/go-digest"
@@ -26,12 +27,24 @@ const (
 // emptyConfig is the config of a manifest that is no image (image-spec, manifest.md, "Guidance for an Empty Descriptor").
 const emptyConfig = "{}"
 
-// Sign signs an image of the repository with keys, in both forms, beside the signatures that it has. Signing an image again with the same
-// key changes nothing. Errors are those of the registry or of a key.
-func (r Repository) Sign(ctx context.Context, desc ocispec.Descriptor, keys []*signing.PrivateKey) error {
-	for _, key := range keys {
-		if err := r.bundle(ctx, desc, key); err != nil {
-			return err
+// Sign signs an image of the repository, whose blobs can be read, with keys: in both forms, beside the signatures that it has, and its
+// attestations, each as a bundle. Signing an image again with the same key changes nothing. Errors are those of the registry, of blobs or of
+// a key.
+func (r Repository) Sign(ctx context.Context, desc ocispec.Descriptor, blobs registry.Blobs, keys []*signing.PrivateKey) error {
+	self, err := signature.Statement(desc.Digest)
+	if err != nil {
+		return err
+	}
+	statements := []statement{{signature.PredicateType, self}}
+	more, err := attested(desc, blobs)
+	if err != nil {
+		return err
+	}
+	for _, s := range append(statements, more...) {
+		for _, key := range keys {
+			if err := r.bundle(ctx, desc, s, key); err != nil {
+				return err
+			}
 		}
 	}
 	return r.simple(ctx, desc.Digest, keys)
@@ -48,7 +61,7 @@ func (r Repository) SignNamed(ctx context.Context, keys []*signing.PrivateKey) (
 		return "", fmt.Errorf("%s: %w", r.Name, err)
 	}
 	desc := ocispec.Descriptor{MediaType: doc.MediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
-	if err := r.Sign(ctx, desc, keys); err != nil {
+	if err := r.Sign(ctx, desc, remoteBlobs{ctx, r}, keys); err != nil {
 		return "", fmt.Errorf("sign %s: %w", r.Name, err)
 	}
 	return r.at("", desc.Digest), nil
@@ -61,20 +74,16 @@ func (r Repository) put(ctx context.Context, mediaType string, data []byte) (oci
 	return desc, err
 }
 
-// bundle puts the bundle of one key into the repository.
-func (r Repository) bundle(ctx context.Context, of ocispec.Descriptor, key *signing.PrivateKey) error {
-	statement, err := signature.Statement(of.Digest)
-	if err != nil {
-		return err
-	}
-	data, err := signature.Bundle(key, statement)
+// bundle puts the bundle of a statement by one key into the repository.
+func (r Repository) bundle(ctx context.Context, of ocispec.Descriptor, s statement, key *signing.PrivateKey) error {
+	data, err := signature.Bundle(key, s.text)
 	if err != nil {
 		return err
 	}
 	m := ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: signature.BundleMediaType,
 		Subject:     &ocispec.Descriptor{MediaType: of.MediaType, Digest: of.Digest, Size: of.Size},
-		Annotations: map[string]string{contentAnnotation: contentEnvelope, predicateAnnotation: signature.PredicateType},
+		Annotations: map[string]string{contentAnnotation: contentEnvelope, predicateAnnotation: s.predicateType},
 	}
 	if m.Config, err = r.put(ctx, ocispec.MediaTypeEmptyJSON, []byte(emptyConfig)); err != nil {
 		return err
