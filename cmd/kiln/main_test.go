@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -85,6 +86,10 @@ func cmdStatus(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func TestSignals(t *testing.T) {
+	// A command that is started with SIGHUP ignored, as by nohup(1), ignores it. One that this process handles is not ignored by commands.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	for _, tc := range []struct {
 		name   string
 		args   []string
