@@ -195,6 +195,7 @@ func TestExecKey(t *testing.T) {
 		{"Hostname", func(e *llb.Exec) { e.Hostname = "" }, false},
 		{"ShmSize", func(e *llb.Exec) { e.ShmSize = 2 }, false},
 		{"CgroupParent", func(e *llb.Exec) { e.CgroupParent = "" }, false},
+		{"Reproducible", func(e *llb.Exec) { e.Reproducible = true }, false},
 		{"Devices", func(e *llb.Exec) { e.Devices = nil }, false},
 		{"Proxy", func(e *llb.Exec) { e.Proxy = nil }, true},
 		{"Shell", func(e *llb.Exec) { e.Shell = []string{"/bin/bash"} }, true}, // only what looks at a failed step uses it
