@@ -276,7 +276,7 @@ func (l *lfs) findBySSH(ctx context.Context) (*endpoint, error) {
 	var out answer
 	k := call{source: l.source, doing: "ask for the git-lfs server of", identity: l.o.identity, limit: l.o.limit, stdout: &out}
 	err := l.c.patience.Retry(ctx, func() error {
-		out.Reset()
+		out.text = nil
 		return l.c.ssh(ctx, k, "git-lfs-authenticate", l.source.Path(), "download")
 	})
 	if err != nil {
@@ -286,7 +286,7 @@ func (l *lfs) findBySSH(ctx context.Context) (*endpoint, error) {
 		Href   string            `json:"href"`
 		Header map[string]string `json:"header"`
 	}
-	if err := json.Unmarshal(out.Bytes(), &said); err != nil {
+	if err := json.Unmarshal(out.text, &said); err != nil {
 		return nil, &Error{Doing: k.doing, Remote: l.source.Remote, Said: "its answer is not what git-lfs-authenticate prints"}
 	}
 	u, err := parseWeb(said.Href)

@@ -1,7 +1,6 @@
 package git
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -133,13 +132,14 @@ type call struct {
 	limit reach.Scope
 	// pin is the address of the source's host, where it has to be that one.
 	pin string
-	// protocol is the only one that git may use; "" for the source's.
+	// protocol is the only one that git may use; "" for the source's, and for none where the call is local.
 	protocol string
-	// index is the path of git's index; "" for none.
-	index  string
-	stdin  io.Reader
-	stdout io.Writer
-	args   []string
+	// index is the path of git's index, and objects that of the directory of its objects; "" for the repository's.
+	index   string
+	objects string
+	stdin   io.Reader
+	stdout  io.Writer
+	args    []string
 	// received, where not nil, is told how many bytes have come, as git reports it.
 	received func(bytes int64)
 }
@@ -158,6 +158,12 @@ func (c *Client) environment(k call) []string {
 	}
 	if k.index != "" {
 		env = append(env, "GIT_INDEX_FILE="+k.index)
+	}
+	if k.objects != "" {
+		env = append(env, "GIT_OBJECT_DIRECTORY="+k.objects)
+	}
+	if k.local {
+		env = append(env, "GIT_NO_LAZY_FETCH=1")
 	}
 	ssh := "ssh"
 	for _, a := range c.sshOptions(k) {
@@ -226,9 +232,6 @@ func (c *Client) run(ctx context.Context, k call) error {
 		args = append(args, "-c", "protocol.file.allow=always")
 	}
 	if k.local {
-		if k.protocol == "" {
-			k.protocol = "none" // of a mirror that lacks something
-		}
 		return c.execute(ctx, k, git, append(args, k.args...), c.environment(k))
 	}
 	if !web(k.source) {
@@ -359,7 +362,7 @@ var errSilent = errors.New("git said nothing")
 func (c *Client) retry(ctx context.Context, k call) error {
 	return c.patience.Retry(ctx, func() error {
 		if b, ok := k.stdout.(*answer); ok {
-			b.Reset()
+			b.text = nil
 		}
 		return c.run(ctx, k)
 	})
@@ -371,20 +374,21 @@ func (c *Client) output(ctx context.Context, k call) (string, error) {
 	k.stdout = b
 	if k.local {
 		err := c.run(ctx, k)
-		return b.String(), err
+		return string(b.text), err
 	}
 	err := c.retry(ctx, k)
-	return b.String(), err
+	return string(b.text), err
 }
 
-// answer keeps what git prints, and fails when that is too much.
-type answer struct{ bytes.Buffer }
+// answer keeps what git prints, and fails when that is too much. It has no other method to write with, which could pass over that.
+type answer struct{ text []byte }
 
 func (a *answer) Write(p []byte) (int, error) {
-	if a.Len()+len(p) > maxOutput {
+	if len(a.text)+len(p) > maxOutput {
 		return 0, fmt.Errorf("git's answer is longer than %d MiB", maxOutput>>20)
 	}
-	return a.Buffer.Write(p)
+	a.text = append(a.text, p...)
+	return len(p), nil
 }
 
 // tail keeps the end of what git complains, and puts off the timer whenever there is something.
