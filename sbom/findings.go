@@ -33,7 +33,7 @@ type finding struct {
 const format = "kiln scan 1 "
 
 // maxFindings bounds that file in bytes.
-const maxFindings = 512 << 20
+const maxFindings = 64 << 20
 
 // store keeps the findings of layers, which do not change, in a root directory.
 type store struct{ root, tmp string }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/version"
+	"github.com/kilnbuild/kiln/sbom/internal/found"
 	"github.com/kilnbuild/kiln/sbom/internal/spdx"
 )
 
@@ -107,6 +108,7 @@ func (s *Scanner) combine(img *Image, parts []layer.Part, all map[layer.ID][]fin
 	doc := &spdx.Source{Name: img.Name, Tool: "kiln-" + version.String(), Created: img.Created}
 	stack := layer.NewStack(parts)
 	seen := map[layer.ID]bool{}
+	weight := 0
 	for _, p := range parts {
 		if seen[p.ID] {
 			continue
@@ -129,10 +131,13 @@ func (s *Scanner) combine(img *Image, parts []layer.Part, all map[layer.ID][]fin
 				doc.Release = *f.Release
 			}
 			for j := range f.Packages {
+				if weight += f.Packages[j].Weight() + len(f.Path); weight > found.MaxWeight {
+					if f.Problem == "" {
+						s.Warn(fmt.Sprintf("SBOM: /%s: %v, with the files before it in the image; packages are missing", f.Path, found.ErrTooMany))
+					}
+					break
+				}
 				doc.Packages = append(doc.Packages, spdx.Located{Package: &f.Packages[j], Path: f.Path})
-			}
-			if len(doc.Packages) > maxInLayer {
-				return nil, fmt.Errorf("the image has more than %d packages", maxInLayer)
 			}
 		}
 	}

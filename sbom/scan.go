@@ -15,13 +15,10 @@ import (
 	"github.com/kilnbuild/kiln/sbom/internal/system"
 )
 
-// maxInLayer bounds the packages of a layer, and of an image.
-const maxInLayer = 2 * found.MaxPackages
-
 // scan reads the files of a layer that can tell of packages. tmp is a directory for files that have to be read in any order.
 func scan(ctx context.Context, m *layer.Manifest, files layer.Files, tmp string) ([]finding, error) {
 	var all []finding
-	count := 0
+	weight := 0
 	for e := range m.All() {
 		if e.Type != layer.File && e.Type != layer.Hardlink {
 			continue
@@ -55,8 +52,11 @@ func scan(ctx context.Context, m *layer.Manifest, files layer.Files, tmp string)
 		if len(f.Packages) == 0 && f.Release == nil && f.Problem == "" {
 			continue
 		}
-		if count += len(f.Packages); count > maxInLayer {
-			return nil, fmt.Errorf("one layer has more than %d packages, the last of them in /%s", maxInLayer, e.Path)
+		for i := range f.Packages {
+			if weight += f.Packages[i].Weight(); weight > found.MaxWeight {
+				f.Packages, f.Problem = f.Packages[:i:i], found.ErrTooMany.Error()+", with the files before it in the layer"
+				break
+			}
 		}
 		all = append(all, *f)
 	}

@@ -48,15 +48,20 @@ type File struct {
 
 // Limits of what is read. A file that exceeds one is not read, or read up to there, and that is said.
 const (
-	MaxPackages = 200_000   // of one file
+	MaxWeight   = 40 << 20  // of the packages of one file, of a layer, and of an image: see Package.Weight
 	MaxField    = 4 << 10   // bytes of a name, a version or a license
 	MaxLine     = 1 << 20   // bytes of a line of a text file
 	MaxDocument = 16 << 20  // bytes of a file that is read as a whole: JSON
 	MaxText     = 256 << 20 // bytes of a text file that is read line by line
 )
 
-// ErrTooMany is returned with the packages so far if a file has more than MaxPackages.
-var ErrTooMany = fmt.Errorf("it has more than %d packages", MaxPackages)
+// ErrTooMany is returned with the packages so far if a file has more than MaxWeight.
+var ErrTooMany = fmt.Errorf("it has more packages than the %d MiB of them that an SBOM can have", MaxWeight>>20)
+
+// Weight is about how many bytes a package takes in a document, which has its name and version several times.
+func (p *Package) Weight() int {
+	return 700 + 6*(len(p.Namespace)+len(p.Name)+len(p.Version)+len(p.Arch)+len(p.Upstream)+len(p.Epoch)+len(p.License)+len(p.Supplier))
+}
 
 // A TooLargeError is returned for a file that is larger than is read.
 type TooLargeError struct{ Limit int64 }
@@ -67,7 +72,8 @@ func (e *TooLargeError) Error() string {
 
 // Packages are those of one file.
 type Packages struct {
-	All []Package
+	All    []Package
+	weight int
 }
 
 // Add adds a package, unless it has no name. The error is ErrTooMany.
@@ -80,7 +86,7 @@ func (p *Packages) Add(found Package) error {
 	if found.Name == "" {
 		return nil
 	}
-	if len(p.All) >= MaxPackages {
+	if p.weight += found.Weight(); p.weight > MaxWeight {
 		return ErrTooMany
 	}
 	p.All = append(p.All, found)
