@@ -312,6 +312,9 @@ func decodeRecord(l *recordLine) (solver.Key, Record, error) {
 	}
 	r := Record{Version: l.Version, Used: time.Unix(l.Used, 0), Signatures: l.decode()}
 	r.Name, r.Started, r.Took = l.Name, l.Started, l.Took
+	if !written(r.Used) || !written(r.Started) {
+		return key, r, fmt.Errorf("record %s has a time that no kiln writes", key)
+	}
 	for _, in := range l.Inputs {
 		r.Inputs = append(r.Inputs, solver.Input{Name: in[0], Value: in[1]})
 	}
@@ -325,6 +328,12 @@ func decodeRecord(l *recordLine) (solver.Key, Record, error) {
 		r.Outputs = append(r.Outputs, solver.Made{Output: m.Output, Layer: solver.Layer{ID: m.Layer, Content: m.Content}})
 	}
 	return key, r, nil
+}
+
+// written reports whether a time can be one that kiln has written, and can be written again wherever it is.
+func written(t time.Time) bool {
+	year := t.UTC().Year()
+	return year >= 1 && year <= 9998
 }
 
 // mediaTypes are those of layers' tars.
@@ -346,7 +355,7 @@ const maxEncodings = 64
 
 func decodeLayer(l *layerLine) (Layer, bool) {
 	out := Layer{ID: l.ID, Content: l.Content, Created: l.Created, Opaque: l.Opaque, Signatures: l.decode()}
-	if !l.ID.Valid() || len(l.Blobs) > maxEncodings {
+	if !l.ID.Valid() || len(l.Blobs) > maxEncodings || !written(l.Created) {
 		return out, false
 	}
 	if l.Manifest != nil {

@@ -153,7 +153,7 @@ func decodeMount(l *mountLine) (Mount, bool) {
 		Index:      ocispec.Descriptor{MediaType: IndexType, Digest: l.Index.Digest, Size: l.Index.Size},
 		Signatures: l.decode(),
 	}
-	if !l.Index.valid() || l.Index.Size > MaxIndex || len(l.Blocks) > MaxBlocks || l.Files < 0 || l.Size < 0 {
+	if !written(m.Made) || !l.Index.valid() || l.Index.Size > MaxIndex || len(l.Blocks) > MaxBlocks || l.Files < 0 || l.Size < 0 {
 		return m, false
 	}
 	for _, b := range l.Blocks {

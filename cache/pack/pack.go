@@ -302,6 +302,9 @@ type Limit struct {
 	Age time.Duration
 }
 
+// maxSkew is how far in the future the clocks of other machines may be.
+const maxSkew = 24 * time.Hour
+
 // Trim removes records, the one that was used least recently first, until the pack is within the limit, and then what no record needs.
 func (p *Pack) Trim(l Limit, now time.Time) {
 	type item struct {
@@ -310,13 +313,22 @@ func (p *Pack) Trim(l Limit, now time.Time) {
 		Record
 	}
 	var items []item
+	// What claims to be used in the future would stay for ever.
+	used := func(r Record) time.Time {
+		if r.Used.After(now.Add(maxSkew)) {
+			return time.Time{}
+		}
+		return r.Used
+	}
 	for key, r := range p.Records {
 		items = append(items, item{key, false, r})
 	}
 	for key, r := range p.Foreign {
 		items = append(items, item{key, true, r})
 	}
-	slices.SortFunc(items, func(a, b item) int { return cmp.Or(b.Used.Compare(a.Used), slices.Compare(a.key[:], b.key[:])) })
+	slices.SortFunc(items, func(a, b item) int {
+		return cmp.Or(used(b.Record).Compare(used(a.Record)), slices.Compare(a.key[:], b.key[:]))
+	})
 	kept := Pack{}
 	blobs := map[digest.Digest]bool{}
 	size, full := p.trimMounts(&kept, blobs, l, now), false
@@ -333,7 +345,7 @@ func (p *Pack) Trim(l Limit, now time.Time) {
 			}
 		}
 		full = full || l.Records > 0 && len(kept.Records)+len(kept.Foreign) >= l.Records || l.Size > 0 && size+more > l.Size || l.Blobs > 0 && len(blobs)+n > l.Blobs
-		if full || l.Age > 0 && now.Sub(it.Used) > l.Age {
+		if full || l.Age > 0 && now.Sub(used(it.Record)) > l.Age {
 			continue
 		}
 		size += more

@@ -262,3 +262,26 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// A record whose use lies in the future goes first, and one with a time that cannot be written is no record.
+func TestTimes(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	p := &Pack{}
+	for i, used := range []time.Time{now, now.Add(-time.Hour), time.Unix(1<<40, 0)} {
+		inputs := []solver.Input{{Name: "n", Value: string(rune('0' + i))}}
+		r := Record{Version: solver.KeyVersion, Used: used}
+		r.Inputs, r.Name = inputs, string(rune('0'+i))
+		p.AddRecord(solver.KeyOf(inputs), r)
+	}
+	p.Trim(Limit{Records: 2}, now)
+	for _, r := range p.Records {
+		if r.Name == "2" {
+			t.Error("what claims to be used in the future stays")
+		}
+	}
+	for _, bad := range []time.Time{time.Unix(1<<62, 0), time.Date(9999, 12, 31, 23, 0, 0, 0, time.UTC), {}} {
+		if written(bad) != bad.IsZero() {
+			t.Errorf("%v", bad)
+		}
+	}
+}

@@ -182,6 +182,10 @@ func Parse(name string, data []byte) (*File, error) {
 	version, isLock := strings.CutPrefix(first, header+" ")
 	n, err := strconv.ParseUint(version, 10, 32)
 	switch {
+	case strings.HasPrefix(first, "\ufeff"):
+		return fail("the lock file begins with a byte order mark, which an editor has added: remove it, or run kiln lock again")
+	case strings.HasSuffix(first, "\r"):
+		return fail("the lock file has lines that end in CR LF: they end in LF, so an editor, or git's core.autocrlf, has changed it")
 	case !isLock || err != nil || n == 0 || strconv.FormatUint(n, 10) != version:
 		return fail("this is not a lock file: it does not begin with the line %q", fmt.Sprintf("%s %d", header, Version))
 	case n > Version:

@@ -138,6 +138,9 @@ func Parse(file string, data []byte) (*Policy, error) {
 	if len(data) > maxSize {
 		return fail(0, 0, fmt.Errorf("it is larger than %d bytes", maxSize))
 	}
+	if string(bytes.TrimSpace(data)) == "null" {
+		return fail(0, 1, errors.New("it is null, and no policy"))
+	}
 	var text jsonPolicy
 	if err := decode(data, &text); err != nil {
 		return fail(0, lineOf(data, err), err)
