@@ -20,7 +20,6 @@ import (
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/history"
-	"github.com/kilnbuild/kiln/internal/cachemount"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -152,7 +151,8 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.onClose(func(context.Context) error { j.bases.Close(); return nil })
 	j.explain = explain.Explainer{Layers: j.layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
 	j.steps = b.steps(j, execute.Options{
-		Images: j.bases, Cached: j.caches.Elsewhere(), CacheMounts: j.caches.Mounts(), Limit: o.Source.HostLimit(), Limits: run.Limits, Timeout: run.Timeout, IDs: run.IDs,
+		Images: j.bases, Cached: j.caches.Elsewhere(), CacheMounts: j.caches.Mounts(),
+		Limit: o.Source.HostLimit(), Limits: run.Limits, Timeout: run.Timeout, IDs: run.IDs,
 		KeepFailed: o.OnFailure != nil,
 	})
 	j.onClose(j.steps.end)
@@ -267,7 +267,7 @@ func (j *Job) run(ctx context.Context, res *Result) (err error) {
 	if err := j.attester.Scanning.Resolve(ctx); err != nil {
 		return err
 	}
-	j.caches.Declare(cacheMounts(j.lowered.Images))
+	j.caches.Declare(j.roots())
 	return j.caches.Build(ctx, func(ctx context.Context) error { return j.solve(ctx, res) }, func(ctx context.Context) error { return j.export(ctx, res) })
 }
 
@@ -329,35 +329,19 @@ func (j *Job) known() map[ruleAndText]bool {
 	return known
 }
 
-// cacheMounts returns the cache mounts of all steps, each once.
-func cacheMounts(images []frontend.Image) []cachemount.Identity {
-	var roots []llb.Output
-	for _, img := range images {
-		roots = append(roots, img.Root)
+// roots are the root file systems of the images.
+func (j *Job) roots() []llb.Output {
+	roots := make([]llb.Output, len(j.lowered.Images))
+	for i, img := range j.lowered.Images {
+		roots[i] = img.Root
 	}
-	var all []cachemount.Identity
-	for v := range llb.Vertices(roots) {
-		op, _ := v.Op().(llb.Exec)
-		for _, m := range op.Mounts {
-			id := cachemount.Identity{ID: m.CacheID, Mode: m.Mode, UID: m.UID, GID: m.GID}
-			if m.Input > 0 {
-				id.From = caching.UnknownContent
-			}
-			if m.Type == llb.MountCache && !slices.Contains(all, id) {
-				all = append(all, id)
-			}
-		}
-	}
-	return all
+	return roots
 }
 
 // solve does the steps, and makes blobs of their layers meanwhile.
 func (j *Job) solve(ctx context.Context, res *Result) error {
 	date(j.plans, j.lowered.Epoch, j.events.Warn)
-	roots := make([]llb.Output, len(j.lowered.Images))
-	for i, img := range j.lowered.Images {
-		roots[i] = img.Root
-	}
+	roots := j.roots()
 	demand := j.steps.pack(j.plans)
 	j.session.Selected = llb.Selections(j.attester.Scanning.With(roots, j.lowered.Images))
 	j.steps.Ahead(roots, func(v *llb.Vertex) bool {

@@ -28,6 +28,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/internal/userns"
+	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot/dir"
 	"github.com/kilnbuild/kiln/solver/execute"
 	"github.com/kilnbuild/kiln/store/images"
@@ -42,8 +43,26 @@ const (
 // AllMounts is the value of mounts= for the cache mounts of all steps.
 const AllMounts = "all"
 
-// UnknownContent is the From of a cache mount that starts from the files of a stage, before these are known.
-const UnknownContent = "?"
+// unknownContent is the From of a cache mount that starts from the files of a stage, before these are known.
+const unknownContent = "?"
+
+// cacheMounts returns the cache mounts of all steps, each once.
+func cacheMounts(roots []llb.Output) []cachemount.Identity {
+	var all []cachemount.Identity
+	for v := range llb.Vertices(roots) {
+		op, _ := v.Op().(llb.Exec)
+		for _, m := range op.Mounts {
+			id := cachemount.Identity{ID: m.CacheID, Mode: m.Mode, UID: m.UID, GID: m.GID}
+			if m.Input > 0 {
+				id.From = unknownContent
+			}
+			if m.Type == llb.MountCache && !slices.Contains(all, id) {
+				all = append(all, id)
+			}
+		}
+	}
+	return all
+}
 
 // maxMountsMaxSize bounds what a user may allow the files of a cache mount to have, in bytes.
 const maxMountsMaxSize = 1 << 40
@@ -148,11 +167,12 @@ func (c *Caches) Mounts() execute.CacheMounts {
 	return c.mounts
 }
 
-// Declare says which cache mounts the steps of the build have, whether they run or not. It warns of ids that none of them has.
-func (c *Caches) Declare(all []cachemount.Identity) {
+// Declare says what is built, whether its steps run or not. It warns of ids of cache mounts that none of them has.
+func (c *Caches) Declare(roots []llb.Output) {
 	if c.mounts == nil {
 		return
 	}
+	all := cacheMounts(roots)
 	c.mounts.declared = all
 	var ids []string
 	for _, id := range all {
@@ -336,7 +356,7 @@ func (m *Mounts) candidates(e Export) []candidate {
 		}
 	}
 	for _, id := range m.declared {
-		if _, ran := m.used[id.Key()]; !ran && e.Mounts.Has(id.ID) && id.From != UnknownContent {
+		if _, ran := m.used[id.Key()]; !ran && e.Mounts.Has(id.ID) && id.From != unknownContent {
 			all = append(all, candidate{usedMount{id, filepath.Join(m.config.Root, rootdir.Mounts, id.Key())}, false})
 		}
 	}

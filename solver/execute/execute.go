@@ -192,12 +192,10 @@ func (x *Job) Close() error {
 
 // Missing implements solver.Executor. A layer that can be had from elsewhere is not missing.
 func (x *Job) Missing(ctx context.Context, l solver.Layer) error {
-	m, err := x.Snapshots.Manifest(ctx, layer.ID(l.ID))
+	err := x.Snapshots.Open(ctx, layer.ID(l.ID))
 	if err == nil {
-		err = x.Snapshots.Open(ctx, layer.ID(l.ID))
-	}
-	if err == nil {
-		return is(l, m)
+		_, err := x.manifest(ctx, l)
+		return err
 	}
 	if ctx.Err() != nil {
 		return err
@@ -206,6 +204,15 @@ func (x *Job) Missing(ctx context.Context, l solver.Layer) error {
 		return nil
 	}
 	return err
+}
+
+// manifest returns the manifest of a layer that is here, and an error if the layer is not what its record says.
+func (x *Job) manifest(ctx context.Context, l solver.Layer) (*layer.Manifest, error) {
+	m, err := x.Snapshots.Manifest(ctx, layer.ID(l.ID))
+	if err != nil {
+		return nil, err
+	}
+	return m, is(l, m)
 }
 
 // is returns an error unless a layer is what a record says: the record may come from elsewhere, and keys of later steps depend on it. The

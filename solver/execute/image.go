@@ -58,16 +58,11 @@ func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error
 		m, err := x.Snapshots.Manifest(ctx, layer.ID(l.ID))
 		if err != nil {
 			missing = append(missing, i)
+		} else if err := is(l.Layer, m); err != nil {
+			return nil, err
 		}
 		layers[i] = layer.Part{ID: layer.ID(l.ID), Manifest: m}
 	}
-	defer func() {
-		for i, l := range refs {
-			if err == nil {
-				err = is(l.Layer, layers[i].Manifest)
-			}
-		}
-	}()
 	if len(missing) == 0 {
 		return layers, nil
 	}
@@ -92,7 +87,7 @@ func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error
 				return err
 			}
 			f.done(layer.ID(refs[i].ID))
-			m, err := x.Snapshots.Manifest(ctx, layer.ID(refs[i].ID))
+			m, err := x.manifest(ctx, refs[i].Layer)
 			layers[i].Manifest = m
 			return err
 		})
@@ -195,10 +190,7 @@ func (x *Job) Realise(ctx context.Context, r solver.Ref) (_ []layer.ID, err erro
 	}
 	// A layer that names something in a directory, but not the directory, looks different over different roots.
 	for i := range layers {
-		m, err := x.Snapshots.Manifest(ctx, ids[i])
-		if err == nil {
-			err = is(layers[i].Layer, m)
-		}
+		m, err := x.manifest(ctx, layers[i].Layer)
 		if err != nil {
 			return nil, err
 		}
