@@ -132,17 +132,15 @@ func setenv(env []string, name, value string) []string {
 	return append(env, name+"="+value)
 }
 
-var errTime = fmt.Errorf("it ran longer than %v", maxRun)
-
 // generate has the generator scan an image.
 func (s *Scanning) generate(ctx context.Context, img *frontend.Image) ([]attestation.Attestation, error) {
 	name := s.Options.Generator
-	limited, cancel := context.WithTimeoutCause(ctx, maxRun, errTime)
+	limited, cancel := context.WithTimeoutCause(ctx, maxRun, fmt.Errorf("it ran longer than %v", maxRun))
 	defer cancel()
 	ref, err := s.Steps.Solve(limited, s.step(img))
 	if err != nil {
 		if ctx.Err() == nil && limited.Err() != nil {
-			err = errTime
+			err = context.Cause(limited)
 		}
 		return nil, fmt.Errorf("the SBOM generator %s: %w", name, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"path"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/kilnbuild/kiln/sbom/internal/found"
 )
@@ -159,7 +160,7 @@ func (a *archives) nested(m *zip.File, depth int) error {
 func (a *archives) describe(name string, main map[string]string, poms []map[string]string) error {
 	base := strings.TrimSuffix(path.Base(name), path.Ext(name))
 	artifact, version := base, ""
-	if m := versioned.FindStringSubmatch(base); m != nil {
+	if m := versioned().FindStringSubmatch(base); m != nil {
 		artifact, version = m[1], m[2]
 	}
 	own := false
@@ -205,7 +206,7 @@ func cutLast(s, sep string) (before, after string, ok bool) {
 }
 
 // versioned is the name of an archive with a version.
-var versioned = regexp.MustCompile(`^(.+?)-(\d[\w.+~-]*)$`)
+var versioned = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(.+?)-(\d[\w.+~-]*)$`) })
 
 // manifest returns the attributes of the main section of a manifest. A line that begins with a space goes on with the one before.
 func manifest(data []byte) map[string]string {
