@@ -261,7 +261,7 @@ func (r *repository) resolve() (string, error) {
 		value := strings.TrimSpace(string(text))
 		name, symbolic := strings.CutPrefix(value, "ref: ")
 		if !symbolic {
-			if !isHash(value) {
+			if !remoteurl.IsHash(value) {
 				return "", errNoCommit
 			}
 			return value, nil
@@ -289,10 +289,6 @@ func (r *repository) packed(name string) ([]byte, error) {
 		}
 	}
 	return nil, fs.ErrNotExist
-}
-
-func isHash(s string) bool {
-	return (len(s) == 40 || len(s) == 64) && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 // origin returns the address of the remote of that name; "" if it is not that of a server.
