@@ -159,7 +159,7 @@ var allowed = map[string][]string{
 	"sbom/internal/binaries": {"sbom/internal/found"},
 	"sbom/internal/language": {"sbom/internal/found"},
 	"sbom/internal/rpm":      {"sbom/internal/found"},
-	"sbom/internal/spdx":     {"sbom/internal/found"},
+	"sbom/internal/spdx":     {"sbom/internal/found", "internal"},
 	"sbom/internal/system":   {"sbom/internal/found"},
 
 	// Signatures of images: their form, where they are kept, and what makes an image trusted.

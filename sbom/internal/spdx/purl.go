@@ -3,6 +3,7 @@ package spdx
 import (
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/purl"
 	"github.com/kilnbuild/kiln/sbom/internal/found"
 )
 
@@ -12,7 +13,7 @@ func PackageURL(p *found.Package, r *found.Release) string {
 	var qualifiers []string
 	add := func(key, value string) {
 		if value != "" {
-			qualifiers = append(qualifiers, key+"="+percent(value))
+			qualifiers = append(qualifiers, key+"="+purl.Escape(value))
 		}
 	}
 	switch p.Type {
@@ -38,29 +39,15 @@ func PackageURL(p *found.Package, r *found.Release) string {
 	b.WriteString("pkg:" + p.Type)
 	for segment := range strings.SplitSeq(namespace, "/") {
 		if segment != "" {
-			b.WriteString("/" + percent(segment))
+			b.WriteString("/" + purl.Escape(segment))
 		}
 	}
-	b.WriteString("/" + percent(name))
+	b.WriteString("/" + purl.Escape(name))
 	if p.Version != "" {
-		b.WriteString("@" + percent(p.Version))
+		b.WriteString("@" + purl.Escape(p.Version))
 	}
 	if len(qualifiers) > 0 {
 		b.WriteString("?" + strings.Join(qualifiers, "&"))
-	}
-	return b.String()
-}
-
-// percent encodes a component of a package URL: everything but letters, digits and "-._~:".
-func percent(s string) string {
-	const hex = "0123456789ABCDEF"
-	var b strings.Builder
-	for _, c := range []byte(s) {
-		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~:", c) >= 0 {
-			b.WriteByte(c)
-		} else {
-			b.Write([]byte{'%', hex[c>>4], hex[c&15]})
-		}
 	}
 	return b.String()
 }
