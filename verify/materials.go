@@ -2,7 +2,6 @@ package verify
 
 import (
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -55,15 +54,7 @@ func (v *verifier) provenance(s *attestation.Statement, a *Attestation) error {
 
 // parseProvenance reads provenance of either version. What makes no sense is an error.
 func parseProvenance(s *attestation.Statement) (*slsa.Provenance, error) {
-	p := &slsa.Provenance{}
-	var err error
-	if s.PredicateType == attestation.SLSA02 {
-		var old slsa.Provenance02
-		err = json.Unmarshal(s.Predicate, &old)
-		p = old.V1()
-	} else {
-		err = json.Unmarshal(s.Predicate, p)
-	}
+	p, err := slsa.Parse(s.PredicateType, s.Predicate)
 	if err != nil {
 		return nil, fmt.Errorf("read the provenance: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/attestation"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -226,6 +227,22 @@ type Completeness02 struct {
 	Materials   bool `json:"materials"`
 }
 
+// Parse reads a predicate of one of the types attestation.SLSA1 and attestation.SLSA02. The error is that of encoding/json.
+func Parse(predicateType string, predicate json.RawMessage) (*Provenance, error) {
+	if predicateType == attestation.SLSA02 {
+		var old Provenance02
+		if err := json.Unmarshal(predicate, &old); err != nil {
+			return nil, err
+		}
+		return old.V1(), nil
+	}
+	p := &Provenance{}
+	if err := json.Unmarshal(predicate, p); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
 // V02 returns the same in version 0.2. It has no place for the version of the builder and for the target platform, which is in the name
 // of the subject.
 func (p *Provenance) V02() *Provenance02 {
@@ -262,15 +279,16 @@ func (p *Provenance02) V1() *Provenance {
 	}
 	if m := p.Metadata; m != nil {
 		out.RunDetails.Metadata = Metadata{
-			InvocationID: m.BuildInvocationID, StartedOn: m.BuildStartedOn, FinishedOn: m.BuildFinishedOn, BuildKit: m.BuildKit, Hermetic: m.Hermetic,
+			InvocationID: m.BuildInvocationID, StartedOn: m.BuildStartedOn, FinishedOn: m.BuildFinishedOn,
 			Completeness: Completeness{Request: m.Completeness.Parameters, ResolvedDependencies: m.Completeness.Materials},
-			Reproducible: m.Reproducible,
+			Reproducible: m.Reproducible, BuildKit: m.BuildKit, Hermetic: m.Hermetic,
 		}
 	}
 	return out
 }
 
-// Min leaves out what may be private, as BuildKit's mode=min does: values of build arguments and labels, what steps asked for, and the steps.
+// Min leaves out what may be private, as BuildKit's mode=min does: values of build arguments and labels, what steps asked for, and the
+// steps.
 func (p *Provenance) Min() {
 	request, m := &p.BuildDefinition.ExternalParameters.Request, &p.RunDetails.Metadata
 	for name := range request.Args {

@@ -152,7 +152,7 @@ var allowed = map[string][]string{
 
 	// Statements about images, and the descriptions of builds.
 	"attestation":      {"internal"},
-	"attestation/slsa": {},
+	"attestation/slsa": {"attestation"},
 
 	// The packages in images, from their files.
 	"sbom":                   {"internal"},

@@ -282,15 +282,7 @@ const maxShown = 1000
 
 // showProvenance prints the provenance of a build.
 func showProvenance(line func(string, ...any), st *attestation.Statement) {
-	var p slsa.Provenance
-	var err error
-	if st.PredicateType == attestation.SLSA02 {
-		var old slsa.Provenance02
-		err = json.Unmarshal(st.Predicate, &old)
-		p = *old.V1()
-	} else {
-		err = json.Unmarshal(st.Predicate, &p)
-	}
+	p, err := slsa.Parse(st.PredicateType, st.Predicate)
 	if err != nil {
 		line("  cannot be read: %v", err)
 		return
