@@ -9,6 +9,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -80,6 +83,15 @@ type Resource struct {
 // Digests returns the digests of a Resource that has one.
 func Digests(d digest.Digest) map[string]string {
 	return map[string]string{d.Algorithm().String(): d.Encoded()}
+}
+
+// DigestText returns the digests of a Resource as text, "sha256:…", in the order of their algorithms.
+func DigestText(digests map[string]string) string {
+	var all []string
+	for _, algorithm := range slices.Sorted(maps.Keys(digests)) {
+		all = append(all, algorithm+":"+digests[algorithm])
+	}
+	return strings.Join(all, " ")
 }
 
 // Statement is an attestation with its subjects.

@@ -94,17 +94,9 @@ func (v *verifier) material(m slsa.Material, context slsa.ConfigSource) {
 		v.used[entryKey{e.Kind, e.Name}] = true
 		algorithm, hash, _ := strings.Cut(e.Digest, ":")
 		if len(m.Digest) != 1 || m.Digest[algorithm] != hash {
-			v.problem("it was made from %.200s with the digest %.200s, and %s has %s", m.URI, digestsText(m.Digest), lock.Name, e.Digest)
+			v.problem("it was made from %.200s with the digest %.200s, and %s has %s", m.URI, attestation.DigestText(m.Digest), lock.Name, e.Digest)
 		}
 	}
-}
-
-func digestsText(digests map[string]string) string {
-	var all []string
-	for algorithm, d := range digests {
-		all = append(all, algorithm+":"+d)
-	}
-	return strings.Join(all, " ")
 }
 
 // find returns the entry that a material stands for.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -294,7 +295,7 @@ func showProvenance(line func(string, ...any), st *attestation.Statement) {
 		}
 	}
 	value("Builder", p.RunDetails.Builder.ID)
-	for _, name := range sortedKeys(p.RunDetails.Builder.Version) {
+	for _, name := range slices.Sorted(maps.Keys(p.RunDetails.Builder.Version)) {
 		value("Version", name+" "+p.RunDetails.Builder.Version[name])
 	}
 	value("Build type", d.BuildType)
@@ -303,12 +304,12 @@ func showProvenance(line func(string, ...any), st *attestation.Statement) {
 		value("Built", fmt.Sprintf("%s, in %s", m.StartedOn.Format("2006-01-02 15:04:05 MST"), m.FinishedOn.Sub(*m.StartedOn).Round(1e6)))
 	}
 	source := d.ExternalParameters.ConfigSource
-	value("Source", strings.TrimSpace(source.URI+" "+digestText(source.Digest)))
+	value("Source", strings.TrimSpace(source.URI+" "+attestation.DigestText(source.Digest)))
 	value("Dockerfile", source.Path)
 	value("Checkout", strings.TrimSpace(m.BuildKit.VCS["source"]+" "+m.BuildKit.VCS["revision"]))
 	value("Built on", d.InternalParameters.BuilderPlatform)
 	request := &d.ExternalParameters.Request
-	for _, name := range limited(sortedKeys(request.Args)) {
+	for _, name := range limited(slices.Sorted(maps.Keys(request.Args))) {
 		value("Argument", name+"="+request.Args[name])
 	}
 	for _, n := range limited(request.Secrets) {
@@ -321,7 +322,7 @@ func showProvenance(line func(string, ...any), st *attestation.Statement) {
 		value("Local source", l.Name)
 	}
 	for _, used := range limited(d.ResolvedDependencies) {
-		value("Material", strings.TrimSpace(used.URI+" "+digestText(used.Digest)))
+		value("Material", strings.TrimSpace(used.URI+" "+attestation.DigestText(used.Digest)))
 	}
 	if c := d.InternalParameters.BuildConfig; c != nil && len(c.Steps) > 0 {
 		value("Steps", fmt.Sprint(len(c.Steps)))
@@ -371,21 +372,3 @@ func showSPDX(line func(string, ...any), st *attestation.Statement) {
 
 // limited returns the first items of a list.
 func limited[T any](list []T) []T { return list[:min(len(list), maxShown)] }
-
-func sortedKeys(m map[string]string) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
-
-// digestText returns digests as "sha256:…".
-func digestText(digests map[string]string) string {
-	var all []string
-	for _, algorithm := range sortedKeys(digests) {
-		all = append(all, algorithm+":"+digests[algorithm])
-	}
-	return strings.Join(all, " ")
-}
