@@ -63,11 +63,9 @@ func (f *attestFlags) read(a *app.App, cmd *cobra.Command, name string, do func(
 	if f.kind != "" && !slices.Contains(AttestationTypes, f.kind) && !strings.Contains(f.kind, ":") {
 		return app.UsageErrorf("--type %q: it is neither provenance, sbom nor the URI of a type of predicates", f.kind)
 	}
-	if dir, ok := strings.CutPrefix(name, layout.Scheme); ok {
-		if err := rootdir.Absolute(&dir); err != nil {
-			return err
-		}
-		name = layout.Scheme + dir
+	name, err := absoluteLayout(name)
+	if err != nil {
+		return err
 	}
 	return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 		found, err := k.Images.Attested(cmd.Context(), name, f.platform, f.remote)
@@ -82,10 +80,21 @@ func (f *attestFlags) read(a *app.App, cmd *cobra.Command, name string, do func(
 	})
 }
 
+// absoluteLayout returns the name of an image with an absolute path, if it is in an OCI layout. It is called before the working directory
+// changes.
+func absoluteLayout(name string) (string, error) {
+	dir, ok := strings.CutPrefix(name, layout.Scheme)
+	if !ok {
+		return name, nil
+	}
+	err := rootdir.Absolute(&dir)
+	return layout.Scheme + dir, err
+}
+
 // attestationColumns are the fields of kiln attest ls.
 var attestationColumns = []table.Column{
-	{Field: "Platform", Heading: "PLATFORM"}, {Field: "Type", Heading: "TYPE"}, {Field: "Digest", Heading: "DIGEST"}, {Field: "Size", Heading: "SIZE"},
-	{Field: "Image", Heading: "IMAGE"},
+	{Field: "Platform", Heading: "PLATFORM"}, {Field: "Type", Heading: "TYPE"}, {Field: "Digest", Heading: "DIGEST"},
+	{Field: "Size", Heading: "SIZE"}, {Field: "Image", Heading: "IMAGE"},
 }
 
 func listAttestations(a *app.App) *cobra.Command {

@@ -16,7 +16,6 @@ import (
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/lockfile"
 	"github.com/kilnbuild/kiln/internal/regularfile"
-	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/signing"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
@@ -107,14 +106,11 @@ func (f *verifyFlags) run(a *app.App, cmd *cobra.Command, name string) error {
 	if err != nil {
 		return err
 	}
-	if dir, ok := strings.CutPrefix(name, layout.Scheme); ok {
-		if f.local {
-			return app.UsageErrorf("--local is about images of the store, and %s is an OCI layout", name)
-		}
-		if err := rootdir.Absolute(&dir); err != nil {
-			return err
-		}
-		name = layout.Scheme + dir
+	if f.local && strings.HasPrefix(name, layout.Scheme) {
+		return app.UsageErrorf("--local is about images of the store, and %s is an OCI layout", name)
+	}
+	if name, err = absoluteLayout(name); err != nil {
+		return err
 	}
 	return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 		found, err := k.Images.Attested(cmd.Context(), name, f.platform, !f.local)
