@@ -211,12 +211,7 @@ func statement(tree layer.Tree, e *layer.Entry) (*attestation.Attestation, error
 	if err != nil {
 		return nil, err
 	}
-	var s struct {
-		Type          string                 `json:"_type"`
-		PredicateType string                 `json:"predicateType"`
-		Subject       []attestation.Resource `json:"subject"`
-		Predicate     json.RawMessage        `json:"predicate"`
-	}
+	var s attestation.Statement
 	if err := json.Unmarshal(data, &s); err != nil {
 		return nil, fmt.Errorf("it is not JSON: %w", err)
 	}

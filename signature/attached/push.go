@@ -69,12 +69,7 @@ func Push(
 	if len(tags) == 0 {
 		return nil
 	}
-	rc, err := blobs.Open(desc)
-	if err != nil {
-		return err
-	}
-	defer rc.Close()
-	data, err := cas.ReadAll(rc, desc, 0)
+	data, err := read(desc, blobs, cas.MaxManifest)
 	if err != nil {
 		return err
 	}
