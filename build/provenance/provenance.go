@@ -119,7 +119,7 @@ func (b *Build) whole(i int, layers []ocispec.Descriptor) *slsa.Provenance {
 		BuildConfig: g.config(), BuilderPlatform: llb.Host().String(), TargetPlatform: img.Platform.String(),
 	}
 	for _, used := range b.materials(i) {
-		d.ResolvedDependencies = append(d.ResolvedDependencies, Material(used))
+		d.ResolvedDependencies = append(d.ResolvedDependencies, dependency(used))
 	}
 	p.RunDetails.Builder = slsa.Builder{ID: slsa.BuilderID, Version: map[string]string{"kiln": version.String()}}
 	m.Completeness = slsa.Completeness{Request: true, ResolvedDependencies: len(locals) == 0}
@@ -149,8 +149,8 @@ func (b *Build) configSource() slsa.ConfigSource {
 	return c
 }
 
-// Material returns a material as SLSA has it.
-func Material(m material.Material) slsa.Material {
+// dependency returns a material as SLSA has it.
+func dependency(m material.Material) slsa.Material {
 	out := slsa.Material{URI: m.Name, Digest: digests(m.Digest)}
 	switch m.Kind {
 	case material.Image:

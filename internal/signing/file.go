@@ -19,8 +19,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/regularfile"
 )
 
-// MaxFile bounds a file with a key, in bytes.
-const MaxFile = 64 << 10
+// maxFile bounds a file with a key, in bytes.
+const maxFile = 64 << 10
 
 // PasswordVariable is the environment variable with the password of keys that cosign has encrypted.
 const PasswordVariable = "COSIGN_PASSWORD"
@@ -162,7 +162,7 @@ func ReadPublicKey(file string) (*PublicKey, error) {
 }
 
 func read(file string) ([]byte, error) {
-	data, err := regularfile.Read(file, MaxFile)
+	data, err := regularfile.Read(file, maxFile)
 	if err != nil {
 		return nil, &KeyError{File: file, Problem: Unreadable, Err: err}
 	}

@@ -17,8 +17,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// MaxCandidates bounds how many signatures of one image are read.
-const MaxCandidates = 100
+// maxCandidates bounds how many signatures of one image are read.
+const maxCandidates = 100
 
 // Tag returns the tag of the manifest with the signatures of an image in the form signature.Simple.
 func Tag(d digest.Digest) string { return registry.ReferrersTag(d) + ".sig" }
@@ -64,10 +64,10 @@ type finder struct {
 // full reports whether no further signatures are read, and says so in their place.
 func (f *finder) full() bool {
 	switch n := len(f.found); {
-	case n < MaxCandidates:
+	case n < maxCandidates:
 		return false
-	case n == MaxCandidates:
-		f.found = append(f.found, signature.Candidate{Err: fmt.Errorf("only %d signatures of an image are read", MaxCandidates)})
+	case n == maxCandidates:
+		f.found = append(f.found, signature.Candidate{Err: fmt.Errorf("only %d signatures of an image are read", maxCandidates)})
 	}
 	return true
 }

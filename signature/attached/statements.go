@@ -15,14 +15,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// The index that is signed names the manifests of its attestations by digest, so they are signed with it. But verifiers other than kiln look
-// for a bundle of each statement: so they are signed by themselves as well, with the index as one more subject.
+// The index that is signed names the manifests of its attestations by digest, so they are signed with it. But verifiers other than kiln
+// look for a bundle of each statement: so they are signed by themselves as well, with the index as one more subject.
 
-// MaxSigned bounds a statement that is signed by itself, in bytes, and maxSigned how many of an image are. Others are signed with the index
-// alone.
+// maxStatement bounds a statement that is signed by itself, in bytes, and maxStatements how many of an image are. Others are signed
+// with the index alone.
 const (
-	MaxSigned = 16 << 20
-	maxSigned = 32
+	maxStatement  = 16 << 20
+	maxStatements = 32
 )
 
 // statement is one of in-toto.
@@ -49,7 +49,7 @@ func attested(desc ocispec.Descriptor, blobs registry.Blobs) (all []statement, e
 			continue
 		}
 		for _, l := range doc.Manifest.Layers {
-			if l.MediaType != attestation.MediaType || l.Size > MaxSigned || len(all) == maxSigned {
+			if l.MediaType != attestation.MediaType || l.Size > maxStatement || len(all) == maxStatements {
 				continue
 			}
 			s, err := about(desc, l, blobs)
@@ -66,7 +66,7 @@ func attested(desc ocispec.Descriptor, blobs registry.Blobs) (all []statement, e
 
 // about returns the statement of a layer, with an index as its last subject.
 func about(index, l ocispec.Descriptor, blobs registry.Blobs) (statement, error) {
-	data, err := read(l, blobs, MaxSigned)
+	data, err := read(l, blobs, maxStatement)
 	if err != nil {
 		return statement{}, err
 	}

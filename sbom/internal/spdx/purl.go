@@ -7,8 +7,8 @@ import (
 	"github.com/kilnbuild/kiln/sbom/internal/found"
 )
 
-// PackageURL returns the package URL of a package in an image of a distribution (package-url/purl-spec, and its types).
-func PackageURL(p *found.Package, r *found.Release) string {
+// packageURL returns the package URL of a package in an image of a distribution (package-url/purl-spec, and its types).
+func packageURL(p *found.Package, r *found.Release) string {
 	namespace, name := p.Namespace, p.Name
 	var qualifiers []string
 	add := func(key, value string) {

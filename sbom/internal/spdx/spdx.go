@@ -162,7 +162,7 @@ func merge(s *Source) []*merged {
 	byURL := map[string]*merged{}
 	var all []*merged
 	for _, l := range s.Packages {
-		url := PackageURL(l.Package, &s.Release)
+		url := packageURL(l.Package, &s.Release)
 		m := byURL[url]
 		if m == nil {
 			m = &merged{Package: l.Package, url: url}

@@ -20,7 +20,7 @@ func TestPackageURL(t *testing.T) {
 		{found.Package{Type: "golang", Namespace: "github.com/Azure/x", Name: "y"}, "pkg:golang/github.com/Azure/x/y"},
 		{found.Package{Type: "maven", Namespace: "org.example", Name: "lib", Version: "1 2"}, "pkg:maven/org.example/lib@1%202"},
 	} {
-		if got := PackageURL(&c.p, r); got != c.want {
+		if got := packageURL(&c.p, r); got != c.want {
 			t.Errorf("got %s, want %s", got, c.want)
 		}
 	}
