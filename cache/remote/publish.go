@@ -268,19 +268,15 @@ func contains(m, part map[string]digest.Digest) bool {
 	return true
 }
 
-// read returns what a tag holds; it reads the pack only of what it does not know.
-func (w *Writer) read(ctx context.Context, tag string) (*Head, error) {
-	data, err := w.repository.Get(ctx, tag)
-	if err != nil {
-		return nil, err
-	}
+// read returns what a manifest says. It reads the pack only of one that is not known.
+func (w *Writer) read(ctx context.Context, data []byte) (*Head, error) {
 	w.mu.Lock()
 	h := w.known[digest.FromBytes(data)]
 	w.mu.Unlock()
 	if h != nil {
 		return h, nil
 	}
-	h, err = read(ctx, w.repository, data)
+	h, err := read(ctx, w.repository, data)
 	if err == nil {
 		w.Knows(h)
 	}
@@ -306,13 +302,18 @@ func (w *Writer) store(ctx context.Context, desc ocispec.Descriptor, data []byte
 	return err
 }
 
-// set puts a document under a tag, after sent and if may still says so then.
-func (w *Writer) set(ctx context.Context, tag string, d *document, sent func(context.Context) error, may func() bool) error {
+// send puts the blobs that a document names, and calls sent for those that its pack refers to.
+func (w *Writer) send(ctx context.Context, d *document, sent func(context.Context) error) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return w.store(gctx, emptyConfig, emptyConfig.Data) })
 	g.Go(func() error { return w.store(gctx, d.records, d.text) })
 	g.Go(func() error { return sent(gctx) })
-	if err := g.Wait(); err != nil || !may() {
+	return g.Wait()
+}
+
+// set puts a document under a tag, after sent and if may still says so then.
+func (w *Writer) set(ctx context.Context, tag string, d *document, sent func(context.Context) error, may func() bool) error {
+	if err := w.send(ctx, d, sent); err != nil || !may() {
 		return err
 	}
 	if err := w.repository.Set(ctx, tag, ocispec.MediaTypeImageManifest, d.manifest); err != nil {
@@ -341,12 +342,19 @@ func (w *Writer) survey(ctx context.Context) (*Head, error) {
 	return h, w.gather(ctx, h, tags)
 }
 
-// head reads the cache. One that is damaged counts as empty: it is worth nothing, and is replaced. One of a later version of kiln, and what
-// is no cache, is not touched.
+// head reads the cache; its digest is "" if there is no manifest. A cache that is damaged counts as empty: it is worth nothing, and is
+// replaced. One of a later version of kiln, and what is no cache, is not touched.
 func (w *Writer) head(ctx context.Context) (*Head, error) {
-	h, err := w.read(ctx, w.tag)
-	if none(err) || errors.As(err, new(*DamagedError)) {
+	data, err := w.repository.Get(ctx, w.tag)
+	if none(err) {
 		return &Head{Pack: &pack.Pack{}}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	h, err := w.read(ctx, data)
+	if none(err) || errors.As(err, new(*DamagedError)) {
+		return &Head{Pack: &pack.Pack{}, digest: digest.FromBytes(data)}, nil
 	}
 	return h, err
 }
@@ -427,13 +435,7 @@ func (w *Writer) entry(ctx context.Context, tag string, included digest.Digest) 
 	if d == included {
 		return &Head{Pack: &pack.Pack{}, digest: d}, nil
 	}
-	w.mu.Lock()
-	e := w.known[d]
-	w.mu.Unlock()
-	if e != nil {
-		return e, nil
-	}
-	e, err = read(ctx, w.repository, data)
+	e, err := w.read(ctx, data)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}

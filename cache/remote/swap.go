@@ -10,11 +10,10 @@ import (
 	"github.com/kilnbuild/kiln/cache/pack"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/errgroup"
 )
 
-// Swapper is a Repository that replaces a manifest only if nobody else has. Then writers need no entries of their own: each adds its records
-// to what the cache holds, and again to what it holds then if another one was faster.
+// Swapper is a Repository that replaces a manifest only if nobody else has. Then writers need no entries of their own: each adds its
+// records to what the cache holds, and again to what it holds then if another one was faster.
 type Swapper interface {
 	Repository
 	// Swap makes data the manifest of a tag if that has the manifest with the digest old, "" for none; otherwise the error wraps ErrConflict.
@@ -44,11 +43,13 @@ const (
 	maxSwapPause   = 2 * time.Second
 )
 
-// swap replaces the cache by what change returns for it, until that succeeds or change returns nil. Before it puts a manifest it calls sent,
-// which returns once the blobs are put that the result refers to.
-func (w *Writer) swap(ctx context.Context, s Swapper, sent func(context.Context) error, change func(*pack.Pack) *pack.Pack) (*pack.Pack, error) {
+// swap replaces the cache by what change returns for it, until that succeeds or change returns nil. Before it puts a manifest it calls
+// sent, which returns once the blobs are put that the result refers to.
+func (w *Writer) swap(
+	ctx context.Context, s Swapper, sent func(context.Context) error, change func(*pack.Pack) *pack.Pack,
+) (*pack.Pack, error) {
 	for try := range maxSwaps {
-		h, old, err := w.current(ctx)
+		h, err := w.head(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -60,15 +61,11 @@ func (w *Writer) swap(ctx context.Context, s Swapper, sent func(context.Context)
 		if err != nil {
 			return nil, err
 		}
-		g, gctx := errgroup.WithContext(ctx)
-		g.Go(func() error { return w.store(gctx, emptyConfig, emptyConfig.Data) })
-		g.Go(func() error { return w.store(gctx, d.records, d.text) })
-		g.Go(func() error { return sent(gctx) })
-		if err := g.Wait(); err != nil {
+		if err := w.send(ctx, d, sent); err != nil {
 			return nil, err
 		}
 		sent = nothing
-		if err := s.Swap(ctx, w.tag, ocispec.MediaTypeImageManifest, old, d.manifest); !errors.Is(err, ErrConflict) {
+		if err := s.Swap(ctx, w.tag, ocispec.MediaTypeImageManifest, h.digest, d.manifest); !errors.Is(err, ErrConflict) {
 			return sum, err
 		}
 		select {
@@ -78,32 +75,6 @@ func (w *Writer) swap(ctx context.Context, s Swapper, sent func(context.Context)
 		}
 	}
 	return nil, fmt.Errorf("%w %d times", ErrConflict, maxSwaps)
-}
-
-// current reads what the cache holds, as head does, and the digest of its manifest, which is "" if there is none.
-func (w *Writer) current(ctx context.Context) (*Head, digest.Digest, error) {
-	data, err := w.repository.Get(ctx, w.tag)
-	if none(err) {
-		return &Head{Pack: &pack.Pack{}}, "", nil
-	}
-	if err != nil {
-		return nil, "", err
-	}
-	d := digest.FromBytes(data)
-	w.mu.Lock()
-	h := w.known[d]
-	w.mu.Unlock()
-	if h != nil {
-		return h, d, nil
-	}
-	h, err = read(ctx, w.repository, data)
-	if errors.As(err, new(*DamagedError)) {
-		return &Head{Pack: &pack.Pack{}}, d, nil
-	}
-	if err == nil {
-		w.Knows(h)
-	}
-	return h, d, err
 }
 
 // add returns the change that adds the writer's own records.
