@@ -200,7 +200,7 @@ func (x *Exporter) makeLayer(ctx context.Context, e Export, id layer.ID) (*made,
 	if err != nil {
 		return nil, err
 	}
-	l = pack.Layer{ID: id, Content: files.Content, Created: files.Created, Opaque: !files.Plain && files.Entries > 0}
+	l = pack.Layer{ID: id, Content: files.Content, Created: files.Created, Opaque: files.HidesBelow()}
 	tarball, err := x.Blob(ctx, id, e.Encoding)
 	if err != nil {
 		return nil, err

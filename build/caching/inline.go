@@ -111,5 +111,5 @@ func (c *Caches) hides(ctx context.Context, id layer.ID) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return !m.Plain && m.Entries > 0, nil
+	return m.HidesBelow(), nil
 }

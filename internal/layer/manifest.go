@@ -62,6 +62,10 @@ type Summary struct {
 	Created time.Time
 }
 
+// HidesBelow reports whether an entry may hide what layers below have in its directory, so that the layer cannot be stacked on other layers
+// as it is.
+func (s Summary) HidesBelow() bool { return !s.Plain && s.Entries > 0 }
+
 // Digester computes a layer's Summary from its entries without writing anything. The entries are as for Writer.Add.
 type Digester struct {
 	content hash.Hash

@@ -102,14 +102,14 @@ func (x *Job) Hides(ctx context.Context, r solver.Ref) ([]bool, error) {
 	for i, l := range refs {
 		m, err := x.Snapshots.Manifest(ctx, layer.ID(l.ID))
 		if err == nil {
-			hides[i] = !m.Plain && m.Entries > 0
+			hides[i] = m.HidesBelow()
 			continue
 		}
 		elsewhere, ok := x.cached(layer.ID(l.ID))
 		if !ok {
 			parts, err := x.View(ctx, r)
 			for i, l := range parts {
-				hides[i] = !l.Plain && l.Entries > 0
+				hides[i] = l.HidesBelow()
 			}
 			return hides, err
 		}
