@@ -102,10 +102,16 @@ func newExporter(c *Caches, inImage map[llb.Digest]bool) *Exporter {
 	return x
 }
 
+// ended returns what an event says of a step that has ended well, and has a key; false for every other event.
+func ended(e events.Event) (done events.Finished, ok bool) {
+	done, ok = e.Body.(events.Finished)
+	return done, ok && done.Key != "" && done.Error == "" && !done.Canceled
+}
+
 // Event implements events.Sink.
 func (x *Exporter) Event(e events.Event) {
-	done, ok := e.Body.(events.Finished)
-	if !ok || done.Key == "" || done.Error != "" || done.Canceled {
+	done, ok := ended(e)
+	if !ok {
 		return
 	}
 	key, err := solver.ParseKey(done.Key)

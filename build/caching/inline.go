@@ -22,8 +22,8 @@ type inline struct {
 
 // Event implements events.Sink.
 func (x *inline) Event(e events.Event) {
-	done, ok := e.Body.(events.Finished)
-	if !ok || done.Key == "" || done.Error != "" || done.Canceled {
+	done, ok := ended(e)
+	if !ok {
 		return
 	}
 	x.mu.Lock()
