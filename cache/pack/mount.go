@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kilnbuild/kiln/internal/cachemount"
@@ -34,7 +33,7 @@ type Mount struct {
 	// Files is how many files and directories it has, and Size how many bytes the files have. Both are for people.
 	Files int
 	Size  int64
-	// Index says what the mount has, and Blocks have its files: see package
+	// Index says what the mount has, and Blocks have its files: see package mounts.
 	Index  ocispec.Descriptor
 	Blocks []ocispec.Descriptor
 	// Signatures are of everything but Blocks, which the index names as well.
@@ -101,19 +100,15 @@ func (m Mount) Descriptors() []ocispec.Descriptor {
 	return append([]ocispec.Descriptor{m.Index}, m.Blocks...)
 }
 
-// trimMounts adds the mounts that stay to kept, the one that was made last first, and returns the size of their blobs, which are added to
-// blobs. They stay before records do: a limit that has no room for them has none for anything else.
-func (p *Pack) trimMounts(kept *Pack, blobs map[digest.Digest]bool, l Limit, now time.Time) (size int64) {
-	all := slices.SortedFunc(maps.Values(p.Mounts), func(a, b Mount) int { return -cmp.Or(compareMounts(a, b), cmp.Compare(a.Key(), b.Key())) })
+// trimMounts adds the mounts that stay to kept, the one that was made last first, and returns the size of their blobs, which are added
+// to blobs. They stay before records do: a limit that has no room for them has none for anything else.
+func (p *Pack) trimMounts(kept *Pack, blobs blobSet, l Limit, now time.Time) (size int64) {
+	all := slices.SortedFunc(maps.Values(p.Mounts), func(a, b Mount) int {
+		return -cmp.Or(compareMounts(a, b), cmp.Compare(a.Key(), b.Key()))
+	})
 	for _, m := range all {
-		more, fresh := int64(0), map[digest.Digest]bool{}
-		for _, d := range m.Descriptors() {
-			if !blobs[d.Digest] && !fresh[d.Digest] {
-				fresh[d.Digest] = true
-				more += d.Size
-			}
-		}
-		if l.Age > 0 && now.Sub(m.Made) > l.Age || l.Size > 0 && size+more > l.Size || l.Blobs > 0 && len(blobs)+len(fresh) > l.Blobs || len(kept.Mounts) >= maxMounts {
+		fresh, more := blobs.lacks(m.Descriptors())
+		if l.Age > 0 && now.Sub(m.Made) > l.Age || l.exceeded(blobs, fresh, size+more) || len(kept.Mounts) >= maxMounts {
 			continue
 		}
 		size += more

@@ -302,6 +302,26 @@ type Limit struct {
 	Age time.Duration
 }
 
+// exceeded reports whether two sets without a blob in common are more than the limit allows, which have size bytes together.
+func (l Limit) exceeded(a, b blobSet, size int64) bool {
+	return l.Size > 0 && size > l.Size || l.Blobs > 0 && len(a)+len(b) > l.Blobs
+}
+
+// blobSet is a set of blobs.
+type blobSet map[digest.Digest]bool
+
+// lacks returns those of all that are not in the set, and their size in bytes.
+func (s blobSet) lacks(all []ocispec.Descriptor) (fresh blobSet, size int64) {
+	fresh = blobSet{}
+	for _, d := range all {
+		if !s[d.Digest] && !fresh[d.Digest] {
+			fresh[d.Digest] = true
+			size += d.Size
+		}
+	}
+	return fresh, size
+}
+
 // maxSkew is how far in the future the clocks of other machines may be.
 const maxSkew = 24 * time.Hour
 
@@ -330,21 +350,15 @@ func (p *Pack) Trim(l Limit, now time.Time) {
 		return cmp.Or(used(b.Record).Compare(used(a.Record)), slices.Compare(a.key[:], b.key[:]))
 	})
 	kept := Pack{}
-	blobs := map[digest.Digest]bool{}
+	blobs := blobSet{}
 	size, full := p.trimMounts(&kept, blobs, l, now), false
 	for _, it := range items {
-		more, n := int64(0), 0
-		fresh := map[digest.Digest]bool{}
+		var needed []ocispec.Descriptor
 		for _, m := range it.Outputs {
-			for _, d := range p.Layers[layer.ID(m.ID)].Descriptors() {
-				if !blobs[d.Digest] && !fresh[d.Digest] {
-					fresh[d.Digest] = true
-					more += d.Size
-					n++
-				}
-			}
+			needed = append(needed, p.Layers[layer.ID(m.ID)].Descriptors()...)
 		}
-		full = full || l.Records > 0 && len(kept.Records)+len(kept.Foreign) >= l.Records || l.Size > 0 && size+more > l.Size || l.Blobs > 0 && len(blobs)+n > l.Blobs
+		fresh, more := blobs.lacks(needed)
+		full = full || l.Records > 0 && len(kept.Records)+len(kept.Foreign) >= l.Records || l.exceeded(blobs, fresh, size+more)
 		if full || l.Age > 0 && now.Sub(used(it.Record)) > l.Age {
 			continue
 		}
