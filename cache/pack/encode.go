@@ -185,7 +185,7 @@ func compareKeys(a, b solver.Key) int { return slices.Compare(a[:], b[:]) }
 func encodeRecord(key solver.Key, r Record) *recordLine {
 	l := &recordLine{
 		Key: key.String(), Version: r.Version, Name: r.Name, Started: r.Started.UTC(), Took: r.Took, Used: r.Used.Unix(), Inputs: [][2]string{},
-		signatures: encodeSignatures(r.Signatures),
+		Materials: encodeMaterials(r.Materials), signatures: encodeSignatures(r.Signatures),
 	}
 	for _, in := range r.Inputs {
 		l.Inputs = append(l.Inputs, [2]string{in.Name, in.Value})
@@ -193,10 +193,23 @@ func encodeRecord(key solver.Key, r Record) *recordLine {
 	for _, m := range r.Outputs {
 		l.Outputs = append(l.Outputs, outputLine{m.Output, m.ID, m.Content})
 	}
-	for _, m := range r.Materials {
-		l.Materials = append(l.Materials, [2]string{m.URI, m.Digest})
-	}
 	return l
+}
+
+func encodeMaterials(all []solver.Material) [][2]string {
+	var out [][2]string
+	for _, m := range all {
+		out = append(out, [2]string{m.URI, m.Digest})
+	}
+	return out
+}
+
+func decodeMaterials(all [][2]string) []solver.Material {
+	var out []solver.Material
+	for _, m := range all {
+		out = append(out, solver.Material{URI: m[0], Digest: m[1]})
+	}
+	return out
 }
 
 func encodeLayer(l Layer) *layerLine {
@@ -288,15 +301,7 @@ func (p *Pack) decode(l line) error {
 			p.AddLayer(decoded)
 		}
 	case l.Shortcut != nil:
-		from, err := solver.ParseKey(l.Shortcut.From)
-		if err != nil {
-			return err
-		}
-		to, err := solver.ParseKey(l.Shortcut.Key)
-		if err != nil {
-			return err
-		}
-		p.AddShortcut(from, Shortcut{to, l.Shortcut.decode()})
+		return p.decodeShortcut(l.Shortcut)
 	case l.Mount != nil:
 		if m, ok := decodeMount(l.Mount); ok {
 			p.AddMount(m)
@@ -305,21 +310,31 @@ func (p *Pack) decode(l line) error {
 	return nil // a later version may add lines that this one can do without
 }
 
+func (p *Pack) decodeShortcut(l *shortcutLine) error {
+	from, err := solver.ParseKey(l.From)
+	if err != nil {
+		return err
+	}
+	to, err := solver.ParseKey(l.Key)
+	if err != nil {
+		return err
+	}
+	p.AddShortcut(from, Shortcut{to, l.decode()})
+	return nil
+}
+
 func decodeRecord(l *recordLine) (solver.Key, Record, error) {
 	key, err := solver.ParseKey(l.Key)
 	if err != nil {
 		return key, Record{}, err
 	}
 	r := Record{Version: l.Version, Used: time.Unix(l.Used, 0), Signatures: l.decode()}
-	r.Name, r.Started, r.Took = l.Name, l.Started, l.Took
+	r.Name, r.Started, r.Took, r.Materials = l.Name, l.Started, l.Took, decodeMaterials(l.Materials)
 	if !written(r.Used) || !written(r.Started) {
 		return key, r, fmt.Errorf("record %s has a time that no kiln writes", key)
 	}
 	for _, in := range l.Inputs {
 		r.Inputs = append(r.Inputs, solver.Input{Name: in[0], Value: in[1]})
-	}
-	for _, m := range l.Materials {
-		r.Materials = append(r.Materials, solver.Material{URI: m[0], Digest: m[1]})
 	}
 	for _, m := range l.Outputs {
 		if m.Output < 0 || !layer.ID(m.Layer).Valid() {
@@ -336,8 +351,10 @@ func written(t time.Time) bool {
 	return year >= 1 && year <= 9998
 }
 
-// mediaTypes are those of layers' tars.
-var mediaTypes = []string{ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd}
+// plainEncodings are the encodings that the media types of layers' tars say.
+var plainEncodings = map[string]string{
+	ocispec.MediaTypeImageLayer: "uncompressed", ocispec.MediaTypeImageLayerGzip: "gzip", ocispec.MediaTypeImageLayerZstd: "zstd",
+}
 
 // isEncoding reports whether s can be the name of an encoding, which becomes part of a name of a file.
 func isEncoding(s string) bool {
@@ -365,7 +382,7 @@ func decodeLayer(l *layerLine) (Layer, bool) {
 		out.Manifest = ocispec.Descriptor{MediaType: ManifestType, Digest: l.Manifest.Digest, Size: l.Manifest.Size}
 	}
 	for encoding, b := range l.Blobs {
-		if !b.valid() || b.DiffID.Validate() != nil || !isEncoding(encoding) || !slices.Contains(mediaTypes, b.MediaType) {
+		if !b.valid() || b.DiffID.Validate() != nil || !isEncoding(encoding) || plainEncodings[b.MediaType] == "" {
 			return out, false
 		}
 		if out.Blobs == nil {

@@ -22,8 +22,8 @@ const InlineField = "kiln.cache.v1"
 // maxInline bounds an inline cache in bytes: registries and engines take a config of some MiB, of which the history has its part.
 const maxInline = 1 << 20
 
-// Inline is a cache in the config of an image: the steps that made the image's layers. It has neither times nor texts, so the same image has
-// the same one, whether its steps ran or were cached.
+// Inline is a cache in the config of an image: the steps that made the image's layers. It has neither times nor texts, so the same image
+// has the same one, whether its steps ran or were cached.
 type Inline struct {
 	// Encoding is that of the layers' blobs, where their media types do not say it.
 	Encoding string
@@ -50,11 +50,11 @@ type InlineOutput struct {
 
 // inlineText is the JSON of an Inline.
 type inlineText struct {
-	Version   int              `json:"version"`
-	Keys      string           `json:"keys"`
-	Encoding  string           `json:"encoding,omitempty"`
-	Records   []inlineRecord   `json:"records"`
-	Shortcuts []inlineShortcut `json:"shortcuts,omitempty"`
+	Version   int            `json:"version"`
+	Keys      string         `json:"keys"`
+	Encoding  string         `json:"encoding,omitempty"`
+	Records   []inlineRecord `json:"records"`
+	Shortcuts []shortcutLine `json:"shortcuts,omitempty"` // without signatures
 }
 
 type inlineRecord struct {
@@ -63,13 +63,8 @@ type inlineRecord struct {
 	Materials [][2]string    `json:"materials,omitempty"`
 }
 
-type inlineShortcut struct {
-	From string `json:"from"`
-	Key  string `json:"key"`
-}
-
-// Encode returns the JSON, which is the same for the same cache. Steps whose layers are the uppermost are left out if it would be too large,
-// and left is their number.
+// Encode returns the JSON, which is the same for the same cache. Steps whose layers are the uppermost are left out if it would be too
+// large, and left is their number.
 func (in Inline) Encode() (data []byte, left int, err error) {
 	t := inlineText{Version: version, Keys: solver.KeyVersion, Records: []inlineRecord{}}
 	if !plainEncoding(in.Encoding) {
@@ -91,13 +86,10 @@ func (in Inline) Encode() (data []byte, left int, err error) {
 	}
 	size := 0
 	for i, s := range steps {
-		r := inlineRecord{Key: s.Key.String(), Outputs: s.Outputs}
-		for _, m := range s.Materials {
-			r.Materials = append(r.Materials, [2]string{m.URI, m.Digest})
-		}
-		var shortcuts []inlineShortcut
+		r := inlineRecord{Key: s.Key.String(), Outputs: s.Outputs, Materials: encodeMaterials(s.Materials)}
+		var shortcuts []shortcutLine
 		for _, from := range slices.SortedFunc(slices.Values(leading[s.Key]), compareKeys) {
-			shortcuts = append(shortcuts, inlineShortcut{from.String(), r.Key})
+			shortcuts = append(shortcuts, shortcutLine{From: from.String(), Key: r.Key})
 		}
 		text, err := json.Marshal([]any{r, shortcuts})
 		if err != nil {
@@ -117,11 +109,6 @@ func (in Inline) Encode() (data []byte, left int, err error) {
 // plainEncoding reports whether the media type of a blob says its encoding.
 func plainEncoding(s string) bool {
 	return slices.Contains(slices.Collect(maps.Values(plainEncodings)), s)
-}
-
-// plainEncodings are the encodings of layers' blobs by media type, unless an Inline says another.
-var plainEncodings = map[string]string{
-	ocispec.MediaTypeImageLayer: "uncompressed", ocispec.MediaTypeImageLayerGzip: "gzip", ocispec.MediaTypeImageLayerZstd: "zstd",
 }
 
 // dockerTypes are the OCI media types of Docker's.
@@ -170,9 +157,7 @@ func DecodeInline(config []byte, blobs []ocispec.Descriptor) (*Pack, error) {
 			return nil, err
 		}
 		record := Record{Version: solver.KeyVersion}
-		for _, m := range r.Materials {
-			record.Materials = append(record.Materials, solver.Material{URI: m[0], Digest: m[1]})
-		}
+		record.Materials = decodeMaterials(r.Materials)
 		for _, o := range r.Outputs {
 			if o.Output < 0 || o.Layer < 0 || o.Layer >= len(blobs) {
 				return nil, fmt.Errorf("record %s has output %d as layer %d of %d", r.Key, o.Output, o.Layer, len(blobs))
@@ -194,15 +179,10 @@ func DecodeInline(config []byte, blobs []ocispec.Descriptor) (*Pack, error) {
 		p.AddRecord(key, record)
 	}
 	for _, s := range c.Cache.Shortcuts {
-		from, err := solver.ParseKey(s.From)
-		if err != nil {
+		s.Signatures = nil // an image is signed as a whole
+		if err := p.decodeShortcut(&s); err != nil {
 			return nil, err
 		}
-		to, err := solver.ParseKey(s.Key)
-		if err != nil {
-			return nil, err
-		}
-		p.AddShortcut(from, Shortcut{Key: to})
 	}
 	return p, nil
 }

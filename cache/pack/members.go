@@ -9,8 +9,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/zstdframes"
 )
 
-// MembersType is the media type of a table of members: a blob that says where the independent parts of another blob are, which is the tar of
-// a layer compressed with gzip or zstd. With it, and the manifest of the layer, the bytes of one file can be fetched alone.
+// MembersType is the media type of a table of members: a blob that says where the independent parts of another blob are, which is the tar
+// of a layer compressed with gzip or zstd. With it, and the manifest of the layer, the bytes of one file can be fetched alone.
 const MembersType = "application/vnd.kiln.cache.members.v1"
 
 // membersHeader begins a table of members.

@@ -162,8 +162,8 @@ func addBlobs(old, added map[string]Blob) map[string]Blob {
 	return blobs
 }
 
-// compareLayers orders layers of one ID as compareRecords does records, and compareBlobs their blobs in one encoding. One without a manifest
-// is less than one with it.
+// compareLayers orders layers of one ID as compareRecords does records, and compareBlobs their blobs in one encoding. One without a
+// manifest is less than one with it.
 func compareLayers(a, b Layer) int {
 	return cmp.Or(compareSigned(a.Signatures, b.Signatures), cmp.Compare(min(len(a.Manifest.Digest), 1), min(len(b.Manifest.Digest), 1)),
 		a.Created.Compare(b.Created), cmp.Compare(a.Manifest.Digest, b.Manifest.Digest), bytes.Compare(a.statement(), b.statement()))
