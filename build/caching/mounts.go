@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -78,12 +77,7 @@ type MountSelection struct {
 
 // Has reports whether the mount with an id is selected.
 func (s MountSelection) Has(id string) bool {
-	return s.All || slices.ContainsFunc(s.IDs, func(other string) bool { return sameMount(id, other) })
-}
-
-// sameMount reports whether an id is what a user calls it. A target is an id without a slash at its end.
-func sameMount(id, given string) bool {
-	return id == given || strings.HasPrefix(given, "/") && id == path.Clean(given)
+	return s.All || slices.ContainsFunc(s.IDs, func(other string) bool { return cachemount.SameID(id, other) })
 }
 
 // mounts reads the keys of cache mounts.
@@ -187,7 +181,7 @@ func (c *Caches) Declare(roots []llb.Output) {
 	for _, specs := range [][]Spec{c.config.From, c.config.To} {
 		for _, s := range specs {
 			for _, id := range s.Mounts {
-				if id != AllMounts && !slices.ContainsFunc(ids, func(have string) bool { return sameMount(have, id) }) {
+				if id != AllMounts && !slices.ContainsFunc(ids, func(have string) bool { return cachemount.SameID(have, id) }) {
 					c.config.Events.Warn(fmt.Sprintf("%v: no step has a cache mount with the id %q: %s", s.flag(), id, there))
 				}
 			}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -59,6 +60,11 @@ func (i Identity) Key() string {
 		name += "\n" + i.From
 	}
 	return fmt.Sprintf("%x", sha256.Sum256([]byte(name)))
+}
+
+// SameID reports whether an ID is what a user calls it. A target is an ID without a slash at its end, whatever a user puts there.
+func SameID(id, given string) bool {
+	return id == given || strings.HasPrefix(given, "/") && id == path.Clean(given)
 }
 
 // maxAbout bounds the file about, in bytes.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"text/tabwriter"
@@ -32,7 +33,8 @@ func Commands(a *app.App) []*cobra.Command {
 	return []*cobra.Command{list(a), inspect(a), prune(a), mountsGroup(a)}
 }
 
-const about = "CACHE is what --cache-from of kiln build takes: a NAME in a registry, type=registry,ref=NAME, type=local,src=DIRECTORY, type=s3,bucket=NAME,region=REGION, type=azblob,account_url=URL or type=gha."
+const about = "CACHE is what --cache-from of kiln build takes: a NAME in a registry, type=registry,ref=NAME, type=local,src=DIRECTORY, " +
+	"type=s3,bucket=NAME,region=REGION, type=azblob,account_url=URL or type=gha."
 
 // open opens the cache that a user has named.
 func open(a *app.App, value string) (*caching.Place, error) {
@@ -105,6 +107,25 @@ func steps(p *pack.Pack) []step {
 	return all
 }
 
+// checkFormat returns a usage error for a value of --format that is none.
+func checkFormat(format string) error {
+	if format != "table" && format != "json" {
+		return app.UsageErrorf("--format %q: it is table or json", format)
+	}
+	return nil
+}
+
+// printJSON prints each row as an object in a line.
+func printJSON[T any](w io.Writer, rows []T) error {
+	out := json.NewEncoder(termtext.JSONWriter(w))
+	for _, r := range rows {
+		if err := out.Encode(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func list(a *app.App) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
@@ -115,23 +136,18 @@ func list(a *app.App) *cobra.Command {
   kiln cache ls type=local,src=cache --format json`,
 		Args: app.ExactArgs("a CACHE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if format != "table" && format != "json" {
-				return app.UsageErrorf("--format %q: it is table or json", format)
+			if err := checkFormat(format); err != nil {
+				return err
 			}
 			return with(cmd.Context(), a, args[0], func(p *pack.Pack) error {
 				if format == "json" {
-					out := json.NewEncoder(termtext.JSONWriter(a.Stdout))
-					for _, s := range steps(p) {
-						if err := out.Encode(s); err != nil {
-							return err
-						}
-					}
-					return nil
+					return printJSON(a.Stdout, steps(p))
 				}
 				out := tabwriter.NewWriter(a.Stdout, 0, 8, 3, ' ', 0)
 				fmt.Fprintln(out, "KEY\tUSED\tSIZE\tSTEP")
 				for _, s := range steps(p) {
-					fmt.Fprintf(out, "%s\t%s ago\t%s\t%s\n", s.Key[:12], units.HumanDuration(time.Since(s.Used)), report.Size(s.Size), termtext.Line(s.Name))
+					used := units.HumanDuration(time.Since(s.Used))
+					fmt.Fprintf(out, "%s\t%s ago\t%s\t%s\n", s.Key[:12], used, report.Size(s.Size), termtext.Line(s.Name))
 				}
 				return out.Flush()
 			})

@@ -3,7 +3,6 @@ package cachecmd
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -94,7 +93,7 @@ func (l *local) find(words []string) ([]cachemount.Cache, error) {
 	for _, word := range words {
 		any := false
 		for _, c := range all {
-			byID := c.ID != "" && (c.ID == word || strings.HasPrefix(word, "/") && c.ID == path.Clean(word))
+			byID := c.ID != "" && cachemount.SameID(c.ID, word)
 			if !byID && word != c.Name && word != shortName(c.Name) {
 				continue
 			}
@@ -141,8 +140,8 @@ that was made by an earlier kiln has no ID until a step uses it.`,
   kiln cache mounts ls --format json`,
 		Args: app.ExactArgs(),
 		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
-			if format != "table" && format != "json" {
-				return app.UsageErrorf("--format %q: it is table or json", format)
+			if err := checkFormat(format); err != nil {
+				return err
 			}
 			return withMounts(cmd.Context(), a, func(l *local) error {
 				rows, err := l.rows(cmd.Context())
@@ -150,13 +149,7 @@ that was made by an earlier kiln has no ID until a step uses it.`,
 					return err
 				}
 				if format == "json" {
-					out := json.NewEncoder(termtext.JSONWriter(a.Stdout))
-					for _, r := range rows {
-						if err := out.Encode(r); err != nil {
-							return err
-						}
-					}
-					return nil
+					return printJSON(a.Stdout, rows)
 				}
 				out := tabwriter.NewWriter(a.Stdout, 0, 8, 3, ' ', 0)
 				fmt.Fprintln(out, "ID\tNAME\tSIZE\tFILES\tLAST USED")
