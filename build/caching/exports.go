@@ -426,7 +426,8 @@ func (x *Exporter) records(ctx context.Context, e Export) (*pack.Pack, []layer.I
 		}
 	}
 	if unsent > 0 {
-		x.config.Events.Warn(fmt.Sprintf("the cache %s does not get what was found in the cache of an image: steps of this build: %d", e.Repository, unsent))
+		x.config.Events.Warn(fmt.Sprintf("the cache %s does not get what was found in the cache of an image: steps of this build: %d",
+			e.Repository, unsent))
 	}
 	x.cache.mu.Lock()
 	defer x.cache.mu.Unlock()
@@ -445,8 +446,8 @@ func (x *Exporter) records(ctx context.Context, e Export) (*pack.Pack, []layer.I
 }
 
 // record returns the record of a step that has ended; false if there is none any more, or only in an image, which does not say what its key
-// was computed from. One that this machine has made is signed with the key. One of an import keeps the signatures that it has: whether it is
-// true is not known here.
+// was computed from. One that this machine has made is signed with the key. One of an import keeps the signatures that it has: whether it
+// is true is not known here.
 func (x *Exporter) record(ctx context.Context, key solver.Key, sign *signing.PrivateKey) (r pack.Record, ok bool, err error) {
 	local, err := x.cache.Cache.Get(key)
 	switch {

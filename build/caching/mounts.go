@@ -291,9 +291,9 @@ func (m *Mounts) index(ctx context.Context, desc ocispec.Descriptor, limit int64
 // inUseTime is how long the end of a build waits for another build that has a cache mount for itself.
 const inUseTime = 10 * time.Second
 
-// export adds the cache mounts to own that an export gets, once their blobs are sent. seen is what the place held when it was read, nil if it
-// was not; it is returned, read where that is needed. What goes wrong with a mount is told by warn, and leaves the place with what it has; the
-// error is that of ctx.
+// export adds the cache mounts to own that an export gets, once their blobs are sent. seen is what the place held when it was read, nil if
+// it was not; it is returned, read where that is needed. What goes wrong with a mount is told by warn, and leaves the place with what it
+// has; the error is that of ctx.
 func (m *Mounts) export(ctx context.Context, e Export, seen *remote.Head, own *pack.Pack) (_ *remote.Head, warn func(), err error) {
 	var warnings []string
 	warn = func() {
@@ -322,7 +322,8 @@ func (m *Mounts) export(ctx context.Context, e Export, seen *remote.Head, own *p
 			return seen, warn, context.Cause(ctx)
 		case errors.Is(err, fs.ErrNotExist) && !c.ran:
 		case errors.As(err, new(*mounts.TooLargeError)):
-			warnings = append(warnings, fmt.Sprintf("the cache mount %q was not exported to %s: %v; %s= allows more", c.ID, e.Repository, err, mountsMaxSizeKey))
+			warnings = append(warnings,
+				fmt.Sprintf("the cache mount %q was not exported to %s: %v; %s= allows more", c.ID, e.Repository, err, mountsMaxSizeKey))
 		case err != nil:
 			warnings = append(warnings, fmt.Sprintf("the cache mount %q was not exported to %s: %v", c.ID, e.Repository, err))
 		case made.Index.Digest != old.Index.Digest && made.Files > 1: // one is the directory itself: it is worth nothing without others
@@ -382,7 +383,10 @@ func (m *Mounts) write(ctx context.Context, e Export, c candidate, old pack.Moun
 	if err != nil {
 		return made, err
 	}
-	made = pack.Mount{Identity: c.Identity, Made: time.Now().Truncate(time.Millisecond), Files: w.Files, Size: w.Size, Index: w.Index, Blocks: w.Blocks}
+	made = pack.Mount{
+		Identity: c.Identity, Made: time.Now().Truncate(time.Millisecond),
+		Files: w.Files, Size: w.Size, Index: w.Index, Blocks: w.Blocks,
+	}
 	if e.Key != nil {
 		err = made.Sign(e.Key)
 	}
@@ -390,7 +394,8 @@ func (m *Mounts) write(ctx context.Context, e Export, c candidate, old pack.Moun
 }
 
 // errNotSigned is returned for a mount that an export would sign.
-var errNotSigned = errors.New("it has files from a cache that was read without verify=, which sign= cannot vouch for; kiln cache mounts rm empties it")
+var errNotSigned = errors.New("it has files from a cache that was read without verify=, which sign= cannot vouch for; " +
+	"kiln cache mounts rm empties it")
 
 // wasBad reports whether a mount could not be restored from the place of an export.
 func (m *Mounts) wasBad(e Export, key string) bool {

@@ -82,7 +82,11 @@ func (s *Spec) Check() error {
 		}
 		s.keys = strings.Split(list, ";")
 		if slices.Contains(s.keys, "") || key == "sign" && len(s.keys) > 1 {
-			return fmt.Errorf("%s=%s: it is the path of a file with a key%s", key, list, map[string]string{"verify": "; several are separated by ;"}[key])
+			several := ""
+			if key == "verify" {
+				several = "; several are separated by ;"
+			}
+			return fmt.Errorf("%s=%s: it is the path of a file with a key%s", key, list, several)
 		}
 	}
 	if !s.Export {

@@ -34,7 +34,7 @@ type kind struct {
 // kinds are in the order in which they are listed. It is a function, so that nothing of it is done where no cache is named.
 func kinds() []kind {
 	return []kind{
-		{name: "registry", from: []string{"ref", "registry.insecure"}, to: []string{"ref", "registry.insecure"}, check: (*Spec).checkRegistry, open: (*Spec).openRegistry},
+		{name: "registry", from: registryKeys(), to: registryKeys(), check: (*Spec).checkRegistry, open: (*Spec).openRegistry},
 		{name: "local", from: []string{"src", "tag", "digest"}, to: []string{"dest", "tag"}, open: (*Spec).openDir},
 		{name: "s3", from: s3Keys(), to: append(s3Keys(), "touch_refresh", "upload_parallelism"), check: (*Spec).checkS3, open: (*Spec).openS3},
 		{name: "azblob", from: azureKeys(), to: append(azureKeys(), "touch_refresh"), check: (*Spec).checkAzure, open: (*Spec).openAzure},
@@ -46,8 +46,8 @@ func kinds() []kind {
 var (
 	importKeys = []string{"verify", mountsKey, mountsMaxSizeKey}
 	exportKeys = []string{
-		"mode", "compression", "compression-level", "force-compression", "oci-mediatypes", "image-manifest", "ignore-error", "max-size", "max-age", "sign",
-		mountsKey, mountsMaxSizeKey,
+		"mode", "compression", "compression-level", "force-compression", "oci-mediatypes", "image-manifest", "ignore-error", "max-size",
+		"max-age", "sign", mountsKey, mountsMaxSizeKey,
 	}
 )
 
@@ -95,13 +95,15 @@ func (s *Spec) checkInline() error {
 	return nil
 }
 
+func registryKeys() []string { return []string{"ref", "registry.insecure"} }
+
 func (s *Spec) checkRegistry() error {
 	_, err := s.truth("registry.insecure", false)
 	return err
 }
 
-// openRegistry returns where a cache is that is in a registry. registry.insecure is for this cache alone: images still go to the registry as
-// kiln.toml and the flags of the command say.
+// openRegistry returns where a cache is that is in a registry. registry.insecure is for this cache alone: images still go to the registry
+// as kiln.toml and the flags of the command say.
 func (s *Spec) openRegistry(client *registry.Client) ([]*Place, error) {
 	name, err := imagename.Parse(s.Attrs["ref"])
 	if err != nil {
@@ -185,8 +187,8 @@ func (s *Spec) layouts() ([]bucket.Layout, error) {
 const defaultName = "kiln"
 
 func s3Keys() []string {
-	return []string{"", "bucket", "region", "name", "prefix", "blobs_prefix", "manifests_prefix", "endpoint_url", "use_path_style", "access_key_id",
-		"secret_access_key", "session_token"}
+	return []string{"", "bucket", "region", "name", "prefix", "blobs_prefix", "manifests_prefix", "endpoint_url", "use_path_style",
+		"access_key_id", "secret_access_key", "session_token"}
 }
 
 func (s *Spec) s3() (o s3.Options, err error) {
@@ -278,7 +280,8 @@ func ghaKeys() []string {
 
 func (s *Spec) gitHub() (o gha.Options, err error) {
 	if v := s.Attrs["version"]; v != "" && v != "2" {
-		return o, fmt.Errorf("version=%s: kiln speaks version 2 of the protocol of GitHub's cache, which is the only one that GitHub still has", v)
+		return o, fmt.Errorf("version=%s: kiln speaks version 2 of the protocol of GitHub's cache, which is the only one that GitHub still has",
+			v)
 	}
 	o = gha.Options{URL: s.attr("url_v2", "ACTIONS_RESULTS_URL"), Token: s.Attrs["token"], Scope: cmp.Or(s.Attrs["scope"], defaultName)}
 	if o.Token == "" && s.Attrs["url_v2"] == "" {
@@ -286,7 +289,8 @@ func (s *Spec) gitHub() (o gha.Options, err error) {
 	}
 	switch {
 	case o.URL == "":
-		return o, errors.New("type=gha needs url_v2=… or ACTIONS_RESULTS_URL, which GitHub sets for actions, and for a run step only if an action passes it on")
+		return o, errors.New("type=gha needs url_v2=… or ACTIONS_RESULTS_URL, which GitHub sets for actions, " +
+			"and for a run step only if an action passes it on")
 	case o.Token == "" && s.Attrs["url_v2"] != "":
 		return o, errors.New("type=gha needs token=… with url_v2: ACTIONS_RUNTIME_TOKEN is sent to ACTIONS_RESULTS_URL alone")
 	case o.Token == "":

@@ -235,7 +235,8 @@ func (c *Contents) decodeBlocks(r *bufio.Reader) error {
 		if err == nil {
 			_, err = io.ReadFull(r, text)
 		}
-		b := Block{Desc: ocispec.Descriptor{MediaType: pack.BlockType, Digest: digest.NewDigestFromEncoded(digest.SHA256, string(text)), Size: number(1 << 50)}}
+		b := Block{Desc: ocispec.Descriptor{MediaType: pack.BlockType, Size: number(1 << 50)}}
+		b.Desc.Digest = digest.NewDigestFromEncoded(digest.SHA256, string(text))
 		if err == nil {
 			err = b.Desc.Digest.Validate()
 		}

@@ -24,9 +24,9 @@ type TooLargeError struct{ Msg string }
 
 func (e *TooLargeError) Error() string { return e.Msg }
 
-// scan calls visit for each file in the directory top, in the order of layer.Compare, the directory itself first. It closes top. What cannot
-// travel is left out: devices, pipes and sockets; bits and attributes that give privileges; names that a layer cannot have. Other processes
-// may change the files meanwhile: what vanishes is left out as well.
+// scan calls visit for each file in the directory top, in the order of layer.Compare, the directory itself first. It closes top. What
+// cannot travel is left out: devices, pipes and sockets; bits and attributes that give privileges; names that a layer cannot have. Other
+// processes may change the files meanwhile: what vanishes is left out as well.
 func scan(ctx context.Context, disk *dir.FS, top *os.File, limit int64, visit func(*layer.Entry) error) error {
 	s := &scanner{ctx: ctx, disk: disk, at: dirtree.NewDescent(top), names: map[inode]string{}, limit: limit, visit: visit}
 	defer s.at.Close()

@@ -31,13 +31,16 @@ type Mount struct {
 // identityAttribute is the extended attribute, as JSON, of a mount's directory in a tar.
 const identityAttribute = "user.kiln.mount"
 
+// noLimit is more bytes than files can have.
+const noLimit = 1 << 62
+
 // Measure returns how many files and directories there are below from, and how many bytes the files have.
 func Measure(ctx context.Context, disk *dir.FS, from string) (files int, size int64, err error) {
 	top, err := os.OpenFile(from, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return 0, 0, ignoreGone(err)
 	}
-	err = scan(ctx, disk, top, 1<<62, func(e *layer.Entry) error {
+	err = scan(ctx, disk, top, noLimit, func(e *layer.Entry) error {
 		files++
 		size += e.Size
 		return nil
@@ -70,7 +73,7 @@ func WriteTar(ctx context.Context, disk *dir.FS, all []Mount, tmp string, to io.
 		if err := os.Mkdir(w.tmp, 0o700); err != nil {
 			return err
 		}
-		if t.manifest, err = w.find(ctx, disk, 1<<62); err != nil {
+		if t.manifest, err = w.find(ctx, disk, noLimit); err != nil {
 			return err
 		}
 	}
@@ -158,10 +161,12 @@ func (t *tree) copy(w io.Writer, path string, size int64) error {
 	return nil
 }
 
-// ReadTar writes the mounts in an untrusted tar, which may be compressed, to directories in tmp, and calls place for each: a tar that WriteTar
-// wrote or, with an identity, any tar of the files of that mount. place may move the directory away. Errors in the tar are *layer.HeaderError,
-// *layer.LimitError, and those of archive/tar and decompressors.
-func ReadTar(ctx context.Context, disk *dir.FS, r io.Reader, only *cachemount.Identity, limit layer.Limit, tmp string, place func(Mount) error) error {
+// ReadTar writes the mounts in an untrusted tar, which may be compressed, to directories in tmp, and calls place for each: a tar that
+// WriteTar wrote or, with an identity, any tar of the files of that mount. place may move the directory away. Errors in the tar are
+// *layer.HeaderError, *layer.LimitError, and those of archive/tar and decompressors.
+func ReadTar(
+	ctx context.Context, disk *dir.FS, r io.Reader, only *cachemount.Identity, limit layer.Limit, tmp string, place func(Mount) error,
+) error {
 	tmp, err := os.MkdirTemp(tmp, "tar-")
 	if err != nil {
 		return err

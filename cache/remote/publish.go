@@ -32,15 +32,16 @@ import (
 //     done. Else it goes back to 2.
 //
 // Consider the last put of the cache's tag by anyone, and the writer W of it. W has listed the entries afterwards, and the cache had them
-// all. An entry that this list did not have was put later than that list began, and so later than the cache's last put; its writer reads the
-// cache when its entry is put, finds what W has put, and would put it again if something was missing. So when all writers have ended, the
-// cache has what each of them had, whoever overwrote whom meanwhile; and what a writer leaves that is killed is taken up by the next one.
+// all. An entry that this list did not have was put later than that list began, and so later than the cache's last put; its writer reads
+// the cache when its entry is put, finds what W has put, and would put it again if something was missing. So when all writers have ended,
+// the cache has what each of them had, whoever overwrote whom meanwhile; and what a writer leaves that is killed is taken up by the next
+// one.
 //
 // A writer that reads the cache before an entry is included, and puts it after the entry is removed, would break that. So no writer puts
-// what it has gathered longer than maxWindow ago, and an entry stays for settleTime, which also makes up for clocks that differ. Then whoever
-// publishes next removes it; if the cache did not include it, since its writer was killed, this one has taken it into its own entry first.
-// Where a registry does not allow removal, a writer takes the tag of such an entry for its own in place of making one more, once there are
-// maxSettled; two that take the same one in the same moment notice it at the end, since the entry is not theirs then.
+// what it has gathered longer than maxWindow ago, and an entry stays for settleTime, which also makes up for clocks that differ. Then
+// whoever publishes next removes it; if the cache did not include it, since its writer was killed, this one has taken it into its own entry
+// first. Where a registry does not allow removal, a writer takes the tag of such an entry for its own in place of making one more, once
+// there are maxSettled; two that take the same one in the same moment notice it at the end, since the entry is not theirs then.
 const (
 	entryInfix = ".kiln-"
 	maxSettled = 16
@@ -166,8 +167,8 @@ func (w *Writer) Prepare(ctx context.Context) {
 	})
 }
 
-// Publish adds own to the cache and trims that to a limit. Before it puts a manifest it calls sent, which returns once the blobs are put that
-// own refers to. It returns what the cache holds then.
+// Publish adds own to the cache and trims that to a limit. Before it puts a manifest it calls sent, which returns once the blobs are put
+// that own refers to. It returns what the cache holds then.
 func (w *Writer) Publish(ctx context.Context, own *pack.Pack, l pack.Limit, sent func(context.Context) error) (*pack.Pack, error) {
 	w.prepare.Do(func() {}) // waits for it
 	w.own, w.limit = &pack.Pack{}, l

@@ -15,14 +15,16 @@ import (
 	"github.com/kilnbuild/kiln/internal/gunzip"
 )
 
-// A frame is small if its header says that it has no more than MaxData bytes, and it has no more than MaxSize itself. Where it ends is found
-// by going from block to block, without decompressing them. A window of MaxData is one that every decoder should accept (RFC 8878, 3.1.1.1.2).
+// A frame is small if its header says that it has no more than MaxData bytes, and it has no more than MaxSize itself. Where it ends is
+// found by going from block to block, without decompressing them. A window of MaxData is one that every decoder should accept (RFC 8878,
+// 3.1.1.1.2).
 const (
 	MaxData = 8 << 20
 	MaxSize = MaxData + 64<<10 // bytes that cannot be compressed take 3 more for each 128 KiB
 )
 
-// maxWorkers bounds how many frames are decompressed at once, and with that the memory: two more are held, each of up to MaxSize and MaxData.
+// maxWorkers bounds how many frames are decompressed at once, and with that the memory: two more are held, each of up to MaxSize and
+// MaxData.
 const maxWorkers = 4
 
 // What is read ahead of a frame that is not small, in bytes and blocks.
@@ -33,8 +35,8 @@ const (
 
 var errClosed = errors.New("zstdframes: read after Close")
 
-// Reader reads the uncompressed bytes of frames that follow each other. Its errors are those of zstd.Decoder; a stream that ends too early is
-// io.ErrUnexpectedEOF. It is for one goroutine.
+// Reader reads the uncompressed bytes of frames that follow each other. Its errors are those of zstd.Decoder; a stream that ends too early
+// is io.ErrUnexpectedEOF. It is for one goroutine.
 type Reader struct {
 	window uint64
 	sum    io.Writer
@@ -62,8 +64,8 @@ type frame struct {
 }
 
 // NewReader returns a Reader of r, which reads and decompresses in goroutines of its own before the bytes are read. All of them are written
-// to sum before they are read, unless it is nil; it must not fail. window is the most memory that a frame which is not small may ask for, in
-// bytes. Close must be called; it waits for a Read of r that is under way.
+// to sum before they are read, unless it is nil; it must not fail. window is the most memory that a frame which is not small may ask for,
+// in bytes. Close must be called; it waits for a Read of r that is under way.
 func NewReader(r io.Reader, sum io.Writer, window uint64) (*Reader, error) {
 	workers := min(runtime.GOMAXPROCS(0), maxWorkers)
 	small, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(workers), zstd.WithDecoderMaxMemory(MaxData))
@@ -118,7 +120,8 @@ func (z *Reader) read(src *bufio.Reader) {
 // errNotSmall says that a frame is not small, or not valid.
 var errNotSmall = errors.New("the frame is not small")
 
-// read reads a small frame. The error is errNotSmall, with the bytes that were read in f.in; io.EOF at the end of the stream; or that of src.
+// read reads a small frame. The error is errNotSmall, with the bytes that were read in f.in; io.EOF at the end of the stream; or that of
+// src.
 func (f *frame) read(src *bufio.Reader) error {
 	f.in = f.in[:0]
 	var h zstd.Header

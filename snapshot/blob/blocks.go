@@ -52,8 +52,9 @@ type format struct {
 // formats are those of compressed streams, by type of Compression.
 //
 // Blocks of gzip have 1 MiB on average. They cost 0.15 to 0.25 % in size more than blocks that refer to the one before, and no time, for
-// Debian, Go and Node.js trees; a worker takes 4 MiB. zstd refers to what is further back, so its blocks have 6 to 7 MiB on average and cost
-// 0.9 and 1.3 % for Go and Debian, where those of 1 MiB would cost 4 and 9 %, and a sixth more processor time; a worker takes up to 30 MiB.
+// Debian, Go and Node.js trees; a worker takes 4 MiB. zstd refers to what is further back, so its blocks have 6 to 7 MiB on average and
+// cost 0.9 and 1.3 % for Go and Debian, where those of 1 MiB would cost 4 and 9 %, and a sixth more processor time; a worker takes up to 30
+// MiB.
 var formats = map[string]*format{
 	"gzip": {
 		mediaType: ocispec.MediaTypeImageLayerGzip, version: "2",
@@ -92,7 +93,8 @@ func zstdCompressor(level int) func(out, in []byte) []byte {
 	var z *zstd.Encoder
 	return func(out, in []byte) []byte {
 		if z == nil { // a single segment says how many bytes it has, also if they are few
-			z, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(speed), zstd.WithEncoderConcurrency(1), zstd.WithZeroFrames(true), zstd.WithSingleSegment(true))
+			z, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(speed), zstd.WithEncoderConcurrency(1), zstd.WithZeroFrames(true),
+				zstd.WithSingleSegment(true))
 		}
 		return z.EncodeAll(in, out)
 	}

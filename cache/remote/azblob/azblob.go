@@ -70,7 +70,8 @@ func (o Options) Check() error {
 		return errors.New("secret_access_key is not base64, as the keys of storage accounts are")
 	}
 	if o.Key == "" && !isAzure(u) {
-		return fmt.Errorf("type=azblob needs secret_access_key=… for %s: the identity of the environment is shown only to Azure's own servers", u.Host)
+		return fmt.Errorf("type=azblob needs secret_access_key=… for %s: the identity of the environment is shown only to Azure's own servers",
+			u.Host)
 	}
 	return nil
 }
@@ -191,7 +192,8 @@ func (c *Container) Write(ctx context.Context, key string, desc ocispec.Descript
 	return c.failure(ctx, WriteBlob(ctx, c.client.NewBlockBlobClient(key), desc, open))
 }
 
-// WriteBlob sends a blob in blocks, or in one request if it is small. It is there as a whole or not at all, and only with the bytes of desc.
+// WriteBlob sends a blob in blocks, or in one request if it is small. It is there as a whole or not at all, and only with the bytes of
+// desc.
 func WriteBlob(ctx context.Context, client *blockblob.Client, desc ocispec.Descriptor, open func() (io.ReadCloser, error)) error {
 	if desc.Size > partSize*maxBlocks {
 		return fmt.Errorf("a layer has %d bytes, and the limit of a cache in Azure's storage is %d", desc.Size, int64(partSize*maxBlocks))
@@ -207,7 +209,8 @@ func WriteBlob(ctx context.Context, client *blockblob.Client, desc ocispec.Descr
 		headers.BlobContentType = &desc.MediaType
 	}
 	if desc.Size > partSize {
-		_, err := client.UploadStream(ctx, verified, &blockblob.UploadStreamOptions{BlockSize: partSize, Concurrency: parallel, HTTPHeaders: headers})
+		o := &blockblob.UploadStreamOptions{BlockSize: partSize, Concurrency: parallel, HTTPHeaders: headers}
+		_, err := client.UploadStream(ctx, verified, o)
 		return err
 	}
 	data, err := io.ReadAll(verified)

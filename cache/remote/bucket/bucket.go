@@ -90,17 +90,18 @@ func (l Layout) Check() error {
 			return fmt.Errorf("%q is no prefix of keys: it begins with a slash, or has a space, a comma or a character that is not printed", s)
 		}
 	}
-	if err := CheckName(l.Name); err != nil {
+	if err := checkName(l.Name); err != nil {
 		return err
 	}
 	if l.Touch < 0 || l.Touch > MaxTouch {
-		return fmt.Errorf("touch_refresh=%s: it is at most %s, since kiln cache prune removes unused blobs that are older than twice that", l.Touch, MaxTouch)
+		return fmt.Errorf("touch_refresh=%s: it is at most %s, since kiln cache prune removes unused blobs that are older than twice that",
+			l.Touch, MaxTouch)
 	}
 	return nil
 }
 
-// CheckName returns what is wrong with the name of a cache.
-func CheckName(name string) error {
+// checkName returns what is wrong with the name of a cache.
+func checkName(name string) error {
 	switch {
 	case name == "" || len(name) > maxName || slices.ContainsFunc([]rune(name), unusable):
 		return fmt.Errorf("name=%s: a name has 1 to %d bytes, without spaces and commas", name, maxName)

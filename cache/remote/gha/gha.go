@@ -72,8 +72,8 @@ func (o Options) Check() error {
 	return nil
 }
 
-// Cache is the cache of a repository at GitHub, as the job sees it that the token is for. Its entries are never changed, and the creation of
-// one that is there is refused, so the number in the key of a manifest makes it a remote.Swapper.
+// Cache is the cache of a repository at GitHub, as the job sees it that the token is for. Its entries are never changed, and the creation
+// of one that is there is refused, so the number in the key of a manifest makes it a remote.Swapper.
 type Cache struct {
 	http    *bucket.HTTP
 	options Options
@@ -93,7 +93,8 @@ func Open(o Options) (*Cache, error) {
 		return nil, errors.New("url_v2 is not an address")
 	}
 	return &Cache{
-		http: bucket.NewHTTP(), options: o, host: u.Host, abandoned: abandonedTime, numbers: map[string]int64{}, records: map[digest.Digest][]byte{},
+		http: bucket.NewHTTP(), options: o, host: u.Host, abandoned: abandonedTime,
+		numbers: map[string]int64{}, records: map[digest.Digest][]byte{},
 	}, nil
 }
 
@@ -210,7 +211,8 @@ func (c *Cache) write(ctx context.Context, key string, desc ocispec.Descriptor, 
 	var done struct {
 		OK bool `json:"ok"`
 	}
-	err = c.call(ctx, "FinalizeCacheEntryUpload", map[string]any{"key": key, "size_bytes": strconv.FormatInt(desc.Size, 10), "version": version}, &done)
+	size := strconv.FormatInt(desc.Size, 10)
+	err = c.call(ctx, "FinalizeCacheEntryUpload", map[string]any{"key": key, "size_bytes": size, "version": version}, &done)
 	if err == nil && !done.OK {
 		err = fetch.Invalid("%s did not take the entry", c.host)
 	}

@@ -24,8 +24,8 @@ import (
 )
 
 // ErrNoCredentials says that nothing has credentials for S3.
-var ErrNoCredentials = errors.New("there are none: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE, " +
-	"or give access_key_id and secret_access_key")
+var ErrNoCredentials = errors.New("there are none: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, " +
+	"or AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE, or give access_key_id and secret_access_key")
 
 // provider returns where credentials come from: the options, or the first of the sources of AWS's tools that the environment names.
 func (b *Bucket) provider(o Options) aws.CredentialsProvider {
@@ -102,7 +102,8 @@ func (b *Bucket) webIdentity(ctx context.Context, role, file string) (aws.Creden
 		session = fmt.Sprintf("kiln-%d", time.Now().Unix())
 	}
 	form := url.Values{
-		"Action": {"AssumeRoleWithWebIdentity"}, "Version": {"2011-06-15"}, "RoleArn": {role}, "RoleSessionName": {session}, "WebIdentityToken": {token},
+		"Action": {"AssumeRoleWithWebIdentity"}, "Version": {"2011-06-15"},
+		"RoleArn": {role}, "RoleSessionName": {session}, "WebIdentityToken": {token},
 	}.Encode()
 	address := "https://sts." + b.region + ".amazonaws.com/"
 	if strings.HasPrefix(b.region, "cn-") {
@@ -147,7 +148,8 @@ func (b *Bucket) webIdentity(ctx context.Context, role, file string) (aws.Creden
 		}
 		got := a.Result.Credentials
 		c = aws.Credentials{
-			AccessKeyID: got.AccessKeyId, SecretAccessKey: got.SecretAccessKey, SessionToken: got.SessionToken, CanExpire: true, Expires: got.Expiration,
+			AccessKeyID: got.AccessKeyId, SecretAccessKey: got.SecretAccessKey, SessionToken: got.SessionToken,
+			CanExpire: true, Expires: got.Expiration,
 		}
 		return nil
 	})
@@ -180,8 +182,8 @@ func shared() (aws.Credentials, error) {
 	}
 	c := readProfile(text, profile)
 	if named && c.AccessKeyID == "" {
-		return c, fmt.Errorf("%s has no aws_access_key_id for the profile %q: kiln reads keys alone; aws configure export-credentials --format env prints those of others",
-			file, profile)
+		return c, fmt.Errorf("%s has no aws_access_key_id for the profile %q: kiln reads keys alone; "+
+			"aws configure export-credentials --format env prints those of others", file, profile)
 	}
 	return c, nil
 }

@@ -53,8 +53,11 @@ func (b *Bucket) writeParts(ctx context.Context, key string, desc ocispec.Descri
 	})
 }
 
-// inParts begins an upload, calls parts, which calls send for each part, and waits there while too many are on their way, and completes the upload.
-func (b *Bucket) inParts(ctx context.Context, key string, header http.Header, parts func(context.Context, func(int, request)) error) (err error) {
+// inParts begins an upload, calls parts, which calls send for each part, and waits there while too many are on their way, and completes the
+// upload.
+func (b *Bucket) inParts(
+	ctx context.Context, key string, header http.Header, parts func(context.Context, func(int, request)) error,
+) (err error) {
 	_, data, err := b.do(ctx, request{method: http.MethodPost, key: key, query: url.Values{"uploads": {""}}, header: header})
 	if err != nil {
 		return err
@@ -81,7 +84,8 @@ func (b *Bucket) inParts(ctx context.Context, key string, header http.Header, pa
 		return err
 	}
 	_, _, err = b.do(ctx, request{
-		method: http.MethodPost, key: key, query: query, open: bucket.Bytes(text), size: int64(len(text)), sha256: hexOf(sha256.Sum256(text)), work: true,
+		method: http.MethodPost, key: key, query: query, work: true,
+		open: bucket.Bytes(text), size: int64(len(text)), sha256: hexOf(sha256.Sum256(text)),
 	})
 	return err
 }

@@ -132,7 +132,8 @@ func redacted(address string) string {
 // have capitals and underscores).
 func checkBucket(name string) error {
 	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._"
-	if len(name) < 3 || len(name) > 255 || strings.Trim(name, letters) != "" || strings.Trim(name, ".") != name || strings.Contains(name, "..") {
+	if len(name) < 3 || len(name) > 255 || strings.Trim(name, letters) != "" ||
+		strings.Trim(name, ".") != name || strings.Contains(name, "..") {
 		return fmt.Errorf("bucket=%s is not the name of a bucket", name)
 	}
 	return nil
@@ -285,7 +286,8 @@ func (b *Bucket) Read(ctx context.Context, key string, offset int64) (io.ReadClo
 	if err != nil {
 		return nil, err
 	}
-	if offset > 0 && (resp.StatusCode != http.StatusPartialContent || !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", offset))) {
+	rest := fmt.Sprintf("bytes %d-", offset)
+	if offset > 0 && (resp.StatusCode != http.StatusPartialContent || !strings.HasPrefix(resp.Header.Get("Content-Range"), rest)) {
 		resp.Body.Close()
 		return nil, fetch.Invalid("%s sent another part of %s than the requested one", b.base.Host, key)
 	}

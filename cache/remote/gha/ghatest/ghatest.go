@@ -1,6 +1,6 @@
-// Package ghatest is a server of GitHub's cache for Actions: version 2 of its protocol, and the storage that its addresses lead to. An entry
-// belongs to the scope that the token of its writer may write to, and a key is looked for in the scopes that a token may read, one after the
-// other: as it is, and then by its beginning, the newest entry first.
+// Package ghatest is a server of GitHub's cache for Actions: version 2 of its protocol, and the storage that its addresses lead to. An
+// entry belongs to the scope that the token of its writer may write to, and a key is looked for in the scopes that a token may read, one
+// after the other: as it is, and then by its beginning, the newest entry first.
 package ghatest
 
 import (
@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// Token is that of a job on the default branch. BranchToken is that of one on another branch, which also reads what the default branch has, and
-// ReadToken that of a pull request from a fork, which writes nothing.
+// Token is that of a job on the default branch. BranchToken is that of one on another branch, which also reads what the default branch has,
+// and ReadToken that of a pull request from a fork, which writes nothing.
 const (
 	Token       = "job-token"
 	BranchToken = "branch-token"
@@ -180,7 +180,8 @@ func (s *Server) find(scopes []string, version, key string, prefixes []string) i
 // storage is that of block blobs (Azure Storage services REST API, "Put Blob", "Put Block", "Put Block List").
 func (s *Server) storage(w http.ResponseWriter, r *http.Request, body []byte) {
 	var n int
-	if _, err := fmt.Sscanf(r.URL.Path, "/storage/%d", &n); err != nil || n < 0 || n >= len(s.entries) || r.URL.Query().Get("sig") != "secret" ||
+	_, err := fmt.Sscanf(r.URL.Path, "/storage/%d", &n)
+	if err != nil || n < 0 || n >= len(s.entries) || r.URL.Query().Get("sig") != "secret" ||
 		r.Header.Get("Authorization") != "" {
 		w.WriteHeader(http.StatusForbidden)
 		return

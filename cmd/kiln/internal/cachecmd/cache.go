@@ -131,7 +131,8 @@ func list(a *app.App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls [flags] CACHE",
 		Short: "List the steps that a cache has",
-		Long:  "List the steps that a cache has, the one that a build used last first. SIZE is that of the step's layers as they are in the cache.\n\n" + about,
+		Long: "List the steps that a cache has, the one that a build used last first. " +
+			"SIZE is that of the step's layers as they are in the cache.\n\n" + about,
 		Example: `  kiln cache ls registry.example/app:cache
   kiln cache ls type=local,src=cache --format json`,
 		Args: app.ExactArgs("a CACHE"),
