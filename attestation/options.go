@@ -72,7 +72,8 @@ type SBOM struct {
 	InlineOnly bool
 }
 
-// DefaultFile is the name of the file with the provenance in outputs that are files, and DefaultSBOM that of the software bill of materials.
+// DefaultFile is the name of the file with the provenance in outputs that are files, and DefaultSBOM that of the software bill of
+// materials.
 const (
 	DefaultFile = "provenance.json"
 	DefaultSBOM = "sbom.spdx.json"
@@ -121,7 +122,8 @@ func (o *Options) Set(kind string, values map[string]string) error {
 	case "":
 		return errors.New("it has no type: write type=provenance or type=sbom")
 	default:
-		return fmt.Errorf("there is no attestation of type=%s; the types are provenance and sbom%s", kind, suggest.Hint(kind, typeProvenance, typeSBOM))
+		return fmt.Errorf("there is no attestation of type=%s; the types are provenance and sbom%s",
+			kind, suggest.Hint(kind, typeProvenance, typeSBOM))
 	}
 	return nil
 }
@@ -205,12 +207,14 @@ func parseSBOM(values map[string]string) (*SBOM, error) {
 		return s, nil
 	}
 	key := slices.Sorted(maps.Keys(s.Attrs))[0]
-	return nil, fmt.Errorf("the built-in scanner has no %s; with generator=IMAGE, it is a parameter of that scanner%s", key, suggest.Hint(key, "generator"))
+	return nil, fmt.Errorf("the built-in scanner has no %s; with generator=IMAGE, it is a parameter of that scanner%s",
+		key, suggest.Hint(key, "generator"))
 }
 
 // CheckFile returns an error unless name, which the user gave as key, can be the name of a file in a directory.
 func CheckFile(key, name string) error {
-	if name == "" || name != path.Base(name) || name == "." || name == ".." || name == "/" || strings.ContainsRune(name, 0) || len(name) > maxName {
+	special := name == "" || name == "." || name == ".." || name == "/"
+	if special || name != path.Base(name) || strings.ContainsRune(name, 0) || len(name) > maxName {
 		return fmt.Errorf("%s=%s is not the name of a file", key, name)
 	}
 	return nil

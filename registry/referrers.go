@@ -64,10 +64,13 @@ func (c *Client) Referrers(ctx context.Context, ref string, d digest.Digest) ([]
 var noReferrers = []int{http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusBadRequest, http.StatusNotImplemented}
 
 // referrers returns a page of a list, and where the next one is; nil if there is none.
-func (c *Client) referrers(ctx context.Context, ep endpoint, r imagename.Name, u *url.URL) (page []ocispec.Descriptor, next *url.URL, err error) {
+func (c *Client) referrers(
+	ctx context.Context, ep endpoint, r imagename.Name, u *url.URL,
+) (page []ocispec.Descriptor, next *url.URL, err error) {
 	err = c.patience.Retry(ctx, func() error {
 		resp, err := c.get(ctx, ep.host, request{
-			method: http.MethodGet, url: u, header: http.Header{"Accept": {ocispec.MediaTypeImageIndex}}, scopes: []string{ep.pullScope(r.Repository)},
+			method: http.MethodGet, url: u, header: http.Header{"Accept": {ocispec.MediaTypeImageIndex}},
+			scopes: []string{ep.pullScope(r.Repository)},
 		})
 		if err != nil {
 			return err

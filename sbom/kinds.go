@@ -60,8 +60,8 @@ func wanted(e *layer.Entry) (r reader, program, ok bool) {
 		return reader{read: system.Dpkg}, false, true
 	case name == "installed" && (in(dir, "lib/apk/db") || in(dir, "usr/lib/apk/db")):
 		return reader{read: system.Apk}, false, true
-	case name == "METADATA" && strings.HasSuffix(dir, ".dist-info"), name == "PKG-INFO" && (strings.HasSuffix(dir, ".egg-info") || path.Base(dir) == "EGG-INFO"),
-		strings.HasSuffix(name, ".egg-info"):
+	case name == "METADATA" && strings.HasSuffix(dir, ".dist-info"), strings.HasSuffix(name, ".egg-info"),
+		name == "PKG-INFO" && (strings.HasSuffix(dir, ".egg-info") || path.Base(dir) == "EGG-INFO"):
 		return reader{read: language.Python}, false, true
 	case language.IsArchive(name):
 		return reader{read: language.Java}, false, true

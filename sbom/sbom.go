@@ -1,5 +1,5 @@
-// Package sbom finds out which packages are in an image, from what package managers and compilers have left in its files, and writes that as
-// a document of SPDX.
+// Package sbom finds out which packages are in an image, from what package managers and compilers have left in its files, and writes that
+// as a document of SPDX.
 //
 // Each layer is scanned by itself, once: what its files tell is kept in the root directory. The packages of an image are those of the files
 // that are to be seen through the stack of its layers.

@@ -116,7 +116,8 @@ type verifier struct {
 // all could be looked at, and that nothing is known.
 func Verify(ctx context.Context, of *images.Attested, r Request) (*Report, error) {
 	v := &verifier{ctx: ctx, of: of, request: r, used: usedEntries{}, report: &Report{
-		Image: of.Name, Digest: of.Digest.String(), SignaturesChecked: r.Keys != nil, Signatures: []Signature{}, Images: []Image{}, Problems: []Problem{},
+		Image: of.Name, Digest: of.Digest.String(), SignaturesChecked: r.Keys != nil,
+		Signatures: []Signature{}, Images: []Image{}, Problems: []Problem{},
 	}}
 	if r.Keys != nil {
 		if err := v.signatures(); err != nil {

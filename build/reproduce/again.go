@@ -27,7 +27,8 @@ func Same(steps []Step) error {
 	if differ == 0 {
 		return nil
 	}
-	return fmt.Errorf("the image is not reproducible: %d of %d steps made something else when they ran again; nothing is exported", differ, len(steps))
+	return fmt.Errorf("the image is not reproducible: %d of %d steps made something else when they ran again; nothing is exported",
+		differ, len(steps))
 }
 
 // Steps collects the steps that ran again. It is an events.Sink.

@@ -54,8 +54,8 @@ func CheckHost(reproducible bool, images []frontend.Image) error {
 	for _, img := range images {
 		for v := range llb.Vertices([]llb.Output{img.Root}) {
 			if _, ok := v.Op().(llb.Exec); ok {
-				return &input.Error{Err: fmt.Errorf("%s: the result of a RUN can differ from that of other hosts, so that the build is not reproducible: %s; "+
-					"README.md says how to give kiln more ids", v.Meta().Name(), userns.Note())}
+				return &input.Error{Err: fmt.Errorf("%s: the result of a RUN can differ from that of other hosts, so that the build is not "+
+					"reproducible: %s; README.md says how to give kiln more ids", v.Meta().Name(), userns.Note())}
 			}
 		}
 	}

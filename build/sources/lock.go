@@ -183,7 +183,8 @@ func (s *Sources) pin(written string, op llb.Op) (llb.Op, error) {
 		return op, nil
 	}
 	contradicts := func(flag, value string) error {
-		return fmt.Errorf("%s has %s for %s, and the %s says %s: kiln lock --update %s", s.lock.name, e.Digest, shown(kind, name), flag, value, shown(kind, name))
+		return fmt.Errorf("%s has %s for %s, and the %s says %s: kiln lock --update %s",
+			s.lock.name, e.Digest, shown(kind, name), flag, value, shown(kind, name))
 	}
 	switch op := op.(type) {
 	case llb.Image:

@@ -76,11 +76,14 @@ type planned struct {
 func (p planned) HTTP(ctx context.Context, op llb.HTTP) (digest.Digest, time.Time, error) {
 	d, modified, err := p.Sources.HTTP(ctx, op)
 	e, locked := p.s.locked(material.File, op.URL)
-	if changed, ok := errors.AsType[*httpsource.ChecksumError](err); ok && locked && changed.Want.String() == e.Digest {
-		return "", modified, &ChangedError{File: p.s.lock.name, Source: shown(e.Kind, e.Name), Locked: e.Digest, Now: changed.Got.String(), Err: err}
+	changed := func(now digest.Digest) error {
+		return &ChangedError{File: p.s.lock.name, Source: shown(e.Kind, e.Name), Locked: e.Digest, Now: now.String(), Err: err}
+	}
+	if other, ok := errors.AsType[*httpsource.ChecksumError](err); ok && locked && other.Want.String() == e.Digest {
+		return "", modified, changed(other.Got)
 	}
 	if err == nil && locked && d.String() != e.Digest {
-		return "", modified, &ChangedError{File: p.s.lock.name, Source: shown(e.Kind, e.Name), Locked: e.Digest, Now: d.String()}
+		return "", modified, changed(d)
 	}
 	if err == nil {
 		p.s.Took(material.Material{Kind: material.File, Name: op.URL, Digest: d.String()})

@@ -47,8 +47,8 @@ type Checkout struct {
 	Revision, Origin string
 }
 
-// DescribeCheckout returns the checkout that dir, an absolute path, is in; the zero value if it is in none, or that cannot be found out. Files
-// may differ from those of the commit. Whoever owns the repository, nothing that it names is run, fetched, or read elsewhere.
+// DescribeCheckout returns the checkout that dir, an absolute path, is in; the zero value if it is in none, or that cannot be found out.
+// Files may differ from those of the commit. Whoever owns the repository, nothing that it names is run, fetched, or read elsewhere.
 func DescribeCheckout(ctx context.Context, dir string) Checkout {
 	r, err := openRepository(dir)
 	if err != nil {
@@ -133,8 +133,9 @@ func newRepository(own, common string) (*repository, error) {
 	return &repository{common, o, c}, nil
 }
 
-// linked opens the repository that a .git which is a file names. It has to be one that knows of that file, a linked working tree (git-worktree(1)),
-// or that of a submodule in the repository of a directory above: a context does not choose the repository of somebody else.
+// linked opens the repository that a .git which is a file names. It has to be one that knows of that file, a linked working tree
+// (git-worktree(1)), or that of a submodule in the repository of a directory above: a context does not choose the repository of somebody
+// else.
 func linked(name string, info fs.FileInfo) (*repository, error) {
 	text, err := regularfile.Read(name, maxRef)
 	if err != nil {

@@ -20,7 +20,8 @@ type UnsignedError struct {
 }
 
 func (e *UnsignedError) Error() string {
-	return fmt.Sprintf("the image cannot be signed: %v; it is in the registry as %s, without a complete signature, and no tag was changed", e.Err, e.Image)
+	return fmt.Sprintf("the image cannot be signed: %v; it is in the registry as %s, without a complete signature, and no tag was changed",
+		e.Err, e.Image)
 }
 
 // Unwrap returns the cause.

@@ -28,8 +28,8 @@ const (
 const emptyConfig = "{}"
 
 // Sign signs an image of the repository, whose blobs can be read, with keys: in both forms, beside the signatures that it has, and its
-// attestations, each as a bundle. Signing an image again with the same key changes nothing. Errors are those of the registry, of blobs or of
-// a key.
+// attestations, each as a bundle. Signing an image again with the same key changes nothing. Errors are those of the registry, of blobs or
+// of a key.
 func (r Repository) Sign(ctx context.Context, desc ocispec.Descriptor, blobs registry.Blobs, keys []*signing.PrivateKey) error {
 	self, err := signature.Statement(desc.Digest)
 	if err != nil {
@@ -70,7 +70,8 @@ func (r Repository) SignNamed(ctx context.Context, keys []*signing.PrivateKey) (
 // put puts a blob into the repository.
 func (r Repository) put(ctx context.Context, mediaType string, data []byte) (ocispec.Descriptor, error) {
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
-	err := r.Client.PutBlob(ctx, r.at("", desc.Digest), desc, false, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil })
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
+	err := r.Client.PutBlob(ctx, r.at("", desc.Digest), desc, false, open)
 	return desc, err
 }
 

@@ -102,7 +102,9 @@ func Write(s *Source) ([]byte, error) {
 	}
 	d.add(pkg{Name: s.Name, SPDXID: imageID, Purpose: "CONTAINER"})
 	if s.Release.ID != "" {
-		d.add(pkg{Name: s.Release.ID, SPDXID: releaseID, VersionInfo: s.Release.VersionID, Purpose: "OPERATING-SYSTEM", SourceInfo: s.Release.Name})
+		d.add(pkg{
+			Name: s.Release.ID, SPDXID: releaseID, VersionInfo: s.Release.VersionID, Purpose: "OPERATING-SYSTEM", SourceInfo: s.Release.Name,
+		})
 		d.contain(releaseID)
 	}
 	licenses := map[string]string{} // by their IDs
