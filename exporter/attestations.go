@@ -10,9 +10,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// emptyConfig is the config of a manifest that is no image (image-spec, manifest.md, "Guidance for an Empty Descriptor").
-const emptyConfig = "{}"
-
 // Attest writes statements about an image to the store, and the manifest that has them as layers, in the order in which they are given. With
 // artifact it is an artifact that names the image as its subject, otherwise it has the form of an image, for registries that accept
 // nothing else.
@@ -39,8 +36,8 @@ func (b *Blobs) Attest(image Manifest, statements []attestation.Statement, artif
 	if artifact {
 		m.ArtifactType = attestation.ArtifactType
 		m.Subject = &ocispec.Descriptor{MediaType: image.Desc.MediaType, Digest: image.Desc.Digest, Size: image.Desc.Size}
-		m.Config, err = b.Store.Put(ocispec.MediaTypeEmptyJSON, []byte(emptyConfig))
-		m.Config.Data = []byte(emptyConfig)
+		m.Config = ocispec.DescriptorEmptyJSON
+		_, err = b.Store.Put(m.Config.MediaType, m.Config.Data)
 	} else {
 		m.Config, err = b.putJSON(ocispec.MediaTypeImageConfig, config)
 	}

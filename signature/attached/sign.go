@@ -24,9 +24,6 @@ const (
 	predicateAnnotation = "dev.sigstore.bundle.predicateType"
 )
 
-// emptyConfig is the config of a manifest that is no image (image-spec, manifest.md, "Guidance for an Empty Descriptor").
-const emptyConfig = "{}"
-
 // Sign signs an image of the repository, whose blobs can be read, with keys: in both forms, beside the signatures that it has, and its
 // attestations, each as a bundle. Signing an image again with the same key changes nothing. Errors are those of the registry, of blobs or
 // of a key.
@@ -86,7 +83,7 @@ func (r Repository) bundle(ctx context.Context, of ocispec.Descriptor, s stateme
 		Subject:     &ocispec.Descriptor{MediaType: of.MediaType, Digest: of.Digest, Size: of.Size},
 		Annotations: map[string]string{contentAnnotation: contentEnvelope, predicateAnnotation: s.predicateType},
 	}
-	if m.Config, err = r.put(ctx, ocispec.MediaTypeEmptyJSON, []byte(emptyConfig)); err != nil {
+	if m.Config, err = r.put(ctx, ocispec.MediaTypeEmptyJSON, ocispec.DescriptorEmptyJSON.Data); err != nil {
 		return err
 	}
 	layer, err := r.put(ctx, signature.BundleMediaType, data)
