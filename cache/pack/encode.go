@@ -136,7 +136,25 @@ func (l signatures) decode() Signatures {
 	return Signatures(nil).with(s)
 }
 
-// Encode returns the pack as it is sent, which is the same for equal packs. The error says that it is larger than MaxSize.
+// budget is what has been taken of the limits of a pack's text. It is the same for writing and for reading, so that nothing is published
+// that nobody could read.
+type budget struct{ text, memory, lines int }
+
+// take takes a line, without its end.
+func (b *budget) take(line []byte) error {
+	b.lines++
+	b.text += len(line) + 1
+	b.memory += cost(line)
+	if len(line) >= maxLine {
+		return fmt.Errorf("a line of the cache's records has more than %d bytes", maxLine)
+	}
+	if b.text >= maxText || b.memory > maxMemory || b.lines > maxLines {
+		return errors.New("the cache's records are too many: max-age=, max-size= and kiln cache prune make room")
+	}
+	return nil
+}
+
+// Encode returns the pack as it is sent, which is the same for equal packs. The error says that it is larger than Decode reads.
 func (p *Pack) Encode() ([]byte, error) {
 	var out bytes.Buffer
 	z, err := zstd.NewWriter(&out, zstd.WithEncoderConcurrency(1))
@@ -154,11 +172,20 @@ func (p *Pack) Encode() ([]byte, error) {
 
 func (p *Pack) encodeText(to io.Writer) (err error) {
 	w := bufio.NewWriter(to)
-	e := json.NewEncoder(w)
+	var text bytes.Buffer
+	var taken budget
+	e := json.NewEncoder(&text)
 	e.SetEscapeHTML(false)
 	put := func(l line) {
+		if err != nil {
+			return
+		}
+		text.Reset()
+		if err = e.Encode(l); err == nil {
+			err = taken.take(bytes.TrimSuffix(text.Bytes(), []byte("\n")))
+		}
 		if err == nil {
-			err = e.Encode(l)
+			_, err = w.Write(text.Bytes())
 		}
 	}
 	put(line{Header: &header{version}})
@@ -249,11 +276,11 @@ func decodeText(r io.Reader) (*Pack, error) {
 	lines := bufio.NewScanner(text)
 	lines.Buffer(make([]byte, 0, 64<<10), maxLine)
 	p := &Pack{}
-	memory := 0
+	var taken budget
 	for n := 1; lines.Scan(); n++ {
 		var l line
-		if memory += cost(lines.Bytes()); memory > maxMemory || n > maxLines {
-			return nil, errors.New("the cache's records are too many")
+		if err := taken.take(lines.Bytes()); err != nil {
+			return nil, err
 		}
 		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
 			return nil, fmt.Errorf("line %d of the cache's records: %w", n, err)

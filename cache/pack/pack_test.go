@@ -285,3 +285,20 @@ func TestTimes(t *testing.T) {
 		}
 	}
 }
+
+// What cannot be read is not written: then a cache stays as it is.
+func TestEncodeLimits(t *testing.T) {
+	for name, c := range map[string]struct{ records, size int }{"a long record": {1, 6 << 20}, "many": {20000, 3500}} {
+		p := &Pack{}
+		for i := range c.records {
+			inputs := []solver.Input{{Name: "n", Value: strings.Repeat("x", c.size) + fmt.Sprint(i)}}
+			r := Record{Version: solver.KeyVersion}
+			r.Inputs = inputs
+			p.AddRecord(solver.KeyOf(inputs), r)
+		}
+		if text, err := p.Encode(); err == nil {
+			_, err := Decode(t.Context(), bytes.NewReader(text))
+			t.Errorf("%s: it is written, and reading it gives %v", name, err)
+		}
+	}
+}
