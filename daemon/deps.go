@@ -1,0 +1,28 @@
+package daemon
+
+import (
+	_ "github.com/containerd/containerd/api/services/content/v1"
+	_ "github.com/containerd/containerd/v2/core/content"
+	_ "github.com/containerd/containerd/v2/plugins/services/content/contentserver"
+	_ "github.com/moby/buildkit/api/services/control"
+	_ "github.com/moby/buildkit/frontend/gateway/pb"
+	_ "github.com/moby/buildkit/frontend/subrequests/lint"
+	_ "github.com/moby/buildkit/frontend/subrequests/outline"
+	_ "github.com/moby/buildkit/frontend/subrequests/targets"
+	_ "github.com/moby/buildkit/session"
+	_ "github.com/moby/buildkit/session/auth"
+	_ "github.com/moby/buildkit/session/content"
+	_ "github.com/moby/buildkit/session/exporter"
+	_ "github.com/moby/buildkit/session/filesync"
+	_ "github.com/moby/buildkit/session/grpchijack"
+	_ "github.com/moby/buildkit/session/secrets"
+	_ "github.com/moby/buildkit/session/sshforward"
+	_ "github.com/moby/buildkit/session/upload"
+	_ "github.com/moby/buildkit/solver/errdefs"
+	_ "github.com/moby/buildkit/solver/pb"
+	_ "github.com/moby/buildkit/sourcepolicy/pb"
+	_ "github.com/moby/buildkit/util/apicaps"
+	_ "github.com/moby/buildkit/util/grpcerrors"
+	_ "github.com/tonistiigi/fsutil"
+	_ "google.golang.org/grpc/health"
+)
