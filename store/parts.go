@@ -11,6 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/localdir"
 	"github.com/kilnbuild/kiln/internal/part"
+	"github.com/kilnbuild/kiln/internal/received"
 	"github.com/kilnbuild/kiln/internal/resolved"
 	"github.com/kilnbuild/kiln/sbom"
 	"github.com/kilnbuild/kiln/snapshot/blob"
@@ -30,6 +31,7 @@ func (r *Root) parts(w *Work, named *cas.Named) []part.Part {
 		resolved.Part(root, trash),
 		sbom.Part(root, trash),
 		localdir.Part(root, trash),
+		received.Part(root, trash),
 		blob.Part(root, trash),
 		w.History.Part(),
 	}

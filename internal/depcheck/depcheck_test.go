@@ -54,11 +54,13 @@ var allowed = map[string][]string{
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 
 	"build": {
-		"attestation", "signature/attached", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/reproduce", "build/sources", "engine", "sbom", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry",
+		"attestation", "signature/attached", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/reproduce", "build/sources", "engine", "sbom", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry", "registry/auth",
 		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
 	},
 	// BuildKit's API.
 	"daemon": {},
+	// What clients provide over BuildKit's session protocol.
+	"daemon/client": {"exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
 	// How a build describes itself.
 	"build/attesting":  {"attestation", "attestation/slsa", "build/provenance", "build/scanning", "exporter", "llb", "internal"},
 	"build/scanning":   {"attestation", "events", "frontend", "llb", "sbom", "solver", "internal"},

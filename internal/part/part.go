@@ -43,12 +43,13 @@ const (
 	Log      Kind = "failed log"  // of a step that failed when it ran last
 	Mount    Kind = "cache mount" //
 	Git      Kind = "git mirror"
-	HTTP     Kind = "http note"  // what a server said of a file
-	Resolved Kind = "image note" // what the name of an image stood for
-	Scan     Kind = "layer scan" // which packages are in a layer
-	Context  Kind = "context"    // digests of the files of a build context
-	Note     Kind = "note"       // which blob became which by compression
-	Build    Kind = "build"      // its events, in the history
+	HTTP     Kind = "http note"      // what a server said of a file
+	Resolved Kind = "image note"     // what the name of an image stood for
+	Scan     Kind = "layer scan"     // which packages are in a layer
+	Context  Kind = "context"        // digests of the files of a build context
+	Received Kind = "client context" // files that a client sent
+	Note     Kind = "note"           // which blob became which by compression
+	Build    Kind = "build"          // its events, in the history
 )
 
 // Item is one thing that can be removed by itself.

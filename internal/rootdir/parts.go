@@ -14,6 +14,7 @@ const (
 	Compressed = "compressed" // notes of which blob became which by compression
 	Builds     = "builds"     // the history
 	Context    = "context"    // digests of the files of each build context
+	Received   = "received"   // files of directories that clients sent
 	Mounts     = "mounts"     // cache mounts
 	Git        = "git"        // mirrors of repositories
 	HTTP       = "http"       // what servers said of files
@@ -33,7 +34,7 @@ const IndexLock = "index"
 
 // names are all of them.
 var names = []string{
-	Blobs, Layers, Entries, Records, Compressed, Builds, Context, Mounts, Git, HTTP, Resolved, Scans, Lists, Locks, Tmp, Layout, Index, IDs, Collected,
+	Blobs, Layers, Entries, Records, Compressed, Builds, Context, Received, Mounts, Git, HTTP, Resolved, Scans, Lists, Locks, Tmp, Layout, Index, IDs, Collected,
 }
 
 // Known reports whether a name in the root directory is one of kiln's.
