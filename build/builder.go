@@ -45,3 +45,15 @@ func New(root *store.Root, client *registry.Client, cfg *config.Config) (*Builde
 	}
 	return b, nil
 }
+
+// as returns the Builder for a job of a client: one with the same root directory that reaches registries with the client's credentials, if it
+// has any. release is called when the job has ended.
+func (b *Builder) as(c *Client) (own *Builder, release func()) {
+	if c.Credentials == nil {
+		return b, func() {}
+	}
+	of := *b
+	of.client = b.client.WithCredentials(c.Credentials, c.MachineCredentials)
+	of.images = images.New(b.root, of.client)
+	return &of, of.client.Close
+}

@@ -84,6 +84,7 @@ type Job struct {
 // Begin begins a build, after checking as much of the options as can be checked without reading anything: an error is an *input.Error if
 // they are invalid. Run or Close must be called. s may be nil.
 func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
+	b, release := b.as(&o.Client)
 	work, err := b.root.Work()
 	if err != nil {
 		return nil, err
@@ -95,6 +96,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.sources = sources.New(sources.Config{
 		Pins: o.Pins, Store: b.store, Default: b.locked, Pull: o.Cache.Pull, TextOnly: o.Call == CallTargets, Relock: o.Call == CallLock,
 	})
+	j.onClose(func(context.Context) error { release(); return nil })
 	j.onClose(func(context.Context) error { return j.store.Release() })
 	c := &j.options.Cache
 	j.options.Run.Reproducible = o.Reproducible != nil && *o.Reproducible || o.Reproducible == nil && b.reproducible

@@ -11,8 +11,8 @@ import (
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/signing"
-	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/registry/auth"
 	"github.com/kilnbuild/kiln/solver/session"
 )
 
@@ -123,8 +123,12 @@ type Run struct {
 type Client struct {
 	// Secrets may be nil. It is asked when a step needs a secret.
 	Secrets session.Secrets
-	// Agents are ssh agents by id, for RUN --mount=type=ssh; the one called "default" also for git over ssh.
-	Agents map[string]*sshagent.Agent
+	// Agents are ssh agents, for RUN --mount=type=ssh; the one called "default" also for git over ssh. They may be nil.
+	Agents session.Agents
+	// Credentials are those for registries; nil for those of the user of this process. With MachineCredentials, those count as well where
+	// Credentials have none.
+	Credentials        auth.Source
+	MachineCredentials bool
 	// Allow are the entitlements granted to the build: "network.host", "security.insecure", "device", "device=NAME".
 	Allow []string
 }

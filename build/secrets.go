@@ -1,6 +1,7 @@
 package build
 
 import (
+	"context"
 	"fmt"
 	"os"
 
@@ -40,7 +41,7 @@ func (s Secret) Check() error {
 }
 
 // Secret implements session.Secrets.
-func (s Secrets) Secret(id string) ([]byte, bool, error) {
+func (s Secrets) Secret(_ context.Context, id string) ([]byte, bool, error) {
 	for _, secret := range s {
 		if secret.ID != id {
 			continue

@@ -55,6 +55,8 @@ type Client struct {
 
 	mu    sync.Mutex
 	hosts map[string]*host
+	// direct are the transports for hosts.
+	direct []*reach.Transports
 	// strangers are the transports for hosts that a registry sends kiln to.
 	strangers map[string]*reach.Transports
 	// last is the host that answered for a registry last, by the registry's name: it is asked first.
@@ -83,6 +85,29 @@ func New(settings config.Registries) *Client {
 		last:      map[string]string{},
 		bad:       map[badBlob]bool{},
 		named:     map[imagename.Name]digest.Digest{},
+	}
+}
+
+// WithCredentials returns a Client with the settings of c, but with the credentials of a source, and without any token or connection of c. With
+// fallback, the credentials of c count where the source has none. The Client is closed when it is no longer used.
+func (c *Client) WithCredentials(s auth.Source, fallback bool) *Client {
+	other := New(c.settings)
+	other.patience, other.certs, other.creds = c.patience, c.certs, auth.From(s, nil)
+	if fallback {
+		other.creds = auth.From(s, c.creds)
+	}
+	return other
+}
+
+// Close closes the connections that nothing is using. Others close by themselves after a while.
+func (c *Client) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.direct {
+		t.CloseIdleConnections()
+	}
+	for _, t := range c.strangers {
+		t.CloseIdleConnections()
 	}
 }
 
@@ -145,7 +170,9 @@ func (c *Client) host(name string) (*host, error) {
 	} else {
 		h.mayFall = set.Fallback || reach.IsLoopback(h.addr)
 	}
-	h.by(fetch.NewTransports(t).Way(reach.Anywhere))
+	transports := fetch.NewTransports(t)
+	c.direct = append(c.direct, transports)
+	h.by(transports.Way(reach.Anywhere))
 	h.auth = auth.New(h, c.creds)
 	c.hosts[name] = h
 	return h, nil

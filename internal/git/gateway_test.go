@@ -1,6 +1,7 @@
 package git
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"os"
@@ -20,7 +21,10 @@ import (
 // secrets returns a Client that has them.
 func secrets(t *testing.T, values map[string]string) *Client {
 	c := newClient(t)
-	c.secret = func(id string) ([]byte, bool, error) { v, ok := values[id]; return []byte(v), ok, nil }
+	c.secret = func(_ context.Context, id string) ([]byte, bool, error) {
+		v, ok := values[id]
+		return []byte(v), ok, nil
+	}
 	return c
 }
 

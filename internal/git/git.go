@@ -30,7 +30,7 @@ type Client struct {
 	Limit reach.Limit
 
 	dir, tmp string
-	secret   func(id string) ([]byte, bool, error)
+	secret   func(ctx context.Context, id string) ([]byte, bool, error)
 	patience fetch.Patience
 	web      *reach.Transports
 	files    *httpsource.Client // for objects of git-lfs
@@ -39,8 +39,8 @@ type Client struct {
 // New returns a Client with mirrors in the directory dir, which is made when it is first needed. tmp is for what is
 // unfinished. secret gives the values of secrets by id: GIT_AUTH_HEADER.HOST, GIT_AUTH_TOKEN.HOST, GIT_AUTH_HEADER and
 // GIT_AUTH_TOKEN are asked for; false is for none.
-func New(dir, tmp string, secret func(id string) ([]byte, bool, error)) *Client {
-	none := func(string) ([]byte, bool, error) { return nil, false, nil }
+func New(dir, tmp string, secret func(ctx context.Context, id string) ([]byte, bool, error)) *Client {
+	none := func(context.Context, string) ([]byte, bool, error) { return nil, false, nil }
 	patience := fetch.Usual()
 	patience.Idle = silence // within a body too: the server reports every few seconds how many objects it has counted, in few bytes
 	return &Client{
@@ -67,7 +67,7 @@ type Commit struct {
 
 // authorization returns the header for a repository over http; "" for none. named says that the build asks this server for a
 // repository. One that only a submodule names gets no secrets that name no host, and none at all over plain http.
-func (c *Client) authorization(s *remoteurl.Git, named bool) (string, error) {
+func (c *Client) authorization(ctx context.Context, s *remoteurl.Git, named bool) (string, error) {
 	if !web(s) {
 		return "", nil
 	}
@@ -82,7 +82,7 @@ func (c *Client) authorization(s *remoteurl.Git, named bool) (string, error) {
 		ids = append(ids, "GIT_AUTH_HEADER", "GIT_AUTH_TOKEN")
 	}
 	for _, id := range ids {
-		value, ok, err := c.secret(id)
+		value, ok, err := c.secret(ctx, id)
 		if err != nil {
 			return "", err
 		}
@@ -109,7 +109,7 @@ func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, who Identity) (C
 	}
 	found := Commit{ID: s.Ref, Object: s.Ref}
 	if !remoteurl.IsHash(s.Ref) {
-		auth, err := c.authorization(s, true)
+		auth, err := c.authorization(ctx, s, true)
 		if err != nil {
 			return Commit{}, err
 		}
@@ -259,7 +259,7 @@ func (c *Client) update(ctx context.Context, s *remoteurl.Git, m *mirror, commit
 	if err := os.WriteFile(attributes, []byte("* -export-ignore -export-subst\n"), 0o600); err != nil {
 		return err
 	}
-	auth, err := c.authorization(s, o.named)
+	auth, err := c.authorization(ctx, s, o.named)
 	if err != nil {
 		return err
 	}

@@ -106,7 +106,7 @@ func (r *remote) source(s string) *remoteurl.Git {
 }
 
 func newClient(t *testing.T) *Client {
-	c := New(filepath.Join(t.TempDir(), "git"), t.TempDir(), func(string) ([]byte, bool, error) { return nil, false, nil })
+	c := New(filepath.Join(t.TempDir(), "git"), t.TempDir(), func(context.Context, string) ([]byte, bool, error) { return nil, false, nil })
 	c.patience.Pause = time.Millisecond
 	return c
 }
@@ -349,7 +349,7 @@ func TestConfiguration(t *testing.T) {
 // TestEnvironment looks at what git is started with.
 func TestEnvironment(t *testing.T) {
 	t.Setenv("SSH_AUTH_SOCK", "/agent")
-	c := New(t.TempDir(), t.TempDir(), func(id string) ([]byte, bool, error) {
+	c := New(t.TempDir(), t.TempDir(), func(_ context.Context, id string) ([]byte, bool, error) {
 		return []byte("canary\n"), id == "GIT_AUTH_TOKEN.h:8" || id == "GIT_AUTH_HEADER", nil
 	})
 	for _, tt := range []struct {
@@ -369,7 +369,7 @@ func TestEnvironment(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		auth, err := c.authorization(s, tt.named)
+		auth, err := c.authorization(t.Context(), s, tt.named)
 		if err != nil || auth != tt.want {
 			t.Errorf("%s: got %q, %v, want %q", tt.address, auth, err, tt.want)
 		}

@@ -41,7 +41,7 @@ type Client struct {
 	Limit reach.Limit
 
 	dir, tmp string
-	secret   func(id string) ([]byte, bool, error)
+	secret   func(ctx context.Context, id string) ([]byte, bool, error)
 	patience fetch.Patience
 	limit    int64 // MaxSize, or less in tests
 }
@@ -49,7 +49,7 @@ type Client struct {
 // New returns a Client that remembers in the directory dir what servers said, which is made when it is first needed. Files
 // are put in the directory tmp. secret gives the values of secrets by id: HTTP_AUTH_HEADER_HOST and HTTP_AUTH_TOKEN_HOST
 // are asked for; false is for none.
-func New(dir, tmp string, secret func(id string) ([]byte, bool, error)) *Client {
+func New(dir, tmp string, secret func(ctx context.Context, id string) ([]byte, bool, error)) *Client {
 	return &Client{dir: dir, tmp: tmp, secret: secret, patience: fetch.Usual(), limit: MaxSize}
 }
 
@@ -229,7 +229,7 @@ func (c *Client) download(ctx context.Context, r Request, old *state) (_ *state,
 			os.Remove(f.Name())
 		}
 	}()
-	if d.authorization, err = c.authorization(r); err != nil {
+	if d.authorization, err = c.authorization(ctx, r); err != nil {
 		return nil, "", err
 	}
 	if err := d.run(ctx); err != nil {

@@ -25,7 +25,7 @@ import (
 const hang = 5 * time.Minute
 
 func newClient(t *testing.T, secrets map[string]string) *Client {
-	c := New(t.TempDir(), t.TempDir(), func(id string) ([]byte, bool, error) {
+	c := New(t.TempDir(), t.TempDir(), func(_ context.Context, id string) ([]byte, bool, error) {
 		v, ok := secrets[id]
 		return []byte(v), ok, nil
 	})

@@ -31,7 +31,7 @@ func hint(err error) error {
 }
 
 // authorization returns the header for the request's own host; "" for none.
-func (c *Client) authorization(r Request) (string, error) {
+func (c *Client) authorization(ctx context.Context, r Request) (string, error) {
 	if r.User != "" {
 		user := r.User
 		if !strings.Contains(user, ":") {
@@ -44,7 +44,7 @@ func (c *Client) authorization(r Request) (string, error) {
 		return "", errors.New("the address is not a URL")
 	}
 	for _, prefix := range []string{"HTTP_AUTH_HEADER_", "HTTP_AUTH_TOKEN_"} {
-		value, ok, err := c.secret(prefix + u.Hostname())
+		value, ok, err := c.secret(ctx, prefix+u.Hostname())
 		if err != nil {
 			return "", err
 		}

@@ -24,9 +24,23 @@ const maxKey = 100 << 10
 
 // Agent is an agent that can be forwarded.
 type Agent struct {
-	socket string      // of the user's agent; "" for one of kiln's own
-	keys   agent.Agent // what kiln's own holds
+	// connect returns a connection to the agent.
+	connect func(ctx context.Context) (io.ReadWriteCloser, error)
+
+	socket string      // of the user's agent; "" for any other
+	keys   agent.Agent // what one of kiln's own holds
 }
+
+// Via returns an agent that is reached by connections that connect makes. They end when ctx of connect does, or when they are closed.
+func Via(connect func(ctx context.Context) (io.ReadWriteCloser, error)) *Agent {
+	return &Agent{connect: connect}
+}
+
+// Set are agents by id.
+type Set map[string]*Agent
+
+// Agent implements session.Agents.
+func (s Set) Agent(_ context.Context, id string) (*Agent, error) { return s[id], nil }
 
 // Open returns the agent whose socket is at the one path, or an agent that holds the private keys in the files at paths.
 func Open(paths ...string) (*Agent, error) {
@@ -91,7 +105,10 @@ func (a *Agent) addKey(path string, size int64) error {
 }
 
 // dial returns a connection to the agent.
-func (a *Agent) dial(ctx context.Context) (net.Conn, error) {
+func (a *Agent) dial(ctx context.Context) (io.ReadWriteCloser, error) {
+	if a.connect != nil {
+		return a.connect(ctx)
+	}
 	if a.keys == nil {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", a.socket)

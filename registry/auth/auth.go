@@ -195,19 +195,24 @@ func (a *Authorizer) token(ctx context.Context, ch challenge, scopes []string) (
 			return t.header, nil
 		}
 	}
-	cred, err := a.credential(ctx)
-	if err != nil {
-		return "", err
-	}
-	if cred.registryToken != "" {
-		return "Bearer " + cred.registryToken, nil
-	}
 	if asked := ch.params["scope"]; asked != "" && !slices.Contains(scopes, asked) {
 		scopes = append(slices.Clone(scopes), asked)
 	}
-	value, life, err := a.fetch(ctx, ch, scopes, cred)
+	value, life, ok, err := a.sourceToken(ctx, ch, scopes)
 	if err != nil {
 		return "", err
+	}
+	if !ok {
+		cred, err := a.credential(ctx)
+		if err != nil {
+			return "", err
+		}
+		if cred.registryToken != "" {
+			return "Bearer " + cred.registryToken, nil
+		}
+		if value, life, err = a.fetch(ctx, ch, scopes, cred); err != nil {
+			return "", err
+		}
 	}
 	// The server's clock may differ: the lifetime is counted from now, less a tenth for the way.
 	t := token{header: "Bearer " + value, ends: time.Now().Add(life * 9 / 10)}
@@ -298,7 +303,7 @@ func (a *Authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 	if value == "" {
 		value = answer.AccessToken
 	}
-	if value == "" || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+	if !isToken(value) {
 		return "", 0, fetch.Invalid("%s sent no token", u.Host)
 	}
 	life := minLifetime

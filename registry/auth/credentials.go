@@ -45,6 +45,9 @@ type credential struct {
 // kiln.toml names. Each is looked up once.
 type Keychain struct {
 	settings config.Registries
+	// source, unless it is nil, is asked in place of all that, and then other, unless that is nil.
+	source Source
+	other  *Keychain
 
 	mu    sync.Mutex
 	env   *dockerConfig // that of the environment; nil without one, or before it was asked for
@@ -91,9 +94,13 @@ func (k *Keychain) Lookup(ctx context.Context, registry string) (credential, err
 	if f, ok := k.known[registry]; ok {
 		return f.credential, nil
 	}
-	cred, err := k.find(ctx, registry)
+	look := k.find
+	if k.source != nil {
+		look = k.fromSource
+	}
+	cred, err := look(ctx, registry)
 	f := found{credential: cred}
-	if err == nil && cred == (credential{}) {
+	if err == nil && cred == (credential{}) && k.source == nil {
 		f = k.ask(ctx, registry)
 		err = ctx.Err()
 	}
@@ -141,6 +148,8 @@ func (k *Keychain) Describe(registry string) string {
 	f, asked := k.known[registry]
 	none := f.credential == credential{}
 	switch {
+	case k.source != nil:
+		return k.describeSource(registry, asked, f)
 	case asked && f.helper != "" && f.why != nil:
 		return fmt.Sprintf("%s, which kiln.toml names for %s, gave no credentials: %v", helperPrefix+f.helper, registry, f.why)
 	case asked && f.helper != "" && none:

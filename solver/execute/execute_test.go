@@ -476,7 +476,7 @@ func TestFreshCaches(t *testing.T) {
 // secrets are those of a build, by id.
 type secrets map[string]string
 
-func (s secrets) Secret(id string) ([]byte, bool, error) {
+func (s secrets) Secret(_ context.Context, id string) ([]byte, bool, error) {
 	v, ok := s[id]
 	return []byte(v), ok, nil
 }

@@ -36,9 +36,9 @@ func (x *Job) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
 // for a context, which the user named, by the user's own agent and keys. The agent can be used until it is given back.
 func (x *Job) gitIdentity(ctx context.Context, op llb.Git) (who git.Identity, giveBack func(), err error) {
 	who.User = op.Context
-	agent := x.Agents["default"]
-	if agent == nil {
-		return who, func() {}, nil
+	agent, err := x.Agent(ctx, "default")
+	if agent == nil || err != nil {
+		return who, func() {}, err
 	}
 	socket, err := agent.Lend(ctx, x.Tmp)
 	if err != nil {

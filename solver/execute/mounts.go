@@ -41,7 +41,7 @@ func (m *mounting) belowMapped(tree *os.File, spec llb.Mount) error {
 
 // secret mounts a secret as a file on a file system of its own in memory, or puts it into the environment.
 func (m *mounting) secret(spec llb.Mount) error {
-	value, ok, err := m.x.Secret(spec.ID)
+	value, ok, err := m.x.Secret(m.ctx, spec.ID)
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,10 @@ import (
 // agent mounts a socket of kiln's own, behind which is an ssh agent: the step can list keys and have things signed, and
 // nothing else, and it can do so until it ends.
 func (m *mounting) agent(spec llb.Mount) error {
-	agent := m.x.Agents[spec.ID]
+	agent, err := m.x.Agent(m.ctx, spec.ID)
+	if err != nil {
+		return err
+	}
 	if agent == nil {
 		if spec.Required {
 			return fmt.Errorf("ssh agent %q is required, and the build was not given it: use --ssh %s, --ssh %s=SOCKET or --ssh %s=KEYFILE",

@@ -12,7 +12,13 @@ import (
 // Secrets gives the values of secrets.
 type Secrets interface {
 	// Secret returns a secret's value; false if the build was given none of that id.
-	Secret(id string) ([]byte, bool, error)
+	Secret(ctx context.Context, id string) ([]byte, bool, error)
+}
+
+// Agents gives ssh agents.
+type Agents interface {
+	// Agent returns an agent that can be used until the build ends; nil if the build was given none of that id.
+	Agent(ctx context.Context, id string) (*sshagent.Agent, error)
 }
 
 // Session belongs to one build. The zero Session has nothing.
@@ -23,8 +29,8 @@ type Session struct {
 	Selected map[string][]string
 	// Secrets may be nil.
 	Secrets Secrets
-	// Agents are ssh agents by id.
-	Agents map[string]*sshagent.Agent
+	// Agents may be nil.
+	Agents Agents
 	// Allow are the entitlements of the build.
 	Allow []string
 	// FreshCaches has cache mounts begin empty: each is emptied before the first step of the build uses it.
@@ -37,11 +43,19 @@ type Session struct {
 }
 
 // Secret returns a secret's value; false if the build was given none of that id.
-func (s *Session) Secret(id string) ([]byte, bool, error) {
+func (s *Session) Secret(ctx context.Context, id string) ([]byte, bool, error) {
 	if s.Secrets == nil {
 		return nil, false, nil
 	}
-	return s.Secrets.Secret(id)
+	return s.Secrets.Secret(ctx, id)
+}
+
+// Agent returns an ssh agent; nil if the build was given none of that id.
+func (s *Session) Agent(ctx context.Context, id string) (*sshagent.Agent, error) {
+	if s.Agents == nil {
+		return nil, nil
+	}
+	return s.Agents.Agent(ctx, id)
 }
 
 // Warning calls Warn, unless that is nil.

@@ -407,8 +407,8 @@ func secret(value string) (build.Secret, error) {
 }
 
 // Agents reads --ssh ID[=SOCKET|KEYFILE[,KEYFILE…]] and returns agents by id. An ID alone is the agent of SSH_AUTH_SOCK.
-func Agents(values []string) (map[string]*sshagent.Agent, error) {
-	agents := map[string]*sshagent.Agent{}
+func Agents(values []string) (sshagent.Set, error) {
+	agents := sshagent.Set{}
 	for _, v := range values {
 		id, from, ok := strings.Cut(v, "=")
 		if !ok {
