@@ -9,7 +9,7 @@ FUZZLONG    := ./cache/pack/*|./frontend/*|./internal/gunzip/*|./internal/ignore
 # $(call need,PACKAGES) installs Debian packages unless they are all there.
 need = dpkg --status $(1) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1); }
 
-.PHONY: help build install image demo test lint e2e repro vm torture fuzz conformance bench
+.PHONY: help build install image demo test lint e2e repro vm torture fuzz conformance buildkit-suite bench
 help:
 	@echo "make build         ./kiln, one static binary"
 	@echo "make install       kiln, its manual pages, and completion for shells, into PREFIX ($(PREFIX)) below DESTDIR"
@@ -22,6 +22,7 @@ help:
 	@echo "make torture       hostile archives, faults, kills and full disks; LONG=1 for many rounds, and for large ones"
 	@echo "make fuzz          every fuzz target, for FUZZTIME ($(FUZZTIME)) or FUZZREST ($(FUZZREST))"
 	@echo "make bench         kiln beside the other builders of the machine, with BENCH as arguments; about half an hour"
+	@echo "make buildkit-suite  BuildKit's own integration tests against kilnd; about an hour. SUITES='client' for one of them"
 	@echo "make conformance   the cases of the directory CONFORM, built and compared"
 
 build:
@@ -113,3 +114,11 @@ conformance: build
 	@test -n "$(CONFORM)" || { echo "make conformance CONFORM=DIRECTORY: the directory with the cases is not named"; exit 2; }
 	@$(call need,busybox-static docker-registry jq python3 uidmap xz-utils zstd)
 	@.ci/conformance ./kiln "$(CONFORM)" conformance.passes
+
+# SUITES are of those that test/buildkit/run has. What passes may only become more: see test/buildkit/passes.
+SUITES ?= dockerfile-builtin dockerfile-client dockerfile-gateway client
+buildkit-suite:
+	@$(call need,busybox-static curl docker-registry git gnupg openssh-client openssl)
+	cd test/buildkit && go vet . ./nothing && go test .
+	@failed=; for suite in $(SUITES); do test/buildkit/run $${suite/-/ } || failed="$$failed $$suite"; done; \
+	    [ -z "$$failed" ] || { echo "buildkit-suite: FAILED:$$failed"; exit 1; }

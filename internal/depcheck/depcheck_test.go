@@ -409,6 +409,9 @@ func files(t *testing.T) []file {
 		if e.IsDir() && path != top && (e.Name() == "testdata" || strings.HasPrefix(e.Name(), ".")) {
 			return fs.SkipDir
 		}
+		if _, err := os.Stat(filepath.Join(path, "go.mod")); e.IsDir() && path != top && err == nil {
+			return fs.SkipDir // another module
+		}
 		if e.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 			return nil
 		}
