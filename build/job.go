@@ -144,7 +144,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.onClose(func(context.Context) error { open.Close(); return nil })
 	j.session = &session.Session{
 		Secrets: o.Client.Secrets, Agents: o.Client.Agents, Allow: o.Client.Allow,
-		Local: open.Trees, Warn: s.Warn, FreshCaches: o.Cache.FreshMounts,
+		Locals: session.Trees(open.Trees), Warn: s.Warn, FreshCaches: o.Cache.FreshMounts,
 	}
 	if o.Debug {
 		j.session.Note = s.Warn

@@ -70,6 +70,8 @@ type ImageRequest struct {
 	// Layout is the directory of an OCI layout; "" for a registry or the local store.
 	Layout   string
 	Platform llb.Platform
+	// Pull is as in llb.Image.
+	Pull llb.Pull
 	// Place and Text are for progress, as in llb.Meta.
 	Place llb.Place
 	Text  string

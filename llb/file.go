@@ -19,13 +19,8 @@ type Action struct {
 	Symlink *Symlink `json:",omitempty"`
 }
 
-// Chown returns the owner that the action asks for; "" for none.
-func (a Action) Chown() string { return a.attributes().Chown }
-
-// Epoch returns the time of what the action makes; nil for the clock's.
-func (a Action) Epoch() *int64 { return a.attributes().Epoch }
-
-func (a Action) attributes() Attributes {
+// Attributes returns those of what the action makes.
+func (a Action) Attributes() Attributes {
 	switch {
 	case a.Copy != nil:
 		return a.Copy.Attributes
@@ -43,10 +38,15 @@ func (a Action) attributes() Attributes {
 type Attributes struct {
 	// Chown is "user[:group]" by names of the root file system's files or by numbers; "" leaves the owner as it is, root for what is new.
 	Chown string
+	// UsersIn and GroupsIn are the numbers of the inputs in whose files the names of users and groups are looked up; 0 is for the root.
+	UsersIn  int `json:",omitempty"`
+	GroupsIn int `json:",omitempty"`
 	// Chmod is octal or symbolic as in chmod(1); "" leaves the mode as it is.
 	Chmod string
 	// Epoch, where not nil, is the time in Unix seconds of what the action makes and does not copy (SOURCE_DATE_EPOCH).
 	Epoch *int64
+	// Nanos are the nanoseconds of Epoch.
+	Nanos int `json:",omitempty"`
 }
 
 // CopySource is one source of a Copy: Path (a file, a directory, or with wildcards) in the vertex's input number Input, at least 1.
@@ -71,6 +71,23 @@ type Copy struct {
 	Parents bool
 	// Link ignores what is at the destination: input 0 is Scratch and symbolic links of the final root are not followed.
 	Link bool
+	// NoFollow copies a source that is a symbolic link as a link, in place of what it leads to.
+	NoFollow bool `json:",omitempty"`
+	// AsDir copies a source that is a directory, in place of what is in it: into Dest if something is there, and else as Dest.
+	AsDir bool `json:",omitempty"`
+	// NoWildcards takes the paths of sources as they are, and MustMatch makes it an error that one with wildcards selects nothing.
+	NoWildcards bool `json:",omitempty"`
+	MustMatch   bool `json:",omitempty"`
+	// NoParents makes it an error that the directory of Dest is missing.
+	NoParents bool `json:",omitempty"`
+	// Include are patterns as Exclude; if there are any, what they do not match in a source directory is left out. Required are absolute
+	// paths in the source: with Include, one with which the path of nothing that is copied begins is an error.
+	Include  []string `json:",omitempty"`
+	Required []string `json:",omitempty"`
+	// Replace replaces what is at a destination if it is of another kind than what is copied, which is an error without it.
+	Replace bool `json:",omitempty"`
+	// Dated gives Epoch to what is copied, too.
+	Dated bool `json:",omitempty"`
 }
 
 // Mkfile makes a regular file, mode 0644, in the place of what is there: a heredoc of COPY or ADD.
@@ -82,6 +99,8 @@ type Mkfile struct {
 	// Content are the file's bytes.
 	Content []byte
 	Attributes
+	// NoParents makes it an error that the directory of Path is missing.
+	NoParents bool `json:",omitempty"`
 }
 
 // Mkdir makes a directory, mode 0755, and its missing parents: WORKDIR. Path is followed where it is a symbolic link. A directory
@@ -89,6 +108,8 @@ type Mkfile struct {
 type Mkdir struct {
 	Path string
 	Attributes
+	// NoParents makes it an error that a parent is missing; whatever is at Path is then left as it is.
+	NoParents bool `json:",omitempty"`
 }
 
 // Remove removes what is at Path, which is not followed, and all that is in it.
@@ -106,7 +127,7 @@ type Symlink struct {
 	Attributes
 }
 
-// Selections returns what the vertices below some outputs select of each Local, by its name: paths and wildcards.
+// Selections returns what the vertices below some outputs select of each Local that is not Filtered, by its name: paths and wildcards.
 func Selections(roots []Output) map[string][]string {
 	selected := map[string][]string{}
 	for v := range Vertices(roots) {
@@ -119,7 +140,7 @@ func Selections(roots []Output) map[string][]string {
 				continue
 			}
 			for _, s := range a.Copy.Sources {
-				if local, ok := v.inputs[s.Input].Vertex.op.(Local); ok {
+				if local, ok := v.inputs[s.Input].Vertex.op.(Local); ok && !local.Filtered() {
 					selected[local.Name] = append(selected[local.Name], s.Path)
 				}
 			}

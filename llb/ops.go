@@ -8,15 +8,37 @@ type Scratch struct{}
 // Kind implements Op.
 func (Scratch) Kind() string { return "scratch" }
 
-// Image is the root file system of an image that has been resolved to one manifest. No inputs.
+// Image is the root file system of an image. No inputs.
 type Image struct {
 	// Ref is what the Dockerfile asked for, in full: "docker.io/library/debian:bookworm".
 	Ref string
-	// Digest is the manifest's digest, "sha256:…": one platform's image manifest, never an index.
+	// Digest is the digest of one platform's manifest, "sha256:…", of an image that was resolved before it became a vertex. An image with
+	// a Platform is resolved when it is first planned; its Digest is then "", or that of the manifest or index which Ref has to stand for.
 	Digest string
 	// Layout is the directory of the OCI layout that holds the image; "" for one from a registry or the local store.
 	Layout string
+	// Platform is what the image is resolved for, as in Platform.String; "" for one that has been resolved.
+	Platform string `json:",omitempty"`
+	// Store is the name of the OCI layout of a client that holds the image, and Session is the client's; "" for none, and for the client
+	// of the build.
+	Store   string `json:",omitempty"`
+	Session string `json:",omitempty"`
+	// Pull says where the image is looked for.
+	Pull Pull `json:",omitempty"`
+	// Checksum is the digest that what Ref stands for must have, "sha256:…"; "" for any.
+	Checksum string `json:",omitempty"`
+	// Layers is how many layers are taken, the lowest ones; 0 for all. An image with fewer is taken as it is.
+	Layers int `json:",omitempty"`
 }
+
+// Pull says where an Image that has not been resolved is looked for.
+type Pull string
+
+// The values of Image.Pull; "" is for what the build does.
+const (
+	PullAlways Pull = "always" // its registry is asked
+	PullLocal  Pull = "local"  // the local store comes first
+)
 
 // Kind implements Op.
 func (Image) Kind() string { return "image" }
@@ -26,10 +48,30 @@ func (Image) Kind() string { return "image" }
 type Local struct {
 	// Name is "context" for the build context, else the named context's name.
 	Name string
+	// Session is the id of the client that has the directory; "" for the client of the build.
+	Session string `json:",omitempty"`
+	// Include are patterns of what is taken of the directory, none for all of it, and Exclude of what is not; both in the syntax of
+	// .dockerignore.
+	Include []string `json:",omitempty"`
+	Exclude []string `json:",omitempty"`
+	// Follow are paths, possibly with wildcards, that are taken with all that symbolic links in them lead to.
+	Follow []string `json:",omitempty"`
+	// Shared is a name under which the client may have sent the directory before; it is a hint.
+	Shared string `json:",omitempty"`
+	// Unlike says that files are compared with those that were sent before by nothing: all are sent.
+	Unlike bool `json:",omitempty"`
+	// Metadata has only the names and attributes of files sent, without their bytes, but for what the patterns Whole match.
+	Metadata bool     `json:",omitempty"`
+	Whole    []string `json:",omitempty"`
 }
 
 // Kind implements Op.
 func (Local) Kind() string { return "local" }
+
+// Filtered reports whether it is not the whole directory that the client of the build has under a name.
+func (l Local) Filtered() bool {
+	return l.Session != "" || l.Metadata || len(l.Include)+len(l.Exclude)+len(l.Follow) > 0
+}
 
 // Network is how a step reaches the network.
 type Network string
@@ -91,8 +133,8 @@ type Mount struct {
 	Source string
 	// ReadOnly is false for a bind mount with rw and for a cache mount without ro.
 	ReadOnly bool
-	// Output is the number of the vertex's output that what a bind mount shows, Source "/", becomes by what the process writes
-	// there: one layer over Input. The numbers of an Exec's mounts count from 1 without a gap. With 0 the writes are thrown away.
+	// Output is the number of the vertex's output that Input becomes by what the process writes to a bind mount: one layer over it. The
+	// numbers of an Exec's mounts count from 1 without a gap. With 0 the writes are thrown away.
 	Output int
 	// CacheID names the cache; it is never part of a cache key.
 	CacheID string
@@ -109,6 +151,19 @@ type Mount struct {
 	Env string
 	// Required makes a missing secret or agent an error.
 	Required bool
+}
+
+// ExecLimits bound the resources of a process beside those of the build; 0 and "" are no limit.
+type ExecLimits struct {
+	// Memory and MemorySwap, of memory and swap together, are in bytes; a negative MemorySwap is without limit.
+	Memory, MemorySwap int64
+	// CPUShares is the weight beside other processes, as in docker's --cpu-shares.
+	CPUShares uint64
+	// CPUQuota is processor time in each CPUPeriod; both are in microseconds.
+	CPUQuota  int64
+	CPUPeriod uint64
+	// CPUs and MemoryNodes are lists as "0-3,7".
+	CPUs, MemoryNodes string
 }
 
 // Exec runs a process in its root file system, input 0; other inputs are those that Mounts name. Its output 0 is the root
@@ -129,6 +184,12 @@ type Exec struct {
 	RunOptions
 	// Devices are those of RUN --device.
 	Devices []Device
+	// ReadOnly shows the root file system to the process read-only. Mounts can be written to all the same.
+	ReadOnly bool `json:",omitempty"`
+	// ExitStatus are those of a process that succeeds; none for 0 alone.
+	ExitStatus []int `json:",omitempty"`
+	// Limits bound what the process may use. They are neither part of the digest nor of the key.
+	Limits ExecLimits `json:"-"`
 	// Proxy holds the predefined proxy variables: they reach the process and nothing else, neither digest nor key.
 	Proxy []string `json:"-"`
 	// Shell is the SHELL of the stage, for whoever looks at what the step left. It is not part of digest or key either.

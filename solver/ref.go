@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+
+	"github.com/kilnbuild/kiln/llb"
 )
 
 // Content is the digest of what a layer or a root file system holds: names, types, modes, owners, extended attributes,
@@ -46,8 +48,8 @@ type Layer struct {
 // which has neither. Refs are immutable and share their lower parts; the zero Ref is the empty root.
 type Ref struct {
 	top *stacked
-	// Local is the name of the client's directory, as in llb.Local; "" for a root file system.
-	Local string
+	// Local is the client's directory; nil for a root file system.
+	Local *llb.Local
 }
 
 // stacked is a layer with those below it.
@@ -147,8 +149,8 @@ func (r Ref) Below(n int) Ref {
 
 // ref is the JSON form of a Ref.
 type ref struct {
-	Local  string  `json:"local,omitempty"`
-	Layers []Layer `json:"layers,omitempty"`
+	Local  *llb.Local `json:"local,omitempty"`
+	Layers []Layer    `json:"layers,omitempty"`
 }
 
 // MarshalJSON implements json.Marshaler.

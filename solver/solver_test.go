@@ -811,7 +811,7 @@ func TestRefChanges(t *testing.T) {
 
 func TestRefEncodes(t *testing.T) {
 	r := solver.NewRef(solver.Layer{ID: "a", Content: solver.Content{1}}, solver.Layer{ID: "b"}, solver.Layer{ID: "c", Content: solver.Content{3}})
-	for _, want := range []solver.Ref{{}, {Local: "context"}, r} {
+	for _, want := range []solver.Ref{{}, {Local: &llb.Local{Name: "context"}}, r} {
 		data, err := json.Marshal(want)
 		if err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@
 package bases
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,7 +14,6 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
-	"github.com/kilnbuild/kiln/internal/resolved"
 
 	"github.com/kilnbuild/kiln/build/sources"
 	"github.com/kilnbuild/kiln/events"
@@ -21,6 +21,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/material"
+	"github.com/kilnbuild/kiln/internal/once"
+	"github.com/kilnbuild/kiln/internal/resolved"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/registry/image"
@@ -40,10 +42,21 @@ type Bases struct {
 	pull   sources.Pull
 	from   *sources.Sources
 
+	// Stores, where not nil, has the OCI layouts: a client elsewhere has them, and what a request calls a layout is no directory here.
+	Stores Stores
+
+	asking  once.Group[llb.Image, base] // images that are being resolved late
 	mu      sync.Mutex
-	found   map[string]base // by manifest digest
+	found   map[string]base    // by manifest digest
+	late    map[llb.Image]base // those that became vertices before they were resolved
 	layouts map[string]*layout.Layout
 	warned  map[string]bool // names of images whose registries do not answer
+}
+
+// Stores has the OCI layouts of a client elsewhere. It is safe for concurrent use.
+type Stores interface {
+	// Store returns a layout by its name. session is as in llb.Image.
+	Store(ctx context.Context, session, name string) (image.Source, error)
 }
 
 // base is an image that was resolved.
@@ -60,7 +73,7 @@ func New(
 ) *Bases {
 	return &Bases{
 		store: store, client: client, names: names, events: s, pull: pull, from: from,
-		found: map[string]base{}, layouts: map[string]*layout.Layout{}, warned: map[string]bool{},
+		found: map[string]base{}, late: map[llb.Image]base{}, layouts: map[string]*layout.Layout{}, warned: map[string]bool{},
 	}
 }
 
@@ -126,6 +139,9 @@ func describe(req frontend.ImageRequest, img *image.Image) material.Material {
 
 func (b *Bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, error) {
 	platform := images.OCIPlatform(req.Platform)
+	if req.Layout != "" && b.Stores != nil {
+		return b.stored(ctx, "", req.Layout, req.Ref, platform)
+	}
 	if req.Layout != "" {
 		l, err := b.layout(req.Layout)
 		if err != nil {
@@ -137,7 +153,7 @@ func (b *Bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, 
 	if req.Digest != "" {
 		return b.pinned(ctx, req, platform)
 	}
-	if b.pull == sources.Missing {
+	if b.pull == sources.Missing && req.Pull != llb.PullAlways || req.Pull == llb.PullLocal {
 		if found, err := b.local(ctx, req.Ref, platform); found != nil || err != nil {
 			return found, err
 		}
@@ -150,6 +166,56 @@ func (b *Bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, 
 		}
 	}
 	return &base{image: img, source: b.client, ref: req.Ref}, err
+}
+
+// stored resolves an image in an OCI layout of a client.
+func (b *Bases) stored(ctx context.Context, session, name, ref string, platform ocispec.Platform) (*base, error) {
+	s, err := b.Stores.Store(ctx, session, name)
+	if err != nil {
+		return nil, err
+	}
+	img, err := s.Resolve(ctx, ref, platform, b.store)
+	return &base{image: img, source: s, ref: ref}, err
+}
+
+// resolveLate resolves an image that is a vertex already.
+func (b *Bases) resolveLate(ctx context.Context, op llb.Image) (*base, error) {
+	platform := llb.Host()
+	if op.Platform != "" {
+		var err error
+		if platform, err = llb.ParsePlatform(op.Platform, platform); err != nil {
+			return nil, err
+		}
+	}
+	req := frontend.ImageRequest{Ref: op.Ref, Digest: op.Digest, Layout: op.Layout, Platform: platform, Pull: op.Pull}
+	var found *base
+	var err error
+	switch {
+	case op.Store == "":
+		found, err = b.settle(ctx, &req)
+	case b.Stores == nil:
+		return nil, fmt.Errorf("the build has no client with an OCI layout %q", op.Store)
+	default:
+		req.Layout = op.Store
+		found, err = b.stored(ctx, op.Session, op.Store, cmp.Or(op.Digest, op.Ref), images.OCIPlatform(platform))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if got := found.image.Target.Digest.String(); op.Checksum != "" && got != op.Checksum {
+		return nil, &ChecksumError{Ref: req.Ref, Want: op.Checksum, Got: got}
+	}
+	b.from.Took(describe(req, found.image))
+	return found, nil
+}
+
+// ChecksumError is an image that is not the one which it has to be.
+type ChecksumError struct {
+	Ref, Want, Got string
+}
+
+func (e *ChecksumError) Error() string {
+	return fmt.Sprintf("image %s has digest %s, and it has to be %s", e.Ref, e.Got, e.Want)
 }
 
 // local returns the image that the store has under a name, nil if it has none for the platform.
@@ -249,31 +315,66 @@ func (b *Bases) layout(dir string) (*layout.Layout, error) {
 	return l, err
 }
 
-func (b *Bases) get(op llb.Image) (base, error) {
+// get returns an image. One that has not been resolved yet is resolved.
+func (b *Bases) get(ctx context.Context, op llb.Image) (base, error) {
+	if found, ok := b.known(op); ok {
+		return found, nil
+	}
+	return b.asking.Do(ctx, op, func(ctx context.Context) (base, error) {
+		if found, ok := b.known(op); ok {
+			return found, nil
+		}
+		found, err := b.resolveLate(ctx, op)
+		if err != nil {
+			return base{}, err
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.late[op] = *found
+		return *found, nil
+	})
+}
+
+// known returns an image that was resolved.
+func (b *Bases) known(op llb.Image) (base, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	found, ok := b.found[op.Digest]
-	if !ok {
-		return base{}, fmt.Errorf("BUG: image %s was not resolved", op.Ref)
+	if op.Platform == "" {
+		if found, ok := b.found[op.Digest]; ok {
+			return found, true
+		}
 	}
-	return found, nil
+	found, ok := b.late[op]
+	return found, ok
+}
+
+// begin notes the vertex of an image, which ctx has, unless that is known: then it is the export that asks.
+func (b *Bases) begin(ctx context.Context, op llb.Image) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if found, ok := b.late[op]; ok {
+		found.task = cmp.Or(found.task, events.From(ctx))
+		b.late[op] = found
+	} else if found, ok := b.found[op.Digest]; ok {
+		found.task = cmp.Or(found.task, events.From(ctx))
+		b.found[op.Digest] = found
+	}
 }
 
 // Layers implements execute.Images. Of two blobs with the same diff id only the first is ever unpacked, and so compared with
 // it: that one then stands for both, and no image gets the other.
 func (b *Bases) Layers(ctx context.Context, op llb.Image) ([]execute.ImageLayer, error) {
-	found, err := b.get(op)
+	found, err := b.get(ctx, op)
 	if err != nil {
 		return nil, err
 	}
-	if found.task == nil { // else it is the export that asks
-		found.task = events.From(ctx)
-		b.mu.Lock()
-		b.found[op.Digest] = found
-		b.mu.Unlock()
+	b.begin(ctx, op)
+	ids := found.image.DiffIDs
+	if op.Layers > 0 && op.Layers < len(ids) {
+		ids = ids[:op.Layers]
 	}
-	layers := make([]execute.ImageLayer, len(found.image.DiffIDs))
-	for i, d := range found.image.DiffIDs {
+	layers := make([]execute.ImageLayer, len(ids))
+	for i, d := range ids {
 		first := slices.Index(found.image.DiffIDs, d)
 		layers[i] = execute.ImageLayer{Blob: found.image.Manifest.Layers[first], DiffID: d, Windows: found.image.Platform.OS == "windows"}
 	}
@@ -282,16 +383,16 @@ func (b *Bases) Layers(ctx context.Context, op llb.Image) ([]execute.ImageLayer,
 
 // Architecture implements execute.Images.
 func (b *Bases) Architecture(op llb.Image) string {
-	found, err := b.get(op)
-	if err != nil {
-		return "" // whoever wants its layers says so
+	found, ok := b.known(op)
+	if !ok {
+		return "" // it is not known before its layers are
 	}
 	return found.image.Platform.Architecture
 }
 
 // Open implements execute.Images: a blob that is not in the store yet is brought there while it is read.
 func (b *Bases) Open(ctx context.Context, op llb.Image, l execute.ImageLayer) (io.ReadCloser, error) {
-	found, err := b.get(op)
+	found, err := b.get(ctx, op)
 	if err != nil {
 		return nil, err
 	}
@@ -307,7 +408,7 @@ func (b *Bases) Download(ctx context.Context, op llb.Image, blob ocispec.Descrip
 	if b.store.Has(blob) {
 		return nil
 	}
-	found, err := b.get(op)
+	found, err := b.get(ctx, op)
 	if err != nil {
 		return err
 	}
@@ -324,7 +425,7 @@ func (b *Bases) Download(ctx context.Context, op llb.Image, blob ocispec.Descrip
 
 // Repository returns the repository that an image came from, "" for one that is not of a registry.
 func (b *Bases) Repository(op llb.Image) string {
-	if op.Layout != "" {
+	if op.Layout != "" || op.Store != "" {
 		return ""
 	}
 	ref, err := imagename.Parse(op.Ref)

@@ -133,7 +133,7 @@ var allowed = map[string][]string{
 
 	// What decides a step, and the doing of it: they share work and files, do not know each other, and only the second one runs processes.
 	"solver/explain": {"solver", "llb", "events", "internal"},
-	"solver/session": {"internal"},
+	"solver/session": {"llb", "internal"},
 	"solver/work":    {"solver", "llb"},
 	"solver/files":   {"llb", "snapshot", "snapshot/compose", "snapshot/dir", "internal"},
 	"solver/plan":    {"solver", "solver/files", "solver/session", "solver/work", "llb", "snapshot/compose", "internal"},

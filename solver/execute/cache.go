@@ -57,7 +57,7 @@ func (m *mounting) lockCaches() error {
 	}
 	m.caches = map[string]string{}
 	for _, id := range slices.Sorted(maps.Keys(sharing)) {
-		if m.x.FreshCaches {
+		if m.fresh {
 			if err := m.x.emptied.once(m.ctx, filepath.Join(m.x.Root, rootdir.Mounts, id), m.x.Tmp); err != nil {
 				return err
 			}
@@ -173,7 +173,7 @@ func (m *mounting) fill(dir string, spec llb.Mount) error {
 
 // restore gives a cache without files what it was elsewhere, and reports whether it has files now.
 func (m *mounting) restore(dir string, spec llb.Mount) (bool, error) {
-	if m.x.CacheMounts == nil || m.x.FreshCaches {
+	if m.x.CacheMounts == nil || m.fresh {
 		return false, nil
 	}
 	empty, err := cachemount.Empty(dir)

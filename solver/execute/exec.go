@@ -1,11 +1,13 @@
 package execute
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"os"
-	"path"
 	"slices"
 	"strings"
 	"time"
@@ -185,7 +187,7 @@ func (x *Job) Prepare(ctx context.Context, w work.Exec) (_ *Prepared, err error)
 	if err != nil {
 		return nil, err
 	}
-	p.mounts = &mounting{ctx: ctx, x: x, op: w.Op, in: w.In, ids: idmap, root: p.tree}
+	p.mounts = &mounting{ctx: ctx, x: x, op: w.Op, in: w.In, ids: idmap, root: p.tree, fresh: x.FreshCaches || x.FreshUncached && w.NoCache}
 	if err := p.mounts.all(); err != nil {
 		return nil, err
 	}
@@ -239,14 +241,14 @@ func (x *Job) newUpper() (*snapshot.Pending, error) {
 func (x *Job) spec(w work.Exec, p *Prepared, user passwd.User, idmap *mount.IDMap) sandbox.Spec {
 	op, m := w.Op, p.mounts
 	spec := sandbox.Spec{
-		Root: p.root.File, Mounts: m.mounts, Devices: m.nodes,
+		Root: p.root.File, ReadOnly: op.ReadOnly, Mounts: m.mounts, Devices: m.nodes,
 		Process: sandbox.Process{
 			Args: op.Args, Env: override(slices.Concat(op.Env, m.env, op.Proxy), m.deviceEnv), Cwd: op.Cwd, User: user,
 			Architecture: architecture(w.Platform), Emulator: p.foreign.emulator,
 		},
 		Network:    sandbox.Network{Hostname: op.Hostname},
 		Privileges: sandbox.Privileges{Insecure: op.Security == llb.SecurityInsecure, IDs: idmap, SharedProc: x.SharedProc},
-		Resources:  sandbox.Resources{Limits: x.Limits, CgroupParent: op.CgroupParent, Pool: &x.groups, ShmSize: op.ShmSize},
+		Resources:  sandbox.Resources{Limits: limits(x.Limits, op.Limits), CgroupParent: op.CgroupParent, Pool: &x.groups, ShmSize: op.ShmSize},
 	}
 	for _, u := range op.Ulimits {
 		spec.Process.Rlimits = append(spec.Process.Rlimits, sandbox.Rlimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
@@ -321,10 +323,10 @@ func (p *Prepared) Run(ctx context.Context) (err error) {
 		return err
 	}
 	events.From(ctx).Used(events.Resources{CPU: status.CPU, Memory: status.Memory})
-	if status.ExitCode == 0 && status.Signal == 0 {
+	if succeeded(p.work.Op, status) {
 		return nil
 	}
-	failed := &ExitError{Args: p.Spec.Process.Args, Status: status, OutOfMemory: oomKills() > killed, Limits: x.Limits}
+	failed := &ExitError{Args: p.Spec.Process.Args, Status: status, OutOfMemory: oomKills() > killed, Limits: p.Spec.Resources.Limits}
 	if ns, err := userns.Current(); err == nil {
 		failed.OneID = ns.Single()
 	}
@@ -335,15 +337,54 @@ func (p *Prepared) Run(ctx context.Context) (err error) {
 	return failed
 }
 
+// succeeded reports whether a process has ended as its step wants it to.
+func succeeded(op llb.Exec, s sandbox.Status) bool {
+	if len(op.ExitStatus) > 0 {
+		return slices.Contains(op.ExitStatus, s.ExitCode)
+	}
+	return s.ExitCode == 0 && s.Signal == 0
+}
+
+// limits returns those of the build, and those of a step where they are tighter.
+func limits(l sandbox.Limits, step llb.ExecLimits) sandbox.Limits {
+	if step.Memory > 0 && (l.Memory == 0 || step.Memory < l.Memory) {
+		l.Memory = step.Memory
+		if l.MemorySwap > 0 {
+			l.MemorySwap = max(l.MemorySwap, l.Memory)
+		}
+	}
+	if step.MemorySwap > 0 && (l.MemorySwap <= 0 || step.MemorySwap < l.MemorySwap) || step.MemorySwap < 0 && l.MemorySwap == 0 {
+		l.MemorySwap = max(step.MemorySwap, -1)
+	}
+	// Weights and sets have no order: the build's own come first.
+	if l.CPUShares == 0 {
+		l.CPUShares = int64(min(step.CPUShares, math.MaxInt64))
+	}
+	if l.CPUQuota == 0 && l.CPUPeriod == 0 {
+		l.CPUQuota, l.CPUPeriod = step.CPUQuota, int64(min(step.CPUPeriod, math.MaxInt64))
+	}
+	l.CPUs, l.Mems = cmp.Or(l.CPUs, step.CPUs), cmp.Or(l.Mems, step.MemoryNodes)
+	return l
+}
+
 // Commit makes layers of what the process has written: to its root, and to the mounts that are outputs.
 func (p *Prepared) Commit(ctx context.Context, job solver.Job) ([]solver.Made, error) {
 	x := p.job
-	c, err := p.up.CommitChanges(ctx, p.root, p.tree, p.started)
+	var out []solver.Made
+	var err error
+	if p.Spec.ReadOnly {
+		// What is in it are mount points.
+		out, err = x.fill(ctx, func(func(layer.Entry, io.Reader) error) error { return nil })
+	} else {
+		var c snapshot.Committed
+		if c, err = p.up.CommitChanges(ctx, p.root, p.tree, p.started); err == nil {
+			x.Snapshots.SetEarlier(c.ID, layer.ID(job.LastOf(0)))
+			out = made(c)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	x.Snapshots.SetEarlier(c.ID, layer.ID(job.LastOf(0)))
-	out := made(c)
 	for _, o := range p.mounts.outputs {
 		c, err := o.up.CommitChanges(ctx, o.root, o.tree, p.started)
 		if err != nil {
@@ -405,6 +446,8 @@ type mounting struct {
 	in   []solver.Ref
 	ids  *mount.IDMap // of the step; nil: kiln's
 	root *layer.Stack // that the step runs in
+	// fresh has cache mounts begin empty.
+	fresh bool
 
 	mounts  []sandbox.Mount
 	env     []string
@@ -496,8 +539,8 @@ func (m *mounting) bind(spec llb.Mount) error {
 	if err != nil {
 		return err
 	}
-	if spec.Output > 0 && (spec.ReadOnly || path.Clean(spec.Source) != "/") {
-		return errors.New("BUG: an output of a mount that is read-only, or not of a whole root file system")
+	if spec.Output > 0 && spec.ReadOnly {
+		return errors.New("BUG: an output of a mount that is read-only")
 	}
 	var up *snapshot.Pending
 	if !spec.ReadOnly {

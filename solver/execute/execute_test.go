@@ -83,7 +83,7 @@ func (m *machine) look() {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	m.Job.Local = map[string]layer.Tree{"context": d}
+	m.Job.Locals = session.Trees{"context": d}
 }
 
 func (m *machine) write(name, text string) {
@@ -96,7 +96,7 @@ func (m *machine) write(name, text string) {
 
 var (
 	scratch = solver.Ref{}
-	local   = solver.Ref{Local: "context"}
+	local   = solver.Ref{Local: &llb.Local{Name: "context"}}
 )
 
 func copyOp(c llb.Copy) llb.Op { return llb.File{Actions: []llb.Action{{Copy: &c}}} }
@@ -197,6 +197,53 @@ func TestMountOutputs(t *testing.T) {
 	for path, want := range map[string]bool{"kept": true, "thrown/away": false, "out/new": false} {
 		if _, ok, err := tree.Lookup(path); err != nil || ok != want {
 			t.Errorf("/%s is in the root: %v, %v", path, ok, err)
+		}
+	}
+}
+
+// A step can show its root read-only, end with another status than 0, and change a directory of a mount that becomes an output.
+func TestRawExec(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("a process is run as root")
+	}
+	m := newMachine(t)
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip(err)
+	}
+	program, err := os.ReadFile(busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := m.files("0755", map[string]string{"/bin/sh": string(program)})
+	shown := m.files("0644", map[string]string{"/dir/old": "old", "/beside": "beside"})
+	run := func(script string, status ...int) ([]solver.Made, error) {
+		op := llb.Exec{
+			Args: []string{"/bin/sh", "-c", script}, Cwd: "/work", Network: llb.NetworkNone, ReadOnly: true, ExitStatus: status,
+			Mounts: []llb.Mount{{Type: llb.MountBind, Target: "/out", Input: 1, Source: "/dir", Output: 1}},
+		}
+		return m.Execute(t.Context(), m.plan(op, root, shown).Work, solver.Job{Stdout: io.Discard, Stderr: io.Discard})
+	}
+	made, err := run("echo -n x 2>/dev/null >/new && exit 1; echo -n new >/out/new; exit 3", 0, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(made) != 2 || made[0].Content != (solver.Content{}) {
+		t.Fatalf("the step made %+v", made)
+	}
+	tree, err := m.Tree(t.Context(), shown.Push(made[1].Layer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"beside", "dir/old", "dir/new"} {
+		if _, ok, err := tree.Lookup(path); err != nil || !ok {
+			t.Errorf("/%s is not in the output: %v", path, err)
+		}
+	}
+	for script, status := range map[string][]int{"exit 3": nil, "exit 0": {3}, "exit 4": {0, 3}} {
+		_, err := run(script, status...)
+		if _, ok := errors.AsType[*ExitError](err); !ok {
+			t.Errorf("%q succeeds with the statuses %v: %v", script, status, err)
 		}
 	}
 }

@@ -3,7 +3,6 @@ package execute
 import (
 	"context"
 	"encoding/hex"
-	"fmt"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -44,7 +43,7 @@ func (x *Job) change(ctx context.Context, w work.File, c files.Change, job solve
 		if !unpacks && again.Identity != planned.Identity {
 			return nil, &layer.ChangedError{}
 		}
-		if c.Owners, err = files.Owners(w.Op, c.Inputs[0].Tree, w.In[0].Depth() == 0, x.Warning); err != nil {
+		if c.Owners, err = files.Owners(w.Op, c.Inputs, w.In[0].Depth() == 0, x.Warning); err != nil {
 			return nil, err
 		}
 		if planned, err = files.Digest(ctx, c); err != nil {
@@ -71,12 +70,9 @@ func (x *Job) change(ctx context.Context, w work.File, c files.Change, job solve
 
 // input returns what a File reads from, with its files if they are asked for.
 func (x *Job) input(ctx context.Context, r solver.Ref, open bool) (files.Input, error) {
-	if r.Local != "" {
-		t := x.Local[r.Local]
-		if t == nil {
-			return files.Input{}, fmt.Errorf("BUG: no local directory %q", r.Local)
-		}
-		return files.Input{Tree: t, Local: true, Selected: x.Selected[r.Local]}, nil
+	if r.Local != nil {
+		t, err := x.OpenLocal(ctx, *r.Local)
+		return files.Input{Tree: t, Local: true, Selected: x.SelectedOf(*r.Local)}, err
 	}
 	if open {
 		t, err := x.Tree(ctx, r)

@@ -35,7 +35,7 @@ type Machine struct {
 
 var (
 	scratch = solver.Ref{}
-	local   = solver.Ref{Local: "context"}
+	local   = solver.Ref{Local: &llb.Local{Name: "context"}}
 )
 
 // Test runs the whole contract. open returns a machine without layers, which ends with the test.
@@ -66,7 +66,7 @@ func (m *Machine) context(files map[string]string) (dir string) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	m.Session.Local = map[string]layer.Tree{"context": d}
+	m.Session.Locals = session.Trees{"context": d}
 	return dir
 }
 

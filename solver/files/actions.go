@@ -23,8 +23,13 @@ func (m *mkdir) do() error {
 		return err
 	}
 	existing, ok, err := m.b.Lookup(dir)
-	if err != nil || ok && existing.Type == layer.Dir {
+	if err != nil || ok && (existing.Type == layer.Dir || m.op.NoParents) {
 		return err
+	}
+	if m.op.NoParents {
+		if err := m.parentExists(m.op.Path); err != nil {
+			return err
+		}
 	}
 	return m.b.Mkdirs(dir, m.newDir)
 }
@@ -36,6 +41,11 @@ type mkfile struct {
 }
 
 func (m *mkfile) do() error {
+	if m.op.NoParents {
+		if err := m.parentExists(m.op.Path); err != nil {
+			return err
+		}
+	}
 	dest, err := m.dest(m.op.Path, !m.op.Link)
 	if err != nil {
 		return err
@@ -118,7 +128,7 @@ func (r *remove) names() ([]string, error) {
 	if !r.op.AllowWildcard {
 		return []string{strings.TrimPrefix(path.Clean("/"+r.op.Path), "/")}, nil
 	}
-	return glob(r.b, r.op.Path)
+	return glob(r.b, r.op.Path, true)
 }
 
 // setGID is S_ISGID of inode(7).
@@ -139,9 +149,9 @@ type moment struct {
 	clock bool
 }
 
-func made(epoch *int64) moment {
-	if epoch != nil {
-		return moment{time: time.Unix(*epoch, 0)}
+func made(a llb.Attributes) moment {
+	if a.Epoch != nil {
+		return moment{time: time.Unix(*a.Epoch, int64(a.Nanos))}
 	}
 	return moment{time: time.Now(), clock: true}
 }

@@ -18,6 +18,8 @@ type copying struct {
 	maker
 	op      *llb.Copy
 	exclude *ignore.Matcher
+	include *ignore.Matcher // nil: everything
+	found   []bool          // of op.Required
 	matches [][]selected    // of each source
 	nothing []*NoMatchError // the sources that selected nothing
 }
@@ -27,8 +29,16 @@ func (r *run) newCopy(op *llb.Copy) (*copying, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read --exclude: %w", err)
 	}
-	m, err := r.maker(op.Attributes)
-	return &copying{maker: m, op: op, exclude: exclude}, err
+	c := &copying{op: op, exclude: exclude}
+	if len(op.Include) > 0 {
+		if c.include, err = ignore.New(r.ctx, op.Include); err != nil {
+			return nil, fmt.Errorf("read the patterns of what is copied: %w", err)
+		}
+		c.found = make([]bool, len(op.Required))
+	}
+	c.maker, err = r.maker(op.Attributes)
+	c.dated, c.replace = op.Dated && op.Epoch != nil, op.Replace
+	return c, err
 }
 
 func (c *copying) dest() (string, error) { return c.maker.dest(c.op.Dest, !c.op.Link) }
@@ -49,13 +59,13 @@ func (c *copying) find() error {
 			continue
 		}
 		tree := c.trees[src.Input]
-		names, err := glob(tree, src.Path)
+		names, err := c.names(tree, src)
 		if err != nil {
 			return err
 		}
 		for _, name := range names {
 			m := selected{name: name}
-			if m.physical, m.entry, err = compose.Resolve(tree.Lookup, name, true); err != nil {
+			if m.physical, m.entry, err = compose.Resolve(tree.Lookup, name, !c.op.NoFollow); err != nil {
 				return err
 			}
 			all[i] = append(all[i], m)
@@ -74,7 +84,7 @@ func (c *copying) find() error {
 	}
 	for i, src := range c.op.Sources {
 		var err error
-		if all[i], err = present(c.trees[src.Input], src, all[i]); err != nil {
+		if all[i], err = c.present(c.trees[src.Input], src, all[i]); err != nil {
 			return err
 		}
 	}
@@ -82,10 +92,21 @@ func (c *copying) find() error {
 	return nil
 }
 
+// names returns the paths in a tree that a source selects.
+func (c *copying) names(tree layer.Tree, src llb.CopySource) ([]string, error) {
+	if c.op.NoWildcards {
+		return []string{strings.Join(components(src.Path), "/")}, nil
+	}
+	return glob(tree, src.Path, !c.op.NoFollow)
+}
+
 // present returns the matches of a source without files that were removed. For a source without wildcards, a removed file stays
 // as a match that does not exist.
-func present(tree layer.Tree, src llb.CopySource, matches []selected) ([]selected, error) {
-	_, wildcards := split(src.Path)
+func (c *copying) present(tree layer.Tree, src llb.CopySource, matches []selected) ([]selected, error) {
+	var wildcards []string
+	if !c.op.NoWildcards {
+		_, wildcards = split(src.Path)
+	}
 	left := matches[:0]
 	for _, m := range matches {
 		if m.entry != nil && m.entry.Type == layer.Whiteout {
@@ -126,14 +147,33 @@ func (c *copying) source(src llb.CopySource, matches []selected) error {
 	if c.op.Parents {
 		return c.parents(tree, src)
 	}
+	if c.op.NoParents {
+		if err := c.parentExists(c.op.Dest); err != nil {
+			return err
+		}
+	}
 	if len(matches) == 0 {
+		if c.op.MustMatch {
+			return noMatch(tree, src.Path)
+		}
 		literal, _ := split(src.Path)
 		return c.unmatched(tree, src, literal)
 	}
 	for _, m := range matches {
 		c.links = map[string]string{}
-		if err := c.match(tree, m, src, len(matches) == 1 && len(c.op.Sources) == 1 && len(c.actions) == 1 && !c.unpacks); err != nil {
+		only := len(matches) == 1 && len(c.op.Sources) == 1 && len(c.actions) == 1 && !c.unpacks && !c.replace
+		if err := c.match(tree, m, src, only); err != nil {
 			return err
+		}
+	}
+	return c.required(tree)
+}
+
+// required returns an error for a required path that was not copied.
+func (c *copying) required(tree layer.Tree) error {
+	for i, name := range c.op.Required {
+		if c.include != nil && !c.found[i] {
+			return NotFound(tree, name, strings.TrimPrefix(name, "/"))
 		}
 	}
 	return nil
@@ -158,6 +198,9 @@ func (c *copying) match(tree layer.Tree, m selected, src llb.CopySource, only bo
 	if err != nil {
 		return err
 	}
+	if e.Type == layer.Dir && c.op.AsDir {
+		return c.asDir(tree, *e, dest, path.Base("/"+m.name), only)
+	}
 	if e.Type == layer.Dir {
 		return c.dir(tree, *e, dest, only)
 	}
@@ -168,14 +211,42 @@ func (c *copying) match(tree layer.Tree, m selected, src llb.CopySource, only bo
 	return c.leaf(tree, *e, target)
 }
 
-// dir copies the contents of a source directory into dest. If nothing else is copied, the entries are passed on in order, each
-// path once, so that memory use does not depend on the number of files.
+// dir copies the contents of a source directory into dest, which gets the time of the source and keeps its other attributes. If nothing
+// else is copied, the entries are passed on in order, each path once, so that memory use does not depend on the number of files.
 func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string, only bool) error {
+	return c.into(tree, src, dest, only, func() layer.Entry { return c.newDir(dest) })
+}
+
+// asDir copies a source directory, whose name is base, into dest, or as dest if nothing is there.
+func (c *copying) asDir(tree layer.Tree, src layer.Entry, dest, base string, only bool) error {
+	_, ok, err := c.b.Lookup(dest)
+	if err != nil {
+		return err
+	}
+	if ok {
+		dest = join(dest, strings.TrimPrefix(base, "/"))
+	}
+	if err := c.b.Mkdirs(layer.Parent(dest), c.newDir); err != nil {
+		return err
+	}
+	return c.into(tree, src, dest, only, func() layer.Entry {
+		made := src
+		made.Implied, made.Opaque, made.LinkID = false, false, ""
+		c.apply(&made)
+		return made
+	})
+}
+
+// into copies the contents of a source directory into dest, which is made if it is missing.
+func (c *copying) into(tree layer.Tree, src layer.Entry, dest string, only bool, made func() layer.Entry) error {
 	if only {
 		c.streaming = true
 		c.b.Stream(c.add)
 	}
 	old, ok, err := c.b.Lookup(dest)
+	if err == nil {
+		ok, err = c.clear(dest, old, ok, layer.Dir)
+	}
 	if err != nil {
 		return err
 	}
@@ -184,17 +255,21 @@ func (c *copying) dir(tree layer.Tree, src layer.Entry, dest string, only bool) 
 	}
 	top := old
 	if !ok {
-		top = c.newDir(dest)
+		top = made()
 		top.Path = dest
 	}
 	if dest != "" {
-		// The destination directory gets the time of the source, and keeps its other attributes.
+		// The destination directory gets the time of the source, and if it was there, it keeps its other attributes.
 		top.ModTime, top.Clock = src.ModTime, src.Clock
+		c.date(&top)
 		if err := c.b.Put(top, nil); err != nil {
 			return err
 		}
 	}
 	return c.below(tree, src.Path, func(e *layer.Entry) error {
+		for i, name := range c.op.Required[:len(c.found)] {
+			c.found[i] = c.found[i] || strings.HasPrefix("/"+e.Path, name)
+		}
 		return c.nested(tree, *e, join(dest, strings.TrimPrefix(e.Path[len(src.Path):], "/")))
 	})
 }
@@ -218,6 +293,9 @@ func (c *copying) nested(tree layer.Tree, src layer.Entry, target string) error 
 		return c.leaf(tree, src, target)
 	}
 	old, ok, err := c.b.Lookup(target)
+	if err == nil {
+		ok, err = c.clear(target, old, ok, layer.Dir)
+	}
 	if err != nil {
 		return err
 	}

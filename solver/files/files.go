@@ -28,7 +28,7 @@ type Change struct {
 	// Inputs are the inputs of the vertex. The first is the root file system to change.
 	Inputs []Input
 	// Owners maps the names of owners in Op to their IDs: see Owners. A missing owner is Unknown.
-	Owners map[string]Owner
+	Owners map[Name]Owner
 	// Limit limits archives.
 	Limit layer.Limit
 	// Tmp is a directory for data that does not fit into memory.
@@ -39,7 +39,7 @@ type Change struct {
 type Input struct {
 	layer.Tree
 	// Local reports that the input is a directory of the client, whose files can be opened. Selected are the paths and wildcards
-	// that all steps of the build select from it.
+	// that all steps of the build select from it; nil if the client has sent what was asked for, and that is all there.
 	Local    bool
 	Selected []string
 }
@@ -105,6 +105,8 @@ type maker struct {
 	owner      *Owner // nil to keep the owner of the source
 	chmod      *mode.Set
 	octal      bool
+	dated      bool              // what is copied has the time of what is new
+	replace    bool              // see llb.Copy
 	context    bool              // the source is a directory of the client
 	number     int               // number of the source tree
 	links      map[string]string // physical path of the first copy of a file by LinkID, for one selected path
@@ -152,9 +154,9 @@ func (r *run) prepare() error {
 
 // maker returns the maker of an action with these attributes.
 func (r *run) maker(op llb.Attributes) (m maker, err error) {
-	m = maker{run: r, attributes: op, now: made(op.Epoch)}
+	m = maker{run: r, attributes: op, now: made(op)}
 	if op.Chown != "" {
-		o, err := r.ownerOf(op.Chown)
+		o, err := r.ownerOf(op)
 		if err != nil {
 			return m, err
 		}
@@ -178,7 +180,7 @@ func (r *run) maker(op llb.Attributes) (m maker, err error) {
 
 // now returns the time of directories that are created implicitly.
 func (r *run) now() time.Time {
-	return made(r.actions[0].wanted().Epoch).time
+	return made(r.actions[0].wanted()).time
 }
 
 // all executes the actions and passes the layer's entries to the sink.
@@ -284,17 +286,52 @@ func (m *maker) own(e *layer.Entry) {
 	m.result.Named = m.result.Named || *m.owner == Unknown
 }
 
-// apply sets the owner and mode of an entry as requested by flags.
+// apply sets the owner, the mode and the time of an entry as requested by flags.
 func (m *maker) apply(e *layer.Entry) {
 	m.own(e)
+	m.date(e)
 	if m.chmod != nil && e.Type != layer.Symlink {
 		e.Mode = m.mode(e)
 	}
 }
 
+// date sets the time of an entry that is copied.
+func (m *maker) date(e *layer.Entry) {
+	if m.dated {
+		e.ModTime, e.Clock = m.now.time, m.now.clock
+	}
+}
+
+// parentExists returns an error if the directory of a path is missing.
+func (m *maker) parentExists(name string) error {
+	at, _, err := m.b.Resolve(name, true)
+	if err != nil || at == "" {
+		return err
+	}
+	dir := layer.Parent(at)
+	if dir == "" {
+		return nil
+	}
+	if e, ok, err := m.b.Lookup(dir); err != nil || ok && e.Type == layer.Dir {
+		return err
+	}
+	return &layer.PathError{Path: dir, Msg: "is not a directory, or does not exist"}
+}
+
+// clear removes what is at a physical path, if it is of another kind than what is to be put there and may be replaced.
+func (m *maker) clear(target string, old layer.Entry, exists bool, with layer.Type) (still bool, err error) {
+	if !exists || !m.replace || (old.Type == layer.Dir) == (with == layer.Dir) {
+		return exists, nil
+	}
+	return false, m.b.Delete(target)
+}
+
 // leaf copies anything except a directory to a physical path.
 func (m *maker) leaf(tree layer.Tree, src layer.Entry, target string) error {
 	old, ok, err := m.b.Lookup(target)
+	if err == nil {
+		ok, err = m.clear(target, old, ok, src.Type)
+	}
 	if err != nil {
 		return err
 	}

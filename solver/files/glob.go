@@ -22,8 +22,8 @@ type finder interface {
 
 // glob returns the paths in a tree that a source selects. A source without wildcards selects itself, whether or not it exists.
 // Wildcards are those of path.Match and do not match slashes. Symbolic links to directories are followed before the first
-// wildcard only.
-func glob(tree finder, pattern string) ([]string, error) {
+// wildcard only; the last component before that only if follow is set.
+func glob(tree finder, pattern string, follow bool) ([]string, error) {
 	literal, parts := split(pattern)
 	if len(parts) == 0 {
 		return []string{literal}, nil
@@ -33,7 +33,7 @@ func glob(tree finder, pattern string) ([]string, error) {
 			return nil, fmt.Errorf("the wildcard %q is malformed", pattern)
 		}
 	}
-	base, e, err := compose.Resolve(tree.Lookup, literal, true)
+	base, e, err := compose.Resolve(tree.Lookup, literal, follow)
 	if err != nil || e == nil || e.Type != layer.Dir {
 		return nil, err
 	}
@@ -68,7 +68,7 @@ func (c *copying) unmatched(tree layer.Tree, src llb.CopySource, literal string)
 	}
 	failed := noMatch(tree, src.Path)
 	used := true
-	if c.Inputs[src.Input].Local {
+	if c.Inputs[src.Input].Selected != nil {
 		used, err = c.uses(tree, src.Input, base, e)
 	}
 	if used && err == nil {
@@ -98,7 +98,7 @@ func (c *copying) uses(tree layer.Tree, input int, at string, e *layer.Entry) (b
 			}
 		}
 		// A source may lead to the entry through symbolic links.
-		matches, err := glob(tree, selection)
+		matches, err := glob(tree, selection, true)
 		if err != nil {
 			continue // reported by the step with that source
 		}
@@ -178,7 +178,7 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 	bases := []string{""}
 	if pivot {
 		var err error
-		if bases, err = glob(tree, before); err != nil {
+		if bases, err = glob(tree, before, true); err != nil {
 			return err
 		}
 	}
@@ -198,7 +198,7 @@ func (c *copying) parents(tree layer.Tree, src llb.CopySource) error {
 		if e == nil {
 			return NotFound(tree, base, physical)
 		}
-		if wild(before) && c.Inputs[src.Input].Local {
+		if wild(before) && c.Inputs[src.Input].Selected != nil {
 			if used, err := c.uses(tree, src.Input, physical, e); err != nil {
 				return err
 			} else if !used {

@@ -74,7 +74,7 @@ func (t everything) List(path string) ([]layer.Entry, error) {
 func noMatch(tree layer.Tree, pattern string) *NoMatchError {
 	err := &NoMatchError{Pattern: pattern}
 	if d, ok := tree.(ignoring); ok {
-		all, _ := glob(everything{tree}, pattern)
+		all, _ := glob(everything{tree}, pattern, true)
 		for _, name := range all {
 			if reason, ok := d.Ignored(name); ok {
 				err.Excluded, err.Ignored = name, reason

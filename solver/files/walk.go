@@ -13,8 +13,8 @@ import (
 
 // below calls yield for each entry in a source directory that is not excluded, in tree order, with digests.
 func (c *copying) below(tree layer.Tree, dir string, yield func(*layer.Entry) error) error {
-	w := &walker{ctx: c.ctx, tree: tree, exclude: c.exclude, top: dir, room: make(chan struct{}, runtime.GOMAXPROCS(0))}
-	l := w.look(dir, ignore.Info{})
+	w := &walker{ctx: c.ctx, tree: tree, exclude: c.exclude, include: c.include, top: dir, room: make(chan struct{}, runtime.GOMAXPROCS(0))}
+	l := w.look(dir, ignore.Info{}, ignore.Info{})
 	if l.err != nil {
 		return l.err
 	}
@@ -27,6 +27,7 @@ type walker struct {
 	ctx     context.Context
 	tree    layer.Tree
 	exclude *ignore.Matcher
+	include *ignore.Matcher // what is taken; nil for everything
 	top     string
 	room    chan struct{}
 }
@@ -39,6 +40,7 @@ type found struct {
 	entry    *layer.Entry
 	excluded bool
 	below    ignore.Info
+	included ignore.Info  // as below, of the patterns of what is taken
 	enter    bool         // a directory whose contents may not all be excluded
 	listing  chan listing // receives the contents, once listing has started
 }
@@ -48,8 +50,8 @@ type listing struct {
 	err   error
 }
 
-// look lists a directory. info is the state of pattern matching for it.
-func (w *walker) look(dir string, info ignore.Info) listing {
+// look lists a directory. excluded and included are the states of pattern matching for it.
+func (w *walker) look(dir string, excluded, included ignore.Info) listing {
 	list, err := w.tree.List(dir)
 	if err != nil {
 		return listing{err: err}
@@ -63,8 +65,13 @@ func (w *walker) look(dir string, info ignore.Info) listing {
 		f := &all[i]
 		f.entry = &list[i]
 		rel := strings.TrimPrefix(f.entry.Path[len(w.top):], "/")
-		f.excluded, f.below = w.exclude.Ignored(rel, info)
+		f.excluded, f.below = w.exclude.Ignored(rel, excluded)
 		f.enter = f.entry.Type == layer.Dir && (!f.excluded || w.exclude.MayReinclude(rel))
+		if w.include != nil {
+			var taken bool
+			taken, f.included = w.include.Ignored(rel, included)
+			f.excluded = f.excluded || !taken
+		}
 		if !f.excluded && f.entry.Type == layer.File {
 			wanted = append(wanted, f.entry)
 		}
@@ -80,7 +87,7 @@ func (w *walker) ahead(f *found) {
 	go func() {
 		w.room <- struct{}{}
 		defer func() { <-w.room }()
-		f.listing <- w.look(f.entry.Path, f.below)
+		f.listing <- w.look(f.entry.Path, f.below, f.included)
 	}()
 }
 

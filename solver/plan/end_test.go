@@ -8,10 +8,10 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/internal/ctxtest"
-	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/localdir"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/session"
 )
 
 // TestPlanEnds shows that planning a COPY ends with its context, however it selects its files.
@@ -29,7 +29,7 @@ func TestPlanEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.Session.Local = map[string]layer.Tree{"context": d}
+	p.Session.Locals = session.Trees{"context": d}
 	for name, op := range map[string]llb.Copy{
 		"everything":   {Sources: []llb.CopySource{{Input: 1, Path: "/"}}, Dest: "/"},
 		"excluded":     {Sources: []llb.CopySource{{Input: 1, Path: "/"}}, Dest: "/", Exclude: []string{"**/file"}},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"strconv"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -36,6 +37,12 @@ func (p *Planner) exec(ctx context.Context, op llb.Exec, meta llb.Meta, in []sol
 	for _, d := range op.Devices {
 		add("device", fmt.Sprintf("%q,required=%t", d.Name, d.Required))
 	}
+	if op.ReadOnly {
+		add("read-only", "true")
+	}
+	for _, s := range op.ExitStatus {
+		add("exit status", strconv.Itoa(s))
+	}
 	// A missing or forbidden device is an error even if the step is cached.
 	if err := p.Sources.Devices(op); err != nil {
 		return solver.Plan{}, err
@@ -65,7 +72,9 @@ func (p *Planner) exec(ctx context.Context, op llb.Exec, meta llb.Meta, in []sol
 		}
 		add("mount", what)
 	}
-	w := work.Exec{Op: op, Proxy: op.Proxy, Shell: op.Shell, Platform: meta.Platform, In: in}
+	w := work.Exec{
+		Op: op, Proxy: op.Proxy, Shell: op.Shell, Limits: op.Limits, NoCache: meta.NoCache, Platform: meta.Platform, In: in,
+	}
 	return solver.Plan{Inputs: inputs, Work: w}, nil
 }
 

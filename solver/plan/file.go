@@ -3,6 +3,7 @@ package plan
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -40,7 +41,7 @@ func (p *Planner) file(ctx context.Context, op llb.File, in []solver.Ref) (solve
 	if unpacks {
 		inputs = append(inputs, contentInput("root", in[0].Content()))
 		for _, a := range op.Actions {
-			inputs = append(inputs, solver.Input{Name: "chown", Value: a.Chown()})
+			inputs = append(inputs, solver.Input{Name: "chown", Value: a.Attributes().Chown})
 		}
 		for _, a := range planned.Archives {
 			inputs = append(inputs, solver.Input{Name: "archive", Value: a})
@@ -49,15 +50,24 @@ func (p *Planner) file(ctx context.Context, op llb.File, in []solver.Ref) (solve
 			inputs = append(inputs, solver.Input{Name: "archive", Value: a})
 		}
 	} else if planned.Named {
-		for _, name := range files.Names(op) {
-			inputs = append(inputs, solver.Input{Name: "chown", Value: name})
+		names := files.Names(op)
+		for _, name := range names {
+			inputs = append(inputs, solver.Input{Name: "chown", Value: name.Chown})
 		}
-		for _, file := range []string{"/etc/passwd", "/etc/group"} {
-			in, err := fileInput(c.Inputs[0], file)
-			if err != nil {
-				return solver.Plan{}, err
+		for i, users := range c.Inputs {
+			for _, file := range []string{"/etc/passwd", "/etc/group"} {
+				if !slices.ContainsFunc(names, func(n files.Name) bool { return n.Users == i || n.Groups == i }) {
+					continue
+				}
+				in, err := fileInput(users, file)
+				if err != nil {
+					return solver.Plan{}, err
+				}
+				if i > 0 {
+					in.Name = fmt.Sprintf("%s of input %d", file, i)
+				}
+				inputs = append(inputs, in)
 			}
-			inputs = append(inputs, in)
 		}
 	}
 	return solver.Plan{Inputs: inputs, Work: w}, nil
@@ -65,15 +75,12 @@ func (p *Planner) file(ctx context.Context, op llb.File, in []solver.Ref) (solve
 
 // input returns an input of a File op.
 func (p *Planner) input(ctx context.Context, r solver.Ref) (files.Input, error) {
-	if r.Local == "" {
+	if r.Local == nil {
 		t, err := p.view(ctx, r)
 		return files.Input{Tree: t}, err
 	}
-	t := p.Session.Local[r.Local]
-	if t == nil {
-		return files.Input{}, fmt.Errorf("BUG: no local directory %q", r.Local)
-	}
-	return files.Input{Tree: t, Local: true, Selected: p.Session.Selected[r.Local]}, nil
+	t, err := p.Session.OpenLocal(ctx, *r.Local)
+	return files.Input{Tree: t, Local: true, Selected: p.Session.SelectedOf(*r.Local)}, err
 }
 
 // epochs returns the key inputs for the times set by actions, or none if no action sets one.
@@ -82,8 +89,14 @@ func epochs(op llb.File) []solver.Input {
 	given := false
 	for _, a := range op.Actions {
 		in := solver.Input{Name: "epoch"}
-		if epoch := a.Epoch(); epoch != nil {
-			in.Value, given = strconv.FormatInt(*epoch, 10), true
+		if made := a.Attributes(); made.Epoch != nil {
+			in.Value, given = strconv.FormatInt(*made.Epoch, 10), true
+			if made.Nanos != 0 {
+				in.Value += fmt.Sprintf(".%09d", made.Nanos)
+			}
+			if a.Copy != nil && a.Copy.Dated {
+				in.Value += " for all"
+			}
 		}
 		inputs = append(inputs, in)
 	}

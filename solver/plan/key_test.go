@@ -105,7 +105,7 @@ func (p *planner) look() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.Session.Local = map[string]layer.Tree{"context": d}
+	p.Session.Locals = session.Trees{"context": d}
 }
 
 // content is a root that nothing has to be known of but its digest.
@@ -115,7 +115,7 @@ func content(n byte) solver.Ref {
 
 var (
 	scratch = solver.Ref{}
-	local   = solver.Ref{Local: "context"}
+	local   = solver.Ref{Local: &llb.Local{Name: "context"}}
 )
 
 func (p *planner) step(op llb.Op, meta llb.Meta, in ...solver.Ref) (solver.Plan, error) {
@@ -197,6 +197,9 @@ func TestExecKey(t *testing.T) {
 		{"CgroupParent", func(e *llb.Exec) { e.CgroupParent = "" }, false},
 		{"Reproducible", func(e *llb.Exec) { e.Reproducible = true }, false},
 		{"Devices", func(e *llb.Exec) { e.Devices = nil }, false},
+		{"ReadOnly", func(e *llb.Exec) { e.ReadOnly = true }, false},
+		{"ExitStatus", func(e *llb.Exec) { e.ExitStatus = []int{0, 3} }, false},
+		{"Limits", func(e *llb.Exec) { e.Limits.Memory = 1 << 30 }, true},
 		{"Proxy", func(e *llb.Exec) { e.Proxy = nil }, true},
 		{"Shell", func(e *llb.Exec) { e.Shell = []string{"/bin/bash"} }, true}, // only what looks at a failed step uses it
 	}
@@ -335,6 +338,20 @@ func TestCopyKey(t *testing.T) {
 		{"Parents", func(c *llb.Copy) { c.Parents = true }, false},
 		{"Link", func(c *llb.Copy) { c.Link = true }, true}, // over nothing there is nothing to ignore
 		{"Epoch", func(c *llb.Copy) { c.Epoch = &epoch }, false},
+		{"Nanos", func(c *llb.Copy) { c.Epoch, c.Nanos = &epoch, 1 }, false},
+		{"Dated", func(c *llb.Copy) { c.Epoch, c.Dated = &epoch, true }, false},
+		{"UsersIn", func(c *llb.Copy) { c.UsersIn = 1 }, true}, // no name is looked up
+		{"GroupsIn", func(c *llb.Copy) { c.GroupsIn = 1 }, true},
+		{"NoFollow", func(c *llb.Copy) { c.NoFollow = true }, true}, // it is no link
+		{"NoFollow", func(c *llb.Copy) { c.Sources[0].Path, c.NoFollow = "/dir/link", true }, false},
+		{"AsDir", func(c *llb.Copy) { c.AsDir = true }, false},
+		{"NoWildcards", func(c *llb.Copy) { c.NoWildcards = true }, true},
+		{"MustMatch", func(c *llb.Copy) { c.MustMatch = true }, true},
+		{"NoParents", func(c *llb.Copy) { c.NoParents = true }, true},
+		{"Include", func(c *llb.Copy) { c.Include = []string{"a"} }, false},
+		{"Include", func(c *llb.Copy) { c.Include = []string{"*"} }, true},
+		{"Required", func(c *llb.Copy) { c.Required = []string{"/dir/a"} }, true},
+		{"Replace", func(c *llb.Copy) { c.Replace = true }, true}, // there is nothing yet
 	}
 	covered(t, changes)
 	for i, c := range changes {
@@ -429,6 +446,10 @@ func TestActionKeys(t *testing.T) {
 		{"Chmod", func(m *llb.Mkdir) { m.Chmod = "0700" }, false},
 		{"Chmod", func(m *llb.Mkdir) { m.Chmod = "0755" }, true},
 		{"Epoch", func(m *llb.Mkdir) { m.Epoch = &epoch }, false},
+		{"Nanos", func(m *llb.Mkdir) { m.Epoch, m.Nanos = &epoch, 1 }, false},
+		{"UsersIn", func(m *llb.Mkdir) { m.UsersIn = 1 }, true},
+		{"GroupsIn", func(m *llb.Mkdir) { m.GroupsIn = 1 }, true},
+		{"NoParents", func(m *llb.Mkdir) { m.Path, m.NoParents = "/c", true }, false},
 	}
 	covered(t, dirs)
 	for i, c := range dirs {
@@ -451,6 +472,10 @@ func TestActionKeys(t *testing.T) {
 		{"Chown", func(m *llb.Mkfile) { m.Chown = "5" }, false},
 		{"Chmod", func(m *llb.Mkfile) { m.Chmod = "0755" }, false},
 		{"Epoch", func(m *llb.Mkfile) { m.Epoch = &epoch }, false},
+		{"Nanos", func(m *llb.Mkfile) { m.Epoch, m.Nanos = &epoch, 1 }, false},
+		{"UsersIn", func(m *llb.Mkfile) { m.UsersIn = 1 }, true},
+		{"GroupsIn", func(m *llb.Mkfile) { m.GroupsIn = 1 }, true},
+		{"NoParents", func(m *llb.Mkfile) { m.Path, m.NoParents = "/c", true }, false},
 	}
 	covered(t, files)
 	for i, c := range files {
@@ -474,6 +499,9 @@ func TestActionKeys(t *testing.T) {
 	}
 	for name, a := range map[string]llb.Action{
 		"nothing to remove":            {Remove: &llb.Remove{Path: "/x"}},
+		"a directory in none":          {Mkdir: &llb.Mkdir{Path: "/x/y", NoParents: true}},
+		"a file in no directory":       {Mkfile: &llb.Mkfile{Path: "/x/y", NoParents: true}},
+		"a copy to no directory":       {Copy: &llb.Copy{Sources: []llb.CopySource{{Input: 0, Path: "/"}}, Dest: "/x/y/", NoParents: true}},
 		"a link where a directory is":  {Symlink: &llb.Symlink{Path: "/a", Target: "x"}},
 		"a link in no directory":       {Symlink: &llb.Symlink{Path: "/x/l", Target: "x"}},
 		"a file in a file":             {Mkfile: &llb.Mkfile{Path: "/f/x"}},

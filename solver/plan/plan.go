@@ -58,7 +58,8 @@ func (p *Planner) Plan(ctx context.Context, op llb.Op, meta llb.Meta, in []solve
 	case llb.Scratch:
 		return done(solver.Ref{}), nil
 	case llb.Local:
-		return done(solver.Ref{Local: op.Name}), nil
+		_, err := p.Session.OpenLocal(ctx, op)
+		return done(solver.Ref{Local: &op}), err
 	case llb.Image:
 		root, err := p.Sources.Image(ctx, op)
 		return done(root), err

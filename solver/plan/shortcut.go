@@ -47,10 +47,10 @@ func (p *Planner) fileShortcut(ctx context.Context, op llb.File, in []solver.Ref
 	}
 	c := files.Change{Op: op, Inputs: []files.Input{{Tree: layer.NewStack(nil)}}, Limit: p.Limit, Tmp: p.Tmp}
 	for _, r := range in[1:] {
-		if (r.Local == "") != (in[1].Local == "") {
+		if (r.Local == nil) != (in[1].Local == nil) {
 			return nil, nil // no instruction has both
 		}
-		if r.Local == "" {
+		if r.Local == nil {
 			continue
 		}
 		input, err := p.input(ctx, r)
@@ -59,7 +59,7 @@ func (p *Planner) fileShortcut(ctx context.Context, op llb.File, in []solver.Ref
 		}
 		c.Inputs = append(c.Inputs, input)
 	}
-	if in[1].Local == "" {
+	if in[1].Local == nil {
 		return inputs, nil
 	}
 	planned, err := files.Digest(ctx, c)

@@ -4,9 +4,11 @@ package session
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/sshagent"
+	"github.com/kilnbuild/kiln/llb"
 )
 
 // Secrets gives the values of secrets.
@@ -21,11 +23,29 @@ type Agents interface {
 	Agent(ctx context.Context, id string) (*sshagent.Agent, error)
 }
 
+// Locals gives the trees of llb.Local: directories of the client, or what took the place of one. It is safe for concurrent use.
+type Locals interface {
+	// Open returns the tree of a Local. It is asked when the Local is first planned, and later; for equal ops of one build it returns the
+	// same tree.
+	Open(ctx context.Context, op llb.Local) (layer.Tree, error)
+}
+
+// Trees are Locals that are open, by their names.
+type Trees map[string]layer.Tree
+
+// Open implements Locals.
+func (t Trees) Open(_ context.Context, op llb.Local) (layer.Tree, error) {
+	if tree := t[op.Name]; tree != nil {
+		return tree, nil
+	}
+	return nil, fmt.Errorf("BUG: no local directory %q", op.Name)
+}
+
 // Session belongs to one build. The zero Session has nothing.
 type Session struct {
-	// Local are the trees of llb.Local by their names: directories of the client, or what took the place of one.
-	Local map[string]layer.Tree
-	// Selected are the paths and wildcards that the steps of the build select of each of them: see frontend.Selections.
+	// Locals has the directories of the client; nil for none.
+	Locals Locals
+	// Selected are the paths and wildcards that the steps of the build select of each of them: see llb.Selections.
 	Selected map[string][]string
 	// Secrets may be nil.
 	Secrets Secrets
@@ -35,11 +55,29 @@ type Session struct {
 	Allow []string
 	// FreshCaches has cache mounts begin empty: each is emptied before the first step of the build uses it.
 	FreshCaches bool
+	// FreshUncached does so with those of the steps that must not be cached.
+	FreshUncached bool
 	// MayRun, where not nil, waits until steps may run; its error, or ctx's, is that of a step.
 	MayRun func(ctx context.Context) error
 	// Warn shows people what they should know, and Note takes what need not concern them; both may be nil.
 	Warn func(text string)
 	Note func(text string)
+}
+
+// OpenLocal returns the tree of a Local.
+func (s *Session) OpenLocal(ctx context.Context, op llb.Local) (layer.Tree, error) {
+	if s.Locals == nil {
+		return nil, fmt.Errorf("the build was given no directories, and it needs %q", op.Name)
+	}
+	return s.Locals.Open(ctx, op)
+}
+
+// SelectedOf returns what the steps of the build select of a Local; nil if that is not known.
+func (s *Session) SelectedOf(op llb.Local) []string {
+	if op.Filtered() {
+		return nil
+	}
+	return s.Selected[op.Name]
 }
 
 // Secret returns a secret's value; false if the build was given none of that id.

@@ -31,6 +31,10 @@ type Exec struct {
 	Proxy []string
 	// Shell is Op's, which is not part of its JSON.
 	Shell []string
+	// Limits are Op's, which are not part of its JSON.
+	Limits llb.ExecLimits
+	// NoCache is that of llb.Meta.
+	NoCache bool
 	// Platform is that of llb.Meta.
 	Platform string
 	In       []solver.Ref
@@ -123,7 +127,7 @@ func Decode(data []byte) (solver.Work, error) {
 	case e.File != nil:
 		return *e.File, nil
 	case e.Exec != nil:
-		e.Exec.Op.Proxy, e.Exec.Op.Shell = e.Exec.Proxy, e.Exec.Shell
+		e.Exec.Op.Proxy, e.Exec.Op.Shell, e.Exec.Op.Limits = e.Exec.Proxy, e.Exec.Shell, e.Exec.Limits
 		return *e.Exec, nil
 	case e.HTTP != nil:
 		e.HTTP.Op.User = e.HTTP.User

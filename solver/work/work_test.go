@@ -19,7 +19,7 @@ func TestEncode(t *testing.T) {
 				{Mkfile: &llb.Mkfile{Path: "/f", Content: []byte("\x00\xff")}}, {Mkdir: &llb.Mkdir{Path: "/d"}}, {Remove: &llb.Remove{Path: "/r"}},
 				{Symlink: &llb.Symlink{Path: "/l", Target: "t"}},
 			}},
-			In: []solver.Ref{root, {Local: "context"}, {}}, Planned: [32]byte{2}, Identity: [32]byte{3}, Archives: []string{"a"}, Copied: []string{"c"},
+			In: []solver.Ref{root, {Local: &llb.Local{Name: "context"}}, {}}, Planned: [32]byte{2}, Identity: [32]byte{3}, Archives: []string{"a"}, Copied: []string{"c"},
 		},
 		Exec{Op: llb.Exec{Args: []string{"a"}, Proxy: []string{"p=q"}}, Proxy: []string{"p=q"}, Platform: "linux/arm64", In: []solver.Ref{root}},
 		HTTP{Op: llb.HTTP{URL: "https://h/f", User: "me:secret"}, User: "me:secret", Digest: "sha256:00", Modified: "2026-01-02T03:04:05Z"},
