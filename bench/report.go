@@ -62,6 +62,7 @@ type report struct {
 	growth   []unit
 	cells    []*cell
 	unpacked []*unpacked
+	odd      []string // what was not as it should be in builds from caches
 }
 
 func machine() string {
@@ -169,6 +170,12 @@ func (r *report) markdown() string {
 			"|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 		for _, c := range r.cells {
 			c.write(&b)
+		}
+		for _, o := range r.odd {
+			fmt.Fprintf(&b, "\n* %s", o)
+		}
+		if len(r.odd) > 0 {
+			b.WriteString("\n")
 		}
 	}
 	if len(r.unpacked) > 0 {
