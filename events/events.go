@@ -144,6 +144,8 @@ type Phase string
 const (
 	// Moving: bytes come or go.
 	Moving Phase = ""
+	// Sending: a client sends files.
+	Sending Phase = "transferring"
 	// Queued: nothing has begun.
 	Queued Phase = "waiting"
 	// Reading: files are read for their digests.
@@ -257,6 +259,8 @@ type Finished struct {
 	// Error says why it failed. A vertex that was stopped, because of another's failure or by the user, is Canceled and has not failed.
 	Error    string `json:"error"`
 	Canceled bool   `json:"canceled"`
+	// Err is the error itself, for sinks that know its type. It is not encoded.
+	Err error `json:"-"`
 	// Key is that of the record of a step that ran, or was to run.
 	Key string `json:"key"`
 	// LogBytes is the length of the output that is kept with the record, or of a step that failed beside it, until the step runs again.

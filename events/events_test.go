@@ -49,7 +49,7 @@ func fill(t testing.TB, v reflect.Value) {
 		}
 	case reflect.Struct:
 		for i := range v.NumField() {
-			if v.Type().Field(i).Name != "Project" { // it has no JSON: Build has the context
+			if name := v.Type().Field(i).Name; name != "Project" && name != "Err" { // they have no JSON
 				fill(t, v.Field(i))
 			}
 		}
@@ -140,7 +140,8 @@ func TestStream(t *testing.T) {
 	task := s.Vertex(v)
 	task.Used(Resources{CPU: time.Second, Memory: 10})
 	task.Used(Resources{CPU: time.Second, Memory: 5})
-	task.Finish(Finished{Key: "k"}, errors.New("get https://u:canary@h/x: no"))
+	failure := errors.New("get https://u:canary@h/x: no")
+	task.Finish(Finished{Key: "k"}, failure)
 	task.Note("late")
 	task.Done(nil)
 	s.Detach(second)
@@ -148,7 +149,8 @@ func TestStream(t *testing.T) {
 	if one.id == two.id || one.id == (llb.Digest{}) {
 		t.Error("two tasks of one name have one id")
 	}
-	one.Done(fmt.Errorf("x: %w", context.Canceled))
+	canceled := fmt.Errorf("x: %w", context.Canceled)
+	one.Done(canceled)
 	s.Warn("careful https://u:canary@h")
 	s.Close()
 	s.Close()
@@ -159,11 +161,11 @@ func TestStream(t *testing.T) {
 		Started{
 			Op: "file", Place: place, Text: "COPY https://xxxxx@h/x", Inputs: []llb.Digest{root.Digest()}, Location: at,
 		},
-		Finished{Key: "k", Error: "get https://xxxxx@h/x: no", Resources: Resources{CPU: 2 * time.Second, Memory: 10}},
+		Finished{Key: "k", Error: "get https://xxxxx@h/x: no", Err: failure, Resources: Resources{CPU: 2 * time.Second, Memory: 10}},
 	}
 	want := append([]Body{Build{Version: Version}}, vertex...)
 	exporting := Started{Text: "exporting"}
-	want = append(want, exporting, exporting, Finished{Canceled: true}, Warning{Text: "careful https://xxxxx@h"})
+	want = append(want, exporting, exporting, Finished{Canceled: true, Err: canceled}, Warning{Text: "careful https://xxxxx@h"})
 	if got := first.bodies(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
@@ -268,7 +270,8 @@ func TestHold(t *testing.T) {
 	second := image.Hold()
 	stop := step.Wait(image)
 	again := step.Wait(image)
-	first(errors.New("broken"))
+	broken := errors.New("broken")
+	first(broken)
 	first(nil)
 	stop()
 	again()
@@ -285,7 +288,7 @@ func TestHold(t *testing.T) {
 	drop()
 	from, run := Started{Text: "FROM"}, Started{Text: "RUN"}
 	want := []Body{
-		from, run, Waiting{}, Resumed{}, Waiting{For: image.id}, Resumed{}, Finished{Error: "broken"},
+		from, run, Waiting{}, Resumed{}, Waiting{For: image.id}, Resumed{}, Finished{Error: "broken", Err: broken},
 		from, Note{Text: "in time"}, Finished{},
 		Started{Text: "FROM scratch"}, Waiting{}, Cached{}, Resumed{}, Finished{},
 	}

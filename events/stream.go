@@ -171,7 +171,7 @@ func (t *Task) Hold() (release func(err error)) {
 	defer t.mu.Unlock()
 	if t.closed {
 		t.closed = false
-		t.result.Error, t.result.Canceled = "", false
+		t.result.Error, t.result.Canceled, t.result.Err = "", false, nil
 		t.emit(t.started)
 	}
 	t.holds++
@@ -281,7 +281,7 @@ func (t *Task) Finish(f Finished, err error) {
 		return
 	}
 	t.finished = true
-	f.Error, f.Canceled = t.result.Error, t.result.Canceled
+	f.Error, f.Canceled, f.Err = t.result.Error, t.result.Canceled, t.result.Err
 	t.result = f
 	t.end(err)
 }
@@ -290,6 +290,7 @@ func (t *Task) Finish(f Finished, err error) {
 func (t *Task) end(err error) {
 	if t.result.Error == "" && !t.result.Canceled {
 		t.result.Canceled, t.result.Error = Outcome(err)
+		t.result.Err = err
 	}
 	if t.finished && t.holds == 0 {
 		t.result.Resources = t.resources

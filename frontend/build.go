@@ -15,6 +15,7 @@ import (
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
 
 	"github.com/kilnbuild/kiln/frontend/expand"
+	"github.com/kilnbuild/kiln/frontend/fault"
 	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/frontend/scan"
 	"github.com/kilnbuild/kiln/internal/imagename"
@@ -258,8 +259,9 @@ func (b *builder) command(s *stage, c instructions.Command) (command, error) {
 		}
 		if expanded.Result != c.From {
 			return cmd, &parser.Error{
-				Msg:  "variable expansion is not supported for --from",
+				Msg:  fault.ErrFromVariable.Error(),
 				Hint: "name a stage with FROM and an ARG above the first FROM, and copy from that",
+				Err:  fault.ErrFromVariable,
 			}
 		}
 		source, err := b.copySource(c.From, c.Location())

@@ -11,9 +11,9 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
-	filemode "github.com/tonistiigi/dchapes-mode"
 
 	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/internal/chmod"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
@@ -91,7 +91,7 @@ func (b *builder) mainContext() llb.Output {
 
 // check refuses flags that are wrong.
 func (cp *copying) check(ctx context.Context) error {
-	if err := checkChmod(cp.chmod); err != nil {
+	if err := chmod.Check(cp.chmod); err != nil {
 		return err
 	}
 	if cp.linked() && chownByName(cp.chown) {
@@ -245,18 +245,4 @@ func chownByName(chown string) bool {
 		}
 	}
 	return false
-}
-
-// checkChmod refuses a --chmod that is neither octal nor symbolic.
-func checkChmod(mode string) error {
-	if mode == "" {
-		return nil
-	}
-	if n, err := strconv.ParseUint(mode, 8, 32); err == nil && n <= 0o7777 {
-		return nil
-	}
-	if _, err := filemode.Parse(mode); err != nil {
-		return fmt.Errorf("invalid chmod parameter: '%s'. it should be octal string and between 0 and 07777, or symbolic like u=rwX,go=rX", mode)
-	}
-	return nil
 }

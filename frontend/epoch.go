@@ -2,7 +2,6 @@ package frontend
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
 
 	"github.com/kilnbuild/kiln/frontend/expand"
+	"github.com/kilnbuild/kiln/frontend/fault"
 	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
@@ -71,8 +71,8 @@ func (b *builder) readEpoch(df *parser.Dockerfile) error {
 	}
 	if n, err := strconv.ParseInt(value, 10, 64); err == nil {
 		if n < 0 || n > maxEpoch {
-			return b.at(fmt.Errorf("invalid %s %s: it has to be between 0, the beginning of 1970, and %d, the end of 9999",
-				epochArg, value, int64(maxEpoch)), at)
+			why := fmt.Sprintf("it has to be between 0, the beginning of 1970, and %d, the end of 9999", int64(maxEpoch))
+			return b.at(&fault.EpochError{Value: value, Why: why}, at)
 		}
 		return b.setEpochTo(n, given)
 	}
@@ -133,8 +133,8 @@ func (b *builder) epochSource(df *parser.Dockerfile, value string, at []moby.Ran
 			return op, true, b.at(err, where)
 		}
 	}
-	return nil, false, b.at(fmt.Errorf("invalid %s %q: it has to be a number of seconds since 1970, "+
-		"\"context\", or the name of a context or stage", epochArg, value), at)
+	why := `it has to be a number of seconds since 1970, "context", or the name of a context or stage`
+	return nil, false, b.at(&fault.EpochError{Value: value, Why: why}, at)
 }
 
 // epochStage returns what the stage that SOURCE_DATE_EPOCH names fetches, or an error and its place.
@@ -149,7 +149,7 @@ func (b *builder) epochStage(s *instructions.Stage) (op llb.Op, at []moby.Range,
 		return nil, at, err
 	}
 	if base.Result != "scratch" {
-		return nil, at, fmt.Errorf("the stage that %s names has to be FROM scratch", epochArg)
+		return nil, at, &fault.EpochStageError{Why: "has to be FROM scratch", Based: true}
 	}
 	for _, c := range s.Commands {
 		at = c.Location()
@@ -188,7 +188,7 @@ func (b *builder) epochStage(s *instructions.Stage) (op llb.Op, at []moby.Range,
 	return op, nil, nil
 }
 
-var errOneAdd = errors.New("the stage that " + epochArg + " names has to consist of ARGs and one ADD of one URL or git repository")
+var errOneAdd = &fault.EpochStageError{Why: "has to consist of ARGs and one ADD of one URL or git repository"}
 
 // epochAdd returns what an ADD fetches.
 func (b *builder) epochAdd(c *instructions.AddCommand, env *expand.Env) (llb.Op, error) {

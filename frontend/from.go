@@ -14,6 +14,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
 	"github.com/kilnbuild/kiln/frontend/expand"
+	"github.com/kilnbuild/kiln/frontend/fault"
 	"github.com/kilnbuild/kiln/frontend/imageconfig"
 	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/frontend/source"
@@ -108,7 +109,7 @@ func (b *builder) setPlatform(s *stage, expr string, check *linter.Linter) error
 	}
 	p, err := llb.ParsePlatform(v.Result, b.opts.BuildPlatform)
 	if err != nil {
-		return b.suggestName(fmt.Errorf("--platform: %w", err), v.Unmatched)
+		return b.suggestName(&fault.PlatformError{Expr: expand.Clip(expr), Err: err}, v.Unmatched)
 	}
 	s.platform = &p
 	return nil

@@ -12,6 +12,7 @@ import (
 	moby "github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 
+	"github.com/kilnbuild/kiln/frontend/fault"
 	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
@@ -228,5 +229,6 @@ func devices(c *instructions.RunCommand) ([]llb.Device, error) {
 }
 
 func notAllowed(what, entitlement string) error {
-	return &parser.Error{Msg: what + " is not allowed", Hint: "--allow " + entitlement + " allows it"}
+	err := &fault.EntitlementError{What: what, Entitlement: entitlement}
+	return &parser.Error{Msg: err.Error(), Hint: "--allow " + entitlement + " allows it", Err: err}
 }

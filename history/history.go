@@ -3,6 +3,9 @@
 // builds/<id>.jsonl holds the events of one build, in the encoding of package events, from events.Build to events.Done. Output is
 // not in it: events.Finished says under which key the cache keeps that. A file gets its name when it is complete, and no build waits for
 // the disk: what a crash of the machine has cut off does not end with events.Done, and is no history.
+//
+// builds/<id>.record is what whoever serves builds to clients keeps of one beside its events; this package does not read it. As long as there
+// is an empty file builds/<id>.pinEnd, the build is kept however old it is.
 package history
 
 import (
@@ -63,11 +66,28 @@ func Open(root, tmp string, keep Retention) *History {
 // idFormat is how an ID begins, so that IDs are in the order in which builds began.
 const idFormat = "20060102T150405.000000000Z"
 
-const extension = ".jsonl"
+// The names of a build's files end with these.
+const (
+	extension = ".jsonl"
+	recordEnd = ".record"
+	pinEnd    = ".pin"
+)
 
-// isName reports whether a file in the directory is a build. It is called for each of them in every build.
+// split returns the ID of the build that a file in the directory is of, and how the name ends; false if it is of none. It is called for each
+// of them in every build.
+func split(name string) (id, end string, ok bool) {
+	const size = len(idFormat) + len("-00000000")
+	if len(name) <= size || name[8] != 'T' {
+		return "", "", false
+	}
+	id, end = name[:size], name[size:]
+	return id, end, end == extension || end == recordEnd || end == pinEnd
+}
+
+// isName reports whether a file in the directory has the events of a build.
 func isName(s string) bool {
-	return len(s) == len(idFormat)+len("-00000000")+len(extension) && strings.HasSuffix(s, extension) && s[8] == 'T'
+	_, end, ok := split(s)
+	return ok && end == extension
 }
 
 // IDs returns the IDs of the builds that a root directory remembers, the last first, without opening it.
@@ -102,11 +122,14 @@ type Recorder struct {
 	space int64 // maxFile, or less in tests
 }
 
+// NewID returns the ID of a build that begins now.
+func NewID() string { return fmt.Sprintf("%s-%08x", time.Now().UTC().Format(idFormat), rand.Uint32()) }
+
 // Begin returns the Recorder of a build that begins now. Meanwhile builds are removed that are not to be kept any more, and the file is
 // made: an ext4 that has just removed other files takes half a millisecond to find an inode. Close must be called.
 func (h *History) Begin() *Recorder {
 	r := &Recorder{
-		history: h, id: fmt.Sprintf("%s-%08x", time.Now().UTC().Format(idFormat), rand.Uint32()), ready: make(chan struct{}), space: maxFile,
+		history: h, id: NewID(), ready: make(chan struct{}), space: maxFile,
 		buf: make([]byte, 0, 8<<10),
 	}
 	go func() {
@@ -227,20 +250,36 @@ func (r *Recorder) Close() error {
 }
 
 // IDs returns the builds, the last one first.
-func (h *History) IDs() ([]string, error) {
-	names, err := h.names()
+func (h *History) IDs() ([]string, error) { return h.with(extension) }
+
+// Recorded returns the builds of which there is a recordEnd, the last one first.
+func (h *History) Recorded() ([]string, error) { return h.with(recordEnd) }
+
+// with returns the builds that have a file whose name ends so.
+func (h *History) with(end string) ([]string, error) {
+	builds, err := h.builds()
 	if err != nil {
 		return nil, fmt.Errorf("list the history of builds: %w", err)
 	}
-	slices.Reverse(names)
-	for i, n := range names {
-		names[i] = strings.TrimSuffix(n, extension)
+	var ids []string
+	for _, b := range slices.Backward(builds) {
+		if slices.Contains(b.ends, end) {
+			ids = append(ids, b.id)
+		}
 	}
-	return names, nil
+	return ids, nil
 }
 
-// names returns the names of the files, the oldest first.
-func (h *History) names() ([]string, error) {
+// build are the files of a build, by how their names end, in alphabetical order.
+type build struct {
+	id   string
+	ends []string
+}
+
+func (b build) pinned() bool { return slices.Contains(b.ends, pinEnd) }
+
+// builds returns the builds of which there is anything, the oldest first.
+func (h *History) builds() ([]build, error) {
 	dir, err := os.Open(h.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -253,32 +292,58 @@ func (h *History) names() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	names = slices.DeleteFunc(names, func(n string) bool { return !isName(n) })
 	slices.Sort(names)
-	return names, nil
+	var all []build
+	for _, name := range names {
+		id, end, ok := split(name)
+		if !ok {
+			continue
+		}
+		if len(all) == 0 || all[len(all)-1].id != id {
+			all = append(all, build{id: id})
+		}
+		last := &all[len(all)-1]
+		last.ends = append(last.ends, end)
+	}
+	return all, nil
 }
 
 // prune removes builds that are not to be kept, and leaves room for one more. What cannot be removed is only a matter of space.
 func (h *History) prune() {
-	names, err := h.names()
+	builds, err := h.builds()
 	if err != nil {
 		return
 	}
+	builds = slices.DeleteFunc(builds, build.pinned)
 	room := 1
 	if h.keep.Off {
 		room = 0
 	}
 	floor, ceiling := max(0, h.keep.Entries-room), max(most, h.keep.Entries)-room
-	for n := len(names); n > floor; n-- {
-		path := filepath.Join(h.dir, names[len(names)-n])
+	for n := len(builds); n > floor; n-- {
+		b := builds[len(builds)-n]
 		if n <= ceiling {
-			info, err := os.Lstat(path)
+			info, err := os.Lstat(h.file(b.id, b.ends[0]))
 			if err == nil && time.Since(info.ModTime()) <= h.keep.Age {
 				return // those that follow are younger
 			}
 		}
-		_ = os.Remove(path) // somebody else may be pruning too
+		_ = h.remove(b) // somebody else may be pruning too
 	}
+}
+
+// file is the path of a file of a build.
+func (h *History) file(id, end string) string { return filepath.Join(h.dir, id+end) }
+
+// remove removes the files of a build.
+func (h *History) remove(b build) error {
+	var err error
+	for _, end := range b.ends {
+		if gone := os.Remove(h.file(b.id, end)); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
+		}
+	}
+	return err
 }
 
 // DamagedError is a file that is not the whole history of a build.
@@ -298,8 +363,8 @@ func (h *History) Read(id string, f func(events.Event) error) error {
 	return read(filepath.Join(h.dir, id+extension), f)
 }
 
-// sound returns an error unless the file at path is the whole history of a build, or one that only a later version can read.
-func sound(path string) error {
+// soundEvents returns an error unless the file at path is the whole history of a build, or one that only a later version can read.
+func soundEvents(path string) error {
 	err := read(path, func(events.Event) error { return nil })
 	if errors.Is(err, errLater) {
 		return nil

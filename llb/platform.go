@@ -29,11 +29,18 @@ func (p Platform) String() string {
 	return strings.TrimSuffix(s, "/")
 }
 
+// PlatformError is a text that is not a platform.
+type PlatformError struct{ Text string }
+
+func (e *PlatformError) Error() string {
+	return fmt.Sprintf("%q is not a platform: it has to be os/architecture[/variant], for example linux/arm64", e.Text)
+}
+
 // ParsePlatform reads "os[(version)][/architecture[/variant]]" or an architecture alone, as --platform and FROM --platform take it;
 // what is left out is taken from host. Other names of processors are replaced by OCI's: x86_64 by amd64, aarch64 by
-// arm64, armhf by arm/v7. An error says that s is not a platform.
+// arm64, armhf by arm/v7. The error is a *PlatformError.
 func ParsePlatform(s string, host Platform) (Platform, error) {
-	bad := fmt.Errorf("%q is not a platform: it has to be os/architecture[/variant], for example linux/arm64", s)
+	bad := &PlatformError{s}
 	parts := strings.Split(strings.ToLower(strings.TrimSpace(s)), "/")
 	version := ""
 	if os, rest, ok := strings.Cut(parts[0], "("); ok {

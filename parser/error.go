@@ -24,6 +24,8 @@ type Error struct {
 	Msg string
 	// Hint is advice, for example "did you mean RUN?"; "" for none.
 	Hint string
+	// Syntax says that the instruction is not in the language, whatever the build is given.
+	Syntax bool
 	// Err is the cause, nil where Msg is all there is.
 	Err error
 }

@@ -87,7 +87,11 @@ func parse(ctx context.Context, file string, text []byte, lint *linter.Linter) (
 	}
 	stages, args, err := instructions.Parse(res.AST, lint)
 	if err != nil {
-		return nil, At(err, file, nil)
+		err = At(err, file, nil)
+		if e, ok := errors.AsType[*Error](err); ok {
+			e.Syntax = true
+		}
+		return nil, err
 	}
 	if len(stages) == 0 {
 		return nil, &Error{File: file, Msg: "dockerfile contains no stages to build", Hint: "a FROM instruction begins one"}

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"path"
@@ -12,10 +13,28 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 )
 
+// ChecksumError is a --checksum that cannot be one.
+type ChecksumError struct {
+	Value string
+	// Commit says that it has to be the hash of a commit.
+	Commit bool
+	Err    error
+}
+
+func (e *ChecksumError) Error() string {
+	if e.Commit {
+		return e.Err.Error()
+	}
+	return fmt.Sprintf("--checksum=%s: %v", e.Value, e.Err)
+}
+
+// Unwrap returns Err.
+func (e *ChecksumError) Unwrap() error { return e.Err }
+
 // HTTP returns the op that fetches a file from a URL; checksum is that of ADD, "" for none.
 func HTTP(address, checksum string) (llb.HTTP, error) {
 	if checksum != "" && !imagename.IsDigest(checksum) {
-		return llb.HTTP{}, fmt.Errorf("--checksum=%s: it has to be sha256:, sha384: or sha512: and the digits of that digest", checksum)
+		return llb.HTTP{}, &ChecksumError{Value: checksum, Err: errors.New("it has to be sha256:, sha384: or sha512: and the digits of that digest")}
 	}
 	op, err := httpOp(address, urlFilename(address))
 	op.Checksum = checksum
@@ -50,7 +69,9 @@ func urlFilename(src string) string {
 func Git(address, checksum string, keepGitDir *bool) (llb.Git, error) {
 	remote, err := remoteurl.ParseGit(address)
 	if err == nil && checksum != "" {
-		err = remote.SetChecksum(checksum)
+		if err = remote.SetChecksum(checksum); err != nil {
+			err = &ChecksumError{Value: checksum, Commit: true, Err: err}
+		}
 	}
 	if err == nil && keepGitDir != nil {
 		if remote.KeepGitDir != nil && *remote.KeepGitDir != *keepGitDir {

@@ -61,6 +61,10 @@ var allowed = map[string][]string{
 	"daemon": {},
 	// What clients provide over BuildKit's session protocol.
 	"daemon/client": {"exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
+	// What clients are told of their builds: their errors, what happens, and answers to questions about a Dockerfile.
+	"daemon/apierr":     {"frontend/fault", "frontend/source", "llb", "parser", "registry/image", "sandbox", "solver", "solver/execute", "solver/files", "internal"},
+	"daemon/status":     {"daemon/apierr", "events", "frontend/lint", "llb", "internal"},
+	"daemon/subrequest": {"daemon/apierr", "frontend/outline", "llb"},
 	// How a build describes itself.
 	"build/attesting":  {"attestation", "attestation/slsa", "build/provenance", "build/scanning", "exporter", "llb", "internal"},
 	"build/scanning":   {"attestation", "events", "frontend", "llb", "sbom", "solver", "internal"},
@@ -100,11 +104,12 @@ var allowed = map[string][]string{
 
 	"parser": {},
 	"llb":    {},
-	"frontend": {"frontend/expand", "frontend/imageconfig", "frontend/lint", "frontend/mounts", "frontend/outline", "frontend/scan", "frontend/source",
-		"parser", "llb", "internal/ignore", "internal/imagename", "internal/remoteurl", "internal/suggest"},
+	"frontend": {"frontend/expand", "frontend/fault", "frontend/imageconfig", "frontend/lint", "frontend/mounts", "frontend/outline", "frontend/scan", "frontend/source",
+		"parser", "llb", "internal/chmod", "internal/ignore", "internal/imagename", "internal/remoteurl", "internal/suggest"},
 
 	// What the frontend consists of. None of them knows how instructions become vertices.
 	"frontend/expand":      {},
+	"frontend/fault":       {},
 	"frontend/imageconfig": {"frontend/expand", "llb"},
 	"frontend/quote":       {"frontend/lint", "parser"},
 	"frontend/lint":        {"parser", "llb", "internal/ignore", "internal/remoteurl"},

@@ -101,6 +101,16 @@ func (c *Client) authorization(ctx context.Context, s *remoteurl.Git, named bool
 	return "", nil
 }
 
+// ChecksumError is a ref that is another commit than it has to be.
+type ChecksumError struct {
+	// Ref is for people to read; Got is its commit, and Want the first digits of what it has to be.
+	Ref, Got, Want string
+}
+
+func (e *ChecksumError) Error() string {
+	return fmt.Sprintf("%s is commit %s, and the checksum says %s", e.Ref, e.Got, e.Want)
+}
+
 // Resolve asks the repository what the source's ref is now. A whole hash is not asked for. What is not the source's checksum
 // is an error.
 func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, who Identity) (Commit, error) {
@@ -135,8 +145,8 @@ func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, who Identity) (C
 		}
 	}
 	if sum := s.Checksum; !strings.HasPrefix(found.ID, sum) && !strings.HasPrefix(found.Object, sum) {
-		said := fmt.Sprintf("%s is commit %s, and the checksum says %s", ref(s), found.ID, sum)
-		return Commit{}, &Error{Doing: "check", Remote: s.Remote, Said: said}
+		mismatch := &ChecksumError{Ref: ref(s), Got: found.ID, Want: sum}
+		return Commit{}, &Error{Doing: "check", Remote: s.Remote, Said: mismatch.Error(), err: mismatch}
 	}
 	return found, nil
 }

@@ -50,7 +50,7 @@ func (x *Job) devices(op llb.Exec) ([]*cdi.Device, error) {
 		}
 		for _, d := range found {
 			if !d.Allowed(asked.Name, x.Allow) {
-				return nil, fmt.Errorf("the device %s is not allowed (--allow device=%s allows it)", d.Name, d.Name)
+				return nil, &DeviceError{d.Name}
 			}
 			if what := d.Unsupported(); what != "" {
 				return nil, fmt.Errorf("the device %s has %s in its specification, which are not supported", d.Name, what)
@@ -61,6 +61,13 @@ func (x *Job) devices(op llb.Exec) ([]*cdi.Device, error) {
 		}
 	}
 	return devices, nil
+}
+
+// DeviceError is a device that a step asks for, and that the build is not allowed to use.
+type DeviceError struct{ Name string }
+
+func (e *DeviceError) Error() string {
+	return fmt.Sprintf("the device %s is not allowed (--allow device=%s allows it)", e.Name, e.Name)
 }
 
 // addDevices adds what the devices of the step need.

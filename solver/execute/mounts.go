@@ -39,6 +39,14 @@ func (m *mounting) belowMapped(tree *os.File, spec llb.Mount) error {
 	return m.mapIDs(clone)
 }
 
+// SecretError is a secret that a step requires, and that the client did not give.
+type SecretError struct{ ID string }
+
+func (e *SecretError) Error() string {
+	return fmt.Sprintf("secret %q is required, and the build was not given it: use --secret id=%s,src=FILE or --secret id=%s,env=VARIABLE",
+		e.ID, e.ID, e.ID)
+}
+
 // secret mounts a secret as a file on a file system of its own in memory, or puts it into the environment.
 func (m *mounting) secret(spec llb.Mount) error {
 	value, ok, err := m.x.Secret(m.ctx, spec.ID)
@@ -47,8 +55,7 @@ func (m *mounting) secret(spec llb.Mount) error {
 	}
 	if !ok {
 		if spec.Required {
-			return fmt.Errorf("secret %q is required, and the build was not given it: use --secret id=%s,src=FILE or --secret id=%s,env=VARIABLE",
-				spec.ID, spec.ID, spec.ID)
+			return &SecretError{spec.ID}
 		}
 		value = nil
 	}
