@@ -11,7 +11,7 @@ need = dpkg --status $(1) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRON
 
 .PHONY: help build install image demo test lint e2e repro vm torture fuzz conformance buildkit-suite bench
 help:
-	@echo "make build         ./kiln, one static binary"
+	@echo "make build         ./kiln and ./kilnd, two static binaries"
 	@echo "make install       kiln, its manual pages, and completion for shells, into PREFIX ($(PREFIX)) below DESTDIR"
 	@echo "make image         an image of kiln for amd64 and arm64 in kiln's store, with IMAGE as further flags of kiln build"
 	@echo "make demo          build an example, look at it, build it again"
@@ -27,10 +27,12 @@ help:
 
 build:
 	CGO_ENABLED=0 go build -trimpath -o kiln ./cmd/kiln
+	CGO_ENABLED=0 go build -trimpath -o kilnd ./cmd/kilnd
 
 SHARE = $(DESTDIR)$(PREFIX)/share
 install: build
 	install -D -m 755 kiln $(DESTDIR)$(PREFIX)/bin/kiln
+	install -D -m 755 kilnd $(DESTDIR)$(PREFIX)/bin/kilnd
 	./kiln man $(SHARE)/man
 	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
 	./kiln completion bash > $(SHARE)/bash-completion/completions/kiln

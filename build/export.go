@@ -2,18 +2,18 @@ package build
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
 	"os"
-	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/build/outputs"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/cas"
-	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/llb"
@@ -24,8 +24,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// export does what the outputs ask for, one after the other, and writes the files about the result.
-func (j *Job) export(ctx context.Context, res *Result) error {
+// write does what the outputs ask for, one after the other, and writes the files about the result.
+func (j *Job) write(ctx context.Context, res *Result) error {
 	images := make([]exporter.Image, len(j.chains))
 	for i := range j.chains {
 		var err error
@@ -68,28 +68,28 @@ func (j *Job) export(ctx context.Context, res *Result) error {
 	return nil
 }
 
-func (j *Job) output(ctx context.Context, out output, images []exporter.Image, res *Result) error {
-	name := map[OutputType]string{
-		OutputImage:     "exporting to image",
-		OutputRegistry:  "exporting to image and pushing",
-		OutputDocker:    "exporting to docker image format",
-		OutputOCI:       "exporting to oci image format",
-		OutputLocal:     "exporting to client directory",
-		OutputTar:       "exporting to client tarball",
-		OutputCacheOnly: "exporting nothing",
+func (j *Job) output(ctx context.Context, out outputs.Plan, images []exporter.Image, res *Result) error {
+	name := map[outputs.Type]string{
+		outputs.Image:     "exporting to image",
+		outputs.Registry:  "exporting to image and pushing",
+		outputs.Docker:    "exporting to docker image format",
+		outputs.OCI:       "exporting to oci image format",
+		outputs.Local:     "exporting to client directory",
+		outputs.Tar:       "exporting to client tarball",
+		outputs.CacheOnly: "exporting nothing",
 	}[out.Type]
-	if out.target != nil {
-		name = "importing to " + out.target.Name()
+	if out.Engine != nil {
+		name = "importing to " + out.Engine.Name()
 	}
 	task := j.events.Task(llb.Place{}, name)
 	ctx = events.With(ctx, task)
 	var err error
 	switch out.Type {
-	case OutputCacheOnly:
-	case OutputLocal, OutputTar:
-		err = j.files(ctx, out)
+	case outputs.CacheOnly:
+	case outputs.Local, outputs.Tar:
+		err = j.files(ctx, out, res)
 	default:
-		err = j.write(ctx, out, images, task, res)
+		err = j.writeImage(ctx, out, images, task, res)
 	}
 	if err != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%s: %w", name, err)
@@ -98,56 +98,67 @@ func (j *Job) output(ctx context.Context, out output, images []exporter.Image, r
 	return err
 }
 
-// write assembles the image in the output's form and puts it where it is wanted.
-func (j *Job) write(ctx context.Context, out output, built []exporter.Image, task *events.Task, res *Result) error {
+// writeImage assembles the image in the output's form and puts it where it is wanted.
+func (j *Job) writeImage(ctx context.Context, out outputs.Plan, built []exporter.Image, task *events.Task, res *Result) error {
 	blobs := j.blobs
-	manifests, err := blobs.Manifests(ctx, built, out.form)
+	manifests, err := blobs.Manifests(ctx, built, out.Form)
 	if err != nil {
 		return err
 	}
-	attested, err := j.attester.Manifests(ctx, blobs, manifests, out.names, &out.attest, !out.noArtifact)
+	attested, err := j.attester.Manifests(ctx, blobs, manifests, out.Names, &out.Attest, !out.NoArtifact)
 	if err != nil {
 		return err
 	}
-	a, err := blobs.Join(manifests, attested, out.form)
+	a, err := blobs.Join(manifests, attested, out.Form)
 	if err != nil {
 		return err
 	}
-	if out.byDigest {
-		if out.names, err = canonical(out.names, a.Desc.Digest); err != nil {
+	if out.ByDigest {
+		if out.Names, err = outputs.Canonical(out.Names, a.Desc.Digest); err != nil {
 			return err
 		}
 	}
-	res.desc, res.Digest, res.ImageID, res.Names = a.Desc, a.Desc.Digest.String(), a.Desc.Digest.String(), out.names
+	res.desc, res.Digest, res.ImageID, res.Names = a.Desc, a.Desc.Digest.String(), a.Desc.Digest.String(), out.Names
 	if !cas.IsIndex(a.Desc.MediaType) {
 		res.ImageID = a.Manifests[0].Manifest.Config.Digest.String()
 	}
 	res.layers = layerSizes(a)
 	task.Note("writing image " + res.ImageID)
-	if out.Type == OutputRegistry {
+	if out.Type == outputs.Registry {
 		// A push fetches nothing that the registry has, so an image whose base is not here has no name here either.
-		if err := j.push(ctx, out, a, task); err != nil || out.unnamed || out.byDigest || !blobs.Here(a) {
+		if err := j.push(ctx, out, a, task); err != nil || out.Unnamed || out.ByDigest || !blobs.Here(a) {
 			return err
 		}
 	}
 	if err := blobs.Fetch(ctx, a); err != nil {
 		return err
 	}
-	if out.target != nil {
-		if err := out.target.Load(ctx, blobs, a, out.names, images.Uploads(task)); err != nil {
+	if out.Engine != nil {
+		if err := out.Engine.Load(ctx, blobs, a, out.Names, images.Uploads(task)); err != nil {
 			return err
 		}
 	}
-	archive := exporter.Archive{Names: out.names, DockerManifest: out.Type == OutputDocker}
+	archive := exporter.Archive{Names: out.Names, DockerManifest: out.Type == outputs.Docker}
 	switch {
-	case out.Type == OutputImage || out.Type == OutputRegistry || out.toEngine():
-		return j.builder.images.Job(j.store).Name(a.Desc, out.names, task)
-	case out.dir:
+	case out.Type == outputs.Image || out.Type == outputs.Registry || out.ToEngine():
+		return j.builder.images.Job(j.store).Name(a.Desc, out.Names, task)
+	case out.Dir && out.To != nil:
+		return blobs.Send(ctx, out.To, a)
+	case out.Dir:
 		return blobs.WriteOCIDir(ctx, out.Dest, a, archive)
-	case out.Dest == stdout:
-		return blobs.WriteOCI(ctx, os.Stdout, a, archive)
 	}
-	return exporter.WriteFile(out.Dest, func(w io.Writer) error { return blobs.WriteOCI(ctx, w, a, archive) })
+	return toFile(ctx, &out, res.Response(), func(w io.Writer) error { return blobs.WriteOCI(ctx, w, a, archive) })
+}
+
+// toFile writes a file where an output wants it. about is what a receiver is told.
+func toFile(ctx context.Context, out *outputs.Plan, about map[string]string, write func(io.Writer) error) error {
+	switch {
+	case out.To != nil:
+		return out.To.WriteFile(ctx, about, write)
+	case out.Dest == outputs.Stdout:
+		return write(os.Stdout)
+	}
+	return exporter.WriteFile(out.Dest, write)
 }
 
 // layerSizes returns the layers of images that steps made, each once.
@@ -165,23 +176,7 @@ func layerSizes(a *exporter.Assembled) []events.LayerSize {
 	return sizes
 }
 
-// canonical returns names with the digest in place of the tag, each once.
-func canonical(names []string, d digest.Digest) ([]string, error) {
-	var out []string
-	for _, name := range names {
-		ref, err := imagename.Parse(name)
-		if err != nil {
-			return nil, err
-		}
-		ref.Tag, ref.Digest = "", d
-		if name = ref.String(); !slices.Contains(out, name) {
-			out = append(out, name)
-		}
-	}
-	return out, nil
-}
-
-func (j *Job) push(ctx context.Context, out output, a *exporter.Assembled, task *events.Task) error {
+func (j *Job) push(ctx context.Context, out outputs.Plan, a *exporter.Assembled, task *events.Task) error {
 	mounts := map[digest.Digest]string{}
 	source := lazyBlobs{ctx: ctx, store: j.blobs, layers: map[digest.Digest]exporter.Layer{}}
 	for _, m := range a.Manifests {
@@ -194,7 +189,7 @@ func (j *Job) push(ctx context.Context, out output, a *exporter.Assembled, task 
 		}
 	}
 	o := registry.PushOptions{MountFrom: mounts, Progress: images.Uploads(task)}
-	return attached.Push(ctx, j.builder.client, source, out.names, a.Desc, j.options.Export.Sign, o, task.Note)
+	return attached.Push(ctx, j.builder.client, source, out.Names, a.Desc, j.options.Export.Sign, o, task.Note)
 }
 
 // lazyBlobs fetches the blobs of base images, and of caches, only when a registry lacks them.
@@ -215,23 +210,19 @@ func (l lazyBlobs) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
 }
 
 // files writes the root file systems' files.
-func (j *Job) files(ctx context.Context, out output) error {
-	if out.Type == OutputTar {
-		return j.tar(ctx, out)
-	}
-	if len(j.chains) > 1 {
+func (j *Job) files(ctx context.Context, out outputs.Plan, res *Result) error {
+	if out.Type == outputs.Local && out.To == nil && len(j.chains) > 1 {
 		return j.platforms(ctx, out)
 	}
-	tree, err := j.attestedFiles(ctx, 0, out)
-	if err != nil {
-		return err
+	if out.Type == outputs.Local && out.To == nil {
+		tree, err := j.attestedFiles(ctx, 0, out)
+		if err != nil {
+			return err
+		}
+		dropped, err := exporter.WriteDir(ctx, out.Dest, tree, out.Files)
+		return j.dropped(out.Dest, dropped, err)
 	}
-	dropped, err := exporter.WriteDir(ctx, out.Dest, tree, out.files)
-	return j.dropped(out.Dest, dropped, err)
-}
-
-// tar writes the files as a tar. Of several platforms each has a directory.
-func (j *Job) tar(ctx context.Context, out output) error {
+	// Of several platforms each has a directory.
 	roots := make([]exporter.Root, len(j.chains))
 	for i := range j.chains {
 		tree, err := j.attestedFiles(ctx, i, out)
@@ -243,20 +234,19 @@ func (j *Job) tar(ctx context.Context, out output) error {
 			roots[i].Dir = j.platformDir(i)
 		}
 	}
-	write := func(w io.Writer) error { return exporter.WriteTar(ctx, w, out.files.Epoch, roots...) }
-	if out.Dest == stdout {
-		return write(os.Stdout)
+	if out.Type == outputs.Local {
+		return out.To.WriteFiles(ctx, out.Files.Epoch, roots...)
 	}
-	return exporter.WriteFile(out.Dest, write)
+	return toFile(ctx, &out, res.Response(), func(w io.Writer) error { return exporter.WriteTar(ctx, w, out.Files.Epoch, roots...) })
 }
 
 // platformDir is the name of the directory that has the files of one of several platforms: "linux_arm64".
 func (j *Job) platformDir(i int) string {
-	return strings.ReplaceAll(j.lowered.Images[i].Platform.String(), "/", "_")
+	return strings.ReplaceAll(j.product.Images[i].Platform.String(), "/", "_")
 }
 
 // platforms writes the files of each platform into a directory of its own in the user's, which is looked up once.
-func (j *Job) platforms(ctx context.Context, out output) error {
+func (j *Job) platforms(ctx context.Context, out outputs.Plan) error {
 	dest, err := exporter.OpenDir(out.Dest)
 	if err != nil {
 		return err
@@ -268,7 +258,7 @@ func (j *Job) platforms(ctx context.Context, out output) error {
 			return err
 		}
 		shown := out.Dest + "/" + j.platformDir(i)
-		dropped, err := exporter.WriteDirAt(ctx, dest, j.platformDir(i), shown, tree, out.files)
+		dropped, err := exporter.WriteDirAt(ctx, dest, j.platformDir(i), shown, tree, out.Files)
 		if err := j.dropped(shown, dropped, err); err != nil {
 			return err
 		}
@@ -297,6 +287,24 @@ func wrote(n int, thing string) string {
 		return "1 " + thing + " is"
 	}
 	return fmt.Sprintf("%d %ss are", n, thing)
+}
+
+// Response returns what clients of BuildKit are told of the result.
+func (r *Result) Response() map[string]string {
+	all := map[string]string{}
+	if r.Digest != "" {
+		all["containerimage.digest"] = r.Digest
+		if desc, err := json.Marshal(r.desc); err == nil {
+			all["containerimage.descriptor"] = base64.StdEncoding.EncodeToString(desc)
+		}
+		if r.ImageID != r.Digest {
+			all["containerimage.config.digest"] = r.ImageID
+		}
+	}
+	if len(r.Names) > 0 {
+		all["image.name"] = strings.Join(r.Names, ",")
+	}
+	return all
 }
 
 // Metadata returns what --metadata-file holds, in BuildKit's words.

@@ -10,6 +10,8 @@ import (
 
 	"github.com/kilnbuild/kiln/build/early"
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/frontend/imageconfig"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver/execute"
@@ -17,10 +19,8 @@ import (
 
 // image describes the result for one platform to the exporter.
 func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
-	lowered, chain := j.lowered.Images[i], j.chains[i]
-	img := exporter.Image{Config: dockerspec.DockerOCIImage{Config: lowered.Config}, Platform: lowered.Platform.String()}
-	img.Config.Architecture, img.Config.OS, img.Config.Variant = lowered.Platform.Architecture, lowered.Platform.OS, lowered.Platform.Variant
-	img.Config.OSVersion, img.Config.Author = lowered.Platform.OSVersion, lowered.Author
+	lowered, chain := &j.product.Images[i], j.chains[i]
+	img := exporter.Image{Config: configOf(lowered), Platform: lowered.Platform.String()}
 
 	bottom, below, err := j.bottom(ctx, lowered.Root)
 	if err != nil {
@@ -65,8 +65,8 @@ func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
 		}
 	}
 	img.Config.Created = last
-	if j.lowered.Epoch != nil {
-		epoch := time.Unix(*j.lowered.Epoch, 0).UTC()
+	if j.product.Epoch != nil {
+		epoch := time.Unix(*j.product.Epoch, 0).UTC()
 		img.Config.Created = &epoch
 		for i := len(lowered.History) - 1; i >= 0 && lowered.History[i].Created == nil; i-- {
 			img.Config.History[i].Created = &epoch
@@ -76,6 +76,39 @@ func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
 		return img, fmt.Errorf("BUG: the history names %d layers, and there are %d", n, len(img.Layers))
 	}
 	return img, nil
+}
+
+// configOf returns the configuration of an image without its history.
+func configOf(img *frontend.Image) dockerspec.DockerOCIImage {
+	c := dockerspec.DockerOCIImage{Config: img.Config}
+	p := img.Platform
+	c.Architecture, c.OS, c.Variant, c.OSVersion, c.Author = p.Architecture, p.OS, p.Variant, p.OSVersion, img.Author
+	return c
+}
+
+// ConfigOf returns the configuration of an image before it is exported: without layers, and without the times of what was not there before.
+func ConfigOf(img *frontend.Image) dockerspec.DockerOCIImage {
+	c := configOf(img)
+	for _, h := range img.History {
+		c.History = append(c.History, ocispec.History{
+			CreatedBy: h.CreatedBy, Comment: h.Comment, Author: h.Author, EmptyLayer: h.Empty, Created: h.Created,
+		})
+	}
+	return c
+}
+
+// ImageOf returns an image of a root file system with a configuration from elsewhere, whose history may have any number of entries.
+func ImageOf(root llb.Output, c *dockerspec.DockerOCIImage) frontend.Image {
+	img := frontend.Image{
+		Platform: llb.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant, OSVersion: c.OSVersion},
+		Root:     root, Config: c.Config, Author: c.Author,
+	}
+	for _, h := range c.History {
+		img.History = append(img.History, imageconfig.History{
+			CreatedBy: h.CreatedBy, Comment: h.Comment, Author: h.Author, Empty: h.EmptyLayer, Created: h.Created,
+		})
+	}
+	return img
 }
 
 // times returns when each layer was made; nil for those of images, whose history says so itself.

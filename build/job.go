@@ -4,20 +4,18 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/kilnbuild/kiln/build/attesting"
 	"github.com/kilnbuild/kiln/build/bases"
 	"github.com/kilnbuild/kiln/build/caching"
-	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/build/early"
+	"github.com/kilnbuild/kiln/build/outputs"
 	"github.com/kilnbuild/kiln/build/reproduce"
 	"github.com/kilnbuild/kiln/build/scanning"
 	"github.com/kilnbuild/kiln/build/sources"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
-	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/history"
 	"github.com/kilnbuild/kiln/internal/cas"
@@ -52,16 +50,17 @@ func (b *Builder) Build(ctx context.Context, o Options, s *events.Stream) (*Resu
 }
 
 // Job is one build. It has a session of its own: what its client provides, and who is told what happens. Any number of jobs use one Builder
-// at the same time.
+// at the same time. What a command line asks for is done by Run. A server calls Do, and in there Lower for each Dockerfile, Solve and Files
+// for what its client wants to see meanwhile, and Export for the result; these may be called from several goroutines, but for Export.
 type Job struct {
 	builder *Builder
 	work    *store.Work
 	options Options
 	events  *events.Stream
 
-	plans   []output // what is to be done with the result
+	plans   []outputs.Plan // what is to be done with the result
 	session *session.Session
-	loader  *contexts.Loader
+	open    *opened
 	sources *sources.Sources
 	bases   *bases.Bases
 	steps   *steps
@@ -75,8 +74,9 @@ type Job struct {
 	// sharedProc says that RUN sees kiln's own /proc.
 	sharedProc bool
 
-	lowered *frontend.Result
-	chains  []solver.Ref // of lowered.Images
+	// product is what is exported, and chains are its root file systems.
+	product *Product
+	chains  []solver.Ref
 
 	closers []func(context.Context) error
 }
@@ -94,7 +94,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	}
 	j := &Job{builder: b, work: work, options: o, events: s, store: b.root.Images.Job()}
 	j.sources = sources.New(sources.Config{
-		Pins: o.Pins, Store: b.store, Default: b.locked, Pull: o.Cache.Pull, TextOnly: o.Call == CallTargets, Relock: o.Call == CallLock,
+		Pins: o.Pins, Store: b.store, Default: b.locked, Pull: o.Cache.Pull, First: o.Cache.AskFirst, TextOnly: o.Call == CallTargets, Relock: o.Call == CallLock,
 	})
 	j.onClose(func(context.Context) error { release(); return nil })
 	j.onClose(func(context.Context) error { return j.store.Release() })
@@ -108,12 +108,17 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	if err := reproduce.CheckCaches(o.Run.Reproducible, c.Twice, c.Verify, c.From, c.To); err != nil {
 		return nil, err
 	}
-	names, err := fullNames(o.Export.Tags)
+	names, err := outputs.FullNames(o.Export.Tags)
 	if err != nil {
 		return nil, &input.Error{Err: err}
 	}
-	if j.plans, err = o.Export.plan(names, o.Target.Platforms, o.Run.Reproducible); err != nil {
+	if j.plans, err = o.Export.Plan(names, o.Run.Reproducible); err != nil {
 		return nil, &input.Error{Err: err}
+	}
+	if !o.Later {
+		if err := outputs.CheckPlatforms(j.plans, o.Target.Platforms); err != nil {
+			return nil, &input.Error{Err: err}
+		}
 	}
 	j.attester = attesting.Attester{Options: &j.options.Export.Attest, Build: j.described, Scan: j.scan}
 	if s := o.Export.Attest.SBOM; s != nil {
@@ -135,21 +140,22 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	}
 	j.onClose(func(context.Context) error { return j.caches.Close() })
 	j.blobs = &exporter.Blobs{Store: j.store, Layers: j.caches}
-	if j.caches.Embeds() && !slices.ContainsFunc(j.plans, output.image) {
+	if j.caches.Embeds() && !slices.ContainsFunc(j.plans, outputs.Plan.IsImage) {
 		s.Warn("--cache-to type=inline writes the cache into an image, and no output is one")
 	}
 	j.sharedProc = run.SharedProc
 	j.onClose(func(context.Context) error { run.Close(); return nil })
-	open := &contexts.Contexts{Trees: map[string]layer.Tree{}}
-	j.onClose(func(context.Context) error { open.Close(); return nil })
+	j.open = &opened{client: o.Client.Locals, trees: map[string]layer.Tree{}}
+	j.onClose(func(context.Context) error { j.open.close(); return nil })
 	j.session = &session.Session{
 		Secrets: o.Client.Secrets, Agents: o.Client.Agents, Allow: o.Client.Allow,
-		Locals: session.Trees(open.Trees), Warn: s.Warn, FreshCaches: o.Cache.FreshMounts,
+		Locals: j.open, Warn: s.Warn, FreshCaches: o.Cache.FreshMounts,
 	}
 	if o.Debug {
 		j.session.Note = s.Warn
 	}
 	j.bases = bases.New(j.store, b.client, resolved.In(b.root.Dir(), work.Scratch.Path()), j.sources.Pull(), j.sources, s)
+	j.bases.Stores = o.Client.Stores
 	j.onClose(func(context.Context) error { j.bases.Close(); return nil })
 	j.explain = explain.Explainer{Layers: j.layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
 	j.steps = b.steps(j, execute.Options{
@@ -162,12 +168,6 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.caches.Bring = j.steps.Bring
 	if o.Export.Attest.SBOM != nil {
 		j.attester.Scanning = j.scanner()
-	}
-	keep, _ := strconv.ParseBool(o.Target.Args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]) // what is no boolean is false, as for BuildKit
-	j.loader = &contexts.Loader{
-		Source: o.Source, Steps: j.steps, Root: b.root.Dir(), Tmp: work.Scratch.Path(), KeepGitDir: keep, Warn: s.Warn, Open: open,
-		Reading: readingContext, Admit: j.sources.Admit, Lock: j.sources.LockRule(),
-		Canonical: o.Run.Reproducible,
 	}
 	return j, nil
 }
@@ -197,22 +197,47 @@ func (j *Job) end(ctx context.Context) error {
 
 // Run does what the options ask for, tells the stream, records the build in the history, and closes the job.
 func (j *Job) Run(ctx context.Context) (*Result, error) {
+	r := j.options.request()
+	return j.Do(ctx, &r, func(ctx context.Context, res *Result) (err error) {
+		if r.Call == CallBuild {
+			if err := j.Prepare(ctx, len(r.Target.Platforms)); err != nil {
+				return err
+			}
+			j.attester.Describe(ctx, r.Source.Dir(), j.options.Export.MetadataProvenance != "")
+			var end func(error) error
+			ctx, end = j.ask(ctx)
+			defer func() { err = end(err) }()
+		}
+		p, err := j.Lower(ctx, &r, res)
+		if err != nil || r.Call != CallBuild {
+			return err
+		}
+		return j.export(ctx, p, res)
+	})
+}
+
+// Do does the work of a job, between the events that begin and end the stream; r says what the build is called there. It records the build
+// in the history, and closes the job. What work finds out goes into the Result, which is never nil.
+func (j *Job) Do(ctx context.Context, r *Request, work func(ctx context.Context, res *Result) error) (*Result, error) {
 	o := &j.options
 	begin := events.Build{
-		Version: events.Version, Context: o.Source.Project(), Dockerfile: remoteurl.WithoutUser(o.Source.Dockerfile), Target: o.Target.Stage,
+		Version: events.Version, Context: r.Source.Project(), Dockerfile: remoteurl.WithoutUser(r.Source.Dockerfile), Target: r.Target.Stage,
 		Names: o.Export.Tags, Explain: o.Explain,
 	}
-	for _, p := range o.Target.Platforms {
+	for _, p := range r.Target.Platforms {
 		begin.Platforms = append(begin.Platforms, p.String())
 	}
 	end := func() {}
-	if o.Call == CallBuild {
+	if r.Call == CallBuild {
 		begin.ID, end = record(j.work.History, o.Debug, j.events)
 	}
 	j.events.Emit(begin)
 	j.attester.ID, j.attester.Started = begin.ID, time.Now()
 	res := &Result{id: begin.ID}
-	err := j.sources.Explain(j.run(ctx, res))
+	if note := userns.Note(); note != "" && r.Call == CallBuild {
+		j.events.Warn(note)
+	}
+	err := j.sources.Explain(work(ctx, res))
 	res.Materials = j.sources.Materials()
 	err = errors.Join(err, j.Close(ctx))
 	done := events.Done{Digest: res.Digest, Image: res.ImageID, Names: res.Names, Layers: res.layers}
@@ -222,45 +247,39 @@ func (j *Job) Run(ctx context.Context) (*Result, error) {
 	return res, err
 }
 
-func (j *Job) run(ctx context.Context, res *Result) (err error) {
-	if note := userns.Note(); note != "" && j.options.Call == CallBuild {
-		j.events.Warn(note)
+// Prepare finds the engines that images for so many platforms go into. The error is an *input.Error.
+func (j *Job) Prepare(ctx context.Context, platforms int) error {
+	return outputs.FindEngines(ctx, j.plans, platforms, j.work.Scratch.Path(), j.events.Warn)
+}
+
+// ask asks registries whether they would take what is going to be pushed. Steps wait for the answer, as end does, which is called with the
+// error of the build.
+func (j *Job) ask(ctx context.Context) (asked context.Context, end func(error) error) {
+	ctx, j.session.MayRun, end = images.AskPush(ctx, j.builder.client, outputs.Pushed(j.plans))
+	return ctx, end
+}
+
+// Export makes the root file systems of a product, which need not have been solved, and does with the images what the job's options ask
+// for. It is called once, as the last.
+func (j *Job) Export(ctx context.Context, p *Product, res *Result) (err error) {
+	platforms := make([]llb.Platform, len(p.Images))
+	for i := range p.Images {
+		platforms[i] = p.Images[i].Platform
 	}
-	if j.options.Call == CallBuild {
-		if err := j.prepare(ctx); err != nil {
-			return err
-		}
-		j.attester.Describe(ctx, j.options.Source.Dir(), j.options.Export.MetadataProvenance != "")
+	if err := outputs.CheckPlatforms(j.plans, platforms); err != nil {
+		return &input.Error{Err: err}
 	}
-	if err := j.loader.Load(ctx); err != nil {
+	if err := j.Prepare(ctx, len(platforms)); err != nil {
 		return err
 	}
-	res.Dockerfile, res.DockerfileName = j.loader.Open.Dockerfile, j.loader.Open.Name
-	if err := j.sources.ReadLock(j.loader.Open.Lock); err != nil {
-		return err
-	}
-	switch j.options.Call {
-	case CallOutline:
-		res.Outline, err = frontend.DescribeTarget(ctx, res.Dockerfile, j.lowering(), j.bases)
-		return err
-	case CallTargets:
-		res.Targets, err = frontend.ListTargets(ctx, res.Dockerfile, j.lowering())
-		return err
-	case CallCheck:
-		return j.lower(ctx, res)
-	case CallLock:
-		if err = j.lower(ctx, res); err == nil {
-			res.Lock, err = j.sources.Relocked(ctx, j.steps.Sources, j.events)
-		}
-		return err
-	}
-	ctx, mayRun, end := images.AskPush(ctx, j.builder.client, pushed(j.plans))
-	j.session.MayRun = mayRun
+	ctx, end := j.ask(ctx)
 	defer func() { err = end(err) }()
-	if err := j.lower(ctx, res); err != nil {
-		return err
-	}
-	if err := reproduce.CheckHost(j.options.Run.Reproducible, j.lowered.Images); err != nil {
+	return j.export(ctx, p, res)
+}
+
+func (j *Job) export(ctx context.Context, p *Product, res *Result) error {
+	j.product = p
+	if err := reproduce.CheckHost(j.options.Run.Reproducible, p.Images); err != nil {
 		return err
 	}
 	if err := j.attester.CheckComplete(); err != nil {
@@ -270,71 +289,13 @@ func (j *Job) run(ctx context.Context, res *Result) (err error) {
 		return err
 	}
 	j.caches.Declare(j.roots())
-	return j.caches.Build(ctx, func(ctx context.Context) error { return j.solve(ctx, res) }, func(ctx context.Context) error { return j.export(ctx, res) })
-}
-
-// lowering returns how the Dockerfile is lowered.
-func (j *Job) lowering() frontend.Options {
-	o := &j.options
-	f := frontend.Options{
-		Filename: j.loader.Open.Name, Project: o.Source.Project(), Target: o.Target.Stage, BuildArgs: o.Target.Args, Labels: o.Target.Labels,
-		Platforms: o.Target.Platforms, BuildPlatform: llb.Host(),
-		NoCache: o.Cache.Off, NoCacheFilter: o.Cache.OffFor, NamedContexts: o.Source.Named,
-		Network: o.Run.Network, RunOptions: o.Run.RunOptions,
-		Allow: o.Client.Allow, Ignore: j.loader.Open.Ignore, Source: j.sources.Source,
-		AllStages: o.Call == CallCheck || o.Call == CallLock && o.Target.Stage == "",
-	}
-	if o.Call == CallLock { // nothing runs
-		f.Allow = []string{"network.host", "security.insecure", "device"}
-	} else if j.sharedProc {
-		f.NoInsecure = "with --no-process-sandbox a privileged step could change the processes of kiln and of other steps"
-	}
-	if o.Call == CallBuild {
-		// Nothing is fetched to look at a Dockerfile.
-		f.SourceTime = j.loader.SourceTime
-		if o.Run.Reproducible {
-			f.CommitTime = j.loader.CommitTime
-		}
-	}
-	return f
-}
-
-// lower makes the graph.
-func (j *Job) lower(ctx context.Context, res *Result) (err error) {
-	j.lowered, err = frontend.Build(ctx, res.Dockerfile, j.lowering(), j.bases)
-	if j.lowered == nil {
-		return err
-	}
-	known := j.known()
-	for _, w := range j.lowered.Warnings {
-		j.events.Emit(events.Warning{Rule: w.Rule, Text: events.Text(w.Msg), Detail: w.Description, URL: w.URL, Location: w.Location})
-		res.Warnings = append(res.Warnings, Warning{
-			Rule: w.Rule, Message: w.Msg, Description: w.Description, URL: w.URL, Location: w.Location, Advice: lint.IsAdvice(w.Rule),
-			Known: known[ruleAndText{w.Rule, events.Text(w.Msg)}],
-		})
-	}
-	return err
-}
-
-// ruleAndText is what makes a warning the same as that of another build, wherever in the Dockerfile it is.
-type ruleAndText struct{ rule, text string }
-
-// known returns the warnings of the last build of the Dockerfile, unless there is nothing to compare them with.
-func (j *Job) known() map[ruleAndText]bool {
-	if j.options.Call != CallBuild || len(j.lowered.Warnings) == 0 {
-		return nil
-	}
-	known := map[ruleAndText]bool{}
-	for _, w := range j.work.History.LastWarnings(j.options.Source.Project(), remoteurl.WithoutUser(j.options.Source.Dockerfile)) {
-		known[ruleAndText{w.Rule, w.Text}] = true
-	}
-	return known
+	return j.caches.Build(ctx, func(ctx context.Context) error { return j.solve(ctx, res) }, func(ctx context.Context) error { return j.write(ctx, res) })
 }
 
 // roots are the root file systems of the images.
 func (j *Job) roots() []llb.Output {
-	roots := make([]llb.Output, len(j.lowered.Images))
-	for i, img := range j.lowered.Images {
+	roots := make([]llb.Output, len(j.product.Images))
+	for i, img := range j.product.Images {
 		roots[i] = img.Root
 	}
 	return roots
@@ -342,10 +303,10 @@ func (j *Job) roots() []llb.Output {
 
 // solve does the steps, and makes blobs of their layers meanwhile.
 func (j *Job) solve(ctx context.Context, res *Result) error {
-	date(j.plans, j.lowered.Epoch, j.events.Warn)
+	outputs.Date(j.plans, j.product.Epoch, j.events.Warn)
 	roots := j.roots()
 	demand := j.steps.pack(j.plans)
-	j.session.Selected = llb.Selections(j.attester.Scanning.With(roots, j.lowered.Images))
+	j.session.Selected = llb.Selections(j.attester.Scanning.With(roots, j.product.Images))
 	j.steps.Ahead(roots, func(v *llb.Vertex) bool {
 		_, same := j.work.Records.Last(v)
 		return same || j.caches.Importing()
@@ -354,7 +315,7 @@ func (j *Job) solve(ctx context.Context, res *Result) error {
 	j.events.Attach(again)
 	ctx, cancel := context.WithCancel(ctx)
 	j.caches.Publishing(early.InImage(roots))
-	ahead := early.New(ctx, j.blobs, roots, forms(j.plans))
+	ahead := early.New(ctx, j.blobs, roots, outputs.Forms(j.plans))
 	j.events.Attach(ahead)
 	j.onClose(func(context.Context) error {
 		j.events.Detach(ahead)

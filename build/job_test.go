@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/build/confine"
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/material"
 	"github.com/kilnbuild/kiln/internal/part"
@@ -197,4 +198,22 @@ func TestMaterials(t *testing.T) {
 			t.Errorf("the materials are %v, want %v", r.Materials, want)
 		}
 	}
+}
+
+// one returns an Export to one output with keys and values.
+func one(kind OutputType, attrs ...string) Export {
+	out := Output{Type: kind, Attrs: map[string]string{}}
+	for i := 0; i < len(attrs); i += 2 {
+		out.Attrs[attrs[i]] = attrs[i+1]
+	}
+	return Export{Outputs: []Output{out}}
+}
+
+func annotations(t *testing.T, value string) []exporter.Annotation {
+	t.Helper()
+	all, err := exporter.ParseAnnotation(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
 }

@@ -3,14 +3,13 @@ package build
 import (
 	"context"
 
-	"github.com/kilnbuild/kiln/attestation"
+	"github.com/kilnbuild/kiln/build/bases"
 	"github.com/kilnbuild/kiln/build/caching"
 	"github.com/kilnbuild/kiln/build/confine"
 	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/build/outputs"
 	"github.com/kilnbuild/kiln/build/sources"
-	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/rootdir"
-	"github.com/kilnbuild/kiln/internal/signing"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry/auth"
 	"github.com/kilnbuild/kiln/solver/session"
@@ -27,6 +26,8 @@ type Options struct {
 	Export Export
 	Run    Run
 	Client Client
+	// Later says that Source, Target and Call are empty: what is to be built is known when Lower or Export is called.
+	Later bool
 	// Explain says of each step that ran why it did.
 	Explain bool
 	// Reproducible asks for a result that depends on nothing but the Dockerfile and the contexts; nil is for what kiln.toml says.
@@ -72,6 +73,8 @@ type Caching struct {
 	FreshMounts bool
 	// Pull asks the registry about images even where the image store has them.
 	Pull bool
+	// AskFirst asks the registry about images as well, and takes those from the image store that it does not have.
+	AskFirst bool
 	// Verify runs steps again that are cached, and tells whether they make the same; what is in the cache is used.
 	Verify bool
 	// Twice runs every step, and then once more. If one makes something else, the build fails, and nothing is exported.
@@ -80,34 +83,31 @@ type Caching struct {
 	From, To []caching.Spec
 }
 
-// Export is what becomes of the result.
-type Export struct {
-	// Tags are names for the image, each a valid reference without digest, as written: "app", "registry:5000/app:v1".
-	Tags []string
-	// Annotations are for every output that is an image, after those of its own.
-	Annotations []exporter.Annotation
-	// Outputs are empty to put the image in the image store alone.
-	Outputs []Output
-	// IIDFile is a file that the image's ID is written to; "" for none.
-	IIDFile string
-	// Sign are the keys that what is pushed is signed with.
-	Sign []*signing.PrivateKey
-	// Attest are attestations of the result.
-	Attest attestation.Options
-	// MetadataFile is a file for the digests and names of the result, as JSON; "" for none.
-	MetadataFile string
-	// MetadataProvenance says how much Result.Metadata has of the provenance; "" for none.
-	MetadataProvenance MetadataMode
-}
-
-// MetadataMode is how much of the provenance there is in the metadata of a build.
-type MetadataMode string
-
-// The modes of the metadata's provenance.
-const (
-	MetadataMin MetadataMode = "min"
-	MetadataMax MetadataMode = "max"
+// What becomes of the result, which package outputs reads.
+type (
+	Export       = outputs.Export
+	Output       = outputs.Output
+	OutputType   = outputs.Type
+	MetadataMode = outputs.MetadataMode
 )
+
+// The types of outputs, and the modes of the metadata's provenance.
+const (
+	OutputImage     = outputs.Image
+	OutputRegistry  = outputs.Registry
+	OutputDocker    = outputs.Docker
+	OutputStorage   = outputs.Storage
+	OutputOCI       = outputs.OCI
+	OutputLocal     = outputs.Local
+	OutputTar       = outputs.Tar
+	OutputCacheOnly = outputs.CacheOnly
+
+	MetadataMin = outputs.MetadataMin
+	MetadataMax = outputs.MetadataMax
+)
+
+// CheckTag returns an error unless s can be a new image's name: "app", "registry:5000/app:v1", without digest.
+func CheckTag(s string) error { return outputs.CheckTag(s) }
 
 // Run is how a build runs RUN.
 type Run struct {
@@ -129,6 +129,10 @@ type Client struct {
 	// Credentials have none.
 	Credentials        auth.Source
 	MachineCredentials bool
+	// Locals are the directories of a client elsewhere; nil for one whose directories are named in contexts.Source.
+	Locals session.Locals
+	// Stores are the OCI layouts of a client elsewhere; nil for one whose layouts are directories of this machine.
+	Stores bases.Stores
 	// Allow are the entitlements granted to the build: "network.host", "security.insecure", "device", "device=NAME".
 	Allow []string
 }
@@ -140,7 +144,7 @@ func (o *Options) Absolute() error {
 	}
 	paths := []*string{&o.Export.IIDFile, &o.Export.MetadataFile}
 	for i := range o.Export.Outputs {
-		if dest := &o.Export.Outputs[i].Dest; *dest != stdout {
+		if dest := &o.Export.Outputs[i].Dest; *dest != outputs.Stdout {
 			paths = append(paths, dest)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 
+	"github.com/kilnbuild/kiln/build/outputs"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
@@ -81,13 +82,13 @@ func (s *steps) end(ctx context.Context) error {
 }
 
 // pack returns what outputs need of the layers of their images. If that is blobs of one form alone, layers are made as those.
-func (s *steps) pack(outputs []output) solver.Demand {
-	for _, out := range outputs {
-		if out.Type == OutputLocal || out.Type == OutputTar {
+func (s *steps) pack(plans []outputs.Plan) solver.Demand {
+	for _, out := range plans {
+		if out.Type == outputs.Local || out.Type == outputs.Tar {
 			return solver.Demand{Files: true}
 		}
 	}
-	form, ok := onlyForm(outputs)
+	form, ok := outputs.OnlyForm(plans)
 	if !ok {
 		return solver.Demand{}
 	}

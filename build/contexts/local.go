@@ -26,10 +26,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxDockerfile bounds a Dockerfile, and maxIgnore a .dockerignore, in bytes: far above any that a person or a generator
+// MaxDockerfile bounds a Dockerfile, and maxIgnore a .dockerignore, in bytes: far above any that a person or a generator
 // has reason to write.
 const (
-	maxDockerfile = 16 << 20
+	MaxDockerfile = 16 << 20
 	maxIgnore     = 16 << 20
 )
 
@@ -124,9 +124,9 @@ func readAll(f *os.File, path string, limit int64) ([]byte, error) {
 
 // Contexts are the contexts of a build that are open. Close must be called.
 type Contexts struct {
-	// Trees are the files of each: "context" is the build context. Those of named contexts that are no directories are not in it: they are
+	// Add is told of the files of each: "context" is the build context. Named contexts that are no directories are not among them: they are
 	// sources of the graph.
-	Trees map[string]layer.Tree
+	Add func(name string, files layer.Tree)
 	// Ignore is the .dockerignore of the build context; nil for none.
 	Ignore *ignore.Matcher
 	// Dockerfile is its text, and Name what errors call it.
@@ -198,7 +198,10 @@ const (
 // Load opens the build context and the named contexts that are directories, and reads the Dockerfile.
 func (l *Loader) Load(ctx context.Context) error {
 	load := l.contextElsewhere
-	if isDir(l.Context) {
+	switch {
+	case isDir(l.Context) && l.Given != nil:
+		load = l.contextGiven
+	case isDir(l.Context):
 		load = l.contextDir
 	}
 	text, name, err := load(ctx)
@@ -215,6 +218,9 @@ func (l *Loader) Load(ctx context.Context) error {
 		}
 		if err := l.admitLocal(name); err != nil {
 			return err
+		}
+		if l.Given != nil {
+			continue
 		}
 		m, err := readIgnore(ctx, value, filepath.Join(value, ".dockerignore"))
 		if err == nil {
@@ -246,8 +252,23 @@ func (l *Loader) openDir(ctx context.Context, name, dir string, m *ignore.Matche
 	if err := d.HideRoot(l.Root); err != nil {
 		return errors.Join(err, d.Close())
 	}
-	l.Open.Trees[name], l.Open.dirs = d, append(l.Open.dirs, d)
+	l.Open.Add(name, d)
+	l.Open.dirs = append(l.Open.dirs, d)
 	return nil
+}
+
+// contextGiven takes a Dockerfile and directories that were opened elsewhere.
+func (l *Loader) contextGiven(context.Context) (dockerfile []byte, name string, err error) {
+	for _, name := range []string{"dockerfile", "context"} {
+		if err := l.admitLocal(name); err != nil {
+			return nil, "", err
+		}
+	}
+	for name, tree := range l.Given.Trees {
+		l.Open.Add(name, tree)
+	}
+	l.Open.Ignore = l.Given.Ignore
+	return l.Given.Text, l.Given.Name, nil
 }
 
 // contextDir opens a build context that is a directory, whose Dockerfile may come from anywhere.
@@ -262,7 +283,7 @@ func (l *Loader) contextDir(ctx context.Context) (dockerfile []byte, name string
 		}
 		ignored = append([]string{path + ".dockerignore"}, ignored...)
 		name = shownName(path, l.Context)
-		if dockerfile, err = readContextFile(l.Context, path, maxDockerfile); err != nil {
+		if dockerfile, err = readContextFile(l.Context, path, MaxDockerfile); err != nil {
 			err = &input.Error{Err: l.explain(err)}
 		} else {
 			err = l.lockFile(path)
@@ -298,8 +319,13 @@ func (l *Loader) contextElsewhere(ctx context.Context) (dockerfile []byte, name 
 	if l.Canonical {
 		tree = canonical{tree, l.KeepGitDir}
 	}
-	l.Open.Trees["context"] = tree
+	l.Open.Add("context", tree)
 	switch {
+	case l.Given != nil:
+		for name, tree := range l.Given.Trees {
+			l.Open.Add(name, tree)
+		}
+		return l.Given.Text, l.Given.Name, nil
 	case elsewhere(l.Dockerfile):
 		return l.dockerfile(ctx)
 	case bare != nil:

@@ -159,7 +159,7 @@ func (l *Loader) stdin(ctx context.Context, in io.Reader) (layer.Tree, []byte, e
 	if err != nil {
 		return nil, nil, err
 	}
-	l.Open.Trees[stdin] = tree
+	l.Open.Add(stdin, tree)
 	file := l.graph.Add(llb.Local{Name: stdin}, l.meta("load the context from standard input"))
 	return l.unpack(ctx, tree, file, empty, "standard input")
 }
@@ -180,7 +180,7 @@ func (l *Loader) unpack(
 		tree, err := l.files(ctx, l.graph.Add(source.UnpackContext(contextFile), meta, l.scratch(), vertex.Output(0)))
 		return tree, nil, err
 	}
-	text, err := readTree(tree, contextFile, maxDockerfile)
+	text, err := readTree(tree, contextFile, MaxDockerfile)
 	if err == nil && len(text) == 0 {
 		err = errors.New("it is empty, and neither an archive nor a Dockerfile")
 	}
@@ -199,9 +199,9 @@ func elsewhere(dockerfile string) bool { return dockerfile == stdin || remoteurl
 // dockerfile returns the Dockerfile that -f names elsewhere, and its name.
 func (l *Loader) dockerfile(ctx context.Context) ([]byte, string, error) {
 	if l.Dockerfile == stdin {
-		text, err := io.ReadAll(io.LimitReader(until(ctx, l.Stdin), maxDockerfile+1))
-		if err == nil && len(text) > maxDockerfile {
-			err = fmt.Errorf("it is larger than the %d MiB that are allowed", maxDockerfile>>20)
+		text, err := io.ReadAll(io.LimitReader(until(ctx, l.Stdin), MaxDockerfile+1))
+		if err == nil && len(text) > MaxDockerfile {
+			err = fmt.Errorf("it is larger than the %d MiB that are allowed", MaxDockerfile>>20)
 		}
 		if err != nil {
 			return nil, "", &input.Error{Err: fmt.Errorf("read the Dockerfile from standard input: %w", err)}
@@ -216,7 +216,7 @@ func (l *Loader) dockerfile(ctx context.Context) ([]byte, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	text, err := readTree(tree, "Dockerfile", maxDockerfile)
+	text, err := readTree(tree, "Dockerfile", MaxDockerfile)
 	if err != nil {
 		return nil, "", &input.Error{Err: fmt.Errorf("read the Dockerfile from %s: %w", remoteurl.Shown(l.Dockerfile), err)}
 	}
@@ -233,7 +233,7 @@ func dockerfileIn(tree layer.Tree, name, context string) ([]byte, string, error)
 		if e == nil {
 			continue
 		}
-		text, err := readTree(tree, e.Path, maxDockerfile)
+		text, err := readTree(tree, e.Path, MaxDockerfile)
 		if err != nil {
 			return nil, "", &input.Error{Err: fmt.Errorf("read the Dockerfile: %w", err)}
 		}
@@ -243,6 +243,16 @@ func dockerfileIn(tree layer.Tree, name, context string) ([]byte, string, error)
 		return nil, "", &input.Error{Err: fmt.Errorf("there is no %s in the context from %s; -f names a file of the context", name, context)}
 	}
 	return nil, "", &input.Error{Err: fmt.Errorf("there is no Dockerfile in the context from %s; name one with -f", context)}
+}
+
+// ReadTree reads a regular file of at most limit bytes, to which links may lead; false if there is none.
+func ReadTree(tree layer.Tree, name string, limit int64) (data []byte, found bool, err error) {
+	at, e, err := compose.Resolve(tree.Lookup, name, true)
+	if err != nil || e == nil {
+		return nil, false, err
+	}
+	data, err = readTree(tree, at, limit)
+	return data, err == nil, err
 }
 
 // readTree reads a regular file of at most limit bytes.

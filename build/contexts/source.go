@@ -17,7 +17,9 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/frontend/source"
+	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/internal/rootdir"
@@ -37,6 +39,22 @@ type Source struct {
 	// Named are the named contexts: a directory, docker-image://REF, oci-layout://PATH[:TAG][@DIGEST], the address of a git repository or
 	// of an archive or file, by name.
 	Named map[string]string
+	// Given is a Dockerfile that was read elsewhere. It takes the place of Dockerfile, and what Context and Named say of directories counts
+	// no more: whoever gave it opens them. nil for none.
+	Given *Given
+}
+
+// Given is a Dockerfile that was read elsewhere.
+type Given struct {
+	// Text is what it says, and Name what errors call it.
+	Text []byte
+	Name string
+	// Ignore is the .dockerignore of the build context; nil for none.
+	Ignore *ignore.Matcher
+	// Project is what tells the steps of one build context from those of another.
+	Project string
+	// Trees are the directories, by the names that an llb.Local has: "context" for the build context.
+	Trees map[string]layer.Tree
 }
 
 // stdin stands for standard input as a context and as a Dockerfile.
@@ -55,7 +73,7 @@ func (s *Source) OfClient() (context, dockerfile bool) {
 
 // Dir returns the directory of the client that is the build context; "" if it is something else.
 func (s *Source) Dir() string {
-	if !isDir(s.Context) {
+	if !isDir(s.Context) || s.Given != nil {
 		return ""
 	}
 	return s.Context
@@ -110,6 +128,9 @@ func (s *Source) Absolute() error {
 // Project returns what tells the steps of one build context from those of another with a Dockerfile of the same name: the directory, or
 // the address without credentials.
 func (s *Source) Project() string {
+	if s.Given != nil && isDir(s.Context) {
+		return s.Given.Project
+	}
 	if !isDir(s.Context) {
 		address, _, _ := strings.Cut(remoteurl.WithoutUser(s.Context), "#") // a branch or commit makes no other project
 		return address

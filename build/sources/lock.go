@@ -55,6 +55,8 @@ func (s *Sources) Pull() Pull {
 		return First
 	case s.config.Pull:
 		return Always
+	case s.config.First:
+		return First
 	}
 	return Missing
 }

@@ -39,6 +39,8 @@ type Config struct {
 	Default bool
 	// Pull says that registries are asked even about images that are here.
 	Pull bool
+	// First says that they are asked first, and that what they do not have is taken from the image store.
+	First bool
 	// TextOnly says that the build needs no source, and so no lock file.
 	TextOnly bool
 	// Relock is for a build that makes a lock file and nothing else: Pins.Locked and Default have no part in it.

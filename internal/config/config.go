@@ -270,10 +270,29 @@ func Parse(path string, data []byte) (*Config, error) {
 	if c.History != nil && c.History.MaxEntries != nil && *c.History.MaxEntries < 0 {
 		return nil, fmt.Errorf("%s: history.maxEntries: %d is not a number of builds", path, *c.History.MaxEntries)
 	}
-	registries := Registries{}
-	for name, r := range c.Registries {
+	given := c.Registries
+	c.Registries = Registries{}
+	if err := c.Merge(given, dir); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return &c, nil
+}
+
+// Merge adds settings of registries to those that are there, or puts them in their place. Relative names of files in them are relative to
+// dir.
+func (c *Config) Merge(given Registries, dir string) error {
+	names := map[string]string{}
+	if c.Registries == nil {
+		c.Registries = Registries{}
+	}
+	for name, r := range given {
 		if err := check(name, r); err != nil {
-			return nil, fmt.Errorf("%s: [registry.%q]: %w", path, name, err)
+			return fmt.Errorf("[registry.%q]: %w", name, err)
+		}
+		abs := func(p *string) {
+			if *p != "" && !filepath.IsAbs(*p) {
+				*p = filepath.Join(dir, *p)
+			}
 		}
 		for i := range r.CA {
 			abs(&r.CA[i])
@@ -282,13 +301,13 @@ func Parse(path string, data []byte) (*Config, error) {
 			abs(&r.KeyPairs[i].Key)
 			abs(&r.KeyPairs[i].Cert)
 		}
-		if _, twice := registries[canonical(name)]; twice {
-			return nil, fmt.Errorf("%s: [registry.%q] is the same registry as [registry.%q]", path, name, canonical(name))
+		if _, twice := names[canonical(name)]; twice {
+			return fmt.Errorf("[registry.%q] is the same registry as [registry.%q]", name, canonical(name))
 		}
-		registries[canonical(name)] = r
+		names[canonical(name)] = name
+		c.Registries[canonical(name)] = r
 	}
-	c.Registries = registries
-	return &c, nil
+	return nil
 }
 
 // tomlTypes are the names of types in errors.

@@ -54,17 +54,20 @@ var allowed = map[string][]string{
 	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 
 	"build": {
-		"attestation", "signature/attached", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/reproduce", "build/sources", "engine", "sbom", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/lint", "frontend/outline", "llb", "registry", "registry/auth",
+		"attestation", "signature/attached", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/outputs", "build/reproduce", "build/sources", "sbom", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/imageconfig", "frontend/lint", "frontend/outline", "llb", "registry", "registry/auth",
 		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
 	},
-	// BuildKit's API.
-	"daemon": {},
-	// What clients provide over BuildKit's session protocol.
+	// What becomes of the result of a build, as far as it is known before.
+	"build/outputs": {"attestation", "build/reproduce", "engine", "exporter", "llb", "snapshot/blob", "internal"},
+	// BuildKit's API: requests become jobs of build. Nothing else imports grpc, but for the binary that serves it.
+	"daemon":        {"build", "build/caching", "build/contexts", "daemon/apierr", "daemon/attrs", "daemon/client", "daemon/status", "daemon/subrequest", "events", "frontend", "llb", "snapshot/compose", "solver", "store", "internal"},
+	"daemon/attrs":  {"attestation", "build", "build/caching", "build/confine", "exporter", "llb", "internal"},
 	"daemon/client": {"exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
 	// What clients are told of their builds: their errors, what happens, and answers to questions about a Dockerfile.
 	"daemon/apierr":     {"frontend/fault", "frontend/source", "llb", "parser", "registry/image", "sandbox", "solver", "solver/execute", "solver/files", "internal"},
 	"daemon/status":     {"daemon/apierr", "events", "frontend/lint", "llb", "internal"},
 	"daemon/subrequest": {"daemon/apierr", "frontend/outline", "llb"},
+	"cmd/kilnd":         {"build", "daemon", "registry", "store", "internal"},
 	// How a build describes itself.
 	"build/attesting":  {"attestation", "attestation/slsa", "build/provenance", "build/scanning", "exporter", "llb", "internal"},
 	"build/scanning":   {"attestation", "events", "frontend", "llb", "sbom", "solver", "internal"},
@@ -210,7 +213,11 @@ func TestDirections(t *testing.T) {
 			t.Errorf("%s is not listed in internal/depcheck: say there what it may import", name)
 			continue
 		}
+		served := name == "cmd/kilnd" || name == "daemon" || strings.HasPrefix(name, "daemon/")
 		for _, path := range p.Imports {
+			if !served && (strings.HasPrefix(path, "google.golang.org/grpc") || strings.HasPrefix(path, "github.com/moby/buildkit/session")) {
+				t.Errorf("%s imports %s, which only what serves BuildKit's API does", name, path)
+			}
 			imported, ours := strings.CutPrefix(path, module)
 			if !ours || strings.HasPrefix(imported, name+"/internal/") {
 				continue

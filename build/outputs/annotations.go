@@ -1,4 +1,4 @@
-package build
+package outputs
 
 import (
 	"fmt"
@@ -10,7 +10,7 @@ import (
 )
 
 // annotation reads what follows "annotation" in the key of an output: "[-PART][[PLATFORM]].KEY".
-func (p *output) annotation(rest, value string) error {
+func (p *Plan) annotation(rest, value string) error {
 	on, key, ok := strings.Cut(rest, ".")
 	switch {
 	case !ok:
@@ -24,20 +24,20 @@ func (p *output) annotation(rest, value string) error {
 	if err != nil {
 		return fmt.Errorf("output %s: %w", p.Type, err)
 	}
-	p.form.Annotations = append(p.form.Annotations, a)
+	p.Form.Annotations = append(p.Form.Annotations, a)
 	return nil
 }
 
 // checkAnnotations returns an error for an annotation of what the image is not going to have.
-func (p *output) checkAnnotations(platforms []llb.Platform) error {
+func (p *Plan) checkAnnotations(platforms []llb.Platform) error {
 	if len(platforms) == 0 {
 		platforms = []llb.Platform{llb.Host()}
 	}
-	for _, a := range p.form.Annotations {
+	for _, a := range p.Form.Annotations {
 		switch {
-		case p.form.Docker:
+		case p.Form.Docker:
 			return fmt.Errorf("output %s: oci-mediatypes=false, and Docker's media types have no annotations", p.Type)
-		case (a.Part == exporter.OnIndex || a.Part == exporter.OnIndexDescriptor) && len(platforms) < 2 && !p.attest.Any():
+		case (a.Part == exporter.OnIndex || a.Part == exporter.OnIndexDescriptor) && len(platforms) < 2 && !p.Attest.Any():
 			return fmt.Errorf("annotation %s: an image of one platform has no %s: annotate its manifest", a.Key, a.Part)
 		case a.Platform != "" && !slices.ContainsFunc(platforms, func(p llb.Platform) bool { return p.String() == a.Platform }):
 			return fmt.Errorf("annotation %s: the build is not for %s", a.Key, a.Platform)
