@@ -1,0 +1,75 @@
+package attrs
+
+import (
+	"fmt"
+	"maps"
+	"strconv"
+	"strings"
+
+	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/build/caching"
+	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/input"
+)
+
+// Output reads the attributes of an exporter. What goes to the client goes to the receiver. The error is an *input.Error.
+func Output(kind string, attrs map[string]string, to exporter.Receiver) (build.Output, error) {
+	o := build.Output{Type: build.OutputType(kind), Attrs: maps.Clone(attrs)}
+	bad := func(format string, args ...any) (build.Output, error) {
+		return o, &input.Error{Err: fmt.Errorf("exporter %s: "+format, append([]any{kind}, args...)...)}
+	}
+	if o.Attrs == nil {
+		o.Attrs = map[string]string{}
+	}
+	switch o.Type {
+	case build.OutputImage:
+		push, err := truth(o.Attrs, "push")
+		if err != nil {
+			return bad("%w", err)
+		}
+		if push {
+			o.Type = build.OutputRegistry
+		}
+	case build.OutputOCI, build.OutputDocker, build.OutputLocal, build.OutputTar:
+		o.To = to
+	default:
+		return bad("exporter could not be found")
+	}
+	if o.Attrs["name"] == "" || o.Attrs["name"] == "*" {
+		delete(o.Attrs, "name")
+	}
+	return o, nil
+}
+
+// truth reads an attribute that is true or false, and removes it.
+func truth(attrs map[string]string, name string) (bool, error) {
+	v, ok := attrs[name]
+	delete(attrs, name)
+	if !ok {
+		return false, nil
+	}
+	if v == "" {
+		return true, nil
+	}
+	on, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, fmt.Errorf("non-bool value %q specified for %s", v, name)
+	}
+	return on, nil
+}
+
+// Spec reads the attributes of a cache. The error is an *input.Error.
+func (c Cache) Spec(export bool) (caching.Spec, error) {
+	s := caching.Spec{Type: c.Type, Attrs: map[string]string{}, Export: export}
+	text := []string{"type=" + c.Type}
+	for key, value := range c.Attrs {
+		key = strings.ToLower(key)
+		s.Attrs[key] = value
+		text = append(text, key+"="+caching.Shown(key, value))
+	}
+	s.Text = strings.Join(text, ",")
+	if err := s.Check(); err != nil {
+		return s, &input.Error{Err: fmt.Errorf("cache %q: %w", s.Text, err)}
+	}
+	return s, nil
+}

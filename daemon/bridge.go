@@ -1,0 +1,353 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+
+	apitypes "github.com/moby/buildkit/api/types"
+	"github.com/moby/buildkit/client/buildid"
+	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/grpcerrors"
+	fstypes "github.com/tonistiigi/fsutil/types"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/snapshot/compose"
+)
+
+// bridges implement BuildKit's LLBBridge service for all builds: with it a client makes a result of its own while a build waits for it.
+type bridges struct {
+	gateway.UnimplementedLLBBridgeServer
+	*Server
+}
+
+// build returns the build that a request is about, whose job stays until end is called. What is opened with the context stays until the
+// build ends; before that the context ends only if the request does before end is called.
+func (s *bridges) build(request context.Context) (ctx context.Context, b *buildJob, end func(), err error) {
+	id := buildid.FromIncomingContext(request)
+	if id == "" {
+		return nil, nil, nil, status.Error(codes.InvalidArgument, "no buildid found in context")
+	}
+	if b, err = s.builds.wait(request, id); err != nil {
+		return nil, nil, nil, err
+	}
+	if err := b.use(request); err != nil {
+		return nil, nil, nil, err
+	}
+	ctx, cancel := context.WithCancelCause(b.ctx)
+	stop := context.AfterFunc(request, func() { cancel(context.Cause(request)) })
+	return ctx, b, func() {
+		stop()
+		b.using.Done()
+	}, nil
+}
+
+// Ping says what there is.
+func (s *bridges) Ping(ctx context.Context, _ *gateway.PingRequest) (*gateway.PongResponse, error) {
+	_, _, end, err := s.build(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	return &gateway.PongResponse{
+		FrontendAPICaps: gateway.Caps.All(), LLBCaps: pb.Caps.All(), Workers: []*apitypes.WorkerRecord{s.worker()},
+	}, nil
+}
+
+// Solve has a frontend make a result, or decodes a definition. Nothing runs yet, unless the request wants that.
+func (s *bridges) Solve(ctx context.Context, req *gateway.SolveRequest) (*gateway.SolveResponse, error) {
+	ctx, b, end, err := s.build(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	var res *result
+	switch {
+	case req.Frontend != "":
+		res, err = b.frontend(ctx, req.Frontend, req.FrontendOpt)
+	case req.Definition != nil && len(req.Definition.Def) > 0:
+		res, err = b.definition(ctx, req.Definition)
+	default:
+		res = &result{}
+	}
+	if err != nil {
+		return nil, b.failure(err)
+	}
+	if req.Evaluate {
+		for _, r := range res.all() {
+			if _, err := r.solve(ctx, b.job); err != nil {
+				return nil, b.failure(err)
+			}
+		}
+	}
+	return &gateway.SolveResponse{Result: res.pb()}, nil
+}
+
+// all returns the refs of a result.
+func (res *result) all() []*ref {
+	var all []*ref
+	if res.single != nil {
+		all = append(all, res.single)
+	}
+	for _, r := range res.refs {
+		all = append(all, r)
+	}
+	return all
+}
+
+// Return gives the build the result that it waits for, or an error in its place.
+func (s *bridges) Return(request context.Context, req *gateway.ReturnRequest) (*gateway.ReturnResponse, error) {
+	_, b, end, err := s.build(request)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if e := req.Error; e != nil {
+		return &gateway.ReturnResponse{}, b.finish(nil, grpcerrors.FromGRPC(status.ErrorProto(e)))
+	}
+	if req.Result == nil {
+		return nil, status.Error(codes.InvalidArgument, "result is required")
+	}
+	res := &result{metadata: req.Result.Metadata}
+	ids := map[string]string{}
+	switch r := req.Result.Result.(type) {
+	case *gateway.Result_Ref:
+		res.single, err = b.ref(r.Ref.GetId())
+	case *gateway.Result_RefDeprecated:
+		res.single, err = b.ref(r.RefDeprecated)
+	case *gateway.Result_Refs:
+		for name, one := range r.Refs.GetRefs() {
+			ids[name] = one.GetId()
+		}
+	case *gateway.Result_RefsDeprecated:
+		ids = r.RefsDeprecated.GetRefs()
+	}
+	if err != nil {
+		return nil, err
+	}
+	for name, id := range ids {
+		r, err := b.ref(id)
+		if err != nil {
+			return nil, err
+		}
+		if res.refs == nil {
+			res.refs = map[string]*ref{}
+		}
+		res.refs[name] = r
+	}
+	return &gateway.ReturnResponse{}, b.finish(res, nil)
+}
+
+// finish ends the build's waiting for its client.
+func (b *buildJob) finish(res *result, failed error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case <-b.returned:
+		return status.Error(codes.FailedPrecondition, "a result was returned already")
+	default:
+	}
+	b.result, b.err = res, failed
+	close(b.returned)
+	return nil
+}
+
+// Inputs returns what the request gives to its frontend.
+func (s *bridges) Inputs(request context.Context, _ *gateway.InputsRequest) (*gateway.InputsResponse, error) {
+	_, b, end, err := s.build(request)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	return &gateway.InputsResponse{Definitions: b.request.FrontendInputs}, nil
+}
+
+// Evaluate makes a ref.
+func (s *bridges) Evaluate(ctx context.Context, req *gateway.EvaluateRequest) (*gateway.EvaluateResponse, error) {
+	ctx, b, end, err := s.build(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	r, err := b.ref(req.Ref)
+	if err != nil || r == nil {
+		return &gateway.EvaluateResponse{}, err
+	}
+	_, err = r.solve(ctx, b.job)
+	return &gateway.EvaluateResponse{}, b.failure(err)
+}
+
+// tree returns the files of a ref.
+func (s *bridges) tree(ctx context.Context, id string) (t layer.Tree, end func(), err error) {
+	ctx, b, end, err := s.build(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := b.ref(id)
+	if err == nil && r == nil {
+		err = status.Error(codes.InvalidArgument, "empty ref")
+	}
+	if err == nil {
+		t, err = r.files(ctx, b.job)
+		err = b.failure(err)
+	}
+	if err != nil {
+		end()
+		return nil, nil, err
+	}
+	return t, end, nil
+}
+
+// find returns an entry of a tree, following links unless it is the last component and last is not set. "" is the root.
+func find(t layer.Tree, op, name string, last bool) (*layer.Entry, error) {
+	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
+	if clean == "" {
+		return &layer.Entry{Type: layer.Dir, Mode: 0o755}, nil
+	}
+	at, e, err := compose.Resolve(t.Lookup, clean, last)
+	if err != nil {
+		return nil, err
+	}
+	if e == nil {
+		return nil, &fs.PathError{Op: op, Path: name, Err: fs.ErrNotExist}
+	}
+	e.Path = at
+	return e, nil
+}
+
+// ReadFile returns bytes of a file.
+func (s *bridges) ReadFile(ctx context.Context, req *gateway.ReadFileRequest) (*gateway.ReadFileResponse, error) {
+	t, end, err := s.tree(ctx, req.Ref)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	e, err := find(t, "open", req.FilePath, true)
+	if err != nil {
+		return nil, err
+	}
+	if e.Type != layer.File {
+		return nil, &fs.PathError{Op: "read", Path: req.FilePath, Err: errors.New("it is not a regular file")}
+	}
+	f, err := t.Open(e)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	from, length := int64(0), int64(maxMessage/2)
+	if r := req.Range; r != nil {
+		from = r.Offset
+		if r.Length > 0 {
+			length = min(length, r.Length)
+		}
+	}
+	if from < 0 {
+		return nil, status.Error(codes.InvalidArgument, "the offset is negative")
+	}
+	if _, err := io.CopyN(io.Discard, f, from); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, length+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > length {
+		if req.Range == nil || req.Range.Length <= 0 || req.Range.Length > length {
+			return nil, status.Errorf(codes.ResourceExhausted, "file %s is larger than the %d bytes of one answer", req.FilePath, length)
+		}
+		data = data[:length]
+	}
+	return &gateway.ReadFileResponse{Data: data}, nil
+}
+
+// maxListed bounds the entries of a directory in one answer.
+const maxListed = 1 << 16
+
+// ReadDir lists a directory.
+func (s *bridges) ReadDir(ctx context.Context, req *gateway.ReadDirRequest) (*gateway.ReadDirResponse, error) {
+	t, end, err := s.tree(ctx, req.Ref)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	e, err := find(t, "open", req.DirPath, true)
+	if err != nil {
+		return nil, err
+	}
+	if e.Type != layer.Dir {
+		return nil, &fs.PathError{Op: "readdirent", Path: req.DirPath, Err: errors.New("not a directory")}
+	}
+	list, err := t.List(e.Path)
+	if err != nil {
+		return nil, err
+	}
+	resp := &gateway.ReadDirResponse{}
+	for i := range list {
+		if req.IncludePattern != "" {
+			if ok, err := path.Match(req.IncludePattern, list[i].Name()); err != nil || !ok {
+				if err != nil {
+					return nil, status.Errorf(codes.InvalidArgument, "%q: %v", req.IncludePattern, err)
+				}
+				continue
+			}
+		}
+		if len(resp.Entries) == maxListed {
+			return nil, status.Errorf(codes.ResourceExhausted, "directory %s has more than %d entries", req.DirPath, maxListed)
+		}
+		resp.Entries = append(resp.Entries, stat(&list[i]))
+	}
+	return resp, nil
+}
+
+// StatFile describes a file.
+func (s *bridges) StatFile(ctx context.Context, req *gateway.StatFileRequest) (*gateway.StatFileResponse, error) {
+	t, end, err := s.tree(ctx, req.Ref)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	e, err := find(t, "lstat", req.Path, false)
+	if err != nil {
+		return nil, err
+	}
+	return &gateway.StatFileResponse{Stat: stat(e)}, nil
+}
+
+// stat returns an entry as BuildKit's API has it.
+func stat(e *layer.Entry) *fstypes.Stat {
+	s := &fstypes.Stat{
+		Path: path.Base("/" + e.Path), Uid: e.UID, Gid: e.GID, Size: e.Size, ModTime: e.ModTime.UnixNano(), Linkname: e.Link,
+		Devmajor: int64(e.Major), Devminor: int64(e.Minor),
+	}
+	mode := fs.FileMode(e.Mode & 0o777)
+	for bit, m := range map[uint32]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
+		if e.Mode&bit != 0 {
+			mode |= m
+		}
+	}
+	switch e.Type {
+	case layer.Dir:
+		mode |= fs.ModeDir
+	case layer.Symlink:
+		mode |= fs.ModeSymlink
+	case layer.Fifo:
+		mode |= fs.ModeNamedPipe
+	case layer.Char:
+		mode |= fs.ModeDevice | fs.ModeCharDevice
+	case layer.Block:
+		mode |= fs.ModeDevice
+	}
+	s.Mode = uint32(mode)
+	return s
+}
+
+// definition decodes a definition.
+func (b *buildJob) definition(context.Context, *pb.Definition) (*result, error) {
+	return nil, status.Error(codes.Unimplemented, "definitions are not supported yet")
+}

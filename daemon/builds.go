@@ -1,0 +1,95 @@
+package daemon
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/moby/buildkit/solver/pb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	log "github.com/kilnbuild/kiln/daemon/status"
+)
+
+// builds are those that run, and those that ended a moment ago, by the refs that clients gave them.
+type builds struct {
+	mu    sync.Mutex
+	byRef map[string]*buildJob
+	// more is closed when there is another one.
+	more chan struct{}
+}
+
+func newBuilds() *builds { return &builds{byRef: map[string]*buildJob{}, more: make(chan struct{})} }
+
+// linger is how long a build is known after its end, for a client that asks late how it went on.
+const linger = 5 * time.Second
+
+// waitForBuild is how long a request may come before the build that it is about.
+const waitForBuild = 10 * time.Second
+
+// begin makes a build known.
+func (s *Server) begin(b *buildJob) error {
+	s.builds.mu.Lock()
+	defer s.builds.mu.Unlock()
+	select {
+	case <-s.draining:
+		return status.Error(codes.Unavailable, errStopping.Error())
+	default:
+	}
+	name := b.request.Ref
+	if s.builds.byRef[name] != nil {
+		return status.Errorf(codes.AlreadyExists, "there is a build with the ref %s", name)
+	}
+	s.running.Add(1)
+	b.log = log.NewLog(s.tmp)
+	b.sources = map[string]*pb.SourceInfo{}
+	b.returned, b.ready, b.over, b.refs = make(chan struct{}), make(chan struct{}), make(chan struct{}), map[string]*ref{}
+	s.builds.byRef[name] = b
+	close(s.builds.more)
+	s.builds.more = make(chan struct{})
+	return nil
+}
+
+// end ends a build, which is forgotten a little later.
+func (s *Server) end(b *buildJob) {
+	b.finished()
+	b.log.Close()
+	s.running.Done()
+	time.AfterFunc(linger, func() {
+		s.builds.mu.Lock()
+		defer s.builds.mu.Unlock()
+		delete(s.builds.byRef, b.request.Ref)
+		b.log.Release()
+	})
+}
+
+// wait returns the build with a ref, which may only be about to begin.
+func (b *builds) wait(ctx context.Context, ref string) (*buildJob, error) {
+	timeout := time.NewTimer(waitForBuild)
+	defer timeout.Stop()
+	for {
+		b.mu.Lock()
+		found, more := b.byRef[ref], b.more
+		b.mu.Unlock()
+		if found != nil {
+			return found, nil
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-timeout.C:
+			return nil, status.Errorf(codes.NotFound, "no such job %s", ref)
+		}
+	}
+}
+
+// cancel ends all builds.
+func (b *builds) cancel(cause error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, job := range b.byRef {
+		job.cancel(cause)
+	}
+}

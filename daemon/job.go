@@ -1,0 +1,246 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os"
+	"sync"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/solver/pb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/build/caching"
+	"github.com/kilnbuild/kiln/daemon/apierr"
+	"github.com/kilnbuild/kiln/daemon/attrs"
+	"github.com/kilnbuild/kiln/daemon/client"
+	log "github.com/kilnbuild/kiln/daemon/status"
+	"github.com/kilnbuild/kiln/events"
+)
+
+// buildJob is one request for a build: a job, and what its client makes of it by LLBBridge.
+type buildJob struct {
+	server  *Server
+	request *controlapi.SolveRequest
+	cancel  context.CancelCauseFunc
+	log     *log.Log
+	client  *client.Client
+
+	// job and its context are set before ready is closed, and over is closed when nothing may use them any more.
+	job         *build.Job
+	ctx         context.Context
+	ready, over chan struct{}
+	// using are the requests by LLBBridge that use the job.
+	using sync.WaitGroup
+
+	mu   sync.Mutex
+	refs map[string]*ref
+	// sources are the Dockerfiles of the build, by the names that errors call them.
+	sources map[string]*pb.SourceInfo
+	result  *result
+	err     error
+	// returned is closed when the client has returned a result or an error.
+	returned chan struct{}
+}
+
+// Frontends that are built in.
+const (
+	frontendDockerfile = "dockerfile.v0"
+	frontendGateway    = "gateway.v0"
+)
+
+// failure returns an error of the build as its client is to get it.
+func (b *buildJob) failure(err error) error {
+	shown := apierr.Build{Source: b.source}
+	return shown.Error(err)
+}
+
+// source returns a Dockerfile of the build by the name that errors call it; nil for none.
+func (b *buildJob) source(name string) *pb.SourceInfo {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.sources[name]
+}
+
+// read notes a Dockerfile, for errors and warnings to quote.
+func (b *buildJob) read(name string, text []byte) *pb.SourceInfo {
+	info := &pb.SourceInfo{Filename: name, Data: text, Language: apierr.Language, Definition: &pb.Definition{}}
+	b.log.Source(info)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sources[name] = info
+	return info
+}
+
+// run does the build, and returns what its client is told of the result.
+func (b *buildJob) run(ctx context.Context) (map[string]string, error) {
+	dir, err := os.MkdirTemp(b.server.tmp, "client-")
+	if err != nil {
+		return nil, err
+	}
+	b.client = client.New(b.server.sessions, b.request.Session, dir)
+	defer b.client.Close()
+	o, request, err := b.options()
+	if err != nil {
+		return nil, err
+	}
+	stream := events.New(b.log)
+	defer stream.Close()
+	if b.job, err = b.server.config.Builder.Begin(o, stream); err != nil {
+		return nil, err
+	}
+	res, err := b.job.Do(ctx, request, func(ctx context.Context, res *build.Result) error {
+		b.ctx = ctx
+		close(b.ready)
+		made, err := b.make(ctx)
+		if err == nil {
+			err = b.export(ctx, made, res)
+		}
+		b.finished()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return res.Response(), nil
+}
+
+// options returns what the job is to do with the result, and how the build is called in the history.
+func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
+	req := b.request
+	asked, err := attrs.ReadBuild(req.FrontendAttrs)
+	if err != nil {
+		return o, nil, err
+	}
+	o.Debug, o.Later = b.server.config.Debug, true
+	o.Export.Attest = asked.Attest
+	o.Run.Request.Limits = asked.Limits
+	o.Cache.Pull, o.Cache.AskFirst = asked.Pull == "pull", asked.Pull == ""
+	o.Client.Secrets = b.client
+	if o.Client.Allow, err = b.server.entitled(req.Entitlements); err != nil {
+		return o, nil, err
+	}
+	for i, e := range exporters(req) {
+		out, err := attrs.Output(e.Type, e.Attrs, b.client.Receiver(i))
+		if err != nil {
+			return o, nil, err
+		}
+		o.Export.Outputs = append(o.Export.Outputs, out)
+	}
+	if len(o.Export.Outputs) == 0 {
+		o.Export.Outputs = []build.Output{{Type: build.OutputCacheOnly}}
+		o.Export.Attest.Provenance, o.Export.Attest.SBOM = nil, nil
+	}
+	cache := req.Cache
+	if cache == nil {
+		cache = &controlapi.CacheOptions{}
+	}
+	for _, c := range cache.Imports {
+		if o.Cache.From, err = appendSpec(o.Cache.From, c, false); err != nil {
+			return o, nil, err
+		}
+	}
+	for _, c := range cache.Exports {
+		if o.Cache.To, err = appendSpec(o.Cache.To, c, true); err != nil {
+			return o, nil, err
+		}
+	}
+	return o, &build.Request{Target: build.Target{Stage: req.FrontendAttrs["target"]}}, nil
+}
+
+// exporters returns what a request wants to be done with the result.
+func exporters(req *controlapi.SolveRequest) []*controlapi.Exporter {
+	if len(req.Exporters) == 0 && req.ExporterDeprecated != "" {
+		return []*controlapi.Exporter{{Type: req.ExporterDeprecated, Attrs: req.ExporterAttrsDeprecated}}
+	}
+	return req.Exporters
+}
+
+func appendSpec(all []caching.Spec, c *controlapi.CacheOptionsEntry, export bool) ([]caching.Spec, error) {
+	if c == nil {
+		return all, nil
+	}
+	s, err := attrs.Cache{Type: c.Type, Attrs: c.Attrs}.Spec(export)
+	return append(all, s), err
+}
+
+// make makes what the request asks for, as far as it can be done without solving: what a frontend returns, or what the client does.
+func (b *buildJob) make(ctx context.Context) (*result, error) {
+	req := b.request
+	switch {
+	case req.Frontend == "" && req.Definition != nil && len(req.Definition.Def) > 0:
+		return b.definition(ctx, req.Definition)
+	case req.Frontend == "":
+		return b.wait(ctx)
+	}
+	return b.frontend(ctx, req.Frontend, req.FrontendAttrs)
+}
+
+// frontend has a frontend make a result.
+func (b *buildJob) frontend(ctx context.Context, name string, all map[string]string) (*result, error) {
+	switch name {
+	case frontendDockerfile:
+		return b.dockerfile(ctx, all)
+	case frontendGateway:
+		return nil, status.Errorf(codes.Unimplemented, "frontends from images are not supported yet")
+	}
+	return nil, status.Errorf(codes.InvalidArgument, "invalid frontend: %s", name)
+}
+
+// wait waits for what the client returns.
+func (b *buildJob) wait(ctx context.Context) (*result, error) {
+	select {
+	case <-b.returned:
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.result, b.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// export does with a result what the request asks for.
+func (b *buildJob) export(ctx context.Context, made *result, res *build.Result) error {
+	p, err := made.product()
+	if err != nil || len(p.Images) == 0 {
+		return err
+	}
+	return b.job.Export(ctx, p, res)
+}
+
+// use begins the use of the job by a request of the client. It waits until the job is there. End must be called if there is no error.
+func (b *buildJob) use(ctx context.Context) error {
+	select {
+	case <-b.ready:
+	case <-b.over:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case <-b.over:
+		return status.Errorf(codes.NotFound, "the build %s has ended", b.request.Ref)
+	default:
+		b.using.Add(1)
+		return nil
+	}
+}
+
+// finished waits until no request of the client uses the job, and lets none begin.
+func (b *buildJob) finished() {
+	b.mu.Lock()
+	select {
+	case <-b.over:
+	default:
+		close(b.over)
+	}
+	b.mu.Unlock()
+	b.using.Wait()
+}
+
+// newID returns an ID that cannot be guessed.
+func newID() string { return fmt.Sprintf("r%s", rand.Text()) }
