@@ -386,8 +386,8 @@ func (c call32) try(t *testing.T, im image, change ...func(*Spec)) string {
 	return out
 }
 
-// socketcall is a call of socketcall(2) that makes sockets.
-func socketcall(family, kind, protocol uint32, want unix.Errno) call32 {
+// socketcalls is a call of socketcall(2) that makes sockets.
+func socketcalls(family, kind, protocol uint32, want unix.Errno) call32 {
 	return call32{name: fmt.Sprintf("socketcall %d %#x %d", family, kind, protocol), args: [4]uint32{102, 1, atMemory},
 		memory: []uint32{family, kind, protocol}, want: want}
 }
@@ -404,18 +404,18 @@ func TestSocketcall(t *testing.T) {
 			return
 		}
 		for _, family := range []uint32{unix.AF_ALG, unix.AF_VSOCK, unix.AF_KEY, unix.AF_RXRPC, unix.AF_AX25, 46, 1 << 31, 1<<32 - 1} {
-			socketcall(family, unix.SOCK_STREAM, 0, unix.EPERM).try(t, im, of386)
+			socketcalls(family, unix.SOCK_STREAM, 0, unix.EPERM).try(t, im, of386)
 			pair := call32{name: fmt.Sprintf("socketcall pair %d", family), args: [4]uint32{102, 8, atMemory}, want: unix.EPERM,
 				memory: []uint32{family, unix.SOCK_STREAM, 0, atMemory + 4, 0, 0}}
 			pair.try(t, im, of386)
 		}
 		for _, call := range []call32{
-			socketcall(unix.AF_INET, unix.SOCK_STREAM, 0, 0),
-			socketcall(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0),
-			socketcall(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0, 0),
-			socketcall(unix.AF_NETLINK, unix.SOCK_RAW, 0, 0),
-			socketcall(unix.AF_INET, 1<<30|unix.SOCK_STREAM, 0, unix.EINVAL),
-			socketcall(unix.AF_INET, unix.SOCK_STREAM, 1<<32-1, unix.EINVAL),
+			socketcalls(unix.AF_INET, unix.SOCK_STREAM, 0, 0),
+			socketcalls(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0),
+			socketcalls(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0, 0),
+			socketcalls(unix.AF_NETLINK, unix.SOCK_RAW, 0, 0),
+			socketcalls(unix.AF_INET, 1<<30|unix.SOCK_STREAM, 0, unix.EINVAL),
+			socketcalls(unix.AF_INET, unix.SOCK_STREAM, 1<<32-1, unix.EINVAL),
 			{name: "from nowhere", args: [4]uint32{102, 1, 16}, want: unix.EFAULT},
 			{name: "pair", args: [4]uint32{102, 8, atMemory}, memory: []uint32{unix.AF_UNIX, unix.SOCK_STREAM, 0, atMemory + 4, 0, 0}},
 			{name: "pair to nowhere", args: [4]uint32{102, 8, atMemory}, memory: []uint32{unix.AF_UNIX, unix.SOCK_STREAM, 0, 16}, want: unix.EFAULT},
@@ -430,10 +430,10 @@ func TestSocketcall(t *testing.T) {
 		}
 		// A limit of open files that kiln itself exceeds is the caller's.
 		few := func(s *Spec) { s.Process.Rlimits = []Rlimit{{Name: "nofile", Soft: 3, Hard: 3}} }
-		socketcall(unix.AF_INET, unix.SOCK_STREAM, 0, unix.EMFILE).try(t, im, of386, few)
+		socketcalls(unix.AF_INET, unix.SOCK_STREAM, 0, unix.EMFILE).try(t, im, of386, few)
 
 		// What a raw socket takes is the caller's own.
-		raw := func(want unix.Errno) call32 { return socketcall(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP, want) }
+		raw := func(want unix.Errno) call32 { return socketcalls(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP, want) }
 		var mine unix.Errno
 		if c.ids { // the network belongs to another user namespace
 			mine = unix.EPERM
@@ -447,7 +447,7 @@ func TestSocketcall(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, n := range []NetworkMode{NetworkHost, NetworkNone} {
-			lines := strings.Fields(socketcall(unix.AF_UNIX, unix.SOCK_STREAM, 0, 0).try(t, im, of386, network(n), other))
+			lines := strings.Fields(socketcalls(unix.AF_UNIX, unix.SOCK_STREAM, 0, 0).try(t, im, of386, network(n), other))
 			inode := strings.TrimSuffix(strings.TrimPrefix(lines[0], "socket:["), "]")
 			if !slices.Contains(lines[1:], inode) {
 				t.Errorf("socket %s is not among those of the step's network: %q", inode, lines)
@@ -457,7 +457,7 @@ func TestSocketcall(t *testing.T) {
 			}
 		}
 		// It is closed when a program is executed if the caller wants that.
-		out := socketcall(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0, 0).try(t, im, of386)
+		out := socketcalls(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0, 0).try(t, im, of386)
 		if strings.Contains(out, "socket:") {
 			t.Errorf("the program has the socket: %q", out)
 		}
@@ -470,7 +470,7 @@ func TestSocketcallEnds(t *testing.T) {
 		t.Skip("the programs are for i386")
 	}
 	im := newImage(t)
-	call := socketcall(unix.AF_INET, unix.SOCK_STREAM, 0, 0)
+	call := socketcalls(unix.AF_INET, unix.SOCK_STREAM, 0, 0)
 	if err := os.WriteFile(im.lower+"/bin/call", program32(call), 0o755); err != nil {
 		t.Fatal(err)
 	}

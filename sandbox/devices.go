@@ -86,6 +86,15 @@ func (s *supply) close() {
 	}
 }
 
+// null opens /dev/null by its node in the supply: what a process has at that path can be anything once it runs.
+func (s *supply) null() (*os.File, error) {
+	if f := s.nodes["null"]; f != nil {
+		return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDWR, 0)
+	}
+	fd, err := unix.Openat(int(s.fs.Fd()), "null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	return os.NewFile(uintptr(max(fd, 0)), "null"), err
+}
+
 func writeFile(dir int, name, content string) error {
 	fd, err := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
 	if err != nil {

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"os"
 	"runtime"
 	"sync"
 
@@ -8,6 +9,7 @@ import (
 
 	"github.com/kilnbuild/kiln/sandbox/internal/calls"
 	"github.com/kilnbuild/kiln/sandbox/internal/seccomp"
+	"github.com/kilnbuild/kiln/sandbox/internal/socketcall"
 )
 
 // filters are the compiled system call filters of this machine, by whether an image is one of 386.
@@ -17,11 +19,11 @@ var filters = map[bool]func() (seccomp.Filter, error){
 }
 
 // planFilter installs the system call filter. It comes before privileges go: without no_new_privs, which would disable programs like
-// sudo, it takes CAP_SYS_ADMIN to install one.
-func (r *run) planFilter(l *calls.List, p parts) error {
+// sudo, it takes CAP_SYS_ADMIN to install one. The descriptor spare may be used up.
+func (r *run) planFilter(l *calls.List, spare *os.File) error {
 	if r.spec.Privileges.Insecure {
 		if !r.privileged() {
-			l.Add("install the filter of keys", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, filterText(seccomp.Keys(runtime.GOARCH)))
+			l.Add("install the filter of keys", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, calls.FilterOf(seccomp.Keys(runtime.GOARCH)))
 		}
 		return nil
 	}
@@ -29,18 +31,12 @@ func (r *run) planFilter(l *calls.List, p parts) error {
 	if err != nil {
 		return err
 	}
-	l.Add("install the system call filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, filterText(f.Program))
+	l.Add("install the system call filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, calls.FilterOf(f.Program))
 	if !f.Notifies {
 		return nil
 	}
-	return r.planSocketMaker(l, p.dev) // which nothing needs any more
-}
-
-// filterText is a filter as seccomp(2) takes it.
-func filterText(prog []unix.SockFilter) *calls.Filter {
-	text := make([]byte, 0, len(prog)*8)
-	for _, in := range prog {
-		text = append(text, calls.Raw(in)...)
+	if r.sockets, err = socketcall.Plan(l, spare); err == nil {
+		r.files = append(r.files, r.sockets.Give)
 	}
-	return &calls.Filter{N: len(prog), Text: text}
+	return err
 }

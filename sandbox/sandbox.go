@@ -1,5 +1,5 @@
-// Package sandbox runs one process in one root file system, isolated as Docker isolates a build step. It knows nothing of
-// layers, caches or Dockerfiles: file systems come as detached mounts, users as numbers.
+// Package sandbox runs one process in one root file system, isolated as Docker isolates a build step, and others beside it where that is
+// wanted (Entry). It knows nothing of layers, caches or Dockerfiles: file systems come as detached mounts, users as numbers.
 //
 // Nothing is mounted outside the process's own mount namespace and nothing is left when kiln dies, however it dies: the
 // process's pid namespace lies inside another one, whose only other member is a keeper that dies with kiln and takes
@@ -28,6 +28,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/userns"
 	"github.com/kilnbuild/kiln/sandbox/internal/calls"
 	"github.com/kilnbuild/kiln/sandbox/internal/cgroup"
+	"github.com/kilnbuild/kiln/sandbox/internal/socketcall"
 )
 
 // Spec says what to run and in which surroundings.
@@ -47,6 +48,8 @@ type Spec struct {
 	Privileges Privileges
 	Resources  Resources
 	Stdio      Stdio
+	// Entry lets further processes in while the process runs; nil lets none in. It serves one Run.
+	Entry *Entry
 }
 
 // Process is the program that is run.
@@ -227,18 +230,38 @@ const ttyGroup = 5
 // left when Run returns. Errors are *SetupError, *ExecError, *LimitError, *mount.Error or ctx's, wrapped, or say what is wrong with s or
 // with the image.
 func Run(ctx context.Context, s Spec) (Status, error) {
+	if s.Entry != nil {
+		defer s.Entry.End()
+	}
 	if err := ctx.Err(); err != nil {
 		return Status{}, context.Cause(ctx)
 	}
 	if err := s.check(); err != nil {
 		return Status{}, err
 	}
-	if err := s.checkArguments(); err != nil {
-		return Status{ExitCode: 126}, err
-	}
 	ns, err := userns.Current()
 	if err != nil {
 		return Status{}, err
+	}
+	if status, err := s.checkProgram(ns); err != nil {
+		return status, err
+	}
+	r := &run{spec: s, ns: ns, tree: tree{root: s.Root, ids: s.Privileges.IDs, keep: s.ReadOnly}}
+	defer r.close()
+	if err := r.prepare(); err != nil {
+		return Status{}, errors.Join(err, r.clean())
+	}
+	status, err := r.run(ctx)
+	if cleanErr := r.clean(); cleanErr != nil {
+		err = errors.Join(err, cleanErr)
+	}
+	return status, err
+}
+
+// checkProgram returns why the process cannot be executed, or not as its user.
+func (s *Spec) checkProgram(ns userns.Namespace) (Status, error) {
+	if err := s.checkArguments(); err != nil {
+		return Status{ExitCode: 126}, err
 	}
 	for _, gid := range append([]uint32{s.Process.User.GID}, s.Process.User.Groups...) {
 		if !ns.Single() && !ns.HasGroup(gid) {
@@ -255,16 +278,7 @@ func Run(ctx context.Context, s Spec) (Status, error) {
 			}
 		}
 	}
-	r := &run{spec: s, ns: ns, tree: tree{root: s.Root, ids: s.Privileges.IDs, keep: s.ReadOnly}}
-	defer r.close()
-	if err := r.prepare(); err != nil {
-		return Status{}, errors.Join(err, r.clean())
-	}
-	status, err := r.run(ctx)
-	if cleanErr := r.clean(); cleanErr != nil {
-		err = errors.Join(err, cleanErr)
-	}
-	return status, err
+	return Status{}, nil
 }
 
 // check returns what cannot be done about s.
@@ -337,19 +351,26 @@ type run struct {
 	waited  *calls.Call // the keeper's, for the process
 	status  *calls.Buffer
 	usage   *calls.Buffer
-	execs   []*calls.Call // the attempts to execute the program
-	exists  []*calls.Call // for each of them, whether the file is there
+	execs   []attempt // to execute the program
 	streams streams
-	sockets *socketMaker   // nil where the process needs none
-	running *calls.Process // the keeper
+	sockets *socketcall.Maker // nil where the process needs none
+	running *calls.Process    // the keeper
+	pts     *os.File          // the /dev/pts of the sandbox, for those that enter; nil if nobody may
+	entered bool              // the process enters the sandbox of another run, whose supply and cgroups these are; the keeper is a helper
 }
+
+// attempt is one to execute the program, and whether the file is there.
+type attempt struct{ execute, look *calls.Call }
 
 func (r *run) close() {
 	for _, f := range r.files {
 		f.Close()
 	}
-	if r.supply != nil {
+	if r.supply != nil && !r.entered {
 		r.supply.close()
+	}
+	if r.pts != nil {
+		r.pts.Close()
 	}
 	r.streams.close()
 	if r.sockets != nil {
@@ -482,10 +503,6 @@ func (r *run) prepare() error {
 	if err := r.enterGroups(); err != nil {
 		return err
 	}
-	if p.cgroups, r.cgroup, err = r.cgroups.Join(); err != nil {
-		return err
-	}
-	r.files = append(r.files, p.cgroups...)
 	if r.hostSys() && (r.spec.Privileges.IDs != nil || r.spec.Privileges.UserNamespace != nil) && !r.ns.Nested {
 		// Without what is mounted in it. The process could not leave that out, and with privileges it could take away what covers it.
 		if p.sys, err = r.own(hostSysAlone()); err != nil {
@@ -497,6 +514,18 @@ func (r *run) prepare() error {
 			return err
 		}
 	}
+	if err := r.prepareLaunch(&p); err != nil {
+		return err
+	}
+	return r.plan(p)
+}
+
+// prepareLaunch makes what a process needs besides the sandbox that it is in: its control groups, and its program.
+func (r *run) prepareLaunch(p *parts) (err error) {
+	if p.cgroups, r.cgroup, err = r.cgroups.Join(); err != nil {
+		return err
+	}
+	r.files = append(r.files, p.cgroups...)
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if p.kiln, err = r.own(os.NewFile(uintptr(max(fd, 0)), "kiln"), err); err != nil {
 		return fmt.Errorf("open kiln's own process: %w", err)
@@ -504,10 +533,8 @@ func (r *run) prepare() error {
 	if r.program, err = r.launchPlan(); err != nil {
 		return err
 	}
-	if r.launch, err = calls.NewLaunch(r.program); err != nil {
-		return err
-	}
-	return r.plan(p)
+	r.launch, err = calls.NewLaunch(r.program)
+	return err
 }
 
 // makeCwd makes the working directory if it is missing, with its missing parents, for the user, as BuildKit does. One inside a file
@@ -557,22 +584,29 @@ func (r *run) run(ctx context.Context) (Status, error) {
 		f.Close()
 	}
 	r.files = nil
-	r.streams.start(&r.spec)
+	r.streams.start(r)
 	if r.sockets != nil {
-		go r.sockets.serve()
-		defer r.sockets.end()
+		go r.sockets.Serve()
+		defer r.sockets.End()
+	}
+	kill := r.running.Kill
+	if r.entered {
+		kill = r.streams.signals.kill
 	}
 	var killed sync.WaitGroup
 	killed.Add(1)
 	stop := context.AfterFunc(ctx, func() {
 		defer killed.Done()
-		r.running.Kill()
+		kill()
 	})
 	err = r.running.Wait()
 	if !stop() {
 		killed.Wait()
 	}
-	r.streams.end()
+	if r.spec.Entry != nil && !r.entered {
+		r.spec.Entry.End()
+	}
+	r.streams.end(r.entered)
 	if err != nil {
 		return Status{}, err
 	}
@@ -592,7 +626,10 @@ func (r *run) result() (Status, error) {
 			return Status{}, r.setupError(c.Name, errno)
 		}
 	}
-	memory, pids := r.cgroups.Killed()
+	var memory, pids int64
+	if !r.entered {
+		memory, pids = r.cgroups.Killed()
+	}
 	if !r.keeper.Passed(r.waited) {
 		return Status{ExitCode: 137, Signal: syscall.SIGKILL, OOMKills: memory, PidsRefused: pids, NoPidsLimit: r.noPidsLimit()}, nil
 	}
@@ -655,7 +692,7 @@ func (r *run) execError() *ExecError {
 		e.Reason = "no such file or directory"
 	}
 	if c, errno := r.program.Failed(); c != nil {
-		if !slices.Contains(r.execs, c) {
+		if !slices.ContainsFunc(r.execs, func(a attempt) bool { return a.execute == c }) {
 			return nil
 		}
 		e.Errno, e.Reason = errno, errno.Error()
@@ -664,9 +701,9 @@ func (r *run) execError() *ExecError {
 	if !r.program.Ended() {
 		return nil
 	}
-	for i, o := range r.execs {
-		switch errno := r.program.Errno(o); {
-		case errno == syscall.ENOENT && r.program.Errno(r.exists[i]) == 0:
+	for _, a := range r.execs {
+		switch errno := r.program.Errno(a.execute); {
+		case errno == syscall.ENOENT && r.program.Errno(a.look) == 0:
 			e.Reason = "the interpreter or loader that it names does not exist"
 			return e
 		case errno == syscall.EACCES:

@@ -84,10 +84,7 @@ func (r *run) plan(p parts) error {
 		return err
 	}
 	k := &calls.List{Flags: unix.CLONE_NEWPID}
-	k.Add("leave kiln's session", unix.SYS_SETSID)
-	for _, f := range p.cgroups {
-		k.Add("join a control group", unix.SYS_WRITE, fd(f), []byte("0"), 1)
-	}
+	planKeeper(k, p)
 	if r.spec.Network.Mode == NetworkJoin {
 		k.Add("enter the network namespace", unix.SYS_SETNS, fd(r.spec.Network.Namespace), unix.CLONE_NEWNET)
 	}
@@ -97,17 +94,30 @@ func (r *run) plan(p parts) error {
 	if f := r.spec.Privileges.UserNamespace; f != nil {
 		k.Add("enter the user namespace", unix.SYS_SETNS, fd(f), unix.CLONE_NEWUSER)
 	}
+	r.planWait(k, p)
+	return nil
+}
+
+// planKeeper is what a process that starts that of the run, and waits for it, does first.
+func planKeeper(k *calls.List, p parts) {
+	k.Add("leave kiln's session", unix.SYS_SETSID)
+	for _, f := range p.cgroups {
+		k.Add("join a control group", unix.SYS_WRITE, fd(f), []byte("0"), 1)
+	}
+}
+
+// planWait is what it does then.
+func (r *run) planWait(k *calls.List, p parts) {
 	// Here, since a change of privileges would take the signal away.
 	k.Add("die with kiln", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(unix.SIGKILL), 0, 0, 0)
 	k.Add("see that kiln is alive", unix.SYS_PPOLL, calls.Raw(unix.PollFd{Fd: int32(fd(p.kiln)), Events: unix.POLLIN}), 1,
 		calls.Raw(unix.Timespec{}), 0, 8).MustBeZero()
-	process := k.Add("start the process", calls.Clone, r.process)
+	process := k.Add(startProcess, calls.Clone, r.process)
 	k.Closes = k.Add("close files", unix.SYS_CLOSE_RANGE, 0, uint32(1<<32-1), 0) // the process has closed its own by then, see CLONE_VFORK
 	r.status, r.usage = &calls.Buffer{Size: 4}, &calls.Buffer{Size: int(unsafe.Sizeof(unix.Rusage{}))}
 	r.waited = k.Add("wait for the process", unix.SYS_WAIT4, process, r.status, 0, r.usage)
 	k.Add("exit", unix.SYS_EXIT_GROUP, 0)
 	r.keeper = k
-	return nil
 }
 
 // processPlan is what the process does until it is the launcher: it makes its namespaces, mounts and descriptors.
@@ -120,26 +130,7 @@ func (r *run) processPlan(p parts) (*calls.List, error) {
 	if s.Network.Mode == NetworkNone {
 		l.Flags |= unix.CLONE_NEWNET
 	}
-	l.Add("start a session", unix.SYS_SETSID)
-	l.Add("leave kiln's keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).
-		Or(syscall.ENOSYS, syscall.EPERM) // of a container's system call policy, which is the process's too: it gets at no keyring then
-	// Real-time signals too: a parent that used posix_spawn, as make does, leaves the first of them ignored.
-	for sig := 1; sig <= 64; sig++ {
-		if sig != int(unix.SIGKILL) && sig != int(unix.SIGSTOP) {
-			// struct sigaction of the kernel: the handler is its first word and SIG_DFL is 0.
-			l.Add(fmt.Sprintf("reset signal %d", sig), unix.SYS_RT_SIGACTION, sig, make([]byte, 32), 0, 8)
-		}
-	}
-
-	if adj, ok := oomScore(); ok {
-		file := l.Add("open oom_score_adj", unix.SYS_OPENAT, calls.Here(), "/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		l.Add("rather die than kiln", unix.SYS_WRITE, file, []byte(adj), len(adj))
-	}
-	if s.Privileges.IDs != nil {
-		l.Add("leave kiln's groups", unix.SYS_SETGROUPS, 0, 0)
-		l.Add("become the group of the namespace's root", unix.SYS_SETRESGID, 0, 0, 0)
-		l.Add("become the namespace's root", unix.SYS_SETRESUID, 0, 0, 0)
-	}
+	r.planIdentity(l, calls.Here(), "/proc/self")
 	r.planRoot(l, p)
 	if s.Network.Mode == NetworkNone {
 		sock := l.Add("open a socket", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -150,6 +141,47 @@ func (r *run) processPlan(p parts) (*calls.List, error) {
 	}
 	l.Add("set the host name", unix.SYS_SETHOSTNAME, s.Network.Hostname, len(s.Network.Hostname))
 
+	// The step's own, since it may change the mode and the owner of what its descriptors stand for.
+	null := l.Add("open /dev/null", unix.SYS_OPENAT, fd(p.dev), "null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	r.planProgram(l, p, null)
+	if r.streams.signals != nil {
+		const first = 1                               // the process is the first of its namespace
+		r.streams.signals.plan(l, first, fd(p.devAt)) // which nothing needs any more
+	}
+	if err := r.planFilter(l, p.dev); err != nil { // and neither this
+		return nil, err
+	}
+	return l, r.launch.Add(l)
+}
+
+// planIdentity has a process leave what it has of kiln's: session, keyring, signals, and in a user namespace its ids. proc is where the
+// process finds itself in the /proc of kiln, below the directory that is dir.
+func (r *run) planIdentity(l *calls.List, dir any, proc string) {
+	l.Add("start a session", unix.SYS_SETSID)
+	l.Add("leave kiln's keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).
+		Or(syscall.ENOSYS, syscall.EPERM) // of a container's system call policy, which is the process's too: it gets at no keyring then
+	// Real-time signals too: a parent that used posix_spawn, as make does, leaves the first of them ignored.
+	for sig := 1; sig <= 64; sig++ {
+		if sig != int(unix.SIGKILL) && sig != int(unix.SIGSTOP) {
+			// struct sigaction of the kernel: the handler is its first word and SIG_DFL is 0.
+			l.Add(fmt.Sprintf("reset signal %d", sig), unix.SYS_RT_SIGACTION, sig, make([]byte, 32), 0, 8)
+		}
+	}
+	if adj, ok := oomScore(); ok {
+		file := l.Add("open oom_score_adj", unix.SYS_OPENAT, dir, proc+"/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		l.Add("rather die than kiln", unix.SYS_WRITE, file, []byte(adj), len(adj))
+	}
+	if r.spec.Privileges.IDs != nil {
+		l.Add("leave kiln's groups", unix.SYS_SETGROUPS, 0, 0)
+		l.Add("become the group of the namespace's root", unix.SYS_SETRESGID, 0, 0, 0)
+		l.Add("become the namespace's root", unix.SYS_SETRESUID, 0, 0, 0)
+	}
+}
+
+// planProgram gives a process that is in its root what its program begins with: umask, working directory, and descriptors, of which null
+// takes the places of those that are nothing.
+func (r *run) planProgram(l *calls.List, p parts, null any) {
+	s := &r.spec
 	l.Add("set the umask", unix.SYS_UMASK, 0o022)
 	dir := l.Add("open working directory "+s.Process.Cwd, unix.SYS_OPENAT2, calls.Here(), s.Process.Cwd,
 		calls.Raw(unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
@@ -159,8 +191,6 @@ func (r *run) processPlan(p parts) (*calls.List, error) {
 	l.Add("read the working directory", unix.SYS_GETCWD, cwd, cwd.Size)
 	l.Add("see that the working directory is in the root", calls.Check, cwd, int('/'), int(unix.EXDEV))
 
-	// The step's own, since it may change the mode and the owner of what its descriptors stand for.
-	null := l.Add("open /dev/null", unix.SYS_OPENAT, fd(p.dev), "null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	orNull := func(f *os.File) any {
 		if f == nil {
 			return null
@@ -173,13 +203,6 @@ func (r *run) processPlan(p parts) (*calls.List, error) {
 	if r.streams.tty != nil {
 		l.Add("take the terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
 	}
-	if r.streams.signals != nil {
-		r.streams.signals.plan(l, p.devAt) // which nothing needs any more
-	}
-	if err := r.planFilter(l, p); err != nil {
-		return nil, err
-	}
-	return l, r.launch.Add(l)
 }
 
 // launchPlan is what the launcher does: it takes the process's privileges away, and executes its program.
@@ -202,13 +225,13 @@ func (r *run) launchPlan() (*calls.List, error) {
 	argv, envp := &calls.Strings{List: s.Process.Args}, &calls.Strings{List: env}
 	paths := candidates(s.Process.Args[0], env)
 	for _, name := range paths {
-		r.execs = append(r.execs, l.Add("execute "+name, unix.SYS_EXECVE, name, argv, envp).
-			Or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES))
+		r.execs = append(r.execs, attempt{execute: l.Add("execute "+name, unix.SYS_EXECVE, name, argv, envp).
+			Or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES)})
 	}
 	look := calls.Raw(unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS})
-	for _, name := range paths {
-		r.exists = append(r.exists, l.Add("look for "+name, unix.SYS_OPENAT2, calls.Here(), name, look, unix.SizeofOpenHow).
-			Or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES, syscall.ELOOP, syscall.ENAMETOOLONG).Skipping(1))
+	for i, name := range paths {
+		r.execs[i].look = l.Add("look for "+name, unix.SYS_OPENAT2, calls.Here(), name, look, unix.SizeofOpenHow).
+			Or(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES, syscall.ELOOP, syscall.ENAMETOOLONG).Skipping(1)
 		l.Add("close "+name, unix.SYS_CLOSE_RANGE, 3, uint32(1<<32-1), 0)
 	}
 	return l, nil

@@ -50,7 +50,7 @@ type streams struct {
 }
 
 // start is called when the process has been started.
-func (x *streams) start(s *Spec) {
+func (x *streams) start(r *run) {
 	for _, o := range x.outs {
 		go o.Copy()
 	}
@@ -58,17 +58,17 @@ func (x *streams) start(s *Spec) {
 		go x.in.Copy()
 	}
 	if x.tty != nil {
-		x.resizing = x.tty.follow(s.Stdio.Terminal.Resized)
+		x.resizing = x.tty.follow(r.spec.Stdio.Terminal.Resized)
 	}
 	if x.signals != nil {
-		go x.signals.send(s.Process.Signals)
+		go x.signals.send(r)
 	}
 }
 
 // end is called when all processes of the run are dead.
-func (x *streams) end() {
+func (x *streams) end(entered bool) {
 	if x.signals != nil {
-		x.signals.end()
+		x.signals.end(entered)
 	}
 	if x.tty != nil {
 		x.resizing()
@@ -96,11 +96,16 @@ func (x *streams) close() {
 // descriptors makes the process's standard input, output and error.
 func (r *run) descriptors(p *parts) (err error) {
 	s := &r.spec.Stdio
-	if r.spec.Process.Signals != nil {
+	if r.spec.Process.Signals != nil || r.spec.Entry != nil {
 		if r.streams.signals, err = newSignals(); err != nil {
 			return err
 		}
 		r.files = append(r.files, r.streams.signals.Give)
+	}
+	if s.Terminal != nil || r.spec.Entry != nil {
+		if err := r.ownTerminals(p); err != nil {
+			return err
+		}
 	}
 	if s.Terminal != nil {
 		return r.terminal(p)
@@ -180,23 +185,29 @@ func (r *run) inPipe() (*os.File, error) {
 	return process, err
 }
 
-// terminal makes a terminal for the process in its own /dev/pts.
-func (r *run) terminal(p *parts) error {
-	s := &r.spec.Stdio
+// ownTerminals makes the file system for /dev/pts if the process would have made it: whoever mounts it in the process's user namespace is
+// not kiln, which has to open terminals in it. Owners are those of the namespace all the same.
+func (r *run) ownTerminals(p *parts) (err error) {
 	if p.pts == nil {
-		// Whoever mounts it in the process's user namespace is not kiln, which has to open a terminal in it. Owners are those of the
-		// namespace all the same.
 		options := p.ptsOptions
 		for i := range options {
 			if options[i].Name == "gid" {
 				options[i].Value = fmt.Sprint(r.spec.Privileges.IDs.FirstGroup + ttyGroup)
 			}
 		}
-		var err error
 		if p.pts, err = r.own(mount.New("devpts", mount.NoSuid|mount.NoExec, options...)); err != nil {
 			return err
 		}
 	}
+	if r.spec.Entry != nil && !r.entered {
+		r.pts, err = duplicate(p.pts)
+	}
+	return err
+}
+
+// terminal makes a terminal for the process in the /dev/pts of its sandbox.
+func (r *run) terminal(p *parts) error {
+	s := &r.spec.Stdio
 	fail := func(err error) error { return fmt.Errorf("make a terminal: %w", err) }
 	ours, err := unix.Openat(fd(p.pts), "ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -272,29 +283,35 @@ func (t *terminal) follow(sizes <-chan TerminalSize) (end func()) {
 // signals sends signals to the process, by a descriptor of it that it passes on itself: its number may be that of another by then.
 type signals struct {
 	calls.Handover
+	wake       chan struct{} // says that the process is to be killed
 	stop, done chan struct{}
 }
 
 func newSignals() (*signals, error) {
 	h, err := calls.NewHandover()
-	return &signals{h, make(chan struct{}), make(chan struct{})}, err
+	return &signals{Handover: h, wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}, err
 }
 
-// plan has the process pass on a descriptor of itself. The descriptor spare is used up.
-func (s *signals) plan(l *calls.List, spare *os.File) {
-	const first = 1 // the process is the first of its namespace
-	self := l.Add("open the process", unix.SYS_PIDFD_OPEN, first, 0)
-	l.Add("move the process", unix.SYS_DUP3, self, fd(spare), unix.O_CLOEXEC)
-	l.Add("send the process", unix.SYS_SENDMSG, fd(s.Give), &calls.Rights{FD: fd(spare)}, unix.MSG_NOSIGNAL)
+// plan has the process pass on a descriptor of itself, whose number is self. The descriptor spare is used up.
+func (s *signals) plan(l *calls.List, self any, spare int) {
+	process := l.Add("open the process", unix.SYS_PIDFD_OPEN, self, 0)
+	l.Add("move the process", unix.SYS_DUP3, process, spare, unix.O_CLOEXEC)
+	l.Add("send the process", unix.SYS_SENDMSG, fd(s.Give), &calls.Rights{FD: spare}, unix.MSG_NOSIGNAL)
 }
 
-func (s *signals) send(list <-chan syscall.Signal) {
+// send sends the signals of a run.
+func (s *signals) send(r *run) {
 	defer close(s.done)
 	process := s.Receive()
 	if process == nil {
 		return
 	}
 	defer process.Close()
+	if e := r.spec.Entry; e != nil && !r.entered {
+		e.open(r, process)
+	}
+	send := func(signal syscall.Signal) { _ = unix.PidfdSendSignal(int(process.Fd()), signal, nil, 0) } // it may have ended
+	list := r.spec.Process.Signals
 	for {
 		select {
 		case signal, more := <-list:
@@ -302,16 +319,43 @@ func (s *signals) send(list <-chan syscall.Signal) {
 				list = nil
 				continue
 			}
-			_ = unix.PidfdSendSignal(int(process.Fd()), signal, nil, 0) // it may have ended
+			send(signal)
+		case <-s.wake:
+			send(syscall.SIGKILL)
 		case <-s.stop:
+			if r.entered {
+				// It is dead by now, unless somebody has killed who started it.
+				send(syscall.SIGKILL)
+				dead(process)
+			}
 			return
 		}
 	}
 }
 
-// end waits for send, when all processes of the run are dead.
-func (s *signals) end() {
+// dead waits until a process has ended.
+func dead(process *os.File) {
+	for {
+		ended := []unix.PollFd{{Fd: int32(process.Fd()), Events: unix.POLLIN}}
+		if _, err := unix.Poll(ended, -1); err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// kill kills the process, as soon as it has passed its descriptor on.
+func (s *signals) kill() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// end waits for send. Of a run that is not entered all processes are dead.
+func (s *signals) end(entered bool) {
 	close(s.stop)
-	s.Hurry()
+	if !entered { // else nobody has the other end once the process is dead
+		s.Hurry()
+	}
 	<-s.done
 }

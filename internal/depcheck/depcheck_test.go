@@ -157,6 +157,8 @@ var allowed = map[string][]string{
 	"snapshot/roots":   {"snapshot/dir", "internal"},
 	"sandbox":          {"internal"},
 
+	"sandbox/internal/socketcall": {"sandbox/internal/calls", "sandbox/internal/seccomp", "internal"},
+
 	// Which programs a sandbox can execute, by trying.
 	"sandbox/emulation": {"sandbox", "internal"},
 	// Engines that run images get them as an exporter writes them.

@@ -47,6 +47,15 @@ type Filter struct {
 	Text []byte
 }
 
+// FilterOf returns a filter of instructions.
+func FilterOf(program []unix.SockFilter) *Filter {
+	text := make([]byte, 0, len(program)*8)
+	for _, in := range program {
+		text = append(text, Raw(in)...)
+	}
+	return &Filter{N: len(program), Text: text}
+}
+
 // Rights is struct msghdr of sendmsg(2): a byte, and the descriptor FD as SCM_RIGHTS of unix(7).
 type Rights struct{ FD int }
 
@@ -184,7 +193,7 @@ var callNames = map[uintptr]string{
 	unix.SYS_DUP3: "dup3", unix.SYS_EXECVE: "execve", unix.SYS_EXECVEAT: "execveat",
 	unix.SYS_EXIT_GROUP: "exit_group", unix.SYS_CLOSE: "close",
 	unix.SYS_FCHDIR: "fchdir", unix.SYS_FSCONFIG: "fsconfig", unix.SYS_FSMOUNT: "fsmount", unix.SYS_FSOPEN: "fsopen",
-	unix.SYS_GETCWD: "getcwd", unix.SYS_IOCTL: "ioctl", unix.SYS_KEYCTL: "keyctl", unix.SYS_MOUNT_SETATTR: "mount_setattr",
+	unix.SYS_GETCWD: "getcwd", unix.SYS_GETPID: "getpid", unix.SYS_IOCTL: "ioctl", unix.SYS_KEYCTL: "keyctl", unix.SYS_MOUNT_SETATTR: "mount_setattr",
 	unix.SYS_MOVE_MOUNT: "move_mount", unix.SYS_OPENAT: "openat", unix.SYS_PIDFD_OPEN: "pidfd_open", unix.SYS_OPENAT2: "openat2", unix.SYS_OPEN_TREE: "open_tree",
 	unix.SYS_PIVOT_ROOT: "pivot_root", unix.SYS_PPOLL: "ppoll", unix.SYS_PRCTL: "prctl", unix.SYS_PRLIMIT64: "prlimit64",
 	unix.SYS_RT_SIGACTION: "rt_sigaction", unix.SYS_RT_SIGPROCMASK: "rt_sigprocmask", unix.SYS_SECCOMP: "seccomp", unix.SYS_SENDMSG: "sendmsg",

@@ -1,4 +1,5 @@
-package sandbox
+// Package socketcall makes sockets for processes of 386 images, whose programs may know no other way to one than socketcall(2).
+package socketcall
 
 import (
 	"encoding/binary"
@@ -21,30 +22,30 @@ import (
 // the caller waits, kiln reads the arguments once, makes the socket as the caller, and puts it among the caller's descriptors: see
 // seccomp_unotify(2).
 
-// A socketMaker serves the processes of one run, by the listener that they hand over.
-type socketMaker struct {
+// A Maker serves a process and its descendants, by the listener that the process hands over. Both ends of the Handover are the caller's to
+// close.
+type Maker struct {
 	calls.Handover
 	done chan struct{}
 }
 
-// planSocketMaker has the process send kiln the listener of a second filter, which leaves to kiln what the first does. Where the
-// process can have none, since whoever runs kiln has one already (EBUSY) or the kernel knows none (EINVAL), the call gets ENOSYS.
-func (r *run) planSocketMaker(l *calls.List, spare *os.File) error {
+// Plan has the process send kiln the listener of a second filter, which leaves to kiln what the first does. Where the process can have
+// none, since whoever runs kiln has one already (EBUSY) or the kernel knows none (EINVAL), the call gets ENOSYS. The descriptor spare is
+// used up.
+func Plan(l *calls.List, spare *os.File) (*Maker, error) {
 	h, err := calls.NewHandover()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r.sockets = &socketMaker{h, make(chan struct{})}
-	r.files = append(r.files, r.sockets.Give)
 	listener := l.Add("listen to socketcall", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER,
-		filterText(seccomp.Socketcalls())).Or(syscall.EBUSY, syscall.EINVAL).Skipping(2)
-	l.Add("move the listener", unix.SYS_DUP3, listener, fd(spare), unix.O_CLOEXEC)
-	l.Add("send the listener", unix.SYS_SENDMSG, fd(r.sockets.Give), &calls.Rights{FD: fd(spare)}, unix.MSG_NOSIGNAL)
-	return nil
+		calls.FilterOf(seccomp.Socketcalls())).Or(syscall.EBUSY, syscall.EINVAL).Skipping(2)
+	l.Add("move the listener", unix.SYS_DUP3, listener, int(spare.Fd()), unix.O_CLOEXEC)
+	l.Add("send the listener", unix.SYS_SENDMSG, int(h.Give.Fd()), &calls.Rights{FD: int(spare.Fd())}, unix.MSG_NOSIGNAL)
+	return &Maker{h, make(chan struct{})}, nil
 }
 
-// serve makes sockets until no process of the run is left.
-func (m *socketMaker) serve() {
+// Serve makes sockets until none of the processes is left.
+func (m *Maker) Serve() {
 	defer close(m.done)
 	defer m.Take.Close()
 	listener := m.Receive()
@@ -71,8 +72,8 @@ func (m *socketMaker) serve() {
 	}
 }
 
-// end waits for serve, when all processes of the run are dead.
-func (m *socketMaker) end() {
+// End waits for Serve, when all the processes are dead.
+func (m *Maker) End() {
 	m.Hurry()
 	<-m.done
 }
