@@ -147,6 +147,8 @@ var allowed = map[string][]string{
 	"solver/plan":    {"solver", "solver/files", "solver/session", "solver/work", "llb", "snapshot/compose", "internal"},
 	"solver/execute": {"solver", "solver/files", "solver/session", "solver/work", "llb", "events", "snapshot", "snapshot/blob", "snapshot/compose", "snapshot/diff", "snapshot/roots",
 		"sandbox", "sandbox/emulation", "internal"},
+	// Processes that are no step.
+	"solver/container": {"solver/execute", "solver/work", "llb", "sandbox"},
 
 	// Neither knows the other; both speak internal/mount.
 	"snapshot":         {"events", "snapshot/blob", "snapshot/compose", "snapshot/diff", "snapshot/dir", "snapshot/roots", "internal"},

@@ -84,8 +84,8 @@ func (e *NoExecError) Error() string { return e.Err.Error() + ": " + e.Advice }
 // Unwrap returns the cause.
 func (e *NoExecError) Unwrap() error { return e.Err }
 
-// explain adds advice to the error of a program that cannot be executed.
-func (p *Prepared) explain(err error) error {
+// Explain adds advice to the error of a program that cannot be executed.
+func (p *Prepared) Explain(err error) error {
 	e, ok := errors.AsType[*sandbox.ExecError](err)
 	if !ok {
 		return err

@@ -10,8 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
-	"sync"
 
 	"github.com/kilnbuild/kiln/internal/cachemount"
 	"github.com/kilnbuild/kiln/internal/dirtree"
@@ -58,7 +56,7 @@ func (m *mounting) lockCaches() error {
 	m.caches = map[string]string{}
 	for _, id := range slices.Sorted(maps.Keys(sharing)) {
 		if m.fresh {
-			if err := m.x.emptied.once(m.ctx, filepath.Join(m.x.Root, rootdir.Mounts, id), m.x.Tmp); err != nil {
+			if err := m.x.emptied.Once(m.ctx, filepath.Join(m.x.Root, rootdir.Mounts, id), m.x.Tmp); err != nil {
 				return err
 			}
 		}
@@ -181,67 +179,4 @@ func (m *mounting) restore(dir string, spec llb.Mount) (bool, error) {
 		return !empty, err
 	}
 	return m.x.CacheMounts.Restore(m.ctx, m.identity(spec), dir, m.x.Tmp)
-}
-
-// emptied are the caches that a build has emptied already.
-type emptied struct {
-	mu  sync.Mutex
-	all map[string]bool
-}
-
-// once empties the cache that has the directory dir, and private ones of the same id, when no other step or build uses it any more: once
-// in a build, so that what a step leaves there is there for the next. What was in it goes by way of tmp.
-func (e *emptied) once(ctx context.Context, dir, tmp string) error {
-	e.mu.Lock()
-	done := e.all[dir]
-	e.mu.Unlock()
-	if done {
-		return nil
-	}
-	entries, err := os.ReadDir(filepath.Dir(dir))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	// The one that is not private is the last, since it says that the cache is empty.
-	for _, entry := range slices.Backward(entries) {
-		d := filepath.Join(filepath.Dir(dir), entry.Name())
-		if d != dir && !strings.HasPrefix(d, dir+"-") {
-			continue
-		}
-		if err := e.empty(ctx, dir, d, tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("empty a cache mount: %w", err)
-		}
-	}
-	return nil
-}
-
-func (e *emptied) empty(ctx context.Context, cache, dir, tmp string) error {
-	l, err := lock.Acquire(ctx, filepath.Join(dir, cachemount.Lock), false)
-	if err != nil {
-		return err
-	}
-	defer l.Release()
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.all[cache] { // another step was faster, and its files may be in it
-		return nil
-	}
-	old, err := os.MkdirTemp(tmp, "cache-")
-	if err != nil {
-		return err
-	}
-	defer dirtree.Remove(old)
-	if err := os.Rename(filepath.Join(dir, cachemount.Files), filepath.Join(old, "fs")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := cachemount.Forget(dir); err != nil {
-		return err
-	}
-	if cache == dir {
-		if e.all == nil {
-			e.all = map[string]bool{}
-		}
-		e.all[cache] = true
-	}
-	return nil
 }

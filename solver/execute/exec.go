@@ -99,6 +99,28 @@ func (p *Prepared) below() []*layer.Stack {
 // Network returns the process's own network, nil for none.
 func (p *Prepared) Network() *network.Network { return p.network }
 
+// Root returns the root file system. It stays p's.
+func (p *Prepared) Root() *os.File { return p.root.File }
+
+// Mounted returns what mount i of the Exec shows; nil for what is not there. It stays p's.
+func (p *Prepared) Mounted(i int) *os.File { return p.mounts.sources[i] }
+
+// AddFile mounts a file with a content, which everybody can read and nobody change.
+func (p *Prepared) AddFile(target string, content []byte) error {
+	if err := p.mounts.file(content, llb.Mount{Target: target, Mode: 0o444}); err != nil {
+		return fmt.Errorf("mount a file at %s: %w", target, err)
+	}
+	p.Spec.Mounts = p.mounts.mounts
+	return nil
+}
+
+// User looks up a user of the root file system, which is named as in llb.Exec.
+func (p *Prepared) User(name string) (passwd.User, error) {
+	user, err := sandbox.LookupUser(p.root.File, name)
+	user.Groups = slices.Concat(user.Groups, p.mounts.groups)
+	return user, err
+}
+
 // Close lets go of everything.
 func (p *Prepared) Close() {
 	if p.users != nil {
@@ -300,7 +322,7 @@ func (x *Job) connect(op llb.Exec, p *Prepared) (err error) {
 func (p *Prepared) Process(ctx context.Context) (sandbox.Status, error) {
 	status, err := sandbox.Run(ctx, p.Spec)
 	if err != nil {
-		return status, p.explain(err)
+		return status, p.Explain(err)
 	}
 	p.job.tellPidsLimit(status.NoPidsLimit)
 	return status, nil
@@ -450,6 +472,7 @@ type mounting struct {
 	fresh bool
 
 	mounts  []sandbox.Mount
+	sources []*os.File // what each of op.Mounts shows; nil for what is not mounted
 	env     []string
 	closers []func()
 	caches  map[string]string // directories by id
@@ -484,7 +507,8 @@ func (m *mounting) all() error {
 	if err := m.lockCaches(); err != nil {
 		return fmt.Errorf("lock the cache mounts: %w", err)
 	}
-	for _, spec := range m.op.Mounts {
+	m.sources = make([]*os.File, len(m.op.Mounts))
+	for i, spec := range m.op.Mounts {
 		if err := ns.Check(uint32(spec.UID), uint32(spec.GID)); err != nil {
 			return fmt.Errorf("mount %s at %s: %w", spec.Type, spec.Target, err)
 		}
@@ -504,6 +528,9 @@ func (m *mounting) all() error {
 		}
 		if err != nil {
 			return fmt.Errorf("mount %s at %s: %w", spec.Type, spec.Target, err)
+		}
+		if n := len(m.mounts); n > 0 && m.mounts[n-1].Target == spec.Target {
+			m.sources[i] = m.mounts[n-1].Source
 		}
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/cachemount"
 	"github.com/kilnbuild/kiln/internal/cdi"
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -130,7 +131,7 @@ type Job struct {
 
 	git         *git.Client
 	failed      []*Failed
-	emptied     emptied
+	emptied     cachemount.Emptied
 	ahead       func(context.Context) error  // see Ahead
 	looked      once.Map[struct{}, struct{}] // ahead, and there was nothing wrong
 	noPidsLimit sync.Once                    // said that there is none

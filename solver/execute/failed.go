@@ -91,7 +91,7 @@ func (f *Failed) Run(ctx context.Context, args []string, stdio sandbox.Stdio) (s
 	}
 	status, err := sandbox.Run(ctx, spec)
 	if err != nil {
-		return status, f.prepared.explain(err)
+		return status, f.prepared.Explain(err)
 	}
 	return status, nil
 }

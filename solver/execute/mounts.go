@@ -68,19 +68,24 @@ func (m *mounting) secret(spec llb.Mount) error {
 	if spec.Target == "" {
 		return nil
 	}
-	fs, err := mount.Tmpfs(int64(len(value))+1<<20, 0o700, 0, 0)
+	return m.file(value, spec)
+}
+
+// file mounts a file of a content, read-only, with the owner and the mode of spec, on a file system of its own in memory.
+func (m *mounting) file(content []byte, spec llb.Mount) error {
+	fs, err := mount.Tmpfs(int64(len(content))+1<<20, 0o700, 0, 0)
 	if err != nil {
 		return err
 	}
 	defer fs.Close()
-	f, err := rootfs.At(fs).OpenFile("secret", unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	f, err := rootfs.At(fs).OpenFile("file", unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(value)
+	_, err = f.Write(content)
 	err = errors.Join(err, f.Chown(spec.UID, spec.GID), unix.Fchmod(int(f.Fd()), spec.Mode&0o7777), f.Close())
 	if err != nil {
 		return err
 	}
-	return m.belowMapped(fs, llb.Mount{Source: "/secret", Target: spec.Target, ReadOnly: true})
+	return m.belowMapped(fs, llb.Mount{Source: "/file", Target: spec.Target, ReadOnly: true})
 }
