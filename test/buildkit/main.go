@@ -25,8 +25,8 @@ const usage = `usage: run dockerfile builtin|client|gateway [FLAG...]
 The first form runs the tests of BuildKit's Dockerfile front end: that of the server, that of the test process, or that of an image. The
 second runs the tests of its client. The third only makes what both need, and prints where it is.
 
-Tests of passes/*.txt must pass. State is in the directory $KILN_SUITES, ~/.cache/kiln-suites by default; runs at the same time do not
-disturb each other.
+Tests of passes/*.txt must pass. What is made once is in the directory $KILN_SUITES, ~/.cache/kiln-suites by default, and what a run needs
+in $TMPDIR. Runs at the same time do not disturb each other.
 
 `
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,7 +50,19 @@ const created = "SOURCE_DATE_EPOCH=1600000000"
 
 // mirror returns the data directory of a registry with all images.
 func (c cache) mirror(ctx context.Context) (string, error) {
-	path := filepath.Join(c.made, "mirror")
+	hash := sha256.New()
+	recipes, err := filepath.Glob(filepath.Join(source(), "images/*"))
+	if err != nil {
+		return "", err
+	}
+	for _, recipe := range recipes {
+		data, err := os.ReadFile(recipe)
+		if err != nil {
+			return "", err
+		}
+		hash.Write(data)
+	}
+	path := filepath.Join(c.made, fmt.Sprintf("mirror-%x", hash.Sum(nil)[:6]))
 	return path, c.once("mirror", path, func(tmp string) error {
 		kiln, err := c.kiln(ctx, "kiln")
 		if err != nil {

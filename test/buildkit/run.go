@@ -184,6 +184,9 @@ type environment struct {
 	env    []string
 }
 
+// maxTmp limits the path of a run's directory: a socket below it has a path of 107 bytes at most.
+const maxTmp = 32
+
 // surroundings makes what the tests of a run need, in a directory of its own.
 func (r request) surroundings(ctx context.Context, c cache) (e environment, err error) {
 	if e.binary, err = c.binary(ctx, r.suite.binary); err != nil {
@@ -215,11 +218,14 @@ func (r request) surroundings(ctx context.Context, c cache) (e environment, err 
 	if err := adoptOrphans(); err != nil {
 		return e, err
 	}
-	if e.tmp, err = os.MkdirTemp(c.top, "r"); err != nil {
+	if e.tmp, err = os.MkdirTemp("", "ks"); err != nil {
 		return e, err
 	}
+	if len(e.tmp) > maxTmp {
+		return e, fmt.Errorf("%s: the path of $TMPDIR is too long by %d bytes for sockets below it", e.tmp, len(e.tmp)-maxTmp)
+	}
 	e.log = fmt.Sprintf("%s/log-%s-%s-%d", c.top, r.suite.name, r.against, os.Getpid())
-	for _, name := range []string{"bin", "home", "tmp"} {
+	for _, name := range []string{"bin", "home", "t"} {
 		if err := os.Mkdir(filepath.Join(e.tmp, name), 0o755); err != nil {
 			return e, err
 		}
@@ -229,14 +235,14 @@ func (r request) surroundings(ctx context.Context, c cache) (e environment, err 
 			return e, err
 		}
 	}
-	// Tests push to the mirror. Blobs never change, so they need not be copied.
-	if err := command(ctx, e.tmp, nil, "cp", "--archive", "--link", mirror, "mirror"); err != nil {
+	// Tests push to the mirror.
+	if err := command(ctx, e.tmp, nil, "cp", "--archive", mirror, "mirror"); err != nil {
 		return e, err
 	}
 	e.env = append(os.Environ(),
 		"PATH="+filepath.Join(e.tmp, "bin")+":"+os.Getenv("PATH"),
 		"HOME="+filepath.Join(e.tmp, "home"),
-		"TMPDIR="+filepath.Join(e.tmp, "tmp"),
+		"TMPDIR="+filepath.Join(e.tmp, "t"),
 		"BUILDKIT_REGISTRY_MIRROR_DIR="+filepath.Join(e.tmp, "mirror"),
 	)
 	if r.suite.env != "" {
