@@ -27,8 +27,8 @@ type results map[string]outcome
 const marker = "\x16"
 
 var (
-	began = regexp.MustCompile(`^=== (?:RUN|NAME|CONT) +(\S+)$`)
-	ended = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): (\S+) \(`)
+	start = regexp.MustCompile(`^=== (?:RUN|NAME|CONT) +(\S+)$`)
+	end   = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): (\S+) \(`)
 	// panicking are the functions of tests in the stack of the goroutine that brought the test binary down.
 	panicking = regexp.MustCompile(`(?:frontend/dockerfile|buildkit/client)\.test(\w+?)(?:\.|\()`)
 )
@@ -45,14 +45,14 @@ func (r results) read(output io.Reader, log io.Writer) (culprits []string, err e
 			printed = line
 		}
 		text := strings.TrimRight(printed, "\n")
-		if m := ended.FindStringSubmatch(text); m != nil && marked {
+		if m := end.FindStringSubmatch(text); m != nil && marked {
 			if r[m[2]] != failed { // a panic may say so before
 				r[m[2]] = outcome(m[1])
 			}
 			if m[1] == string(failed) && strings.Count(m[2], "/") > strings.Count(last, "/") {
 				last = m[2]
 			}
-		} else if m := began.FindStringSubmatch(text); m != nil && marked {
+		} else if m := start.FindStringSubmatch(text); m != nil && marked {
 			if _, ok := r[m[1]]; !ok {
 				r[m[1]] = running
 			}
@@ -89,6 +89,17 @@ func function(name string) string {
 
 // isEntry reports whether a test is one that the lists have.
 func isEntry(name string) bool { return strings.Contains(name, "/worker=oci") }
+
+// ended returns how many tests have ended.
+func (r results) ended() int {
+	n := 0
+	for _, o := range r {
+		if o != running {
+			n++
+		}
+	}
+	return n
+}
 
 // unfinished returns the functions with a test that has begun and not ended.
 func (r results) unfinished() []string {

@@ -120,6 +120,7 @@ func (r request) all(ctx context.Context, e environment) (results, error) {
 	got := results{}
 	var skip []string
 	for {
+		before := got.ended()
 		culprits, failure, err := r.once(ctx, e, got, skip, out)
 		if err != nil {
 			return nil, err
@@ -137,10 +138,10 @@ func (r request) all(ctx context.Context, e environment) (results, error) {
 		slices.Sort(culprits)
 		fmt.Printf("the test binary ended by %s: the others run again\n", strings.Join(slices.Compact(culprits), ", "))
 		got.fail(culprits)
-		before := len(skip)
-		if skip = append(got.finished(), culprits...); len(skip) == before {
-			return nil, fmt.Errorf("%s ended twice without a result; see %s", e.binary, e.log)
+		if got.ended() == before {
+			return nil, fmt.Errorf("%s ended without a result; see %s", e.binary, e.log)
 		}
+		skip = append(got.finished(), culprits...)
 	}
 }
 
@@ -258,9 +259,7 @@ func (r request) server(ctx context.Context, c cache) (string, error) {
 		return c.binary(ctx, "buildkitd")
 	case r.against == "nothing":
 		path := filepath.Join(c.made, "bin/nothing")
-		return path, c.once("nothing", path, func(tmp string) error {
-			return command(ctx, source(), []string{"CGO_ENABLED=0"}, "go", "build", "-o", tmp, "./nothing")
-		})
+		return path, command(ctx, source(), []string{"CGO_ENABLED=0"}, "go", "build", "-o", path, "./nothing")
 	case r.kilnd != "":
 		return filepath.Abs(r.kilnd)
 	}

@@ -46,13 +46,20 @@ func serve(args []string) error {
 	return s.Serve(l)
 }
 
+// preface is what the server of a session waits for: HTTP/2, and no settings.
+const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
 // succeed answers a call of any method. What it reads and writes has no fields that it knows.
 func succeed(_ any, stream grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(stream)
 	switch method {
 	case controlapi.Control_Session_FullMethodName:
-		<-stream.Context().Done() // the client ends its session
-		return nil
+		if err := stream.SendMsg(&controlapi.BytesMessage{Data: []byte(preface)}); err != nil {
+			return err
+		}
+		for stream.RecvMsg(&emptypb.Empty{}) == nil {
+		}
+		return nil // the client has ended its session
 	case controlapi.Control_ListWorkers_FullMethodName: // clients give up without a worker
 		return stream.SendMsg(&controlapi.ListWorkersResponse{Record: []*apitypes.WorkerRecord{{
 			ID: "nothing", Platforms: []*pb.Platform{{OS: "linux", Architecture: "amd64"}},
