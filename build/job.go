@@ -154,7 +154,8 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	if o.Debug {
 		j.session.Note = s.Warn
 	}
-	j.bases = bases.New(j.store, b.client, resolved.In(b.root.Dir(), work.Scratch.Path()), j.sources.Pull(), j.sources, s)
+	known := resolved.In(b.root.Dir(), work.Scratch.Path())
+	j.bases = bases.New(j.store, b.client, known, j.sources.Pull(), j.sources, j.caches.Document, s)
 	j.bases.Stores = o.Client.Stores
 	j.onClose(func(context.Context) error { j.bases.Close(); return nil })
 	j.explain = explain.Explainer{Layers: j.layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
@@ -165,7 +166,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	})
 	j.onClose(j.steps.end)
 	j.explain.Tree = j.steps.layer
-	j.caches.Bring = j.steps.Bring
+	j.caches.Bring, j.caches.Documents = j.steps.Bring, j.bases.Documents
 	if o.Export.Attest.SBOM != nil {
 		j.attester.Scanning = j.scanner()
 	}

@@ -19,6 +19,16 @@ import (
 // decides. Short names are completed as by Docker. An image with a digest that is in the store is not requested again, and of one with a
 // tag only the digest is. See image.Source.
 func (c *Client) Resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*image.Image, error) {
+	return c.ResolveKnown(ctx, ref, platform, store, nil)
+}
+
+// Known returns the bytes of a manifest, index or config with a digest, or nil. Whether they have it is verified by whoever asks.
+type Known func(ctx context.Context, d digest.Digest) []byte
+
+// ResolveKnown is Resolve, and requests no document that known returns; it may be nil.
+func (c *Client) ResolveKnown(
+	ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store, known Known,
+) (*image.Image, error) {
 	r, err := imagename.Parse(ref)
 	if err == nil && r.Digest != "" {
 		_, err = cas.ParseDigest(string(r.Digest))
@@ -26,7 +36,7 @@ func (c *Client) Resolve(ctx context.Context, ref string, platform ocispec.Platf
 	if err != nil {
 		return nil, err
 	}
-	src := &remote{client: c, ref: r, store: store}
+	src := &remote{client: c, ref: r, store: store, known: known}
 	named, err := src.target(ctx)
 	if err != nil {
 		return nil, err
@@ -43,7 +53,29 @@ type remote struct {
 	client *Client
 	ref    imagename.Name
 	store  *cas.Store
+	known  Known // nil for nobody
 	from   *host // the last that answered
+}
+
+// local returns the document with a digest, and a size unless that is -1, if the store has it or somebody knows it; else nil.
+func (s *remote) local(ctx context.Context, desc ocispec.Descriptor) []byte {
+	stored := desc
+	if stored.Size < 0 {
+		stored.Size, _ = s.store.Stat(desc.Digest) // nothing is stored where that fails
+	}
+	if s.store.Has(stored) {
+		if data, err := s.store.ReadAll(stored, 0); err == nil {
+			return data
+		}
+	}
+	if s.known == nil {
+		return nil
+	}
+	data := s.known(ctx, desc.Digest)
+	if data == nil || digest.FromBytes(data) != desc.Digest || desc.Size >= 0 && int64(len(data)) != desc.Size {
+		return nil
+	}
+	return data
 }
 
 func (s *remote) explain(err error) error {
@@ -64,12 +96,9 @@ func identifier(n imagename.Name) string {
 // target gets the document that the reference names.
 func (s *remote) target(ctx context.Context) (image.Named, error) {
 	if d := s.ref.Digest; d != "" {
-		if size, err := s.store.Stat(d); err == nil {
-			desc := ocispec.Descriptor{Digest: d, Size: size}
-			if data, err := s.store.ReadAll(desc, 0); err == nil {
-				if _, err := image.Parse(data, ""); err == nil {
-					return image.Named{Ref: s.ref.String(), Target: desc, Data: data}, nil
-				}
+		if data := s.local(ctx, ocispec.Descriptor{Digest: d, Size: -1}); data != nil {
+			if _, err := image.Parse(data, ""); err == nil {
+				return image.Named{Ref: s.ref.String(), Target: ocispec.Descriptor{Digest: d, Size: int64(len(data))}, Data: data}, nil
 			}
 		}
 	}
@@ -82,10 +111,8 @@ func (s *remote) target(ctx context.Context) (image.Named, error) {
 }
 
 func (s *remote) Document(ctx context.Context, desc ocispec.Descriptor) ([]byte, string, error) {
-	if s.store.Has(desc) {
-		if data, err := s.store.ReadAll(desc, 0); err == nil {
-			return data, desc.MediaType, nil
-		}
+	if data := s.local(ctx, desc); data != nil {
+		return data, desc.MediaType, nil
 	}
 	data, declared, err := s.get(ctx, string(desc.Digest), desc)
 	if err == nil && declared != "" && image.MediaType(declared) != desc.MediaType {
@@ -95,10 +122,8 @@ func (s *remote) Document(ctx context.Context, desc ocispec.Descriptor) ([]byte,
 }
 
 func (s *remote) Blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
-	if s.store.Has(desc) {
-		if data, err := s.store.ReadAll(desc, 0); err == nil {
-			return data, nil
-		}
+	if data := s.local(ctx, desc); data != nil {
+		return data, nil
 	}
 	return image.ReadBlob(ctx, s.client, s.ref.String(), desc)
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/registry/registrytest"
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -120,4 +121,47 @@ func TestPushTrips(t *testing.T) {
 	inTrips(t, "a push of an index", reg.Host, 5, func(ctx context.Context, c *Client) error {
 		return c.Push(ctx, s, reg.Host+"/index:v1", index, PushOptions{})
 	})
+}
+
+// What describes an image and is known is not asked for, unless it is something else than was asked for.
+func TestResolveTrips(t *testing.T) {
+	reg, s := registrytest.Start(t), newStore(t)
+	index := registrytest.PutIndex(t, s, makeImage(t, s, amd64, 20, 30), makeImage(t, s, ocispec.Platform{OS: "linux", Architecture: "arm64"}, 40))
+	ref := reg.Host + "/index:v1"
+	if err := New(nil).Push(t.Context(), s, ref, index, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	all := func(_ context.Context, d digest.Digest) []byte {
+		size, err := s.Stat(d)
+		if err != nil {
+			return nil
+		}
+		data, err := s.ReadAll(ocispec.Descriptor{Digest: d, Size: size}, 0)
+		if err != nil {
+			t.Error(err)
+		}
+		return data
+	}
+	wrong := func(_ context.Context, d digest.Digest) []byte { return append(all(t.Context(), d), ' ') }
+	pinned := reg.Host + "/index@" + string(index.Digest)
+	for _, tc := range []struct {
+		name, ref string
+		known     Known
+		trips     int
+	}{
+		{"a tag of which nothing is known", ref, nil, 3}, // the index, the manifest, the config
+		{"a tag of which all is known", ref, all, 1},
+		{"a digest of which all is known", pinned, all, 0},
+		{"a tag of which something else is known", ref, wrong, 3},
+		{"a digest of which something else is known", pinned, wrong, 3},
+	} {
+		empty := newStore(t)
+		inTrips(t, "resolving "+tc.name, reg.Host, tc.trips, func(ctx context.Context, c *Client) error {
+			img, err := c.ResolveKnown(ctx, tc.ref, amd64, empty, tc.known)
+			if err == nil && (img.Target.Digest != index.Digest || len(img.DiffIDs) != 2 || !empty.Has(img.Desc) || !empty.Has(img.Manifest.Config)) {
+				t.Errorf("%s: %+v", tc.name, img)
+			}
+			return err
+		})
+	}
 }

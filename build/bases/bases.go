@@ -41,6 +41,7 @@ type Bases struct {
 	events *events.Stream
 	pull   sources.Pull
 	from   *sources.Sources
+	docs   registry.Known
 
 	// Stores, where not nil, has the OCI layouts: a client elsewhere has them, and what a request calls a layout is no directory here.
 	Stores Stores
@@ -65,14 +66,18 @@ type base struct {
 	source image.Source
 	ref    string
 	task   *events.Task // of its vertex; nil before that is solved
+	// documents are those that whoever asks the registry for the same image has to ask for by their digests.
+	documents []ocispec.Descriptor
 }
 
-// New returns the bases of one build. from is told what names stand for. Close must be called.
+// New returns the bases of one build. from is told what names stand for, and docs asked for what describes images before registries are.
+// Close must be called.
 func New(
-	store *cas.Store, client *registry.Client, names *resolved.Names, pull sources.Pull, from *sources.Sources, s *events.Stream,
+	store *cas.Store, client *registry.Client, names *resolved.Names, pull sources.Pull, from *sources.Sources, docs registry.Known,
+	s *events.Stream,
 ) *Bases {
 	return &Bases{
-		store: store, client: client, names: names, events: s, pull: pull, from: from,
+		store: store, client: client, names: names, events: s, pull: pull, from: from, docs: docs,
 		found: map[string]base{}, late: map[llb.Image]base{}, layouts: map[string]*layout.Layout{}, warned: map[string]bool{},
 	}
 }
@@ -97,12 +102,49 @@ func (b *Bases) ResolveImage(ctx context.Context, req frontend.ImageRequest) (*f
 		return nil, fmt.Errorf("read the config of %s: %w", found.ref, err)
 	}
 	b.from.Took(describe(req, found.image))
+	if req.Layout == "" {
+		found.documents = documents(found)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if _, ok := b.found[out.Digest]; !ok {
 		b.found[out.Digest] = *found
 	}
 	return out, nil
+}
+
+// documents returns the documents of an image that are asked for by their digests: its name leads to the first one, unless it is a digest.
+func documents(b *base) []ocispec.Descriptor {
+	all := []ocispec.Descriptor{b.image.Manifest.Config}
+	pinned := false
+	if ref, err := imagename.Parse(b.ref); err == nil {
+		pinned = ref.Digest != ""
+	}
+	if pinned {
+		all = append(all, b.image.Target)
+	}
+	if b.image.Desc.Digest != b.image.Target.Digest {
+		all = append(all, b.image.Desc)
+	}
+	return all
+}
+
+// Documents returns what describes the images of registries that the build starts from and cannot be had with their names: each document
+// that has at most limit bytes.
+func (b *Bases) Documents(limit int64) [][]byte {
+	var descs []ocispec.Descriptor
+	b.mu.Lock()
+	for _, found := range b.found {
+		descs = append(descs, found.documents...)
+	}
+	b.mu.Unlock()
+	var all [][]byte
+	for _, d := range descs {
+		if data, err := b.store.ReadAll(d, limit); err == nil { // others do without
+			all = append(all, data)
+		}
+	}
+	return all
 }
 
 // maxReplaced is how often a policy may put another image in the place of one whose digest is known.
@@ -246,7 +288,7 @@ func (b *Bases) pinned(ctx context.Context, req frontend.ImageRequest, platform 
 		return nil, err
 	}
 	ref.Digest = digest.Digest(req.Digest)
-	img, err := b.client.Resolve(ctx, ref.String(), platform, b.store)
+	img, err := b.client.ResolveKnown(ctx, ref.String(), platform, b.store, b.docs)
 	if err != nil {
 		if failed, ok := errors.AsType[*registry.Error](err); ctx.Err() != nil || ok && failed.Down() {
 			return nil, err
@@ -260,7 +302,7 @@ func (b *Bases) pinned(ctx context.Context, req frontend.ImageRequest, platform 
 // ask resolves an image at its registry. If that does not answer, and the build was not asked to pull, the image is what the name stood for
 // when the registry was asked last, if the store still has that.
 func (b *Bases) ask(ctx context.Context, name string, platform ocispec.Platform) (*image.Image, error) {
-	img, err := b.client.Resolve(ctx, name, platform, b.store)
+	img, err := b.client.ResolveKnown(ctx, name, platform, b.store, b.docs)
 	ref, parseErr := imagename.Parse(name)
 	if parseErr != nil || ref.Digest != "" {
 		return img, err

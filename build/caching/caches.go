@@ -17,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/execute"
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -35,8 +36,10 @@ type Config struct {
 
 // Caches are all caches of one build. Where it imports and exports none, they are the local one alone, and cost nothing.
 type Caches struct {
-	// Bring makes sure that a layer is in the local store. It is set before Build.
-	Bring func(ctx context.Context, id layer.ID) error
+	// Bring makes sure that a layer is in the local store, and Documents returns what describes the images that the build starts from, each
+	// document that has at most limit bytes. Both are set before Build.
+	Bring     func(ctx context.Context, id layer.ID) error
+	Documents func(limit int64) [][]byte
 
 	config  Config
 	imports []*remote.Import
@@ -114,6 +117,14 @@ func (c *Caches) Elsewhere() execute.Cached {
 		return nil
 	}
 	return c.cache
+}
+
+// Document is a registry.Known of what the imports have.
+func (c *Caches) Document(ctx context.Context, d digest.Digest) []byte {
+	if c.cache == nil {
+		return nil
+	}
+	return c.cache.imports.Document(ctx, d)
 }
 
 // Created returns when a layer was made.

@@ -442,6 +442,11 @@ func (x *Exporter) records(ctx context.Context, e Export) (*pack.Pack, []layer.I
 		}
 		own.AddShortcut(from, t.Shortcut)
 	}
+	if len(own.Records) > 0 {
+		for _, text := range x.Documents(pack.MaxDocument) {
+			own.AddDocument(pack.Document{Text: string(text), Used: time.Now().Truncate(time.Second)})
+		}
+	}
 	return own, ids, ctx.Err()
 }
 

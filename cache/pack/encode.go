@@ -53,6 +53,7 @@ type line struct {
 	Layer    *layerLine    `json:"layer,omitempty"`
 	Shortcut *shortcutLine `json:"shortcut,omitempty"`
 	Mount    *mountLine    `json:"mount,omitempty"`
+	Document *documentLine `json:"document,omitempty"`
 }
 
 type header struct {
@@ -204,6 +205,10 @@ func (p *Pack) encodeText(to io.Writer) (err error) {
 	for _, key := range slices.Sorted(maps.Keys(p.Mounts)) {
 		put(line{Mount: encodeMount(p.Mounts[key])})
 	}
+	for _, name := range slices.Sorted(maps.Keys(p.Documents)) {
+		d := p.Documents[name]
+		put(line{Document: &documentLine{d.Text, d.Used.Unix()}})
+	}
 	return errors.Join(err, w.Flush())
 }
 
@@ -332,6 +337,10 @@ func (p *Pack) decode(l line) error {
 	case l.Mount != nil:
 		if m, ok := decodeMount(l.Mount); ok {
 			p.AddMount(m)
+		}
+	case l.Document != nil:
+		if d, ok := decodeDocument(l.Document); ok {
+			p.AddDocument(d)
 		}
 	}
 	return nil // a later version may add lines that this one can do without

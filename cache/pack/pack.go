@@ -28,6 +28,8 @@ type Pack struct {
 	Foreign map[solver.Key]Record
 	// Mounts are the contents of cache mounts, by the key of their identity.
 	Mounts map[string]Mount
+	// Documents describe images that builds start from, by their digests.
+	Documents map[digest.Digest]Document
 }
 
 // Record is a record with what decides how long it stays.
@@ -212,6 +214,9 @@ func (p *Pack) Add(other *Pack) {
 	for _, m := range other.Mounts {
 		p.AddMount(m)
 	}
+	for _, d := range other.Documents {
+		p.AddDocument(d)
+	}
 }
 
 // Has reports whether adding other would change nothing but times of use by less than slack.
@@ -254,6 +259,12 @@ func (p *Pack) Has(other *Pack, slack time.Duration) bool {
 			return false
 		}
 		if c := compareMounts(have, m); c < 0 || c == 0 && !have.Signatures.covers(m.Signatures) {
+			return false
+		}
+	}
+	for name, d := range other.Documents {
+		have, ok := p.Documents[name]
+		if !ok || d.Used.Sub(have.Used) >= slack {
 			return false
 		}
 	}
@@ -325,6 +336,14 @@ func (s blobSet) lacks(all []ocispec.Descriptor) (fresh blobSet, size int64) {
 // maxSkew is how far in the future the clocks of other machines may be.
 const maxSkew = 24 * time.Hour
 
+// used returns when something was used last. What claims to be used in the future would stay for ever.
+func used(at, now time.Time) time.Time {
+	if at.After(now.Add(maxSkew)) {
+		return time.Time{}
+	}
+	return at
+}
+
 // Trim removes records, the one that was used least recently first, until the pack is within the limit, and then what no record needs.
 func (p *Pack) Trim(l Limit, now time.Time) {
 	type item struct {
@@ -333,13 +352,6 @@ func (p *Pack) Trim(l Limit, now time.Time) {
 		Record
 	}
 	var items []item
-	// What claims to be used in the future would stay for ever.
-	used := func(r Record) time.Time {
-		if r.Used.After(now.Add(maxSkew)) {
-			return time.Time{}
-		}
-		return r.Used
-	}
 	for key, r := range p.Records {
 		items = append(items, item{key, false, r})
 	}
@@ -347,7 +359,7 @@ func (p *Pack) Trim(l Limit, now time.Time) {
 		items = append(items, item{key, true, r})
 	}
 	slices.SortFunc(items, func(a, b item) int {
-		return cmp.Or(used(b.Record).Compare(used(a.Record)), slices.Compare(a.key[:], b.key[:]))
+		return cmp.Or(used(b.Used, now).Compare(used(a.Used, now)), slices.Compare(a.key[:], b.key[:]))
 	})
 	kept := Pack{}
 	blobs := blobSet{}
@@ -359,7 +371,7 @@ func (p *Pack) Trim(l Limit, now time.Time) {
 		}
 		fresh, more := blobs.lacks(needed)
 		full = full || l.Records > 0 && len(kept.Records)+len(kept.Foreign) >= l.Records || l.exceeded(blobs, fresh, size+more)
-		if full || l.Age > 0 && now.Sub(used(it.Record)) > l.Age {
+		if full || l.Age > 0 && now.Sub(used(it.Used, now)) > l.Age {
 			continue
 		}
 		size += more
@@ -375,6 +387,9 @@ func (p *Pack) Trim(l Limit, now time.Time) {
 		if _, ok := kept.Records[t.Key]; ok {
 			kept.AddShortcut(from, t)
 		}
+	}
+	if len(kept.Records)+len(kept.Foreign) > 0 {
+		p.trimDocuments(&kept, l, now)
 	}
 	*p = kept
 }

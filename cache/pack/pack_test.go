@@ -69,6 +69,8 @@ func TestEncodeDecode(t *testing.T) {
 	foreign := Record{Version: "kiln-0", Used: epoch}
 	foreign.Started = epoch
 	p.AddRecord(solver.Key{1}, foreign)
+	const text = "{\"a\": \"<b>\\u2028\u2028\x00\"}\n"
+	p.AddDocument(Document{text, epoch})
 	data := encode(t, p)
 	got := decode(t, data)
 	if !bytes.Equal(encode(t, got), data) {
@@ -83,6 +85,53 @@ func TestEncodeDecode(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got.Layers[id], p.Layers[id]) {
 		t.Errorf("layer %+v, want %+v", got.Layers[id], p.Layers[id])
+	}
+	if d := got.Documents[digest.FromString(text)]; d.Text != text || !d.Used.Equal(epoch) {
+		t.Errorf("document %+v", d)
+	}
+}
+
+// What a text cannot say, and what is large, is no document; of the others those stay that were used last.
+func TestDocuments(t *testing.T) {
+	p := &Pack{}
+	p.AddDocument(Document{"\xff", epoch})
+	p.AddDocument(Document{strings.Repeat(" ", MaxDocument+1), epoch})
+	if len(p.Documents) > 0 {
+		t.Error("it has what it cannot have")
+	}
+	now := epoch.Add(1000 * time.Hour)
+	for i := range 3 * maxDocuments {
+		p.AddDocument(Document{fmt.Sprint("small", i), epoch.Add(time.Duration(i) * time.Hour)})
+	}
+	last, future := fmt.Sprint("small", 3*maxDocuments-1), "future"
+	p.AddDocument(Document{future, now.Add(2 * maxSkew)})
+	alone := &Pack{}
+	alone.Add(p)
+	if alone.Trim(Limit{}, now); len(alone.Documents) > 0 {
+		t.Error("documents stay without a record")
+	}
+	add(p, "a", 1, 0)
+	young := &Pack{}
+	young.Add(p)
+	if p.Trim(Limit{}, now); len(p.Documents) != maxDocuments || p.Documents[digest.FromString(last)].Text != last ||
+		p.Documents[digest.FromString(future)].Text != "" {
+		t.Errorf("%d documents stay, or the wrong ones", len(p.Documents))
+	}
+	add(young, "a", 1, 1000)
+	age := now.Sub(epoch.Add(time.Duration(3*maxDocuments-10) * time.Hour))
+	if young.Trim(Limit{Age: age}, now); len(young.Documents) != 10 {
+		t.Errorf("%d documents are young", len(young.Documents))
+	}
+	large := &Pack{}
+	add(large, "a", 1, 0)
+	for i := range maxDocuments {
+		large.AddDocument(Document{fmt.Sprintf("%*d", MaxDocument, i), epoch})
+	}
+	if large.Trim(Limit{}, now); len(large.Documents) != maxDocText/MaxDocument {
+		t.Errorf("%d large documents stay", len(large.Documents))
+	}
+	if p.Has(large, time.Hour) || !large.Has(large, time.Nanosecond) {
+		t.Error("Has does not look at documents")
 	}
 }
 
@@ -103,6 +152,7 @@ func TestAddInAnyOrder(t *testing.T) {
 		l.Created = r.Started
 		l.Blobs = map[string]Blob{fmt.Sprintf("zstd-%d", i%5): l.Blobs["gzip"]}
 		p.AddLayer(l)
+		p.AddDocument(Document{fmt.Sprint("document", i%5), epoch.Add(time.Duration(i) * time.Hour)})
 		all = append(all, p)
 	}
 	var want []byte

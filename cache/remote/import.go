@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/klauspost/compress/zstd"
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -29,7 +30,8 @@ type Import struct {
 	signed  map[solver.Key]bool      // of records and shortcuts
 	layers  map[layer.ID]signedLayer // with the blobs that are signed
 
-	loaded chan struct{}
+	// apart is closed when the manifest is read and more is asked for, and loaded when the cache is read.
+	apart, loaded chan struct{}
 	// doubted says that a layer of the cache was not there, so that others are looked for before they count; bad that the cache has sent
 	// something else than it should, or nothing, and is not used any more. Both are guarded by Imports.mu.
 	doubted, bad bool
@@ -54,10 +56,12 @@ type Imports struct {
 func Begin(ctx context.Context, caches []*Import, warn func(string)) *Imports {
 	im := &Imports{list: caches, warn: warn, ctx: ctx, there: map[layer.ID]bool{}}
 	for _, c := range caches {
-		c.loaded, c.signed, c.layers = make(chan struct{}), map[solver.Key]bool{}, map[layer.ID]signedLayer{}
+		c.apart, c.loaded = make(chan struct{}), make(chan struct{})
+		c.signed, c.layers = map[solver.Key]bool{}, map[layer.ID]signedLayer{}
+		apart := sync.OnceFunc(func() { close(c.apart) })
 		go func() {
 			defer close(c.loaded)
-			c.head, c.err = Read(ctx, c.Repository, c.Tag)
+			c.head, c.err = readTag(ctx, c.Repository, c.Tag, apart)
 			switch {
 			case c.err == nil || ctx.Err() != nil:
 			case none(c.err):
@@ -121,6 +125,37 @@ func (im *Imports) Shortcut(ctx context.Context, from solver.Key) (pack.Shortcut
 	return pack.Shortcut{}, false, nil
 }
 
+// Document returns the document of an image with a digest, nil if no cache has it; whether it has that digest is for the caller to verify.
+// It waits for the manifests of the caches, and not for what takes further requests, beside which the document can be asked for where the
+// image is.
+func (im *Imports) Document(ctx context.Context, d digest.Digest) []byte {
+	for _, c := range im.list {
+		select {
+		case <-c.loaded:
+		case <-c.apart:
+		case <-ctx.Done():
+			return nil
+		}
+		if !c.isLoaded() {
+			continue
+		}
+		if found, ok := c.head.Pack.Documents[d]; ok {
+			return []byte(found.Text)
+		}
+	}
+	return nil
+}
+
+// isLoaded reports whether the cache is read.
+func (c *Import) isLoaded() bool {
+	select {
+	case <-c.loaded:
+		return true
+	default:
+		return false
+	}
+}
+
 // maxLosses is how often a cache may lack what it has just had before it is not used any more.
 const maxLosses = 3
 
@@ -141,9 +176,7 @@ func (im *Imports) Layer(id layer.ID) (pack.Layer, bool) {
 
 func (im *Imports) find(id layer.ID) (*Import, pack.Layer, bool) {
 	for _, c := range im.list {
-		select {
-		case <-c.loaded:
-		default:
+		if !c.isLoaded() {
 			continue
 		}
 		if l, ok := c.layer(id); ok && (l.Manifest.Digest != "" || l.Image) && len(l.Blobs) > 0 && im.usable(c, l) {

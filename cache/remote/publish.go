@@ -110,7 +110,7 @@ func Prune(ctx context.Context, r Repository, tag string, l pack.Limit, all bool
 
 // write makes a pack what a tag holds.
 func write(ctx context.Context, r Repository, tag string, p *pack.Pack, included map[string]digest.Digest) (*Head, error) {
-	d, err := newDocument(p, included)
+	d, err := newDocument(p, included, true)
 	if err != nil {
 		return nil, err
 	}
@@ -196,7 +196,7 @@ func (w *Writer) publish(ctx context.Context, sent func(context.Context) error) 
 	defer early.Wait()
 	defer cancel()
 	// The entry's records go while the cache is read. If that fails it shows when the entry is put.
-	if e, err := newDocument(w.own, nil); err == nil {
+	if e, err := newDocument(w.own, nil, true); err == nil {
 		early.Go(func() { _ = w.store(ctx, e.records, e.text) })
 	}
 	for round := range maxRounds {
@@ -240,7 +240,7 @@ func (w *Writer) publish(ctx context.Context, sent func(context.Context) error) 
 			w.clean(ctx)
 			return h.Pack, nil
 		}
-		doc, err := newDocument(sum, included)
+		doc, err := newDocument(sum, included, true)
 		if err != nil {
 			return nil, err
 		}
@@ -277,7 +277,7 @@ func (w *Writer) read(ctx context.Context, data []byte) (*Head, error) {
 	if h != nil {
 		return h, nil
 	}
-	h, err := read(ctx, w.repository, data)
+	h, err := read(ctx, w.repository, data, func() {})
 	if err == nil {
 		w.Knows(h)
 	}
@@ -374,7 +374,7 @@ func (w *Writer) enter(h *Head) (*document, error) {
 	}
 	own := &pack.Pack{} // w.own may get more
 	own.Add(w.own)
-	d, err := newDocument(own, nil)
+	d, err := newDocument(own, nil, true)
 	if err == nil {
 		w.entered, w.entries[w.mine] = d.head, d.head
 	}

@@ -3,11 +3,13 @@ package remote
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -91,16 +93,16 @@ func TestPublishTrips(t *testing.T) {
 	defer dir.Close()
 	for _, tc := range []struct {
 		name      string
-		meanwhile int // how many others publish between Prepare and Publish, of the same build
+		meanwhile int // how many records somebody else publishes between Prepare and Publish, of the same build
 		prepare   int
 		trips     int
 	}{
 		// The cache and the list of tags; POST and PUT of the sum; the manifests; the cache and the list of tags.
 		{"the first", 0, 3, 5},
-		{"the second", 0, 2, 5},
-		// In addition, the records of the cache.
-		{"after another", 1, 2, 6},
-		{"after many", 20, 2, 6},
+		{"the second", 0, 1, 5},
+		{"after another", 1, 1, 5},
+		// In addition, the records of the cache, which are too large to be in its manifest.
+		{"after many", 4000, 1, 6},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			f := &far{Repository: dir}
@@ -110,8 +112,12 @@ func TestPublishTrips(t *testing.T) {
 			if got := int(time.Since(began) / trip); got != tc.prepare {
 				t.Errorf("%s: Prepare takes %d requests one after the other, want %d", tc.name, got, tc.prepare)
 			}
-			for i := range tc.meanwhile {
-				if _, err := Publish(t.Context(), dir, "cache", one(fmt.Sprint(tc.name, i)), pack.Limit{}); err != nil {
+			others := &pack.Pack{}
+			for range tc.meanwhile {
+				others.Add(one(rand.Text()))
+			}
+			if tc.meanwhile > 0 {
+				if _, err := Publish(t.Context(), dir, "cache", others, pack.Limit{}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -146,6 +152,68 @@ func TestPublishTrips(t *testing.T) {
 		})
 	}
 }
+
+// A cache is read with one request, and one that is too large to be in its manifest, or was written by an older kiln, with two. A document of
+// an image is not waited for then.
+func TestReadTrips(t *testing.T) {
+	many := &pack.Pack{}
+	for range 4000 {
+		many.Add(one(rand.Text()))
+	}
+	for _, tc := range []struct {
+		name   string
+		pack   *pack.Pack
+		change func([]byte) []byte
+		trips  int
+		known  bool
+	}{
+		{"small", one("step"), nil, 1, true},
+		{"large", many, nil, 2, false},
+		{"of an older kiln", one("step"), func(data []byte) []byte { return embedded.ReplaceAll(data, nil) }, 2, false},
+	} {
+		dir, err := CreateDir(t.TempDir(), "cache")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dir.Close()
+		tc.pack.AddDocument(pack.Document{Text: "config", Used: time.Now()})
+		if _, err := Publish(t.Context(), dir, "cache", tc.pack, pack.Limit{}); err != nil {
+			t.Fatal(err)
+		}
+		data, err := dir.Get(t.Context(), "cache")
+		if err != nil || len(data) > maxEmbedding {
+			t.Fatalf("%s: a manifest of %d bytes, %v", tc.name, len(data), err)
+		}
+		if tc.change != nil {
+			if err := dir.Set(t.Context(), "cache", ocispec.MediaTypeImageManifest, tc.change(data)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			im := Begin(t.Context(), []*Import{{Repository: &far{Repository: dir}, Tag: "cache"}}, func(text string) { t.Error(text) })
+			known := im.Document(t.Context(), digest.FromString("config"))
+			if got := time.Since(began) / trip; (string(known) == "config") != tc.known || got != 1 {
+				t.Errorf("%s: a document that is %q after %d requests", tc.name, known, got)
+			}
+			if _, ok, err := im.Record(t.Context(), solver.KeyOf([]solver.Input{{Name: "step", Value: "x"}})); ok || err != nil {
+				t.Error(ok, err)
+			}
+			if got := int(time.Since(began) / trip); got != tc.trips {
+				t.Errorf("%s: it takes %d requests one after the other, want %d", tc.name, got, tc.trips)
+			}
+			if known := im.Document(t.Context(), digest.FromString("config")); string(known) != "config" {
+				t.Errorf("%s: the document is %q", tc.name, known)
+			}
+			if known := im.Document(t.Context(), digest.FromString("other")); known != nil {
+				t.Errorf("%s: a document that nobody has is %q", tc.name, known)
+			}
+		})
+	}
+}
+
+// embedded is what a manifest has of its records.
+var embedded = regexp.MustCompile(`,"data":"[^"]*"`)
 
 // overtaken is a repository in which somebody else puts the cache's tag just after every writer has, for some time.
 type overtaken struct {
@@ -237,6 +305,8 @@ func TestReadOfSomethingElse(t *testing.T) {
 		{"a later version", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"application/vnd.kiln.cache.pack.v9"}]}`, "later version", false},
 		{"no JSON", `hello`, "not JSON", true},
 		{"without its records", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"` + pack.Type + `","digest":"` + string(digest.FromString("y")) + `","size":1}]}`, "gone", true},
+		{"with other records embedded", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"` + pack.Type + `","digest":"` + string(empty.Digest) + `","size":2,"data":"e30K"}]}`, "damaged", true},
+		{"with fewer records embedded", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"` + pack.Type + `","digest":"` + string(empty.Digest) + `","size":2,"data":"ew=="}]}`, "damaged", true},
 		{"with other records", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"` + pack.Type + `","digest":"` + string(empty.Digest) + `","size":2}]}`, "damaged", true},
 	} {
 		if err := dir.Set(t.Context(), "cache", ocispec.MediaTypeImageManifest, []byte(tc.data)); err != nil {

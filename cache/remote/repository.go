@@ -3,7 +3,9 @@
 package remote
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,6 +42,10 @@ type Repository interface {
 // maxManifest bounds the manifest of a cache in bytes: the 4 MiB that registries take at least (distribution-spec, "Pushing Manifests").
 const maxManifest = 4 << 20
 
+// maxEmbedding bounds a manifest in bytes that has its records embedded, in base64 (image-spec, "Descriptors"). It is far below maxManifest,
+// since there are registries that are set to take less.
+const maxEmbedding = 240 << 10
+
 // maxBlobs bounds how many blobs one cache refers to, so that its manifest stays below maxManifest.
 const maxBlobs = 15000
 
@@ -61,18 +67,13 @@ type Head struct {
 	included map[string]digest.Digest
 }
 
-// read returns what a manifest says.
-func read(ctx context.Context, r Repository, data []byte) (*Head, error) {
+// read returns what a manifest says. It calls apart before it asks the repository for more.
+func read(ctx context.Context, r Repository, data []byte, apart func()) (*Head, error) {
 	m, err := parse(data)
 	if err != nil {
 		return nil, err
 	}
-	desc := m.Layers[0]
-	desc.Data = nil
-	blob, err := r.Open(ctx, desc)
-	if none(err) {
-		return nil, &DamagedError{fmt.Errorf("its records are gone: %w", err)}
-	}
+	blob, err := openRecords(ctx, r, m.Layers[0], apart)
 	if err != nil {
 		return nil, err
 	}
@@ -93,6 +94,22 @@ func read(ctx context.Context, r Repository, data []byte) (*Head, error) {
 		return nil, err
 	}
 	return &Head{Pack: p, digest: digest.FromBytes(data), included: parseIncluded(m.Annotations[includedAnnotation])}, nil
+}
+
+// openRecords opens the records that a manifest names, and may have embedded.
+func openRecords(ctx context.Context, r Repository, desc ocispec.Descriptor, apart func()) (io.ReadCloser, error) {
+	if len(desc.Data) > 0 {
+		return cas.VerifyReader(io.NopCloser(bytes.NewReader(desc.Data)), desc, "the manifest"), nil
+	}
+	if _, ok := r.(Swapper); !ok {
+		apart()
+	}
+	desc.Data = nil
+	blob, err := r.Open(ctx, desc)
+	if none(err) {
+		return nil, &DamagedError{fmt.Errorf("its records are gone: %w", err)}
+	}
+	return blob, err
 }
 
 // DamagedError says that what is there is not what a kiln has put there.
@@ -144,8 +161,9 @@ type document struct {
 	text     []byte // of the records
 }
 
-// newDocument makes the document of a pack that includes entries of writers.
-func newDocument(p *pack.Pack, included map[string]digest.Digest) (*document, error) {
+// newDocument makes the document of a pack that includes entries of writers. With embed the records are in the manifest as well, if they are
+// small: whoever reads it needs no other request. That they are a blob too keeps registries and older readers content.
+func newDocument(p *pack.Pack, included map[string]digest.Digest, embed bool) (*document, error) {
 	text, err := p.Encode()
 	if err != nil {
 		return nil, err
@@ -164,6 +182,12 @@ func newDocument(p *pack.Pack, included map[string]digest.Digest) (*document, er
 	if err != nil {
 		return nil, err
 	}
+	if embed && len(data)+base64.StdEncoding.EncodedLen(len(text)) < maxEmbedding {
+		m.Layers[0].Data = text
+		if data, err = json.Marshal(m); err != nil {
+			return nil, err
+		}
+	}
 	if len(data) > maxManifest {
 		return nil, fmt.Errorf("the cache's manifest has %d bytes, and the limit is %d", len(data), maxManifest)
 	}
@@ -173,12 +197,18 @@ func newDocument(p *pack.Pack, included map[string]digest.Digest) (*document, er
 // Read returns the cache under a tag, or the inline cache of an image. The error wraps fs.ErrNotExist if there is none, pack.ErrVersion for
 // one of a later version of kiln, ErrNoCache for something else, and is a *DamagedError for one that nobody can use.
 func Read(ctx context.Context, r Repository, tag string) (*Head, error) {
+	return readTag(ctx, r, tag, func() {})
+}
+
+// readTag is Read, and calls apart, possibly more than once, when the manifest has been read and more is asked for.
+func readTag(ctx context.Context, r Repository, tag string, apart func()) (*Head, error) {
 	data, err := r.Get(ctx, tag)
 	if err != nil {
 		return nil, err
 	}
-	h, err := read(ctx, r, data)
+	h, err := read(ctx, r, data, apart)
 	if errors.As(err, new(*imageError)) {
+		apart()
 		return readInline(ctx, r, data)
 	}
 	return h, err

@@ -13,7 +13,8 @@ import (
 )
 
 // Swapper is a Repository that replaces a manifest only if nobody else has. Then writers need no entries of their own: each adds its
-// records to what the cache holds, and again to what it holds then if another one was faster.
+// records to what the cache holds, and again to what it holds then if another one was faster. Its Get brings the records along that a
+// manifest names, so Open makes no request for them.
 type Swapper interface {
 	Repository
 	// Swap makes data the manifest of a tag if that has the manifest with the digest old, "" for none; otherwise the error wraps ErrConflict.
@@ -57,7 +58,7 @@ func (w *Writer) swap(
 		if sum == nil {
 			return h.Pack, nil
 		}
-		d, err := newDocument(sum, nil)
+		d, err := newDocument(sum, nil, false)
 		if err != nil {
 			return nil, err
 		}
