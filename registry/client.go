@@ -63,8 +63,8 @@ type Client struct {
 	last map[string]string
 	// bad are the hosts that sent a blob with other content than its digest says.
 	bad map[badBlob]bool
-	// named are the manifests that names stood for when CheckPush asked for them, until Push is called.
-	named map[imagename.Name]digest.Digest
+	// named are CheckPush's questions for what names stand for, until Push is called.
+	named map[imagename.Name]*naming
 }
 
 type badBlob struct {
@@ -84,7 +84,7 @@ func New(settings config.Registries) *Client {
 		strangers: map[string]*reach.Transports{},
 		last:      map[string]string{},
 		bad:       map[badBlob]bool{},
-		named:     map[imagename.Name]digest.Digest{},
+		named:     map[imagename.Name]*naming{},
 	}
 }
 

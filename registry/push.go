@@ -86,7 +86,7 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 	}
 	// The registry had everything that the manifest refers to, and most verify that once more when it is put. Whatever is wrong, the rest
 	// shows it.
-	if c.takeNamed(r) == desc.Digest {
+	if c.takeNamed(ctx, r) == desc.Digest {
 		if _, err := c.tryManifest(ctx, r, id, top); err == nil {
 			for _, b := range p.leaves {
 				o.Progress.Exists(b)
@@ -115,9 +115,15 @@ func (c *Client) Push(ctx context.Context, blobs Blobs, ref string, desc ocispec
 	return c.pushManifest(ctx, r, id, top)
 }
 
-// findNamed remembers the digest of the image or index that ref names in its registry, if there is one, for takeNamed.
-func (c *Client) findNamed(ctx context.Context, h *host, ref imagename.Name) {
-	c.takeNamed(ref)
+// naming is a question for what a name stands for in its registry.
+type naming struct {
+	answered chan struct{} // is closed when there is an answer
+	digest   digest.Digest // of an image or index; "" for none
+}
+
+// findNamed asks which image or index ref names in its registry, if there is one, for takeNamed.
+func (c *Client) findNamed(ctx context.Context, h *host, ref imagename.Name, n *naming) {
+	defer close(n.answered)
 	ep := endpoint{host: h}
 	resp, err := c.get(ctx, h, request{
 		method: http.MethodHead,
@@ -129,18 +135,25 @@ func (c *Client) findNamed(ctx context.Context, h *host, ref imagename.Name) {
 		return
 	}
 	resp.Body.Close()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.named[ref] = digest.Digest(resp.Header.Get("Docker-Content-Digest"))
+	n.digest = digest.Digest(resp.Header.Get("Docker-Content-Digest"))
 }
 
-// takeNamed returns what findNamed found, once, or "".
-func (c *Client) takeNamed(ref imagename.Name) digest.Digest {
+// takeNamed returns what findNamed found, once, or "". It waits for an answer that is to come: when a build is that short, asking for each
+// blob would take longer.
+func (c *Client) takeNamed(ctx context.Context, ref imagename.Name) digest.Digest {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	d := c.named[ref]
+	n := c.named[ref]
 	delete(c.named, ref)
-	return d
+	c.mu.Unlock()
+	if n == nil {
+		return ""
+	}
+	select {
+	case <-n.answered:
+		return n.digest
+	case <-ctx.Done():
+		return ""
+	}
 }
 
 // CheckPush reports whether the registry of ref would accept a push: it starts an upload and abandons it. The error is an *Error of kind
@@ -155,8 +168,12 @@ func (c *Client) CheckPush(ctx context.Context, ref string) error {
 	if err != nil {
 		return nil // the push says it
 	}
+	n := &naming{answered: make(chan struct{})}
+	c.mu.Lock()
+	c.named[r] = n
+	c.mu.Unlock()
 	var named sync.WaitGroup
-	named.Go(func() { c.findNamed(ctx, h, r) })
+	named.Go(func() { c.findNamed(ctx, h, r, n) })
 	defer named.Wait()
 	u := &upload{client: c, ep: endpoint{host: h}, ref: r, progress: func(int64) {}, limit: reach.Anywhere}
 	err = c.patience.Retry(ctx, func() error {

@@ -103,6 +103,7 @@ func TestPushTrips(t *testing.T) {
 			t.Errorf("a push of %d layers that are there asks:\n%s", len(sizes), strings.Join(again.calls, "\n"))
 		}
 	}
+	var named ocispec.Descriptor
 	for i, what := range []string{"the image", "another image"} {
 		image, ref := makeImage(t, s, amd64, 10, 11, 12), reg.Host+"/named:v1"
 		if i == 0 {
@@ -116,7 +117,15 @@ func TestPushTrips(t *testing.T) {
 		inTrips(t, "a push to the name of "+what, reg.Host, 3+3*i, func(ctx context.Context, c *Client) error {
 			return errors.Join(c.CheckPush(ctx, ref), c.Push(ctx, s, ref, image, PushOptions{}))
 		})
+		named = image
 	}
+	// A push that comes while that is asked waits for the answer.
+	inTrips(t, "an early push of the image", reg.Host, 2, func(ctx context.Context, c *Client) error {
+		checked := make(chan error)
+		go func() { checked <- c.CheckPush(ctx, reg.Host+"/named:v1") }()
+		synctest.Wait()
+		return errors.Join(c.Push(ctx, s, reg.Host+"/named:v1", named, PushOptions{}), <-checked)
+	})
 	index := registrytest.PutIndex(t, s, makeImage(t, s, amd64, 20, 30), makeImage(t, s, arm, 40))
 	inTrips(t, "a push of an index", reg.Host, 5, func(ctx context.Context, c *Client) error {
 		return c.Push(ctx, s, reg.Host+"/index:v1", index, PushOptions{})
