@@ -46,25 +46,21 @@ type Usage struct {
 	ImagesSize int64
 	// Total is the sum of everything in bytes.
 	Total int64
+
+	parts map[part.Kind]part.Part
 }
+
+// InUse reports whether a live process relies on one of the Items. Like Items it is for one goroutine.
+func (u *Usage) InUse(it part.Item) bool { return u.parts[it.Kind].InUse(it) }
 
 // Usage measures what the root directory keeps.
 func (r *Root) Usage(ctx context.Context) (*Usage, error) {
 	u, _, err := r.measure(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &u.Usage, nil
-}
-
-// measured is a Usage with the part of each kind of items.
-type measured struct {
-	Usage
-	parts map[part.Kind]part.Part
+	return u, err
 }
 
 // measure measures all parts.
-func (r *Root) measure(ctx context.Context) (*measured, *Work, error) {
+func (r *Root) measure(ctx context.Context) (*Usage, *Work, error) {
 	w, err := r.Work()
 	if err != nil {
 		return nil, nil, err
@@ -73,7 +69,7 @@ func (r *Root) measure(ctx context.Context) (*measured, *Work, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	u := &measured{Usage: Usage{Images: named.Images, ImagesSize: named.Size, Total: named.Size}, parts: map[part.Kind]part.Part{}}
+	u := &Usage{Images: named.Images, ImagesSize: named.Size, Total: named.Size, parts: map[part.Kind]part.Part{}}
 	// What refers to others is listed before them: what it refers to was there before it.
 	for _, p := range slices.Backward(r.parts(w, named)) {
 		for it, err := range p.Items(ctx) {

@@ -20,6 +20,8 @@ type PruneOptions struct {
 	// Of the rest the least recently used is removed until the root directory has no more than MaxUsed bytes, and its file system
 	// MinFree free, but not below Reserved bytes. If all are 0, everything is removed.
 	MaxUsed, MinFree, Reserved int64
+	// Keep reports whether an item stays that would be removed; nil keeps none.
+	Keep func(part.Item) bool
 	// DryRun removes nothing.
 	DryRun bool
 }
@@ -31,7 +33,7 @@ func (r *Root) Prune(ctx context.Context, o PruneOptions, removed func(part.Item
 	if err != nil {
 		return 0, err
 	}
-	p := &pruner{measured: all, dry: o.DryRun, gone: map[string]bool{}, there: map[string]bool{}, removed: removed}
+	p := &pruner{Usage: all, dry: o.DryRun, gone: map[string]bool{}, there: map[string]bool{}, removed: removed}
 	for _, it := range all.Items {
 		if it.Kind == part.Layer {
 			p.there[it.ID] = true
@@ -76,7 +78,7 @@ func (r *Root) free() int64 {
 
 // pruner is one walk of Prune.
 type pruner struct {
-	*measured
+	*Usage
 	dry     bool
 	there   map[string]bool // layers that were there at the beginning
 	gone    map[string]bool // items that were removed, by kind and ID
@@ -94,7 +96,7 @@ func (p *pruner) all(ctx context.Context, o PruneOptions, free int64) error {
 		if limited && p.sum >= excess {
 			return nil
 		}
-		if it.Shared && !o.All || !o.Before.IsZero() && it.Used.After(o.Before) {
+		if o.Keep != nil && o.Keep(it) || it.Shared && !o.All || !o.Before.IsZero() && it.Used.After(o.Before) {
 			continue
 		}
 		if err := p.remove(ctx, it); err != nil {

@@ -179,6 +179,9 @@ func (l *Log) Close() {
 // Release ends the owner's use of the Log, after Close. It is there until the last reader has ended.
 func (l *Log) Release() { l.use(-1) }
 
+// Retain adds another user, who has to call Release as well.
+func (l *Log) Retain() { l.use(1) }
+
 // use adds n to the users.
 func (l *Log) use(n int) {
 	l.mu.Lock()

@@ -66,6 +66,7 @@ var allowed = map[string][]string{
 	// What clients are told of their builds: their errors, what happens, and answers to questions about a Dockerfile.
 	"daemon/apierr":     {"frontend/fault", "frontend/source", "llb", "parser", "registry/image", "sandbox", "solver", "solver/execute", "solver/files", "internal"},
 	"daemon/status":     {"daemon/apierr", "events", "frontend/lint", "llb", "internal"},
+	"daemon/records":    {"daemon/apierr", "daemon/status", "history", "store", "internal"},
 	"daemon/subrequest": {"daemon/apierr", "frontend/outline", "llb"},
 	"cmd/kilnd":         {"build", "daemon", "registry", "store", "internal"},
 	// How a build describes itself.
