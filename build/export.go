@@ -289,6 +289,9 @@ func wrote(n int, thing string) string {
 	return fmt.Sprintf("%d %ss are", n, thing)
 }
 
+// Made returns the ID of the build in the history, and the descriptor of the image's manifest or index; of none what is empty.
+func (r *Result) Made() (id string, image ocispec.Descriptor) { return r.id, r.desc }
+
 // Response returns what clients of BuildKit are told of the result.
 func (r *Result) Response() map[string]string {
 	all := map[string]string{}

@@ -229,7 +229,7 @@ func (j *Job) Do(ctx context.Context, r *Request, work func(ctx context.Context,
 		begin.Platforms = append(begin.Platforms, p.String())
 	}
 	end := func() {}
-	if r.Call == CallBuild {
+	if r.Call == CallBuild && !r.Unrecorded {
 		begin.ID, end = record(j.work.History, o.Debug, j.events)
 	}
 	j.events.Emit(begin)

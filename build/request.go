@@ -22,6 +22,8 @@ type Request struct {
 	Source contexts.Source
 	Target Target
 	Call   Call
+	// Unrecorded keeps the build out of the history.
+	Unrecorded bool
 	// NoCache makes every step run, and NoCacheFor those of the stages that it names.
 	NoCache    bool
 	NoCacheFor []string

@@ -9,7 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	log "github.com/kilnbuild/kiln/daemon/status"
+	"github.com/kilnbuild/kiln/daemon/records"
 )
 
 // builds are those that run, and those that ended a moment ago, by the refs that clients gave them.
@@ -41,8 +41,12 @@ func (s *Server) begin(b *buildJob) error {
 	if s.builds.byRef[name] != nil {
 		return status.Errorf(codes.AlreadyExists, "there is a build with the ref %s", name)
 	}
+	var err error
+	if b.record, err = s.records.Begin(recording(b.request)); err != nil {
+		return err
+	}
 	s.running.Add(1)
-	b.log = log.NewLog(s.tmp)
+	b.log = b.record.Log()
 	b.sources = map[string]*pb.SourceInfo{}
 	b.returned, b.ready, b.over, b.refs = make(chan struct{}), make(chan struct{}), make(chan struct{}), map[string]*ref{}
 	s.builds.byRef[name] = b
@@ -51,16 +55,15 @@ func (s *Server) begin(b *buildJob) error {
 	return nil
 }
 
-// end ends a build, which is forgotten a little later.
-func (s *Server) end(b *buildJob) {
+// end ends a build, which is forgotten a little later, but for its record.
+func (s *Server) end(b *buildJob, res records.Result) {
 	b.finished()
-	b.log.Close()
+	b.record.End(context.Background(), res)
 	s.running.Done()
 	time.AfterFunc(linger, func() {
 		s.builds.mu.Lock()
 		defer s.builds.mu.Unlock()
 		delete(s.builds.byRef, b.request.Ref)
-		b.log.Release()
 	})
 }
 

@@ -2,14 +2,15 @@ package daemon
 
 import (
 	"context"
-	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	apitypes "github.com/moby/buildkit/api/types"
 	"github.com/moby/buildkit/session/grpchijack"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/daemon/apierr"
 )
 
 // control implements BuildKit's Control service.
@@ -47,34 +48,6 @@ func (c *control) Session(stream controlapi.Control_SessionServer) error {
 	return c.sessions.HandleConn(ctx, conn, opts)
 }
 
-// Status tells a client what happens in a build, from its beginning. A client may ask before it has asked for the build.
-func (c *control) Status(req *controlapi.StatusRequest, stream controlapi.Control_StatusServer) error {
-	if err := sendTime(stream); err != nil {
-		return err
-	}
-	b, err := c.builds.wait(stream.Context(), req.Ref)
-	if err != nil {
-		return err
-	}
-	return b.log.Read(stream.Context(), stream.Send)
-}
-
-// timestamp is the header in which BuildKit's clients look for the server's time.
-const timestamp = "buildkit-timestamp"
-
-func sendTime(stream interface{ SendHeader(metadata.MD) error }) error {
-	return stream.SendHeader(metadata.Pairs(timestamp, time.Now().Format(time.RFC3339Nano)))
-}
-
-// ListenBuildHistory has nothing to tell yet.
-func (c *control) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream controlapi.Control_ListenBuildHistoryServer) error {
-	if err := sendTime(stream); err != nil || req.EarlyExit {
-		return err
-	}
-	<-stream.Context().Done()
-	return nil
-}
-
 // Solve does a build.
 func (c *control) Solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
 	if req.Ref == "" {
@@ -86,16 +59,26 @@ func (c *control) Solve(ctx context.Context, req *controlapi.SolveRequest) (*con
 	if err := c.begin(b); err != nil {
 		return nil, err
 	}
-	defer c.end(b)
+	res, err := c.solve(ctx, b)
+	err = b.failure(err)
+	c.end(b, b.recorded(res, err))
+	if err != nil {
+		return nil, err
+	}
+	return &controlapi.SolveResponse{ExporterResponse: res.Response()}, nil
+}
+
+// solve does a build when there is room for it.
+func (c *control) solve(ctx context.Context, b *buildJob) (res *build.Result, err error) {
 	select {
 	case c.room <- struct{}{}:
 		defer func() { <-c.room }()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	about, err := b.run(ctx)
-	if err != nil {
-		return nil, b.failure(err)
-	}
-	return &controlapi.SolveResponse{ExporterResponse: about}, nil
+	err = apierr.Guard(c.panicked, func() error {
+		res, err = b.run(ctx)
+		return err
+	})
+	return res, err
 }

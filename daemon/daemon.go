@@ -12,6 +12,8 @@ import (
 	"slices"
 	"sync"
 
+	content "github.com/containerd/containerd/api/services/content/v1"
+	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	apitypes "github.com/moby/buildkit/api/types"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
@@ -25,6 +27,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/daemon/apierr"
+	"github.com/kilnbuild/kiln/daemon/records"
 	"github.com/kilnbuild/kiln/internal/version"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/store"
@@ -54,6 +57,7 @@ type Server struct {
 	// tmp is a directory of this process for what is unfinished.
 	tmp      string
 	sessions *session.Manager
+	records  *records.Records
 	health   *health.Server
 	builds   *builds
 	room     chan struct{}
@@ -73,8 +77,10 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	warn := func(err error) { c.Log(err.Error()) }
 	return &Server{
-		config: c, tmp: work.Scratch.Path(), sessions: sessions, health: health.NewServer(), builds: newBuilds(),
+		records: records.New(work.History, work.Scratch.Path(), warn),
+		config:  c, tmp: work.Scratch.Path(), sessions: sessions, health: health.NewServer(), builds: newBuilds(),
 		room: make(chan struct{}, maxBuilds), draining: make(chan struct{}),
 	}, nil
 }
@@ -88,6 +94,7 @@ func (s *Server) GRPC(o ...grpc.ServerOption) *grpc.Server {
 	g := grpc.NewServer(o...)
 	controlapi.RegisterControlServer(g, &control{Server: s})
 	gateway.RegisterLLBBridgeServer(g, &bridges{Server: s})
+	content.RegisterContentServer(g, contentserver.New(s.records.Content()))
 	grpc_health_v1.RegisterHealthServer(g, s.health)
 	return g
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/daemon/apierr"
 	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/client"
+	"github.com/kilnbuild/kiln/daemon/records"
 	log "github.com/kilnbuild/kiln/daemon/status"
 	"github.com/kilnbuild/kiln/events"
 )
@@ -26,6 +27,7 @@ type buildJob struct {
 	server  *Server
 	request *controlapi.SolveRequest
 	cancel  context.CancelCauseFunc
+	record  *records.Build
 	log     *log.Log
 	client  *client.Client
 
@@ -75,8 +77,8 @@ func (b *buildJob) read(name string, text []byte) *pb.SourceInfo {
 	return info
 }
 
-// run does the build, and returns what its client is told of the result.
-func (b *buildJob) run(ctx context.Context) (map[string]string, error) {
+// run does the build. The result is nil for one that did not get far.
+func (b *buildJob) run(ctx context.Context) (*build.Result, error) {
 	dir, err := os.MkdirTemp(b.server.tmp, "client-")
 	if err != nil {
 		return nil, err
@@ -92,7 +94,7 @@ func (b *buildJob) run(ctx context.Context) (map[string]string, error) {
 	if b.job, err = b.server.config.Builder.Begin(o, stream); err != nil {
 		return nil, err
 	}
-	res, err := b.job.Do(ctx, request, func(ctx context.Context, res *build.Result) error {
+	return b.job.Do(ctx, request, func(ctx context.Context, res *build.Result) error {
 		b.ctx = ctx
 		close(b.ready)
 		made, err := b.make(ctx)
@@ -102,10 +104,6 @@ func (b *buildJob) run(ctx context.Context) (map[string]string, error) {
 		b.finished()
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return res.Response(), nil
 }
 
 // options returns what the job is to do with the result, and how the build is called in the history.
@@ -148,7 +146,7 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 			return o, nil, err
 		}
 	}
-	return o, &build.Request{Target: build.Target{Stage: req.FrontendAttrs["target"]}}, nil
+	return o, &build.Request{Target: build.Target{Stage: req.FrontendAttrs["target"]}, Unrecorded: req.Internal}, nil
 }
 
 // exporters returns what a request wants to be done with the result.

@@ -17,7 +17,6 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 	"github.com/kilnbuild/kiln/registry/image"
-	"github.com/kilnbuild/kiln/sandbox"
 	"github.com/kilnbuild/kiln/solver/execute"
 	"github.com/kilnbuild/kiln/solver/files"
 )
@@ -78,8 +77,8 @@ var table = []row{
 	of(func(e *execute.DeviceError) string {
 		return fmt.Sprintf("device %s is requested by the build but not allowed", e.Name)
 	}),
-	of(func(e *sandbox.ExecError) string {
-		return fmt.Sprintf("process %q did not complete successfully: exit code: %d: %v", e.Name, notStarted, e)
+	of(func(e *execute.NoExecError) string {
+		return fmt.Sprintf("process %q did not complete successfully: exit code: %d: %v", strings.Join(e.Args, " "), notStarted, e)
 	}),
 	of(func(e *fault.EntitlementError) string {
 		return fmt.Sprintf("%s: entitlement %s is not allowed", e.What, e.Entitlement)

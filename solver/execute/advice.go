@@ -73,38 +73,51 @@ func oomKills() int {
 	return 0
 }
 
-// NoExecError is a program that cannot be executed, with advice.
+// NoExecError is a program that cannot be executed.
 type NoExecError struct {
-	Err    *sandbox.ExecError
+	Err *sandbox.ExecError
+	// Args are the program and its arguments.
+	Args []string
+	// Advice says what to do; "" where that is not known.
 	Advice string
 }
 
-func (e *NoExecError) Error() string { return e.Err.Error() + ": " + e.Advice }
+func (e *NoExecError) Error() string {
+	if e.Advice == "" {
+		return e.Err.Error()
+	}
+	return e.Err.Error() + ": " + e.Advice
+}
 
 // Unwrap returns the cause.
 func (e *NoExecError) Unwrap() error { return e.Err }
 
-// Explain adds advice to the error of a program that cannot be executed.
+// Explain makes a *NoExecError of the error of a program that cannot be executed.
 func (p *Prepared) Explain(err error) error {
 	e, ok := errors.AsType[*sandbox.ExecError](err)
 	if !ok {
 		return err
 	}
+	return &NoExecError{e, p.Spec.Process.Args, p.advice(e)}
+}
+
+// advice returns what to do about a program that cannot be executed; "" if that is not known.
+func (p *Prepared) advice(e *sandbox.ExecError) string {
 	fault := p.fault(e.Name, e.Errno)
 	switch {
 	case e.Errno == syscall.ENOEXEC && p.foreign.err != nil:
-		return &NoExecError{e, p.foreign.err.Error()}
+		return p.foreign.err.Error()
 	case fault != "":
-		return &NoExecError{e, fault}
+		return fault
 	case e.Errno == syscall.ENOEXEC:
-		return &NoExecError{e, fmt.Sprintf("it is neither a program for %s nor a script that begins with #!", cmp.Or(p.work.Platform, llb.Host().String()))}
+		return fmt.Sprintf("it is neither a program for %s nor a script that begins with #!", cmp.Or(p.work.Platform, llb.Host().String()))
 	case e.Errno == syscall.EAGAIN:
-		return &NoExecError{e, "its user has as many processes and threads as it may have (RLIMIT_NPROC), in this step and those beside it"}
+		return "its user has as many processes and threads as it may have (RLIMIT_NPROC), in this step and those beside it"
 	case e.Errno == syscall.ENOENT && e.Reason == "no such file or directory" && isShell(e.Name):
-		return &NoExecError{e, fmt.Sprintf("there is no %s in this image: "+
-			"use the exec form, RUN [\"program\", \"argument\"], or a base image with a shell", e.Name)}
+		return fmt.Sprintf("there is no %s in this image: "+
+			"use the exec form, RUN [\"program\", \"argument\"], or a base image with a shell", e.Name)
 	}
-	return err
+	return ""
 }
 
 // programs looks for what is wrong with programs of the step.

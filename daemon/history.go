@@ -1,0 +1,93 @@
+package daemon
+
+import (
+	"context"
+	"time"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/daemon/records"
+)
+
+// Status tells a client what happens in a build, from its beginning. A client may ask before it has asked for the build, and for one of the
+// history.
+func (c *control) Status(req *controlapi.StatusRequest, stream controlapi.Control_StatusServer) error {
+	if err := sendTime(stream); err != nil {
+		return err
+	}
+	return c.records.Status(stream.Context(), req.Ref, stream.Send)
+}
+
+// timestamp is the header in which BuildKit's clients look for the server's time.
+const timestamp = "buildkit-current-timestamp"
+
+func sendTime(stream interface{ SendHeader(metadata.MD) error }) error {
+	return stream.SendHeader(metadata.Pairs(timestamp, time.Now().Format(time.RFC3339Nano)))
+}
+
+// ListenBuildHistory tells which builds there are and were, and what happens to them.
+func (c *control) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream controlapi.Control_ListenBuildHistoryServer) error {
+	if err := sendTime(stream); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	go func() {
+		// Who listens would keep the server from its end.
+		select {
+		case <-c.draining:
+			cancel(errStopping)
+		case <-ctx.Done():
+		}
+	}()
+	return c.records.Listen(ctx, req, stream.Send)
+}
+
+// UpdateBuildHistory pins a build of the history, or removes it.
+func (c *control) UpdateBuildHistory(_ context.Context, req *controlapi.UpdateBuildHistoryRequest) (*controlapi.UpdateBuildHistoryResponse, error) {
+	return &controlapi.UpdateBuildHistoryResponse{}, c.records.Update(req)
+}
+
+// DiskUsage says what is kept and can be removed.
+func (c *control) DiskUsage(ctx context.Context, req *controlapi.DiskUsageRequest) (*controlapi.DiskUsageResponse, error) {
+	return records.DiskUsage(ctx, c.config.Root, req)
+}
+
+// Prune removes what is not used.
+func (c *control) Prune(req *controlapi.PruneRequest, stream controlapi.Control_PruneServer) error {
+	return records.Prune(stream.Context(), c.config.Root, req, stream.Send)
+}
+
+// recording returns what the history has of a request.
+func recording(req *controlapi.SolveRequest) records.Request {
+	return records.Request{
+		Ref: req.Ref, Internal: req.Internal, Frontend: req.Frontend, FrontendAttrs: req.FrontendAttrs, Exporters: exporters(req),
+	}
+}
+
+// imageTypes are the types of exporters that make an image.
+var imageTypes = map[string]bool{"image": true, "oci": true, "docker": true, "moby": true}
+
+// recorded returns what the history has of how a build has ended. res is nil for one that did not get far.
+func (b *buildJob) recorded(res *build.Result, err error) records.Result {
+	out := records.Result{Err: err, Open: b.server.config.Root.Images.Open}
+	if res == nil {
+		return out
+	}
+	var desc ocispec.Descriptor
+	if out.ID, desc = res.Made(); desc.Digest != "" {
+		out.Outputs = map[int]ocispec.Descriptor{}
+		for i, e := range exporters(b.request) {
+			if imageTypes[e.Type] {
+				out.Outputs[i] = desc
+			}
+		}
+	}
+	if err == nil {
+		out.Response = res.Response()
+	}
+	return out
+}
