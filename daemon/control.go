@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/daemon/apierr"
+	"github.com/kilnbuild/kiln/daemon/client"
 )
 
 // control implements BuildKit's Control service.
@@ -45,7 +46,7 @@ func (c *control) Session(stream controlapi.Control_SessionServer) error {
 		case <-ctx.Done():
 		}
 	}()
-	return c.sessions.HandleConn(ctx, conn, opts)
+	return c.sessions.Serve(ctx, conn, opts, client.User(ctx))
 }
 
 // Solve does a build.

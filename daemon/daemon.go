@@ -17,7 +17,6 @@ import (
 	controlapi "github.com/moby/buildkit/api/services/control"
 	apitypes "github.com/moby/buildkit/api/types"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
-	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -27,6 +26,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/daemon/apierr"
+	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/records"
 	"github.com/kilnbuild/kiln/internal/version"
 	"github.com/kilnbuild/kiln/llb"
@@ -40,6 +40,8 @@ type Config struct {
 	Root    *store.Root
 	// Entitlements are what clients may ask for: "network.host", "security.insecure", "device".
 	Entitlements []string
+	// MachineCredentials lets builds use the credentials for registries of this process where their clients have none.
+	MachineCredentials bool
 	// Labels are those of the one worker that there is.
 	Labels map[string]string
 	// Debug shows debug messages of builds.
@@ -56,7 +58,7 @@ type Server struct {
 	config Config
 	// tmp is a directory of this process for what is unfinished.
 	tmp      string
-	sessions *session.Manager
+	sessions *client.Sessions
 	records  *records.Records
 	health   *health.Server
 	builds   *builds
@@ -73,7 +75,7 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	sessions, err := session.NewManager()
+	sessions, err := client.NewSessions()
 	if err != nil {
 		return nil, err
 	}

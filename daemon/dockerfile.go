@@ -16,7 +16,6 @@ import (
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/daemon/attrs"
-	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/subrequest"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/input"
@@ -136,7 +135,7 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile, remote bool) 
 	if dir, name := path.Split(d.Filename); name == defaultDockerfile {
 		names = append(names, dir+strings.ToLower(name))
 	}
-	tree, err := b.client.Open(ctx, client.Local{Name: d.DockerfileName, Follow: append(slices.Clone(names), d.Filename+ignoreFile)})
+	tree, err := b.client.Open(ctx, llb.Local{Name: d.DockerfileName, Follow: append(slices.Clone(names), d.Filename+ignoreFile)})
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +159,7 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile, remote bool) 
 		return nil, err
 	}
 	if g.Ignore != nil {
-		g.Trees["context"], err = b.client.Open(ctx, client.Local{Name: d.ContextName, Exclude: g.Ignore.Patterns()})
+		g.Trees["context"], err = b.client.Open(ctx, llb.Local{Name: d.ContextName, Exclude: g.Ignore.Patterns()})
 	} else {
 		g.Trees["context"], g.Ignore, err = b.directory(ctx, d.ContextName)
 	}
@@ -169,7 +168,7 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile, remote bool) 
 
 // directory opens a directory of the client with what its ignore file leaves.
 func (b *buildJob) directory(ctx context.Context, name string) (layer.Tree, *ignore.Matcher, error) {
-	tree, err := b.client.Open(ctx, client.Local{Name: name, Follow: []string{ignoreFile}})
+	tree, err := b.client.Open(ctx, llb.Local{Name: name, Follow: []string{ignoreFile}})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -177,7 +176,7 @@ func (b *buildJob) directory(ctx context.Context, name string) (layer.Tree, *ign
 	if err != nil {
 		return nil, nil, err
 	}
-	tree, err = b.client.Open(ctx, client.Local{Name: name, Exclude: m.Patterns()})
+	tree, err = b.client.Open(ctx, llb.Local{Name: name, Exclude: m.Patterns()})
 	return tree, m, err
 }
 

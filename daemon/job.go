@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"os"
 	"sync"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -79,18 +78,17 @@ func (b *buildJob) read(name string, text []byte) *pb.SourceInfo {
 
 // run does the build. The result is nil for one that did not get far.
 func (b *buildJob) run(ctx context.Context) (*build.Result, error) {
-	dir, err := os.MkdirTemp(b.server.tmp, "client-")
-	if err != nil {
-		return nil, err
-	}
-	b.client = client.New(b.server.sessions, b.request.Session, dir)
-	defer b.client.Close()
+	stream := events.New(b.log)
+	defer stream.Close()
+	b.client = client.New(client.Config{
+		Sessions: b.server.sessions, User: client.User(ctx), Root: b.server.config.Root.Dir(), Tmp: b.server.tmp, Limit: b.server.config.Root.Archive,
+		Warn: stream.Warn,
+	}, b.request.Session)
+	defer b.client.Close() // what is lost is sent again
 	o, request, err := b.options()
 	if err != nil {
 		return nil, err
 	}
-	stream := events.New(b.log)
-	defer stream.Close()
 	if b.job, err = b.server.config.Builder.Begin(o, stream); err != nil {
 		return nil, err
 	}
@@ -117,7 +115,8 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 	o.Export.Attest = asked.Attest
 	o.Run.Request.Limits = asked.Limits
 	o.Cache.Pull, o.Cache.AskFirst = asked.Pull == "pull", asked.Pull == ""
-	o.Client.Secrets = b.client
+	o.Client.Secrets, o.Client.Agents, o.Client.Locals, o.Client.Stores = b.client, b.client, b.client, b.client
+	o.Client.Credentials, o.Client.MachineCredentials = b.client, b.server.config.MachineCredentials
 	if o.Client.Allow, err = b.server.entitled(req.Entitlements); err != nil {
 		return o, nil, err
 	}

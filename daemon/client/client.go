@@ -1,0 +1,108 @@
+// Package client is what the client of one session provides to a build, over BuildKit's session protocol: directories, secrets, ssh agents,
+// credentials, images, uploads, and places to write to. Whatever a client sends is untrusted.
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/once"
+	"github.com/kilnbuild/kiln/internal/sshagent"
+	"github.com/moby/buildkit/session"
+)
+
+// waitForSession is how long a client may take to open the session that its request names.
+const waitForSession = 5 * time.Second
+
+// Config says where clients come from, and where what they send is kept.
+type Config struct {
+	// Sessions are those of the daemon.
+	Sessions *Sessions
+	// Root is kiln's root directory, and Tmp a directory of this process on the same file system.
+	Root, Tmp string
+	// User is who the client is: see the function User. Clients that are not the same share nothing.
+	User string
+	// Limit bounds each directory that the client sends.
+	Limit layer.Limit
+	// Warn tells people what they should know; it may be nil.
+	Warn func(text string)
+}
+
+// Client is the client of one session. It is safe for concurrent use.
+type Client struct {
+	config Config
+	id     string
+
+	mu     sync.Mutex
+	caller session.Caller
+	open   []io.Closer
+
+	trees  once.Map[string, layer.Tree]
+	agents once.Map[string, *sshagent.Agent]
+}
+
+// New returns the client of the session with an id, which may be opened later; "" is for none.
+func New(c Config, id string) *Client { return &Client{config: c, id: id} }
+
+// errNoSession is the error of a build that needs something of a client that provides nothing.
+var errNoSession = errors.New("the request has no session, and the build needs something of its client")
+
+// call returns the session, and a context for requests to it: it ends when the session does.
+func (c *Client) call(ctx context.Context) (context.Context, session.Caller, error) {
+	if c.id == "" {
+		return nil, nil, errNoSession
+	}
+	c.mu.Lock()
+	caller := c.caller
+	c.mu.Unlock()
+	if caller == nil {
+		wait, cancel := context.WithTimeout(ctx, waitForSession)
+		defer cancel()
+		var err error
+		if caller, err = c.config.Sessions.get(wait, c.id, c.config.User); err != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			return nil, nil, fmt.Errorf("reach the client: %w", err)
+		}
+		c.mu.Lock()
+		c.caller = caller
+		c.mu.Unlock()
+	}
+	return caller.Context(ctx), caller, nil
+}
+
+// supports reports whether the client has a method, such as "/moby.filesync.v1.FileSync/DiffCopy".
+func supports(caller session.Caller, service, method string) bool {
+	return caller.Supports(session.MethodURL(service, method))
+}
+
+// keep has something closed by Close.
+func (c *Client) keep(x io.Closer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open = append(c.open, x)
+}
+
+func (c *Client) warn(text string) {
+	if c.config.Warn != nil {
+		c.config.Warn(text)
+	}
+}
+
+// Close ends the use of what the client has sent. The trees that Open returned must not be used any more.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var err error
+	for _, x := range c.open {
+		err = errors.Join(err, x.Close())
+	}
+	c.open = nil
+	return err
+}

@@ -1,0 +1,113 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/registry/image"
+	"github.com/moby/buildkit/session"
+	sessioncontent "github.com/moby/buildkit/session/content"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Store implements bases.Stores: it returns an OCI layout of the client. Whatever session is named, it is this client's.
+func (c *Client) Store(ctx context.Context, _, name string) (image.Source, error) {
+	_, caller, err := c.call(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &layout{client: c, caller: caller, name: name, store: sessioncontent.NewCallerStore(caller, "oci:"+name)}, nil
+}
+
+// afterAt returns what is behind the last at sign, or all.
+func afterAt(ref string) string { return ref[strings.LastIndexByte(ref, '@')+1:] }
+
+// layout is an OCI layout of a client. It implements image.Source and image.Documents.
+type layout struct {
+	client *Client
+	caller session.Caller
+	name   string
+	store  content.Store
+}
+
+// Resolve implements image.Source. Clients look up tags themselves: ref is a digest, alone or behind an at sign.
+func (l *layout) Resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*image.Image, error) {
+	img, err := l.resolve(ctx, ref, platform, store)
+	if err != nil {
+		return nil, l.wrap(err)
+	}
+	return img, nil
+}
+
+func (l *layout) wrap(err error) error {
+	return fmt.Errorf("read the OCI layout %q of the client: %w", l.name, err)
+}
+
+func (l *layout) resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*image.Image, error) {
+	d, err := cas.ParseDigest(afterAt(ref))
+	if err != nil {
+		return nil, fmt.Errorf("%q has no digest: %w", ref, err)
+	}
+	info, err := l.store.Info(l.caller.Context(ctx), d)
+	if err != nil {
+		return nil, err
+	}
+	target := ocispec.Descriptor{Digest: d, Size: info.Size}
+	data, declared, err := l.Document(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	return image.Resolve(ctx, l, image.Named{Ref: ref, Target: target, Data: data, Declared: declared}, platform, store)
+}
+
+// Document implements image.Documents.
+func (l *layout) Document(ctx context.Context, desc ocispec.Descriptor) ([]byte, string, error) {
+	data, err := l.Blob(ctx, desc)
+	return data, desc.MediaType, err
+}
+
+// Blob implements image.Documents.
+func (l *layout) Blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	if desc.Size > cas.MaxManifest {
+		return nil, image.ErrTooLarge
+	}
+	rc, err := l.Fetch(ctx, "", desc)
+	if err != nil {
+		return nil, err
+	}
+	defer rc.Close()
+	return cas.ReadAll(rc, desc, 0)
+}
+
+// Fetch implements image.Source.
+func (l *layout) Fetch(ctx context.Context, _ string, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	if _, err := cas.ParseDigest(string(desc.Digest)); err != nil {
+		return nil, l.wrap(err)
+	}
+	calling, cancel := context.WithCancel(l.caller.Context(ctx))
+	at, err := l.store.ReaderAt(calling, desc)
+	if err != nil {
+		cancel()
+		return nil, l.wrap(failed(calling, err))
+	}
+	r := &blobReader{Reader: ctxio.Reader(calling, io.NewSectionReader(at, 0, desc.Size)), at: at, cancel: cancel}
+	return cas.VerifyReader(r, desc, "the client"), nil
+}
+
+// blobReader is a blob of a client.
+type blobReader struct {
+	io.Reader
+	at     io.Closer
+	cancel context.CancelFunc
+}
+
+// Close ends the requests to the client.
+func (b *blobReader) Close() error {
+	b.cancel()
+	return b.at.Close()
+}

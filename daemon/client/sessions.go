@@ -1,0 +1,89 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+
+	"github.com/moby/buildkit/session"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+)
+
+// Sessions are the sessions of a daemon, with the users that opened them. It is safe for concurrent use.
+type Sessions struct {
+	manager *session.Manager
+
+	mu    sync.Mutex
+	users map[string]string // by session
+}
+
+// NewSessions returns Sessions without any.
+func NewSessions() (*Sessions, error) {
+	m, err := session.NewManager()
+	return &Sessions{manager: m, users: map[string]string{}}, err
+}
+
+// headerID is the name of the header with the id that a client gives its session.
+const headerID = "X-Docker-Expose-Session-Uuid"
+
+// maxID bounds an id of a session in bytes.
+const maxID = 256
+
+// Serve serves a session on a connection until that, or ctx, ends. The id that the header gives it must be that of no other session: whoever
+// opens one gets nothing that is meant for another.
+func (s *Sessions) Serve(ctx context.Context, conn net.Conn, header map[string][]string, user string) error {
+	id := ""
+	for name, values := range header {
+		if http.CanonicalHeaderKey(name) == headerID && len(values) > 0 {
+			id = values[0]
+		}
+	}
+	if id == "" || len(id) > maxID {
+		return errors.New("the session has no valid id")
+	}
+	s.mu.Lock()
+	if _, ok := s.users[id]; ok {
+		s.mu.Unlock()
+		return fmt.Errorf("session %s exists already", id)
+	}
+	s.users[id] = user
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.users, id)
+	}()
+	return s.manager.HandleConn(ctx, conn, header)
+}
+
+// get returns the session with an id once it is there. That of another user is as good as none.
+func (s *Sessions) get(ctx context.Context, id, user string) (session.Caller, error) {
+	caller, err := s.manager.Get(ctx, id, false)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if owner, ok := s.users[id]; !ok || owner != user {
+		return nil, fmt.Errorf("no active session for %s", id)
+	}
+	return caller, nil
+}
+
+// User returns who made a request of gRPC, as far as the connection tells: the subject of the certificate; "" where there is none, as on a
+// socket of this machine, which only one user may use.
+func User(ctx context.Context) string {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return ""
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 {
+		return ""
+	}
+	return "certificate " + info.State.PeerCertificates[0].Subject.String()
+}
