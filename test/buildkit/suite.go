@@ -40,7 +40,7 @@ func (s suite) pattern(filter string) string {
 	if filter == "" {
 		filter = ".*"
 	}
-	return s.tests + "/" + filter + "/^worker=oci$"
+	return s.tests + "/(" + filter + ")/^worker=oci$"
 }
 
 // source is the directory of this module.
