@@ -30,6 +30,7 @@ import (
 type Export struct {
 	Repository remote.Repository
 	Tag        string
+	Form       remote.Form
 	// All exports every step, and not only those whose layers are in the result.
 	All bool
 	// Encoding is how layers are written as blobs.
@@ -96,7 +97,9 @@ func newExporter(c *Caches, inImage map[llb.Digest]bool) *Exporter {
 		begun: make([]sync.Once, len(c.exports)), keys: map[solver.Key]bool{}, made: map[exported]*made{},
 	}
 	for _, e := range c.exports {
-		x.writers = append(x.writers, remote.NewWriter(e.Repository, e.Tag))
+		w := remote.NewWriter(e.Repository, e.Tag)
+		w.Form = e.Form
+		x.writers = append(x.writers, w)
 	}
 	x.ctx, x.cancel = context.WithCancel(context.Background())
 	return x

@@ -1,7 +1,6 @@
 package caching
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,6 +31,8 @@ type Spec struct {
 	Export bool
 	// Text is the whole value without secrets, for messages.
 	Text string
+	// Directory is what a cache of type local is in, in place of a directory of this machine; nil for that.
+	Directory remote.Repository
 
 	// What the caller of Paths makes absolute: the directory of a local cache, and the files with keys.
 	path string
@@ -153,10 +154,20 @@ func (s *Spec) export() (e Export, err error) {
 	if e.Encoding.Compression, err = blob.ParseCompression(s.Attrs["compression"], s.Attrs["compression-level"]); err != nil {
 		return e, err
 	}
-	for _, key := range []string{"oci-mediatypes", "image-manifest"} {
-		if oci, err := s.truth(key, true); err != nil || !oci {
-			return e, cmp.Or(err, fmt.Errorf("%s=false: a cache of kiln is an OCI image manifest", key))
-		}
+	oci, err := s.truth("oci-mediatypes", true)
+	if err != nil {
+		return e, err
+	}
+	asManifest, err := s.truth("image-manifest", true)
+	switch {
+	case err != nil:
+		return e, err
+	case asManifest && !oci:
+		return e, errors.New("oci-mediatypes=false: an image manifest of Docker cannot hold a cache: add image-manifest=false")
+	case !oci:
+		e.Form = remote.FormList
+	case !asManifest:
+		e.Form = remote.FormIndex
 	}
 	if _, err := s.truth("force-compression", false); err != nil { // every layer is in the encoding that was asked for
 		return e, err

@@ -124,6 +124,9 @@ func (s *Spec) openRegistry(client *registry.Client) ([]*Place, error) {
 }
 
 func (s *Spec) openDir(*registry.Client) ([]*Place, error) {
+	if s.Directory != nil {
+		return []*Place{{s.Directory, cmp.Or(s.Attrs["digest"], s.Attrs["tag"], defaultTag), func() error { return nil }}}, nil
+	}
 	open, shown, tag := remote.OpenDir, s.Attrs["src"], s.Attrs["digest"]
 	if s.Export {
 		open, shown, tag = remote.CreateDir, s.Attrs["dest"], ""

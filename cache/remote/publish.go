@@ -89,10 +89,11 @@ func Prune(ctx context.Context, r Repository, tag string, l pack.Limit, all bool
 	}
 	if s, ok := r.(Swapper); ok {
 		w := NewWriter(r, tag)
+		w.Form = h.form
 		w.Knows(h)
 		_, err = w.swap(ctx, s, nothing, trim)
 	} else if left := trim(h.Pack); left != nil {
-		_, err = write(ctx, r, tag, left, h.included)
+		_, err = write(ctx, r, tag, left, h.included, h.form)
 	}
 	s, ok := r.(Sweeper)
 	if err != nil || !ok {
@@ -109,8 +110,8 @@ func Prune(ctx context.Context, r Repository, tag string, l pack.Limit, all bool
 }
 
 // write makes a pack what a tag holds.
-func write(ctx context.Context, r Repository, tag string, p *pack.Pack, included map[string]digest.Digest) (*Head, error) {
-	d, err := newDocument(p, included, true)
+func write(ctx context.Context, r Repository, tag string, p *pack.Pack, included map[string]digest.Digest, form Form) (*Head, error) {
+	d, err := newDocument(p, included, form, true)
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +124,9 @@ func nothing(context.Context) error { return nil }
 
 // Writer publishes to one cache, once.
 type Writer struct {
+	// Form is that of the manifest. It is set before anything is published.
+	Form Form
+
 	repository Repository
 	tag        string
 	own        *pack.Pack
@@ -196,7 +200,7 @@ func (w *Writer) publish(ctx context.Context, sent func(context.Context) error) 
 	defer early.Wait()
 	defer cancel()
 	// The entry's records go while the cache is read. If that fails it shows when the entry is put.
-	if e, err := newDocument(w.own, nil, true); err == nil {
+	if e, err := newDocument(w.own, nil, w.Form, true); err == nil {
 		early.Go(func() { _ = w.store(ctx, e.records, e.text) })
 	}
 	for round := range maxRounds {
@@ -240,7 +244,7 @@ func (w *Writer) publish(ctx context.Context, sent func(context.Context) error) 
 			w.clean(ctx)
 			return h.Pack, nil
 		}
-		doc, err := newDocument(sum, included, true)
+		doc, err := newDocument(sum, included, w.Form, true)
 		if err != nil {
 			return nil, err
 		}
@@ -317,7 +321,7 @@ func (w *Writer) set(ctx context.Context, tag string, d *document, sent func(con
 	if err := w.send(ctx, d, sent); err != nil || !may() {
 		return err
 	}
-	if err := w.repository.Set(ctx, tag, ocispec.MediaTypeImageManifest, d.manifest); err != nil {
+	if err := w.repository.Set(ctx, tag, d.mediaType, d.manifest); err != nil {
 		return err
 	}
 	w.Knows(d.head)
@@ -374,7 +378,7 @@ func (w *Writer) enter(h *Head) (*document, error) {
 	}
 	own := &pack.Pack{} // w.own may get more
 	own.Add(w.own)
-	d, err := newDocument(own, nil, true)
+	d, err := newDocument(own, nil, w.Form, true)
 	if err == nil {
 		w.entered, w.entries[w.mine] = d.head, d.head
 	}

@@ -258,7 +258,7 @@ func TestLeftEntry(t *testing.T) {
 	defer dir.Close()
 	old := fmt.Sprintf("cache%s%x-x", entryInfix, time.Now().Add(-2*settleTime).Unix())
 	for tag, p := range map[string]*pack.Pack{old: one("old"), "cache" + entryInfix + "what": one("other")} {
-		if _, err := write(t.Context(), dir, tag, p, nil); err != nil {
+		if _, err := write(t.Context(), dir, tag, p, nil, ""); err != nil {
 			t.Fatal(err)
 		}
 	}

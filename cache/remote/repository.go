@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
+	"strings"
 
 	"github.com/kilnbuild/kiln/cache/pack"
 	"github.com/kilnbuild/kiln/internal/cas"
@@ -52,8 +54,25 @@ const maxBlobs = 15000
 // ErrNoCache is wrapped by the errors for what is there, and no cache of kiln.
 var ErrNoCache = errors.New("it is no cache of kiln")
 
-// emptyConfig is the config of a manifest that needs none (image-spec, "Guidance for an Empty Descriptor").
-var emptyConfig = ocispec.DescriptorEmptyJSON
+// emptyConfig is the config of a manifest: that of a cache of BuildKit without records. A BuildKit that reads the cache finds nothing in it,
+// and goes on.
+var emptyConfig = ocispec.Descriptor{
+	MediaType: buildkitConfig, Digest: ocispec.DescriptorEmptyJSON.Digest, Size: ocispec.DescriptorEmptyJSON.Size,
+	Data: ocispec.DescriptorEmptyJSON.Data,
+}
+
+// buildkitConfig is the media type of what a cache of BuildKit holds.
+const buildkitConfig = "application/vnd.buildkit.cacheconfig.v0"
+
+// Form is what the manifest of a cache looks like. The zero value is an OCI image manifest; the others are for registries that refuse one
+// whose config is not that of an image.
+type Form string
+
+// The other forms: indexes that list the blobs, as an OCI image index or as a manifest list of Docker.
+const (
+	FormIndex Form = ocispec.MediaTypeImageIndex
+	FormList  Form = "application/vnd.docker.distribution.manifest.list.v2+json"
+)
 
 // includedAnnotation names the entries of writers that a cache includes, as "TAG DIGEST,…".
 const includedAnnotation = "kiln.cache.included"
@@ -64,6 +83,7 @@ type Head struct {
 
 	digest   digest.Digest // of the manifest
 	inline   bool          // it is the image that has the cache
+	form     Form
 	included map[string]digest.Digest
 }
 
@@ -93,7 +113,11 @@ func read(ctx context.Context, r Repository, data []byte, apart func()) (*Head, 
 	if err != nil {
 		return nil, err
 	}
-	return &Head{Pack: p, digest: digest.FromBytes(data), included: parseIncluded(m.Annotations[includedAnnotation])}, nil
+	h := &Head{Pack: p, digest: digest.FromBytes(data), included: parseIncluded(m.Annotations[includedAnnotation])}
+	if m.MediaType != ocispec.MediaTypeImageManifest {
+		h.form = Form(m.MediaType)
+	}
+	return h, nil
 }
 
 // openRecords opens the records that a manifest names, and may have embedded.
@@ -134,8 +158,10 @@ func parse(data []byte) (*ocispec.Manifest, error) {
 		return nil, &DamagedError{fmt.Errorf("its manifest is not JSON: %w", err)}
 	}
 	switch {
+	case m.ArtifactType == pack.ArtifactType && len(m.Manifests) > 0:
+		m.Layers = m.Manifests
 	case m.ArtifactType == pack.ArtifactType:
-	case m.Config.MediaType == "application/vnd.buildkit.cacheconfig.v0":
+	case m.Config.MediaType == buildkitConfig:
 		return nil, fmt.Errorf("%w, but one of BuildKit, which kiln does not read", ErrNoCache)
 	case len(m.Manifests) > 0:
 		return nil, &imageError{"an index of images, or a cache of BuildKit"}
@@ -155,15 +181,16 @@ func parse(data []byte) (*ocispec.Manifest, error) {
 
 // document is a manifest, and the records that it names first.
 type document struct {
-	head     *Head
-	manifest []byte
-	records  ocispec.Descriptor
-	text     []byte // of the records
+	head      *Head
+	mediaType string
+	manifest  []byte
+	records   ocispec.Descriptor
+	text      []byte // of the records
 }
 
 // newDocument makes the document of a pack that includes entries of writers. With embed the records are in the manifest as well, if they are
 // small: whoever reads it needs no other request. That they are a blob too keeps registries and older readers content.
-func newDocument(p *pack.Pack, included map[string]digest.Digest, embed bool) (*document, error) {
+func newDocument(p *pack.Pack, included map[string]digest.Digest, form Form, embed bool) (*document, error) {
 	text, err := p.Encode()
 	if err != nil {
 		return nil, err
@@ -171,27 +198,50 @@ func newDocument(p *pack.Pack, included map[string]digest.Digest, embed bool) (*
 	records := ocispec.Descriptor{MediaType: pack.Type, Digest: digest.FromBytes(text), Size: int64(len(text))}
 	config := emptyConfig
 	config.Data = nil
-	m := ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: pack.ArtifactType,
-		Config: config, Layers: append([]ocispec.Descriptor{records}, p.Blobs()...),
-	}
+	blobs := append([]ocispec.Descriptor{records}, p.Blobs()...)
+	slices.SortStableFunc(blobs, func(a, b ocispec.Descriptor) int { return place(a) - place(b) })
+	var annotations map[string]string
 	if len(included) > 0 {
-		m.Annotations = map[string]string{includedAnnotation: formatIncluded(included)}
+		annotations = map[string]string{includedAnnotation: formatIncluded(included)}
 	}
-	data, err := json.Marshal(m)
-	if err != nil {
+	d := &document{records: records, text: text, mediaType: ocispec.MediaTypeImageManifest}
+	var m any = &ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: d.mediaType, ArtifactType: pack.ArtifactType,
+		Config: config, Layers: blobs, Annotations: annotations,
+	}
+	if form != "" {
+		d.mediaType = string(form)
+		blobs = append(blobs, config) // where BuildKit's caches have it
+		m = &ocispec.Index{
+			Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: d.mediaType, ArtifactType: pack.ArtifactType,
+			Manifests: blobs, Annotations: annotations,
+		}
+	}
+	if d.manifest, err = json.Marshal(m); err != nil {
 		return nil, err
 	}
-	if embed && len(data)+base64.StdEncoding.EncodedLen(len(text)) < maxEmbedding {
-		m.Layers[0].Data = text
-		if data, err = json.Marshal(m); err != nil {
+	if embed && len(d.manifest)+base64.StdEncoding.EncodedLen(len(text)) < maxEmbedding {
+		blobs[0].Data = text
+		if d.manifest, err = json.Marshal(m); err != nil {
 			return nil, err
 		}
 	}
-	if len(data) > maxManifest {
-		return nil, fmt.Errorf("the cache's manifest has %d bytes, and the limit is %d", len(data), maxManifest)
+	if len(d.manifest) > maxManifest {
+		return nil, fmt.Errorf("the cache's manifest has %d bytes, and the limit is %d", len(d.manifest), maxManifest)
 	}
-	return &document{&Head{Pack: p, digest: digest.FromBytes(data), included: included}, data, records, text}, nil
+	d.head = &Head{Pack: p, digest: digest.FromBytes(d.manifest), included: included, form: form}
+	return d, nil
+}
+
+// place says where a blob is in a manifest: the records are first, and the tars of layers last, as if there was nothing else.
+func place(d ocispec.Descriptor) int {
+	switch {
+	case d.MediaType == pack.Type:
+		return 0
+	case strings.HasPrefix(d.MediaType, ocispec.MediaTypeImageLayer):
+		return 2
+	}
+	return 1
 }
 
 // Read returns the cache under a tag, or the inline cache of an image. The error wraps fs.ErrNotExist if there is none, pack.ErrVersion for

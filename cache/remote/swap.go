@@ -58,7 +58,7 @@ func (w *Writer) swap(
 		if sum == nil {
 			return h.Pack, nil
 		}
-		d, err := newDocument(sum, nil, false)
+		d, err := newDocument(sum, nil, w.Form, false)
 		if err != nil {
 			return nil, err
 		}
@@ -66,7 +66,7 @@ func (w *Writer) swap(
 			return nil, err
 		}
 		sent = nothing
-		if err := s.Swap(ctx, w.tag, ocispec.MediaTypeImageManifest, h.digest, d.manifest); !errors.Is(err, ErrConflict) {
+		if err := s.Swap(ctx, w.tag, d.mediaType, h.digest, d.manifest); !errors.Is(err, ErrConflict) {
 			return sum, err
 		}
 		select {
