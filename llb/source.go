@@ -11,6 +11,16 @@ type HTTP struct {
 	Filename string
 	// Checksum is what the file has to be, "sha256:…", "sha384:…" or "sha512:…"; "" for whatever comes.
 	Checksum string
+	// Secret is the id of a secret that is sent as the header Authorization; "" for those that are usual.
+	Secret string `json:",omitempty"`
+	// Header is sent besides.
+	Header []Header `json:",omitempty"`
+}
+
+// Header is a line of the header of a request.
+type Header struct {
+	Name  string
+	Value string
 }
 
 // Kind implements Op.
@@ -40,6 +50,14 @@ type Git struct {
 	SkipSubmodules bool
 	// Context says that the user named the repository, and not a Dockerfile: then the user's ssh agent and keys may be used.
 	Context bool
+	// HeaderSecret and TokenSecret are the ids of secrets with a header Authorization, and with a token for one; "" for those that are
+	// usual.
+	HeaderSecret string `json:",omitempty"`
+	TokenSecret  string `json:",omitempty"`
+	// Agent is the id of the ssh agent that is used; "" for "default".
+	Agent string `json:",omitempty"`
+	// KnownHosts has the keys of ssh servers, in the form of ssh's file known_hosts; "" for those that the machine knows.
+	KnownHosts string `json:",omitempty"`
 }
 
 // Kind implements Op.

@@ -62,6 +62,7 @@ var allowed = map[string][]string{
 	// BuildKit's API: requests become jobs of build. Nothing else imports grpc, but for the binary that serves it.
 	"daemon":        {"build", "build/caching", "build/contexts", "daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/status", "daemon/subrequest", "events", "frontend", "llb", "parser", "snapshot/compose", "solver", "store", "internal"},
 	"daemon/attrs":  {"attestation", "build", "build/caching", "build/confine", "exporter", "llb", "internal"},
+	"daemon/llbpb":  {"llb", "internal"},
 	"daemon/client": {"exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
 	// What clients are told of their builds: their errors, what happens, and answers to questions about a Dockerfile.
 	"daemon/apierr":     {"frontend/fault", "frontend/source", "llb", "parser", "registry/image", "sandbox", "solver", "solver/execute", "solver/files", "internal"},

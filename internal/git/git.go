@@ -7,6 +7,7 @@
 package git
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -55,6 +56,10 @@ type Identity struct {
 	// User allows the user's own keys, and their own agent in place of Socket "". It is for the server that the user named: a
 	// submodule at another one, or of another user there, goes without.
 	User bool
+	// KnownHosts is a file with the keys of servers, in the form of ssh's known_hosts, that takes the place of the machine's; "" for those.
+	KnownHosts string
+	// HeaderSecret and TokenSecret take the places of GIT_AUTH_HEADER and GIT_AUTH_TOKEN for the repository that is asked for; "" for these.
+	HeaderSecret, TokenSecret string
 }
 
 // Commit is what a ref turned out to be.
@@ -67,7 +72,7 @@ type Commit struct {
 
 // authorization returns the header for a repository over http; "" for none. named says that the build asks this server for a
 // repository. One that only a submodule names gets no secrets that name no host, and none at all over plain http.
-func (c *Client) authorization(ctx context.Context, s *remoteurl.Git, named bool) (string, error) {
+func (c *Client) authorization(ctx context.Context, s *remoteurl.Git, named bool, who Identity) (string, error) {
 	if !web(s) {
 		return "", nil
 	}
@@ -77,11 +82,12 @@ func (c *Client) authorization(ctx context.Context, s *remoteurl.Git, named bool
 	if s.Scheme() == "http" && !named {
 		return "", nil
 	}
-	ids := []string{"GIT_AUTH_HEADER." + s.Host(), "GIT_AUTH_TOKEN." + s.Host()}
+	header, token := cmp.Or(who.HeaderSecret, "GIT_AUTH_HEADER"), cmp.Or(who.TokenSecret, "GIT_AUTH_TOKEN")
+	ids := []string{header + "." + s.Host(), token + "." + s.Host()}
 	if named {
-		ids = append(ids, "GIT_AUTH_HEADER", "GIT_AUTH_TOKEN")
+		ids = append(ids, header, token)
 	}
-	for _, id := range ids {
+	for i, id := range ids {
 		value, ok, err := c.secret(ctx, id)
 		if err != nil {
 			return "", err
@@ -93,7 +99,7 @@ func (c *Client) authorization(ctx context.Context, s *remoteurl.Git, named bool
 		if strings.ContainsAny(v, "\r\n\x00") {
 			return "", fmt.Errorf("secret %s has more than one line, and cannot be sent in a header", id)
 		}
-		if strings.HasPrefix(id, "GIT_AUTH_TOKEN") {
+		if i%2 == 1 {
 			v = basic("x-access-token:" + v)
 		}
 		return v, nil
@@ -119,7 +125,7 @@ func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, who Identity) (C
 	}
 	found := Commit{ID: s.Ref, Object: s.Ref}
 	if !remoteurl.IsHash(s.Ref) {
-		auth, err := c.authorization(ctx, s, true)
+		auth, err := c.authorization(ctx, s, true, who)
 		if err != nil {
 			return Commit{}, err
 		}
@@ -269,7 +275,7 @@ func (c *Client) update(ctx context.Context, s *remoteurl.Git, m *mirror, commit
 	if err := os.WriteFile(attributes, []byte("* -export-ignore -export-subst\n"), 0o600); err != nil {
 		return err
 	}
-	auth, err := c.authorization(ctx, s, o.named)
+	auth, err := c.authorization(ctx, s, o.named, o.identity)
 	if err != nil {
 		return err
 	}

@@ -369,7 +369,7 @@ func TestEnvironment(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		auth, err := c.authorization(t.Context(), s, tt.named)
+		auth, err := c.authorization(t.Context(), s, tt.named, Identity{})
 		if err != nil || auth != tt.want {
 			t.Errorf("%s: got %q, %v, want %q", tt.address, auth, err, tt.want)
 		}

@@ -264,7 +264,7 @@ func (l *lfs) find(ctx context.Context) (*endpoint, error) {
 		address = "https://" + rest
 	}
 	at := &endpoint{address: address + "/info/lfs", header: http.Header{}, limit: l.o.limit, way: l.c.web.Way(l.o.limit)}
-	auth, err := l.c.authorization(ctx, l.source, l.o.named)
+	auth, err := l.c.authorization(ctx, l.source, l.o.named, l.o.identity)
 	if auth != "" {
 		at.header.Set("Authorization", auth)
 	}

@@ -195,6 +195,9 @@ func (c *Client) sshOptions(k call) []string {
 	} {
 		o = append(o, "-o", v)
 	}
+	if k.identity.KnownHosts != "" {
+		o = append(o, "-o", "UserKnownHostsFile="+k.identity.KnownHosts, "-o", "GlobalKnownHostsFile=none")
+	}
 	if !k.identity.User {
 		o = append(o, "-o", "IdentityFile=none")
 		if k.identity.agent() == "" {

@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -58,8 +60,9 @@ type Request struct {
 	remoteurl.HTTP
 	// Checksum is the digest that the file must have; "" for none.
 	Checksum digest.Digest
-	// Header is sent to the host of URL, and to no other.
-	Header http.Header
+	// Header is sent to the host of URL, and to no other, as is Authorization, which takes the place of secrets and of User; "" for none.
+	Header        http.Header
+	Authorization string
 	// MaxSize bounds the file in bytes; 0 is for the constant of that name.
 	MaxSize int64
 	// Way is how it is asked for; nil is for one of its own.
@@ -124,7 +127,11 @@ func (s *state) has(d digest.Digest) bool {
 }
 
 func (c *Client) statePath(r Request) string {
-	return filepath.Join(c.dir, fmt.Sprintf("%x", sha256.Sum256([]byte(r.URL)))[:32])
+	name := r.URL
+	for _, header := range slices.Sorted(maps.Keys(r.Header)) {
+		name += fmt.Sprintf("\n%s: %q", header, r.Header[header])
+	}
+	return filepath.Join(c.dir, fmt.Sprintf("%x", sha256.Sum256([]byte(name)))[:32])
 }
 
 // known returns what is remembered; nil for nothing that can be read. It is only a cache.

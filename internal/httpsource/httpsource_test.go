@@ -347,3 +347,28 @@ func TestEncoded(t *testing.T) {
 		})
 	}
 }
+
+// A header that the request names is sent, and what was remembered of an answer is of the same header; a given Authorization is sent.
+func TestHeaders(t *testing.T) {
+	var asked []string
+	address := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.Header.Get("Accept")+" "+r.Header.Get("Authorization"))
+		w.Header().Set("ETag", `"one"`)
+		fmt.Fprint(w, r.Header.Get("Accept"))
+	})
+	c := newClient(t, nil)
+	for _, accept := range []string{"a", "b"} {
+		r := request(t, address)
+		r.Header, r.Authorization = http.Header{"Accept": {accept}}, "Bearer x"
+		f, err := c.Look(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := body(t, f); got != accept {
+			t.Errorf("for %s there is %q", accept, got)
+		}
+	}
+	if want := []string{"a Bearer x", "b Bearer x"}; strings.Join(asked, ",") != strings.Join(want, ",") {
+		t.Errorf("the requests had %q", asked)
+	}
+}

@@ -32,6 +32,9 @@ func hint(err error) error {
 
 // authorization returns the header for the request's own host; "" for none.
 func (c *Client) authorization(ctx context.Context, r Request) (string, error) {
+	if r.Authorization != "" {
+		return r.Authorization, nil
+	}
 	if r.User != "" {
 		user := r.User
 		if !strings.Contains(user, ":") {

@@ -1,7 +1,6 @@
 package execute
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -368,25 +367,11 @@ func succeeded(op llb.Exec, s sandbox.Status) bool {
 }
 
 // limits returns those of the build, and those of a step where they are tighter.
-func limits(l sandbox.Limits, step llb.ExecLimits) sandbox.Limits {
-	if step.Memory > 0 && (l.Memory == 0 || step.Memory < l.Memory) {
-		l.Memory = step.Memory
-		if l.MemorySwap > 0 {
-			l.MemorySwap = max(l.MemorySwap, l.Memory)
-		}
-	}
-	if step.MemorySwap > 0 && (l.MemorySwap <= 0 || step.MemorySwap < l.MemorySwap) || step.MemorySwap < 0 && l.MemorySwap == 0 {
-		l.MemorySwap = max(step.MemorySwap, -1)
-	}
-	// Weights and sets have no order: the build's own come first.
-	if l.CPUShares == 0 {
-		l.CPUShares = int64(min(step.CPUShares, math.MaxInt64))
-	}
-	if l.CPUQuota == 0 && l.CPUPeriod == 0 {
-		l.CPUQuota, l.CPUPeriod = step.CPUQuota, int64(min(step.CPUPeriod, math.MaxInt64))
-	}
-	l.CPUs, l.Mems = cmp.Or(l.CPUs, step.CPUs), cmp.Or(l.Mems, step.MemoryNodes)
-	return l
+func limits(build sandbox.Limits, step llb.ExecLimits) sandbox.Limits {
+	return build.Tightened(sandbox.Limits{
+		Memory: step.Memory, MemorySwap: max(step.MemorySwap, -1), CPUShares: int64(step.CPUShares & math.MaxInt64),
+		CPUQuota: step.CPUQuota, CPUPeriod: int64(step.CPUPeriod & math.MaxInt64), CPUs: step.CPUs, Mems: step.MemoryNodes,
+	})
 }
 
 // Commit makes layers of what the process has written: to its root, and to the mounts that are outputs.

@@ -3,7 +3,10 @@ package execute
 import (
 	"cmp"
 	"context"
+	"errors"
 	"io"
+	"os"
+	"strings"
 	"sync"
 
 	"github.com/kilnbuild/kiln/events"
@@ -21,7 +24,7 @@ func (x *Job) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
 		return git.Commit{ID: op.Checksum, Object: cmp.Or(op.Object, op.Checksum), Name: op.FoundBy}, nil
 	}
 	s := gitSource(op)
-	key := s.Remote + " " + s.Ref + " " + s.Checksum
+	key := strings.Join([]string{s.Remote, s.Ref, s.Checksum, op.HeaderSecret, op.TokenSecret, op.Agent, op.KnownHosts}, " ")
 	return x.commits.Do(ctx, key, func(ctx context.Context) (git.Commit, error) {
 		who, giveBack, err := x.gitIdentity(ctx, op)
 		if err != nil {
@@ -36,16 +39,42 @@ func (x *Job) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
 // for a context, which the user named, by the user's own agent and keys. The agent can be used until it is given back.
 func (x *Job) gitIdentity(ctx context.Context, op llb.Git) (who git.Identity, giveBack func(), err error) {
 	who.User = op.Context
-	agent, err := x.Agent(ctx, "default")
-	if agent == nil || err != nil {
-		return who, func() {}, err
+	who.HeaderSecret, who.TokenSecret = op.HeaderSecret, op.TokenSecret
+	forget := func() {}
+	if op.KnownHosts != "" {
+		if who.KnownHosts, err = x.knownHosts(op.KnownHosts); err != nil {
+			return who, nil, err
+		}
+		forget = func() { os.Remove(who.KnownHosts) }
+	}
+	agent, err := x.Agent(ctx, cmp.Or(op.Agent, "default"))
+	if err != nil {
+		forget()
+		return who, nil, err
+	}
+	if agent == nil {
+		return who, forget, nil
 	}
 	socket, err := agent.Lend(ctx, x.Tmp)
 	if err != nil {
+		forget()
 		return who, nil, err
 	}
 	who.Socket = socket.Path()
-	return who, socket.Close, nil
+	return who, func() { socket.Close(); forget() }, nil
+}
+
+// knownHosts writes a file with the keys of servers, which the caller removes.
+func (x *Job) knownHosts(keys string) (string, error) {
+	f, err := os.CreateTemp(x.Tmp, "known-hosts-")
+	if err != nil {
+		return "", err
+	}
+	_, err = f.WriteString(keys + "\n")
+	if err = errors.Join(err, f.Close()); err != nil {
+		os.Remove(f.Name())
+	}
+	return f.Name(), err
 }
 
 func gitSource(op llb.Git) *remoteurl.Git {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/kilnbuild/kiln/events"
@@ -33,7 +35,10 @@ func (x *Job) httpClient() *httpsource.Client {
 func (x *Job) HTTP(ctx context.Context, op llb.HTTP) (d digest.Digest, modified time.Time, err error) {
 	var report func(current int64, done bool)
 	task := events.From(ctx)
-	req := httpRequest(op)
+	req, err := x.httpRequest(ctx, op)
+	if err != nil {
+		return "", time.Time{}, err
+	}
 	req.Received = func(bytes, total int64) {
 		if report == nil {
 			report = task.Transferring(op.Filename, events.Moving, total)
@@ -53,8 +58,26 @@ func (x *Job) HTTP(ctx context.Context, op llb.HTTP) (d digest.Digest, modified 
 	return f.Digest, f.Modified, nil
 }
 
-func httpRequest(op llb.HTTP) httpsource.Request {
-	return httpsource.Request{HTTP: remoteurl.HTTP{URL: op.URL, User: op.User}, Checksum: digest.Digest(op.Checksum)}
+func (x *Job) httpRequest(ctx context.Context, op llb.HTTP) (httpsource.Request, error) {
+	req := httpsource.Request{HTTP: remoteurl.HTTP{URL: op.URL, User: op.User}, Checksum: digest.Digest(op.Checksum)}
+	for _, h := range op.Header {
+		if req.Header == nil {
+			req.Header = http.Header{}
+		}
+		req.Header.Set(h.Name, h.Value)
+	}
+	if op.Secret == "" {
+		return req, nil
+	}
+	value, ok, err := x.Secret(ctx, op.Secret)
+	if err == nil && !ok {
+		err = &SecretError{op.Secret}
+	}
+	req.Authorization = strings.TrimSpace(string(value))
+	if err == nil && strings.ContainsAny(req.Authorization, "\r\n\x00") {
+		err = fmt.Errorf("secret %s has more than one line, and cannot be sent in a header", op.Secret)
+	}
+	return req, err
 }
 
 func fileName(op llb.HTTP, d digest.Digest) string { return op.URL + " " + d.String() }
@@ -93,7 +116,11 @@ func (x *Job) download(ctx context.Context, w work.HTTP, job solver.Job) ([]solv
 	file, ok := x.takeFile(op, digest.Digest(w.Digest))
 	if !ok {
 		// It has not changed, and the layer that held it is gone, or not wanted.
-		again, err := x.httpClient().Get(ctx, httpRequest(op))
+		req, err := x.httpRequest(ctx, op)
+		if err != nil {
+			return nil, err
+		}
+		again, err := x.httpClient().Get(ctx, req)
 		if err != nil {
 			return nil, err
 		}

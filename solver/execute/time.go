@@ -3,16 +3,11 @@ package execute
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
-	"github.com/kilnbuild/kiln/internal/httpsource"
-	"github.com/kilnbuild/kiln/internal/layer"
-	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver/files"
-	digest "github.com/opencontainers/go-digest"
 )
 
 // SourceTime returns the time of what an llb.Git or llb.HTTP fetches: that of the commit, or when the server says that the
@@ -39,7 +34,10 @@ func (x *Job) SourceTime(ctx context.Context, op llb.Op) (time.Time, error) {
 
 func (x *Job) fileTime(ctx context.Context, op llb.HTTP) (time.Time, error) {
 	client := x.httpClient()
-	req := httpsource.Request{HTTP: remoteurl.HTTP{URL: op.URL, User: op.User}, Checksum: digest.Digest(op.Checksum)}
+	req, err := x.httpRequest(ctx, op)
+	if err != nil {
+		return time.Time{}, err
+	}
 	f, err := client.Look(ctx, req)
 	if err == nil && f.Path == "" && f.Modified.IsZero() {
 		f, err = client.Get(ctx, req)
@@ -63,22 +61,5 @@ func (x *Job) fileTime(ctx context.Context, op llb.HTTP) (time.Time, error) {
 	if !ok {
 		return time.Time{}, nil
 	}
-	return newest(archive.Reader)
-}
-
-// newest returns the time of the newest regular file of an archive.
-func newest(archive *layer.Reader) (time.Time, error) {
-	var made time.Time
-	for {
-		e, err := archive.Next()
-		if err == io.EOF {
-			return made, nil
-		}
-		if err != nil {
-			return made, err
-		}
-		if e.Type == layer.File && e.ModTime.After(made) {
-			made = e.ModTime
-		}
-	}
+	return archive.Newest()
 }

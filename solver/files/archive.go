@@ -70,6 +70,23 @@ func (a Archive) Ahead() (stop func()) {
 	}
 }
 
+// Newest returns the time of the newest regular file. The archive is read to its end.
+func (a Archive) Newest() (time.Time, error) {
+	var made time.Time
+	for {
+		e, err := a.Next()
+		if err == io.EOF {
+			return made, nil
+		}
+		if err != nil {
+			return made, err
+		}
+		if e.Type == layer.File && e.ModTime.After(made) {
+			made = e.ModTime
+		}
+	}
+}
+
 // unreadable reports whether an error means that the compressed data cannot be read, or only with too much memory. It may be an
 // archive, and must not be copied as a file.
 func unreadable(err error) bool {

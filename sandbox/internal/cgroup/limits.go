@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -70,6 +71,22 @@ func (l Limits) Check() error {
 		}
 	}
 	return nil
+}
+
+// Tightened returns l with those of others that are tighter. Weights and sets have no order: those of l come first.
+func (l Limits) Tightened(others Limits) Limits {
+	if others.Memory > 0 && (l.Memory == 0 || others.Memory < l.Memory) {
+		l.Memory = others.Memory
+	}
+	if others.MemorySwap > 0 && (l.MemorySwap <= 0 || others.MemorySwap < l.MemorySwap) || others.MemorySwap < 0 && l.MemorySwap == 0 {
+		l.MemorySwap = others.MemorySwap
+	}
+	if l.CPUQuota == 0 && l.CPUPeriod == 0 {
+		l.CPUQuota, l.CPUPeriod = others.CPUQuota, others.CPUPeriod
+	}
+	l.CPUShares = cmp.Or(l.CPUShares, others.CPUShares)
+	l.CPUs, l.Mems = cmp.Or(l.CPUs, others.CPUs), cmp.Or(l.Mems, others.Mems)
+	return l
 }
 
 // controllers are those that apply what is asked for.

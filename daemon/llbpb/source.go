@@ -1,0 +1,360 @@
+package llbpb
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/buildkit/solver/pb"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/kilnbuild/kiln/internal/imagename"
+	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// attributes are those of a source op that have not been read yet.
+type attributes map[string]string
+
+// take returns an attribute, "" for one that is not there, which is then read.
+func (a attributes) take(name string) string {
+	v := a[name]
+	delete(a, name)
+	return v
+}
+
+// flag reads an attribute that is "true" or not.
+func (a attributes) flag(name string) (bool, error) {
+	v := a.take(name)
+	if v == "" {
+		return false, nil
+	}
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, fmt.Errorf("the attribute %s is %q, and neither true nor false", name, clip(v))
+	}
+	return b, nil
+}
+
+// list reads an attribute that is a list of strings as JSON.
+func (a attributes) list(name string) (all []string, err error) {
+	v := a.take(name)
+	if v == "" {
+		return nil, nil
+	}
+	if err := json.Unmarshal([]byte(v), &all); err != nil {
+		return nil, fmt.Errorf("the attribute %s is no list of strings: %w", name, err)
+	}
+	return all, nil
+}
+
+// number reads an attribute that is a number of at most limit, in any base that begins as in Go; 0 if it is not there.
+func (a attributes) number(name string, limit int64) (int64, error) {
+	v := a.take(name)
+	if v == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseInt(v, 0, 64)
+	if err != nil || n < 0 || n > limit {
+		return 0, fmt.Errorf("the attribute %s is %q, and no number up to %d", name, clip(v), limit)
+	}
+	return n, nil
+}
+
+// rest returns an error if there are attributes that were not read.
+func (a attributes) rest() error {
+	for _, name := range slices.Sorted(maps.Keys(a)) {
+		return &UnsupportedError{fmt.Sprintf("the attribute %q", clip(name))}
+	}
+	return nil
+}
+
+// source reads a source op.
+func (d *decoder) source(o *op, s *pb.SourceOp, inputs ...llb.Output) error {
+	if len(o.Inputs) > 0 {
+		return fmt.Errorf("it has %d inputs", len(o.Inputs))
+	}
+	scheme, rest, ok := strings.Cut(s.GetIdentifier(), "://")
+	if !ok || rest == "" {
+		return fmt.Errorf("%q is no identifier of a source", clip(s.GetIdentifier()))
+	}
+	attrs := attributes(maps.Clone(s.GetAttrs()))
+	if attrs == nil {
+		attrs = attributes{}
+	}
+	var err error
+	switch scheme {
+	case "docker-image":
+		err = d.image(o, rest, attrs)
+	case "oci-layout":
+		err = d.layout(o, rest, attrs)
+	case "local":
+		err = d.local(o, rest, attrs)
+	case "http", "https":
+		err = d.http(o, s.Identifier, attrs)
+	case "git":
+		err = d.git(o, rest, attrs)
+	default:
+		err = &UnsupportedError{fmt.Sprintf("a source %s://", clip(scheme))}
+	}
+	return err
+}
+
+// admit returns what is fetched for a source.
+func admit[T llb.Op](d *decoder, written string, op T) (T, error) {
+	if d.options.Source == nil {
+		return op, nil
+	}
+	admitted, err := d.options.Source(written, op)
+	if err != nil {
+		return op, err
+	}
+	other, ok := admitted.(T)
+	if !ok {
+		return op, fmt.Errorf("a policy replaces %s by something else", clip(written))
+	}
+	return other, nil
+}
+
+func (d *decoder) image(o *op, ref string, attrs attributes) (err error) {
+	name, err := imagename.Parse(ref)
+	if err != nil {
+		return err
+	}
+	op := llb.Image{Digest: name.Digest.String()}
+	name.Digest = ""
+	op.Ref = name.String()
+	if op.Platform, err = o.platform(); err != nil {
+		return err
+	}
+	switch mode := attrs.take(pb.AttrImageResolveMode); mode {
+	case "", pb.AttrImageResolveModeDefault:
+	case pb.AttrImageResolveModeForcePull:
+		op.Pull = llb.PullAlways
+	case pb.AttrImageResolveModePreferLocal:
+		op.Pull = llb.PullLocal
+	default:
+		return fmt.Errorf("the attribute %s is %q", pb.AttrImageResolveMode, clip(mode))
+	}
+	attrs.take(pb.AttrImageRecordType) // how BuildKit lists what it keeps
+	if op.Layers, err = layerLimit(attrs, pb.AttrImageLayerLimit); err != nil {
+		return err
+	}
+	if op.Checksum = attrs.take(pb.AttrImageChecksum); op.Checksum != "" {
+		if err := digest.Digest(op.Checksum).Validate(); err != nil {
+			return fmt.Errorf("invalid image checksum %s: %w", clip(op.Checksum), err)
+		}
+	}
+	if err := attrs.rest(); err != nil {
+		return err
+	}
+	if op, err = admit(d, ref, op); err != nil {
+		return err
+	}
+	if op.Platform == "" && op.Digest == "" {
+		op.Platform = d.options.Host.String()
+	}
+	return o.made(d.add(o, op, d.metaOf(o)).Output(0))
+}
+
+func layerLimit(attrs attributes, name string) (int, error) {
+	v, given := attrs[name]
+	n, err := attrs.number(name, 1<<20)
+	if err == nil && given && n == 0 {
+		err = fmt.Errorf("invalid layer limit %s", clip(v))
+	}
+	return int(n), err
+}
+
+// layout reads an image in an OCI layout that a client has.
+func (d *decoder) layout(o *op, ref string, attrs attributes) (err error) {
+	name, dgst, ok := strings.Cut(ref, "@")
+	if !ok || digest.Digest(dgst).Validate() != nil {
+		return fmt.Errorf("%q has no digest of an image", clip(ref))
+	}
+	name, tag := imagename.SplitTag(name)
+	op := llb.Image{Ref: tag, Digest: dgst, Store: cmp.Or(attrs.take(pb.AttrOCILayoutStoreID), name)}
+	op.Session = d.session(attrs.take(pb.AttrOCILayoutSessionID))
+	if op.Platform, err = o.platform(); err != nil {
+		return err
+	}
+	op.Platform = cmp.Or(op.Platform, d.options.Host.String())
+	if op.Layers, err = layerLimit(attrs, pb.AttrOCILayoutLayerLimit); err != nil {
+		return err
+	}
+	if err := attrs.rest(); err != nil {
+		return err
+	}
+	return o.made(d.add(o, op, d.metaOf(o)).Output(0))
+}
+
+// session returns a session as kiln's ops have it.
+func (d *decoder) session(id string) string {
+	if id == d.options.Session {
+		return ""
+	}
+	return id
+}
+
+func (d *decoder) local(o *op, name string, attrs attributes) (err error) {
+	op := llb.Local{Name: name}
+	session := attrs.take(pb.AttrLocalSessionID)
+	if prefix, id, ok := strings.Cut(session, ":"); ok {
+		op.Name, session = prefix+"-"+name, id
+	}
+	op.Session = d.session(session)
+	attrs.take(pb.AttrLocalUniqueID) // which keeps BuildKit from using what another client sent
+	op.Shared = attrs.take(pb.AttrSharedKeyHint)
+	var errs [6]error
+	op.Include, errs[0] = attrs.list(pb.AttrIncludePatterns)
+	op.Exclude, errs[1] = attrs.list(pb.AttrExcludePatterns)
+	op.Follow, errs[2] = attrs.list(pb.AttrFollowPaths)
+	op.Metadata, errs[3] = attrs.flag(pb.AttrMetadataTransfer)
+	op.Whole, errs[4] = attrs.list(pb.AttrMetadataTransferExclude)
+	switch differ := attrs.take(pb.AttrLocalDiffer); differ {
+	case "", pb.AttrLocalDifferMetadata:
+	case pb.AttrLocalDifferNone:
+		op.Unlike = true
+	default:
+		errs[5] = fmt.Errorf("the attribute %s is %q", pb.AttrLocalDiffer, clip(differ))
+	}
+	if err := errors.Join(errs[:]...); err != nil {
+		return err
+	}
+	if err := attrs.rest(); err != nil {
+		return err
+	}
+	return o.made(d.add(o, op, d.metaOf(o)).Output(0))
+}
+
+// unnamed is the name of a file whose address has none.
+const unnamed = "download"
+
+func (d *decoder) http(o *op, address string, attrs attributes) (err error) {
+	file, err := remoteurl.ParseHTTP(address)
+	if err != nil {
+		return err
+	}
+	op := llb.HTTP{URL: file.URL, User: file.User, Filename: attrs.take(pb.AttrHTTPFilename), Secret: attrs.take(pb.AttrHTTPAuthHeaderSecret)}
+	if op.Filename == "" {
+		if u, err := url.Parse(file.URL); err == nil {
+			op.Filename = path.Base(u.Path)
+		}
+		if strings.Trim(op.Filename, "./") == "" {
+			op.Filename = unnamed
+		}
+	}
+	if strings.ContainsAny(op.Filename, "/\x00") || op.Filename == "." || op.Filename == ".." {
+		return fmt.Errorf("%q is no name of a file", clip(op.Filename))
+	}
+	if op.Checksum = attrs.take(pb.AttrHTTPChecksum); op.Checksum != "" {
+		if err := digest.Digest(op.Checksum).Validate(); err != nil {
+			return fmt.Errorf("the checksum %q: %w", clip(op.Checksum), err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(attrs)) {
+		if header, ok := strings.CutPrefix(name, pb.AttrHTTPHeaderPrefix); ok {
+			value := attrs.take(name)
+			if header != "accept" && header != "user-agent" || strings.ContainsAny(value, "\r\n\x00") {
+				return &UnsupportedError{fmt.Sprintf("the header %q: %q", clip(header), clip(value))}
+			}
+			op.Header = append(op.Header, llb.Header{Name: header, Value: value})
+		}
+	}
+	mode, modeErr := attrs.number(pb.AttrHTTPPerm, 0o7777)
+	uid, uidErr := attrs.number(pb.AttrHTTPUID, maxID)
+	gid, gidErr := attrs.number(pb.AttrHTTPGID, maxID)
+	if err := errors.Join(modeErr, uidErr, gidErr, attrs.rest()); err != nil {
+		return err
+	}
+	if op, err = admit(d, address, op); err != nil {
+		return err
+	}
+	meta := d.metaOf(o)
+	out := d.add(o, op, meta, d.scratch()).Output(0)
+	if mode == 0 && uid == 0 && gid == 0 {
+		return o.made(out)
+	}
+	c := &llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/" + op.Filename}}, Dest: "/" + op.Filename, NoWildcards: true}
+	if mode != 0 {
+		c.Chmod = fmt.Sprintf("%04o", mode)
+	}
+	if uid != 0 || gid != 0 {
+		c.Chown = fmt.Sprintf("%d:%d", uid, gid)
+	}
+	meta.Text = "set the attributes of " + meta.Text
+	return o.made(d.add(o, llb.File{Actions: []llb.Action{{Copy: c}}}, meta, d.scratch(), out).Output(0))
+}
+
+// maxID is the highest id of an owner.
+const maxID = 1<<31 - 1
+
+func (d *decoder) git(o *op, id string, attrs attributes) (err error) {
+	remote, fragment, _ := strings.Cut(id, "#")
+	if full := attrs.take(pb.AttrFullRemoteURL); full != "" {
+		remote, _, _ = strings.Cut(full, "#")
+	} else if !remoteurl.IsGit(remote) {
+		remote = "https://" + remote
+	}
+	if strings.Contains(remote, "?") {
+		return errors.New("the address of its repository has a query")
+	}
+	if fragment != "" {
+		remote += "#" + fragment
+	}
+	s, err := remoteurl.ParseGit(remote)
+	if err != nil {
+		return err
+	}
+	if sum := attrs.take(pb.AttrGitChecksum); sum != "" {
+		if err := s.SetChecksum(sum); err != nil {
+			return err
+		}
+	}
+	op := llb.Git{Remote: s.Remote, User: s.User, Ref: s.Ref, Subdir: s.Subdir, Checksum: s.Checksum}
+	var errs [4]error
+	op.KeepGitDir, errs[0] = attrs.flag(pb.AttrKeepGitDir)
+	op.SkipSubmodules, errs[1] = attrs.flag(pb.AttrGitSkipSubmodules)
+	op.FetchByCommit, errs[2] = attrs.flag(pb.AttrGitFetchByCommit)
+	_, errs[3] = attrs.flag(pb.AttrGitAdvice) // what git itself prints besides
+	if err := errors.Join(errs[:]...); err != nil {
+		return err
+	}
+	if op.FetchByCommit && !remoteurl.IsHash(op.Checksum) {
+		return errors.New("the whole hash of a commit is needed to fetch by it")
+	}
+	op.HeaderSecret = usual(attrs.take(pb.AttrAuthHeaderSecret), "GIT_AUTH_HEADER")
+	op.TokenSecret = usual(attrs.take(pb.AttrAuthTokenSecret), "GIT_AUTH_TOKEN")
+	op.Agent = usual(attrs.take(pb.AttrMountSSHSock), "default")
+	op.KnownHosts = attrs.take(pb.AttrKnownSSHHosts)
+	switch mtime := attrs.take(pb.AttrGitMTime); mtime {
+	case "", "checkout", "commit": // files have the time of the commit
+	default:
+		return fmt.Errorf("the attribute %s is %q", pb.AttrGitMTime, clip(mtime))
+	}
+	if err := attrs.rest(); err != nil {
+		return err
+	}
+	if op, err = admit(d, withoutUser(remote), op); err != nil {
+		return err
+	}
+	return o.made(d.add(o, op, d.metaOf(o), d.scratch()).Output(0))
+}
+
+// usual returns "" for a name that is the one which is meant without any.
+func usual(name, usually string) string {
+	if name == usually {
+		return ""
+	}
+	return name
+}
+
+// withoutUser returns an identifier as it may be shown.
+func withoutUser(identifier string) string { return remoteurl.WithoutUser(identifier) }
