@@ -10,6 +10,7 @@ import (
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
@@ -30,6 +31,7 @@ type Request struct {
 	// Network is that of steps whose RUN names none, and RunOptions go into the graph as they are.
 	Network llb.Network
 	llb.RunOptions
+	source.Elsewhere
 	// VCS describes the working copy that the context is, if the client knows: "source", "revision".
 	VCS map[string]string
 }
@@ -148,7 +150,8 @@ func (j *Job) lowering(r *Request, loader *contexts.Loader) frontend.Options {
 		Filename: loader.Open.Name, Project: r.Source.Project(), Target: r.Target.Stage, BuildArgs: r.Target.Args, Labels: r.Target.Labels,
 		Platforms: r.Target.Platforms, BuildPlatform: llb.Host(),
 		NoCache: r.NoCache, NoCacheFilter: r.NoCacheFor, NamedContexts: r.Source.Named,
-		Network: r.Network, RunOptions: r.RunOptions,
+		Elsewhere: r.Elsewhere,
+		Network:   r.Network, RunOptions: r.RunOptions,
 		Allow: o.Client.Allow, Ignore: loader.Open.Ignore, Source: j.sources.Source,
 		AllStages: r.Call == CallCheck || r.Call == CallLock && r.Target.Stage == "",
 	}

@@ -143,8 +143,11 @@ func platformPB(p llb.Platform) *pb.Platform {
 // apiVersion is the version of BuildKit whose API is served.
 const apiVersion = "v0.34.2"
 
+// dockerfileVersion is the version of the Dockerfile language that is built in.
+const dockerfileVersion = "1.28.0"
+
 func buildkitVersion() *apitypes.BuildkitVersion {
-	return &apitypes.BuildkitVersion{Package: "github.com/kilnbuild/kiln", Version: apiVersion, Revision: "kiln-" + version.String()}
+	return &apitypes.BuildkitVersion{Package: "github.com/kilnbuild/kiln", Version: apiVersion, DockerfileVersion: dockerfileVersion, Revision: "kiln-" + version.String()}
 }
 
 // entitled returns those entitlements that a request asks for. The error says which of them the server does not grant.
@@ -155,7 +158,7 @@ func (s *Server) entitled(asked []string) ([]string, error) {
 			name = "device"
 		}
 		if !slices.Contains(s.config.Entitlements, name) {
-			return nil, status.Errorf(codes.PermissionDenied, "%s is not allowed: kilnd grants it with --allow-insecure-entitlement %s", e, name)
+			return nil, status.Errorf(codes.PermissionDenied, "entitlement %s is not allowed: kilnd grants it with --allow-insecure-entitlement %s", e, name)
 		}
 	}
 	return asked, nil

@@ -44,7 +44,7 @@ func (b *buildJob) dockerfile(ctx context.Context, all map[string]string) (*resu
 		return nil, subrequest.Unsupported(d.SubRequest)
 	}
 	r := &d.Request
-	if r.Source, err = b.contexts(ctx, d); err != nil {
+	if err := b.contexts(ctx, d); err != nil {
 		return nil, err
 	}
 	r.VCS = d.VCS
@@ -94,8 +94,11 @@ const ignoreFile = ".dockerignore"
 // maxIgnore bounds an ignore file in bytes.
 const maxIgnore = 16 << 20
 
-// contexts returns where a Dockerfile and its contexts are, once the Dockerfile was read from the client.
-func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) (s contexts.Source, err error) {
+// contexts says where the contexts of a Dockerfile are, once that was read from the client. Nothing else is opened yet.
+func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) error {
+	s := &d.Source
+	locals := map[string]llb.Local{contextLocal: d.LocalOf(d.ContextName)}
+	d.Local = func(name string) llb.Local { return locals[name] }
 	remote := d.Remote()
 	if remote {
 		s.Context = d.Context
@@ -104,42 +107,58 @@ func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) (s context
 		if d.Filename != defaultDockerfile {
 			s.Dockerfile = d.Filename
 		}
-	} else if s.Given, err = b.given(ctx, d, remote); err != nil {
-		return s, err
+	} else {
+		var err error
+		if s.Given, err = b.given(ctx, d); err != nil {
+			return err
+		}
+		if !remote && s.Given.Ignore == nil {
+			if s.Given.Ignore, err = b.ignored(ctx, locals[contextLocal]); err != nil {
+				return err
+			}
+		}
+		main := locals[contextLocal]
+		main.Exclude = s.Given.Ignore.Patterns()
+		locals[contextLocal] = main
 	}
 	s.Named = map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(d.Named)) {
 		value := d.Named[name]
-		local, ok := strings.CutPrefix(value, "local:")
-		if s.Named[name] = value; !ok {
+		s.Named[name] = value
+		dir, ok := strings.CutPrefix(value, "local:")
+		if !ok {
 			continue
 		}
-		tree, _, err := b.directory(ctx, local)
+		local := d.LocalOf(dir)
+		m, err := b.ignored(ctx, local)
 		if err != nil {
-			return s, err
+			return err
 		}
-		if s.Given == nil {
-			s.Given = &contexts.Given{Trees: map[string]layer.Tree{}}
-		}
-		s.Given.Trees[name] = tree
+		local.Exclude = m.Patterns()
+		locals[name] = local
 	}
-	return s, nil
+	return nil
 }
+
+// contextLocal is the name of the build context as kiln's frontend calls it.
+const contextLocal = "context"
 
 // defaultDockerfile is the name of a Dockerfile that nobody named.
 const defaultDockerfile = "Dockerfile"
 
-// given reads the Dockerfile from the client, and opens the build context there unless it is elsewhere.
-func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile, remote bool) (*contexts.Given, error) {
+// given reads the Dockerfile, and an ignore file beside it, from the client.
+func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (*contexts.Given, error) {
 	names := []string{d.Filename}
 	if dir, name := path.Split(d.Filename); name == defaultDockerfile {
 		names = append(names, dir+strings.ToLower(name))
 	}
-	tree, err := b.client.Open(ctx, llb.Local{Name: d.DockerfileName, Follow: append(slices.Clone(names), d.Filename+ignoreFile)})
+	local := d.LocalOf(d.DockerfileName)
+	local.Follow, local.Unlike = append(slices.Clone(names), d.Filename+ignoreFile), true
+	tree, err := b.client.Open(ctx, local)
 	if err != nil {
 		return nil, err
 	}
-	g := &contexts.Given{Name: d.Filename, Project: d.ContextName, Trees: map[string]layer.Tree{}}
+	g := &contexts.Given{Name: d.Filename, Project: d.ContextName}
 	found := false
 	for _, name := range names {
 		if g.Text, found, err = contexts.ReadTree(tree, name, contexts.MaxDockerfile); found || err != nil {
@@ -152,32 +171,19 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile, remote bool) 
 	if err != nil {
 		return nil, &input.Error{Err: fmt.Errorf("failed to read dockerfile: %w", err)}
 	}
-	if remote {
-		return g, nil
-	}
-	if g.Ignore, err = readIgnore(ctx, tree, d.Filename+ignoreFile); err != nil {
-		return nil, err
-	}
-	if g.Ignore != nil {
-		g.Trees["context"], err = b.client.Open(ctx, llb.Local{Name: d.ContextName, Exclude: g.Ignore.Patterns()})
-	} else {
-		g.Trees["context"], g.Ignore, err = b.directory(ctx, d.ContextName)
-	}
+	g.Ignore, err = readIgnore(ctx, tree, d.Filename+ignoreFile)
 	return g, err
 }
 
-// directory opens a directory of the client with what its ignore file leaves.
-func (b *buildJob) directory(ctx context.Context, name string) (layer.Tree, *ignore.Matcher, error) {
-	tree, err := b.client.Open(ctx, llb.Local{Name: name, Follow: []string{ignoreFile}})
+// ignored reads the ignore file of a directory of the client; nil if it has none. That there is no such directory, or that nothing can be had
+// of it, is found out when something is wanted of it.
+func (b *buildJob) ignored(ctx context.Context, local llb.Local) (*ignore.Matcher, error) {
+	local.Follow, local.Unlike = []string{ignoreFile}, true
+	tree, err := b.client.Open(ctx, local)
 	if err != nil {
-		return nil, nil, err
+		return nil, ctx.Err()
 	}
-	m, err := readIgnore(ctx, tree, ignoreFile)
-	if err != nil {
-		return nil, nil, err
-	}
-	tree, err = b.client.Open(ctx, llb.Local{Name: name, Exclude: m.Patterns()})
-	return tree, m, err
+	return readIgnore(ctx, tree, ignoreFile)
 }
 
 // readIgnore reads an ignore file; nil if there is none, or it excludes nothing.

@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/frontend/fault"
 	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/frontend/scan"
+	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/llb"
@@ -513,32 +514,9 @@ func (b *builder) expand(s *stage, c command, check *linter.Linter) error {
 	return nil
 }
 
-// syntaxImage returns the image of the frontend that a Dockerfile asks for, without a digest, and the line.
-func syntaxImage(dockerfile []byte, o *Options) (image string, line int) {
-	image, line = parser.Directive("syntax", dockerfile)
-	if v, ok := o.BuildArgs["BUILDKIT_SYNTAX"]; ok {
-		image, line = v, 0
-	}
-	image, _, _ = strings.Cut(image, " ")
-	image, _, _ = strings.Cut(image, "@")
-	return image, line
-}
-
-// checkArgs refuses values that BuildKit's own build arguments cannot have. BUILDKIT_GIT_ADVICE=1 shows what git advises when a commit is
-// checked out: kiln reads commits without that, so there is nothing to show.
-func checkArgs(args map[string]string) error {
-	const name = "BUILDKIT_GIT_ADVICE"
-	if v := args[name]; v != "" {
-		if _, err := strconv.ParseBool(v); err != nil {
-			return &parser.Error{Msg: fmt.Sprintf("build argument %s=%s: it has to be true or false", name, v)}
-		}
-	}
-	return nil
-}
-
 // checkSyntax refuses a Dockerfile that asks for another frontend.
 func checkSyntax(dockerfile []byte, o *Options) error {
-	image, line := syntaxImage(dockerfile, o)
+	image, line := source.Syntax(dockerfile, o.BuildArgs)
 	repository, _ := imagename.SplitTag(image)
 	if repository == "" || repository == "dockerfile.v0" {
 		return nil

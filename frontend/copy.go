@@ -86,7 +86,10 @@ func (b *builder) copiedFrom(s *stage, c *instructions.CopyCommand, sources []*s
 
 // mainContext is the build context.
 func (b *builder) mainContext() llb.Output {
-	return b.graph.Add(llb.Local{Name: "context"}, llb.Meta{Place: llb.Place{Group: "internal"}, Text: "load build context"}).Output(0)
+	if b.opts.Context != nil {
+		return *b.opts.Context
+	}
+	return b.graph.Add(b.opts.Directory("context"), llb.Meta{Place: llb.Place{Group: "internal"}, Text: "load build context"}).Output(0)
 }
 
 // check refuses flags that are wrong.

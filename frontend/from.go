@@ -280,6 +280,10 @@ func (b *builder) resolveBase(s *stage) (func() error, error) {
 			b.setScratch(s, platform)
 			return nothing, nil
 		}
+		if c.Input != "" {
+			s.platform = &platform
+			return nothing, b.setInput(s, platform)
+		}
 		req.Ref, req.Layout = c.Ref, c.Layout
 	}
 	op, err := fetched(b, asked, llb.Image{Ref: req.Ref, Layout: req.Layout})
@@ -376,6 +380,23 @@ func (b *builder) setDirectory(s *stage, p llb.Platform) error {
 	return nil
 }
 
+// setInput makes s begin with a root file system that was made elsewhere.
+func (b *builder) setInput(s *stage, p llb.Platform) error {
+	in, err := b.opts.Input(s.context)
+	if err != nil {
+		return err
+	}
+	b.setScratch(s, p)
+	s.root = in.Root
+	if in.Config != nil {
+		s.config = imageconfig.Of(in.Config).Fork(b.budget, s.exported)
+		if got := platformOf(*in.Config); got.OS != "" {
+			s.ownPlatform = got
+		}
+	}
+	return nil
+}
+
 func (b *builder) scratch() llb.Output {
 	return b.graph.Add(llb.Scratch{}, llb.Meta{Place: llb.Place{Group: "internal"}, Text: "scratch"}).Output(0)
 }
@@ -403,7 +424,7 @@ func (b *builder) contextOutput(c *source.Context) (llb.Output, error) {
 		file := b.graph.Add(op, meta("download "+remoteurl.Shown(op.URL)), b.scratch()).Output(0)
 		return b.graph.Add(source.UnpackContext(op.Filename), meta("unpack "+remoteurl.Shown(op.URL)), b.scratch(), file).Output(0), err
 	}
-	return b.graph.Add(llb.Local{Name: c.Name}, meta("load from client")).Output(0), nil
+	return b.graph.Add(b.opts.Directory(c.Name), meta("load from client")).Output(0), nil
 }
 
 // fetched returns what is fetched for op, as Options.Source says.

@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/frontend/imageconfig"
 	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/frontend/scan"
+	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/llb"
 )
@@ -40,6 +41,7 @@ type Options struct {
 	// NamedContexts are the values of --build-context by name: a directory, "docker-image://REF", "oci-layout://DIR[:TAG|@DIGEST]",
 	// or the address of a git repository or of a file. A directory becomes an llb.Local with the name of its key.
 	NamedContexts map[string]string
+	source.Elsewhere
 	// Source says what is fetched for an llb.Image, llb.HTTP or llb.Git that the Dockerfile or the user names: that, or another one of its
 	// kind. An error says that nothing is. written is how the Dockerfile or the user calls it. An llb.Image has no digest before; if Source
 	// gives it one, that is of the manifest or index which its name has to stand for. With nil everything is fetched as it is named.
@@ -131,7 +133,7 @@ func Build(ctx context.Context, dockerfile []byte, o Options, r Resolver) (*Resu
 	if err := checkSyntax(dockerfile, &o); err != nil {
 		return res, err
 	}
-	if err := checkArgs(o.BuildArgs); err != nil {
+	if err := source.CheckArgs(o.BuildArgs); err != nil {
 		return res, err
 	}
 	check, warnings, err := lint.New(dockerfile, o.Filename, o.BuildArgs)

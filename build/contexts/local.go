@@ -264,9 +264,6 @@ func (l *Loader) contextGiven(context.Context) (dockerfile []byte, name string, 
 			return nil, "", err
 		}
 	}
-	for name, tree := range l.Given.Trees {
-		l.Open.Add(name, tree)
-	}
 	l.Open.Ignore = l.Given.Ignore
 	return l.Given.Text, l.Given.Name, nil
 }
@@ -322,9 +319,6 @@ func (l *Loader) contextElsewhere(ctx context.Context) (dockerfile []byte, name 
 	l.Open.Add("context", tree)
 	switch {
 	case l.Given != nil:
-		for name, tree := range l.Given.Trees {
-			l.Open.Add(name, tree)
-		}
 		return l.Given.Text, l.Given.Name, nil
 	case elsewhere(l.Dockerfile):
 		return l.dockerfile(ctx)

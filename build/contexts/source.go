@@ -19,7 +19,6 @@ import (
 	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/input"
-	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/reach"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/internal/rootdir"
@@ -39,8 +38,8 @@ type Source struct {
 	// Named are the named contexts: a directory, docker-image://REF, oci-layout://PATH[:TAG][@DIGEST], the address of a git repository or
 	// of an archive or file, by name.
 	Named map[string]string
-	// Given is a Dockerfile that was read elsewhere. It takes the place of Dockerfile, and what Context and Named say of directories counts
-	// no more: whoever gave it opens them. nil for none.
+	// Given is a Dockerfile that was read elsewhere. It takes the place of Dockerfile, and directories are opened by whoever gave it. nil for
+	// none.
 	Given *Given
 }
 
@@ -53,8 +52,6 @@ type Given struct {
 	Ignore *ignore.Matcher
 	// Project is what tells the steps of one build context from those of another.
 	Project string
-	// Trees are the directories, by the names that an llb.Local has: "context" for the build context.
-	Trees map[string]layer.Tree
 }
 
 // stdin stands for standard input as a context and as a Dockerfile.

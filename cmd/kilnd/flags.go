@@ -163,6 +163,14 @@ func read(name string, args []string) (*settings, error) {
 	if s.root == "" && s.config.Root == "" && name == "buildkitd" && os.Geteuid() == 0 {
 		s.root = "/var/lib/buildkit" // the volume of buildx' drivers
 	}
+	for i, a := range s.addresses {
+		if path, ok := strings.CutPrefix(a, "unix://"); ok {
+			if err := rootdir.Absolute(&path); err != nil {
+				return nil, err
+			}
+			s.addresses[i] = "unix://" + path
+		}
+	}
 	for _, path := range []*string{&s.root, &s.cert, &s.key, &s.ca} {
 		if err := rootdir.Absolute(path); err != nil {
 			return nil, err

@@ -99,18 +99,13 @@ func serve(name string, args []string) error {
 		return &doneError{status}
 	}
 	userns.Told(func(sig syscall.Signal) { signals <- sig })
-	listeners, err := listen(&s.listening)
-	if err != nil {
-		return err
-	}
-	defer listeners.close()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	return s.run(ctx, listeners, signals)
+	return s.run(ctx, signals)
 }
 
 // run serves until a signal comes.
-func (s *settings) run(ctx context.Context, listeners *listeners, signals <-chan os.Signal) (err error) {
+func (s *settings) run(ctx context.Context, signals <-chan os.Signal) (err error) {
 	dir, err := s.config.RootDir(s.root)
 	if err != nil {
 		return err
@@ -136,6 +131,12 @@ func (s *settings) run(ctx context.Context, listeners *listeners, signals <-chan
 	if err != nil {
 		return err
 	}
+	// Only now: the socket may be in the root directory, as BuildKit's users have it, and one with other files is refused as long as it is new.
+	listeners, err := listen(&s.listening)
+	if err != nil {
+		return err
+	}
+	defer listeners.close()
 	failed := make(chan error, len(listeners.all))
 	var servers []*grpc.Server
 	for _, l := range listeners.all {

@@ -37,6 +37,9 @@ type Dockerfile struct {
 	OwnDockerfile               bool
 	// Named are the named contexts, as BuildKit writes them: "local:NAME", "input:NAME", "docker-image://REF", ….
 	Named map[string]string
+	// Sessions are those of other clients that have directories, and Shared are hints under which names they were sent before; both by the
+	// names of directories.
+	Sessions, Shared map[string]string
 	// InputMetadata describes inputs, by their names.
 	InputMetadata map[string]map[string][]byte
 	// MultiPlatform asks for a result by platforms, whatever their number is.
@@ -108,12 +111,12 @@ var frontendAttrs = map[string]attribute{
 var frontendPrefixes = map[string]func(d *Dockerfile, name, value string) error{
 	"build-arg:":          (*Dockerfile).arg,
 	"label:":              func(d *Dockerfile, name, v string) error { d.Target.Labels[name] = v; return nil },
-	"context:":            func(d *Dockerfile, name, v string) error { d.Named[name] = v; return nil },
+	"context:":            func(d *Dockerfile, name, v string) error { d.Named[name] = address(v); return nil },
 	"input-metadata:":     (*Dockerfile).inputMetadata,
 	"attest:":             func(d *Dockerfile, name, v string) error { return d.attest(name, v) },
 	"vcs:":                func(d *Dockerfile, name, v string) error { d.VCS[name] = v; return nil },
-	"sharedkey:localdir:": func(*Dockerfile, string, string) error { return nil },
-	"local-sessionid:":    func(*Dockerfile, string, string) error { return nil },
+	"sharedkey:localdir:": func(d *Dockerfile, name, v string) error { d.Shared[name] = v; return nil },
+	"local-sessionid:":    func(d *Dockerfile, name, v string) error { d.Sessions[name] = v; return nil },
 }
 
 func ignored(*Dockerfile, string) error { return nil }
@@ -130,6 +133,7 @@ func ReadDockerfile(all map[string]string) (*Dockerfile, error) {
 	d := &Dockerfile{
 		Filename: "Dockerfile", ContextName: "context", DockerfileName: "dockerfile",
 		Named: map[string]string{}, InputMetadata: map[string]map[string][]byte{}, VCS: map[string]string{}, Limits: confine.Limits{},
+		Sessions: map[string]string{}, Shared: map[string]string{},
 	}
 	d.Target.Args, d.Target.Labels = map[string]string{}, map[string]string{}
 	d.Request.Network = llb.NetworkDefault
@@ -351,6 +355,20 @@ func ReadBuild(all map[string]string) (*Dockerfile, error) {
 		}
 	}
 	return ReadDockerfile(mine)
+}
+
+// LocalOf returns the op of a directory of the client.
+func (d *Dockerfile) LocalOf(name string) llb.Local {
+	return llb.Local{Name: name, Session: d.Sessions[name], Shared: d.Shared[name]}
+}
+
+// address returns a named context as kiln has it: BuildKit takes "docker-image:REF" as well as "docker-image://REF".
+func address(value string) string {
+	scheme, rest, ok := strings.Cut(value, ":")
+	if ok && (scheme == "docker-image" || scheme == "oci-layout") && !strings.HasPrefix(rest, "//") {
+		return scheme + "://" + rest
+	}
+	return value
 }
 
 // Remote reports whether the build context is an address, and not of the client.

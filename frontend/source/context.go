@@ -19,7 +19,9 @@ type Context struct {
 	Dir bool
 	// Remote is set for files from elsewhere: an llb.Git or llb.HTTP.
 	Remote llb.Op
-	// Ref and Layout name an image, as those of an llb.Image, where neither Dir nor Remote is set; Ref is "scratch" for the empty one.
+	// Input names a root file system that was made elsewhere.
+	Input string
+	// Ref and Layout name an image, as those of an llb.Image, where none of the others is set; Ref is "scratch" for the empty one.
 	Ref, Layout string
 }
 
@@ -96,7 +98,9 @@ func parseContext(name, value string) (*Context, error) {
 			return nil, fmt.Errorf("named context %s: %w", name, err)
 		}
 		c.Remote = op
-	case strings.HasPrefix(value, "target:") || strings.HasPrefix(value, "input:"):
+	case strings.HasPrefix(value, "input:"):
+		c.Input = strings.TrimPrefix(value, "input:")
+	case strings.HasPrefix(value, "target:"):
 		return nil, &parser.Error{
 			Msg: fmt.Sprintf("the named context %s=%s: a context from another target is not supported yet", name, value), Err: errors.ErrUnsupported,
 		}
