@@ -17,25 +17,50 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/kilnbuild/kiln/daemon/containers"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/snapshot/compose"
 )
 
-// bridges implement BuildKit's LLBBridge service for all builds: with it a client makes a result of its own while a build waits for it.
+// bridges implement BuildKit's LLBBridge service: with it a client makes a result of its own while a build waits for it.
 type bridges struct {
 	gateway.UnimplementedLLBBridgeServer
 	*Server
+	// only is the bridge that is served, that of a frontend which is a process; nil serves those of all builds, which requests name.
+	only *bridge
+}
+
+// bridge is what one client makes of a build by LLBBridge: the one that asked for the build, or a frontend that is a process.
+type bridge struct {
+	*buildJob
+	// inputs are what a frontend is given.
+	inputs     map[string]*pb.Definition
+	containers *containers.Set
+
+	// returned is closed when the client has returned a result or an error.
+	returned chan struct{}
+	result   *result
+	err      error
+}
+
+// newBridge returns a bridge to a build. Its containers are to be closed before the job ends.
+func (b *buildJob) newBridge(inputs map[string]*pb.Definition) *bridge {
+	return &bridge{buildJob: b, inputs: inputs, containers: containers.New(b), returned: make(chan struct{})}
 }
 
 // build returns the build that a request is about, whose job stays until end is called. What is opened with the context stays until the
 // build ends; before that the context ends only if the request does before end is called.
-func (s *bridges) build(request context.Context) (ctx context.Context, b *buildJob, end func(), err error) {
-	id := buildid.FromIncomingContext(request)
-	if id == "" {
-		return nil, nil, nil, status.Error(codes.InvalidArgument, "no buildid found in context")
-	}
-	if b, err = s.builds.wait(request, id); err != nil {
-		return nil, nil, nil, err
+func (s *bridges) build(request context.Context) (ctx context.Context, b *bridge, end func(), err error) {
+	if b = s.only; b == nil {
+		id := buildid.FromIncomingContext(request)
+		if id == "" {
+			return nil, nil, nil, status.Error(codes.InvalidArgument, "no buildid found in context")
+		}
+		found, err := s.builds.wait(request, id)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		b = found.own
 	}
 	if err := b.use(request); err != nil {
 		return nil, nil, nil, err
@@ -145,7 +170,7 @@ func (s *bridges) Return(request context.Context, req *gateway.ReturnRequest) (*
 }
 
 // finish ends the build's waiting for its client.
-func (b *buildJob) finish(res *result, failed error) error {
+func (b *bridge) finish(res *result, failed error) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	select {
@@ -158,6 +183,18 @@ func (b *buildJob) finish(res *result, failed error) error {
 	return nil
 }
 
+// wait waits for what the client returns.
+func (b *bridge) wait(ctx context.Context) (*result, error) {
+	select {
+	case <-b.returned:
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.result, b.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
 // Inputs returns what the request gives to its frontend.
 func (s *bridges) Inputs(request context.Context, _ *gateway.InputsRequest) (*gateway.InputsResponse, error) {
 	_, b, end, err := s.build(request)
@@ -165,7 +202,7 @@ func (s *bridges) Inputs(request context.Context, _ *gateway.InputsRequest) (*ga
 		return nil, err
 	}
 	defer end()
-	return &gateway.InputsResponse{Definitions: b.request.FrontendInputs}, nil
+	return &gateway.InputsResponse{Definitions: b.inputs}, nil
 }
 
 // Evaluate makes a ref.

@@ -48,7 +48,8 @@ func (s *Server) begin(b *buildJob) error {
 	s.running.Add(1)
 	b.log = b.record.Log()
 	b.sources = map[string]*pb.SourceInfo{}
-	b.returned, b.ready, b.over, b.refs = make(chan struct{}), make(chan struct{}), make(chan struct{}), map[string]*ref{}
+	b.ready, b.over, b.refs = make(chan struct{}), make(chan struct{}), map[string]*ref{}
+	b.own = b.newBridge(b.request.FrontendInputs)
 	s.builds.byRef[name] = b
 	close(s.builds.more)
 	s.builds.more = make(chan struct{})

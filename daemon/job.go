@@ -41,10 +41,8 @@ type buildJob struct {
 	refs map[string]*ref
 	// sources are the Dockerfiles of the build, by the names that errors call them.
 	sources map[string]*pb.SourceInfo
-	result  *result
-	err     error
-	// returned is closed when the client has returned a result or an error.
-	returned chan struct{}
+	// own is what the client itself makes of the build.
+	own *bridge
 }
 
 // Frontends that are built in.
@@ -99,6 +97,7 @@ func (b *buildJob) run(ctx context.Context) (*build.Result, error) {
 		if err == nil {
 			err = b.export(ctx, made, res)
 		}
+		b.own.containers.Close()
 		b.finished()
 		return err
 	})
@@ -171,7 +170,7 @@ func (b *buildJob) make(ctx context.Context) (*result, error) {
 	case req.Frontend == "" && req.Definition != nil && len(req.Definition.Def) > 0:
 		return b.definition(ctx, req.Definition)
 	case req.Frontend == "":
-		return b.wait(ctx)
+		return b.own.wait(ctx)
 	}
 	return b.frontend(ctx, req.Frontend, req.FrontendAttrs)
 }
@@ -185,18 +184,6 @@ func (b *buildJob) frontend(ctx context.Context, name string, all map[string]str
 		return nil, status.Errorf(codes.Unimplemented, "frontends from images are not supported yet")
 	}
 	return nil, status.Errorf(codes.InvalidArgument, "invalid frontend: %s", name)
-}
-
-// wait waits for what the client returns.
-func (b *buildJob) wait(ctx context.Context) (*result, error) {
-	select {
-	case <-b.returned:
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return b.result, b.err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
 }
 
 // export does with a result what the request asks for.

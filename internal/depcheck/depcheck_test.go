@@ -55,12 +55,12 @@ var allowed = map[string][]string{
 
 	"build": {
 		"attestation", "signature/attached", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/outputs", "build/reproduce", "build/sources", "sbom", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/imageconfig", "frontend/lint", "frontend/outline", "frontend/source", "llb", "registry", "registry/auth",
-		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "internal",
+		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "solver/container", "solver/work", "internal",
 	},
 	// What becomes of the result of a build, as far as it is known before.
 	"build/outputs": {"attestation", "build/reproduce", "engine", "exporter", "llb", "snapshot/blob", "internal"},
 	// BuildKit's API: requests become jobs of build. Nothing else imports grpc, but for the binary that serves it.
-	"daemon":        {"build", "build/caching", "build/contexts", "daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/status", "daemon/subrequest", "events", "frontend", "llb", "parser", "snapshot/compose", "solver", "store", "internal"},
+	"daemon":        {"build", "build/caching", "build/contexts", "daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/status", "daemon/subrequest", "events", "frontend", "llb", "parser", "snapshot/compose", "solver", "store", "daemon/containers", "solver/container", "solver/work", "internal"},
 	"daemon/attrs":  {"attestation", "build", "build/caching", "build/confine", "exporter", "llb", "internal"},
 	"daemon/llbpb":  {"llb", "internal"},
 	"daemon/client": {"exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
@@ -70,6 +70,8 @@ var allowed = map[string][]string{
 	"daemon/records":    {"daemon/apierr", "daemon/status", "history", "store", "internal"},
 	"daemon/subrequest": {"daemon/apierr", "frontend/outline", "llb"},
 	"cmd/kilnd":         {"build", "daemon", "registry", "store", "internal"},
+	// Containers of clients: processes that are no step.
+	"daemon/containers": {"daemon/apierr", "llb", "sandbox", "solver", "solver/container", "solver/work", "internal"},
 	// How a build describes itself.
 	"build/attesting":  {"attestation", "attestation/slsa", "build/provenance", "build/scanning", "exporter", "llb", "internal"},
 	"build/scanning":   {"attestation", "events", "frontend", "llb", "sbom", "solver", "internal"},

@@ -48,6 +48,7 @@ type Container struct {
 	mu      sync.Mutex
 	started bool
 	closed  bool
+	failed  error // of the process that failed first
 	running sync.WaitGroup
 }
 
@@ -124,11 +125,32 @@ func (c *Container) Start(ctx context.Context, p Process) (wait func() (sandbox.
 		defer stop()
 		defer cancel(nil)
 		status, failed = run(ctx, p)
+		if cause := context.Cause(ctx); errors.Is(failed, sandbox.ErrEnded) && cause != nil {
+			failed = cause
+		}
+		c.ended(status, failed)
 	})
 	return func() (sandbox.Status, error) {
 		<-done
 		return status, failed
 	}, nil
+}
+
+// ExitError is a process that did not succeed.
+type ExitError struct{ Status sandbox.Status }
+
+func (e *ExitError) Error() string { return fmt.Sprintf("exit code: %d", e.Status.ExitCode) }
+
+// ended notes how a process has ended.
+func (c *Container) ended(status sandbox.Status, err error) {
+	if err == nil && status.ExitCode != 0 {
+		err = &ExitError{status}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed == nil {
+		c.failed = err
+	}
 }
 
 // first runs the first process.
@@ -199,8 +221,9 @@ func (c *Container) process(ctx context.Context, p Process) (sandbox.Process, er
 	return out, err
 }
 
-// Close kills the processes, waits for their ends, and lets go of everything.
-func (c *Container) Close() {
+// Close kills the processes, waits for their ends, and lets go of everything. The error is that of the process that failed first: as of Start,
+// an *ExitError, or ErrClosed of one that ran still.
+func (c *Container) Close() error {
 	c.mu.Lock()
 	closed := c.closed
 	c.closed = true
@@ -210,4 +233,7 @@ func (c *Container) Close() {
 	if !closed {
 		c.prepared.Close()
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.failed
 }

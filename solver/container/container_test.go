@@ -112,7 +112,7 @@ func TestContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	if err := c.AddFile("/run/config/file", []byte("added")); err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,9 @@ func TestContainer(t *testing.T) {
 	if _, err := wait(); !errors.Is(err, sandbox.ErrEnded) {
 		t.Error(err)
 	}
-	c.Close()
+	if err := c.Close(); err == nil {
+		t.Error("nothing has failed")
+	}
 	if _, err := c.Start(t.Context(), Process{Args: []string{"x"}}); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
@@ -199,7 +201,9 @@ func TestContainerCloses(t *testing.T) {
 			}
 			waits = append(waits, wait)
 		}
-		c.Close()
+		if err := c.Close(); !errors.Is(err, ErrClosed) {
+			t.Error(err)
+		}
 		for _, wait := range waits {
 			if st, err := wait(); !errors.Is(err, ErrClosed) && !errors.Is(err, sandbox.ErrEnded) && st.ExitCode != 137 {
 				t.Errorf("%+v, %v", st, err)
@@ -219,6 +223,8 @@ func TestContainerCloses(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		c.Close()
+		if err := c.Close(); !errors.As(err, new(*NotAllowedError)) {
+			t.Error(err)
+		}
 	}
 }

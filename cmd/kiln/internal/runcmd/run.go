@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/console"
 	"github.com/kilnbuild/kiln/cmd/kiln/internal/signals"
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/signalname"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/run"
 	"github.com/kilnbuild/kiln/sandbox"
@@ -76,7 +77,7 @@ func (f *flags) run(ctx context.Context, a *app.App, args []string) error {
 	}
 	var stop syscall.Signal
 	if f.stop.signal != "" {
-		if stop, err = run.ParseSignal(f.stop.signal); err != nil {
+		if stop, err = signalname.Parse(f.stop.signal); err != nil {
 			return usagef("--stop-signal: %w", err)
 		}
 	}
@@ -94,7 +95,7 @@ func (f *flags) run(ctx context.Context, a *app.App, args []string) error {
 			return err
 		}
 		if stop == 0 && c.StopSignal != "" {
-			if stop, err = run.ParseSignal(c.StopSignal); err != nil {
+			if stop, err = signalname.Parse(c.StopSignal); err != nil {
 				return errors.Join(fmt.Errorf("the image's STOPSIGNAL: %w", err), c.Close())
 			}
 		}

@@ -1,4 +1,5 @@
-package run
+// Package signalname reads the names of signals.
+package signalname
 
 import (
 	"fmt"
@@ -7,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/internal/termtext"
 )
 
 // The first and the last real-time signal, as Docker counts them.
@@ -15,9 +18,9 @@ const (
 	lastRealTime  = 64
 )
 
-// ParseSignal reads a signal as STOPSIGNAL of a Dockerfile has it: a number, or a name with or without SIG in any case.
-func ParseSignal(s string) (syscall.Signal, error) {
-	unknown := fmt.Errorf("there is no signal %s", quote(s))
+// Parse reads a signal as STOPSIGNAL of a Dockerfile has it: a number, or a name with or without SIG in any case.
+func Parse(s string) (syscall.Signal, error) {
+	unknown := fmt.Errorf("there is no signal %s", termtext.List([]string{s}))
 	if n, err := strconv.Atoi(s); err == nil {
 		if n < 1 || n > lastRealTime {
 			return 0, unknown
