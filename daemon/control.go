@@ -66,7 +66,11 @@ func (c *control) Solve(ctx context.Context, req *controlapi.SolveRequest) (*con
 	if err != nil {
 		return nil, err
 	}
-	return &controlapi.SolveResponse{ExporterResponse: res.Response()}, nil
+	about := res.Response()
+	if err := b.exported(about); err != nil {
+		return nil, err
+	}
+	return &controlapi.SolveResponse{ExporterResponse: about}, nil
 }
 
 // solve does a build when there is room for it.

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/build"
-	"github.com/kilnbuild/kiln/build/caching"
 	"github.com/kilnbuild/kiln/daemon/apierr"
 	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/client"
@@ -43,6 +42,8 @@ type buildJob struct {
 	sources map[string]*pb.SourceInfo
 	// own is what the client itself makes of the build.
 	own *bridge
+	// caches are those that are exported to directories of the client.
+	caches []*client.Cache
 }
 
 // Frontends that are built in.
@@ -130,19 +131,8 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 		o.Export.Outputs = []build.Output{{Type: build.OutputCacheOnly}}
 		o.Export.Attest.Provenance, o.Export.Attest.SBOM = nil, nil
 	}
-	cache := req.Cache
-	if cache == nil {
-		cache = &controlapi.CacheOptions{}
-	}
-	for _, c := range cache.Imports {
-		if o.Cache.From, err = appendSpec(o.Cache.From, c, false); err != nil {
-			return o, nil, err
-		}
-	}
-	for _, c := range cache.Exports {
-		if o.Cache.To, err = appendSpec(o.Cache.To, c, true); err != nil {
-			return o, nil, err
-		}
+	if o.Cache.From, o.Cache.To, err = b.cacheSpecs(req.Cache); err != nil {
+		return o, nil, err
 	}
 	return o, &build.Request{Target: build.Target{Stage: req.FrontendAttrs["target"]}, Unrecorded: req.Internal}, nil
 }
@@ -153,14 +143,6 @@ func exporters(req *controlapi.SolveRequest) []*controlapi.Exporter {
 		return []*controlapi.Exporter{{Type: req.ExporterDeprecated, Attrs: req.ExporterAttrsDeprecated}}
 	}
 	return req.Exporters
-}
-
-func appendSpec(all []caching.Spec, c *controlapi.CacheOptionsEntry, export bool) ([]caching.Spec, error) {
-	if c == nil {
-		return all, nil
-	}
-	s, err := attrs.Cache{Type: c.Type, Attrs: c.Attrs}.Spec(export)
-	return append(all, s), err
 }
 
 // make makes what the request asks for, as far as it can be done without solving: what a frontend returns, or what the client does.

@@ -3,6 +3,7 @@ package attrs
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -58,16 +59,28 @@ func truth(attrs map[string]string, name string) (bool, error) {
 	return on, nil
 }
 
+// CacheLocal is the type of a cache in a directory of the client.
+const CacheLocal = "local"
+
 // Spec reads the attributes of a cache. The error is an *input.Error.
 func (c Cache) Spec(export bool) (caching.Spec, error) {
 	s := caching.Spec{Type: c.Type, Attrs: map[string]string{}, Export: export}
 	text := []string{"type=" + c.Type}
-	for key, value := range c.Attrs {
+	for _, key := range slices.Sorted(maps.Keys(c.Attrs)) {
+		value := c.Attrs[key]
 		key = strings.ToLower(key)
+		if c.Type == CacheLocal && key == "reset" {
+			continue // the client does it
+		}
 		s.Attrs[key] = value
 		text = append(text, key+"="+caching.Shown(key, value))
 	}
 	s.Text = strings.Join(text, ",")
+	for _, key := range []string{"sign", "verify"} {
+		if _, ok := s.Attrs[key]; ok {
+			return s, &input.Error{Err: fmt.Errorf("cache %q: the key %s names a file, and those of the daemon are not for its clients", s.Text, key)}
+		}
+	}
 	if err := s.Check(); err != nil {
 		return s, &input.Error{Err: fmt.Errorf("cache %q: %w", s.Text, err)}
 	}

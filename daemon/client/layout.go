@@ -89,11 +89,20 @@ func (l *layout) Fetch(ctx context.Context, _ string, desc ocispec.Descriptor) (
 	if _, err := cas.ParseDigest(string(desc.Digest)); err != nil {
 		return nil, l.wrap(err)
 	}
-	calling, cancel := context.WithCancel(l.caller.Context(ctx))
-	at, err := l.store.ReaderAt(calling, desc)
+	r, err := openBlob(l.caller.Context(ctx), l.store, desc)
+	if err != nil {
+		return nil, l.wrap(err)
+	}
+	return r, nil
+}
+
+// openBlob opens a blob of a client's store.
+func openBlob(calling context.Context, store content.Store, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	calling, cancel := context.WithCancel(calling)
+	at, err := store.ReaderAt(calling, desc)
 	if err != nil {
 		cancel()
-		return nil, l.wrap(failed(calling, err))
+		return nil, failed(calling, err)
 	}
 	r := &blobReader{Reader: ctxio.Reader(calling, io.NewSectionReader(at, 0, desc.Size)), at: at, cancel: cancel}
 	return cas.VerifyReader(r, desc, "the client"), nil

@@ -63,7 +63,7 @@ var allowed = map[string][]string{
 	"daemon":        {"build", "build/caching", "build/contexts", "daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/status", "daemon/subrequest", "events", "frontend", "llb", "parser", "snapshot/compose", "solver", "store", "daemon/containers", "solver/container", "solver/work", "internal"},
 	"daemon/attrs":  {"attestation", "build", "build/caching", "build/confine", "exporter", "llb", "internal"},
 	"daemon/llbpb":  {"llb", "internal"},
-	"daemon/client": {"exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
+	"daemon/client": {"cache/remote", "exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
 	// What clients are told of their builds: their errors, what happens, and answers to questions about a Dockerfile.
 	"daemon/apierr":     {"frontend/fault", "frontend/source", "llb", "parser", "registry/image", "sandbox", "solver", "solver/execute", "solver/files", "internal"},
 	"daemon/status":     {"daemon/apierr", "events", "frontend/lint", "llb", "internal"},
