@@ -55,11 +55,11 @@ func (j *Job) scanner() *scanning.Scanning {
 	}
 }
 
-// attestedFiles returns the files of an image by its index, and those that attest them.
-func (j *Job) attestedFiles(ctx context.Context, i int, out outputs.Plan) (layer.Tree, error) {
+// attestedFiles returns the files of an image by its index, and those that attest them, whose names name makes.
+func (j *Job) attestedFiles(ctx context.Context, i int, out outputs.Plan, name func(string) string) (layer.Tree, error) {
 	tree, err := j.steps.Files(ctx, j.chains[i])
 	if err != nil {
 		return nil, err
 	}
-	return j.attester.Files(ctx, i, tree, &out.Attest, out.AttestPrefix, out.Files.Epoch)
+	return j.attester.Files(ctx, i, tree, &out.Attest, name, out.Files.Epoch)
 }

@@ -8,12 +8,14 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path"
 	"strings"
 
 	"github.com/kilnbuild/kiln/build/outputs"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/llb"
@@ -188,8 +190,16 @@ func (j *Job) push(ctx context.Context, out outputs.Plan, a *exporter.Assembled,
 			}
 		}
 	}
+	client := j.builder.client
+	if out.Insecure {
+		for _, name := range out.Names {
+			if ref, err := imagename.Parse(name); err == nil {
+				client = client.Insecure(ref.Registry)
+			}
+		}
+	}
 	o := registry.PushOptions{MountFrom: mounts, Progress: images.Uploads(task)}
-	return attached.Push(ctx, j.builder.client, source, out.Names, a.Desc, j.options.Export.Sign, o, task.Note)
+	return attached.Push(ctx, client, source, out.Names, a.Desc, j.options.Export.Sign, o, task.Note)
 }
 
 // lazyBlobs fetches the blobs of base images, and of caches, only when a registry lacks them.
@@ -211,31 +221,39 @@ func (l lazyBlobs) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
 
 // files writes the root file systems' files.
 func (j *Job) files(ctx context.Context, out outputs.Plan, res *Result) error {
-	if out.Type == outputs.Local && out.To == nil && len(j.chains) > 1 {
-		return j.platforms(ctx, out)
+	split := j.product.ByPlatform || len(j.chains) > 1
+	if out.Split != nil {
+		split = *out.Split
 	}
-	if out.Type == outputs.Local && out.To == nil {
-		tree, err := j.attestedFiles(ctx, 0, out)
-		if err != nil {
-			return err
-		}
-		dropped, err := exporter.WriteDir(ctx, out.Dest, tree, out.Files)
-		return j.dropped(out.Dest, dropped, err)
-	}
-	// Of several platforms each has a directory.
 	roots := make([]exporter.Root, len(j.chains))
 	for i := range j.chains {
-		tree, err := j.attestedFiles(ctx, i, out)
+		name := func(file string) string { return out.AttestPrefix + file }
+		if len(j.chains) > 1 && !split {
+			name = func(file string) string {
+				ext := path.Ext(file)
+				return out.AttestPrefix + strings.TrimSuffix(file, ext) + "." + j.platformDir(i) + ext
+			}
+		}
+		tree, err := j.attestedFiles(ctx, i, out, name)
 		if err != nil {
 			return err
 		}
 		roots[i].Tree = tree
-		if len(roots) > 1 {
+		if split {
 			roots[i].Dir = j.platformDir(i)
 		}
 	}
-	if out.Type == outputs.Local {
+	if !split {
+		roots = []exporter.Root{{Tree: exporter.Joined(roots)}}
+	}
+	switch {
+	case out.Type == outputs.Local && out.To != nil:
 		return out.To.WriteFiles(ctx, out.Files.Epoch, roots...)
+	case out.Type == outputs.Local && split:
+		return j.platforms(ctx, out, roots)
+	case out.Type == outputs.Local:
+		dropped, err := exporter.WriteDir(ctx, out.Dest, roots[0].Tree, out.Files)
+		return j.dropped(out.Dest, dropped, err)
 	}
 	return toFile(ctx, &out, res.Response(), func(w io.Writer) error { return exporter.WriteTar(ctx, w, out.Files.Epoch, roots...) })
 }
@@ -246,19 +264,15 @@ func (j *Job) platformDir(i int) string {
 }
 
 // platforms writes the files of each platform into a directory of its own in the user's, which is looked up once.
-func (j *Job) platforms(ctx context.Context, out outputs.Plan) error {
+func (j *Job) platforms(ctx context.Context, out outputs.Plan, roots []exporter.Root) error {
 	dest, err := exporter.OpenDir(out.Dest)
 	if err != nil {
 		return err
 	}
 	defer dest.Close()
-	for i := range j.chains {
-		tree, err := j.attestedFiles(ctx, i, out)
-		if err != nil {
-			return err
-		}
-		shown := out.Dest + "/" + j.platformDir(i)
-		dropped, err := exporter.WriteDirAt(ctx, dest, j.platformDir(i), shown, tree, out.Files)
+	for _, r := range roots {
+		shown := out.Dest + "/" + r.Dir
+		dropped, err := exporter.WriteDirAt(ctx, dest, r.Dir, shown, r.Tree, out.Files)
 		if err := j.dropped(shown, dropped, err); err != nil {
 			return err
 		}

@@ -149,7 +149,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.onClose(func(context.Context) error { j.open.close(); return nil })
 	j.session = &session.Session{
 		Secrets: o.Client.Secrets, Agents: o.Client.Agents, Allow: o.Client.Allow,
-		Locals: j.open, Warn: s.Warn, FreshCaches: o.Cache.FreshMounts,
+		Locals: j.open, Warn: s.Warn, FreshCaches: o.Cache.FreshMounts, FreshUncached: o.Later,
 	}
 	if o.Debug {
 		j.session.Note = s.Warn
@@ -280,6 +280,11 @@ func (j *Job) Export(ctx context.Context, p *Product, res *Result) (err error) {
 
 func (j *Job) export(ctx context.Context, p *Product, res *Result) error {
 	j.product = p
+	for i := range j.plans {
+		if epoch := j.plans[i].Epoch; epoch != nil && p.Epoch == nil {
+			p.Epoch = epoch
+		}
+	}
 	if err := reproduce.CheckHost(j.options.Run.Reproducible, p.Images); err != nil {
 		return err
 	}

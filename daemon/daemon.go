@@ -140,14 +140,14 @@ func platformPB(p llb.Platform) *pb.Platform {
 	return &pb.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion}
 }
 
-// apiVersion is the version of BuildKit whose API is served.
-const apiVersion = "v0.34.2"
+// APIVersion is the version of BuildKit whose API is served.
+const APIVersion = "v0.34.2"
 
 // dockerfileVersion is the version of the Dockerfile language that is built in.
 const dockerfileVersion = "1.28.0"
 
 func buildkitVersion() *apitypes.BuildkitVersion {
-	return &apitypes.BuildkitVersion{Package: "github.com/kilnbuild/kiln", Version: apiVersion, DockerfileVersion: dockerfileVersion, Revision: "kiln-" + version.String()}
+	return &apitypes.BuildkitVersion{Package: "github.com/kilnbuild/kiln", Version: APIVersion, DockerfileVersion: dockerfileVersion, Revision: "kiln-" + version.String()}
 }
 
 // entitled returns those entitlements that a request asks for. The error says which of them the server does not grant.

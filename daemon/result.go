@@ -168,6 +168,7 @@ func (res *result) product() (*build.Product, error) {
 		}
 		return p, add(p, res.single, res.metadata[keyConfig], of)
 	}
+	p.ByPlatform = len(res.refs) > 0
 	names := slices.Sorted(maps.Keys(res.refs))
 	if len(known.Platforms) > 0 {
 		names = nil

@@ -104,7 +104,8 @@ func (b *Blobs) Join(manifests, attestations []Manifest, f Form) (*Assembled, er
 }
 
 func (b *Blobs) manifest(ctx context.Context, img Image, f Form) (*Manifest, error) {
-	f.Layers.Windows = img.Config.OS == "windows"
+	// As BuildKit has it: what is built on nothing has no layers of Windows' form.
+	f.Layers.Windows = img.Config.OS == "windows" && len(img.Layers) > 0 && img.Layers[0].Image != nil
 	blobs := make([]blob.Blob, len(img.Layers))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(2) // each compresses on all cores already

@@ -172,10 +172,10 @@ func subjects(names []string, p llb.Platform, d digest.Digest) ([]attestation.Re
 	return all, nil
 }
 
-// Files returns the files of an image by its index with those that attest them, whose names begin with prefix and whose time is epoch if it
-// is not nil.
+// Files returns the files of an image by its index with those that attest them, whose names name makes and whose time is epoch if it is not
+// nil.
 func (a *Attester) Files(
-	ctx context.Context, i int, tree layer.Tree, o *attestation.Options, prefix string, epoch *time.Time,
+	ctx context.Context, i int, tree layer.Tree, o *attestation.Options, name func(file string) string, epoch *time.Time,
 ) (layer.Tree, error) {
 	if !o.Any() {
 		return tree, nil
@@ -186,7 +186,7 @@ func (a *Attester) Files(
 	}
 	var all []exporter.NamedStatement
 	for _, f := range found {
-		all = append(all, exporter.NamedStatement{Name: prefix + f.File, Attestation: f})
+		all = append(all, exporter.NamedStatement{Name: name(f.File), Attestation: f})
 	}
 	when := a.end()
 	switch p := o.Provenance; {

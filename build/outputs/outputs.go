@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -114,6 +115,15 @@ type Plan struct {
 	Attest       attestation.Options
 	AttestPrefix string
 	NoArtifact   bool
+	// Split has the files of each platform in a directory of its own: nil for those of several.
+	Split *bool
+	// Epoch is a SOURCE_DATE_EPOCH of the output alone, in Unix seconds, if Dated is set; nil for none.
+	Epoch *int64
+	Dated bool
+	// Insecure is of Registry: certificates do not count, and plain HTTP will do.
+	Insecure bool
+	// inline has attestations in the output that are for those in stores and registries alone.
+	inline bool
 	// Engine is where the image goes that is put into one: see FindEngines.
 	Engine Engine
 }
@@ -201,7 +211,7 @@ func (p *Plan) written() bool { return p.Dest != "" || p.To != nil }
 
 // setAttestations decides which of the attestations that the build makes an output gets.
 func (p *Plan) setAttestations(o *attestation.Options) error {
-	inline := p.Type == Image || p.Type == Registry || p.ToEngine()
+	inline := p.Type == Image || p.Type == Registry || p.ToEngine() || p.inline
 	if o.Provenance != nil && (inline || !o.Provenance.InlineOnly) {
 		p.Attest.Provenance = o.Provenance
 	}
@@ -265,6 +275,35 @@ func (p *Plan) attribute(key, value string) error {
 		err := truth(&tar)
 		p.Dir = !tar
 		return err
+	case "attestation-inline":
+		if p.IsImage() {
+			return truth(&p.inline)
+		}
+	case "platform-split":
+		if p.Type == Local || p.Type == Tar {
+			p.Split = new(bool)
+			return truth(p.Split)
+		}
+	case "source-date-epoch":
+		p.Dated = true
+		if value == "" {
+			return nil
+		}
+		epoch, err := strconv.ParseInt(value, 10, 64)
+		if err != nil || epoch < 0 {
+			return fmt.Errorf("output %s: invalid SOURCE_DATE_EPOCH: %s", p.Type, value)
+		}
+		p.Epoch = &epoch
+		return nil
+	case "registry.insecure":
+		if p.Type == Registry {
+			return truth(&p.Insecure)
+		}
+	case "force-compression", "prefer-nondist-layers":
+		asked := false
+		if err := truth(&asked); err != nil || !asked {
+			return err
+		}
 	case "set-id":
 		if p.Type == Local {
 			return truth(&p.Files.SetID)
@@ -300,8 +339,12 @@ func (p *Plan) attribute(key, value string) error {
 // Date tells the outputs what SOURCE_DATE_EPOCH is, in Unix seconds; nil is for none. It is the time of all files of an output that is
 // files; those of an image have no later times if rewrite-timestamp is set.
 func Date(outputs []Plan, epoch *int64, warn func(string)) {
+	product := epoch
 	for i := range outputs {
 		form := &outputs[i].Form.Layers
+		if epoch = product; outputs[i].Epoch != nil {
+			epoch = outputs[i].Epoch
+		}
 		switch {
 		case form.Rewrite && epoch == nil:
 			form.Rewrite = false

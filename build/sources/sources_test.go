@@ -3,6 +3,7 @@ package sources
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -83,7 +84,7 @@ func TestAdmit(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || got != test.want {
+		if err != nil || !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%v to %s: %+v, %v, want %+v", test.op, test.to, got, err, test.want)
 		}
 	}
@@ -130,7 +131,7 @@ func TestLocked(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || got != test.want {
+		if err != nil || !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%v: %+v, %v, want %+v", test.op, got, err, test.want)
 		}
 	}

@@ -18,10 +18,12 @@ import (
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/daemon"
+	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/rootdir"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/internal/userns"
+	"github.com/kilnbuild/kiln/internal/version"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/store"
 	"github.com/spf13/pflag"
@@ -82,6 +84,7 @@ func serve(name string, args []string) error {
 	if err != nil || s == nil {
 		return err
 	}
+	fetch.UserAgent = "buildkit/" + daemon.APIVersion + " kiln/" + version.String() // some servers know that
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)

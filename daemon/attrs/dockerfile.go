@@ -89,7 +89,7 @@ var frontendAttrs = map[string]attribute{
 	"ulimit":             (*Dockerfile).ulimits,
 	"cgroup-parent":      func(d *Dockerfile, v string) error { d.CgroupParent = v; return nil },
 	"force-network-mode": (*Dockerfile).network,
-	"hostname":           func(d *Dockerfile, v string) error { d.Target.Args[argHostname] = v; return nil },
+	"hostname":           (*Dockerfile).hostname,
 	"requestid":          func(d *Dockerfile, v string) error { d.SubRequest = v; return nil },
 	"cache-from":         (*Dockerfile).cacheFrom,
 	"cache-imports":      (*Dockerfile).cacheImports,
@@ -277,6 +277,14 @@ func (d *Dockerfile) network(value string) error {
 		d.Request.Network = llb.NetworkHost
 	default:
 		return fmt.Errorf("invalid netmode %s", value)
+	}
+	return nil
+}
+
+// hostname is of all steps. The argument counts more, which may have been read before.
+func (d *Dockerfile) hostname(value string) error {
+	if d.Target.Args[argHostname] == "" {
+		d.Target.Args[argHostname] = value
 	}
 	return nil
 }

@@ -36,6 +36,9 @@ func Output(kind string, attrs map[string]string, to exporter.Receiver) (build.O
 	default:
 		return bad("exporter could not be found")
 	}
+	if mode := o.Attrs["mode"]; o.Type == build.OutputLocal && (mode == "copy" || mode == "delete") {
+		delete(o.Attrs, "mode") // what the client does with what was there
+	}
 	if o.Attrs["name"] == "" || o.Attrs["name"] == "*" {
 		delete(o.Attrs, "name")
 	}

@@ -54,8 +54,8 @@ const (
 	pingTimeout       = 15 * time.Second
 )
 
-// UserAgent is what kiln calls itself.
-const UserAgent = "kiln"
+// UserAgent is what kiln calls itself. A program that speaks for another one sets it before its first request.
+var UserAgent = "kiln"
 
 // Patience is how long servers are waited for. There are two limits of silence, since a server that has yet to fetch or to store what it
 // is asked for is slow, and one that stops in the middle of a body is not.

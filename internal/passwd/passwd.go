@@ -135,13 +135,12 @@ func Lookup(passwd, group Opener, spec string) (User, error) {
 // maxOwner is the highest ID that can own a file: 2^32-1 means "leave unchanged" in chown(2).
 const maxOwner = 1<<32 - 2
 
-// Owner resolves the value of COPY --chown, "user", "user:group" or ":group", each a name or a number. Without ":group", the
-// group of the user's entry is used if the user is a name, and the same number if it is a number; ":group" and "" give user 0,
-// and a colon without a group gives group 0. The name root is always 0, and numbers are resolved without reading the files; a
+// Owner resolves the value of COPY --chown, "user", "user:group", "user:" or ":group", each a name or a number. Without a group, the group
+// of the user's entry is used if the user is a name, and the same number if it is a number; ":group" and "" give user 0. The name root is always 0, and numbers are resolved without reading the files; a
 // number that does not fit into a signed 32-bit integer is a name. Errors are as for Lookup. With a *NotFoundError the owner is
 // still valid, and is the one that BuildKit uses: user and group 0 for a missing user, and the user's group for a missing group.
 func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
-	name, groupName, hasGroup := strings.Cut(spec, ":")
+	name, groupName, _ := strings.Cut(spec, ":")
 	uid, numeric := ownerNumber(name)
 	gid = uid
 	var missing error
@@ -162,9 +161,6 @@ func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
 		}
 	}
 	if groupName == "" {
-		if hasGroup {
-			gid = 0
-		}
 		return uid, gid, missing
 	}
 	given, numeric := ownerNumber(groupName)
