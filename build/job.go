@@ -145,7 +145,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	}
 	j.sharedProc = run.SharedProc
 	j.onClose(func(context.Context) error { run.Close(); return nil })
-	j.open = &opened{client: o.Client.Locals, trees: map[string]layer.Tree{}}
+	j.open = &opened{client: o.Client.Locals, trees: map[string]layer.Tree{}, needed: map[llb.Digest]*needed{}}
 	j.onClose(func(context.Context) error { j.open.close(); return nil })
 	j.session = &session.Session{
 		Secrets: o.Client.Secrets, Agents: o.Client.Agents, Allow: o.Client.Allow,
@@ -312,7 +312,9 @@ func (j *Job) solve(ctx context.Context, res *Result) error {
 	outputs.Date(j.plans, j.product.Epoch, j.events.Warn)
 	roots := j.roots()
 	demand := j.steps.pack(j.plans)
-	j.session.Selected = llb.Selections(j.attester.Scanning.With(roots, j.product.Images))
+	all := j.attester.Scanning.With(roots, j.product.Images)
+	j.session.Selected = llb.Selections(all)
+	j.open.need(all)
 	j.steps.Ahead(roots, func(v *llb.Vertex) bool {
 		_, same := j.work.Records.Last(v)
 		return same || j.caches.Importing()

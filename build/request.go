@@ -3,6 +3,8 @@ package build
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -63,13 +65,21 @@ type opened struct {
 
 	mu    sync.Mutex
 	trees map[string]layer.Tree
-	all   []*contexts.Contexts
+	// needed are what the steps of all graphs so far need of the client's directories, by the digests of vertices with such an op alone.
+	needed map[llb.Digest]*needed
+	all    []*contexts.Contexts
 }
+
+// needed are the paths that steps need of a directory; nil for all of it.
+type needed struct{ paths map[string]bool }
 
 // Open implements session.Locals.
 func (o *opened) Open(ctx context.Context, op llb.Local) (layer.Tree, error) {
 	o.mu.Lock()
 	tree := o.trees[op.Name]
+	if n := o.needed[digestOf(op)]; n != nil && n.paths != nil && len(op.Include)+len(op.Follow) == 0 {
+		op.Follow = slices.Sorted(maps.Keys(n.paths))
+	}
 	o.mu.Unlock()
 	switch {
 	case tree != nil:
@@ -93,6 +103,35 @@ func (o *opened) add(name string, tree layer.Tree) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.trees[name] = tree
+}
+
+// digestOf returns what tells an op from others.
+func digestOf(op llb.Local) llb.Digest {
+	var g llb.Graph
+	return g.Add(op, llb.Meta{}).Digest()
+}
+
+// need notes what a graph needs of the client's directories, before it is solved: whoever opens one later gets that of it, besides what others
+// need.
+func (o *opened) need(roots []llb.Output) {
+	if o.client == nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	llb.Needs(roots, func(op llb.Local, path string) {
+		d := digestOf(op)
+		n := o.needed[d]
+		if n == nil {
+			n = &needed{paths: map[string]bool{}}
+			o.needed[d] = n
+		}
+		if path == "" {
+			n.paths = nil
+		} else if n.paths != nil {
+			n.paths[path] = true
+		}
+	})
 }
 
 func (o *opened) close() {
@@ -143,6 +182,14 @@ func (j *Job) Lower(ctx context.Context, r *Request, res *Result) (*Product, err
 		return nil, err
 	}
 	return p, nil
+}
+
+// Doing does work of the job that is no step, and shows it in a group, "internal", as the text says.
+func (j *Job) Doing(ctx context.Context, group, text string, work func(context.Context) error) error {
+	task := j.events.Task(llb.Place{Group: group}, text)
+	err := work(events.With(ctx, task))
+	task.Done(err)
+	return err
 }
 
 // lowering returns how a Dockerfile is lowered.
@@ -203,6 +250,7 @@ func (j *Job) known(r *Request, p *Product) map[ruleAndText]bool {
 func (j *Job) Solve(ctx context.Context, roots ...llb.Output) ([]solver.Ref, error) {
 	o := j.solving()
 	o.Parallelism = parallelism
+	j.open.need(roots)
 	return solver.Solve(ctx, roots, o)
 }
 

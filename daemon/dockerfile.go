@@ -113,7 +113,7 @@ func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) error {
 			return err
 		}
 		if !remote && s.Given.Ignore == nil {
-			if s.Given.Ignore, err = b.ignored(ctx, locals[contextLocal]); err != nil {
+			if s.Given.Ignore, err = b.ignored(ctx, internal, locals[contextLocal]); err != nil {
 				return err
 			}
 		}
@@ -130,7 +130,7 @@ func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) error {
 			continue
 		}
 		local := d.LocalOf(dir)
-		m, err := b.ignored(ctx, local)
+		m, err := b.ignored(ctx, "context "+name, local)
 		if err != nil {
 			return err
 		}
@@ -154,7 +154,7 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (*contexts.Gi
 	}
 	local := d.LocalOf(d.DockerfileName)
 	local.Follow, local.Unlike = append(slices.Clone(names), d.Filename+ignoreFile), true
-	tree, err := b.client.Open(ctx, local)
+	tree, err := b.load(ctx, internal, "load build definition from "+d.Filename, local)
 	if err != nil {
 		return nil, err
 	}
@@ -177,13 +177,25 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (*contexts.Gi
 
 // ignored reads the ignore file of a directory of the client; nil if it has none. That there is no such directory, or that nothing can be had
 // of it, is found out when something is wanted of it.
-func (b *buildJob) ignored(ctx context.Context, local llb.Local) (*ignore.Matcher, error) {
+func (b *buildJob) ignored(ctx context.Context, group string, local llb.Local) (*ignore.Matcher, error) {
 	local.Follow, local.Unlike = []string{ignoreFile}, true
-	tree, err := b.client.Open(ctx, local)
+	tree, err := b.load(ctx, group, "load "+ignoreFile, local)
 	if err != nil {
 		return nil, ctx.Err()
 	}
 	return readIgnore(ctx, tree, ignoreFile)
+}
+
+// internal is the group of what is shown of a build besides its steps.
+const internal = "internal"
+
+// load opens a directory of the client before there is a graph. The text says what for.
+func (b *buildJob) load(ctx context.Context, group, text string, local llb.Local) (tree layer.Tree, err error) {
+	err = b.job.Doing(ctx, group, text, func(ctx context.Context) error {
+		tree, err = b.client.Open(ctx, local)
+		return err
+	})
+	return tree, err
 }
 
 // readIgnore reads an ignore file; nil if there is none, or it excludes nothing.

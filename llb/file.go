@@ -1,5 +1,7 @@
 package llb
 
+import "strings"
+
 // File changes its root file system, input 0, by Actions, one after the other, and makes one layer of that, possibly empty: COPY,
 // ADD and WORKDIR. Each action sees what those before it did.
 type File struct {
@@ -147,4 +149,52 @@ func Selections(roots []Output) map[string][]string {
 		}
 	}
 	return selected
+}
+
+// Needs calls f for each use of a Local by the vertices below some outputs, with the path without wildcards below which it is; "" for all of
+// the Local.
+func Needs(roots []Output, f func(l Local, path string)) {
+	need := func(o Output, path string) {
+		if local, ok := o.Vertex.op.(Local); ok {
+			f(local, literal(path))
+		}
+	}
+	for _, o := range roots {
+		need(o, "")
+	}
+	for v := range Vertices(roots) {
+		copied := map[int]bool{}
+		if file, ok := v.op.(File); ok {
+			for _, a := range file.Actions {
+				if a.Copy == nil {
+					continue
+				}
+				for _, s := range a.Copy.Sources {
+					copied[s.Input] = true
+					need(v.inputs[s.Input], s.Path)
+				}
+			}
+		}
+		for i, in := range v.inputs {
+			if !copied[i] {
+				need(in, "")
+			}
+		}
+	}
+}
+
+// literal returns a path up to its first element with a character that a pattern may have, without slashes at the ends; "" for the top.
+func literal(p string) string {
+	var kept []string
+	for _, e := range strings.Split(p, "/") {
+		if strings.ContainsAny(e, `*?[]\!`) {
+			break
+		}
+		if e == ".." && len(kept) > 0 {
+			kept = kept[:len(kept)-1]
+		} else if e != "" && e != "." && e != ".." {
+			kept = append(kept, e)
+		}
+	}
+	return strings.Join(kept, "/")
 }

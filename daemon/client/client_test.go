@@ -256,6 +256,33 @@ func TestContextsOfOthers(t *testing.T) {
 	}
 }
 
+// Without a key, a directory is believed to be the one before if enough of its files are as they were.
+func TestProof(t *testing.T) {
+	h := newHost(t)
+	for _, files := range []int{minProof - 1, minProof} {
+		dir := t.TempDir()
+		for i := range files {
+			write(t, dir, fmt.Sprintf("%d/%02d", files, i), "text")
+		}
+		write(t, dir, "empty", "")
+		sent := dirOf(t, dir)
+		for round := range 2 {
+			sent.read = nil
+			c, _ := h.connect(t, "", sent.provide("context"))
+			tree, err := c.Open(t.Context(), llb.Local{Name: "context"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again := len(sent.read) > 0; again != (round == 0 || files < minProof) {
+				t.Errorf("%d files, round %d: %d were sent", files, round, len(sent.read))
+			}
+			if got := strings.Count(list(t, tree), `"text"`); got != files {
+				t.Errorf("%d files, round %d: the tree has %d", files, round, got)
+			}
+		}
+	}
+}
+
 // A client selects what is asked for.
 func TestSelection(t *testing.T) {
 	h := newHost(t)

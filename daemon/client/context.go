@@ -71,7 +71,10 @@ func (c *Client) receive(ctx context.Context, l llb.Local) (layer.Tree, error) {
 	}
 	r := &receiver{
 		stream: stream, cache: cache, limit: c.config.Limit.OrDefault(), all: l.Unlike, metadata: l.Metadata, whole: whole,
-		count: events.From(ctx).Transferring("transferring "+l.Name+":", events.Moving, 0),
+		count: events.From(ctx).Transferring(l.Name, events.Sending, 0),
+	}
+	if caller.SharedKey() == "" {
+		r.proof = minProof
 	}
 	tree, err := r.run(calling)
 	if err != nil {
@@ -88,8 +91,8 @@ func (c *Client) receive(ctx context.Context, l llb.Local) (layer.Tree, error) {
 	return tree, nil
 }
 
-// cacheKey returns the name of the cache of a directory: it is the same for whoever is the same user and has the same key, which a client
-// makes of the path of the directory and of the machine that it is on, if it makes one.
+// cacheKey returns the name of the cache of a directory: it is the same for whoever is the same user and has the same key. docker buildx makes
+// one of the path of the directory and of the machine that it is on; buildctl makes none.
 func (c *Client) cacheKey(caller session.Caller, l llb.Local) string {
 	return hash(c.config.User, caller.SharedKey(), l.Name, l.Shared)
 }

@@ -29,6 +29,9 @@ const (
 	maxNames = 512 << 20
 	// maxClientError bounds what is shown of a client's own error, in bytes.
 	maxClientError = 4 << 10
+	// minProof is how many files of a directory must be described as before where the client gives no key for the directory: with fewer, it may
+	// be another one, and all are sent. Empty files do not count.
+	minProof = 16
 	// settled is how old the last change of a file has to be when it is asked for. One that is written later within the tick of the
 	// client's clock has the same description.
 	settled = 2 * time.Second
@@ -51,6 +54,8 @@ type receiver struct {
 	stream stream
 	cache  *received.Cache
 	limit  layer.Limit
+	// proof is how many files must be as they were before that is believed: see minProof.
+	proof int
 	// all has all files sent; metadata only those that whole matches.
 	all, metadata bool
 	whole         *ignore.Matcher
@@ -66,6 +71,7 @@ type receiver struct {
 
 	number  uint32    // of the next file that is described
 	waiting []request // files that will be asked for
+	matched []match   // files that are as they were, until there are enough of them
 	asked   map[uint32]*incoming
 	about   *received.File // has the descriptions; nil without metadata
 	skipped []int          // with metadata, entries of directories that hold nothing so far
@@ -75,6 +81,12 @@ type receiver struct {
 type request struct {
 	number uint32
 	index  int
+}
+
+// match is a file that was sent before, with the digest that it had then.
+type match struct {
+	request
+	digest layer.Digest
 }
 
 // incoming is a file that was asked for.
@@ -158,6 +170,7 @@ func (r *receiver) packets(ctx context.Context, requests chan<- uint32) error {
 				err = errors.New("the client describes files after the last one")
 			case p.Stat == nil:
 				described = true
+				r.last()
 			default:
 				err = r.describe(ctx, p.Stat)
 			}
@@ -242,15 +255,44 @@ func (r *receiver) describe(ctx context.Context, s *types.Stat) error {
 	if e.Type != layer.File {
 		return nil
 	}
-	at := &r.entries[len(r.entries)-1]
+	asking := request{number, len(r.entries) - 1}
+	d, ok := layer.Digest{}, false
 	if !r.all {
-		if d, ok := r.cache.Digest(&r.known, &e); ok {
-			at.Digest = d
-			return r.add(at.Size)
+		d, ok = r.cache.Digest(&r.known, &e)
+	}
+	if !ok {
+		r.waiting = append(r.waiting, asking)
+		return nil
+	}
+	r.matched = append(r.matched, match{asking, d})
+	if e.Size > 0 && r.proof > 0 {
+		r.proof--
+	}
+	if r.proof == 0 {
+		return r.believe()
+	}
+	return nil
+}
+
+// believe takes the files that are as they were.
+func (r *receiver) believe() error {
+	for _, m := range r.matched {
+		e := &r.entries[m.index]
+		e.Digest = m.digest
+		if err := r.add(e.Size); err != nil {
+			return err
 		}
 	}
-	r.waiting = append(r.waiting, request{number, len(r.entries) - 1})
+	r.matched = r.matched[:0]
 	return nil
+}
+
+// last takes the end of the descriptions.
+func (r *receiver) last() {
+	for _, m := range r.matched {
+		r.waiting = append(r.waiting, m.request)
+	}
+	r.matched = nil
 }
 
 // add counts bytes of files.
