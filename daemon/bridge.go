@@ -95,7 +95,7 @@ func (s *bridges) Solve(ctx context.Context, req *gateway.SolveRequest) (*gatewa
 	var res *result
 	switch {
 	case req.Frontend != "":
-		res, err = b.frontend(ctx, req.Frontend, req.FrontendOpt)
+		res, err = b.frontend(ctx, req.Frontend, req.FrontendOpt, req.FrontendInputs)
 	case req.Definition != nil && len(req.Definition.Def) > 0:
 		res, err = b.definition(ctx, req.Definition)
 	default:

@@ -154,16 +154,16 @@ func (b *buildJob) make(ctx context.Context) (*result, error) {
 	case req.Frontend == "":
 		return b.own.wait(ctx)
 	}
-	return b.frontend(ctx, req.Frontend, req.FrontendAttrs)
+	return b.frontend(ctx, req.Frontend, req.FrontendAttrs, req.FrontendInputs)
 }
 
 // frontend has a frontend make a result.
-func (b *buildJob) frontend(ctx context.Context, name string, all map[string]string) (*result, error) {
+func (b *buildJob) frontend(ctx context.Context, name string, all map[string]string, inputs map[string]*pb.Definition) (*result, error) {
 	switch name {
 	case frontendDockerfile:
 		return b.dockerfile(ctx, all)
 	case frontendGateway:
-		return nil, status.Errorf(codes.Unimplemented, "frontends from images are not supported yet")
+		return b.gateway(ctx, all, inputs)
 	}
 	return nil, status.Errorf(codes.InvalidArgument, "invalid frontend: %s", name)
 }

@@ -60,7 +60,7 @@ var allowed = map[string][]string{
 	// What becomes of the result of a build, as far as it is known before.
 	"build/outputs": {"attestation", "build/reproduce", "engine", "exporter", "llb", "snapshot/blob", "internal"},
 	// BuildKit's API: requests become jobs of build. Nothing else imports grpc, but for the binary that serves it.
-	"daemon":        {"build", "build/caching", "build/contexts", "daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/status", "daemon/subrequest", "events", "frontend", "llb", "parser", "snapshot/compose", "solver", "store", "daemon/containers", "solver/container", "solver/work", "internal"},
+	"daemon":        {"build", "build/caching", "build/contexts", "daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/status", "daemon/subrequest", "events", "frontend", "llb", "parser", "snapshot/compose", "solver", "store", "daemon/containers", "daemon/gateway", "solver/container", "solver/work", "internal"},
 	"daemon/attrs":  {"attestation", "build", "build/caching", "build/confine", "exporter", "llb", "internal"},
 	"daemon/llbpb":  {"llb", "internal"},
 	"daemon/client": {"cache/remote", "exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
@@ -71,6 +71,7 @@ var allowed = map[string][]string{
 	"daemon/subrequest": {"daemon/apierr", "frontend/outline", "llb"},
 	"cmd/kilnd":         {"build", "daemon", "registry", "store", "internal"},
 	// Containers of clients: processes that are no step.
+	"daemon/gateway":    {"daemon/apierr", "llb", "sandbox", "solver", "solver/container", "solver/execute", "solver/work"},
 	"daemon/containers": {"daemon/apierr", "llb", "sandbox", "solver", "solver/container", "solver/work", "internal"},
 	// How a build describes itself.
 	"build/attesting":  {"attestation", "attestation/slsa", "build/provenance", "build/scanning", "exporter", "llb", "internal"},
