@@ -12,8 +12,8 @@ import (
 	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/regularfile"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
-	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot/compose"
 	"github.com/kilnbuild/kiln/solver"
@@ -265,7 +265,7 @@ func readTree(tree layer.Tree, path string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("/%s is not a regular file", path)
 	}
 	if e.Size > limit {
-		return nil, fmt.Errorf("/%s is larger than the %s that are allowed", path, termtext.Size(limit))
+		return nil, &regularfile.TooLargeError{Path: "/" + path, Limit: limit}
 	}
 	f, err := tree.Open(&e)
 	if err != nil {

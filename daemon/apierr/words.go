@@ -13,7 +13,10 @@ import (
 	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/httpsource"
+	"github.com/kilnbuild/kiln/internal/regularfile"
+	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/internal/sourcepolicy"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 	"github.com/kilnbuild/kiln/registry/image"
@@ -64,7 +67,7 @@ func of[E error](say func(E) string) row {
 var table = []row{
 	func(err error) (string, bool) { return context.Canceled.Error(), errors.Is(err, context.Canceled) },
 	of(func(e *files.NotFoundError) string {
-		text := fmt.Sprintf("failed to compute cache key: failed to calculate checksum of ref: %q: not found", "/"+e.Path)
+		text := fmt.Sprintf("failed to compute cache key: failed to calculate checksum of ref source: %q: not found", "/"+e.Path)
 		switch {
 		case e.Ignored != nil:
 			text += fmt.Sprintf(" (it is excluded by %s)", e.Ignored)
@@ -106,6 +109,10 @@ var table = []row{
 		}
 		return fmt.Sprintf("invalid checksum digest format: %s: %v", e.Value, e.Err)
 	}),
+	of(func(e *remoteurl.ConflictError) string {
+		return fmt.Sprintf("%s conflicts: %q vs %q", e.What, e.First, e.Second)
+	}),
+	of(func(e *git.RefError) string { return "repository does not contain ref " + e.Ref }),
 	of(func(e *git.ChecksumError) string {
 		return fmt.Sprintf("expected checksum to match %s, got %s", e.Want, e.Got)
 	}),
@@ -124,6 +131,9 @@ var table = []row{
 			return fmt.Sprintf("source %q not allowed by policy: source denied by policy: rule %d of %s", e.Source, e.Rule, e.File)
 		}
 		return e.Error()
+	}),
+	of(func(e *regularfile.TooLargeError) string {
+		return fmt.Sprintf("%s exceeds maximum allowed size of %s", strings.TrimPrefix(e.Path, "/"), termtext.Size(e.Limit))
 	}),
 	of(func(e *image.PlatformError) string {
 		return e.Error() + ": no match for platform in manifest: not found"

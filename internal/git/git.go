@@ -107,6 +107,14 @@ func (c *Client) authorization(ctx context.Context, s *remoteurl.Git, named bool
 	return "", nil
 }
 
+// RefError is a ref that a repository does not have.
+type RefError struct {
+	// Ref is as it was asked for, and What calls it for people.
+	Ref, What string
+}
+
+func (e *RefError) Error() string { return "there is no " + e.What }
+
 // ChecksumError is a ref that is another commit than it has to be.
 type ChecksumError struct {
 	// Ref is for people to read; Got is its commit, and Want the first digits of what it has to be.
@@ -147,7 +155,8 @@ func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, who Identity) (C
 			if s.Ref != "" {
 				what = fmt.Sprintf("branch, tag or other ref %q", s.Ref)
 			}
-			return Commit{}, &Error{Doing: "look in", Remote: s.Remote, Said: "there is no " + what}
+			none := &RefError{Ref: s.Ref, What: what}
+			return Commit{}, &Error{Doing: "look in", Remote: s.Remote, Said: none.Error(), err: none}
 		}
 	}
 	if sum := s.Checksum; !strings.HasPrefix(found.ID, sum) && !strings.HasPrefix(found.Object, sum) {

@@ -22,13 +22,19 @@ func check(info fs.FileInfo, path string, limit int64) error {
 		return &fs.PathError{Op: "open", Path: path, Err: errKind}
 	}
 	if info.Size() > limit {
-		return tooLarge(path, limit)
+		return &TooLargeError{path, limit}
 	}
 	return nil
 }
 
-func tooLarge(path string, limit int64) error {
-	return fmt.Errorf("%s is larger than the %s that are allowed", path, termtext.Size(limit))
+// TooLargeError is a file that is larger than a limit in bytes.
+type TooLargeError struct {
+	Path  string
+	Limit int64
+}
+
+func (e *TooLargeError) Error() string {
+	return fmt.Sprintf("%s is larger than the %s that are allowed", e.Path, termtext.Size(e.Limit))
 }
 
 // Read returns the content of the file at path, which has at most limit bytes.
@@ -52,7 +58,7 @@ func ReadFrom(f *os.File, path string, limit int64) ([]byte, error) {
 	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(data)) > limit {
-		err = tooLarge(path, limit) // it has grown
+		err = &TooLargeError{path, limit} // it has grown
 	}
 	return data, err
 }

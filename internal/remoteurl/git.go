@@ -195,9 +195,20 @@ func (s *Git) setSubdir(dir string) error {
 	return nil
 }
 
+// ConflictError is an address that says a thing twice, and not the same.
+type ConflictError struct {
+	// What is "ref" or "commit".
+	What          string
+	First, Second string
+}
+
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("there are two %ss, %q and %q", e.What, e.First, e.Second)
+}
+
 func (s *Git) setRef(ref string) error {
 	if s.Ref != "" && s.Ref != ref {
-		return fmt.Errorf("there are two refs, %q and %q", s.Ref, ref)
+		return &ConflictError{What: "ref", First: s.Ref, Second: ref}
 	}
 	s.Ref = ref
 	return nil
@@ -273,7 +284,7 @@ func (s *Git) setValue(key, v string) error {
 		return nil
 	default: // checksum, commit
 		if s.Checksum != "" && s.Checksum != v {
-			return fmt.Errorf("there are two commits, %q and %q", s.Checksum, v)
+			return &ConflictError{What: "commit", First: s.Checksum, Second: v}
 		}
 		s.Checksum = v
 		return nil
