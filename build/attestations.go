@@ -17,7 +17,7 @@ func (j *Job) described() *provenance.Build {
 	p := j.product
 	b := &provenance.Build{
 		ID: j.attester.ID, Started: j.attester.Started, Images: p.Images, Materials: j.sources.Materials(), VCS: j.attester.VCS(),
-		Dockerfile: p.Dockerfile, Filename: p.Name,
+		Dockerfile: p.Dockerfile, Filename: p.Name, API: p.API,
 	}
 	r := p.Request
 	if r == nil {

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/build/provenance"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/lint"
@@ -56,6 +57,8 @@ type Product struct {
 	// Dockerfile is the text, and Name what errors call it.
 	Dockerfile []byte
 	Name       string
+	// API says how a client of BuildKit's API asked for it; nil if none did.
+	API *provenance.API
 }
 
 // opened are the contexts of a job that are open. A request may add some while steps of another one run.

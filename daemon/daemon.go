@@ -44,6 +44,8 @@ type Config struct {
 	MachineCredentials bool
 	// Labels are those of the one worker that there is.
 	Labels map[string]string
+	// ProvenanceEnv are further values for the provenance of builds, by their names.
+	ProvenanceEnv map[string]any
 	// Debug shows debug messages of builds.
 	Debug bool
 	// Log is told what the operator should know.

@@ -159,6 +159,20 @@ func (b *buildJob) make(ctx context.Context) (*result, error) {
 
 // frontend has a frontend make a result.
 func (b *buildJob) frontend(ctx context.Context, name string, all map[string]string, inputs map[string]*pb.Definition) (*result, error) {
+	res, err := b.call(ctx, name, all, inputs)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range res.all() {
+		if r != nil && r.asked == nil {
+			r.asked = &asked{name, all}
+		}
+	}
+	return res, nil
+}
+
+// call calls a frontend.
+func (b *buildJob) call(ctx context.Context, name string, all map[string]string, inputs map[string]*pb.Definition) (*result, error) {
 	switch name {
 	case frontendDockerfile:
 		return b.dockerfile(ctx, all)
@@ -174,6 +188,7 @@ func (b *buildJob) export(ctx context.Context, made *result, res *build.Result) 
 	if err != nil || len(p.Images) == 0 {
 		return err
 	}
+	p.API = b.described(made)
 	return b.job.Export(ctx, p, res)
 }
 

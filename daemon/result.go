@@ -40,9 +40,18 @@ type ref struct {
 	product *build.Product
 	config  []byte
 
+	// asked is what the frontend was asked that made it; nil for what no frontend has made.
+	asked *asked
+
 	mu    sync.Mutex
 	done  bool
 	chain solver.Ref
+}
+
+// asked is a request for a frontend.
+type asked struct {
+	frontend string
+	attrs    map[string]string
 }
 
 // solve makes the root file system.

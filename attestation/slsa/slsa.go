@@ -18,6 +18,12 @@ const (
 	BuilderID = "https://github.com/kilnbuild/kiln"
 )
 
+// The build types of BuildKit, for builds that its clients ask for: see Config.Definition.
+const (
+	BuildKitType   = "https://github.com/moby/buildkit/blob/master/docs/attestations/slsa-definitions.md"
+	BuildKitType02 = "https://mobyproject.org/buildkit@v1"
+)
+
 // Provenance is the predicate of SLSA Provenance v1 (https://slsa.dev/spec/v1.1/provenance).
 type Provenance struct {
 	BuildDefinition Definition `json:"buildDefinition"`
@@ -61,6 +67,16 @@ type Request struct {
 	SSH     []Needed `json:"ssh,omitempty"`
 	// Locals are the directories of the client that were read.
 	Locals []Local `json:"locals,omitempty"`
+	// Inputs are the requests that made the named contexts which are results of other ones, and Root is the client's own one if that was
+	// another. Both are of BuildKit's clients.
+	Inputs map[string]*Asked `json:"inputs,omitempty"`
+	Root   *Asked            `json:"root,omitempty"`
+}
+
+// Asked is what a frontend was asked for.
+type Asked struct {
+	ConfigSource ConfigSource `json:"configSource"`
+	Request      *Request     `json:"request,omitempty"`
 }
 
 // Needed is a secret or an ssh agent that a step asks for.
@@ -79,11 +95,43 @@ type Internal struct {
 	BuildConfig     *Config `json:"buildConfig,omitempty"`
 	BuilderPlatform string  `json:"builderPlatform"`
 	TargetPlatform  string  `json:"targetPlatform,omitempty"`
+	// DockerfileVersion is that of the frontend, if it is the builder's own.
+	DockerfileVersion string `json:"dockerfileVersion,omitempty"`
+	// Env has more, by its names, as the operator of the builder wants. It is written beside the others.
+	Env map[string]any `json:"-"`
+}
+
+// MarshalJSON implements json.Marshaler.
+func (i Internal) MarshalJSON() ([]byte, error) {
+	type plain Internal
+	return withEnv(plain(i), i.Env)
+}
+
+// withEnv returns an object with more members; its own count where there are some of the same name.
+func withEnv(object any, env map[string]any) ([]byte, error) {
+	data, err := json.Marshal(object)
+	if err != nil || len(env) == 0 {
+		return data, err
+	}
+	all := map[string]any{}
+	for name, value := range env {
+		all[name] = value
+	}
+	own := map[string]json.RawMessage{}
+	if err := json.Unmarshal(data, &own); err != nil {
+		return nil, err
+	}
+	for name, value := range own {
+		all[name] = value
+	}
+	return json.Marshal(all)
 }
 
 // Config are the steps of a build, each after those whose outputs it reads.
 type Config struct {
-	Steps []Step `json:"steps"`
+	Steps []Step `json:"steps,omitempty"`
+	// Definition are the steps as ops of LLB, if BuildKit's clients are to read them.
+	Definition []Op `json:"llbDefinition,omitempty"`
 	// DigestMapping are the IDs of steps by the digests of their vertices.
 	DigestMapping map[string]string `json:"digestMapping,omitempty"`
 }
@@ -100,6 +148,13 @@ type Step struct {
 	Op map[string]any `json:"op"`
 	// Inputs are "stepN:OUTPUT".
 	Inputs []string `json:"inputs"`
+}
+
+// Op is a step as an op of LLB.
+type Op struct {
+	ID     string          `json:"id"`
+	Op     json.RawMessage `json:"op"`
+	Inputs []string        `json:"inputs,omitempty"`
 }
 
 // Run is how it was built.
@@ -207,6 +262,15 @@ type ConfigSource02 struct {
 // Environment is what it was built on.
 type Environment struct {
 	Platform string `json:"platform"`
+	// DockerfileVersion and Env are as in Internal.
+	DockerfileVersion string         `json:"dockerfileVersion,omitempty"`
+	Env               map[string]any `json:"-"`
+}
+
+// MarshalJSON implements json.Marshaler.
+func (e Environment) MarshalJSON() ([]byte, error) {
+	type plain Environment
+	return withEnv(plain(e), e.Env)
 }
 
 // Metadata02 is a Metadata.
@@ -247,12 +311,15 @@ func Parse(predicateType string, predicate json.RawMessage) (*Provenance, error)
 // of the subject.
 func (p *Provenance) V02() *Provenance02 {
 	d, m := &p.BuildDefinition, &p.RunDetails.Metadata
-	source := d.ExternalParameters.ConfigSource
+	source, i, buildType := d.ExternalParameters.ConfigSource, &d.InternalParameters, d.BuildType
+	if buildType == BuildKitType {
+		buildType = BuildKitType02
+	}
 	return &Provenance02{
-		Builder: Builder02{p.RunDetails.Builder.ID}, BuildType: d.BuildType,
+		Builder: Builder02{p.RunDetails.Builder.ID}, BuildType: buildType,
 		Invocation: Invocation{
 			ConfigSource: ConfigSource02{URI: source.URI, Digest: source.Digest, EntryPoint: source.Path},
-			Parameters:   d.ExternalParameters.Request, Environment: Environment{d.InternalParameters.BuilderPlatform},
+			Parameters:   d.ExternalParameters.Request, Environment: Environment{i.BuilderPlatform, i.DockerfileVersion, i.Env},
 		},
 		BuildConfig: d.InternalParameters.BuildConfig,
 		Metadata: &Metadata02{
@@ -291,15 +358,32 @@ func (p *Provenance02) V1() *Provenance {
 // steps.
 func (p *Provenance) Min() {
 	request, m := &p.BuildDefinition.ExternalParameters.Request, &p.RunDetails.Metadata
-	for name := range request.Args {
-		if private(name) {
-			delete(request.Args, name)
-			m.Completeness.Request = false
-		}
+	if request.min() {
+		m.Completeness.Request = false
 	}
-	request.Secrets, request.SSH = nil, nil
 	p.BuildDefinition.InternalParameters.BuildConfig = nil
 	m.BuildKit.Source, m.BuildKit.Layers = nil, nil
+}
+
+// min leaves out what may be private, and reports whether arguments were.
+func (r *Request) min() (less bool) {
+	if r == nil {
+		return false
+	}
+	for name := range r.Args {
+		if private(name) {
+			delete(r.Args, name)
+			less = true
+		}
+	}
+	r.Secrets, r.SSH = nil, nil
+	for _, in := range r.Inputs {
+		less = in.Request.min() || less
+	}
+	if r.Root != nil {
+		less = r.Root.Request.min() || less
+	}
+	return less
 }
 
 // Encode returns a predicate as JSON, as people read it.

@@ -105,7 +105,11 @@ func (a *Attester) attestations(
 		all = append(all, found...)
 	}
 	if p := o.Provenance; p != nil {
-		data, err := slsa.Encode(a.Build().Of(i, layers, a.end(), p))
+		predicate, err := a.Build().Of(i, layers, a.end(), p)
+		if err != nil {
+			return nil, fmt.Errorf("describe the build: %w", err)
+		}
+		data, err := slsa.Encode(predicate)
 		if err != nil {
 			return nil, err
 		}
@@ -212,7 +216,11 @@ func (a *Attester) Metadata(max bool) (map[string]any, error) {
 		if len(b.Images) > 1 {
 			key += "/" + img.Platform.String()
 		}
-		p, ok := b.Of(i, nil, a.end(), &o).(*slsa.Provenance02)
+		predicate, err := b.Of(i, nil, a.end(), &o)
+		if err != nil {
+			return nil, fmt.Errorf("describe the build: %w", err)
+		}
+		p, ok := predicate.(*slsa.Provenance02)
 		if !ok {
 			return nil, errors.New("BUG: provenance of another version")
 		}

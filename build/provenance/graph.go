@@ -20,6 +20,8 @@ type graph struct {
 	vertices []*llb.Vertex
 	index    map[*llb.Vertex]int
 	hide     hider
+	// ids are those of the steps if they are not kiln's; nil if they are.
+	ids map[llb.Digest]string
 }
 
 func newGraph(root llb.Output, hide hider) *graph {
@@ -51,7 +53,12 @@ func newGraph(root llb.Output, hide hider) *graph {
 	return g
 }
 
-func (g *graph) id(v *llb.Vertex) string { return "step" + strconv.Itoa(g.index[v]) }
+func (g *graph) id(v *llb.Vertex) string {
+	if g.ids != nil {
+		return g.ids[v.Digest()]
+	}
+	return "step" + strconv.Itoa(g.index[v])
+}
 
 func (g *graph) output(o llb.Output) string { return g.id(o.Vertex) + ":" + strconv.Itoa(o.Index) }
 

@@ -40,6 +40,37 @@ type Build struct {
 	Materials []material.Material
 	// VCS describes the working copy that the context is: "source", "revision". It may be nil.
 	VCS map[string]string
+	// API says how a client of BuildKit's API asked for the build; nil if none did.
+	API *API
+}
+
+// API is what a client of BuildKit's API asked for. Such a build is described in BuildKit's words: its types, and ops of LLB as steps.
+type API struct {
+	// Asked is the request that made the result, with the attributes of its frontend.
+	Asked slsa.Asked
+	// Context is the address of the build context as the client wrote it; "" for none.
+	Context string
+	// Locals are the names of the client's directories that were read, in order.
+	Locals []string
+	// VCS describes the working copy that the context is.
+	VCS map[string]string
+	// Materials are what made the result beside the sources of its steps: the image of the frontend.
+	Materials []slsa.Material
+	// DockerfileVersion is that of the frontend, if it is kiln's own, and Env has more values, as the operator wants.
+	DockerfileVersion string
+	Env               map[string]any
+	// Define returns the steps of a root file system.
+	Define func(root llb.Output) (*Definition, error)
+}
+
+// Definition are the steps of a root file system as ops of LLB.
+type Definition struct {
+	Ops []slsa.Op
+	// Digests are the IDs of the ops by their digests, and Vertices by those of the vertices.
+	Digests  map[string]string
+	Vertices map[llb.Digest]string
+	// Source is the text that they come from; nil for the Dockerfile of the build.
+	Source *slsa.Source
 }
 
 // Request is what was asked for.
@@ -75,8 +106,13 @@ const contextName = "context"
 
 // Of describes the build of an image by its index, whose layers have the blobs of layers, the lowest first. finished is when. Options say
 // how much.
-func (b *Build) Of(i int, layers []ocispec.Descriptor, finished time.Time, o *attestation.Provenance) any {
+func (b *Build) Of(i int, layers []ocispec.Descriptor, finished time.Time, o *attestation.Provenance) (any, error) {
 	p := b.whole(i, layers)
+	if b.API != nil {
+		if err := b.inBuildKitsWords(p, i, layers); err != nil {
+			return nil, err
+		}
+	}
 	m := &p.RunDetails.Metadata
 	m.Reproducible = o.Reproducible
 	if o.BuilderID != "" {
@@ -95,9 +131,9 @@ func (b *Build) Of(i int, layers []ocispec.Descriptor, finished time.Time, o *at
 		p.Min()
 	}
 	if o.PredicateType == attestation.SLSA02 {
-		return p.V02()
+		return p.V02(), nil
 	}
-	return p
+	return p, nil
 }
 
 // whole returns all that is known.
@@ -159,13 +195,18 @@ func dependency(m material.Material) slsa.Material {
 		}
 	case material.Layout:
 		// The directory is the user's, and says nothing to others.
-		if ref, err := imagename.Parse(m.Name[strings.LastIndexByte(m.Name, '/')+1:]); err == nil {
-			out.URI = attestation.ImageURL("oci", ref, m.Platform)
-		} else {
-			out.URI = "pkg:oci/image"
-		}
+		out.URI = layoutURL(m.Name[strings.LastIndexByte(m.Name, '/')+1:], m.Platform)
 	}
 	return out
+}
+
+// layoutURL returns the address of an image in an OCI layout, whatever it is called there.
+func layoutURL(name, platform string) string {
+	ref, err := imagename.Parse(name)
+	if err != nil {
+		return "pkg:oci/image"
+	}
+	return attestation.ImageURL("oci", ref, platform)
 }
 
 // digests returns a digest "sha256:…" by its algorithm; nil for none.
@@ -196,12 +237,16 @@ func (b *Build) materials(i int) []material.Material {
 			}
 		}
 	}
+	platform := b.Images[i].Platform.String()
 	used := slices.DeleteFunc(slices.Clone(b.Materials), func(m material.Material) bool {
 		used := m.Name
 		if m.Manifest != "" {
 			used = m.Manifest
 		}
-		return others[used] && !mine[used]
+		return others[used] && !mine[used] || m.Platform != platform && slices.ContainsFunc(b.Materials, func(o material.Material) bool {
+			// An image of one platform is used for several.
+			return m.Manifest != "" && o.Manifest == m.Manifest && o.Name == m.Name && o.Platform == platform
+		})
 	})
 	order := []material.Kind{material.Image, material.Layout, material.Git, material.File} // as BuildKit has them
 	slices.SortStableFunc(used, func(x, y material.Material) int { return slices.Index(order, x.Kind) - slices.Index(order, y.Kind) })

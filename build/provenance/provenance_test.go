@@ -93,7 +93,11 @@ func lowered(t *testing.T, args map[string]string, platforms ...llb.Platform) *B
 
 func (b *Build) encoded(t *testing.T, o attestation.Provenance) string {
 	t.Helper()
-	data, err := slsa.Encode(b.Of(0, nil, time.Unix(1e9+5, 0), &o))
+	predicate, err := b.Of(0, nil, time.Unix(1e9+5, 0), &o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := slsa.Encode(predicate)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +193,11 @@ func TestSchema(t *testing.T) {
 func TestGraph(t *testing.T) {
 	b := lowered(t, map[string]string{"VERSION": "7"})
 	blobs := []ocispec.Descriptor{{Digest: "sha256:1"}, {Digest: "sha256:2"}, {Digest: "sha256:3"}, {Digest: "sha256:4"}, {Digest: "sha256:5"}}
-	p, ok := b.Of(0, blobs, time.Unix(1e9+5, 0), &maxV1).(*slsa.Provenance)
+	predicate, err := b.Of(0, blobs, time.Unix(1e9+5, 0), &maxV1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, ok := predicate.(*slsa.Provenance)
 	if !ok {
 		t.Fatal("it is of another version")
 	}

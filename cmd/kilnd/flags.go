@@ -19,6 +19,7 @@ type settings struct {
 	root         string
 	entitlements []string
 	labels       map[string]string
+	provenance   map[string]any
 	debug        bool
 }
 

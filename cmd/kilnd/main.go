@@ -129,7 +129,7 @@ func (s *settings) run(ctx context.Context, signals <-chan os.Signal) (err error
 		return err
 	}
 	server, err := daemon.New(daemon.Config{
-		Builder: builder, Root: root, Entitlements: s.entitlements, Labels: s.labels, Debug: s.debug, Log: complain,
+		Builder: builder, Root: root, Entitlements: s.entitlements, Labels: s.labels, ProvenanceEnv: s.provenance, Debug: s.debug, Log: complain,
 	})
 	if err != nil {
 		return err

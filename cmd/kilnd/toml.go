@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/config"
 	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/internal/regularfile"
 	"github.com/pelletier/go-toml/v2"
 )
 
@@ -181,7 +183,32 @@ func (s *settings) take(b *buildkitd, dir string) error {
 	if b.History != nil {
 		c.History = b.History
 	}
+	if b.ProvenanceEnvDir != "" {
+		var err error
+		if s.provenance, err = provenanceEnv(within(dir, b.ProvenanceEnvDir)); err != nil {
+			return fmt.Errorf("provenanceEnvDir: %w", err)
+		}
+	}
 	return c.Merge(b.Registries, dir)
+}
+
+// provenanceEnv reads the files DIR/*.json, each an object whose members all provenance gets; later files replace those of earlier ones.
+func provenanceEnv(dir string) (map[string]any, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	env := map[string]any{}
+	for _, name := range files {
+		data, err := regularfile.Read(name, maxConfig)
+		if err == nil {
+			err = json.Unmarshal(data, &env)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", name, err)
+		}
+	}
+	return env, nil
 }
 
 // within makes a path absolute that is relative to dir.

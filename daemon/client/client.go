@@ -41,6 +41,8 @@ type Client struct {
 	mu     sync.Mutex
 	caller session.Caller
 	open   []io.Closer
+	// received are the names of the directories that were asked for.
+	received []string
 
 	trees  once.Map[string, layer.Tree]
 	agents once.Map[string, *sshagent.Agent]

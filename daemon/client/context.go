@@ -38,12 +38,22 @@ func (c *Client) Open(ctx context.Context, l llb.Local) (layer.Tree, error) {
 		return nil, err
 	}
 	return c.trees.Do(ctx, string(key), func(ctx context.Context) (layer.Tree, error) {
+		c.mu.Lock()
+		c.received = append(c.received, l.Name)
+		c.mu.Unlock()
 		tree, err := c.receive(ctx, l)
 		if err != nil {
 			return nil, fmt.Errorf("receive the directory %q of the client: %w", l.Name, err)
 		}
 		return tree, nil
 	})
+}
+
+// Received returns the names of the directories that the client was asked for, in order.
+func (c *Client) Received() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Compact(slices.Sorted(slices.Values(c.received)))
 }
 
 // receive has the client send a directory.

@@ -211,6 +211,12 @@ func (d *decoder) extendedHTTP(h llb.HTTP) (llb.Op, error) {
 // Encode returns the definition of an output. It has no credentials, and no directories of OCI layouts. Decode makes vertices of it that
 // have the same digests.
 func Encode(o llb.Output) (*pb.Definition, error) {
+	def, _, err := EncodeVertices(o)
+	return def, err
+}
+
+// EncodeVertices is Encode, and returns what the vertices have become as well; "" for those that are nothing in LLB.
+func EncodeVertices(o llb.Output) (*pb.Definition, map[llb.Digest]digest.Digest, error) {
 	e := &encoder{
 		def: &pb.Definition{Metadata: map[string]*pb.OpMetadata{}}, done: map[llb.Digest]digest.Digest{},
 		check: &decoder{graph: &llb.Graph{}, result: &Graph{}},
@@ -234,16 +240,16 @@ func Encode(o llb.Output) (*pb.Definition, error) {
 		stack = stack[:len(stack)-1]
 		if _, ok := e.done[v.Digest()]; !ok {
 			if err := e.vertex(v); err != nil {
-				return nil, fmt.Errorf("encode %s: %w", v.Meta().Name(), err)
+				return nil, nil, fmt.Errorf("encode %s: %w", v.Meta().Name(), err)
 			}
 		}
 	}
 	if e.done[o.Vertex.Digest()] == "" {
-		return &pb.Definition{}, nil // nothing, which LLB says so
+		return &pb.Definition{}, e.done, nil // nothing, which LLB says so
 	}
 	last.Inputs = []*pb.Input{e.input(o)}
 	_, err := e.put(last)
-	return e.def, err
+	return e.def, e.done, err
 }
 
 // encoder is a definition that is being written.
