@@ -145,7 +145,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	}
 	j.sharedProc = run.SharedProc
 	j.onClose(func(context.Context) error { run.Close(); return nil })
-	j.open = &opened{client: o.Client.Locals, trees: map[string]layer.Tree{}, needed: map[llb.Digest]*needed{}}
+	j.open = &opened{client: o.Client.Locals, trees: map[localName]layer.Tree{}, needed: map[llb.Digest]*needed{}}
 	j.onClose(func(context.Context) error { j.open.close(); return nil })
 	j.session = &session.Session{
 		Secrets: o.Client.Secrets, Agents: o.Client.Agents, Allow: o.Client.Allow,

@@ -67,7 +67,7 @@ type opened struct {
 	client session.Locals
 
 	mu    sync.Mutex
-	trees map[string]layer.Tree
+	trees map[localName]layer.Tree
 	// needed are what the steps of all graphs so far need of the client's directories, by the digests of vertices with such an op alone.
 	needed map[llb.Digest]*needed
 	all    []*contexts.Contexts
@@ -76,10 +76,14 @@ type opened struct {
 // needed are the paths that steps need of a directory; nil for all of it.
 type needed struct{ paths map[string]bool }
 
+// localName is the name of an llb.Local that is open. Of a server, each request with a context that is no directory of its client has a
+// session of its own.
+type localName struct{ session, name string }
+
 // Open implements session.Locals.
 func (o *opened) Open(ctx context.Context, op llb.Local) (layer.Tree, error) {
 	o.mu.Lock()
-	tree := o.trees[op.Name]
+	tree := o.trees[localName{op.Session, op.Name}]
 	if n := o.needed[digestOf(op)]; n != nil && n.paths != nil && len(op.Include)+len(op.Follow) == 0 {
 		op.Follow = slices.Sorted(maps.Keys(n.paths))
 	}
@@ -93,19 +97,20 @@ func (o *opened) Open(ctx context.Context, op llb.Local) (layer.Tree, error) {
 	return nil, fmt.Errorf("BUG: no local directory %q", op.Name)
 }
 
-// begin returns contexts that are closed with the job.
-func (o *opened) begin() *contexts.Contexts {
-	c := &contexts.Contexts{Add: o.add}
+// begin returns contexts that are closed with the job, and the session that they have.
+func (o *opened) begin() (c *contexts.Contexts, session string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.client != nil {
+		session = fmt.Sprintf("context %d of the build", len(o.all)+1)
+	}
+	c = &contexts.Contexts{Add: func(name string, tree layer.Tree) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.trees[localName{session, name}] = tree
+	}}
 	o.all = append(o.all, c)
-	return c
-}
-
-func (o *opened) add(name string, tree layer.Tree) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.trees[name] = tree
+	return c, session
 }
 
 // digestOf returns what tells an op from others.
@@ -145,10 +150,11 @@ func (o *opened) close() {
 
 // loader returns what brings in the contexts of a request.
 func (j *Job) loader(r *Request) *contexts.Loader {
+	open, session := j.open.begin()
 	keep, _ := strconv.ParseBool(r.Target.Args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]) // what is no boolean is false, as for BuildKit
 	return &contexts.Loader{
 		Source: r.Source, Steps: j.steps, Root: j.builder.root.Dir(), Tmp: j.work.Scratch.Path(), KeepGitDir: keep, Warn: j.events.Warn,
-		Open: j.open.begin(), Reading: readingContext, Admit: j.sources.Admit, Lock: j.sources.LockRule(), Canonical: j.options.Run.Reproducible,
+		Open: open, Session: session, Reading: readingContext, Admit: j.sources.Admit, Lock: j.sources.LockRule(), Canonical: j.options.Run.Reproducible,
 	}
 }
 
@@ -206,6 +212,14 @@ func (j *Job) lowering(r *Request, loader *contexts.Loader) frontend.Options {
 		Network:   r.Network, RunOptions: r.RunOptions,
 		Allow: o.Client.Allow, Ignore: loader.Open.Ignore, Source: j.sources.Source,
 		AllStages: r.Call == CallCheck || r.Call == CallLock && r.Target.Stage == "",
+	}
+	if !r.Source.Local() && loader.Session != "" {
+		f.Elsewhere.Local = func(name string) llb.Local {
+			if name == contexts.Main {
+				return llb.Local{Name: name, Session: loader.Session}
+			}
+			return r.Directory(name)
+		}
 	}
 	if r.Call == CallLock { // nothing runs
 		f.Allow = []string{"network.host", "security.insecure", "device"}

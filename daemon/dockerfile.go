@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/daemon/attrs"
+	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/subrequest"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/input"
@@ -100,7 +101,15 @@ func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) error {
 	locals := map[string]llb.Local{contextLocal: d.LocalOf(d.ContextName)}
 	d.Local = func(name string) llb.Local { return locals[name] }
 	remote := d.Remote()
-	if remote {
+	switch {
+	case client.IsUpload(d.Context):
+		upload, err := b.client.Upload(ctx, d.Context)
+		if err != nil {
+			return err
+		}
+		context.AfterFunc(ctx, func() { upload.Close() })
+		s.Context, s.Stdin = contexts.Stdin, upload
+	case remote:
 		s.Context = d.Context
 	}
 	if remote && !d.OwnDockerfile {

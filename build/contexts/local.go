@@ -172,6 +172,8 @@ type Loader struct {
 	Warn func(text string)
 	// Reading is told of the reading of contexts, as localdir.Dir.Reading says.
 	Reading func(ctx context.Context, total int64) (count func(n int))
+	// Session is that of each llb.Local that is added to Open; "" for that of the build.
+	Session string
 	// Admit returns what is fetched in place of a source: an op of its kind. The error is that it must not be.
 	Admit func(llb.Op) (llb.Op, error)
 	// Lock says what becomes of the lock file.
@@ -306,7 +308,7 @@ func (l *Loader) contextDir(ctx context.Context) (dockerfile []byte, name string
 
 // contextElsewhere brings in a build context that is no directory. Its .dockerignore, if it has one, is a file as any other.
 func (l *Loader) contextElsewhere(ctx context.Context) (dockerfile []byte, name string, err error) {
-	if l.Context == stdin && l.Dockerfile == stdin {
+	if l.Context == Stdin && l.Dockerfile == Stdin {
 		return nil, "", &input.Error{Err: errors.New("standard input cannot be both the build context and the Dockerfile")}
 	}
 	tree, bare, err := l.tree(ctx)
@@ -316,7 +318,7 @@ func (l *Loader) contextElsewhere(ctx context.Context) (dockerfile []byte, name 
 	if l.Canonical {
 		tree = canonical{tree, l.KeepGitDir}
 	}
-	l.Open.Add("context", tree)
+	l.Open.Add(Main, tree)
 	switch {
 	case l.Given != nil:
 		return l.Given.Text, l.Given.Name, nil
@@ -326,7 +328,7 @@ func (l *Loader) contextElsewhere(ctx context.Context) (dockerfile []byte, name 
 		return bare, "Dockerfile", nil
 	}
 	from := remoteurl.WithoutUser(l.Context)
-	if l.Context == stdin {
+	if l.Context == Stdin {
 		from = "standard input"
 	}
 	if dockerfile, name, err = dockerfileIn(tree, l.Dockerfile, from); err == nil {

@@ -45,7 +45,7 @@ func (l *Loader) scratch() llb.Output {
 // then that is returned as well.
 func (l *Loader) tree(ctx context.Context) (tree layer.Tree, dockerfile []byte, err error) {
 	switch {
-	case l.Context == stdin:
+	case l.Context == Stdin:
 		return l.stdin(ctx, l.Stdin)
 	case remoteurl.IsGitContext(l.Context):
 		op, err := l.gitContext()
@@ -83,7 +83,7 @@ func (l *Loader) admit(op llb.Op) (llb.Op, error) {
 func (l *Loader) SourceTime(ctx context.Context, op llb.Op) (time.Time, error) {
 	if op == nil {
 		switch {
-		case l.Context == stdin:
+		case l.Context == Stdin:
 			return time.Time{}, nil
 		case remoteurl.IsGitContext(l.Context):
 			git, err := l.gitContext()
@@ -159,8 +159,8 @@ func (l *Loader) stdin(ctx context.Context, in io.Reader) (layer.Tree, []byte, e
 	if err != nil {
 		return nil, nil, err
 	}
-	l.Open.Add(stdin, tree)
-	file := l.graph.Add(llb.Local{Name: stdin}, l.meta("load the context from standard input"))
+	l.Open.Add(Stdin, tree)
+	file := l.graph.Add(llb.Local{Name: Stdin, Session: l.Session}, l.meta("load the context from standard input"))
 	return l.unpack(ctx, tree, file, empty, "standard input")
 }
 
@@ -194,11 +194,11 @@ func (l *Loader) unpack(
 }
 
 // elsewhere reports whether -f names something that is no file of a context or of the client.
-func elsewhere(dockerfile string) bool { return dockerfile == stdin || remoteurl.IsHTTP(dockerfile) }
+func elsewhere(dockerfile string) bool { return dockerfile == Stdin || remoteurl.IsHTTP(dockerfile) }
 
 // dockerfile returns the Dockerfile that -f names elsewhere, and its name.
 func (l *Loader) dockerfile(ctx context.Context) ([]byte, string, error) {
-	if l.Dockerfile == stdin {
+	if l.Dockerfile == Stdin {
 		text, err := io.ReadAll(io.LimitReader(until(ctx, l.Stdin), MaxDockerfile+1))
 		if err == nil && len(text) > MaxDockerfile {
 			err = fmt.Errorf("it is larger than the %d MiB that are allowed", MaxDockerfile>>20)

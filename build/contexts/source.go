@@ -54,18 +54,24 @@ type Given struct {
 	Project string
 }
 
-// stdin stands for standard input as a context and as a Dockerfile.
-const stdin = "-"
+// Stdin stands for standard input as a context and as a Dockerfile.
+const Stdin = "-"
+
+// Main is the name of the build context among those of llb.Local.
+const Main = "context"
+
+// Local reports whether the build context is a directory of the client.
+func (s *Source) Local() bool { return isDir(s.Context) }
 
 // isDir reports whether a build context is a directory of the client.
 func isDir(context string) bool {
-	return context != stdin && !remoteurl.IsGitContext(context) && !remoteurl.IsHTTP(context)
+	return context != Stdin && !remoteurl.IsGitContext(context) && !remoteurl.IsHTTP(context)
 }
 
 // OfClient reports whether the build context, and the Dockerfile, are of the client: a directory, a file, or standard input.
 func (s *Source) OfClient() (context, dockerfile bool) {
-	context = isDir(s.Context) || s.Context == stdin
-	return context, s.Dockerfile == stdin || context && !remoteurl.IsHTTP(s.Dockerfile)
+	context = isDir(s.Context) || s.Context == Stdin
+	return context, s.Dockerfile == Stdin || context && !remoteurl.IsHTTP(s.Dockerfile)
 }
 
 // Dir returns the directory of the client that is the build context; "" if it is something else.
@@ -80,7 +86,7 @@ func (s *Source) Dir() string {
 // of an address that cannot be read.
 func Check(context string) (dir bool, err error) {
 	switch {
-	case context == stdin:
+	case context == Stdin:
 	case remoteurl.IsGitContext(context):
 		_, err = remoteurl.ParseGitContext(context)
 	case remoteurl.IsHTTP(context):
@@ -98,7 +104,7 @@ func Check(context string) (dir bool, err error) {
 func (s *Source) Absolute() error {
 	var failed error
 	abs := func(path *string) {
-		if *path != stdin && failed == nil {
+		if *path != Stdin && failed == nil {
 			failed = rootdir.Absolute(path)
 		}
 	}

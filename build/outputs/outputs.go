@@ -342,7 +342,7 @@ func Date(outputs []Plan, epoch *int64, warn func(string)) {
 	product := epoch
 	for i := range outputs {
 		form := &outputs[i].Form.Layers
-		if epoch = product; outputs[i].Epoch != nil {
+		if epoch = product; outputs[i].Dated {
 			epoch = outputs[i].Epoch
 		}
 		switch {

@@ -109,9 +109,16 @@ func (r *windowsReader) Close() error {
 	return err
 }
 
+// isWindowsName reports whether a name is of what layers of Windows images have at their top.
+func isWindowsName(name string) bool {
+	top, _, _ := strings.Cut(strings.TrimPrefix(name, "./"), "/")
+	return top == "Files" || top == "Hives" || top == "UtilityVM"
+}
+
 func copyWindowsFiles(w io.Writer, r io.Reader) error {
 	in, out := tar.NewReader(r), tar.NewWriter(w)
-	for {
+	files := windowsFiles
+	for first := true; ; first = false {
 		h, err := in.Next()
 		if err == io.EOF {
 			break
@@ -119,11 +126,14 @@ func copyWindowsFiles(w io.Writer, r io.Reader) error {
 		if err != nil {
 			return err
 		}
-		name, ok := strings.CutPrefix(h.Name, windowsFiles)
+		if first && !isWindowsName(h.Name) {
+			files = "" // it was made on nothing by a builder for other systems, as BuildKit and kiln are
+		}
+		name, ok := strings.CutPrefix(h.Name, files)
 		if !ok || name == "" {
 			continue
 		}
-		h.Name, h.Linkname = name, strings.TrimPrefix(h.Linkname, windowsFiles)
+		h.Name, h.Linkname = name, strings.TrimPrefix(h.Linkname, files)
 		if err := out.WriteHeader(h); err != nil {
 			return err
 		}
