@@ -9,7 +9,7 @@ FUZZLONG    := ./cache/pack/*|./frontend/*|./internal/gunzip/*|./internal/ignore
 # $(call need,PACKAGES) installs Debian packages unless they are all there.
 need = dpkg --status $(1) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1); }
 
-.PHONY: help build install image demo test lint e2e repro vm torture fuzz conformance buildkit-suite bench
+.PHONY: help build install image demo test lint e2e repro vm torture endurance fuzz conformance buildkit-suite bench
 help:
 	@echo "make build         ./kiln and ./kilnd, two static binaries"
 	@echo "make install       kiln, its manual pages, and completion for shells, into PREFIX ($(PREFIX)) below DESTDIR"
@@ -20,6 +20,7 @@ help:
 	@echo "make repro         the same images in eight surroundings, as --reproducible promises; LONG=1 more of them, and 30 times"
 	@echo "make vm            kiln on the kernel of Debian's cloud images, or on KERNELS, in a virtual machine; about two minutes. ARCH=arm64"
 	@echo "make torture       hostile archives, faults, kills and full disks; LONG=1 for many rounds, and for large ones"
+	@echo "make endurance     10000 builds by one kilnd, or BUILDS ($(BUILDS)): what it takes does not grow"
 	@echo "make fuzz          every fuzz target, for FUZZTIME ($(FUZZTIME)) or FUZZREST ($(FUZZREST))"
 	@echo "make bench         kiln beside the other builders of the machine, with BENCH as arguments; about half an hour"
 	@echo "make buildkit-suite  BuildKit's own integration tests against kilnd; about an hour. SUITES='client' for one of them"
@@ -97,6 +98,10 @@ torture:
 # go test takes one fuzz target of one package at a time; two run at once, each on one processor. Those that read
 # Dockerfiles, and what archives and registries hold, run for FUZZTIME, the others for FUZZREST. A run whose time ends while go test
 # is busy with an input of its own may fail with nothing but "context deadline exceeded", which is no finding.
+BUILDS ?= 10000
+endurance:
+	KILND_BUILDS=$(BUILDS) go test -timeout 0 -count=1 -v -run '^TestStays$$' ./cmd/kilnd
+
 fuzz:
 	@grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's,/[^/]*:func , ,' | sort | xargs -P 2 -L 1 bash -c '\
 	    case $$0/$$1 in $(FUZZLONG)) time=$(FUZZTIME) ;; *) time=$(FUZZREST) ;; esac; \

@@ -180,6 +180,7 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (*contexts.Gi
 	if err != nil {
 		return nil, &input.Error{Err: fmt.Errorf("failed to read dockerfile: %w", err)}
 	}
+	b.read(g.Name, g.Text)
 	g.Ignore, err = readIgnore(ctx, tree, d.Filename+ignoreFile)
 	return g, err
 }

@@ -5,8 +5,12 @@ import (
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
+	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/daemon/records"
@@ -59,6 +63,24 @@ func (c *control) DiskUsage(ctx context.Context, req *controlapi.DiskUsageReques
 // Prune removes what is not used.
 func (c *control) Prune(req *controlapi.PruneRequest, stream controlapi.Control_PruneServer) error {
 	return records.Prune(stream.Context(), c.config.Root, req, stream.Send)
+}
+
+// Warn tells whoever follows the build of what a front end has found.
+func (s *bridges) Warn(ctx context.Context, req *gateway.WarnRequest) (*gateway.WarnResponse, error) {
+	_, b, end, err := s.build(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if _, err := digest.Parse(req.Digest); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "the digest of the vertex that a warning is about: %v", err)
+	}
+	if !b.log.Warn(&controlapi.VertexWarning{
+		Vertex: req.Digest, Level: req.Level, Short: req.Short, Detail: req.Detail, Url: req.Url, Info: req.Info, Ranges: req.Ranges,
+	}) {
+		return nil, status.Error(codes.ResourceExhausted, "the build has too many warnings")
+	}
+	return &gateway.WarnResponse{}, nil
 }
 
 // recording returns what the history has of a request.

@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -169,11 +170,25 @@ func (s *settings) run(ctx context.Context, signals <-chan os.Signal) (err error
 		}
 	}()
 	server.Drain(drain)
+	ended := drain.Err() == nil
 	cancel()
 	for _, g := range servers {
-		g.Stop()
+		stop(g, ended)
 	}
 	return nil
+}
+
+// lastAnswers is how long the answers to the last builds may take on their way.
+const lastAnswers = 2 * time.Second
+
+// stop ends a server, after it has answered what it was asked if wait is set.
+func stop(g *grpc.Server, wait bool) {
+	if wait {
+		late := time.AfterFunc(lastAnswers, g.Stop)
+		defer late.Stop()
+		g.GracefulStop()
+	}
+	g.Stop()
 }
 
 // entitlements are those that --allow-insecure-entitlement takes.

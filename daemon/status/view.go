@@ -27,6 +27,9 @@ const (
 	// maxWarnings is how many warnings a build has, and maxWarningText how long the texts of one can be, in bytes.
 	maxWarnings    = 1000
 	maxWarningText = 64 << 10
+	// maxRanges and maxDetails are how many of both a warning has.
+	maxRanges  = 1000
+	maxDetails = 1000
 	// maxSourceText is how large a file can be whose text goes with a warning, in bytes.
 	maxSourceText = 1 << 20
 	// maxSpans is how many spans are kept.
@@ -415,11 +418,13 @@ func (v *view) warn(w *control.VertexWarning) bool {
 	w.Short = clip(w.Short)
 	w.Url = termtext.Clip(w.Url, termtext.MaxLine)
 	room := maxWarningText
+	w.Ranges = w.Ranges[:min(len(w.Ranges), maxRanges)]
+	w.Detail = w.Detail[:min(len(w.Detail), maxDetails)]
 	for i, d := range w.Detail {
 		w.Detail[i] = d[:min(len(d), room)]
 		room -= len(w.Detail[i])
 	}
-	if w.Info != nil && len(w.Info.Data) > maxSourceText {
+	if w.Info != nil && w.Info.SizeVT() > maxSourceText {
 		w.Info = &pb.SourceInfo{Filename: w.Info.Filename, Language: w.Info.Language}
 	}
 	v.emit(&control.StatusResponse{Warnings: []*control.VertexWarning{w}})
