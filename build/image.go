@@ -44,6 +44,11 @@ func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
 	if err != nil {
 		return img, err
 	}
+	if j.product.Request == nil {
+		img.Config.History = imageconfig.Complete(ConfigOf(lowered).History, madeBy(lowered.Root, times, len(below)))
+		j.date(&img)
+		return img, nil
+	}
 	n := len(below)
 	var last *time.Time
 	for _, h := range lowered.History {
@@ -76,6 +81,33 @@ func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
 		return img, fmt.Errorf("BUG: the history names %d layers, and there are %d", n, len(img.Layers))
 	}
 	return img, nil
+}
+
+// madeBy returns how the layers of an image came to be that no Dockerfile describes.
+func madeBy(root llb.Output, times []*time.Time, below int) []imageconfig.Made {
+	made := make([]imageconfig.Made, len(times))
+	for i, at := range times {
+		made[i].At = at
+	}
+	for i, o := len(times)-1, root; i >= below; i-- {
+		made[i].By = o.Vertex.Meta().Text
+		var ok bool
+		if o, ok = o.Base(); !ok {
+			break
+		}
+	}
+	return made
+}
+
+// date gives a configuration the time of the last entry of its history, or SOURCE_DATE_EPOCH.
+func (j *Job) date(img *exporter.Image) {
+	if n := len(img.Config.History); n > 0 {
+		img.Config.Created = img.Config.History[n-1].Created
+	}
+	if j.product.Epoch != nil {
+		epoch := time.Unix(*j.product.Epoch, 0).UTC()
+		img.Config.Created = &epoch
+	}
 }
 
 // configOf returns the configuration of an image without its history.

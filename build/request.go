@@ -89,7 +89,7 @@ func (o *opened) Open(ctx context.Context, op llb.Local) (layer.Tree, error) {
 	}
 	o.mu.Unlock()
 	switch {
-	case tree != nil:
+	case tree != nil && !op.Filtered():
 		return tree, nil
 	case o.client != nil:
 		return o.client.Open(ctx, op)
@@ -223,8 +223,8 @@ func (j *Job) lowering(r *Request, loader *contexts.Loader) frontend.Options {
 	}
 	if r.Call == CallLock { // nothing runs
 		f.Allow = []string{"network.host", "security.insecure", "device"}
-	} else if j.sharedProc {
-		f.NoInsecure = "with --no-process-sandbox a privileged step could change the processes of kiln and of other steps"
+	} else {
+		f.NoInsecure = j.NoInsecure()
 	}
 	if r.Call == CallBuild {
 		// Nothing is fetched to look at a Dockerfile.
@@ -269,6 +269,17 @@ func (j *Job) Solve(ctx context.Context, roots ...llb.Output) ([]solver.Ref, err
 	o.Parallelism = parallelism
 	j.open.need(roots)
 	return solver.Solve(ctx, roots, o)
+}
+
+// Source says what is fetched for an op that the client names, as frontend.Options.Source.
+func (j *Job) Source(written string, op llb.Op) (llb.Op, error) { return j.sources.Source(written, op) }
+
+// NoInsecure returns why no step may be privileged, whatever is allowed; "" if it may.
+func (j *Job) NoInsecure() string {
+	if j.sharedProc {
+		return "with --no-process-sandbox a privileged step could change the processes of kiln and of other steps"
+	}
+	return ""
 }
 
 // Files returns the files of a root file system, which are there until the job ends.

@@ -383,8 +383,3 @@ func stat(e *layer.Entry) *fstypes.Stat {
 	s.Mode = uint32(mode)
 	return s
 }
-
-// definition decodes a definition.
-func (b *buildJob) definition(context.Context, *pb.Definition) (*result, error) {
-	return nil, status.Error(codes.Unimplemented, "definitions are not supported yet")
-}

@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/daemon/apierr"
 	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/client"
+	"github.com/kilnbuild/kiln/daemon/llbpb"
 	"github.com/kilnbuild/kiln/daemon/records"
 	log "github.com/kilnbuild/kiln/daemon/status"
 	"github.com/kilnbuild/kiln/events"
@@ -38,6 +39,8 @@ type buildJob struct {
 
 	mu   sync.Mutex
 	refs map[string]*ref
+	// graphs are what definitions of the client were decoded to.
+	graphs []*llbpb.Graph
 	// sources are the Dockerfiles of the build, by the names that errors call them.
 	sources map[string]*pb.SourceInfo
 	// own is what the client itself makes of the build.
@@ -54,7 +57,7 @@ const (
 
 // failure returns an error of the build as its client is to get it.
 func (b *buildJob) failure(err error) error {
-	shown := apierr.Build{Source: b.source}
+	shown := apierr.Build{Source: b.source, Digests: b.digests, Located: b.located}
 	return shown.Error(err)
 }
 

@@ -309,7 +309,9 @@ func (d *decoder) became(o *op, v *llb.Vertex) {
 	}
 	d.aliases[a] = true
 	o.vertices = append(o.vertices, v)
-	d.result.Digests[v.Digest()] = append(d.result.Digests[v.Digest()], o.digest)
+	if len(d.result.Digests[v.Digest()]) < MaxNames {
+		d.result.Digests[v.Digest()] = append(d.result.Digests[v.Digest()], o.digest)
+	}
 }
 
 // made says what the outputs of an op are.

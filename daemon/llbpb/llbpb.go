@@ -26,6 +26,8 @@ const (
 	MaxFields = 2_000_000
 	// MaxNested is how deep the builds may be nested that ops read from the results of others.
 	MaxNested = 8
+	// MaxNames is of how many ops a vertex knows that it comes from them.
+	MaxNames = 1000
 	// MaxText is how long what an op is called may be. The rest is cut off.
 	MaxText = 4 << 10
 )

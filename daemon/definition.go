@@ -1,0 +1,109 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/pb"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/kilnbuild/kiln/daemon/llbpb"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/llb"
+)
+
+// definition decodes a definition of the client.
+func (b *buildJob) definition(ctx context.Context, def *pb.Definition) (*result, error) {
+	root, err := b.decode(ctx, def)
+	if err != nil {
+		return nil, err
+	}
+	return &result{single: b.add(&ref{root: root})}, nil
+}
+
+// decode returns the output that a definition asks for. What its steps are called by the client is noted.
+func (b *buildJob) decode(ctx context.Context, def *pb.Definition) (llb.Output, error) {
+	g, err := llbpb.Decode(def, llbpb.Options{
+		Session: b.request.Session, Allow: b.request.Entitlements, NoInsecure: b.job.NoInsecure(), Source: b.job.Source,
+		Read: func(o llb.Output, file string, limit int64) ([]byte, error) { return b.readFile(ctx, o, file, limit) },
+	})
+	if err != nil {
+		return llb.Output{}, err
+	}
+	names := map[llb.Digest][]string{}
+	for vertex, digests := range g.Digests {
+		for _, d := range digests {
+			names[vertex] = append(names[vertex], d.String())
+		}
+	}
+	groups := map[string]*pb.ProgressGroup{}
+	for d, op := range g.Ops {
+		if op.Group != nil {
+			groups[d.String()] = op.Group
+		}
+	}
+	b.log.Alias(names, groups)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.graphs = append(b.graphs, g)
+	return g.Output, nil
+}
+
+// readFile returns a file that a step makes.
+func (b *buildJob) readFile(ctx context.Context, o llb.Output, name string, limit int64) ([]byte, error) {
+	made, err := b.job.Solve(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	t, err := b.job.Files(ctx, made[0])
+	if err != nil {
+		return nil, err
+	}
+	e, err := find(t, "open", name, true)
+	if err != nil {
+		return nil, err
+	}
+	if e.Type != layer.File || e.Size > limit {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("it is not a file of at most %d bytes", limit)}
+	}
+	f, err := t.Open(e)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit))
+}
+
+// digests returns what the client calls a vertex.
+func (b *buildJob) digests(vertex llb.Digest) []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var names []string
+	for _, g := range b.graphs {
+		for _, d := range g.Digests[vertex] {
+			names = append(names, d.String())
+		}
+	}
+	return names
+}
+
+// located returns where the client says that an op comes from.
+func (b *buildJob) located(name string) []*errdefs.Source {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var all []*errdefs.Source
+	for _, g := range b.graphs {
+		op := g.Ops[digest.Digest(name)]
+		if op == nil {
+			continue
+		}
+		for _, at := range op.Locations {
+			all = append(all, &errdefs.Source{Info: g.Sources[at.SourceIndex], Ranges: at.Ranges})
+		}
+		break
+	}
+	return all
+}
