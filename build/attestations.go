@@ -38,6 +38,9 @@ func (j *Job) described() *provenance.Build {
 	return b
 }
 
+// Provenance returns all that is known of how each image of the product was made, in SLSA provenance's version 1. It is for after Export.
+func (j *Job) Provenance() ([][]byte, error) { return j.attester.Whole() }
+
 // scan returns the software bill of materials of an image by its index.
 func (j *Job) scan(ctx context.Context, i int) ([]attestation.Attestation, error) {
 	img, err := j.image(ctx, i)

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/daemon/records"
 )
@@ -93,9 +94,28 @@ func recording(req *controlapi.SolveRequest) records.Request {
 // imageTypes are the types of exporters that make an image.
 var imageTypes = map[string]bool{"image": true, "oci": true, "docker": true, "moby": true}
 
+// describe notes how the images of a build were made, for its record.
+func (b *buildJob) describe(p *build.Product) {
+	if b.request.Internal {
+		return
+	}
+	all, err := b.job.Provenance()
+	if err != nil {
+		b.server.config.Log(err.Error())
+		return
+	}
+	for i, data := range all {
+		a := records.Attestation{MediaType: records.StatementType, PredicateType: attestation.SLSA1, Data: data}
+		if len(all) > 1 {
+			a.Platform = p.Images[i].Platform.String()
+		}
+		b.statements = append(b.statements, a)
+	}
+}
+
 // recorded returns what the history has of how a build has ended. res is nil for one that did not get far.
 func (b *buildJob) recorded(res *build.Result, err error) records.Result {
-	out := records.Result{Err: err, Open: b.server.config.Root.Images.Open}
+	out := records.Result{Err: err, Open: b.server.config.Root.Images.Open, Attestations: b.statements}
 	if res == nil {
 		return out
 	}

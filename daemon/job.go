@@ -27,8 +27,10 @@ type buildJob struct {
 	request *controlapi.SolveRequest
 	cancel  context.CancelCauseFunc
 	record  *records.Build
-	log     *log.Log
-	client  *client.Client
+	// statements are what the record says of how the images were made.
+	statements []records.Attestation
+	log        *log.Log
+	client     *client.Client
 
 	// job and its context are set before ready is closed, and over is closed when nothing may use them any more.
 	job         *build.Job
@@ -192,7 +194,11 @@ func (b *buildJob) export(ctx context.Context, made *result, res *build.Result) 
 		return err
 	}
 	p.API = b.described(made)
-	return b.job.Export(ctx, p, res)
+	if err := b.job.Export(ctx, p, res); err != nil {
+		return err
+	}
+	b.describe(p)
+	return nil
 }
 
 // use begins the use of the job by a request of the client. It waits until the job is there. End must be called if there is no error.

@@ -202,6 +202,28 @@ func (a *Attester) Files(
 	return exporter.WithStatements(ctx, tree, all, when)
 }
 
+// Whole returns all that is known of how each image was made, as predicates of SLSA provenance in version 1: for records of the build.
+func (a *Attester) Whole() ([][]byte, error) {
+	o := attestation.Provenance{Max: true, PredicateType: attestation.SLSA1}
+	if asked := a.Options.Provenance; asked != nil {
+		o.BuilderID = asked.BuilderID
+	}
+	b := a.Build()
+	var all [][]byte
+	for i := range b.Images {
+		predicate, err := b.Of(i, nil, a.end(), &o)
+		if err != nil {
+			return nil, fmt.Errorf("describe the build: %w", err)
+		}
+		data, err := slsa.Encode(predicate)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, data)
+	}
+	return all, nil
+}
+
 // Metadata returns the provenance that the metadata of a build has, by its keys, as buildx writes it: in version 0.2. max is as in
 // attestation.Provenance.
 func (a *Attester) Metadata(max bool) (map[string]any, error) {

@@ -113,7 +113,7 @@ func (f *file) image(desc ocispec.Descriptor, open func(ocispec.Descriptor) (io.
 		next = append(next, *of.Config)
 	}
 	for _, l := range of.Layers {
-		if l.MediaType == statementType {
+		if l.MediaType == StatementType {
 			next = append(next, l)
 		}
 	}
@@ -125,8 +125,8 @@ func (f *file) image(desc ocispec.Descriptor, open func(ocispec.Descriptor) (io.
 	return nil
 }
 
-// statementType is the media type of a statement about an image.
-const statementType = "application/vnd.in-toto+json"
+// StatementType is the media type of a statement about an image.
+const StatementType = "application/vnd.in-toto+json"
 
 // end adds the record.
 func (f *file) end(rec *control.BuildHistoryRecord) error {

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	content "github.com/containerd/containerd/api/services/content/v1"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client/buildid"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
@@ -353,4 +354,90 @@ func mounts(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return bytes.Count(data, []byte("\n"))
+}
+
+// blob reads a blob of the history.
+func (d *instance) blob(desc *controlapi.Descriptor) []byte {
+	d.t.Helper()
+	stream, err := content.NewContentClient(d.conn).Read(d.t.Context(), &content.ReadContentRequest{Digest: desc.Digest})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	var data []byte
+	for {
+		part, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return data
+		}
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		data = append(data, part.Data...)
+	}
+}
+
+// The history has how a build was made and what happened in it, and outlives the daemon; nothing can be written to its content store.
+func TestHistory(t *testing.T) {
+	dir, contextDir := t.TempDir(), dockerfile(t)
+	if err := os.WriteFile(filepath.Join(contextDir, "a"), []byte("a"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d := startDaemon(t, dir)
+	s := d.session(contextDir)
+	if err := d.build(t.Context(), s, "one"); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if err := d.process.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.wait(); err != nil {
+		t.Fatal(err)
+	}
+	d = startDaemon(t, dir)
+	list, err := d.control.ListenBuildHistory(t.Context(), &controlapi.BuildHistoryRequest{EarlyExit: true, Ref: "one"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := list.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := e.Record
+	if rec.Frontend != "dockerfile.v0" || rec.NumTotalSteps == 0 || rec.NumCompletedSteps != rec.NumTotalSteps || rec.Error != nil {
+		t.Errorf("the record is %v", rec)
+	}
+	if n := len(rec.GetResult().GetAttestations()); n != 1 {
+		t.Fatalf("there are %d attestations", n)
+	}
+	provenance := string(d.blob(rec.Result.Attestations[0]))
+	for _, want := range []string{`"buildDefinition"`, `"filename": "Dockerfile"`} {
+		if !strings.Contains(provenance, want) {
+			t.Errorf("the provenance lacks %s:\n%s", want, provenance)
+		}
+	}
+	stream, err := d.control.Status(t.Context(), &controlapi.StatusRequest{Ref: "one"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range m.Vertexes {
+			names[v.Name] = v.Completed != nil
+		}
+	}
+	if !names["[1/3] COPY a /"] || !names["[2/3] WORKDIR /w"] {
+		t.Errorf("the log has %v", names)
+	}
+	_, err = content.NewContentClient(d.conn).Delete(t.Context(), &content.DeleteContentRequest{Digest: rec.Logs.Digest})
+	if err == nil {
+		t.Error("a blob of the history was deleted")
+	}
 }
