@@ -153,7 +153,7 @@ func (j *Job) loader(r *Request) *contexts.Loader {
 	open, session := j.open.begin()
 	keep, _ := strconv.ParseBool(r.Target.Args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]) // what is no boolean is false, as for BuildKit
 	return &contexts.Loader{
-		Source: r.Source, Steps: j.steps, Root: j.builder.root.Dir(), Tmp: j.work.Scratch.Path(), KeepGitDir: keep, Warn: j.events.Warn,
+		Source: r.Source, Steps: j.steps, Root: j.builder.root.Dir(), Tmp: j.work.Scratch.Path(), KeepGitDir: keep, GitAdvice: source.GitAdvice(r.Target.Args), Warn: j.events.Warn,
 		Open: open, Session: session, Reading: readingContext, Admit: j.sources.Admit, Lock: j.sources.LockRule(), Canonical: j.options.Run.Reproducible,
 	}
 }

@@ -51,8 +51,8 @@ func (c *control) Session(stream controlapi.Control_SessionServer) error {
 
 // Solve does a build.
 func (c *control) Solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
-	if req.Ref == "" {
-		return nil, status.Error(codes.InvalidArgument, "a build needs a ref")
+	if err := check(req); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

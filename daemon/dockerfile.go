@@ -132,7 +132,10 @@ func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) error {
 	}
 	s.Named = map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(d.Named)) {
-		value := d.Named[name]
+		value, err := converted(b.policy, d.Named[name])
+		if err != nil {
+			return err
+		}
 		s.Named[name] = value
 		dir, ok := strings.CutPrefix(value, "local:")
 		if !ok {

@@ -19,6 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/daemon/records"
 	log "github.com/kilnbuild/kiln/daemon/status"
 	"github.com/kilnbuild/kiln/events"
+	"github.com/kilnbuild/kiln/internal/sourcepolicy"
 )
 
 // buildJob is one request for a build: a job, and what its client makes of it by LLBBridge.
@@ -36,6 +37,8 @@ type buildJob struct {
 	job         *build.Job
 	ctx         context.Context
 	ready, over chan struct{}
+	// policy is the source policy; nil for none.
+	policy *sourcepolicy.Policy
 	// using are the requests by LLBBridge that use the job.
 	using sync.WaitGroup
 
@@ -117,6 +120,10 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 		return o, nil, err
 	}
 	o.Debug, o.Later = b.server.config.Debug, true
+	if o.Pins.Policy, err = policy(req); err != nil {
+		return o, nil, err
+	}
+	b.policy = o.Pins.Policy
 	o.Export.Attest = asked.Attest
 	o.Run.Request.Limits = asked.Limits
 	o.Cache.Pull, o.Cache.AskFirst = asked.Pull == "pull", asked.Pull == ""

@@ -79,6 +79,7 @@ func (b *builder) addGit(s *stage, c *instructions.AddCommand, src string) (copy
 	if err != nil {
 		return copySource{}, err
 	}
+	op.Advice = source.GitAdvice(b.opts.BuildArgs)
 	v := b.graph.Add(op, b.internalMeta(s, "load git source "+source.GitName(op), c.Location()), b.scratch())
 	return copySource{v.Output(0), llb.CopySource{Path: "/"}}, nil
 }

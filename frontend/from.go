@@ -418,6 +418,7 @@ func (b *builder) contextOutput(c *source.Context) (llb.Output, error) {
 	switch op := c.Remote.(type) {
 	case llb.Git:
 		op, err := fetched(b, c.Name, op)
+		op.Advice = source.GitAdvice(b.opts.BuildArgs)
 		return b.graph.Add(op, meta("load git source "+source.GitName(op)), b.scratch()).Output(0), err
 	case llb.HTTP:
 		op, err := fetched(b, c.Name, op)

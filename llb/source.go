@@ -58,6 +58,8 @@ type Git struct {
 	Agent string `json:",omitempty"`
 	// KnownHosts has the keys of ssh servers, in the form of ssh's file known_hosts; "" for those that the machine knows.
 	KnownHosts string `json:",omitempty"`
+	// Advice says in the log what git advises where a commit is checked out. It has no part in digests and keys.
+	Advice bool `json:"-"`
 }
 
 // Kind implements Op.

@@ -166,6 +166,8 @@ type Loader struct {
 	Root, Tmp string
 	// KeepGitDir keeps the directory .git of a build context that is a repository.
 	KeepGitDir bool
+	// GitAdvice is as llb.Git.Advice for a build context that is a repository.
+	GitAdvice bool
 	// Canonical makes contexts what git would record of them, whatever the machine is.
 	Canonical bool
 	// Warn tells people what they should know.

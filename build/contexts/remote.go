@@ -66,7 +66,7 @@ func (l *Loader) gitContext() (llb.Op, error) {
 		return nil, &input.Error{Err: err}
 	}
 	op := source.GitContext(s)
-	op.KeepGitDir = op.KeepGitDir || l.KeepGitDir
+	op.KeepGitDir, op.Advice = op.KeepGitDir || l.KeepGitDir, l.GitAdvice
 	return l.admit(op)
 }
 

@@ -19,13 +19,19 @@ func Syntax(dockerfile []byte, args map[string]string) (image string, line int) 
 	return image, line
 }
 
-// CheckArgs refuses values that BuildKit's own build arguments cannot have. BUILDKIT_GIT_ADVICE=1 shows what git advises when a commit is
-// checked out: kiln reads commits without that, so there is nothing to show.
+// GitAdvice reports whether a build argument asks for what git advises where a commit is checked out.
+func GitAdvice(args map[string]string) bool {
+	on, _ := strconv.ParseBool(args[argGitAdvice]) // CheckArgs refuses others
+	return on
+}
+
+const argGitAdvice = "BUILDKIT_GIT_ADVICE"
+
+// CheckArgs refuses values that BuildKit's own build arguments cannot have.
 func CheckArgs(args map[string]string) error {
-	const name = "BUILDKIT_GIT_ADVICE"
-	if v := args[name]; v != "" {
+	if v := args[argGitAdvice]; v != "" {
 		if _, err := strconv.ParseBool(v); err != nil {
-			return &parser.Error{Msg: fmt.Sprintf("build argument %s=%s: it has to be true or false", name, v)}
+			return &parser.Error{Msg: fmt.Sprintf("build argument %s=%s: it has to be true or false", argGitAdvice, v)}
 		}
 	}
 	return nil

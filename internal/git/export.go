@@ -38,6 +38,8 @@ type Options struct {
 	Identity Identity
 	// Log takes lines about what was done.
 	Log io.Writer
+	// Advice adds what git advises where a commit is checked out.
+	Advice bool
 	// Received, where not nil, is told how many bytes have come from a repository, submodules' among them, whose remote is given.
 	Received func(remote string, bytes int64)
 }
@@ -151,6 +153,9 @@ func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, dept
 	}
 	if depth == 0 {
 		fmt.Fprintf(x.o.Log, "%s at commit %s\n", s.Remote, id)
+		if x.o.Advice {
+			fmt.Fprintf(x.o.Log, "a commit is checked out and no branch, which git calls a detached HEAD: git switch -c NAME keeps what is committed on it\n")
+		}
 	} else {
 		fmt.Fprintf(x.o.Log, "submodule %s: %s at commit %s\n", cmp.Or(at, "."), s.Remote, id)
 	}

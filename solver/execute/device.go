@@ -24,7 +24,7 @@ func (x *Job) Devices(op llb.Exec) error {
 }
 
 // devices returns the devices of a RUN, each once. Those that do not exist are left out if they are allowed and not required: a build that
-// allows no devices may have been meant to have them.
+// allows no devices may have been meant to have them, unless Options.NoDevices says otherwise.
 func (x *Job) devices(op llb.Exec) ([]*cdi.Device, error) {
 	if len(op.Devices) == 0 {
 		return nil, nil
@@ -37,7 +37,7 @@ func (x *Job) devices(op llb.Exec) ([]*cdi.Device, error) {
 			return nil, err
 		}
 		allowed := cdi.NameAllowed(asked.Name, x.Allow)
-		if len(found) == 0 && (asked.Required || !allowed) {
+		if len(found) == 0 && (asked.Required || !allowed && !x.NoDevices) {
 			err := fmt.Errorf("no specification in %s has the device %q, which is required", strings.Join(x.CDIDirs, ", "), asked.Name)
 			if !asked.Required {
 				err = fmt.Errorf("no specification in %s has the device %q (--allow device=%s runs the step without it)",

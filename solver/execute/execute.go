@@ -99,6 +99,8 @@ type Options struct {
 	Limit reach.Limit
 	// KeepFailed keeps what a RUN that fails has left, for Job.Failed.
 	KeepFailed bool
+	// NoDevices has steps run without devices that do not exist and are not required, whether they are allowed or not, as BuildKit does.
+	NoDevices bool
 }
 
 // Executor runs steps on this machine, for any number of jobs at once. Jobs share networks and control groups, which take longer to make

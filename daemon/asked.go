@@ -1,0 +1,78 @@
+package daemon
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kilnbuild/kiln/internal/imagename"
+	"github.com/kilnbuild/kiln/internal/input"
+	"github.com/kilnbuild/kiln/internal/sourcepolicy"
+)
+
+// compatibility are the versions of BuildKit's behaviour that a request may ask for: none, and the current one.
+var compatibility = []int64{0, 30}
+
+// maxRef bounds the ref of a build in bytes.
+const maxRef = 256
+
+// check returns an error for a request that asks for something that kiln does not do.
+func check(req *controlapi.SolveRequest) error {
+	switch {
+	case req.Ref == "" || len(req.Ref) > maxRef:
+		return status.Errorf(codes.InvalidArgument, "a build needs a ref of at most %d bytes", maxRef)
+	case !slices.Contains(compatibility, req.CompatibilityVersion):
+		return status.Errorf(codes.InvalidArgument, "unsupported compatibility-version %d: kiln has %d", req.CompatibilityVersion, compatibility[1])
+	case req.ProxyNetwork:
+		return status.Error(codes.Unimplemented, "a proxy network is not supported")
+	case req.SourcePolicySession != "":
+		return status.Error(codes.Unimplemented, "a source policy that the client decides on is not supported: send its rules")
+	}
+	return nil
+}
+
+// policy reads the source policy of a request; nil for none. The error is an *input.Error.
+func policy(req *controlapi.SolveRequest) (*sourcepolicy.Policy, error) {
+	if req.SourcePolicy == nil {
+		return nil, nil
+	}
+	data, err := json.Marshal(req.SourcePolicy)
+	if err != nil {
+		return nil, &input.Error{Err: fmt.Errorf("read the source policy: %w", err)}
+	}
+	p, err := sourcepolicy.Parse("of the client", data)
+	if err != nil {
+		return nil, &input.Error{Err: err}
+	}
+	return p, nil
+}
+
+// converted returns the named context that a policy puts in the place of one that is an image, if that is none.
+func converted(p *sourcepolicy.Policy, value string) (string, error) {
+	const image = "docker-image://"
+	ref, ok := strings.CutPrefix(value, image)
+	if p == nil || !ok {
+		return value, nil
+	}
+	name, err := imagename.Parse(ref)
+	if err != nil {
+		return value, nil // whoever uses it says so
+	}
+	to, _, err := p.Evaluate(sourcepolicy.Source{Identifier: image + name.String()})
+	if err != nil {
+		return "", err
+	}
+	scheme, rest := to.Scheme()
+	switch scheme {
+	case "local":
+		return "local:" + rest, nil
+	case "http", "https":
+		return to.Identifier, nil
+	}
+	return value, nil
+}
