@@ -476,3 +476,21 @@ func (b *Bases) Repository(op llb.Image) string {
 	}
 	return ref.Name()
 }
+
+// Described is an image that was found.
+type Described struct {
+	// Ref is the name that it has, with a digest if it was looked up by that.
+	Ref string
+	// Digest is that of the manifest or index which the name stands for, and Config the configuration for the platform.
+	Digest digest.Digest
+	Config []byte
+}
+
+// Describe looks up what an image is now. Whoever uses the op gets the same.
+func (b *Bases) Describe(ctx context.Context, op llb.Image) (*Described, error) {
+	found, err := b.get(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	return &Described{found.ref, found.image.Target.Digest, found.image.Config}, nil
+}

@@ -210,7 +210,7 @@ func (s *Set) request(ctx context.Context, req *gateway.NewContainerRequest) (wo
 // Values of PATH for processes without one, as BuildKit has them.
 const (
 	unixPath    = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	windowsPath = `PATH=c:\Windows\System32;c:\Windows`
+	windowsPath = `PATH=c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0`
 )
 
 // platform returns the platform of a container's programs, which are for Linux whatever system the client names, and a PATH for them.
