@@ -30,8 +30,12 @@ func (e *Emptied) Once(ctx context.Context, dir, tmp string) error {
 	if done {
 		return nil
 	}
+	// One that does not exist yet counts as emptied, too: what the first step leaves there is not to be removed by the second.
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
 	entries, err := os.ReadDir(filepath.Dir(dir))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return err
 	}
 	// The one that is not private is the last, since it says that the cache is empty.
