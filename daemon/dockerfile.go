@@ -117,11 +117,12 @@ func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) error {
 			s.Dockerfile = d.Filename
 		}
 	} else {
-		var err error
-		if s.Given, err = b.given(ctx, d); err != nil {
+		given, ignores, err := b.given(ctx, d)
+		if err != nil {
 			return err
 		}
-		if !remote && s.Given.Ignore == nil {
+		s.Given = given
+		if !remote && !ignores {
 			if s.Given.Ignore, err = b.ignored(ctx, internal, locals[contextLocal]); err != nil {
 				return err
 			}
@@ -158,8 +159,9 @@ const contextLocal = "context"
 // defaultDockerfile is the name of a Dockerfile that nobody named.
 const defaultDockerfile = "Dockerfile"
 
-// given reads the Dockerfile, and an ignore file beside it, from the client.
-func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (*contexts.Given, error) {
+// given reads the Dockerfile, and an ignore file beside it, from the client; ignores says that there is one, which counts in place of that
+// of the context even if it excludes nothing.
+func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (g *contexts.Given, ignores bool, err error) {
 	names := []string{d.Filename}
 	if dir, name := path.Split(d.Filename); name == defaultDockerfile {
 		names = append(names, dir+strings.ToLower(name))
@@ -168,9 +170,9 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (*contexts.Gi
 	local.Follow, local.Unlike = append(slices.Clone(names), d.Filename+ignoreFile), true
 	tree, err := b.load(ctx, internal, "load build definition from "+d.Filename, local)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	g := &contexts.Given{Name: d.Filename, Project: d.ContextName}
+	g = &contexts.Given{Name: d.Filename, Project: d.ContextName}
 	found := false
 	for _, name := range names {
 		if g.Text, found, err = contexts.ReadTree(tree, name, contexts.MaxDockerfile); found || err != nil {
@@ -181,11 +183,11 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (*contexts.Gi
 		err = &fs.PathError{Op: "open", Path: d.Filename, Err: fs.ErrNotExist}
 	}
 	if err != nil {
-		return nil, &input.Error{Err: fmt.Errorf("failed to read dockerfile: %w", err)}
+		return nil, false, &input.Error{Err: fmt.Errorf("failed to read dockerfile: %w", err)}
 	}
 	b.read(g.Name, g.Text)
-	g.Ignore, err = readIgnore(ctx, tree, d.Filename+ignoreFile)
-	return g, err
+	g.Ignore, found, err = readIgnore(ctx, tree, d.Filename+ignoreFile)
+	return g, found, err
 }
 
 // ignored reads the ignore file of a directory of the client; nil if it has none. That there is no such directory, or that nothing can be had
@@ -196,7 +198,8 @@ func (b *buildJob) ignored(ctx context.Context, group string, local llb.Local) (
 	if err != nil {
 		return nil, ctx.Err()
 	}
-	return readIgnore(ctx, tree, ignoreFile)
+	m, _, err := readIgnore(ctx, tree, ignoreFile)
+	return m, err
 }
 
 // internal is the group of what is shown of a build besides its steps.
@@ -211,18 +214,18 @@ func (b *buildJob) load(ctx context.Context, group, text string, local llb.Local
 	return tree, err
 }
 
-// readIgnore reads an ignore file; nil if there is none, or it excludes nothing.
-func readIgnore(ctx context.Context, tree layer.Tree, name string) (*ignore.Matcher, error) {
+// readIgnore reads an ignore file. The matcher is nil if it is not found, or excludes nothing.
+func readIgnore(ctx context.Context, tree layer.Tree, name string) (_ *ignore.Matcher, found bool, err error) {
 	data, found, err := contexts.ReadTree(tree, name, maxIgnore)
 	if err != nil || !found {
-		return nil, err
+		return nil, false, err
 	}
 	m, err := ignore.Parse(ctx, bytes.NewReader(data))
 	if err != nil {
-		return nil, &input.Error{Err: fmt.Errorf("failed parsing %s: %w", name, err)}
+		return nil, false, &input.Error{Err: fmt.Errorf("failed parsing %s: %w", name, err)}
 	}
 	if m != nil {
 		m.File = path.Base(name)
 	}
-	return m, nil
+	return m, true, nil
 }

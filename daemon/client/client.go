@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/once"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/moby/buildkit/session"
+	_ "github.com/moby/buildkit/util/grpcutil/encoding/proto" // names of files need not be UTF-8
 )
 
 // waitForSession is how long a client may take to open the session that its request names.
