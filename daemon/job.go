@@ -129,6 +129,15 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 	o.Cache.Pull, o.Cache.AskFirst = asked.Pull == "pull", asked.Pull == ""
 	o.Client.Secrets, o.Client.Agents, o.Client.Locals, o.Client.Stores = b.client, b.client, b.client, b.client
 	o.Client.Credentials, o.Client.MachineCredentials = b.client, b.server.config.MachineCredentials
+	if o.Pins.Policy, err = readPolicy(req.SourcePolicy); err != nil {
+		return o, nil, err
+	}
+	if req.SourcePolicySession != "" {
+		if req.SourcePolicySession != req.Session {
+			return o, nil, status.Error(codes.InvalidArgument, "the session of the source policy is not that of the build")
+		}
+		o.Pins.Ask = b.verify
+	}
 	if o.Client.Allow, err = b.server.entitled(req.Entitlements); err != nil {
 		return o, nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/imagename"
@@ -32,6 +33,7 @@ const (
 	attrSkipSubmodules = "git.skipsubmodules"
 	attrFetchByCommit  = "git.fetchbycommit"
 	attrResolveMode    = "image.resolvemode"
+	attrLayerLimit     = "image.layerlimit"
 )
 
 // identify returns an op as policies see it.
@@ -57,6 +59,9 @@ func (s *Sources) identify(op llb.Op) sourcepolicy.Source {
 			id = layoutScheme + "://" + layout.Name(op.Layout, op.Ref)
 		} else if s.config.Pull {
 			set(attrResolveMode, "pull")
+		}
+		if op.Layers > 0 {
+			set(attrLayerLimit, strconv.Itoa(op.Layers))
 		}
 	case llb.HTTP:
 		id = op.URL
@@ -90,7 +95,7 @@ func gitPlace(remote string) string {
 
 // PolicyError is a conversion of a policy that kiln cannot do.
 type PolicyError struct {
-	// File is the name of the policy, and Rule the number of the rule that converted last, from 1.
+	// File is the name of the policy, and Rule the number of the rule that converted last, from 1; 0 for a policy without rules.
 	File string
 	Rule int
 	// From and To are the identifiers of the source before and after.
@@ -103,17 +108,31 @@ func (e *PolicyError) Error() string {
 	if e.From != e.To {
 		what = fmt.Sprintf("makes %s of %s", e.To, e.From)
 	}
+	if e.Rule == 0 {
+		return fmt.Sprintf("the source policy %s %s: %s", e.File, what, e.Why)
+	}
 	return fmt.Sprintf("source policy %s: rule %d %s: %s", e.File, e.Rule, what, e.Why)
 }
 
 // Admit returns what the policy makes of a source: an op of the same kind. The error says that the policy forbids it, or converts it into
 // something that kiln cannot take in its place.
 func (s *Sources) Admit(op llb.Op) (llb.Op, error) {
-	if image, ok := op.(llb.Image); s.config.Policy == nil || ok && image.Layout != "" && image.Layout == s.config.Store {
+	policy, ask := s.config.Policy, s.config.Ask
+	if image, ok := op.(llb.Image); policy == nil && ask == nil || ok && image.Layout != "" && image.Layout == s.config.Store {
 		return op, nil
 	}
 	before := s.identify(op)
-	after, rule, err := s.config.Policy.Evaluate(before)
+	after, rule, err := policy.Evaluate(before)
+	for asked := 0; err == nil && ask != nil; asked++ {
+		var answer sourcepolicy.Source
+		if answer, err = ask(after); err != nil || answer.Identifier == after.Identifier && len(sourcepolicy.Changed(after, answer)) == 0 {
+			break
+		}
+		if asked == maxAsked {
+			return nil, &PolicyError{"of the client", 0, before.Identifier, answer.Identifier, "it changes over and over: there is probably a circle"}
+		}
+		after, rule, err = policy.Evaluate(answer)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -123,10 +142,17 @@ func (s *Sources) Admit(op llb.Op) (llb.Op, error) {
 	}
 	out, err := apply(op, after, changed)
 	if err != nil {
-		return nil, &PolicyError{s.config.Policy.File(), rule, before.Identifier, after.Identifier, err.Error()}
+		file := "of the client"
+		if policy != nil {
+			file = policy.File()
+		}
+		return nil, &PolicyError{file, rule, before.Identifier, after.Identifier, err.Error()}
 	}
 	return out, nil
 }
+
+// maxAsked is how often a client may replace a source by another one.
+const maxAsked = 10
 
 // apply returns what is fetched for op if a policy makes a source of it in which these attributes have changed.
 func apply(op llb.Op, to sourcepolicy.Source, changed []string) (llb.Op, error) {

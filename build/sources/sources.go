@@ -26,6 +26,8 @@ type Pins struct {
 	Locked *bool
 	// Policy says what is allowed, and what is used in place of what; nil for everything as it is named.
 	Policy *sourcepolicy.Policy
+	// Ask asks the client what is used in place of what the policy admits; nil if it is not asked. What it answers is asked about again.
+	Ask func(sourcepolicy.Source) (sourcepolicy.Source, error)
 	// Update reports of an entry of the lock file that it is to be looked up again when a new one is made; nil for none.
 	Update func(lockfile.Entry) bool
 }
