@@ -129,6 +129,8 @@ type Client struct {
 	// Credentials have none.
 	Credentials        auth.Source
 	MachineCredentials bool
+	// Uploads are what a client elsewhere uploads; they may be nil.
+	Uploads session.Uploads
 	// Locals are the directories of a client elsewhere; nil for one whose directories are named in contexts.Source.
 	Locals session.Locals
 	// Stores are the OCI layouts of a client elsewhere; nil for one whose layouts are directories of this machine.

@@ -101,9 +101,10 @@ func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) error {
 	locals := map[string]llb.Local{contextLocal: d.LocalOf(d.ContextName)}
 	d.Local = func(name string) llb.Local { return locals[name] }
 	remote := d.Remote()
+	s.Subdir = d.Subdir
 	switch {
 	case client.IsUpload(d.Context):
-		upload, err := b.client.Upload(ctx, d.Context)
+		upload, _, err := b.client.Upload(ctx, d.Context)
 		if err != nil {
 			return err
 		}

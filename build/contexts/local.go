@@ -320,6 +320,11 @@ func (l *Loader) contextElsewhere(ctx context.Context) (dockerfile []byte, name 
 	if l.Canonical {
 		tree = canonical{tree, l.KeepGitDir}
 	}
+	if l.Subdir != "" && bare == nil {
+		if tree, err = subdir(tree, l.Subdir); err != nil {
+			return nil, "", err
+		}
+	}
 	l.Open.Add(Main, tree)
 	switch {
 	case l.Given != nil:

@@ -30,6 +30,8 @@ type Source struct {
 	// Context is the build context: a directory, the address of a git repository or of an archive or Dockerfile, or "-" for an archive or
 	// Dockerfile on Stdin.
 	Context string
+	// Subdir is the directory of a Context that is no directory of the client which counts alone; "" for all.
+	Subdir string
 	// Dockerfile is the path of the file; "" for the one in the context, as DockerfilePath finds it. It is relative to the root of a
 	// context that is not a directory. An http or https address, and "-" for Stdin, stand for a file from there.
 	Dockerfile string

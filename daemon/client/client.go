@@ -47,6 +47,10 @@ type Client struct {
 
 	trees  once.Map[string, layer.Tree]
 	agents once.Map[string, *sshagent.Agent]
+	// others are the clients of other sessions, by id.
+	others once.Map[string, *Client]
+	// uploads are the files with what was uploaded, by address.
+	uploads once.Map[string, string]
 }
 
 // New returns the client of the session with an id, which may be opened later; "" is for none.
@@ -78,6 +82,26 @@ func (c *Client) call(ctx context.Context) (context.Context, session.Caller, err
 		c.mu.Unlock()
 	}
 	return caller.Context(ctx), caller, nil
+}
+
+// other returns the client of another session of the same user, which may be opened a moment later, or c if there is none. Whoever knows the id
+// of a session of this user may use it: it cannot be guessed.
+func (c *Client) other(ctx context.Context, id string) (*Client, error) {
+	if id == "" || id == c.id {
+		return c, nil
+	}
+	return c.others.Do(ctx, id, func(ctx context.Context) (*Client, error) {
+		other := New(c.config, id)
+		_, _, err := other.call(ctx)
+		switch {
+		case err == nil:
+			c.keep(other)
+			return other, nil
+		case ctx.Err() != nil || c.id == "":
+			return nil, err
+		}
+		return c, nil
+	})
 }
 
 // supports reports whether the client has a method, such as "/moby.filesync.v1.FileSync/DiffCopy".

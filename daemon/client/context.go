@@ -29,10 +29,14 @@ const (
 	headerEncoded = "-encoded"
 )
 
-// Open implements session.Locals: the client sends what kiln does not have of the files of a directory. Whatever session the Local names, it is
-// this client's directory: nobody gets what another client has. The tree can be used until Close.
+// Open implements session.Locals: the client sends what kiln does not have of the files of a directory. A Local may name another session of the
+// same user; where there is none, it is this client's directory. The tree can be used until Close.
 func (c *Client) Open(ctx context.Context, l llb.Local) (layer.Tree, error) {
-	l.Session = ""
+	if other, err := c.other(ctx, l.Session); err != nil {
+		return nil, err
+	} else if l.Session = ""; other != c {
+		return other.Open(ctx, l)
+	}
 	key, err := json.Marshal(l)
 	if err != nil {
 		return nil, err

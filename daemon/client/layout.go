@@ -15,8 +15,13 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Store implements bases.Stores: it returns an OCI layout of the client. Whatever session is named, it is this client's.
-func (c *Client) Store(ctx context.Context, _, name string) (image.Source, error) {
+// Store implements bases.Stores: it returns an OCI layout of the client. The session is as in Open.
+func (c *Client) Store(ctx context.Context, session, name string) (image.Source, error) {
+	if other, err := c.other(ctx, session); err != nil {
+		return nil, err
+	} else if other != c {
+		return other.Store(ctx, "", name)
+	}
 	_, caller, err := c.call(ctx)
 	if err != nil {
 		return nil, err

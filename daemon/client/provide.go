@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/sshagent"
@@ -14,7 +13,6 @@ import (
 	sessionauth "github.com/moby/buildkit/session/auth"
 	"github.com/moby/buildkit/session/secrets"
 	"github.com/moby/buildkit/session/sshforward"
-	"github.com/moby/buildkit/session/upload"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -207,50 +205,3 @@ const (
 	saltSize  = 32
 	maxExpiry = 24 * 60 * 60 // seconds
 )
-
-// UploadHost is the host of addresses that stand for what the client uploads.
-const UploadHost = "buildkit-session"
-
-// IsUpload reports whether an address stands for what the client uploads: "http://buildkit-session/…".
-func IsUpload(address string) bool {
-	u, err := url.Parse(address)
-	return err == nil && u.Scheme == "http" && u.Host == UploadHost
-}
-
-// Upload returns what the client uploads at an address. The caller closes it.
-func (c *Client) Upload(ctx context.Context, address string) (io.ReadCloser, error) {
-	u, err := url.Parse(address)
-	if err != nil {
-		return nil, err
-	}
-	calling, caller, err := c.call(ctx)
-	if err != nil {
-		return nil, err
-	}
-	calling, cancel := context.WithCancel(calling)
-	up, err := upload.New(calling, caller, u)
-	if err != nil {
-		cancel()
-		return nil, fmt.Errorf("get %s of the client: %w", address, failed(calling, err))
-	}
-	r, w := io.Pipe()
-	go func() {
-		_, err := up.WriteTo(w)
-		if err != nil {
-			err = fmt.Errorf("get %s of the client: %w", address, failed(calling, err))
-		}
-		w.CloseWithError(err)
-	}()
-	return &uploaded{r, cancel}, nil
-}
-
-type uploaded struct {
-	*io.PipeReader
-	cancel context.CancelFunc
-}
-
-// Close ends the upload.
-func (u *uploaded) Close() error {
-	u.cancel()
-	return u.PipeReader.Close()
-}

@@ -33,6 +33,12 @@ func (x *Job) httpClient() *httpsource.Client {
 // HTTP implements plan.Sources. A file that has changed comes down at once, since its digest is asked for. It only becomes a layer when no
 // layer is known to hold it.
 func (x *Job) HTTP(ctx context.Context, op llb.HTTP) (d digest.Digest, modified time.Time, err error) {
+	if f, err := x.Uploaded(ctx, x.Tmp, op); err != nil {
+		return "", time.Time{}, err
+	} else if f != nil {
+		x.keepFile(op, f.Digest, f.Path)
+		return f.Digest, f.Modified, nil
+	}
 	var report func(current int64, done bool)
 	task := events.From(ctx)
 	req, err := x.httpRequest(ctx, op)
@@ -116,16 +122,17 @@ func (x *Job) download(ctx context.Context, w work.HTTP, job solver.Job) ([]solv
 	file, ok := x.takeFile(op, digest.Digest(w.Digest))
 	if !ok {
 		// It has not changed, and the layer that held it is gone, or not wanted.
-		req, err := x.httpRequest(ctx, op)
+		again, err := x.Uploaded(ctx, x.Tmp, op)
+		if err == nil && again == nil {
+			var req httpsource.Request
+			if req, err = x.httpRequest(ctx, op); err == nil {
+				again, err = x.httpClient().Get(ctx, req)
+			}
+		}
 		if err != nil {
 			return nil, err
 		}
-		again, err := x.httpClient().Get(ctx, req)
-		if err != nil {
-			return nil, err
-		}
-		file = again.Path
-		if again.Digest.String() != w.Digest {
+		if file = again.Path; again.Digest.String() != w.Digest {
 			os.Remove(file)
 			return nil, fmt.Errorf("download %s: the file changed while the build looked at it: build again", remoteurl.Shown(op.URL))
 		}

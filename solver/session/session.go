@@ -5,10 +5,13 @@ package session
 import (
 	"context"
 	"fmt"
+	"io"
 
+	"github.com/kilnbuild/kiln/internal/httpsource"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/opencontainers/go-digest"
 )
 
 // Secrets gives the values of secrets.
@@ -21,6 +24,12 @@ type Secrets interface {
 type Agents interface {
 	// Agent returns an agent that can be used until the build ends; nil if the build was given none of that id.
 	Agent(ctx context.Context, id string) (*sshagent.Agent, error)
+}
+
+// Uploads gives files that a client uploads.
+type Uploads interface {
+	// Upload returns what the client uploads under an address; false if the address is none of that kind. The caller closes it.
+	Upload(ctx context.Context, address string) (io.ReadCloser, bool, error)
 }
 
 // Locals gives the trees of llb.Local: directories of the client, or what took the place of one. It is safe for concurrent use.
@@ -51,6 +60,8 @@ type Session struct {
 	Secrets Secrets
 	// Agents may be nil.
 	Agents Agents
+	// Uploads may be nil.
+	Uploads Uploads
 	// Allow are the entitlements of the build.
 	Allow []string
 	// FreshCaches has cache mounts begin empty: each is emptied before the first step of the build uses it.
@@ -94,6 +105,19 @@ func (s *Session) Agent(ctx context.Context, id string) (*sshagent.Agent, error)
 		return nil, nil
 	}
 	return s.Agents.Agent(ctx, id)
+}
+
+// Uploaded returns a file that the client uploads in place of one of a server, in the directory tmp; nil if the address is that of a server.
+func (s *Session) Uploaded(ctx context.Context, tmp string, op llb.HTTP) (*httpsource.File, error) {
+	if s.Uploads == nil {
+		return nil, nil
+	}
+	body, ok, err := s.Uploads.Upload(ctx, op.URL)
+	if !ok || err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return httpsource.Save(ctx, tmp, op.URL, body, digest.Digest(op.Checksum))
 }
 
 // Warning calls Warn, unless that is nil.
