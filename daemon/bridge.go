@@ -111,7 +111,11 @@ func (s *bridges) Solve(ctx context.Context, req *gateway.SolveRequest) (*gatewa
 			}
 		}
 	}
-	return &gateway.SolveResponse{Result: res.pb()}, nil
+	out, err := res.pb()
+	if err != nil {
+		return nil, b.failure(err)
+	}
+	return &gateway.SolveResponse{Result: out}, nil
 }
 
 // all returns the refs of a result.

@@ -54,11 +54,7 @@ func (b *buildJob) decode(ctx context.Context, def *pb.Definition) (llb.Output, 
 
 // readFile returns a file that a step makes.
 func (b *buildJob) readFile(ctx context.Context, o llb.Output, name string, limit int64) ([]byte, error) {
-	made, err := b.job.Solve(ctx, o)
-	if err != nil {
-		return nil, err
-	}
-	t, err := b.job.Files(ctx, made[0])
+	t, err := b.files(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -75,6 +71,20 @@ func (b *buildJob) readFile(ctx context.Context, o llb.Output, name string, limi
 	}
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, limit))
+}
+
+// files returns the files of a root file system, which is made.
+func (b *buildJob) files(ctx context.Context, o llb.Output) (layer.Tree, error) {
+	made, err := b.job.Solve(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return b.job.Files(ctx, made[0])
+}
+
+// scratch returns the empty root file system.
+func scratch() llb.Output {
+	return (&llb.Graph{}).Add(llb.Scratch{}, llb.Meta{Place: llb.Place{Group: internal}, Text: "scratch"}).Output(0)
 }
 
 // digests returns what the client calls a vertex.

@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,12 +13,14 @@ import (
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/subrequest"
+	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -31,7 +34,7 @@ var calls = map[string]build.Call{
 }
 
 // dockerfile has kiln's own frontend make a result of a Dockerfile.
-func (b *buildJob) dockerfile(ctx context.Context, all map[string]string) (*result, error) {
+func (b *buildJob) dockerfile(ctx context.Context, all map[string]string, inputs map[string]*pb.Definition) (*result, error) {
 	d, err := attrs.ReadDockerfile(all)
 	if err != nil {
 		return nil, err
@@ -45,6 +48,9 @@ func (b *buildJob) dockerfile(ctx context.Context, all map[string]string) (*resu
 		return nil, subrequest.Unsupported(d.SubRequest)
 	}
 	r := &d.Request
+	if err := b.inputs(ctx, d, inputs); err != nil {
+		return nil, err
+	}
 	if err := b.contexts(ctx, d); err != nil {
 		return nil, err
 	}
@@ -123,7 +129,7 @@ func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) error {
 			return err
 		}
 		s.Given = given
-		if !remote && !ignores {
+		if !remote && d.Elsewhere.Context == nil && !ignores {
 			if s.Given.Ignore, err = b.ignored(ctx, internal, locals[contextLocal]); err != nil {
 				return err
 			}
@@ -154,6 +160,32 @@ func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) error {
 	return nil
 }
 
+// inputs decodes what a client gives to the Dockerfile: named contexts, and in the places of the build context and of the directory with
+// the Dockerfile.
+func (b *buildJob) inputs(ctx context.Context, d *attrs.Dockerfile, all map[string]*pb.Definition) error {
+	d.Elsewhere.Inputs = map[string]source.Input{}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		in := source.Input{Root: scratch()}
+		var err error
+		if len(all[name].GetDef()) > 0 {
+			if in.Root, err = b.decode(ctx, all[name]); err != nil {
+				return fmt.Errorf("input %s: %w", name, err)
+			}
+		}
+		if config := d.InputMetadata[name][keyConfig]; config != nil {
+			in.Config = &dockerspec.DockerOCIImage{}
+			if err := json.Unmarshal(config, in.Config); err != nil {
+				return fmt.Errorf("failed to parse image config for %s: %w", name, err)
+			}
+		}
+		d.Elsewhere.Inputs[name] = in
+	}
+	if in, ok := d.Elsewhere.Inputs[contextLocal]; ok && !d.Remote() {
+		d.Elsewhere.Context = &in.Root
+	}
+	return nil
+}
+
 // contextLocal is the name of the build context as kiln's frontend calls it.
 const contextLocal = "context"
 
@@ -167,9 +199,14 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (g *contexts.
 	if dir, name := path.Split(d.Filename); name == defaultDockerfile {
 		names = append(names, dir+strings.ToLower(name))
 	}
-	local := d.LocalOf(d.DockerfileName)
-	local.Follow, local.Unlike = append(slices.Clone(names), d.Filename+ignoreFile), true
-	tree, err := b.load(ctx, internal, "load build definition from "+d.Filename, local)
+	var tree layer.Tree
+	if in, ok := d.Elsewhere.Inputs[d.DockerfileName]; ok && !d.OwnDockerfile {
+		tree, err = b.files(ctx, in.Root)
+	} else {
+		local := d.LocalOf(d.DockerfileName)
+		local.Follow, local.Unlike = append(slices.Clone(names), d.Filename+ignoreFile), true
+		tree, err = b.load(ctx, internal, "load build definition from "+d.Filename, local)
+	}
 	if err != nil {
 		return nil, false, err
 	}

@@ -197,7 +197,7 @@ func (b *buildJob) frontend(ctx context.Context, name string, all map[string]str
 func (b *buildJob) call(ctx context.Context, name string, all map[string]string, inputs map[string]*pb.Definition) (*result, error) {
 	switch name {
 	case frontendDockerfile:
-		return b.dockerfile(ctx, all)
+		return b.dockerfile(ctx, all, inputs)
 	case frontendGateway:
 		return b.gateway(ctx, all, inputs)
 	}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/daemon/llbpb"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
@@ -229,30 +230,39 @@ func add(p *build.Product, r *ref, config []byte, of *ocispec.Platform) error {
 	if r != nil {
 		root = r.root
 	} else {
-		root = (&llb.Graph{}).Add(llb.Scratch{}, llb.Meta{Place: llb.Place{Group: "internal"}, Text: "scratch"}).Output(0)
+		root = scratch()
 	}
 	p.Images = append(p.Images, build.ImageOf(root, &c))
 	return nil
 }
 
 // pb returns the result as BuildKit's API has it.
-func (res *result) pb() *gateway.Result {
+func (res *result) pb() (*gateway.Result, error) {
 	out := &gateway.Result{Metadata: res.metadata}
 	if res.refs == nil {
-		out.Result = &gateway.Result_Ref{Ref: res.single.pb()}
-		return out
+		single, err := res.single.pb()
+		out.Result = &gateway.Result_Ref{Ref: single}
+		return out, err
 	}
 	all := map[string]*gateway.Ref{}
 	for name, r := range res.refs {
-		all[name] = r.pb()
+		var err error
+		if all[name], err = r.pb(); err != nil {
+			return nil, err
+		}
 	}
 	out.Result = &gateway.Result_Refs{Refs: &gateway.RefMap{Refs: all}}
-	return out
+	return out, nil
 }
 
-func (r *ref) pb() *gateway.Ref {
+// pb returns a ref with its definition, which a client can build on.
+func (r *ref) pb() (*gateway.Ref, error) {
 	if r == nil {
-		return &gateway.Ref{}
+		return &gateway.Ref{}, nil
 	}
-	return &gateway.Ref{Id: r.id}
+	def, err := llbpb.Encode(r.root)
+	if err != nil {
+		return nil, err
+	}
+	return &gateway.Ref{Id: r.id, Def: def}, nil
 }
