@@ -162,7 +162,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.steps = b.steps(j, execute.Options{
 		Images: j.bases, Cached: j.caches.Elsewhere(), CacheMounts: j.caches.Mounts(),
 		Limit: o.Source.HostLimit(), Limits: run.Limits, Timeout: run.Timeout, IDs: run.IDs,
-		KeepFailed: o.OnFailure != nil, NoDevices: o.Later,
+		KeepFailed: o.OnFailure != nil, NoDevices: o.Later, KeepLeft: o.Later,
 	})
 	j.onClose(j.steps.end)
 	j.explain.Tree = j.steps.layer

@@ -48,7 +48,7 @@ func (b *buildJob) decode(ctx context.Context, def *pb.Definition) (llb.Output, 
 	b.log.Alias(names, groups)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.graphs = append(b.graphs, g)
+	b.graphs, b.definitions = append(b.graphs, g), append(b.definitions, def)
 	return g.Output, nil
 }
 

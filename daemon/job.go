@@ -46,6 +46,8 @@ type buildJob struct {
 	refs map[string]*ref
 	// graphs are what definitions of the client were decoded to.
 	graphs []*llbpb.Graph
+	// definitions are what the client has sent, for the ops in errors.
+	definitions []*pb.Definition
 	// sources are the Dockerfiles of the build, by the names that errors call them.
 	sources map[string]*pb.SourceInfo
 	// own is what the client itself makes of the build.
@@ -62,7 +64,7 @@ const (
 
 // failure returns an error of the build as its client is to get it.
 func (b *buildJob) failure(err error) error {
-	shown := apierr.Build{Source: b.source, Digests: b.digests, Located: b.located}
+	shown := apierr.Build{Source: b.source, Digests: b.digests, Located: b.located, Failed: b.left}
 	return shown.Error(err)
 }
 
@@ -207,8 +209,16 @@ func (b *buildJob) call(ctx context.Context, name string, all map[string]string,
 // export does with a result what the request asks for.
 func (b *buildJob) export(ctx context.Context, made *result, res *build.Result) error {
 	p, err := made.product()
-	if err != nil || len(p.Images) == 0 {
+	if err != nil {
 		return err
+	}
+	if len(p.Images) == 0 {
+		if made == nil || len(exporters(b.request)) == 0 {
+			return nil
+		}
+		if err := add(p, nil, made.metadata[keyConfig], nil); err != nil { // an image without layers
+			return err
+		}
 	}
 	p.API = b.described(made)
 	if err := b.job.Export(ctx, p, res); err != nil {

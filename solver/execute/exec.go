@@ -158,6 +158,9 @@ func (x *Job) exec(ctx context.Context, w work.Exec, job solver.Job) ([]solver.M
 	}
 	defer p.Close()
 	if err := p.Run(ctx); err != nil {
+		if x.KeepLeft && isFailure(err) {
+			x.keepLeft(ctx, p, err)
+		}
 		return nil, err
 	}
 	return p.Commit(ctx, job)
@@ -393,6 +396,9 @@ func (p *Prepared) Commit(ctx context.Context, job solver.Job) ([]solver.Made, e
 		return nil, err
 	}
 	for _, o := range p.mounts.outputs {
+		if o.number == 0 {
+			continue
+		}
 		c, err := o.up.CommitChanges(ctx, o.root, o.tree, p.started)
 		if err != nil {
 			return nil, err
@@ -437,9 +443,10 @@ func full(dir string) bool {
 	return st.Bavail < (1<<20)/uint64(st.Bsize) || st.Files > 0 && st.Ffree == 0
 }
 
-// mountOutput is a mount that becomes an output of its step.
+// mountOutput is a mount that becomes an output of its step, or with number 0 is kept if that fails.
 type mountOutput struct {
 	number int
+	target string
 	root   *roots.Root
 	tree   *layer.Stack // of what is below
 	up     *snapshot.Pending
@@ -571,8 +578,8 @@ func (m *mounting) bind(spec llb.Mount) error {
 		if err := up.SetRoot(top); err != nil {
 			return err
 		}
-		if spec.Output > 0 {
-			m.outputs = append(m.outputs, mountOutput{number: spec.Output, tree: tree, up: up})
+		if spec.Output > 0 || m.x.KeepLeft {
+			m.outputs = append(m.outputs, mountOutput{number: spec.Output, target: spec.Target, tree: tree, up: up})
 		}
 	}
 	root, err := m.x.Snapshots.Mount(m.ctx, ids, up, m.ids)
@@ -580,8 +587,8 @@ func (m *mounting) bind(spec llb.Mount) error {
 		return err
 	}
 	m.closers = append(m.closers, func() { root.Close() })
-	if spec.Output > 0 {
-		m.outputs[len(m.outputs)-1].root = root
+	if n := len(m.outputs); n > 0 && m.outputs[n-1].up == up {
+		m.outputs[n-1].root = root
 	}
 	_, err = m.below(root.File, spec)
 	return err

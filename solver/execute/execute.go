@@ -101,6 +101,8 @@ type Options struct {
 	KeepFailed bool
 	// NoDevices has steps run without devices that do not exist and are not required, whether they are allowed or not, as BuildKit does.
 	NoDevices bool
+	// KeepLeft makes layers of what a RUN that fails has written, for Job.Left.
+	KeepLeft bool
 }
 
 // Executor runs steps on this machine, for any number of jobs at once. Jobs share networks and control groups, which take longer to make
@@ -133,6 +135,7 @@ type Job struct {
 
 	git         *git.Client
 	failed      []*Failed
+	left        []*Left
 	emptied     cachemount.Emptied
 	ahead       func(context.Context) error  // see Ahead
 	looked      once.Map[struct{}, struct{}] // ahead, and there was nothing wrong

@@ -603,3 +603,35 @@ func TestMountable(t *testing.T) {
 		t.Errorf("one more: %v", many)
 	}
 }
+
+// What a step that failed has written to its root and its mounts is there until the job ends, for whoever asks for it.
+func TestLeft(t *testing.T) {
+	r := newRunner(t)
+	r.Job.KeepLeft = true
+	shown := r.files("0644", map[string]string{"/old": "old"})
+	op := llb.Exec{
+		Args: []string{"/bin/sh", "-c", "echo x > /kept; echo x > /out/new; echo x > /thrown/away; exit 3"}, Cwd: "/", Network: llb.NetworkNone,
+		Mounts: []llb.Mount{
+			{Type: llb.MountBind, Target: "/thrown", Input: 1, Source: "/"}, {Type: llb.MountBind, Target: "/out", Input: 1, Source: "/", Output: 1},
+			{Type: llb.MountBind, Target: "/shown", Input: 1, Source: "/", ReadOnly: true}, {Type: llb.MountTmpfs, Target: "/tmp"},
+		},
+	}
+	_, err := r.Execute(t.Context(), r.plan(op, r.root, shown).Work, solver.Job{Stdout: io.Discard, Stderr: io.Discard})
+	l := r.Job.Left(fmt.Errorf("build: %w", err))
+	if l == nil || len(l.Mounts) != 4 {
+		t.Fatalf("%+v is left of %v", l, err)
+	}
+	for target, want := range map[string]string{"/": "bin dev kept proc sys", "/thrown": "away old", "/out": "new old", "/shown": "old"} {
+		r.want(l.Mounts[target].After, want)
+	}
+	r.want(l.Mounts["/out"].Before, "old")
+	if r.Job.Left(errors.New("another")) != nil {
+		t.Error("something is left of another step")
+	}
+	// A step that succeeds keeps its outputs alone.
+	op.Args[2] = "echo x > /out/new; echo x > /thrown/away"
+	made, err := r.Execute(t.Context(), r.plan(op, r.root, shown).Work, solver.Job{Stdout: io.Discard, Stderr: io.Discard})
+	if err != nil || len(made) != 2 {
+		t.Errorf("%+v, %v", made, err)
+	}
+}

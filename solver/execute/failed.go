@@ -10,7 +10,10 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/mount"
+	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/sandbox"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/roots"
 	"github.com/kilnbuild/kiln/solver"
 )
 
@@ -51,6 +54,59 @@ func (x *Job) execKeeping(ctx context.Context, p *Prepared, job solver.Job) (_ [
 		return nil, err
 	}
 	return p.Commit(ctx, job)
+}
+
+// Left is what a RUN that failed has left.
+type Left struct {
+	// Mounts are its root, at "/", and its bind mounts, by their targets.
+	Mounts map[string]LeftMount
+
+	err error
+}
+
+// LeftMount is a root file system before a RUN that failed, and after it. They are there until the job ends.
+type LeftMount struct{ Before, After solver.Ref }
+
+// keepLeft makes layers of what a step has written. What cannot be made a layer of is as before.
+func (x *Job) keepLeft(ctx context.Context, p *Prepared, failed error) {
+	l := &Left{Mounts: map[string]LeftMount{}, err: failed}
+	keep := func(target string, before solver.Ref, root *roots.Root, tree *layer.Stack, up *snapshot.Pending) {
+		after := before
+		if up != nil {
+			if c, err := up.CommitChanges(ctx, root, tree, p.started); err == nil {
+				after = before.Push(committed(c))
+			}
+		}
+		l.Mounts[target] = LeftMount{before, after}
+	}
+	for _, m := range p.work.Op.Mounts {
+		if m.Type == llb.MountBind {
+			keep(m.Target, p.work.In[m.Input], nil, nil, nil)
+		}
+	}
+	for _, o := range p.mounts.outputs {
+		keep(o.target, l.Mounts[o.target].Before, o.root, o.tree, o.up)
+	}
+	if p.Spec.ReadOnly { // what is in it are mount points
+		keep("/", p.work.In[0], nil, nil, nil)
+	} else {
+		keep("/", p.work.In[0], p.root, p.tree, p.up)
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.left = append(x.left, l)
+}
+
+// Left returns what the step has left of which the error is that it failed; nil if it is of none, or nothing is kept.
+func (x *Job) Left(err error) *Left {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, l := range x.left {
+		if errors.Is(err, l.err) {
+			return l
+		}
+	}
+	return nil
 }
 
 // isFailure reports whether an error says that a program did not succeed, and not that kiln did not, or was stopped.
