@@ -82,6 +82,8 @@ type localName struct{ session, name string }
 
 // Open implements session.Locals.
 func (o *opened) Open(ctx context.Context, op llb.Local) (layer.Tree, error) {
+	whole := op
+	whole.Session = ""
 	o.mu.Lock()
 	tree := o.trees[localName{op.Session, op.Name}]
 	if n := o.needed[digestOf(op)]; n != nil && n.paths != nil && len(op.Include)+len(op.Follow) == 0 {
@@ -89,7 +91,7 @@ func (o *opened) Open(ctx context.Context, op llb.Local) (layer.Tree, error) {
 	}
 	o.mu.Unlock()
 	switch {
-	case tree != nil && !op.Filtered():
+	case tree != nil && !whole.Filtered():
 		return tree, nil
 	case o.client != nil:
 		return o.client.Open(ctx, op)

@@ -1,8 +1,6 @@
 package daemon
 
 import (
-	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -11,7 +9,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/internal/imagename"
-	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/sourcepolicy"
 )
 
@@ -30,26 +27,8 @@ func check(req *controlapi.SolveRequest) error {
 		return status.Errorf(codes.InvalidArgument, "unsupported compatibility-version %d: kiln has %d", req.CompatibilityVersion, compatibility[1])
 	case req.ProxyNetwork:
 		return status.Error(codes.Unimplemented, "a proxy network is not supported")
-	case req.SourcePolicySession != "":
-		return status.Error(codes.Unimplemented, "a source policy that the client decides on is not supported: send its rules")
 	}
 	return nil
-}
-
-// policy reads the source policy of a request; nil for none. The error is an *input.Error.
-func policy(req *controlapi.SolveRequest) (*sourcepolicy.Policy, error) {
-	if req.SourcePolicy == nil {
-		return nil, nil
-	}
-	data, err := json.Marshal(req.SourcePolicy)
-	if err != nil {
-		return nil, &input.Error{Err: fmt.Errorf("read the source policy: %w", err)}
-	}
-	p, err := sourcepolicy.Parse("of the client", data)
-	if err != nil {
-		return nil, &input.Error{Err: err}
-	}
-	return p, nil
 }
 
 // converted returns the named context that a policy puts in the place of one that is an image, if that is none.

@@ -122,10 +122,6 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 		return o, nil, err
 	}
 	o.Debug, o.Later = b.server.config.Debug, true
-	if o.Pins.Policy, err = policy(req); err != nil {
-		return o, nil, err
-	}
-	b.policy = o.Pins.Policy
 	o.Export.Attest = asked.Attest
 	o.Run.Request.Limits = asked.Limits
 	o.Cache.Pull, o.Cache.AskFirst = asked.Pull == "pull", asked.Pull == ""
@@ -135,6 +131,7 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 	if o.Pins.Policy, err = readPolicy(req.SourcePolicy); err != nil {
 		return o, nil, err
 	}
+	b.policy = o.Pins.Policy
 	if req.SourcePolicySession != "" {
 		if req.SourcePolicySession != req.Session {
 			return o, nil, status.Error(codes.InvalidArgument, "the session of the source policy is not that of the build")
