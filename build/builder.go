@@ -53,7 +53,7 @@ func (b *Builder) as(c *Client) (own *Builder, release func()) {
 		return b, func() {}
 	}
 	of := *b
-	of.client = b.client.WithCredentials(c.Credentials, c.MachineCredentials)
+	of.client = b.client.WithCredentials(c.Credentials)
 	of.images = images.New(b.root, of.client)
 	return &of, of.client.Close
 }

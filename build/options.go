@@ -125,10 +125,8 @@ type Client struct {
 	Secrets session.Secrets
 	// Agents are ssh agents, for RUN --mount=type=ssh; the one called "default" also for git over ssh. They may be nil.
 	Agents session.Agents
-	// Credentials are those for registries; nil for those of the user of this process. With MachineCredentials, those count as well where
-	// Credentials have none.
-	Credentials        auth.Source
-	MachineCredentials bool
+	// Credentials are those for registries; nil for those of the user of this process.
+	Credentials auth.Source
 	// Uploads are what a client elsewhere uploads; they may be nil.
 	Uploads session.Uploads
 	// Locals are the directories of a client elsewhere; nil for one whose directories are named in contexts.Source.

@@ -40,8 +40,6 @@ type Config struct {
 	Root    *store.Root
 	// Entitlements are what clients may ask for: "network.host", "security.insecure", "device".
 	Entitlements []string
-	// MachineCredentials lets builds use the credentials for registries of this process where their clients have none.
-	MachineCredentials bool
 	// Labels are those of the one worker that there is.
 	Labels map[string]string
 	// ProvenanceEnv are further values for the provenance of builds, by their names.

@@ -127,7 +127,7 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 	o.Cache.Pull, o.Cache.AskFirst = asked.Pull == "pull", asked.Pull == ""
 	o.Client.Secrets, o.Client.Agents, o.Client.Locals, o.Client.Stores = b.client, b.client, b.client, b.client
 	o.Client.Uploads = b.client
-	o.Client.Credentials, o.Client.MachineCredentials = b.client, b.server.config.MachineCredentials
+	o.Client.Credentials = b.client
 	if o.Pins.Policy, err = readPolicy(req.SourcePolicy); err != nil {
 		return o, nil, err
 	}

@@ -43,15 +43,13 @@ func TestWithCredentials(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tc := range []struct {
-		name     string
-		source   sourceOf
-		fallback bool
-		err      string
+		name   string
+		source sourceOf
+		err    string
 	}{
 		{name: "its password", source: sourceOf{user: "user", password: canary}},
 		{name: "another password", source: sourceOf{user: "user", password: "other"}, err: "the credentials are those of the client"},
 		{name: "none", err: "the client has no credentials"},
-		{name: "none, with those of the machine", fallback: true},
 		{name: "a token of its own", source: sourceOf{token: func(r auth.TokenRequest) (string, bool, error) {
 			if r.Addr != front.host || r.Realm != "http://"+front.host+"/token" || r.Service != "test" || len(r.Scopes) == 0 {
 				return "", false, fmt.Errorf("asked for %+v", r)
@@ -73,7 +71,7 @@ func TestWithCredentials(t *testing.T) {
 		{name: "no token", source: sourceOf{token: func(auth.TokenRequest) (string, bool, error) { return "a\nb", true, nil }}, err: "sent no token"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := mine.WithCredentials(tc.source, tc.fallback)
+			c := mine.WithCredentials(tc.source)
 			defer c.Close()
 			_, err := Pull(t.Context(), c, ref, amd64, newStore(t))
 			if tc.err == "" && err != nil || tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)) {
@@ -95,7 +93,7 @@ func TestSourceEvilRealm(t *testing.T) {
 		t.Error("the source was asked")
 		return "", false, nil
 	}}
-	c := quick(nil).WithCredentials(source, false)
+	c := quick(nil).WithCredentials(source)
 	defer c.Close()
 	if _, err := Pull(t.Context(), c, front.host+"/app", amd64, newStore(t)); err == nil {
 		t.Error("no error")

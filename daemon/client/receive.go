@@ -25,8 +25,10 @@ import (
 const (
 	// maxAsked is how many files are asked for before they have come.
 	maxAsked = 64
+	// maxFiles bounds the files of one directory, each of which takes some 300 bytes of memory while they come.
+	maxFiles = 1 << 20
 	// maxNames bounds the names, link targets and attributes of one directory in bytes, all together.
-	maxNames = 512 << 20
+	maxNames = 256 << 20
 	// maxClientError bounds what is shown of a client's own error, in bytes.
 	maxClientError = 4 << 10
 	// minProof is how many files of a directory must be described as before where the client gives no key for the directory: with fewer, it may
@@ -248,8 +250,8 @@ func (r *receiver) describe(ctx context.Context, s *types.Stat) error {
 	if e.Type == layer.Hardlink && !r.isFile(e.Link) {
 		return &layer.PathError{Path: e.Path, Msg: fmt.Sprintf("it is a link to %q, which is no file that was sent before", layer.Clip(e.Link))}
 	}
-	if len(r.entries) >= r.limit.Entries {
-		return &layer.LimitError{Msg: fmt.Sprintf("it has more than %d files", r.limit.Entries)}
+	if most := min(maxFiles, r.limit.Entries); len(r.entries) >= most {
+		return &layer.LimitError{Msg: fmt.Sprintf("it has more than %d files", most)}
 	}
 	r.entries = append(r.entries, e)
 	if e.Type != layer.File {

@@ -45,9 +45,8 @@ type credential struct {
 // kiln.toml names. Each is looked up once.
 type Keychain struct {
 	settings config.Registries
-	// source, unless it is nil, is asked in place of all that, and then other, unless that is nil.
+	// source, unless it is nil, is asked in place of all that.
 	source Source
-	other  *Keychain
 
 	mu    sync.Mutex
 	env   *dockerConfig // that of the environment; nil without one, or before it was asked for

@@ -28,9 +28,9 @@ type TokenRequest struct {
 	Scopes      []string
 }
 
-// From returns a Keychain with the credentials of a source. Those of other, which may be nil, count where the source has none.
-func From(s Source, other *Keychain) *Keychain {
-	return &Keychain{source: s, other: other, known: map[string]found{}}
+// From returns a Keychain with the credentials of a source.
+func From(s Source) *Keychain {
+	return &Keychain{source: s, known: map[string]found{}}
 }
 
 // sourceAddr returns the address of a registry by its name in image names.
@@ -54,8 +54,6 @@ func (k *Keychain) fromSource(ctx context.Context, registry string) (credential,
 		return credential{identityToken: password}, nil
 	case user != "" || password != "":
 		return credential{username: user, password: password}, nil
-	case k.other != nil:
-		return k.other.Lookup(ctx, registry)
 	}
 	return credential{}, nil
 }
@@ -65,8 +63,6 @@ func (k *Keychain) describeSource(registry string, asked bool, f found) string {
 	switch {
 	case !asked:
 		return "the client was not asked for credentials"
-	case f.credential == credential{} && k.other != nil:
-		return fmt.Sprintf("the client has no credentials for %s, and %s", registry, k.other.Describe(registry))
 	case f.credential == credential{}:
 		return fmt.Sprintf("the client has no credentials for %s", registry)
 	}
