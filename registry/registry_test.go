@@ -375,7 +375,11 @@ func TestPushHalfAttested(t *testing.T) {
 	beside.Platform = &unknown
 	beside.Annotations = map[string]string{attestation.TypeAnnotation: attestation.TypeManifest, attestation.DigestAnnotation: image.Digest.String()}
 	index := makeIndex(t, from, image, beside)
-	for what, d := range map[string]digest.Digest{"the statement": statement.Digest, "their manifest": beside.Digest} {
+	for _, c := range []struct { // in this order: the second push leaves the statement
+		what   string
+		digest digest.Digest
+	}{{"the statement", statement.Digest}, {"their manifest", beside.Digest}} {
+		what, d := c.what, c.digest
 		front := newFault(t, reg.Host, func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
 			refused := r.Method == http.MethodPut && (strings.HasSuffix(r.URL.Path, d.String()) || r.URL.Query().Get("digest") == d.String())
 			if refused {
