@@ -62,7 +62,7 @@ func Download(ctx context.Context, src image.Fetcher, ref string, desc ocispec.D
 }
 
 func download(ctx context.Context, src image.Fetcher, ref string, desc ocispec.Descriptor, store *cas.Store) error {
-	w, err := store.Create(ctx)
+	w, err := store.CreateVerified(ctx, desc.Digest)
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,7 @@ func Stream(ctx context.Context, src image.Fetcher, ref string, desc ocispec.Des
 		}
 		return store.Open(desc)
 	}
-	if s.blob, err = store.Create(ctx); err != nil {
+	if s.blob, err = store.CreateVerified(ctx, d); err != nil {
 		return nil, err
 	}
 	if s.from, err = src.Fetch(ctx, ref, desc); err != nil {

@@ -259,14 +259,25 @@ func (s *Store) Create(ctx context.Context) (*Writer, error) {
 	return &Writer{ctx: ctx, store: s, tmp: tmp, file: bufio.NewWriterSize(tmp.File(), blockSize), hash: sha256.New()}, nil
 }
 
+// CreateVerified is Create for bytes that come from a reader which ends with io.EOF only if they are those of the digest, as that of
+// VerifyReader does: they are not hashed a second time. Commit must not be called before that end.
+func (s *Store) CreateVerified(ctx context.Context, d digest.Digest) (*Writer, error) {
+	w, err := s.Create(ctx)
+	if err == nil {
+		w.hash, w.verified = nil, d
+	}
+	return w, err
+}
+
 // Writer is a blob being written. It is not safe for concurrent use.
 type Writer struct {
-	ctx   context.Context
-	store *Store
-	tmp   *lock.Lock // the open temporary file; nil after Commit or Close
-	file  *bufio.Writer
-	hash  hash.Hash
-	size  int64
+	ctx      context.Context
+	store    *Store
+	tmp      *lock.Lock // the open temporary file; nil after Commit or Close
+	file     *bufio.Writer
+	hash     hash.Hash     // nil if the bytes are hashed where they come from
+	verified digest.Digest // is theirs then
+	size     int64
 }
 
 // Write appends bytes to the blob.
@@ -275,7 +286,9 @@ func (w *Writer) Write(p []byte) (int, error) {
 		return 0, fmt.Errorf("write blob: %w", fs.ErrClosed)
 	}
 	n, err := w.file.Write(p)
-	w.hash.Write(p[:n])
+	if w.hash != nil {
+		w.hash.Write(p[:n])
+	}
 	w.size += int64(n)
 	if err != nil {
 		return n, fmt.Errorf("write blob: %w", err)
@@ -295,7 +308,10 @@ func (w *Writer) Commit(want digest.Digest, size int64) (ocispec.Descriptor, err
 	if err := w.file.Flush(); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("commit blob: %w", err)
 	}
-	got := sum(w.hash)
+	got := w.verified
+	if w.hash != nil {
+		got = sum(w.hash)
+	}
 	if (want != "" && want != got) || (size >= 0 && size != w.size) {
 		err := &MismatchError{Where: "commit", Digest: want, Size: size, GotDigest: got, GotSize: w.size}
 		return ocispec.Descriptor{}, errors.Join(err, w.Close())

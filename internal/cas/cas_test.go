@@ -496,3 +496,38 @@ func TestJobs(t *testing.T) {
 		t.Error("a blob that nobody holds stayed")
 	}
 }
+
+// Bytes that a reader verifies are stored under its digest without being hashed again, if they are as many.
+func TestCreateVerified(t *testing.T) {
+	s := open(t)
+	data := []byte("hello")
+	desc := ocispec.Descriptor{Digest: digest.FromBytes(data), Size: int64(len(data))}
+	for _, tc := range []struct {
+		name string
+		sent []byte
+		ok   bool
+	}{{"others", []byte("hellO"), false}, {"fewer", data[:3], false}, {"more", []byte("hello!"), false}, {"right", data, true}} {
+		w, err := s.CreateVerified(t.Context(), desc.Digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err = io.Copy(w, VerifyReader(io.NopCloser(bytes.NewReader(tc.sent)), desc, tc.name)); err == nil {
+			_, err = w.Commit(desc.Digest, desc.Size)
+		}
+		if w.Close(); (err == nil) != tc.ok || s.Has(desc) != tc.ok {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+	}
+	if got, err := s.ReadAll(desc, 0); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%q, %v", got, err)
+	}
+	w, err := s.CreateVerified(t.Context(), digest.FromString("hell"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	w.Write([]byte("hel"))
+	if _, err := w.Commit(digest.FromString("hell"), 4); err == nil {
+		t.Error("a blob that is too short was committed")
+	}
+}
