@@ -102,9 +102,6 @@ func (b *Bases) ResolveImage(ctx context.Context, req frontend.ImageRequest) (*f
 		return nil, fmt.Errorf("read the config of %s: %w", found.ref, err)
 	}
 	b.from.Took(describe(req, found.image))
-	if req.Layout == "" {
-		found.documents = documents(found)
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if _, ok := b.found[out.Digest]; !ok {
@@ -137,6 +134,9 @@ func (b *Bases) Documents(limit int64) [][]byte {
 	for _, found := range b.found {
 		descs = append(descs, found.documents...)
 	}
+	for _, found := range b.late {
+		descs = append(descs, found.documents...)
+	}
 	b.mu.Unlock()
 	var all [][]byte
 	for _, d := range descs {
@@ -160,6 +160,7 @@ func (b *Bases) settle(ctx context.Context, req *frontend.ImageRequest) (*base, 
 		}
 		next, pinned, err := b.from.Found(req.Ref, found.image.Target.Digest.String())
 		if err != nil || next == "" {
+			found.documents = documents(found)
 			return found, err
 		}
 		req.Ref, req.Digest = next, pinned
