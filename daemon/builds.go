@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -60,12 +61,28 @@ func (s *Server) begin(b *buildJob) error {
 func (s *Server) end(b *buildJob, res records.Result) {
 	b.finished()
 	b.record.End(context.Background(), res)
+	ref := b.request.Ref
+	s.builds.put(ref, b.gone())
 	s.running.Done()
-	time.AfterFunc(linger, func() {
-		s.builds.mu.Lock()
-		defer s.builds.mu.Unlock()
-		delete(s.builds.byRef, b.request.Ref)
-	})
+	time.AfterFunc(linger, func() { s.builds.put(ref, nil) })
+}
+
+// gone returns what is known of a build that has ended: that it has. It holds nothing of the build.
+func (b *buildJob) gone() *buildJob {
+	g := &buildJob{server: b.server, request: &controlapi.SolveRequest{Ref: b.request.Ref}, cancel: func(error) {}, ready: b.ready, over: b.over}
+	g.own = &bridge{buildJob: g}
+	return g
+}
+
+// put says which build has a ref from now on; nil for none.
+func (b *builds) put(ref string, job *buildJob) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if job == nil {
+		delete(b.byRef, ref)
+		return
+	}
+	b.byRef[ref] = job
 }
 
 // wait returns the build with a ref, which may only be about to begin.

@@ -41,7 +41,10 @@ type Client struct {
 
 	mu     sync.Mutex
 	caller session.Caller
-	open   []io.Closer
+	// session ends when the session does, or when leave is called; both are set with caller.
+	session context.Context
+	leave   context.CancelFunc
+	open    []io.Closer
 	// received are the names of the directories that were asked for.
 	received []string
 
@@ -78,10 +81,25 @@ func (c *Client) call(ctx context.Context) (context.Context, session.Caller, err
 			return nil, nil, fmt.Errorf("reach the client: %w", err)
 		}
 		c.mu.Lock()
-		c.caller = caller
+		if c.caller == nil {
+			var base context.Context
+			base, c.leave = context.WithCancel(context.Background())
+			c.caller, c.session = caller, caller.Context(base)
+		}
 		c.mu.Unlock()
 	}
-	return caller.Context(ctx), caller, nil
+	return c.during(ctx), caller, nil
+}
+
+// during returns a context that ends when ctx or the session does. A session may outlive any number of builds, and what is registered with its
+// own context stays until it ends: so that is done once, without anything of a build.
+func (c *Client) during(ctx context.Context) context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	calling, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(c.session, func() { cancel(context.Cause(c.session)) })
+	context.AfterFunc(ctx, func() { stop() })
+	return calling
 }
 
 // other returns the client of another session of the same user, which may be opened a moment later, or c if there is none. Whoever knows the id
@@ -131,5 +149,8 @@ func (c *Client) Close() error {
 		err = errors.Join(err, x.Close())
 	}
 	c.open = nil
+	if c.leave != nil {
+		c.leave()
+	}
 	return err
 }

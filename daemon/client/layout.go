@@ -10,7 +10,6 @@ import (
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/registry/image"
-	"github.com/moby/buildkit/session"
 	sessioncontent "github.com/moby/buildkit/session/content"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -26,7 +25,7 @@ func (c *Client) Store(ctx context.Context, session, name string) (image.Source,
 	if err != nil {
 		return nil, err
 	}
-	return &layout{client: c, caller: caller, name: name, store: sessioncontent.NewCallerStore(caller, "oci:"+name)}, nil
+	return &layout{client: c, name: name, store: sessioncontent.NewCallerStore(caller, "oci:"+name)}, nil
 }
 
 // afterAt returns what is behind the last at sign, or all.
@@ -35,7 +34,6 @@ func afterAt(ref string) string { return ref[strings.LastIndexByte(ref, '@')+1:]
 // layout is an OCI layout of a client. It implements image.Source and image.Documents.
 type layout struct {
 	client *Client
-	caller session.Caller
 	name   string
 	store  content.Store
 }
@@ -58,7 +56,7 @@ func (l *layout) resolve(ctx context.Context, ref string, platform ocispec.Platf
 	if err != nil {
 		return nil, fmt.Errorf("%q has no digest: %w", ref, err)
 	}
-	info, err := l.store.Info(l.caller.Context(ctx), d)
+	info, err := l.store.Info(l.client.during(ctx), d)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +92,7 @@ func (l *layout) Fetch(ctx context.Context, _ string, desc ocispec.Descriptor) (
 	if _, err := cas.ParseDigest(string(desc.Digest)); err != nil {
 		return nil, l.wrap(err)
 	}
-	r, err := openBlob(l.caller.Context(ctx), l.store, desc)
+	r, err := openBlob(l.client.during(ctx), l.store, desc)
 	if err != nil {
 		return nil, l.wrap(err)
 	}
