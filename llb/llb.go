@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -104,7 +105,7 @@ func (v *Vertex) Digest() Digest { return v.digest }
 func Vertices(roots []Output) iter.Seq[*Vertex] {
 	return func(yield func(*Vertex) bool) {
 		seen := map[*Vertex]bool{}
-		queue := roots
+		queue := slices.Clone(roots)
 		for len(queue) > 0 {
 			v := queue[len(queue)-1].Vertex
 			queue = queue[:len(queue)-1]
@@ -115,7 +116,7 @@ func Vertices(roots []Output) iter.Seq[*Vertex] {
 			if !yield(v) {
 				return
 			}
-			queue = append(queue[:len(queue):len(queue)], v.inputs...)
+			queue = append(queue, v.inputs...)
 		}
 	}
 }

@@ -21,6 +21,9 @@ func Decode(def *pb.Definition, o Options) (*Graph, error) {
 	if o.Host == (llb.Platform{}) {
 		o.Host = llb.Host()
 	}
+	if o.left == nil {
+		o.left = &budget{MaxBytes, MaxOps, MaxFields}
+	}
 	d := &decoder{
 		options: o, def: def, graph: o.graph, ops: map[digest.Digest]*op{}, aliases: map[alias]bool{}, copies: map[llb.Output]llb.Output{},
 		result: &Graph{Digests: map[llb.Digest][]digest.Digest{}, Ops: map[digest.Digest]*Op{}, Sources: def.GetSource().GetInfos()},
@@ -67,6 +70,8 @@ type op struct {
 	// outputs are what it makes, and vertices what it became.
 	outputs  []llb.Output
 	vertices []*llb.Vertex
+	// about is what metaOf returns, once it was asked.
+	about *llb.Meta
 }
 
 type state int
@@ -79,20 +84,24 @@ const (
 
 // read reads the ops, and checks that inputs are there.
 func (d *decoder) read() error {
-	bytes, fields := 0, MaxFields
-	if n := len(d.def.GetDef()); n == 0 {
+	left := d.options.left
+	if len(d.def.GetDef()) == 0 {
 		return &Error{Err: errors.New("it is empty")}
-	} else if n > MaxOps {
+	}
+	if left.ops -= len(d.def.Def); left.ops < 0 {
 		return &Error{Err: &LimitError{"ops", MaxOps}}
 	}
 	for _, data := range d.def.Def {
-		if bytes += len(data); bytes > MaxBytes {
+		if d.options.nested > 0 {
+			break // the file counts that they are in
+		}
+		if left.bytes -= len(data); left.bytes < 0 {
 			return &Error{Err: &LimitError{"bytes", MaxBytes}}
 		}
 	}
 	for _, data := range d.def.Def {
 		dgst := digest.FromBytes(data)
-		if err := countFields(data, (*pb.Op)(nil).ProtoReflect().Descriptor(), &fields, 0); err != nil {
+		if err := countFields(data, (*pb.Op)(nil).ProtoReflect().Descriptor(), &left.fields, 0); err != nil {
 			return &Error{Digest: dgst, Err: err}
 		}
 		if d.ops[dgst] != nil {
@@ -344,6 +353,14 @@ func (d *decoder) asRoot(o *op, out llb.Output) llb.Output {
 
 // metaOf returns the description of the vertices of an op. Its platform is "".
 func (d *decoder) metaOf(o *op) llb.Meta {
+	if o.about == nil {
+		m := d.describeOp(o)
+		o.about = &m
+	}
+	return *o.about
+}
+
+func (d *decoder) describeOp(o *op) llb.Meta {
 	m := llb.Meta{Place: llb.Place{Project: d.options.Project}, Text: o.name(), NoCache: o.meta.GetIgnoreCache()}
 	for _, at := range d.def.GetSource().GetLocations()[o.digest.String()].GetLocations() {
 		for _, r := range at.Ranges {
@@ -529,13 +546,13 @@ func (d *decoder) build(o *op, b *pb.BuildOp, inputs []llb.Output) error {
 		}
 		file = value
 	}
-	data, err := d.options.Read(d.asRoot(o, inputs[in.GetInput()]), file, MaxBytes)
+	data, err := d.options.Read(d.asRoot(o, inputs[in.GetInput()]), file, int64(d.options.left.bytes))
 	if err != nil {
 		return err
 	}
+	d.options.left.bytes -= len(data)
 	var def pb.Definition
-	fields := MaxFields
-	if err := countFields(data, def.ProtoReflect().Descriptor(), &fields, 0); err != nil {
+	if err := countFields(data, def.ProtoReflect().Descriptor(), &d.options.left.fields, 0); err != nil {
 		return fmt.Errorf("read %s: %w", file, err)
 	}
 	if err := def.Unmarshal(data); err != nil {

@@ -27,6 +27,8 @@ type execDecoder struct {
 	inputs []llb.Output // those of the vertex
 	direct bool         // whether the inputs of the vertex are those of the op, as far as there are any
 	exec   llb.Exec
+	// written is how many mounts besides the root are outputs of the vertex.
+	written int
 	// outputs are, for each output of the op, the number of the vertex's; or passed, what is passed on as it is.
 	outputs map[int64]int
 	passed  map[int64]llb.Output
@@ -305,10 +307,8 @@ func (x *execDecoder) bind(out *llb.Mount, m *pb.Mount) (err error) {
 		return nil
 	}
 	out.ReadOnly = false
-	for _, other := range x.exec.Mounts {
-		out.Output = max(out.Output, other.Output)
-	}
-	out.Output++
+	x.written++
+	out.Output = x.written
 	return x.output(m, out.Output)
 }
 

@@ -15,9 +15,9 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 )
 
-// The limits of a definition.
+// The limits of a definition, and of all together that its ops define.
 const (
-	// MaxBytes is how long all its ops may be together, and MaxOps how many there may be.
+	// MaxBytes is how long all ops may be together, and MaxOps how many there may be.
 	MaxBytes = 64 << 20
 	MaxOps   = 50_000
 	// MaxDepth is how many ops there may be from one to another through their inputs.
@@ -53,7 +53,11 @@ type Options struct {
 	// Of a build that another op defines.
 	nested int
 	graph  *llb.Graph
+	left   *budget
 }
+
+// budget is what a definition may still take of the limits, with all that are defined inside it.
+type budget struct{ bytes, ops, fields int }
 
 // Graph is a definition as kiln has it.
 type Graph struct {
