@@ -17,17 +17,20 @@ import (
 
 // definition decodes a definition of the client.
 func (b *buildJob) definition(ctx context.Context, def *pb.Definition) (*result, error) {
-	root, err := b.decode(ctx, def)
+	root, err := b.decode(ctx, def, b.job.Source)
 	if err != nil {
 		return nil, err
 	}
 	return &result{single: b.add(&ref{root: root})}, nil
 }
 
+// admit says what is fetched for a source; nil for what it names.
+type admit func(written string, op llb.Op) (llb.Op, error)
+
 // decode returns the output that a definition asks for. What its steps are called by the client is noted.
-func (b *buildJob) decode(ctx context.Context, def *pb.Definition) (llb.Output, error) {
+func (b *buildJob) decode(ctx context.Context, def *pb.Definition, admit admit) (llb.Output, error) {
 	g, err := llbpb.Decode(def, llbpb.Options{
-		Session: b.request.Session, Allow: b.request.Entitlements, NoInsecure: b.job.NoInsecure(), Source: b.job.Source,
+		Session: b.request.Session, Allow: b.request.Entitlements, NoInsecure: b.job.NoInsecure(), Source: admit,
 		Read: func(o llb.Output, file string, limit int64) ([]byte, error) { return b.readFile(ctx, o, file, limit) },
 	})
 	if err != nil {

@@ -168,7 +168,7 @@ func (b *buildJob) inputs(ctx context.Context, d *attrs.Dockerfile, all map[stri
 		in := source.Input{Root: scratch()}
 		var err error
 		if len(all[name].GetDef()) > 0 {
-			if in.Root, err = b.decode(ctx, all[name]); err != nil {
+			if in.Root, err = b.decode(ctx, all[name], b.job.Source); err != nil {
 				return fmt.Errorf("input %s: %w", name, err)
 			}
 		}

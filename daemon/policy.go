@@ -10,8 +10,6 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	"github.com/moby/buildkit/sourcepolicy/policysession"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/sourcepolicy"
@@ -56,6 +54,9 @@ func readPolicy(p *spb.Policy) (*sourcepolicy.Policy, error) {
 	return read, nil
 }
 
+// maxPolicyRequests is how often a client may ask for more about a source before it decides.
+const maxPolicyRequests = 10
+
 // verify asks the client whether a source is allowed, and returns what it makes of it. Clients are told the platform of the machine.
 func (b *buildJob) verify(s sourcepolicy.Source) (sourcepolicy.Source, error) {
 	host := llb.Host()
@@ -63,23 +64,41 @@ func (b *buildJob) verify(s sourcepolicy.Source) (sourcepolicy.Source, error) {
 		Platform: &pb.Platform{OS: host.OS, Architecture: host.Architecture, Variant: host.Variant},
 		Source:   &gateway.ResolveSourceMetaResponse{Source: &pb.SourceOp{Identifier: s.Identifier, Attrs: s.Attrs}},
 	}
-	resp, err := b.client.CheckPolicy(b.ctx, req)
-	if err != nil {
-		return s, fmt.Errorf("ask the client's source policy about %s: %w", s.Identifier, err)
+	for range maxPolicyRequests {
+		resp, err := b.client.CheckPolicy(b.ctx, req)
+		if err != nil {
+			return s, fmt.Errorf("ask the client's source policy about %s: %w", s.Identifier, err)
+		}
+		if more := resp.GetRequest(); more != nil {
+			asked := more.GetSource()
+			if asked.GetIdentifier() != s.Identifier || !maps.Equal(asked.GetAttrs(), s.Attrs) {
+				return s, fmt.Errorf("policy requested different source identifier: %q != %q", asked.GetIdentifier(), s.Identifier)
+			}
+			if req.Source, err = b.sourceMeta(b.ctx, more, nil); err != nil { // whether it is allowed is what is asked
+				return s, fmt.Errorf("error resolving source metadata from policy request: %w", err)
+			}
+			req.Source.Source = asked
+			continue
+		}
+		return decided(s, resp.GetDecision())
 	}
-	if resp.GetRequest() != nil {
-		return s, status.Errorf(codes.Unimplemented, "the client's source policy asks for more about %s, which is not supported yet", s.Identifier)
-	}
-	decision := resp.GetDecision()
-	switch decision.GetAction() {
+	return s, fmt.Errorf("too many policy requests for %s", s.Identifier)
+}
+
+// decided returns what a client makes of a source.
+func decided(s sourcepolicy.Source, d *policysession.DecisionResponse) (sourcepolicy.Source, error) {
+	switch d.GetAction() {
 	case spb.PolicyAction_ALLOW:
+		if d == nil {
+			return s, fmt.Errorf("the client's source policy decides nothing about %s", s.Identifier)
+		}
 		return s, nil
 	case spb.PolicyAction_CONVERT:
-		if decision.Update == nil {
+		if d.Update == nil {
 			return s, fmt.Errorf("the client's source policy converts %s into nothing", s.Identifier)
 		}
-		return sourcepolicy.Source{Identifier: decision.Update.Identifier, Attrs: maps.Clone(decision.Update.Attrs)}, nil
+		return sourcepolicy.Source{Identifier: d.Update.Identifier, Attrs: maps.Clone(d.Update.Attrs)}, nil
 	}
-	err = fmt.Errorf("source %q not allowed by policy: action %s", s.Identifier, decision.GetAction())
-	return s, policysession.WrapDenyMessages(err, decision.GetDenyMessages())
+	err := fmt.Errorf("source %q not allowed by policy: action %s", s.Identifier, d.GetAction())
+	return s, policysession.WrapDenyMessages(err, d.GetDenyMessages())
 }

@@ -52,6 +52,17 @@ func (s *bridges) ResolveSourceMeta(ctx context.Context, req *gateway.ResolveSou
 		return nil, err
 	}
 	defer end()
+	resp, err := b.sourceMeta(ctx, req, b.job.Source)
+	if err != nil {
+		return nil, b.failure(err)
+	}
+	return resp, nil
+}
+
+// sourceMeta returns what the source of an op is now.
+func (b *buildJob) sourceMeta(
+	ctx context.Context, req *gateway.ResolveSourceMetaRequest, admit admit,
+) (*gateway.ResolveSourceMetaResponse, error) {
 	switch {
 	case req.Source == nil:
 		return nil, status.Error(codes.InvalidArgument, "source is required")
@@ -71,9 +82,9 @@ func (s *bridges) ResolveSourceMeta(ctx context.Context, req *gateway.ResolveSou
 		}
 		source.Attrs[pb.AttrImageResolveMode] = req.ResolveMode
 	}
-	op, err := b.sourceOp(ctx, source, req.Platform)
+	op, err := b.sourceOp(ctx, source, req.Platform, admit)
 	if err != nil {
-		return nil, b.failure(err)
+		return nil, err
 	}
 	resp := &gateway.ResolveSourceMetaResponse{Source: req.Source.CloneVT()}
 	if op.Kind() == (llb.Local{}).Kind() {
@@ -85,7 +96,7 @@ func (s *bridges) ResolveSourceMeta(ctx context.Context, req *gateway.ResolveSou
 	}
 	found, err := b.job.Resolve(ctx, op, place, text)
 	if err != nil {
-		return nil, b.failure(err)
+		return nil, err
 	}
 	switch {
 	case found.Image != nil:
@@ -114,7 +125,7 @@ func (s *bridges) ResolveSourceMeta(ctx context.Context, req *gateway.ResolveSou
 }
 
 // sourceOp returns what a source op of a client is for kiln.
-func (b *buildJob) sourceOp(ctx context.Context, source *pb.SourceOp, platform *pb.Platform) (llb.Op, error) {
+func (b *buildJob) sourceOp(ctx context.Context, source *pb.SourceOp, platform *pb.Platform, admit admit) (llb.Op, error) {
 	data, err := (&pb.Op{Op: &pb.Op_Source{Source: source}, Platform: platform}).MarshalVT()
 	if err != nil {
 		return nil, fmt.Errorf("encode the source: %w", err)
@@ -123,7 +134,7 @@ func (b *buildJob) sourceOp(ctx context.Context, source *pb.SourceOp, platform *
 	if err != nil {
 		return nil, fmt.Errorf("encode the source: %w", err)
 	}
-	out, err := b.decode(ctx, &pb.Definition{Def: [][]byte{data, last}})
+	out, err := b.decode(ctx, &pb.Definition{Def: [][]byte{data, last}}, admit)
 	if err != nil {
 		return nil, err
 	}
