@@ -2,12 +2,15 @@ package build
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 
 	"github.com/kilnbuild/kiln/attestation"
+	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/build/outputs"
 	"github.com/kilnbuild/kiln/build/provenance"
 	"github.com/kilnbuild/kiln/build/scanning"
+	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/sbom"
 )
@@ -63,6 +66,11 @@ func (j *Job) attestedFiles(ctx context.Context, i int, out outputs.Plan, name f
 	tree, err := j.steps.Files(ctx, j.chains[i])
 	if err != nil {
 		return nil, err
+	}
+	if out.Source != "" {
+		if tree, err = contexts.Subdir(tree, out.Source); err != nil {
+			return nil, &input.Error{Err: fmt.Errorf("src=%s: %w", out.Source, err)}
+		}
 	}
 	return j.attester.Files(ctx, i, tree, &out.Attest, name, out.Files.Epoch)
 }

@@ -92,7 +92,7 @@ func (j joined) List(dir string) ([]layer.Entry, error) {
 	slices.SortStableFunc(all, func(a, b layer.Entry) int { return layer.Compare(a.Path, b.Path) })
 	for i := 1; i < len(all); i++ {
 		if a, b := all[i-1], all[i]; a.Path == b.Path && (a.Type != layer.Dir || b.Type != layer.Dir) {
-			return nil, &input.Error{Err: fmt.Errorf("more than one platform has /%s, and all are to be written to one directory: "+
+			return nil, &input.Error{Err: fmt.Errorf("cannot overwrite %s from one platform with that of another when split option is disabled: "+
 				"platform-split=true gives each a directory of its own", layer.Clip(a.Path))}
 		}
 	}

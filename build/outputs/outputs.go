@@ -117,6 +117,8 @@ type Plan struct {
 	NoArtifact   bool
 	// Split has the files of each platform in a directory of its own: nil for those of several.
 	Split *bool
+	// Source is the directory of the root file system that is written, of Local and Tar; "" for all.
+	Source string
 	// Epoch is a SOURCE_DATE_EPOCH of the output alone, in Unix seconds, if Dated is set; nil for none.
 	Epoch *int64
 	Dated bool
@@ -283,6 +285,13 @@ func (p *Plan) attribute(key, value string) error {
 		if p.Type == Local || p.Type == Tar {
 			p.Split = new(bool)
 			return truth(p.Split)
+		}
+	case "src":
+		if p.Type == Local || p.Type == Tar {
+			if p.Source = value; value == "" {
+				return fmt.Errorf("output %s: empty value for src; omit it to export the entire filesystem", p.Type)
+			}
+			return nil
 		}
 	case "source-date-epoch":
 		p.Dated = true

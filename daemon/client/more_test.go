@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/moby/buildkit/session/filesync"
@@ -102,5 +103,16 @@ func TestFiles(t *testing.T) {
 	if err := c.Receiver(0).WriteFiles(t.Context(), nil, exporter.Root{Tree: tree}, exporter.Root{Tree: tree}); err == nil ||
 		!strings.Contains(err.Error(), "platform-split") {
 		t.Errorf("two trees at one place: %v", err)
+	}
+	part := t.TempDir()
+	c, _ = h.connect(t, "", dirOf(t, from).provide("context"), filesync.NewFSSyncTarget(filesync.WithFSSyncDir(0, part)))
+	if tree, err = c.Open(t.Context(), llb.Local{Name: "context"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Receiver(0).WriteFiles(t.Context(), nil, exporter.Root{Tree: layer.Below(tree, "d")}); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(part + "/a"); string(data) != "A" || err != nil {
+		t.Errorf("of a part of the tree, a is %q, %v", data, err)
 	}
 }
