@@ -71,14 +71,16 @@ func (j *Job) write(ctx context.Context, res *Result) error {
 }
 
 func (j *Job) output(ctx context.Context, out outputs.Plan, images []exporter.Image, res *Result) error {
+	if out.Type == outputs.CacheOnly {
+		return nil
+	}
 	name := map[outputs.Type]string{
-		outputs.Image:     "exporting to image",
-		outputs.Registry:  "exporting to image and pushing",
-		outputs.Docker:    "exporting to docker image format",
-		outputs.OCI:       "exporting to oci image format",
-		outputs.Local:     "exporting to client directory",
-		outputs.Tar:       "exporting to client tarball",
-		outputs.CacheOnly: "exporting nothing",
+		outputs.Image:    "exporting to image",
+		outputs.Registry: "exporting to image",
+		outputs.Docker:   "exporting to docker image format",
+		outputs.OCI:      "exporting to oci image format",
+		outputs.Local:    "exporting to client directory",
+		outputs.Tar:      "exporting to client tarball",
 	}[out.Type]
 	if out.Engine != nil {
 		name = "importing to " + out.Engine.Name()
@@ -87,7 +89,6 @@ func (j *Job) output(ctx context.Context, out outputs.Plan, images []exporter.Im
 	ctx = events.With(ctx, task)
 	var err error
 	switch out.Type {
-	case outputs.CacheOnly:
 	case outputs.Local, outputs.Tar:
 		err = j.files(ctx, out, res)
 	default:

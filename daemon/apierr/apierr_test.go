@@ -101,7 +101,8 @@ func TestWords(t *testing.T) {
 		{parse(t, "FROM scratch\nRUN --network=host true\n", nil), "RUN --network=host: entitlement network.host is not allowed"},
 		{parse(t, "FROM scratch\nRUN --security=insecure true\n", nil), "RUN --security=insecure: entitlement security.insecure is not allowed"},
 		{&execute.SecretError{ID: "mysecret"}, "secret mysecret: not found"},
-		{&files.NotFoundError{Path: "notexist"}, `failed to compute cache key: failed to calculate checksum of ref source: "/notexist": not found`},
+		{&files.NotFoundError{Path: "notexist"}, `failed to compute cache key: failed to calculate checksum of ref source: "/notexist": not found: ` +
+			"lstat /notexist: no such file or directory"},
 		{fmt.Errorf("x: %w", context.Canceled), "context canceled"},
 		{errors.New("anything else"), "anything else"},
 		{&parser.Error{File: "Dockerfile", Line: 3, Msg: "wrong", Hint: "do this"}, "wrong (do this)"},

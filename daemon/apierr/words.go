@@ -7,7 +7,9 @@ import (
 	"strings"
 
 	"github.com/containerd/platforms"
+	"google.golang.org/grpc/status"
 
+	"github.com/kilnbuild/kiln/build/bases"
 	"github.com/kilnbuild/kiln/frontend/fault"
 	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/fetch"
@@ -67,7 +69,9 @@ func of[E error](say func(E) string) row {
 var table = []row{
 	func(err error) (string, bool) { return context.Canceled.Error(), errors.Is(err, context.Canceled) },
 	of(func(e *files.NotFoundError) string {
-		text := fmt.Sprintf("failed to compute cache key: failed to calculate checksum of ref source: %q: not found", "/"+e.Path)
+		// BuildKit says one thing of paths that are part of a key, and another of those that are looked up later.
+		text := fmt.Sprintf("failed to compute cache key: failed to calculate checksum of ref source: %q: not found: lstat /%s: no such file or directory",
+			"/"+e.Path, e.Path)
 		switch {
 		case e.Ignored != nil:
 			text += fmt.Sprintf(" (it is excluded by %s)", e.Ignored)
@@ -135,6 +139,9 @@ var table = []row{
 	of(func(e *regularfile.TooLargeError) string {
 		return fmt.Sprintf("%s exceeds maximum allowed size of %s", strings.TrimPrefix(e.Path, "/"), termtext.Size(e.Limit))
 	}),
+	of(func(e *bases.ChecksumError) string {
+		return fmt.Sprintf("image digest %s for %s does not match expected checksum %s", e.Got, e.Ref, e.Want)
+	}),
 	of(func(e *image.PlatformError) string {
 		return e.Error() + ": no match for platform in manifest: not found"
 	}),
@@ -146,6 +153,9 @@ func words(err error) (text string, known bool) {
 		if text, ok := row(err); ok {
 			return text, true
 		}
+	}
+	if e, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
+		return e.GRPCStatus().Message(), false
 	}
 	return err.Error(), false
 }

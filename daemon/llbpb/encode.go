@@ -113,7 +113,7 @@ func (d *decoder) extended(o *op, ext *extension, given []llb.Output) error {
 			err = fmt.Errorf("its network %q is not known", clip(string(ext.Exec.Network)))
 		}
 		if err == nil && ext.Exec.Security != llb.SecuritySandbox && ext.Exec.Security != llb.SecurityInsecure {
-			err = fmt.Errorf("its security mode %q is not known", clip(string(ext.Exec.Security)))
+			err = fmt.Errorf("invalid security mode %q", clip(string(ext.Exec.Security)))
 		}
 		op = *ext.Exec
 	}

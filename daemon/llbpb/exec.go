@@ -72,7 +72,7 @@ func (x *execDecoder) confinement(e *pb.ExecOp) error {
 		return fmt.Errorf("its network mode %d is not known", e.GetNetwork())
 	}
 	if x.exec.Security, ok = securities[e.GetSecurity()]; !ok {
-		return fmt.Errorf("its security mode %d is not known", e.GetSecurity())
+		return fmt.Errorf("invalid security mode %d", e.GetSecurity())
 	}
 	return x.options.allowed(x.exec)
 }

@@ -65,7 +65,7 @@ var allowed = map[string][]string{
 	"daemon/llbpb":  {"llb", "internal"},
 	"daemon/client": {"cache/remote", "exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
 	// What clients are told of their builds: their errors, what happens, and answers to questions about a Dockerfile.
-	"daemon/apierr":     {"frontend/fault", "frontend/source", "llb", "parser", "registry/image", "sandbox", "solver", "solver/execute", "solver/files", "internal"},
+	"daemon/apierr":     {"build/bases", "frontend/fault", "frontend/source", "llb", "parser", "registry/image", "sandbox", "solver", "solver/execute", "solver/files", "internal"},
 	"daemon/status":     {"daemon/apierr", "events", "frontend/lint", "llb", "internal"},
 	"daemon/records":    {"daemon/apierr", "daemon/status", "history", "store", "internal"},
 	"daemon/subrequest": {"daemon/apierr", "frontend/outline", "llb"},

@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/signing"
 	"github.com/kilnbuild/kiln/registry"
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -36,10 +38,11 @@ func Push(
 ) error {
 	if len(keys) == 0 {
 		for _, name := range names {
-			note("pushing " + name)
+			note("pushing layers")
 			if err := client.Push(ctx, blobs, name, desc, o); err != nil {
 				return err
 			}
+			note(manifestOf(name, desc.Digest))
 		}
 		return nil
 	}
@@ -58,10 +61,11 @@ func Push(
 			continue
 		}
 		signed = append(signed, at)
-		note("pushing " + at)
+		note("pushing layers")
 		if err := client.Push(ctx, blobs, at, desc, o); err != nil {
 			return err
 		}
+		note(manifestOf(at, desc.Digest))
 		note("signing " + at)
 		if err := r.Sign(ctx, desc, blobs, keys); err != nil {
 			return &UnsignedError{at, err}
@@ -81,4 +85,12 @@ func Push(
 		}
 	}
 	return nil
+}
+
+// manifestOf says that the manifest was pushed which a name stands for now, as BuildKit says it.
+func manifestOf(name string, d digest.Digest) string {
+	if !strings.Contains(name, "@") {
+		name += "@" + d.String()
+	}
+	return "pushing manifest for " + name
 }
