@@ -14,6 +14,8 @@ import (
 
 	"github.com/moby/buildkit/solver/pb"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/contexts"
@@ -167,7 +169,11 @@ func (b *buildJob) inputs(ctx context.Context, d *attrs.Dockerfile, all map[stri
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		in := source.Input{Root: scratch()}
 		var err error
-		if len(all[name].GetDef()) > 0 {
+		empty := len(all[name].GetDef()) == 0
+		if empty && (name == contextLocal || name == d.DockerfileName) {
+			return status.Errorf(codes.InvalidArgument, "input %s: invalid nil input definition to definition op", name)
+		}
+		if !empty {
 			if in.Root, err = b.decode(ctx, all[name], b.job.Source); err != nil {
 				return fmt.Errorf("input %s: %w", name, err)
 			}

@@ -80,6 +80,10 @@ func (d *download) run(ctx context.Context) error {
 	}
 	client := &http.Client{Transport: way, CheckRedirect: d.redirect}
 	d.hashes()
+	if d.same(ctx, client) {
+		d.unchanged = true
+		return nil
+	}
 	tries := fetch.Tries{Patience: d.c.patience}
 	for {
 		resumed, err := d.try(ctx, client)
@@ -93,6 +97,41 @@ func (d *download) run(ctx context.Context) error {
 			return hint(err)
 		}
 	}
+}
+
+// same asks whether the file is what it was, without its bytes, as BuildKit does. A server that answers anything else is asked for the file.
+func (d *download) same(ctx context.Context, client *http.Client) bool {
+	if d.old == nil || d.old.ETag == "" {
+		return false
+	}
+	req, err := d.prepare(ctx, http.MethodHead)
+	if err != nil {
+		return false
+	}
+	req.Header.Set("If-None-Match", d.old.ETag)
+	resp, err := d.c.patience.Do(client, req)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	etag := resp.Header.Get("ETag")
+	return resp.StatusCode == http.StatusNotModified ||
+		resp.StatusCode == http.StatusOK && etag == d.old.ETag && !strings.HasPrefix(etag, "W/")
+}
+
+// prepare returns a request without conditions.
+func (d *download) prepare(ctx context.Context, method string) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, method, d.request.URL, nil)
+	if err != nil {
+		return nil, errors.New("the address is not a URL")
+	}
+	maps.Copy(req.Header, d.request.Header)
+	req.Header.Set("User-Agent", fetch.UserAgent)
+	req.Header.Set("Accept-Encoding", "identity")
+	if d.authorization != "" {
+		req.Header.Set("Authorization", d.authorization)
+	}
+	return req, nil
 }
 
 // redirect says where the client may be sent. What is for the first host goes to no other.
@@ -113,15 +152,9 @@ func (d *download) redirect(next *http.Request, via []*http.Request) error {
 
 // try makes one request, and reads its answer into the file. resumed says that bytes came after those of an earlier one.
 func (d *download) try(ctx context.Context, client *http.Client) (resumed bool, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.request.URL, nil)
+	req, err := d.prepare(ctx, http.MethodGet)
 	if err != nil {
-		return false, errors.New("the address is not a URL")
-	}
-	maps.Copy(req.Header, d.request.Header)
-	req.Header.Set("User-Agent", fetch.UserAgent)
-	req.Header.Set("Accept-Encoding", "identity")
-	if d.authorization != "" {
-		req.Header.Set("Authorization", d.authorization)
+		return false, err
 	}
 	switch {
 	case d.size > 0 && d.validator != "":
