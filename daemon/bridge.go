@@ -92,6 +92,9 @@ func (s *bridges) Solve(ctx context.Context, req *gateway.SolveRequest) (*gatewa
 		return nil, err
 	}
 	defer end()
+	if err := b.room(1); err != nil {
+		return nil, err
+	}
 	var res *result
 	switch {
 	case req.Frontend != "":
@@ -125,7 +128,9 @@ func (res *result) all() []*ref {
 		all = append(all, res.single)
 	}
 	for _, r := range res.refs {
-		all = append(all, r)
+		if r != nil { // one that is empty
+			all = append(all, r)
+		}
 	}
 	return all
 }

@@ -42,6 +42,9 @@ func (s *Server) begin(b *buildJob) error {
 	if s.builds.byRef[name] != nil {
 		return status.Errorf(codes.AlreadyExists, "there is a build with the ref %s", name)
 	}
+	if len(s.builds.byRef) >= maxKnown {
+		return status.Errorf(codes.ResourceExhausted, "%d builds go on or wait already", maxKnown)
+	}
 	var err error
 	if b.record, err = s.records.Begin(recording(b.request)); err != nil {
 		return err
@@ -49,7 +52,7 @@ func (s *Server) begin(b *buildJob) error {
 	s.running.Add(1)
 	b.log = b.record.Log()
 	b.sources = map[string]*pb.SourceInfo{}
-	b.ready, b.over, b.refs = make(chan struct{}), make(chan struct{}), map[string]*ref{}
+	b.ready, b.over, b.held.refs = make(chan struct{}), make(chan struct{}), map[string]*ref{}
 	b.own = b.newBridge(b.request.FrontendInputs)
 	s.builds.byRef[name] = b
 	close(s.builds.more)

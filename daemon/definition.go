@@ -29,6 +29,9 @@ type admit func(written string, op llb.Op) (llb.Op, error)
 
 // decode returns the output that a definition asks for. What its steps are called by the client is noted.
 func (b *buildJob) decode(ctx context.Context, def *pb.Definition, admit admit) (llb.Output, error) {
+	if err := b.take(def); err != nil {
+		return llb.Output{}, err
+	}
 	g, err := llbpb.Decode(def, llbpb.Options{
 		Session: b.request.Session, Allow: b.request.Entitlements, NoInsecure: b.job.NoInsecure(), Source: admit,
 		Read: func(o llb.Output, file string, limit int64) ([]byte, error) { return b.readFile(ctx, o, file, limit) },
@@ -51,7 +54,7 @@ func (b *buildJob) decode(ctx context.Context, def *pb.Definition, admit admit) 
 	b.log.Alias(names, groups)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.graphs, b.definitions = append(b.graphs, g), append(b.definitions, def)
+	b.held.graphs, b.held.definitions = append(b.held.graphs, g), append(b.held.definitions, def)
 	return g.Output, nil
 }
 
@@ -95,7 +98,7 @@ func (b *buildJob) digests(vertex llb.Digest) []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var names []string
-	for _, g := range b.graphs {
+	for _, g := range b.held.graphs {
 		for _, d := range g.Digests[vertex] {
 			names = append(names, d.String())
 		}
@@ -107,16 +110,10 @@ func (b *buildJob) digests(vertex llb.Digest) []string {
 func (b *buildJob) located(name string) []*errdefs.Source {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var all []*errdefs.Source
-	for _, g := range b.graphs {
-		op := g.Ops[digest.Digest(name)]
-		if op == nil {
-			continue
+	for _, g := range b.held.graphs {
+		if op := g.Ops[digest.Digest(name)]; op != nil {
+			return quotes(op.Locations, g.Sources)
 		}
-		for _, at := range op.Locations {
-			all = append(all, &errdefs.Source{Info: g.Sources[at.SourceIndex], Ranges: at.Ranges})
-		}
-		break
 	}
-	return all
+	return nil
 }

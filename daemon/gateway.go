@@ -47,6 +47,11 @@ func (b *buildJob) gateway(ctx context.Context, all map[string]string, inputs ma
 	f.Options, f.Inputs, f.Session = all, len(inputs) > 0, b.request.Session
 	f.Workers = []gateway.Worker{workerOf(b.server.worker())}
 
+	leave, err := b.enter()
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	own := b.newBridge(inputs)
 	defer own.containers.Close()
 	err = gateway.Run(ctx, b, f, gateway.Bridge{

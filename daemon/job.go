@@ -15,7 +15,6 @@ import (
 	"github.com/kilnbuild/kiln/daemon/apierr"
 	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/client"
-	"github.com/kilnbuild/kiln/daemon/llbpb"
 	"github.com/kilnbuild/kiln/daemon/records"
 	log "github.com/kilnbuild/kiln/daemon/status"
 	"github.com/kilnbuild/kiln/events"
@@ -43,11 +42,7 @@ type buildJob struct {
 	using sync.WaitGroup
 
 	mu   sync.Mutex
-	refs map[string]*ref
-	// graphs are what definitions of the client were decoded to.
-	graphs []*llbpb.Graph
-	// definitions are what the client has sent, for the ops in errors.
-	definitions []*pb.Definition
+	held held
 	// sources are the Dockerfiles of the build, by the names that errors call them.
 	sources map[string]*pb.SourceInfo
 	// own is what the client itself makes of the build.
@@ -239,6 +234,9 @@ func (b *buildJob) use(ctx context.Context) error {
 	case <-b.over:
 		return status.Errorf(codes.NotFound, "the build %s has ended", b.request.Ref)
 	default:
+		if b.held.requests++; b.held.requests > maxRequests {
+			return full("requests", maxRequests)
+		}
 		b.using.Add(1)
 		return nil
 	}

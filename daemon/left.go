@@ -19,7 +19,7 @@ func (b *buildJob) left(name string, failed *solver.VertexError) *errdefs.Solve 
 	}
 	op := b.op(name)
 	exec := op.GetExec()
-	if exec == nil {
+	if exec == nil || op.SizeVT() > maxQuoted || b.room(2*len(exec.Mounts)) != nil {
 		return nil
 	}
 	out := &errdefs.Solve{Op: op, Description: map[string]string{}}
@@ -44,7 +44,7 @@ func (b *buildJob) left(name string, failed *solver.VertexError) *errdefs.Solve 
 func (b *buildJob) op(name string) *pb.Op {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, def := range b.definitions {
+	for _, def := range b.held.definitions {
 		for _, data := range def.Def {
 			if digest.FromBytes(data).String() == name {
 				op := &pb.Op{}

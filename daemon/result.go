@@ -134,7 +134,7 @@ func (b *buildJob) add(r *ref) *ref {
 	r.id = newID()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.refs[r.id] = r
+	b.held.refs[r.id] = r
 	return r
 }
 
@@ -145,7 +145,7 @@ func (b *buildJob) ref(id string) (*ref, error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	r, ok := b.refs[id]
+	r, ok := b.held.refs[id]
 	if !ok {
 		return nil, status.Errorf(codes.NotFound, "no such ref: %s", id)
 	}
@@ -184,6 +184,9 @@ func (res *result) product() (*build.Product, error) {
 		names = nil
 		for _, k := range known.Platforms {
 			names = append(names, k.ID)
+		}
+		if len(names) > len(res.refs) {
+			return nil, status.Errorf(codes.InvalidArgument, "the result has %d platforms, and %d refs", len(names), len(res.refs))
 		}
 	}
 	for i, name := range names {

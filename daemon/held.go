@@ -1,0 +1,98 @@
+package daemon
+
+import (
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/pb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kilnbuild/kiln/daemon/llbpb"
+)
+
+// Limits of what is held for clients.
+const (
+	// maxKnown is how many builds are known at the same time: those that are worked on, those that wait, and those that ended just now.
+	maxKnown = 4096
+	// maxRefs is how many results one build has, and maxSent how many bytes its definitions have together.
+	maxRefs = 10_000
+	maxSent = 128 << 20
+	// maxRequests is how many requests by LLBBridge are about one build: something is kept of each until that ends.
+	maxRequests = 200_000
+	// maxFrontends is how many frontends of one build run at the same time that are images: one can call another.
+	maxFrontends = 64
+	// maxQuoted is how many bytes the sources have that one error quotes, maxQuotes how many places it names, and maxFile how long the name
+	// of a file may be there.
+	maxQuoted = 1 << 20
+	maxQuotes = 100
+	maxFile   = 4 << 10
+)
+
+// held is what a build holds for its client until it ends. The lock is that of the build.
+type held struct {
+	refs map[string]*ref
+	// graphs are what definitions of the client were decoded to, and definitions what it has sent, for the ops in errors.
+	graphs      []*llbpb.Graph
+	definitions []*pb.Definition
+	bytes       int // of definitions
+	frontends   int // that run
+	requests    int
+}
+
+// full is the error of a build that would hold too much.
+func full(what string, limit int) error {
+	return status.Errorf(codes.ResourceExhausted, "the build has more than %d %s", limit, what)
+}
+
+// room returns an error unless n more results can be held.
+func (b *buildJob) room(n int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.held.refs)+n > maxRefs {
+		return full("results", maxRefs)
+	}
+	return nil
+}
+
+// take counts a definition before it is decoded.
+func (b *buildJob) take(def *pb.Definition) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.held.bytes += def.SizeVT(); b.held.bytes > maxSent {
+		return full("bytes of definitions", maxSent)
+	}
+	return nil
+}
+
+// enter counts a frontend that begins to run, until leave is called.
+func (b *buildJob) enter() (leave func(), err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.held.frontends == maxFrontends {
+		return nil, full("frontends that run", maxFrontends)
+	}
+	b.held.frontends++
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.held.frontends--
+	}, nil
+}
+
+// quotes returns places in sources as an error has them. What is too much is left out.
+func quotes(at []*pb.Location, sources []*pb.SourceInfo) []*errdefs.Source {
+	var all []*errdefs.Source
+	room := maxQuoted
+	for _, l := range at[:min(len(at), maxQuotes)] {
+		info := sources[l.SourceIndex]
+		if len(info.GetFilename())+len(info.GetLanguage()) > maxFile {
+			continue
+		}
+		if size := info.SizeVT(); size <= room {
+			room -= size
+		} else {
+			info = &pb.SourceInfo{Filename: info.GetFilename(), Language: info.GetLanguage()}
+		}
+		all = append(all, &errdefs.Source{Info: info, Ranges: l.Ranges[:min(len(l.Ranges), maxQuotes)]})
+	}
+	return all
+}

@@ -1,0 +1,76 @@
+package daemon
+
+import (
+	"testing"
+
+	"github.com/moby/buildkit/solver/pb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// What an error quotes is bounded, wherever a client says that its op comes from.
+func TestQuotes(t *testing.T) {
+	sources := []*pb.SourceInfo{nil, {Filename: "Dockerfile", Data: make([]byte, maxQuoted/2+1)}, {Filename: string(make([]byte, maxFile+1))}}
+	at := []*pb.Location{{SourceIndex: 0}, {SourceIndex: 1, Ranges: make([]*pb.Range, 10*maxQuotes)}, {SourceIndex: 2}}
+	for range 10 * maxQuotes {
+		at = append(at, &pb.Location{SourceIndex: 1})
+	}
+	size, places := 0, quotes(at, sources)
+	for _, p := range places {
+		size += p.Info.SizeVT()
+		if len(p.Ranges) > maxQuotes {
+			t.Errorf("a place has %d ranges", len(p.Ranges))
+		}
+	}
+	if len(places) < 2 || len(places) > maxQuotes || size > maxQuoted+maxQuotes*maxFile {
+		t.Errorf("%d places have sources of %d bytes", len(places), size)
+	}
+	if first := places[1].Info; first.Filename != "Dockerfile" || len(first.Data) == 0 {
+		t.Errorf("the first place has no text: %s", first.Filename)
+	}
+}
+
+// A build holds no more for its client than is allowed.
+func TestHeld(t *testing.T) {
+	refused := func(what string, err error) {
+		t.Helper()
+		if status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	b := &buildJob{ready: make(chan struct{}), over: make(chan struct{}), held: held{refs: map[string]*ref{}, requests: maxRequests}}
+	close(b.ready)
+	refused("another request", b.use(t.Context()))
+	for range maxRefs {
+		b.add(&ref{})
+	}
+	refused("another result", b.room(1))
+	def := &pb.Definition{Def: [][]byte{make([]byte, maxSent/2-1<<10)}}
+	for range 2 {
+		if err := b.take(def); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused("another definition", b.take(def))
+	for range maxFrontends {
+		leave, err := b.enter()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer leave()
+	}
+	_, err := b.enter()
+	refused("another frontend", err)
+}
+
+// What a client returns is not believed: results without files, and platforms that are there once and named a thousand times.
+func TestReturned(t *testing.T) {
+	res := &result{refs: map[string]*ref{"a": nil, "b": {}}, metadata: map[string][]byte{}}
+	if all := res.all(); len(all) != 1 {
+		t.Errorf("%d refs", len(all))
+	}
+	res.metadata[keyPlatforms] = []byte(`{"Platforms":[{"ID":"a"},{"ID":"a"},{"ID":"a"}]}`)
+	if _, err := res.product(); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a platform that is named three times: %v", err)
+	}
+}
