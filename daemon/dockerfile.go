@@ -60,6 +60,11 @@ func (b *buildJob) dockerfile(ctx context.Context, all map[string]string, inputs
 	res := &build.Result{}
 	p, err := b.job.Lower(ctx, r, res)
 	info := b.read(res.DockerfileName, res.Dockerfile)
+	if other, ok := errors.AsType[*source.SyntaxError](err); ok && all[attrCommand] == "" {
+		forwarded := maps.Clone(all)
+		forwarded[attrSource], forwarded[attrCommand] = other.Image, other.Command
+		return b.gateway(ctx, forwarded, inputs)
+	}
 	switch {
 	case r.Call == build.CallCheck:
 		return linted(info, res, err)

@@ -22,8 +22,9 @@ import (
 
 // Attributes of requests for a frontend that is an image.
 const (
-	attrSource = "source"
-	attrDevel  = "gateway-devel"
+	attrSource  = "source"
+	attrCommand = "cmdline"
+	attrDevel   = "gateway-devel"
 	// attrContext begins those of named contexts.
 	attrContext = "context:"
 )

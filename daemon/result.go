@@ -171,7 +171,7 @@ func (res *result) product() (*build.Product, error) {
 			return nil, status.Errorf(codes.InvalidArgument, "failed to parse platforms passed to exporter: %v", err)
 		}
 	}
-	if res.single != nil {
+	if res.single != nil || res.refs == nil && (res.metadata[keyConfig] != nil || len(known.Platforms) > 0) {
 		var of *ocispec.Platform
 		if len(known.Platforms) == 1 {
 			of = &known.Platforms[0].Platform

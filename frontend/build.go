@@ -3,7 +3,6 @@ package frontend
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -18,8 +17,6 @@ import (
 	"github.com/kilnbuild/kiln/frontend/fault"
 	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/frontend/scan"
-	"github.com/kilnbuild/kiln/frontend/source"
-	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
@@ -512,26 +509,4 @@ func (b *builder) expand(s *stage, c command, check *linter.Linter) error {
 		return e.ExpandRaw(with(b.documents))
 	}
 	return nil
-}
-
-// checkSyntax refuses a Dockerfile that asks for another frontend.
-func checkSyntax(dockerfile []byte, o *Options) error {
-	image, line := source.Syntax(dockerfile, o.BuildArgs)
-	repository, _ := imagename.SplitTag(image)
-	if repository == "" || repository == "dockerfile.v0" {
-		return nil
-	}
-	// It may come from a mirror: mirror.gcr.io/docker/dockerfile, registry.corp/proxy/docker/dockerfile.
-	if n, err := imagename.Parse(image); err == nil {
-		own := "/" + n.Repository
-		if strings.HasSuffix(own, "/docker/dockerfile") || strings.HasSuffix(own, "/docker/dockerfile-upstream") {
-			return nil
-		}
-	}
-	return &parser.Error{
-		File: o.Filename, Line: line, EndLine: line,
-		Msg:  fmt.Sprintf("the frontend %s is not supported", image),
-		Hint: "the Dockerfile language of docker/dockerfile:1 is built in",
-		Err:  errors.ErrUnsupported,
-	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/frontend/mounts"
 	"github.com/kilnbuild/kiln/frontend/outline"
+	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -32,7 +33,7 @@ func DescribeTarget(ctx context.Context, dockerfile []byte, o Options, r Resolve
 	o.Filename = cmp.Or(o.Filename, "Dockerfile")
 	o.BuildPlatform = o.BuildPlatform.Normalize()
 	o.AllStages = false
-	if err := checkSyntax(dockerfile, &o); err != nil {
+	if err := source.CheckSyntax(o.Filename, dockerfile, o.BuildArgs); err != nil {
 		return nil, err
 	}
 	check, _, err := lint.New(dockerfile, o.Filename, o.BuildArgs)

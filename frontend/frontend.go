@@ -130,7 +130,7 @@ func Build(ctx context.Context, dockerfile []byte, o Options, r Resolver) (*Resu
 		o.Filename = "Dockerfile"
 	}
 	o.BuildPlatform = o.BuildPlatform.Normalize()
-	if err := checkSyntax(dockerfile, &o); err != nil {
+	if err := source.CheckSyntax(o.Filename, dockerfile, o.BuildArgs); err != nil {
 		return res, err
 	}
 	if err := source.CheckArgs(o.BuildArgs); err != nil {

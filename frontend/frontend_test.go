@@ -17,6 +17,7 @@ import (
 
 	"github.com/kilnbuild/kiln/frontend/expand"
 	"github.com/kilnbuild/kiln/frontend/imageconfig"
+	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
@@ -268,7 +269,7 @@ func TestCheckSyntax(t *testing.T) {
 		"registry.corp/docker/dockerfile:1@sha256:" + strings.Repeat("0", 64): true, "dockerfile.v0": true,
 		"dockerfile": false, "docker/dockerfile2": false, "mydocker/dockerfile": false, "registry.corp/docker/other": false, "docker/dockerfile/x": false,
 	} {
-		if err := checkSyntax([]byte("# syntax="+image+"\nFROM scratch\n"), &Options{}); (err == nil) != ok {
+		if err := source.CheckSyntax("", []byte("# syntax="+image+"\nFROM scratch\n"), nil); (err == nil) != ok {
 			t.Errorf("%s: %v", image, err)
 		}
 	}

@@ -1,22 +1,24 @@
 package source
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/parser"
 )
 
-// Syntax returns the image of the frontend that a Dockerfile or a build argument asks for, without a digest, and the line; "" for none.
-func Syntax(dockerfile []byte, args map[string]string) (image string, line int) {
-	image, line = parser.Directive("syntax", dockerfile)
+// Syntax returns the image of the frontend that a Dockerfile or a build argument asks for, with the words after it, and the line; "" for none.
+func Syntax(dockerfile []byte, args map[string]string) (image, command string, line int) {
+	command, line = parser.Directive("syntax", dockerfile)
 	if v, ok := args["BUILDKIT_SYNTAX"]; ok {
-		image, line = v, 0
+		command, line = v, 0
 	}
-	image, _, _ = strings.Cut(image, " ")
-	image, _, _ = strings.Cut(image, "@")
-	return image, line
+	command = strings.TrimSpace(command)
+	image, _, _ = strings.Cut(command, " ")
+	return image, command, line
 }
 
 // GitAdvice reports whether a build argument asks for what git advises where a commit is checked out.
@@ -36,3 +38,37 @@ func CheckArgs(args map[string]string) error {
 	}
 	return nil
 }
+
+// CheckSyntax refuses a Dockerfile, which errors call filename, that asks for another frontend: by a *SyntaxError.
+func CheckSyntax(filename string, dockerfile []byte, args map[string]string) error {
+	whole, command, line := Syntax(dockerfile, args)
+	image, _, _ := strings.Cut(whole, "@")
+	repository, _ := imagename.SplitTag(image)
+	if repository == "" || repository == "dockerfile.v0" {
+		return nil
+	}
+	// It may come from a mirror: mirror.gcr.io/docker/dockerfile, registry.corp/proxy/docker/dockerfile.
+	if n, err := imagename.Parse(image); err == nil {
+		own := "/" + n.Repository
+		if strings.HasSuffix(own, "/docker/dockerfile") || strings.HasSuffix(own, "/docker/dockerfile-upstream") {
+			return nil
+		}
+	}
+	return &parser.Error{
+		File: filename, Line: line, EndLine: line,
+		Msg:  fmt.Sprintf("the frontend %s is not supported", image),
+		Hint: "the Dockerfile language of docker/dockerfile:1 is built in; kilnd runs others, for docker buildx",
+		Err:  &SyntaxError{Image: whole, Command: command},
+	}
+}
+
+// SyntaxError is a Dockerfile that asks for a frontend which is not built in.
+type SyntaxError struct {
+	// Image is the image of the frontend, with a digest if there is one, and Command is that with the words after it.
+	Image, Command string
+}
+
+func (e *SyntaxError) Error() string { return "the frontend " + e.Image + " is not built in" }
+
+// Is makes it a kind of errors.ErrUnsupported.
+func (e *SyntaxError) Is(target error) bool { return target == errors.ErrUnsupported }
