@@ -38,10 +38,12 @@ type peer interface {
 }
 
 // peerNames are all that kiln can be compared with.
-var peerNames = []string{"buildkit", "buildah", "docker", "docker-legacy"}
+var peerNames = []string{"buildkit", kilndName, "buildah", "docker", "docker-legacy"}
 
 func startPeer(e *env, name string) (peer, error) {
 	switch name {
+	case kilndName:
+		return newKilnd(e, filepath.Join(e.tmp, kilndName), e.reg.host)
 	case "buildkit":
 		return newBuildkit(e, filepath.Join(e.tmp, "buildkit"), e.reg.host)
 	case "buildah":
@@ -163,8 +165,15 @@ func (d *daemon) measured(f func() (usage, error)) (usage, error) {
 	return u, err
 }
 
+// kilndName is the peer that is kiln itself, by kilnd and buildctl.
+const kilndName = "kilnd"
+
+// buildkit is a server of BuildKit's API: BuildKit, or kilnd.
 type buildkit struct {
-	e      *env
+	e *env
+	// label is its name, and server the command that starts it.
+	label  string
+	server []string
 	dir    string
 	config string
 	addr   string
@@ -173,12 +182,28 @@ type buildkit struct {
 
 // newBuildkit starts a daemon with this root directory, which reaches these registries without TLS.
 func newBuildkit(e *env, dir string, registries ...string) (*buildkit, error) {
-	for _, name := range []string{"buildctl", "buildkitd"} {
+	return newServer(e, "buildkit", dir, registries, "buildkitd", "--oci-worker-net=host")
+}
+
+// newKilnd is newBuildkit for a kilnd that it builds from this source.
+func newKilnd(e *env, dir string, registries ...string) (*buildkit, error) {
+	program := filepath.Join(e.tmp, "kilnd-program")
+	cmd := exec.CommandContext(e.ctx, "go", "build", "-trimpath", "-o", program, "./cmd/kilnd")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build kilnd (run from the top of the source): %w\n%s", err, out)
+	}
+	return newServer(e, kilndName, dir, registries, program)
+}
+
+// newServer starts a server with a command that takes --config.
+func newServer(e *env, label, dir string, registries []string, server ...string) (*buildkit, error) {
+	for _, name := range []string{"buildctl", server[0]} {
 		if _, err := exec.LookPath(name); err != nil {
 			return nil, fmt.Errorf("there is no %s in $PATH", name)
 		}
 	}
-	b := &buildkit{e: e, dir: dir, config: dir + ".toml", addr: "unix://" + dir + ".sock"}
+	b := &buildkit{e: e, label: label, server: server, dir: dir, config: dir + ".toml", addr: "unix://" + dir + ".sock"}
 	// Nothing is collected while it is measured.
 	text := fmt.Sprintf("root = %q\n[grpc]\naddress = [%q]\n[worker.oci]\ngc = false\n[worker.containerd]\nenabled = false\n", dir, b.addr)
 	for _, host := range registries {
@@ -191,8 +216,8 @@ func newBuildkit(e *env, dir string, registries ...string) (*buildkit, error) {
 }
 
 func (b *buildkit) start() (err error) {
-	b.daemon, err = startDaemon(b.e, "buildkitd", []string{"buildctl", "--addr", b.addr, "debug", "workers"},
-		"buildkitd", "--config", b.config, "--oci-worker-net=host")
+	b.daemon, err = startDaemon(b.e, b.label, []string{"buildctl", "--addr", b.addr, "debug", "workers"},
+		append(slices.Clone(b.server), "--config", b.config)...)
 	return err
 }
 
@@ -205,8 +230,8 @@ func (b *buildkit) restart() error {
 	return b.start()
 }
 
-func (b *buildkit) name() string    { return "buildkit" }
-func (b *buildkit) version() string { return firstLine("buildkitd", "--version") }
+func (b *buildkit) name() string    { return b.label }
+func (b *buildkit) version() string { return firstLine(b.server[0], "--version") }
 
 func (b *buildkit) forget() error {
 	_, err := execute(b.e.ctx, nil, "buildctl", "--addr", b.addr, "prune", "--all")

@@ -30,6 +30,9 @@ type task struct {
 // treeFiles is the size of the context of noop, edit and editoci.
 const treeFiles = 50000
 
+// sentFiles is that of sent and sentedit.
+const sentFiles = 20000
+
 var workloads = []workload{
 	{"tiny", "one COPY on scratch, no cache", func(e *env) (*task, error) {
 		return e.simple("tiny", "FROM scratch\nCOPY file /\n", job{noCache: true})
@@ -39,6 +42,10 @@ var workloads = []workload{
 	{"editoci", "the same, and the image written as the tar of an OCI layout", func(e *env) (*task, error) {
 		return e.edit("editoci", treeFiles)
 	}},
+	{"sent", "a context of 20,000 files, which clients of servers send; nothing changed", func(e *env) (*task, error) {
+		return e.edit("noop", sentFiles)
+	}},
+	{"sentedit", "the same, one file changed", func(e *env) (*task, error) { return e.edit("edit", sentFiles) }},
 	{"chain", "60 × RUN true, no cache", func(e *env) (*task, error) { return e.chain(60) }},
 	{"fan", "16 stages of RUN sleep 0.5, gathered, no cache", func(e *env) (*task, error) { return e.fan(16, "sleep 0.5") }},
 	{"bigoci", "empty store; COPY of 1 GiB in 4 files, the tar of an OCI layout, gzip", bigOCI},
