@@ -260,6 +260,25 @@ func (j *Job) ask(ctx context.Context) (asked context.Context, end func(error) e
 	return ctx, end
 }
 
+// AddOutputs adds to what is done with the result, before Export is called. The error is an *input.Error.
+func (j *Job) AddOutputs(all []Output) error {
+	if len(all) == 0 {
+		return nil
+	}
+	x := j.options.Export
+	x.Outputs = all
+	names, err := outputs.FullNames(x.Tags)
+	if err != nil {
+		return &input.Error{Err: err}
+	}
+	plans, err := x.Plan(names, j.options.Run.Reproducible)
+	if err != nil {
+		return &input.Error{Err: err}
+	}
+	j.plans = append(slices.DeleteFunc(j.plans, func(p outputs.Plan) bool { return p.Type == OutputCacheOnly }), plans...)
+	return nil
+}
+
 // Export makes the root file systems of a product, which need not have been solved, and does with the images what the job's options ask
 // for. It is called once, as the last.
 func (j *Job) Export(ctx context.Context, p *Product, res *Result) (err error) {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -213,11 +215,44 @@ func (b *buildJob) export(ctx context.Context, made *result, res *build.Result) 
 		}
 	}
 	p.API = b.described(made)
+	if err := b.findExporters(ctx, made); err != nil {
+		return err
+	}
 	if err := b.job.Export(ctx, p, res); err != nil {
 		return err
 	}
 	b.describe(p)
+	if b.request.EnableSessionExporter {
+		return b.client.Exported(ctx, res.Response())
+	}
 	return nil
+}
+
+// findExporters adds what the client wants to be done with a result, now that there is one.
+func (b *buildJob) findExporters(ctx context.Context, made *result) error {
+	if !b.request.EnableSessionExporter || made == nil {
+		return nil
+	}
+	var refs []string
+	if made.single != nil {
+		refs = append(refs, made.single.id)
+	}
+	for _, name := range slices.Sorted(maps.Keys(made.refs)) {
+		refs = append(refs, made.refs[name].id)
+	}
+	found, err := b.client.Exporters(ctx, made.metadata, refs)
+	if err != nil {
+		return err
+	}
+	var all []build.Output
+	for i, e := range found {
+		out, err := attrs.Output(e.Type, e.Attrs, b.client.Receiver(len(exporters(b.request))+i))
+		if err != nil {
+			return err
+		}
+		all = append(all, out)
+	}
+	return b.job.AddOutputs(all)
 }
 
 // use begins the use of the job by a request of the client. It waits until the job is there. End must be called if there is no error.
