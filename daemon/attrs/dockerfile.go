@@ -341,6 +341,9 @@ func (d *Dockerfile) attest(kind, value string) error {
 		k, v, _ := strings.Cut(f, "=")
 		values[k] = v
 	}
+	if values["type"] == kind {
+		delete(values, "type") // buildx says it again
+	}
 	return d.Attest.Set(kind, values)
 }
 
