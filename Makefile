@@ -64,7 +64,7 @@ lint:
 
 # Servers that tests of caches talk to.
 TOOLS     := $(CURDIR)/.tools
-# buildx is asked what it reads of the images that kiln makes.
+# buildx is asked what it reads of the images that kiln makes, and drives kilnd.
 BUILDX    := -ldflags "-X github.com/docker/buildx/version.Version=v0.33.0" github.com/docker/buildx/cmd/buildx@v0.33.0
 # cosign verifies what kiln signs, and signs what kiln verifies.
 COSIGN    := github.com/sigstore/cosign/v2/cmd/cosign@v2.6.5
@@ -75,6 +75,7 @@ e2e: build
 	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(VERSITYGW)
 	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(BUILDX)
 	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(COSIGN)
+	cd test/buildkit && go build -trimpath -o $(TOOLS)/buildctl github.com/moby/buildkit/cmd/buildctl
 	@command -v npm >/dev/null || { $(call need,nodejs npm); }
 	npm install --silent --no-audit --no-fund --prefix $(TOOLS) $(AZURITE)
 	KILN=$(CURDIR)/kiln TOOLS=$(TOOLS) go test -tags e2e -count=1 -timeout 2h -v -skip '^TestReproducible$$' ./e2e ./e2e/caches
