@@ -191,7 +191,12 @@ func (res *result) product() (*build.Product, error) {
 	}
 	for i, name := range names {
 		r, ok := res.refs[name]
-		if !ok {
+		switch {
+		case ok || len(res.refs) == 0: // an empty root file system
+		case len(res.refs) == 1: // it need not have the name of the platform
+			for _, r = range res.refs {
+			}
+		default:
 			return nil, status.Errorf(codes.InvalidArgument, "failed to find ref for ID %s", name)
 		}
 		config := res.metadata[keyConfig+"/"+name]

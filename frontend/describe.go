@@ -70,7 +70,7 @@ func (b *builder) described() []outline.Stage {
 		}
 		seen[s] = true
 		if !s.isContext {
-			out = append(out, outline.Stage{Number: s.number, Args: s.args})
+			out = append(out, outline.Stage{Number: s.number, Args: s.args, Commands: s.src.Commands})
 		}
 		for _, d := range slices.Backward(s.deps) {
 			todo = append(todo, d.stage)

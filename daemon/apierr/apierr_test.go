@@ -105,6 +105,7 @@ func TestWords(t *testing.T) {
 			"lstat /notexist: no such file or directory"},
 		{fmt.Errorf("x: %w", context.Canceled), "context canceled"},
 		{errors.New("anything else"), "anything else"},
+		{errors.Join(status.Error(codes.NotFound, "not there"), nil), "not there"},
 		{&parser.Error{File: "Dockerfile", Line: 3, Msg: "wrong", Hint: "do this"}, "wrong (do this)"},
 	} {
 		if got := Text(c.err); got != c.want {

@@ -147,6 +147,12 @@ var table = []row{
 	}),
 }
 
+// statusError is an error of another service, or of the API itself.
+type statusError interface {
+	error
+	GRPCStatus() *status.Status
+}
+
 // words returns BuildKit's words for the first type in err's chain that the table has, or kiln's own; known says which.
 func words(err error) (text string, known bool) {
 	for _, row := range table {
@@ -154,8 +160,8 @@ func words(err error) (text string, known bool) {
 			return text, true
 		}
 	}
-	if e, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
-		return e.GRPCStatus().Message(), false
+	if e, ok := errors.AsType[statusError](err); ok && e.Error() == err.Error() {
+		return e.GRPCStatus().Message(), false // its text would have the name of the status, which clients add
 	}
 	return err.Error(), false
 }

@@ -89,6 +89,11 @@ func Lines(start, end int) *Location {
 	return &Location{[]Range{{Position{start}, Position{max(start, end)}}}}
 }
 
+// compare says which of two locations is first.
+func (l *Location) compare(other *Location) int {
+	return cmp.Compare(l.Ranges[0].Start.Line, other.Ranges[0].Start.Line)
+}
+
 func location(at []moby.Range) *Location { return Lines(parser.Lines(at)) }
 
 // Targets returns the stages of a Dockerfile; text is the whole of it.
@@ -120,10 +125,12 @@ type Build struct {
 	MountID func(*instructions.Mount) string
 }
 
-// Stage is a stage that is built: Number is its place in the Dockerfile, Args are its arguments after its last instruction.
+// Stage is a stage that is built: Number is its place in the Dockerfile, Args are its arguments after its last instruction, and Commands its
+// instructions, whose words are expanded.
 type Stage struct {
-	Number int
-	Args   *expand.Args
+	Number   int
+	Args     *expand.Args
+	Commands []instructions.Command
 }
 
 // Describe returns what the target takes; text is the whole Dockerfile. The error is the cause of ctx's end.
@@ -139,9 +146,10 @@ func Describe(ctx context.Context, text []byte, b Build) (*Outline, error) {
 		}
 	}
 	d.global()
-	slices.SortStableFunc(d.out.Args, func(x, y Arg) int {
-		return cmp.Compare(x.Location.Ranges[0].Start.Line, y.Location.Ranges[0].Start.Line)
-	})
+	slices.SortStableFunc(d.out.Args, func(x, y Arg) int { return x.Location.compare(y.Location) })
+	for _, list := range [][]Mount{d.out.Secrets, d.out.SSH} {
+		slices.SortStableFunc(list, func(x, y Mount) int { return x.Location.compare(y.Location) })
+	}
 	return d.out, nil
 }
 
@@ -174,7 +182,7 @@ func (d *describer) stage(ctx context.Context, s Stage) error {
 			d.args(c, s)
 		}
 	}
-	for _, c := range src.Commands {
+	for _, c := range s.Commands {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -224,8 +232,6 @@ func (d *describer) arg(a instructions.KeyValuePairOptional, value string, at []
 
 // mounts adds the secrets and agents of RUN.
 func (d *describer) mounts(c *instructions.RunCommand) {
-	// Targets may have variables in them, but the type and id of a mount that is wrong were an error before.
-	_ = c.Expand(func(word string) (string, error) { return word, nil })
 	for _, m := range instructions.GetMounts(c) {
 		id := d.MountID(m)
 		if id == "" {
