@@ -46,6 +46,9 @@ func New(root *store.Root, client *registry.Client, cfg *config.Config) (*Builde
 	return b, nil
 }
 
+// Devices returns the devices of the machine that steps may be given.
+func (b *Builder) Devices() []*cdi.Device { return cdi.Load(b.cdiDirs...).All() }
+
 // as returns the Builder for a job of a client: one with the same root directory that reaches registries with the client's credentials, if it
 // has any. release is called when the job has ended.
 func (b *Builder) as(c *Client) (own *Builder, release func()) {

@@ -44,7 +44,7 @@ func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
 	if err != nil {
 		return img, err
 	}
-	if j.product.Request == nil {
+	if j.product.Request == nil || imageconfig.Vertices(lowered.History) != len(img.Layers)-len(below) {
 		img.Config.History = imageconfig.Complete(ConfigOf(lowered).History, madeBy(lowered.Root, times, len(below)))
 		j.date(&img)
 		return img, nil

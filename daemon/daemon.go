@@ -129,8 +129,13 @@ func (s *Server) worker() *apitypes.WorkerRecord {
 		"org.mobyproject.buildkit.worker.network": "host", "org.mobyproject.buildkit.worker.snapshotter": "kiln",
 	}
 	maps.Copy(labels, s.config.Labels)
+	var devices []*apitypes.CDIDevice
+	for _, d := range s.config.Builder.Devices() {
+		devices = append(devices, &apitypes.CDIDevice{Name: d.Name, AutoAllow: d.AutoAllow})
+	}
 	return &apitypes.WorkerRecord{
-		ID: fmt.Sprintf("%x", sha256.Sum256([]byte(host+"\x00"+s.config.Root.Name())))[:25], Labels: labels,
+		CDIDevices: devices,
+		ID:         fmt.Sprintf("%x", sha256.Sum256([]byte(host+"\x00"+s.config.Root.Name())))[:25], Labels: labels,
 		Platforms:       []*pb.Platform{platformPB(llb.Host())},
 		BuildkitVersion: buildkitVersion(),
 	}

@@ -15,8 +15,11 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 )
 
-// definition decodes a definition of the client.
+// definition decodes a definition of the client. One without ops is the empty root file system.
 func (b *buildJob) definition(ctx context.Context, def *pb.Definition) (*result, error) {
+	if len(def.Def) == 0 {
+		return &result{single: b.add(&ref{root: scratch()})}, nil
+	}
 	root, err := b.decode(ctx, def, b.job.Source)
 	if err != nil {
 		return nil, err

@@ -167,7 +167,7 @@ func exporters(req *controlapi.SolveRequest) []*controlapi.Exporter {
 func (b *buildJob) make(ctx context.Context) (*result, error) {
 	req := b.request
 	switch {
-	case req.Frontend == "" && req.Definition != nil && len(req.Definition.Def) > 0:
+	case req.Frontend == "" && req.Definition != nil:
 		return b.definition(ctx, req.Definition)
 	case req.Frontend == "":
 		return b.own.wait(ctx)

@@ -113,7 +113,7 @@ func (s Started) Idle() bool { return Idle(s.Op) }
 // Idle is Started.Idle for the kind of an op.
 func Idle(op string) bool {
 	switch op {
-	case llb.Scratch{}.Kind(), llb.Local{}.Kind(), llb.Merge{}.Kind():
+	case llb.Scratch{}.Kind(), llb.Local{}.Kind(), llb.Merge{}.Kind(), llb.Passthrough{}.Kind():
 		return true
 	}
 	return false

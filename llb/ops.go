@@ -213,6 +213,14 @@ type Diff struct{}
 // Kind implements Op.
 func (Diff) Kind() string { return "diff" }
 
+// Passthrough makes nothing: its outputs are those of its inputs whose numbers Outputs has. They are there when all inputs are.
+type Passthrough struct {
+	Outputs []int
+}
+
+// Kind implements Op.
+func (Passthrough) Kind() string { return "passthrough" }
+
 // NoBase is the base of an output that is made over nothing, and of the outputs of ops that have no inputs.
 const NoBase = -1
 
@@ -231,6 +239,8 @@ func Bases(op Op) []int {
 		}
 	case Scratch, Image, Local, Diff:
 		return []int{NoBase}
+	case Passthrough:
+		return op.Outputs
 	}
 	return []int{0}
 }

@@ -258,7 +258,7 @@ type ChecksumError struct {
 }
 
 func (e *ChecksumError) Error() string {
-	return fmt.Sprintf("image %s has digest %s, and it has to be %s", e.Ref, e.Got, e.Want)
+	return fmt.Sprintf("image digest %s for %s does not match expected checksum %s", e.Got, e.Ref, e.Want)
 }
 
 // local returns the image that the store has under a name, nil if it has none for the platform.

@@ -516,12 +516,20 @@ func (d *decoder) passthrough(o *op, p *pb.PassthroughOp, inputs []llb.Output) e
 	if len(p.GetOutputs()) == 0 {
 		return errors.New("it has no outputs")
 	}
-	outputs := make([]llb.Output, len(p.GetOutputs()))
-	for i, in := range p.GetOutputs() {
+	op := llb.Passthrough{}
+	for _, in := range p.GetOutputs() {
 		if in < 0 || in >= int64(len(inputs)) {
 			return fmt.Errorf("it has no input %d", in)
 		}
-		outputs[i] = inputs[in]
+		op.Outputs = append(op.Outputs, int(in))
+	}
+	for i := range inputs {
+		inputs[i] = d.asRoot(o, inputs[i])
+	}
+	v := d.add(o, op, d.metaOf(o), inputs...)
+	outputs := make([]llb.Output, len(op.Outputs))
+	for i := range outputs {
+		outputs[i] = v.Output(i)
 	}
 	return o.made(outputs...)
 }

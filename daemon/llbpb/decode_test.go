@@ -179,7 +179,7 @@ func TestDecode(t *testing.T) {
 			diff := d.add(&pb.Op{Inputs: []*pb.Input{a, b}, Op: &pb.Op_Diff{Diff: &pb.DiffOp{Lower: &pb.LowerDiffInput{}, Upper: &pb.UpperDiffInput{Input: 1}}}})
 			merge := d.add(&pb.Op{Inputs: []*pb.Input{a, diff}, Op: &pb.Op_Merge{Merge: &pb.MergeOp{Inputs: []*pb.MergeInput{{}, {Input: 1}}}}})
 			return output(d.add(&pb.Op{Inputs: []*pb.Input{a, merge}, Op: &pb.Op_Passthrough{Passthrough: &pb.PassthroughOp{Id: "p", Outputs: []int64{0, 1}}}}), 1)
-		}, []string{`merge(image{"Ref":"docker.io/library/a:latest"`, `, diff(image`}},
+		}, []string{`passthrough{"Outputs":[0,1]}#1(`, `merge(image{"Ref":"docker.io/library/a:latest"`, `, diff(image`}},
 		"nothing to be taken off": {func(d *definition) *pb.Input {
 			a := d.source("docker-image://a")
 			return d.add(&pb.Op{Inputs: []*pb.Input{a}, Op: &pb.Op_Diff{Diff: &pb.DiffOp{Lower: &pb.LowerDiffInput{Input: -1}, Upper: &pb.UpperDiffInput{}}}})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,6 +36,8 @@ type extension struct {
 	HTTP  *llb.HTTP  `json:",omitempty"`
 	Merge *llb.Merge `json:",omitempty"`
 	Diff  *llb.Diff  `json:",omitempty"`
+
+	Passthrough *llb.Passthrough `json:",omitempty"`
 }
 
 // extensionOf returns the extension of an op; nil if it has none.
@@ -78,6 +81,8 @@ func (ext *extension) fits(o *pb.Op) bool {
 		return ext.Merge != nil
 	case *pb.Op_Diff:
 		return ext.Diff != nil
+	case *pb.Op_Passthrough:
+		return ext.Passthrough != nil
 	}
 	return false
 }
@@ -140,6 +145,13 @@ func (d *decoder) extended(o *op, ext *extension, given []llb.Output) error {
 			err = fmt.Errorf("it is the difference of %d inputs", len(inputs))
 		}
 		op = *ext.Diff
+	}
+	if ext.Passthrough != nil {
+		set++
+		if len(ext.Passthrough.Outputs) == 0 || slices.ContainsFunc(ext.Passthrough.Outputs, func(i int) bool { return i < 0 || i >= len(inputs) }) {
+			err = errors.New("it has an output that is no input, or none")
+		}
+		op = *ext.Passthrough
 	}
 	if set != 1 || !ext.fits(o.Op) {
 		err = errors.New("what it is said to be is not one thing")
@@ -301,7 +313,7 @@ func (e *encoder) vertex(v *llb.Vertex) error {
 		return err
 	}
 	if !e.says(o, v, given) {
-		if ext.Exec == nil && ext.File == nil && ext.Git == nil && ext.HTTP == nil && ext.Merge == nil && ext.Diff == nil {
+		if ext.Exec == nil && ext.File == nil && ext.Git == nil && ext.HTTP == nil && ext.Merge == nil && ext.Diff == nil && ext.Passthrough == nil {
 			ext = nil // it has no more to say
 		}
 		if err := extend(o, ext); err != nil {
@@ -401,6 +413,13 @@ func (e *encoder) op(o *pb.Op, ext *extension, v *llb.Vertex, index []int64) err
 			m.Inputs = append(m.Inputs, &pb.MergeInput{Input: int64(i)})
 		}
 		o.Op = &pb.Op_Merge{Merge: m}
+	case llb.Passthrough:
+		ext.Passthrough = &op
+		p := &pb.PassthroughOp{Id: "outputs"}
+		for _, in := range op.Outputs {
+			p.Outputs = append(p.Outputs, index[in])
+		}
+		o.Op = &pb.Op_Passthrough{Passthrough: p}
 	case llb.Diff:
 		ext.Diff = &op
 		o.Op = &pb.Op_Diff{Diff: &pb.DiffOp{Lower: &pb.LowerDiffInput{Input: index[0]}, Upper: &pb.UpperDiffInput{Input: index[1]}}}

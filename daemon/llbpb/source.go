@@ -315,7 +315,7 @@ func (d *decoder) git(o *op, id string, attrs attributes) (err error) {
 	}
 	if sum := attrs.take(pb.AttrGitChecksum); sum != "" {
 		if err := s.SetChecksum(sum); err != nil {
-			return err
+			return fmt.Errorf("invalid checksum %s, expected hex commit hash: %w", clip(sum), err)
 		}
 	}
 	op := llb.Git{Remote: s.Remote, User: s.User, Ref: s.Ref, Subdir: s.Subdir, Checksum: s.Checksum}
@@ -323,7 +323,7 @@ func (d *decoder) git(o *op, id string, attrs attributes) (err error) {
 	op.KeepGitDir, errs[0] = attrs.flag(pb.AttrKeepGitDir)
 	op.SkipSubmodules, errs[1] = attrs.flag(pb.AttrGitSkipSubmodules)
 	op.FetchByCommit, errs[2] = attrs.flag(pb.AttrGitFetchByCommit)
-	_, errs[3] = attrs.flag(pb.AttrGitAdvice) // what git itself prints besides
+	op.Advice, errs[3] = attrs.flag(pb.AttrGitAdvice)
 	if err := errors.Join(errs[:]...); err != nil {
 		return err
 	}

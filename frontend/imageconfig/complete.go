@@ -14,6 +14,17 @@ type Made struct {
 	At *time.Time
 }
 
+// Vertices returns how many entries of a history are those of vertices.
+func Vertices(history []History) int {
+	n := 0
+	for _, h := range history {
+		if h.Vertex != nil {
+			n++
+		}
+	}
+	return n
+}
+
 // completed is the comment of entries that were added, as BuildKit has it.
 const completed = "buildkit.exporter.image.v0"
 

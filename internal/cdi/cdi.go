@@ -210,6 +210,9 @@ func (r *Registry) Find(name string) ([]*Device, error) {
 	return found, nil
 }
 
+// All returns the devices, sorted by name.
+func (r *Registry) All() []*Device { return r.devices }
+
 // Problems says why specifications were not read, "" if all were.
 func (r *Registry) Problems() string { return strings.Join(r.problems, "; ") }
 

@@ -67,6 +67,12 @@ func (p *Planner) Plan(ctx context.Context, op llb.Op, meta llb.Meta, in []solve
 		return p.merge(ctx, in)
 	case llb.Diff:
 		return p.diff(ctx, in)
+	case llb.Passthrough:
+		outputs := make([]solver.Ref, len(op.Outputs))
+		for i, input := range op.Outputs {
+			outputs[i] = in[input]
+		}
+		return done(outputs...), nil
 	case llb.Exec:
 		return p.exec(ctx, op, meta, in)
 	case llb.File:
