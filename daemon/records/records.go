@@ -26,6 +26,7 @@ import (
 	"github.com/kilnbuild/kiln/daemon/apierr"
 	"github.com/kilnbuild/kiln/daemon/status"
 	"github.com/kilnbuild/kiln/history"
+	"github.com/kilnbuild/kiln/internal/termtext"
 )
 
 const (
@@ -111,6 +112,7 @@ func (r *Records) Begin(req Request) (*Build, error) {
 	case !utf8.ValidString(req.Ref):
 		return nil, &RefError{req.Ref, "is not text"}
 	}
+	req.FrontendAttrs = redacted(req.FrontendAttrs)
 	b := &Build{records: r, request: req, created: time.Now()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -125,6 +127,15 @@ func (r *Records) Begin(req Request) (*Build, error) {
 		r.publish(&control.BuildHistoryEvent{Type: control.BuildHistoryEventType_STARTED, Record: b.begun()})
 	}
 	return b, nil
+}
+
+// redacted returns attributes without the users and passwords of URLs in them: every client can read the history.
+func redacted(attrs map[string]string) map[string]string {
+	out := make(map[string]string, len(attrs))
+	for k, v := range attrs {
+		out[k] = termtext.Redact(v)
+	}
+	return out
 }
 
 // recorded reports whether the build is going to have a record.

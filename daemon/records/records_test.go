@@ -85,7 +85,9 @@ func blobOf(t *testing.T, r *Records, d *control.Descriptor) []byte {
 func TestRecord(t *testing.T) {
 	root := t.TempDir()
 	r := open(t, root, history.Default)
-	b, err := r.Begin(Request{Ref: "one", Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"target": "x"}})
+	b, err := r.Begin(Request{Ref: "one", Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{
+		"target": "x", "context": "https://user:canary@example.com/r.git",
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,6 +123,9 @@ func TestRecord(t *testing.T) {
 			t.Fatalf("%s process sees %q", who, refs(all))
 		}
 		rec := all[0].Record
+		if strings.Contains(fmt.Sprint(rec), "canary") {
+			t.Errorf("%s process: the record has a password", who)
+		}
 		if rec.FrontendAttrs["target"] != "x" || rec.ExporterResponse["k"] != "v" || rec.NumTotalSteps != 1 || rec.NumCompletedSteps != 1 {
 			t.Errorf("%s process: the record is %v", who, rec)
 		}
