@@ -177,6 +177,9 @@ func (b *buildJob) make(ctx context.Context) (*result, error) {
 
 // frontend has a frontend make a result.
 func (b *buildJob) frontend(ctx context.Context, name string, all map[string]string, inputs map[string]*pb.Definition) (*result, error) {
+	if name == frontendGateway && all["source"] == frontendDockerfile {
+		name = frontendDockerfile // as BuildKit, which has it built in as well
+	}
 	res, err := b.call(ctx, name, all, inputs)
 	if err != nil {
 		return nil, err
