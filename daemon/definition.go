@@ -32,13 +32,7 @@ type admit func(written string, op llb.Op) (llb.Op, error)
 
 // decode returns the output that a definition asks for. What its steps are called by the client is noted.
 func (b *buildJob) decode(ctx context.Context, def *pb.Definition, admit admit) (llb.Output, error) {
-	if err := b.take(def); err != nil {
-		return llb.Output{}, err
-	}
-	g, err := llbpb.Decode(def, llbpb.Options{
-		Session: b.request.Session, Allow: b.request.Entitlements, NoInsecure: b.job.NoInsecure(), Source: admit,
-		Read: func(o llb.Output, file string, limit int64) ([]byte, error) { return b.readFile(ctx, o, file, limit) },
-	})
+	g, err := b.readGraph(ctx, def, admit)
 	if err != nil {
 		return llb.Output{}, err
 	}
@@ -59,6 +53,17 @@ func (b *buildJob) decode(ctx context.Context, def *pb.Definition, admit admit) 
 	defer b.mu.Unlock()
 	b.held.graphs, b.held.definitions = append(b.held.graphs, g), append(b.held.definitions, def)
 	return g.Output, nil
+}
+
+// readGraph decodes a definition.
+func (b *buildJob) readGraph(ctx context.Context, def *pb.Definition, admit admit) (*llbpb.Graph, error) {
+	if err := b.take(def); err != nil {
+		return nil, err
+	}
+	return llbpb.Decode(def, llbpb.Options{
+		Session: b.request.Session, Allow: b.request.Entitlements, NoInsecure: b.job.NoInsecure(), Source: admit,
+		Read: func(o llb.Output, file string, limit int64) ([]byte, error) { return b.readFile(ctx, o, file, limit) },
+	})
 }
 
 // readFile returns a file that a step makes.
