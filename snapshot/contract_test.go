@@ -167,7 +167,7 @@ func (w *local) delta(content []snapshottest.File) layer.ID {
 
 func (w *local) tar(content []snapshottest.File) []byte {
 	var b bytes.Buffer
-	w.check(layer.WriteTar(&b, snapshottest.Entries(content)))
+	w.check(layer.WriteLayer(&b, snapshottest.Entries(content)))
 	return b.Bytes()
 }
 

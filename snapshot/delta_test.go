@@ -109,7 +109,7 @@ func tarOf(t *testing.T, s *tested, id layer.ID) []byte {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	if err := layer.WriteTar(&b, layer.TarEntries(m, files)); err != nil {
+	if err := layer.WriteLayer(&b, layer.TarEntries(m, files)); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
@@ -341,7 +341,7 @@ func TestDeltaOfDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	var damaged *DamagedError
-	if err := layer.WriteTar(new(bytes.Buffer), layer.TarEntries(m, files)); !errors.As(err, &damaged) || damaged.ID != first.ID || damaged.Path != "app/d05/f06" {
+	if err := layer.WriteLayer(new(bytes.Buffer), layer.TarEntries(m, files)); !errors.As(err, &damaged) || damaged.ID != first.ID || damaged.Path != "app/d05/f06" {
 		t.Errorf("the tar of a layer over a damaged one: %v", err)
 	}
 	if s.Has(first.ID) || s.Has(second.ID) {

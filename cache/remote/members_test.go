@@ -75,7 +75,7 @@ func TestOneFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer making.Close()
-	err = layer.WriteTar(making, func(yield func(*layer.Entry, layer.Body) bool) {
+	err = layer.WriteLayer(making, func(yield func(*layer.Entry, layer.Body) bool) {
 		for e := range m.All() {
 			if !yield(e, func(w io.Writer) error { _, err := w.Write(contents[e.Path]); return err }) {
 				return

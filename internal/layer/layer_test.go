@@ -244,6 +244,35 @@ func TestTarOfManySizes(t *testing.T) {
 	}
 }
 
+// The times in the tar of a layer are whole seconds, also before 1970, and its headers small. Those of other tars are exact.
+func TestTarTimes(t *testing.T) {
+	for _, nsec := range []int64{0, 1, 999_999_999} {
+		for _, sec := range []int64{1_700_000_000, 0, -5} {
+			list := []*Entry{{Path: "f", Type: File, Mode: 0o644, ModTime: time.Unix(sec, nsec)}}
+			for _, c := range []struct {
+				write func(io.Writer, iter.Seq2[*Entry, Body]) error
+				want  time.Time
+			}{{WriteLayer, time.Unix(sec, 0)}, {WriteTar, time.Unix(sec, nsec)}} {
+				var b bytes.Buffer
+				if err := c.write(&b, withBodies(list, func(*Entry) Body { return nil })); err != nil {
+					t.Fatal(err)
+				}
+				size := b.Len()
+				e, err := NewReader(&b, Limit{}).Next()
+				if err != nil || !e.ModTime.Equal(c.want) {
+					t.Errorf("%v is %v, %v, want %v", list[0].ModTime, e.ModTime, err, c.want)
+				}
+				if small := 3 * tarBlock; sec >= 0 && c.want.Nanosecond() == 0 && size != small {
+					t.Errorf("%v takes %d bytes", c.want, size)
+				}
+			}
+			if !list[0].ModTime.Equal(time.Unix(sec, nsec)) {
+				t.Error("the entry was changed")
+			}
+		}
+	}
+}
+
 func TestTarRoundTrip(t *testing.T) {
 	list := sample()
 	body := func(w io.Writer) error {

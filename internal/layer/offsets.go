@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-// TarOffsets calls yield with each File of a layer that has bytes, and with where they begin in the tar that WriteTar writes of the entries,
-// until yield returns false. The bytes of the files are not needed. The error says which entry a tar cannot have.
+// TarOffsets calls yield with each File of a layer that has bytes, and with where they begin in the tar that WriteLayer writes of the
+// entries, until yield returns false. The bytes of the files are not needed. The error says which entry a tar cannot have.
 func TarOffsets(entries iter.Seq[*Entry], yield func(e *Entry, offset int64) bool) error {
 	at := tarCounter(0)
 	for e := range entries {
-		if err := writeHeaders(tar.NewWriter(&at), e, header); err != nil {
+		if err := writeHeaders(tar.NewWriter(&at), e, layerHeader); err != nil {
 			return err
 		}
 		if e.Type != File || e.Size == 0 {

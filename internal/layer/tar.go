@@ -25,7 +25,7 @@ const (
 // Body writes the bytes of a File to w. It must write exactly Size bytes.
 type Body func(w io.Writer) error
 
-// TarEntries yields the entries of a manifest and their bodies, for WriteTar.
+// TarEntries yields the entries of a manifest and their bodies, for WriteLayer.
 func TarEntries(m *Manifest, files Files) iter.Seq2[*Entry, Body] {
 	return func(yield func(*Entry, Body) bool) {
 		for e := range m.All() {
@@ -36,9 +36,15 @@ func TarEntries(m *Manifest, files Files) iter.Seq2[*Entry, Body] {
 	}
 }
 
-// WriteTar writes the tar of a layer. Entries must come in the order of Compare, each File with its Body. The output is
-// determined by the entries. Headers are in ustar format if it can represent the entry, and otherwise in PAX format. The entries
-// must not be modified afterwards, and bodies may be called concurrently.
+// WriteLayer writes the tar of a layer. Entries must come in the order of Compare, each File with its Body. The output is
+// determined by the entries. Headers are in ustar format if it can represent the entry, and otherwise in PAX format. Times are whole
+// seconds, as in the layers of other builders: fractions would need PAX headers of 1 KiB for each small file. The entries must not be
+// modified afterwards, and bodies may be called concurrently.
+func WriteLayer(w io.Writer, entries iter.Seq2[*Entry, Body]) error {
+	return writeTar(w, entries, layerHeader)
+}
+
+// WriteTar is like WriteLayer, but for times, which are exact.
 func WriteTar(w io.Writer, entries iter.Seq2[*Entry, Body]) error {
 	return writeTar(w, entries, header)
 }
@@ -161,6 +167,12 @@ func (r *tarRun) write(tw *tar.Writer, header func(*Entry) *tar.Header) error {
 		}
 	}
 	return tw.Flush()
+}
+
+func layerHeader(e *Entry) *tar.Header {
+	rounded := *e
+	rounded.ModTime = e.ModTime.Truncate(time.Second)
+	return header(&rounded)
 }
 
 func header(e *Entry) *tar.Header {

@@ -51,7 +51,7 @@ func (f Encoding) WriteTar(w io.Writer, entries iter.Seq2[*layer.Entry, layer.Bo
 	if f.Windows {
 		return layer.WriteWindowsTar(w, f.entries(entries))
 	}
-	return layer.WriteTar(w, f.entries(entries))
+	return layer.WriteLayer(w, f.entries(entries))
 }
 
 // Plain returns the same encoding without compression.

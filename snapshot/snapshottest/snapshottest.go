@@ -208,13 +208,13 @@ func testFiles(t *testing.T, f Form, w World) {
 func tarOf(t *testing.T, content []File) []byte {
 	t.Helper()
 	var want bytes.Buffer
-	if err := layer.WriteTar(&want, Entries(content)); err != nil {
+	if err := layer.WriteLayer(&want, Entries(content)); err != nil {
 		t.Fatal(err)
 	}
 	return want.Bytes()
 }
 
-// Entries yields the entries of a layer with their bytes, for layer.WriteTar.
+// Entries yields the entries of a layer with their bytes, for layer.WriteLayer.
 func Entries(content []File) iter.Seq2[*layer.Entry, layer.Body] {
 	return func(yield func(*layer.Entry, layer.Body) bool) {
 		for i := range content {

@@ -128,7 +128,7 @@ func WriteTar(ctx context.Context, c Change, w io.Writer, manifest *layer.Writer
 	defer r.b.Close()
 	r.b.Trim()
 	var all error
-	err = layer.WriteTar(w, func(yield func(*layer.Entry, layer.Body) bool) {
+	err = layer.WriteLayer(w, func(yield func(*layer.Entry, layer.Body) bool) {
 		s.yield = yield
 		all = r.all()
 	})
