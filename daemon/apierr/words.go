@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/regularfile"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/internal/sourcepolicy"
+	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
@@ -81,6 +82,9 @@ var table = []row{
 		return text
 	}),
 	of(func(e *execute.SecretError) string { return fmt.Sprintf("secret %s: not found", e.ID) }),
+	of(func(e *sshagent.MissingError) string {
+		return fmt.Sprintf("no SSH key %q forwarded from the client", e.ID)
+	}),
 	of(func(e *execute.DeviceError) string {
 		return fmt.Sprintf("device %s is requested by the build but not allowed", e.Name)
 	}),

@@ -36,6 +36,13 @@ func Via(connect func(ctx context.Context) (io.ReadWriteCloser, error)) *Agent {
 	return &Agent{connect: connect}
 }
 
+// MissingError is an agent that a step requires, and that the client did not give.
+type MissingError struct{ ID string }
+
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("ssh agent %q is required, and the build was not given it: use --ssh %s, --ssh %s=SOCKET or --ssh %s=KEYFILE", e.ID, e.ID, e.ID, e.ID)
+}
+
 // Set are agents by id.
 type Set map[string]*Agent
 

@@ -21,8 +21,7 @@ func (m *mounting) agent(spec llb.Mount) error {
 	}
 	if agent == nil {
 		if spec.Required {
-			return fmt.Errorf("ssh agent %q is required, and the build was not given it: use --ssh %s, --ssh %s=SOCKET or --ssh %s=KEYFILE",
-				spec.ID, spec.ID, spec.ID, spec.ID)
+			return &sshagent.MissingError{ID: spec.ID}
 		}
 		return nil
 	}
