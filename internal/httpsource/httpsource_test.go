@@ -352,14 +352,14 @@ func TestEncoded(t *testing.T) {
 func TestHeaders(t *testing.T) {
 	var asked []string
 	address := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		asked = append(asked, r.Header.Get("Accept")+" "+r.Header.Get("Authorization"))
+		asked = append(asked, r.Header.Get("Accept")+" "+r.Header.Get("Authorization")+" "+r.Header.Get("User-Agent"))
 		w.Header().Set("ETag", `"one"`)
 		fmt.Fprint(w, r.Header.Get("Accept"))
 	})
 	c := newClient(t, nil)
 	for _, accept := range []string{"a", "b"} {
 		r := request(t, address)
-		r.Header, r.Authorization = http.Header{"Accept": {accept}}, "Bearer x"
+		r.Header, r.Authorization = http.Header{"Accept": {accept}, "User-Agent": {"me"}}, "Bearer x"
 		f, err := c.Look(t.Context(), r)
 		if err != nil {
 			t.Fatal(err)
@@ -368,7 +368,7 @@ func TestHeaders(t *testing.T) {
 			t.Errorf("for %s there is %q", accept, got)
 		}
 	}
-	if want := []string{"a Bearer x", "b Bearer x"}; strings.Join(asked, ",") != strings.Join(want, ",") {
+	if want := []string{"a Bearer x me", "b Bearer x me"}; strings.Join(asked, ",") != strings.Join(want, ",") {
 		t.Errorf("the requests had %q", asked)
 	}
 }

@@ -125,8 +125,8 @@ func (d *download) prepare(ctx context.Context, method string) (*http.Request, e
 	if err != nil {
 		return nil, errors.New("the address is not a URL")
 	}
-	maps.Copy(req.Header, d.request.Header)
 	req.Header.Set("User-Agent", fetch.UserAgent)
+	maps.Copy(req.Header, d.request.Header)
 	req.Header.Set("Accept-Encoding", "identity")
 	if d.authorization != "" {
 		req.Header.Set("Authorization", d.authorization)
