@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/daemon/apierr"
 	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/subrequest"
@@ -61,9 +63,11 @@ func (b *buildJob) dockerfile(ctx context.Context, all map[string]string, inputs
 	p, err := b.job.Lower(ctx, r, res)
 	info := b.read(res.DockerfileName, res.Dockerfile)
 	if other, ok := errors.AsType[*source.SyntaxError](err); ok && all[attrCommand] == "" {
-		forwarded := maps.Clone(all)
+		forwarded := map[string]string{}
+		maps.Copy(forwarded, all)
 		forwarded[attrSource], forwarded[attrCommand] = other.Image, other.Command
-		return b.gateway(ctx, forwarded, inputs)
+		out, failed := b.gateway(ctx, forwarded, inputs)
+		return out, atDirective(failed, err)
 	}
 	switch {
 	case r.Call == build.CallCheck:
@@ -81,6 +85,16 @@ func (b *buildJob) dockerfile(ctx context.Context, all map[string]string, inputs
 		return b.lowered(p, d.MultiPlatform)
 	}
 	return out, err
+}
+
+// atDirective returns the error of a frontend that a line of the Dockerfile asks for, which by is about: with that line, unless it has
+// lines of its own.
+func atDirective(err, by error) error {
+	line, ok := errors.AsType[*parser.Error](by)
+	if err == nil || !ok || len(errdefs.Sources(err)) > 0 {
+		return err
+	}
+	return &parser.Error{File: line.File, Line: line.Line, EndLine: line.EndLine, Msg: apierr.Text(err), Err: err}
 }
 
 // linted returns what the checks found in a Dockerfile; failed is why it cannot be built.

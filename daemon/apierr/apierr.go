@@ -60,8 +60,11 @@ func (b *Build) Error(err error) error {
 	if err == nil {
 		return nil
 	}
-	if errors.As(err, new(*shown)) {
-		return err // it has been here already
+	if errors.As(err, new(*shown)) { // it has been here already, perhaps before anybody knew the line
+		if source := b.quoted(err); source != nil && len(errdefs.Sources(err)) == 0 {
+			return errdefs.WithSource(&shown{text: Text(err), code: code(err), err: err}, source)
+		}
+		return err
 	}
 	var out error = &shown{text: Text(err), code: code(err), err: err}
 	if exit, ok := exitCode(err); ok {
