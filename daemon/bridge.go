@@ -114,7 +114,7 @@ func (s *bridges) Solve(ctx context.Context, req *gateway.SolveRequest) (*gatewa
 			}
 		}
 	}
-	out, err := res.pb()
+	out, err := res.pb(b.request.Session)
 	if err != nil {
 		return nil, b.failure(err)
 	}

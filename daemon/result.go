@@ -245,17 +245,17 @@ func add(p *build.Product, r *ref, config []byte, of *ocispec.Platform) error {
 }
 
 // pb returns the result as BuildKit's API has it.
-func (res *result) pb() (*gateway.Result, error) {
+func (res *result) pb(session string) (*gateway.Result, error) {
 	out := &gateway.Result{Metadata: res.metadata}
 	if res.refs == nil {
-		single, err := res.single.pb()
+		single, err := res.single.pb(session)
 		out.Result = &gateway.Result_Ref{Ref: single}
 		return out, err
 	}
 	all := map[string]*gateway.Ref{}
 	for name, r := range res.refs {
 		var err error
-		if all[name], err = r.pb(); err != nil {
+		if all[name], err = r.pb(session); err != nil {
 			return nil, err
 		}
 	}
@@ -264,11 +264,11 @@ func (res *result) pb() (*gateway.Result, error) {
 }
 
 // pb returns a ref with its definition, which a client can build on.
-func (r *ref) pb() (*gateway.Ref, error) {
+func (r *ref) pb(session string) (*gateway.Ref, error) {
 	if r == nil {
 		return &gateway.Ref{}, nil
 	}
-	def, err := llbpb.Encode(r.root)
+	def, err := llbpb.EncodeFor(r.root, session)
 	if err != nil {
 		return nil, err
 	}

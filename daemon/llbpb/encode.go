@@ -2,6 +2,7 @@ package llbpb
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -222,16 +223,24 @@ func (d *decoder) extendedHTTP(h llb.HTTP) (llb.Op, error) {
 
 // Encode returns the definition of an output. It has no credentials, and no directories of OCI layouts. Decode makes vertices of it that
 // have the same digests.
-func Encode(o llb.Output) (*pb.Definition, error) {
-	def, _, err := EncodeVertices(o)
+func Encode(o llb.Output) (*pb.Definition, error) { return EncodeFor(o, "") }
+
+// EncodeFor is Encode for use in other builds as well: directories of the build's own client are those of a session.
+func EncodeFor(o llb.Output, session string) (*pb.Definition, error) {
+	def, _, err := encodeVertices(o, session)
 	return def, err
 }
 
 // EncodeVertices is Encode, and returns what the vertices have become as well; "" for those that are nothing in LLB.
 func EncodeVertices(o llb.Output) (*pb.Definition, map[llb.Digest]digest.Digest, error) {
+	return encodeVertices(o, "")
+}
+
+func encodeVertices(o llb.Output, session string) (*pb.Definition, map[llb.Digest]digest.Digest, error) {
 	e := &encoder{
-		def: &pb.Definition{Metadata: map[string]*pb.OpMetadata{}}, done: map[llb.Digest]digest.Digest{},
-		check: &decoder{graph: &llb.Graph{}, result: &Graph{}},
+		session: session,
+		def:     &pb.Definition{Metadata: map[string]*pb.OpMetadata{}}, done: map[llb.Digest]digest.Digest{},
+		check: &decoder{options: Options{Session: session}, graph: &llb.Graph{}, result: &Graph{}},
 	}
 	last := &pb.Op{}
 	// Inputs first, without recursion: a graph can be thousands of steps deep.
@@ -266,9 +275,11 @@ func EncodeVertices(o llb.Output) (*pb.Definition, map[llb.Digest]digest.Digest,
 
 // encoder is a definition that is being written.
 type encoder struct {
-	def   *pb.Definition
-	done  map[llb.Digest]digest.Digest // of the ops of vertices; "" for an llb.Scratch
-	check *decoder
+	// session is that of directories that name none.
+	session string
+	def     *pb.Definition
+	done    map[llb.Digest]digest.Digest // of the ops of vertices; "" for an llb.Scratch
+	check   *decoder
 }
 
 // put adds an op.
@@ -392,6 +403,7 @@ func (e *encoder) op(o *pb.Op, ext *extension, v *llb.Vertex, index []int64) err
 	case llb.Image:
 		return encodeImage(o, op)
 	case llb.Local:
+		op.Session = cmp.Or(op.Session, e.session)
 		return encodeLocal(o, op)
 	case llb.HTTP:
 		ext.HTTP = &op
