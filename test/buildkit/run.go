@@ -106,7 +106,7 @@ func (r request) missing(want, got []string) []string {
 
 // all runs the test binary until every test has ended: a test that panics takes those with it that run beside it.
 func (r request) all(ctx context.Context, e environment) (results, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout, fmt.Errorf("the tests did not end within %s", r.timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout, errTimeout)
 	defer cancel()
 	log, err := os.OpenFile(e.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
@@ -122,6 +122,12 @@ func (r request) all(ctx context.Context, e environment) (results, error) {
 	for {
 		before := got.ended()
 		culprits, failure, err := r.once(ctx, e, got, skip, out)
+		if errors.Is(err, errTimeout) {
+			hung := got.unfinished()
+			fmt.Printf("the tests did not end within %s; these were killed: %s\n", r.timeout, strings.Join(hung, ", "))
+			got.fail(hung)
+			return got, nil
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -145,9 +151,12 @@ func (r request) all(ctx context.Context, e environment) (results, error) {
 	}
 }
 
+// errTimeout is the cause of the end of tests that take too long.
+var errTimeout = errors.New("the tests did not end in time")
+
 // once runs the test binary, without the functions of skip. The failure that it returns is that of the binary.
 func (r request) once(ctx context.Context, e environment, got results, skip []string, log io.Writer) (culprits []string, failure, err error) {
-	args := []string{"-test.v=test2json", "-test.timeout=" + r.timeout.String(), "-test.run=" + r.suite.pattern(r.filter.String())}
+	args := []string{"-test.v=test2json", "-test.timeout=0", "-test.run=" + r.suite.pattern(r.filter.String())}
 	if len(skip) > 0 {
 		args = append(args, "-test.skip=.*/^("+strings.Join(skip, "|")+")$")
 	}
