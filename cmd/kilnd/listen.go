@@ -174,9 +174,10 @@ func (l *listeners) inherited(address string) error {
 		if err != nil {
 			return err
 		}
-		if one.Addr().Network() != "unix" {
+		if name := one.Addr().String(); one.Addr().Network() != "unix" || !filepath.IsAbs(name) {
 			one.Close()
-			return &input.Error{Err: errors.New("only sockets in the file system can be passed on: TCP needs certificates, which tcp:// has")}
+			return &input.Error{Err: errors.New("only sockets in the file system can be passed on: TCP needs certificates, which tcp:// has, " +
+				"and every user may connect to an abstract socket")}
 		}
 		l.all = append(l.all, listener{one, address, nil})
 	}

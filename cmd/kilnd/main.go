@@ -166,6 +166,12 @@ func (s *settings) run(ctx context.Context, signals <-chan os.Signal) (err error
 		select {
 		case <-signals:
 			cancel()
+			// A client that does not read what it is sent keeps its build from ending as long as it is connected.
+			time.AfterFunc(lastAnswers, func() {
+				for _, g := range servers {
+					g.Stop()
+				}
+			})
 		case <-drain.Done():
 		}
 	}()

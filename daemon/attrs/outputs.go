@@ -65,6 +65,12 @@ func truth(attrs map[string]string, name string) (bool, error) {
 // CacheLocal is the type of a cache in a directory of the client.
 const CacheLocal = "local"
 
+// ownKeys are the keys with a client's credentials, and where they are sent, by the type of the cache. Where they are not given, those of
+// kilnd's own environment would be used.
+var ownKeys = map[string][]string{
+	"s3": {"access_key_id", "secret_access_key"}, "azblob": {"account_url", "secret_access_key"}, "gha": {"url_v2", "token"},
+}
+
 // Spec reads the attributes of a cache. The error is an *input.Error.
 func (c Cache) Spec(export bool) (caching.Spec, error) {
 	s := caching.Spec{Type: c.Type, Attrs: map[string]string{}, Export: export}
@@ -82,6 +88,11 @@ func (c Cache) Spec(export bool) (caching.Spec, error) {
 	for _, key := range []string{"sign", "verify"} {
 		if _, ok := s.Attrs[key]; ok {
 			return s, &input.Error{Err: fmt.Errorf("cache %q: the key %s names a file, and those of the daemon are not for its clients", s.Text, key)}
+		}
+	}
+	for _, key := range ownKeys[s.Type] {
+		if s.Attrs[key] == "" {
+			return s, &input.Error{Err: fmt.Errorf("cache %q: it needs the key %s: the daemon lends its clients no credentials of its own", s.Text, key)}
 		}
 	}
 	if err := s.Check(); err != nil {

@@ -5,20 +5,31 @@ import (
 	"testing"
 )
 
+const lent = ": the daemon lends its clients no credentials of its own"
+
 // Files with keys are the daemon's, and what a client asks its own process for is not the daemon's business.
 func TestCacheSpec(t *testing.T) {
 	for _, c := range []struct {
 		attrs  map[string]string
 		export bool
 		want   string // the end of the error
+		kind   string // CacheLocal if ""
 	}{
-		{map[string]string{"dest": "cache", "reset": "true", "mode": "max"}, true, ""},
-		{map[string]string{"src": "cache", "digest": "sha256:0"}, false, ""},
-		{map[string]string{"dest": "cache", "sign": "/etc/key"}, true, "the key sign names a file, and those of the daemon are not for its clients"},
-		{map[string]string{"src": "cache", "verify": "/etc/key"}, false, "the key verify names a file, and those of the daemon are not for its clients"},
-		{map[string]string{"dest": "cache", "image-manifest": "perhaps"}, true, "image-manifest=perhaps is neither true nor false"},
+		{map[string]string{"bucket": "b", "region": "r", "access_key_id": "a"}, true, "it needs the key secret_access_key" + lent, "s3"},
+		{map[string]string{"bucket": "b", "region": "r", "access_key_id": "a", "secret_access_key": "s"}, true, "", "s3"},
+		{map[string]string{"account_url": "https://a.blob.core.windows.net"}, false, "it needs the key secret_access_key" + lent, "azblob"},
+		{map[string]string{"url_v2": "https://example.com/"}, false, "it needs the key token" + lent, "gha"},
+		{map[string]string{"dest": "cache", "reset": "true", "mode": "max"}, true, "", ""},
+		{map[string]string{"src": "cache", "digest": "sha256:0"}, false, "", ""},
+		{map[string]string{"dest": "cache", "sign": "/etc/key"}, true, "the key sign names a file, and those of the daemon are not for its clients", ""},
+		{map[string]string{"src": "cache", "verify": "/etc/key"}, false, "the key verify names a file, and those of the daemon are not for its clients", ""},
+		{map[string]string{"dest": "cache", "image-manifest": "perhaps"}, true, "image-manifest=perhaps is neither true nor false", ""},
 	} {
-		s, err := Cache{Type: CacheLocal, Attrs: c.attrs}.Spec(c.export)
+		kind := CacheLocal
+		if c.kind != "" {
+			kind = c.kind
+		}
+		s, err := Cache{Type: kind, Attrs: c.attrs}.Spec(c.export)
 		switch {
 		case c.want == "" && err != nil:
 			t.Errorf("%v: %v", c.attrs, err)

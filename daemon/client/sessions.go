@@ -74,7 +74,8 @@ func (s *Sessions) get(ctx context.Context, id, user string) (session.Caller, er
 	return caller, nil
 }
 
-// User returns who made a request of gRPC, as far as the connection tells: the subject of the certificate; "" where there is none, as on a
+// User returns who made a request of gRPC, as far as the connection tells: the subject of the certificate with its other names, which it may
+// have in place of a subject; "" where there is none, as on a
 // socket of this machine, which only one user may use.
 func User(ctx context.Context) string {
 	p, ok := peer.FromContext(ctx)
@@ -85,5 +86,6 @@ func User(ctx context.Context) string {
 	if !ok || len(info.State.PeerCertificates) == 0 {
 		return ""
 	}
-	return "certificate " + info.State.PeerCertificates[0].Subject.String()
+	c := info.State.PeerCertificates[0]
+	return fmt.Sprintf("certificate %s %q %q %v %v", c.Subject, c.DNSNames, c.EmailAddresses, c.IPAddresses, c.URIs)
 }
