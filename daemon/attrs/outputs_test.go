@@ -15,8 +15,8 @@ func TestCacheSpec(t *testing.T) {
 		want   string // the end of the error
 		kind   string // CacheLocal if ""
 	}{
-		{map[string]string{"bucket": "b", "region": "r", "access_key_id": "a"}, true, "it needs the key secret_access_key" + lent, "s3"},
-		{map[string]string{"bucket": "b", "region": "r", "access_key_id": "a", "secret_access_key": "s"}, true, "", "s3"},
+		{map[string]string{"bucket": "cache", "region": "r", "access_key_id": "a"}, true, "it needs the key secret_access_key" + lent, "s3"},
+		{map[string]string{"bucket": "cache", "region": "r", "access_key_id": "a", "secret_access_key": "s"}, true, "", "s3"},
 		{map[string]string{"account_url": "https://a.blob.core.windows.net"}, false, "it needs the key secret_access_key" + lent, "azblob"},
 		{map[string]string{"url_v2": "https://example.com/"}, false, "it needs the key token" + lent, "gha"},
 		{map[string]string{"dest": "cache", "reset": "true", "mode": "max"}, true, "", ""},
