@@ -122,7 +122,7 @@ func (c *copyReader) both(was *layer.Entry) error {
 	switch {
 	case e == nil: // not representable in a layer
 		return c.put(&layer.Entry{Path: was.Path, Type: layer.Whiteout})
-	case !isDir && equal(e, was):
+	case !isDir && e.LinkID == "" && equal(e, was): // see upperReader.same
 		c.digesting.drop(e)
 		return nil
 	}
