@@ -122,7 +122,7 @@ func (c *copyReader) both(was *layer.Entry) error {
 	switch {
 	case e == nil: // not representable in a layer
 		return c.put(&layer.Entry{Path: was.Path, Type: layer.Whiteout})
-	case !isDir && e.LinkID == "" && equal(e, was): // see upperReader.same
+	case !isDir && equal(e, was):
 		c.digesting.drop(e)
 		return nil
 	}

@@ -225,10 +225,9 @@ func (r *upperReader) remove(name string) error {
 	return dirtree.RemoveAt(r.at.Fd(), name)
 }
 
-// same reports whether an entry that is not a directory is the same as before the step. A file that the step has given another name is
-// not: in a layer without it the other name would be another file.
+// same reports whether an entry that is not a directory is the same as before the step.
 func (r *upperReader) same(e *layer.Entry) (bool, error) {
-	if r.hidden || e.LinkID != "" || e.Type == layer.Dir || e.Type == layer.Whiteout || e.Type == layer.Hardlink {
+	if r.hidden || e.Type == layer.Dir || e.Type == layer.Whiteout || e.Type == layer.Hardlink {
 		return false, nil
 	}
 	old, ok, err := r.below.Lookup(e.Path)
