@@ -669,10 +669,13 @@ func (w *work) run(ctx context.Context, miss *Miss) (*Record, error) {
 	return r, err
 }
 
+// coarse is by how much the clock of time(2) may be behind: a tick of the kernel's timer.
+const coarse = 20 * time.Millisecond
+
 // second runs a step a second time, in another second of the clock than the first, so that times that are written are not the same.
 func (w *work) second(ctx context.Context, r *Record) error {
 	select {
-	case <-time.After(time.Until(r.Started.Truncate(time.Second).Add(time.Second))):
+	case <-time.After(time.Until(r.Started.Truncate(time.Second).Add(time.Second + coarse))):
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
