@@ -32,7 +32,8 @@ type Builder struct {
 
 // New returns a Builder that keeps what it builds in a root directory, and reaches registries by the client.
 func New(root *store.Root, client *registry.Client, cfg *config.Config) (*Builder, error) {
-	b := &Builder{root: root, client: client, images: images.New(root, client), cdiDirs: cfg.CDI.SpecDirs, locked: cfg.Locked, reproducible: cfg.Reproducible}
+	b := &Builder{root: root, client: client, images: images.New(root, client), cdiDirs: cfg.CDI.SpecDirs}
+	b.locked, b.reproducible = cfg.Locked, cfg.Reproducible
 	var err error
 	if b.defaults, err = confine.Configured(cfg); err != nil {
 		return nil, err
@@ -49,8 +50,8 @@ func New(root *store.Root, client *registry.Client, cfg *config.Config) (*Builde
 // Devices returns the devices of the machine that steps may be given.
 func (b *Builder) Devices() []*cdi.Device { return cdi.Load(b.cdiDirs...).All() }
 
-// as returns the Builder for a job of a client: one with the same root directory that reaches registries with the client's credentials, if it
-// has any. release is called when the job has ended.
+// as returns the Builder for a job of a client: one with the same root directory that reaches registries with the client's credentials, if
+// it has any. release is called when the job has ended.
 func (b *Builder) as(c *Client) (own *Builder, release func()) {
 	if c.Credentials == nil {
 		return b, func() {}

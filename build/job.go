@@ -94,7 +94,8 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	}
 	j := &Job{builder: b, work: work, options: o, events: s, store: b.root.Images.Job()}
 	j.sources = sources.New(sources.Config{
-		Pins: o.Pins, Store: b.store, Default: b.locked, Pull: o.Cache.Pull, First: o.Cache.AskFirst, TextOnly: o.Call == CallTargets, Relock: o.Call == CallLock,
+		Pins: o.Pins, Store: b.store, Default: b.locked, Pull: o.Cache.Pull, First: o.Cache.AskFirst,
+		TextOnly: o.Call == CallTargets, Relock: o.Call == CallLock,
 	})
 	j.onClose(func(context.Context) error { release(); return nil })
 	j.onClose(func(context.Context) error { return j.store.Release() })
@@ -314,7 +315,8 @@ func (j *Job) export(ctx context.Context, p *Product, res *Result) error {
 		return err
 	}
 	j.caches.Declare(j.roots())
-	return j.caches.Build(ctx, func(ctx context.Context) error { return j.solve(ctx, res) }, func(ctx context.Context) error { return j.write(ctx, res) })
+	solve := func(ctx context.Context) error { return j.solve(ctx, res) }
+	return j.caches.Build(ctx, solve, func(ctx context.Context) error { return j.write(ctx, res) })
 }
 
 // roots are the root file systems of the images.

@@ -121,8 +121,8 @@ func digestOf(op llb.Local) llb.Digest {
 	return g.Add(op, llb.Meta{}).Digest()
 }
 
-// need notes what a graph needs of the client's directories, before it is solved: whoever opens one later gets that of it, besides what others
-// need.
+// need notes what a graph needs of the client's directories, before it is solved: whoever opens one later gets that of it, besides what
+// others need.
 func (o *opened) need(roots []llb.Output) {
 	if o.client == nil {
 		return
@@ -155,8 +155,9 @@ func (j *Job) loader(r *Request) *contexts.Loader {
 	open, session := j.open.begin()
 	keep, _ := strconv.ParseBool(r.Target.Args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]) // what is no boolean is false, as for BuildKit
 	return &contexts.Loader{
-		Source: r.Source, Steps: j.steps, Root: j.builder.root.Dir(), Tmp: j.work.Scratch.Path(), KeepGitDir: keep, GitAdvice: source.GitAdvice(r.Target.Args), Warn: j.events.Warn,
-		Open: open, Session: session, Reading: readingContext, Admit: j.sources.Admit, Lock: j.sources.LockRule(), Canonical: j.options.Run.Reproducible,
+		Source: r.Source, Steps: j.steps, Root: j.builder.root.Dir(), Tmp: j.work.Scratch.Path(), KeepGitDir: keep,
+		GitAdvice: source.GitAdvice(r.Target.Args), Warn: j.events.Warn, Open: open, Session: session, Reading: readingContext,
+		Admit: j.sources.Admit, Lock: j.sources.LockRule(), Canonical: j.options.Run.Reproducible,
 	}
 }
 

@@ -253,8 +253,8 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (g *contexts.
 	return g, found, err
 }
 
-// ignored reads the ignore file of a directory of the client; nil if it has none. That there is no such directory, or that nothing can be had
-// of it, is found out when something is wanted of it.
+// ignored reads the ignore file of a directory of the client; nil if it has none. That there is no such directory, or that nothing can be
+// had of it, is found out when something is wanted of it.
 func (b *buildJob) ignored(ctx context.Context, group string, local llb.Local) (*ignore.Matcher, error) {
 	local.Follow, local.Unlike = []string{ignoreFile}, true
 	tree, err := b.load(ctx, group, "load "+ignoreFile, local)

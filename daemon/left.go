@@ -14,8 +14,8 @@ import (
 	"github.com/kilnbuild/kiln/solver/files"
 )
 
-// left returns the op of a client that failed, with refs to its inputs and to what it has made: a client makes a container of those to look at
-// them. It returns nil for a step that no op of a client is, and for a build that is over.
+// left returns the op of a client that failed, with refs to its inputs and to what it has made: a client makes a container of those to look
+// at them. It returns nil for a step that no op of a client is, and for a build that is over.
 func (b *buildJob) left(name string, failed *solver.VertexError) *errdefs.Solve {
 	select {
 	case <-b.over:
@@ -97,8 +97,8 @@ const (
 	maxAgain   = 1 << 20
 )
 
-// leftOfFile returns what is left of a file op: its inputs, the results of the actions before the one that failed, and in its place what it was
-// to change.
+// leftOfFile returns what is left of a file op: its inputs, the results of the actions before the one that failed, and in its place what it
+// was to change.
 func (b *buildJob) leftOfFile(op *pb.Op, def *pb.Definition) *errdefs.Solve {
 	actions := op.GetFile().Actions
 	n := len(actions) + len(op.Inputs)

@@ -89,7 +89,8 @@ func (b *Bases) Close() {
 	}
 }
 
-// ResolveImage implements frontend.Resolver. An image of the local store comes before one of a registry, unless the build was asked to pull.
+// ResolveImage implements frontend.Resolver. An image of the local store comes before one of a registry, unless the build was asked to
+// pull.
 func (b *Bases) ResolveImage(ctx context.Context, req frontend.ImageRequest) (*frontend.BaseImage, error) {
 	task := b.events.Task(req.Place, req.Text)
 	found, err := b.settle(events.With(ctx, task), &req)
@@ -150,8 +151,8 @@ func (b *Bases) Documents(limit int64) [][]byte {
 // maxReplaced is how often a policy may put another image in the place of one whose digest is known.
 const maxReplaced = 20
 
-// settle resolves a request, and goes on with another image as long as a policy puts one in the place of what was found. The request becomes
-// that of the image which it returns.
+// settle resolves a request, and goes on with another image as long as a policy puts one in the place of what was found. The request
+// becomes that of the image which it returns.
 func (b *Bases) settle(ctx context.Context, req *frontend.ImageRequest) (*base, error) {
 	for range maxReplaced {
 		found, err := b.resolve(ctx, *req)

@@ -23,8 +23,8 @@ type Engine interface {
 	Load(ctx context.Context, blobs *exporter.Blobs, a *exporter.Assembled, names []string, p engine.Progress) error
 }
 
-// FindEngines finds the engines that what is built goes into, before anything is. scratch is a directory for what is unfinished, and warn is
-// told of what an engine cannot hold. The error is an *input.Error.
+// FindEngines finds the engines that what is built goes into, before anything is. scratch is a directory for what is unfinished, and warn
+// is told of what an engine cannot hold. The error is an *input.Error.
 func FindEngines(ctx context.Context, plans []Plan, platforms int, scratch string, warn func(string)) error {
 	for i := range plans {
 		if !plans[i].ToEngine() {

@@ -109,7 +109,8 @@ func TestEqualSteps(t *testing.T) {
 	}
 }
 
-// TestNeeds holds that a member begins with the image of another one, which is kept no longer than the set takes if only that was asked for.
+// TestNeeds holds that a member begins with the image of another one, which is kept no longer than the set takes if only that was asked
+// for.
 func TestNeeds(t *testing.T) {
 	b, root := opened(t)
 	base := member(t, "base", "FROM scratch\nCOPY file /\n", nil)

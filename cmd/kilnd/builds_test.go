@@ -127,8 +127,8 @@ type buffer struct{ bytes.Buffer }
 
 func (*buffer) Close() error { return nil }
 
-// One build has several outputs, of which each goes where its client wants it; of a platform that was asked for the files are in a directory
-// only if the client wants that.
+// One build has several outputs, of which each goes where its client wants it; of a platform that was asked for the files are in a
+// directory only if the client wants that.
 func TestOutputs(t *testing.T) {
 	d := startDaemon(t, t.TempDir())
 	src, out := dockerfile(t), t.TempDir()

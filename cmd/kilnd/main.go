@@ -135,7 +135,8 @@ func (s *settings) run(ctx context.Context, signals <-chan os.Signal) (err error
 	if err != nil {
 		return err
 	}
-	// Only now: the socket may be in the root directory, as BuildKit's users have it, and one with other files is refused as long as it is new.
+	// Only now: the socket may be in the root directory, as BuildKit's users have it, and one with other files is refused as long as it is
+	// new.
 	listeners, err := listen(&s.listening)
 	if err != nil {
 		return err

@@ -91,8 +91,8 @@ func (c *Client) call(ctx context.Context) (context.Context, session.Caller, err
 	return c.during(ctx), caller, nil
 }
 
-// during returns a context that ends when ctx or the session does. A session may outlive any number of builds, and what is registered with its
-// own context stays until it ends: so that is done once, without anything of a build.
+// during returns a context that ends when ctx or the session does. A session may outlive any number of builds, and what is registered with
+// its own context stays until it ends: so that is done once, without anything of a build.
 func (c *Client) during(ctx context.Context) context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -102,8 +102,8 @@ func (c *Client) during(ctx context.Context) context.Context {
 	return calling
 }
 
-// other returns the client of another session of the same user, which may be opened a moment later, or c if there is none. Whoever knows the id
-// of a session of this user may use it: it cannot be guessed.
+// other returns the client of another session of the same user, which may be opened a moment later, or c if there is none. Whoever knows
+// the id of a session of this user may use it: it cannot be guessed.
 func (c *Client) other(ctx context.Context, id string) (*Client, error) {
 	if id == "" || id == c.id {
 		return c, nil

@@ -29,8 +29,8 @@ const (
 	headerEncoded = "-encoded"
 )
 
-// Open implements session.Locals: the client sends what kiln does not have of the files of a directory. A Local may name another session of the
-// same user; where there is none, it is this client's directory. The tree can be used until Close.
+// Open implements session.Locals: the client sends what kiln does not have of the files of a directory. A Local may name another session of
+// the same user; where there is none, it is this client's directory. The tree can be used until Close.
 func (c *Client) Open(ctx context.Context, l llb.Local) (layer.Tree, error) {
 	if other, err := c.other(ctx, l.Session); err != nil {
 		return nil, err
@@ -105,8 +105,8 @@ func (c *Client) receive(ctx context.Context, l llb.Local) (layer.Tree, error) {
 	return tree, nil
 }
 
-// cacheKey returns the name of the cache of a directory: it is the same for whoever is the same user and has the same key. docker buildx makes
-// one of the path of the directory and of the machine that it is on; buildctl makes none.
+// cacheKey returns the name of the cache of a directory: it is the same for whoever is the same user and has the same key. docker buildx
+// makes one of the path of the directory and of the machine that it is on; buildctl makes none.
 func (c *Client) cacheKey(caller session.Caller, l llb.Local) string {
 	return hash(c.config.User, caller.SharedKey(), l.Name, l.Shared)
 }

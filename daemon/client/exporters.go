@@ -12,8 +12,8 @@ import (
 // maxExporters bounds the exporters that a client adds to a build.
 const maxExporters = 64
 
-// Exporters asks the client what else is to be done with a result, which metadata and the ids of refs describe: none if it has no answer to such
-// questions.
+// Exporters asks the client what else is to be done with a result, which metadata and the ids of refs describe: none if it has no answer to
+// such questions.
 func (c *Client) Exporters(ctx context.Context, metadata map[string][]byte, refs []string) ([]*sessionexporter.ExporterRequest, error) {
 	calling, caller, err := c.call(ctx)
 	if err != nil {

@@ -31,8 +31,8 @@ const (
 	maxNames = 256 << 20
 	// maxClientError bounds what is shown of a client's own error, in bytes.
 	maxClientError = 4 << 10
-	// minProof is how many files of a directory must be described as before where the client gives no key for the directory: with fewer, it may
-	// be another one, and all are sent. Empty files do not count.
+	// minProof is how many files of a directory must be described as before where the client gives no key for the directory: with fewer, it
+	// may be another one, and all are sent. Empty files do not count.
 	minProof = 16
 	// settled is how old the last change of a file has to be when it is asked for. One that is written later within the tick of the
 	// client's clock has the same description.
@@ -44,8 +44,8 @@ const (
 	descriptions = ".fsutil-metadata"
 )
 
-// stream is the connection over which a directory is sent. The protocol is that of package fsutil: the client describes all files in order; kiln
-// asks for the bytes of some by their numbers, and says when it has all.
+// stream is the connection over which a directory is sent. The protocol is that of package fsutil: the client describes all files in order;
+// kiln asks for the bytes of some by their numbers, and says when it has all.
 type stream interface {
 	SendMsg(any) error
 	RecvMsg(any) error

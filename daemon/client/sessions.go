@@ -33,8 +33,8 @@ const headerID = "X-Docker-Expose-Session-Uuid"
 // maxID bounds an id of a session in bytes.
 const maxID = 256
 
-// Serve serves a session on a connection until that, or ctx, ends. The id that the header gives it must be that of no other session: whoever
-// opens one gets nothing that is meant for another.
+// Serve serves a session on a connection until that, or ctx, ends. The id that the header gives it must be that of no other session:
+// whoever opens one gets nothing that is meant for another.
 func (s *Sessions) Serve(ctx context.Context, conn net.Conn, header map[string][]string, user string) error {
 	id := ""
 	for name, values := range header {
@@ -74,9 +74,8 @@ func (s *Sessions) get(ctx context.Context, id, user string) (session.Caller, er
 	return caller, nil
 }
 
-// User returns who made a request of gRPC, as far as the connection tells: the subject of the certificate with its other names, which it may
-// have in place of a subject; "" where there is none, as on a
-// socket of this machine, which only one user may use.
+// User returns who made a request of gRPC, as far as the connection tells: the subject of the certificate with its other names, which it
+// may have in place of a subject; "" where there is none, as on a socket of this machine, which only one user may use.
 func User(ctx context.Context) string {
 	p, ok := peer.FromContext(ctx)
 	if !ok {

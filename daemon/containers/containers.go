@@ -1,5 +1,5 @@
-// Package containers has the containers of one client of BuildKit's API: a root file system with mounts, made of results of a build, in which
-// the client starts processes. They end with the client's connection, and with the build.
+// Package containers has the containers of one client of BuildKit's API: a root file system with mounts, made of results of a build, in
+// which the client starts processes. They end with the client's connection, and with the build.
 package containers
 
 import (

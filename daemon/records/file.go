@@ -17,7 +17,8 @@ import (
 	"github.com/kilnbuild/kiln/internal/cas"
 )
 
-// A file of a record is the bytes of its blobs, one after the other; an index; the length of the index as 64 bits, little-endian; and magic.
+// A file of a record is the bytes of its blobs, one after the other; an index; the length of the index as 64 bits, little-endian; and
+// magic.
 
 const magic = "kiln record 1\n"
 

@@ -177,9 +177,9 @@ func known(m *layer.Manifest, at *int, e *layer.Entry) (layer.Digest, bool) {
 	return old.Digest, true
 }
 
-// Finish keeps the entries, which are those of the whole selection in the order of layer.Compare, as its list, and returns them as a tree that
-// can be used until Close. The digests of Files are those that Digest and File.Commit returned. A Hardlink is a further name of a File. Clock
-// says that a File has to be sent again although it will be described in the same way.
+// Finish keeps the entries, which are those of the whole selection in the order of layer.Compare, as its list, and returns them as a tree
+// that can be used until Close. The digests of Files are those that Digest and File.Commit returned. A Hardlink is a further name of a
+// File. Clock says that a File has to be sent again although it will be described in the same way.
 func (c *Cache) Finish(entries []layer.Entry) (*Tree, error) {
 	if c.own == nil || !same(c.own, entries) {
 		if err := c.write(entries); err != nil {

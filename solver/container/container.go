@@ -221,8 +221,8 @@ func (c *Container) process(ctx context.Context, p Process) (sandbox.Process, er
 	return out, err
 }
 
-// Close kills the processes, waits for their ends, and lets go of everything. The error is that of the process that failed first: as of Start,
-// an *ExitError, or ErrClosed of one that ran still.
+// Close kills the processes, waits for their ends, and lets go of everything. The error is that of the process that failed first: as of
+// Start, an *ExitError, or ErrClosed of one that ran still.
 func (c *Container) Close() error {
 	c.mu.Lock()
 	closed := c.closed

@@ -104,8 +104,8 @@ func (r request) compare(got results) error {
 // maxAgain is how many tests run a second time: more do not fail for what runs beside them.
 const maxAgain = 20
 
-// again runs the tests a second time that failed and are on the list. Some of BuildKit's wait for a fixed time, which is not enough on every
-// machine while others run beside them.
+// again runs the tests a second time that failed and are on the list. Some of BuildKit's wait for a fixed time, which is not enough on
+// every machine while others run beside them.
 func (r request) again(ctx context.Context, e environment, got results) error {
 	list, err := readList(r.suite.passes())
 	if err != nil {
