@@ -36,9 +36,10 @@ func (x *Job) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
 }
 
 // gitIdentity returns how ssh proves to a repository who the user is: by the agent that the build was given as "default", and
-// for a context, which the user named, by the user's own agent and keys. The agent can be used until it is given back.
+// for a context, which the user named, by the user's own agent and keys, unless the user is elsewhere. The agent can be used until it is
+// given back.
 func (x *Job) gitIdentity(ctx context.Context, op llb.Git) (who git.Identity, giveBack func(), err error) {
-	who.User = op.Context
+	who.User = op.Context && !x.Elsewhere
 	who.HeaderSecret, who.TokenSecret = op.HeaderSecret, op.TokenSecret
 	forget := func() {}
 	if op.KnownHosts != "" {

@@ -64,6 +64,8 @@ type Session struct {
 	Uploads Uploads
 	// Allow are the entitlements of the build.
 	Allow []string
+	// Elsewhere says that the client is not the user of this process, whose keys and agent are not for it.
+	Elsewhere bool
 	// FreshCaches has cache mounts begin empty: each is emptied before the first step of the build uses it.
 	FreshCaches bool
 	// FreshUncached does so with those of the steps that must not be cached.
