@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -50,6 +51,11 @@ func TestImage(t *testing.T) {
 		client := []string{"docker", "--host", startDocker(t)}
 		command(t, client[0], append(client[1:], "load", "--input", tar)...)
 		testImageRuns(t, registry+"/kiln:one", "systempaths=unconfined", append(client, "run", "--rm", "--network=none")...)
+
+		daemon := filepath.Join(t.TempDir(), "kilnd.tar")
+		build("kilnd:one", "--target", "kilnd", "--platform", "linux/amd64", "-o", "type=docker,rewrite-timestamp=true,dest="+daemon)
+		command(t, client[0], append(client[1:], "load", "--input", daemon)...)
+		testImageServes(t, client[2], registry+"/kilnd:one")
 	})
 	t.Run("podman", func(t *testing.T) {
 		dir := t.TempDir()
@@ -148,6 +154,64 @@ RUN ["/bin/busybox", "sh", "-c", "/bin/busybox chown 33:65534 /bin/busybox && ec
 			}
 		}
 	}
+}
+
+// testImageServes builds with the image of the daemon: with buildctl in a container without privileges, and with buildx' docker-container
+// driver, whose containers are privileged.
+func testImageServes(t *testing.T, host, image string) {
+	t.Setenv("DOCKER_HOST", host)
+	t.Setenv("BUILDX_CONFIG", t.TempDir())
+	tool := func(name string) string { return filepath.Join(os.Getenv("TOOLS"), name) }
+	ctx := t.TempDir()
+	fetchBusybox(t, "amd64", filepath.Join(ctx, "busybox"))
+	dockerfile := `FROM scratch AS build
+COPY --chmod=755 busybox /bin/
+RUN ["/bin/busybox", "sh", "-c", "echo $((6*7)) > /made"]
+FROM scratch
+COPY --from=build /made /
+`
+	if err := os.WriteFile(filepath.Join(ctx, "Dockerfile"), []byte(dockerfile), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	made := func(out string) {
+		t.Helper()
+		if made, err := os.ReadFile(filepath.Join(out, "made")); err != nil || string(made) != "42\n" {
+			t.Errorf("the build made %q, %v", made, err)
+		}
+	}
+	command(t, "docker", "run", "--detach", "--name=kilnd", "--network=host", "--security-opt=seccomp=unconfined",
+		"--security-opt=apparmor=unconfined", "--security-opt=systempaths=unconfined", image)
+	t.Cleanup(func() { command(t, "docker", "rm", "--force", "--volumes", "kilnd") })
+	out := t.TempDir()
+	command(t, tool("buildctl"), "--addr=docker-container://kilnd", "build", "--frontend=dockerfile.v0",
+		"--local=context="+ctx, "--local=dockerfile="+ctx, "--output=type=local,dest="+out)
+	made(out)
+
+	if !everyCapability(t) {
+		t.Skip("BUILDX' CONTAINERS ARE NOT TESTED: they are privileged, and this machine's root has not all capabilities to give")
+	}
+	command(t, tool("buildx"), "create", "--name", "kilnd", "--driver", "docker-container", "--driver-opt", "network=host,image="+image)
+	t.Cleanup(func() { command(t, tool("buildx"), "rm", "kilnd") })
+	out = t.TempDir()
+	command(t, tool("buildx"), "build", "--builder", "kilnd", "-o", out, ctx)
+	made(out)
+}
+
+// everyCapability reports whether a process can have all capabilities of the kernel.
+func everyCapability(t *testing.T) bool {
+	last, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(last)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(string(status), fmt.Sprintf("\nCapBnd:\t%016x\n", uint64(1)<<(n+1)-1))
 }
 
 // testECR shows that the helper of ECR asks the service that the environment names, by the identity in it. The command runs a container in
