@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kilnbuild/kiln/cmd/internal/cli"
 	"github.com/kilnbuild/kiln/internal/kilntest"
 	"github.com/kilnbuild/kiln/internal/lock"
 	"github.com/kilnbuild/kiln/internal/rootdir"
@@ -19,10 +20,10 @@ import (
 
 // TestCompletedFlags shows that it is said of every flag with a value what shells offer for it.
 func TestCompletedFlags(t *testing.T) {
-	for cmd := range commands(newRoot(append([]string{cobra.ShellCompRequestCmd}, groupNames...)...)) {
+	for cmd := range commands(newRoot(append([]string{cobra.ShellCompRequestCmd}, cli.Groups...)...)) {
 		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
 			if _, ok := cmd.GetFlagCompletionFunc(f.Name); !ok && f.Value.Type() != "bool" && !f.Hidden {
-				t.Errorf("%s --%s: nothing is said in cmd/kiln/internal/complete of what is offered for its value", cmd.CommandPath(), f.Name)
+				t.Errorf("%s --%s: nothing is said in cmd/internal/complete of what is offered for its value", cmd.CommandPath(), f.Name)
 			}
 		})
 	}

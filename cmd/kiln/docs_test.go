@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/kilnbuild/kiln/cmd/kiln/internal/dialect"
+	"github.com/kilnbuild/kiln/cmd/internal/dialect"
 )
 
 // TestDocuments shows that kiln understands the commands in README and docs: those of indented blocks, and of fenced ones.

@@ -10,9 +10,10 @@ import (
 	"testing"
 
 	"github.com/clipperhouse/displaywidth"
-	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
-	"github.com/kilnbuild/kiln/cmd/kiln/internal/dialect"
-	"github.com/kilnbuild/kiln/cmd/kiln/internal/help"
+	"github.com/kilnbuild/kiln/cmd/internal/app"
+	"github.com/kilnbuild/kiln/cmd/internal/cli"
+	"github.com/kilnbuild/kiln/cmd/internal/dialect"
+	"github.com/kilnbuild/kiln/cmd/internal/help"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
@@ -162,9 +163,9 @@ func TestDialect(t *testing.T) {
 func newRoot(args ...string) *cobra.Command {
 	a := app.New(io.Discard, io.Discard)
 	if a.Args = args; len(args) == 0 {
-		a.Args = groupNames
+		a.Args = cli.Groups
 	}
-	return rootCommand(a)
+	return cli.Root(a)
 }
 
 // commands yields a command and all below it.
@@ -187,7 +188,7 @@ func commands(cmd *cobra.Command) func(yield func(*cobra.Command) bool) {
 func TestGroupNames(t *testing.T) {
 	for _, cmd := range newRoot().Commands() {
 		if !cmd.HasSubCommands() && strings.HasSuffix(cmd.Use, " COMMAND") {
-			t.Errorf("%s is not in groupNames", fmt.Sprint(cmd.Name()))
+			t.Errorf("%s is not in cli.Groups", fmt.Sprint(cmd.Name()))
 		}
 	}
 }

@@ -15,7 +15,8 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/kilnbuild/kiln/cmd/kiln/internal/app"
+	"github.com/kilnbuild/kiln/cmd/internal/app"
+	"github.com/kilnbuild/kiln/cmd/internal/cli"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/kilntest"
 	"github.com/kilnbuild/kiln/llb"
@@ -34,7 +35,7 @@ func TestMain(m *testing.M) {
 // testMain is kiln with commands for what no command of kiln does on request.
 func testMain() {
 	a := app.New(os.Stdout, os.Stderr)
-	root := rootCommand(a)
+	root := cli.Root(a)
 	root.AddCommand(
 		&cobra.Command{Use: "panic", RunE: func(*cobra.Command, []string) error { panic("oops") }},
 		// wait says when it is ready for a signal, and once more if it is stubborn.
@@ -49,7 +50,7 @@ func testMain() {
 			return cmd.Context().Err()
 		}},
 	)
-	os.Exit(execute(a, root, os.Args[1:]))
+	os.Exit(cli.Execute(a, root, os.Args[1:]))
 }
 
 func TestScripts(t *testing.T) {

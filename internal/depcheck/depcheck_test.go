@@ -27,31 +27,34 @@ const module = "github.com/kilnbuild/kiln/"
 // packages below internal that are not listed here: they know each other and nothing else of ours. A package may always
 // import its own internal packages, and those the small nouns if it may.
 var allowed = map[string][]string{
-	// A command for each of build, store, store/images and doctor; the others for types of errors and options, and for what the language
 	// The commands for the root directory as a whole; those for images and builds are packages of their own.
-	"cmd/kiln": {"store", "doctor", "events", "internal", "llb"},
+	"cmd/kiln": {"cmd/internal/cli"},
+	"cmd/internal/cli": {"cmd/internal/app", "cmd/internal/buildcmd", "cmd/internal/cachecmd", "cmd/internal/complete", "cmd/internal/help", "cmd/internal/imagecmd", "cmd/internal/manual",
+		"cmd/internal/report", "cmd/internal/runcmd", "cmd/internal/signals", "store", "doctor", "events", "internal"},
 	// What all commands need: the root directory with what works on it, and types of errors.
-	"cmd/kiln/internal/app":      {"cmd/kiln/internal/console", "cmd/kiln/internal/dialect", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/signals", "build", "build/contexts", "store", "store/images", "progress", "events", "internal", "parser", "registry", "solver"},
-	"cmd/kiln/internal/imagecmd": {"attestation", "attestation/slsa", "verify", "registry/layout", "cmd/kiln/internal/app", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/table", "cmd/kiln/internal/values", "store/images", "events", "exporter", "internal", "llb", "registry", "registry/auth", "registry/image"},
-	"cmd/kiln/internal/buildcmd": {"cmd/kiln/internal/app", "cmd/kiln/internal/console", "cmd/kiln/internal/help", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "bake", "build", "build/confine", "build/contexts", "build/set", "build/sources", "compose", "events", "exporter", "internal", "llb", "progress", "registry/auth", "sandbox"},
-	"cmd/kiln/internal/runcmd":   {"cmd/kiln/internal/app", "cmd/kiln/internal/console", "cmd/kiln/internal/help", "cmd/kiln/internal/signals", "cmd/kiln/internal/values", "build/confine", "events", "internal", "run", "sandbox"},
+	"cmd/internal/app":      {"cmd/internal/console", "cmd/internal/dialect", "cmd/internal/help", "cmd/internal/report", "cmd/internal/signals", "build", "build/contexts", "store", "store/images", "progress", "events", "internal", "parser", "registry", "solver"},
+	"cmd/internal/imagecmd": {"attestation", "attestation/slsa", "verify", "registry/layout", "cmd/internal/app", "cmd/internal/help", "cmd/internal/report", "cmd/internal/table", "cmd/internal/values", "store/images", "events", "exporter", "internal", "llb", "registry", "registry/auth", "registry/image"},
+	"cmd/internal/buildcmd": {"cmd/internal/app", "cmd/internal/console", "cmd/internal/help", "cmd/internal/report", "cmd/internal/values", "bake", "build", "build/confine", "build/contexts", "build/set", "build/sources", "compose", "events", "exporter", "internal", "llb", "progress", "registry/auth", "sandbox"},
+	"cmd/internal/runcmd":   {"cmd/internal/app", "cmd/internal/console", "cmd/internal/help", "cmd/internal/signals", "cmd/internal/values", "build/confine", "events", "internal", "run", "sandbox"},
 	// The user's terminal, for a program.
-	"cmd/kiln/internal/console": {"sandbox"},
+	"cmd/internal/console": {"sandbox"},
 	// What is read from commands and flags, whatever they are.
-	"cmd/kiln/internal/help": {},
+	"cmd/internal/help": {},
 	// What shells complete, which is read from wherever it is without opening the root directory.
-	"cmd/kiln/internal/complete": {"cmd/kiln/internal/buildcmd", "cmd/kiln/internal/help", "cmd/kiln/internal/values", "build/contexts", "history", "parser",
+	"cmd/internal/complete": {"cmd/internal/buildcmd", "cmd/internal/help", "cmd/internal/values", "build/contexts", "history", "parser",
 		"progress", "registry/auth", "snapshot/blob", "store/peek", "internal"},
-	"cmd/kiln/internal/manual": {"cmd/kiln/internal/help", "internal"},
+	"cmd/internal/manual": {"cmd/internal/help", "internal"},
 	// What other tools call things.
-	"cmd/kiln/internal/dialect": {},
-	// The values of flags of kiln build, and the text of results. cmd/kiln/internal/table and signals may import nouns alone.
-	"cmd/kiln/internal/cachecmd": {
-		"cmd/kiln/internal/app", "cmd/kiln/internal/report", "cmd/kiln/internal/values", "build/caching", "cache/mounts", "cache/pack", "exporter", "registry",
+	"cmd/internal/dialect": {},
+	"cmd/internal/table":   {"internal"},
+	"cmd/internal/signals": {"internal"},
+	// The values of flags of kiln build, and the text of results.
+	"cmd/internal/cachecmd": {
+		"cmd/internal/app", "cmd/internal/report", "cmd/internal/values", "build/caching", "cache/mounts", "cache/pack", "exporter", "registry",
 		"snapshot/dir", "solver", "internal",
 	},
-	"cmd/kiln/internal/values": {"attestation", "build", "build/caching", "build/confine", "build/contexts", "build/early", "llb", "internal"},
-	"cmd/kiln/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
+	"cmd/internal/values": {"attestation", "build", "build/caching", "build/confine", "build/contexts", "build/early", "llb", "internal"},
+	"cmd/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 
 	"build": {
 		"attestation", "signature/attached", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/outputs", "build/reproduce", "build/sources", "sbom", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/imageconfig", "frontend/lint", "frontend/outline", "frontend/source", "llb", "registry", "registry/auth",
