@@ -300,10 +300,26 @@ func (s *Set) mount(ctx context.Context, w *work.Exec, m *pb.Mount) (int, error)
 		}
 		out.Mode, out.UID, out.GID = o.Mode&0o777, int(o.Uid), int(o.Gid)
 	default:
-		return 0, status.Errorf(codes.InvalidArgument, "mount type %s not implemented", m.MountType)
+		return 0, &MountTypeError{m.Dest, m.MountType}
 	}
 	w.Op.Mounts = append(w.Op.Mounts, out)
 	return len(w.Op.Mounts) - 1, nil
+}
+
+// MountTypeError is a mount of a type that this version of BuildKit's API does not have.
+type MountTypeError struct {
+	Dest string
+	Type pb.MountType
+}
+
+func (e *MountTypeError) Error() string {
+	return fmt.Sprintf("mount at %s: there is no mount of type %d: a container can have mounts of the types %s, %s, %s, %s and %s", e.Dest, e.Type,
+		pb.MountType_BIND, pb.MountType_CACHE, pb.MountType_TMPFS, pb.MountType_SECRET, pb.MountType_SSH)
+}
+
+// GRPCStatus returns what the client gets.
+func (e *MountTypeError) GRPCStatus() *status.Status {
+	return status.New(codes.InvalidArgument, e.Error())
 }
 
 var sharings = map[pb.CacheSharingOpt]llb.Sharing{

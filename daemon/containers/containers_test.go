@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,24 +20,14 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/daemon/apierr"
-	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/steptest"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
-	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/container"
 	"github.com/kilnbuild/kiln/solver/execute"
-	"github.com/kilnbuild/kiln/solver/plan"
 	"github.com/kilnbuild/kiln/solver/session"
 	"github.com/kilnbuild/kiln/solver/work"
 )
-
-type secrets map[string]string
-
-func (s secrets) Secret(_ context.Context, id string) ([]byte, bool, error) {
-	v, ok := s[id]
-	return []byte(v), ok, nil
-}
 
 // machine is a build with one result, "root", in which there is a shell.
 type machine struct {
@@ -90,51 +79,10 @@ func (s server) StatFileContainer(ctx context.Context, r *gateway.StatFileReques
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("a process is run as root")
-	}
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip(err)
-	}
-	program, err := os.ReadFile(busybox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	tmp := filepath.Join(dir, "tmp")
-	if err := errors.Join(os.Mkdir(tmp, 0o700), os.Mkdir(filepath.Join(dir, "locks"), 0o700)); err != nil {
-		t.Fatal(err)
-	}
-	images, err := cas.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	store, err := snapshot.Open(snapshot.Config{Root: dir, Tmp: tmp, Blobs: blob.Store{CAS: images}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	x, layers := execute.New(execute.Config{Root: dir, Tmp: tmp}), store.Job()
-	m := &machine{t: t, job: x.Job(&session.Session{Secrets: secrets{"s": "secret"}}, execute.Options{Snapshots: layers})}
-	t.Cleanup(func() {
-		if err := errors.Join(m.job.Close(), x.Close(context.Background()), layers.Close(), store.Close(), images.Release()); err != nil {
-			t.Error(err)
-		}
-	})
-	op := llb.File{Actions: []llb.Action{
-		{Mkfile: &llb.Mkfile{Path: "/bin/sh", Content: program, Attributes: llb.Attributes{Chmod: "0755"}}},
-		{Mkfile: &llb.Mkfile{Path: "/file", Content: []byte("0123456789"), Attributes: llb.Attributes{Chmod: "0644"}}},
-		{Symlink: &llb.Symlink{Path: "/link", Target: "file"}}, {Symlink: &llb.Symlink{Path: "/out", Target: "/../etc/passwd"}},
-	}}
-	p, err := (&plan.Planner{Layers: m.job, Sources: m.job, Session: m.job.Session, Tmp: tmp}).Plan(t.Context(), op, llb.Meta{}, []solver.Ref{{}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	made, err := m.job.Execute(t.Context(), p.Work, solver.Job{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.root = solver.NewRef(made[0].Layer)
+	steps := steptest.New(t, &session.Session{Secrets: steptest.Secrets{"s": "secret"}})
+	m := &machine{t: t, job: steps.Job}
+	m.root = steps.Make(steptest.Shell(t), steptest.File("/file", "0123456789", "0644"),
+		llb.Action{Symlink: &llb.Symlink{Path: "/link", Target: "file"}}, llb.Action{Symlink: &llb.Symlink{Path: "/out", Target: "/../etc/passwd"}})
 	m.serve()
 	return m
 }
@@ -353,28 +301,31 @@ func TestInvalid(t *testing.T) {
 	m := newMachine(t)
 	root := &pb.Mount{Dest: "/", ResultID: "root"}
 	for name, req := range map[string]*gateway.NewContainerRequest{
-		"no id":        {Mounts: []*pb.Mount{root}},
-		"long id":      {ContainerID: strings.Repeat("x", maxName+1), Mounts: []*pb.Mount{root}},
-		"no root":      {ContainerID: "x"},
-		"nil":          {ContainerID: "x", Mounts: []*pb.Mount{root, nil}},
-		"many":         {ContainerID: "x", Mounts: append(make([]*pb.Mount, maxMounts), root)},
-		"root tmpfs":   {ContainerID: "x", Mounts: []*pb.Mount{{Dest: "/", MountType: pb.MountType_TMPFS}}},
-		"at the root":  {ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/../"}}},
-		"unknown ref":  {ContainerID: "x", Mounts: []*pb.Mount{{Dest: "/", ResultID: "other"}}},
-		"no cache":     {ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/c", MountType: pb.MountType_CACHE}}},
-		"no secret":    {ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/c", MountType: pb.MountType_SECRET}}},
-		"no agent":     {ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/c", MountType: pb.MountType_SSH}}},
-		"unknown kind": {ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/c", MountType: 99}}},
-		"network":      {ContainerID: "x", Mounts: []*pb.Mount{root}, Network: 9},
-		"host":         {ContainerID: "x", Mounts: []*pb.Mount{root}, ExtraHosts: []*pb.HostIP{{Host: "a", IP: "b"}}},
-		"nil host":     {ContainerID: "x", Mounts: []*pb.Mount{root}, ExtraHosts: []*pb.HostIP{nil}},
-		"platform":     {ContainerID: "x", Mounts: []*pb.Mount{root}, Platform: &pb.Platform{OS: "linux", Architecture: "\x00"}},
-		"secret":       {ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/c", MountType: pb.MountType_SECRET, SecretOpt: &pb.SecretOpt{ID: "none"}}}},
+		"no id":       {Mounts: []*pb.Mount{root}},
+		"long id":     {ContainerID: strings.Repeat("x", maxName+1), Mounts: []*pb.Mount{root}},
+		"no root":     {ContainerID: "x"},
+		"nil":         {ContainerID: "x", Mounts: []*pb.Mount{root, nil}},
+		"many":        {ContainerID: "x", Mounts: append(make([]*pb.Mount, maxMounts), root)},
+		"root tmpfs":  {ContainerID: "x", Mounts: []*pb.Mount{{Dest: "/", MountType: pb.MountType_TMPFS}}},
+		"at the root": {ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/../"}}},
+		"unknown ref": {ContainerID: "x", Mounts: []*pb.Mount{{Dest: "/", ResultID: "other"}}},
+		"no cache":    {ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/c", MountType: pb.MountType_CACHE}}},
+		"no secret":   {ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/c", MountType: pb.MountType_SECRET}}},
+		"no agent":    {ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/c", MountType: pb.MountType_SSH}}},
+		"network":     {ContainerID: "x", Mounts: []*pb.Mount{root}, Network: 9},
+		"host":        {ContainerID: "x", Mounts: []*pb.Mount{root}, ExtraHosts: []*pb.HostIP{{Host: "a", IP: "b"}}},
+		"nil host":    {ContainerID: "x", Mounts: []*pb.Mount{root}, ExtraHosts: []*pb.HostIP{nil}},
+		"platform":    {ContainerID: "x", Mounts: []*pb.Mount{root}, Platform: &pb.Platform{OS: "linux", Architecture: "\x00"}},
+		"secret":      {ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/c", MountType: pb.MountType_SECRET, SecretOpt: &pb.SecretOpt{ID: "none"}}}},
 	} {
 		// Without the wire, which has no nil.
 		if _, err := m.set.NewContainer(t.Context(), req); err == nil {
 			t.Errorf("%s: no error", name)
 		}
+	}
+	unknown := &gateway.NewContainerRequest{ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/c", MountType: 99}}}
+	if _, err := m.NewContainer(t.Context(), unknown); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "/c: there is no mount of type 99") {
+		t.Error(err)
 	}
 	m.make("c")
 	if _, err := m.NewContainer(t.Context(), &gateway.NewContainerRequest{ContainerID: "c", Mounts: []*pb.Mount{root}}); status.Code(err) != codes.AlreadyExists {

@@ -19,14 +19,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 
-	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/internal/steptest"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
-	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/container"
 	"github.com/kilnbuild/kiln/solver/execute"
-	"github.com/kilnbuild/kiln/solver/plan"
 	"github.com/kilnbuild/kiln/solver/session"
 	"github.com/kilnbuild/kiln/solver/work"
 )
@@ -43,10 +40,8 @@ func (m *machine) Container(ctx context.Context, w work.Exec) (*container.Contai
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("a process is run as root")
-	}
-	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "frontend")
+	steptest.Root(t)
+	file := filepath.Join(t.TempDir(), "frontend")
 	build := exec.Command("go", "build", "-o", file, "./testdata/frontend")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -56,36 +51,8 @@ func newMachine(t *testing.T) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmp := filepath.Join(dir, "tmp")
-	if err := errors.Join(os.Mkdir(tmp, 0o700), os.Mkdir(filepath.Join(dir, "locks"), 0o700)); err != nil {
-		t.Fatal(err)
-	}
-	images, err := cas.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	store, err := snapshot.Open(snapshot.Config{Root: dir, Tmp: tmp, Blobs: blob.Store{CAS: images}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	x, layers := execute.New(execute.Config{Root: dir, Tmp: tmp}), store.Job()
-	m := &machine{job: x.Job(&session.Session{}, execute.Options{Snapshots: layers})}
-	t.Cleanup(func() {
-		if err := errors.Join(m.job.Close(), x.Close(context.Background()), layers.Close(), store.Close(), images.Release()); err != nil {
-			t.Error(err)
-		}
-	})
-	op := llb.File{Actions: []llb.Action{{Mkfile: &llb.Mkfile{Path: "/frontend", Content: program, Attributes: llb.Attributes{Chmod: "0755"}}}}}
-	p, err := (&plan.Planner{Layers: m.job, Sources: m.job, Session: m.job.Session, Tmp: tmp}).Plan(t.Context(), op, llb.Meta{}, []solver.Ref{{}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	made, err := m.job.Execute(t.Context(), p.Work, solver.Job{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.root = solver.NewRef(made[0].Layer)
-	return m
+	steps := steptest.New(t, &session.Session{})
+	return &machine{steps.Job, steps.Make(steptest.File("/frontend", string(program), "0755"))}
 }
 
 // bridge is a build that takes any result.

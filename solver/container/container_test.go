@@ -5,110 +5,44 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/rootfs"
+	"github.com/kilnbuild/kiln/internal/steptest"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/sandbox"
-	"github.com/kilnbuild/kiln/snapshot"
-	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/solver"
-	"github.com/kilnbuild/kiln/solver/execute"
-	"github.com/kilnbuild/kiln/solver/plan"
 	"github.com/kilnbuild/kiln/solver/session"
 	"github.com/kilnbuild/kiln/solver/work"
 )
 
-type secrets map[string]string
-
-func (s secrets) Secret(_ context.Context, id string) ([]byte, bool, error) {
-	v, ok := s[id]
-	return []byte(v), ok, nil
-}
-
 // machine has a root file system with a shell, in which processes run.
 type machine struct {
-	t     *testing.T
-	job   *execute.Job
-	store *snapshot.Store
-	root  solver.Ref
+	*steptest.Machine
+	root solver.Ref
 }
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("a process is run as root")
-	}
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip(err)
-	}
-	program, err := os.ReadFile(busybox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root := t.TempDir()
-	tmp := filepath.Join(root, "tmp")
-	if err := errors.Join(os.Mkdir(tmp, 0o700), os.Mkdir(filepath.Join(root, "locks"), 0o700)); err != nil {
-		t.Fatal(err)
-	}
-	images, err := cas.Open(root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	store, err := snapshot.Open(snapshot.Config{Root: root, Tmp: tmp, Blobs: blob.Store{CAS: images}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	x, layers := execute.New(execute.Config{Root: root, Tmp: tmp}), store.Job()
-	m := &machine{t: t, job: x.Job(&session.Session{}, execute.Options{Snapshots: layers}), store: store}
-	t.Cleanup(func() {
-		if err := errors.Join(m.job.Close(), x.Close(context.Background()), layers.Close(), store.Close(), images.Release()); err != nil {
-			t.Error(err)
-		}
-	})
-	m.root = m.files("0755", map[string]string{"/bin/sh": string(program)})
-	return m
-}
-
-// files returns a root file system of files by their paths.
-func (m *machine) files(mode string, files map[string]string) solver.Ref {
-	m.t.Helper()
-	var op llb.File
-	for path, text := range files {
-		op.Actions = append(op.Actions, llb.Action{Mkfile: &llb.Mkfile{Path: path, Content: []byte(text), Attributes: llb.Attributes{Chmod: mode}}})
-	}
-	p, err := (&plan.Planner{Layers: m.job, Sources: m.job, Session: m.job.Session, Tmp: m.job.Tmp}).Plan(m.t.Context(), op, llb.Meta{}, []solver.Ref{{}})
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	made, err := m.job.Execute(m.t.Context(), p.Work, solver.Job{})
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return solver.NewRef(made[0].Layer)
+	m := steptest.New(t, &session.Session{Secrets: steptest.Secrets{"s": "secret"}})
+	return &machine{m, m.Make(steptest.Shell(t))}
 }
 
 // Processes in a container share what it has, and nothing of what they write is kept.
 func TestContainer(t *testing.T) {
 	r := newMachine(t)
-	r.job.Secrets = secrets{"s": "secret"}
 	op := llb.Exec{Network: llb.NetworkNone, Hostname: "there", Mounts: []llb.Mount{
 		{Type: llb.MountTmpfs, Target: "/mounted"}, {Type: llb.MountSecret, ID: "none", Target: "/none"},
 		{Type: llb.MountBind, Target: "/bound", Input: 1, Source: "/"}, {Type: llb.MountSecret, ID: "s", Target: "/s", Mode: 0o400},
 	}}
-	bound := r.files("0644", map[string]string{"/f": "bound"})
-	before, err := r.store.IDs()
+	bound := r.Files("0644", map[string]string{"/f": "bound"})
+	before, err := r.Store.IDs()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := New(t.Context(), r.job, work.Exec{Op: op, In: []solver.Ref{r.root, bound}})
+	c, err := New(t.Context(), r.Job, work.Exec{Op: op, In: []solver.Ref{r.root, bound}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +113,7 @@ func TestContainer(t *testing.T) {
 	if _, err := c.Start(t.Context(), Process{Args: []string{"x"}}); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
-	after, err := r.store.IDs()
+	after, err := r.Store.IDs()
 	if err != nil || len(after) != len(before) {
 		t.Errorf("the layers are %v, %v", after, err)
 	}
@@ -189,7 +123,7 @@ func TestContainer(t *testing.T) {
 func TestContainerCloses(t *testing.T) {
 	r := newMachine(t)
 	for range 5 {
-		c, err := New(t.Context(), r.job, work.Exec{Op: llb.Exec{Network: llb.NetworkNone, ReadOnly: true}, In: []solver.Ref{r.root}})
+		c, err := New(t.Context(), r.Job, work.Exec{Op: llb.Exec{Network: llb.NetworkNone, ReadOnly: true}, In: []solver.Ref{r.root}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -210,7 +144,7 @@ func TestContainerCloses(t *testing.T) {
 			}
 		}
 		// What fails before there is a first process is told to those after it.
-		c, err = New(t.Context(), r.job, work.Exec{Op: llb.Exec{Network: llb.NetworkHost}, In: []solver.Ref{r.root}})
+		c, err = New(t.Context(), r.Job, work.Exec{Op: llb.Exec{Network: llb.NetworkHost}, In: []solver.Ref{r.root}})
 		if err != nil {
 			t.Fatal(err)
 		}

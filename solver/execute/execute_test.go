@@ -1,4 +1,4 @@
-package execute
+package execute_test
 
 import (
 	"archive/tar"
@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -17,14 +16,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxtest"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/localdir"
+	"github.com/kilnbuild/kiln/internal/steptest"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/execute"
 	"github.com/kilnbuild/kiln/solver/executetest"
 	"github.com/kilnbuild/kiln/solver/plan"
 	"github.com/kilnbuild/kiln/solver/session"
@@ -42,38 +41,14 @@ func TestContract(t *testing.T) {
 
 // machine plans and executes steps over a build context.
 type machine struct {
-	*Job
-	*plan.Planner
-	t     *testing.T
-	dir   string
-	store *snapshot.Store
+	*steptest.Machine
+	t   *testing.T
+	dir string
 }
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
-	root := t.TempDir()
-	tmp := filepath.Join(root, "tmp")
-	if err := errors.Join(os.Mkdir(tmp, 0o700), os.Mkdir(filepath.Join(root, "locks"), 0o700)); err != nil {
-		t.Fatal(err)
-	}
-	images, err := cas.Open(root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	store, err := snapshot.Open(snapshot.Config{Root: root, Tmp: tmp, Blobs: blob.Store{CAS: images}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &session.Session{}
-	x := New(Config{Root: root, Tmp: tmp})
-	layers := store.Job()
-	j := x.Job(s, Options{Snapshots: layers})
-	t.Cleanup(func() {
-		if err := errors.Join(j.Close(), x.Close(context.Background()), layers.Close(), store.Close(), images.Release()); err != nil {
-			t.Error(err)
-		}
-	})
-	return &machine{j, &plan.Planner{Layers: j, Sources: j, Session: s, Tmp: tmp}, t, t.TempDir(), store}
+	return &machine{steptest.New(t, &session.Session{}), t, t.TempDir()}
 }
 
 // look forgets what is known of the context, as a new build does.
@@ -115,29 +90,6 @@ func archive(t *testing.T, name, text string) string {
 	return b.String()
 }
 
-func (m *machine) plan(op llb.Op, in ...solver.Ref) solver.Plan {
-	m.t.Helper()
-	p, err := m.Plan(m.t.Context(), op, llb.Meta{}, in)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return p
-}
-
-// file returns a root with one more layer, of files by their paths.
-func (m *machine) files(mode string, files map[string]string) solver.Ref {
-	m.t.Helper()
-	var op llb.File
-	for path, text := range files {
-		op.Actions = append(op.Actions, llb.Action{Mkfile: &llb.Mkfile{Path: path, Content: []byte(text), Attributes: llb.Attributes{Chmod: mode}}})
-	}
-	made, err := m.Execute(m.t.Context(), m.plan(op, scratch).Work, solver.Job{})
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return solver.NewRef(made[0].Layer)
-}
-
 // want checks the names in the top directory of a root.
 func (m *machine) want(r solver.Ref, want string) {
 	m.t.Helper()
@@ -160,20 +112,9 @@ func (m *machine) want(r solver.Ref, want string) {
 
 // What a process writes to a mount that is an output becomes a layer over what the mount showed; what it writes to another is thrown away.
 func TestMountOutputs(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("a process is run as root")
-	}
 	m := newMachine(t)
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip(err)
-	}
-	program, err := os.ReadFile(busybox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root := m.files("0755", map[string]string{"/bin/sh": string(program)})
-	shown := m.files("0644", map[string]string{"/old": "old", "/gone": "gone"})
+	root := m.Make(steptest.Shell(t))
+	shown := m.Files("0644", map[string]string{"/old": "old", "/gone": "gone"})
 	op := llb.Exec{
 		Args: []string{"/bin/sh", "-c", "echo -n new >/out/new; rm /out/gone; echo -n x >/thrown/away; echo -n kept >/kept"}, Cwd: "/", Network: llb.NetworkNone,
 		Mounts: []llb.Mount{
@@ -181,7 +122,7 @@ func TestMountOutputs(t *testing.T) {
 			{Type: llb.MountBind, Target: "/out", Input: 1, Source: "/", Output: 1},
 		},
 	}
-	p := m.plan(op, root, shown)
+	p := m.Step(op, root, shown)
 	made, err := m.Execute(t.Context(), p.Work, solver.Job{Stdout: io.Discard, Stderr: io.Discard})
 	if err != nil {
 		t.Fatal(err)
@@ -203,26 +144,15 @@ func TestMountOutputs(t *testing.T) {
 
 // A step can show its root read-only, end with another status than 0, and change a directory of a mount that becomes an output.
 func TestRawExec(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("a process is run as root")
-	}
 	m := newMachine(t)
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip(err)
-	}
-	program, err := os.ReadFile(busybox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root := m.files("0755", map[string]string{"/bin/sh": string(program)})
-	shown := m.files("0644", map[string]string{"/dir/old": "old", "/beside": "beside"})
+	root := m.Make(steptest.Shell(t))
+	shown := m.Files("0644", map[string]string{"/dir/old": "old", "/beside": "beside"})
 	run := func(script string, status ...int) ([]solver.Made, error) {
 		op := llb.Exec{
 			Args: []string{"/bin/sh", "-c", script}, Cwd: "/work", Network: llb.NetworkNone, ReadOnly: true, ExitStatus: status,
 			Mounts: []llb.Mount{{Type: llb.MountBind, Target: "/out", Input: 1, Source: "/dir", Output: 1}},
 		}
-		return m.Execute(t.Context(), m.plan(op, root, shown).Work, solver.Job{Stdout: io.Discard, Stderr: io.Discard})
+		return m.Execute(t.Context(), m.Step(op, root, shown).Work, solver.Job{Stdout: io.Discard, Stderr: io.Discard})
 	}
 	made, err := run("echo -n x 2>/dev/null >/new && exit 1; echo -n new >/out/new; exit 3", 0, 3)
 	if err != nil {
@@ -242,7 +172,7 @@ func TestRawExec(t *testing.T) {
 	}
 	for script, status := range map[string][]int{"exit 3": nil, "exit 0": {3}, "exit 4": {0, 3}} {
 		_, err := run(script, status...)
-		if _, ok := errors.AsType[*ExitError](err); !ok {
+		if _, ok := errors.AsType[*execute.ExitError](err); !ok {
 			t.Errorf("%q succeeds with the statuses %v: %v", script, status, err)
 		}
 	}
@@ -255,13 +185,13 @@ type images struct {
 	opened int
 }
 
-func (i *images) Layers(context.Context, llb.Image) ([]ImageLayer, error) {
-	return []ImageLayer{{DiffID: digest.Digest(i.diffID)}}, nil
+func (i *images) Layers(context.Context, llb.Image) ([]execute.ImageLayer, error) {
+	return []execute.ImageLayer{{DiffID: digest.Digest(i.diffID)}}, nil
 }
 
 func (i *images) Architecture(llb.Image) string { return runtime.GOARCH }
 
-func (i *images) Open(context.Context, llb.Image, ImageLayer) (io.ReadCloser, error) {
+func (i *images) Open(context.Context, llb.Image, execute.ImageLayer) (io.ReadCloser, error) {
 	i.opened++
 	return io.NopCloser(bytes.NewReader(i.blob)), nil
 }
@@ -274,10 +204,10 @@ func TestPlanningUnpacksNothing(t *testing.T) {
 		blob := []byte(archive(t, "file", "of the image"))
 		img := &images{blob: blob, diffID: digest.FromBytes(blob).String()}
 		m.Job.Images = img
-		image := m.plan(llb.Image{}).Outputs[0]
+		image := m.Step(llb.Image{}).Outputs[0]
 		m.Expect(image, func() solver.Demand { return solver.Demand{Files: expected} })
-		p := m.plan(copyOp(llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/file"}}, Dest: "/"}), scratch, image)
-		ids, err := m.store.IDs()
+		p := m.Step(copyOp(llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/file"}}, Dest: "/"}), scratch, image)
+		ids, err := m.Store.IDs()
 		if err != nil || (len(ids) > 0) != expected {
 			t.Errorf("files expected: %v: planning made the layers %v, %v", expected, ids, err)
 		}
@@ -373,7 +303,7 @@ func TestContextChangesWhilePacked(t *testing.T) {
 				if err == nil || blobs() > 0 || !strings.Contains(err.Error(), "file") {
 					t.Errorf("Run = %v, and there are %d blobs", err, blobs())
 				}
-				if ids, err := p.store.IDs(); err != nil || len(ids) > 0 {
+				if ids, err := p.Store.IDs(); err != nil || len(ids) > 0 {
 					t.Errorf("the layers are %v, %v", ids, err)
 				}
 				disturb = func() {}
@@ -406,7 +336,7 @@ func (zeros) Read(p []byte) (int, error) {
 // them nothing.
 func TestRootWithoutEmptyLayers(t *testing.T) {
 	m := newMachine(t)
-	files := m.files("0644", map[string]string{"/a": "a"})
+	files := m.Files("0644", map[string]string{"/a": "a"})
 	made := files.Layers()[0]
 	var root solver.Ref
 	for i := range 2000 {
@@ -424,7 +354,7 @@ func TestRootWithoutEmptyLayers(t *testing.T) {
 	}
 	m.want(root, "a")
 	// Merged onto another root it keeps all its layers.
-	merged := m.plan(llb.Merge{}, m.files("0644", map[string]string{"/b": "b"}), root)
+	merged := m.Step(llb.Merge{}, m.Files("0644", map[string]string{"/b": "b"}), root)
 	if !merged.Done || merged.Outputs[0].Depth() != 2002 {
 		t.Fatalf("merging plans %+v", merged)
 	}
@@ -439,19 +369,8 @@ type runner struct {
 
 func newRunner(t *testing.T) *runner {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("a process is run as root")
-	}
 	m := newMachine(t)
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip(err)
-	}
-	program, err := os.ReadFile(busybox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &runner{m, m.files("0755", map[string]string{"/bin/sh": string(program)})}
+	return &runner{m, m.Make(steptest.Shell(t))}
 }
 
 // sh runs a script with cache mounts, which are "id:sharing" at /1, /2 and so on, and returns what it prints.
@@ -520,18 +439,10 @@ func TestFreshCaches(t *testing.T) {
 	}
 }
 
-// secrets are those of a build, by id.
-type secrets map[string]string
-
-func (s secrets) Secret(_ context.Context, id string) ([]byte, bool, error) {
-	v, ok := s[id]
-	return []byte(v), ok, nil
-}
-
 // One Executor serves several jobs at once, each with the secrets of its own session, and goes on when one of them is closed.
 func TestJobs(t *testing.T) {
 	r := newRunner(t)
-	run := func(j *Job, want string) {
+	run := func(j *execute.Job, want string) {
 		op := llb.Exec{Args: []string{"/bin/sh", "-c", "cat /s"}, Cwd: "/", Network: llb.NetworkNone,
 			Mounts: []llb.Mount{{Type: llb.MountSecret, ID: "s", Target: "/s", Required: true, Mode: 0o400}}}
 		p, err := (&plan.Planner{Layers: j, Sources: j, Session: j.Session, Tmp: j.Tmp}).Plan(t.Context(), op, llb.Meta{}, []solver.Ref{r.root})
@@ -548,8 +459,8 @@ func TestJobs(t *testing.T) {
 	for n := range 4 {
 		all.Go(func() {
 			value := fmt.Sprint("secret ", n)
-			layers := r.store.Job()
-			j := r.Executor.Job(&session.Session{Secrets: secrets{"s": value}}, Options{Snapshots: layers})
+			layers := r.Store.Job()
+			j := r.Executor.Job(&session.Session{Secrets: steptest.Secrets{"s": value}}, execute.Options{Snapshots: layers})
 			for range 5 {
 				run(j, value)
 			}
@@ -569,7 +480,7 @@ func TestPrepared(t *testing.T) {
 	r := newRunner(t)
 	op := llb.Exec{Args: []string{"/bin/sh", "-c", "exit 1"}, Env: []string{"A=step"}, Cwd: "/", Network: llb.NetworkNone,
 		Mounts: []llb.Mount{{Type: llb.MountTmpfs, Target: "/mounted"}}}
-	p, err := r.Job.Prepare(t.Context(), r.plan(op, r.root).Work.(work.Exec))
+	p, err := r.Job.Prepare(t.Context(), r.Step(op, r.root).Work.(work.Exec))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -580,27 +491,9 @@ func TestPrepared(t *testing.T) {
 	if err := p.Run(t.Context()); err != nil || out.String() != "step\nx\n" {
 		t.Errorf("%q, %v", out.String(), err)
 	}
-	ids, err := r.store.IDs()
+	ids, err := r.Store.IDs()
 	if err != nil || len(ids) != 1 {
 		t.Errorf("the layers are %v, %v", ids, err)
-	}
-}
-
-// A root of more layers than can be mounted is an error before anything of it is unpacked.
-func TestMountable(t *testing.T) {
-	var root solver.Ref
-	for i := range snapshot.MaxLayers {
-		root = root.Push(solver.Layer{ID: fmt.Sprintf("%064x", i), Content: solver.Content{1}})
-	}
-	root = root.Push(solver.Layer{ID: fmt.Sprintf("%064x", 0), Content: solver.Content{1}}) // a layer that is there already
-	root = root.Push(solver.Layer{ID: fmt.Sprintf("%064x", 1000)})                          // one without entries
-	if err := mountable(root); err != nil {
-		t.Errorf("as many as there may be: %v", err)
-	}
-	root = root.Push(solver.Layer{ID: fmt.Sprintf("%064x", 1001), Content: solver.Content{1}})
-	many, ok := errors.AsType[*snapshot.TooManyLayersError](mountable(root))
-	if !ok || many.Layers != snapshot.MaxLayers+1 || !strings.Contains(many.Error(), "COPY --from") {
-		t.Errorf("one more: %v", many)
 	}
 }
 
@@ -608,7 +501,7 @@ func TestMountable(t *testing.T) {
 func TestLeft(t *testing.T) {
 	r := newRunner(t)
 	r.Job.KeepLeft = true
-	shown := r.files("0644", map[string]string{"/old": "old"})
+	shown := r.Files("0644", map[string]string{"/old": "old"})
 	op := llb.Exec{
 		Args: []string{"/bin/sh", "-c", "echo x > /kept; echo x > /out/new; echo x > /thrown/away; exit 3"}, Cwd: "/", Network: llb.NetworkNone,
 		Mounts: []llb.Mount{
@@ -616,7 +509,7 @@ func TestLeft(t *testing.T) {
 			{Type: llb.MountBind, Target: "/shown", Input: 1, Source: "/", ReadOnly: true}, {Type: llb.MountTmpfs, Target: "/tmp"},
 		},
 	}
-	_, err := r.Execute(t.Context(), r.plan(op, r.root, shown).Work, solver.Job{Stdout: io.Discard, Stderr: io.Discard})
+	_, err := r.Execute(t.Context(), r.Step(op, r.root, shown).Work, solver.Job{Stdout: io.Discard, Stderr: io.Discard})
 	l := r.Job.Left(fmt.Errorf("build: %w", err))
 	if l == nil || len(l.Mounts) != 4 {
 		t.Fatalf("%+v is left of %v", l, err)
@@ -630,7 +523,7 @@ func TestLeft(t *testing.T) {
 	}
 	// A step that succeeds keeps its outputs alone.
 	op.Args[2] = "echo x > /out/new; echo x > /thrown/away"
-	made, err := r.Execute(t.Context(), r.plan(op, r.root, shown).Work, solver.Job{Stdout: io.Discard, Stderr: io.Discard})
+	made, err := r.Execute(t.Context(), r.Step(op, r.root, shown).Work, solver.Job{Stdout: io.Discard, Stderr: io.Discard})
 	if err != nil || len(made) != 2 {
 		t.Errorf("%+v, %v", made, err)
 	}
