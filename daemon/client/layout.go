@@ -31,7 +31,7 @@ func (c *Client) Store(ctx context.Context, session, name string) (image.Source,
 // afterAt returns what is behind the last at sign, or all.
 func afterAt(ref string) string { return ref[strings.LastIndexByte(ref, '@')+1:] }
 
-// layout is an OCI layout of a client. It implements image.Source and image.Documents.
+// layout is an OCI layout of a client. It implements image.Source.
 type layout struct {
 	client *Client
 	name   string
@@ -61,30 +61,11 @@ func (l *layout) resolve(ctx context.Context, ref string, platform ocispec.Platf
 		return nil, err
 	}
 	target := ocispec.Descriptor{Digest: d, Size: info.Size}
-	data, declared, err := l.Document(ctx, target)
+	data, declared, err := image.Fetched{Fetcher: l}.Document(ctx, target)
 	if err != nil {
 		return nil, err
 	}
-	return image.Resolve(ctx, l, image.Named{Ref: ref, Target: target, Data: data, Declared: declared}, platform, store)
-}
-
-// Document implements image.Documents.
-func (l *layout) Document(ctx context.Context, desc ocispec.Descriptor) ([]byte, string, error) {
-	data, err := l.Blob(ctx, desc)
-	return data, desc.MediaType, err
-}
-
-// Blob implements image.Documents.
-func (l *layout) Blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
-	if desc.Size > cas.MaxManifest {
-		return nil, image.ErrTooLarge
-	}
-	rc, err := l.Fetch(ctx, "", desc)
-	if err != nil {
-		return nil, err
-	}
-	defer rc.Close()
-	return cas.ReadAll(rc, desc, 0)
+	return image.Resolve(ctx, image.Fetched{Fetcher: l}, image.Named{Ref: ref, Target: target, Data: data, Declared: declared}, platform, store)
 }
 
 // Fetch implements image.Source.

@@ -71,6 +71,29 @@ type Documents interface {
 	Blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, error)
 }
 
+// Fetched are Documents whose bytes come from a Fetcher that needs no name, such as an OCI layout, and whose media types are those of their
+// descriptors.
+type Fetched struct{ Fetcher }
+
+// Document implements Documents.
+func (f Fetched) Document(ctx context.Context, desc ocispec.Descriptor) ([]byte, string, error) {
+	data, err := f.Blob(ctx, desc)
+	return data, desc.MediaType, err
+}
+
+// Blob implements Documents.
+func (f Fetched) Blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	if desc.Size > cas.MaxManifest {
+		return nil, ErrTooLarge
+	}
+	rc, err := f.Fetch(ctx, "", desc)
+	if err != nil {
+		return nil, err
+	}
+	defer rc.Close()
+	return cas.ReadAll(rc, desc, 0)
+}
+
 // resolver goes from a name's document to the image for one platform.
 type resolver struct {
 	src    Documents

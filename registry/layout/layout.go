@@ -122,7 +122,7 @@ func (l *Layout) resolve(ctx context.Context, ref string, platform ocispec.Platf
 	if err != nil {
 		return nil, err
 	}
-	return image.Resolve(ctx, l, named, platform, store)
+	return image.Resolve(ctx, image.Fetched{Fetcher: l}, named, platform, store)
 }
 
 // Named returns what ref stands for, as Resolve finds it: a manifest, or an index of images for several platforms.
@@ -139,7 +139,7 @@ func (l *Layout) named(ctx context.Context, ref string, platform ocispec.Platfor
 	if err != nil {
 		return image.Named{}, err
 	}
-	data, declared, err := l.Document(ctx, target)
+	data, declared, err := image.Fetched{Fetcher: l}.Document(ctx, target)
 	return image.Named{Ref: Scheme + Name(l.dir, ref), Target: target, Data: data, Declared: declared}, err
 }
 
@@ -224,25 +224,6 @@ func entryNames(d ocispec.Descriptor) []string {
 		}
 	}
 	return names
-}
-
-// Document implements image.Documents.
-func (l *Layout) Document(ctx context.Context, desc ocispec.Descriptor) ([]byte, string, error) {
-	data, err := l.Blob(ctx, desc)
-	return data, desc.MediaType, err
-}
-
-// Blob implements image.Documents.
-func (l *Layout) Blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
-	if desc.Size > cas.MaxManifest {
-		return nil, image.ErrTooLarge
-	}
-	rc, err := l.Fetch(ctx, "", desc)
-	if err != nil {
-		return nil, err
-	}
-	defer rc.Close()
-	return cas.ReadAll(rc, desc, 0)
 }
 
 // Fetch opens a blob of the layout, whatever ref is. See image.Source.

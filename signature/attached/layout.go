@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/cas"
+	"github.com/kilnbuild/kiln/registry/image"
 	"github.com/kilnbuild/kiln/registry/layout"
 	"github.com/kilnbuild/kiln/signature"
 	digest "github.com/opencontainers/go-digest"
@@ -26,7 +27,7 @@ func (l Layout) Tagged(ctx context.Context, tag string) ([]byte, error) {
 	for _, d := range all {
 		// The name may be that of a registry with the tag.
 		if name := d.Annotations[ocispec.AnnotationRefName]; name == tag || strings.HasSuffix(name, ":"+tag) {
-			return l.Layout.Blob(ctx, d)
+			return image.Fetched{Fetcher: l.Layout}.Blob(ctx, d)
 		}
 	}
 	return nil, nil
@@ -43,7 +44,7 @@ func (l Layout) Referrers(context.Context, digest.Digest) ([]ocispec.Descriptor,
 
 // Manifest implements Source.
 func (l Layout) Manifest(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
-	return l.Layout.Blob(ctx, desc)
+	return image.Fetched{Fetcher: l.Layout}.Blob(ctx, desc)
 }
 
 // Blob implements Source.

@@ -260,7 +260,7 @@ func (s layoutSource) named(ctx context.Context) (image.Named, error) {
 }
 
 func (s layoutSource) document(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
-	data, _, err := s.layout.Document(ctx, desc)
+	data, _, err := image.Fetched{Fetcher: s.layout}.Document(ctx, desc)
 	return data, err
 }
 
