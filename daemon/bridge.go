@@ -367,28 +367,8 @@ func (s *bridges) StatFile(ctx context.Context, req *gateway.StatFileRequest) (*
 
 // stat returns an entry as BuildKit's API has it.
 func stat(e *layer.Entry) *fstypes.Stat {
-	s := &fstypes.Stat{
-		Path: path.Base("/" + e.Path), Uid: e.UID, Gid: e.GID, Size: e.Size, ModTime: e.ModTime.UnixNano(), Linkname: e.Link,
-		Devmajor: int64(e.Major), Devminor: int64(e.Minor),
+	return &fstypes.Stat{
+		Path: path.Base("/" + e.Path), Mode: uint32(e.FSMode()), Uid: e.UID, Gid: e.GID, Size: e.Size, ModTime: e.ModTime.UnixNano(),
+		Linkname: e.Link, Devmajor: int64(e.Major), Devminor: int64(e.Minor),
 	}
-	mode := fs.FileMode(e.Mode & 0o777)
-	for bit, m := range map[uint32]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
-		if e.Mode&bit != 0 {
-			mode |= m
-		}
-	}
-	switch e.Type {
-	case layer.Dir:
-		mode |= fs.ModeDir
-	case layer.Symlink:
-		mode |= fs.ModeSymlink
-	case layer.Fifo:
-		mode |= fs.ModeNamedPipe
-	case layer.Char:
-		mode |= fs.ModeDevice | fs.ModeCharDevice
-	case layer.Block:
-		mode |= fs.ModeDevice
-	}
-	s.Mode = uint32(mode)
-	return s
 }

@@ -144,26 +144,8 @@ func (f *files) Walk(ctx context.Context, _ string, fn fs.WalkDirFunc) error {
 
 // stat describes an entry.
 func (f *files) stat(e *layer.Entry) *types.Stat {
-	mode := fs.FileMode(e.Mode & 0o777)
-	for _, m := range modes {
-		if e.Mode&m.bit != 0 {
-			mode |= m.flag
-		}
-	}
-	switch e.Type {
-	case layer.Dir:
-		mode |= fs.ModeDir
-	case layer.Symlink:
-		mode |= fs.ModeSymlink
-	case layer.Fifo:
-		mode |= fs.ModeNamedPipe
-	case layer.Char:
-		mode |= fs.ModeDevice | fs.ModeCharDevice
-	case layer.Block:
-		mode |= fs.ModeDevice
-	}
 	s := &types.Stat{
-		Path: e.Path, Mode: uint32(mode), Uid: e.UID, Gid: e.GID, Size: e.Size, ModTime: e.ModTime.UnixNano(), Linkname: e.Link,
+		Path: e.Path, Mode: uint32(e.FSMode()), Uid: e.UID, Gid: e.GID, Size: e.Size, ModTime: e.ModTime.UnixNano(), Linkname: e.Link,
 		Devmajor: int64(e.Major), Devminor: int64(e.Minor),
 	}
 	if f.epoch != nil {

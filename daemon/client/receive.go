@@ -343,7 +343,7 @@ func (r *receiver) entry(s *types.Stat) (e layer.Entry, keep bool, err error) {
 		return bad(why)
 	}
 	mode := fs.FileMode(s.Mode)
-	e = layer.Entry{Path: s.Path, Mode: unixMode(mode), UID: s.Uid, GID: s.Gid, ModTime: time.Unix(0, s.ModTime)}
+	e = layer.Entry{Path: s.Path, Mode: layer.LinuxMode(mode), UID: s.Uid, GID: s.Gid, ModTime: time.Unix(0, s.ModTime)}
 	r.names += int64(len(s.Path) + len(s.Linkname))
 	if e.Xattrs, err = r.xattrs(s); err != nil {
 		return e, false, err
@@ -398,23 +398,6 @@ func (r *receiver) xattrs(s *types.Stat) ([]layer.Xattr, error) {
 	}
 	return all, nil
 }
-
-// unixMode returns permission bits as Linux has them.
-func unixMode(m fs.FileMode) uint32 {
-	mode := uint32(m.Perm())
-	for _, b := range modes {
-		if m&b.flag != 0 {
-			mode |= b.bit
-		}
-	}
-	return mode
-}
-
-// modes are bits of modes as Linux and as package fs has them.
-var modes = []struct {
-	bit  uint32
-	flag fs.FileMode
-}{{unix.S_ISUID, fs.ModeSetuid}, {unix.S_ISGID, fs.ModeSetgid}, {unix.S_ISVTX, fs.ModeSticky}}
 
 // badPath says what is wrong with a path, or "". A name that no layer can have is for the step to refuse that copies it.
 func badPath(p string) string {

@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/kilnbuild/kiln/internal/layer"
 )
 
 // Limits of what is read at once.
@@ -105,12 +107,7 @@ func (m mount) read(name string, kind uint32, wrong error) (*os.File, error) {
 // stat describes what f is open on.
 func stat(name string, f *os.File, st unix.Stat_t) (*fstypes.Stat, error) {
 	out := &fstypes.Stat{Path: name, Uid: st.Uid, Gid: st.Gid, ModTime: st.Mtim.Nano()}
-	mode := fs.FileMode(st.Mode & 0o777)
-	for bit, m := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
-		if st.Mode&bit != 0 {
-			mode |= m
-		}
-	}
+	mode := layer.FSMode(st.Mode)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		mode |= fs.ModeDir

@@ -258,23 +258,11 @@ func (m *maker) newDir(path string) layer.Entry {
 }
 
 func (m *maker) mode(e *layer.Entry) uint32 {
-	x := fs.FileMode(e.Mode & 0o777)
-	for bit, flag := range map[uint32]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
-		if e.Mode&bit != 0 {
-			x |= flag
-		}
-	}
+	x := layer.FSMode(e.Mode)
 	if e.Type == layer.Dir {
 		x |= fs.ModeDir
 	}
-	x = m.chmod.Apply(x)
-	out := uint32(x.Perm())
-	for bit, flag := range map[uint32]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
-		if x&flag != 0 {
-			out |= bit
-		}
-	}
-	return out
+	return layer.LinuxMode(m.chmod.Apply(x))
 }
 
 // own sets the owner of an entry.
