@@ -117,12 +117,16 @@ func TestJobs(t *testing.T) {
 // What is wrong with the options is said before anything is read, and holds nothing.
 func TestBegin(t *testing.T) {
 	b := newBuilder(t)
+	elsewhere, err := exporter.ParseAnnotation("manifest[linux/s390x]:a=b")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, o := range map[string]Options{
 		"name":     {Export: Export{Tags: []string{"a.-b"}}},
-		"output":   {Export: one(OutputOCI, "tar", "maybe")},
+		"output":   {Export: Export{Outputs: []Output{{Type: OutputOCI, Attrs: map[string]string{"tar": "maybe"}}}}},
 		"limits":   {Run: Run{Request: confine.Request{Limits: confine.Limits{"memory-swap": "1m", "memory": "1g"}}}},
 		"/proc":    {Run: Run{Request: confine.Request{NoProcessSandbox: true}}},
-		"platform": {Export: Export{Annotations: annotations(t, "manifest[linux/s390x]:a=b")}},
+		"platform": {Export: Export{Annotations: elsewhere}},
 	} {
 		if _, err := b.Begin(o, nil); !errors.As(err, new(*input.Error)) {
 			t.Errorf("%s: %v", name, err)
@@ -167,7 +171,8 @@ func TestStdin(t *testing.T) {
 	b := newBuilder(t)
 	build := func(text, dockerfile string) (*Result, error) {
 		return b.Build(t.Context(), Options{
-			Source: contexts.Source{Context: "-", Dockerfile: dockerfile, Stdin: strings.NewReader(text)}, Export: one(OutputCacheOnly),
+			Source: contexts.Source{Context: "-", Dockerfile: dockerfile, Stdin: strings.NewReader(text)},
+			Export: Export{Outputs: []Output{{Type: OutputCacheOnly}}},
 		}, nil)
 	}
 	if res, err := build("FROM scratch\nLABEL a=b\n", ""); err != nil || string(res.Dockerfile) != "FROM scratch\nLABEL a=b\n" {
@@ -198,22 +203,4 @@ func TestMaterials(t *testing.T) {
 			t.Errorf("the materials are %v, want %v", r.Materials, want)
 		}
 	}
-}
-
-// one returns an Export to one output with keys and values.
-func one(kind OutputType, attrs ...string) Export {
-	out := Output{Type: kind, Attrs: map[string]string{}}
-	for i := 0; i < len(attrs); i += 2 {
-		out.Attrs[attrs[i]] = attrs[i+1]
-	}
-	return Export{Outputs: []Output{out}}
-}
-
-func annotations(t *testing.T, value string) []exporter.Annotation {
-	t.Helper()
-	all, err := exporter.ParseAnnotation(value)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return all
 }
