@@ -149,8 +149,8 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.open = &opened{client: o.Client.Locals, trees: map[localName]layer.Tree{}, needed: map[llb.Digest]*needed{}}
 	j.onClose(func(context.Context) error { j.open.close(); return nil })
 	j.session = &session.Session{
-		Secrets: o.Client.Secrets, Agents: o.Client.Agents, Uploads: o.Client.Uploads, Allow: o.Client.Allow, Elsewhere: o.Client.Credentials != nil,
-		Locals: j.open, Warn: s.Warn, FreshCaches: o.Cache.FreshMounts, FreshUncached: o.Later,
+		Secrets: o.Client.Secrets, Agents: o.Client.Agents, Uploads: o.Client.Uploads, Allow: o.Client.Allow,
+		Elsewhere: o.Client.Credentials != nil, Locals: j.open, Warn: s.Warn, FreshCaches: o.Cache.FreshMounts, FreshUncached: o.Later,
 	}
 	if o.Debug {
 		j.session.Note = s.Warn

@@ -24,7 +24,8 @@ func check(req *controlapi.SolveRequest) error {
 	case req.Ref == "" || len(req.Ref) > maxRef:
 		return status.Errorf(codes.InvalidArgument, "a build needs a ref of at most %d bytes", maxRef)
 	case !slices.Contains(compatibility, req.CompatibilityVersion):
-		return status.Errorf(codes.InvalidArgument, "unsupported compatibility-version %d: kiln has %d", req.CompatibilityVersion, compatibility[1])
+		return status.Errorf(codes.InvalidArgument, "unsupported compatibility-version %d: kiln has %d", req.CompatibilityVersion,
+			compatibility[1])
 	case req.ProxyNetwork:
 		return status.Error(codes.Unimplemented, "a proxy network is not supported")
 	}

@@ -72,7 +72,8 @@ func (s *Server) end(b *buildJob, res records.Result) {
 
 // gone returns what is known of a build that has ended: that it has. It holds nothing of the build.
 func (b *buildJob) gone() *buildJob {
-	g := &buildJob{server: b.server, request: &controlapi.SolveRequest{Ref: b.request.Ref}, cancel: func(error) {}, ready: b.ready, over: b.over}
+	g := &buildJob{server: b.server, request: &controlapi.SolveRequest{Ref: b.request.Ref}, cancel: func(error) {}, ready: b.ready,
+		over: b.over}
 	g.own = &bridge{buildJob: g}
 	return g
 }

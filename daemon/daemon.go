@@ -152,7 +152,8 @@ const APIVersion = "v0.34.2"
 const dockerfileVersion = "1.28.0"
 
 func buildkitVersion() *apitypes.BuildkitVersion {
-	return &apitypes.BuildkitVersion{Package: "github.com/kilnbuild/kiln", Version: APIVersion, DockerfileVersion: dockerfileVersion, Revision: "kiln-" + version.String()}
+	return &apitypes.BuildkitVersion{Package: "github.com/kilnbuild/kiln", Version: APIVersion, DockerfileVersion: dockerfileVersion,
+		Revision: "kiln-" + version.String()}
 }
 
 // entitled returns those entitlements that a request asks for. The error says which of them the server does not grant.
@@ -163,7 +164,8 @@ func (s *Server) entitled(asked []string) ([]string, error) {
 			name = "device"
 		}
 		if !slices.Contains(s.config.Entitlements, name) {
-			return nil, status.Errorf(codes.PermissionDenied, "entitlement %s is not allowed: kilnd grants it with --allow-insecure-entitlement %s", e, name)
+			return nil, status.Errorf(codes.PermissionDenied, "entitlement %s is not allowed: kilnd grants it with --allow-insecure-entitlement %s",
+				e, name)
 		}
 	}
 	return asked, nil

@@ -111,7 +111,8 @@ func (b *buildJob) frontendImage(ctx context.Context, name string, all map[strin
 func workerOf(w *apitypes.WorkerRecord) gateway.Worker {
 	out := gateway.Worker{ID: w.ID, Labels: w.Labels}
 	for _, p := range w.Platforms {
-		out.Platforms = append(out.Platforms, ocispec.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion})
+		out.Platforms = append(out.Platforms, ocispec.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant,
+			OSVersion: p.OSVersion})
 	}
 	return out
 }

@@ -52,7 +52,9 @@ func (c *control) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream
 }
 
 // UpdateBuildHistory pins a build of the history, or removes it.
-func (c *control) UpdateBuildHistory(_ context.Context, req *controlapi.UpdateBuildHistoryRequest) (*controlapi.UpdateBuildHistoryResponse, error) {
+func (c *control) UpdateBuildHistory(
+	_ context.Context, req *controlapi.UpdateBuildHistoryRequest,
+) (*controlapi.UpdateBuildHistoryResponse, error) {
 	return &controlapi.UpdateBuildHistoryResponse{}, c.records.Update(req)
 }
 

@@ -87,8 +87,8 @@ func (b *buildJob) run(ctx context.Context) (*build.Result, error) {
 	stream := events.New(b.log)
 	defer stream.Close()
 	b.client = client.New(client.Config{
-		Sessions: b.server.sessions, User: client.User(ctx), Root: b.server.config.Root.Dir(), Tmp: b.server.tmp, Limit: b.server.config.Root.Archive,
-		Warn: stream.Warn,
+		Sessions: b.server.sessions, User: client.User(ctx), Root: b.server.config.Root.Dir(), Tmp: b.server.tmp,
+		Limit: b.server.config.Root.Archive, Warn: stream.Warn,
 	}, b.request.Session)
 	defer b.client.Close() // what is lost is sent again
 	o, request, err := b.options()

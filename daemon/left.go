@@ -80,12 +80,14 @@ func (b *buildJob) absent(op *pb.Op, def *pb.Definition, failed *solver.VertexEr
 		return nil
 	}
 	for _, m := range op.GetExec().Mounts {
-		if !m.GetReadonly() || m.GetInput() < 0 || int(m.GetInput()) >= len(op.Inputs) || path.Join("/", m.GetSelector()) != path.Join("/", missing.Path) {
+		if !m.GetReadonly() || m.GetInput() < 0 || int(m.GetInput()) >= len(op.Inputs) ||
+			path.Join("/", m.GetSelector()) != path.Join("/", missing.Path) {
 			continue
 		}
 		id := b.inputID(def, op, int(m.Input))
 		return &errdefs.Solve{
-			Op: op, InputIDs: []string{id}, Description: map[string]string{}, Subject: &errdefs.Solve_Cache{Cache: &errdefs.ContentCache{Index: m.Input}},
+			Op: op, InputIDs: []string{id}, Description: map[string]string{},
+			Subject: &errdefs.Solve_Cache{Cache: &errdefs.ContentCache{Index: m.Input}},
 		}
 	}
 	return nil

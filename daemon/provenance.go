@@ -86,7 +86,8 @@ func (b *buildJob) described(made *result) *provenance.API {
 		asked.Request.Root = root
 	}
 	api := &provenance.API{
-		Asked: *asked, Context: contextOf(attrs), Locals: b.client.Received(), VCS: vcsOf(attrs), Env: b.server.config.ProvenanceEnv, Define: define,
+		Asked: *asked, Context: contextOf(attrs), Locals: b.client.Received(), VCS: vcsOf(attrs), Env: b.server.config.ProvenanceEnv,
+		Define: define,
 	}
 	if asked.Request.Frontend == frontendDockerfile {
 		api.DockerfileVersion = dockerfileVersion
@@ -95,7 +96,8 @@ func (b *buildJob) described(made *result) *provenance.API {
 }
 
 func equal(a, b *slsa.Asked) bool {
-	return a.ConfigSource.URI == b.ConfigSource.URI && a.ConfigSource.Path == b.ConfigSource.Path && a.Request.Frontend == b.Request.Frontend &&
+	return a.ConfigSource.URI == b.ConfigSource.URI && a.ConfigSource.Path == b.ConfigSource.Path &&
+		a.Request.Frontend == b.Request.Frontend &&
 		maps.Equal(a.Request.Args, b.Request.Args)
 }
 

@@ -25,7 +25,9 @@ const (
 const resolverLayout = 1
 
 // ResolveImageConfig returns the configuration of an image, as frontends asked for it that are older.
-func (s *bridges) ResolveImageConfig(ctx context.Context, req *gateway.ResolveImageConfigRequest) (*gateway.ResolveImageConfigResponse, error) {
+func (s *bridges) ResolveImageConfig(
+	ctx context.Context, req *gateway.ResolveImageConfigRequest,
+) (*gateway.ResolveImageConfigResponse, error) {
 	source := &pb.SourceOp{Identifier: schemeImage + req.Ref, Attrs: map[string]string{}}
 	if req.ResolverType == resolverLayout {
 		source.Identifier = schemeLayout + req.Ref
@@ -46,7 +48,9 @@ func (s *bridges) ResolveImageConfig(ctx context.Context, req *gateway.ResolveIm
 }
 
 // ResolveSourceMeta returns what the source of an op is now. Steps with that op get the same.
-func (s *bridges) ResolveSourceMeta(ctx context.Context, req *gateway.ResolveSourceMetaRequest) (*gateway.ResolveSourceMetaResponse, error) {
+func (s *bridges) ResolveSourceMeta(
+	ctx context.Context, req *gateway.ResolveSourceMetaRequest,
+) (*gateway.ResolveSourceMetaResponse, error) {
 	ctx, b, end, err := s.build(ctx)
 	if err != nil {
 		return nil, err

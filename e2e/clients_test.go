@@ -74,18 +74,21 @@ func TestClients(t *testing.T) {
 		}
 		return string(data)
 	}
-	write("Dockerfile", "FROM "+debian+" AS base\nARG WHO=nobody\nRUN --mount=type=secret,id=word cat /run/secrets/word > /made && echo $WHO >> /made\n"+
+	write("Dockerfile", "FROM "+debian+" AS base\nARG WHO=nobody\n"+
+		"RUN --mount=type=secret,id=word cat /run/secrets/word > /made && echo $WHO >> /made\n"+
 		"FROM scratch\nCOPY --from=base /made /\n")
 	write("word", "hello ")
 
 	t.Run("inspect", func(t *testing.T) {
-		if out := command(t, buildx, "inspect"); !strings.Contains(out, "running") || !strings.Contains(out, "linux/amd64") && !strings.Contains(out, "linux/arm64") {
+		out := command(t, buildx, "inspect")
+		if !strings.Contains(out, "running") || !strings.Contains(out, "linux/amd64") && !strings.Contains(out, "linux/arm64") {
 			t.Errorf("buildx inspect prints %s", out)
 		}
 	})
 	t.Run("build", func(t *testing.T) {
 		out, metadata := filepath.Join(t.TempDir(), "out"), filepath.Join(t.TempDir(), "metadata")
-		command(t, buildx, "build", "--build-arg", "WHO=you", "--secret", "id=word,src="+filepath.Join(dir, "word"), "-o", out, "--metadata-file", metadata, dir)
+		command(t, buildx, "build", "--build-arg", "WHO=you", "--secret", "id=word,src="+filepath.Join(dir, "word"), "-o", out,
+			"--metadata-file", metadata, dir)
 		if got := read(filepath.Join(out, "made")); got != "hello you\n" {
 			t.Errorf("/made holds %q", got)
 		}
@@ -126,7 +129,8 @@ target "default" {
 		if got := read(filepath.Join(dir, "out-bake/made")); got != "hello baked\n" {
 			t.Errorf("bake made %q", got)
 		}
-		cmd = exec.Command(buildx, "bake", "-f", "compose.yaml", "--set", "app.secrets=id=word,src=word", "--set", "app.output=type=local,dest=out-compose")
+		cmd = exec.Command(buildx, "bake", "-f", "compose.yaml", "--set", "app.secrets=id=word,src=word",
+			"--set", "app.output=type=local,dest=out-compose")
 		cmd.Dir = dir
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)

@@ -4,8 +4,8 @@
 // not in it: events.Finished says under which key the cache keeps that. A file gets its name when it is complete, and no build waits for
 // the disk: what a crash of the machine has cut off does not end with events.Done, and is no history.
 //
-// builds/<id>.record is what whoever serves builds to clients keeps of one beside its events; this package does not read it. As long as there
-// is an empty file builds/<id>.pinEnd, the build is kept however old it is.
+// builds/<id>.record is what whoever serves builds to clients keeps of one beside its events; this package does not read it. As long as
+// there is an empty file builds/<id>.pinEnd, the build is kept however old it is.
 package history
 
 import (
@@ -73,8 +73,8 @@ const (
 	pinEnd    = ".pin"
 )
 
-// split returns the ID of the build that a file in the directory is of, and how the name ends; false if it is of none. It is called for each
-// of them in every build.
+// split returns the ID of the build that a file in the directory is of, and how the name ends; false if it is of none. It is called for
+// each of them in every build.
 func split(name string) (id, end string, ok bool) {
 	const size = len(idFormat) + len("-00000000")
 	if len(name) <= size || name[8] != 'T' {

@@ -151,8 +151,8 @@ func Selections(roots []Output) map[string][]string {
 	return selected
 }
 
-// Needs calls f for each use of a Local by the vertices below some outputs, with the path without wildcards below which it is; "" for all of
-// the Local.
+// Needs calls f for each use of a Local by the vertices below some outputs, with the path without wildcards below which it is; "" for all
+// of the Local.
 func Needs(roots []Output, f func(l Local, path string)) {
 	need := func(o Output, path string) {
 		if local, ok := o.Vertex.op.(Local); ok {

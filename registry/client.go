@@ -88,8 +88,8 @@ func New(settings config.Registries) *Client {
 	}
 }
 
-// WithCredentials returns a Client with the settings of c, but with the credentials of a source alone, and without any token or connection of
-// c. The Client is closed when it is no longer used.
+// WithCredentials returns a Client with the settings of c, but with the credentials of a source alone, and without any token or connection
+// of c. The Client is closed when it is no longer used.
 func (c *Client) WithCredentials(s auth.Source) *Client {
 	other := New(c.settings)
 	other.patience, other.certs, other.creds = c.patience, c.certs, auth.From(s)

@@ -68,7 +68,8 @@ func TestWithCredentials(t *testing.T) {
 			_, err = fmt.Fscanf(resp.Body, `{"token":%q,`, &token)
 			return token, true, err
 		}}},
-		{name: "no token", source: sourceOf{token: func(auth.TokenRequest) (string, bool, error) { return "a\nb", true, nil }}, err: "sent no token"},
+		{name: "no token", source: sourceOf{token: func(auth.TokenRequest) (string, bool, error) { return "a\nb", true, nil }},
+			err: "sent no token"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := mine.WithCredentials(tc.source)

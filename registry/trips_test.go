@@ -135,7 +135,8 @@ func TestPushTrips(t *testing.T) {
 // What describes an image and is known is not asked for, unless it is something else than was asked for.
 func TestResolveTrips(t *testing.T) {
 	reg, s := registrytest.Start(t), newStore(t)
-	index := registrytest.PutIndex(t, s, makeImage(t, s, amd64, 20, 30), makeImage(t, s, ocispec.Platform{OS: "linux", Architecture: "arm64"}, 40))
+	index := registrytest.PutIndex(t, s, makeImage(t, s, amd64, 20, 30), makeImage(t, s, ocispec.Platform{OS: "linux", Architecture: "arm64"},
+		40))
 	ref := reg.Host + "/index:v1"
 	if err := New(nil).Push(t.Context(), s, ref, index, PushOptions{}); err != nil {
 		t.Fatal(err)
@@ -167,7 +168,8 @@ func TestResolveTrips(t *testing.T) {
 		empty := newStore(t)
 		inTrips(t, "resolving "+tc.name, reg.Host, tc.trips, func(ctx context.Context, c *Client) error {
 			img, err := c.ResolveKnown(ctx, tc.ref, amd64, empty, tc.known)
-			if err == nil && (img.Target.Digest != index.Digest || len(img.DiffIDs) != 2 || !empty.Has(img.Desc) || !empty.Has(img.Manifest.Config)) {
+			if err == nil && (img.Target.Digest != index.Digest || len(img.DiffIDs) != 2 || !empty.Has(img.Desc) ||
+				!empty.Has(img.Manifest.Config)) {
 				t.Errorf("%s: %+v", tc.name, img)
 			}
 			return err

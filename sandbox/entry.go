@@ -15,8 +15,8 @@ import (
 // ErrEnded says that no process can enter a sandbox any more.
 var ErrEnded = errors.New("the first process of the sandbox has ended, or could not be started")
 
-// ErrUnconfined says that no process enters the sandbox of one that has the privileges of a kiln in a user namespace: it could look into the
-// memory of kiln, which the other one has for a moment.
+// ErrUnconfined says that no process enters the sandbox of one that has the privileges of a kiln in a user namespace: it could look into
+// the memory of kiln, which the other one has for a moment.
 var ErrUnconfined = errors.New("no further process can run beside one with the privileges of a rootless kiln")
 
 // Entry lets further processes into the sandbox of a Run: they see its files, processes and network, are held to its limits, and are

@@ -62,7 +62,8 @@ func TestEntry(t *testing.T) {
 		const show = `for n in cgroup ipc mnt net pid user uts; do readlink /proc/self/ns/$n; done; hostname; readlink /proc/self/root; pwd
 			grep -E '^(Cap|NoNewPrivs|Seccomp:|Groups|[UG]id|Sig[BIC])' /proc/self/status; cat /proc/self/oom_score_adj; ls /proc/self/fd | wc -l
 			cat /proc/self/limits; umask`
-		e := im.opened(t, "{ "+show+"; } > /first; exec sleep 1000", c.spec, func(s *Spec) { s.Network.Mode, s.Network.Hostname = NetworkNone, "there" })
+		e := im.opened(t, "{ "+show+"; } > /first; exec sleep 1000", c.spec,
+			func(s *Spec) { s.Network.Mode, s.Network.Hostname = NetworkNone, "there" })
 		e.expect(t, "until [ \"$(tail -n1 /first)\" = 0022 ]; do sleep 0.05; done", "")
 		first, err := os.ReadFile(im.upper + "/first")
 		if err != nil {
@@ -77,7 +78,8 @@ func TestEntry(t *testing.T) {
 		})
 		e.expect(t, "readlink /proc/self/fd/0 && [ ! -s /dev/null ] && cat", "/null\n", func(f *Further) { f.Stdio.Stderr = nil })
 		if c.insecure {
-			e.expect(t, "grep CapEff /proc/self/status; grep Seccomp: /proc/self/status", "CapEff:\t00000000a80425fb\nSeccomp:\t2\n", func(f *Further) { f.Confined = true })
+			e.expect(t, "grep CapEff /proc/self/status; grep Seccomp: /proc/self/status", "CapEff:\t00000000a80425fb\nSeccomp:\t2\n",
+				func(f *Further) { f.Confined = true })
 		}
 	})
 }
@@ -126,7 +128,8 @@ func TestEntryEnds(t *testing.T) {
 		var all sync.WaitGroup
 		for range 4 {
 			all.Go(func() {
-				if _, st, err := e.sh(context.Background(), "trap '' TERM; : > /stop; exec sleep 1000"); !errors.Is(err, ErrEnded) && (st.ExitCode != 137 || err != nil) {
+				if _, st, err := e.sh(context.Background(), "trap '' TERM; : > /stop; exec sleep 1000"); !errors.Is(err, ErrEnded) &&
+					(st.ExitCode != 137 || err != nil) {
 					t.Errorf("%+v, %v", st, err)
 				}
 			})
@@ -170,7 +173,8 @@ func TestEntryStdio(t *testing.T) {
 				t.Fatal(err)
 			}
 			status, err := e.Run(context.Background(), Further{
-				Process: Process{Args: []string{"sh", "-c", "stty -echo; tty; stty size; echo to tty > /dev/tty; echo ready; until [ \"$(stty size)\" = '44 88' ]; do sleep 0.05; done; echo resized; read line; echo read $line; exit 7"},
+				Process: Process{Args: []string{"sh", "-c", "stty -echo; tty; stty size; echo to tty > /dev/tty; echo ready; " +
+					"until [ \"$(stty size)\" = '44 88' ]; do sleep 0.05; done; echo resized; read line; echo read $line; exit 7"},
 					Env: []string{defaultPath}, User: passwd.User{UID: 1, GID: 1, Home: "/"}},
 				Stdio: Stdio{Stdin: r, Terminal: &Terminal{Size: TerminalSize{33, 77}, Resized: sizes}, Stdout: writerFunc(func(p []byte) {
 					was := out.String()
@@ -214,7 +218,8 @@ func TestEntryIsWatched(t *testing.T) {
 			// They see a process when it has executed the launcher, and not before.
 			const watch = `while :; do for p in /proc/[0-9]*; do
 				n=${p#/proc/}; [ $n = 1 ] || [ $n = $$ ] || {
-				for l in $p/exe $p/cwd $p/root $p/fd/*; do r=$(readlink $l 2>/dev/null) && case $r in /bin/busybox|/launcher|/|/etc|pipe:*|/null|/dev/null) ;; *) echo "$l $r" >> /seen;; esac; done
+				for l in $p/exe $p/cwd $p/root $p/fd/*; do r=$(readlink $l 2>/dev/null) || continue
+					case $r in /bin/busybox|/launcher|/|/etc|pipe:*|/null|/dev/null) ;; *) echo "$l $r" >> /seen;; esac; done
 				cat $p/maps 2>/dev/null | grep -v -e /bin/busybox -e launcher -e memfd:plan -e ' 0 *$' -e '\[' >> /seen
 				[ $((n % 3)) != 0 ] || kill -STOP $n 2>/dev/null; [ $((n % 5)) != 0 ] || kill -KILL $n 2>/dev/null
 				[ $((n % 3)) != 0 ] || kill -CONT $n 2>/dev/null; }; done; done`

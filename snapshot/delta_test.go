@@ -341,7 +341,8 @@ func TestDeltaOfDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	var damaged *DamagedError
-	if err := layer.WriteLayer(new(bytes.Buffer), layer.TarEntries(m, files)); !errors.As(err, &damaged) || damaged.ID != first.ID || damaged.Path != "app/d05/f06" {
+	if err := layer.WriteLayer(new(bytes.Buffer), layer.TarEntries(m, files)); !errors.As(err, &damaged) || damaged.ID != first.ID ||
+		damaged.Path != "app/d05/f06" {
 		t.Errorf("the tar of a layer over a damaged one: %v", err)
 	}
 	if s.Has(first.ID) || s.Has(second.ID) {

@@ -53,11 +53,14 @@ func TestPlan(t *testing.T) {
 			return slices.Equal(o.Form.Annotations, []exporter.Annotation{{Part: exporter.OnManifest, Key: "k", Value: "v"}})
 		}},
 		{name: "annotation of the index of one platform", export: one(OCI, "annotation-index.k", "v"), err: "has no index"},
-		{name: "annotation of the index", export: one(OCI, "annotation-index.k", "v"), platforms: []llb.Platform{llb.Host(), arm}, check: func(o Plan) bool {
-			return o.Form.Annotations[0].Part == exporter.OnIndex
-		}},
-		{name: "annotation of a platform that is not built", export: Export{Annotations: annotations(t, "manifest[linux/s390x]:a=b")}, err: "not for linux/s390x"},
-		{name: "annotation with Docker's media types", export: one(OCI, "oci-mediatypes", "false", "annotation.k", "v"), err: "have no annotations"},
+		{name: "annotation of the index", export: one(OCI, "annotation-index.k", "v"), platforms: []llb.Platform{llb.Host(), arm},
+			check: func(o Plan) bool {
+				return o.Form.Annotations[0].Part == exporter.OnIndex
+			}},
+		{name: "annotation of a platform that is not built", export: Export{Annotations: annotations(t, "manifest[linux/s390x]:a=b")},
+			err: "not for linux/s390x"},
+		{name: "annotation with Docker's media types", export: one(OCI, "oci-mediatypes", "false", "annotation.k", "v"),
+			err: "have no annotations"},
 		{name: "annotation without a key", export: one(OCI, "annotation", "v"), err: "is not annotation"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

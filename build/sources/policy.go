@@ -129,7 +129,8 @@ func (s *Sources) Admit(op llb.Op) (llb.Op, error) {
 			break
 		}
 		if asked == maxAsked {
-			return nil, &PolicyError{"of the client", 0, before.Identifier, answer.Identifier, "it changes over and over: there is probably a circle"}
+			return nil, &PolicyError{"of the client", 0, before.Identifier, answer.Identifier,
+				"it changes over and over: there is probably a circle"}
 		}
 		after, rule, err = policy.Evaluate(answer)
 	}

@@ -153,8 +153,8 @@ func TestPublishTrips(t *testing.T) {
 	}
 }
 
-// A cache is read with one request, and one that is too large to be in its manifest, or was written by an older kiln, with two. A document of
-// an image is not waited for then.
+// A cache is read with one request, and one that is too large to be in its manifest, or was written by an older kiln, with two. A document
+// of an image is not waited for then.
 func TestReadTrips(t *testing.T) {
 	many := &pack.Pack{}
 	for range 4000 {
@@ -305,8 +305,10 @@ func TestReadOfSomethingElse(t *testing.T) {
 		{"a later version", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"application/vnd.kiln.cache.pack.v9"}]}`, "later version", false},
 		{"no JSON", `hello`, "not JSON", true},
 		{"without its records", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"` + pack.Type + `","digest":"` + string(digest.FromString("y")) + `","size":1}]}`, "gone", true},
-		{"with other records embedded", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"` + pack.Type + `","digest":"` + string(empty.Digest) + `","size":2,"data":"e30K"}]}`, "damaged", true},
-		{"with fewer records embedded", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"` + pack.Type + `","digest":"` + string(empty.Digest) + `","size":2,"data":"ew=="}]}`, "damaged", true},
+		{"with other records embedded", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"` + pack.Type + `","digest":"` +
+			string(empty.Digest) + `","size":2,"data":"e30K"}]}`, "damaged", true},
+		{"with fewer records embedded", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"` + pack.Type + `","digest":"` +
+			string(empty.Digest) + `","size":2,"data":"ew=="}]}`, "damaged", true},
 		{"with other records", `{"artifactType":"` + pack.ArtifactType + `","layers":[{"mediaType":"` + pack.Type + `","digest":"` + string(empty.Digest) + `","size":2}]}`, "damaged", true},
 	} {
 		if err := dir.Set(t.Context(), "cache", ocispec.MediaTypeImageManifest, []byte(tc.data)); err != nil {

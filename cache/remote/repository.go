@@ -44,8 +44,8 @@ type Repository interface {
 // maxManifest bounds the manifest of a cache in bytes: the 4 MiB that registries take at least (distribution-spec, "Pushing Manifests").
 const maxManifest = 4 << 20
 
-// maxEmbedding bounds a manifest in bytes that has its records embedded, in base64 (image-spec, "Descriptors"). It is far below maxManifest,
-// since there are registries that are set to take less.
+// maxEmbedding bounds a manifest in bytes that has its records embedded, in base64 (image-spec, "Descriptors"). It is far below
+// maxManifest, since there are registries that are set to take less.
 const maxEmbedding = 240 << 10
 
 // maxBlobs bounds how many blobs one cache refers to, so that its manifest stays below maxManifest.
@@ -54,8 +54,8 @@ const maxBlobs = 15000
 // ErrNoCache is wrapped by the errors for what is there, and no cache of kiln.
 var ErrNoCache = errors.New("it is no cache of kiln")
 
-// emptyConfig is the config of a manifest: that of a cache of BuildKit without records. A BuildKit that reads the cache finds nothing in it,
-// and goes on.
+// emptyConfig is the config of a manifest: that of a cache of BuildKit without records. A BuildKit that reads the cache finds nothing in
+// it, and goes on.
 var emptyConfig = ocispec.Descriptor{
 	MediaType: buildkitConfig, Digest: ocispec.DescriptorEmptyJSON.Digest, Size: ocispec.DescriptorEmptyJSON.Size,
 	Data: ocispec.DescriptorEmptyJSON.Data,
@@ -188,8 +188,8 @@ type document struct {
 	text      []byte // of the records
 }
 
-// newDocument makes the document of a pack that includes entries of writers. With embed the records are in the manifest as well, if they are
-// small: whoever reads it needs no other request. That they are a blob too keeps registries and older readers content.
+// newDocument makes the document of a pack that includes entries of writers. With embed the records are in the manifest as well, if they
+// are small: whoever reads it needs no other request. That they are a blob too keeps registries and older readers content.
 func newDocument(p *pack.Pack, included map[string]digest.Digest, form Form, embed bool) (*document, error) {
 	text, err := p.Encode()
 	if err != nil {

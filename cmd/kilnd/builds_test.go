@@ -149,10 +149,12 @@ func TestOutputs(t *testing.T) {
 		return func(map[string]string) (io.WriteCloser, error) { return to, nil }
 	}
 	s.Allow(filesync.NewFSSyncProvider(filesync.StaticDirSource{"context": fs, "dockerfile": fs}))
-	s.Allow(filesync.NewFSSyncTarget(filesync.WithFSSyncDir(0, out), filesync.WithFSSync(1, write(&files)), filesync.WithFSSync(2, write(&image))))
+	s.Allow(filesync.NewFSSyncTarget(filesync.WithFSSyncDir(0, out), filesync.WithFSSync(1, write(&files)),
+		filesync.WithFSSync(2, write(&image))))
 	go func() { _ = s.Run(context.Background(), grpchijack.Dialer(d.control)) }()
 	resp, err := d.control.Solve(t.Context(), &controlapi.SolveRequest{
-		Ref: "outputs", Session: s.ID(), Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"attest:provenance": "mode=min,inline-only=true"},
+		Ref: "outputs", Session: s.ID(), Frontend: "dockerfile.v0",
+		FrontendAttrs: map[string]string{"attest:provenance": "mode=min,inline-only=true"},
 		Exporters: []*controlapi.Exporter{
 			{Type: "local", Attrs: map[string]string{"platform-split": "true"}}, {Type: "tar"}, {Type: "oci", Attrs: map[string]string{"name": "x"}},
 		},
@@ -199,13 +201,15 @@ func TestRefused(t *testing.T) {
 		req  *controlapi.SolveRequest
 		want string
 	}{
-		"attribute":   {&controlapi.SolveRequest{FrontendAttrs: map[string]string{"platfrom": "linux/amd64"}}, "platfrom"},
-		"exporter":    {&controlapi.SolveRequest{Exporters: []*controlapi.Exporter{{Type: "disk"}}}, "disk"},
-		"key":         {&controlapi.SolveRequest{Exporters: []*controlapi.Exporter{{Type: "oci", Attrs: map[string]string{"colour": "red"}}}}, "colour"},
+		"attribute": {&controlapi.SolveRequest{FrontendAttrs: map[string]string{"platfrom": "linux/amd64"}}, "platfrom"},
+		"exporter":  {&controlapi.SolveRequest{Exporters: []*controlapi.Exporter{{Type: "disk"}}}, "disk"},
+		"key": {&controlapi.SolveRequest{Exporters: []*controlapi.Exporter{{Type: "oci", Attrs: map[string]string{"colour": "red"}}}},
+			"colour"},
 		"entitlement": {&controlapi.SolveRequest{Entitlements: []string{"security.insecure"}}, "--allow-insecure-entitlement"},
 		"version":     {&controlapi.SolveRequest{CompatibilityVersion: 99}, "compatibility-version 99"},
-		"cache":       {&controlapi.SolveRequest{Cache: &controlapi.CacheOptions{Imports: []*controlapi.CacheOptionsEntry{{Type: "tape"}}}}, "tape"},
-		"frontend":    {&controlapi.SolveRequest{Frontend: "fortran.v0"}, "fortran.v0"},
+		"cache": {&controlapi.SolveRequest{Cache: &controlapi.CacheOptions{Imports: []*controlapi.CacheOptionsEntry{{Type: "tape"}}}},
+			"tape"},
+		"frontend": {&controlapi.SolveRequest{Frontend: "fortran.v0"}, "fortran.v0"},
 	} {
 		c.req.Ref, c.req.Session = "refused "+name, s.ID()
 		if c.req.Frontend == "" {

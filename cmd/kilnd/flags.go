@@ -80,8 +80,10 @@ func read(name string, args []string) (*settings, error) {
 	flags.Usage = func() {
 		fmt.Fprintf(os.Stderr, "Usage: %s [flags]\n\nServe BuildKit's API with kiln.\n\nFlags:\n%s", name, flags.FlagUsages())
 	}
-	addresses := flags.StringArray("addr", nil, "`ADDRESS` to listen on: unix://PATH, tcp://HOST:PORT with --tlscert, --tlskey and --tlscacert, or fd:// for sockets of systemd")
-	file := flags.String("config", "", "`FILE` with the configuration, in the form of buildkitd.toml (default /etc/buildkit/buildkitd.toml for buildkitd)")
+	addresses := flags.StringArray("addr", nil,
+		"`ADDRESS` to listen on: unix://PATH, tcp://HOST:PORT with --tlscert, --tlskey and --tlscacert, or fd:// for sockets of systemd")
+	file := flags.String("config", "",
+		"`FILE` with the configuration, in the form of buildkitd.toml (default /etc/buildkit/buildkitd.toml for buildkitd)")
 	flags.StringVar(&s.root, "root", "", "`DIR` where images, layers and the cache are kept")
 	group := flags.String("group", "", "`GROUP` that may use the socket, by name or number")
 	flags.StringVar(&s.cert, "tlscert", "", "`FILE` with the server's certificate")
@@ -89,7 +91,8 @@ func read(name string, args []string) (*settings, error) {
 	flags.StringVar(&s.ca, "tlscacert", "", "`FILE` with the authorities whose certificates clients need")
 	allowed := flags.StringArray("allow-insecure-entitlement", nil, "`NAME` clients may ask for: network.host, security.insecure, device")
 	labels := flags.StringArray("oci-worker-labels", nil, "`NAME=VALUE` label of the worker")
-	noProc := flags.Bool("oci-worker-no-process-sandbox", false, "let each RUN see kiln's own /proc, for containers in which no other can be mounted")
+	noProc := flags.Bool("oci-worker-no-process-sandbox", false,
+		"let each RUN see kiln's own /proc, for containers in which no other can be mounted")
 	gc := flags.Bool("oci-worker-gc", true, "remove what has not been used for long when a build ends and the disk is nearly full")
 	keep := flags.String("oci-worker-gc-keepstorage", "", "`MB` that the cache may have in any case")
 	noCDI := flags.Bool("cdi-disabled", false, "do without devices of the Container Device Interface")

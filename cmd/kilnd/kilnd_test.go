@@ -138,7 +138,8 @@ func (d *instance) build(ctx context.Context, s *session.Session, ref string) er
 func dockerfile(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nCOPY a /\nWORKDIR /w\nCOPY --link a b\n"), 0o644); err != nil {
+	text := []byte("FROM scratch\nCOPY a /\nWORKDIR /w\nCOPY --link a b\n")
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), text, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return dir

@@ -86,7 +86,8 @@ func (l *listeners) add(s *listening, address string) error {
 // certificate.
 func (s *listening) mutualTLS() (credentials.TransportCredentials, error) {
 	if s.cert == "" || s.key == "" || s.ca == "" {
-		return nil, &input.Error{Err: errors.New("tcp:// needs --tlscert, --tlskey and --tlscacert, so that only clients with a certificate are served")}
+		return nil, &input.Error{Err: errors.New("tcp:// needs --tlscert, --tlskey and --tlscacert, " +
+			"so that only clients with a certificate are served")}
 	}
 	cert, err := tls.LoadX509KeyPair(s.cert, s.key)
 	if err != nil {

@@ -166,7 +166,8 @@ func (s *settings) take(b *buildkitd, dir string) error {
 	for _, v := range []struct {
 		to   *string
 		from any
-	}{{&c.GC.ReservedSpace, w.KeepStorage}, {&c.GC.ReservedSpace, w.ReservedSpace}, {&c.GC.MaxUsedSpace, w.MaxUsedSpace}, {&c.GC.MinFreeSpace, w.MinFreeSpace}} {
+	}{{&c.GC.ReservedSpace, w.KeepStorage}, {&c.GC.ReservedSpace, w.ReservedSpace}, {&c.GC.MaxUsedSpace, w.MaxUsedSpace},
+		{&c.GC.MinFreeSpace, w.MinFreeSpace}} {
 		if v.from != nil {
 			*v.to = fmt.Sprint(v.from)
 		}

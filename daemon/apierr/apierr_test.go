@@ -41,8 +41,10 @@ func build() *Build {
 // A client gets the words, the vertex, the exit code and the lines of a step that failed.
 func TestStep(t *testing.T) {
 	var g llb.Graph
-	v := g.Add(llb.Exec{}, llb.Meta{Text: "RUN a && b", Location: llb.Location{File: "Dockerfile", StartLine: 2, EndLine: 3}}, g.Add(llb.Scratch{}, llb.Meta{}).Output(0))
-	failed := &solver.VertexError{Vertex: v, Err: &execute.ExitError{Args: []string{"/bin/sh", "-c", "a && b"}, Status: sandbox.Status{ExitCode: 3}}}
+	v := g.Add(llb.Exec{}, llb.Meta{Text: "RUN a && b", Location: llb.Location{File: "Dockerfile", StartLine: 2, EndLine: 3}},
+		g.Add(llb.Scratch{}, llb.Meta{}).Output(0))
+	failed := &solver.VertexError{Vertex: v, Err: &execute.ExitError{Args: []string{"/bin/sh", "-c", "a && b"},
+		Status: sandbox.Status{ExitCode: 3}}}
 	err := received(build().Error(fmt.Errorf("build: %w", failed)))
 	if want := `process "/bin/sh -c a && b" did not complete successfully: exit code: 3`; !strings.Contains(err.Error(), want) {
 		t.Errorf("the error is %q", err)
@@ -87,8 +89,10 @@ func TestWords(t *testing.T) {
 		want string
 	}{
 		{parse(t, "FROM scratch\nBADCMD\n", nil), "dockerfile parse error on line 2: unknown instruction: BADCMD"},
-		{parse(t, "FROM scratch\nFNTRYPOINT x\n", nil), "dockerfile parse error on line 2: unknown instruction: FNTRYPOINT (did you mean ENTRYPOINT?)"},
-		{parse(t, "FROM --platform=$BULIDPLATFORM scratch\n", nil), "empty platform value from expression $BULIDPLATFORM (did you mean BUILDPLATFORM?)"},
+		{parse(t, "FROM scratch\nFNTRYPOINT x\n", nil),
+			"dockerfile parse error on line 2: unknown instruction: FNTRYPOINT (did you mean ENTRYPOINT?)"},
+		{parse(t, "FROM --platform=$BULIDPLATFORM scratch\n", nil),
+			"empty platform value from expression $BULIDPLATFORM (did you mean BUILDPLATFORM?)"},
 		{
 			parse(t, "ARG MY_ARCH=amd64\nFROM --platform=linux/${MYARCH} busybox\n", nil),
 			`failed to parse platform linux/${MYARCH}: "" is an invalid component of "linux/": platform specifier component must match ` +
@@ -101,8 +105,9 @@ func TestWords(t *testing.T) {
 		{parse(t, "FROM scratch\nRUN --network=host true\n", nil), "RUN --network=host: entitlement network.host is not allowed"},
 		{parse(t, "FROM scratch\nRUN --security=insecure true\n", nil), "RUN --security=insecure: entitlement security.insecure is not allowed"},
 		{&execute.SecretError{ID: "mysecret"}, "secret mysecret: not found"},
-		{&files.NotFoundError{Path: "notexist"}, `failed to compute cache key: failed to calculate checksum of ref source: "/notexist": not found: ` +
-			"lstat /notexist: no such file or directory"},
+		{&files.NotFoundError{Path: "notexist"},
+			`failed to compute cache key: failed to calculate checksum of ref source: "/notexist": not found: ` +
+				"lstat /notexist: no such file or directory"},
 		{fmt.Errorf("x: %w", context.Canceled), "context canceled"},
 		{errors.New("anything else"), "anything else"},
 		{errors.Join(status.Error(codes.NotFound, "not there"), nil), "not there"},

@@ -71,8 +71,8 @@ var table = []row{
 	func(err error) (string, bool) { return context.Canceled.Error(), errors.Is(err, context.Canceled) },
 	of(func(e *files.NotFoundError) string {
 		// BuildKit says one thing of paths that are part of a key, and another of those that are looked up later.
-		text := fmt.Sprintf("failed to compute cache key: failed to calculate checksum of ref source: %q: not found: lstat /%s: no such file or directory",
-			"/"+e.Path, e.Path)
+		text := fmt.Sprintf("failed to compute cache key: failed to calculate checksum of ref source: %q: not found: "+
+			"lstat /%s: no such file or directory", "/"+e.Path, e.Path)
 		switch {
 		case e.Ignored != nil:
 			text += fmt.Sprintf(" (it is excluded by %s)", e.Ignored)

@@ -361,7 +361,8 @@ func ReadBuild(all map[string]string) (*Dockerfile, error) {
 	mine := map[string]string{}
 	for name, value := range all {
 		if strings.HasPrefix(name, "attest:") || strings.HasPrefix(name, "build-arg:"+argAttest) ||
-			slices.Contains([]string{"memory", "memswap", "cpushares", "cpuperiod", "cpuquota", "cpusetcpus", "cpusetmems", "image-resolve-mode"}, name) {
+			slices.Contains([]string{"memory", "memswap", "cpushares", "cpuperiod", "cpuquota", "cpusetcpus", "cpusetmems",
+				"image-resolve-mode"}, name) {
 			mine[name] = value
 		}
 	}

@@ -87,12 +87,14 @@ func (c Cache) Spec(export bool) (caching.Spec, error) {
 	s.Text = strings.Join(text, ",")
 	for _, key := range []string{"sign", "verify"} {
 		if _, ok := s.Attrs[key]; ok {
-			return s, &input.Error{Err: fmt.Errorf("cache %q: the key %s names a file, and those of the daemon are not for its clients", s.Text, key)}
+			return s, &input.Error{Err: fmt.Errorf("cache %q: the key %s names a file, and those of the daemon are not for its clients",
+				s.Text, key)}
 		}
 	}
 	for _, key := range ownKeys[s.Type] {
 		if s.Attrs[key] == "" {
-			return s, &input.Error{Err: fmt.Errorf("cache %q: it needs the key %s: the daemon lends its clients no credentials of its own", s.Text, key)}
+			return s, &input.Error{Err: fmt.Errorf("cache %q: it needs the key %s: the daemon lends its clients no credentials of its own",
+				s.Text, key)}
 		}
 	}
 	if err := s.Check(); err != nil {

@@ -21,8 +21,10 @@ func TestCacheSpec(t *testing.T) {
 		{map[string]string{"url_v2": "https://example.com/"}, false, "it needs the key token" + lent, "gha"},
 		{map[string]string{"dest": "cache", "reset": "true", "mode": "max"}, true, "", ""},
 		{map[string]string{"src": "cache", "digest": "sha256:0"}, false, "", ""},
-		{map[string]string{"dest": "cache", "sign": "/etc/key"}, true, "the key sign names a file, and those of the daemon are not for its clients", ""},
-		{map[string]string{"src": "cache", "verify": "/etc/key"}, false, "the key verify names a file, and those of the daemon are not for its clients", ""},
+		{map[string]string{"dest": "cache", "sign": "/etc/key"}, true,
+			"the key sign names a file, and those of the daemon are not for its clients", ""},
+		{map[string]string{"src": "cache", "verify": "/etc/key"}, false,
+			"the key verify names a file, and those of the daemon are not for its clients", ""},
 		{map[string]string{"dest": "cache", "image-manifest": "perhaps"}, true, "image-manifest=perhaps is neither true nor false", ""},
 	} {
 		kind := CacheLocal

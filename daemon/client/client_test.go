@@ -510,7 +510,8 @@ func TestHostileFiles(t *testing.T) {
 // A client may open its session after its request. One that provides nothing has no secrets and agents.
 func TestNothing(t *testing.T) {
 	h := newHost(t)
-	for name, c := range map[string]*Client{"no session": New(h.config, ""), "nothing": func() *Client { c, _ := h.connect(t, ""); return c }()} {
+	for name, c := range map[string]*Client{"no session": New(h.config, ""),
+		"nothing": func() *Client { c, _ := h.connect(t, ""); return c }()} {
 		if _, ok, err := c.Secret(t.Context(), "s"); ok || err != nil {
 			t.Errorf("%s: a secret: %v, %v", name, ok, err)
 		}
@@ -606,7 +607,8 @@ func (a *tokens) GetTokenAuthority(context.Context, *sessionauth.GetTokenAuthori
 }
 
 func (a *tokens) FetchToken(_ context.Context, r *sessionauth.FetchTokenRequest) (*sessionauth.FetchTokenResponse, error) {
-	return &sessionauth.FetchTokenResponse{Token: strings.Join(append([]string{r.Host, r.Realm, r.Service}, r.Scopes...), "|"), ExpiresIn: 1 << 62}, nil
+	return &sessionauth.FetchTokenResponse{Token: strings.Join(append([]string{r.Host, r.Realm, r.Service}, r.Scopes...), "|"),
+		ExpiresIn: 1 << 62}, nil
 }
 
 func TestCredentials(t *testing.T) {
@@ -615,7 +617,8 @@ func TestCredentials(t *testing.T) {
 	if user, password, err := c.Password(t.Context(), "r.test"); user != "user" || password != "password" || err != nil {
 		t.Errorf("%q, %q, %v", user, password, err)
 	}
-	token, life, ok, err := c.Token(t.Context(), auth.TokenRequest{Addr: "r.test", Realm: "https://r.test/token", Service: "s", Scopes: []string{"a", "b"}})
+	token, life, ok, err := c.Token(t.Context(), auth.TokenRequest{Addr: "r.test", Realm: "https://r.test/token", Service: "s",
+		Scopes: []string{"a", "b"}})
 	if token != "r.test|https://r.test/token|s|a|b" || life != maxExpiry*time.Second || !ok || err != nil {
 		t.Errorf("%q, %v, %v, %v", token, life, ok, err)
 	}

@@ -19,7 +19,8 @@ func (c *Client) Exporters(ctx context.Context, metadata map[string][]byte, refs
 	if err != nil {
 		return nil, err
 	}
-	answer, err := sessionexporter.NewExporterClient(caller.Conn()).FindExporters(calling, &sessionexporter.FindExportersRequest{Metadata: metadata, Refs: refs})
+	answer, err := sessionexporter.NewExporterClient(caller.Conn()).FindExporters(calling,
+		&sessionexporter.FindExportersRequest{Metadata: metadata, Refs: refs})
 	switch {
 	case silent(err):
 		return nil, nil
@@ -37,7 +38,8 @@ func (c *Client) Exported(ctx context.Context, response map[string]string) error
 	if err != nil {
 		return err
 	}
-	_, err = sessionexporter.NewExporterClient(caller.Conn()).FinalizeExport(calling, &sessionexporter.FinalizeExportRequest{ExporterResponse: response})
+	_, err = sessionexporter.NewExporterClient(caller.Conn()).FinalizeExport(calling,
+		&sessionexporter.FinalizeExportRequest{ExporterResponse: response})
 	if err == nil || silent(err) {
 		return nil
 	}

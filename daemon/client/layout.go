@@ -65,7 +65,8 @@ func (l *layout) resolve(ctx context.Context, ref string, platform ocispec.Platf
 	if err != nil {
 		return nil, err
 	}
-	return image.Resolve(ctx, image.Fetched{Fetcher: l}, image.Named{Ref: ref, Target: target, Data: data, Declared: declared}, platform, store)
+	named := image.Named{Ref: ref, Target: target, Data: data, Declared: declared}
+	return image.Resolve(ctx, image.Fetched{Fetcher: l}, named, platform, store)
 }
 
 // Fetch implements image.Source.

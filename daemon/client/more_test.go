@@ -85,7 +85,8 @@ func TestFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, there := range map[string]bool{
-		to + "/d/a": true, to + "/old": true, to + "/empty": true, mirror + "/linux_amd64/d/a": true, mirror + "/linux_arm64/hard": true, mirror + "/old": false,
+		to + "/d/a": true, to + "/old": true, to + "/empty": true, mirror + "/linux_amd64/d/a": true, mirror + "/linux_arm64/hard": true,
+		mirror + "/old": false,
 	} {
 		if _, err := os.Lstat(path); (err == nil) != there {
 			t.Errorf("%s: %v", path, err)

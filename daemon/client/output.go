@@ -176,7 +176,8 @@ func (f *files) Open(path string) (io.ReadCloser, error) {
 const exportStore = "export"
 
 // WriteBlobs implements exporter.Receiver.
-func (d *destination) WriteBlobs(ctx context.Context, blobs []ocispec.Descriptor, open func(ocispec.Descriptor) (io.ReadCloser, error)) error {
+func (d *destination) WriteBlobs(ctx context.Context, blobs []ocispec.Descriptor,
+	open func(ocispec.Descriptor) (io.ReadCloser, error)) error {
 	calling, caller, err := d.call(ctx)
 	if err != nil {
 		return err

@@ -313,8 +313,8 @@ type MountTypeError struct {
 }
 
 func (e *MountTypeError) Error() string {
-	return fmt.Sprintf("mount at %s: there is no mount of type %d: a container can have mounts of the types %s, %s, %s, %s and %s", e.Dest, e.Type,
-		pb.MountType_BIND, pb.MountType_CACHE, pb.MountType_TMPFS, pb.MountType_SECRET, pb.MountType_SSH)
+	return fmt.Sprintf("mount at %s: there is no mount of type %d: a container can have mounts of the types %s, %s, %s, %s and %s",
+		e.Dest, e.Type, pb.MountType_BIND, pb.MountType_CACHE, pb.MountType_TMPFS, pb.MountType_SECRET, pb.MountType_SSH)
 }
 
 // GRPCStatus returns what the client gets.

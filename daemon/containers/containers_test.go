@@ -82,7 +82,8 @@ func newMachine(t *testing.T) *machine {
 	steps := steptest.New(t, &session.Session{Secrets: steptest.Secrets{"s": "secret"}})
 	m := &machine{t: t, job: steps.Job}
 	m.root = steps.Make(steptest.Shell(t), steptest.File("/file", "0123456789", "0644"),
-		llb.Action{Symlink: &llb.Symlink{Path: "/link", Target: "file"}}, llb.Action{Symlink: &llb.Symlink{Path: "/out", Target: "/../etc/passwd"}})
+		llb.Action{Symlink: &llb.Symlink{Path: "/link", Target: "file"}},
+		llb.Action{Symlink: &llb.Symlink{Path: "/out", Target: "/../etc/passwd"}})
 	m.serve()
 	return m
 }
@@ -112,7 +113,8 @@ func (m *machine) serve() {
 // make makes a container of the root with further mounts.
 func (m *machine) make(id string, mounts ...*pb.Mount) {
 	m.t.Helper()
-	req := &gateway.NewContainerRequest{ContainerID: id, Network: pb.NetMode_NONE, Mounts: append([]*pb.Mount{{Dest: "/", ResultID: "root"}}, mounts...)}
+	req := &gateway.NewContainerRequest{ContainerID: id, Network: pb.NetMode_NONE,
+		Mounts: append([]*pb.Mount{{Dest: "/", ResultID: "root"}}, mounts...)}
 	if _, err := m.NewContainer(m.t.Context(), req); err != nil {
 		m.t.Fatal(err)
 	}
@@ -213,7 +215,8 @@ func TestProcesses(t *testing.T) {
 		i.Fds = []uint32{2}
 	})
 	k.want("env", "[started]error\n[exit 0 ][eof 2][done]")
-	k.start("tty", "c", "echo $TERM; trap 'echo resized; exit 7' WINCH; echo ready; while :; do :; done", open, func(i *gateway.InitMessage) { i.Tty = true })
+	k.start("tty", "c", "echo $TERM; trap 'echo resized; exit 7' WINCH; echo ready; while :; do :; done", open,
+		func(i *gateway.InitMessage) { i.Tty = true })
 	k.until("tty", "ready")
 	k.say("tty", &gateway.ExecMessage{Input: &gateway.ExecMessage_Resize{Resize: &gateway.ResizeMessage{Rows: 40, Cols: 80}}})
 	k.want("tty", "[started]xterm\nready\nresized\n[exit 7 exit code: 7][eof 1][eof 2][done]")
@@ -291,7 +294,8 @@ func TestEnds(t *testing.T) {
 			break
 		}
 	}
-	if _, err := m.NewContainer(t.Context(), &gateway.NewContainerRequest{ContainerID: "x", Mounts: []*pb.Mount{{Dest: "/", ResultID: "root"}}}); status.Code(err) != codes.Unavailable {
+	late := &gateway.NewContainerRequest{ContainerID: "x", Mounts: []*pb.Mount{{Dest: "/", ResultID: "root"}}}
+	if _, err := m.NewContainer(t.Context(), late); status.Code(err) != codes.Unavailable {
 		t.Error(err)
 	}
 }
@@ -316,7 +320,8 @@ func TestInvalid(t *testing.T) {
 		"host":        {ContainerID: "x", Mounts: []*pb.Mount{root}, ExtraHosts: []*pb.HostIP{{Host: "a", IP: "b"}}},
 		"nil host":    {ContainerID: "x", Mounts: []*pb.Mount{root}, ExtraHosts: []*pb.HostIP{nil}},
 		"platform":    {ContainerID: "x", Mounts: []*pb.Mount{root}, Platform: &pb.Platform{OS: "linux", Architecture: "\x00"}},
-		"secret":      {ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/c", MountType: pb.MountType_SECRET, SecretOpt: &pb.SecretOpt{ID: "none"}}}},
+		"secret": {ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/c", MountType: pb.MountType_SECRET,
+			SecretOpt: &pb.SecretOpt{ID: "none"}}}},
 	} {
 		// Without the wire, which has no nil.
 		if _, err := m.set.NewContainer(t.Context(), req); err == nil {
@@ -324,11 +329,13 @@ func TestInvalid(t *testing.T) {
 		}
 	}
 	unknown := &gateway.NewContainerRequest{ContainerID: "x", Mounts: []*pb.Mount{root, {Dest: "/c", MountType: 99}}}
-	if _, err := m.NewContainer(t.Context(), unknown); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "/c: there is no mount of type 99") {
+	if _, err := m.NewContainer(t.Context(), unknown); status.Code(err) != codes.InvalidArgument ||
+		!strings.Contains(err.Error(), "/c: there is no mount of type 99") {
 		t.Error(err)
 	}
 	m.make("c")
-	if _, err := m.NewContainer(t.Context(), &gateway.NewContainerRequest{ContainerID: "c", Mounts: []*pb.Mount{root}}); status.Code(err) != codes.AlreadyExists {
+	again := &gateway.NewContainerRequest{ContainerID: "c", Mounts: []*pb.Mount{root}}
+	if _, err := m.NewContainer(t.Context(), again); status.Code(err) != codes.AlreadyExists {
 		t.Error(err)
 	}
 	init := func(i *gateway.InitMessage) *gateway.ExecMessage {
@@ -341,7 +348,8 @@ func TestInvalid(t *testing.T) {
 		"no meta":      {init(&gateway.InitMessage{ContainerID: "c"})},
 		"no container": {init(&gateway.InitMessage{ContainerID: "x", Meta: &pb.Meta{Args: []string{"a"}}})},
 		"descriptor":   {init(&gateway.InitMessage{ContainerID: "c", Meta: &pb.Meta{Args: []string{"a"}}, Fds: []uint32{3}})},
-		"twice":        {init(&gateway.InitMessage{ContainerID: "c", Meta: &pb.Meta{}}), init(&gateway.InitMessage{ContainerID: "c", Meta: &pb.Meta{}})},
+		"twice": {init(&gateway.InitMessage{ContainerID: "c", Meta: &pb.Meta{}}),
+			init(&gateway.InitMessage{ContainerID: "c", Meta: &pb.Meta{}})},
 	} {
 		k := m.talk(t.Context())
 		for _, msg := range messages {
@@ -363,7 +371,8 @@ func TestFiles(t *testing.T) {
 	m := newMachine(t)
 	m.make("c", &pb.Mount{Dest: "/tmpfs", MountType: pb.MountType_TMPFS}, &pb.Mount{Dest: "/scratch"})
 	k := m.talk(t.Context())
-	k.start("p", "c", "mkfifo /fifo; mknod /dev/x c 5 0; mkdir /d; echo deep > /d/f; echo in tmpfs > /tmpfs/f; ln -s f /tmpfs/l; ln -s / /tmpfs/r; ln -s ../../file /d/up; echo x > /scratch/y; echo made; while :; do :; done")
+	k.start("p", "c", "mkfifo /fifo; mknod /dev/x c 5 0; mkdir /d; echo deep > /d/f; echo in tmpfs > /tmpfs/f; "+
+		"ln -s f /tmpfs/l; ln -s / /tmpfs/r; ln -s ../../file /d/up; echo x > /scratch/y; echo made; while :; do :; done")
 	k.until("p", "made")
 	for _, c := range []struct {
 		mount int32
@@ -371,7 +380,8 @@ func TestFiles(t *testing.T) {
 		rng   *gateway.FileRange
 		want  string
 	}{
-		{0, "/file", nil, "0123456789"}, {0, "/link", nil, "0123456789"}, {0, "/file", &gateway.FileRange{Offset: 2, Length: 3}, "234"}, {0, "/d/../d/f", nil, "deep\n"},
+		{0, "/file", nil, "0123456789"}, {0, "/link", nil, "0123456789"}, {0, "/file", &gateway.FileRange{Offset: 2, Length: 3}, "234"},
+		{0, "/d/../d/f", nil, "deep\n"},
 		{1, "/f", nil, "in tmpfs\n"}, {1, "/l", nil, "in tmpfs\n"}, {2, "/y", nil, "x\n"}, {0, "/file", &gateway.FileRange{Offset: 20}, ""},
 	} {
 		got, err := m.ReadFileContainer(t.Context(), &gateway.ReadFileRequest{Ref: "c", MountIndex: c.mount, FilePath: c.path, Range: c.rng})
@@ -385,8 +395,9 @@ func TestFiles(t *testing.T) {
 		rng   *gateway.FileRange
 		want  string
 	}{
-		{0, "/fifo", nil, "not a regular file"}, {0, "/d", nil, "not a regular file"}, {0, "/dev/null", nil, ""}, {0, "/proc/1/environ", nil, ""}, {0, "/out", nil, "/out"},
-		{0, "/../../etc/shadow", nil, "no such file"}, {0, "file", nil, "relative"}, {0, "/missing", nil, "/missing: no such file"}, {1, "/r", nil, ""}, {0, "/d/up", nil, ""},
+		{0, "/fifo", nil, "not a regular file"}, {0, "/d", nil, "not a regular file"}, {0, "/dev/null", nil, ""}, {0, "/proc/1/environ", nil, ""},
+		{0, "/out", nil, "/out"}, {0, "/../../etc/shadow", nil, "no such file"}, {0, "file", nil, "relative"},
+		{0, "/missing", nil, "/missing: no such file"}, {1, "/r", nil, ""}, {0, "/d/up", nil, ""},
 		{0, "/file", &gateway.FileRange{Offset: -1, Length: 3}, "invalid range"}, {0, "/file", &gateway.FileRange{Length: -1}, "invalid range"},
 		{3, "/file", nil, "out of bounds"}, {-1, "/file", nil, "out of bounds"}, {0, "/f\x00", nil, ""},
 	} {
@@ -406,7 +417,8 @@ func TestFiles(t *testing.T) {
 	if _, err := m.ReadDirContainer(t.Context(), &gateway.ReadDirRequest{Ref: "c", DirPath: "/file"}); err == nil {
 		t.Error("a file is listed")
 	}
-	for path, want := range map[string]string{"/link": "-rw-r--r-- file 10", "/out": "Lrwxrwxrwx out /../etc/passwd", "/d": "drwxr-xr-x d 0", "/fifo": "prw-r--r-- fifo 0"} {
+	for path, want := range map[string]string{"/link": "-rw-r--r-- file 10", "/out": "Lrwxrwxrwx out /../etc/passwd", "/d": "drwxr-xr-x d 0",
+		"/fifo": "prw-r--r-- fifo 0"} {
 		st, err := m.StatFileContainer(t.Context(), &gateway.StatFileRequest{Ref: "c", Path: path})
 		got := fmt.Sprint(os.FileMode(st.GetStat().GetMode()), " ", st.GetStat().GetPath(), " ", st.GetStat().GetSize())
 		if st.GetStat().GetLinkname() != "" {

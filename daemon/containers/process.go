@@ -232,7 +232,8 @@ func (x *conversation) begin(id string, p *process, e *entry, init *gateway.Init
 		return nil, errNoArgs
 	}
 	q := container.Process{
-		Args: init.Meta.Args, Env: withDefault(init.Meta.Env, e.path), Cwd: init.Meta.Cwd, User: init.Meta.User, Security: mode, Signals: p.signals,
+		Args: init.Meta.Args, Env: withDefault(init.Meta.Env, e.path), Cwd: init.Meta.Cwd, User: init.Meta.User, Security: mode,
+		Signals: p.signals,
 	}
 	for _, s := range init.Secretenv {
 		if s.GetID() == "" {
@@ -303,7 +304,8 @@ func (x *conversation) ended(id string, p *process, fds []uint32, err error) {
 	messages := []*gateway.ExecMessage{{ProcessID: id, Input: &gateway.ExecMessage_Exit{Exit: exit}}}
 	for _, fd := range fds {
 		if fd > 0 {
-			messages = append(messages, &gateway.ExecMessage{ProcessID: id, Input: &gateway.ExecMessage_File{File: &gateway.FdMessage{Fd: fd, EOF: true}}})
+			end := &gateway.ExecMessage_File{File: &gateway.FdMessage{Fd: fd, EOF: true}}
+			messages = append(messages, &gateway.ExecMessage{ProcessID: id, Input: end})
 		}
 	}
 	messages = append(messages, &gateway.ExecMessage{ProcessID: id, Input: &gateway.ExecMessage_Done{Done: &gateway.DoneMessage{}}})

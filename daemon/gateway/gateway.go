@@ -217,7 +217,8 @@ func (f *Frontend) process() (container.Process, error) {
 	for i, name := range slices.Sorted(maps.Keys(f.Options)) {
 		p.Env = append(p.Env, fmt.Sprintf("BUILDKIT_FRONTEND_OPT_%d=%s=%s", i, name, f.Options[name]))
 	}
-	p.Env = append(p.Env, "BUILDKIT_SESSION_ID="+f.Session, "BUILDKIT_WORKERS="+string(workers), "BUILDKIT_EXPORTEDPRODUCT="+apicaps.ExportedProduct)
+	p.Env = append(p.Env, "BUILDKIT_SESSION_ID="+f.Session, "BUILDKIT_WORKERS="+string(workers),
+		"BUILDKIT_EXPORTEDPRODUCT="+apicaps.ExportedProduct)
 	return p, nil
 }
 

@@ -78,8 +78,9 @@ func (b *bridge) Return(_ context.Context, r *pbgateway.ReturnRequest) (*pbgatew
 // run runs the frontend, and returns what it has returned of its environment.
 func (m *machine) run(ctx context.Context, do string, change ...func(*Frontend)) (string, error) {
 	f := &Frontend{
-		Name: "example.com/frontend", Root: m.root, Platform: llb.Host(), Options: map[string]string{"do": do, "cmdline": "x y"}, Session: "the session",
-		Workers: []Worker{{ID: "w"}}, Config: &dockerspec.DockerOCIImageConfig{ImageConfig: ocispec.ImageConfig{Entrypoint: []string{"/frontend", "arg"}}},
+		Name: "example.com/frontend", Root: m.root, Platform: llb.Host(), Options: map[string]string{"do": do, "cmdline": "x y"},
+		Session: "the session", Workers: []Worker{{ID: "w"}},
+		Config: &dockerspec.DockerOCIImageConfig{ImageConfig: ocispec.ImageConfig{Entrypoint: []string{"/frontend", "arg"}}},
 	}
 	for _, c := range change {
 		c(f)
@@ -101,7 +102,8 @@ func TestFrontend(t *testing.T) {
 	}
 	for _, want := range []string{
 		"BUILDKIT_FRONTEND_OPT_0=cmdline=x y\n", "BUILDKIT_FRONTEND_OPT_1=do=return\n", "BUILDKIT_SESSION_ID=the session\n",
-		`BUILDKIT_WORKERS=[{"id":"w","labels":null,"platforms":null}]`, "BUILDKIT_EXPORTEDPRODUCT=", "args=[arg]", "uid=0", "links=2", "the definition",
+		`BUILDKIT_WORKERS=[{"id":"w","labels":null,"platforms":null}]`, "BUILDKIT_EXPORTEDPRODUCT=", "args=[arg]", "uid=0", "links=2",
+		"the definition",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("it lacks %q:\n%s", want, got)
@@ -115,7 +117,8 @@ func TestFrontend(t *testing.T) {
 	}
 	asks := func(f *Frontend) { f.Options[attrCaps] = "a,b+option" }
 	var missing *errdefs.UnsupportedFrontendCapError
-	if _, err := m.run(t.Context(), "return", asks, labels(map[string]string{labelCaps: "a+x"})); !errors.As(err, &missing) || missing.Name != "b" {
+	if _, err := m.run(t.Context(), "return", asks, labels(map[string]string{labelCaps: "a+x"})); !errors.As(err, &missing) ||
+		missing.Name != "b" {
 		t.Error(err)
 	}
 	if _, err := m.run(t.Context(), "return", asks, labels(map[string]string{labelCaps: "b,a"})); err != nil {
@@ -134,7 +137,8 @@ func TestFrontend(t *testing.T) {
 func TestFrontendFails(t *testing.T) {
 	m := newMachine(t)
 	var exit *execute.ExitError
-	if _, err := m.run(t.Context(), "fail"); !errors.As(err, &exit) || exit.Status.ExitCode != 3 || !strings.HasSuffix(err.Error(), "it does not like that") {
+	if _, err := m.run(t.Context(), "fail"); !errors.As(err, &exit) || exit.Status.ExitCode != 3 ||
+		!strings.HasSuffix(err.Error(), "it does not like that") {
 		t.Error(err)
 	}
 	if got, err := m.run(t.Context(), "leave"); err != nil || got != "" {
@@ -162,7 +166,8 @@ func TestActivity(t *testing.T) {
 	a := newActivity()
 	a.last = time.Now().Add(-time.Hour)
 	method := func(name string, f func()) {
-		_, _ = a.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: name}, func(context.Context, any) (any, error) { f(); return nil, nil })
+		_, _ = a.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: name},
+			func(context.Context, any) (any, error) { f(); return nil, nil })
 	}
 	method("/grpc.health.v1.Health/Check", func() {
 		if a.silent() < time.Hour {

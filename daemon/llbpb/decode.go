@@ -443,7 +443,8 @@ func (d *decoder) describe() {
 		if o.state != lowered {
 			continue
 		}
-		about := &Op{Name: o.name(), Group: o.meta.GetProgressGroup(), Locations: d.def.GetSource().GetLocations()[o.digest.String()].GetLocations()}
+		about := &Op{Name: o.name(), Group: o.meta.GetProgressGroup(),
+			Locations: d.def.GetSource().GetLocations()[o.digest.String()].GetLocations()}
 		for _, in := range o.Inputs {
 			about.Inputs = append(about.Inputs, digest.Digest(in.Digest))
 		}

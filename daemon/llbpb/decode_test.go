@@ -65,7 +65,8 @@ func output(in *pb.Input, index int64) *pb.Input { return &pb.Input{Digest: in.D
 
 func mkdir(in, out int64, name string) *pb.FileAction {
 	return &pb.FileAction{
-		Input: in, SecondaryInput: -1, Output: out, Action: &pb.FileAction_Mkdir{Mkdir: &pb.FileActionMkDir{Path: name, Mode: 0o755, Timestamp: -1}},
+		Input: in, SecondaryInput: -1, Output: out, Action: &pb.FileAction_Mkdir{Mkdir: &pb.FileActionMkDir{Path: name, Mode: 0o755,
+			Timestamp: -1}},
 	}
 }
 
@@ -107,7 +108,8 @@ func TestDecode(t *testing.T) {
 		want []string // what the shape has
 	}{
 		"image": {func(d *definition) *pb.Input {
-			return d.source("docker-image://docker.io/library/busybox:latest@"+sum, "image.resolvemode", "pull", "image.layerlimit", "2", "image.recordtype", "internal")
+			return d.source("docker-image://docker.io/library/busybox:latest@"+sum, "image.resolvemode", "pull", "image.layerlimit", "2",
+				"image.recordtype", "internal")
 		}, []string{`"Ref":"docker.io/library/busybox:latest"`, `"Digest":"` + sum, `"Pull":"always"`, `"Layers":2`}},
 		"image without digest": {func(d *definition) *pb.Input { return d.source("docker-image://busybox") },
 			[]string{`"Ref":"docker.io/library/busybox:latest"`, `"Platform":"linux/amd64"`}},
@@ -116,28 +118,34 @@ func TestDecode(t *testing.T) {
 		},
 			[]string{`"Store":"s"`, `"Digest":"` + sum, `"Layout":""`}},
 		"a directory as a root": {func(d *definition) *pb.Input {
-			return d.source("local://ctx", "local.session", "mine", "local.unique", "u", "local.followpaths", `["a"]`, "local.includepattern", `["b"]`)
+			return d.source("local://ctx", "local.session", "mine", "local.unique", "u", "local.followpaths", `["a"]`, "local.includepattern",
+				`["b"]`)
 		}, []string{`file{`, `(scratch, local{"Name":"ctx","Include":["b"],"Follow":["a"]})`}},
-		"a directory of another client": {func(d *definition) *pb.Input { return d.source("local://ctx", "local.session", "other") }, []string{`"Session":"other"`}},
+		"a directory of another client": {func(d *definition) *pb.Input { return d.source("local://ctx", "local.session", "other") },
+			[]string{`"Session":"other"`}},
 		"http": {func(d *definition) *pb.Input {
 			return d.source("https://u:p@host/dir/file?q", "http.perm", "0755", "http.uid", "7")
 		},
 			[]string{`file{`, `"Chmod":"0755"`, `"Chown":"7:0"`, `http{"URL":"https://host/dir/file?q","Filename":"file"`}},
 		"git": {func(d *definition) *pb.Input {
-			return d.source("git://host/r#main:sub", "git.fullurl", "https://host/r.git", "git.authtokensecret", "GIT_AUTH_TOKEN", "git.keepgitdir", "true")
+			return d.source("git://host/r#main:sub", "git.fullurl", "https://host/r.git", "git.authtokensecret", "GIT_AUTH_TOKEN", "git.keepgitdir",
+				"true")
 		}, []string{`git{"Remote":"https://host/r.git","Ref":"main","Subdir":"sub"`, `"KeepGitDir":true`, `(scratch)`}},
 		"several outputs": {func(d *definition) *pb.Input {
 			img := d.source("docker-image://busybox")
 			return output(d.exec(&pb.ExecOp{Mounts: []*pb.Mount{
-				{Dest: "/", Output: 0}, {Dest: "/a", Input: 0, Output: -1, Readonly: true}, {Dest: "/b", Input: -1, Output: 1}, {Dest: "/c", Input: 0, Output: 2, Selector: "dir"},
+				{Dest: "/", Output: 0}, {Dest: "/a", Input: 0, Output: -1, Readonly: true}, {Dest: "/b", Input: -1, Output: 1},
+				{Dest: "/c", Input: 0, Output: 2, Selector: "dir"},
 			}}, img), 2)
-		}, []string{"exec{", "#2(image", `"Target":"/b","Input":2,"Source":"/","ReadOnly":false,"Output":1`, `"Target":"/c","Input":3,"Source":"/dir","ReadOnly":false,"Output":2`}},
+		}, []string{"exec{", "#2(image", `"Target":"/b","Input":2,"Source":"/","ReadOnly":false,"Output":1`,
+			`"Target":"/c","Input":3,"Source":"/dir","ReadOnly":false,"Output":2`}},
 		"a read-only mount as an output": {func(d *definition) *pb.Input {
 			a, b := d.source("docker-image://a"), d.source("docker-image://b")
 			return d.exec(&pb.ExecOp{Mounts: []*pb.Mount{{Dest: "/", Output: 1}, {Dest: "/b", Input: 1, Output: 0, Readonly: true}}}, a, b)
 		}, []string{`image{"Ref":"docker.io/library/b:latest"`}},
 		"a root of nothing, status and PATH": {func(d *definition) *pb.Input {
-			return d.exec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"/x"}, ValidExitCodes: []int32{0, 9}}, Mounts: []*pb.Mount{{Dest: "/", Input: -1, Readonly: true}}})
+			return d.exec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"/x"}, ValidExitCodes: []int32{0, 9}},
+				Mounts: []*pb.Mount{{Dest: "/", Input: -1, Readonly: true}}})
 		}, []string{`"ExitStatus":[0,9]`, defaultPath, `"ReadOnly":true`, `(scratch)`}},
 		"a cache as front ends have it": {func(d *definition) *pb.Input {
 			fresh := d.file([]*pb.FileAction{{Input: -1, SecondaryInput: -1, Output: 0, Action: &pb.FileAction_Mkdir{Mkdir: &pb.FileActionMkDir{
@@ -145,26 +153,31 @@ func TestDecode(t *testing.T) {
 				Owner: &pb.ChownOpt{User: &pb.UserOpt{User: &pb.UserOpt_ByID{ByID: 7}}, Group: &pb.UserOpt{User: &pb.UserOpt_ByID{ByID: 8}}},
 			}}}})
 			return d.exec(&pb.ExecOp{Mounts: []*pb.Mount{
-				{Dest: "/", Input: 0}, {Dest: "/c", Input: 1, Output: -1, Selector: "/cache", MountType: pb.MountType_CACHE, CacheOpt: &pb.CacheOpt{ID: "/id"}},
+				{Dest: "/", Input: 0}, {Dest: "/c", Input: 1, Output: -1, Selector: "/cache", MountType: pb.MountType_CACHE,
+					CacheOpt: &pb.CacheOpt{ID: "/id"}},
 			}}, d.source("docker-image://a"), fresh)
 		}, []string{`"Input":0,"Source":"/","ReadOnly":false,"Output":0,"CacheID":"id","Sharing":"shared","Mode":448,"UID":7,"GID":8`}},
 		"secrets, ssh, tmpfs": {func(d *definition) *pb.Input {
 			return d.exec(&pb.ExecOp{
 				Mounts: []*pb.Mount{
 					root, {Dest: "s", Input: -1, MountType: pb.MountType_SECRET, SecretOpt: &pb.SecretOpt{ID: "f", Mode: 0o400, Optional: true}},
-					{Dest: "/ssh", Input: -1, MountType: pb.MountType_SSH, SSHOpt: &pb.SSHOpt{}}, {Dest: "/t", Input: -1, Output: -1, MountType: pb.MountType_TMPFS},
+					{Dest: "/ssh", Input: -1, MountType: pb.MountType_SSH, SSHOpt: &pb.SSHOpt{}},
+					{Dest: "/t", Input: -1, Output: -1, MountType: pb.MountType_TMPFS},
 				},
 				Secretenv: []*pb.SecretEnv{{ID: "e", Name: "E"}},
 			}, d.source("docker-image://a"))
-		}, []string{`"ID":"e","Env":"E","Required":true`, `"Target":"/s"`, `"ID":"f","Env":"","Required":false`, `"Type":"ssh"`, `"ID":"default"`, `"Type":"tmpfs"`}},
+		}, []string{`"ID":"e","Env":"E","Required":true`, `"Target":"/s"`, `"ID":"f","Env":"","Required":false`, `"Type":"ssh"`, `"ID":"default"`,
+			`"Type":"tmpfs"`}},
 		"actions in a row are one vertex": {func(d *definition) *pb.Input {
 			return d.file([]*pb.FileAction{mkdir(-1, -1, "a"), mkdir(0, -1, "b"), mkdir(1, 0, "c")})
 		}, []string{`"Path":"/a"`, `"Path":"/c"`, `}]}(scratch)`}},
 		"an action on two others": {func(d *definition) *pb.Input {
 			return d.file([]*pb.FileAction{mkdir(-1, -1, "a"), mkdir(-1, -1, "b"), copyAction(0, 1, 0, &pb.FileActionCopy{
-				Src: "/b", Dest: "x/", Mode: -1, Timestamp: 1500000000, DirCopyContents: true, FollowSymlink: true, AllowWildcard: true, CreateDestPath: true,
+				Src: "/b", Dest: "x/", Mode: -1, Timestamp: 1500000000, DirCopyContents: true, FollowSymlink: true, AllowWildcard: true,
+				CreateDestPath: true,
 			})})
-		}, []string{`{"Mkdir":{"Path":"/a"`, `{"Copy":{"Sources":[{"Input":1,"Path":"/b"`, `"Dest":"/x/"`, `"Epoch":1,"Nanos":500000000`, `"MustMatch":true`, `"Dated":true`, `"Path":"/b","Chown":"","Chmod":"","Epoch":null,"NoParents":true}}]}(scratch))`}},
+		}, []string{`{"Mkdir":{"Path":"/a"`, `{"Copy":{"Sources":[{"Input":1,"Path":"/b"`, `"Dest":"/x/"`, `"Epoch":1,"Nanos":500000000`,
+			`"MustMatch":true`, `"Dated":true`, `"Path":"/b","Chown":"","Chmod":"","Epoch":null,"NoParents":true}}]}(scratch))`}},
 		"two outputs": {func(d *definition) *pb.Input {
 			return output(d.file([]*pb.FileAction{mkdir(-1, 1, "a"), mkdir(0, 0, "b")}), 0)
 		}, []string{`"Path":"/b"`, `(file{"Actions":[{"Mkdir":{"Path":"/a"`}},
@@ -176,13 +189,16 @@ func TestDecode(t *testing.T) {
 		}, []string{`"Chown":"me","UsersIn":1,"GroupsIn":1,"Chmod":"0700"`}},
 		"merge, diff, passthrough": {func(d *definition) *pb.Input {
 			a, b := d.source("docker-image://a"), d.source("docker-image://b")
-			diff := d.add(&pb.Op{Inputs: []*pb.Input{a, b}, Op: &pb.Op_Diff{Diff: &pb.DiffOp{Lower: &pb.LowerDiffInput{}, Upper: &pb.UpperDiffInput{Input: 1}}}})
+			diff := d.add(&pb.Op{Inputs: []*pb.Input{a, b}, Op: &pb.Op_Diff{Diff: &pb.DiffOp{Lower: &pb.LowerDiffInput{},
+				Upper: &pb.UpperDiffInput{Input: 1}}}})
 			merge := d.add(&pb.Op{Inputs: []*pb.Input{a, diff}, Op: &pb.Op_Merge{Merge: &pb.MergeOp{Inputs: []*pb.MergeInput{{}, {Input: 1}}}}})
-			return output(d.add(&pb.Op{Inputs: []*pb.Input{a, merge}, Op: &pb.Op_Passthrough{Passthrough: &pb.PassthroughOp{Id: "p", Outputs: []int64{0, 1}}}}), 1)
+			return output(d.add(&pb.Op{Inputs: []*pb.Input{a, merge}, Op: &pb.Op_Passthrough{Passthrough: &pb.PassthroughOp{Id: "p",
+				Outputs: []int64{0, 1}}}}), 1)
 		}, []string{`passthrough{"Outputs":[0,1]}#1(`, `merge(image{"Ref":"docker.io/library/a:latest"`, `, diff(image`}},
 		"nothing to be taken off": {func(d *definition) *pb.Input {
 			a := d.source("docker-image://a")
-			return d.add(&pb.Op{Inputs: []*pb.Input{a}, Op: &pb.Op_Diff{Diff: &pb.DiffOp{Lower: &pb.LowerDiffInput{Input: -1}, Upper: &pb.UpperDiffInput{}}}})
+			return d.add(&pb.Op{Inputs: []*pb.Input{a}, Op: &pb.Op_Diff{Diff: &pb.DiffOp{Lower: &pb.LowerDiffInput{Input: -1},
+				Upper: &pb.UpperDiffInput{}}}})
 		}, []string{`image{`}},
 	} {
 		d := newDefinition(t)
@@ -236,21 +252,25 @@ func TestDecodeErrors(t *testing.T) {
 		"an output that is not there": {func(d *definition) *pb.Input { return output(d.source("docker-image://a"), 1) }, "none with index 1"},
 		"a negative output":           {func(d *definition) *pb.Input { return output(d.source("docker-image://a"), -1) }, "no output -1"},
 		"too many ops":                {many(MaxOps), "more than 50000 ops"},
-		"no op":                       {func(d *definition) *pb.Input { return d.add(&pb.Op{Platform: &pb.Platform{OS: "x"}}) }, "its kind is not known"},
-		"no identifier":               {func(d *definition) *pb.Input { return d.source("x") }, "no identifier of a source"},
-		"an unknown source":           {func(d *definition) *pb.Input { return d.source("s3://x") }, "a source s3:// is not supported"},
-		"no image":                    {func(d *definition) *pb.Input { return d.source("docker-image://A B") }, "A B"},
-		"an unknown attribute":        {image("image.new", "1"), `the attribute "image.new" is not supported`},
-		"a wrong limit of layers":     {image("image.layerlimit", "0"), "invalid layer limit 0"},
-		"a layout without digest":     {func(d *definition) *pb.Input { return d.source("oci-layout://x") }, "no digest of an image"},
-		"a file as another":           {func(d *definition) *pb.Input { return d.source("https://h/f", "http.filename", "../x") }, "no name of a file"},
-		"a header of another":         {func(d *definition) *pb.Input { return d.source("https://h/f", "http.header.host", "x") }, `the header "host"`},
-		"no repository":               {func(d *definition) *pb.Input { return d.source("git://--upload-pack=x") }, ""},
+		"no op": {func(d *definition) *pb.Input { return d.add(&pb.Op{Platform: &pb.Platform{OS: "x"}}) },
+			"its kind is not known"},
+		"no identifier":           {func(d *definition) *pb.Input { return d.source("x") }, "no identifier of a source"},
+		"an unknown source":       {func(d *definition) *pb.Input { return d.source("s3://x") }, "a source s3:// is not supported"},
+		"no image":                {func(d *definition) *pb.Input { return d.source("docker-image://A B") }, "A B"},
+		"an unknown attribute":    {image("image.new", "1"), `the attribute "image.new" is not supported`},
+		"a wrong limit of layers": {image("image.layerlimit", "0"), "invalid layer limit 0"},
+		"a layout without digest": {func(d *definition) *pb.Input { return d.source("oci-layout://x") }, "no digest of an image"},
+		"a file as another": {func(d *definition) *pb.Input { return d.source("https://h/f", "http.filename", "../x") },
+			"no name of a file"},
+		"a header of another": {func(d *definition) *pb.Input { return d.source("https://h/f", "http.header.host", "x") },
+			`the header "host"`},
+		"no repository": {func(d *definition) *pb.Input { return d.source("git://--upload-pack=x") }, ""},
 		"a source with inputs": {func(d *definition) *pb.Input {
 			return d.add(&pb.Op{Inputs: []*pb.Input{d.source("docker-image://a")}, Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://x"}}})
 		}, "it has 1 inputs"},
 		"a worker": {func(d *definition) *pb.Input {
-			return d.add(&pb.Op{Constraints: &pb.WorkerConstraints{Filter: []string{"x"}}, Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://x"}}})
+			return d.add(&pb.Op{Constraints: &pb.WorkerConstraints{Filter: []string{"x"}},
+				Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://x"}}})
 		}, "a constraint on workers"},
 		"no arguments": {func(d *definition) *pb.Input {
 			return d.exec(&pb.ExecOp{Meta: &pb.Meta{}, Mounts: []*pb.Mount{root}}, d.source("docker-image://a"))
@@ -274,7 +294,8 @@ func TestDecodeErrors(t *testing.T) {
 			return d.exec(&pb.ExecOp{Mounts: []*pb.Mount{root}, Security: pb.SecurityMode_INSECURE}, d.source("docker-image://a"))
 		}, "security.insecure is not allowed"},
 		"a host that is none": {func(d *definition) *pb.Input {
-			return d.exec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"x"}, ExtraHosts: []*pb.HostIP{{Host: "a\n1.2.3.4 b", IP: "1.2.3.4"}}}, Mounts: []*pb.Mount{root}}, d.source("docker-image://a"))
+			return d.exec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"x"}, ExtraHosts: []*pb.HostIP{{Host: "a\n1.2.3.4 b", IP: "1.2.3.4"}}},
+				Mounts: []*pb.Mount{root}}, d.source("docker-image://a"))
 		}, "not the name of a host"},
 		"no actions":               {actions(), "no actions"},
 		"no outputs":               {actions(mkdir(0, -1, "a")), "no outputs"},
@@ -282,27 +303,34 @@ func TestDecodeErrors(t *testing.T) {
 		"an action on itself":      {actions(mkdir(1, 0, "a")), "made by a later one"},
 		"an action on nothing":     {actions(mkdir(9, 0, "a")), "no input 9"},
 		"one output of two":        {actions(mkdir(0, 0, "a"), mkdir(0, 0, "b")), "cannot be output 0"},
-		"a root that is removed":   {actions(&pb.FileAction{Output: 0, Action: &pb.FileAction_Rm{Rm: &pb.FileActionRm{Path: "."}}}), "the root cannot be removed"},
-		"a zero byte":              {actions(mkdir(0, 0, "a\x00b")), "no absolute path"},
-		"an owner that is none":    {actions(&pb.FileAction{Output: 0, Action: &pb.FileAction_Mkdir{Mkdir: &pb.FileActionMkDir{Path: "a", Owner: &pb.ChownOpt{User: &pb.UserOpt{User: &pb.UserOpt_ByName{ByName: &pb.NamedUserOpt{Name: "a:b"}}}}}}}), "no name of an owner"},
-		"an owner of no input":     {actions(&pb.FileAction{Output: 0, Action: &pb.FileAction_Mkdir{Mkdir: &pb.FileActionMkDir{Path: "a", Owner: &pb.ChownOpt{User: &pb.UserOpt{User: &pb.UserOpt_ByName{ByName: &pb.NamedUserOpt{Name: "a", Input: 5}}}}}}}), "no input 5"},
+		"a root that is removed": {actions(&pb.FileAction{Output: 0, Action: &pb.FileAction_Rm{Rm: &pb.FileActionRm{Path: "."}}}),
+			"the root cannot be removed"},
+		"a zero byte": {actions(mkdir(0, 0, "a\x00b")), "no absolute path"},
+		"an owner that is none": {actions(&pb.FileAction{Output: 0, Action: &pb.FileAction_Mkdir{Mkdir: &pb.FileActionMkDir{Path: "a",
+			Owner: &pb.ChownOpt{User: &pb.UserOpt{User: &pb.UserOpt_ByName{ByName: &pb.NamedUserOpt{Name: "a:b"}}}}}}}), "no name of an owner"},
+		"an owner of no input": {actions(&pb.FileAction{Output: 0, Action: &pb.FileAction_Mkdir{Mkdir: &pb.FileActionMkDir{Path: "a",
+			Owner: &pb.ChownOpt{User: &pb.UserOpt{User: &pb.UserOpt_ByName{ByName: &pb.NamedUserOpt{Name: "a", Input: 5}}}}}}}), "no input 5"},
 		"a merge of other inputs": {func(d *definition) *pb.Input {
-			return d.add(&pb.Op{Inputs: []*pb.Input{d.source("docker-image://a")}, Op: &pb.Op_Merge{Merge: &pb.MergeOp{Inputs: []*pb.MergeInput{{Input: 4}}}}})
+			return d.add(&pb.Op{Inputs: []*pb.Input{d.source("docker-image://a")},
+				Op: &pb.Op_Merge{Merge: &pb.MergeOp{Inputs: []*pb.MergeInput{{Input: 4}}}}})
 		}, "no input 4"},
-		"a diff of nothing": {func(d *definition) *pb.Input { return d.add(&pb.Op{Op: &pb.Op_Diff{Diff: &pb.DiffOp{}}}) }, "no lower or no upper"},
+		"a diff of nothing": {func(d *definition) *pb.Input { return d.add(&pb.Op{Op: &pb.Op_Diff{Diff: &pb.DiffOp{}}}) },
+			"no lower or no upper"},
 		"a passthrough of no input": {func(d *definition) *pb.Input {
 			return d.add(&pb.Op{Op: &pb.Op_Passthrough{Passthrough: &pb.PassthroughOp{Id: "x", Outputs: []int64{0}}}})
 		}, "no input 0"},
 		"a build that nobody can read": {func(d *definition) *pb.Input {
-			return d.add(&pb.Op{Inputs: []*pb.Input{d.source("docker-image://a")}, Op: &pb.Op_Build{Build: &pb.BuildOp{Builder: -1, Inputs: map[string]*pb.BuildInput{pb.LLBDefinitionInput: {}}}}})
+			return d.add(&pb.Op{Inputs: []*pb.Input{d.source("docker-image://a")},
+				Op: &pb.Op_Build{Build: &pb.BuildOp{Builder: -1, Inputs: map[string]*pb.BuildInput{pb.LLBDefinitionInput: {}}}}})
 		}, "is not supported"},
-		"an unknown field":             {unknown(7777, "x"), "the field 7777"},
-		"an extension that is none":    {unknown(extensionField, "x"), "read the field"},
-		"an extension of no input":     {unknown(extensionField, `{"Inputs":[3],"File":{}}`), "no input 3"},
-		"an extension of another kind": {unknown(extensionField, `{"Inputs":[0],"Exec":{"Args":["x"],"Cwd":"/","Network":"host","Security":"sandbox"}}`), "not one thing"},
-		"an extension with too much":   {unknown(extensionField, `{"Inputs":[0],"Image":{"Layout":"/"}}`), "unknown field"},
-		"an empty extension":           {unknown(extensionField, `{"Inputs":[0],"File":{"Actions":[{}]}}`), "not one of those"},
-		"an extension without inputs":  {unknown(extensionField, `{"File":{"Actions":[{"Mkdir":{"Path":"/a"}}]}}`), "no inputs"},
+		"an unknown field":          {unknown(7777, "x"), "the field 7777"},
+		"an extension that is none": {unknown(extensionField, "x"), "read the field"},
+		"an extension of no input":  {unknown(extensionField, `{"Inputs":[3],"File":{}}`), "no input 3"},
+		"an extension of another kind": {unknown(extensionField,
+			`{"Inputs":[0],"Exec":{"Args":["x"],"Cwd":"/","Network":"host","Security":"sandbox"}}`), "not one thing"},
+		"an extension with too much":  {unknown(extensionField, `{"Inputs":[0],"Image":{"Layout":"/"}}`), "unknown field"},
+		"an empty extension":          {unknown(extensionField, `{"Inputs":[0],"File":{"Actions":[{}]}}`), "not one of those"},
+		"an extension without inputs": {unknown(extensionField, `{"File":{"Actions":[{"Mkdir":{"Path":"/a"}}]}}`), "no inputs"},
 	} {
 		d := newDefinition(t)
 		d.ask(c.make(d))
@@ -312,11 +340,12 @@ func TestDecodeErrors(t *testing.T) {
 		}
 	}
 	for name, def := range map[string]*pb.Definition{
-		"nothing":               nil,
-		"no ops":                {},
-		"bytes that are none":   {Def: [][]byte{{0xff}}},
-		"no question":           {Def: newDefinition(t).ask(newDefinition(t).source("docker-image://a")).Def},
-		"a location in nothing": {Def: [][]byte{nil}, Source: &pb.Source{Locations: map[string]*pb.Locations{"x": {Locations: []*pb.Location{{SourceIndex: 1}}}}}},
+		"nothing":             nil,
+		"no ops":              {},
+		"bytes that are none": {Def: [][]byte{{0xff}}},
+		"no question":         {Def: newDefinition(t).ask(newDefinition(t).source("docker-image://a")).Def},
+		"a location in nothing": {Def: [][]byte{nil},
+			Source: &pb.Source{Locations: map[string]*pb.Locations{"x": {Locations: []*pb.Location{{SourceIndex: 1}}}}}},
 	} {
 		if _, err := Decode(def, Options{}); err == nil {
 			t.Errorf("%s is read", name)
@@ -343,8 +372,9 @@ func TestDecodeLimits(t *testing.T) {
 	}
 	nested := []byte{}
 	for range 100 {
-		nested = protowire.AppendBytes(protowire.AppendTag(nil, 3, protowire.BytesType), protowire.AppendBytes(protowire.AppendTag(nil, 2, protowire.BytesType),
-			protowire.AppendBytes(protowire.AppendTag(nil, 3, protowire.BytesType), nested)))
+		nested = protowire.AppendBytes(protowire.AppendTag(nil, 3, protowire.BytesType),
+			protowire.AppendBytes(protowire.AppendTag(nil, 2, protowire.BytesType),
+				protowire.AppendBytes(protowire.AppendTag(nil, 3, protowire.BytesType), nested)))
 	}
 	inside := newDefinition(t)
 	nested = protowire.AppendBytes(protowire.AppendTag(nil, 3, protowire.BytesType), nested)
@@ -403,10 +433,12 @@ func TestDigests(t *testing.T) {
 	a := d.source("https://h/f", "http.perm", "0755")
 	b := d.source("https://h/f", "http.perm", "0755", "http.uid", "0")
 	merge := d.add(&pb.Op{Inputs: []*pb.Input{a, b}, Op: &pb.Op_Merge{Merge: &pb.MergeOp{Inputs: []*pb.MergeInput{{}, {Input: 1}}}}})
-	d.Metadata[merge.Digest] = &pb.OpMetadata{Description: map[string]string{"llb.customname": "both"}, IgnoreCache: true, ProgressGroup: &pb.ProgressGroup{Id: "g"}}
+	d.Metadata[merge.Digest] = &pb.OpMetadata{Description: map[string]string{"llb.customname": "both"}, IgnoreCache: true,
+		ProgressGroup: &pb.ProgressGroup{Id: "g"}}
 	d.Source = &pb.Source{
-		Locations: map[string]*pb.Locations{merge.Digest: {Locations: []*pb.Location{{Ranges: []*pb.Range{{Start: &pb.Position{Line: 3}, End: &pb.Position{Line: 4}}}}}}},
-		Infos:     []*pb.SourceInfo{{Filename: "File"}},
+		Locations: map[string]*pb.Locations{merge.Digest: {Locations: []*pb.Location{{Ranges: []*pb.Range{{Start: &pb.Position{Line: 3},
+			End: &pb.Position{Line: 4}}}}}}},
+		Infos: []*pb.SourceInfo{{Filename: "File"}},
 	}
 	d.ask(merge)
 	g, err := Decode(&d.Definition, Options{})

@@ -149,7 +149,8 @@ func (d *decoder) extended(o *op, ext *extension, given []llb.Output) error {
 	}
 	if ext.Passthrough != nil {
 		set++
-		if len(ext.Passthrough.Outputs) == 0 || slices.ContainsFunc(ext.Passthrough.Outputs, func(i int) bool { return i < 0 || i >= len(inputs) }) {
+		missing := func(i int) bool { return i < 0 || i >= len(inputs) }
+		if len(ext.Passthrough.Outputs) == 0 || slices.ContainsFunc(ext.Passthrough.Outputs, missing) {
 			err = errors.New("it has an output that is no input, or none")
 		}
 		op = *ext.Passthrough
@@ -324,7 +325,8 @@ func (e *encoder) vertex(v *llb.Vertex) error {
 		return err
 	}
 	if !e.says(o, v, given) {
-		if ext.Exec == nil && ext.File == nil && ext.Git == nil && ext.HTTP == nil && ext.Merge == nil && ext.Diff == nil && ext.Passthrough == nil {
+		if ext.Exec == nil && ext.File == nil && ext.Git == nil && ext.HTTP == nil && ext.Merge == nil && ext.Diff == nil &&
+			ext.Passthrough == nil {
 			ext = nil // it has no more to say
 		}
 		if err := extend(o, ext); err != nil {
@@ -491,7 +493,8 @@ func encodeImage(o *pb.Op, op llb.Image) (err error) {
 func encodeLocal(o *pb.Op, op llb.Local) error {
 	attrs := map[string]string{pb.AttrLocalSessionID: op.Session, pb.AttrSharedKeyHint: op.Shared}
 	for name, list := range map[string][]string{
-		pb.AttrIncludePatterns: op.Include, pb.AttrExcludePatterns: op.Exclude, pb.AttrFollowPaths: op.Follow, pb.AttrMetadataTransferExclude: op.Whole,
+		pb.AttrIncludePatterns: op.Include, pb.AttrExcludePatterns: op.Exclude, pb.AttrFollowPaths: op.Follow,
+		pb.AttrMetadataTransferExclude: op.Whole,
 	} {
 		if len(list) == 0 {
 			continue
@@ -532,8 +535,8 @@ func encodeGit(o *pb.Op, op llb.Git) {
 		}
 	}
 	attrs := map[string]string{
-		pb.AttrFullRemoteURL: op.Remote, pb.AttrGitChecksum: op.Checksum, pb.AttrAuthHeaderSecret: op.HeaderSecret, pb.AttrAuthTokenSecret: op.TokenSecret,
-		pb.AttrMountSSHSock: op.Agent, pb.AttrKnownSSHHosts: op.KnownHosts,
+		pb.AttrFullRemoteURL: op.Remote, pb.AttrGitChecksum: op.Checksum, pb.AttrAuthHeaderSecret: op.HeaderSecret,
+		pb.AttrAuthTokenSecret: op.TokenSecret, pb.AttrMountSSHSock: op.Agent, pb.AttrKnownSSHHosts: op.KnownHosts,
 	}
 	for name, set := range map[string]bool{
 		pb.AttrKeepGitDir: op.KeepGitDir, pb.AttrGitSkipSubmodules: op.SkipSubmodules, pb.AttrGitFetchByCommit: op.FetchByCommit,
@@ -550,7 +553,8 @@ func encodeExec(o *pb.Op, op llb.Exec, platform string, index []int64) (err erro
 		return err
 	}
 	m := &pb.Meta{
-		Args: op.Args, Env: op.Env, Cwd: op.Cwd, User: op.User, Hostname: op.Hostname, CgroupParent: op.CgroupParent, RemoveMountStubsRecursive: true,
+		Args: op.Args, Env: op.Env, Cwd: op.Cwd, User: op.User, Hostname: op.Hostname, CgroupParent: op.CgroupParent,
+		RemoveMountStubsRecursive: true,
 	}
 	for _, h := range op.ExtraHosts {
 		m.ExtraHosts = append(m.ExtraHosts, &pb.HostIP{Host: h.Host, IP: h.IP})
@@ -584,7 +588,8 @@ func encodeExec(o *pb.Op, op llb.Exec, platform string, index []int64) (err erro
 	}
 	if op.ShmSize > 0 {
 		x.Mounts = append(x.Mounts, &pb.Mount{
-			Input: int64(pb.Empty), Output: int64(pb.SkipOutput), Dest: "/dev/shm", MountType: pb.MountType_TMPFS, TmpfsOpt: &pb.TmpfsOpt{Size: op.ShmSize},
+			Input: int64(pb.Empty), Output: int64(pb.SkipOutput), Dest: "/dev/shm", MountType: pb.MountType_TMPFS,
+			TmpfsOpt: &pb.TmpfsOpt{Size: op.ShmSize},
 		})
 	}
 	for _, d := range op.Devices {
@@ -661,7 +666,8 @@ func encodeFile(o *pb.Op, op llb.File, index []int64) {
 			}})
 		case a.Remove != nil:
 			r := a.Remove
-			add(int64(pb.Empty), &pb.FileAction_Rm{Rm: &pb.FileActionRm{Path: r.Path, AllowNotFound: r.AllowMissing, AllowWildcard: r.AllowWildcard}})
+			rm := &pb.FileActionRm{Path: r.Path, AllowNotFound: r.AllowMissing, AllowWildcard: r.AllowWildcard}
+			add(int64(pb.Empty), &pb.FileAction_Rm{Rm: rm})
 		case a.Symlink != nil:
 			l := a.Symlink
 			add(int64(pb.Empty), &pb.FileAction_Symlink{Symlink: &pb.FileActionSymlink{

@@ -102,7 +102,8 @@ var (
 		pb.SecurityMode_SANDBOX: llb.SecuritySandbox, pb.SecurityMode_INSECURE: llb.SecurityInsecure,
 	}
 	sharings = map[pb.CacheSharingOpt]llb.Sharing{
-		pb.CacheSharingOpt_SHARED: llb.SharingShared, pb.CacheSharingOpt_PRIVATE: llb.SharingPrivate, pb.CacheSharingOpt_LOCKED: llb.SharingLocked,
+		pb.CacheSharingOpt_SHARED: llb.SharingShared, pb.CacheSharingOpt_PRIVATE: llb.SharingPrivate,
+		pb.CacheSharingOpt_LOCKED: llb.SharingLocked,
 	}
 )
 
@@ -125,7 +126,8 @@ func (x *execDecoder) process(m *pb.Meta, platform string) {
 	}
 	if p := m.GetProxyEnv(); p != nil {
 		for _, v := range [][2]string{
-			{"HTTP_PROXY", p.HttpProxy}, {"HTTPS_PROXY", p.HttpsProxy}, {"FTP_PROXY", p.FtpProxy}, {"NO_PROXY", p.NoProxy}, {"ALL_PROXY", p.AllProxy},
+			{"HTTP_PROXY", p.HttpProxy}, {"HTTPS_PROXY", p.HttpsProxy}, {"FTP_PROXY", p.FtpProxy}, {"NO_PROXY", p.NoProxy},
+			{"ALL_PROXY", p.AllProxy},
 		} {
 			if v[1] != "" {
 				e.Proxy = append(e.Proxy, v[0]+"="+v[1], strings.ToLower(v[0])+"="+v[1])
@@ -282,7 +284,8 @@ func (x *execDecoder) mount(m *pb.Mount) (err error) {
 		if s == nil {
 			return errors.New("it names no agent")
 		}
-		out.Type, out.ID, out.Required, out.Mode, out.UID, out.GID = llb.MountSSH, cmp.Or(s.ID, "default"), !s.Optional, s.Mode, int(s.Uid), int(s.Gid)
+		out.Type, out.ID, out.Required, out.Mode, out.UID, out.GID = llb.MountSSH, cmp.Or(s.ID, "default"), !s.Optional, s.Mode, int(s.Uid),
+			int(s.Gid)
 		out.ReadOnly = false
 	default:
 		return fmt.Errorf("its type %d is not known", m.MountType)

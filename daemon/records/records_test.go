@@ -71,7 +71,8 @@ func do(t *testing.T, r *Records, req Request, res Result) {
 
 func blobOf(t *testing.T, r *Records, d *control.Descriptor) []byte {
 	t.Helper()
-	data, err := content.ReadBlob(t.Context(), r.Content(), ocispec.Descriptor{Digest: digest.Digest(d.Digest), Size: d.Size, MediaType: d.MediaType})
+	data, err := content.ReadBlob(t.Context(), r.Content(), ocispec.Descriptor{Digest: digest.Digest(d.Digest), Size: d.Size,
+		MediaType: d.MediaType})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -111,7 +111,8 @@ func TestReaders(t *testing.T) {
 	if len(again.logs) != len(readers[0].logs) || len(again.vertexes) != 2 {
 		t.Error("what was written is read as something else")
 	}
-	if err := Replay(context.Background(), bytes.NewReader(encoded.Bytes()[:encoded.Len()-1]), int64(encoded.Len()-1), again.send); err == nil {
+	short := encoded.Bytes()[:encoded.Len()-1]
+	if err := Replay(context.Background(), bytes.NewReader(short), int64(len(short)), again.send); err == nil {
 		t.Error("a log that was cut off is read without an error")
 	}
 }
@@ -140,7 +141,8 @@ func TestDigests(t *testing.T) {
 	defer l.Release()
 	base, step, merge := graph()
 	group := &pb.ProgressGroup{Id: "g", Name: "group"}
-	l.Alias(map[llb.Digest][]string{base.Digest(): {"sha256:a", "sha256:b"}, step.Digest(): {"sha256:c"}}, map[string]*pb.ProgressGroup{"sha256:c": group})
+	l.Alias(map[llb.Digest][]string{base.Digest(): {"sha256:a", "sha256:b"}, step.Digest(): {"sha256:c"}},
+		map[string]*pb.ProgressGroup{"sha256:c": group})
 	l.Alias(map[llb.Digest][]string{merge.Digest(): {"sha256:c"}}, nil)
 	s := events.New(l)
 	from := s.Vertex(base)
@@ -270,7 +272,8 @@ func TestWarnings(t *testing.T) {
 	for _, v := range r.vertexes {
 		known = known || v.Digest == w.Vertex
 	}
-	if !known || string(w.Short) != "Rule: text (line 1)" || string(w.Detail[0]) != "about" || len(w.Ranges) != 2 || len(w.Info.Data) == 0 || w.Level != 1 {
+	if !known || string(w.Short) != "Rule: text (line 1)" || string(w.Detail[0]) != "about" || len(w.Ranges) != 2 || len(w.Info.Data) == 0 ||
+		w.Level != 1 {
 		t.Errorf("a warning is %v", w)
 	}
 	if w := r.warnings[1]; w.Level != 3 || len(w.Short) != maxWarningText {

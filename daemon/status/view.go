@@ -401,7 +401,8 @@ func (v *view) check(id digestKey, w events.Warning) {
 // checkVertex returns the vertex of warnings that are of no other: clients show none without one.
 func (v *view) checkVertex() string {
 	if v.checks == "" {
-		s := &shown{Vertex: &control.Vertex{Digest: digest.FromString("kiln warnings").String(), Name: "[internal] warnings", Started: v.now, Completed: v.now}}
+		s := &shown{Vertex: &control.Vertex{Digest: digest.FromString("kiln warnings").String(), Name: "[internal] warnings", Started: v.now,
+			Completed: v.now}}
 		v.shown[s.Digest], v.checks = s, s.Digest
 		v.summary.Total++
 		v.vertex(s)

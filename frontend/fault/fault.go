@@ -1,5 +1,5 @@
-// Package fault has those faults of Dockerfiles that programs tell apart, as types: what serves builds to clients says them in the words that
-// the clients know.
+// Package fault has those faults of Dockerfiles that programs tell apart, as types: what serves builds to clients says them in the words
+// that the clients know.
 package fault
 
 import (

@@ -21,9 +21,11 @@ func TestComplete(t *testing.T) {
 			{Created: &one, CreatedBy: "a", Comment: completed}, {Created: &two, CreatedBy: "b", Comment: completed},
 		}},
 		"too few, and no times": {
-			[]ocispec.History{{CreatedBy: "ENV", EmptyLayer: true}, {CreatedBy: "RUN"}, {CreatedBy: "CMD", EmptyLayer: true}}, []Made{{"a", &two}, {"b", &three}},
+			[]ocispec.History{{CreatedBy: "ENV", EmptyLayer: true}, {CreatedBy: "RUN"}, {CreatedBy: "CMD", EmptyLayer: true}},
+			[]Made{{"a", &two}, {"b", &three}},
 			[]ocispec.History{
-				{Created: &two, CreatedBy: "ENV", EmptyLayer: true}, {Created: &two, CreatedBy: "RUN"}, {Created: &two, CreatedBy: "CMD", EmptyLayer: true},
+				{Created: &two, CreatedBy: "ENV", EmptyLayer: true}, {Created: &two, CreatedBy: "RUN"},
+				{Created: &two, CreatedBy: "CMD", EmptyLayer: true},
 				{Created: &three, CreatedBy: "b", Comment: completed},
 			},
 		},

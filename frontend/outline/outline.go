@@ -125,8 +125,8 @@ type Build struct {
 	MountID func(*instructions.Mount) string
 }
 
-// Stage is a stage that is built: Number is its place in the Dockerfile, Args are its arguments after its last instruction, and Commands its
-// instructions, whose words are expanded.
+// Stage is a stage that is built: Number is its place in the Dockerfile, Args are its arguments after its last instruction, and Commands
+// its instructions, whose words are expanded.
 type Stage struct {
 	Number   int
 	Args     *expand.Args

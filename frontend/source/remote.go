@@ -34,7 +34,8 @@ func (e *ChecksumError) Unwrap() error { return e.Err }
 // HTTP returns the op that fetches a file from a URL; checksum is that of ADD, "" for none.
 func HTTP(address, checksum string) (llb.HTTP, error) {
 	if checksum != "" && !imagename.IsDigest(checksum) {
-		return llb.HTTP{}, &ChecksumError{Value: checksum, Err: errors.New("it has to be sha256:, sha384: or sha512: and the digits of that digest")}
+		return llb.HTTP{}, &ChecksumError{Value: checksum,
+			Err: errors.New("it has to be sha256:, sha384: or sha512: and the digits of that digest")}
 	}
 	op, err := httpOp(address, urlFilename(address))
 	op.Checksum = checksum

@@ -10,7 +10,8 @@ import (
 	"github.com/kilnbuild/kiln/parser"
 )
 
-// Syntax returns the image of the frontend that a Dockerfile or a build argument asks for, with the words after it, and the line; "" for none.
+// Syntax returns the image of the frontend that a Dockerfile or a build argument asks for, with the words after it, and the line; "" for
+// none.
 func Syntax(dockerfile []byte, args map[string]string) (image, command string, line int) {
 	command, line = parser.Directive("syntax", dockerfile)
 	if v, ok := args["BUILDKIT_SYNTAX"]; ok {

@@ -57,18 +57,26 @@ var allowed = map[string][]string{
 	"cmd/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 
 	"build": {
-		"attestation", "signature/attached", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching", "build/confine", "build/contexts", "build/early", "build/outputs", "build/reproduce", "build/sources", "sbom", "store", "store/images", "events", "history", "exporter", "frontend", "frontend/imageconfig", "frontend/lint", "frontend/outline", "frontend/source", "llb", "registry", "registry/auth",
-		"registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute", "solver/explain", "solver/plan", "solver/session", "solver/container", "solver/work", "internal",
+		"attestation", "signature/attached", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching",
+		"build/confine", "build/contexts", "build/early", "build/outputs", "build/reproduce", "build/sources", "sbom", "store", "store/images",
+		"events", "history", "exporter", "frontend", "frontend/imageconfig", "frontend/lint", "frontend/outline", "frontend/source", "llb",
+		"registry", "registry/auth", "registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute",
+		"solver/explain", "solver/plan",
+		"solver/session", "solver/container", "solver/work", "internal",
 	},
 	// What becomes of the result of a build, as far as it is known before.
 	"build/outputs": {"attestation", "build/reproduce", "engine", "exporter", "llb", "snapshot/blob", "internal"},
 	// BuildKit's API: requests become jobs of build. Nothing else imports grpc, but for the binary that serves it.
-	"daemon":        {"attestation", "attestation/slsa", "build/provenance", "daemon/llbpb", "build", "build/caching", "build/contexts", "daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/status", "daemon/subrequest", "events", "frontend", "frontend/source", "llb", "parser", "snapshot/compose", "solver", "store", "daemon/containers", "daemon/gateway", "solver/container", "solver/files", "solver/work", "internal"},
+	"daemon": {"attestation", "attestation/slsa", "build/provenance", "daemon/llbpb", "build", "build/caching", "build/contexts",
+		"daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/status", "daemon/subrequest", "events", "frontend",
+		"frontend/source", "llb", "parser", "snapshot/compose", "solver", "store", "daemon/containers", "daemon/gateway", "solver/container",
+		"solver/files", "solver/work", "internal"},
 	"daemon/attrs":  {"attestation", "build", "build/caching", "build/confine", "exporter", "llb", "internal"},
 	"daemon/llbpb":  {"llb", "internal"},
 	"daemon/client": {"cache/remote", "exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
 	// What clients are told of their builds: their errors, what happens, and answers to questions about a Dockerfile.
-	"daemon/apierr":     {"build/bases", "frontend/fault", "frontend/source", "llb", "parser", "registry/image", "sandbox", "solver", "solver/execute", "solver/files", "internal"},
+	"daemon/apierr": {"build/bases", "frontend/fault", "frontend/source", "llb", "parser", "registry/image", "sandbox", "solver",
+		"solver/execute", "solver/files", "internal"},
 	"daemon/status":     {"daemon/apierr", "events", "frontend/lint", "llb", "internal"},
 	"daemon/records":    {"daemon/apierr", "daemon/status", "history", "store", "internal"},
 	"daemon/subrequest": {"daemon/apierr", "frontend/outline", "llb"},
@@ -115,7 +123,8 @@ var allowed = map[string][]string{
 
 	"parser": {},
 	"llb":    {},
-	"frontend": {"frontend/expand", "frontend/fault", "frontend/imageconfig", "frontend/lint", "frontend/mounts", "frontend/outline", "frontend/scan", "frontend/source",
+	"frontend": {"frontend/expand", "frontend/fault", "frontend/imageconfig", "frontend/lint", "frontend/mounts", "frontend/outline",
+		"frontend/scan", "frontend/source",
 		"parser", "llb", "internal/chmod", "internal/ignore", "internal/imagename", "internal/remoteurl", "internal/suggest"},
 
 	// What the frontend consists of. None of them knows how instructions become vertices.

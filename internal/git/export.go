@@ -154,7 +154,8 @@ func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, dept
 	if depth == 0 {
 		fmt.Fprintf(x.o.Log, "%s at commit %s\n", s.Remote, id)
 		if x.o.Advice {
-			fmt.Fprintf(x.o.Log, "a commit is checked out and no branch, which git calls a detached HEAD: git switch -c NAME keeps what is committed on it\n")
+			fmt.Fprintf(x.o.Log, "a commit is checked out and no branch, which git calls a detached HEAD: "+
+				"git switch -c NAME keeps what is committed on it\n")
 		}
 	} else {
 		fmt.Fprintf(x.o.Log, "submodule %s: %s at commit %s\n", cmp.Or(at, "."), s.Remote, id)

@@ -99,7 +99,8 @@ func (d *download) run(ctx context.Context) error {
 	}
 }
 
-// same asks whether the file is what it was, without its bytes, as BuildKit does. A server that answers anything else is asked for the file.
+// same asks whether the file is what it was, without its bytes, as BuildKit does. A server that answers anything else is asked for the
+// file.
 func (d *download) same(ctx context.Context, client *http.Client) bool {
 	if d.old == nil || d.old.ETag == "" {
 		return false

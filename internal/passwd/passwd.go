@@ -136,9 +136,10 @@ func Lookup(passwd, group Opener, spec string) (User, error) {
 const maxOwner = 1<<32 - 2
 
 // Owner resolves the value of COPY --chown, "user", "user:group", "user:" or ":group", each a name or a number. Without a group, the group
-// of the user's entry is used if the user is a name, and the same number if it is a number; ":group" and "" give user 0. The name root is always 0, and numbers are resolved without reading the files; a
-// number that does not fit into a signed 32-bit integer is a name. Errors are as for Lookup. With a *NotFoundError the owner is
-// still valid, and is the one that BuildKit uses: user and group 0 for a missing user, and the user's group for a missing group.
+// of the user's entry is used if the user is a name, and the same number if it is a number; ":group" and "" give user 0. The name root is
+// always 0, and numbers are resolved without reading the files; a number that does not fit into a signed 32-bit integer is a name. Errors
+// are as for Lookup. With a *NotFoundError the owner is still valid, and is the one that BuildKit uses: user and group 0 for a missing
+// user, and the user's group for a missing group.
 func Owner(passwd, group Opener, spec string) (uid, gid uint32, err error) {
 	name, groupName, _ := strings.Cut(spec, ":")
 	uid, numeric := ownerNumber(name)

@@ -34,7 +34,8 @@ const IndexLock = "index"
 
 // names are all of them.
 var names = []string{
-	Blobs, Layers, Entries, Records, Compressed, Builds, Context, Received, Mounts, Git, HTTP, Resolved, Scans, Lists, Locks, Tmp, Layout, Index, IDs, Collected,
+	Blobs, Layers, Entries, Records, Compressed, Builds, Context, Received, Mounts, Git, HTTP, Resolved, Scans, Lists, Locks, Tmp, Layout,
+	Index, IDs, Collected,
 }
 
 // Known reports whether a name in the root directory is one of kiln's.

@@ -40,7 +40,8 @@ func Via(connect func(ctx context.Context) (io.ReadWriteCloser, error)) *Agent {
 type MissingError struct{ ID string }
 
 func (e *MissingError) Error() string {
-	return fmt.Sprintf("ssh agent %q is required, and the build was not given it: use --ssh %s, --ssh %s=SOCKET or --ssh %s=KEYFILE", e.ID, e.ID, e.ID, e.ID)
+	return fmt.Sprintf("ssh agent %q is required, and the build was not given it: use --ssh %s, --ssh %s=SOCKET or --ssh %s=KEYFILE",
+		e.ID, e.ID, e.ID, e.ID)
 }
 
 // Set are agents by id.

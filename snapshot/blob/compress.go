@@ -12,8 +12,8 @@ func (plainWriter) Close() error { return nil }
 
 // gzipLevel is the level where none is asked for. At 6 the result is 2.5 % larger than the standard library's at its default, which is what
 // BuildKit takes, for Debian and Go, and 4 to 5 % for node_modules; it is made three times as fast by each core. At 5 it is 1 to 2 % larger
-// still, and made hardly faster. At 7 it is 1.5 % smaller and takes 1.6 times as long, and 8, which comes up to the standard library's, takes
-// two to three times as long.
+// still, and made hardly faster. At 7 it is 1.5 % smaller and takes 1.6 times as long, and 8, which comes up to the standard library's,
+// takes two to three times as long.
 const gzipLevel = 6
 
 func compressor(w io.Writer, c Compression, old *pieces) (io.WriteCloser, string, error) {

@@ -70,7 +70,8 @@ func TestContainer(t *testing.T) {
 		}
 	}
 	_, first := start(t.Context(), "echo from the first > /mounted/f; while :; do [ ! -e /stop ] || exit 3; done")
-	want("until [ -s /mounted/f ]; do :; done; cat /mounted/f /bound/f /run/config/file; echo $HOSTNAME; echo x > /bound/g", "from the first\nboundaddedthere\n")
+	want("until [ -s /mounted/f ]; do :; done; cat /mounted/f /bound/f /run/config/file; echo $HOSTNAME; echo x > /bound/g",
+		"from the first\nboundaddedthere\n")
 	want("cat /s; echo $A $B", "secretsecret\n", func(p *Process) {
 		p.Secrets = []Secret{{ID: "s", Variable: "A"}, {ID: "none", Variable: "B"}}
 	})
@@ -82,7 +83,8 @@ func TestContainer(t *testing.T) {
 			t.Errorf("mount %d: %v, %v", i, f, err)
 		}
 	}
-	for _, p := range []Process{{Args: []string{"x"}, Security: llb.SecurityInsecure}, {Args: []string{"x"}, Secrets: []Secret{{ID: "none", Variable: "A", Required: true}}},
+	for _, p := range []Process{{Args: []string{"x"}, Security: llb.SecurityInsecure},
+		{Args: []string{"x"}, Secrets: []Secret{{ID: "none", Variable: "A", Required: true}}},
 		{Args: []string{"x"}, User: "nobody"}} {
 		wait, err := c.Start(t.Context(), p)
 		if err != nil {
@@ -129,7 +131,8 @@ func TestContainerCloses(t *testing.T) {
 		}
 		var waits []func() (sandbox.Status, error)
 		for range 4 {
-			wait, err := c.Start(t.Context(), Process{Args: []string{"/bin/sh", "-c", "while :; do :; done"}, Stdio: sandbox.Stdio{Stdout: io.Discard}})
+			wait, err := c.Start(t.Context(), Process{Args: []string{"/bin/sh", "-c", "while :; do :; done"},
+				Stdio: sandbox.Stdio{Stdout: io.Discard}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -148,7 +151,8 @@ func TestContainerCloses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []func(error) bool{func(err error) bool { return errors.As(err, new(*NotAllowedError)) }, func(err error) bool { return err != nil }} {
+		for _, want := range []func(error) bool{func(err error) bool { return errors.As(err, new(*NotAllowedError)) },
+			func(err error) bool { return err != nil }} {
 			wait, err := c.Start(t.Context(), Process{Args: []string{"x"}})
 			if err != nil {
 				t.Fatal(err)

@@ -109,7 +109,8 @@ func (x *Job) checkout(ctx context.Context, w work.Git, job solver.Job) ([]solve
 	}
 	defer giveBack()
 	o := git.Options{
-		KeepGitDir: w.Op.KeepGitDir, SkipSubmodules: w.Op.SkipSubmodules, Advice: w.Op.Advice, Identity: who, Log: job.Stderr, Received: receiving(ctx),
+		KeepGitDir: w.Op.KeepGitDir, SkipSubmodules: w.Op.SkipSubmodules, Advice: w.Op.Advice, Identity: who, Log: job.Stderr,
+		Received: receiving(ctx),
 	}
 	commit := git.Commit{ID: w.Commit, Name: w.Name, Object: w.Object}
 	return x.fill(ctx, func(put func(layer.Entry, io.Reader) error) error {

@@ -109,7 +109,8 @@ func (s *Session) Agent(ctx context.Context, id string) (*sshagent.Agent, error)
 	return s.Agents.Agent(ctx, id)
 }
 
-// Uploaded returns a file that the client uploads in place of one of a server, in the directory tmp; nil if the address is that of a server.
+// Uploaded returns a file that the client uploads in place of one of a server, in the directory tmp; nil if the address is that of a
+// server.
 func (s *Session) Uploaded(ctx context.Context, tmp string, op llb.HTTP) (*httpsource.File, error) {
 	if s.Uploads == nil {
 		return nil, nil

@@ -39,11 +39,12 @@ func openCache() (cache, error) {
 
 // binaries says how go makes each binary, without the output.
 var binaries = map[string][]string{
-	"buildctl":            {"build", "-trimpath", "github.com/moby/buildkit/cmd/buildctl"},
-	"dockerfile-frontend": {"build", "-trimpath", "-tags=netgo,osusergo", "github.com/moby/buildkit/frontend/dockerfile/cmd/dockerfile-frontend"},
-	"buildkitd":           {"build", "-trimpath", "-tags=netgo,osusergo,seccomp", "github.com/moby/buildkit/cmd/buildkitd"},
-	"dockerfile.test":     {"test", "-c", "github.com/moby/buildkit/frontend/dockerfile"},
-	"client.test":         {"test", "-c", "github.com/moby/buildkit/client"},
+	"buildctl": {"build", "-trimpath", "github.com/moby/buildkit/cmd/buildctl"},
+	"dockerfile-frontend": {"build", "-trimpath", "-tags=netgo,osusergo",
+		"github.com/moby/buildkit/frontend/dockerfile/cmd/dockerfile-frontend"},
+	"buildkitd":       {"build", "-trimpath", "-tags=netgo,osusergo,seccomp", "github.com/moby/buildkit/cmd/buildkitd"},
+	"dockerfile.test": {"test", "-c", "github.com/moby/buildkit/frontend/dockerfile"},
+	"client.test":     {"test", "-c", "github.com/moby/buildkit/client"},
 }
 
 // binary returns the path of a binary of BuildKit, which is built if that has not been done.

@@ -71,11 +71,13 @@ func run(ctx context.Context, args []string) error {
 	var r request
 	flags := flag.NewFlagSet("run", flag.ContinueOnError)
 	flags.StringVar(&r.kilnd, "kilnd", "", "the kilnd to test; by default it is built from this checkout")
-	flags.StringVar(&r.against, "against", "kilnd", "kilnd, buildkitd (the real one), or nothing: a server that reports success and does nothing")
+	flags.StringVar(&r.against, "against", "kilnd",
+		"kilnd, buildkitd (the real one), or nothing: a server that reports success and does nothing")
 	filter := flags.String("run", "", "only tests whose names match this regular expression, such as '^TestNoCache$'")
 	flags.StringVar(&r.want, "want", "", "list also which tests of this file did not pass")
 	flags.DurationVar(&r.timeout, "timeout", time.Hour, "the time after which the tests are killed")
-	flags.BoolVar(&r.update, "update", false, "add the tests that pass to the list of those that must; with -against nothing, to that of hollow ones")
+	flags.BoolVar(&r.update, "update", false,
+		"add the tests that pass to the list of those that must; with -against nothing, to that of hollow ones")
 	flags.BoolVar(&r.verbose, "v", false, "print what tests print")
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), usage)

@@ -36,7 +36,8 @@ FAIL`)
 	if got, want := got.with(passed), []string{"TestIntegration/TestB/worker=oci"}; !reflect.DeepEqual(got, want) {
 		t.Errorf("passed %q, want %q", got, want)
 	}
-	if got, want := got.with(failed), []string{"TestIntegration/TestA/worker=oci", "TestIntegration/TestA/worker=oci/sub"}; !reflect.DeepEqual(got, want) {
+	want := []string{"TestIntegration/TestA/worker=oci", "TestIntegration/TestA/worker=oci/sub"}
+	if got := got.with(failed); !reflect.DeepEqual(got, want) {
 		t.Errorf("failed %q, want %q", got, want)
 	}
 	if got := got.unfinished(); len(got) > 0 {

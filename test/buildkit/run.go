@@ -192,7 +192,9 @@ func (r request) all(ctx context.Context, e environment) (results, error) {
 var errTimeout = errors.New("the tests did not end in time")
 
 // once runs the test binary, without the functions of skip. The failure that it returns is that of the binary.
-func (r request) once(ctx context.Context, e environment, got results, skip []string, log io.Writer) (culprits []string, failure, err error) {
+func (r request) once(
+	ctx context.Context, e environment, got results, skip []string, log io.Writer,
+) (culprits []string, failure, err error) {
 	args := []string{"-test.v=test2json", "-test.timeout=0", "-test.run=" + r.suite.pattern(r.filter.String())}
 	if len(skip) > 0 {
 		args = append(args, "-test.skip=.*/^("+strings.Join(skip, "|")+")$")

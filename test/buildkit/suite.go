@@ -32,7 +32,8 @@ func findSuite(words []string) (suite, error) {
 			return s, nil
 		}
 	}
-	return suite{}, usageError(fmt.Sprintf("%q is not a suite: dockerfile builtin, dockerfile client, dockerfile gateway, client", strings.Join(words, " ")))
+	return suite{}, usageError(fmt.Sprintf("%q is not a suite: dockerfile builtin, dockerfile client, dockerfile gateway, client",
+		strings.Join(words, " ")))
 }
 
 // pattern is what -test.run gets to run the tests that match filter, with the worker that is the daemon itself.

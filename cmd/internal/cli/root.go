@@ -89,7 +89,8 @@ func Root(a *app.App) *cobra.Command {
 			root.AddCommand(cmd)
 		}
 	}
-	add("build", "Build", buildcmd.Build(a), buildcmd.Bake(a), buildcmd.Compose(a), buildcmd.Lock(a), explainCommand(a), runcmd.Run(a), serveCommand())
+	add("build", "Build", buildcmd.Build(a), buildcmd.Bake(a), buildcmd.Compose(a), buildcmd.Lock(a), explainCommand(a), runcmd.Run(a),
+		serveCommand())
 	add("images", "Images", imagecmd.Images(a), imagecmd.Inspect(a), imagecmd.History(a), imagecmd.Diff(a), imagecmd.Cp(a), imagecmd.Tag(a),
 		imagecmd.Rmi(a), imagecmd.Save(a), imagecmd.Load(a), attestCommand(a))
 	add("registries", "Registries", imagecmd.Pull(a), imagecmd.Push(a), imagecmd.Sign(a), imagecmd.Verify(a), imagetoolsCommand(a), imagecmd.Login(a), imagecmd.Logout(a))

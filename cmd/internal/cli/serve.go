@@ -21,8 +21,8 @@ func serveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "serve [flags of kilnd]",
 		Short: "Serve BuildKit's API, for docker buildx",
-		Long: `Serve BuildKit's API, so that docker buildx, bake, compose and other clients of BuildKit build with kiln. It executes kilnd, which lies beside
-kiln and has flags of its own: those of buildkitd. kiln serve --help lists them.`,
+		Long: `Serve BuildKit's API, so that docker buildx, bake, compose and other clients of BuildKit build with kiln. It executes
+kilnd, which lies beside kiln and has flags of its own: those of buildkitd. kiln serve --help lists them.`,
 		Example: `  kiln serve --addr unix:///run/kiln/kilnd.sock
   docker buildx create --name kiln --driver remote unix:///run/kiln/kilnd.sock
   docker buildx build --builder kiln -t registry.example/app --push .`,

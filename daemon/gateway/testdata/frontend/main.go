@@ -41,7 +41,8 @@ func main() {
 	sort.Strings(env)
 	links, _ := net.Interfaces()
 	definition, _ := os.ReadFile("/run/config/buildkit/metadata/frontend.bin")
-	env = append(env, fmt.Sprint("args=", os.Args[1:]), fmt.Sprint("links=", len(links)), fmt.Sprint("uid=", os.Getuid()), "definition="+string(definition))
+	env = append(env, fmt.Sprint("args=", os.Args[1:]), fmt.Sprint("links=", len(links)), fmt.Sprint("uid=", os.Getuid()),
+		"definition="+string(definition))
 	if do == "fail" {
 		fmt.Fprintln(os.Stderr, "it does not like that")
 		os.Exit(3)
