@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/containers"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/snapshot/compose"
@@ -56,7 +57,7 @@ func (s *bridges) build(request context.Context) (ctx context.Context, b *bridge
 		if id == "" {
 			return nil, nil, nil, status.Error(codes.InvalidArgument, "no buildid found in context")
 		}
-		found, err := s.builds.wait(request, id)
+		found, err := s.builds.wait(request, id, client.User(request))
 		if err != nil {
 			return nil, nil, nil, err
 		}

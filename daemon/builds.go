@@ -72,8 +72,10 @@ func (s *Server) end(b *buildJob, res records.Result) {
 
 // gone returns what is known of a build that has ended: that it has. It holds nothing of the build.
 func (b *buildJob) gone() *buildJob {
-	g := &buildJob{server: b.server, request: &controlapi.SolveRequest{Ref: b.request.Ref}, cancel: func(error) {}, ready: b.ready,
-		over: b.over}
+	g := &buildJob{
+		server: b.server, request: &controlapi.SolveRequest{Ref: b.request.Ref}, user: b.user, cancel: func(error) {},
+		ready: b.ready, over: b.over,
+	}
 	g.own = &bridge{buildJob: g}
 	return g
 }
@@ -89,23 +91,28 @@ func (b *builds) put(ref string, job *buildJob) {
 	b.byRef[ref] = job
 }
 
-// wait returns the build with a ref, which may only be about to begin.
-func (b *builds) wait(ctx context.Context, ref string) (*buildJob, error) {
+// wait returns the build of a user with a ref, which may only be about to begin. The refs of all builds are in the history, for everybody,
+// and what a build is asked is done with its client's session: that of another user is as good as none.
+func (b *builds) wait(ctx context.Context, ref, user string) (*buildJob, error) {
+	missing := status.Errorf(codes.NotFound, "no such job %s", ref)
 	timeout := time.NewTimer(waitForBuild)
 	defer timeout.Stop()
 	for {
 		b.mu.Lock()
 		found, more := b.byRef[ref], b.more
 		b.mu.Unlock()
-		if found != nil {
+		if found != nil && found.user == user {
 			return found, nil
+		}
+		if found != nil {
+			return nil, missing
 		}
 		select {
 		case <-more:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case <-timeout.C:
-			return nil, status.Errorf(codes.NotFound, "no such job %s", ref)
+			return nil, missing
 		}
 	}
 }

@@ -56,7 +56,7 @@ func (c *control) Solve(ctx context.Context, req *controlapi.SolveRequest) (*con
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	b := &buildJob{server: c.Server, request: req, cancel: cancel}
+	b := &buildJob{server: c.Server, request: req, user: client.User(ctx), cancel: cancel}
 	if err := c.begin(b); err != nil {
 		return nil, err
 	}

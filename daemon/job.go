@@ -27,8 +27,10 @@ import (
 type buildJob struct {
 	server  *Server
 	request *controlapi.SolveRequest
-	cancel  context.CancelCauseFunc
-	record  *records.Build
+	// user is who asked for it: see client.User.
+	user   string
+	cancel context.CancelCauseFunc
+	record *records.Build
 	// statements are what the record says of how the images were made.
 	statements []records.Attestation
 	log        *log.Log
@@ -87,7 +89,7 @@ func (b *buildJob) run(ctx context.Context) (*build.Result, error) {
 	stream := events.New(b.log)
 	defer stream.Close()
 	b.client = client.New(client.Config{
-		Sessions: b.server.sessions, User: client.User(ctx), Root: b.server.config.Root.Dir(), Tmp: b.server.tmp,
+		Sessions: b.server.sessions, User: b.user, Root: b.server.config.Root.Dir(), Tmp: b.server.tmp,
 		Limit: b.server.config.Root.Archive, Warn: stream.Warn,
 	}, b.request.Session)
 	defer b.client.Close() // what is lost is sent again

@@ -224,6 +224,31 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// What buildx' drivers start is accepted: for containers, and for pods with and without privileges.
+func TestDrivers(t *testing.T) {
+	none := filepath.Join(t.TempDir(), "kiln.toml")
+	if err := os.WriteFile(none, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KILN_CONFIG", none)
+	for _, args := range [][]string{
+		nil, {"--allow-insecure-entitlement=network.host"}, {"--allow-insecure-entitlement=network.host", "--oci-worker-no-process-sandbox"},
+		{"--config", none, "--allow-insecure-entitlement", "network.host", "--allow-insecure-entitlement", "security.insecure", "--debug"},
+	} {
+		s, err := read("buildkitd", args)
+		if err != nil {
+			t.Errorf("%q: %v", args, err)
+			continue
+		}
+		if want := slices.Contains(args, "--oci-worker-no-process-sandbox"); s.config.NoProcessSandbox != want || s.root != "/var/lib/buildkit" {
+			t.Errorf("%q: %+v in %s", args, s.config.NoProcessSandbox, s.root)
+		}
+		if want := []string{"unix:///run/buildkit/buildkitd.sock"}; !slices.Equal(s.addresses, want) {
+			t.Errorf("%q: it listens on %q, where buildctl does not look", args, s.addresses)
+		}
+	}
+}
+
 // What a command line must not ask for ends with status 2: TCP without certificates is open to whoever can reach the port.
 func TestUsage(t *testing.T) {
 	for want, args := range map[string][]string{

@@ -57,12 +57,12 @@ type instance struct {
 // patience is how long a machine may take, however busy it is.
 const patience = 5 * time.Minute
 
-// startDaemon starts a kilnd whose root directory is in dir.
-func startDaemon(t *testing.T, dir string) *instance {
+// startDaemon starts a kilnd whose root directory is in dir, with further arguments.
+func startDaemon(t *testing.T, dir string, args ...string) *instance {
 	t.Helper()
 	socket := filepath.Join(dir, "sock")
 	d := &instance{t: t, dir: dir, done: make(chan error, 1)}
-	d.process = exec.Command(os.Args[0], "--root", filepath.Join(dir, "root"), "--addr", "unix://"+socket)
+	d.process = exec.Command(os.Args[0], append([]string{"--root", filepath.Join(dir, "root"), "--addr", "unix://" + socket}, args...)...)
 	d.process.Env = append(os.Environ(), serveVariable+"=1", "GOGC=20", "HOME="+dir)
 	d.process.Stderr = &d.said
 	if err := d.process.Start(); err != nil {
@@ -76,22 +76,28 @@ func startDaemon(t *testing.T, dir string) *instance {
 			t.Logf("kilnd said:\n%s", d.said.String())
 		}
 	})
-	var err error
-	d.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+	d.connect("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.conn.Close() })
-	d.control, d.bridge = controlapi.NewControlClient(d.conn), gateway.NewLLBBridgeClient(d.conn)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if _, err := d.control.Info(ctx, &controlapi.InfoRequest{}, grpc.WaitForReady(true)); err != nil {
 		t.Fatalf("kilnd does not answer: %v", err)
 	}
 	return d
+}
+
+// connect connects to kilnd.
+func (d *instance) connect(address string, opts ...grpc.DialOption) {
+	d.t.Helper()
+	var err error
+	if d.conn, err = grpc.NewClient(address, opts...); err != nil {
+		d.t.Fatal(err)
+	}
+	conn := d.conn
+	d.t.Cleanup(func() { conn.Close() })
+	d.control, d.bridge = controlapi.NewControlClient(conn), gateway.NewLLBBridgeClient(conn)
 }
 
 // wait returns how kilnd has ended.
@@ -101,8 +107,8 @@ func (d *instance) wait() error {
 	return err
 }
 
-// session is what a client provides: one directory as both contexts.
-func (d *instance) session(dir string) *session.Session {
+// session is what a client provides: one directory as both contexts, and more.
+func (d *instance) session(dir string, more ...session.Attachable) *session.Session {
 	d.t.Helper()
 	fs, err := fsutil.NewFS(dir)
 	if err != nil {
@@ -113,6 +119,9 @@ func (d *instance) session(dir string) *session.Session {
 		d.t.Fatal(err)
 	}
 	s.Allow(filesync.NewFSSyncProvider(filesync.StaticDirSource{"context": fs, "dockerfile": fs}))
+	for _, a := range more {
+		s.Allow(a)
+	}
 	go func() { _ = s.Run(context.Background(), grpchijack.Dialer(d.control)) }()
 	return s
 }

@@ -1,0 +1,269 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/client/buildid"
+	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	sessionauth "github.com/moby/buildkit/session/auth"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	"github.com/kilnbuild/kiln/registry/registrytest"
+)
+
+// authority signs certificates.
+type authority struct {
+	t    *testing.T
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &authority{t: t, key: key}
+	a.cert = &x509.Certificate{
+		Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, a.cert, a.cert, key.Public(), key)
+	if err == nil {
+		a.cert, err = x509.ParseCertificate(der)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// sign returns a certificate for a name, which a server at 127.0.0.1 can have as well, and which is valid until a time.
+func (a *authority) sign(name string, until time.Time) tls.Certificate {
+	a.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		Subject: pkix.Name{CommonName: name}, SerialNumber: serial, NotBefore: time.Now().Add(-time.Hour), NotAfter: until,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}, a.cert, key.Public(), a.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// users is a kilnd that is reached by TCP.
+type users struct {
+	*instance
+	address string
+	*authority
+}
+
+// startForUsers starts a kilnd that serves users by TCP, whom certificates of one authority tell apart.
+func startForUsers(t *testing.T) *users {
+	t.Helper()
+	u := &users{authority: newAuthority(t)}
+	dir := t.TempDir()
+	server := u.sign("kilnd", time.Now().Add(time.Hour))
+	key, err := x509.MarshalPKCS8PrivateKey(server.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{
+		"ca.pem": {Type: "CERTIFICATE", Bytes: u.cert.Raw}, "cert.pem": {Type: "CERTIFICATE", Bytes: server.Certificate[0]},
+		"key.pem": {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.address = l.Addr().String()
+	l.Close()
+	u.instance = startDaemon(t, dir, "--addr", "tcp://"+u.address, "--tlscacert", filepath.Join(dir, "ca.pem"),
+		"--tlscert", filepath.Join(dir, "cert.pem"), "--tlskey", filepath.Join(dir, "key.pem"))
+	return u
+}
+
+// with returns kilnd as whoever has these certificates reaches it.
+func (u *users) with(certs ...tls.Certificate) *instance {
+	u.authority.t.Helper()
+	pool := x509.NewCertPool()
+	pool.AddCert(u.cert)
+	d := &instance{t: u.authority.t, dir: u.dir, process: u.process, done: u.done}
+	d.connect(u.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: pool, Certificates: certs})))
+	return d
+}
+
+// user returns kilnd as the user of a name reaches it.
+func (u *users) user(name string) *instance {
+	u.authority.t.Helper()
+	return u.with(u.sign(name, time.Now().Add(time.Hour)))
+}
+
+// By TCP only those are served whom the authority knows, and no longer than it says.
+func TestCertificates(t *testing.T) {
+	u := startForUsers(t)
+	soon := time.Now().Add(time.Hour)
+	for name, certs := range map[string][]tls.Certificate{
+		"no certificate":    nil,
+		"another authority": {newAuthority(t).sign("alice", soon)},
+		"expired":           {u.sign("alice", time.Now().Add(-time.Minute))},
+	} {
+		if _, err := u.with(certs...).control.Info(t.Context(), &controlapi.InfoRequest{}); status.Code(err) != codes.Unavailable {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := u.user("alice").control.Info(t.Context(), &controlapi.InfoRequest{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A user sees the builds of others in the history, and can neither use their sessions nor say what their builds make.
+func TestUsers(t *testing.T) {
+	u := startForUsers(t)
+	alice, bob := u.user("alice"), u.user("bob")
+	dir := dockerfile(t)
+	if err := os.WriteFile(filepath.Join(dir, "a"), []byte("a"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	hers, his := alice.session(dir), bob.session(dir)
+	defer hers.Close()
+	defer his.Close()
+	if err := bob.build(t.Context(), his, "his"); err != nil {
+		t.Fatal(err)
+	}
+
+	returned, ended := alice.waiting("hers", hers)
+	list, err := bob.control.ListenBuildHistory(t.Context(), &controlapi.BuildHistoryRequest{ActiveOnly: true, EarlyExit: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e, err := list.Recv(); err != nil || e.Record.GetRef() != "hers" {
+		t.Errorf("the history has %v, %v", e, err)
+	}
+	ctx := buildid.AppendToOutgoingContext(t.Context(), "hers")
+	if _, err := bob.bridge.Ping(ctx, &gateway.PingRequest{}); status.Code(err) != codes.NotFound {
+		t.Errorf("another user reached the build: %v", err)
+	}
+	solve := &gateway.SolveRequest{Frontend: "dockerfile.v0", Evaluate: true}
+	if _, err := bob.bridge.Solve(ctx, solve); status.Code(err) != codes.NotFound {
+		t.Errorf("another user had the build make something: %v", err)
+	}
+	if _, err := bob.bridge.Return(ctx, &gateway.ReturnRequest{Result: &gateway.Result{}}); status.Code(err) != codes.NotFound {
+		t.Errorf("another user has returned the result of the build: %v", err)
+	}
+	with := &controlapi.SolveRequest{Ref: "with her session", Session: hers.ID(), Frontend: "dockerfile.v0"}
+	if _, err := bob.control.Solve(t.Context(), with); err == nil {
+		t.Error("another user has built with the session")
+	}
+	same := &controlapi.SolveRequest{Ref: "hers", Session: his.ID(), Frontend: "dockerfile.v0"}
+	if _, err := bob.control.Solve(t.Context(), same); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("another user's build has the ref of one that goes on: %v", err)
+	}
+	select {
+	case err := <-ended:
+		t.Fatalf("the build ended before its client wanted: %v", err)
+	default:
+	}
+	if err := returned(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if err := alice.build(t.Context(), hers, "hers again"); err != nil {
+		t.Error(err)
+	}
+}
+
+// password is what a client knows of a registry.
+type password struct {
+	sessionauth.UnimplementedAuthServer
+	user, secret string
+}
+
+func (p *password) Register(s *grpc.Server) { sessionauth.RegisterAuthServer(s, p) }
+
+func (p *password) Credentials(context.Context, *sessionauth.CredentialsRequest) (*sessionauth.CredentialsResponse, error) {
+	return &sessionauth.CredentialsResponse{Username: p.user, Secret: p.secret}, nil
+}
+
+// The credentials of one client give it an image that is private, and no other client the image under its name, although it is cached.
+func TestPrivateImage(t *testing.T) {
+	r := registrytest.StartWithUser(t, "alice", "secret")
+	login := base64.StdEncoding.EncodeToString([]byte("alice:secret"))
+	t.Setenv("DOCKER_AUTH_CONFIG", fmt.Sprintf(`{"auths": {%q: {"auth": %q}}}`, r.Host, login)) // which is the daemon's, and for no client
+	u := startForUsers(t)
+	dir := dockerfile(t)
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("a", "a")
+	build := func(d *instance, ref string, who *password, exporters ...*controlapi.Exporter) error {
+		s := d.session(dir, who)
+		defer s.Close()
+		_, err := d.control.Solve(t.Context(), &controlapi.SolveRequest{
+			Ref: ref, Session: s.ID(), Frontend: "dockerfile.v0", Exporters: exporters,
+		})
+		return err
+	}
+	alice, bob := u.user("alice"), u.user("bob")
+	name := r.Host + "/private:v1"
+	push := &controlapi.Exporter{Type: "image", Attrs: map[string]string{"name": name, "push": "true", "store": "false"}}
+	if err := build(alice, "no credentials", &password{}, push); err == nil {
+		t.Fatal("the registry takes an image from anybody")
+	}
+	if err := build(alice, "push", &password{user: "alice", secret: "secret"}, push); err != nil {
+		t.Fatal(err)
+	}
+	write("Dockerfile", "FROM "+name+" AS base\nFROM scratch\nCOPY --from=base / /\n")
+	if err := build(alice, "allowed", &password{user: "alice", secret: "secret"}); err != nil {
+		t.Fatal(err)
+	}
+	for ref, who := range map[string]*password{"none": {}, "wrong": {user: "alice", secret: "guess"}} {
+		for user, d := range map[string]*instance{"alice": alice, "bob": bob} {
+			if err := build(d, user+" "+ref, who); err == nil || !strings.Contains(err.Error(), "401") {
+				t.Errorf("%s with the credentials %q: %v", user, ref, err)
+			}
+		}
+	}
+	if err := build(bob, "allowed as well", &password{user: "alice", secret: "secret"}); err != nil {
+		t.Error(err)
+	}
+}
