@@ -247,6 +247,23 @@ func TestPool(t *testing.T) {
 	}
 }
 
+// TestManagesGroups has a run with all privileges make groups of its own, in each hierarchy in which kiln can, and leave none.
+func TestManagesGroups(t *testing.T) {
+	im := newImage(t)
+	const script = `for f in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do
+		[ ! -e $f ] || mkdir ${f%/*}/a ${f%/*}/a/b || echo "none in ${f%/*}"
+	done
+	[ ! -e /sys/fs/cgroup/cpuset ] || ls -d /sys/fs/cgroup/cpuset/a`
+	want := ""
+	if _, err := os.Stat("/sys/fs/cgroup/cpuset/cgroup.procs"); err == nil && available(t, "cpuset") {
+		want = "/sys/fs/cgroup/cpuset/a\n"
+	}
+	im.expect(t, script, want, insecure)
+	if left := own(t); len(left) > 0 {
+		t.Errorf("%q are left", left)
+	}
+}
+
 // own returns the control groups that this process has made.
 func own(t *testing.T) (out []string) {
 	t.Helper()

@@ -85,15 +85,18 @@ func DeviceNodes() error {
 
 // pool returns the pool that the groups of the run come from; nil if they are made for it alone.
 func (s *Spec) pool() *Pool {
-	if s.Resources.CgroupParent != "" || s.Resources.Limits != (Limits{}) || len(s.Devices) > 0 {
+	if s.Resources.CgroupParent != "" || s.Resources.Limits != (Limits{}) || len(s.Devices) > 0 || s.managesGroups() {
 		return nil
 	}
 	return s.Resources.Pool
 }
 
+// managesGroups reports whether the process may make control groups, and move processes to them: it has all privileges on the machine.
+func (s *Spec) managesGroups() bool { return s.Privileges.Insecure && s.Privileges.IDs == nil }
+
 // enterGroups gives the run its control groups, or what takes the place of one that it cannot have.
 func (r *run) enterGroups() (err error) {
-	request := cgroup.Request{Parent: r.spec.Resources.CgroupParent, Limits: r.spec.Resources.Limits}
+	request := cgroup.Request{Parent: r.spec.Resources.CgroupParent, Limits: r.spec.Resources.Limits, All: r.privileged()}
 	if r.guards() {
 		if request.Devices, err = deviceRules(r.spec.Devices); err != nil {
 			return err

@@ -35,6 +35,8 @@ type Request struct {
 	Limits Limits
 	// Devices are the only ones that the processes of the run may open, if Groups.Guarded says so. nil leaves them those of kiln.
 	Devices []Device
+	// All asks for a group in each hierarchy of version 1 in which kiln may make one, for processes that manage control groups.
+	All bool
 }
 
 // Groups are the control groups of one run, at most one in each hierarchy of the machine.
@@ -43,7 +45,8 @@ type Groups struct {
 	made   []string // what this process has made above the groups, in that order
 	// unlimited says why the default limit of processes is not applied; nil if it is.
 	unlimited  error
-	asked      bool // whether the request had a Parent or Limits
+	asked      bool // whether the request had a Parent, Limits or All
+	all        bool // whether it had All
 	guarded    bool
 	forDevices bool // whether the request had Devices
 	// earlier is what was counted until Killed was called last: for runs before this one.
@@ -135,7 +138,7 @@ func New(r Request) (_ *Groups, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Groups{asked: r.Parent != "" || r.Limits != Limits{}}
+	c := &Groups{asked: r.All || r.Parent != "" || r.Limits != Limits{}, all: r.All}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Remove())
@@ -157,7 +160,24 @@ func New(r Request) (_ *Groups, err error) {
 	if r.Devices != nil {
 		c.guarded = c.guard(all, r.Devices, r.Limits) == nil
 	}
+	if r.All {
+		c.fill(all)
+	}
 	return c, nil
+}
+
+// fill makes a group in each hierarchy of version 1 in which the run has none, if kiln may.
+func (c *Groups) fill(all []*hierarchy) {
+	for _, h := range all {
+		if h.unified || h.own == "" || c.in(h) != nil {
+			continue
+		}
+		n := len(c.groups)
+		if err := c.add(h, h.own, false); err != nil && len(c.groups) > n {
+			_ = c.groups[n].remove()
+			c.groups = c.groups[:n]
+		}
+	}
 }
 
 // below makes a group in each hierarchy below the group parent; "" makes none.
@@ -641,13 +661,14 @@ func (c *Groups) Join() (procs []*os.File, into *os.File, err error) {
 }
 
 // Shown returns the hierarchies of version 1 in which the run has a group, by the controllers that name them in mount(2): none if nothing
-// was asked for, as then there is nothing that a program would size itself by; and that of devices, which says nothing to it, is left out.
+// was asked for, as then there is nothing that a program would size itself by; and that of devices, which says nothing to it, is left out
+// unless it manages groups.
 func (c *Groups) Shown() (list [][]string) {
 	if !c.asked {
 		return nil
 	}
 	for _, g := range c.groups {
-		if h := g.hierarchy; !h.unified && !slices.Contains(h.controllers, devicesController) {
+		if h := g.hierarchy; !h.unified && (c.all || !slices.Contains(h.controllers, devicesController)) {
 			list = append(list, h.controllers)
 		}
 	}
@@ -725,9 +746,20 @@ func (g *group) remove() error {
 	return nil
 }
 
-// removeGroup removes a group whose processes are dead or dying.
+// removeGroup removes a group whose processes are dead or dying, and the groups that they have made in it.
 func removeGroup(dir string) error {
 	err := unix.Rmdir(dir)
+	if err == unix.EBUSY {
+		entries, _ := os.ReadDir(dir) // what it does not list keeps the group from being removed
+		for _, e := range entries {
+			if e.IsDir() {
+				if err := removeGroup(filepath.Join(dir, e.Name())); err != nil {
+					return err
+				}
+			}
+		}
+		err = unix.Rmdir(dir)
+	}
 	// The kernel lets go of a process's group a moment after the process is gone.
 	for wait := time.Millisecond / 4; err == unix.EBUSY && wait < time.Second; wait *= 2 {
 		time.Sleep(wait)
