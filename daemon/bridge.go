@@ -17,10 +17,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/kilnbuild/kiln/daemon/asked"
 	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/containers"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot/compose"
+	"github.com/kilnbuild/kiln/solver/files"
 )
 
 // bridges implement BuildKit's LLBBridge service: with it a client makes a result of its own while a build waits for it.
@@ -37,6 +40,8 @@ type bridge struct {
 	// inputs are what a frontend is given.
 	inputs     map[string]*pb.Definition
 	containers *containers.Set
+	// cgroupParent is what the client chose for the steps of a frontend that is a process: see mayUse.
+	cgroupParent string
 
 	// returned is closed when the client has returned a result or an error.
 	returned chan struct{}
@@ -96,6 +101,11 @@ func (s *bridges) Solve(ctx context.Context, req *gateway.SolveRequest) (*gatewa
 	if err := b.room(1); err != nil {
 		return nil, err
 	}
+	if s.only != nil {
+		if err := b.mayUse(req.FrontendOpt[asked.CgroupParent]); err != nil {
+			return nil, err
+		}
+	}
 	var res *result
 	switch {
 	case req.Frontend != "":
@@ -104,6 +114,9 @@ func (s *bridges) Solve(ctx context.Context, req *gateway.SolveRequest) (*gatewa
 		res, err = b.definition(ctx, req.Definition)
 	default:
 		res = &result{}
+	}
+	if err == nil && s.only != nil {
+		err = b.confined(res)
 	}
 	if err != nil {
 		return nil, b.failure(err)
@@ -115,11 +128,35 @@ func (s *bridges) Solve(ctx context.Context, req *gateway.SolveRequest) (*gatewa
 			}
 		}
 	}
-	out, err := res.pb(b.request.Session)
+	out, err := b.pb(res)
 	if err != nil {
 		return nil, b.failure(err)
 	}
 	return &gateway.SolveResponse{Result: out}, nil
+}
+
+// mayUse returns an error for a control group that a frontend chose for steps which is a process. It may name that of the client alone: any
+// other could be that of a service of the machine, whose limits the steps would use up, or one outside of the limits of kilnd.
+func (b *bridge) mayUse(parent string) error {
+	if parent == "" || parent == b.cgroupParent {
+		return nil
+	}
+	return status.Errorf(codes.PermissionDenied, "a frontend cannot choose the control group %.100q: the client can, with %s",
+		parent, asked.CgroupParent)
+}
+
+// confined returns an error for a result with a step in a control group that a frontend which is a process may not use.
+func (b *bridge) confined(res *result) error {
+	for _, r := range res.all() {
+		for v := range llb.Vertices([]llb.Output{r.root}) {
+			if op, ok := v.Op().(llb.Exec); ok {
+				if err := b.mayUse(op.CgroupParent); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // all returns the refs of a result.
@@ -230,7 +267,7 @@ func (s *bridges) Evaluate(ctx context.Context, req *gateway.EvaluateRequest) (*
 	return &gateway.EvaluateResponse{}, b.failure(err)
 }
 
-// tree returns the files of a ref.
+// tree returns the files of a ref, which can be read until the request ends.
 func (s *bridges) tree(ctx context.Context, id string) (t layer.Tree, end func(), err error) {
 	ctx, b, end, err := s.build(ctx)
 	if err != nil {
@@ -248,7 +285,7 @@ func (s *bridges) tree(ctx context.Context, id string) (t layer.Tree, end func()
 		end()
 		return nil, nil, err
 	}
-	return t, end, nil
+	return files.Until(ctx, t), end, nil
 }
 
 // find returns an entry of a tree, following links unless it is the last component and last is not set. "" is the root.
@@ -296,6 +333,9 @@ func (s *bridges) ReadFile(ctx context.Context, req *gateway.ReadFileRequest) (*
 	}
 	if from < 0 {
 		return nil, status.Error(codes.InvalidArgument, "the offset is negative")
+	}
+	if from > e.Size {
+		return &gateway.ReadFileResponse{}, nil
 	}
 	if _, err := io.CopyN(io.Discard, f, from); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err

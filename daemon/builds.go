@@ -2,6 +2,9 @@ package daemon
 
 import (
 	"context"
+	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -10,7 +13,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/kilnbuild/kiln/daemon/asked"
 	"github.com/kilnbuild/kiln/daemon/records"
+	"github.com/kilnbuild/kiln/internal/share"
 )
 
 // builds are those that run, and those that ended a moment ago, by the refs that clients gave them.
@@ -42,8 +47,8 @@ func (s *Server) begin(b *buildJob) error {
 	if s.builds.byRef[name] != nil {
 		return status.Errorf(codes.AlreadyExists, "there is a build with the ref %s", name)
 	}
-	if len(s.builds.byRef) >= maxKnown {
-		return status.Errorf(codes.ResourceExhausted, "%d builds go on or wait already", maxKnown)
+	if has := s.builds.of(b.user); !share.Fits(has, maxKnown-len(s.builds.byRef)) {
+		return status.Errorf(codes.ResourceExhausted, "%d builds go on or wait already, %d of them of this user", len(s.builds.byRef), has)
 	}
 	var err error
 	if b.record, err = s.records.Begin(recording(b.request)); err != nil {
@@ -52,12 +57,67 @@ func (s *Server) begin(b *buildJob) error {
 	s.running.Add(1)
 	b.log = b.record.Log()
 	b.sources = map[string]*pb.SourceInfo{}
-	b.ready, b.over, b.held.refs = make(chan struct{}), make(chan struct{}), map[string]*ref{}
+	b.ready, b.over = make(chan struct{}), make(chan struct{})
+	b.held.refs, b.held.made = map[string]*ref{}, map[string]*asked.Request{}
 	b.own = b.newBridge(b.request.FrontendInputs)
 	s.builds.byRef[name] = b
 	close(s.builds.more)
 	s.builds.more = make(chan struct{})
 	return nil
+}
+
+// of returns how many builds of a user are known. The lock is held.
+func (b *builds) of(user string) int {
+	n := 0
+	for _, job := range b.byRef {
+		if job.user == user {
+			n++
+		}
+	}
+	return n
+}
+
+// madeBy returns the requests for frontends of which definitions are the results, by the names of the definitions. Only the builds of the
+// user that go on are known.
+func (b *builds) madeBy(user string, definitions map[string]*pb.Definition) map[string]*asked.Request {
+	if len(definitions) == 0 {
+		return nil
+	}
+	b.mu.Lock()
+	var all []*buildJob
+	for _, job := range b.byRef {
+		if job.user == user {
+			all = append(all, job)
+		}
+	}
+	b.mu.Unlock()
+	found := map[string]*asked.Request{}
+	names := slices.Sorted(maps.Keys(definitions))
+	for _, name := range names[:min(len(names), asked.MaxInputs)] {
+		what := asks(definitions[name])
+		for _, job := range all {
+			job.mu.Lock()
+			by := job.held.made[what]
+			job.mu.Unlock()
+			if by != nil {
+				found[name] = by
+				break
+			}
+		}
+	}
+	return found
+}
+
+// asks returns what a definition asks for, an output of one of its ops; "" if it does not say.
+func asks(def *pb.Definition) string {
+	if len(def.GetDef()) == 0 {
+		return ""
+	}
+	end := &pb.Op{}
+	if end.UnmarshalVT(def.Def[len(def.Def)-1]) != nil || len(end.Inputs) != 1 {
+		return ""
+	}
+	return fmt.Sprintf("%s:%d", end.Inputs[0].GetDigest(), end.Inputs[0].GetIndex())
 }
 
 // end ends a build, which is forgotten a little later, but for its record.

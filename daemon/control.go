@@ -75,12 +75,11 @@ func (c *control) Solve(ctx context.Context, req *controlapi.SolveRequest) (*con
 
 // solve does a build when there is room for it.
 func (c *control) solve(ctx context.Context, b *buildJob) (res *build.Result, err error) {
-	select {
-	case c.room <- struct{}{}:
-		defer func() { <-c.room }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	leave, err := c.places.Take(ctx, b.user)
+	if err != nil {
+		return nil, err
 	}
+	defer leave()
 	err = apierr.Guard(c.panicked, func() error {
 		res, err = b.run(ctx)
 		return err

@@ -28,6 +28,7 @@ import (
 	"github.com/kilnbuild/kiln/daemon/apierr"
 	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/records"
+	"github.com/kilnbuild/kiln/internal/share"
 	"github.com/kilnbuild/kiln/internal/version"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/store"
@@ -50,8 +51,8 @@ type Config struct {
 	Log func(text string)
 }
 
-// maxBuilds is how many builds a server works on at once. Others wait.
-const maxBuilds = 256
+// maxBuilds is how many builds a server works on at once; one user alone has half of them. Others wait.
+const maxBuilds = 512
 
 // Server serves BuildKit's API.
 type Server struct {
@@ -62,7 +63,7 @@ type Server struct {
 	records  *records.Records
 	health   *health.Server
 	builds   *builds
-	room     chan struct{}
+	places   *share.Places
 	// draining is closed when no more builds are accepted.
 	draining chan struct{}
 	drain    sync.Once
@@ -83,7 +84,7 @@ func New(c Config) (*Server, error) {
 	return &Server{
 		records: records.New(work.History, work.Scratch.Path(), warn),
 		config:  c, tmp: work.Scratch.Path(), sessions: sessions, health: health.NewServer(), builds: newBuilds(),
-		room: make(chan struct{}, maxBuilds), draining: make(chan struct{}),
+		places: share.New(maxBuilds), draining: make(chan struct{}),
 	}, nil
 }
 

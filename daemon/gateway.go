@@ -16,6 +16,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/daemon/asked"
 	"github.com/kilnbuild/kiln/daemon/gateway"
 	"github.com/kilnbuild/kiln/llb"
 )
@@ -54,6 +55,7 @@ func (b *buildJob) gateway(ctx context.Context, all map[string]string, inputs ma
 	}
 	defer leave()
 	own := b.newBridge(inputs)
+	own.cgroupParent = all[asked.CgroupParent]
 	defer own.containers.Close()
 	err = gateway.Run(ctx, b, f, gateway.Bridge{
 		Register: func(g grpc.ServiceRegistrar) {

@@ -1,9 +1,12 @@
 package daemon
 
 import (
+	"context"
+	"fmt"
 	"strings"
 	"testing"
 
+	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -74,5 +77,26 @@ func TestReturned(t *testing.T) {
 	res.metadata[keyPlatforms] = []byte(`{"Platforms":[` + named + `]}`)
 	if _, err := res.product(); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a platform that is named again and again: %v", err)
+	}
+}
+
+// A build can be used by the user alone who asked for it, and nobody can have more builds wait than leave others room.
+func TestUsers(t *testing.T) {
+	s := &Server{builds: newBuilds(), draining: make(chan struct{})}
+	s.builds.byRef["ref"] = &buildJob{user: "a"}
+	if _, err := s.builds.wait(t.Context(), "ref", "a"); err != nil {
+		t.Error(err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if b, err := s.builds.wait(ended, "ref", "b"); err == nil {
+		t.Errorf("a build of %s", b.user)
+	}
+	for i := range maxKnown / 2 {
+		s.builds.byRef[fmt.Sprint(i)] = &buildJob{user: "a"}
+	}
+	err := s.begin(&buildJob{server: s, user: "a", request: &controlapi.SolveRequest{Ref: "another"}})
+	if status.Code(err) != codes.ResourceExhausted {
+		t.Error(err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/daemon/apierr"
+	"github.com/kilnbuild/kiln/daemon/asked"
 	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/records"
@@ -27,7 +28,7 @@ import (
 type buildJob struct {
 	server  *Server
 	request *controlapi.SolveRequest
-	// user is who asked for it: see client.User.
+	// user is who asked for it, and alone may use it: see client.User.
 	user   string
 	cancel context.CancelCauseFunc
 	record *records.Build
@@ -116,14 +117,14 @@ func (b *buildJob) run(ctx context.Context) (*build.Result, error) {
 // options returns what the job is to do with the result, and how the build is called in the history.
 func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 	req := b.request
-	asked, err := attrs.ReadBuild(req.FrontendAttrs)
+	want, err := attrs.ReadBuild(req.FrontendAttrs)
 	if err != nil {
 		return o, nil, err
 	}
 	o.Debug, o.Later = b.server.config.Debug, true
-	o.Export.Attest = asked.Attest
-	o.Run.Request.Limits = asked.Limits
-	o.Cache.Pull, o.Cache.AskFirst = asked.Pull == "pull", asked.Pull == ""
+	o.Export.Attest = want.Attest
+	o.Run.Request.Limits = want.Limits
+	o.Cache.Pull, o.Cache.AskFirst = want.Pull == "pull", want.Pull == ""
 	o.Client.Secrets, o.Client.Agents, o.Client.Locals, o.Client.Stores = b.client, b.client, b.client, b.client
 	o.Client.Uploads = b.client
 	o.Client.Credentials = b.client
@@ -186,9 +187,10 @@ func (b *buildJob) frontend(ctx context.Context, name string, all map[string]str
 	if err != nil {
 		return nil, err
 	}
+	a := &asked.Request{Frontend: name, Attrs: all, Inputs: b.server.builds.madeBy(b.user, inputs)}
 	for _, r := range res.all() {
-		if r != nil && r.asked == nil {
-			r.asked = &asked{name, all}
+		if r.asked == nil {
+			r.asked = a
 		}
 	}
 	return res, nil

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/daemon/asked"
 	"github.com/kilnbuild/kiln/daemon/llbpb"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -42,17 +43,11 @@ type ref struct {
 	config  []byte
 
 	// asked is what the frontend was asked that made it; nil for what no frontend has made.
-	asked *asked
+	asked *asked.Request
 
 	mu    sync.Mutex
 	done  bool
 	chain solver.Ref
-}
-
-// asked is a request for a frontend.
-type asked struct {
-	frontend string
-	attrs    map[string]string
 }
 
 // solve makes the root file system.
@@ -247,18 +242,18 @@ func add(p *build.Product, r *ref, config []byte, of *ocispec.Platform) error {
 	return nil
 }
 
-// pb returns the result as BuildKit's API has it.
-func (res *result) pb(session string) (*gateway.Result, error) {
+// pb returns a result as BuildKit's API has it.
+func (b *buildJob) pb(res *result) (*gateway.Result, error) {
 	out := &gateway.Result{Metadata: res.metadata}
 	if res.refs == nil {
-		single, err := res.single.pb(session)
+		single, err := b.refPB(res.single)
 		out.Result = &gateway.Result_Ref{Ref: single}
 		return out, err
 	}
 	all := map[string]*gateway.Ref{}
 	for name, r := range res.refs {
 		var err error
-		if all[name], err = r.pb(session); err != nil {
+		if all[name], err = b.refPB(r); err != nil {
 			return nil, err
 		}
 	}
@@ -266,14 +261,19 @@ func (res *result) pb(session string) (*gateway.Result, error) {
 	return out, nil
 }
 
-// pb returns a ref with its definition, which a client can build on.
-func (r *ref) pb(session string) (*gateway.Ref, error) {
+// refPB returns a ref with its definition, which a client can build on.
+func (b *buildJob) refPB(r *ref) (*gateway.Ref, error) {
 	if r == nil {
 		return &gateway.Ref{}, nil
 	}
-	def, err := llbpb.EncodeFor(r.root, session)
+	def, err := llbpb.EncodeFor(r.root, b.request.Session)
 	if err != nil {
 		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if head := asks(def); r.asked != nil && head != "" {
+		b.held.made[head] = r.asked
 	}
 	return &gateway.Ref{Id: r.id, Def: def}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"maps"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/kilnbuild/kiln/attestation/slsa"
@@ -55,7 +56,7 @@ func (b *Build) inBuildKitsWords(p *slsa.Provenance, i int, layers []ocispec.Des
 	if d.InternalParameters.BuildConfig = config; len(config.Definition) == 0 {
 		d.InternalParameters.BuildConfig = nil
 	}
-	if m.BuildKit.Source = defined.Source; defined.Source == nil && b.Dockerfile != nil {
+	if m.BuildKit.Source = g.hide.source(defined.Source); b.Dockerfile != nil {
 		m.BuildKit.Source = g.source(b.Filename, b.shown(g.hide))
 	}
 	m.BuildKit.Layers = g.layers(img, layers)
@@ -151,6 +152,18 @@ func (h hider) request(r *slsa.Request) *slsa.Request {
 		}
 	}
 	return &out
+}
+
+// source returns a copy of a source without secrets.
+func (h hider) source(s *slsa.Source) *slsa.Source {
+	if s == nil {
+		return nil
+	}
+	out := &slsa.Source{Locations: s.Locations, Infos: slices.Clone(s.Infos)}
+	for i := range out.Infos {
+		out.Infos[i].Data = []byte(h.text(string(out.Infos[i].Data)))
+	}
+	return out
 }
 
 // json returns a JSON text without secrets, wherever in its strings they are.

@@ -102,21 +102,49 @@ func (g *graph) layers(img frontend.Image, blobs []ocispec.Descriptor) map[strin
 			steps = append(steps, h.Vertex)
 		}
 	}
+	o := img.Root
+	if len(steps) > 0 {
+		for base, ok := o.Base(); ok; base, ok = o.Base() {
+			o = base
+		}
+	} else { // no Dockerfile describes it
+		steps, o = stepsOf(o, len(blobs))
+	}
 	below := len(blobs) - len(steps)
 	if below < 0 {
 		return nil
 	}
 	made := map[string][][]ocispec.Descriptor{}
-	if o := img.Root; below > 0 {
-		for base, ok := o.Base(); ok; base, ok = o.Base() {
-			o = base
-		}
+	if below > 0 {
 		made[g.output(o)] = [][]ocispec.Descriptor{blobs[:below]}
 	}
 	for i, v := range steps {
 		made[g.output(v.Output(0))] = [][]ocispec.Descriptor{blobs[below+i : below+i+1]}
 	}
 	return made
+}
+
+// stepsOf returns the steps, at most n, that made the uppermost layers of a root file system, one each and the lowest first, and what they
+// are on.
+func stepsOf(root llb.Output, n int) (steps []*llb.Vertex, on llb.Output) {
+	for on = root; len(steps) < n && makesOne(on.Vertex.Op()); {
+		base, ok := on.Base()
+		if !ok {
+			break
+		}
+		steps, on = append(steps, on.Vertex), base
+	}
+	slices.Reverse(steps)
+	return steps, on
+}
+
+// makesOne reports whether an op makes one layer. Others have any number.
+func makesOne(op llb.Op) bool {
+	switch op.(type) {
+	case llb.Exec, llb.File:
+		return true
+	}
+	return false
 }
 
 // needed returns the secrets and agents that steps ask for, by ID.

@@ -69,7 +69,7 @@ type Definition struct {
 	// Digests are the IDs of the ops by their digests, and Vertices by those of the vertices.
 	Digests  map[string]string
 	Vertices map[llb.Digest]string
-	// Source is the text that they come from; nil for the Dockerfile of the build.
+	// Source is the text that they come from, unless it is the Dockerfile of the build; nil if nobody says.
 	Source *slsa.Source
 }
 

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/internal/input"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
@@ -63,7 +64,7 @@ func (l *listeners) add(s *listening, address string) error {
 	case "unix":
 		n, err := unixSocket(rest, s.group)
 		if err == nil {
-			l.all = append(l.all, listener{n, address, nil})
+			l.all = append(l.all, listener{n, address, client.Credentials()})
 		}
 		return err
 	case "tcp":
@@ -180,7 +181,7 @@ func (l *listeners) inherited(address string) error {
 			return &input.Error{Err: errors.New("only sockets in the file system can be passed on: TCP needs certificates, which tcp:// has, " +
 				"and every user may connect to an abstract socket")}
 		}
-		l.all = append(l.all, listener{one, address, nil})
+		l.all = append(l.all, listener{one, address, client.Credentials()})
 	}
 	return nil
 }

@@ -145,11 +145,7 @@ func (s *settings) run(ctx context.Context, signals <-chan os.Signal) (err error
 	failed := make(chan error, len(listeners.all))
 	var servers []*grpc.Server
 	for _, l := range listeners.all {
-		var o []grpc.ServerOption
-		if l.credentials != nil {
-			o = append(o, grpc.Creds(l.credentials))
-		}
-		g := server.GRPC(o...)
+		g := server.GRPC(grpc.Creds(l.credentials))
 		servers = append(servers, g)
 		go func() { failed <- g.Serve(l.Listener) }()
 		if s.debug {

@@ -173,6 +173,8 @@ func (s *settings) take(b *buildkitd, dir string) error {
 		}
 	}
 	if len(b.CDI.SpecDirs) > 0 {
+		// Whoever names them for clients of BuildKit wants those to have what is in them.
+		s.entitlements = append(s.entitlements, "device")
 		c.CDI.SpecDirs = nil
 		for _, d := range b.CDI.SpecDirs {
 			c.CDI.SpecDirs = append(c.CDI.SpecDirs, within(dir, d))

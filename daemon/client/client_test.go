@@ -30,6 +30,7 @@ import (
 	"github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 )
 
@@ -714,4 +715,37 @@ func (w *watched) DiffCopy(s filesync.FileSend_DiffCopyServer) error {
 	err := w.SyncTarget.DiffCopy(s)
 	w.ended <- err
 	return err
+}
+
+// The user of a client on a socket is what the kernel says of its process, and neither of them has to say anything.
+func TestSocketUser(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	got := make(chan string, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			got <- err.Error()
+			return
+		}
+		defer c.Close()
+		_, info, err := Credentials().ServerHandshake(c)
+		if err != nil {
+			got <- err.Error()
+			return
+		}
+		got <- User(peer.NewContext(context.Background(), &peer.Peer{AuthInfo: info}))
+	}()
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if user, want := <-got, fmt.Sprintf("uid %d", os.Getuid()); user != want {
+		t.Errorf("%q instead of %q", user, want)
+	}
 }

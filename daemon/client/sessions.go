@@ -75,16 +75,20 @@ func (s *Sessions) get(ctx context.Context, id, user string) (session.Caller, er
 }
 
 // User returns who made a request of gRPC, as far as the connection tells: the subject of the certificate with its other names, which it
-// may have in place of a subject; "" where there is none, as on a socket of this machine, which only one user may use.
+// may have in place of a subject; or the process's user on a socket with Credentials. It is "" where there is neither.
 func User(ctx context.Context) string {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		return ""
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.PeerCertificates) == 0 {
-		return ""
+	switch info := p.AuthInfo.(type) {
+	case credentials.TLSInfo:
+		if len(info.State.PeerCertificates) > 0 {
+			c := info.State.PeerCertificates[0]
+			return fmt.Sprintf("certificate %s %q %q %v %v", c.Subject, c.DNSNames, c.EmailAddresses, c.IPAddresses, c.URIs)
+		}
+	case process:
+		return fmt.Sprintf("uid %d", info.uid)
 	}
-	c := info.State.PeerCertificates[0]
-	return fmt.Sprintf("certificate %s %q %q %v %v", c.Subject, c.DNSNames, c.EmailAddresses, c.IPAddresses, c.URIs)
+	return ""
 }

@@ -67,10 +67,11 @@ var allowed = map[string][]string{
 	// What becomes of the result of a build, as far as it is known before.
 	"build/outputs": {"attestation", "build/reproduce", "engine", "exporter", "llb", "snapshot/blob", "internal"},
 	// BuildKit's API: requests become jobs of build. Nothing else imports grpc, but for the binary that serves it.
-	"daemon": {"attestation", "attestation/slsa", "build/provenance", "daemon/llbpb", "build", "build/caching", "build/contexts",
+	"daemon": {"daemon/asked", "attestation", "attestation/slsa", "build/provenance", "daemon/llbpb", "build", "build/caching", "build/contexts",
 		"daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/status", "daemon/subrequest", "events", "frontend",
 		"frontend/source", "llb", "parser", "snapshot/compose", "solver", "store", "daemon/containers", "daemon/gateway", "solver/container",
 		"solver/files", "solver/work", "internal"},
+	"daemon/asked":  {"attestation/slsa", "build/provenance", "daemon/llbpb", "llb", "internal"},
 	"daemon/attrs":  {"attestation", "build", "build/caching", "build/confine", "exporter", "llb", "internal"},
 	"daemon/llbpb":  {"llb", "internal"},
 	"daemon/client": {"cache/remote", "exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
@@ -80,7 +81,7 @@ var allowed = map[string][]string{
 	"daemon/status":     {"daemon/apierr", "events", "frontend/lint", "llb", "internal"},
 	"daemon/records":    {"daemon/apierr", "daemon/status", "history", "store", "internal"},
 	"daemon/subrequest": {"daemon/apierr", "frontend/outline", "llb"},
-	"cmd/kilnd":         {"build", "daemon", "registry", "store", "internal"},
+	"cmd/kilnd":         {"build", "daemon", "daemon/client", "registry", "store", "internal"},
 	// Containers of clients: processes that are no step.
 	"daemon/gateway":    {"daemon/apierr", "llb", "sandbox", "solver", "solver/container", "solver/execute", "solver/work"},
 	"daemon/containers": {"daemon/apierr", "llb", "sandbox", "solver", "solver/container", "solver/work", "internal"},
