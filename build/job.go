@@ -354,8 +354,8 @@ func (j *Job) solve(ctx context.Context, res *Result) error {
 	})
 	options := j.solving()
 	options.Demand, options.Parallelism, options.Verify, options.Twice = demand, parallelism, j.options.Cache.Verify, j.options.Cache.Twice
-	var err error
-	j.chains, err = solver.Solve(ctx, roots, options)
+	chains, err := solver.Solve(ctx, j.attester.Way(roots, j.product.Images), options)
+	j.chains = j.attester.Solved(chains)
 	j.events.Detach(again)
 	res.Verified, res.Twice = again.All(), options.Twice
 	if err != nil {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 
 	apitypes "github.com/moby/buildkit/api/types"
@@ -109,7 +111,7 @@ func (s *bridges) Solve(ctx context.Context, req *gateway.SolveRequest) (*gatewa
 	var res *result
 	switch {
 	case req.Frontend != "":
-		res, err = b.frontend(ctx, req.Frontend, req.FrontendOpt, req.FrontendInputs)
+		res, err = b.frontend(ctx, b.made.Request(req.Frontend, req.FrontendOpt, req.FrontendInputs), req.FrontendInputs)
 	case req.Definition != nil && len(req.Definition.Def) > 0:
 		res, err = b.definition(ctx, req.Definition)
 	default:
@@ -165,8 +167,8 @@ func (res *result) all() []*ref {
 	if res.single != nil {
 		all = append(all, res.single)
 	}
-	for _, r := range res.refs {
-		if r != nil { // one that is empty
+	for _, name := range slices.Sorted(maps.Keys(res.refs)) {
+		if r := res.refs[name]; r != nil { // one that is empty
 			all = append(all, r)
 		}
 	}

@@ -2,9 +2,6 @@ package daemon
 
 import (
 	"context"
-	"fmt"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -13,7 +10,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/kilnbuild/kiln/daemon/asked"
 	"github.com/kilnbuild/kiln/daemon/records"
 	"github.com/kilnbuild/kiln/internal/share"
 )
@@ -57,8 +53,7 @@ func (s *Server) begin(b *buildJob) error {
 	s.running.Add(1)
 	b.log = b.record.Log()
 	b.sources = map[string]*pb.SourceInfo{}
-	b.ready, b.over = make(chan struct{}), make(chan struct{})
-	b.held.refs, b.held.made = map[string]*ref{}, map[string]*asked.Request{}
+	b.ready, b.over, b.held.refs = make(chan struct{}), make(chan struct{}), map[string]*ref{}
 	b.own = b.newBridge(b.request.FrontendInputs)
 	s.builds.byRef[name] = b
 	close(s.builds.more)
@@ -75,49 +70,6 @@ func (b *builds) of(user string) int {
 		}
 	}
 	return n
-}
-
-// madeBy returns the requests for frontends of which definitions are the results, by the names of the definitions. Only the builds of the
-// user that go on are known.
-func (b *builds) madeBy(user string, definitions map[string]*pb.Definition) map[string]*asked.Request {
-	if len(definitions) == 0 {
-		return nil
-	}
-	b.mu.Lock()
-	var all []*buildJob
-	for _, job := range b.byRef {
-		if job.user == user {
-			all = append(all, job)
-		}
-	}
-	b.mu.Unlock()
-	found := map[string]*asked.Request{}
-	names := slices.Sorted(maps.Keys(definitions))
-	for _, name := range names[:min(len(names), asked.MaxInputs)] {
-		what := asks(definitions[name])
-		for _, job := range all {
-			job.mu.Lock()
-			by := job.held.made[what]
-			job.mu.Unlock()
-			if by != nil {
-				found[name] = by
-				break
-			}
-		}
-	}
-	return found
-}
-
-// asks returns what a definition asks for, an output of one of its ops; "" if it does not say.
-func asks(def *pb.Definition) string {
-	if len(def.GetDef()) == 0 {
-		return ""
-	}
-	end := &pb.Op{}
-	if end.UnmarshalVT(def.Def[len(def.Def)-1]) != nil || len(end.Inputs) != 1 {
-		return ""
-	}
-	return fmt.Sprintf("%s:%d", end.Inputs[0].GetDigest(), end.Inputs[0].GetIndex())
 }
 
 // end ends a build, which is forgotten a little later, but for its record.

@@ -26,6 +26,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/daemon/apierr"
+	"github.com/kilnbuild/kiln/daemon/asked"
 	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/records"
 	"github.com/kilnbuild/kiln/internal/share"
@@ -64,6 +65,7 @@ type Server struct {
 	health   *health.Server
 	builds   *builds
 	places   *share.Places
+	requests *asked.Results
 	// draining is closed when no more builds are accepted.
 	draining chan struct{}
 	drain    sync.Once
@@ -84,7 +86,7 @@ func New(c Config) (*Server, error) {
 	return &Server{
 		records: records.New(work.History, work.Scratch.Path(), warn),
 		config:  c, tmp: work.Scratch.Path(), sessions: sessions, health: health.NewServer(), builds: newBuilds(),
-		places: share.New(maxBuilds), draining: make(chan struct{}),
+		places: share.New(maxBuilds), requests: asked.NewResults(), draining: make(chan struct{}),
 	}, nil
 }
 

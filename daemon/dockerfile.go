@@ -21,6 +21,7 @@ import (
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/daemon/apierr"
+	"github.com/kilnbuild/kiln/daemon/asked"
 	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/subrequest"
@@ -38,8 +39,8 @@ var calls = map[string]build.Call{
 }
 
 // dockerfile has kiln's own frontend make a result of a Dockerfile.
-func (b *buildJob) dockerfile(ctx context.Context, all map[string]string, inputs map[string]*pb.Definition) (*result, error) {
-	d, err := attrs.ReadDockerfile(all)
+func (b *buildJob) dockerfile(ctx context.Context, by *asked.Request, inputs map[string]*pb.Definition) (*result, error) {
+	d, err := attrs.ReadDockerfile(by.Attrs)
 	if err != nil {
 		return nil, err
 	}
@@ -62,11 +63,11 @@ func (b *buildJob) dockerfile(ctx context.Context, all map[string]string, inputs
 	res := &build.Result{}
 	p, err := b.job.Lower(ctx, r, res)
 	info := b.read(res.DockerfileName, res.Dockerfile)
-	if other, ok := errors.AsType[*source.SyntaxError](err); ok && all[attrCommand] == "" {
+	if other, ok := errors.AsType[*source.SyntaxError](err); ok && by.Attrs[attrCommand] == "" {
 		forwarded := map[string]string{}
-		maps.Copy(forwarded, all)
+		maps.Copy(forwarded, by.Attrs)
 		forwarded[attrSource], forwarded[attrCommand] = other.Image, other.Command
-		out, failed := b.gateway(ctx, forwarded, inputs)
+		out, failed := b.frontend(ctx, by.As(frontendGateway, forwarded), inputs)
 		return out, atDirective(failed, err)
 	}
 	switch {

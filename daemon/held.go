@@ -6,7 +6,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/kilnbuild/kiln/daemon/asked"
 	"github.com/kilnbuild/kiln/daemon/llbpb"
 )
 
@@ -31,8 +30,6 @@ const (
 // held is what a build holds for its client until it ends. The lock is that of the build.
 type held struct {
 	refs map[string]*ref
-	// made are requests for frontends by what the definitions that they have made ask for: see asks.
-	made map[string]*asked.Request
 	// graphs are what definitions of the client were decoded to, and definitions what it has sent, for the ops in errors.
 	graphs      []*llbpb.Graph
 	definitions []*pb.Definition

@@ -37,6 +37,9 @@ type buildJob struct {
 	log        *log.Log
 	client     *client.Client
 
+	// made is what frontends have made for the build.
+	made *asked.Build
+
 	// job and its context are set before ready is closed, and over is closed when nothing may use them any more.
 	job         *build.Job
 	ctx         context.Context
@@ -89,6 +92,8 @@ func (b *buildJob) read(name string, text []byte) *pb.SourceInfo {
 func (b *buildJob) run(ctx context.Context) (*build.Result, error) {
 	stream := events.New(b.log)
 	defer stream.Close()
+	b.made = b.server.requests.Begin(b.user, b.request.Frontend, b.request.FrontendAttrs, b.request.FrontendInputs)
+	defer b.made.Close()
 	b.client = client.New(client.Config{
 		Sessions: b.server.sessions, User: b.user, Root: b.server.config.Root.Dir(), Tmp: b.server.tmp,
 		Limit: b.server.config.Root.Archive, Warn: stream.Warn,
@@ -175,36 +180,37 @@ func (b *buildJob) make(ctx context.Context) (*result, error) {
 	case req.Frontend == "":
 		return b.own.wait(ctx)
 	}
-	return b.frontend(ctx, req.Frontend, req.FrontendAttrs, req.FrontendInputs)
+	return b.frontend(ctx, b.made.Root, req.FrontendInputs)
 }
 
 // frontend has a frontend make a result.
-func (b *buildJob) frontend(ctx context.Context, name string, all map[string]string, inputs map[string]*pb.Definition) (*result, error) {
-	if name == frontendGateway && all["source"] == frontendDockerfile {
-		name = frontendDockerfile // as BuildKit, which has it built in as well
+func (b *buildJob) frontend(ctx context.Context, by *asked.Request, inputs map[string]*pb.Definition) (*result, error) {
+	if by.Frontend == frontendGateway && by.Attrs[attrSource] == frontendDockerfile { // as BuildKit, which has it built in as well
+		attrs := maps.Clone(by.Attrs)
+		delete(attrs, attrSource)
+		by = by.As(frontendDockerfile, attrs)
 	}
-	res, err := b.call(ctx, name, all, inputs)
+	res, err := b.call(ctx, by, inputs)
 	if err != nil {
 		return nil, err
 	}
-	a := &asked.Request{Frontend: name, Attrs: all, Inputs: b.server.builds.madeBy(b.user, inputs)}
 	for _, r := range res.all() {
 		if r.asked == nil {
-			r.asked = a
+			r.asked = by
 		}
 	}
 	return res, nil
 }
 
 // call calls a frontend.
-func (b *buildJob) call(ctx context.Context, name string, all map[string]string, inputs map[string]*pb.Definition) (*result, error) {
-	switch name {
+func (b *buildJob) call(ctx context.Context, by *asked.Request, inputs map[string]*pb.Definition) (*result, error) {
+	switch by.Frontend {
 	case frontendDockerfile:
-		return b.dockerfile(ctx, all, inputs)
+		return b.dockerfile(ctx, by, inputs)
 	case frontendGateway:
-		return b.gateway(ctx, all, inputs)
+		return b.gateway(ctx, by.Attrs, inputs)
 	}
-	return nil, status.Errorf(codes.InvalidArgument, "invalid frontend: %s", name)
+	return nil, status.Errorf(codes.InvalidArgument, "invalid frontend: %s", by.Frontend)
 }
 
 // export does with a result what the request asks for.

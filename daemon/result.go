@@ -270,10 +270,8 @@ func (b *buildJob) refPB(r *ref) (*gateway.Ref, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if head := asks(def); r.asked != nil && head != "" {
-		b.held.made[head] = r.asked
+	if r.asked != nil {
+		b.made.Made(def, r.asked)
 	}
 	return &gateway.Ref{Id: r.id, Def: def}, nil
 }

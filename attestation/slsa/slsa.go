@@ -5,6 +5,9 @@ package slsa
 import (
 	"encoding/json"
 	"fmt"
+	"iter"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -71,6 +74,24 @@ type Request struct {
 	// another. Both are of BuildKit's clients.
 	Inputs map[string]*Asked `json:"inputs,omitempty"`
 	Root   *Asked            `json:"root,omitempty"`
+}
+
+// All returns the request, those that made its inputs, those that made theirs, and the client's own one. r may be nil.
+func (r *Request) All() iter.Seq[*Request] { return func(yield func(*Request) bool) { r.each(yield) } }
+
+func (r *Request) each(yield func(*Request) bool) (more bool) {
+	if r == nil {
+		return true
+	}
+	if !yield(r) {
+		return false
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Inputs)) {
+		if in := r.Inputs[name]; in != nil && !in.Request.each(yield) {
+			return false
+		}
+	}
+	return r.Root == nil || r.Root.Request.each(yield)
 }
 
 // Asked is what a frontend was asked for.
@@ -367,21 +388,11 @@ func (p *Provenance) Min() {
 
 // min leaves out what may be private, and reports whether arguments were.
 func (r *Request) min() (less bool) {
-	if r == nil {
-		return false
-	}
-	for name := range r.Args {
-		if private(name) {
-			delete(r.Args, name)
-			less = true
-		}
-	}
-	r.Secrets, r.SSH = nil, nil
-	for _, in := range r.Inputs {
-		less = in.Request.min() || less
-	}
-	if r.Root != nil {
-		less = r.Root.Request.min() || less
+	for one := range r.All() {
+		before := len(one.Args)
+		maps.DeleteFunc(one.Args, func(name, _ string) bool { return private(name) })
+		less = less || len(one.Args) < before
+		one.Secrets, one.SSH = nil, nil
 	}
 	return less
 }

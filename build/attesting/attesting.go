@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,11 +15,14 @@ import (
 	"github.com/kilnbuild/kiln/build/provenance"
 	"github.com/kilnbuild/kiln/build/scanning"
 	"github.com/kilnbuild/kiln/exporter"
+	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/frontend/imageconfig"
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/solver"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -37,6 +41,9 @@ type Attester struct {
 	Started time.Time
 
 	scanned map[int][]attestation.Attestation
+	// way is what Way has added, and depths how many layers that has.
+	way    []llb.Output
+	depths map[llb.Output]int
 	// finished is when the build was first described: all outputs say the same.
 	finished time.Time
 	vcs      func() map[string]string
@@ -69,12 +76,47 @@ func (a *Attester) VCS() map[string]string {
 	return a.vcs()
 }
 
+// Way returns the roots of images, and then the root file systems on the way to those whose history does not say which step made a layer:
+// to solve these as well is no more work.
+func (a *Attester) Way(roots []llb.Output, images []frontend.Image) []llb.Output {
+	a.way = nil
+	for _, img := range images {
+		if imageconfig.Vertices(img.History) > 0 {
+			continue
+		}
+		for o, ok := img.Root, true; ok; o, ok = o.Base() {
+			a.way = append(a.way, o)
+		}
+	}
+	return slices.Concat(roots, a.way)
+}
+
+// Solved notes what became of what Way has returned, and returns that of the roots; nil if nothing did.
+func (a *Attester) Solved(all []solver.Ref) (roots []solver.Ref) {
+	if len(all) == 0 {
+		return nil
+	}
+	roots = all[:len(all)-len(a.way)]
+	a.depths = map[llb.Output]int{}
+	for i, o := range a.way {
+		a.depths[o] = all[len(roots)+i].Depth()
+	}
+	return roots
+}
+
+// build describes the build, as far as it is known by now.
+func (a *Attester) build() *provenance.Build {
+	b := a.Build()
+	b.Depths = a.depths
+	return b
+}
+
 // CheckComplete returns an error if the user wants nothing to be used that is no material, and the build does. It is an *input.Error.
 func (a *Attester) CheckComplete() error {
 	if p := a.Options.Provenance; p == nil || !p.Complete {
 		return nil
 	}
-	b := a.Build()
+	b := a.build()
 	for i := range b.Images {
 		if locals := b.LocalSources(i); len(locals) > 0 {
 			return &input.Error{Err: fmt.Errorf("provenance with complete-materials=true: the build reads the %s of this machine, "+
@@ -105,7 +147,7 @@ func (a *Attester) attestations(
 		all = append(all, found...)
 	}
 	if p := o.Provenance; p != nil {
-		predicate, err := a.Build().Of(i, layers, a.end(), p)
+		predicate, err := a.build().Of(i, layers, a.end(), p)
 		if err != nil {
 			return nil, fmt.Errorf("describe the build: %w", err)
 		}
@@ -132,7 +174,7 @@ func (a *Attester) Manifests(
 		if err != nil {
 			return nil, err
 		}
-		self, err := subjects(names, a.Build().Images[i].Platform, m.Desc.Digest)
+		self, err := subjects(names, a.build().Images[i].Platform, m.Desc.Digest)
 		if err != nil {
 			return nil, err
 		}
@@ -208,7 +250,7 @@ func (a *Attester) Whole() ([][]byte, error) {
 	if asked := a.Options.Provenance; asked != nil {
 		o.BuilderID = asked.BuilderID
 	}
-	b := a.Build()
+	b := a.build()
 	var all [][]byte
 	for i := range b.Images {
 		predicate, err := b.Of(i, nil, a.end(), &o)
@@ -231,7 +273,7 @@ func (a *Attester) Metadata(max bool) (map[string]any, error) {
 	if asked := a.Options.Provenance; asked != nil {
 		o.BuilderID, o.Reproducible, o.Anonymous = asked.BuilderID, asked.Reproducible, asked.Anonymous
 	}
-	b := a.Build()
+	b := a.build()
 	all := map[string]any{}
 	for i, img := range b.Images {
 		key := "buildx.build.provenance"

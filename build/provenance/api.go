@@ -2,6 +2,7 @@ package provenance
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"maps"
 	"net/url"
@@ -32,7 +33,9 @@ func (b *Build) inBuildKitsWords(p *slsa.Provenance, i int, layers []ocispec.Des
 	}
 	d.ExternalParameters.Request = *request
 	d.InternalParameters.DockerfileVersion, d.InternalParameters.Env = api.DockerfileVersion, api.Env
-	redact(d.ResolvedDependencies, api.Context)
+	for _, address := range api.Addresses {
+		redact(d.ResolvedDependencies, address)
+	}
 	for n, used := range b.materials(i) {
 		if name := api.layoutContext(used); name != "" {
 			d.ResolvedDependencies[n].URI = layoutURL(name, used.Platform)
@@ -40,7 +43,7 @@ func (b *Build) inBuildKitsWords(p *slsa.Provenance, i int, layers []ocispec.Des
 	}
 	d.ResolvedDependencies = append(api.Materials[:len(api.Materials):len(api.Materials)], d.ResolvedDependencies...)
 	p.RunDetails.Builder = slsa.Builder{}
-	m.Completeness = slsa.Completeness{Request: request.Frontend != "", ResolvedDependencies: len(api.Locals) == 0}
+	m.Completeness = slsa.Completeness{Request: request.Frontend != "" && !api.Partial, ResolvedDependencies: len(api.Locals) == 0}
 	m.Hermetic = m.Hermetic && len(api.Locals) == 0
 	m.BuildKit = slsa.BuildKit{VCS: api.VCS}
 	defined, err := api.Define(img.Root)
@@ -56,11 +59,38 @@ func (b *Build) inBuildKitsWords(p *slsa.Provenance, i int, layers []ocispec.Des
 	if d.InternalParameters.BuildConfig = config; len(config.Definition) == 0 {
 		d.InternalParameters.BuildConfig = nil
 	}
-	if m.BuildKit.Source = g.hide.source(defined.Source); b.Dockerfile != nil {
+	m.BuildKit.Source = nil
+	if b.Dockerfile != nil {
 		m.BuildKit.Source = g.source(b.Filename, b.shown(g.hide))
 	}
-	m.BuildKit.Layers = g.layers(img, layers)
+	m.BuildKit.Source = g.hide.withSource(m.BuildKit.Source, defined.Source)
+	m.BuildKit.Layers = g.layers(img, layers, b.Depths)
 	return nil
+}
+
+// withSource adds what a definition says of where steps come from, in which secrets are not hidden. It counts where both name a step. Both
+// may be nil.
+func (h hider) withSource(s, more *slsa.Source) *slsa.Source {
+	if more == nil {
+		return s
+	}
+	if s == nil {
+		s = &slsa.Source{Locations: map[string]slsa.Locations{}}
+	}
+	first := len(s.Infos)
+	for _, info := range more.Infos {
+		info.Data = []byte(h.text(string(info.Data)))
+		s.Infos = append(s.Infos, info)
+	}
+	for id, at := range more.Locations {
+		var all slsa.Locations
+		for _, l := range at.Locations {
+			l.SourceIndex += first
+			all.Locations = append(all.Locations, l)
+		}
+		s.Locations[id] = all
+	}
+	return s
 }
 
 // found returns where a Dockerfile is, with the digest of what was found there.
@@ -123,10 +153,12 @@ func (a *API) layoutContext(m material.Material) string {
 	if m.Kind != material.Layout {
 		return ""
 	}
-	for attr, value := range a.Asked.Request.Args {
-		name, ok := strings.CutPrefix(attr, "context:")
-		if ok && strings.HasPrefix(value, "oci-layout:") && strings.HasSuffix(value, "@"+m.Digest) {
-			return name
+	for r := range a.Asked.Request.All() {
+		for attr, value := range r.Args {
+			name, ok := strings.CutPrefix(attr, "context:")
+			if ok && strings.HasPrefix(value, "oci-layout:") && strings.HasSuffix(value, "@"+m.Digest) {
+				return name
+			}
 		}
 	}
 	return ""
@@ -140,7 +172,16 @@ func (h hider) request(r *slsa.Request) *slsa.Request {
 	out := *r
 	out.Args = maps.Clone(r.Args)
 	for name, value := range out.Args {
-		out.Args[name] = h.text(value)
+		switch variable, isArg := strings.CutPrefix(name, slsa.ArgPrefix); {
+		case isArg && slices.Contains(proxies, strings.ToLower(variable)):
+			delete(out.Args, name)
+		case isArg:
+			out.Args[name] = h.variable(variable, value)
+		case strings.HasPrefix(name, "input-metadata:"):
+			out.Args[name] = h.metadata(value)
+		default:
+			out.Args[name] = h.text(value)
+		}
 	}
 	if r.Root != nil {
 		out.Root = &slsa.Asked{ConfigSource: r.Root.ConfigSource, Request: h.request(r.Root.Request)}
@@ -154,26 +195,56 @@ func (h hider) request(r *slsa.Request) *slsa.Request {
 	return &out
 }
 
-// source returns a copy of a source without secrets.
-func (h hider) source(s *slsa.Source) *slsa.Source {
-	if s == nil {
-		return nil
+// metadata returns what a client says of an input, a JSON object of base64, without secrets.
+func (h hider) metadata(text string) string {
+	var all map[string][]byte
+	if len(h.secrets) == 0 || json.Unmarshal([]byte(text), &all) != nil {
+		return h.text(text)
 	}
-	out := &slsa.Source{Locations: s.Locations, Infos: slices.Clone(s.Infos)}
-	for i := range out.Infos {
-		out.Infos[i].Data = []byte(h.text(string(out.Infos[i].Data)))
+	for name, value := range all {
+		all[name] = h.json(value)
 	}
-	return out
+	out, err := json.Marshal(all)
+	if err != nil {
+		return lint.Hidden
+	}
+	return h.text(string(out))
 }
 
 // json returns a JSON text without secrets, wherever in its strings they are.
 func (h hider) json(text json.RawMessage) json.RawMessage {
-	for _, s := range h.secrets {
-		quoted, err := json.Marshal(s)
-		if err != nil {
-			continue
-		}
-		text = bytes.ReplaceAll(text, quoted[1:len(quoted)-1], []byte(lint.Hidden))
+	if len(h.secrets) == 0 {
+		return text
 	}
-	return text
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	var value any
+	if err := d.Decode(&value); err != nil {
+		return json.RawMessage(`"` + lint.Hidden + `"`)
+	}
+	out, err := json.Marshal(h.value("", value))
+	if err != nil {
+		return json.RawMessage(`"` + lint.Hidden + `"`)
+	}
+	return out
+}
+
+// value is json for a value that has been read, the member of an object with this name. The contents of files are in base64.
+func (h hider) value(name string, value any) any {
+	switch value := value.(type) {
+	case map[string]any:
+		for name := range value {
+			value[name] = h.value(name, value[name])
+		}
+	case []any:
+		for i := range value {
+			value[i] = h.value("", value[i])
+		}
+	case string:
+		if data, err := base64.StdEncoding.DecodeString(value); err == nil && name == "data" {
+			return []byte(h.text(string(data)))
+		}
+		return h.text(value)
+	}
+	return value
 }

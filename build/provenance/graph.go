@@ -94,57 +94,39 @@ func (g *graph) source(filename string, text []byte) *slsa.Source {
 	return s
 }
 
-// layers returns the blobs of the image's layers by the steps that made them; those of its base image are one list.
-func (g *graph) layers(img frontend.Image, blobs []ocispec.Descriptor) map[string][][]ocispec.Descriptor {
+// layers returns the blobs of the image's layers by the steps that made them; those of its base image are one list. depths is as in Build.
+func (g *graph) layers(img frontend.Image, blobs []ocispec.Descriptor, depths map[llb.Output]int) map[string][][]ocispec.Descriptor {
+	made := map[string][][]ocispec.Descriptor{}
+	if top, ok := depths[img.Root]; ok && top == len(blobs) {
+		for o, more := img.Root, true; more; {
+			base, ok := o.Base()
+			if from, to := depths[base], depths[o]; from < to {
+				made[g.output(o)] = [][]ocispec.Descriptor{blobs[from:to]}
+			}
+			o, more = base, ok
+		}
+		return made
+	}
 	var steps []*llb.Vertex
 	for _, h := range img.History {
 		if h.Vertex != nil {
 			steps = append(steps, h.Vertex)
 		}
 	}
-	o := img.Root
-	if len(steps) > 0 {
-		for base, ok := o.Base(); ok; base, ok = o.Base() {
-			o = base
-		}
-	} else { // no Dockerfile describes it
-		steps, o = stepsOf(o, len(blobs))
-	}
 	below := len(blobs) - len(steps)
 	if below < 0 {
 		return nil
 	}
-	made := map[string][][]ocispec.Descriptor{}
-	if below > 0 {
+	if o := img.Root; below > 0 {
+		for base, ok := o.Base(); ok; base, ok = o.Base() {
+			o = base
+		}
 		made[g.output(o)] = [][]ocispec.Descriptor{blobs[:below]}
 	}
 	for i, v := range steps {
 		made[g.output(v.Output(0))] = [][]ocispec.Descriptor{blobs[below+i : below+i+1]}
 	}
 	return made
-}
-
-// stepsOf returns the steps, at most n, that made the uppermost layers of a root file system, one each and the lowest first, and what they
-// are on.
-func stepsOf(root llb.Output, n int) (steps []*llb.Vertex, on llb.Output) {
-	for on = root; len(steps) < n && makesOne(on.Vertex.Op()); {
-		base, ok := on.Base()
-		if !ok {
-			break
-		}
-		steps, on = append(steps, on.Vertex), base
-	}
-	slices.Reverse(steps)
-	return steps, on
-}
-
-// makesOne reports whether an op makes one layer. Others have any number.
-func makesOne(op llb.Op) bool {
-	switch op.(type) {
-	case llb.Exec, llb.File:
-		return true
-	}
-	return false
 }
 
 // needed returns the secrets and agents that steps ask for, by ID.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/attestation/slsa"
 	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/frontend/quote"
 	"github.com/kilnbuild/kiln/llb"
@@ -30,6 +31,15 @@ func (b *Build) hider(root llb.Output) hider {
 	}
 	for name, value := range b.Request.Args {
 		add(name, value)
+	}
+	if b.API != nil {
+		for r := range b.API.Asked.Request.All() {
+			for name, value := range r.Args {
+				if name, ok := strings.CutPrefix(name, slsa.ArgPrefix); ok {
+					add(name, value)
+				}
+			}
+		}
 	}
 	for v := range llb.Vertices([]llb.Output{root}) {
 		if op, ok := v.Op().(llb.Exec); ok {

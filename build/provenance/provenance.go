@@ -40,16 +40,22 @@ type Build struct {
 	Materials []material.Material
 	// VCS describes the working copy that the context is: "source", "revision". It may be nil.
 	VCS map[string]string
+	// Depths are how many layers the root file systems have on the way to images whose history does not say which step made a layer.
+	Depths map[llb.Output]int
 	// API says how a client of BuildKit's API asked for the build; nil if none did.
 	API *API
 }
 
 // API is what a client of BuildKit's API asked for. Such a build is described in BuildKit's words: its types, and ops of LLB as steps.
 type API struct {
-	// Asked is the request that made the result, with the attributes of its frontend.
-	Asked slsa.Asked
+	// Asked is the request that made the result, with the attributes of its frontend, and Partial says that not all is described that made
+	// its inputs.
+	Asked   slsa.Asked
+	Partial bool
 	// Context is the address of the build context as the client wrote it; "" for none.
 	Context string
+	// Addresses are those of build contexts as the client wrote them, with credentials.
+	Addresses []string
 	// Locals are the names of the client's directories that were read, in order.
 	Locals []string
 	// VCS describes the working copy that the context is.
@@ -69,7 +75,7 @@ type Definition struct {
 	// Digests are the IDs of the ops by their digests, and Vertices by those of the vertices.
 	Digests  map[string]string
 	Vertices map[llb.Digest]string
-	// Source is the text that they come from, unless it is the Dockerfile of the build; nil if nobody says.
+	// Source is the text that they come from, as far as that is not the Dockerfile of the build; nil for none.
 	Source *slsa.Source
 }
 
@@ -162,7 +168,7 @@ func (b *Build) whole(i int, layers []ocispec.Descriptor) *slsa.Provenance {
 	m.Hermetic = len(locals) == 0 && !g.network()
 	m.BuildKit.VCS = b.VCS
 	m.BuildKit.Source = g.source(b.Filename, b.shown(g.hide))
-	m.BuildKit.Layers = g.layers(img, layers)
+	m.BuildKit.Layers = g.layers(img, layers, b.Depths)
 	return p
 }
 

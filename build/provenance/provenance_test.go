@@ -136,6 +136,70 @@ func TestSecrets(t *testing.T) {
 	}
 }
 
+// TestSecretsOfClients holds that no value of a secret is in the description of a build that a client of BuildKit's API asked for, wherever
+// the client has it, and that all else stays as it is.
+func TestSecretsOfClients(t *testing.T) {
+	b := lowered(t, map[string]string{"VERSION": "7"})
+	in64 := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+	in := &slsa.Request{Args: map[string]string{
+		"build-arg:API_TOKEN": "canary-input", "build-arg:IS_SECRET": "true", "build-arg:http_proxy": "http://u:canary-proxy@p",
+		"label:l":          "a canary-input",
+		"input-metadata:x": `{"containerimage.config":"` + in64(`{"Env":["A=canary-input"],"b":true}`) + `"}`,
+	}}
+	b.API = &API{
+		Asked: slsa.Asked{Request: &slsa.Request{Frontend: "gateway.v0", Inputs: map[string]*slsa.Asked{"x": {Request: in}}}},
+		Define: func(llb.Output) (*Definition, error) {
+			op := `{"mounts":[{"readonly":true,"n":10000000000000001}],"path":"/canary-input","data":"` + in64("token=canary-input") + `"}`
+			return &Definition{
+				Ops:    []slsa.Op{{ID: "step0", Op: json.RawMessage(op)}},
+				Source: &slsa.Source{Infos: []slsa.SourceInfo{{Filename: "main.hcl", Data: []byte("x = canary-input")}}},
+			}, nil
+		},
+	}
+	text := b.encoded(t, maxV1)
+	for range 2 { // what is in base64 may have more in it
+		for _, data := range regexp.MustCompile(`[A-Za-z0-9+/]{10,}=*`).FindAllString(text, -1) {
+			if plain, err := base64.StdEncoding.DecodeString(data); err == nil {
+				text += string(plain)
+			}
+		}
+	}
+	for _, secret := range []string{"canary-input", "canary-proxy"} {
+		if i := strings.Index(text, secret); i >= 0 {
+			t.Errorf("a secret is in it: …%s…", text[max(0, i-50):i+20])
+		}
+	}
+	for _, want := range []string{
+		`"build-arg:API_TOKEN": "****"`, `"label:l": "a ****"`, `"path": "/****"`, `"readonly": true`, `10000000000000001`,
+		`token=****`, `x = ****`,
+		`"A=****"`, `"b":true`, `"filename": "Dockerfile"`, `"filename": "main.hcl"`,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("it lacks %s", want)
+		}
+	}
+	if in.Args["build-arg:API_TOKEN"] != "canary-input" {
+		t.Error("the request was changed")
+	}
+}
+
+// TestDepths holds which step made which layers of an image without a history.
+func TestDepths(t *testing.T) {
+	g := &llb.Graph{}
+	scratch := g.Add(llb.Scratch{}, llb.Meta{}).Output(0)
+	base := g.Add(llb.Image{Ref: "debian"}, llb.Meta{}).Output(0)
+	passed := g.Add(llb.Passthrough{Outputs: []int{0}}, llb.Meta{}, base).Output(0)
+	made := g.Add(llb.File{Actions: []llb.Action{{Mkdir: &llb.Mkdir{Path: "/d"}}}}, llb.Meta{}, scratch).Output(0)
+	top := g.Add(llb.Merge{}, llb.Meta{}, passed, made, made).Output(0)
+	blobs := []ocispec.Descriptor{{Digest: "sha256:1"}, {Digest: "sha256:2"}, {Digest: "sha256:3"}, {Digest: "sha256:4"}}
+	graph := newGraph(top, hider{})
+	got := graph.layers(frontend.Image{Root: top}, blobs, map[llb.Output]int{base: 2, passed: 2, top: 4})
+	lower, upper := got[graph.output(base)], got[graph.output(top)]
+	if len(got) != 2 || len(lower[0]) != 2 || len(upper[0]) != 2 || upper[0][0].Digest != "sha256:3" {
+		t.Errorf("%v", got)
+	}
+}
+
 // TestSchema holds that what is written has what the specifications require, and that in-toto's own library reads version 1.
 func TestSchema(t *testing.T) {
 	compiler := jsonschema.NewCompiler()

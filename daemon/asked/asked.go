@@ -1,40 +1,27 @@
-// Package asked describes requests for frontends as provenance has them: what was asked for, and the steps that came of it as LLB.
+// Package asked knows which requests to frontends made the root file systems that clients of BuildKit's API have, and describes both for
+// provenance. It makes nothing itself.
 package asked
 
 import (
 	"cmp"
-	"encoding/json"
-	"fmt"
 	"maps"
+	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
-	digest "github.com/opencontainers/go-digest"
 
 	"github.com/kilnbuild/kiln/attestation/slsa"
 	"github.com/kilnbuild/kiln/build/provenance"
-	"github.com/kilnbuild/kiln/daemon/llbpb"
-	"github.com/kilnbuild/kiln/llb"
 )
-
-// Request is a request for a frontend.
-type Request struct {
-	// Frontend is its name, and Attrs are its attributes.
-	Frontend string
-	Attrs    map[string]string
-	// Inputs are the requests that made those inputs which frontends have made, by the names of the inputs.
-	Inputs map[string]*Request
-}
 
 // Attributes of frontends that provenance has in other places, or not at all.
 const (
 	defaultContext = "context"
 	attrContextKey = "contextkey"
 	attrFilename   = "filename"
-	prefixVCS      = "vcs:"
 	prefixContext  = "context:"
+	prefixVCS      = "vcs:"
 	prefixAttest   = "attest:"
 )
 
@@ -44,29 +31,68 @@ const CgroupParent = "cgroup-parent"
 // ofHost are attributes that say nothing of what is built.
 var ofHost = []string{CgroupParent, "image-resolve-mode", "platform", "cache-imports"}
 
-// MaxInputs bounds the requests that provenance names of those that made inputs, and inputs of inputs. Others are left out: each can have
-// been made of the same few.
-const MaxInputs = 100
+// Limits of the requests that made the inputs of one request, with those of their inputs. What is beyond is not described.
+const (
+	// maxInputs bounds their attributes in bytes, where every request and every attribute counts for some more, and maxNested how many of
+	// them may be the inputs of each other.
+	maxInputs  = 4 << 20
+	maxNested  = 32
+	perRequest = 1 << 10
+	perAttr    = 64
+)
 
-// Describe returns how provenance describes a request for a frontend, without credentials. room is for how many inputs.
-func (r *Request) Describe(room *int) *slsa.Asked {
-	a := describe(r.Frontend, r.Attrs)
-	for _, name := range slices.Sorted(maps.Keys(r.Inputs)) {
-		if *room == 0 {
-			break
-		}
-		*room--
-		if a.Request.Inputs == nil {
-			a.Request.Inputs = map[string]*slsa.Asked{}
-		}
-		a.Request.Inputs[name] = r.Inputs[name].Describe(room)
-	}
-	return a
+// Request is a request for a frontend, or for what a client makes without one. It does not change.
+type Request struct {
+	Frontend string
+	Attrs    map[string]string
+	// Asked is how provenance describes it, with the requests that made its inputs, and without credentials. It is shared.
+	Asked slsa.Asked
+	// Partial says that not all of these are described.
+	Partial bool
+
+	// size is as maxInputs counts it, and nested how many requests are the inputs of each other from it on.
+	size, nested int
 }
 
-// describe is Describe without inputs.
-func describe(frontend string, attrs map[string]string) *slsa.Asked {
-	a := &slsa.Asked{Request: &slsa.Request{Frontend: frontend, Args: map[string]string{}}}
+// Request returns a request of the build. Inputs are those that the client gives; who made them is looked up now.
+func (b *Build) Request(frontend string, attrs map[string]string, inputs map[string]*pb.Definition) *Request {
+	r := &Request{Frontend: frontend, Attrs: attrs, Asked: describe(frontend, attrs)}
+	made := map[string]*slsa.Asked{}
+	for _, name := range slices.Sorted(maps.Keys(inputs)) {
+		in := b.find(inputs[name])
+		switch {
+		case in == nil:
+		case r.size+in.size > maxInputs || in.nested == maxNested:
+			r.Partial = true
+		default:
+			made[name] = &in.Asked
+			r.size, r.nested = r.size+in.size, max(r.nested, in.nested)
+			r.Partial = r.Partial || in.Partial
+		}
+	}
+	if len(made) > 0 {
+		r.Asked.Request.Inputs = made
+	}
+	r.nested++
+	r.size += perRequest
+	for name, value := range attrs {
+		r.size += perAttr + len(name) + len(value)
+	}
+	return r
+}
+
+// As returns the same request for another frontend.
+func (r *Request) As(frontend string, attrs map[string]string) *Request {
+	other := *r
+	other.Frontend, other.Attrs, other.Asked = frontend, attrs, describe(frontend, attrs)
+	other.Asked.Request.Inputs = r.Asked.Request.Inputs
+	return &other
+}
+
+// describe returns how provenance describes a request without its inputs.
+func describe(frontend string, attrs map[string]string) slsa.Asked {
+	a := slsa.Asked{Request: &slsa.Request{Frontend: frontend}}
+	args := map[string]string{}
 	context := contextName(attrs)
 	for name, value := range attrs {
 		switch {
@@ -76,13 +102,13 @@ func describe(frontend string, attrs map[string]string) *slsa.Asked {
 		case name == attrFilename && value != "":
 			a.ConfigSource.Path = value
 		case strings.HasPrefix(name, prefixContext):
-			a.Request.Args[name] = provenance.Redacted(value)
+			args[name] = provenance.Redacted(value)
 		default:
-			a.Request.Args[name] = value
+			args[name] = value
 		}
 	}
-	if len(a.Request.Args) == 0 {
-		a.Request.Args = nil
+	if len(args) > 0 {
+		a.Request.Args = args
 	}
 	return a
 }
@@ -92,11 +118,11 @@ func contextName(attrs map[string]string) string {
 	return cmp.Or(attrs[attrContextKey], defaultContext)
 }
 
-// Context returns the address of the build context; "" for none.
-func (r *Request) Context() string { return r.Attrs[contextName(r.Attrs)] }
+// context returns the address of the build context as the client wrote it; "" for none.
+func (r *Request) context() string { return r.Attrs[contextName(r.Attrs)] }
 
-// VCS returns how the attributes describe the working copy that the context is.
-func (r *Request) VCS() map[string]string {
+// vcs returns how the attributes describe the working copy that the context is.
+func (r *Request) vcs() map[string]string {
 	vcs := map[string]string{}
 	for name, value := range r.Attrs {
 		if name, ok := strings.CutPrefix(name, prefixVCS); ok && value != "" {
@@ -106,40 +132,19 @@ func (r *Request) VCS() map[string]string {
 	return vcs
 }
 
-// Equal reports whether two descriptions are of the same request, whatever its inputs.
-func Equal(a, b *slsa.Asked) bool {
-	return a.ConfigSource.URI == b.ConfigSource.URI && a.ConfigSource.Path == b.ConfigSource.Path &&
-		a.Request.Frontend == b.Request.Frontend && maps.Equal(a.Request.Args, b.Request.Args)
-}
-
-// Define returns the steps of a root file system as LLB.
-func Define(root llb.Output) (*provenance.Definition, error) {
-	def, vertices, err := llbpb.EncodeVertices(root)
-	if err != nil {
-		return nil, err
+// Describe describes what made a result: the request of its frontend, nil if no frontend made it, and the client's own one.
+func Describe(made, root *Request) *provenance.API {
+	if made == nil {
+		made = &Request{Asked: describe("", nil)}
 	}
-	d := &provenance.Definition{Digests: map[string]string{}, Vertices: map[llb.Digest]string{}}
-	for i, data := range def.Def {
-		op := &pb.Op{}
-		if err := op.Unmarshal(data); err != nil {
-			return nil, fmt.Errorf("read an op: %w", err)
-		}
-		id := "step" + strconv.Itoa(i)
-		step := slsa.Op{ID: id}
-		for _, in := range op.Inputs {
-			step.Inputs = append(step.Inputs, d.Digests[in.Digest]+":"+strconv.FormatInt(in.Index, 10))
-		}
-		op.Inputs = nil
-		if step.Op, err = json.Marshal(op); err != nil {
-			return nil, fmt.Errorf("encode an op: %w", err)
-		}
-		d.Ops = append(d.Ops, step)
-		d.Digests[digest.FromBytes(data).String()] = id
+	api := &provenance.API{
+		Asked: made.Asked, Partial: made.Partial, Context: made.context(), VCS: made.vcs(), Addresses: []string{made.context(), root.context()},
 	}
-	for v, op := range vertices {
-		if id, ok := d.Digests[op.String()]; ok {
-			d.Vertices[v] = id
-		}
+	if !reflect.DeepEqual(made.Asked, root.Asked) {
+		request := *made.Asked.Request
+		request.Root = &root.Asked
+		api.Asked.Request = &request
+		api.Partial = api.Partial || root.Partial
 	}
-	return d, nil
+	return api
 }

@@ -67,11 +67,11 @@ var allowed = map[string][]string{
 	// What becomes of the result of a build, as far as it is known before.
 	"build/outputs": {"attestation", "build/reproduce", "engine", "exporter", "llb", "snapshot/blob", "internal"},
 	// BuildKit's API: requests become jobs of build. Nothing else imports grpc, but for the binary that serves it.
-	"daemon": {"daemon/asked", "attestation", "attestation/slsa", "build/provenance", "daemon/llbpb", "build", "build/caching", "build/contexts",
+	"daemon": {"daemon/asked", "attestation", "build/provenance", "daemon/llbpb", "build", "build/caching", "build/contexts",
 		"daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/status", "daemon/subrequest", "events", "frontend",
 		"frontend/source", "llb", "parser", "snapshot/compose", "solver", "store", "daemon/containers", "daemon/gateway", "solver/container",
 		"solver/files", "solver/work", "internal"},
-	"daemon/asked":  {"attestation/slsa", "build/provenance", "daemon/llbpb", "llb", "internal"},
+	"daemon/asked":  {"attestation/slsa", "build/provenance", "daemon/llbpb", "llb"},
 	"daemon/attrs":  {"attestation", "build", "build/caching", "build/confine", "exporter", "llb", "internal"},
 	"daemon/llbpb":  {"llb", "internal"},
 	"daemon/client": {"cache/remote", "exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
@@ -86,7 +86,7 @@ var allowed = map[string][]string{
 	"daemon/gateway":    {"daemon/apierr", "llb", "sandbox", "solver", "solver/container", "solver/execute", "solver/work"},
 	"daemon/containers": {"daemon/apierr", "llb", "sandbox", "solver", "solver/container", "solver/work", "internal"},
 	// How a build describes itself.
-	"build/attesting":  {"attestation", "attestation/slsa", "build/provenance", "build/scanning", "exporter", "llb", "internal"},
+	"build/attesting":  {"attestation", "attestation/slsa", "build/provenance", "build/scanning", "exporter", "frontend", "frontend/imageconfig", "llb", "solver", "internal"},
 	"build/scanning":   {"attestation", "events", "frontend", "llb", "sbom", "solver", "internal"},
 	"build/provenance": {"attestation", "attestation/slsa", "build/sources", "frontend", "frontend/lint", "frontend/quote", "frontend/source", "llb", "internal"},
 	// How the processes of builds and containers are confined.
