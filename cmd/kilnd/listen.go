@@ -102,9 +102,30 @@ func (s *listening) mutualTLS() (credentials.TransportCredentials, error) {
 	if !pool.AppendCertsFromPEM(data) {
 		return nil, &input.Error{Err: fmt.Errorf("%s has no certificate in PEM", s.ca)}
 	}
-	return credentials.NewTLS(&tls.Config{
+	config := &tls.Config{
 		Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
-	}), nil
+		NextProtos: []string{"h2"},
+	}
+	return anyProtocol{credentials.NewTLS(config), config}, nil
+}
+
+// anyProtocol are credentials for clients that name no protocol in the handshake (ALPN) as well. gRPC's own refuse those, of which buildx is
+// one.
+type anyProtocol struct {
+	credentials.TransportCredentials
+	config *tls.Config
+}
+
+// ServerHandshake implements credentials.TransportCredentials. gRPC has set a deadline on the connection.
+func (a anyProtocol) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn := tls.Server(raw, a.config)
+	if err := conn.Handshake(); err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	return conn, credentials.TLSInfo{
+		State: conn.ConnectionState(), CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+	}, nil
 }
 
 // unixSocket listens on a socket in the file system, which only its owner may use, or also a group. One that is left of a daemon that was

@@ -148,9 +148,7 @@ func (s *settings) run(ctx context.Context, signals <-chan os.Signal) (err error
 		g := server.GRPC(grpc.Creds(l.credentials))
 		servers = append(servers, g)
 		go func() { failed <- g.Serve(l.Listener) }()
-		if s.debug {
-			complain("listening on " + l.address)
-		}
+		complain("listening on " + l.address)
 	}
 	select {
 	case err = <-failed:

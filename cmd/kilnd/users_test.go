@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/registry/registrytest"
@@ -81,6 +82,13 @@ func (a *authority) sign(name string, until time.Time) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
+// roots has the authority alone.
+func (a *authority) roots() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
 // users is a kilnd that is reached by TCP.
 type users struct {
 	*instance
@@ -120,10 +128,8 @@ func startForUsers(t *testing.T) *users {
 // with returns kilnd as whoever has these certificates reaches it.
 func (u *users) with(certs ...tls.Certificate) *instance {
 	u.authority.t.Helper()
-	pool := x509.NewCertPool()
-	pool.AddCert(u.cert)
 	d := &instance{t: u.authority.t, dir: u.dir, process: u.process, done: u.done}
-	d.connect(u.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: pool, Certificates: certs})))
+	d.connect(u.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: u.roots(), Certificates: certs})))
 	return d
 }
 
@@ -147,6 +153,16 @@ func TestCertificates(t *testing.T) {
 		}
 	}
 	if _, err := u.user("alice").control.Info(t.Context(), &controlapi.InfoRequest{}); err != nil {
+		t.Error(err)
+	}
+	// buildx names no protocol in the handshake.
+	config := &tls.Config{RootCAs: u.roots(), Certificates: []tls.Certificate{u.sign("alice", soon)}}
+	d := &instance{t: t}
+	d.connect("passthrough:///"+u.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)
+		}))
+	if _, err := d.control.Info(t.Context(), &controlapi.InfoRequest{}); err != nil {
 		t.Error(err)
 	}
 }

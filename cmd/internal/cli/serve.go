@@ -23,9 +23,9 @@ func serveCommand() *cobra.Command {
 		Short: "Serve BuildKit's API, for docker buildx",
 		Long: `Serve BuildKit's API, so that docker buildx, bake, compose and other clients of BuildKit build with kiln. It executes
 kilnd, which lies beside kiln and has flags of its own: those of buildkitd. kiln serve --help lists them.`,
-		Example: `  kiln serve --addr unix:///run/kiln/kilnd.sock
-  docker buildx create --name kiln --driver remote unix:///run/kiln/kilnd.sock
-  docker buildx build --builder kiln -t registry.example/app --push .`,
+		Example: `  kiln serve
+  docker buildx create --use --name kiln --driver remote unix:///run/kiln/kilnd.sock
+  docker buildx build -t registry.example/app --push .`,
 		DisableFlagParsing: true,
 		RunE: func(_ *cobra.Command, args []string) error {
 			self, err := os.Executable()
