@@ -4,7 +4,6 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PREFIX      ?= /usr/local
 FUZZTIME    ?= 60s
 FUZZREST    ?= 10s
-FUZZLONG    := ./cache/pack/*|./frontend/*|./internal/gunzip/*|./internal/ignore/*|./internal/inflate/*|./internal/layer/Fuzz*|./parser/*|./registry/image/FuzzParse|./registry/auth/FuzzParseChallenges|./solver/files/FuzzUnpack
 
 # $(call need,PACKAGES) installs Debian packages unless they are all there.
 need = dpkg --status $(1) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(1); }
@@ -96,20 +95,12 @@ torture:
 	@$(call need,busybox-static e2fsprogs strace xfsprogs)
 	KILN_TORTURE=$(if $(filter 1,$(LONG)),1000,$(LONG)) go test -count=1 -timeout $(if $(LONG),24h,1h) -v ./torture
 
-# go test takes one fuzz target of one package at a time; two run at once, each on one processor. Those that read
-# Dockerfiles, and what archives and registries hold, run for FUZZTIME, the others for FUZZREST. A run whose time ends while go test
-# is busy with an input of its own may fail with nothing but "context deadline exceeded", which is no finding.
 BUILDS ?= 10000
 endurance:
 	KILND_BUILDS=$(BUILDS) go test -timeout 0 -count=1 -v -run '^TestStays$$' ./cmd/kilnd
 
 fuzz:
-	@grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sed 's,/[^/]*:func , ,' | sort | xargs -P 2 -L 1 bash -c '\
-	    case $$0/$$1 in $(FUZZLONG)) time=$(FUZZTIME) ;; *) time=$(FUZZREST) ;; esac; \
-	    out=$$(go test $$0 -run="^$$" -fuzz="^$$1\$$" -fuzztime=$$time -fuzzminimizetime=1s -parallel=1 2>&1) || \
-	        [[ $$out == *"--- FAIL: $$1 ("*"    context deadline exceeded"* && $$out != *"Failing input"* && $$out != *panic* ]] || \
-	        { printf "%s\n" "$$out"; echo "$$0 $$1: FAILED"; exit 255; }; \
-	    printf "%s %s: %s\n" $$0 $$1 "$$(grep -E "^fuzz: elapsed.*execs" <<< "$$out" | tail -1)"'
+	@test/fuzz $(FUZZTIME) $(FUZZREST)
 
 # BENCH are arguments of the program, such as -workload=edit or -growth: see bench/README.md.
 bench: build

@@ -19,6 +19,7 @@ import (
 
 // kiln's own image, built by kiln for two platforms: it is the same whoever builds it, and builds images in containers as an ordinary user.
 func TestImage(t *testing.T) {
+	ownRoot(t) // of some gigabytes, which the other tests do not need
 	build := func(name string, args ...string) string {
 		t.Helper()
 		cmd := exec.Command("../image/build", append([]string{kilnPath, "--progress=plain", "-t", registry + "/" + name}, args...)...)
