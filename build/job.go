@@ -161,7 +161,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.onClose(func(context.Context) error { j.bases.Close(); return nil })
 	j.explain = explain.Explainer{Layers: j.layers, BuildArgs: o.Target.Args, IsSecret: lint.IsSecretName}
 	j.steps = b.steps(j, execute.Options{
-		Images: j.bases, Cached: j.caches.Elsewhere(), CacheMounts: j.caches.Mounts(),
+		Images: j.bases, Blobs: j.bases, Cached: j.caches.Elsewhere(), CacheMounts: j.caches.Mounts(),
 		Limit: o.Source.HostLimit(), Limits: run.Limits, Timeout: run.Timeout, IDs: run.IDs,
 		KeepFailed: o.OnFailure != nil, NoDevices: o.Later, KeepLeft: o.Later,
 	})

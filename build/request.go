@@ -10,6 +10,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/build/provenance"
+	"github.com/kilnbuild/kiln/build/sources"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/lint"
@@ -274,8 +275,8 @@ func (j *Job) Solve(ctx context.Context, roots ...llb.Output) ([]solver.Ref, err
 	return solver.Solve(ctx, roots, o)
 }
 
-// Source says what is fetched for an op that the client names, as frontend.Options.Source.
-func (j *Job) Source(written string, op llb.Op) (llb.Op, error) { return j.sources.Source(written, op) }
+// Sources returns what says which sources the build may use.
+func (j *Job) Sources() *sources.Sources { return j.sources }
 
 // NoInsecure returns why no step may be privileged, whatever is allowed; "" if it may.
 func (j *Job) NoInsecure() string {

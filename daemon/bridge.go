@@ -22,6 +22,7 @@ import (
 	"github.com/kilnbuild/kiln/daemon/asked"
 	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/containers"
+	"github.com/kilnbuild/kiln/daemon/policies"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/snapshot/compose"
@@ -108,12 +109,18 @@ func (s *bridges) Solve(ctx context.Context, req *gateway.SolveRequest) (*gatewa
 			return nil, err
 		}
 	}
+	more, err := policies.ReadAll(req.SourcePolicies)
+	if err != nil {
+		return nil, b.failure(err)
+	}
 	var res *result
 	switch {
+	case req.Frontend != "" && len(more) > 0:
+		err = status.Error(codes.Unimplemented, "source policies of one request are for definitions, and not for frontends")
 	case req.Frontend != "":
 		res, err = b.frontend(ctx, b.made.Request(req.Frontend, req.FrontendOpt, req.FrontendInputs), req.FrontendInputs)
 	case req.Definition != nil && len(req.Definition.Def) > 0:
-		res, err = b.definition(ctx, req.Definition)
+		res, err = b.definition(ctx, req.Definition, more...)
 	default:
 		res = &result{}
 	}

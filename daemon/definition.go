@@ -12,27 +12,26 @@ import (
 
 	"github.com/kilnbuild/kiln/daemon/llbpb"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/sourcepolicy"
 	"github.com/kilnbuild/kiln/llb"
 )
 
-// definition decodes a definition of the client. One without ops is the empty root file system.
-func (b *buildJob) definition(ctx context.Context, def *pb.Definition) (*result, error) {
+// definition decodes a definition of the client, whose sources have to be allowed by more policies than those of the build. One without ops
+// is the empty root file system.
+func (b *buildJob) definition(ctx context.Context, def *pb.Definition, more ...*sourcepolicy.Policy) (*result, error) {
 	if len(def.Def) == 0 {
 		return &result{single: b.add(&ref{root: scratch()})}, nil
 	}
-	root, err := b.decode(ctx, def, b.job.Source)
+	root, err := b.decode(ctx, def, b.asking(more...))
 	if err != nil {
 		return nil, err
 	}
 	return &result{single: b.add(&ref{root: root})}, nil
 }
 
-// admit says what is fetched for a source; nil for what it names.
-type admit func(written string, op llb.Op) (llb.Op, error)
-
 // decode returns the output that a definition asks for. What its steps are called by the client is noted.
-func (b *buildJob) decode(ctx context.Context, def *pb.Definition, admit admit) (llb.Output, error) {
-	g, err := b.readGraph(ctx, def, admit)
+func (b *buildJob) decode(ctx context.Context, def *pb.Definition, a admission) (llb.Output, error) {
+	g, err := b.readGraph(ctx, def, a)
 	if err != nil {
 		return llb.Output{}, err
 	}
@@ -51,17 +50,18 @@ func (b *buildJob) decode(ctx context.Context, def *pb.Definition, admit admit) 
 	b.log.Alias(names, groups)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.held.graphs, b.held.definitions = append(b.held.graphs, g), append(b.held.definitions, def)
+	b.held.graphs, b.held.definitions = append(b.held.graphs, g), append(b.held.definitions, given{def, a})
 	return g.Output, nil
 }
 
 // readGraph decodes a definition.
-func (b *buildJob) readGraph(ctx context.Context, def *pb.Definition, admit admit) (*llbpb.Graph, error) {
+func (b *buildJob) readGraph(ctx context.Context, def *pb.Definition, a admission) (*llbpb.Graph, error) {
 	if err := b.take(def); err != nil {
 		return nil, err
 	}
-	return llbpb.Decode(def, llbpb.Options{
-		Session: b.request.Session, Allow: b.request.Entitlements, NoInsecure: b.job.NoInsecure(), Source: admit,
+	return llbpb.Decode(ctx, def, llbpb.Options{
+		Session: b.request.Session, Allow: b.request.Entitlements, NoInsecure: b.job.NoInsecure(),
+		Admit: a.admit, Source: a.source,
 		Read: func(o llb.Output, file string, limit int64) ([]byte, error) { return b.readFile(ctx, o, file, limit) },
 	})
 }

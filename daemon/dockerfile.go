@@ -194,7 +194,7 @@ func (b *buildJob) inputs(ctx context.Context, d *attrs.Dockerfile, all map[stri
 			return status.Errorf(codes.InvalidArgument, "input %s: invalid nil input definition to definition op", name)
 		}
 		if !empty {
-			if in.Root, err = b.decode(ctx, all[name], b.job.Source); err != nil {
+			if in.Root, err = b.decode(ctx, all[name], b.asking()); err != nil {
 				return fmt.Errorf("input %s: %w", name, err)
 			}
 		}

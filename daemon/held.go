@@ -32,10 +32,16 @@ type held struct {
 	refs map[string]*ref
 	// graphs are what definitions of the client were decoded to, and definitions what it has sent, for the ops in errors.
 	graphs      []*llbpb.Graph
-	definitions []*pb.Definition
+	definitions []given
 	bytes       int // of definitions
 	frontends   int // that run
 	requests    int
+}
+
+// given is a definition that a client has sent, and which sources it may use.
+type given struct {
+	*pb.Definition
+	admission admission
 }
 
 // full is the error of a build that would hold too much.

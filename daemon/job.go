@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/daemon/asked"
 	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/client"
+	"github.com/kilnbuild/kiln/daemon/policies"
 	"github.com/kilnbuild/kiln/daemon/records"
 	log "github.com/kilnbuild/kiln/daemon/status"
 	"github.com/kilnbuild/kiln/events"
@@ -133,7 +134,7 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 	o.Client.Secrets, o.Client.Agents, o.Client.Locals, o.Client.Stores = b.client, b.client, b.client, b.client
 	o.Client.Uploads = b.client
 	o.Client.Credentials = b.client
-	if o.Pins.Policy, err = readPolicy(req.SourcePolicy); err != nil {
+	if o.Pins.Policy, err = policies.Read(req.SourcePolicy); err != nil {
 		return o, nil, err
 	}
 	b.policy = o.Pins.Policy
@@ -141,7 +142,11 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 		if req.SourcePolicySession != req.Session {
 			return o, nil, status.Error(codes.InvalidArgument, "the session of the source policy is not that of the build")
 		}
-		o.Pins.Ask = b.verify
+		// What is opened with the context of a request would end with it.
+		ask := policies.Client{Check: b.client.CheckPolicy, Resolve: b.sourceMeta}
+		o.Pins.Ask = func(s sourcepolicy.Source, platform string, left *int) (sourcepolicy.Source, bool, error) {
+			return ask.Ask(b.ctx, s, platform, left)
+		}
 	}
 	if o.Client.Allow, err = b.server.entitled(req.Entitlements); err != nil {
 		return o, nil, err

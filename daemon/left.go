@@ -74,7 +74,7 @@ func targetOf(exec *pb.ExecOp, m *pb.Mount) string {
 }
 
 // absent returns the input of an exec op that has not what a mount is to show of it; nil if the error is another.
-func (b *buildJob) absent(op *pb.Op, def *pb.Definition, failed *solver.VertexError) *errdefs.Solve {
+func (b *buildJob) absent(op *pb.Op, def given, failed *solver.VertexError) *errdefs.Solve {
 	missing, ok := errors.AsType[*files.NotFoundError](failed)
 	if !ok {
 		return nil
@@ -101,7 +101,7 @@ const (
 
 // leftOfFile returns what is left of a file op: its inputs, the results of the actions before the one that failed, and in its place what it
 // was to change.
-func (b *buildJob) leftOfFile(op *pb.Op, def *pb.Definition) *errdefs.Solve {
+func (b *buildJob) leftOfFile(op *pb.Op, def given) *errdefs.Solve {
 	actions := op.GetFile().Actions
 	n := len(actions) + len(op.Inputs)
 	if len(actions) > maxActions || n*def.SizeVT() > maxAgain || b.room(n) != nil {
@@ -133,7 +133,7 @@ func (b *buildJob) leftOfFile(op *pb.Op, def *pb.Definition) *errdefs.Solve {
 }
 
 // actions returns the result of the actions of a file op up to the one with a number.
-func (b *buildJob) actions(ctx context.Context, op *pb.Op, def *pb.Definition, last int) (*ref, error) {
+func (b *buildJob) actions(ctx context.Context, op *pb.Op, def given, last int) (*ref, error) {
 	part := op.CloneVT()
 	file := part.GetFile()
 	file.Actions = file.Actions[:last+1]
@@ -150,7 +150,7 @@ func (b *buildJob) actions(ctx context.Context, op *pb.Op, def *pb.Definition, l
 }
 
 // inputID returns the ID of a ref to an input of an op; "" if there is none.
-func (b *buildJob) inputID(def *pb.Definition, op *pb.Op, number int) string {
+func (b *buildJob) inputID(def given, op *pb.Op, number int) string {
 	in := op.Inputs[number]
 	for _, data := range def.Def {
 		if digest.FromBytes(data).String() != in.GetDigest() {
@@ -166,13 +166,13 @@ func (b *buildJob) inputID(def *pb.Definition, op *pb.Op, number int) string {
 }
 
 // part returns an output of an op, which may be another than those of the definition, whose other ops it needs.
-func (b *buildJob) part(ctx context.Context, def *pb.Definition, op []byte, output int64) (*ref, error) {
+func (b *buildJob) part(ctx context.Context, def given, op []byte, output int64) (*ref, error) {
 	end, err := (&pb.Op{Inputs: []*pb.Input{{Digest: string(digest.FromBytes(op)), Index: output}}}).MarshalVT()
 	if err != nil {
 		return nil, err
 	}
 	ops := slices.DeleteFunc(slices.Clone(def.Def), func(data []byte) bool { return string(data) == string(op) })
-	g, err := b.readGraph(ctx, &pb.Definition{Def: append(ops[:max(0, len(ops)-1)], op, end), Metadata: def.Metadata}, b.job.Source)
+	g, err := b.readGraph(ctx, &pb.Definition{Def: append(ops[:max(0, len(ops)-1)], op, end), Metadata: def.Metadata}, def.admission)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +180,7 @@ func (b *buildJob) part(ctx context.Context, def *pb.Definition, op []byte, outp
 }
 
 // op returns an op of a client by its digest, with the definition that it is in; nil if there is none.
-func (b *buildJob) op(name string) (*pb.Op, *pb.Definition) {
+func (b *buildJob) op(name string) (*pb.Op, given) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, def := range b.held.definitions {
@@ -188,11 +188,11 @@ func (b *buildJob) op(name string) (*pb.Op, *pb.Definition) {
 			if digest.FromBytes(data).String() == name {
 				op := &pb.Op{}
 				if op.UnmarshalVT(data) != nil {
-					return nil, nil
+					return nil, given{}
 				}
 				return op, def
 			}
 		}
 	}
-	return nil, nil
+	return nil, given{}
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -12,6 +13,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/kilnbuild/kiln/build/bases"
+	"github.com/kilnbuild/kiln/daemon/policies"
 	"github.com/kilnbuild/kiln/llb"
 )
 
@@ -56,26 +59,27 @@ func (s *bridges) ResolveSourceMeta(
 		return nil, err
 	}
 	defer end()
-	resp, err := b.sourceMeta(ctx, req, b.job.Source)
+	more, err := policies.ReadAll(req.SourcePolicies)
+	if err != nil {
+		return nil, b.failure(err)
+	}
+	req = req.CloneVT()
+	if req.Source == nil {
+		return nil, status.Error(codes.InvalidArgument, "source is required")
+	}
+	if err := b.asking(more...).admit(ctx, req.Source, req.Platform); err != nil {
+		return nil, b.failure(fmt.Errorf("could not resolve image due to policy: %w", err))
+	}
+	resp, err := b.sourceMeta(ctx, req)
 	if err != nil {
 		return nil, b.failure(err)
 	}
 	return resp, nil
 }
 
-// sourceMeta returns what the source of an op is now.
-func (b *buildJob) sourceMeta(
-	ctx context.Context, req *gateway.ResolveSourceMetaRequest, admit admit,
-) (*gateway.ResolveSourceMetaResponse, error) {
+// sourceMeta returns what the source of an op is now, which has been admitted.
+func (b *buildJob) sourceMeta(ctx context.Context, req *gateway.ResolveSourceMetaRequest) (*gateway.ResolveSourceMetaResponse, error) {
 	switch {
-	case req.Source == nil:
-		return nil, status.Error(codes.InvalidArgument, "source is required")
-	case len(req.SourcePolicies) > 0:
-		return nil, status.Error(codes.Unimplemented, "source policies of one request are not supported")
-	case req.Image.GetAttestationChain() || len(req.Image.GetResolveAttestations()) > 0:
-		return nil, status.Error(codes.Unimplemented, "the attestations of an image are not looked up with it")
-	case req.Git.GetReturnObject():
-		return nil, status.Error(codes.Unimplemented, "the objects of a commit are not looked up with it")
 	case req.HTTP.GetChecksumRequest() != nil:
 		return nil, status.Error(codes.Unimplemented, "the checksum of a file is looked up as sha256 alone")
 	}
@@ -86,7 +90,7 @@ func (b *buildJob) sourceMeta(
 		}
 		source.Attrs[pb.AttrImageResolveMode] = req.ResolveMode
 	}
-	op, err := b.sourceOp(ctx, source, req.Platform, admit)
+	op, err := b.sourceOp(ctx, source, req.Platform)
 	if err != nil {
 		return nil, err
 	}
@@ -111,15 +115,26 @@ func (b *buildJob) sourceMeta(
 		if strings.HasPrefix(source.Identifier, schemeImage) {
 			resp.Source.Identifier = schemeImage + found.Image.Ref
 		}
+		if types := req.Image.GetResolveAttestations(); req.Image.GetAttestationChain() || len(types) > 0 {
+			chain, err := b.job.Attested(ctx, op.(llb.Image), types)
+			if err != nil {
+				return nil, err
+			}
+			resp.Image.AttestationChain = chainPB(chain)
+		}
 	case found.Git != nil:
-		resp.Git = &gateway.ResolveSourceGitResponse{Checksum: found.Git.Object, Ref: found.Git.Name, CommitChecksum: found.Git.ID}
-		if resp.Git.Checksum == resp.Git.CommitChecksum {
+		g := found.Git
+		resp.Git = &gateway.ResolveSourceGitResponse{Checksum: g.Object, Ref: cmp.Or(g.Branch, g.Name, g.ID), CommitChecksum: g.ID}
+		if g.Object == g.ID {
 			resp.Git.CommitChecksum = "" // it is no annotated tag
+		}
+		if req.Git.GetReturnObject() {
+			resp.Git.CommitObject, resp.Git.TagObject = g.CommitObject, g.TagObject
 		}
 	case found.HTTP != nil:
 		resp.HTTP = &gateway.ResolveSourceHTTPResponse{Checksum: found.HTTP.Digest.String()}
 		if file, ok := op.(llb.HTTP); ok {
-			resp.HTTP.Filename = file.Filename
+			resp.HTTP.Filename = cmp.Or(source.Attrs[pb.AttrHTTPFilename], found.HTTP.Name, file.Filename)
 		}
 		if !found.HTTP.Modified.IsZero() {
 			resp.HTTP.LastModified = timestamppb.New(found.HTTP.Modified)
@@ -128,8 +143,27 @@ func (b *buildJob) sourceMeta(
 	return resp, nil
 }
 
-// sourceOp returns what a source op of a client is for kiln.
-func (b *buildJob) sourceOp(ctx context.Context, source *pb.SourceOp, platform *pb.Platform, admit admit) (llb.Op, error) {
+// chainPB returns what is attested of an image as clients get it; nil for nothing.
+func chainPB(c *bases.Chain) *gateway.AttestationChain {
+	if c == nil {
+		return nil
+	}
+	out := &gateway.AttestationChain{
+		Root: c.Root.String(), ImageManifest: c.Image.String(), AttestationManifest: c.Attestation.String(), Blobs: map[string]*gateway.Blob{},
+	}
+	for _, s := range c.Signatures {
+		out.SignatureManifests = append(out.SignatureManifests, s.String())
+	}
+	for _, b := range c.Blobs {
+		out.Blobs[b.Digest.String()] = &gateway.Blob{Data: b.Data, Descriptor_: &gateway.Descriptor{
+			MediaType: b.MediaType, Digest: b.Digest.String(), Size: b.Size, Annotations: b.Annotations,
+		}}
+	}
+	return out
+}
+
+// sourceOp returns what a source op of a client is for kiln, which has been admitted.
+func (b *buildJob) sourceOp(ctx context.Context, source *pb.SourceOp, platform *pb.Platform) (llb.Op, error) {
 	data, err := (&pb.Op{Op: &pb.Op_Source{Source: source}, Platform: platform}).MarshalVT()
 	if err != nil {
 		return nil, fmt.Errorf("encode the source: %w", err)
@@ -138,7 +172,7 @@ func (b *buildJob) sourceOp(ctx context.Context, source *pb.SourceOp, platform *
 	if err != nil {
 		return nil, fmt.Errorf("encode the source: %w", err)
 	}
-	out, err := b.decode(ctx, &pb.Definition{Def: [][]byte{data, last}}, admit)
+	out, err := b.decode(ctx, &pb.Definition{Def: [][]byte{data, last}}, b.admitted())
 	if err != nil {
 		return nil, err
 	}

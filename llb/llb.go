@@ -40,8 +40,8 @@ func (d *Digest) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// Op is what a vertex does. The implementations are Scratch, Image, Local, HTTP, Git, Exec, File, Merge, Diff and Passthrough; they are
-// values and must not be changed once they are in a graph.
+// Op is what a vertex does. The implementations are Scratch, Image, Local, HTTP, Git, Blob, Exec, File, Merge, Diff and Passthrough; they
+// are values and must not be changed once they are in a graph.
 type Op interface {
 	// Kind returns the op's name as it enters digests and cache keys, for example "exec".
 	Kind() string

@@ -7,8 +7,9 @@ type HTTP struct {
 	URL string
 	// User is "user[:password]" of the address; "" for none. It reaches neither digest nor key.
 	User string `json:"-"`
-	// Filename is the name of the file in the root.
-	Filename string
+	// Filename is the name of the file in the root; with ServerNames that is the one that the server gives it, if it does.
+	Filename    string
+	ServerNames bool `json:",omitempty"`
 	// Checksum is what the file has to be, "sha256:…", "sha384:…" or "sha512:…"; "" for whatever comes.
 	Checksum string
 	// Secret is the id of a secret that is sent as the header Authorization; "" for those that are usual.
@@ -48,6 +49,11 @@ type Git struct {
 	KeepGitDir bool
 	// SkipSubmodules leaves the directories of submodules empty.
 	SkipSubmodules bool
+	// Bundled takes the commit Checksum from the git bundle that is the file BundleFile of input 1. Remote then only names the repository, and
+	// is where submodules are relative to.
+	Bundled bool `json:",omitempty"`
+	// AsBundle makes a git bundle of the commit, with all that it comes from, in place of its tree: the file BundleFile.
+	AsBundle bool `json:",omitempty"`
 	// Context says that the user named the repository, and not a Dockerfile: then the user's ssh agent and keys may be used.
 	Context bool
 	// HeaderSecret and TokenSecret are the ids of secrets with a header Authorization, and with a token for one; "" for those that are
@@ -64,3 +70,26 @@ type Git struct {
 
 // Kind implements Op.
 func (Git) Kind() string { return "git" }
+
+// Blob is a blob of a repository of images, or of an OCI layout of a client: a root file system with that one file, mode 0600, owned by
+// root, with the time of Unix 0. Input 0 is Scratch.
+type Blob struct {
+	// Ref is the name of the repository, without tag and digest: "docker.io/library/debian".
+	Ref string
+	// Digest is that of the blob, "sha256:…".
+	Digest string
+	// Store is the name of the OCI layout of a client that has the blob, and Session is the client's; "" for a registry, and for the client
+	// of the build.
+	Store   string `json:",omitempty"`
+	Session string `json:",omitempty"`
+	// Filename is the name of the file in the root.
+	Filename string
+	// BundleOf is the git repository, as a material is called, that the blob is a bundle of; "" for none.
+	BundleOf string `json:",omitempty"`
+}
+
+// Kind implements Op.
+func (Blob) Kind() string { return "blob" }
+
+// BundleFile is the name of the file that is a git bundle: what a Git with AsBundle makes, and what one with Bundled reads.
+const BundleFile = "bundle"

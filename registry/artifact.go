@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"github.com/kilnbuild/kiln/internal/cas"
 	"io"
 	"net/http"
 	"net/url"
@@ -170,4 +171,45 @@ func (c *Client) own(ref string) (imagename.Name, *host, error) {
 	}
 	h, err := c.host(r.Registry)
 	return r, h, err
+}
+
+// FindBlob returns the descriptor of a blob of the repository of ref, without a media type. See Client.Resolve for mirrors and short names.
+// Errors are *Error, or those of ctx.
+func (c *Client) FindBlob(ctx context.Context, ref string, d digest.Digest) (ocispec.Descriptor, error) {
+	r, err := imagename.Parse(ref)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if _, err := cas.ParseDigest(string(d)); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	endpoints, err := c.endpoints(r.Registry)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	var all failures
+	for _, ep := range endpoints {
+		size := int64(-1)
+		err := c.patience.Retry(ctx, func() error {
+			resp, err := c.get(ctx, ep.host, request{
+				method: http.MethodHead, url: ep.url(r.Repository, "blobs", string(d)), scopes: []string{ep.pullScope(r.Repository)},
+			})
+			if err != nil {
+				return err
+			}
+			resp.Body.Close()
+			if size = resp.ContentLength; size < 0 {
+				return fetch.Invalid("%s does not say how large blob %s is", ep.addr, d)
+			}
+			return nil
+		})
+		if err == nil {
+			return ocispec.Descriptor{Digest: d, Size: size}, nil
+		}
+		if ctx.Err() != nil {
+			return ocispec.Descriptor{}, context.Cause(ctx)
+		}
+		all = append(all, failure{ep, err})
+	}
+	return ocispec.Descriptor{}, c.explainAll("pull", r, all)
 }

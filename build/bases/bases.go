@@ -467,6 +467,40 @@ func (b *Bases) Download(ctx context.Context, op llb.Image, blob ocispec.Descrip
 	return registry.Download(ctx, images.Reporting{Source: found.source}, found.ref, blob, b.store)
 }
 
+// blobs have blobs by their digests alone.
+type blobs interface {
+	image.Fetcher
+	// FindBlob returns the descriptor of a blob, without a media type.
+	FindBlob(ctx context.Context, ref string, d digest.Digest) (ocispec.Descriptor, error)
+}
+
+// Blob implements execute.Blobs.
+func (b *Bases) Blob(ctx context.Context, op llb.Blob) (io.ReadCloser, int64, error) {
+	var from blobs = b.client
+	if op.Store != "" {
+		if b.Stores == nil {
+			return nil, 0, fmt.Errorf("the build has no client with an OCI layout %q", op.Store)
+		}
+		s, err := b.Stores.Store(ctx, op.Session, op.Store)
+		if err != nil {
+			return nil, 0, err
+		}
+		ok := false
+		if from, ok = s.(blobs); !ok {
+			return nil, 0, fmt.Errorf("BUG: %T finds no blobs", s)
+		}
+	}
+	desc, err := from.FindBlob(ctx, op.Ref, digest.Digest(op.Digest))
+	if err != nil {
+		return nil, 0, err
+	}
+	body, err := from.Fetch(ctx, op.Ref, desc)
+	if err != nil {
+		return nil, 0, err
+	}
+	return images.Downloading(ctx, desc, body), desc.Size, nil
+}
+
 // Repository returns the repository that an image came from, "" for one that is not of a registry.
 func (b *Bases) Repository(op llb.Image) string {
 	if op.Layout != "" || op.Store != "" {

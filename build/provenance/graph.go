@@ -202,6 +202,11 @@ func (g *graph) op(op llb.Op) fields {
 		f.text("url", g.hide.text(op.URL))
 		f.text("filename", op.Filename)
 		f.text("checksum", op.Checksum)
+	case llb.Blob:
+		f.text("ref", op.Ref)
+		f.text("digest", op.Digest)
+		f.flag("layout", op.Store != "")
+		f.text("filename", op.Filename)
 	case llb.Git:
 		f.text("remote", g.hide.text(remoteurl.WithoutUser(op.Remote)))
 		f.text("ref", op.Ref)

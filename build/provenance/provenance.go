@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/material"
+	"github.com/kilnbuild/kiln/internal/purl"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/internal/version"
 	"github.com/kilnbuild/kiln/llb"
@@ -202,6 +203,14 @@ func dependency(m material.Material) slsa.Material {
 	case material.Layout:
 		// The directory is the user's, and says nothing to others.
 		out.URI = layoutURL(m.Name[strings.LastIndexByte(m.Name, '/')+1:], m.Platform)
+	case material.Blob, material.LayoutBlob:
+		kind := map[material.Kind]string{material.Blob: "docker", material.LayoutBlob: "oci"}[m.Kind]
+		if ref, err := imagename.Parse(m.Name); err == nil {
+			out.URI = attestation.ImageURL(kind, ref, "") + "&ref_type=blob"
+			if m.BundleOf != "" {
+				out.URI = attestation.ImageURL(kind, ref, "") + "&ref_type=bundle&vcs_url=" + purl.Escape(m.BundleOf)
+			}
+		}
 	}
 	return out
 }
@@ -240,6 +249,8 @@ func (b *Build) materials(i int) []material.Material {
 				into[op.URL] = true
 			case llb.Git:
 				into[sources.GitName(op)] = true
+			case llb.Blob:
+				into[op.Ref+"@"+op.Digest] = true
 			}
 		}
 	}
@@ -254,7 +265,8 @@ func (b *Build) materials(i int) []material.Material {
 			return m.Manifest != "" && o.Manifest == m.Manifest && o.Name == m.Name && o.Platform == platform
 		})
 	})
-	order := []material.Kind{material.Image, material.Layout, material.Git, material.File} // as BuildKit has them
+	// As BuildKit has them.
+	order := []material.Kind{material.Image, material.Layout, material.Blob, material.LayoutBlob, material.Git, material.File}
 	slices.SortStableFunc(used, func(x, y material.Material) int { return slices.Index(order, x.Kind) - slices.Index(order, y.Kind) })
 	return used
 }

@@ -164,11 +164,11 @@ func (s *Sources) Source(written string, op llb.Op) (llb.Op, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.pin(written, op)
+	return s.Pin(written, op)
 }
 
-// pin returns op as the lock file has it.
-func (s *Sources) pin(written string, op llb.Op) (llb.Op, error) {
+// Pin returns op as the lock file has it, if there is one. Policies have no part in it.
+func (s *Sources) Pin(written string, op llb.Op) (llb.Op, error) {
 	kind, name, ok := nameOf(op)
 	if s.lock == nil || !ok {
 		return op, nil
@@ -247,7 +247,7 @@ func (s *Sources) Found(name, digest string) (next, pinned string, err error) {
 	if next = op.(llb.Image).Ref; next == name+"@"+digest {
 		return "", "", nil
 	}
-	if op, err = s.pin(next, op); err != nil {
+	if op, err = s.Pin(next, op); err != nil {
 		return "", "", err
 	}
 	return next, op.(llb.Image).Digest, nil
@@ -319,7 +319,7 @@ func lookUp(ctx context.Context, op llb.Op, remote plan.Sources, stream *events.
 	ctx = events.With(ctx, task)
 	switch op := op.(type) {
 	case llb.HTTP:
-		_, _, err = remote.HTTP(ctx, op)
+		_, err = remote.HTTP(ctx, op)
 	case llb.Git:
 		_, err = remote.Git(ctx, op)
 	}

@@ -21,6 +21,9 @@ const (
 	gitScheme    = "git"
 	localScheme  = "local"
 	layoutScheme = "oci-layout"
+
+	imageBlobScheme  = imageScheme + "+blob"
+	layoutBlobScheme = layoutScheme + "+blob"
 )
 
 // Attributes of sources, as BuildKit has them.
@@ -34,6 +37,7 @@ const (
 	attrFetchByCommit  = "git.fetchbycommit"
 	attrResolveMode    = "image.resolvemode"
 	attrLayerLimit     = "image.layerlimit"
+	attrStore          = "oci.store"
 )
 
 // identify returns an op as policies see it.
@@ -55,6 +59,9 @@ func (s *Sources) identify(op llb.Op) sourcepolicy.Source {
 		id = localScheme + "://" + op.Name
 	case llb.Image:
 		id = imageScheme + "://" + op.Ref
+		if op.Digest != "" && !strings.Contains(op.Ref, "@") {
+			id += "@" + op.Digest
+		}
 		if op.Layout != "" {
 			id = layoutScheme + "://" + layout.Name(op.Layout, op.Ref)
 		} else if s.config.Pull {
@@ -62,6 +69,11 @@ func (s *Sources) identify(op llb.Op) sourcepolicy.Source {
 		}
 		if op.Layers > 0 {
 			set(attrLayerLimit, strconv.Itoa(op.Layers))
+		}
+	case llb.Blob:
+		if id = imageBlobScheme + "://" + op.Ref + "@" + op.Digest; op.Store != "" {
+			id = layoutBlobScheme + "://" + op.Ref + "@" + op.Digest
+			set(attrStore, op.Store)
 		}
 	case llb.HTTP:
 		id = op.URL
@@ -114,26 +126,15 @@ func (e *PolicyError) Error() string {
 	return fmt.Sprintf("source policy %s: rule %d %s: %s", e.File, e.Rule, what, e.Why)
 }
 
-// Admit returns what the policy makes of a source: an op of the same kind. The error says that the policy forbids it, or converts it into
-// something that kiln cannot take in its place.
-func (s *Sources) Admit(op llb.Op) (llb.Op, error) {
-	policy, ask := s.config.Policy, s.config.Ask
-	if image, ok := op.(llb.Image); policy == nil && ask == nil || ok && image.Layout != "" && image.Layout == s.config.Store {
+// AdmitBy returns what the policy of the build, and more, make of a source: an op of the same kind. The error says that a policy forbids
+// it, or converts it into something that kiln cannot take in its place.
+func (s *Sources) AdmitBy(op llb.Op, more ...*sourcepolicy.Policy) (llb.Op, error) {
+	image, isImage := op.(llb.Image)
+	if isImage && image.Layout != "" && image.Layout == s.config.Store || s.config.Policy == nil && s.config.Ask == nil && len(more) == 0 {
 		return op, nil
 	}
 	before := s.identify(op)
-	after, rule, err := policy.Evaluate(before)
-	for asked := 0; err == nil && ask != nil; asked++ {
-		var answer sourcepolicy.Source
-		if answer, err = ask(after); err != nil || answer.Identifier == after.Identifier && len(sourcepolicy.Changed(after, answer)) == 0 {
-			break
-		}
-		if asked == maxAsked {
-			return nil, &PolicyError{"of the client", 0, before.Identifier, answer.Identifier,
-				"it changes over and over: there is probably a circle"}
-		}
-		after, rule, err = policy.Evaluate(answer)
-	}
+	after, by, err := s.Decide(before, image.Platform, more...)
 	if err != nil {
 		return nil, err
 	}
@@ -144,15 +145,34 @@ func (s *Sources) Admit(op llb.Op) (llb.Op, error) {
 	out, err := apply(op, after, changed)
 	if err != nil {
 		file := "of the client"
-		if policy != nil {
-			file = policy.File()
+		if by.Policy != nil {
+			file = by.Policy.File()
 		}
-		return nil, &PolicyError{file, rule, before.Identifier, after.Identifier, err.Error()}
+		return nil, &PolicyError{file, by.Number, before.Identifier, after.Identifier, err.Error()}
 	}
 	return out, nil
 }
 
-// maxAsked is how often a client may replace a source by another one.
+// Admit is AdmitBy with the policy of the build alone.
+func (s *Sources) Admit(op llb.Op) (llb.Op, error) { return s.AdmitBy(op) }
+
+// Decide returns what the policy of the build, more of them, and the client make of a source for a platform, as llb.Platform prints it; ""
+// for that of the machine. by is the rule that changed it last; the zero Rule if none did. The error says that it is forbidden.
+func (s *Sources) Decide(
+	src sourcepolicy.Source, platform string, more ...*sourcepolicy.Policy,
+) (_ sourcepolicy.Source, by sourcepolicy.Rule, err error) {
+	policies := append([]*sourcepolicy.Policy{s.config.Policy}, more...)
+	after, by, err := sourcepolicy.Evaluate(policies, src)
+	left := maxAsked
+	for converted := s.config.Ask != nil; err == nil && converted; {
+		if after, converted, err = s.config.Ask(after, platform, &left); err == nil && converted {
+			after, by, err = sourcepolicy.Evaluate(policies, after)
+		}
+	}
+	return after, by, err
+}
+
+// maxAsked is how often a client is asked about one source, and what it puts in its place. It is BuildKit's number.
 const maxAsked = 10
 
 // apply returns what is fetched for op if a policy makes a source of it in which these attributes have changed.
@@ -184,6 +204,9 @@ func apply(op llb.Op, to sourcepolicy.Source, changed []string) (llb.Op, error) 
 			return nil, fmt.Errorf("a git repository can only become another %s://", gitScheme)
 		}
 		return applyGit(op, to, changed)
+	}
+	if _, ok := op.(llb.Blob); ok {
+		return nil, fmt.Errorf("a blob cannot be converted")
 	}
 	return nil, fmt.Errorf("a directory of this machine cannot be converted")
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -26,8 +25,9 @@ type Pins struct {
 	Locked *bool
 	// Policy says what is allowed, and what is used in place of what; nil for everything as it is named.
 	Policy *sourcepolicy.Policy
-	// Ask asks the client what is used in place of what the policy admits; nil if it is not asked. What it answers is asked about again.
-	Ask func(sourcepolicy.Source) (sourcepolicy.Source, error)
+	// Ask asks the client what is used in place of what the policy admits, for a platform as llb.Platform prints it; nil if it is not asked.
+	// What it converts a source into is asked about again. Each request to the client takes one off left; with none left there is an error.
+	Ask func(s sourcepolicy.Source, platform string, left *int) (_ sourcepolicy.Source, converted bool, err error)
 	// Update reports of an entry of the lock file that it is to be looked up again when a new one is made; nil for none.
 	Update func(lockfile.Entry) bool
 }
@@ -77,22 +77,22 @@ type planned struct {
 }
 
 // HTTP implements plan.Sources.
-func (p planned) HTTP(ctx context.Context, op llb.HTTP) (digest.Digest, time.Time, error) {
-	d, modified, err := p.Sources.HTTP(ctx, op)
+func (p planned) HTTP(ctx context.Context, op llb.HTTP) (httpsource.File, error) {
+	f, err := p.Sources.HTTP(ctx, op)
 	e, locked := p.s.locked(material.File, op.URL)
 	changed := func(now digest.Digest) error {
 		return &ChangedError{File: p.s.lock.name, Source: shown(e.Kind, e.Name), Locked: e.Digest, Now: now.String(), Err: err}
 	}
 	if other, ok := errors.AsType[*httpsource.ChecksumError](err); ok && locked && other.Want.String() == e.Digest {
-		return "", modified, changed(other.Got)
+		return f, changed(other.Got)
 	}
-	if err == nil && locked && d.String() != e.Digest {
-		return "", modified, changed(d)
+	if err == nil && locked && f.Digest.String() != e.Digest {
+		return f, changed(f.Digest)
 	}
 	if err == nil {
-		p.s.Took(material.Material{Kind: material.File, Name: op.URL, Digest: d.String()})
+		p.s.Took(material.Material{Kind: material.File, Name: op.URL, Digest: f.Digest.String()})
 	}
-	return d, modified, err
+	return f, err
 }
 
 // Git implements plan.Sources.
@@ -106,6 +106,16 @@ func (p planned) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
 		p.s.Took(m)
 	}
 	return c, err
+}
+
+// UseBlob implements plan.Sources.
+func (p planned) UseBlob(op llb.Blob) {
+	m := material.Material{Kind: material.Blob, Name: op.Ref + "@" + op.Digest, Digest: op.Digest, BundleOf: op.BundleOf}
+	if op.Store != "" {
+		m.Kind = material.LayoutBlob
+	}
+	p.s.Took(m)
+	p.Sources.UseBlob(op)
 }
 
 // GitName returns the name of what an op fetches as a material: the address of the repository and the ref, without the directory, since a

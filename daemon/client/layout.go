@@ -11,6 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/ctxio"
 	"github.com/kilnbuild/kiln/registry/image"
 	sessioncontent "github.com/moby/buildkit/session/content"
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -67,6 +68,15 @@ func (l *layout) resolve(ctx context.Context, ref string, platform ocispec.Platf
 	}
 	named := image.Named{Ref: ref, Target: target, Data: data, Declared: declared}
 	return image.Resolve(ctx, image.Fetched{Fetcher: l}, named, platform, store)
+}
+
+// FindBlob returns the descriptor of a blob, without a media type.
+func (l *layout) FindBlob(ctx context.Context, _ string, d digest.Digest) (ocispec.Descriptor, error) {
+	info, err := l.store.Info(l.client.during(ctx), d)
+	if err != nil {
+		return ocispec.Descriptor{}, l.wrap(err)
+	}
+	return ocispec.Descriptor{Digest: d, Size: info.Size}, nil
 }
 
 // Fetch implements image.Source.

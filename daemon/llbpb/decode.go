@@ -1,6 +1,7 @@
 package llbpb
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -16,8 +17,8 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 )
 
-// Decode reads a definition. Errors are of type *Error, or of Options.Source and Options.Read.
-func Decode(def *pb.Definition, o Options) (*Graph, error) {
+// Decode reads a definition. Errors are of type *Error, or of Options.Admit, Options.Source and Options.Read.
+func Decode(ctx context.Context, def *pb.Definition, o Options) (*Graph, error) {
 	if o.Host == (llb.Platform{}) {
 		o.Host = llb.Host()
 	}
@@ -25,13 +26,17 @@ func Decode(def *pb.Definition, o Options) (*Graph, error) {
 		o.left = &budget{MaxBytes, MaxOps, MaxFields}
 	}
 	d := &decoder{
-		options: o, def: def, graph: o.graph, ops: map[digest.Digest]*op{}, aliases: map[alias]bool{}, copies: map[llb.Output]llb.Output{},
+		ctx: ctx, options: o, def: def, graph: o.graph,
+		ops: map[digest.Digest]*op{}, aliases: map[alias]bool{}, copies: map[llb.Output]llb.Output{},
 		result: &Graph{Digests: map[llb.Digest][]digest.Digest{}, Ops: map[digest.Digest]*Op{}, Sources: def.GetSource().GetInfos()},
 	}
 	if d.graph == nil {
 		d.graph = &llb.Graph{}
 	}
 	if err := d.read(); err != nil {
+		return nil, err
+	}
+	if err := d.admitAll(); err != nil {
 		return nil, err
 	}
 	if err := d.lower(); err != nil {
@@ -43,6 +48,7 @@ func Decode(def *pb.Definition, o Options) (*Graph, error) {
 
 // decoder is a definition that is being read.
 type decoder struct {
+	ctx     context.Context
 	options Options
 	def     *pb.Definition
 	graph   *llb.Graph
@@ -570,7 +576,7 @@ func (d *decoder) build(o *op, b *pb.BuildOp, inputs []llb.Output) error {
 	nested := d.options
 	nested.nested++
 	nested.graph = d.graph
-	g, err := Decode(&def, nested)
+	g, err := Decode(d.ctx, &def, nested)
 	if err != nil {
 		return fmt.Errorf("the definition in %s: %w", file, err)
 	}

@@ -203,7 +203,7 @@ func TestDecode(t *testing.T) {
 	} {
 		d := newDefinition(t)
 		d.ask(c.make(d))
-		g, err := Decode(&d.Definition, options)
+		g, err := Decode(t.Context(), &d.Definition, options)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -334,7 +334,7 @@ func TestDecodeErrors(t *testing.T) {
 	} {
 		d := newDefinition(t)
 		d.ask(c.make(d))
-		_, err := Decode(&d.Definition, Options{})
+		_, err := Decode(t.Context(), &d.Definition, Options{})
 		if _, ok := errors.AsType[*Error](err); !ok || !strings.Contains(fmt.Sprint(err), c.want) {
 			t.Errorf("%s: the error is %v, want %q", name, err, c.want)
 		}
@@ -347,7 +347,7 @@ func TestDecodeErrors(t *testing.T) {
 		"a location in nothing": {Def: [][]byte{nil},
 			Source: &pb.Source{Locations: map[string]*pb.Locations{"x": {Locations: []*pb.Location{{SourceIndex: 1}}}}}},
 	} {
-		if _, err := Decode(def, Options{}); err == nil {
+		if _, err := Decode(t.Context(), def, Options{}); err == nil {
 			t.Errorf("%s is read", name)
 		}
 	}
@@ -380,7 +380,7 @@ func TestDecodeLimits(t *testing.T) {
 	nested = protowire.AppendBytes(protowire.AppendTag(nil, 3, protowire.BytesType), nested)
 	inside.Def = [][]byte{protowire.AppendBytes(protowire.AppendTag(nil, 5, protowire.BytesType), nested)}
 	for name, d := range map[string]*definition{"ops in a row": deep, "fields": wide, "bytes": long, "messages inside each other": inside} {
-		_, err := Decode(&d.Definition, Options{})
+		_, err := Decode(t.Context(), &d.Definition, Options{})
 		if limit, ok := errors.AsType[*LimitError](err); !ok || limit.What != name {
 			t.Errorf("%s: the error is %v", name, err)
 		}
@@ -400,7 +400,7 @@ func TestBuildOp(t *testing.T) {
 		Builder: -1, Inputs: map[string]*pb.BuildInput{pb.LLBDefinitionInput: {}}, Attrs: map[string]string{pb.AttrLLBDefinitionFilename: "def"},
 	}}})
 	d.ask(build)
-	g, err := Decode(&d.Definition, Options{Read: func(o llb.Output, file string, limit int64) ([]byte, error) {
+	g, err := Decode(t.Context(), &d.Definition, Options{Read: func(o llb.Output, file string, limit int64) ([]byte, error) {
 		if image, ok := o.Vertex.Op().(llb.Image); !ok || !strings.Contains(image.Ref, "/a:") || file != "def" || limit < int64(len(data)) {
 			t.Errorf("%s of %+v is read", file, o.Vertex.Op())
 		}
@@ -421,7 +421,7 @@ func TestBuildOp(t *testing.T) {
 	if self, err = proto.Marshal(&loop.Definition); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Decode(&loop.Definition, Options{Read: func(llb.Output, string, int64) ([]byte, error) { return self, nil }})
+	_, err = Decode(t.Context(), &loop.Definition, Options{Read: func(llb.Output, string, int64) ([]byte, error) { return self, nil }})
 	if _, ok := errors.AsType[*LimitError](err); !ok {
 		t.Errorf("a definition that defines itself: %v", err)
 	}
@@ -441,7 +441,7 @@ func TestDigests(t *testing.T) {
 		Infos: []*pb.SourceInfo{{Filename: "File"}},
 	}
 	d.ask(merge)
-	g, err := Decode(&d.Definition, Options{})
+	g, err := Decode(t.Context(), &d.Definition, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/passwd"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
@@ -35,6 +36,7 @@ type extension struct {
 	File  *llb.File  `json:",omitempty"`
 	Git   *llb.Git   `json:",omitempty"`
 	HTTP  *llb.HTTP  `json:",omitempty"`
+	Blob  *llb.Blob  `json:",omitempty"`
 	Merge *llb.Merge `json:",omitempty"`
 	Diff  *llb.Diff  `json:",omitempty"`
 
@@ -77,7 +79,7 @@ func (ext *extension) fits(o *pb.Op) bool {
 	case *pb.Op_File:
 		return ext.File != nil
 	case *pb.Op_Source:
-		return ext.Git != nil || ext.HTTP != nil
+		return ext.Git != nil || ext.HTTP != nil || ext.Blob != nil
 	case *pb.Op_Merge:
 		return ext.Merge != nil
 	case *pb.Op_Diff:
@@ -130,11 +132,15 @@ func (d *decoder) extended(o *op, ext *extension, given []llb.Output) error {
 	}
 	if ext.Git != nil {
 		set++
-		op, err = d.extendedGit(*ext.Git)
+		op, err = d.extendedGit(*ext.Git, len(inputs))
 	}
 	if ext.HTTP != nil {
 		set++
 		op, err = d.extendedHTTP(*ext.HTTP)
+	}
+	if ext.Blob != nil {
+		set++
+		op, err = d.extendedBlob(*ext.Blob)
 	}
 	if ext.Merge != nil {
 		set++
@@ -183,7 +189,7 @@ func (d *decoder) extended(o *op, ext *extension, given []llb.Output) error {
 	return o.made(outputs...)
 }
 
-func (d *decoder) extendedGit(g llb.Git) (llb.Op, error) {
+func (d *decoder) extendedGit(g llb.Git, inputs int) (llb.Op, error) {
 	address := g.Remote
 	if g.Ref != "" || g.Subdir != "" {
 		address += "#" + g.Ref + ":" + g.Subdir
@@ -203,7 +209,10 @@ func (d *decoder) extendedGit(g llb.Git) (llb.Op, error) {
 	if g.FetchByCommit && !remoteurl.IsHash(g.Checksum) || g.Object != "" && !remoteurl.IsHash(g.Object) {
 		return nil, errors.New("it names no commit")
 	}
-	return admit(d, address, g)
+	if g.Bundled && (inputs != 2 || !remoteurl.IsHash(g.Checksum)) || g.AsBundle && (g.KeepGitDir || g.Subdir != "") {
+		return nil, errors.New("it is no bundle, or comes from none")
+	}
+	return admit(d, address, g, false)
 }
 
 func (d *decoder) extendedHTTP(h llb.HTTP) (llb.Op, error) {
@@ -219,7 +228,20 @@ func (d *decoder) extendedHTTP(h llb.HTTP) (llb.Op, error) {
 			return nil, err
 		}
 	}
-	return admit(d, h.URL, h)
+	return admit(d, h.URL, h, false)
+}
+
+func (d *decoder) extendedBlob(b llb.Blob) (llb.Op, error) {
+	name, err := imagename.Parse(b.Ref + "@" + b.Digest)
+	if err != nil {
+		return nil, err
+	}
+	file := !strings.ContainsAny(b.Filename, "/\x00") && strings.Trim(b.Filename, ".") != ""
+	if name.Tag != "" || !strings.HasPrefix(b.Digest, "sha256:") || !file {
+		return nil, fmt.Errorf("%q is no blob", clip(b.Ref))
+	}
+	b.Session = d.session(b.Session)
+	return admit(d, b.Ref+"@"+b.Digest, b, false)
 }
 
 // Encode returns the definition of an output. It has no credentials, and no directories of OCI layouts. Decode makes vertices of it that
@@ -325,7 +347,7 @@ func (e *encoder) vertex(v *llb.Vertex) error {
 		return err
 	}
 	if !e.says(o, v, given) {
-		if ext.Exec == nil && ext.File == nil && ext.Git == nil && ext.HTTP == nil && ext.Merge == nil && ext.Diff == nil &&
+		if ext.Exec == nil && ext.File == nil && ext.Git == nil && ext.HTTP == nil && ext.Blob == nil && ext.Merge == nil && ext.Diff == nil &&
 			ext.Passthrough == nil {
 			ext = nil // it has no more to say
 		}
@@ -410,6 +432,10 @@ func (e *encoder) op(o *pb.Op, ext *extension, v *llb.Vertex, index []int64) err
 	case llb.HTTP:
 		ext.HTTP = &op
 		encodeHTTP(o, op)
+	case llb.Blob:
+		op.Session = cmp.Or(op.Session, sessionOf(op.Store, e.session))
+		ext.Blob = &op
+		encodeBlob(o, op)
 	case llb.Git:
 		op.Context = false // that is for the machine that it was on
 		ext.Git = &op
@@ -517,10 +543,33 @@ func encodeLocal(o *pb.Op, op llb.Local) error {
 
 func encodeHTTP(o *pb.Op, op llb.HTTP) {
 	attrs := map[string]string{pb.AttrHTTPFilename: op.Filename, pb.AttrHTTPChecksum: op.Checksum, pb.AttrHTTPAuthHeaderSecret: op.Secret}
+	if op.ServerNames {
+		delete(attrs, pb.AttrHTTPFilename)
+	}
 	for _, h := range op.Header {
 		attrs[pb.AttrHTTPHeaderPrefix+h.Name] = h.Value
 	}
 	source(o, op.URL, attrs)
+}
+
+// sessionOf returns the session of an OCI layout; "" for a registry.
+func sessionOf(store, session string) string {
+	if store == "" {
+		return ""
+	}
+	return session
+}
+
+func encodeBlob(o *pb.Op, op llb.Blob) {
+	attrs := map[string]string{pb.AttrOCILayoutStoreID: op.Store, pb.AttrOCILayoutSessionID: op.Session}
+	scheme := schemeImageBlob
+	if op.Store != "" {
+		scheme = schemeLayoutBlob
+	}
+	if op.Filename != digest.Digest(op.Digest).Encoded() {
+		attrs[pb.AttrHTTPFilename] = op.Filename
+	}
+	source(o, scheme+"://"+op.Ref+"@"+op.Digest, attrs)
 }
 
 func encodeGit(o *pb.Op, op llb.Git) {
@@ -540,6 +589,7 @@ func encodeGit(o *pb.Op, op llb.Git) {
 	}
 	for name, set := range map[string]bool{
 		pb.AttrKeepGitDir: op.KeepGitDir, pb.AttrGitSkipSubmodules: op.SkipSubmodules, pb.AttrGitFetchByCommit: op.FetchByCommit,
+		pb.AttrGitCheckoutBundle: op.AsBundle,
 	} {
 		if set {
 			attrs[name] = "true"

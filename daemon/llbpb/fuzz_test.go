@@ -35,7 +35,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		// The digests of ops that were changed are those that others name.
 		relink(&def)
-		g, err := Decode(&def, Options{Allow: []string{"network.host", "security.insecure"}})
+		g, err := Decode(t.Context(), &def, Options{Allow: []string{"network.host", "security.insecure"}})
 		if err != nil {
 			if _, ok := errors.AsType[*Error](err); !ok {
 				t.Errorf("the error is %v", err)

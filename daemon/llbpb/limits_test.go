@@ -70,7 +70,7 @@ func TestNestedLimit(t *testing.T) {
 	}
 	all.Op = &pb.Op_Merge{Merge: merge}
 	ask(t, &outer, write(t, &outer, all))
-	_, err = Decode(&outer, Options{Read: func(llb.Output, string, int64) ([]byte, error) { return data, nil }})
+	_, err = Decode(t.Context(), &outer, Options{Read: func(llb.Output, string, int64) ([]byte, error) { return data, nil }})
 	if limit, ok := errors.AsType[*LimitError](err); !ok || limit.What != "ops" {
 		t.Errorf("%d builds of %d ops each: %v", builds, ops, err)
 	}
@@ -81,7 +81,7 @@ func TestLargeOps(t *testing.T) {
 	const n = 50_000
 	decode := func(def *pb.Definition) {
 		t.Helper()
-		if _, err := Decode(def, Options{}); err != nil {
+		if _, err := Decode(t.Context(), def, Options{}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -115,7 +115,7 @@ func TestLargeOps(t *testing.T) {
 		}
 		all.Op = &pb.Op_Merge{Merge: merge}
 		ask(t, &def, write(t, &def, all))
-		g, err := Decode(&def, Options{})
+		g, err := Decode(t.Context(), &def, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@
 package llbpb
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -42,8 +43,12 @@ type Options struct {
 	// allowed; "" if it may.
 	Allow      []string
 	NoInsecure string
-	// Source says what is fetched for an llb.Image, llb.HTTP or llb.Git, as in frontend.Options; nil for what the definition names.
-	Source func(written string, op llb.Op) (llb.Op, error)
+	// Admit says whether a source may be used, and can replace it by another one. It is called from several goroutines, once for each source
+	// that the output needs; nil allows all.
+	Admit func(ctx context.Context, source *pb.SourceOp, platform *pb.Platform) error
+	// Source says what is fetched for an llb.Image, llb.HTTP or llb.Git, as in frontend.Options; nil for what the definition names. An op
+	// that was not admitted is one of kiln's own, which Source says everything about.
+	Source func(written string, op llb.Op, admitted bool) (llb.Op, error)
 	// Read returns a file of a root file system, of at most limit bytes, for ops that build what another one has made the definition of;
 	// nil if there can be no such ops.
 	Read func(o llb.Output, file string, limit int64) ([]byte, error)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/moby/buildkit/solver/pb"
 	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
@@ -101,22 +102,60 @@ func (d *decoder) source(o *op, s *pb.SourceOp, inputs ...llb.Output) error {
 		err = d.http(o, s.Identifier, attrs)
 	case "git":
 		err = d.git(o, rest, attrs)
+	case schemeImageBlob, schemeLayoutBlob:
+		err = d.blob(o, scheme, rest, attrs)
 	default:
 		err = &UnsupportedError{fmt.Sprintf("a source %s://", clip(scheme))}
 	}
 	return err
 }
 
+// parallelAdmit is how many sources of a definition are admitted at the same time: a client that is asked about one can wait until it is
+// asked about another.
+const parallelAdmit = 64
+
+// admitAll has the sources admitted that the output needs, and replaces them by what they become. Those of kiln's own are admitted when
+// they are lowered.
+func (d *decoder) admitAll() error {
+	if d.options.Admit == nil {
+		return nil
+	}
+	g, ctx := errgroup.WithContext(d.ctx)
+	g.SetLimit(parallelAdmit)
+	seen := map[digest.Digest]bool{}
+	need := []string{d.last.Inputs[0].Digest}
+	for len(need) > 0 {
+		o := d.ops[digest.Digest(need[len(need)-1])]
+		need = need[:len(need)-1]
+		if seen[o.digest] {
+			continue
+		}
+		seen[o.digest] = true
+		for _, in := range o.Inputs {
+			need = append(need, in.Digest)
+		}
+		if source := o.GetSource(); source != nil && len(o.ProtoReflect().GetUnknown()) == 0 {
+			g.Go(func() error {
+				if err := d.options.Admit(ctx, source, o.Platform); err != nil {
+					return o.fail(err)
+				}
+				return nil
+			})
+		}
+	}
+	return g.Wait()
+}
+
 // admit returns what is fetched for a source.
-func admit[T llb.Op](d *decoder, written string, op T) (T, error) {
+func admit[T llb.Op](d *decoder, written string, op T, admitted bool) (T, error) {
 	if d.options.Source == nil {
 		return op, nil
 	}
-	admitted, err := d.options.Source(written, op)
+	found, err := d.options.Source(written, op, admitted)
 	if err != nil {
 		return op, err
 	}
-	other, ok := admitted.(T)
+	other, ok := found.(T)
 	if !ok {
 		return op, fmt.Errorf("a policy replaces %s by something else", clip(written))
 	}
@@ -155,7 +194,7 @@ func (d *decoder) image(o *op, ref string, attrs attributes) (err error) {
 	if err := attrs.rest(); err != nil {
 		return err
 	}
-	if op, err = admit(d, ref, op); err != nil {
+	if op, err = admit(d, ref, op, true); err != nil {
 		return err
 	}
 	if op.Platform == "" && op.Digest == "" {
@@ -242,17 +281,15 @@ func (d *decoder) http(o *op, address string, attrs attributes) (err error) {
 	if err != nil {
 		return err
 	}
-	op := llb.HTTP{URL: file.URL, User: file.User, Filename: attrs.take(pb.AttrHTTPFilename), Secret: attrs.take(pb.AttrHTTPAuthHeaderSecret)}
-	if op.Filename == "" {
-		if u, err := url.Parse(file.URL); err == nil {
-			op.Filename = path.Base(u.Path)
-		}
-		if strings.Trim(op.Filename, "./") == "" {
-			op.Filename = unnamed
-		}
+	given, err := fileAttrs(attrs)
+	if err != nil {
+		return err
 	}
-	if strings.ContainsAny(op.Filename, "/\x00") || op.Filename == "." || op.Filename == ".." {
-		return fmt.Errorf("%q is no name of a file", clip(op.Filename))
+	op := llb.HTTP{
+		URL: file.URL, User: file.User, Filename: unnamed, ServerNames: given.name == "", Secret: attrs.take(pb.AttrHTTPAuthHeaderSecret),
+	}
+	if u, err := url.Parse(file.URL); err == nil && strings.Trim(path.Base(u.Path), "./") != "" && !strings.Contains(u.Path, "\x00") {
+		op.Filename = path.Base(u.Path)
 	}
 	if op.Checksum = attrs.take(pb.AttrHTTPChecksum); op.Checksum != "" {
 		if err := digest.Digest(op.Checksum).Validate(); err != nil {
@@ -268,29 +305,54 @@ func (d *decoder) http(o *op, address string, attrs attributes) (err error) {
 			op.Header = append(op.Header, llb.Header{Name: header, Value: value})
 		}
 	}
-	mode, modeErr := attrs.number(pb.AttrHTTPPerm, 0o7777)
-	uid, uidErr := attrs.number(pb.AttrHTTPUID, maxID)
-	gid, gidErr := attrs.number(pb.AttrHTTPGID, maxID)
-	if err := errors.Join(modeErr, uidErr, gidErr, attrs.rest()); err != nil {
+	if err := attrs.rest(); err != nil {
 		return err
 	}
-	if op, err = admit(d, address, op); err != nil {
+	if op, err = admit(d, address, op, true); err != nil {
 		return err
+	}
+	out := d.add(o, op, d.metaOf(o), d.scratch()).Output(0)
+	if given.from = op.Filename; op.ServerNames {
+		given.from = "*"
+	}
+	return o.made(d.named(o, out, given))
+}
+
+// named is what a file from elsewhere is to be called, and its permissions and owners; 0 is for what they are.
+type named struct {
+	// from is the name that it has, or "*" for whatever that is.
+	from, name     string
+	mode, uid, gid int64
+}
+
+// fileAttrs reads the attributes of a file.
+func fileAttrs(attrs attributes) (n named, err error) {
+	var errs [3]error
+	n.mode, errs[0] = attrs.number(pb.AttrHTTPPerm, 0o7777)
+	n.uid, errs[1] = attrs.number(pb.AttrHTTPUID, maxID)
+	n.gid, errs[2] = attrs.number(pb.AttrHTTPGID, maxID)
+	n.name = attrs.take(pb.AttrHTTPFilename)
+	if strings.ContainsAny(n.name, "/\x00") || n.name == "." || n.name == ".." {
+		return n, fmt.Errorf("%q is no name of a file", clip(n.name))
+	}
+	return n, errors.Join(errs[:]...)
+}
+
+// named returns a file from elsewhere with the name and attributes that it is to have: a copy, so that the same one is not fetched again.
+func (d *decoder) named(o *op, file llb.Output, n named) llb.Output {
+	if n.mode == 0 && n.uid == 0 && n.gid == 0 && (n.name == "" || n.name == n.from) {
+		return file
+	}
+	c := &llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/" + n.from}}, Dest: "/" + n.name, NoWildcards: n.from != "*"}
+	if n.mode != 0 {
+		c.Chmod = fmt.Sprintf("%04o", n.mode)
+	}
+	if n.uid != 0 || n.gid != 0 {
+		c.Chown = fmt.Sprintf("%d:%d", n.uid, n.gid)
 	}
 	meta := d.metaOf(o)
-	out := d.add(o, op, meta, d.scratch()).Output(0)
-	if mode == 0 && uid == 0 && gid == 0 {
-		return o.made(out)
-	}
-	c := &llb.Copy{Sources: []llb.CopySource{{Input: 1, Path: "/" + op.Filename}}, Dest: "/" + op.Filename, NoWildcards: true}
-	if mode != 0 {
-		c.Chmod = fmt.Sprintf("%04o", mode)
-	}
-	if uid != 0 || gid != 0 {
-		c.Chown = fmt.Sprintf("%d:%d", uid, gid)
-	}
 	meta.Text = "set the attributes of " + meta.Text
-	return o.made(d.add(o, llb.File{Actions: []llb.Action{{Copy: c}}}, meta, d.scratch(), out).Output(0))
+	return d.add(o, llb.File{Actions: []llb.Action{{Copy: c}}}, meta, d.scratch(), file).Output(0)
 }
 
 // maxID is the highest id of an owner.
@@ -319,16 +381,28 @@ func (d *decoder) git(o *op, id string, attrs attributes) (err error) {
 		}
 	}
 	op := llb.Git{Remote: s.Remote, User: s.User, Ref: s.Ref, Subdir: s.Subdir, Checksum: s.Checksum}
-	var errs [4]error
+	var errs [5]error
 	op.KeepGitDir, errs[0] = attrs.flag(pb.AttrKeepGitDir)
 	op.SkipSubmodules, errs[1] = attrs.flag(pb.AttrGitSkipSubmodules)
 	op.FetchByCommit, errs[2] = attrs.flag(pb.AttrGitFetchByCommit)
 	op.Advice, errs[3] = attrs.flag(pb.AttrGitAdvice)
+	op.AsBundle, errs[4] = attrs.flag(pb.AttrGitCheckoutBundle)
 	if err := errors.Join(errs[:]...); err != nil {
 		return err
 	}
 	if op.FetchByCommit && !remoteurl.IsHash(op.Checksum) {
 		return errors.New("the whole hash of a commit is needed to fetch by it")
+	}
+	if op.AsBundle && (op.KeepGitDir || op.Subdir != "") {
+		return errors.New("git.checkoutbundle is incompatible with git.keepgitdir and git.subdir")
+	}
+	inputs := []llb.Output{d.scratch()}
+	if locator := attrs.take(pb.AttrGitBundle); locator != "" {
+		bundle, err := d.bundle(o, locator, op, attrs)
+		if err != nil {
+			return err
+		}
+		op.Bundled, inputs = true, append(inputs, bundle)
 	}
 	op.HeaderSecret = usual(attrs.take(pb.AttrAuthHeaderSecret), "GIT_AUTH_HEADER")
 	op.TokenSecret = usual(attrs.take(pb.AttrAuthTokenSecret), "GIT_AUTH_TOKEN")
@@ -342,10 +416,10 @@ func (d *decoder) git(o *op, id string, attrs attributes) (err error) {
 	if err := attrs.rest(); err != nil {
 		return err
 	}
-	if op, err = admit(d, withoutUser(remote), op); err != nil {
+	if op, err = admit(d, withoutUser(remote), op, true); err != nil {
 		return err
 	}
-	return o.made(d.add(o, op, d.metaOf(o), d.scratch()).Output(0))
+	return o.made(d.add(o, op, d.metaOf(o), inputs...).Output(0))
 }
 
 // usual returns "" for a name that is the one which is meant without any.

@@ -58,7 +58,8 @@ var allowed = map[string][]string{
 
 	"build": {
 		"attestation", "signature/attached", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching",
-		"build/confine", "build/contexts", "build/early", "build/outputs", "build/reproduce", "build/sources", "sbom", "store", "store/images",
+		"build/confine", "build/contexts", "build/early", "build/lookup", "build/outputs", "build/reproduce", "build/sources", "sbom", "store",
+		"store/images",
 		"events", "history", "exporter", "frontend", "frontend/imageconfig", "frontend/lint", "frontend/outline", "frontend/source", "llb",
 		"registry", "registry/auth", "registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute",
 		"solver/explain", "solver/plan",
@@ -67,7 +68,7 @@ var allowed = map[string][]string{
 	// What becomes of the result of a build, as far as it is known before.
 	"build/outputs": {"attestation", "build/reproduce", "engine", "exporter", "llb", "snapshot/blob", "internal"},
 	// BuildKit's API: requests become jobs of build. Nothing else imports grpc, but for the binary that serves it.
-	"daemon": {"daemon/asked", "attestation", "build/provenance", "daemon/llbpb", "build", "build/caching", "build/contexts",
+	"daemon": {"daemon/policies", "build/bases", "daemon/asked", "attestation", "build/provenance", "daemon/llbpb", "build", "build/caching", "build/contexts",
 		"daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/status", "daemon/subrequest", "events", "frontend",
 		"frontend/source", "llb", "parser", "snapshot/compose", "solver", "store", "daemon/containers", "daemon/gateway", "solver/container",
 		"solver/files", "solver/work", "internal"},
@@ -75,6 +76,9 @@ var allowed = map[string][]string{
 	"daemon/attrs":  {"attestation", "build", "build/caching", "build/confine", "exporter", "llb", "internal"},
 	"daemon/llbpb":  {"llb", "internal"},
 	"daemon/client": {"cache/remote", "exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
+	// Which sources a build may use, and what they are now.
+	"build/lookup":    {"build/bases", "llb", "internal"},
+	"daemon/policies": {"llb", "internal"},
 	// What clients are told of their builds: their errors, what happens, and answers to questions about a Dockerfile.
 	"daemon/apierr": {"build/bases", "frontend/fault", "frontend/source", "llb", "parser", "registry/image", "sandbox", "solver",
 		"solver/execute", "solver/files", "internal"},
@@ -92,7 +96,7 @@ var allowed = map[string][]string{
 	// How the processes of builds and containers are confined.
 	"build/confine": {"sandbox", "internal"},
 	// The images that a build starts from.
-	"build/bases": {"build/sources", "store/images", "events", "frontend", "llb", "registry", "registry/image", "registry/layout", "solver/execute", "internal"},
+	"build/bases": {"attestation", "build/sources", "store/images", "events", "frontend", "llb", "registry", "registry/image", "registry/layout", "solver/execute", "internal"},
 	// What a build reads, by steps that build does for it.
 	"build/contexts": {"frontend/source", "llb", "registry/layout", "snapshot/compose", "solver", "solver/files", "internal"},
 	// What a build has to do with caches that travel.

@@ -110,10 +110,15 @@ func Drain(resp *http.Response) {
 	resp.Body.Close()
 }
 
-// Encoded reports whether the body of an answer is compressed although the request did not ask for it, as some servers and caches do (RFC
-// 9110, 8.4). It is false for a part of a body, and where the Content-Type says that the file itself is compressed: such servers describe
-// the file twice.
+// Encoded reports whether the body of an answer is compressed although the request did not ask for it, as some servers and caches do.
 func Encoded(resp *http.Response) bool {
+	asked := resp.Request != nil && strings.Contains(resp.Request.Header.Get("Accept-Encoding"), "gzip")
+	return !asked && Compressed(resp)
+}
+
+// Compressed reports whether the body of an answer is compressed for the transfer (RFC 9110, 8.4). It is false for a part of a body, and
+// where the Content-Type says that the file itself is compressed: such servers describe the file twice.
+func Compressed(resp *http.Response) bool {
 	switch strings.ToLower(strings.TrimSpace(resp.Header.Get("Content-Encoding"))) {
 	case "gzip", "x-gzip":
 	default:
@@ -123,13 +128,19 @@ func Encoded(resp *http.Response) bool {
 	case "application/gzip", "application/x-gzip", "application/x-tgz", "application/x-gtar-compressed":
 		return false
 	}
-	asked := resp.Request != nil && strings.Contains(resp.Request.Header.Get("Accept-Encoding"), "gzip")
-	return resp.StatusCode != http.StatusPartialContent && !asked
+	return resp.StatusCode != http.StatusPartialContent
 }
 
 // Decode undoes the compression of an answer that Encoded reports. The length is unknown then.
 func Decode(resp *http.Response) {
-	if !Encoded(resp) {
+	if Encoded(resp) {
+		Decompress(resp)
+	}
+}
+
+// Decompress undoes the compression of an answer that Compressed reports. The length is unknown then.
+func Decompress(resp *http.Response) {
+	if !Compressed(resp) {
 		return
 	}
 	resp.Body = &decodedBody{from: resp.Body, host: resp.Request.URL.Host}

@@ -32,6 +32,8 @@ const (
 type Options struct {
 	// KeepGitDir adds .git; it is without effect for a subdirectory.
 	KeepGitDir bool
+	// Bundle is the path of a git bundle that the commit is taken from, in place of the repository; "" for none.
+	Bundle string
 	// SkipSubmodules leaves their directories empty.
 	SkipSubmodules bool
 	// Identity is how ssh proves who the user is.
@@ -49,6 +51,8 @@ type options struct {
 	identity Identity
 	named    bool        // its server is that of the repository that the build asks for
 	limit    reach.Scope // how far in its server may be
+	bundle   string      // the path of that which takes its place; "" for none
+	whole    bool        // with all that the commit comes from
 	received func(remote string, bytes int64)
 }
 
@@ -84,6 +88,24 @@ func (c *Client) Time(ctx context.Context, s *remoteurl.Git, commit Commit, who 
 		return c.output(ctx, call{source: s, local: true, doing: "read " + short(commit) + " of", args: m.git(args...)})
 	})
 	return made, err
+}
+
+// Objects fetches a commit, and returns the bytes of it as git has them, and those of the annotated tag that leads to it; nil if none does.
+func (c *Client) Objects(ctx context.Context, s *remoteurl.Git, commit Commit, who Identity) (object, tag []byte, err error) {
+	m, err := c.fetch(ctx, s, commit, options{identity: who, named: true, limit: c.Limit.Of(ctx, s.Hostname())})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer m.close()
+	say := func(args ...string) (string, error) {
+		return c.output(ctx, call{source: s, local: true, doing: "read " + short(commit) + " of", args: m.git(args...)})
+	}
+	text, err := say("cat-file", "commit", commit.ID)
+	if err != nil || commit.Object == commit.ID {
+		return []byte(text), nil, err
+	}
+	named, err := say("cat-file", "tag", commit.Object)
+	return []byte(text), []byte(named), err
 }
 
 // committed returns the hash of a commit and when it was made, as git says.
@@ -124,6 +146,9 @@ func (c *Client) onward(ctx context.Context, limit reach.Scope, from, to string)
 // commit puts the tree of a commit, or of its directory subdir, at the path at. The repository's server is within the limit.
 func (x *export) commit(s *remoteurl.Git, commit Commit, subdir, at string, depth int, limit reach.Scope) error {
 	o := x.options(s, limit)
+	if depth == 0 {
+		o.bundle = x.o.Bundle
+	}
 	m, err := x.c.fetch(x.ctx, s, commit, o)
 	if err != nil {
 		return err
@@ -451,7 +476,7 @@ func (x *export) gitDir(s *remoteurl.Git, m *mirror, commit Commit, id string, m
 		// An index that was not checked out has no times or inodes of this machine in it.
 		in("read-tree", id),
 	}
-	if strings.HasPrefix(commit.Name, "refs/tags/") {
+	if strings.HasPrefix(commit.Name, "refs/tags/") || strings.HasPrefix(commit.Name, "refs/heads/") {
 		steps = append(steps, in("update-ref", commit.Name, commit.Object))
 	}
 	for _, args := range steps {

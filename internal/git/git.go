@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/fetch"
@@ -68,6 +69,8 @@ type Commit struct {
 	ID, Object string
 	// Name is the whole name of the ref, "refs/heads/main"; "" for a hash.
 	Name string
+	// Branch is the whole name of the default branch, if Name is "HEAD" and the server says which one that is.
+	Branch string
 }
 
 // authorization returns the header for a repository over http; "" for none. named says that the build asks this server for a
@@ -139,7 +142,7 @@ func (c *Client) Resolve(ctx context.Context, s *remoteurl.Git, who Identity) (C
 		}
 		k := call{
 			source: s, doing: "list the refs of", authorization: auth, identity: who, limit: c.Limit.Of(ctx, s.Hostname()),
-			args: []string{"--git-dir=" + noRepository, "ls-remote", "--", s.Remote},
+			args: []string{"--git-dir=" + noRepository, "ls-remote", "--symref", "--", s.Remote},
 		}
 		names := candidates(s.Ref)
 		for _, n := range names {
@@ -190,9 +193,12 @@ func candidates(ref string) []string {
 
 // pick finds the first of the names in what git ls-remote printed.
 func pick(out string, names []string) (Commit, bool) {
-	refs := map[string]string{}
+	refs, branches := map[string]string{}, map[string]string{}
 	for line := range strings.Lines(out) {
 		hash, name, ok := strings.Cut(strings.TrimRight(line, "\n"), "\t")
+		if branch, symbolic := strings.CutPrefix(hash, "ref: "); ok && symbolic && strings.HasPrefix(branch, "refs/heads/") {
+			branches[name] = branch
+		}
 		if ok && remoteurl.IsHash(hash) {
 			refs[name] = hash
 		}
@@ -206,7 +212,7 @@ func pick(out string, names []string) (Commit, bool) {
 		if peeled, ok := refs[name+"^{}"]; ok {
 			id = peeled
 		}
-		return Commit{ID: id, Object: object, Name: name}, true
+		return Commit{ID: id, Object: object, Name: name, Branch: branches[name]}, true
 	}
 	return Commit{}, false
 }
@@ -269,7 +275,9 @@ func (c *Client) update(ctx context.Context, s *remoteurl.Git, m *mirror, commit
 			return fmt.Errorf("clear the mirror of %s: %w", s.Remote, err)
 		}
 	}
-	if c.has(ctx, s, m, commit) {
+	_, err := os.Stat(filepath.Join(m.path, "shallow"))
+	shallow := err == nil
+	if c.has(ctx, s, m, commit) && (!o.whole || !shallow) {
 		return nil
 	}
 	args := []string{"init", "--quiet", "--bare", "--template=", "--object-format=" + format, "--", m.path}
@@ -284,6 +292,9 @@ func (c *Client) update(ctx context.Context, s *remoteurl.Git, m *mirror, commit
 	if err := os.WriteFile(attributes, []byte("* -export-ignore -export-subst\n"), 0o600); err != nil {
 		return err
 	}
+	if o.bundle != "" {
+		return c.unbundle(ctx, s, m, commit, o.bundle)
+	}
 	auth, err := c.authorization(ctx, s, o.named, o.identity)
 	if err != nil {
 		return err
@@ -293,11 +304,18 @@ func (c *Client) update(ctx context.Context, s *remoteurl.Git, m *mirror, commit
 		k.received = func(bytes int64) { o.received(s.Remote, bytes) }
 	}
 	fetch := m.git("fetch", "--progress", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-gc")
-	k.args = append(fetch[:len(fetch):len(fetch)], "--depth=1", "--", s.Remote, commit.Object)
+	depth := []string{"--depth=1"}
+	switch {
+	case o.whole && shallow:
+		depth = []string{"--unshallow"}
+	case o.whole:
+		depth = nil
+	}
+	k.args = slices.Concat(fetch, depth, []string{"--", s.Remote, commit.Object})
 	err = c.retry(ctx, k)
 	if refused(err) && commit.Name != "" {
 		// Servers may give out only what a ref names; that it still names this commit is seen below.
-		k.args = append(fetch[:len(fetch):len(fetch)], "--depth=1", "--", s.Remote, commit.Name)
+		k.args = slices.Concat(fetch, depth, []string{"--", s.Remote, commit.Name})
 		err = c.retry(ctx, k)
 	}
 	if refused(err) {

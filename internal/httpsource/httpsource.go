@@ -88,6 +88,8 @@ type File struct {
 	Size   int64
 	// Modified is the server's Last-Modified; the zero time where it said nothing.
 	Modified time.Time
+	// Name is that of the file, as the server's Content-Disposition says; "" where that names none, or one that no file can have.
+	Name string
 	// Path is where the file is, the caller's to remove; "" when the server said, or the checksum did, that it is what it
 	// was the last time.
 	Path string
@@ -103,10 +105,12 @@ type state struct {
 	Size    int64
 	// Also are digests of other algorithms that the file was found to have.
 	Also []digest.Digest
+	// Name is that of Content-Disposition.
+	Name string `json:",omitempty"`
 }
 
 func (s *state) file() *File {
-	f := &File{Digest: s.Digest, Size: s.Size}
+	f := &File{Digest: s.Digest, Size: s.Size, Name: s.Name}
 	if t, err := http.ParseTime(s.LastModified); err == nil {
 		f.Modified = t
 	}
@@ -245,7 +249,9 @@ func (c *Client) download(ctx context.Context, r Request, old *state) (_ *state,
 	if d.unchanged {
 		return old, "", nil
 	}
-	s := &state{ETag: d.etag, LastModified: d.modified, Settled: d.settled, Digest: digest.NewDigest(digest.SHA256, d.sum), Size: d.size}
+	s := &state{
+		ETag: d.etag, LastModified: d.modified, Settled: d.settled, Digest: digest.NewDigest(digest.SHA256, d.sum), Size: d.size, Name: d.name,
+	}
 	if r.Checksum != "" {
 		got := s.Digest
 		if d.other != nil {
@@ -280,7 +286,7 @@ type download struct {
 	size       int64
 	total      int64 // 0: the server does not say
 	// Of the answer that the bytes so far are of; validator is an ETag by which the rest can be asked for.
-	etag, modified, validator string
-	settled                   bool
-	unchanged                 bool
+	etag, modified, validator, name string
+	settled                         bool
+	unchanged                       bool
 }

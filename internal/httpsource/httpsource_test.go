@@ -372,3 +372,34 @@ func TestHeaders(t *testing.T) {
 		t.Errorf("the requests had %q", asked)
 	}
 }
+
+// The name that a server gives a file is one that a file can have, and is remembered.
+func TestServerNames(t *testing.T) {
+	header := ""
+	address := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Disposition", header)
+		w.Header().Set("ETag", fmt.Sprintf("%q", header))
+		if r.Header.Get("If-None-Match") == w.Header().Get("ETag") {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+		io.WriteString(w, "x")
+	})
+	c := newClient(t, nil)
+	for given, want := range map[string]string{
+		`attachment; filename="my img.jpg"`: "my img.jpg",
+		`attachment; filename="../../a"`:    "a",
+		`attachment; filename="C:\\b"`:      "b",
+		`attachment; filename=".."`:         "",
+		`attachment; filename="dir/"`:       "",
+		`attachment`:                        "",
+		`;;`:                                "",
+	} {
+		header = given
+		for range 2 {
+			if f, err := c.Look(t.Context(), request(t, address)); err != nil || f.Name != want {
+				t.Errorf("%s names %q: %v", given, f.Name, err)
+			}
+		}
+	}
+}

@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"mime"
 	"net/http"
 	"net/url"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/kilnbuild/kiln/internal/fetch"
 )
@@ -128,7 +131,7 @@ func (d *download) prepare(ctx context.Context, method string) (*http.Request, e
 	}
 	req.Header.Set("User-Agent", fetch.UserAgent)
 	maps.Copy(req.Header, d.request.Header)
-	req.Header.Set("Accept-Encoding", "identity")
+	req.Header.Set("Accept-Encoding", "gzip") // as BuildKit: what is compressed for the transfer is decompressed
 	if d.authorization != "" {
 		req.Header.Set("Authorization", d.authorization)
 	}
@@ -160,6 +163,7 @@ func (d *download) try(ctx context.Context, client *http.Client) (resumed bool, 
 	switch {
 	case d.size > 0 && d.validator != "":
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", d.size))
+		req.Header.Set("Accept-Encoding", "identity")
 		req.Header.Set("If-Range", d.validator)
 	case d.old != nil:
 		if d.old.ETag != "" {
@@ -211,10 +215,11 @@ func (d *download) begin(resp *http.Response) error {
 		return err
 	}
 	d.hashes()
-	encoded := fetch.Encoded(resp)
-	fetch.Decode(resp)
+	encoded := fetch.Compressed(resp)
+	fetch.Decompress(resp)
 	d.total = max(0, resp.ContentLength)
 	d.etag, d.modified, d.validator, d.settled = resp.Header.Get("ETag"), "", "", false
+	d.name = disposed(resp.Header.Get("Content-Disposition"))
 	if t, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
 		d.modified = t.UTC().Format(http.TimeFormat)
 		answered, err := http.ParseTime(resp.Header.Get("Date"))
@@ -225,6 +230,23 @@ func (d *download) begin(resp *http.Response) error {
 		d.validator = d.etag
 	}
 	return nil
+}
+
+// maxFileName bounds the name of a file in bytes, as file systems do.
+const maxFileName = 255
+
+// disposed returns the name of a file that a Content-Disposition gives it, without directories; "" for none that a file can have.
+func disposed(header string) string {
+	_, params, err := mime.ParseMediaType(header)
+	if err != nil {
+		return ""
+	}
+	name := params["filename"]
+	name = name[strings.LastIndexAny(name, `/\`)+1:]
+	if strings.Trim(name, ".") == "" || len(name) > maxFileName || strings.ContainsFunc(name, unicode.IsControl) || !utf8.ValidString(name) {
+		return ""
+	}
+	return name
 }
 
 // read appends the body to the file.

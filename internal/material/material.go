@@ -22,13 +22,17 @@ const (
 	File Kind = "http"
 	// Git is the tree of a commit.
 	Git Kind = "git"
+	// Blob is a blob of a repository of images, and LayoutBlob one of an OCI layout of a client.
+	Blob       Kind = "image-blob"
+	LayoutBlob Kind = "oci-layout-blob"
 )
 
 // Material is one thing that a build took from elsewhere. It has no credentials.
 type Material struct {
 	Kind Kind
 	// Name is what was asked for: the name of an image in full, "docker.io/library/debian:bookworm"; "DIR:TAG" or "DIR@DIGEST" of an OCI
-	// layout; a URL; the address of a repository, with the ref if one was named, "https://host/r.git#v1".
+	// layout; a URL; the address of a repository, with the ref if one was named, "https://host/r.git#v1"; and that of an image repository with
+	// the digest of the blob.
 	Name string
 	// Digest is that of what Name stood for: "sha256:…" of the index or manifest of an image, and of a file; "sha1:…" or "sha256:…" and the
 	// hash of a commit.
@@ -39,6 +43,8 @@ type Material struct {
 	// Ref is the full name of the ref that a commit was found by, "refs/tags/v1", and Object the hash of what that names, which is an
 	// annotated tag or the commit. Both are "" if the commit was named by its hash, and for other kinds.
 	Ref, Object string
+	// BundleOf is the Name of the commit that a blob is a git bundle of; "" for none.
+	BundleOf string
 }
 
 // Commit returns the digest of a commit.
@@ -73,6 +79,7 @@ func (s *Set) Sorted() []Material {
 		return cmp.Or(
 			cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Platform, b.Platform), cmp.Compare(a.Digest, b.Digest),
 			cmp.Compare(a.Ref, b.Ref), cmp.Compare(a.Manifest, b.Manifest), cmp.Compare(a.Object, b.Object),
+			cmp.Compare(a.BundleOf, b.BundleOf),
 		)
 	})
 }

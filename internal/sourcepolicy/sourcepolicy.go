@@ -88,21 +88,45 @@ func (e *RuleError) Error() string {
 // those that do not change it, the last one that matches decides whether it is allowed. rule is the number of the rule that changed it
 // last, from 1; 0 if none did. The error is a *RuleError. What Evaluate returns shares no map with s.
 func (p *Policy) Evaluate(s Source) (_ Source, rule int, err error) {
-	if p == nil {
-		return s, 0, nil
-	}
+	out, by, err := Evaluate([]*Policy{p}, s)
+	return out, by.Number, err
+}
+
+// Rule is a rule of a policy.
+type Rule struct {
+	Policy *Policy
+	// Number counts from 1.
+	Number int
+}
+
+// Evaluate is Policy.Evaluate of several policies: all of them have to allow the source, and each may change it. by is the zero Rule if
+// none did.
+func Evaluate(policies []*Policy, s Source) (_ Source, by Rule, err error) {
 	s.Attrs = maps.Clone(s.Attrs)
 	for n := 0; ; n++ {
-		changed, err := p.pass(&s)
-		if err != nil || changed == 0 {
-			return s, rule, err
+		changed, err := passAll(policies, &s)
+		if err != nil || changed.Number == 0 {
+			return s, by, err
 		}
-		rule = changed
+		by = changed
 		if n == maxConversions-1 {
-			return s, rule, p.fails(changed, s.Identifier,
+			return s, by, by.Policy.fails(by.Number, s.Identifier,
 				"rules change it over and over: after %d conversions there is no end of it, so there is probably a circle", maxConversions)
 		}
 	}
+}
+
+// passAll applies policies to a source until a rule changes it, and returns that; the zero Rule if none does.
+func passAll(policies []*Policy, s *Source) (Rule, error) {
+	for _, p := range policies {
+		if p == nil {
+			continue
+		}
+		if changed, err := p.pass(s); err != nil || changed > 0 {
+			return Rule{p, changed}, err
+		}
+	}
+	return Rule{}, nil
 }
 
 // fails returns the error of a rule.

@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/cachemount"
 	"github.com/kilnbuild/kiln/internal/cdi"
 	"github.com/kilnbuild/kiln/internal/git"
+	"github.com/kilnbuild/kiln/internal/httpsource"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/mount"
 	"github.com/kilnbuild/kiln/internal/network"
@@ -43,6 +44,12 @@ type Images interface {
 	Open(ctx context.Context, op llb.Image, l ImageLayer) (io.ReadCloser, error)
 	// Architecture returns the processor that an image is for.
 	Architecture(op llb.Image) string
+}
+
+// Blobs gives blobs that are named by their digests alone. It is safe for concurrent use.
+type Blobs interface {
+	// Blob opens a blob, and returns its size. The bytes end in io.EOF only if they are those of the blob.
+	Blob(ctx context.Context, op llb.Blob) (io.ReadCloser, int64, error)
 }
 
 // Cached gives layers that are kept elsewhere, and come here only when a step needs them. It is safe for concurrent use.
@@ -82,6 +89,8 @@ type Config struct {
 type Options struct {
 	// Images may be nil where no image is used.
 	Images Images
+	// Blobs may be nil where no llb.Blob is used.
+	Blobs Blobs
 	// Snapshots are the layers.
 	Snapshots *snapshot.Job
 	// Cached are layers that caches elsewhere have; nil for none.
@@ -125,6 +134,7 @@ type Job struct {
 
 	ready   once.Group[string, struct{}] // layers of images that are being unpacked or indexed
 	commits once.Map[string, git.Commit] // of git repositories
+	found   once.Map[string, httpsource.File]
 
 	mu      sync.Mutex
 	sources map[string]source // of layers of images, by id
@@ -260,6 +270,8 @@ func (x *Job) Execute(ctx context.Context, w solver.Work, job solver.Job) ([]sol
 		return x.download(ctx, w, job)
 	case work.Git:
 		return x.checkout(ctx, w, job)
+	case work.Blob:
+		return x.blob(ctx, w.Op)
 	case work.Diff:
 		return x.diff(ctx, w)
 	case work.Explicit:

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/git"
+	"github.com/kilnbuild/kiln/internal/httpsource"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
@@ -20,6 +22,16 @@ import (
 
 // Git implements plan.Sources: a ref is looked up once in a build, so that every step has the same commit.
 func (x *Job) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
+	if op.Bundled {
+		c := git.Commit{ID: op.Checksum, Object: op.Checksum}
+		if op.Ref != "" && op.Ref != op.Checksum {
+			// What the bundle does not say before it is there: a name without "refs/" is that of a branch, as for BuildKit.
+			if c.Name = op.Ref; !strings.HasPrefix(op.Ref, "refs/") {
+				c.Name = "refs/heads/" + op.Ref
+			}
+		}
+		return c, nil
+	}
 	if op.FetchByCommit {
 		return git.Commit{ID: op.Checksum, Object: cmp.Or(op.Object, op.Checksum), Name: op.FoundBy}, nil
 	}
@@ -33,6 +45,16 @@ func (x *Job) Git(ctx context.Context, op llb.Git) (git.Commit, error) {
 		defer giveBack()
 		return x.git.Resolve(ctx, s, who)
 	})
+}
+
+// GitObjects implements lookup.Objects.
+func (x *Job) GitObjects(ctx context.Context, op llb.Git, c git.Commit) (commit, tag []byte, err error) {
+	who, giveBack, err := x.gitIdentity(ctx, op)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer giveBack()
+	return x.git.Objects(ctx, gitSource(op), c, who)
 }
 
 // gitIdentity returns how ssh proves to a repository who the user is: by the agent that the build was given as "default", and
@@ -101,6 +123,31 @@ func receiving(ctx context.Context) func(remote string, bytes int64) {
 	}
 }
 
+// bundle copies the git bundle of a root file system to a file, which the caller removes.
+func (x *Job) bundle(ctx context.Context, root solver.Ref) (_ string, err error) {
+	t, err := x.Tree(ctx, root)
+	if err != nil {
+		return "", err
+	}
+	e, ok, err := t.Lookup(llb.BundleFile)
+	if err == nil && (!ok || e.Type != layer.File) {
+		err = fmt.Errorf("there is no file %s", llb.BundleFile)
+	}
+	if err != nil {
+		return "", err
+	}
+	body, err := t.Open(&e)
+	if err != nil {
+		return "", err
+	}
+	defer body.Close()
+	f, err := httpsource.Save(ctx, x.Tmp, llb.BundleFile, body, "")
+	if err != nil {
+		return "", err
+	}
+	return f.Path, nil
+}
+
 // checkout makes the layer of a commit.
 func (x *Job) checkout(ctx context.Context, w work.Git, job solver.Job) ([]solver.Made, error) {
 	who, giveBack, err := x.gitIdentity(ctx, w.Op)
@@ -113,6 +160,17 @@ func (x *Job) checkout(ctx context.Context, w work.Git, job solver.Job) ([]solve
 		Received: receiving(ctx),
 	}
 	commit := git.Commit{ID: w.Commit, Name: w.Name, Object: w.Object}
+	if w.Op.Bundled {
+		if o.Bundle, err = x.bundle(ctx, w.Bundle); err != nil {
+			return nil, err
+		}
+		defer os.Remove(o.Bundle)
+	}
+	if w.Op.AsBundle {
+		return x.fill(ctx, func(put func(layer.Entry, io.Reader) error) error {
+			return x.git.Bundle(ctx, gitSource(w.Op), commit, o, llb.BundleFile, func(e layer.Entry, f *os.File) error { return put(e, f) })
+		})
+	}
 	return x.fill(ctx, func(put func(layer.Entry, io.Reader) error) error {
 		return x.git.Export(ctx, gitSource(w.Op), commit, o, put)
 	})

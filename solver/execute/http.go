@@ -31,37 +31,42 @@ func (x *Job) httpClient() *httpsource.Client {
 }
 
 // HTTP implements plan.Sources. A file that has changed comes down at once, since its digest is asked for. It only becomes a layer when no
-// layer is known to hold it.
-func (x *Job) HTTP(ctx context.Context, op llb.HTTP) (d digest.Digest, modified time.Time, err error) {
-	if f, err := x.Uploaded(ctx, x.Tmp, op); err != nil {
-		return "", time.Time{}, err
-	} else if f != nil {
-		x.keepFile(op, f.Digest, f.Path)
-		return f.Digest, f.Modified, nil
-	}
-	var report func(current int64, done bool)
-	task := events.From(ctx)
-	req, err := x.httpRequest(ctx, op)
+// layer is known to hold it. The server is asked once in a build, so that every step has the same file.
+func (x *Job) HTTP(ctx context.Context, op llb.HTTP) (httpsource.File, error) {
+	key := fmt.Sprintf("%q %q %q %q %q", op.URL, op.User, op.Checksum, op.Secret, op.Header)
+	return x.found.Do(ctx, key, func(ctx context.Context) (httpsource.File, error) { return x.look(ctx, op) })
+}
+
+// look finds out what a file is now.
+func (x *Job) look(ctx context.Context, op llb.HTTP) (httpsource.File, error) {
+	f, err := x.Uploaded(ctx, x.Tmp, op)
 	if err != nil {
-		return "", time.Time{}, err
+		return httpsource.File{}, err
 	}
-	req.Received = func(bytes, total int64) {
-		if report == nil {
-			report = task.Transferring(op.Filename, events.Moving, total)
+	if f == nil {
+		var report func(current int64, done bool)
+		task := events.From(ctx)
+		req, err := x.httpRequest(ctx, op)
+		if err != nil {
+			return httpsource.File{}, err
 		}
-		report(bytes, false)
-	}
-	f, err := x.httpClient().Look(ctx, req)
-	if err != nil {
-		return "", time.Time{}, err
-	}
-	if report != nil {
-		report(f.Size, true)
+		req.Received = func(bytes, total int64) {
+			if report == nil {
+				report = task.Transferring(op.Filename, events.Moving, total)
+			}
+			report(bytes, false)
+		}
+		if f, err = x.httpClient().Look(ctx, req); err != nil {
+			return httpsource.File{}, err
+		}
+		if report != nil {
+			report(f.Size, true)
+		}
 	}
 	if f.Path != "" {
 		x.keepFile(op, f.Digest, f.Path)
 	}
-	return f.Digest, f.Modified, nil
+	return *f, nil
 }
 
 func (x *Job) httpRequest(ctx context.Context, op llb.HTTP) (httpsource.Request, error) {
@@ -150,6 +155,29 @@ func (x *Job) download(ctx context.Context, w work.HTTP, job solver.Job) ([]solv
 	fmt.Fprintf(job.Stderr, "downloaded %d bytes, %s\n", info.Size(), w.Digest)
 	e := layer.Entry{Path: op.Filename, Type: layer.File, Mode: 0o600, Size: info.Size(), ModTime: modified}
 	return x.fill(ctx, func(put func(layer.Entry, io.Reader) error) error { return put(e, body) })
+}
+
+// UseBlob implements plan.Sources: its digest says all.
+func (x *Job) UseBlob(llb.Blob) {}
+
+// blob makes the layer of a blob.
+func (x *Job) blob(ctx context.Context, op llb.Blob) ([]solver.Made, error) {
+	body, size, err := x.Blobs.Blob(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	if size > httpsource.MaxSize {
+		return nil, fmt.Errorf("blob %s of %s is larger than the %d GiB that are allowed", op.Digest, op.Ref, httpsource.MaxSize>>30)
+	}
+	return x.fill(ctx, func(put func(layer.Entry, io.Reader) error) error {
+		e := layer.Entry{Path: op.Filename, Type: layer.File, Mode: 0o600, Size: size, ModTime: time.Unix(0, 0)}
+		if err := put(e, body); err != nil {
+			return err
+		}
+		_, err := io.Copy(io.Discard, body) // at its end is known whether it is the right one
+		return err
+	})
 }
 
 // File makes a root file system of one file, mode 0600 and owned by root, whose bytes are those of body.

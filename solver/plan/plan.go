@@ -11,13 +11,13 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/git"
+	"github.com/kilnbuild/kiln/internal/httpsource"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/files"
 	"github.com/kilnbuild/kiln/solver/session"
 	"github.com/kilnbuild/kiln/solver/work"
-	digest "github.com/opencontainers/go-digest"
 )
 
 // Layers provides the manifests of layers. It is safe for concurrent use.
@@ -33,10 +33,12 @@ type Layers interface {
 type Sources interface {
 	// Image returns the root file system of an image.
 	Image(ctx context.Context, op llb.Image) (solver.Ref, error)
-	// HTTP returns the digest of a file, and the modification time reported by the server, or zero if there is none.
-	HTTP(ctx context.Context, op llb.HTTP) (digest.Digest, time.Time, error)
+	// HTTP returns what a file is now. It need not be anywhere: Path has no meaning.
+	HTTP(ctx context.Context, op llb.HTTP) (httpsource.File, error)
 	// Git returns the commit that a ref refers to.
 	Git(ctx context.Context, op llb.Git) (git.Commit, error)
+	// UseBlob is told of a blob that is used.
+	UseBlob(op llb.Blob)
 	// Devices returns an error if the devices that a step requests are not available.
 	Devices(op llb.Exec) error
 }
@@ -80,7 +82,9 @@ func (p *Planner) Plan(ctx context.Context, op llb.Op, meta llb.Meta, in []solve
 	case llb.HTTP:
 		return p.http(ctx, op)
 	case llb.Git:
-		return p.git(ctx, op)
+		return p.git(ctx, op, in)
+	case llb.Blob:
+		return p.blob(op), nil
 	}
 	return solver.Plan{}, fmt.Errorf("BUG: unknown op %q", op.Kind())
 }
@@ -94,6 +98,10 @@ func (p *Planner) Uses(op llb.Op, inputs int) []solver.Use {
 		switch op := op.(type) {
 		case llb.Exec:
 			uses[i] = solver.UseFiles
+		case llb.Git:
+			if i == 1 {
+				uses[i] = solver.UseFiles
+			}
 		case llb.Merge:
 			uses[i] = solver.UseLayers
 		case llb.Diff:
@@ -127,14 +135,17 @@ func contentInput(name string, c solver.Content) solver.Input {
 
 // http plans the download of a file. The key is its digest.
 func (p *Planner) http(ctx context.Context, op llb.HTTP) (solver.Plan, error) {
-	d, modified, err := p.Sources.HTTP(ctx, op)
+	f, err := p.Sources.HTTP(ctx, op)
 	if err != nil {
 		return solver.Plan{}, err
 	}
-	w := work.HTTP{Op: op, User: op.User, Digest: d.String()}
+	if op.ServerNames && f.Name != "" {
+		op.Filename = f.Name
+	}
+	w := work.HTTP{Op: op, User: op.User, Digest: f.Digest.String()}
 	inputs := append(common(op), solver.Input{Name: "digest", Value: w.Digest}, solver.Input{Name: "name", Value: op.Filename})
-	if !modified.IsZero() {
-		w.Modified = modified.UTC().Format(time.RFC3339)
+	if !f.Modified.IsZero() {
+		w.Modified = f.Modified.UTC().Format(time.RFC3339)
 		inputs = append(inputs, solver.Input{Name: "last modified", Value: w.Modified})
 	}
 	return solver.Plan{Inputs: inputs, Work: w, Materials: []solver.Material{{URI: op.URL, Digest: w.Digest}}}, nil
@@ -142,7 +153,7 @@ func (p *Planner) http(ctx context.Context, op llb.HTTP) (solver.Plan, error) {
 
 // git plans the checkout of a commit. The key depends on the commit and the selected files, but not on the URL, except for a .git
 // directory, which contains it.
-func (p *Planner) git(ctx context.Context, op llb.Git) (solver.Plan, error) {
+func (p *Planner) git(ctx context.Context, op llb.Git, in []solver.Ref) (solver.Plan, error) {
 	commit, err := p.Sources.Git(ctx, op)
 	if err != nil {
 		return solver.Plan{}, err
@@ -158,8 +169,28 @@ func (p *Planner) git(ctx context.Context, op llb.Git) (solver.Plan, error) {
 	if len(commit.ID) == 64 {
 		kind = "sha256:"
 	}
+	w := work.Git{Op: op, User: op.User, Commit: commit.ID, Name: commit.Name, Object: commit.Object}
+	if op.AsBundle {
+		if w.Name == "HEAD" {
+			w.Name = commit.Branch
+		}
+		inputs = append(inputs, solver.Input{Name: "bundle of", Value: w.Name}, solver.Input{Name: "object", Value: commit.Object})
+	}
+	if op.Bundled { // it decides nothing: what a commit has is said by its hash
+		w.Bundle = in[1]
+	}
 	return solver.Plan{
-		Inputs: inputs, Work: work.Git{Op: op, User: op.User, Commit: commit.ID, Name: commit.Name, Object: commit.Object},
+		Inputs: inputs, Work: w,
 		Materials: []solver.Material{{URI: op.Remote, Digest: kind + commit.ID}},
 	}, nil
+}
+
+// blob plans the fetch of a blob. The key is its digest.
+func (p *Planner) blob(op llb.Blob) solver.Plan {
+	p.Sources.UseBlob(op)
+	return solver.Plan{
+		Inputs:    append(common(op), solver.Input{Name: "digest", Value: op.Digest}, solver.Input{Name: "name", Value: op.Filename}),
+		Work:      work.Blob{Op: op},
+		Materials: []solver.Material{{URI: op.Ref + "@" + op.Digest, Digest: op.Digest}},
+	}
 }

@@ -59,6 +59,13 @@ type Git struct {
 	Commit string
 	Name   string
 	Object string
+	// Bundle is the root file system with the bundle that the commit comes from; the zero Ref for none.
+	Bundle solver.Ref
+}
+
+// Blob is the work of an llb.Blob.
+type Blob struct {
+	Op llb.Blob
 }
 
 // Explicit makes layers that hide nothing but what they are known to lie on: for each of Layers one with whiteouts in the place of
@@ -87,6 +94,7 @@ type encoded struct {
 	Exec     *Exec     `json:"exec,omitempty"`
 	HTTP     *HTTP     `json:"http,omitempty"`
 	Git      *Git      `json:"git,omitempty"`
+	Blob     *Blob     `json:"blob,omitempty"`
 	Explicit *Explicit `json:"explicit,omitempty"`
 	Diff     *Diff     `json:"diff,omitempty"`
 }
@@ -103,6 +111,8 @@ func Encode(w solver.Work) ([]byte, error) {
 		e.HTTP = &w
 	case Git:
 		e.Git = &w
+	case Blob:
+		e.Blob = &w
 	case Explicit:
 		e.Explicit = &w
 	case Diff:
@@ -135,6 +145,8 @@ func Decode(data []byte) (solver.Work, error) {
 	case e.Git != nil:
 		e.Git.Op.User = e.Git.User
 		return *e.Git, nil
+	case e.Blob != nil:
+		return *e.Blob, nil
 	case e.Explicit != nil:
 		return *e.Explicit, nil
 	case e.Diff != nil:
