@@ -70,6 +70,9 @@ func (b *buildJob) dockerfile(ctx context.Context, by *asked.Request, inputs map
 		out, failed := b.frontend(ctx, by.As(frontendGateway, forwarded), inputs)
 		return out, atDirective(failed, err)
 	}
+	if d.Incapable != nil {
+		return nil, d.Incapable
+	}
 	switch {
 	case r.Call == build.CallCheck:
 		return linted(info, res, err)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/kilnbuild/kiln/build/provenance"
 	"github.com/kilnbuild/kiln/daemon/asked"
+	"github.com/kilnbuild/kiln/daemon/llbpb"
 	"github.com/kilnbuild/kiln/llb"
 )
 
@@ -19,6 +20,8 @@ func (b *buildJob) described(made *result) *provenance.API {
 	}
 	api := asked.Describe(by, b.made.Root)
 	api.Locals, api.Env, api.Define = b.client.Received(), b.server.config.ProvenanceEnv, b.define
+	addresses, layouts := asked.Named(b.graphs())
+	api.Addresses, api.Layouts = append(api.Addresses, addresses...), layouts
 	if api.Asked.Request.Frontend == frontendDockerfile {
 		api.DockerfileVersion = dockerfileVersion
 	}
@@ -27,8 +30,12 @@ func (b *buildJob) described(made *result) *provenance.API {
 
 // define returns the steps of a root file system as LLB.
 func (b *buildJob) define(root llb.Output) (*provenance.Definition, error) {
+	return asked.Define(root, b.graphs())
+}
+
+// graphs returns what definitions of the client were decoded to.
+func (b *buildJob) graphs() []*llbpb.Graph {
 	b.mu.Lock()
-	graphs := slices.Clone(b.held.graphs)
-	b.mu.Unlock()
-	return asked.Define(root, graphs)
+	defer b.mu.Unlock()
+	return slices.Clone(b.held.graphs)
 }

@@ -153,6 +153,9 @@ func (a *API) layoutContext(m material.Material) string {
 	if m.Kind != material.Layout {
 		return ""
 	}
+	if name := a.Layouts[m.Digest]; name != "" {
+		return name
+	}
 	for r := range a.Asked.Request.All() {
 		for attr, value := range r.Args {
 			name, ok := strings.CutPrefix(attr, "context:")

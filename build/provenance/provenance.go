@@ -55,8 +55,10 @@ type API struct {
 	Partial bool
 	// Context is the address of the build context as the client wrote it; "" for none.
 	Context string
-	// Addresses are those of build contexts as the client wrote them, with credentials.
+	// Addresses are those of build contexts and repositories as the client wrote them, with credentials, and Layouts what it calls images of
+	// OCI layouts, by their digests.
 	Addresses []string
+	Layouts   map[string]string
 	// Locals are the names of the client's directories that were read, in order.
 	Locals []string
 	// VCS describes the working copy that the context is.

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
 	digest "github.com/opencontainers/go-digest"
@@ -139,4 +140,29 @@ func ranges(at *pb.Location) []slsa.Range {
 		})
 	}
 	return all
+}
+
+// layoutScheme begins the identifiers of sources that are images of OCI layouts.
+const layoutScheme = "oci-layout://"
+
+// Named returns of the sources in definitions of a client what the graph has not: addresses of repositories with credentials, and what
+// images of OCI layouts are called, by their digests.
+func Named(graphs []*llbpb.Graph) (repositories []string, layouts map[string]string) {
+	layouts = map[string]string{}
+	for _, g := range graphs {
+		for _, s := range g.Named {
+			full, _, _ := strings.Cut(s.Attrs[pb.AttrFullRemoteURL], "#")
+			if _, ref, ok := strings.Cut(s.Identifier, "#"); ok && full != "" {
+				full += "#" + ref
+			}
+			if full != "" && provenance.Redacted(full) != full {
+				repositories = append(repositories, full)
+			}
+			if name, ok := strings.CutPrefix(s.Identifier, layoutScheme); ok {
+				name, digest, _ := strings.Cut(name, "@")
+				layouts[digest] = name
+			}
+		}
+	}
+	return repositories, layouts
 }

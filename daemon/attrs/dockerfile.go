@@ -12,7 +12,10 @@ import (
 	"strings"
 
 	"github.com/docker/go-units"
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/util/grpcerrors"
 	csvvalue "github.com/tonistiigi/go-csvvalue"
+	"google.golang.org/grpc/codes"
 
 	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/build"
@@ -56,6 +59,9 @@ type Dockerfile struct {
 	Caches []Cache
 	// Syntax is the frontend that the client read from the Dockerfile; "" for none.
 	Syntax string
+	// Incapable is the error of a request that asks for what kiln's frontend cannot do, if the frontend that the Dockerfile names may be
+	// able to; nil otherwise.
+	Incapable error
 }
 
 // Cache is a cache to import or export, as a client names it.
@@ -100,10 +106,10 @@ var frontendAttrs = map[string]attribute{
 	"cpuquota":           limit("cpu-quota"),
 	"cpusetcpus":         limit("cpuset-cpus"),
 	"cpusetmems":         limit("cpuset-mems"),
-	// What a frontend as a process is told: which image it is, what its command line was, and what it must be capable of.
+	// What a frontend as a process is told: which image it is, and what its command line was.
 	"source":        ignored,
 	"cmdline":       ignored,
-	"frontend.caps": ignored,
+	"frontend.caps": (*Dockerfile).capable,
 	"context":       func(d *Dockerfile, v string) error { d.Context = v; return nil },
 }
 
@@ -282,6 +288,31 @@ func (d *Dockerfile) network(value string) error {
 }
 
 // hostname is of all steps. The argument counts more, which may have been read before.
+// capabilities are those of BuildKit's frontend, which clients ask for.
+var capabilities = []string{
+	"moby.buildkit.frontend.inputs", "moby.buildkit.frontend.subrequests", "moby.buildkit.frontend.contexts",
+	"moby.buildkit.frontend.gitquerystring", "moby.buildkit.frontend.contexts.zstd",
+}
+
+// optionForward of a capability says that the frontend may have it that the Dockerfile names.
+const optionForward = "forward"
+
+// capable reads capabilities that the frontend must have, "a,b+option".
+func (d *Dockerfile) capable(value string) error {
+	for c := range strings.SplitSeq(value, ",") {
+		name, options, _ := strings.Cut(c, "+")
+		if name == "" || slices.Contains(capabilities, name) {
+			continue
+		}
+		err := grpcerrors.WrapCode(errdefs.NewUnsupportedFrontendCapError(name), codes.Unimplemented)
+		if !slices.Contains(strings.Split(options, "+"), optionForward) {
+			return err
+		}
+		d.Incapable = err
+	}
+	return nil
+}
+
 func (d *Dockerfile) hostname(value string) error {
 	if d.Target.Args[argHostname] == "" {
 		d.Target.Args[argHostname] = value

@@ -74,6 +74,8 @@ type Graph struct {
 	Ops map[digest.Digest]*Op
 	// Sources are the files that Op.Locations are in.
 	Sources []*pb.SourceInfo
+	// Named are the sources that are repositories and images of OCI layouts, as the definition has them: with credentials, and names.
+	Named []*pb.SourceOp
 }
 
 // Op is an op of a definition.

@@ -95,12 +95,14 @@ func (d *decoder) source(o *op, s *pb.SourceOp, inputs ...llb.Output) error {
 	case "docker-image":
 		err = d.image(o, rest, attrs)
 	case "oci-layout":
+		d.result.Named = append(d.result.Named, s)
 		err = d.layout(o, rest, attrs)
 	case "local":
 		err = d.local(o, rest, attrs)
 	case "http", "https":
 		err = d.http(o, s.Identifier, attrs)
 	case "git":
+		d.result.Named = append(d.result.Named, s)
 		err = d.git(o, rest, attrs)
 	case schemeImageBlob, schemeLayoutBlob:
 		err = d.blob(o, scheme, rest, attrs)
