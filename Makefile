@@ -63,8 +63,6 @@ lint:
 
 # Servers that tests of caches talk to.
 TOOLS     := $(CURDIR)/.tools
-# buildx is asked what it reads of the images that kiln makes, and drives kilnd.
-BUILDX    := -ldflags "-X github.com/docker/buildx/version.Version=v0.33.0" github.com/docker/buildx/cmd/buildx@v0.33.0
 # cosign verifies what kiln signs, and signs what kiln verifies.
 COSIGN    := github.com/sigstore/cosign/v2/cmd/cosign@v2.6.5
 VERSITYGW := github.com/versity/versitygw/cmd/versitygw@v1.8.0
@@ -72,8 +70,11 @@ AZURITE   := azurite@3.37.0
 e2e: build
 	@$(call need,busybox-static docker-registry mmdebstrap openssh-client podman qemu-user-static skopeo umoci)
 	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(VERSITYGW)
-	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(BUILDX)
 	GOBIN=$(TOOLS) GOFLAGS=-buildvcs=false go install $(COSIGN)
+	@# Docker's clients drive kilnd, and buildx is asked what it reads of the images that kiln makes. compose wants to know buildx' version.
+	cd e2e/clients && go build -buildvcs=false -trimpath -o $(TOOLS)/buildx \
+	    -ldflags "-X github.com/docker/buildx/version.Version=$$(go list -m -f '{{.Version}}' github.com/docker/buildx)" github.com/docker/buildx/cmd/buildx
+	cd e2e/clients && go build -buildvcs=false -trimpath -o $(TOOLS)/docker-compose github.com/docker/compose/v5/cmd
 	cd test/buildkit && go build -trimpath -o $(TOOLS)/buildctl github.com/moby/buildkit/cmd/buildctl
 	@command -v npm >/dev/null || { $(call need,nodejs npm); }
 	npm install --silent --no-audit --no-fund --prefix $(TOOLS) $(AZURITE)

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,7 +53,8 @@ func startKilnd(t *testing.T) string {
 	}
 }
 
-// Docker's clients drive kilnd: buildx with its remote driver, bake with definitions and compose files, and BuildKit's own buildctl.
+// Docker's clients drive kilnd: buildx with its remote driver, bake with definitions and compose files, compose, and BuildKit's own
+// buildctl.
 func TestClients(t *testing.T) {
 	address := startKilnd(t)
 	buildx := filepath.Join(os.Getenv("TOOLS"), "buildx")
@@ -137,6 +139,59 @@ target "default" {
 		}
 		if got := read(filepath.Join(dir, "out-compose/made")); got != "hello composed\n" {
 			t.Errorf("bake made %q of the compose file", got)
+		}
+	})
+	t.Run("compose", func(t *testing.T) {
+		// compose calls buildx as a plugin, and needs no engine for what it pushes.
+		plugins := filepath.Join(t.TempDir(), "cli-plugins")
+		if err := errors.Join(os.Mkdir(plugins, 0o755), os.Symlink(buildx, filepath.Join(plugins, "docker-buildx"))); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("DOCKER_CONFIG", filepath.Dir(plugins))
+		app, tool := registry+"/composed:app", registry+"/composed:tool"
+		write("services.yaml", `
+services:
+  app:
+    image: `+app+`
+    build:
+      context: .
+      args: {WHO: compose}
+      secrets: [word]
+  tool:
+    image: `+tool+`
+    build:
+      context: .
+      dockerfile_inline: |
+        FROM scratch
+        COPY --from=app /made /of-app
+      additional_contexts: {app: "service:app"}
+secrets:
+  word: {file: word}
+`)
+		compose := func(args ...string) string {
+			t.Helper()
+			cmd := exec.Command(filepath.Join(os.Getenv("TOOLS"), "docker-compose"), "-f", "services.yaml", "--progress=plain")
+			cmd.Args = append(cmd.Args, args...)
+			cmd.Dir = dir
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			return string(out)
+		}
+		compose("build", "--push")
+		out := t.TempDir()
+		for image, file := range map[string]string{app: "/made", tool: "/of-app"} {
+			command(t, kilnPath, "pull", image)
+			command(t, kilnPath, "cp", image+":"+file, out)
+		}
+		for _, name := range []string{"made", "of-app"} {
+			if got := read(filepath.Join(out, name)); got != "hello compose\n" {
+				t.Errorf("compose made %q of /%s", got, name)
+			}
+		}
+		if again := compose("build", "--push", "tool"); !strings.Contains(again, "CACHED") {
+			t.Errorf("nothing is cached: %s", again)
 		}
 	})
 	t.Run("buildctl", func(t *testing.T) {
