@@ -8,7 +8,6 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/kilnbuild/kiln/build/early"
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/imageconfig"
@@ -39,7 +38,7 @@ func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
 			ids[n] = l.ID
 		}
 	}
-	img.Inline = j.caches.Inline(ctx, early.InImage([]llb.Output{lowered.Root}), ids)
+	img.Inline = j.caches.Inline(ctx, lowered.Root, ids)
 	times, err := j.times(ctx, img.Layers)
 	if err != nil {
 		return img, err

@@ -134,7 +134,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	j.layers = work.Layers.Job()
 	j.onClose(j.end)
 	if j.caches, err = caching.Open(caching.Config{
-		From: o.Cache.From, To: o.Cache.To, Client: b.client, Local: work.Records, Layers: j.layers, Store: j.store, Events: s,
+		From: o.Cache.From, To: o.Cache.To, Later: o.Later, Client: b.client, Local: work.Records, Layers: j.layers, Store: j.store, Events: s,
 		Root: b.root.Dir(), Tmp: work.Scratch.Path(),
 	}); err != nil {
 		return nil, &input.Error{Err: err}
@@ -173,6 +173,9 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	}
 	return j, nil
 }
+
+// Import has what is solved from now on use further caches. Errors say what is wrong with all.
+func (j *Job) Import(all []caching.Spec) error { return j.caches.Import(all) }
 
 // onClose has f called by Close, before those that were given earlier.
 func (j *Job) onClose(f func(context.Context) error) { j.closers = append(j.closers, f) }

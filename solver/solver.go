@@ -144,11 +144,17 @@ type node struct {
 	rank int
 	// ended is set once its outputs are known, and read by other goroutines than the solver's.
 	ended atomic.Bool
+	// known are the outputs of which only the record is there, forced says that their layers are to be made, and waiters wait for that.
+	known   []int
+	forced  bool
+	waiters []*node
+	task    *events.Task // of a step that waits for inputs to be made
 }
 
 type completion struct {
 	node    *node
 	outputs []Ref
+	known   []int // outputs of which only the record is there
 	err     error
 }
 
@@ -158,11 +164,22 @@ type completion struct {
 //   - A vertex is ready once all its inputs are done, and is worked on as soon as there is room.
 //   - Work happens in goroutines; states change only here, one completion at a time.
 //   - The first failure cancels the work of all others, starts nothing more, and waits for what runs.
-//   - When nothing is ready or working, every root is done.
+//   - When nothing is ready or working, every root is done. Known steps below them are then made.
 func Solve(ctx context.Context, roots []llb.Output, o Options) ([]Ref, error) {
+	for changes := 0; ; changes++ {
+		out, err := solveOnce(ctx, roots, o, changes < maxChanges)
+		if err != errChanged {
+			return out, err
+		}
+	}
+}
+
+// solveOnce is Solve. With lazy, records whose layers are missing are enough for steps that no other needs, and the error is errChanged if
+// one of them was needed after all and made something else.
+func solveOnce(ctx context.Context, roots []llb.Output, o Options, lazy bool) ([]Ref, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s := &solve{opts: o, nodes: map[llb.Digest]*node{}, completions: make(chan completion)}
+	s := &solve{opts: o, lazy: lazy, nodes: map[llb.Digest]*node{}, completions: make(chan completion)}
 	var wanted []*node
 	for _, v := range roots {
 		wanted = append(wanted, s.add(v.Vertex))
@@ -179,16 +196,19 @@ func Solve(ctx context.Context, roots []llb.Output, o Options) ([]Ref, error) {
 	}
 
 	var first error
-	for s.count[ready] > 0 && first == nil || s.count[working] > 0 {
+	defer s.abandon()
+	for s.more(roots, first) {
 		for first == nil && s.count[working] < max(1, o.Parallelism) && s.count[ready] > 0 {
 			n := s.pop()
+			in, lacking := s.inputs(n)
 			s.set(n, working)
-			go func() {
-				out, err := s.work(ctx, n)
-				s.completions <- completion{n, out, err}
-			}()
+			go func() { s.completions <- s.work(ctx, n, in, lacking) }()
 		}
 		c := <-s.completions
+		if c.err == errUnmade {
+			s.wait(c.node)
+			continue
+		}
 		if c.err != nil {
 			s.set(c.node, failed)
 			if first == nil {
@@ -203,12 +223,8 @@ func Solve(ctx context.Context, roots []llb.Output, o Options) ([]Ref, error) {
 			}
 			continue
 		}
-		c.node.outputs = c.outputs
-		s.set(c.node, done)
-		for _, u := range c.node.users {
-			if u.pending--; u.pending == 0 {
-				s.set(u, ready)
-			}
+		if !s.end(c) && first == nil {
+			first = errChanged // what runs goes on, since it is found when the graph is solved again
 		}
 	}
 	if first != nil {
@@ -267,6 +283,18 @@ type solve struct {
 	queue       queue   // ready
 	count       [failed + 1]int
 	completions chan completion
+	lazy        bool // steps may be known
+	knowns      int  // how many have outputs that are
+}
+
+// more reports whether there is something to do, or to wait for, before the roots are made.
+func (s *solve) more(roots []llb.Output, failed error) bool {
+	if s.count[ready] == 0 && s.count[working] == 0 && failed == nil {
+		for _, k := range s.unmade(roots) {
+			s.force(k)
+		}
+	}
+	return s.count[ready] > 0 && failed == nil || s.count[working] > 0
 }
 
 // add puts v and everything below it into the table. It does not recurse: graphs can be thousands of steps deep.
@@ -357,16 +385,23 @@ func (q *queue) Pop() any {
 	return n
 }
 
-// work finds a vertex's output in the cache, or makes it.
-func (s *solve) work(ctx context.Context, n *node) (out []Ref, err error) {
+// work finds the outputs of a vertex over its inputs in the cache, or makes them.
+func (s *solve) work(ctx context.Context, n *node, in []Ref, lacking bool) (c completion) {
+	c.node = n
 	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+		c.err = context.Cause(ctx)
+		return c
 	}
-	w := &work{solve: s, node: n, vertex: n.vertex, task: s.opts.Events.Vertex(n.vertex)}
-	ctx = events.With(ctx, w.task)
+	w := &work{solve: s, node: n, vertex: n.vertex, lacking: lacking}
+	ctx = w.begin(ctx)
 	defer func() {
 		if p := recover(); p != nil {
-			err = &PanicError{Value: p, Stack: debug.Stack()}
+			c.err = &PanicError{Value: p, Stack: debug.Stack()}
+		}
+		err := c.err
+		if err == errUnmade {
+			w.pause()
+			return
 		}
 		shown := err
 		if err != nil && ctx.Err() != nil {
@@ -377,14 +412,11 @@ func (s *solve) work(ctx context.Context, n *node) (out []Ref, err error) {
 		w.task.Finish(w.finished, shown)
 	}()
 
-	in := make([]Ref, len(n.inputs))
-	for i, input := range n.inputs {
-		in[i] = input.outputs[n.vertex.Inputs()[i].Index]
-	}
 	for plans := 1; ; plans++ {
-		out, err = w.planAndRun(ctx, in)
-		if stale, ok := errors.AsType[Stale](err); !ok || !stale.Stale() || plans == maxPlans {
-			return out, err
+		c.outputs, c.err = w.planAndRun(ctx, in)
+		c.known = w.known
+		if stale, ok := errors.AsType[Stale](c.err); !ok || !stale.Stale() || plans == maxPlans {
+			return c
 		}
 	}
 }
@@ -408,6 +440,9 @@ func (w *work) planAndRun(ctx context.Context, in []Ref) ([]Ref, error) {
 	}
 	if found {
 		return w.finish(r, in)
+	}
+	if !w.plannable(from) {
+		return nil, errUnmade
 	}
 	w.plan, err = s.opts.Planner.Plan(ctx, n.vertex.Op(), n.vertex.Meta(), in)
 	if err != nil {
@@ -436,7 +471,7 @@ func (w *work) planAndRun(ctx context.Context, in []Ref) ([]Ref, error) {
 // finish returns the outputs of a step that r is the record of.
 func (w *work) finish(r *Record, in []Ref) ([]Ref, error) {
 	for _, m := range r.Outputs {
-		output := events.Output{Layer: m.ID}
+		output := events.Output{Index: m.Output, Layer: m.ID}
 		if m.Content != (Content{}) {
 			output.Content = m.Content.String()
 		}
@@ -484,6 +519,8 @@ type work struct {
 	task     *events.Task
 	plan     Plan
 	key      Key
+	lacking  bool            // some layers of its inputs are only known
+	known    []int           // its own outputs that are
 	finished events.Finished // as far as it is known
 }
 
@@ -496,6 +533,9 @@ func (w *work) probeOrRun(ctx context.Context) (*Record, error) {
 	}
 	if miss == nil {
 		return r, w.hit(ctx, r)
+	}
+	if w.lacking {
+		return nil, errUnmade
 	}
 	unlock, err := w.opts.Cache.Lock(ctx, w.key)
 	if err != nil {
@@ -513,6 +553,8 @@ func (w *work) probeOrRun(ctx context.Context) (*Record, error) {
 
 // probe returns the record of the step, or why there is none.
 func (w *work) probe(ctx context.Context) (*Record, *Miss, error) {
+	w.known = nil
+	var known []int
 	if w.vertex.Meta().NoCache {
 		return nil, &Miss{Reason: "caching is off for this step"}, nil
 	}
@@ -531,12 +573,15 @@ func (w *work) probe(ctx context.Context) (*Record, *Miss, error) {
 		switch {
 		case ctx.Err() != nil:
 			return nil, nil, context.Cause(ctx)
+		case errors.Is(err, fs.ErrNotExist) && w.mayBeKnown():
+			known = append(known, m.Output)
 		case errors.Is(err, fs.ErrNotExist):
 			return nil, &Miss{Reason: fmt.Sprintf("layer %s is gone", m.ID)}, nil
 		case err != nil:
 			return nil, &Miss{Reason: err.Error()}, nil
 		}
 	}
+	w.known = known
 	return r, nil, nil
 }
 

@@ -3,6 +3,8 @@ package caching
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/cache"
@@ -24,7 +26,9 @@ import (
 // Config is what Caches are made of.
 type Config struct {
 	From, To []Spec
-	Client   *registry.Client
+	// Later says that further ones may be imported while the build goes on.
+	Later  bool
+	Client *registry.Client
 	// Local is the cache of the root directory, Layers its layers, and Store its blobs.
 	Local  *cache.Cache
 	Layers *snapshot.Job
@@ -42,9 +46,10 @@ type Caches struct {
 	Documents func(limit int64) [][]byte
 
 	config  Config
-	imports []*remote.Import
 	exports []Export
 	inline  *inline // nil where the image has no cache
+	mu      sync.Mutex
+	asked   map[string]bool // by Spec.identity, what is imported
 	closers []func() error
 	// restored says for each import which cache mounts are restored from it.
 	restored map[*remote.Import]MountSelection
@@ -58,14 +63,16 @@ type Caches struct {
 // Open opens the caches of a build, and begins to read those that it imports. The error says what is wrong with a Spec. Close must be
 // called.
 func Open(c Config) (*Caches, error) {
-	all := &Caches{config: c, restored: map[*remote.Import]MountSelection{}}
-	if len(c.From) == 0 && len(c.To) == 0 {
+	all := &Caches{config: c, asked: map[string]bool{}, restored: map[*remote.Import]MountSelection{}}
+	if len(c.From) == 0 && len(c.To) == 0 && !c.Later {
 		return all, nil
 	}
-	for _, s := range c.From {
-		if err := all.openImport(s); err != nil {
-			return nil, errors.Join(s.wrap(err), all.Close())
-		}
+	if err := errors.Join(tooMany("imported", len(c.From)), tooMany("exported", len(c.To))); err != nil {
+		return nil, err
+	}
+	imports, err := all.openImports(c.From)
+	if err != nil {
+		return nil, errors.Join(err, all.Close())
 	}
 	for _, s := range c.To {
 		if err := all.openExport(s); err != nil {
@@ -77,8 +84,43 @@ func Open(c Config) (*Caches, error) {
 	}
 	var ctx context.Context
 	ctx, all.cancel = context.WithCancel(context.Background())
-	all.cache = NewCache(ctx, c.Local, remote.Begin(ctx, all.imports, c.Events.Warn), c.Store)
+	all.cache = NewCache(ctx, c.Local, remote.Begin(ctx, imports, c.Events.Warn), c.Store)
 	return all, nil
+}
+
+// MaxCaches is how many caches a build imports, and how many it exports. The records of each that is imported are in memory.
+const MaxCaches = 32
+
+// tooMany returns an error for more caches than that.
+func tooMany(done string, n int) error {
+	if n <= MaxCaches {
+		return nil
+	}
+	return fmt.Errorf("%d caches are to be %s, and the limit is %d", n, done, MaxCaches)
+}
+
+// Import begins to read further caches, for the steps that are solved from now on, but for those that are read already. The build must be
+// one of Config.Later.
+func (c *Caches) Import(specs []Spec) error {
+	c.mu.Lock()
+	var fresh []Spec
+	for _, s := range specs {
+		if !c.asked[s.identity()] {
+			fresh = append(fresh, s)
+			c.asked[s.identity()] = true
+		}
+	}
+	n := len(c.asked)
+	c.mu.Unlock()
+	if err := tooMany("imported", n); err != nil {
+		return err
+	}
+	imports, err := c.openImports(fresh)
+	if err != nil {
+		return err
+	}
+	c.cache.imports.Add(imports)
+	return nil
 }
 
 // Close ends what is being read and sent.
@@ -93,6 +135,8 @@ func (c *Caches) Close() error {
 	if c.cancel != nil {
 		c.cancel()
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	var err error
 	for _, f := range c.closers {
 		err = errors.Join(err, f())
@@ -101,11 +145,11 @@ func (c *Caches) Close() error {
 }
 
 // Importing reports whether steps may be found that have never run here.
-func (c *Caches) Importing() bool { return len(c.imports) > 0 }
+func (c *Caches) Importing() bool { return c.cache != nil && len(c.cache.imports.All()) > 0 }
 
 // Solver returns the cache for the solver.
 func (c *Caches) Solver() solver.Cache {
-	if c.cache == nil {
+	if len(c.exports) == 0 && c.inline == nil && !c.Importing() {
 		return c.config.Local
 	}
 	return c.cache

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -31,7 +32,7 @@ type Export struct {
 	Repository remote.Repository
 	Tag        string
 	Form       remote.Form
-	// All exports every step, and not only those whose layers are in the result.
+	// All exports the layers of every step, and not only those that are in the result.
 	All bool
 	// Encoding is how layers are written as blobs.
 	Encoding blob.Encoding
@@ -396,21 +397,29 @@ func (x *Exporter) publish(ctx context.Context, export int) error {
 	return err
 }
 
-// records returns the records that an export gets, and the layers that they name.
+// isOfImage reports whether a layer was found in the inline cache of an image.
+func (x *Exporter) isOfImage(m solver.Made) bool {
+	_, ok := x.ofImage(layer.ID(m.ID))
+	return ok
+}
+
+// exists reports whether a layer can be had. That of a step which is only known cannot: see package solver.
+func (x *Exporter) exists(ctx context.Context, id layer.ID) bool {
+	_, ok := x.imported(ctx, id)
+	return ok || x.config.Layers.Open(ctx, id) == nil
+}
+
+// records returns the records of all steps, and the layers that an export gets of them.
 func (x *Exporter) records(ctx context.Context, e Export) (*pack.Pack, []layer.ID, error) {
 	x.mu.Lock()
-	var keys []solver.Key
-	for key, inImage := range x.keys {
-		if e.All || inImage {
-			keys = append(keys, key)
-		}
-	}
+	keys := maps.Clone(x.keys)
 	x.mu.Unlock()
 	own := &pack.Pack{}
 	unsent := 0
 	var ids []layer.ID
-	for _, key := range keys {
-		r, ok, err := x.record(ctx, key, e.Key)
+	for key, inImage := range keys {
+		whole := e.All || inImage
+		r, ok, err := x.record(ctx, key, e.Key, whole)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -421,9 +430,12 @@ func (x *Exporter) records(ctx context.Context, e Export) (*pack.Pack, []layer.I
 			continue
 		}
 		own.AddRecord(key, r)
+		if !whole {
+			continue
+		}
 		for _, m := range r.Outputs {
 			id := layer.ID(m.ID)
-			if m.Content != (solver.Content{}) && !slices.Contains(ids, id) {
+			if m.Content != (solver.Content{}) && !slices.Contains(ids, id) && x.exists(ctx, id) {
 				ids = append(ids, id)
 			}
 		}
@@ -453,20 +465,23 @@ func (x *Exporter) records(ctx context.Context, e Export) (*pack.Pack, []layer.I
 	return own, ids, ctx.Err()
 }
 
-// record returns the record of a step that has ended; false if there is none any more, or only in an image, which does not say what its key
-// was computed from. One that this machine has made is signed with the key. One of an import keeps the signatures that it has: whether it
-// is true is not known here.
-func (x *Exporter) record(ctx context.Context, key solver.Key, sign *signing.PrivateKey) (r pack.Record, ok bool, err error) {
+// record returns the record of a step that has ended, or what is known by it if it is not to be whole; false if there is none any more, or
+// only in an image, which does not say what its key was computed from. One that this machine has made is signed with the key. One of an
+// import keeps the signatures that it has: whether it is true is not known here.
+func (x *Exporter) record(ctx context.Context, key solver.Key, sign *signing.PrivateKey, whole bool) (r pack.Record, ok bool, err error) {
 	local, err := x.cache.Cache.Get(key)
 	switch {
 	case err == nil:
 		r, ok = pack.Record{Record: *local, Version: solver.KeyVersion}, true
-		if sign != nil {
-			err = r.Sign(sign, key)
-		}
 	case errors.As(err, new(*solver.Miss)):
 		r, ok, err = x.cache.imports.Record(ctx, key)
-		ok = ok && solver.KeyOf(r.Inputs) == key
+		ok = ok && (solver.KeyOf(r.Inputs) == key || r.Known && !slices.ContainsFunc(r.Outputs, x.isOfImage))
+	}
+	if !whole {
+		r = r.OnlyKnown()
+	}
+	if local != nil && err == nil && sign != nil {
+		err = r.Sign(sign, key)
 	}
 	r.Used = time.Now().Truncate(time.Second)
 	return r, ok, err

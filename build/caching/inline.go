@@ -3,6 +3,7 @@ package caching
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -34,9 +35,9 @@ func (x *inline) Event(e events.Event) {
 // Embeds reports whether an image has its cache in its config.
 func (c *Caches) Embeds() bool { return c.inline != nil }
 
-// Inline returns what makes the cache that an image has in its config, of the steps vertices and its layers, the lowest first; nil if it
-// is to have none.
-func (c *Caches) Inline(ctx context.Context, vertices map[llb.Digest]bool, layers []layer.ID) func(blob.Encoding) ([]byte, error) {
+// Inline returns what makes the cache that an image has in its config, of the steps that its root needs and its layers, the lowest first; nil
+// if it is to have none.
+func (c *Caches) Inline(ctx context.Context, root llb.Output, layers []layer.ID) func(blob.Encoding) ([]byte, error) {
 	if c.inline == nil {
 		return nil
 	}
@@ -46,60 +47,69 @@ func (c *Caches) Inline(ctx context.Context, vertices map[llb.Digest]bool, layer
 			return nil, nil
 		}
 		in := pack.Inline{Encoding: f.String(), Shortcuts: map[solver.Key]solver.Key{}}
-		steps := map[solver.Key]pack.InlineStep{}
+		steps, known := map[solver.Key]pack.InlineStep{}, map[solver.Key]pack.InlineStep{}
 		c.inline.mu.Lock()
 		defer c.inline.mu.Unlock()
-		for v := range vertices {
-			s, ok, err := c.inlineStep(ctx, c.inline.finished[v], layers)
-			if err != nil {
+		for v := range llb.Vertices([]llb.Output{root}) {
+			s, inImage, ok, err := c.inlineStep(ctx, c.inline.finished[v.Digest()], layers)
+			switch {
+			case err != nil:
 				return nil, err
-			}
-			if ok {
+			case inImage:
 				steps[s.Key] = s
+			case ok:
+				known[s.Key] = s
 			}
 		}
-		for _, s := range steps {
+		for key, s := range steps {
 			in.Steps = append(in.Steps, s)
+			delete(known, key)
 		}
+		in.Known = slices.Collect(maps.Values(known))
 		c.cache.mu.Lock()
 		for from, t := range c.cache.shortcuts {
-			if _, ok := steps[t.Key]; ok {
+			_, inImage := steps[t.Key]
+			if _, ok := known[t.Key]; ok || inImage {
 				in.Shortcuts[from] = t.Key
 			}
 		}
 		c.cache.mu.Unlock()
 		data, left, err := in.Encode()
 		if left > 0 {
-			c.config.Events.Warn(fmt.Sprintf("the inline cache would be too large, and has %d of %d steps", len(in.Steps)-left, len(in.Steps)))
+			all := len(in.Steps) + len(in.Known)
+			c.config.Events.Warn(fmt.Sprintf("the inline cache would be too large, and has %d of %d steps", all-left, all))
 		}
 		return data, err
 	}
 }
 
-// inlineStep returns the record of a step; false if the image does not have its layers.
-func (c *Caches) inlineStep(ctx context.Context, done events.Finished, layers []layer.ID) (s pack.InlineStep, ok bool, err error) {
+// inlineStep returns the record of a step, and whether the image has its layers; false if it has no record.
+func (c *Caches) inlineStep(ctx context.Context, done events.Finished, layers []layer.ID) (s pack.InlineStep, inImage, ok bool, err error) {
 	if s.Key, err = solver.ParseKey(done.Key); err != nil {
-		return s, false, nil // it has not ended well, or its result is not a record's
+		return s, false, false, nil // it has not ended well, or its result is not a record's
 	}
 	for _, m := range done.Materials {
 		s.Materials = append(s.Materials, solver.Material{URI: m.URI, Digest: m.Digest})
 	}
+	inImage = true
 	for _, out := range done.Outputs {
 		o := pack.InlineOutput{Output: out.Index, Layer: slices.Index(layers, layer.ID(out.Layer))}
-		if o.Layer < 0 {
-			return s, false, nil
-		}
+		inImage = inImage && o.Layer >= 0
 		if out.Content != "" {
 			if o.Content, err = solver.ParseContent(out.Content); err != nil {
-				return s, false, err
-			}
-			if o.Opaque, err = c.hides(ctx, layer.ID(out.Layer)); err != nil {
-				return s, false, err
+				return s, false, false, err
 			}
 		}
 		s.Outputs = append(s.Outputs, o)
 	}
-	return s, true, nil
+	for i, out := range s.Outputs {
+		if out.Layer >= 0 && out.Content != (solver.Content{}) {
+			if s.Outputs[i].Opaque, err = c.hides(ctx, layers[out.Layer]); err != nil {
+				return s, false, false, err
+			}
+		}
+	}
+	return s, inImage, true, nil
 }
 
 // hides reports whether a layer hides what lies below it.

@@ -80,6 +80,20 @@ func (s MountSelection) Has(id string) bool {
 	return s.All || slices.ContainsFunc(s.IDs, func(other string) bool { return cachemount.SameID(id, other) })
 }
 
+// AppendMounts reads one value of mounts=, which may be given several times: ids of cache mounts with semicolons or, in quoted fields, commas
+// between them.
+func AppendMounts(ids []string, value string) ([]string, error) {
+	for _, id := range strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ';' }) {
+		if id = strings.TrimSpace(id); id != "" {
+			ids = append(ids, id)
+		}
+	}
+	if len(ids) == 0 {
+		return nil, fmt.Errorf("mounts=%s names no cache mount: give ids such as mounts=/root/.npm, or mounts=%s", value, AllMounts)
+	}
+	return ids, nil
+}
+
 // mounts reads the keys of cache mounts.
 func (s *Spec) mounts() (m MountSelection, err error) {
 	size := s.Attrs[mountsMaxSizeKey]

@@ -130,6 +130,9 @@ func (s *Spec) flag() string {
 	return fmt.Sprintf("%s %q", flag, s.Text)
 }
 
+// identity is the same for equal specs. It has secrets.
+func (s *Spec) identity() string { return fmt.Sprint(s.Type, s.Attrs) }
+
 func (s *Spec) truth(key string, otherwise bool) (bool, error) {
 	v, ok := s.Attrs[key]
 	if !ok {
@@ -221,30 +224,49 @@ func (s *Spec) open(client *registry.Client) ([]*Place, error) {
 	return k.open(s, client)
 }
 
-func (c *Caches) openImport(s Spec) error {
+// openImports opens the caches that are imported. The error names the one that cannot be.
+func (c *Caches) openImports(specs []Spec) ([]*remote.Import, error) {
+	var all []*remote.Import
+	for _, s := range specs {
+		c.mu.Lock()
+		c.asked[s.identity()] = true
+		c.mu.Unlock()
+		more, err := c.openImport(s)
+		if err != nil {
+			return nil, s.wrap(err)
+		}
+		all = append(all, more...)
+	}
+	return all, nil
+}
+
+func (c *Caches) openImport(s Spec) ([]*remote.Import, error) {
 	keys, err := s.verifying()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	places, err := s.open(c.config.Client)
 	if errors.Is(err, fs.ErrNotExist) {
 		c.config.Events.Warn(fmt.Sprintf("the cache %s does not exist yet", s.Attrs["src"]))
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []*remote.Import
 	for _, p := range places {
 		c.closers = append(c.closers, p.Close)
 		read := &remote.Import{Repository: p.repository, Tag: p.tag, Keys: keys}
-		c.imports = append(c.imports, read)
+		all = append(all, read)
 		if len(s.Mounts) > 0 {
 			if c.restored[read], err = s.mounts(); err != nil {
-				return err
+				return nil, err
 			}
 		}
 	}
-	return nil
+	return all, nil
 }
 
 func (c *Caches) openExport(s Spec) error {

@@ -51,6 +51,11 @@ var (
 	}
 )
 
+// ExportKeys returns the keys that exports of every type have, and imports do not.
+func ExportKeys() []string {
+	return slices.DeleteFunc(slices.Clone(exportKeys), func(key string) bool { return slices.Contains(importKeys, key) })
+}
+
 // Shown returns what is shown of the value of a key, in lower case: nothing of a secret, nor of the query of an address, which may have a
 // signature.
 func Shown(key, value string) string {
@@ -191,7 +196,7 @@ const defaultName = "kiln"
 
 func s3Keys() []string {
 	return []string{"", "bucket", "region", "name", "prefix", "blobs_prefix", "manifests_prefix", "endpoint_url", "use_path_style",
-		"access_key_id", "secret_access_key", "session_token"}
+		"access_key_id", "secret_access_key", "session_token", "disable_accept_encoding"}
 }
 
 func (s *Spec) s3() (o s3.Options, err error) {
@@ -206,6 +211,9 @@ func (s *Spec) s3() (o s3.Options, err error) {
 		return o, errors.New("type=s3 needs region=… or AWS_REGION")
 	}
 	if o.PathStyle, err = s.truth("use_path_style", false); err != nil {
+		return o, err
+	}
+	if _, err = s.truth("disable_accept_encoding", true); err != nil { // it is never part of what is signed
 		return o, err
 	}
 	if v := s.Attrs["upload_parallelism"]; v != "" {
@@ -240,7 +248,7 @@ func (s *Spec) openS3(*registry.Client) ([]*Place, error) {
 }
 
 func azureKeys() []string {
-	return []string{"", "account_url", "container", "name", "prefix", "blobs_prefix", "manifests_prefix", "secret_access_key"}
+	return []string{"", "account_url", "account_name", "container", "name", "prefix", "blobs_prefix", "manifests_prefix", "secret_access_key"}
 }
 
 // defaultContainer is the container in Azure's storage, as with buildx.
@@ -248,8 +256,9 @@ const defaultContainer = "buildkit-cache"
 
 func (s *Spec) azure() (azblob.Options, error) {
 	o := azblob.Options{
-		AccountURL: s.attr("account_url", "BUILDKIT_AZURE_STORAGE_ACCOUNT_URL"),
-		Container:  cmp.Or(s.attr("container", "BUILDKIT_AZURE_STORAGE_CONTAINER"), defaultContainer), Key: s.Attrs["secret_access_key"],
+		AccountURL:  s.attr("account_url", "BUILDKIT_AZURE_STORAGE_ACCOUNT_URL"),
+		AccountName: s.attr("account_name", "BUILDKIT_AZURE_STORAGE_ACCOUNT_NAME"),
+		Container:   cmp.Or(s.attr("container", "BUILDKIT_AZURE_STORAGE_CONTAINER"), defaultContainer), Key: s.Attrs["secret_access_key"],
 	}
 	if o.AccountURL == "" {
 		return o, errors.New("type=azblob needs account_url=… or BUILDKIT_AZURE_STORAGE_ACCOUNT_URL")

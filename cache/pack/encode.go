@@ -50,6 +50,7 @@ var ErrVersion = errors.New("a later version of kiln wrote it")
 type line struct {
 	Header   *header       `json:"kiln cache,omitempty"`
 	Record   *recordLine   `json:"record,omitempty"`
+	Known    *recordLine   `json:"known,omitempty"`
 	Layer    *layerLine    `json:"layer,omitempty"`
 	Shortcut *shortcutLine `json:"shortcut,omitempty"`
 	Mount    *mountLine    `json:"mount,omitempty"`
@@ -192,7 +193,16 @@ func (p *Pack) encodeText(to io.Writer) (err error) {
 	put(line{Header: &header{version}})
 	for _, records := range []map[solver.Key]Record{p.Records, p.Foreign} {
 		for _, key := range slices.SortedFunc(maps.Keys(records), compareKeys) {
-			put(line{Record: encodeRecord(key, records[key])})
+			if !records[key].Known {
+				put(line{Record: encodeRecord(key, records[key])})
+			}
+		}
+	}
+	for _, records := range []map[solver.Key]Record{p.Records, p.Foreign} {
+		for _, key := range slices.SortedFunc(maps.Keys(records), compareKeys) {
+			if records[key].Known {
+				put(line{Known: encodeRecord(key, records[key])})
+			}
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(p.Layers)) {
@@ -328,6 +338,14 @@ func (p *Pack) decode(l line) error {
 		if r.Version != solver.KeyVersion || solver.KeyOf(r.Inputs) == key {
 			p.AddRecord(key, r)
 		}
+	case l.Known != nil:
+		key, r, err := decodeRecord(l.Known)
+		if err != nil {
+			return err
+		}
+		r = r.OnlyKnown()
+		r.Signatures = l.Known.decode()
+		p.AddRecord(key, r)
 	case l.Layer != nil:
 		if decoded, ok := decodeLayer(l.Layer); ok {
 			p.AddLayer(decoded)

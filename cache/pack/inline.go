@@ -28,7 +28,9 @@ type Inline struct {
 	// Encoding is that of the layers' blobs, where their media types do not say it.
 	Encoding string
 	Steps    []InlineStep
-	// Shortcuts lead to the keys of Steps.
+	// Known are steps of which the image does not have all layers; the numbers of those that it lacks are -1.
+	Known []InlineStep
+	// Shortcuts lead to the keys of Steps and of Known.
 	Shortcuts map[solver.Key]solver.Key
 }
 
@@ -54,6 +56,7 @@ type inlineText struct {
 	Keys      string         `json:"keys"`
 	Encoding  string         `json:"encoding,omitempty"`
 	Records   []inlineRecord `json:"records"`
+	Known     []inlineKnown  `json:"known,omitempty"`
 	Shortcuts []shortcutLine `json:"shortcuts,omitempty"` // without signatures
 }
 
@@ -63,8 +66,22 @@ type inlineRecord struct {
 	Materials [][2]string    `json:"materials,omitempty"`
 }
 
-// Encode returns the JSON, which is the same for the same cache. Steps whose layers are the uppermost are left out if it would be too
-// large, and left is their number.
+// inlineKnown is a step of which the image does not have all layers.
+type inlineKnown struct {
+	Key       string        `json:"key"`
+	Outputs   []knownOutput `json:"outputs,omitempty"`
+	Materials [][2]string   `json:"materials,omitempty"`
+}
+
+type knownOutput struct {
+	Output  int            `json:"output,omitempty"`
+	Layer   *int           `json:"layer,omitempty"`
+	Content solver.Content `json:"content"`
+	Opaque  bool           `json:"opaque,omitempty"`
+}
+
+// Encode returns the JSON, which is the same for the same cache. Steps that are only known, and then those whose layers are the uppermost,
+// are left out if it would be too large, and left is their number.
 func (in Inline) Encode() (data []byte, left int, err error) {
 	t := inlineText{Version: version, Keys: solver.KeyVersion, Records: []inlineRecord{}}
 	if !plainEncoding(in.Encoding) {
@@ -84,26 +101,52 @@ func (in Inline) Encode() (data []byte, left int, err error) {
 	for from, to := range in.Shortcuts {
 		leading[to] = append(leading[to], from)
 	}
+	known := slices.SortedFunc(slices.Values(in.Known), func(a, b InlineStep) int { return compareKeys(a.Key, b.Key) })
 	size := 0
-	for i, s := range steps {
-		r := inlineRecord{Key: s.Key.String(), Outputs: s.Outputs, Materials: encodeMaterials(s.Materials)}
+	// fits adds the shortcuts to a step, if there is room for them and for what describes it.
+	fits := func(key solver.Key, described any) (bool, error) {
 		var shortcuts []shortcutLine
-		for _, from := range slices.SortedFunc(slices.Values(leading[s.Key]), compareKeys) {
-			shortcuts = append(shortcuts, shortcutLine{From: from.String(), Key: r.Key})
+		for _, from := range slices.SortedFunc(slices.Values(leading[key]), compareKeys) {
+			shortcuts = append(shortcuts, shortcutLine{From: from.String(), Key: key.String()})
 		}
-		text, err := json.Marshal([]any{r, shortcuts})
+		text, err := json.Marshal([]any{described, shortcuts})
+		if size += len(text); err != nil || size > maxInline {
+			return false, err
+		}
+		t.Shortcuts = append(t.Shortcuts, shortcuts...)
+		return true, nil
+	}
+	for _, s := range steps {
+		r := inlineRecord{Key: s.Key.String(), Outputs: s.Outputs, Materials: encodeMaterials(s.Materials)}
+		ok, err := fits(s.Key, r)
 		if err != nil {
 			return nil, 0, err
 		}
-		if size += len(text); size > maxInline {
-			left = len(steps) - i
+		if !ok {
 			break
 		}
 		t.Records = append(t.Records, r)
-		t.Shortcuts = append(t.Shortcuts, shortcuts...)
+	}
+	for _, s := range known {
+		k := inlineKnown{Key: s.Key.String(), Materials: encodeMaterials(s.Materials)}
+		for _, o := range s.Outputs {
+			out := knownOutput{Output: o.Output, Content: o.Content, Opaque: o.Opaque}
+			if o.Layer >= 0 {
+				out.Layer = &o.Layer
+			}
+			k.Outputs = append(k.Outputs, out)
+		}
+		ok, err := fits(s.Key, k)
+		if err != nil {
+			return nil, 0, err
+		}
+		if !ok {
+			break
+		}
+		t.Known = append(t.Known, k)
 	}
 	data, err = json.Marshal(t)
-	return data, left, err
+	return data, len(steps) + len(known) - len(t.Records) - len(t.Known), err
 }
 
 // plainEncoding reports whether the media type of a blob says its encoding.
@@ -150,34 +193,40 @@ func DecodeInline(config []byte, blobs []ocispec.Descriptor) (*Pack, error) {
 			n++
 		}
 	}
-	p := &Pack{}
+	d := inlineDecoder{pack: &Pack{}, diffIDs: c.RootFS.DiffIDs, blobs: blobs, made: made, encoding: c.Cache.Encoding}
 	for _, r := range c.Cache.Records {
-		key, err := solver.ParseKey(r.Key)
-		if err != nil {
+		record := Record{Version: solver.KeyVersion}
+		for _, o := range r.Outputs {
+			if err := d.output(&record, o); err != nil {
+				return nil, fmt.Errorf("record %s: %w", r.Key, err)
+			}
+		}
+		if err := d.add(r.Key, record, r.Materials); err != nil {
 			return nil, err
 		}
-		record := Record{Version: solver.KeyVersion}
-		record.Materials = decodeMaterials(r.Materials)
-		for _, o := range r.Outputs {
-			if o.Output < 0 || o.Layer < 0 || o.Layer >= len(blobs) {
-				return nil, fmt.Errorf("record %s has output %d as layer %d of %d", r.Key, o.Output, o.Layer, len(blobs))
-			}
-			l, ok := inlineLayer(c.RootFS.DiffIDs[o.Layer], blobs[o.Layer], c.Cache.Encoding)
-			if !ok || o.Content == (solver.Content{}) && c.RootFS.DiffIDs[o.Layer] != emptyTar {
-				return nil, fmt.Errorf("layer %d cannot be that of a step", o.Layer)
-			}
-			l.Content, l.Opaque = o.Content, o.Opaque
-			if at := made[o.Layer].Created; at != nil {
-				l.Created, record.Started = *at, *at
-			}
-			record.Name = made[o.Layer].CreatedBy
-			if _, has := p.Layers[l.ID]; !has {
-				p.AddLayer(l)
-			}
-			record.Outputs = append(record.Outputs, solver.Made{Output: o.Output, Layer: solver.Layer{ID: string(l.ID), Content: o.Content}})
-		}
-		p.AddRecord(key, record)
 	}
+	for _, k := range c.Cache.Known {
+		record := Record{Version: solver.KeyVersion, Known: true}
+		for _, o := range k.Outputs {
+			if o.Layer != nil {
+				if err := d.output(&record, InlineOutput{o.Output, *o.Layer, o.Content, o.Opaque}); err != nil {
+					return nil, fmt.Errorf("record %s: %w", k.Key, err)
+				}
+				continue
+			}
+			if o.Output < 0 {
+				return nil, fmt.Errorf("record %s has output %d", k.Key, o.Output)
+			}
+			// Nobody has a layer with this ID: the image does not say what that of the step is called.
+			made := solver.Made{Output: o.Output, Layer: solver.Layer{ID: o.Content.String(), Content: o.Content}}
+			record.Outputs = append(record.Outputs, made)
+		}
+		record.Name = ""
+		if err := d.add(k.Key, record, k.Materials); err != nil {
+			return nil, err
+		}
+	}
+	p := d.pack
 	for _, s := range c.Cache.Shortcuts {
 		s.Signatures = nil // an image is signed as a whole
 		if err := p.decodeShortcut(&s); err != nil {
@@ -185,6 +234,47 @@ func DecodeInline(config []byte, blobs []ocispec.Descriptor) (*Pack, error) {
 		}
 	}
 	return p, nil
+}
+
+// inlineDecoder reads the records of an inline cache.
+type inlineDecoder struct {
+	pack     *Pack
+	diffIDs  []digest.Digest
+	blobs    []ocispec.Descriptor
+	made     []ocispec.History // of the layers
+	encoding string
+}
+
+// output adds a layer of the image to the outputs of a record.
+func (d *inlineDecoder) output(r *Record, o InlineOutput) error {
+	if o.Output < 0 || o.Layer < 0 || o.Layer >= len(d.blobs) {
+		return fmt.Errorf("it has output %d as layer %d of %d", o.Output, o.Layer, len(d.blobs))
+	}
+	l, ok := inlineLayer(d.diffIDs[o.Layer], d.blobs[o.Layer], d.encoding)
+	if !ok || o.Content == (solver.Content{}) && d.diffIDs[o.Layer] != emptyTar {
+		return fmt.Errorf("layer %d cannot be that of a step", o.Layer)
+	}
+	l.Content, l.Opaque = o.Content, o.Opaque
+	if at := d.made[o.Layer].Created; at != nil {
+		l.Created, r.Started = *at, *at
+	}
+	r.Name = d.made[o.Layer].CreatedBy
+	if _, has := d.pack.Layers[l.ID]; !has {
+		d.pack.AddLayer(l)
+	}
+	r.Outputs = append(r.Outputs, solver.Made{Output: o.Output, Layer: solver.Layer{ID: string(l.ID), Content: o.Content}})
+	return nil
+}
+
+// add adds a record.
+func (d *inlineDecoder) add(key string, r Record, materials [][2]string) error {
+	parsed, err := solver.ParseKey(key)
+	if err != nil {
+		return err
+	}
+	r.Materials = decodeMaterials(materials)
+	d.pack.AddRecord(parsed, r)
+	return nil
 }
 
 // emptyTar is the digest of a tar without entries: the layer of a step that changed nothing, which is never fetched.

@@ -37,10 +37,21 @@ type Record struct {
 	solver.Record
 	// Version is the solver.KeyVersion that the key was computed with.
 	Version string
+	// Known says that it has neither Inputs nor texts, and perhaps not its layers: it says only what the step has made.
+	Known bool
 	// Used is when a build last used it, with a precision of a second.
 	Used time.Time
 	// Signatures are of everything but Used.
 	Signatures Signatures
+}
+
+// OnlyKnown returns a record without what says how the step was made, for a cache that does not get its layers. Signatures are of that, and
+// so they are gone.
+func (r Record) OnlyKnown() Record {
+	if !r.Known {
+		r.Known, r.Inputs, r.Name, r.Took, r.LogSize, r.Signatures = true, nil, "", 0, 0, nil
+	}
+	return r
 }
 
 // Shortcut leads to the key of a step.
@@ -84,8 +95,8 @@ const (
 	ArtifactType = "application/vnd.kiln.cache.v1"
 )
 
-// AddRecord adds a record. Of two under one key the one that is signed stays or else the one that began later, so that it does not matter
-// who adds first; it counts as used when either was.
+// AddRecord adds a record. Of two under one key the one that is signed stays, or else the one that is not only Known, or the one that began
+// later, so that it does not matter who adds first; it counts as used when either was.
 func (p *Pack) AddRecord(key solver.Key, r Record) {
 	into := &p.Records
 	if r.Version != solver.KeyVersion {
@@ -110,12 +121,23 @@ func (p *Pack) AddRecord(key solver.Key, r Record) {
 
 // compareRecords orders records of one key: the one that stays is the greater. Those that say the same are equal.
 func compareRecords(a, b Record) int {
-	c := cmp.Or(compareSigned(a.Signatures, b.Signatures), a.Started.Compare(b.Started), cmp.Compare(a.Took, b.Took),
+	c := cmp.Or(compareSigned(a.Signatures, b.Signatures), compareKnown(a, b), a.Started.Compare(b.Started), cmp.Compare(a.Took, b.Took),
 		strings.Compare(outputsOf(a), outputsOf(b)))
 	if c == 0 {
 		c = bytes.Compare(a.statement(solver.Key{}), b.statement(solver.Key{}))
 	}
 	return c
+}
+
+// compareKnown orders what is only Known before all else.
+func compareKnown(a, b Record) int {
+	switch {
+	case a.Known == b.Known:
+		return 0
+	case a.Known:
+		return -1
+	}
+	return 1
 }
 
 func outputsOf(r Record) string {

@@ -43,61 +43,93 @@ type Import struct {
 // Imports are the caches that one build reads, in the order in which the user named them. What cannot be used of them is missed. They are
 // safe for concurrent use.
 type Imports struct {
-	list []*Import
 	warn func(string)
-
-	ctx context.Context
+	ctx  context.Context
 
 	mu    sync.Mutex
+	list  []*Import
 	there map[layer.ID]bool // of layers of doubted caches: whether they are there
 }
 
 // Begin begins to read caches. warn is told once of each that cannot be used, and why.
 func Begin(ctx context.Context, caches []*Import, warn func(string)) *Imports {
-	im := &Imports{list: caches, warn: warn, ctx: ctx, there: map[layer.ID]bool{}}
+	im := &Imports{warn: warn, ctx: ctx, there: map[layer.ID]bool{}}
 	for _, c := range caches {
-		c.apart, c.loaded = make(chan struct{}), make(chan struct{})
-		c.signed, c.layers = map[solver.Key]bool{}, map[layer.ID]signedLayer{}
-		apart := sync.OnceFunc(func() { close(c.apart) })
-		go func() {
-			defer close(c.loaded)
-			c.head, c.err = readTag(ctx, c.Repository, c.Tag, apart)
-			switch {
-			case c.err == nil || ctx.Err() != nil:
-			case none(c.err):
-				im.warn(fmt.Sprintf("the cache %s does not exist yet", c.Repository))
-			default:
-				im.warn(fmt.Sprintf("the cache %s is not used: %v", c.Repository, c.err))
-			}
-			if c.head == nil {
-				c.head = &Head{Pack: &pack.Pack{}}
-			}
-		}()
+		im.begin(c)
 	}
+	im.list = caches
 	return im
+}
+
+// Add begins to read further caches, but for those that are read already.
+func (im *Imports) Add(caches []*Import) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	all := slices.Clip(im.list)
+	for _, c := range caches {
+		same := func(other *Import) bool {
+			return other.Repository.String() == c.Repository.String() && other.Tag == c.Tag
+		}
+		if !slices.ContainsFunc(all, same) {
+			im.begin(c)
+			all = append(all, c)
+		}
+	}
+	im.list = all
+}
+
+// begin begins to read a cache.
+func (im *Imports) begin(c *Import) {
+	c.apart, c.loaded = make(chan struct{}), make(chan struct{})
+	c.signed, c.layers = map[solver.Key]bool{}, map[layer.ID]signedLayer{}
+	apart := sync.OnceFunc(func() { close(c.apart) })
+	go func() {
+		defer close(c.loaded)
+		c.head, c.err = readTag(im.ctx, c.Repository, c.Tag, apart)
+		switch {
+		case c.err == nil || im.ctx.Err() != nil:
+		case none(c.err):
+			im.warn(fmt.Sprintf("the cache %s does not exist yet", c.Repository))
+		default:
+			im.warn(fmt.Sprintf("the cache %s is not used: %v", c.Repository, c.err))
+		}
+		if c.head == nil {
+			c.head = &Head{Pack: &pack.Pack{}}
+		}
+	}()
+}
+
+// All returns the caches.
+func (im *Imports) All() []*Import {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.list
 }
 
 // wait returns the caches once they are read.
 func (im *Imports) wait(ctx context.Context) ([]*Import, error) {
-	for _, c := range im.list {
+	all := im.All()
+	for _, c := range all {
 		select {
 		case <-c.loaded:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
 	}
-	return im.list, nil
+	return all, nil
 }
 
-// Record returns the record of a key, if a cache has one whose layers it has. The error is that of ctx.
+// Record returns the record of a key: that of a cache which has its layers, or else one without. The error is that of ctx.
 func (im *Imports) Record(ctx context.Context, key solver.Key) (pack.Record, bool, error) {
 	caches, err := im.wait(ctx)
 	if err != nil {
 		return pack.Record{}, false, err
 	}
+	var known pack.Record
+	found := false
 	for _, c := range caches {
 		r, ok := c.record(key)
-		if !ok {
+		if !ok || im.isBad(c) {
 			continue
 		}
 		whole := true
@@ -107,8 +139,18 @@ func (im *Imports) Record(ctx context.Context, key solver.Key) (pack.Record, boo
 		if whole {
 			return r, true, nil
 		}
+		if !found {
+			known, found = r, true
+		}
 	}
-	return pack.Record{}, false, nil
+	return known, found, nil
+}
+
+// isBad reports whether a cache is not used any more.
+func (im *Imports) isBad(c *Import) bool {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return c.bad
 }
 
 // Shortcut returns the shortcut that leads from a key. The error is that of ctx.
@@ -129,7 +171,7 @@ func (im *Imports) Shortcut(ctx context.Context, from solver.Key) (pack.Shortcut
 // It waits for the manifests of the caches, and not for what takes further requests, beside which the document can be asked for where the
 // image is.
 func (im *Imports) Document(ctx context.Context, d digest.Digest) []byte {
-	for _, c := range im.list {
+	for _, c := range im.All() {
 		select {
 		case <-c.loaded:
 		case <-c.apart:
@@ -175,7 +217,7 @@ func (im *Imports) Layer(id layer.ID) (pack.Layer, bool) {
 }
 
 func (im *Imports) find(id layer.ID) (*Import, pack.Layer, bool) {
-	for _, c := range im.list {
+	for _, c := range im.All() {
 		if !c.isLoaded() {
 			continue
 		}

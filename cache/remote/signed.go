@@ -61,7 +61,7 @@ func (c *Import) layer(id layer.ID) (pack.Layer, bool) {
 
 // WarnUnsigned warns of each cache that had something a build asked for, and that counted for nothing because it was not signed.
 func (im *Imports) WarnUnsigned() {
-	for _, c := range im.list {
+	for _, c := range im.All() {
 		c.signing.Lock()
 		n := 0
 		for _, signed := range c.signed {

@@ -81,6 +81,8 @@ type step struct {
 	Used   time.Time `json:"used"`
 	Size   int64     `json:"size"`
 	Layers []string  `json:"layers"`
+	// Known says that the cache has only what the step made, and neither its name nor what was done.
+	Known bool `json:"known,omitempty"`
 	// SignedBy are the keys that are said to have signed it.
 	SignedBy []string `json:"signedBy,omitempty"`
 }
@@ -92,7 +94,7 @@ func steps(p *pack.Pack) []step {
 		return cmp.Or(p.Records[b].Used.Compare(p.Records[a].Used), slices.Compare(a[:], b[:]))
 	}) {
 		r := p.Records[key]
-		s := step{Key: key.String(), Name: r.Name, Used: r.Used.UTC(), Layers: []string{}}
+		s := step{Key: key.String(), Name: r.Name, Used: r.Used.UTC(), Layers: []string{}, Known: r.Known}
 		for _, m := range r.Outputs {
 			s.Layers = append(s.Layers, m.ID)
 			for _, d := range p.Layers[layer.ID(m.ID)].Descriptors() {
@@ -132,7 +134,8 @@ func list(a *app.App) *cobra.Command {
 		Use:   "ls [flags] CACHE",
 		Short: "List the steps that a cache has",
 		Long: "List the steps that a cache has, the one that a build used last first. " +
-			"SIZE is that of the step's layers as they are in the cache.\n\n" + about,
+			"SIZE is that of the step's layers as they are in the cache. The STEP is - where the cache has only what it made: see mode=min.\n\n" +
+			about,
 		Example: `  kiln cache ls registry.example/app:cache
   kiln cache ls type=local,src=cache --format json`,
 		Args: app.ExactArgs("a CACHE"),
@@ -148,7 +151,7 @@ func list(a *app.App) *cobra.Command {
 				fmt.Fprintln(out, "KEY\tUSED\tSIZE\tSTEP")
 				for _, s := range steps(p) {
 					used := units.HumanDuration(time.Since(s.Used))
-					fmt.Fprintf(out, "%s\t%s ago\t%s\t%s\n", s.Key[:12], used, report.Size(s.Size), termtext.Line(s.Name))
+					fmt.Fprintf(out, "%s\t%s ago\t%s\t%s\n", s.Key[:12], used, report.Size(s.Size), termtext.Line(cmp.Or(s.Name, "-")))
 				}
 				return out.Flush()
 			})

@@ -55,7 +55,7 @@ func cacheSpec(v string, export bool) (caching.Spec, error) {
 		case "type":
 			s.Type = value
 		case "mounts":
-			if s.Mounts, err = appendMounts(s.Mounts, value); err != nil {
+			if s.Mounts, err = caching.AppendMounts(s.Mounts, value); err != nil {
 				return s, err
 			}
 		default:
@@ -66,18 +66,4 @@ func cacheSpec(v string, export bool) (caching.Spec, error) {
 		return s, fmt.Errorf("it has no type=, such as type=registry")
 	}
 	return s, nil
-}
-
-// appendMounts reads one value of mounts=, which may be given several times: ids of cache mounts with semicolons or, in quoted fields, commas
-// between them.
-func appendMounts(ids []string, value string) ([]string, error) {
-	for _, id := range strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ';' }) {
-		if id = strings.TrimSpace(id); id != "" {
-			ids = append(ids, id)
-		}
-	}
-	if len(ids) == 0 {
-		return nil, fmt.Errorf("mounts=%s names no cache mount: give ids such as mounts=/root/.npm, or mounts=%s", value, caching.AllMounts)
-	}
-	return ids, nil
 }
