@@ -104,6 +104,9 @@ func (s *bridges) Solve(ctx context.Context, req *gateway.SolveRequest) (*gatewa
 	if err := b.room(1); err != nil {
 		return nil, err
 	}
+	if err := b.importing(imported(req)); err != nil {
+		return nil, b.failure(err)
+	}
 	if s.only != nil {
 		if err := b.mayUse(req.FrontendOpt[asked.CgroupParent]); err != nil {
 			return nil, err

@@ -52,6 +52,9 @@ func (b *buildJob) dockerfile(ctx context.Context, by *asked.Request, inputs map
 	if d.Call, known = calls[d.SubRequest]; !known {
 		return nil, subrequest.Unsupported(d.SubRequest)
 	}
+	if err := b.importing(d.Caches); err != nil {
+		return nil, err
+	}
 	r := &d.Request
 	if err := b.inputs(ctx, d, inputs); err != nil {
 		return nil, err

@@ -20,6 +20,8 @@ const (
 	maxRequests = 200_000
 	// maxFrontends is how many frontends of one build run at the same time that are images: one can call another.
 	maxFrontends = 64
+	// maxExporters is how many exporters a request has.
+	maxExporters = 64
 	// maxQuoted is how many bytes the sources have that one error quotes, maxQuotes how many places it names, and maxFile how long the name
 	// of a file may be there.
 	maxQuoted = 1 << 20

@@ -151,6 +151,9 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 	if o.Client.Allow, err = b.server.entitled(req.Entitlements); err != nil {
 		return o, nil, err
 	}
+	if n := len(exporters(req)); n > maxExporters {
+		return o, nil, full("exporters", maxExporters)
+	}
 	for i, e := range exporters(req) {
 		out, err := attrs.Output(e.Type, e.Attrs, b.client.Receiver(i))
 		if err != nil {

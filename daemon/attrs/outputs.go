@@ -72,8 +72,8 @@ var ownKeys = map[string][]string{
 }
 
 // Spec reads the attributes of a cache. The error is an *input.Error.
-func (c Cache) Spec(export bool) (caching.Spec, error) {
-	s := caching.Spec{Type: c.Type, Attrs: map[string]string{}, Export: export}
+func (c Cache) Spec(export bool) (s caching.Spec, err error) {
+	s = caching.Spec{Type: c.Type, Attrs: map[string]string{}, Export: export}
 	text := []string{"type=" + c.Type}
 	for _, key := range slices.Sorted(maps.Keys(c.Attrs)) {
 		value := c.Attrs[key]
@@ -81,10 +81,22 @@ func (c Cache) Spec(export bool) (caching.Spec, error) {
 		if c.Type == CacheLocal && key == "reset" {
 			continue // the client does it
 		}
-		s.Attrs[key] = value
+		if !export && slices.Contains(caching.ExportKeys(), key) {
+			continue // clients give imports and exports the same attributes
+		}
+		if key == "mounts" {
+			if s.Mounts, err = caching.AppendMounts(nil, value); err != nil {
+				return s, &input.Error{Err: err}
+			}
+		} else {
+			s.Attrs[key] = value
+		}
 		text = append(text, key+"="+caching.Shown(key, value))
 	}
 	s.Text = strings.Join(text, ",")
+	if s.Type == "gha" {
+		gitHub(s.Attrs)
+	}
 	for _, key := range []string{"sign", "verify"} {
 		if _, ok := s.Attrs[key]; ok {
 			return s, &input.Error{Err: fmt.Errorf("cache %q: the key %s names a file, and those of the daemon are not for its clients",
@@ -97,8 +109,19 @@ func (c Cache) Spec(export bool) (caching.Spec, error) {
 				s.Text, key)}
 		}
 	}
-	if err := s.Check(); err != nil {
+	if err = s.Check(); err != nil {
 		return s, &input.Error{Err: fmt.Errorf("cache %q: %w", s.Text, err)}
 	}
 	return s, nil
+}
+
+// gitHub makes the attributes that buildx sends for GitHub's cache those that kiln has. buildx sends the addresses of both versions of the
+// service, of which GitHub has only the second one any more, and what BuildKit asks GitHub for besides, to make fewer requests.
+func gitHub(attrs map[string]string) {
+	if attrs["url_v2"] == "" && attrs["version"] != "1" {
+		attrs["url_v2"] = attrs["url"]
+	}
+	for _, key := range []string{"url", "repository", "ghtoken"} {
+		delete(attrs, key)
+	}
 }

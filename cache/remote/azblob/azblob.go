@@ -3,6 +3,7 @@ package azblob
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -32,7 +33,9 @@ import (
 type Options struct {
 	// AccountURL is the address of the storage account, "https://ACCOUNT.blob.core.windows.net".
 	AccountURL string
-	Container  string
+	// AccountName is the name of the account; "" for what AccountURL says.
+	AccountName string
+	Container   string
 	// Key is the account's key in base64; without it, the identity of the environment is used.
 	Key string
 }
@@ -50,7 +53,7 @@ func (o Options) account() (u *url.URL, name string, err error) {
 	} else {
 		name, _, _ = strings.Cut(u.Hostname(), ".")
 	}
-	if name == "" {
+	if name = cmp.Or(o.AccountName, name); name == "" {
 		return nil, "", errors.New("account_url names no storage account")
 	}
 	return u, name, nil
