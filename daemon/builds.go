@@ -31,7 +31,7 @@ const linger = 5 * time.Second
 const waitForBuild = 10 * time.Second
 
 // begin makes a build known.
-func (s *Server) begin(b *buildJob) error {
+func (s *Server) begin(ctx context.Context, b *buildJob) error {
 	s.builds.mu.Lock()
 	defer s.builds.mu.Unlock()
 	select {
@@ -47,7 +47,7 @@ func (s *Server) begin(b *buildJob) error {
 		return status.Errorf(codes.ResourceExhausted, "%d builds go on or wait already, %d of them of this user", len(s.builds.byRef), has)
 	}
 	var err error
-	if b.record, err = s.records.Begin(recording(b.request)); err != nil {
+	if b.record, err = s.records.Begin(b.recording(ctx)); err != nil {
 		return err
 	}
 	s.running.Add(1)

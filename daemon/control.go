@@ -57,7 +57,7 @@ func (c *control) Solve(ctx context.Context, req *controlapi.SolveRequest) (*con
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	b := &buildJob{server: c.Server, request: req, user: client.User(ctx), cancel: cancel}
-	if err := c.begin(b); err != nil {
+	if err := c.begin(ctx, b); err != nil {
 		return nil, err
 	}
 	res, err := c.solve(ctx, b)

@@ -101,6 +101,7 @@ func (s *Server) GRPC(o ...grpc.ServerOption) *grpc.Server {
 	gateway.RegisterLLBBridgeServer(g, &bridges{Server: s})
 	content.RegisterContentServer(g, contentserver.New(s.records.Content()))
 	grpc_health_v1.RegisterHealthServer(g, s.health)
+	s.records.RegisterTraceService(g)
 	return g
 }
 

@@ -95,7 +95,7 @@ func TestUsers(t *testing.T) {
 	for i := range maxKnown / 2 {
 		s.builds.byRef[fmt.Sprint(i)] = &buildJob{user: "a"}
 	}
-	err := s.begin(&buildJob{server: s, user: "a", request: &controlapi.SolveRequest{Ref: "another"}})
+	err := s.begin(t.Context(), &buildJob{server: s, user: "a", request: &controlapi.SolveRequest{Ref: "another"}})
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Error(err)
 	}

@@ -87,9 +87,11 @@ func (s *bridges) Warn(ctx context.Context, req *gateway.WarnRequest) (*gateway.
 }
 
 // recording returns what the history has of a request.
-func recording(req *controlapi.SolveRequest) records.Request {
+func (b *buildJob) recording(ctx context.Context) records.Request {
+	req := b.request
 	return records.Request{
 		Ref: req.Ref, Internal: req.Internal, Frontend: req.Frontend, FrontendAttrs: req.FrontendAttrs, Exporters: exporters(req),
+		TraceParent: traceParent(ctx),
 	}
 }
 
@@ -134,4 +136,13 @@ func (b *buildJob) recorded(res *build.Result, err error) records.Result {
 		out.Response = res.Response()
 	}
 	return out
+}
+
+// traceParent returns what a request says of the client's span that it is part of, in the form of W3C's Trace Context; "" for nothing.
+func traceParent(ctx context.Context) string {
+	md, _ := metadata.FromIncomingContext(ctx)
+	if values := md.Get("traceparent"); len(values) > 0 {
+		return values[0]
+	}
+	return ""
 }

@@ -82,6 +82,8 @@ type Request struct {
 	Frontend      string
 	FrontendAttrs map[string]string
 	Exporters     []*control.Exporter
+	// TraceParent is the client's span that the build is part of, as W3C's Trace Context has it; "" for none.
+	TraceParent string
 }
 
 // RefError is a ref that a client cannot give to a build.
@@ -100,6 +102,10 @@ type Build struct {
 	created time.Time
 	// dropped says that a client has deleted the record that is not there yet.
 	dropped bool
+	// parent is the client's span that the build is part of, or noParent, and spans are those of its trace that clients have added.
+	parent   spanContext
+	spans    []span
+	spanSize int
 }
 
 // Begin begins a build. Its End must be called. The error is a *RefError.
@@ -113,7 +119,7 @@ func (r *Records) Begin(req Request) (*Build, error) {
 		return nil, &RefError{req.Ref, "is not text"}
 	}
 	req.FrontendAttrs = redacted(req.FrontendAttrs)
-	b := &Build{records: r, request: req, created: time.Now()}
+	b := &Build{records: r, request: req, created: time.Now(), parent: parseParent(req.TraceParent)}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.active[req.Ref] != nil {
@@ -238,6 +244,9 @@ func (b *Build) write(ctx context.Context, rec *control.BuildHistoryRecord, res 
 		id = history.NewID()
 	}
 	e := &entry{id: id, ref: rec.Ref}
+	b.records.mu.Lock()
+	spans := b.spans
+	b.records.mu.Unlock()
 	err := b.records.history.WriteRecord(id, func(w io.Writer) error {
 		f := newFile(w)
 		var err error
@@ -253,7 +262,7 @@ func (b *Build) write(ctx context.Context, rec *control.BuildHistoryRecord, res 
 			_, err := b.log.WriteTo(w)
 			return err
 		})
-		rec.Trace = add(traceType, func(w io.Writer) error { return writeTrace(w, rec, b.log.Spans()) })
+		rec.Trace = add(traceType, func(w io.Writer) error { return writeTrace(w, rec, b.log.Spans(), b.parent, spans) })
 		if res.Err != nil {
 			failure := apierr.Status(ctx, res.Err).Proto()
 			rec.ExternalError = add(errorType, func(w io.Writer) error {
