@@ -107,7 +107,10 @@ func readToken(name string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxToken))
+	data, err := io.ReadAll(io.LimitReader(f, maxToken+1))
+	if len(data) > maxToken {
+		return "", fmt.Errorf("%s is longer than %d bytes, and no token", name, maxToken)
+	}
 	return strings.TrimSpace(string(data)), err
 }
 
