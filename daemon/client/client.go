@@ -74,7 +74,8 @@ func (c *Client) call(ctx context.Context) (context.Context, session.Caller, err
 		wait, cancel := context.WithTimeout(ctx, waitForSession)
 		defer cancel()
 		var err error
-		if caller, err = c.config.Sessions.get(wait, c.id, c.config.User); err != nil {
+		var ended context.Context
+		if caller, ended, err = c.config.Sessions.get(wait, c.id, c.config.User); err != nil {
 			if ctx.Err() != nil {
 				err = context.Cause(ctx)
 			}
@@ -82,17 +83,15 @@ func (c *Client) call(ctx context.Context) (context.Context, session.Caller, err
 		}
 		c.mu.Lock()
 		if c.caller == nil {
-			var base context.Context
-			base, c.leave = context.WithCancel(context.Background())
-			c.caller, c.session = caller, caller.Context(base)
+			c.caller = caller
+			c.session, c.leave = context.WithCancel(ended)
 		}
 		c.mu.Unlock()
 	}
 	return c.during(ctx), caller, nil
 }
 
-// during returns a context that ends when ctx or the session does. A session may outlive any number of builds, and what is registered with
-// its own context stays until it ends: so that is done once, without anything of a build.
+// during returns a context that ends when ctx or the session does.
 func (c *Client) during(ctx context.Context) context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -17,14 +17,20 @@ import (
 type Sessions struct {
 	manager *session.Manager
 
-	mu    sync.Mutex
-	users map[string]string // by session
+	mu   sync.Mutex
+	open map[string]opened // by session
+}
+
+// opened is a session that is open.
+type opened struct {
+	user  string
+	ended context.Context
 }
 
 // NewSessions returns Sessions without any.
 func NewSessions() (*Sessions, error) {
 	m, err := session.NewManager()
-	return &Sessions{manager: m, users: map[string]string{}}, err
+	return &Sessions{manager: m, open: map[string]opened{}}, err
 }
 
 // headerID is the name of the header with the id that a client gives its session.
@@ -46,32 +52,36 @@ func (s *Sessions) Serve(ctx context.Context, conn net.Conn, header map[string][
 		return errors.New("the session has no valid id")
 	}
 	s.mu.Lock()
-	if _, ok := s.users[id]; ok {
+	if _, ok := s.open[id]; ok {
 		s.mu.Unlock()
 		return fmt.Errorf("session %s exists already", id)
 	}
-	s.users[id] = user
+	ended, end := context.WithCancel(context.Background())
+	s.open[id] = opened{user, ended}
 	s.mu.Unlock()
 	defer func() {
+		end()
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.users, id)
+		delete(s.open, id)
 	}()
 	return s.manager.HandleConn(ctx, conn, header)
 }
 
-// get returns the session with an id once it is there. That of another user is as good as none.
-func (s *Sessions) get(ctx context.Context, id, user string) (session.Caller, error) {
+// get returns the session with an id once it is there, and a context that ends when it does. That of another user is as good as none.
+// The context is not Caller.Context, of which each keeps some memory until the session ends: a session may outlive any number of builds.
+func (s *Sessions) get(ctx context.Context, id, user string) (session.Caller, context.Context, error) {
 	caller, err := s.manager.Get(ctx, id, false)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if owner, ok := s.users[id]; !ok || owner != user {
-		return nil, fmt.Errorf("no active session for %s", id)
+	open, ok := s.open[id]
+	if !ok || open.user != user {
+		return nil, nil, fmt.Errorf("no active session for %s", id)
 	}
-	return caller, nil
+	return caller, open.ended, nil
 }
 
 // User returns who made a request of gRPC, as far as the connection tells: the subject of the certificate with its other names, which it
