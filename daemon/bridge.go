@@ -107,6 +107,9 @@ func (s *bridges) Solve(ctx context.Context, req *gateway.SolveRequest) (*gatewa
 	if err := b.importing(imported(req)); err != nil {
 		return nil, b.failure(err)
 	}
+	if err := b.takeAttrs(req.FrontendOpt); err != nil {
+		return nil, err
+	}
 	if s.only != nil {
 		if err := b.mayUse(req.FrontendOpt[asked.CgroupParent]); err != nil {
 			return nil, err

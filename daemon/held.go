@@ -13,9 +13,11 @@ import (
 const (
 	// maxKnown is how many builds are known at the same time: those that are worked on, those that wait, and those that ended just now.
 	maxKnown = 4096
-	// maxRefs is how many results one build has, and maxSent how many bytes its definitions have together.
+	// maxRefs is how many results one build has, and maxSent how many bytes its definitions and the attributes of requests have together, of
+	// which each counts for perAttr more.
 	maxRefs = 10_000
 	maxSent = 128 << 20
+	perAttr = 64
 	// maxRequests is how many requests by LLBBridge are about one build: something is kept of each until that ends.
 	maxRequests = 200_000
 	// maxFrontends is how many frontends of one build run at the same time that are images: one can call another.
@@ -35,7 +37,7 @@ type held struct {
 	// graphs are what definitions of the client were decoded to, and definitions what it has sent, for the ops in errors.
 	graphs      []*llbpb.Graph
 	definitions []given
-	bytes       int // of definitions
+	bytes       int // of definitions and attributes
 	frontends   int // that run
 	requests    int
 }
@@ -62,11 +64,23 @@ func (b *buildJob) room(n int) error {
 }
 
 // take counts a definition before it is decoded.
-func (b *buildJob) take(def *pb.Definition) error {
+func (b *buildJob) take(def *pb.Definition) error { return b.sent(def.SizeVT()) }
+
+// takeAttrs counts the attributes of a request, which its results keep.
+func (b *buildJob) takeAttrs(attrs map[string]string) error {
+	size := 0
+	for name, value := range attrs {
+		size += len(name) + len(value) + perAttr
+	}
+	return b.sent(size)
+}
+
+// sent counts bytes that the client has sent.
+func (b *buildJob) sent(size int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.held.bytes += def.SizeVT(); b.held.bytes > maxSent {
-		return full("bytes of definitions", maxSent)
+	if b.held.bytes += size; b.held.bytes > maxSent {
+		return full("bytes of definitions and attributes", maxSent)
 	}
 	return nil
 }

@@ -56,6 +56,7 @@ func TestHeld(t *testing.T) {
 		}
 	}
 	refused("another definition", b.take(def))
+	refused("attributes", b.takeAttrs(map[string]string{"build-arg:A": strings.Repeat("x", 1<<20)}))
 	for range maxFrontends {
 		leave, err := b.enter()
 		if err != nil {
