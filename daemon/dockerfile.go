@@ -24,6 +24,7 @@ import (
 	"github.com/kilnbuild/kiln/daemon/asked"
 	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/client"
+	"github.com/kilnbuild/kiln/daemon/llbpb"
 	"github.com/kilnbuild/kiln/daemon/subrequest"
 	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/ignore"
@@ -65,7 +66,7 @@ func (b *buildJob) dockerfile(ctx context.Context, by *asked.Request, inputs map
 	r.VCS = d.VCS
 	res := &build.Result{}
 	p, err := b.job.Lower(ctx, r, res)
-	info := b.read(res.DockerfileName, res.Dockerfile)
+	info := b.read(res.DockerfileName, res.Dockerfile, &pb.Definition{})
 	if other, ok := errors.AsType[*source.SyntaxError](err); ok && by.Attrs[attrCommand] == "" {
 		forwarded := map[string]string{}
 		maps.Copy(forwarded, by.Attrs)
@@ -232,12 +233,15 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (g *contexts.
 		names = append(names, dir+strings.ToLower(name))
 	}
 	var tree layer.Tree
+	from := &pb.Definition{}
 	if in, ok := d.Elsewhere.Inputs[d.DockerfileName]; ok && !d.OwnDockerfile {
 		tree, err = b.files(ctx, in.Root)
 	} else {
 		local := d.LocalOf(d.DockerfileName)
 		local.Follow, local.Unlike = append(slices.Clone(names), d.Filename+ignoreFile), true
-		tree, err = b.load(ctx, internal, "load build definition from "+d.Filename, local)
+		if from, err = llbpb.Encode((&llb.Graph{}).Add(local, llb.Meta{}).Output(0)); err == nil {
+			tree, err = b.load(ctx, internal, "load build definition from "+d.Filename, local)
+		}
 	}
 	if err != nil {
 		return nil, false, err
@@ -255,7 +259,7 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (g *contexts.
 	if err != nil {
 		return nil, false, &input.Error{Err: fmt.Errorf("failed to read dockerfile: %w", err)}
 	}
-	b.read(g.Name, g.Text)
+	b.read(g.Name, g.Text, from)
 	g.Ignore, found, err = readIgnore(ctx, tree, d.Filename+ignoreFile)
 	return g, found, err
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -79,9 +80,12 @@ func (b *buildJob) source(name string) *pb.SourceInfo {
 	return b.sources[name]
 }
 
-// read notes a Dockerfile, for errors and warnings to quote.
-func (b *buildJob) read(name string, text []byte) *pb.SourceInfo {
-	info := &pb.SourceInfo{Filename: name, Data: text, Language: apierr.Language, Definition: &pb.Definition{}}
+// read notes a Dockerfile, for errors and warnings to quote; from makes the directory that it is in, and is empty if that is not known.
+func (b *buildJob) read(name string, text []byte, from *pb.Definition) *pb.SourceInfo {
+	if known := b.source(name); known != nil && bytes.Equal(known.Data, text) {
+		return known
+	}
+	info := &pb.SourceInfo{Filename: name, Data: text, Language: apierr.Language, Definition: from}
 	b.log.Source(info)
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -22,6 +22,13 @@ func (b *buildJob) described(made *result) *provenance.API {
 	api.Locals, api.Env, api.Define = b.client.Received(), b.server.config.ProvenanceEnv, b.define
 	addresses, layouts := asked.Named(b.graphs())
 	api.Addresses, api.Layouts = append(api.Addresses, addresses...), layouts
+	b.mu.Lock()
+	for _, info := range b.sources {
+		if len(b.sources) == 1 { // else it is not known which one it is
+			api.Dockerfile = asked.Dockerfile(info)
+		}
+	}
+	b.mu.Unlock()
 	if api.Asked.Request.Frontend == frontendDockerfile {
 		api.DockerfileVersion = dockerfileVersion
 	}

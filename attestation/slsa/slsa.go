@@ -221,6 +221,9 @@ type SourceInfo struct {
 	Filename string `json:"filename,omitempty"`
 	Language string `json:"language,omitempty"`
 	Data     []byte `json:"data,omitempty"`
+	// Definition are the steps that make the directory with the file, and DigestMapping their IDs by the digests that LLB gives them.
+	Definition    []Op              `json:"llbDefinition,omitempty"`
+	DigestMapping map[string]string `json:"digestMapping,omitempty"`
 }
 
 // Locations are the places of a step.

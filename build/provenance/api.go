@@ -62,6 +62,10 @@ func (b *Build) inBuildKitsWords(p *slsa.Provenance, i int, layers []ocispec.Des
 	m.BuildKit.Source = nil
 	if b.Dockerfile != nil {
 		m.BuildKit.Source = g.source(b.Filename, b.shown(g.hide))
+		if from := api.Dockerfile; from != nil {
+			file := &m.BuildKit.Source.Infos[0]
+			file.Definition, file.DigestMapping = g.hide.ops(from.Ops), from.Digests
+		}
 	}
 	m.BuildKit.Source = g.hide.withSource(m.BuildKit.Source, defined.Source)
 	m.BuildKit.Layers = g.layers(img, layers, b.Depths)
@@ -79,7 +83,7 @@ func (h hider) withSource(s, more *slsa.Source) *slsa.Source {
 	}
 	first := len(s.Infos)
 	for _, info := range more.Infos {
-		info.Data = []byte(h.text(string(info.Data)))
+		info.Data, info.Definition = []byte(h.text(string(info.Data))), h.ops(info.Definition)
 		s.Infos = append(s.Infos, info)
 	}
 	for id, at := range more.Locations {
@@ -212,6 +216,15 @@ func (h hider) metadata(text string) string {
 		return lint.Hidden
 	}
 	return h.text(string(out))
+}
+
+// ops returns steps without values of secrets.
+func (h hider) ops(all []slsa.Op) []slsa.Op {
+	out := slices.Clone(all)
+	for i := range out {
+		out[i].Op = h.json(out[i].Op)
+	}
+	return out
 }
 
 // json returns a JSON text without secrets, wherever in its strings they are.

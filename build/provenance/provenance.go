@@ -68,6 +68,8 @@ type API struct {
 	// DockerfileVersion is that of the frontend, if it is kiln's own, and Env has more values, as the operator wants.
 	DockerfileVersion string
 	Env               map[string]any
+	// Dockerfile are the steps that make the directory with the Dockerfile; nil if that is not known.
+	Dockerfile *Definition
 	// Define returns the steps of a root file system.
 	Define func(root llb.Output) (*Definition, error)
 }

@@ -25,23 +25,9 @@ func Define(root llb.Output, graphs []*llbpb.Graph) (*provenance.Definition, err
 	if err != nil {
 		return nil, err
 	}
-	d := &provenance.Definition{Digests: map[string]string{}, Vertices: map[llb.Digest]string{}}
-	for i, data := range def.Def {
-		op := &pb.Op{}
-		if err := op.Unmarshal(data); err != nil {
-			return nil, fmt.Errorf("read an op: %w", err)
-		}
-		id := "step" + strconv.Itoa(i)
-		step := slsa.Op{ID: id}
-		for _, in := range op.Inputs {
-			step.Inputs = append(step.Inputs, d.Digests[in.Digest]+":"+strconv.FormatInt(in.Index, 10))
-		}
-		op.Inputs = nil
-		if step.Op, err = json.Marshal(op); err != nil {
-			return nil, fmt.Errorf("encode an op: %w", err)
-		}
-		d.Ops = append(d.Ops, step)
-		d.Digests[digest.FromBytes(data).String()] = id
+	d := &provenance.Definition{Vertices: map[llb.Digest]string{}}
+	if d.Ops, d.Digests, err = ops(def); err != nil {
+		return nil, err
 	}
 	for v, op := range vertices {
 		if id, ok := d.Digests[op.String()]; ok {
@@ -54,6 +40,38 @@ func Define(root llb.Output, graphs []*llbpb.Graph) (*provenance.Definition, err
 	}
 	d.Source = sources.source
 	return d, nil
+}
+
+// ops returns the ops of a definition as steps, with their IDs by their digests.
+func ops(def *pb.Definition) (all []slsa.Op, ids map[string]string, err error) {
+	ids = map[string]string{}
+	for i, data := range def.GetDef() {
+		op := &pb.Op{}
+		if err := op.Unmarshal(data); err != nil {
+			return nil, nil, fmt.Errorf("read an op: %w", err)
+		}
+		id := "step" + strconv.Itoa(i)
+		step := slsa.Op{ID: id}
+		for _, in := range op.Inputs {
+			step.Inputs = append(step.Inputs, ids[in.Digest]+":"+strconv.FormatInt(in.Index, 10))
+		}
+		op.Inputs = nil
+		if step.Op, err = json.Marshal(op); err != nil {
+			return nil, nil, fmt.Errorf("encode an op: %w", err)
+		}
+		all = append(all, step)
+		ids[digest.FromBytes(data).String()] = id
+	}
+	return all, ids, nil
+}
+
+// Dockerfile returns the steps that make the directory with a Dockerfile, of which a client may have sent the definition; nil for none.
+func Dockerfile(info *pb.SourceInfo) *provenance.Definition {
+	all, ids, err := ops(info.GetDefinition())
+	if err != nil || len(all) == 0 {
+		return nil
+	}
+	return &provenance.Definition{Ops: all, Digests: ids}
 }
 
 // maxSource bounds the files that steps come from, and where in them that is, in bytes. What is beyond is left out.
@@ -128,7 +146,13 @@ func (s *sources) file(info *pb.SourceInfo) int {
 	if !s.room(len(name) + len(language) + len(data)) {
 		return -1
 	}
-	s.source.Infos = append(s.source.Infos, slsa.SourceInfo{Filename: name, Language: language, Data: data})
+	file := slsa.SourceInfo{Filename: name, Language: language, Data: data}
+	if s.room(info.GetDefinition().SizeVT()) {
+		if d := Dockerfile(info); d != nil {
+			file.Definition, file.DigestMapping = d.Ops, d.Digests
+		}
+	}
+	s.source.Infos = append(s.source.Infos, file)
 	return len(s.source.Infos) - 1
 }
 
