@@ -575,6 +575,8 @@ func (w *work) probe(ctx context.Context) (*Record, *Miss, error) {
 			return nil, nil, context.Cause(ctx)
 		case errors.Is(err, fs.ErrNotExist) && w.mayBeKnown():
 			known = append(known, m.Output)
+		case errors.Is(err, fs.ErrNotExist) && w.node.forced:
+			return nil, &Miss{Reason: "the cache has only the digest of what it made, and its files are needed"}, nil
 		case errors.Is(err, fs.ErrNotExist):
 			return nil, &Miss{Reason: fmt.Sprintf("layer %s is gone", m.ID)}, nil
 		case err != nil:

@@ -477,7 +477,7 @@ func (x *Exporter) record(ctx context.Context, key solver.Key, sign *signing.Pri
 		r, ok, err = x.cache.imports.Record(ctx, key)
 		ok = ok && (solver.KeyOf(r.Inputs) == key || r.Known && !slices.ContainsFunc(r.Outputs, x.isOfImage))
 	}
-	if !whole {
+	if !whole && (local != nil || len(r.Signatures) == 0) { // others' signatures are of all of it
 		r = r.OnlyKnown()
 	}
 	if local != nil && err == nil && sign != nil {
