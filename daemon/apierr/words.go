@@ -83,6 +83,9 @@ var table = []row{
 	}),
 	of(func(e *execute.SecretError) string { return fmt.Sprintf("secret %s: not found", e.ID) }),
 	of(func(e *sshagent.MissingError) string {
+		if e.Reason != "" {
+			return e.Reason
+		}
 		return fmt.Sprintf("no SSH key %q forwarded from the client", e.ID)
 	}),
 	of(func(e *execute.DeviceError) string {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/rootdir"
+	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/registry/auth"
 	"github.com/moby/buildkit/session"
@@ -641,7 +642,8 @@ func TestAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, _ := h.connect(t, "", provider)
-	if a, err := c.Agent(t.Context(), "other"); a != nil || err != nil {
+	var missing *sshagent.MissingError
+	if a, err := c.Agent(t.Context(), "other"); a != nil || !errors.As(err, &missing) || missing.ID != "other" || missing.Reason == "" {
 		t.Errorf("an agent that there is not: %v, %v", a, err)
 	}
 	a, err := c.Agent(t.Context(), "mine")

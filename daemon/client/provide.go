@@ -16,6 +16,7 @@ import (
 	"github.com/moby/buildkit/util/grpcerrors"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -23,6 +24,8 @@ const (
 	maxSecret = 500 << 10
 	// maxCredential bounds a user name, a password and a token in bytes.
 	maxCredential = 256 << 10
+	// maxReason bounds what a client says of an agent that it does not forward.
+	maxReason = 1000
 	// authTimeout bounds a question for credentials, which may make the client ask its user.
 	authTimeout = time.Minute
 )
@@ -78,7 +81,11 @@ func (c *Client) Agent(ctx context.Context, id string) (*sshagent.Agent, error) 
 		case grpcerrors.Code(err) == codes.Unavailable:
 			return nil, fmt.Errorf("reach the ssh agent %q of the client: %w", id, err)
 		}
-		return nil, nil // it knows no such agent; it has no code for that
+		if lacks(err) {
+			return nil, nil // it forwards none at all
+		}
+		// It knows no such agent, for which it has no code.
+		return nil, &sshagent.MissingError{ID: id, Reason: fmt.Sprintf("%.*s", maxReason, status.Convert(err).Message())}
 	})
 }
 

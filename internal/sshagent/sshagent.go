@@ -37,9 +37,16 @@ func Via(connect func(ctx context.Context) (io.ReadWriteCloser, error)) *Agent {
 }
 
 // MissingError is an agent that a step requires, and that the client did not give.
-type MissingError struct{ ID string }
+type MissingError struct {
+	ID string
+	// Reason is what the client says of it; "" for nothing.
+	Reason string
+}
 
 func (e *MissingError) Error() string {
+	if e.Reason != "" {
+		return fmt.Sprintf("ssh agent %q is required, and the client does not forward it: %s", e.ID, e.Reason)
+	}
 	return fmt.Sprintf("ssh agent %q is required, and the build was not given it: use --ssh %s, --ssh %s=SOCKET or --ssh %s=KEYFILE",
 		e.ID, e.ID, e.ID, e.ID)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/httpsource"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
+	"github.com/kilnbuild/kiln/internal/sshagent"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/work"
@@ -71,7 +72,7 @@ func (x *Job) gitIdentity(ctx context.Context, op llb.Git) (who git.Identity, gi
 		forget = func() { os.Remove(who.KnownHosts) }
 	}
 	agent, err := x.Agent(ctx, cmp.Or(op.Agent, "default"))
-	if err != nil {
+	if err != nil && !errors.As(err, new(*sshagent.MissingError)) {
 		forget()
 		return who, nil, err
 	}

@@ -2,6 +2,7 @@ package execute
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -16,14 +17,14 @@ import (
 // nothing else, and it can do so until it ends.
 func (m *mounting) agent(spec llb.Mount) error {
 	agent, err := m.x.Agent(m.ctx, spec.ID)
+	if agent == nil && err == nil {
+		err = &sshagent.MissingError{ID: spec.ID}
+	}
+	if errors.As(err, new(*sshagent.MissingError)) && !spec.Required {
+		return nil
+	}
 	if err != nil {
 		return err
-	}
-	if agent == nil {
-		if spec.Required {
-			return &sshagent.MissingError{ID: spec.ID}
-		}
-		return nil
 	}
 	socket, err := agent.Lend(context.WithoutCancel(m.ctx), m.x.Tmp) // until it is closed
 	if err != nil {

@@ -22,7 +22,8 @@ type Secrets interface {
 
 // Agents gives ssh agents.
 type Agents interface {
-	// Agent returns an agent that can be used until the build ends; nil if the build was given none of that id.
+	// Agent returns an agent that can be used until the build ends; nil if the build was given none of that id. The error is a
+	// *sshagent.MissingError if there is more to say of that.
 	Agent(ctx context.Context, id string) (*sshagent.Agent, error)
 }
 
@@ -101,7 +102,7 @@ func (s *Session) Secret(ctx context.Context, id string) ([]byte, bool, error) {
 	return s.Secrets.Secret(ctx, id)
 }
 
-// Agent returns an ssh agent; nil if the build was given none of that id.
+// Agent returns an ssh agent; nil if the build was given none of that id, or a *sshagent.MissingError if there is more to say of that.
 func (s *Session) Agent(ctx context.Context, id string) (*sshagent.Agent, error) {
 	if s.Agents == nil {
 		return nil, nil
