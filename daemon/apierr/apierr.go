@@ -236,5 +236,8 @@ func sent(ctx context.Context, err error) error {
 			err = (&Build{}).Error(err)
 		}
 	}
+	if _, ok := err.(statusError); ok && errors.Unwrap(err) == nil {
+		return err // ToGRPC would add the name of the status to the text, which clients add
+	}
 	return grpcerrors.ToGRPC(ctx, err)
 }
