@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
@@ -47,6 +48,8 @@ func (b *buildJob) decode(ctx context.Context, def *pb.Definition, a admission) 
 			groups[d.String()] = op.Group
 		}
 	}
+	// What another build's frontend has made may need what the client gave to that build.
+	b.client.Also(b.made.Makers(maps.Keys(g.Ops))...)
 	b.log.Alias(names, groups)
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -98,6 +98,7 @@ func (b *buildJob) run(ctx context.Context) (*build.Result, error) {
 	stream := events.New(b.log)
 	defer stream.Close()
 	b.made = b.server.requests.Begin(b.user, b.request.Frontend, b.request.FrontendAttrs, b.request.FrontendInputs)
+	b.made.Session = b.request.Session
 	defer b.made.Close()
 	b.client = client.New(client.Config{
 		Sessions: b.server.sessions, User: b.user, Root: b.server.config.Root.Dir(), Tmp: b.server.tmp,

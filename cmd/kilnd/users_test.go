@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,6 +24,8 @@ import (
 	"github.com/moby/buildkit/client/buildid"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 	sessionauth "github.com/moby/buildkit/session/auth"
+	"github.com/moby/buildkit/session/secrets"
+	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -280,6 +283,78 @@ func TestPrivateImage(t *testing.T) {
 		}
 	}
 	if err := build(bob, "allowed as well", &password{user: "alice", secret: "secret"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// vault is a client with one secret.
+type vault struct {
+	secrets.UnimplementedSecretsServer
+}
+
+func (*vault) Register(s *grpc.Server) { secrets.RegisterSecretsServer(s, &vault{}) }
+
+func (*vault) GetSecret(_ context.Context, r *secrets.GetSecretRequest) (*secrets.GetSecretResponse, error) {
+	if r.ID != "word" {
+		return nil, status.Error(codes.NotFound, "there is no such secret")
+	}
+	return &secrets.GetSecretResponse{Data: []byte("secret")}, nil
+}
+
+// A build can be given the result of another one that goes on, as bake and compose do it. The steps have the secrets of that one, whichever
+// of them runs the steps first, if both are of one user.
+func TestInputs(t *testing.T) {
+	u := startForUsers(t)
+	base, top := t.TempDir(), t.TempDir()
+	for name, text := range map[string]string{
+		filepath.Join(base, "Dockerfile"): "FROM scratch\nCOPY --chmod=755 busybox /bin/sh\n" +
+			"RUN --mount=type=secret,id=word,required [ \"$(cat /run/secrets/word)\" = secret ]\n",
+		filepath.Join(top, "Dockerfile"): "FROM base\n",
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	program, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Fatalf("%v: install busybox-static", err)
+	}
+	data, err := os.ReadFile(program)
+	for _, dir := range []string{base, top} { // another user has not the directory of the first one either
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, "busybox"), data, 0o755)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	alice, again, bob := u.user("alice"), u.user("alice"), u.user("bob")
+	s := alice.session(base, &vault{})
+	defer s.Close()
+	returned, ended := alice.waiting("base", s)
+	made, err := alice.bridge.Solve(buildid.AppendToOutgoingContext(t.Context(), "base"), &gateway.SolveRequest{Frontend: "dockerfile.v0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	on := func(d *instance) error {
+		s := d.session(top)
+		defer s.Close()
+		_, err := d.control.Solve(t.Context(), &controlapi.SolveRequest{
+			Ref: s.ID(), Session: s.ID(), Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"context:base": "input:base"},
+			FrontendInputs: map[string]*pb.Definition{"base": made.Result.GetRef().GetDef()},
+		})
+		return err
+	}
+	if err := on(bob); err == nil || !strings.Contains(err.Error(), "word") {
+		t.Errorf("another user has built with the secret: %v", err)
+	}
+	if err := on(again); err != nil {
+		t.Error(err)
+	}
+	if err := returned(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err != nil {
 		t.Error(err)
 	}
 }

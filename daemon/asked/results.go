@@ -1,11 +1,14 @@
 package asked
 
 import (
+	"iter"
+	"maps"
 	"reflect"
 	"slices"
 	"sync"
 
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
 )
 
 // Results are the root file systems that frontends have made for builds that go on, by what their definitions ask for. Those of one user
@@ -13,22 +16,30 @@ import (
 type Results struct {
 	mu  sync.Mutex
 	all map[result]map[*Build][]*Request
+	// makers are the builds for which outputs of an op were made.
+	makers map[op]map[*Build]bool
 }
+
+// op is an op of the definition of a result.
+type op struct{ user, digest string }
 
 // result is the output of an op that a definition asks for.
 type result struct {
-	user   string
-	digest string
-	index  int64
+	op
+	index int64
 }
 
 // NewResults returns Results without any.
-func NewResults() *Results { return &Results{all: map[result]map[*Build][]*Request{}} }
+func NewResults() *Results {
+	return &Results{all: map[result]map[*Build][]*Request{}, makers: map[op]map[*Build]bool{}}
+}
 
 // Build is a build that goes on.
 type Build struct {
 	// Root is what the client asked for.
 	Root *Request
+	// Session is that of the client. It does not change once something was made.
+	Session string
 
 	results *Results
 	user    string
@@ -50,6 +61,9 @@ func (b *Build) Close() {
 		if delete(b.results.all[made], b); len(b.results.all[made]) == 0 {
 			delete(b.results.all, made)
 		}
+		if delete(b.results.makers[made.op], b); len(b.results.makers[made.op]) == 0 {
+			delete(b.results.makers, made.op)
+		}
 	}
 	clear(b.own)
 }
@@ -63,7 +77,7 @@ func (b *Build) result(def *pb.Definition) (result, bool) {
 	if err := last.Unmarshal(def.Def[len(def.Def)-1]); err != nil || len(last.Inputs) == 0 {
 		return result{}, false // whoever decodes it says so
 	}
-	return result{b.user, last.Inputs[0].GetDigest(), last.Inputs[0].GetIndex()}, true
+	return result{op{b.user, last.Inputs[0].GetDigest()}, last.Inputs[0].GetIndex()}, true
 }
 
 // Made notes that the client has a definition of what a request made.
@@ -82,7 +96,26 @@ func (b *Build) Made(def *pb.Definition, r *Request) {
 		b.results.all[made] = map[*Build][]*Request{}
 	}
 	b.results.all[made][b] = append(before, r)
+	if b.results.makers[made.op] == nil {
+		b.results.makers[made.op] = map[*Build]bool{}
+	}
+	b.results.makers[made.op][b] = true
 	b.own[made] = true
+}
+
+// Makers returns the sessions of the other builds for which results were made that are among ops.
+func (b *Build) Makers(ops iter.Seq[digest.Digest]) []string {
+	b.results.mu.Lock()
+	defer b.results.mu.Unlock()
+	sessions := map[string]bool{}
+	for d := range ops {
+		for maker := range b.results.makers[op{b.user, d.String()}] {
+			if maker.Session != "" && maker.Session != b.Session {
+				sessions[maker.Session] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(sessions))
 }
 
 // same reports whether requests have the same description.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,6 +48,8 @@ type Client struct {
 	open    []io.Closer
 	// received are the names of the directories that were asked for.
 	received []string
+	// also are the sessions that are asked for what this one does not have: see Also.
+	also []string
 
 	trees  once.Map[string, layer.Tree]
 	agents once.Map[string, *sshagent.Agent]
@@ -119,6 +122,41 @@ func (c *Client) other(ctx context.Context, id string) (*Client, error) {
 		}
 		return c, nil
 	})
+}
+
+// maxAlso bounds the sessions that are asked besides the client's own.
+const maxAlso = 64
+
+// Also has further sessions of the same user asked for secrets and agents that the client itself does not have. They are those of builds
+// that go on, whose results the client builds on: a step of these runs for whichever build needs it first.
+func (c *Client) Also(sessions ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, id := range sessions {
+		if id != c.id && !slices.Contains(c.also, id) && len(c.also) < maxAlso {
+			c.also = append(c.also, id)
+		}
+	}
+}
+
+// ask asks further sessions until one has what is asked for. One that is over has nothing.
+func (c *Client) ask(ctx context.Context, has func(*Client) (bool, error)) error {
+	c.mu.Lock()
+	also := slices.Clone(c.also)
+	c.mu.Unlock()
+	for _, id := range also {
+		other, err := c.other(ctx, id)
+		if err != nil {
+			return err
+		}
+		if other == c {
+			continue
+		}
+		if found, err := has(other); found || err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // supports reports whether the client has a method, such as "/moby.filesync.v1.FileSync/DiffCopy".

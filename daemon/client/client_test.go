@@ -563,6 +563,20 @@ func TestSecrets(t *testing.T) {
 	if _, ok, err := c.Secret(t.Context(), "other"); ok || err != nil {
 		t.Errorf("a secret that there is not: %v, %v", ok, err)
 	}
+	// What the client does not have itself, another session may, but none of another user.
+	h.config.User = "somebody"
+	foreign, _ := h.connect(t, "", &vault{values: map[string][]byte{"other": []byte("foreign")}})
+	h.config.User = ""
+	more, _ := h.connect(t, "", &vault{values: map[string][]byte{"other": []byte("more"), "s": []byte("of more")}})
+	c.Also(foreign.id, more.id)
+	for id, want := range map[string]string{"s": "value", "other": "more"} {
+		if data, ok, err := c.Secret(t.Context(), id); string(data) != want || !ok || err != nil {
+			t.Errorf("%s: got %q, %v, %v", id, data, ok, err)
+		}
+	}
+	if _, ok, err := c.Secret(t.Context(), "none"); ok || err != nil {
+		t.Errorf("a secret that nobody has: %v, %v", ok, err)
+	}
 }
 
 func TestUpload(t *testing.T) {

@@ -42,7 +42,20 @@ func failed(calling context.Context, err error) error {
 }
 
 // Secret implements session.Secrets.
-func (c *Client) Secret(ctx context.Context, id string) ([]byte, bool, error) {
+func (c *Client) Secret(ctx context.Context, id string) (data []byte, ok bool, err error) {
+	if data, ok, err = c.secret(ctx, id); ok || err != nil {
+		return data, ok, err
+	}
+	err = c.ask(ctx, func(other *Client) (bool, error) {
+		var err error
+		data, ok, err = other.secret(ctx, id)
+		return ok, err
+	})
+	return data, ok, err
+}
+
+// secret returns a secret of the client's own session.
+func (c *Client) secret(ctx context.Context, id string) ([]byte, bool, error) {
 	if c.id == "" {
 		return nil, false, nil
 	}
@@ -63,7 +76,20 @@ func (c *Client) Secret(ctx context.Context, id string) ([]byte, bool, error) {
 }
 
 // Agent implements session.Agents.
-func (c *Client) Agent(ctx context.Context, id string) (*sshagent.Agent, error) {
+func (c *Client) Agent(ctx context.Context, id string) (a *sshagent.Agent, err error) {
+	if a, err = c.agent(ctx, id); a != nil || err != nil {
+		return a, err
+	}
+	err = c.ask(ctx, func(other *Client) (bool, error) {
+		var err error
+		a, err = other.agent(ctx, id)
+		return a != nil, err
+	})
+	return a, err
+}
+
+// agent returns an agent of the client's own session.
+func (c *Client) agent(ctx context.Context, id string) (*sshagent.Agent, error) {
 	if c.id == "" {
 		return nil, nil
 	}
