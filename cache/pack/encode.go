@@ -319,6 +319,7 @@ func decodeText(r io.Reader) (*Pack, error) {
 	if text.N == 0 {
 		return nil, fmt.Errorf("the cache's records have more than %d bytes", maxText)
 	}
+	p.memory = taken.memory
 	return p, nil
 }
 

@@ -30,7 +30,12 @@ type Pack struct {
 	Mounts map[string]Mount
 	// Documents describe images that builds start from, by their digests.
 	Documents map[digest.Digest]Document
+
+	memory int
 }
+
+// Memory returns how many bytes of memory a pack takes at most that Decode has returned.
+func (p *Pack) Memory() int { return p.memory }
 
 // Record is a record with what decides how long it stays.
 type Record struct {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cache/pack"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/klauspost/compress/zstd"
 	digest "github.com/opencontainers/go-digest"
@@ -43,17 +44,26 @@ type Import struct {
 // Imports are the caches that one build reads, in the order in which the user named them. What cannot be used of them is missed. They are
 // safe for concurrent use.
 type Imports struct {
-	warn func(string)
-	ctx  context.Context
+	warn    func(string)
+	ctx     context.Context
+	reading chan struct{} // is held while a cache is read
 
 	mu    sync.Mutex
+	room  int // bytes of memory that are left for records
 	list  []*Import
 	there map[layer.ID]bool // of layers of doubted caches: whether they are there
 }
 
+const (
+	// readAtOnce is how many caches of one build are read at once.
+	readAtOnce = 4
+	// maxRecordMemory is how many bytes of memory the records of all caches take that one build imports.
+	maxRecordMemory = 512 << 20
+)
+
 // Begin begins to read caches. warn is told once of each that cannot be used, and why.
 func Begin(ctx context.Context, caches []*Import, warn func(string)) *Imports {
-	im := &Imports{warn: warn, ctx: ctx, there: map[layer.ID]bool{}}
+	im := &Imports{warn: warn, ctx: ctx, reading: make(chan struct{}, readAtOnce), room: maxRecordMemory, there: map[layer.ID]bool{}}
 	for _, c := range caches {
 		im.begin(c)
 	}
@@ -85,7 +95,7 @@ func (im *Imports) begin(c *Import) {
 	apart := sync.OnceFunc(func() { close(c.apart) })
 	go func() {
 		defer close(c.loaded)
-		c.head, c.err = readTag(im.ctx, c.Repository, c.Tag, apart)
+		c.head, c.err = im.read(c, apart)
 		switch {
 		case c.err == nil || im.ctx.Err() != nil:
 		case none(c.err):
@@ -97,6 +107,27 @@ func (im *Imports) begin(c *Import) {
 			c.head = &Head{Pack: &pack.Pack{}}
 		}
 	}()
+}
+
+// read reads a cache.
+func (im *Imports) read(c *Import, apart func()) (*Head, error) {
+	select {
+	case im.reading <- struct{}{}:
+		defer func() { <-im.reading }()
+	case <-im.ctx.Done():
+		return nil, context.Cause(im.ctx)
+	}
+	h, err := readTag(im.ctx, c.Repository, c.Tag, apart)
+	if err != nil {
+		return nil, err
+	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.room -= h.Pack.Memory(); im.room < 0 {
+		im.room += h.Pack.Memory()
+		return nil, fmt.Errorf("its records and those of the other caches would take more than %s of memory", termtext.Size(maxRecordMemory))
+	}
+	return h, nil
 }
 
 // All returns the caches.

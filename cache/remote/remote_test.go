@@ -404,3 +404,37 @@ func TestImports(t *testing.T) {
 		t.Errorf("warnings: %q", warnings)
 	}
 }
+
+// What the records of all caches take in memory is bounded, and a cache that is more is not used.
+func TestImportsMemory(t *testing.T) {
+	dir, err := CreateDir(t.TempDir(), "cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	for _, tag := range []string{"a", "b"} {
+		if _, err := Publish(t.Context(), dir, tag, one(tag), pack.Limit{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	warned := make(chan string, 2)
+	im := Begin(t.Context(), []*Import{{Repository: dir, Tag: "a"}}, func(text string) { warned <- text })
+	found := func(step string) bool {
+		_, ok, err := im.Record(t.Context(), solver.KeyOf([]solver.Input{{Name: "step", Value: step}}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ok
+	}
+	if !found("a") || im.room >= maxRecordMemory {
+		t.Errorf("the first cache is not used, or takes nothing: %d", im.room)
+	}
+	im.room = 1
+	im.Add([]*Import{{Repository: dir, Tag: "a"}, {Repository: dir, Tag: "b"}})
+	if !found("a") || found("b") {
+		t.Error("the first cache is not used any more, or the second is")
+	}
+	if text := <-warned; !strings.Contains(text, "would take more than 512 MiB of memory") || len(warned) > 0 {
+		t.Errorf("warning %q, and %d more", text, len(warned))
+	}
+}
