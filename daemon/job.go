@@ -148,7 +148,7 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 			return o, nil, status.Error(codes.InvalidArgument, "the session of the source policy is not that of the build")
 		}
 		// What is opened with the context of a request would end with it.
-		ask := policies.Client{Check: b.client.CheckPolicy, Resolve: b.sourceMeta}
+		ask := policies.Client{Check: b.client.CheckPolicy, Resolve: b.unadmitted}
 		o.Pins.Ask = func(s sourcepolicy.Source, platform string, left *int) (sourcepolicy.Source, bool, error) {
 			return ask.Ask(b.ctx, s, platform, left)
 		}

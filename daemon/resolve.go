@@ -70,15 +70,17 @@ func (s *bridges) ResolveSourceMeta(
 	if err := b.asking(more...).admit(ctx, req.Source, req.Platform); err != nil {
 		return nil, b.failure(fmt.Errorf("could not resolve image due to policy: %w", err))
 	}
-	resp, err := b.sourceMeta(ctx, req)
+	resp, err := b.sourceMeta(ctx, req, true)
 	if err != nil {
 		return nil, b.failure(err)
 	}
 	return resp, nil
 }
 
-// sourceMeta returns what the source of an op is now, which has been admitted.
-func (b *buildJob) sourceMeta(ctx context.Context, req *gateway.ResolveSourceMetaRequest) (*gateway.ResolveSourceMetaResponse, error) {
+// sourceMeta returns what the source of an op is now. One that has been admitted is held: it stays what it is until the build ends.
+func (b *buildJob) sourceMeta(
+	ctx context.Context, req *gateway.ResolveSourceMetaRequest, admitted bool,
+) (*gateway.ResolveSourceMetaResponse, error) {
 	switch {
 	case req.HTTP.GetChecksumRequest() != nil:
 		return nil, status.Error(codes.Unimplemented, "the checksum of a file is looked up as sha256 alone")
@@ -102,7 +104,7 @@ func (b *buildJob) sourceMeta(ctx context.Context, req *gateway.ResolveSourceMet
 	if text == "" {
 		text = "resolve " + source.Identifier
 	}
-	found, err := b.job.Resolve(ctx, op, place, text)
+	found, err := b.job.Resolve(ctx, op, admitted || req.Git.GetReturnObject(), place, text)
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +143,11 @@ func (b *buildJob) sourceMeta(ctx context.Context, req *gateway.ResolveSourceMet
 		}
 	}
 	return resp, nil
+}
+
+// unadmitted is sourceMeta of a source that the client is yet to decide about.
+func (b *buildJob) unadmitted(ctx context.Context, req *gateway.ResolveSourceMetaRequest) (*gateway.ResolveSourceMetaResponse, error) {
+	return b.sourceMeta(ctx, req, false)
 }
 
 // chainPB returns what is attested of an image as clients get it; nil for nothing.

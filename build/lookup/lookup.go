@@ -19,7 +19,8 @@ type Found struct {
 	HTTP *httpsource.File
 }
 
-// Git is a commit, with what git has of it: the bytes of the commit itself, and of the annotated tag that leads to it, nil if none does.
+// Git is a commit, with what git has of it, if that was asked for: the bytes of the commit itself, and of the annotated tag that leads to
+// it, nil if none does.
 type Git struct {
 	git.Commit
 	CommitObject, TagObject []byte
@@ -39,14 +40,15 @@ type Remote interface {
 // Objects fetches a commit, and returns what Git has of it. The commit then stays, whatever the repository does.
 type Objects func(ctx context.Context, op llb.Git, c git.Commit) (commit, tag []byte, err error)
 
-// Source looks up an llb.Image, llb.Git or llb.HTTP. Steps with that op get the same.
+// Source looks up an llb.Image, llb.Git or llb.HTTP. Steps with that op get the same. Objects may be nil: then nothing of a repository is
+// fetched.
 func Source(ctx context.Context, images Images, remote Remote, objects Objects, op llb.Op) (f Found, err error) {
 	switch op := op.(type) {
 	case llb.Image:
 		f.Image, err = images.Describe(ctx, op)
 	case llb.Git:
 		f.Git = &Git{}
-		if f.Git.Commit, err = remote.Git(ctx, op); err == nil {
+		if f.Git.Commit, err = remote.Git(ctx, op); err == nil && objects != nil {
 			f.Git.CommitObject, f.Git.TagObject, err = objects(ctx, op, f.Git.Commit)
 		}
 	case llb.HTTP:

@@ -22,6 +22,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/termtext"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
+	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/registry/image"
 	"github.com/kilnbuild/kiln/solver/execute"
 	"github.com/kilnbuild/kiln/solver/files"
@@ -129,6 +130,16 @@ var table = []row{
 	}),
 	of(func(e *httpsource.ChecksumError) string {
 		return fmt.Sprintf("digest mismatch for %s: expected checksum to match %s, got %s", e.URL, e.Want, e.Got)
+	}),
+	of(func(e *registry.Error) string {
+		if e.Kind != registry.NotFound {
+			return e.Error()
+		}
+		text := e.Ref + ": not found"
+		if e.Advice != "" {
+			text += "; " + e.Advice
+		}
+		return text
 	}),
 	of(func(e *fetch.StatusError) string {
 		text := fmt.Sprintf("invalid response status %d from %s", e.Status, e.Host)

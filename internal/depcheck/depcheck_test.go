@@ -80,7 +80,7 @@ var allowed = map[string][]string{
 	"build/lookup":    {"build/bases", "llb", "internal"},
 	"daemon/policies": {"llb", "internal"},
 	// What clients are told of their builds: their errors, what happens, and answers to questions about a Dockerfile.
-	"daemon/apierr": {"build/bases", "frontend/fault", "frontend/source", "llb", "parser", "registry/image", "sandbox", "solver",
+	"daemon/apierr": {"build/bases", "frontend/fault", "frontend/source", "llb", "parser", "registry", "registry/image", "sandbox", "solver",
 		"solver/execute", "solver/files", "internal"},
 	"daemon/status":     {"daemon/apierr", "events", "frontend/lint", "llb", "internal"},
 	"daemon/records":    {"daemon/apierr", "daemon/status", "history", "store", "internal"},

@@ -162,7 +162,7 @@ func (p *Planner) git(ctx context.Context, op llb.Git, in []solver.Ref) (solver.
 		solver.Input{Name: "commit", Value: commit.ID}, solver.Input{Name: "directory", Value: op.Subdir},
 		solver.Input{Name: "submodules", Value: strconv.FormatBool(!op.SkipSubmodules)}, solver.Input{Name: "lfs", Value: "true"})
 	if op.KeepGitDir {
-		inputs = append(inputs, solver.Input{Name: "git dir of", Value: op.Remote}, solver.Input{Name: "ref", Value: commit.Name},
+		inputs = append(inputs, solver.Input{Name: ".git of", Value: op.Remote}, solver.Input{Name: "ref", Value: commit.Name},
 			solver.Input{Name: "object", Value: commit.Object})
 	}
 	kind := "sha1:"
