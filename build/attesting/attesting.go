@@ -76,16 +76,17 @@ func (a *Attester) VCS() map[string]string {
 	return a.vcs()
 }
 
-// Way returns the roots of images, and then the root file systems on the way to those whose history does not say which step made a layer:
-// to solve these as well is no more work.
+// Way returns the roots of images, and then the root file systems on the way to those whose history does not say of each step on it that it
+// made a layer: to solve these as well is no more work.
 func (a *Attester) Way(roots []llb.Output, images []frontend.Image) []llb.Output {
 	a.way = nil
 	for _, img := range images {
-		if imageconfig.Vertices(img.History) > 0 {
-			continue
+		way := []llb.Output{img.Root}
+		for o, ok := img.Root.Base(); ok; o, ok = o.Base() {
+			way = append(way, o)
 		}
-		for o, ok := img.Root, true; ok; o, ok = o.Base() {
-			a.way = append(a.way, o)
+		if imageconfig.Vertices(img.History) < len(way)-1 {
+			a.way = append(a.way, way...)
 		}
 	}
 	return slices.Concat(roots, a.way)

@@ -41,7 +41,8 @@ type Build struct {
 	Materials []material.Material
 	// VCS describes the working copy that the context is: "source", "revision". It may be nil.
 	VCS map[string]string
-	// Depths are how many layers the root file systems have on the way to images whose history does not say which step made a layer.
+	// Depths are how many layers the root file systems have on the way to images whose history does not say of each step on it that it
+	// made a layer.
 	Depths map[llb.Output]int
 	// API says how a client of BuildKit's API asked for the build; nil if none did.
 	API *API
