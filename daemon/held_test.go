@@ -10,6 +10,8 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/kilnbuild/kiln/llb"
 )
 
 // What an error quotes is bounded, wherever a client says that its op comes from.
@@ -99,5 +101,22 @@ func TestUsers(t *testing.T) {
 	err := s.begin(t.Context(), &buildJob{server: s, user: "a", request: &controlapi.SolveRequest{Ref: "another"}})
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Error(err)
+	}
+}
+
+// A frontend that is a process has steps in the control group that the client names for them, and in no other.
+func TestControlGroups(t *testing.T) {
+	g := &llb.Graph{}
+	step := func(parent string, on llb.Output) llb.Output {
+		return g.Add(llb.Exec{Args: []string{"x"}, RunOptions: llb.RunOptions{CgroupParent: parent}}, llb.Meta{}, on).Output(0)
+	}
+	b := &bridge{cgroupParent: "mine"}
+	for parent, allowed := range map[string]bool{"": true, "mine": true, "/system.slice/sshd.service": false} {
+		below := step(parent, scratch())
+		for _, res := range []*result{{single: &ref{root: step("mine", below)}}, {refs: map[string]*ref{"a": nil, "b": {root: below}}}} {
+			if err := b.confined(res); (err == nil) != allowed || err != nil && status.Code(err) != codes.PermissionDenied {
+				t.Errorf("%q: %v", parent, err)
+			}
+		}
 	}
 }
