@@ -18,6 +18,8 @@ type Allowed struct {
 	// Read and Write are directories, or "*" for all.
 	Read, Write []string
 	SSH         bool
+	// Frontends are those that are images.
+	Frontends bool
 }
 
 // ParseAllow reads the values of --allow.
@@ -28,6 +30,8 @@ func ParseAllow(list []string) (*Allowed, error) {
 		switch {
 		case v == "network.host", v == "security.insecure", v == "device", key == "device" && value != "":
 			a.Entitlements = append(a.Entitlements, v)
+		case v == "frontend":
+			a.Frontends = true
 		case v == "ssh":
 			a.SSH = true
 		case (key == "fs" || key == "fs.read" || key == "fs.write") && ok && value != "":
@@ -38,7 +42,7 @@ func ParseAllow(list []string) (*Allowed, error) {
 				a.Write = append(a.Write, value)
 			}
 		default:
-			return nil, fmt.Errorf("--allow %s: there are network.host, security.insecure, device, device=NAME, ssh, "+
+			return nil, fmt.Errorf("--allow %s: there are network.host, security.insecure, device, device=NAME, frontend, ssh, "+
 				"fs=PATH, fs.read=PATH and fs.write=PATH", v)
 		}
 	}

@@ -15,6 +15,9 @@ import (
 
 // Builder builds images and keeps them in one root directory. Its methods may be called from several goroutines.
 type Builder struct {
+	// Frontends, where not nil, runs frontends that are images. It is set before the first job.
+	Frontends Frontends
+
 	root   *store.Root
 	client *registry.Client
 	images *images.Images
@@ -28,12 +31,14 @@ type Builder struct {
 	locked bool
 	// reproducible is what kiln.toml says of builds that do not say it themselves.
 	reproducible bool
+	// foreign is what kiln.toml says of frontends that are images.
+	foreign bool
 }
 
 // New returns a Builder that keeps what it builds in a root directory, and reaches registries by the client.
 func New(root *store.Root, client *registry.Client, cfg *config.Config) (*Builder, error) {
 	b := &Builder{root: root, client: client, images: images.New(root, client), cdiDirs: cfg.CDI.SpecDirs}
-	b.locked, b.reproducible = cfg.Locked, cfg.Reproducible
+	b.locked, b.reproducible, b.foreign = cfg.Locked, cfg.Reproducible, cfg.Frontends
 	var err error
 	if b.defaults, err = confine.Configured(cfg); err != nil {
 		return nil, err

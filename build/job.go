@@ -9,6 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/build/attesting"
 	"github.com/kilnbuild/kiln/build/bases"
 	"github.com/kilnbuild/kiln/build/caching"
+	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/build/early"
 	"github.com/kilnbuild/kiln/build/outputs"
 	"github.com/kilnbuild/kiln/build/reproduce"
@@ -20,7 +21,6 @@ import (
 	"github.com/kilnbuild/kiln/history"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/input"
-	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/internal/resolved"
 	"github.com/kilnbuild/kiln/internal/userns"
@@ -60,7 +60,7 @@ type Job struct {
 
 	plans   []outputs.Plan // what is to be done with the result
 	session *session.Session
-	open    *opened
+	open    *contexts.Opened
 	sources *sources.Sources
 	bases   *bases.Bases
 	steps   *steps
@@ -146,8 +146,8 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	}
 	j.sharedProc = run.SharedProc
 	j.onClose(func(context.Context) error { run.Close(); return nil })
-	j.open = &opened{client: o.Client.Locals, trees: map[localName]layer.Tree{}, needed: map[llb.Digest]*needed{}}
-	j.onClose(func(context.Context) error { j.open.close(); return nil })
+	j.open = contexts.NewOpened(o.Client.Locals)
+	j.onClose(func(context.Context) error { j.open.Close(); return nil })
 	j.session = &session.Session{
 		Secrets: o.Client.Secrets, Agents: o.Client.Agents, Uploads: o.Client.Uploads, Allow: o.Client.Allow,
 		Elsewhere: o.Client.Credentials != nil, Locals: j.open, Warn: s.Warn, FreshCaches: o.Cache.FreshMounts, FreshUncached: o.Later,
@@ -214,6 +214,9 @@ func (j *Job) Run(ctx context.Context) (*Result, error) {
 			defer func() { err = end(err) }()
 		}
 		p, err := j.Lower(ctx, &r, res)
+		if err != nil {
+			p, err = j.foreign(ctx, &r, res, err)
+		}
 		if err != nil || r.Call != CallBuild {
 			return err
 		}
@@ -338,7 +341,7 @@ func (j *Job) solve(ctx context.Context, res *Result) error {
 	demand := j.steps.pack(j.plans)
 	all := j.attester.Scanning.With(roots, j.product.Images)
 	j.session.Selected = llb.Selections(all)
-	j.open.need(all)
+	j.open.Need(all)
 	j.steps.Ahead(roots, func(v *llb.Vertex) bool {
 		_, same := j.work.Records.Last(v)
 		return same || j.caches.Importing()

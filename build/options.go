@@ -135,6 +135,8 @@ type Client struct {
 	Stores bases.Stores
 	// Allow are the entitlements granted to the build: "network.host", "security.insecure", "device", "device=NAME".
 	Allow []string
+	// Frontends allows the build to run frontends that are images, as kiln.toml can.
+	Frontends bool
 }
 
 // Absolute makes the paths absolute that are relative to the working directory. It is called before that changes.

@@ -2,11 +2,7 @@ package build
 
 import (
 	"context"
-	"fmt"
-	"maps"
-	"slices"
 	"strconv"
-	"sync"
 
 	"github.com/kilnbuild/kiln/build/contexts"
 	"github.com/kilnbuild/kiln/build/provenance"
@@ -19,7 +15,6 @@ import (
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/solver"
-	"github.com/kilnbuild/kiln/solver/session"
 )
 
 // Request asks for what a Dockerfile describes. A job may have several.
@@ -62,103 +57,18 @@ type Product struct {
 	API *provenance.API
 }
 
-// opened are the contexts of a job that are open. A request may add some while steps of another one run.
-type opened struct {
-	// client has those that are not among trees; nil for none.
-	client session.Locals
-
-	mu    sync.Mutex
-	trees map[localName]layer.Tree
-	// needed are what the steps of all graphs so far need of the client's directories, by the digests of vertices with such an op alone.
-	needed map[llb.Digest]*needed
-	all    []*contexts.Contexts
-}
-
-// needed are the paths that steps need of a directory; nil for all of it.
-type needed struct{ paths map[string]bool }
-
-// localName is the name of an llb.Local that is open. Of a server, each request with a context that is no directory of its client has a
-// session of its own.
-type localName struct{ session, name string }
-
-// Open implements session.Locals.
-func (o *opened) Open(ctx context.Context, op llb.Local) (layer.Tree, error) {
-	whole := op
-	whole.Session = ""
-	o.mu.Lock()
-	tree := o.trees[localName{op.Session, op.Name}]
-	if n := o.needed[digestOf(op)]; n != nil && n.paths != nil && len(op.Include)+len(op.Follow) == 0 {
-		op.Follow = slices.Sorted(maps.Keys(n.paths))
-	}
-	o.mu.Unlock()
-	switch {
-	case tree != nil && !whole.Filtered():
-		return tree, nil
-	case o.client != nil:
-		return o.client.Open(ctx, op)
-	}
-	return nil, fmt.Errorf("BUG: no local directory %q", op.Name)
-}
-
-// begin returns contexts that are closed with the job, and the session that they have.
-func (o *opened) begin() (c *contexts.Contexts, session string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.client != nil {
-		session = fmt.Sprintf("context %d of the build", len(o.all)+1)
-	}
-	c = &contexts.Contexts{Add: func(name string, tree layer.Tree) {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		o.trees[localName{session, name}] = tree
-	}}
-	o.all = append(o.all, c)
-	return c, session
-}
-
-// digestOf returns what tells an op from others.
-func digestOf(op llb.Local) llb.Digest {
-	var g llb.Graph
-	return g.Add(op, llb.Meta{}).Digest()
-}
-
-// need notes what a graph needs of the client's directories, before it is solved: whoever opens one later gets that of it, besides what
-// others need.
-func (o *opened) need(roots []llb.Output) {
-	if o.client == nil {
-		return
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	llb.Needs(roots, func(op llb.Local, path string) {
-		d := digestOf(op)
-		n := o.needed[d]
-		if n == nil {
-			n = &needed{paths: map[string]bool{}}
-			o.needed[d] = n
-		}
-		if path == "" {
-			n.paths = nil
-		} else if n.paths != nil {
-			n.paths[path] = true
-		}
-	})
-}
-
-func (o *opened) close() {
-	for _, c := range o.all {
-		c.Close()
-	}
-}
-
 // loader returns what brings in the contexts of a request.
 func (j *Job) loader(r *Request) *contexts.Loader {
-	open, session := j.open.begin()
+	open, session := j.open.Begin()
 	keep, _ := strconv.ParseBool(r.Target.Args["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]) // what is no boolean is false, as for BuildKit
+	lock := j.sources.LockRule()
+	if r.Source.Given != nil && !j.options.Later {
+		lock = contexts.NoLock // it has been read with the Dockerfile of the user
+	}
 	return &contexts.Loader{
 		Source: r.Source, Steps: j.steps, Root: j.builder.root.Dir(), Tmp: j.work.Scratch.Path(), KeepGitDir: keep,
 		GitAdvice: source.GitAdvice(r.Target.Args), Warn: j.events.Warn, Open: open, Session: session, Reading: readingContext,
-		Admit: j.sources.Admit, Lock: j.sources.LockRule(), Canonical: j.options.Run.Reproducible,
+		Admit: j.sources.Admit, Lock: lock, Canonical: j.options.Run.Reproducible,
 	}
 }
 
@@ -170,10 +80,13 @@ func (j *Job) Lower(ctx context.Context, r *Request, res *Result) (*Product, err
 		return nil, err
 	}
 	res.Dockerfile, res.DockerfileName = loader.Open.Dockerfile, loader.Open.Name
-	if err := j.sources.ReadLock(loader.Open.Lock); err != nil {
+	var err error
+	if loader.Lock != contexts.NoLock {
+		err = j.sources.ReadLock(loader.Open.Lock)
+	}
+	if err != nil {
 		return nil, err
 	}
-	var err error
 	switch r.Call {
 	case CallOutline:
 		res.Outline, err = frontend.DescribeTarget(ctx, res.Dockerfile, j.lowering(r, loader), j.bases)
@@ -271,7 +184,7 @@ func (j *Job) known(r *Request, p *Product) map[ruleAndText]bool {
 func (j *Job) Solve(ctx context.Context, roots ...llb.Output) ([]solver.Ref, error) {
 	o := j.solving()
 	o.Parallelism = parallelism
-	j.open.need(roots)
+	j.open.Need(roots)
 	return solver.Solve(ctx, roots, o)
 }
 

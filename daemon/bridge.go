@@ -2,20 +2,14 @@ package daemon
 
 import (
 	"context"
-	"errors"
-	"io"
-	"io/fs"
 	"maps"
-	"path"
 	"slices"
-	"strings"
 
 	apitypes "github.com/moby/buildkit/api/types"
 	"github.com/moby/buildkit/client/buildid"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/grpcerrors"
-	fstypes "github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -23,9 +17,9 @@ import (
 	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/containers"
 	"github.com/kilnbuild/kiln/daemon/policies"
+	"github.com/kilnbuild/kiln/daemon/trees"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
-	"github.com/kilnbuild/kiln/snapshot/compose"
 	"github.com/kilnbuild/kiln/solver/files"
 )
 
@@ -303,128 +297,28 @@ func (s *bridges) tree(ctx context.Context, id string) (t layer.Tree, end func()
 	return files.Until(ctx, t), end, nil
 }
 
-// find returns an entry of a tree, following links unless it is the last component and last is not set. "" is the root.
-func find(t layer.Tree, op, name string, last bool) (*layer.Entry, error) {
-	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
-	if clean == "" {
-		return &layer.Entry{Type: layer.Dir, Mode: 0o755}, nil
-	}
-	at, e, err := compose.Resolve(t.Lookup, clean, last)
+// of has f answer a request about the files of a ref.
+func of[Request, Response any](s *bridges, ctx context.Context, id string, req Request,
+	f func(layer.Tree, Request) (Response, error)) (resp Response, err error) {
+	t, end, err := s.tree(ctx, id)
 	if err != nil {
-		return nil, err
+		return resp, err
 	}
-	if e == nil {
-		return nil, &fs.PathError{Op: op, Path: name, Err: fs.ErrNotExist}
-	}
-	e.Path = at
-	return e, nil
+	defer end()
+	return f(t, req)
 }
 
 // ReadFile returns bytes of a file.
 func (s *bridges) ReadFile(ctx context.Context, req *gateway.ReadFileRequest) (*gateway.ReadFileResponse, error) {
-	t, end, err := s.tree(ctx, req.Ref)
-	if err != nil {
-		return nil, err
-	}
-	defer end()
-	e, err := find(t, "open", req.FilePath, true)
-	if err != nil {
-		return nil, err
-	}
-	if e.Type != layer.File {
-		return nil, &fs.PathError{Op: "read", Path: req.FilePath, Err: errors.New("it is not a regular file")}
-	}
-	f, err := t.Open(e)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	from, length := int64(0), int64(maxMessage/2)
-	if r := req.Range; r != nil {
-		from = r.Offset
-		if r.Length > 0 {
-			length = min(length, r.Length)
-		}
-	}
-	if from < 0 {
-		return nil, status.Error(codes.InvalidArgument, "the offset is negative")
-	}
-	if from > e.Size {
-		return &gateway.ReadFileResponse{}, nil
-	}
-	if _, err := io.CopyN(io.Discard, f, from); err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	data, err := io.ReadAll(io.LimitReader(f, length+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > length {
-		if req.Range == nil || req.Range.Length <= 0 || req.Range.Length > length {
-			return nil, status.Errorf(codes.ResourceExhausted, "file %s is larger than the %d bytes of one answer", req.FilePath, length)
-		}
-		data = data[:length]
-	}
-	return &gateway.ReadFileResponse{Data: data}, nil
+	return of(s, ctx, req.Ref, req, trees.ReadFile)
 }
-
-// maxListed bounds the entries of a directory in one answer.
-const maxListed = 1 << 16
 
 // ReadDir lists a directory.
 func (s *bridges) ReadDir(ctx context.Context, req *gateway.ReadDirRequest) (*gateway.ReadDirResponse, error) {
-	t, end, err := s.tree(ctx, req.Ref)
-	if err != nil {
-		return nil, err
-	}
-	defer end()
-	e, err := find(t, "open", req.DirPath, true)
-	if err != nil {
-		return nil, err
-	}
-	if e.Type != layer.Dir {
-		return nil, &fs.PathError{Op: "readdirent", Path: req.DirPath, Err: errors.New("not a directory")}
-	}
-	list, err := t.List(e.Path)
-	if err != nil {
-		return nil, err
-	}
-	resp := &gateway.ReadDirResponse{}
-	for i := range list {
-		if req.IncludePattern != "" {
-			if ok, err := path.Match(req.IncludePattern, list[i].Name()); err != nil || !ok {
-				if err != nil {
-					return nil, status.Errorf(codes.InvalidArgument, "%q: %v", req.IncludePattern, err)
-				}
-				continue
-			}
-		}
-		if len(resp.Entries) == maxListed {
-			return nil, status.Errorf(codes.ResourceExhausted, "directory %s has more than %d entries", req.DirPath, maxListed)
-		}
-		resp.Entries = append(resp.Entries, stat(&list[i]))
-	}
-	return resp, nil
+	return of(s, ctx, req.Ref, req, trees.ReadDir)
 }
 
 // StatFile describes a file.
 func (s *bridges) StatFile(ctx context.Context, req *gateway.StatFileRequest) (*gateway.StatFileResponse, error) {
-	t, end, err := s.tree(ctx, req.Ref)
-	if err != nil {
-		return nil, err
-	}
-	defer end()
-	e, err := find(t, "lstat", req.Path, false)
-	if err != nil {
-		return nil, err
-	}
-	return &gateway.StatFileResponse{Stat: stat(e)}, nil
-}
-
-// stat returns an entry as BuildKit's API has it.
-func stat(e *layer.Entry) *fstypes.Stat {
-	return &fstypes.Stat{
-		Path: path.Base("/" + e.Path), Mode: uint32(e.FSMode()), Uid: e.UID, Gid: e.GID, Size: e.Size, ModTime: e.ModTime.UnixNano(),
-		Linkname: e.Link, Devmajor: int64(e.Major), Devminor: int64(e.Minor),
-	}
+	return of(s, ctx, req.Ref, req, trees.StatFile)
 }

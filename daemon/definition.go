@@ -2,9 +2,6 @@ package daemon
 
 import (
 	"context"
-	"fmt"
-	"io"
-	"io/fs"
 	"maps"
 
 	"github.com/moby/buildkit/solver/errdefs"
@@ -12,6 +9,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/kilnbuild/kiln/daemon/llbpb"
+	"github.com/kilnbuild/kiln/daemon/trees"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/sourcepolicy"
 	"github.com/kilnbuild/kiln/llb"
@@ -49,7 +47,7 @@ func (b *buildJob) decode(ctx context.Context, def *pb.Definition, a admission) 
 		}
 	}
 	// What another build's frontend has made may need what the client gave to that build.
-	b.client.Also(b.made.Makers(maps.Keys(g.Ops))...)
+	b.provides().Also(b.made.Makers(maps.Keys(g.Ops))...)
 	b.log.Alias(names, groups)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -75,19 +73,7 @@ func (b *buildJob) readFile(ctx context.Context, o llb.Output, name string, limi
 	if err != nil {
 		return nil, err
 	}
-	e, err := find(t, "open", name, true)
-	if err != nil {
-		return nil, err
-	}
-	if e.Type != layer.File || e.Size > limit {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("it is not a file of at most %d bytes", limit)}
-	}
-	f, err := t.Open(e)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, limit))
+	return trees.Read(t, name, limit)
 }
 
 // files returns the files of a root file system, which is made.

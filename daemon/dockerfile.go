@@ -139,7 +139,7 @@ func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) error {
 	s.Subdir = d.Subdir
 	switch {
 	case client.IsUpload(d.Context):
-		upload, _, err := b.client.Upload(ctx, d.Context)
+		upload, _, err := b.provides().Upload(ctx, d.Context)
 		if err != nil {
 			return err
 		}
@@ -282,7 +282,7 @@ const internal = "internal"
 // load opens a directory of the client before there is a graph. The text says what for.
 func (b *buildJob) load(ctx context.Context, group, text string, local llb.Local) (tree layer.Tree, err error) {
 	err = b.job.Doing(ctx, group, text, func(ctx context.Context) error {
-		tree, err = b.client.Open(ctx, local)
+		tree, err = b.provides().Open(ctx, local)
 		return err
 	})
 	return tree, err

@@ -6,10 +6,8 @@ import (
 	"regexp"
 	"strings"
 
-	apitypes "github.com/moby/buildkit/api/types"
 	pbgateway "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -46,8 +44,8 @@ func (b *buildJob) gateway(ctx context.Context, all map[string]string, inputs ma
 	if err != nil {
 		return nil, err
 	}
-	f.Options, f.Inputs, f.Session = all, len(inputs) > 0, b.request.Session
-	f.Workers = []gateway.Worker{workerOf(b.server.worker())}
+	f.Options, f.Inputs, f.Session, f.NoNetwork = all, len(inputs) > 0, b.request.Session, b.held.local != nil
+	f.Workers = []gateway.Worker{gateway.WorkerOf(b.server.worker())}
 
 	leave, err := b.enter()
 	if err != nil {
@@ -107,14 +105,4 @@ func (b *buildJob) frontendImage(ctx context.Context, name string, all map[strin
 		f.Digest = op.Digest
 	}
 	return f, nil
-}
-
-// workerOf returns a worker as frontends are told of it.
-func workerOf(w *apitypes.WorkerRecord) gateway.Worker {
-	out := gateway.Worker{ID: w.ID, Labels: w.Labels}
-	for _, p := range w.Platforms {
-		out.Platforms = append(out.Platforms, ocispec.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant,
-			OSVersion: p.OSVersion})
-	}
-	return out
 }

@@ -24,6 +24,8 @@ const (
 	maxFrontends = 64
 	// maxExporters is how many exporters a request has.
 	maxExporters = 64
+	// maxFailed is how many steps that failed are remembered of a build whose frontend is an image.
+	maxFailed = 100
 	// maxQuoted is how many bytes the sources have that one error quotes, maxQuotes how many places it names, and maxFile how long the name
 	// of a file may be there.
 	maxQuoted = 1 << 20
@@ -40,6 +42,8 @@ type held struct {
 	bytes       int // of definitions and attributes
 	frontends   int // that run
 	requests    int
+	// local is what a command line has, which has no client and no record; nil for a client's request.
+	local *local
 }
 
 // given is a definition that a client has sent, and which sources it may use.

@@ -83,6 +83,7 @@ func (s *bridges) Warn(ctx context.Context, req *gateway.WarnRequest) (*gateway.
 	}) {
 		return nil, status.Error(codes.ResourceExhausted, "the build has too many warnings")
 	}
+	b.warned(req)
 	return &gateway.WarnResponse{}, nil
 }
 

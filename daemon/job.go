@@ -19,6 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/daemon/asked"
 	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/client"
+	"github.com/kilnbuild/kiln/daemon/directories"
 	"github.com/kilnbuild/kiln/daemon/policies"
 	"github.com/kilnbuild/kiln/daemon/records"
 	log "github.com/kilnbuild/kiln/daemon/status"
@@ -61,6 +62,14 @@ type buildJob struct {
 	caches []*client.Cache
 }
 
+// provides returns what frontends are given.
+func (b *buildJob) provides() directories.Provider {
+	if b.held.local != nil {
+		return b.held.local.directories
+	}
+	return b.client
+}
+
 // Frontends that are built in.
 const (
 	frontendDockerfile = "dockerfile.v0"
@@ -69,6 +78,7 @@ const (
 
 // failure returns an error of the build as its client is to get it.
 func (b *buildJob) failure(err error) error {
+	b.note(err)
 	shown := apierr.Build{Source: b.source, Digests: b.digests, Located: b.located, Failed: b.left}
 	return shown.Error(err)
 }

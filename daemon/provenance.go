@@ -19,7 +19,7 @@ func (b *buildJob) described(made *result) *provenance.API {
 		}
 	}
 	api := asked.Describe(by, b.made.Root)
-	api.Locals, api.Env, api.Define = b.client.Received(), b.server.config.ProvenanceEnv, b.define
+	api.Locals, api.Env, api.Define = b.provides().Received(), b.server.config.ProvenanceEnv, b.define
 	addresses, layouts := asked.Named(b.graphs())
 	api.Addresses, api.Layouts = append(api.Addresses, addresses...), layouts
 	b.mu.Lock()

@@ -17,6 +17,9 @@ import (
 // ListTargets returns the stages of a Dockerfile. Errors are as Build's.
 func ListTargets(ctx context.Context, dockerfile []byte, o Options) (*outline.TargetList, error) {
 	o.Filename = cmp.Or(o.Filename, "Dockerfile")
+	if err := source.CheckSyntax(o.Filename, dockerfile, o.BuildArgs); err != nil {
+		return nil, err
+	}
 	check, _, err := lint.New(dockerfile, o.Filename, o.BuildArgs)
 	if err != nil {
 		return nil, err

@@ -133,11 +133,15 @@ func ParseTrigger(file, text string, location []moby.Range, lint *linter.Linter)
 }
 
 // Directive returns the value of a parser directive, "check" or "syntax", and its line; line 0 says that there is none.
-// The syntax directive is also found in the forms that other languages than Dockerfile's have for it.
+// The syntax directive is also found in the forms that other languages than Dockerfile's have for it. Its value is an image, and words for
+// that.
 func Directive(name string, text []byte) (value string, line int) {
 	find := moby.ParseDirective
 	if name == "syntax" {
-		find = func(_ string, text []byte) (string, string, []moby.Range, bool) { return moby.DetectSyntax(text) }
+		find = func(_ string, text []byte) (string, string, []moby.Range, bool) {
+			image, whole, location, ok := moby.DetectSyntax(text)
+			return whole, image, location, ok
+		}
 	}
 	value, _, location, ok := find(name, text)
 	if !ok {

@@ -82,7 +82,7 @@ func TestDirective(t *testing.T) {
 		line              int
 	}{
 		{"syntax", "# syntax=a:1\nFROM x", "a:1", 1},
-		{"syntax", "#!/bin/x\n# escape=`\n# SYNTAX = b c\n", "b", 3},
+		{"syntax", "#!/bin/x\n# escape=`\n# SYNTAX = b c\n", "b c", 3},
 		{"syntax", "// syntax=c\n{}", "c", 1},
 		{"syntax", `{"syntax": "d"}`, "d", 1},
 		{"syntax", "FROM x\n# syntax=a:1\n", "", 0},

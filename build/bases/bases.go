@@ -60,6 +60,24 @@ type Stores interface {
 	Store(ctx context.Context, session, name string) (image.Source, error)
 }
 
+// named are OCI layouts in directories of this machine, by names.
+type named struct {
+	*Bases
+	dirs map[string]string
+}
+
+// Named returns Stores with the layouts in directories, by their names.
+func (b *Bases) Named(dirs map[string]string) Stores { return named{b, dirs} }
+
+// Store implements Stores.
+func (n named) Store(_ context.Context, session, name string) (image.Source, error) {
+	dir, ok := n.dirs[name]
+	if !ok || session != "" {
+		return nil, fmt.Errorf("the build has no OCI layout %q", name)
+	}
+	return n.layout(dir)
+}
+
 // base is an image that was resolved.
 type base struct {
 	image  *image.Image

@@ -29,6 +29,7 @@ import (
 //	$REGISTRY    a registry that says no: "missing/…" it does not know, "private/…" is for others, "secret/…" it does not give,
 //	             "broken/…" is not well
 //	$STEPTOOL    testdata/steptool, for steps
+//	$FRONTEND    testdata/frontendtool, a frontend
 //	$FOREIGN     the architecture of another processor; $FOREIGNTOOL is testdata/foreigntool for it, $NATIVETOOL for this machine's
 func TestBuilds(t *testing.T) {
 	stories(t, testscript.Params{Dir: "testdata/builds"}, func(*testscript.Env) error { return nil })
@@ -49,7 +50,7 @@ func stories(t *testing.T, p testscript.Params, setup func(*testscript.Env) erro
 		foreign = "amd64"
 	}
 	tools := map[string]string{}
-	for _, tool := range [][2]string{{"steptool", runtime.GOARCH}, {"foreigntool", runtime.GOARCH}, {"foreigntool", foreign}} {
+	for _, tool := range [][2]string{{"steptool", runtime.GOARCH}, {"frontendtool", runtime.GOARCH}, {"foreigntool", runtime.GOARCH}, {"foreigntool", foreign}} {
 		name := filepath.Join(filepath.Dir(base), tool[0]+"-"+tool[1])
 		build := exec.Command("go", "build", "-o", name, "./testdata/"+tool[0])
 		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+tool[1])
@@ -71,6 +72,7 @@ func stories(t *testing.T, p testscript.Params, setup func(*testscript.Env) erro
 		env.Setenv("DOCKER_CONFIG", env.WorkDir)
 		env.Setenv("BASE", "--build-context=base=oci-layout://"+base)
 		env.Setenv("STEPTOOL", tools["steptool"+runtime.GOARCH])
+		env.Setenv("FRONTEND", tools["frontendtool"+runtime.GOARCH])
 		env.Setenv("FOREIGN", foreign)
 		env.Setenv("FOREIGNTOOL", tools["foreigntool"+foreign])
 		env.Setenv("NATIVETOOL", tools["foreigntool"+runtime.GOARCH])

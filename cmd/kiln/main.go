@@ -7,4 +7,4 @@ import (
 	"github.com/kilnbuild/kiln/cmd/internal/cli"
 )
 
-func main() { os.Exit(cli.Main()) }
+func main() { os.Exit(cli.Main(os.Args[1:], nil)) }

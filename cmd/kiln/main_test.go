@@ -15,11 +15,14 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/cmd/internal/app"
 	"github.com/kilnbuild/kiln/cmd/internal/cli"
+	"github.com/kilnbuild/kiln/daemon"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/kilntest"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/store"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 )
@@ -27,9 +30,21 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"kiln":       main,
+		"kilnd":      daemonMain,
 		"kiln-test":  testMain,
 		"kiln-hasty": hasty,
 	})
+}
+
+// daemonMain is kilnd where it is what kiln is.
+func daemonMain() {
+	if len(os.Args) < 2 || os.Args[1] != app.AsKiln {
+		fmt.Fprintln(os.Stderr, "this kilnd is only kiln")
+		os.Exit(app.ExitUsage)
+	}
+	os.Exit(cli.Main(os.Args[2:], func(b *build.Builder, root *store.Root, say func(string)) (build.Frontends, error) {
+		return daemon.NewFrontends(b, root, say)
+	}))
 }
 
 // testMain is kiln with commands for what no command of kiln does on request.

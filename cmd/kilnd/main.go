@@ -1,6 +1,6 @@
 // Kilnd serves BuildKit's API with kiln, for docker buildx and other clients of BuildKit. This package is its command line: flags, the
 // configuration file, sockets, signals. Under the name buildkitd it is called as that is; under the name buildctl it does what buildx'
-// drivers want of that program.
+// drivers want of that program. With the first argument kiln it does what kiln does, and can run frontends that are images.
 package main
 
 import (
@@ -18,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/cmd/internal/app"
+	"github.com/kilnbuild/kiln/cmd/internal/cli"
 	"github.com/kilnbuild/kiln/daemon"
 	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/input"
@@ -46,6 +48,9 @@ func main() {
 		debug.SetGCPercent(gcPercent)
 	}
 	name := filepath.Base(os.Args[0])
+	if len(os.Args) > 1 && os.Args[1] == app.AsKiln {
+		os.Exit(cli.Main(os.Args[2:], frontends))
+	}
 	var err error
 	if name == "buildctl" {
 		err = buildctl(context.Background(), os.Args[1:])
@@ -65,6 +70,11 @@ func main() {
 		os.Exit(exitUsage)
 	}
 	os.Exit(exitFailed)
+}
+
+// frontends makes what runs frontends that are images for the command line of kiln.
+func frontends(b *build.Builder, root *store.Root, say func(text string)) (build.Frontends, error) {
+	return daemon.NewFrontends(b, root, say)
 }
 
 // doneError is a kilnd that another one was, and said everything about.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	apitypes "github.com/moby/buildkit/api/types"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/apicaps"
@@ -60,6 +61,16 @@ type Worker struct {
 	ID        string             `json:"id"`
 	Labels    map[string]string  `json:"labels"`
 	Platforms []ocispec.Platform `json:"platforms"`
+}
+
+// WorkerOf returns a worker as frontends are told of it.
+func WorkerOf(w *apitypes.WorkerRecord) Worker {
+	out := Worker{ID: w.ID, Labels: w.Labels}
+	for _, p := range w.Platforms {
+		out.Platforms = append(out.Platforms, ocispec.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant,
+			OSVersion: p.OSVersion})
+	}
+	return out
 }
 
 // Containers prepares containers. It is the build.

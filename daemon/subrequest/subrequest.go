@@ -5,6 +5,7 @@ package subrequest
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 
+	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/daemon/apierr"
 	"github.com/kilnbuild/kiln/frontend/outline"
 	"github.com/kilnbuild/kiln/llb"
@@ -229,4 +231,63 @@ func writeWarning(w io.Writer, dockerfile *pb.SourceInfo, found lintWarning) {
 	fmt.Fprintf(w, "\n%s\n", found.Detail)
 	source := errdefs.Source{Info: dockerfile, Ranges: found.Location.Ranges}
 	_ = source.Print(w) // into memory
+}
+
+// readLint reads what another frontend's checks found in a Dockerfile. The error also says why the Dockerfile cannot be built, if it cannot.
+func readLint(answer []byte) ([]Warning, error) {
+	var results lintResults
+	if err := json.Unmarshal(answer, &results); err != nil {
+		return nil, err
+	}
+	var all []Warning
+	for _, w := range results.Warnings {
+		found := Warning{Rule: w.RuleName, Description: w.Description, URL: w.URL, Detail: w.Detail}
+		if at := w.Location; len(at.GetRanges()) > 0 {
+			if i := int(at.SourceIndex); i >= 0 && i < len(results.Sources) {
+				found.Location.File = results.Sources[i].GetFilename()
+			}
+			found.Location.StartLine = int(at.Ranges[0].GetStart().GetLine())
+			found.Location.EndLine = int(at.Ranges[len(at.Ranges)-1].GetEnd().GetLine())
+		}
+		all = append(all, found)
+	}
+	if e := results.Error; e != nil {
+		return all, &BuildError{e.Message}
+	}
+	return all, nil
+}
+
+// BuildError says why a Dockerfile cannot be built, in the words of its frontend.
+type BuildError struct{ Message string }
+
+func (e *BuildError) Error() string { return e.Message }
+
+// ids are what is asked for in place of a build.
+var ids = map[build.Call]string{build.CallCheck: IDLint, build.CallOutline: IDOutline, build.CallTargets: IDTargets}
+
+// ID returns the ID of the request for what a command line asks for; "" for a build.
+func ID(call build.Call) string { return ids[call] }
+
+// Read reads the answer of another frontend, the metadata of its result, into the result of a command line.
+func Read(call build.Call, answer map[string][]byte, res *build.Result) (err error) {
+	switch call {
+	case build.CallOutline:
+		res.Outline = &build.Outline{}
+		err = json.Unmarshal(answer[keyJSON], res.Outline)
+	case build.CallTargets:
+		res.Targets = &build.TargetList{}
+		err = json.Unmarshal(answer[keyJSON], res.Targets)
+	case build.CallCheck:
+		var found []Warning
+		found, err = readLint(answer[keyJSON])
+		for _, w := range found {
+			res.Warnings = append(res.Warnings, build.Warning{
+				Rule: w.Rule, Message: w.Detail, Description: w.Description, URL: w.URL, Location: w.Location,
+			})
+		}
+	}
+	if err != nil && !errors.As(err, new(*BuildError)) {
+		err = fmt.Errorf("its answer cannot be read: %w", err)
+	}
+	return err
 }

@@ -10,11 +10,14 @@ import (
 	"github.com/kilnbuild/kiln/parser"
 )
 
+// ArgSyntax is the build argument that names a frontend in place of the Dockerfile.
+const ArgSyntax = "BUILDKIT_SYNTAX"
+
 // Syntax returns the image of the frontend that a Dockerfile or a build argument asks for, with the words after it, and the line; "" for
 // none.
 func Syntax(dockerfile []byte, args map[string]string) (image, command string, line int) {
 	command, line = parser.Directive("syntax", dockerfile)
-	if v, ok := args["BUILDKIT_SYNTAX"]; ok {
+	if v, ok := args[ArgSyntax]; ok {
 		command, line = v, 0
 	}
 	command = strings.TrimSpace(command)
@@ -58,7 +61,7 @@ func CheckSyntax(filename string, dockerfile []byte, args map[string]string) err
 	return &parser.Error{
 		File: filename, Line: line, EndLine: line,
 		Msg:  fmt.Sprintf("the frontend %s is not supported", image),
-		Hint: "the Dockerfile language of docker/dockerfile:1 is built in; kilnd runs others, for docker buildx",
+		Hint: "the Dockerfile language of docker/dockerfile:1 is built in; kiln build --allow frontend runs others",
 		Err:  &SyntaxError{Image: whole, Command: command},
 	}
 }

@@ -43,6 +43,8 @@ type Config struct {
 	Locked bool `toml:"locked"`
 	// Reproducible makes builds reproducible that do not say whether they are.
 	Reproducible bool `toml:"reproducible"`
+	// Frontends lets builds run frontends that are images, which the first line of a Dockerfile can name.
+	Frontends bool `toml:"frontends"`
 	// GC is when a build is followed by the removal of what has not been used for long.
 	GC GC `toml:"gc"`
 	// History is which builds the history keeps; nil where nothing is said.

@@ -57,7 +57,7 @@ var allowed = map[string][]string{
 	"cmd/internal/report": {"build", "frontend/quote", "history", "internal", "llb", "parser", "progress", "solver", "store"},
 
 	"build": {
-		"attestation", "signature/attached", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching",
+		"attestation", "parser", "signature/attached", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching",
 		"build/confine", "build/contexts", "build/early", "build/lookup", "build/outputs", "build/reproduce", "build/sources", "sbom", "store",
 		"store/images",
 		"events", "history", "exporter", "frontend", "frontend/imageconfig", "frontend/lint", "frontend/outline", "frontend/source", "llb",
@@ -68,14 +68,17 @@ var allowed = map[string][]string{
 	// What becomes of the result of a build, as far as it is known before.
 	"build/outputs": {"attestation", "build/reproduce", "engine", "exporter", "llb", "snapshot/blob", "internal"},
 	// BuildKit's API: requests become jobs of build. Nothing else imports grpc, but for the binary that serves it.
-	"daemon": {"daemon/policies", "build/bases", "daemon/asked", "attestation", "build/provenance", "daemon/llbpb", "build", "build/caching", "build/contexts",
+	"daemon": {"daemon/directories", "daemon/trees", "daemon/policies", "build/bases", "daemon/asked", "attestation", "build/provenance", "daemon/llbpb", "build", "build/caching", "build/contexts",
 		"daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/status", "daemon/subrequest", "events", "frontend",
 		"frontend/source", "llb", "parser", "snapshot/compose", "solver", "store", "daemon/containers", "daemon/gateway", "solver/container",
 		"solver/files", "solver/work", "internal"},
-	"daemon/asked":  {"attestation/slsa", "build/provenance", "daemon/llbpb", "llb"},
-	"daemon/attrs":  {"attestation", "build", "build/caching", "build/confine", "exporter", "llb", "internal"},
-	"daemon/llbpb":  {"llb", "internal"},
-	"daemon/client": {"cache/remote", "exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
+	"daemon/asked": {"attestation/slsa", "build/provenance", "daemon/llbpb", "llb"},
+	"daemon/attrs": {"attestation", "build", "build/caching", "build/confine", "build/contexts", "exporter", "llb", "internal"},
+	// Files of results, and what a frontend is given of this machine.
+	"daemon/trees":       {"snapshot/compose", "internal"},
+	"daemon/directories": {"llb", "solver/session", "internal"},
+	"daemon/llbpb":       {"llb", "internal"},
+	"daemon/client":      {"cache/remote", "exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
 	// Which sources a build may use, and what they are now.
 	"build/lookup":    {"build/bases", "llb", "internal"},
 	"daemon/policies": {"llb", "internal"},
@@ -84,8 +87,8 @@ var allowed = map[string][]string{
 		"solver/execute", "solver/files", "internal"},
 	"daemon/status":     {"daemon/apierr", "events", "frontend/lint", "llb", "internal"},
 	"daemon/records":    {"daemon/apierr", "daemon/status", "history", "store", "internal"},
-	"daemon/subrequest": {"daemon/apierr", "frontend/outline", "llb"},
-	"cmd/kilnd":         {"build", "daemon", "daemon/client", "registry", "store", "internal"},
+	"daemon/subrequest": {"build", "daemon/apierr", "frontend/outline", "llb"},
+	"cmd/kilnd":         {"build", "cmd/internal/app", "cmd/internal/cli", "daemon", "daemon/client", "registry", "store", "internal"},
 	// Containers of clients: processes that are no step.
 	"daemon/gateway":    {"daemon/apierr", "llb", "sandbox", "solver", "solver/container", "solver/execute", "solver/work"},
 	"daemon/containers": {"daemon/apierr", "llb", "sandbox", "solver", "solver/container", "solver/work", "internal"},
@@ -98,7 +101,7 @@ var allowed = map[string][]string{
 	// The images that a build starts from.
 	"build/bases": {"attestation", "build/sources", "store/images", "events", "frontend", "llb", "registry", "registry/image", "registry/layout", "solver/execute", "internal"},
 	// What a build reads, by steps that build does for it.
-	"build/contexts": {"frontend/source", "llb", "registry/layout", "snapshot/compose", "solver", "solver/files", "internal"},
+	"build/contexts": {"frontend/source", "llb", "registry/layout", "snapshot/compose", "solver", "solver/files", "solver/session", "internal"},
 	// What a build has to do with caches that travel.
 	"build/caching": {
 		"cache", "cache/mounts", "cache/pack", "cache/remote", "cache/remote/azblob", "cache/remote/bucket", "cache/remote/gha", "cache/remote/s3", "events", "llb", "registry", "registry/image", "snapshot", "snapshot/blob", "snapshot/dir", "solver",

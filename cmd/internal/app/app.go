@@ -40,10 +40,12 @@ type App struct {
 	registries config.RegistryFlags
 	// Args is the command line: it decides which groups of commands are made, and errors are about parts of it that were not parsed.
 	Args []string
+	// Frontends makes what runs frontends that are images; nil for a kiln that cannot, and that kilnd takes the place of where it has to.
+	Frontends Frontends
 	// told is an error that TellFailure has printed.
 	told error
-	// config is the configuration, once the root directory was entered.
-	config *config.Config
+	// loaded is the configuration, and config the same once the root directory was entered.
+	loaded, config *config.Config
 }
 
 // New returns an App that prints to stdout and stderr.
@@ -142,11 +144,17 @@ func (a *App) Insecure(images ...string) {
 // Configuration returns the configuration of kiln.toml and of the command line. Paths in the latter are relative to the working directory
 // of the user. An error of the command line is an *input.Error.
 func (a *App) Configuration() (*config.Config, error) {
-	cfg, err := config.Load()
-	if err != nil {
-		return nil, err
+	if a.loaded == nil {
+		cfg, err := config.Load()
+		if err == nil {
+			err = a.registries.Apply(cfg)
+		}
+		if err != nil {
+			return cfg, err
+		}
+		a.loaded = cfg
 	}
-	return cfg, a.registries.Apply(cfg)
+	return a.loaded, nil
 }
 
 // FindRoot returns the path of the root directory, which may not exist.
@@ -241,6 +249,9 @@ func (a *App) WithRoot(ctx context.Context, f func(k *Kiln) error) (err error) {
 	}()
 	client := registry.New(cfg.Registries)
 	builder, err := build.New(root, client, cfg)
+	if err == nil && a.Frontends != nil {
+		builder.Frontends, err = a.Frontends(builder, root, a.Complain)
+	}
 	if err != nil {
 		return &InternalError{err}
 	}

@@ -42,14 +42,20 @@ func Bake(a *app.App) *cobra.Command {
 pattern of both; without any the target or group "default" is built.`,
 		Example: `  kiln bake --print
   kiln bake app --set app.args.VERSION=2 --push`,
-		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error { return f.run(a, cmd, args) }),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			builds := func() bool { return !f.print && f.list == "" }
+			if err := a.HandOver(slices.Contains(f.allow, values.Frontend), builds); err != nil {
+				return err
+			}
+			return a.AsRoot(func(cmd *cobra.Command, args []string) error { return f.run(a, cmd, args) })(cmd, args)
+		},
 	}
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&f.files, "file", "f", nil, "`FILE` of the definition, or - for standard input; later ones are read on top "+
 		"(default $BUILDX_BAKE_FILE, else the compose and bake files of the working directory)")
 	flags.StringArrayVar(&f.sets, "set", nil, "`PATTERN.KEY=VALUE` attribute of targets: KEY.NAME for one of a mapping, += to append to a list")
 	flags.StringArrayVar(&f.vars, "var", nil, "`NAME=VALUE` value of a variable")
-	flags.StringArrayVar(&f.allow, "allow", nil, "`PRIVILEGE` to grant to the definition: network.host, security.insecure, device[=NAME], ssh, "+
+	flags.StringArrayVar(&f.allow, "allow", nil, "`PRIVILEGE` to grant to the definition: network.host, security.insecure, device[=NAME], frontend, ssh, "+
 		"fs=PATH, fs.read=PATH, fs.write=PATH")
 	help.Group(flags, "Definition")
 	flags.StringVar(&f.list, "list", "", "`targets|variables` list them; type=TYPE,format=json lists them as JSON")
@@ -187,7 +193,7 @@ func (f *bakeFlags) targets(plan *bake.Plan, dir string) ([]target, error) {
 		if err != nil {
 			return nil, fmt.Errorf("target %s: %w", name, err)
 		}
-		t.flags.source.locked = f.source.locked
+		t.flags.source.locked, t.flags.client.frontends = f.source.locked, allowed.Frontends
 		all = append(all, t)
 	}
 	return all, nil
@@ -243,7 +249,7 @@ func bakeTarget(t *bake.Target) (target, error) {
 		}
 		flags.client.agents = append(flags.client.agents, agent)
 	}
-	flags.client.allow = t.Entitlements
+	flags.client.entitlements = t.Entitlements
 	if t.Linked {
 		return out, nil // it is built for others alone: its image has no name
 	}

@@ -39,7 +39,7 @@ standard input. The image goes into kiln's own store unless --output or --push s
 			}
 			return err
 		},
-		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
+		RunE: f.handingOver(a, a.AsRoot(func(cmd *cobra.Command, args []string) error {
 			o, err := f.options(args[0])
 			if err != nil {
 				return err
@@ -56,7 +56,7 @@ standard input. The image goes into kiln's own store unless --output or --push s
 			return a.WithRoot(cmd.Context(), func(k *app.Kiln) error {
 				return runBuild(cmd.Context(), a, k.Builder, o, f.progress.mode(), f.call.json)
 			})
-		}),
+		})),
 	}
 	flags := cmd.Flags()
 	f.add(flags)
@@ -65,6 +65,24 @@ standard input. The image goes into kiln's own store unless --output or --push s
 	debug.add(flags)
 	values.AddUnsupported(flags)
 	return cmd
+}
+
+// handingOver returns run in a form that has kilnd do it if the frontend of the Dockerfile is, or may be, an image that is allowed.
+func (f *buildFlags) handingOver(a *app.App, run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		mayNeed := func() bool {
+			s, err := f.source.read(args[0])
+			if err != nil {
+				return false // as the build will say
+			}
+			set, err := values.BuildArgs(f.target.args)
+			return err == nil && s.MayBeForeign(set)
+		}
+		if err := a.HandOver(slices.Contains(f.client.allow, values.Frontend), mayNeed); err != nil {
+			return err
+		}
+		return run(cmd, args)
+	}
 }
 
 // runBuild runs a build and prints its result; a call other than build is printed as JSON if asJSON is set.

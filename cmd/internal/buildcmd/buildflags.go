@@ -343,11 +343,14 @@ func (f *runFlags) read() (r build.Run, err error) {
 // clientFlags say what a build may use of the client.
 type clientFlags struct {
 	secrets, agents, allow []string
+	// entitlements are those that a file asks for, and frontends says that frontends are allowed whatever it says.
+	entitlements []string
+	frontends    bool
 }
 
 func (f *clientFlags) add(flags *pflag.FlagSet) {
 	f.addKeys(flags)
-	flags.StringArrayVar(&f.allow, "allow", nil, "`ENTITLEMENT` allow RUN to use network.host, security.insecure or device[=NAME]")
+	flags.StringArrayVar(&f.allow, "allow", nil, "`ENTITLEMENT` allow RUN to use network.host, security.insecure or device[=NAME]; frontend allows the Dockerfile to name an image as its frontend")
 }
 
 // addKeys adds the flags for what servers ask for.
@@ -370,7 +373,12 @@ func (f *clientFlags) read() (c build.Client, err error) {
 	if c.Agents, err = values.Agents(f.agents); err != nil {
 		return c, err
 	}
-	c.Allow, err = values.Allow(f.allow)
+	if slices.Contains(f.entitlements, values.Frontend) {
+		return c, app.UsageErrorf("a file cannot allow frontends that are images: the command line does, by --allow %s, or kiln.toml", values.Frontend)
+	}
+	var frontends bool
+	c.Allow, frontends, err = values.Allow(slices.Concat(f.allow, f.entitlements))
+	c.Frontends = f.frontends || frontends
 	return c, err
 }
 

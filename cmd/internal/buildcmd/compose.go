@@ -63,17 +63,12 @@ func composeBuildCommand(a *app.App, f *composeFlags) *cobra.Command {
 		Long:  "Build the images of these services, or of all services that have a build section, at the same time.",
 		Example: `  kiln compose build
   kiln compose build --push --build-arg VERSION=1.2 web`,
-		RunE: a.AsRoot(func(cmd *cobra.Command, args []string) error {
-			targets, err := f.targets(cmd, &b, args)
-			if err != nil {
-				return &input.Error{Err: err}
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := a.HandOver(false, func() bool { return true }); err != nil {
+				return err
 			}
-			if len(targets) == 0 {
-				a.Complain("no service has anything to build")
-				return nil
-			}
-			return buildTargets(a, cmd, targets, setFlags{progress: b.shown, repro: b.repro, sign: b.sign})
-		}),
+			return a.AsRoot(func(cmd *cobra.Command, args []string) error { return b.run(a, f, cmd, args) })(cmd, args)
+		},
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&b.push, "push", false, "push the images")
@@ -92,6 +87,18 @@ func composeBuildCommand(a *app.App, f *composeFlags) *cobra.Command {
 	b.shown.add(flags)
 	help.Group(flags, "Progress")
 	return cmd
+}
+
+func (b *composeBuildFlags) run(a *app.App, f *composeFlags, cmd *cobra.Command, services []string) error {
+	targets, err := f.targets(cmd, b, services)
+	if err != nil {
+		return &input.Error{Err: err}
+	}
+	if len(targets) == 0 {
+		a.Complain("no service has anything to build")
+		return nil
+	}
+	return buildTargets(a, cmd, targets, setFlags{progress: b.shown, repro: b.repro, sign: b.sign})
 }
 
 // Services returns the names of the services that the flags of compose build select among, and of all profiles, for completion. Standard
@@ -307,7 +314,7 @@ func serviceTarget(p *compose.Project, s *compose.Service, dir string) (target, 
 		}
 		flags.client.agents = append(flags.client.agents, id)
 	}
-	flags.client.allow = b.Entitlements
+	flags.client.entitlements = b.Entitlements
 	err := addSecrets(p, b, &out, local)
 	return out, err
 }

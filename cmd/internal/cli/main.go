@@ -20,13 +20,14 @@ import (
 // the live heap, Go's default, is a fifth of its processor time.
 const gcPercent = 200
 
-// Main carries out the command line of this process, and returns its exit status.
-func Main() int {
+// Main carries out a command line, that of this process, and returns its exit status. frontends may be nil.
+func Main(args []string, frontends app.Frontends) int {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
 	dropRelativePath()
 	a := app.New(os.Stdout, os.Stderr)
+	a.Frontends = frontends
 	if err := userns.Enter(); err != nil {
 		if !errors.Is(err, userns.ErrOrphan) {
 			a.Complain(err.Error())
@@ -36,7 +37,7 @@ func Main() int {
 	// Secrets, credentials and what steps print are in kiln's memory: no other process of the user may read it, and no core dump has
 	// it. Only now, since a kiln that starts another in a user namespace has to write to files of that in /proc.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // it cannot fail with these arguments
-	return run(a, os.Args[1:])
+	return run(a, args)
 }
 
 // dropRelativePath takes directories out of $PATH that are relative: programs are not looked for where the user happens to be, which may

@@ -74,7 +74,7 @@ func flagOf(command, flag string) source {
 	case "network":
 		return words(values.Networks...)
 	case "allow":
-		return words(values.Entitlements...)
+		return words(append(values.Entitlements, values.Frontend)...)
 	case "call":
 		return words("build", "check\tcheck the Dockerfile", "outline\targuments, secrets and agents of the target",
 			"targets\tstages of the Dockerfile")

@@ -42,7 +42,11 @@ func Warnings(ctx context.Context, to io.Writer, r *build.Result, debug bool) {
 			return
 		}
 		var b bytes.Buffer
-		fmt.Fprintf(&b, " - %s: %s", w.Rule, termtext.Line(quoted.Message(w.Message, w.Location.StartLine, w.Location.EndLine)))
+		rule := ""
+		if w.Rule != "" {
+			rule = w.Rule + ": "
+		}
+		fmt.Fprintf(&b, " - %s%s", rule, termtext.Line(quoted.Message(w.Message, w.Location.StartLine, w.Location.EndLine)))
 		switch {
 		case w.Location.StartLine == 0:
 			b.WriteByte('\n')

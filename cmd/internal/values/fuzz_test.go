@@ -42,7 +42,7 @@ func FuzzFlags(f *testing.F) {
 		_, hostErr := ExtraHosts(values)
 		_, ulimitErr := Ulimits(values)
 		_, networkErr := Network(value)
-		_, allowErr := Allow(values)
+		_, _, allowErr := Allow(values)
 		for _, err := range []error{outputErr, secretErr, platformErr, argErr, labelErr, contextErr, hostErr, ulimitErr, networkErr, allowErr} {
 			if _, ok := errors.AsType[*input.Error](err); err != nil && !ok {
 				t.Errorf("%q is no error of usage: %v", value, err)

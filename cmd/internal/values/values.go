@@ -27,6 +27,9 @@ var OutputKeys = []string{
 	"name-canonical", "unpack", "store", "oci-artifact", "attestation-prefix",
 }
 
+// Frontend is what --allow has besides entitlements: frontends that are images.
+const Frontend = "frontend"
+
 // What flags of build take. There are more platforms, and Entitlements are also for single devices.
 var (
 	OutputTypes    = []string{"image", "registry", "docker", "containers-storage", "oci", "local", "tar", "cacheonly"}
@@ -434,22 +437,23 @@ func Agents(values []string) (sshagent.Set, error) {
 	return agents, nil
 }
 
-// Allow reads --allow.
-func Allow(values []string) ([]string, error) {
-	var allow []string
+// Allow reads --allow: entitlements, and whether frontends may be run that are images.
+func Allow(values []string) (allow []string, frontends bool, err error) {
 	for _, v := range values {
 		name, device := strings.CutPrefix(v, "device=")
 		switch {
+		case v == Frontend:
+			frontends = true
 		case v == "network.host", v == "security.insecure", v == "device", device && name != "":
 			if !slices.Contains(allow, v) {
 				allow = append(allow, v)
 			}
 		default:
-			return nil, usagef("--allow %q is not supported; there are network.host, security.insecure, device and device=NAME%s",
-				v, suggest.Hint(v, Entitlements...))
+			return nil, false, usagef("--allow %q is not supported; there are network.host, security.insecure, device, device=NAME and frontend%s",
+				v, suggest.Hint(v, append(Entitlements, Frontend)...))
 		}
 	}
-	return allow, nil
+	return allow, frontends, nil
 }
 
 // Lists returns the elements of comma separated lists without empty ones.
