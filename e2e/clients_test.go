@@ -106,6 +106,14 @@ func TestClients(t *testing.T) {
 			t.Errorf("the provenance is %s", text)
 		}
 	})
+	t.Run("load", func(t *testing.T) {
+		t.Setenv("DOCKER_HOST", startDocker(t))
+		write("Loaded", "FROM "+debian+"\nRUN echo loaded > /made\n")
+		command(t, buildx, "build", "--load", "-t", "client:loaded", "-f", filepath.Join(dir, "Loaded"), dir)
+		if got := command(t, "docker", "run", "--rm", "--network=none", "client:loaded", "cat", "/made"); got != "loaded" {
+			t.Errorf("in a container /made holds %q", got)
+		}
+	})
 	t.Run("failure", func(t *testing.T) {
 		write("Failing", "FROM "+debian+"\nRUN echo before\nRUN exit 7\n")
 		out, err := exec.Command(buildx, "build", "--progress=plain", "-f", filepath.Join(dir, "Failing"), dir).CombinedOutput()

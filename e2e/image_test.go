@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // kiln's own image, built by kiln for two platforms: it is the same whoever builds it, and builds images in containers as an ordinary user.
@@ -157,8 +158,8 @@ RUN ["/bin/busybox", "sh", "-c", "/bin/busybox chown 33:65534 /bin/busybox && ec
 	}
 }
 
-// testImageServes builds with the image of the daemon: with buildctl in a container without privileges, and with buildx' docker-container
-// driver, whose containers are privileged.
+// testImageServes builds with the image of the daemon: with buildctl in containers without privileges, of which one is what a pod of
+// buildx' kubernetes driver with rootless=true has, and with buildx' docker-container driver, whose containers are privileged.
 func testImageServes(t *testing.T, host, image string) {
 	t.Setenv("DOCKER_HOST", host)
 	t.Setenv("BUILDX_CONFIG", t.TempDir())
@@ -180,20 +181,34 @@ COPY --from=build /made /
 			t.Errorf("the build made %q, %v", made, err)
 		}
 	}
-	command(t, "docker", "run", "--detach", "--name=kilnd", "--network=host", "--security-opt=seccomp=unconfined",
-		"--security-opt=apparmor=unconfined", "--security-opt=systempaths=unconfined", image)
-	t.Cleanup(func() { command(t, "docker", "rm", "--force", "--volumes", "kilnd") })
-	out := t.TempDir()
-	command(t, tool("buildctl"), "--addr=docker-container://kilnd", "build", "--frontend=dockerfile.v0",
-		"--local=context="+ctx, "--local=dockerfile="+ctx, "--output=type=local,dest="+out)
-	made(out)
+	for name, args := range map[string][]string{
+		"kilnd": {"--security-opt=systempaths=unconfined", image},
+		"pod": {"--volume=/home/user/.local/share/buildkit", image,
+			"--allow-insecure-entitlement=network.host", "--oci-worker-no-process-sandbox"},
+	} {
+		run := []string{
+			"run", "--detach", "--name=" + name, "--network=host", "--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined",
+		}
+		command(t, "docker", append(run, args...)...)
+		t.Cleanup(func() { command(t, "docker", "rm", "--force", "--volumes", name) })
+		ready := func() bool { return exec.Command("docker", "exec", name, "buildctl", "debug", "workers").Run() == nil }
+		for until := time.Now().Add(5 * time.Minute); !ready(); time.Sleep(100 * time.Millisecond) {
+			if time.Now().After(until) {
+				t.Fatalf("%s is not ready: %s", name, command(t, "docker", "logs", name))
+			}
+		}
+		out := t.TempDir()
+		command(t, tool("buildctl"), "--addr=docker-container://"+name, "build", "--frontend=dockerfile.v0",
+			"--local=context="+ctx, "--local=dockerfile="+ctx, "--output=type=local,dest="+out)
+		made(out)
+	}
 
 	if !everyCapability(t) {
 		t.Skip("BUILDX' CONTAINERS ARE NOT TESTED: they are privileged, and this machine's root has not all capabilities to give")
 	}
 	command(t, tool("buildx"), "create", "--name", "kilnd", "--driver", "docker-container", "--driver-opt", "network=host,image="+image)
 	t.Cleanup(func() { command(t, tool("buildx"), "rm", "kilnd") })
-	out = t.TempDir()
+	out := t.TempDir()
 	command(t, tool("buildx"), "build", "--builder", "kilnd", "-o", out, ctx)
 	made(out)
 }
