@@ -6,6 +6,7 @@
 package attestation
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -67,11 +68,41 @@ type Attestation struct {
 	// Predicate is JSON.
 	Predicate json.RawMessage
 	// Subjects are what it is about; none stands for the image, or the files of an output that is not an image.
-	Subjects []Resource
+	Subjects []About
 	// File is the name of the file that an output which is not an image has of it: "provenance.json".
 	File string
 	// InlineOnly leaves it out of all outputs but images in a store or registry.
 	InlineOnly bool
+	// Core says that it is the software bill of materials of the image itself.
+	Core bool
+}
+
+// About is something that an attestation is about: a Resource, or if Self is set the image, or the files of an output that is not an
+// image, under the name of the Resource as well unless that is "".
+type About struct {
+	Resource
+	Self bool
+}
+
+// Subjects returns resources as subjects.
+func Subjects(all []Resource) []About {
+	var out []About
+	for _, r := range all {
+		out = append(out, About{Resource: r})
+	}
+	return out
+}
+
+// Nameless is the name of a subject that has none (in-toto, ResourceDescriptor).
+const Nameless = "_"
+
+// Given are attestations that whoever made a result has of an image. They are read when they are needed.
+type Given struct {
+	// InlineOnly and PredicateType are as in Attestation; the latter is "" where it is not known before they are read.
+	InlineOnly    bool
+	PredicateType string
+	// Read returns them. The sum of their predicates has at most limit bytes; more are an error.
+	Read func(ctx context.Context, limit int64) ([]Attestation, error)
 }
 
 // Resource is a thing with a digest. Digests are hexadecimal, by the names of their algorithms.
@@ -104,12 +135,21 @@ type Statement struct {
 
 // Statement returns the statement of an attestation about self, unless it has subjects of its own.
 func (a *Attestation) Statement(self []Resource) Statement {
-	s := Statement{Type: StatementType, PredicateType: a.PredicateType, Subject: a.Subjects, Predicate: a.Predicate}
-	if len(s.Subject) == 0 {
-		s.Subject = self
+	s := Statement{Type: StatementType, PredicateType: a.PredicateType, Subject: []Resource{}, Predicate: a.Predicate}
+	if len(a.Subjects) == 0 {
+		s.Subject = append(s.Subject, self...)
 	}
-	if s.Subject == nil {
-		s.Subject = []Resource{}
+	for _, of := range a.Subjects {
+		if !of.Self {
+			s.Subject = append(s.Subject, of.Resource)
+			continue
+		}
+		for _, r := range self {
+			s.Subject = append(s.Subject, r)
+			if of.Name != "" {
+				s.Subject = append(s.Subject, Resource{Name: of.Name, Digest: r.Digest})
+			}
+		}
 	}
 	return s
 }

@@ -19,12 +19,15 @@ type Options struct {
 	SBOM       *SBOM
 	// NoProvenance says that the user does not want it, where a build would describe itself without being asked.
 	NoProvenance bool
+	// Given says that whoever made the result has attestations of it besides, and Inline that those which are for stores and registries
+	// alone are wanted.
+	Given, Inline bool
 	// NoVCS leaves the commit and the origin of a context that is a git checkout out of the provenance.
 	NoVCS bool
 }
 
 // Any reports whether there are attestations to make.
-func (o *Options) Any() bool { return o.Provenance != nil || o.SBOM != nil }
+func (o *Options) Any() bool { return o.Provenance != nil || o.SBOM != nil || o.Given }
 
 // InlineOnly reports whether all that is asked for is left out of outputs that are not in a store or registry.
 func (o *Options) InlineOnly() bool {

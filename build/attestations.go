@@ -7,12 +7,15 @@ import (
 
 	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/build/imaging"
 	"github.com/kilnbuild/kiln/build/outputs"
 	"github.com/kilnbuild/kiln/build/provenance"
 	"github.com/kilnbuild/kiln/build/scanning"
+	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/sbom"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 )
 
 // described is what provenance says of the build.
@@ -46,11 +49,38 @@ func (j *Job) Provenance() ([][]byte, error) { return j.attester.Whole() }
 
 // scan returns the software bill of materials of an image by its index.
 func (j *Job) scan(ctx context.Context, i int) ([]attestation.Attestation, error) {
-	img, err := j.image(ctx, i)
+	epoch := j.product.Epoch
+	for n := 0; epoch == nil && n < len(j.plans); n++ {
+		epoch = j.plans[n].Epoch
+	}
+	img, err := j.image(ctx, i, nil, epoch)
 	if err != nil {
 		return nil, err
 	}
 	return j.attester.Scanning.Scan(ctx, &j.product.Images[i], j.chains[i], img.Config.Created)
+}
+
+// view returns the layers of an image by its index.
+func (j *Job) view(ctx context.Context, i int) ([]layer.Part, error) {
+	return j.steps.View(ctx, j.chains[i])
+}
+
+// image describes an image by its index to the exporter: with a configuration from elsewhere unless that is nil, and with an epoch.
+func (j *Job) image(ctx context.Context, i int, config *dockerspec.DockerOCIImage, epoch *int64) (exporter.Image, error) {
+	p := j.product
+	img := &p.Images[i]
+	if config != nil {
+		other := imaging.ImageOf(img.Root, config, nil)
+		if other.Platform.OS == "" {
+			other.Platform = img.Platform
+		}
+		img = &other
+	}
+	dockerfile := p.Request != nil && config == nil
+	if dockerfile && epoch == nil {
+		epoch = p.Epoch // which is in the configuration, whatever the output does
+	}
+	return (&imaging.Imager{Bases: j.bases, Caches: j.caches}).Image(ctx, img, j.chains[i], dockerfile, epoch)
 }
 
 // scanner returns what makes the software bills of materials of the build.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/kilnbuild/kiln/build/outputs"
 	"github.com/kilnbuild/kiln/events"
@@ -28,16 +29,12 @@ import (
 
 // write does what the outputs ask for, one after the other, and writes the files about the result.
 func (j *Job) write(ctx context.Context, res *Result) error {
-	images := make([]exporter.Image, len(j.chains))
-	for i := range j.chains {
-		var err error
-		if images[i], err = j.image(ctx, i); err != nil {
+	for i, out := range j.plans {
+		if err := j.output(ctx, out, res); err != nil {
 			return err
 		}
-	}
-	for _, out := range j.plans {
-		if err := j.output(ctx, out, images, res); err != nil {
-			return err
+		if out.IsImage() {
+			res.made[i] = res.desc
 		}
 	}
 	if j.options.Export.IIDFile != "" {
@@ -70,7 +67,7 @@ func (j *Job) write(ctx context.Context, res *Result) error {
 	return nil
 }
 
-func (j *Job) output(ctx context.Context, out outputs.Plan, images []exporter.Image, res *Result) error {
+func (j *Job) output(ctx context.Context, out outputs.Plan, res *Result) error {
 	if out.Type == outputs.CacheOnly {
 		return nil
 	}
@@ -92,7 +89,7 @@ func (j *Job) output(ctx context.Context, out outputs.Plan, images []exporter.Im
 	case outputs.Local, outputs.Tar:
 		err = j.files(ctx, out, res)
 	default:
-		err = j.writeImage(ctx, out, images, task, res)
+		err = j.writeImage(ctx, out, task, res)
 	}
 	if err != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%s: %w", name, err)
@@ -102,8 +99,15 @@ func (j *Job) output(ctx context.Context, out outputs.Plan, images []exporter.Im
 }
 
 // writeImage assembles the image in the output's form and puts it where it is wanted.
-func (j *Job) writeImage(ctx context.Context, out outputs.Plan, built []exporter.Image, task *events.Task, res *Result) error {
-	blobs := j.blobs
+func (j *Job) writeImage(ctx context.Context, out outputs.Plan, task *events.Task, res *Result) error {
+	blobs, epoch := j.blobs, out.EpochOf(j.product.Epoch)
+	built := make([]exporter.Image, len(j.chains))
+	for i := range built {
+		var err error
+		if built[i], err = j.image(ctx, i, out.Config, epoch); err != nil {
+			return err
+		}
+	}
 	manifests, err := blobs.Manifests(ctx, built, out.Form)
 	if err != nil {
 		return err
@@ -115,6 +119,9 @@ func (j *Job) writeImage(ctx context.Context, out outputs.Plan, built []exporter
 	a, err := blobs.Join(manifests, attested, out.Form)
 	if err != nil {
 		return err
+	}
+	if out.Archived() && epoch != nil {
+		a.Created(time.Unix(*epoch, 0))
 	}
 	if out.ByDigest {
 		if out.Names, err = outputs.Canonical(out.Names, a.Desc.Digest); err != nil {
@@ -222,7 +229,7 @@ func (l lazyBlobs) Open(desc ocispec.Descriptor) (io.ReadCloser, error) {
 
 // files writes the root file systems' files.
 func (j *Job) files(ctx context.Context, out outputs.Plan, res *Result) error {
-	split := j.product.ByPlatform || len(j.chains) > 1
+	split := j.product.Given.ByPlatform || len(j.chains) > 1
 	if out.Split != nil {
 		split = *out.Split
 	}
@@ -261,7 +268,7 @@ func (j *Job) files(ctx context.Context, out outputs.Plan, res *Result) error {
 
 // platformDir is the name of the directory that has the files of one of several platforms: "linux_arm64".
 func (j *Job) platformDir(i int) string {
-	return strings.ReplaceAll(j.product.Images[i].Platform.String(), "/", "_")
+	return j.product.Given.Directory(i, j.product.Images[i].Platform.String())
 }
 
 // platforms writes the files of each platform into a directory of its own in the user's, which is looked up once.
@@ -304,8 +311,8 @@ func wrote(n int, thing string) string {
 	return fmt.Sprintf("%d %ss are", n, thing)
 }
 
-// Made returns the ID of the build in the history, and the descriptor of the image's manifest or index; of none what is empty.
-func (r *Result) Made() (id string, image ocispec.Descriptor) { return r.id, r.desc }
+// Made returns the ID of the build in the history, and the descriptors of the manifests or indexes of images, by the numbers of outputs.
+func (r *Result) Made() (id string, images map[int]ocispec.Descriptor) { return r.id, r.made }
 
 // Response returns what clients of BuildKit are told of the result.
 func (r *Result) Response() map[string]string {

@@ -32,6 +32,7 @@ import (
 	"github.com/kilnbuild/kiln/solver/session"
 	"github.com/kilnbuild/kiln/store"
 	"github.com/kilnbuild/kiln/store/images"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // parallelism is how many steps of a job are worked on at once. Most wait for processes and disks; what is heavy on the processors
@@ -121,7 +122,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 			return nil, &input.Error{Err: err}
 		}
 	}
-	j.attester = attesting.Attester{Options: &j.options.Export.Attest, Build: j.described, Scan: j.scan}
+	j.attester = attesting.Attester{Options: &j.options.Export.Attest, Build: j.described, Scan: j.scan, View: j.view}
 	if s := o.Export.Attest.SBOM; s != nil {
 		if err := scanning.Check(s); err != nil {
 			return nil, err
@@ -241,7 +242,7 @@ func (j *Job) Do(ctx context.Context, r *Request, work func(ctx context.Context,
 	}
 	j.events.Emit(begin)
 	j.attester.ID, j.attester.Started = begin.ID, time.Now()
-	res := &Result{id: begin.ID}
+	res := &Result{id: begin.ID, made: map[int]ocispec.Descriptor{}}
 	if note := userns.Note(); note != "" && r.Call == CallBuild {
 		j.events.Warn(note)
 	}
@@ -289,6 +290,12 @@ func (j *Job) AddOutputs(all []Output) error {
 // Export makes the root file systems of a product, which need not have been solved, and does with the images what the job's options ask
 // for. It is called once, as the last.
 func (j *Job) Export(ctx context.Context, p *Product, res *Result) (err error) {
+	if err := outputs.Apply(j.plans, &p.Given); err != nil {
+		return &input.Error{Err: err}
+	}
+	if j.attester.Given = p.Given.Attestations; p.Given.SBOM() {
+		j.attester.Scanning = nil
+	}
 	platforms := make([]llb.Platform, len(p.Images))
 	for i := range p.Images {
 		platforms[i] = p.Images[i].Platform
@@ -306,11 +313,6 @@ func (j *Job) Export(ctx context.Context, p *Product, res *Result) (err error) {
 
 func (j *Job) export(ctx context.Context, p *Product, res *Result) error {
 	j.product = p
-	for i := range j.plans {
-		if epoch := j.plans[i].Epoch; epoch != nil && p.Epoch == nil {
-			p.Epoch = epoch
-		}
-	}
 	if err := reproduce.CheckHost(j.options.Run.Reproducible, p.Images); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"strconv"
 
 	"github.com/kilnbuild/kiln/build/contexts"
+	"github.com/kilnbuild/kiln/build/outputs"
 	"github.com/kilnbuild/kiln/build/provenance"
 	"github.com/kilnbuild/kiln/build/sources"
 	"github.com/kilnbuild/kiln/events"
@@ -46,8 +47,8 @@ func (o *Options) request() Request {
 // Product is what a job exports: what a Dockerfile was lowered to, or images from elsewhere.
 type Product struct {
 	frontend.Result
-	// ByPlatform says that outputs that are files have a directory for each platform, even if there is only one.
-	ByPlatform bool
+	// Given is what its maker says of it besides.
+	Given outputs.Given
 	// Request is what the images were made for; nil for images that no Dockerfile describes.
 	Request *Request
 	// Dockerfile is the text, and Name what errors call it.

@@ -16,6 +16,7 @@ type Result struct {
 	// Digest is that of the manifest or index.
 	Digest string
 	desc   ocispec.Descriptor
+	made   map[int]ocispec.Descriptor
 	// id is that of the build in the history, and provenance what Metadata has of it.
 	id         string
 	provenance map[string]any

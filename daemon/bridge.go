@@ -222,6 +222,9 @@ func (s *bridges) Return(request context.Context, req *gateway.ReturnRequest) (*
 		}
 		res.refs[name] = r
 	}
+	if res.attested, err = b.attested(req.Result.Attestations); err != nil {
+		return nil, err
+	}
 	return &gateway.ReturnResponse{}, b.finish(res, nil)
 }
 

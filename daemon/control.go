@@ -66,7 +66,7 @@ func (c *control) Solve(ctx context.Context, req *controlapi.SolveRequest) (*con
 	if err != nil {
 		return nil, err
 	}
-	about := res.Response()
+	about := b.response(res)
 	if err := b.exported(about); err != nil {
 		return nil, err
 	}

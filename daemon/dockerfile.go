@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,7 +24,9 @@ import (
 	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/llbpb"
+	"github.com/kilnbuild/kiln/daemon/returned"
 	"github.com/kilnbuild/kiln/daemon/subrequest"
+	"github.com/kilnbuild/kiln/daemon/trees"
 	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/internal/ignore"
 	"github.com/kilnbuild/kiln/internal/input"
@@ -127,9 +128,6 @@ func linted(dockerfile *pb.SourceInfo, res *build.Result, failed error) (*result
 // The ends of the names of ignore files.
 const ignoreFile = ".dockerignore"
 
-// maxIgnore bounds an ignore file in bytes.
-const maxIgnore = 16 << 20
-
 // contexts says where the contexts of a Dockerfile are, once that was read from the client. Nothing else is opened yet.
 func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) error {
 	s := &d.Source
@@ -205,7 +203,7 @@ func (b *buildJob) inputs(ctx context.Context, d *attrs.Dockerfile, all map[stri
 				return fmt.Errorf("input %s: %w", name, err)
 			}
 		}
-		if config := d.InputMetadata[name][keyConfig]; config != nil {
+		if config := d.InputMetadata[name][returned.KeyConfig]; config != nil {
 			in.Config = &dockerspec.DockerOCIImage{}
 			if err := json.Unmarshal(config, in.Config); err != nil {
 				return fmt.Errorf("failed to parse image config for %s: %w", name, err)
@@ -232,15 +230,15 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (g *contexts.
 	if dir, name := path.Split(d.Filename); name == defaultDockerfile {
 		names = append(names, dir+strings.ToLower(name))
 	}
-	var tree layer.Tree
+	var files layer.Tree
 	from := &pb.Definition{}
 	if in, ok := d.Elsewhere.Inputs[d.DockerfileName]; ok && !d.OwnDockerfile {
-		tree, err = b.files(ctx, in.Root)
+		files, err = b.files(ctx, in.Root)
 	} else {
 		local := d.LocalOf(d.DockerfileName)
 		local.Follow, local.Unlike = append(slices.Clone(names), d.Filename+ignoreFile), true
 		if from, err = llbpb.Encode((&llb.Graph{}).Add(local, llb.Meta{}).Output(0)); err == nil {
-			tree, err = b.load(ctx, internal, "load build definition from "+d.Filename, local)
+			files, err = b.load(ctx, internal, "load build definition from "+d.Filename, local)
 		}
 	}
 	if err != nil {
@@ -249,7 +247,7 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (g *contexts.
 	g = &contexts.Given{Name: d.Filename, Project: d.ContextName}
 	found := false
 	for _, name := range names {
-		if g.Text, found, err = contexts.ReadTree(tree, name, contexts.MaxDockerfile); found || err != nil {
+		if g.Text, found, err = contexts.ReadTree(files, name, contexts.MaxDockerfile); found || err != nil {
 			break
 		}
 	}
@@ -260,7 +258,7 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (g *contexts.
 		return nil, false, &input.Error{Err: fmt.Errorf("failed to read dockerfile: %w", err)}
 	}
 	b.read(g.Name, g.Text, from)
-	g.Ignore, found, err = readIgnore(ctx, tree, d.Filename+ignoreFile)
+	g.Ignore, found, err = trees.Ignore(ctx, files, d.Filename+ignoreFile)
 	return g, found, err
 }
 
@@ -268,11 +266,11 @@ func (b *buildJob) given(ctx context.Context, d *attrs.Dockerfile) (g *contexts.
 // had of it, is found out when something is wanted of it.
 func (b *buildJob) ignored(ctx context.Context, group string, local llb.Local) (*ignore.Matcher, error) {
 	local.Follow, local.Unlike = []string{ignoreFile}, true
-	tree, err := b.load(ctx, group, "load "+ignoreFile, local)
+	files, err := b.load(ctx, group, "load "+ignoreFile, local)
 	if err != nil {
 		return nil, ctx.Err()
 	}
-	m, _, err := readIgnore(ctx, tree, ignoreFile)
+	m, _, err := trees.Ignore(ctx, files, ignoreFile)
 	return m, err
 }
 
@@ -286,20 +284,4 @@ func (b *buildJob) load(ctx context.Context, group, text string, local llb.Local
 		return err
 	})
 	return tree, err
-}
-
-// readIgnore reads an ignore file. The matcher is nil if it is not found, or excludes nothing.
-func readIgnore(ctx context.Context, tree layer.Tree, name string) (_ *ignore.Matcher, found bool, err error) {
-	data, found, err := contexts.ReadTree(tree, name, maxIgnore)
-	if err != nil || !found {
-		return nil, false, err
-	}
-	m, err := ignore.Parse(ctx, bytes.NewReader(data))
-	if err != nil {
-		return nil, false, &input.Error{Err: fmt.Errorf("failed parsing %s: %w", name, err)}
-	}
-	if m != nil {
-		m.File = path.Base(name)
-	}
-	return m, true, nil
 }

@@ -74,12 +74,12 @@ func (f *Frontends) Run(ctx context.Context, foreign *build.Foreign) (*build.Pro
 		}
 		return nil, nil
 	}
-	p, err := made.product()
+	p, err := b.product(made)
 	if err != nil {
 		return nil, err
 	}
 	if len(p.Images) == 0 { // an image without layers, as for a client
-		if err := add(p, nil, made.metadata[keyConfig], nil); err != nil {
+		if err := made.add(p, nil, "", nil); err != nil {
 			return nil, err
 		}
 	}

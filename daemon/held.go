@@ -39,9 +39,11 @@ type held struct {
 	// graphs are what definitions of the client were decoded to, and definitions what it has sent, for the ops in errors.
 	graphs      []*llbpb.Graph
 	definitions []given
-	bytes       int // of definitions and attributes
-	frontends   int // that run
-	requests    int
+	// returned are the metadata of the result.
+	returned  map[string][]byte
+	bytes     int // of definitions and attributes
+	frontends int // that run
+	requests  int
 	// local is what a command line has, which has no client and no record; nil for a client's request.
 	local *local
 }

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/kilnbuild/kiln/daemon/returned"
 	"github.com/kilnbuild/kiln/llb"
 )
 
@@ -76,9 +77,9 @@ func TestReturned(t *testing.T) {
 	if all := res.all(); len(all) != 1 {
 		t.Errorf("%d refs", len(all))
 	}
-	named := strings.Repeat(`{"ID":"a"},`, len(res.refs)+maxRepeated) + `{"ID":"a"}`
-	res.metadata[keyPlatforms] = []byte(`{"Platforms":[` + named + `]}`)
-	if _, err := res.product(); status.Code(err) != codes.InvalidArgument {
+	named := strings.Repeat(`{"ID":"a"},`, len(res.refs)+returned.MaxRepeated) + `{"ID":"a"}`
+	res.metadata[returned.KeyPlatforms] = []byte(`{"Platforms":[` + named + `]}`)
+	if _, err := (&buildJob{}).product(res); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a platform that is named again and again: %v", err)
 	}
 }

@@ -96,9 +96,6 @@ func (b *buildJob) recording(ctx context.Context) records.Request {
 	}
 }
 
-// imageTypes are the types of exporters that make an image.
-var imageTypes = map[string]bool{"image": true, "oci": true, "docker": true, "moby": true}
-
 // describe notes how the images of a build were made, for its record.
 func (b *buildJob) describe(p *build.Product) {
 	if b.request.Internal {
@@ -124,17 +121,16 @@ func (b *buildJob) recorded(res *build.Result, err error) records.Result {
 	if res == nil {
 		return out
 	}
-	var desc ocispec.Descriptor
-	if out.ID, desc = res.Made(); desc.Digest != "" {
-		out.Outputs = map[int]ocispec.Descriptor{}
-		for i, e := range exporters(b.request) {
-			if imageTypes[e.Type] {
-				out.Outputs[i] = desc
-			}
+	var made map[int]ocispec.Descriptor
+	out.ID, made = res.Made()
+	out.Outputs = map[int]ocispec.Descriptor{}
+	for i := range exporters(b.request) { // those of the session come behind them
+		if desc, ok := made[i]; ok {
+			out.Outputs[i] = desc
 		}
 	}
 	if err == nil {
-		out.Response = res.Response()
+		out.Response = b.response(res)
 	}
 	return out
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -22,9 +23,11 @@ import (
 	"github.com/kilnbuild/kiln/daemon/directories"
 	"github.com/kilnbuild/kiln/daemon/policies"
 	"github.com/kilnbuild/kiln/daemon/records"
+	"github.com/kilnbuild/kiln/daemon/returned"
 	log "github.com/kilnbuild/kiln/daemon/status"
 	"github.com/kilnbuild/kiln/events"
 	"github.com/kilnbuild/kiln/internal/sourcepolicy"
+	"github.com/kilnbuild/kiln/llb"
 )
 
 // buildJob is one request for a build: a job, and what its client makes of it by LLBBridge.
@@ -170,7 +173,8 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 		return o, nil, full("exporters", maxExporters)
 	}
 	for i, e := range exporters(req) {
-		out, err := attrs.Output(e.Type, e.Attrs, b.client.Receiver(i))
+		attrs.Date(e, req.FrontendAttrs)
+		out, err := attrs.Output(e.Type, e.Attrs, b.client.Receiver(i), b.client.Warn)
 		if err != nil {
 			return o, nil, err
 		}
@@ -238,19 +242,33 @@ func (b *buildJob) call(ctx context.Context, by *asked.Request, inputs map[strin
 
 // export does with a result what the request asks for.
 func (b *buildJob) export(ctx context.Context, made *result, res *build.Result) error {
-	p, err := made.product()
+	p, err := b.product(made)
 	if err != nil {
 		return err
+	}
+	if made != nil && (made.single != nil || made.metadata[returned.KeyPlatforms] != nil) {
+		var have []llb.Platform
+		for _, img := range p.Images {
+			have = append(have, img.Platform.Normalize())
+		}
+		if text := returned.Mismatch(b.request.FrontendAttrs["platform"], have, p.Given.ByPlatform); text != "" {
+			b.client.Warn(text)
+		}
 	}
 	if len(p.Images) == 0 {
 		if made == nil || len(exporters(b.request)) == 0 {
 			return nil
 		}
-		if err := add(p, nil, made.metadata[keyConfig], nil); err != nil { // an image without layers
+		if err := made.add(p, nil, "", nil); err != nil { // an image without layers
 			return err
 		}
 	}
 	p.API = b.described(made)
+	if made != nil {
+		b.mu.Lock()
+		b.held.returned = made.metadata
+		b.mu.Unlock()
+	}
 	if err := b.findExporters(ctx, made); err != nil {
 		return err
 	}
@@ -259,9 +277,22 @@ func (b *buildJob) export(ctx context.Context, made *result, res *build.Result) 
 	}
 	b.describe(p)
 	if b.request.EnableSessionExporter {
-		return b.client.Exported(ctx, res.Response())
+		return b.client.Exported(ctx, b.response(res))
 	}
 	return nil
+}
+
+// response returns what the client is told of the result.
+func (b *buildJob) response(res *build.Result) map[string]string {
+	about := res.Response()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for name, value := range b.held.returned {
+		if strings.HasPrefix(name, prefixReturned) {
+			about[name] = string(value)
+		}
+	}
+	return about
 }
 
 // findExporters adds what the client wants to be done with a result, now that there is one.
@@ -282,7 +313,7 @@ func (b *buildJob) findExporters(ctx context.Context, made *result) error {
 	}
 	var all []build.Output
 	for i, e := range found {
-		out, err := attrs.Output(e.Type, e.Attrs, b.client.Receiver(len(exporters(b.request))+i))
+		out, err := attrs.Output(e.Type, e.Attrs, b.client.Receiver(len(exporters(b.request))+i), b.client.Warn)
 		if err != nil {
 			return err
 		}

@@ -11,14 +11,17 @@ import (
 	"sync"
 
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
-	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/kilnbuild/kiln/attestation"
 	"github.com/kilnbuild/kiln/build"
+	"github.com/kilnbuild/kiln/build/imaging"
 	"github.com/kilnbuild/kiln/daemon/asked"
+	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/llbpb"
+	"github.com/kilnbuild/kiln/daemon/returned"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
@@ -27,9 +30,10 @@ import (
 
 // Keys of the metadata of results, as BuildKit's frontends write them.
 const (
-	keyConfig    = "containerimage.config"
-	keyPlatforms = "refs.platforms"
-	keyEpoch     = "source.date.epoch"
+	keyEpoch = "source.date.epoch"
+	keyNames = "image.name"
+	// prefixReturned begins the keys of what the client is told of the result.
+	prefixReturned = "frontend."
 )
 
 // ref is a root file system that a client knows by an ID. It is solved when it is first needed.
@@ -80,16 +84,8 @@ type result struct {
 	single   *ref
 	refs     map[string]*ref
 	metadata map[string][]byte
-}
-
-// platforms are the platforms of the refs of a result, as its metadata have them.
-type platforms struct {
-	Platforms []platform
-}
-
-type platform struct {
-	ID       string
-	Platform ocispec.Platform
+	// attested are attestations, by the names of refs, or of the one platform.
+	attested map[string][]attested
 }
 
 // lowered returns the result of a Dockerfile. byPlatform makes it one by platforms, even if there is only one.
@@ -98,29 +94,29 @@ func (b *buildJob) lowered(p *build.Product, byPlatform bool) (*result, error) {
 	if byPlatform {
 		res.refs = map[string]*ref{}
 	}
-	var all platforms
+	var all returned.Index
 	for i := range p.Images {
 		img := &p.Images[i]
-		config, err := json.Marshal(build.ConfigOf(img))
+		config, err := json.Marshal(imaging.ConfigOf(img))
 		if err != nil {
 			return nil, fmt.Errorf("encode the configuration of the image: %w", err)
 		}
 		r := b.add(&ref{root: img.Root, image: img, product: p, config: config})
 		id := img.Platform.String()
-		all.Platforms = append(all.Platforms, platform{ID: id, Platform: ocispec.Platform{
+		all.Platforms = append(all.Platforms, returned.Platform{ID: id, Platform: ocispec.Platform{
 			OS: img.Platform.OS, Architecture: img.Platform.Architecture, Variant: img.Platform.Variant, OSVersion: img.Platform.OSVersion,
 		}})
 		if byPlatform {
-			res.refs[id], res.metadata[keyConfig+"/"+id] = r, config
+			res.refs[id], res.metadata[returned.KeyConfig+"/"+id] = r, config
 		} else {
-			res.single, res.metadata[keyConfig] = r, config
+			res.single, res.metadata[returned.KeyConfig] = r, config
 		}
 	}
 	if p.Epoch != nil {
 		res.metadata[keyEpoch] = strconv.AppendInt(nil, *p.Epoch, 10)
 	}
 	var err error
-	res.metadata[keyPlatforms], err = json.Marshal(all)
+	res.metadata[returned.KeyPlatforms], err = json.Marshal(all)
 	return res, err
 }
 
@@ -147,15 +143,40 @@ func (b *buildJob) ref(id string) (*ref, error) {
 	return r, nil
 }
 
-// maxRepeated is how many platforms of a result may be repeated.
-const maxRepeated = 16
+// attested is an attestation of an image of a result, which is in files of a ref.
+type attested struct {
+	returned.Attestation
+	ref *ref
+}
+
+// attested reads the attestations of a result, by the names of its refs.
+func (b *buildJob) attested(all map[string]*gateway.Attestations) (map[string][]attested, error) {
+	out, n := map[string][]attested{}, 0
+	for name, list := range all {
+		if n += len(list.GetAttestation()); n > returned.MaxAttestations {
+			return nil, full("attestations", returned.MaxAttestations)
+		}
+		for _, a := range list.GetAttestation() {
+			if err := returned.Check(a); err != nil {
+				return nil, status.Errorf(codes.InvalidArgument, "attestation %q of %q: %v", a.GetPath(), name, err)
+			}
+			r, err := b.ref(a.Ref.Id)
+			if err != nil {
+				return nil, err
+			}
+			files := func(ctx context.Context) (layer.Tree, error) { return r.files(ctx, b.job) }
+			out[name] = append(out[name], attested{returned.Attestation{Attestation: a, Files: files}, r})
+		}
+	}
+	return out, nil
+}
 
 // product returns what is exported of a result.
-func (res *result) product() (*build.Product, error) {
-	if res == nil {
-		return &build.Product{}, nil
-	}
+func (b *buildJob) product(res *result) (*build.Product, error) {
 	p := &build.Product{}
+	if res == nil {
+		return p, nil
+	}
 	if v, ok := res.metadata[keyEpoch]; ok {
 		epoch, err := strconv.ParseInt(string(v), 10, 64)
 		if err != nil {
@@ -163,29 +184,35 @@ func (res *result) product() (*build.Product, error) {
 		}
 		p.Epoch = &epoch
 	}
-	var known platforms
-	if v, ok := res.metadata[keyPlatforms]; ok {
-		if err := json.Unmarshal(v, &known); err != nil {
-			return nil, status.Errorf(codes.InvalidArgument, "failed to parse platforms passed to exporter: %v", err)
-		}
+	known, err := returned.Platforms(res.metadata)
+	if err != nil {
+		return nil, err
 	}
-	if res.single != nil || res.refs == nil && (res.metadata[keyConfig] != nil || len(known.Platforms) > 0) {
+	p.Given.Names = string(res.metadata[keyNames])
+	if p.Given.Annotations, err = attrs.Annotations(res.metadata); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "annotations of the result: %v", err)
+	}
+	if res.single != nil || res.refs == nil && (res.metadata[returned.KeyConfig] != nil || len(known) > 0) {
 		var of *ocispec.Platform
-		if len(known.Platforms) == 1 {
-			of = &known.Platforms[0].Platform
+		if len(known) == 1 {
+			of = &known[0].Platform
 		}
-		return p, add(p, res.single, res.metadata[keyConfig], of)
+		if err := res.add(p, res.single, "", of); err != nil {
+			return nil, err
+		}
+		name := p.Images[0].Platform.String()
+		if len(known) == 1 {
+			name = known[0].ID
+		}
+		return p, b.attest(p, res, []string{name})
 	}
-	p.ByPlatform = len(res.refs) > 0
+	p.Given.ByPlatform = len(res.refs) > 0
 	names := slices.Sorted(maps.Keys(res.refs))
-	if len(known.Platforms) > 0 {
-		names = nil
-		for _, k := range known.Platforms {
-			names = append(names, k.ID)
+	if len(known) > 0 {
+		if names, err = returned.IDs(known, len(res.refs)); err != nil {
+			return nil, err
 		}
-		if len(names) > len(res.refs)+maxRepeated { // a client may name a platform twice
-			return nil, status.Errorf(codes.InvalidArgument, "the result has %d platforms, and %d refs", len(names), len(res.refs))
-		}
+		p.Given.IDs = names
 	}
 	for i, name := range names {
 		r, ok := res.refs[name]
@@ -197,54 +224,73 @@ func (res *result) product() (*build.Product, error) {
 		default:
 			return nil, status.Errorf(codes.InvalidArgument, "failed to find ref for ID %s", name)
 		}
-		config := res.metadata[keyConfig+"/"+name]
-		if config == nil && len(names) == 1 {
-			config = res.metadata[keyConfig]
-		}
 		var of *ocispec.Platform
-		if len(known.Platforms) > 0 {
-			of = &known.Platforms[i].Platform
+		if len(known) > 0 {
+			of = &known[i].Platform
 		}
-		if err := add(p, r, config, of); err != nil {
+		if err := res.add(p, r, name, of); err != nil {
 			return nil, err
 		}
 	}
-	return p, nil
+	return p, b.attest(p, res, names)
 }
 
-// add adds an image to a product. A ref that is nil is an empty root file system.
-func add(p *build.Product, r *ref, config []byte, of *ocispec.Platform) error {
+// attest adds to a product the attestations of its images, which have these names in the result.
+func (b *buildJob) attest(p *build.Product, res *result, names []string) error {
+	for name := range res.attested {
+		if !slices.Contains(names, name) {
+			return status.Errorf(codes.InvalidArgument, "the result has attestations of %q, and no such platform", name)
+		}
+	}
+	for _, name := range names {
+		var of []attestation.Given
+		for _, a := range res.attested[name] {
+			of = append(of, a.Given())
+		}
+		p.Given.Attestations = append(p.Given.Attestations, of)
+	}
+	return nil
+}
+
+// add adds an image to a product, by its name in the result. A ref that is nil is an empty root file system.
+func (res *result) add(p *build.Product, r *ref, name string, of *ocispec.Platform) error {
+	config, err := returned.RawConfig(res.metadata, name)
+	if err != nil {
+		return err
+	}
 	if r != nil && r.image != nil && (config == nil || bytes.Equal(config, r.config)) {
 		p.Images = append(p.Images, *r.image)
 		p.Request, p.Dockerfile, p.Name = r.product.Request, r.product.Dockerfile, r.product.Name
 		return nil
 	}
-	var c dockerspec.DockerOCIImage
-	if config != nil {
-		if err := json.Unmarshal(config, &c); err != nil {
-			return status.Errorf(codes.InvalidArgument, "invalid image config: %v", err)
-		}
+	c, base, err := returned.Config(res.metadata, name, of)
+	if err != nil {
+		return err
 	}
-	switch {
-	case of != nil:
-		c.Platform = *of
-	case c.OS == "":
-		host := llb.Host()
-		c.Platform = ocispec.Platform{OS: host.OS, Architecture: host.Architecture, Variant: host.Variant}
-	}
-	var root llb.Output
+	root := scratch()
 	if r != nil {
 		root = r.root
-	} else {
-		root = scratch()
 	}
-	p.Images = append(p.Images, build.ImageOf(root, &c))
+	p.Images = append(p.Images, imaging.ImageOf(root, c, base))
 	return nil
 }
 
 // pb returns a result as BuildKit's API has it.
 func (b *buildJob) pb(res *result) (*gateway.Result, error) {
 	out := &gateway.Result{Metadata: res.metadata}
+	for name, list := range res.attested {
+		if out.Attestations == nil {
+			out.Attestations = map[string]*gateway.Attestations{}
+		}
+		out.Attestations[name] = &gateway.Attestations{}
+		for _, a := range list {
+			in, err := b.refPB(a.ref)
+			if err != nil {
+				return nil, err
+			}
+			out.Attestations[name].Attestation = append(out.Attestations[name].Attestation, a.Of(in))
+		}
+	}
 	if res.refs == nil {
 		single, err := b.refPB(res.single)
 		out.Result = &gateway.Result_Ref{Ref: single}

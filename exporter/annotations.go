@@ -97,6 +97,20 @@ func ParseAnnotation(s string) ([]Annotation, error) {
 	return all, nil
 }
 
+// AnnotationOf returns the annotation whose key is "annotation" and rest, where rest is "[-PART][[PLATFORM]].KEY".
+func AnnotationOf(rest, value string) (Annotation, error) {
+	on, key, ok := strings.Cut(rest, ".")
+	switch {
+	case !ok:
+		return Annotation{}, fmt.Errorf("annotation%s is not annotation[-PART][[PLATFORM]].KEY", rest)
+	case strings.HasPrefix(on, "-"):
+		on = on[1:]
+	default:
+		on = string(OnManifest) + on
+	}
+	return NewAnnotation(on, key, value)
+}
+
 // NewAnnotation returns the annotation of PART[[PLATFORM]].
 func NewAnnotation(on, key, value string) (a Annotation, err error) {
 	a.Key, a.Value = key, value

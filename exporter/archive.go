@@ -17,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/atomicfile"
 	"github.com/kilnbuild/kiln/internal/cas"
 	"github.com/kilnbuild/kiln/internal/ctxio"
+	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/snapshot/blob"
 	digest "github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
@@ -65,7 +66,7 @@ func files(images []Archived) ([]file, error) {
 				return nil, errors.New("an archive for docker load can only contain images for one platform: choose one, or write an OCI archive")
 			}
 			m := a.Manifests[0].Manifest
-			s := saved{Config: blobPath(m.Config), RepoTags: a.Names, Layers: []string{}}
+			s := saved{Config: blobPath(m.Config), RepoTags: familiar(a.Names), Layers: []string{}}
 			for _, l := range m.Layers {
 				s.Layers = append(s.Layers, blobPath(l))
 			}
@@ -86,6 +87,18 @@ func files(images []Archived) ([]file, error) {
 		return out, err
 	}
 	return out, add("manifest.json", list)
+}
+
+// familiar returns names as docker save writes them: without docker.io/library.
+func familiar(names []string) []string {
+	var out []string
+	for _, name := range names {
+		if ref, err := imagename.Parse(name); err == nil {
+			name = ref.FamiliarTagged()
+		}
+		out = append(out, name)
+	}
+	return out
 }
 
 type file struct {

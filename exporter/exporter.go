@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -38,6 +39,8 @@ type Form struct {
 	// Docker selects Docker's media types instead of OCI's. They do not support annotations.
 	Docker      bool
 	Annotations []Annotation
+	// Index makes an index of one image as well.
+	Index bool
 }
 
 // Assembled is an image, or an index of several or with attestations, whose manifests and configs are in the store.
@@ -48,6 +51,13 @@ type Assembled struct {
 	Manifests []Manifest
 	// Attestations are manifests of statements about them.
 	Attestations []Manifest
+}
+
+// Created says when the image was made, unless annotations say so already.
+func (a *Assembled) Created(at time.Time) {
+	annotations := map[string]string{ocispec.AnnotationCreated: at.UTC().Format(time.RFC3339)}
+	maps.Copy(annotations, a.Desc.Annotations)
+	a.Desc.Annotations = annotations
 }
 
 // Manifest is one image's manifest.
@@ -80,11 +90,11 @@ func (b *Blobs) Manifests(ctx context.Context, images []Image, f Form) ([]Manife
 	return all, nil
 }
 
-// Join returns an image alone as it is, and otherwise an index of images and the manifests of their attestations, which is written to the
+// Join returns an image alone as it is, unless the form wants an index, and otherwise an index of images and the manifests of their attestations, which is written to the
 // store.
 func (b *Blobs) Join(manifests, attestations []Manifest, f Form) (*Assembled, error) {
 	a := &Assembled{Manifests: manifests, Attestations: attestations}
-	if len(manifests) == 1 && len(attestations) == 0 {
+	if len(manifests) == 1 && len(attestations) == 0 && !f.Index {
 		a.Desc = manifests[0].Desc
 		return a, nil
 	}

@@ -36,6 +36,10 @@ type Attester struct {
 	Scan func(ctx context.Context, i int) ([]attestation.Attestation, error)
 	// Scanning has images scanned; nil where no SBOM is asked for.
 	Scanning *scanning.Scanning
+	// Given are attestations from elsewhere, by the indexes of images.
+	Given [][]attestation.Given
+	// View returns the layers of an image by its index, the lowest first.
+	View func(ctx context.Context, i int) ([]layer.Part, error)
 	// ID is that of the build in the history, and Started when it began.
 	ID      string
 	Started time.Time
@@ -132,7 +136,10 @@ func (a *Attester) CheckComplete() error {
 func (a *Attester) attestations(
 	ctx context.Context, i int, o *attestation.Options, layers []ocispec.Descriptor,
 ) ([]attestation.Attestation, error) {
-	var all []attestation.Attestation
+	all, err := a.given(ctx, i, o)
+	if err != nil {
+		return nil, err
+	}
 	if o.SBOM != nil {
 		found, known := a.scanned[i]
 		if !known {
@@ -161,7 +168,8 @@ func (a *Attester) attestations(
 	return all, nil
 }
 
-// Manifests returns the manifests of statements about images, in their order; none if o asks for none. names are those that the images get,
+// Manifests returns the manifests of statements about images, in their order, for those of which something is said; none if o asks for
+// none. names are those that the images get,
 // and artifact is as for exporter.Blobs.Attest.
 func (a *Attester) Manifests(
 	ctx context.Context, blobs *exporter.Blobs, images []exporter.Manifest, names []string, o *attestation.Options, artifact bool,
@@ -169,10 +177,16 @@ func (a *Attester) Manifests(
 	if !o.Any() {
 		return nil, nil
 	}
-	all := make([]exporter.Manifest, len(images))
+	var all []exporter.Manifest
 	for i, m := range images {
 		found, err := a.attestations(ctx, i, o, m.Manifest.Layers)
 		if err != nil {
+			return nil, err
+		}
+		if len(found) == 0 {
+			continue
+		}
+		if err := a.locate(ctx, i, m, found); err != nil {
 			return nil, err
 		}
 		self, err := subjects(names, a.build().Images[i].Platform, m.Desc.Digest)
@@ -187,7 +201,7 @@ func (a *Attester) Manifests(
 		if err != nil {
 			return nil, err
 		}
-		all[i] = *made
+		all = append(all, *made)
 	}
 	return all, nil
 }
@@ -200,9 +214,6 @@ func (a *Attester) end() time.Time {
 	return a.finished
 }
 
-// nameless is the name of a subject that has none (in-toto, ResourceDescriptor).
-const nameless = "_"
-
 // subjects returns an image under its names.
 func subjects(names []string, p llb.Platform, d digest.Digest) ([]attestation.Resource, error) {
 	var all []attestation.Resource
@@ -214,7 +225,7 @@ func subjects(names []string, p llb.Platform, d digest.Digest) ([]attestation.Re
 		all = append(all, attestation.Resource{Name: attestation.ImageURL("docker", ref, p.String()), Digest: attestation.Digests(d)})
 	}
 	if len(all) == 0 {
-		all = append(all, attestation.Resource{Name: nameless, Digest: attestation.Digests(d)})
+		all = append(all, attestation.Resource{Name: attestation.Nameless, Digest: attestation.Digests(d)})
 	}
 	return all, nil
 }

@@ -3,24 +3,14 @@ package outputs
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/kilnbuild/kiln/exporter"
 	"github.com/kilnbuild/kiln/llb"
 )
 
-// annotation reads what follows "annotation" in the key of an output: "[-PART][[PLATFORM]].KEY".
+// annotation reads what follows "annotation" in the key of an output.
 func (p *Plan) annotation(rest, value string) error {
-	on, key, ok := strings.Cut(rest, ".")
-	switch {
-	case !ok:
-		return fmt.Errorf("output %s: annotation%s is not annotation[-PART][[PLATFORM]].KEY", p.Type, rest)
-	case strings.HasPrefix(on, "-"):
-		on = on[1:]
-	default:
-		on = string(exporter.OnManifest) + on
-	}
-	a, err := exporter.NewAnnotation(on, key, value)
+	a, err := exporter.AnnotationOf(rest, value)
 	if err != nil {
 		return fmt.Errorf("output %s: %w", p.Type, err)
 	}
@@ -37,7 +27,7 @@ func (p *Plan) checkAnnotations(platforms []llb.Platform) error {
 		switch {
 		case p.Form.Docker:
 			return fmt.Errorf("output %s: oci-mediatypes=false, and Docker's media types have no annotations", p.Type)
-		case (a.Part == exporter.OnIndex || a.Part == exporter.OnIndexDescriptor) && len(platforms) < 2 && !p.Attest.Any():
+		case (a.Part == exporter.OnIndex || a.Part == exporter.OnIndexDescriptor) && len(platforms) < 2 && !p.Attest.Any() && !p.Form.Index:
 			return fmt.Errorf("annotation %s: an image of one platform has no %s: annotate its manifest", a.Key, a.Part)
 		case a.Platform != "" && !slices.ContainsFunc(platforms, func(p llb.Platform) bool { return p.String() == a.Platform }):
 			return fmt.Errorf("annotation %s: the build is not for %s", a.Key, a.Platform)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/kilnbuild/kiln/attestation"
@@ -95,6 +96,10 @@ type Output struct {
 	Dest string
 	// To takes what is written in place of Dest, which is "" then; nil for none.
 	To exporter.Receiver
+	// ResultNames leaves the name of the image to whoever makes the result: see Given.
+	ResultNames bool
+	// Config is the configuration of the image in place of that of the result; nil for none.
+	Config *dockerspec.DockerOCIImage
 	// Attrs are the other keys of --output, in lower case, as written: "name", "compression", "tar", …
 	Attrs map[string]string
 }
@@ -166,7 +171,7 @@ func (x *Export) Plan(names []string, reproducible bool) ([]Plan, error) {
 			}
 		}
 		switch {
-		case plan.Type == Registry && len(plan.Names) == 0:
+		case plan.Type == Registry && len(plan.Names) == 0 && !plan.ResultNames:
 			return nil, errors.New("pushing needs a name: give one with -t")
 		case plan.Type == Storage && len(plan.Names) == 0:
 			return nil, errors.New("containers-storage needs a name: give one with -t")
@@ -191,6 +196,17 @@ func (x *Export) Plan(names []string, reproducible bool) ([]Plan, error) {
 	return out, nil
 }
 
+// EpochOf returns the SOURCE_DATE_EPOCH of the output, where product is that of the result.
+func (p *Plan) EpochOf(product *int64) *int64 {
+	if p.Dated {
+		return p.Epoch
+	}
+	return product
+}
+
+// Archived reports whether the output is an image in files: an OCI layout, or a tar for docker load.
+func (p *Plan) Archived() bool { return p.Type == OCI || p.Type == Docker && p.written() }
+
 // CheckPlatforms returns an error for what outputs cannot hold of an image for these platforms; none stand for the host's own.
 func CheckPlatforms(plans []Plan, platforms []llb.Platform) error {
 	for i := range plans {
@@ -199,6 +215,8 @@ func CheckPlatforms(plans []Plan, platforms []llb.Platform) error {
 			return err
 		}
 		switch {
+		case p.Config != nil && len(platforms) > 1:
+			return fmt.Errorf("output %s: one configuration is not for the images of %d platforms", p.Type, len(platforms))
 		case p.Type == Docker && p.written() && len(platforms) > 1:
 			return errors.New("a tar for docker load holds one platform: give one --platform, or use type=oci")
 		case p.Type == Storage && len(platforms) > 1:
@@ -213,13 +231,23 @@ func (p *Plan) written() bool { return p.Dest != "" || p.To != nil }
 
 // setAttestations decides which of the attestations that the build makes an output gets.
 func (p *Plan) setAttestations(o *attestation.Options) error {
-	inline := p.Type == Image || p.Type == Registry || p.ToEngine() || p.inline
+	inline := p.takesInline()
 	if o.Provenance != nil && (inline || !o.Provenance.InlineOnly) {
 		p.Attest.Provenance = o.Provenance
 	}
 	if o.SBOM != nil && (inline || !o.SBOM.InlineOnly) {
 		p.Attest.SBOM = o.SBOM
 	}
+	return p.checkAttestations()
+}
+
+// takesInline reports whether the output gets attestations that are for stores and registries alone.
+func (p *Plan) takesInline() bool {
+	return p.Type == Image || p.Type == Registry || p.ToEngine() || p.inline
+}
+
+// checkAttestations returns an error for attestations that the output cannot hold.
+func (p *Plan) checkAttestations() error {
 	switch {
 	case p.Type == CacheOnly || !p.Attest.Any():
 		p.Attest = attestation.Options{}
@@ -351,9 +379,7 @@ func Date(outputs []Plan, epoch *int64, warn func(string)) {
 	product := epoch
 	for i := range outputs {
 		form := &outputs[i].Form.Layers
-		if epoch = product; outputs[i].Dated {
-			epoch = outputs[i].Epoch
-		}
+		epoch = outputs[i].EpochOf(product)
 		switch {
 		case form.Rewrite && epoch == nil:
 			form.Rewrite = false

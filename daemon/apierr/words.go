@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/fetch"
 	"github.com/kilnbuild/kiln/internal/git"
 	"github.com/kilnbuild/kiln/internal/httpsource"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/regularfile"
 	"github.com/kilnbuild/kiln/internal/remoteurl"
 	"github.com/kilnbuild/kiln/internal/sourcepolicy"
@@ -160,6 +161,10 @@ var table = []row{
 	of(func(e *bases.ChecksumError) string {
 		return fmt.Sprintf("image digest %s for %s does not match expected checksum %s", e.Got, e.Ref, e.Want)
 	}),
+	func(err error) (string, bool) {
+		_, ok := errors.AsType[*layer.DiffIDError](err)
+		return "failed to verify layer: " + err.Error(), ok
+	},
 	of(func(e *image.PlatformError) string {
 		return e.Error() + ": no match for platform in manifest: not found"
 	}),

@@ -56,7 +56,7 @@ func FuzzAttributes(f *testing.F) {
 		if _, err := ReadDockerfile(all); err != nil && !errors.As(err, new(*input.Error)) {
 			t.Errorf("%v", err)
 		}
-		if _, err := Output(kind, attrs, nil); err != nil && !errors.As(err, new(*input.Error)) {
+		if _, err := Output(kind, attrs, nil, func(string) {}); err != nil && !errors.As(err, new(*input.Error)) {
 			t.Errorf("%v", err)
 		}
 	})

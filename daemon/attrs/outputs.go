@@ -1,11 +1,17 @@
 package attrs
 
 import (
+	"cmp"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
 	"github.com/kilnbuild/kiln/build"
 	"github.com/kilnbuild/kiln/build/caching"
@@ -13,8 +19,16 @@ import (
 	"github.com/kilnbuild/kiln/internal/input"
 )
 
-// Output reads the attributes of an exporter. What goes to the client goes to the receiver. The error is an *input.Error.
-func Output(kind string, attrs map[string]string, to exporter.Receiver) (build.Output, error) {
+// keyConfig is the attribute of an exporter that is the configuration of its image, and prefixAttest begins those of the frontend that ask
+// for attestations.
+const (
+	keyConfig    = "containerimage.config"
+	prefixAttest = "attest:"
+)
+
+// Output reads the attributes of an exporter. What goes to the client goes to the receiver, and warn is told of what has no effect. The
+// error is an *input.Error.
+func Output(kind string, attrs map[string]string, to exporter.Receiver, warn func(string)) (build.Output, error) {
 	o := build.Output{Type: build.OutputType(kind), Attrs: maps.Clone(attrs)}
 	bad := func(format string, args ...any) (build.Output, error) {
 		return o, &input.Error{Err: fmt.Errorf("exporter %s: "+format, append([]any{kind}, args...)...)}
@@ -39,10 +53,63 @@ func Output(kind string, attrs map[string]string, to exporter.Receiver) (build.O
 	if mode := o.Attrs["mode"]; o.Type == build.OutputLocal && (mode == "copy" || mode == "delete") {
 		delete(o.Attrs, "mode") // what the client does with what was there
 	}
-	if o.Attrs["name"] == "" || o.Attrs["name"] == "*" {
+	if o.ResultNames = o.Attrs["name"] == "*"; o.ResultNames || o.Attrs["name"] == "" {
 		delete(o.Attrs, "name")
 	}
+	for name := range attrs {
+		if strings.HasPrefix(name, prefixAttest) {
+			delete(o.Attrs, name)
+			warn(fmt.Sprintf("exporter %s: %s is an attribute of the build, and has no effect here", kind, name))
+		}
+	}
+	if config, ok := o.Attrs[keyConfig]; ok {
+		o.Config = &dockerspec.DockerOCIImage{}
+		if err := json.Unmarshal([]byte(config), &o.Config); err != nil || o.Config == nil {
+			return bad("%s is not the configuration of an image: %w", keyConfig, cmp.Or(err, errNull))
+		}
+		delete(o.Attrs, keyConfig)
+	}
 	return o, nil
+}
+
+var errNull = errors.New("it is null")
+
+// keyEpoch is the attribute of an exporter that is its SOURCE_DATE_EPOCH, and argEpoch that of the frontend.
+const (
+	keyEpoch = "source-date-epoch"
+	argEpoch = "build-arg:SOURCE_DATE_EPOCH"
+)
+
+// Date gives an exporter that has no SOURCE_DATE_EPOCH that of the frontend, if that is a number, or none.
+func Date(e *controlapi.Exporter, frontend map[string]string) {
+	v, given := frontend[argEpoch]
+	if _, own := e.Attrs[keyEpoch]; own || !given {
+		return
+	}
+	if _, err := strconv.ParseInt(v, 10, 64); err != nil && v != "" {
+		return // it is for the frontend to read
+	}
+	if e.Attrs == nil {
+		e.Attrs = map[string]string{}
+	}
+	e.Attrs[keyEpoch] = v
+}
+
+// Annotations returns the annotations that metadata of a result ask for.
+func Annotations(metadata map[string][]byte) ([]exporter.Annotation, error) {
+	var all []exporter.Annotation
+	for _, key := range slices.Sorted(maps.Keys(metadata)) {
+		rest, ok := strings.CutPrefix(key, "annotation")
+		if !ok || rest == "" || !strings.ContainsRune("-[.", rune(rest[0])) {
+			continue
+		}
+		a, err := exporter.AnnotationOf(rest, string(metadata[key]))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, a)
+	}
+	return all, nil
 }
 
 // truth reads an attribute that is true or false, and removes it.

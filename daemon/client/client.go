@@ -171,7 +171,8 @@ func (c *Client) keep(x io.Closer) {
 	c.open = append(c.open, x)
 }
 
-func (c *Client) warn(text string) {
+// Warn tells people what they should know.
+func (c *Client) Warn(text string) {
 	if c.config.Warn != nil {
 		c.config.Warn(text)
 	}

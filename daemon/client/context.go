@@ -100,7 +100,7 @@ func (c *Client) receive(ctx context.Context, l llb.Local) (layer.Tree, error) {
 	}
 	c.keep(cache)
 	if r.devices > 0 {
-		c.warn(fmt.Sprintf("the directory %q of the client has device nodes, which are left out: %d", l.Name, r.devices))
+		c.Warn(fmt.Sprintf("the directory %q of the client has device nodes, which are left out: %d", l.Name, r.devices))
 	}
 	return tree, nil
 }

@@ -23,7 +23,7 @@ const maxRead = 8 << 20
 
 // Read returns a regular file of at most limit bytes.
 func Read(t layer.Tree, name string, limit int64) ([]byte, error) {
-	e, err := find(t, "open", name, true)
+	e, err := Find(t, "open", name, true)
 	if err != nil {
 		return nil, err
 	}
@@ -38,8 +38,8 @@ func Read(t layer.Tree, name string, limit int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, limit))
 }
 
-// find returns an entry of a tree, following links unless it is the last component and last is not set. "" is the root.
-func find(t layer.Tree, op, name string, last bool) (*layer.Entry, error) {
+// Find returns an entry of a tree, following links unless it is the last component and last is not set. "" is the root.
+func Find(t layer.Tree, op, name string, last bool) (*layer.Entry, error) {
 	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
 	if clean == "" {
 		return &layer.Entry{Type: layer.Dir, Mode: 0o755}, nil
@@ -57,7 +57,7 @@ func find(t layer.Tree, op, name string, last bool) (*layer.Entry, error) {
 
 // ReadFile returns bytes of a file.
 func ReadFile(t layer.Tree, req *gateway.ReadFileRequest) (*gateway.ReadFileResponse, error) {
-	e, err := find(t, "open", req.FilePath, true)
+	e, err := Find(t, "open", req.FilePath, true)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +103,7 @@ const maxListed = 1 << 16
 
 // ReadDir lists a directory.
 func ReadDir(t layer.Tree, req *gateway.ReadDirRequest) (*gateway.ReadDirResponse, error) {
-	e, err := find(t, "open", req.DirPath, true)
+	e, err := Find(t, "open", req.DirPath, true)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +134,7 @@ func ReadDir(t layer.Tree, req *gateway.ReadDirRequest) (*gateway.ReadDirRespons
 
 // StatFile describes a file.
 func StatFile(t layer.Tree, req *gateway.StatFileRequest) (*gateway.StatFileResponse, error) {
-	e, err := find(t, "lstat", req.Path, false)
+	e, err := Find(t, "lstat", req.Path, false)
 	if err != nil {
 		return nil, err
 	}

@@ -71,6 +71,8 @@ type History struct {
 	// Vertex is the one whose layer the entry describes; for COPY --link that is the llb.Merge. It is nil for an empty entry and
 	// for the base image's.
 	Vertex *llb.Vertex
+	// Base is set for an entry of an image from elsewhere that is known to be its base image's.
+	Base bool
 }
 
 // New returns the configuration of an image without a base; exported says whether it is written.

@@ -58,7 +58,7 @@ var allowed = map[string][]string{
 
 	"build": {
 		"attestation", "parser", "signature/attached", "build/attesting", "build/provenance", "build/scanning", "build/bases", "build/caching",
-		"build/confine", "build/contexts", "build/early", "build/lookup", "build/outputs", "build/reproduce", "build/sources", "sbom", "store",
+		"build/confine", "build/contexts", "build/early", "build/imaging", "build/lookup", "build/outputs", "build/reproduce", "build/sources", "sbom", "store",
 		"store/images",
 		"events", "history", "exporter", "frontend", "frontend/imageconfig", "frontend/lint", "frontend/outline", "frontend/source", "llb",
 		"registry", "registry/auth", "registry/image", "registry/layout", "sandbox", "snapshot", "snapshot/blob", "solver", "solver/execute",
@@ -68,14 +68,14 @@ var allowed = map[string][]string{
 	// What becomes of the result of a build, as far as it is known before.
 	"build/outputs": {"attestation", "build/reproduce", "engine", "exporter", "llb", "snapshot/blob", "internal"},
 	// BuildKit's API: requests become jobs of build. Nothing else imports grpc, but for the binary that serves it.
-	"daemon": {"daemon/directories", "daemon/trees", "daemon/policies", "build/bases", "daemon/asked", "attestation", "build/provenance", "daemon/llbpb", "build", "build/caching", "build/contexts",
-		"daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/status", "daemon/subrequest", "events", "frontend",
+	"daemon": {"daemon/directories", "daemon/trees", "build/imaging", "daemon/policies", "build/bases", "daemon/asked", "attestation", "build/provenance", "daemon/llbpb", "build", "build/caching", "build/contexts",
+		"daemon/apierr", "daemon/attrs", "daemon/client", "daemon/records", "daemon/returned", "daemon/status", "daemon/subrequest", "events", "frontend",
 		"frontend/source", "llb", "parser", "snapshot/compose", "solver", "store", "daemon/containers", "daemon/gateway", "solver/container",
 		"solver/files", "solver/work", "internal"},
 	"daemon/asked": {"attestation/slsa", "build/provenance", "daemon/llbpb", "llb"},
 	"daemon/attrs": {"attestation", "build", "build/caching", "build/confine", "build/contexts", "exporter", "llb", "internal"},
 	// Files of results, and what a frontend is given of this machine.
-	"daemon/trees":       {"snapshot/compose", "internal"},
+	"daemon/trees":       {"build/contexts", "snapshot/compose", "internal"},
 	"daemon/directories": {"llb", "solver/session", "internal"},
 	"daemon/llbpb":       {"llb", "internal"},
 	"daemon/client":      {"cache/remote", "exporter", "events", "llb", "registry/auth", "registry/image", "internal"},
@@ -87,6 +87,7 @@ var allowed = map[string][]string{
 		"solver/execute", "solver/files", "internal"},
 	"daemon/status":     {"daemon/apierr", "events", "frontend/lint", "llb", "internal"},
 	"daemon/records":    {"daemon/apierr", "daemon/status", "history", "store", "internal"},
+	"daemon/returned":   {"attestation", "daemon/trees", "llb", "internal"},
 	"daemon/subrequest": {"build", "daemon/apierr", "frontend/outline", "llb"},
 	"cmd/kilnd":         {"build", "cmd/internal/app", "cmd/internal/cli", "daemon", "daemon/client", "registry", "store", "internal"},
 	// Containers of clients: processes that are no step.
@@ -109,6 +110,7 @@ var allowed = map[string][]string{
 	},
 	// What makes a build the same everywhere.
 	"build/reproduce": {"build/caching", "events", "frontend", "llb", "snapshot/blob", "solver", "snapshot", "internal"},
+	"build/imaging":   {"exporter", "frontend", "frontend/imageconfig", "llb", "snapshot/blob", "solver", "solver/execute", "internal"},
 	"build/early":     {"events", "exporter", "llb", "snapshot/blob", "internal"},
 	// What a build takes from elsewhere, under which names.
 	"build/sources": {"build/contexts", "events", "llb", "registry/layout", "solver/plan", "internal"},
@@ -339,6 +341,7 @@ const (
 var large = map[string]string{
 	"bake.Target":   "its fields are the attributes of a target in bake definitions",
 	"compose.Build": "its fields are the attributes of a build in compose files",
+	"daemon":        "the methods of one build of a client, of which whatever stands alone is in packages below it",
 }
 
 func TestSizes(t *testing.T) {

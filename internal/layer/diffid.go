@@ -36,7 +36,14 @@ func (v *verified) Read(p []byte) (int, error) {
 		return n, err
 	}
 	if got := fmt.Sprintf("%x", v.sum.Sum(nil)); got != v.want {
-		return n, fmt.Errorf("its uncompressed bytes have digest sha256:%s, and the image's config says sha256:%s", got, v.want)
+		return n, &DiffIDError{Got: got, Want: v.want}
 	}
 	return n, io.EOF
+}
+
+// DiffIDError is a layer of an image that is not the one which the image's configuration names. Both are SHA-256, in hexadecimal digits.
+type DiffIDError struct{ Got, Want string }
+
+func (e *DiffIDError) Error() string {
+	return fmt.Sprintf("its uncompressed bytes have digest sha256:%s, and the image's config says sha256:%s", e.Got, e.Want)
 }

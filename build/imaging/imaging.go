@@ -1,8 +1,11 @@
-package build
+// Package imaging describes what a build has made to the exporter, as images: with their layers, and with a configuration whose history
+// says how each of them came to be.
+package imaging
 
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -13,21 +16,45 @@ import (
 	"github.com/kilnbuild/kiln/frontend/imageconfig"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/llb"
+	"github.com/kilnbuild/kiln/snapshot/blob"
+	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/execute"
 )
 
-// image describes the result for one platform to the exporter.
-func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
-	lowered, chain := &j.product.Images[i], j.chains[i]
+// Bases are the images that a build starts from.
+type Bases interface {
+	Layers(ctx context.Context, img llb.Image) ([]execute.ImageLayer, error)
+	Download(ctx context.Context, img llb.Image, blob ocispec.Descriptor) error
+	// Repository returns where the registry of an image has its layers; "" for one that is in none.
+	Repository(img llb.Image) string
+}
+
+// Caches know when layers were made, and write inline caches.
+type Caches interface {
+	Created(ctx context.Context, id layer.ID) (time.Time, error)
+	Inline(ctx context.Context, root llb.Output, layers []layer.ID) func(blob.Encoding) ([]byte, error)
+}
+
+// Imager describes images.
+type Imager struct {
+	Bases  Bases
+	Caches Caches
+}
+
+// Image describes an image whose root file system is the chain. dockerfile says that it is as kiln's frontend has lowered it, so that each
+// vertex from the base to the root has its entry in the history. epoch is SOURCE_DATE_EPOCH in Unix seconds; nil for none.
+func (m *Imager) Image(
+	ctx context.Context, lowered *frontend.Image, chain solver.Ref, dockerfile bool, epoch *int64,
+) (exporter.Image, error) {
 	img := exporter.Image{Config: configOf(lowered), Platform: lowered.Platform.String()}
 
-	bottom, below, err := j.bottom(ctx, lowered.Root)
+	bottom, below, err := m.bottom(ctx, lowered.Root)
 	if err != nil {
 		return img, err
 	}
 	for n, l := range chain.Layers() {
 		if n < len(below) {
-			img.Layers = append(img.Layers, j.baseLayer(bottom, below[n]))
+			img.Layers = append(img.Layers, m.baseLayer(bottom, below[n]))
 		} else {
 			img.Layers = append(img.Layers, exporter.Layer{ID: layer.ID(l.ID)})
 		}
@@ -38,14 +65,14 @@ func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
 			ids[n] = l.ID
 		}
 	}
-	img.Inline = j.caches.Inline(ctx, lowered.Root, ids)
-	times, err := j.times(ctx, img.Layers)
+	img.Inline = m.Caches.Inline(ctx, lowered.Root, ids)
+	times, err := m.times(ctx, img.Layers)
 	if err != nil {
 		return img, err
 	}
-	if j.product.Request == nil || imageconfig.Vertices(lowered.History) != len(img.Layers)-len(below) {
+	if !dockerfile || imageconfig.Vertices(lowered.History) != len(img.Layers)-len(below) {
 		img.Config.History = imageconfig.Complete(ConfigOf(lowered).History, madeBy(lowered.Root, times, len(below)))
-		j.date(&img)
+		date(&img, lowered, epoch)
 		return img, nil
 	}
 	n := len(below)
@@ -69,11 +96,11 @@ func (j *Job) image(ctx context.Context, i int) (exporter.Image, error) {
 		}
 	}
 	img.Config.Created = last
-	if j.product.Epoch != nil {
-		epoch := time.Unix(*j.product.Epoch, 0).UTC()
-		img.Config.Created = &epoch
+	if epoch != nil {
+		at := time.Unix(*epoch, 0).UTC()
+		img.Config.Created = &at
 		for i := len(lowered.History) - 1; i >= 0 && lowered.History[i].Created == nil; i-- {
-			img.Config.History[i].Created = &epoch
+			img.Config.History[i].Created = &at
 		}
 	}
 	if n != len(img.Layers) {
@@ -98,14 +125,23 @@ func madeBy(root llb.Output, times []*time.Time, below int) []imageconfig.Made {
 	return made
 }
 
-// date gives a configuration the time of the last entry of its history, or SOURCE_DATE_EPOCH.
-func (j *Job) date(img *exporter.Image) {
-	if n := len(img.Config.History); n > 0 {
-		img.Config.Created = img.Config.History[n-1].Created
+// date gives a configuration the time of the last entry of its history, unless there is an epoch, which is also the latest time that an
+// entry can have which is not the base image's.
+func date(img *exporter.Image, lowered *frontend.Image, epoch *int64) {
+	history := img.Config.History
+	if n := len(history); n > 0 {
+		img.Config.Created = history[n-1].Created
 	}
-	if j.product.Epoch != nil {
-		epoch := time.Unix(*j.product.Epoch, 0).UTC()
-		img.Config.Created = &epoch
+	if epoch == nil {
+		return
+	}
+	at := time.Unix(*epoch, 0).UTC()
+	img.Config.Created = &at
+	for i := range history {
+		ofBase := i < len(lowered.History) && lowered.History[i].Base
+		if !ofBase && (history[i].Created == nil || history[i].Created.After(at)) {
+			history[i].Created = &at
+		}
 	}
 }
 
@@ -128,28 +164,31 @@ func ConfigOf(img *frontend.Image) dockerspec.DockerOCIImage {
 	return c
 }
 
-// ImageOf returns an image of a root file system with a configuration from elsewhere, whose history may have any number of entries.
-func ImageOf(root llb.Output, c *dockerspec.DockerOCIImage) frontend.Image {
+// ImageOf returns an image of a root file system with a configuration from elsewhere, whose history may have any number of entries. base is
+// the configuration of its base image; nil if it is not known.
+func ImageOf(root llb.Output, c, base *dockerspec.DockerOCIImage) frontend.Image {
 	img := frontend.Image{
 		Platform: llb.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant, OSVersion: c.OSVersion},
 		Root:     root, Config: c.Config, Author: c.Author,
 	}
-	for _, h := range c.History {
+	ofBase := base != nil
+	for i, h := range c.History {
+		ofBase = ofBase && i < len(base.History) && reflect.DeepEqual(h, base.History[i])
 		img.History = append(img.History, imageconfig.History{
-			CreatedBy: h.CreatedBy, Comment: h.Comment, Author: h.Author, Empty: h.EmptyLayer, Created: h.Created,
+			CreatedBy: h.CreatedBy, Comment: h.Comment, Author: h.Author, Empty: h.EmptyLayer, Created: h.Created, Base: ofBase,
 		})
 	}
 	return img
 }
 
 // times returns when each layer was made; nil for those of images, whose history says so itself.
-func (j *Job) times(ctx context.Context, layers []exporter.Layer) ([]*time.Time, error) {
+func (m *Imager) times(ctx context.Context, layers []exporter.Layer) ([]*time.Time, error) {
 	out := make([]*time.Time, len(layers))
 	for i, l := range layers {
 		if l.Image != nil {
 			continue
 		}
-		t, err := j.caches.Created(ctx, l.ID)
+		t, err := m.Caches.Created(ctx, l.ID)
 		if err != nil {
 			return nil, err
 		}
@@ -160,7 +199,7 @@ func (j *Job) times(ctx context.Context, layers []exporter.Layer) ([]*time.Time,
 }
 
 // bottom returns the image that a root is built on, and its layers.
-func (j *Job) bottom(ctx context.Context, o llb.Output) (llb.Image, []execute.ImageLayer, error) {
+func (m *Imager) bottom(ctx context.Context, o llb.Output) (llb.Image, []execute.ImageLayer, error) {
 	for base, ok := o.Base(); ok; base, ok = o.Base() {
 		o = base
 	}
@@ -168,13 +207,13 @@ func (j *Job) bottom(ctx context.Context, o llb.Output) (llb.Image, []execute.Im
 	if !ok {
 		return img, nil, nil
 	}
-	layers, err := j.bases.Layers(ctx, img)
+	layers, err := m.Bases.Layers(ctx, img)
 	return img, layers, err
 }
 
-func (j *Job) baseLayer(img llb.Image, l execute.ImageLayer) exporter.Layer {
+func (m *Imager) baseLayer(img llb.Image, l execute.ImageLayer) exporter.Layer {
 	return exporter.Layer{ID: layer.ID(l.DiffID.Encoded()), Image: &exporter.ImageLayer{
-		Blob: l.Blob, DiffID: l.DiffID, Repository: j.bases.Repository(img),
-		Fetch: func(ctx context.Context) error { return j.bases.Download(ctx, img, l.Blob) },
+		Blob: l.Blob, DiffID: l.DiffID, Repository: m.Bases.Repository(img),
+		Fetch: func(ctx context.Context) error { return m.Bases.Download(ctx, img, l.Blob) },
 	}}
 }
