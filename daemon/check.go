@@ -2,14 +2,10 @@ package daemon
 
 import (
 	"slices"
-	"strings"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-
-	"github.com/kilnbuild/kiln/internal/imagename"
-	"github.com/kilnbuild/kiln/internal/sourcepolicy"
 )
 
 // compatibility are the versions of BuildKit's behaviour that a request may ask for: none, and the current one.
@@ -30,29 +26,4 @@ func check(req *controlapi.SolveRequest) error {
 		return status.Error(codes.Unimplemented, "a proxy network is not supported")
 	}
 	return nil
-}
-
-// converted returns the named context that a policy puts in the place of one that is an image, if that is none.
-func converted(p *sourcepolicy.Policy, value string) (string, error) {
-	const image = "docker-image://"
-	ref, ok := strings.CutPrefix(value, image)
-	if p == nil || !ok {
-		return value, nil
-	}
-	name, err := imagename.Parse(ref)
-	if err != nil {
-		return value, nil // whoever uses it says so
-	}
-	to, _, err := p.Evaluate(sourcepolicy.Source{Identifier: image + name.String()})
-	if err != nil {
-		return "", err
-	}
-	scheme, rest := to.Scheme()
-	switch scheme {
-	case "local":
-		return "local:" + rest, nil
-	case "http", "https":
-		return to.Identifier, nil
-	}
-	return value, nil
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	digest "github.com/opencontainers/go-digest"
 
+	"github.com/kilnbuild/kiln/daemon/apierr"
 	"github.com/kilnbuild/kiln/daemon/llbpb"
 	"github.com/kilnbuild/kiln/daemon/trees"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -109,7 +110,7 @@ func (b *buildJob) located(name string) []*errdefs.Source {
 	defer b.mu.Unlock()
 	for _, g := range b.held.graphs {
 		if op := g.Ops[digest.Digest(name)]; op != nil {
-			return quotes(op.Locations, g.Sources)
+			return apierr.Quotes(op.Locations, g.Sources)
 		}
 	}
 	return nil

@@ -24,6 +24,7 @@ import (
 	"github.com/kilnbuild/kiln/daemon/attrs"
 	"github.com/kilnbuild/kiln/daemon/client"
 	"github.com/kilnbuild/kiln/daemon/llbpb"
+	"github.com/kilnbuild/kiln/daemon/policies"
 	"github.com/kilnbuild/kiln/daemon/returned"
 	"github.com/kilnbuild/kiln/daemon/subrequest"
 	"github.com/kilnbuild/kiln/daemon/trees"
@@ -167,7 +168,7 @@ func (b *buildJob) contexts(ctx context.Context, d *attrs.Dockerfile) error {
 	}
 	s.Named = map[string]string{}
 	for _, name := range slices.Sorted(maps.Keys(d.Named)) {
-		value, err := converted(b.policy, d.Named[name])
+		value, err := policies.Converted(b.policy, d.Named[name])
 		if err != nil {
 			return err
 		}

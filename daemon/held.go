@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -26,11 +25,6 @@ const (
 	maxExporters = 64
 	// maxFailed is how many steps that failed are remembered of a build whose frontend is an image.
 	maxFailed = 100
-	// maxQuoted is how many bytes the sources have that one error quotes, maxQuotes how many places it names, and maxFile how long the name
-	// of a file may be there.
-	maxQuoted = 1 << 20
-	maxQuotes = 100
-	maxFile   = 4 << 10
 )
 
 // held is what a build holds for its client until it ends. The lock is that of the build.
@@ -104,23 +98,4 @@ func (b *buildJob) enter() (leave func(), err error) {
 		defer b.mu.Unlock()
 		b.held.frontends--
 	}, nil
-}
-
-// quotes returns places in sources as an error has them. What is too much is left out.
-func quotes(at []*pb.Location, sources []*pb.SourceInfo) []*errdefs.Source {
-	var all []*errdefs.Source
-	room := maxQuoted
-	for _, l := range at[:min(len(at), maxQuotes)] {
-		info := sources[l.SourceIndex]
-		if len(info.GetFilename())+len(info.GetLanguage()) > maxFile {
-			continue
-		}
-		if size := info.SizeVT(); size <= room {
-			room -= size
-		} else {
-			info = &pb.SourceInfo{Filename: info.GetFilename(), Language: info.GetLanguage()}
-		}
-		all = append(all, &errdefs.Source{Info: info, Ranges: l.Ranges[:min(len(l.Ranges), maxQuotes)]})
-	}
-	return all
 }

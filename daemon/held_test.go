@@ -15,28 +15,6 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 )
 
-// What an error quotes is bounded, wherever a client says that its op comes from.
-func TestQuotes(t *testing.T) {
-	sources := []*pb.SourceInfo{nil, {Filename: "Dockerfile", Data: make([]byte, maxQuoted/2+1)}, {Filename: string(make([]byte, maxFile+1))}}
-	at := []*pb.Location{{SourceIndex: 0}, {SourceIndex: 1, Ranges: make([]*pb.Range, 10*maxQuotes)}, {SourceIndex: 2}}
-	for range 10 * maxQuotes {
-		at = append(at, &pb.Location{SourceIndex: 1})
-	}
-	size, places := 0, quotes(at, sources)
-	for _, p := range places {
-		size += p.Info.SizeVT()
-		if len(p.Ranges) > maxQuotes {
-			t.Errorf("a place has %d ranges", len(p.Ranges))
-		}
-	}
-	if len(places) < 2 || len(places) > maxQuotes || size > maxQuoted+maxQuotes*maxFile {
-		t.Errorf("%d places have sources of %d bytes", len(places), size)
-	}
-	if first := places[1].Info; first.Filename != "Dockerfile" || len(first.Data) == 0 {
-		t.Errorf("the first place has no text: %s", first.Filename)
-	}
-}
-
 // A build holds no more for its client than is allowed.
 func TestHeld(t *testing.T) {
 	refused := func(what string, err error) {

@@ -10,6 +10,8 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	digest "github.com/opencontainers/go-digest"
 
+	"github.com/kilnbuild/kiln/daemon/apierr"
+	"github.com/kilnbuild/kiln/daemon/llbpb"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/solver/files"
 )
@@ -26,7 +28,7 @@ func (b *buildJob) left(name string, failed *solver.VertexError) *errdefs.Solve 
 		name = all[len(all)-1] // in the definition that was sent last
 	}
 	op, def := b.op(name)
-	if op == nil || op.SizeVT() > maxQuoted {
+	if op == nil || op.SizeVT() > apierr.MaxQuoted {
 		return nil
 	}
 	switch {
@@ -55,7 +57,7 @@ func (b *buildJob) leftOfExec(op *pb.Op, failed *solver.VertexError) *errdefs.So
 	id := func(r solver.Ref) string { return b.add(&ref{done: true, chain: r}).id }
 	for _, m := range exec.Mounts {
 		input, mounted := "", ""
-		if left, ok := l.Mounts[targetOf(exec, m)]; ok && m.MountType == pb.MountType_BIND {
+		if left, ok := l.Mounts[llbpb.Target(exec.Meta.GetCwd(), m)]; ok && m.MountType == pb.MountType_BIND {
 			if mounted = id(left.After); m.Input >= 0 {
 				input = id(left.Before)
 			}
@@ -63,14 +65,6 @@ func (b *buildJob) leftOfExec(op *pb.Op, failed *solver.VertexError) *errdefs.So
 		out.InputIDs, out.MountIDs = append(out.InputIDs, input), append(out.MountIDs, mounted)
 	}
 	return out
-}
-
-// targetOf returns where a mount is mounted.
-func targetOf(exec *pb.ExecOp, m *pb.Mount) string {
-	if path.IsAbs(m.GetDest()) {
-		return path.Clean(m.GetDest())
-	}
-	return path.Join("/", exec.Meta.GetCwd(), m.GetDest())
 }
 
 // absent returns the input of an exec op that has not what a mount is to show of it; nil if the error is another.

@@ -90,8 +90,8 @@ func (b *Blobs) Manifests(ctx context.Context, images []Image, f Form) ([]Manife
 	return all, nil
 }
 
-// Join returns an image alone as it is, unless the form wants an index, and otherwise an index of images and the manifests of their attestations, which is written to the
-// store.
+// Join returns an image alone as it is, unless the form wants an index, and otherwise an index of images and the manifests of their
+// attestations, which is written to the store.
 func (b *Blobs) Join(manifests, attestations []Manifest, f Form) (*Assembled, error) {
 	a := &Assembled{Manifests: manifests, Attestations: attestations}
 	if len(manifests) == 1 && len(attestations) == 0 && !f.Index {

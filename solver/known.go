@@ -9,10 +9,10 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 )
 
-// A step is known if its record was found, but not all layers of its outputs: a cache that travels has the records of all steps, and perhaps only
-// the layers of an image. Its content is enough for the keys of the steps that use it. If these have layers, it never runs. It is made once
-// a user of it is missed, or a root is to be had that has its layers. If that gives other layers than the record says, and a user has relied
-// on the record, the graph is solved again, with what was made: so all steps of a build see the same result of a step.
+// A step is known if its record was found, but not all layers of its outputs: a cache that travels has the records of all steps, and
+// perhaps only the layers of an image. Its content is enough for the keys of the steps that use it. If these have layers, it never runs. It
+// is made once a user of it is missed, or a root is to be had that has its layers. If that gives other layers than the record says, and a
+// user has relied on the record, the graph is solved again, with what was made: so all steps of a build see the same result of a step.
 
 // maxChanges is how often a graph is solved again because a step that was known has made something else. After that records without layers
 // are misses.
@@ -148,7 +148,8 @@ func (s *solve) abandon() {
 	}
 }
 
-// plannable reports whether a step can be planned over inputs that were not made: what decides an Exec without a shortcut is contents alone.
+// plannable reports whether a step can be planned over inputs that were not made: what decides an Exec without a shortcut is contents
+// alone.
 func (w *work) plannable(shortcut Key) bool {
 	_, exec := w.vertex.Op().(llb.Exec)
 	return !w.lacking || exec && shortcut == Key{}

@@ -35,8 +35,8 @@ func (x *inline) Event(e events.Event) {
 // Embeds reports whether an image has its cache in its config.
 func (c *Caches) Embeds() bool { return c.inline != nil }
 
-// Inline returns what makes the cache that an image has in its config, of the steps that its root needs and its layers, the lowest first; nil
-// if it is to have none.
+// Inline returns what makes the cache that an image has in its config, of the steps that its root needs and its layers, the lowest first;
+// nil if it is to have none.
 func (c *Caches) Inline(ctx context.Context, root llb.Output, layers []layer.ID) func(blob.Encoding) ([]byte, error) {
 	if c.inline == nil {
 		return nil

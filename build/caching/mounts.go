@@ -80,8 +80,8 @@ func (s MountSelection) Has(id string) bool {
 	return s.All || slices.ContainsFunc(s.IDs, func(other string) bool { return cachemount.SameID(id, other) })
 }
 
-// AppendMounts reads one value of mounts=, which may be given several times: ids of cache mounts with semicolons or, in quoted fields, commas
-// between them.
+// AppendMounts reads one value of mounts=, which may be given several times: ids of cache mounts with semicolons or, in quoted fields,
+// commas between them.
 func AppendMounts(ids []string, value string) ([]string, error) {
 	for _, id := range strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ';' }) {
 		if id = strings.TrimSpace(id); id != "" {

@@ -148,7 +148,9 @@ type textFile struct {
 }
 
 func (t textFile) entry() layer.Entry {
-	return layer.Entry{Path: t.name, Type: layer.File, Mode: 0o644, Size: int64(len(t.text)), Digest: sha256.Sum256(t.text), ModTime: modTime()}
+	return layer.Entry{
+		Path: t.name, Type: layer.File, Mode: 0o644, Size: int64(len(t.text)), Digest: sha256.Sum256(t.text), ModTime: modTime(),
+	}
 }
 
 // Lookup implements layer.Tree.

@@ -223,5 +223,7 @@ func statement(tree layer.Tree, e *layer.Entry) (*attestation.Attestation, error
 	case len(s.Predicate) == 0 || s.Predicate[0] != '{':
 		return nil, errors.New("it has no predicate")
 	}
-	return &attestation.Attestation{PredicateType: s.PredicateType, Subjects: attestation.Subjects(s.Subject), Predicate: s.Predicate, File: e.Path}, nil
+	return &attestation.Attestation{
+		PredicateType: s.PredicateType, Subjects: attestation.Subjects(s.Subject), Predicate: s.Predicate, File: e.Path,
+	}, nil
 }

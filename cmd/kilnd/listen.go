@@ -109,8 +109,8 @@ func (s *listening) mutualTLS() (credentials.TransportCredentials, error) {
 	return anyProtocol{credentials.NewTLS(config), config}, nil
 }
 
-// anyProtocol are credentials for clients that name no protocol in the handshake (ALPN) as well. gRPC's own refuse those, of which buildx is
-// one.
+// anyProtocol are credentials for clients that name no protocol in the handshake (ALPN) as well. gRPC's own refuse those, of which buildx
+// is one.
 type anyProtocol struct {
 	credentials.TransportCredentials
 	config *tls.Config

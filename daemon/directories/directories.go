@@ -1,5 +1,5 @@
-// Package directories gives frontends that are images the directories of the user of this process, as a client elsewhere sends its own: with
-// the files that the patterns of a request select, by the code that BuildKit's clients select them with.
+// Package directories gives frontends that are images the directories of the user of this process, as a client elsewhere sends its own:
+// with the files that the patterns of a request select, by the code that BuildKit's clients select them with.
 package directories
 
 import (

@@ -258,13 +258,17 @@ func (x *execDecoder) input(m *pb.Mount) (int, error) {
 	return int(m.Input), nil
 }
 
+// Target returns where a mount of a process with a working directory is: an absolute path.
+func Target(cwd string, m *pb.Mount) string {
+	if path.IsAbs(m.GetDest()) {
+		return path.Clean(m.GetDest())
+	}
+	return path.Join("/", cwd, m.GetDest())
+}
+
 // mount reads any other mount.
 func (x *execDecoder) mount(m *pb.Mount) (err error) {
-	target := m.GetDest()
-	if !path.IsAbs(target) {
-		target = path.Join("/", x.exec.Cwd, target)
-	}
-	out := llb.Mount{Target: path.Clean(target), ReadOnly: m.Readonly}
+	out := llb.Mount{Target: Target(x.exec.Cwd, m), ReadOnly: m.Readonly}
 	switch m.MountType {
 	case pb.MountType_BIND:
 		err = x.bind(&out, m)

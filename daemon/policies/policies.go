@@ -193,3 +193,28 @@ func known(attrs map[string]string) map[string]string {
 	})
 	return out
 }
+
+// Converted returns the named context that a policy puts in the place of one that is an image, if that is none.
+func Converted(p *sourcepolicy.Policy, value string) (string, error) {
+	const image = "docker-image://"
+	ref, ok := strings.CutPrefix(value, image)
+	if p == nil || !ok {
+		return value, nil
+	}
+	name, err := imagename.Parse(ref)
+	if err != nil {
+		return value, nil // whoever uses it says so
+	}
+	to, _, err := p.Evaluate(sourcepolicy.Source{Identifier: image + name.String()})
+	if err != nil {
+		return "", err
+	}
+	scheme, rest := to.Scheme()
+	switch scheme {
+	case "local":
+		return "local:" + rest, nil
+	case "http", "https":
+		return to.Identifier, nil
+	}
+	return value, nil
+}

@@ -36,8 +36,8 @@ func raw(metadata map[string][]byte, key, name string) ([]byte, error) {
 	return config, nil
 }
 
-// Config returns the configuration of an image by its name, and that of its base image as far as it is known. The platform is of, or if that
-// is nil the configuration's own, or the server's. The error is the client's.
+// Config returns the configuration of an image by its name, and that of its base image as far as it is known. The platform is of, or if
+// that is nil the configuration's own, or the server's. The error is the client's.
 func Config(metadata map[string][]byte, name string, of *ocispec.Platform) (c, base *dockerspec.DockerOCIImage, err error) {
 	c, base = &dockerspec.DockerOCIImage{}, &dockerspec.DockerOCIImage{}
 	for key, into := range map[string]*dockerspec.DockerOCIImage{KeyConfig: c, keyBaseConfig: base} {

@@ -9,7 +9,8 @@ import (
 	"github.com/kilnbuild/kiln/llb"
 )
 
-// Warning returns a warning that a frontend has sent as an event. It has its lines if they are the Dockerfile's, which errors call by a name.
+// Warning returns a warning that a frontend has sent as an event. It has its lines if they are the Dockerfile's, which errors call by a
+// name.
 func Warning(req *gateway.WarnRequest, dockerfile string) events.Warning {
 	w := events.Warning{
 		Text: events.Text(string(req.Short)), URL: events.Text(req.Url), Detail: events.Text(string(bytes.Join(req.Detail, []byte("\n")))),

@@ -233,7 +233,8 @@ func writeWarning(w io.Writer, dockerfile *pb.SourceInfo, found lintWarning) {
 	_ = source.Print(w) // into memory
 }
 
-// readLint reads what another frontend's checks found in a Dockerfile. The error also says why the Dockerfile cannot be built, if it cannot.
+// readLint reads what another frontend's checks found in a Dockerfile. The error also says why the Dockerfile cannot be built, if it
+// cannot.
 func readLint(answer []byte) ([]Warning, error) {
 	var results lintResults
 	if err := json.Unmarshal(answer, &results); err != nil {

@@ -341,7 +341,6 @@ const (
 var large = map[string]string{
 	"bake.Target":   "its fields are the attributes of a target in bake definitions",
 	"compose.Build": "its fields are the attributes of a build in compose files",
-	"daemon":        "the methods of one build of a client, of which whatever stands alone is in packages below it",
 }
 
 func TestSizes(t *testing.T) {

@@ -17,8 +17,8 @@ import (
 // Frontends makes what runs frontends that are images for a Builder, which keeps what it builds in root. say tells the user something.
 type Frontends func(b *build.Builder, root *store.Root, say func(text string)) (build.Frontends, error)
 
-// daemonName is the program that serves BuildKit's API, and that runs frontends which are images. It is another one, since what it is made of
-// would make each start of kiln slower.
+// daemonName is the program that serves BuildKit's API, and that runs frontends which are images. It is another one, since what it is made
+// of would make each start of kiln slower.
 const daemonName = "kilnd"
 
 // AsKiln is the first argument of kilnd that makes it do what kiln does with the others.

@@ -350,7 +350,8 @@ type clientFlags struct {
 
 func (f *clientFlags) add(flags *pflag.FlagSet) {
 	f.addKeys(flags)
-	flags.StringArrayVar(&f.allow, "allow", nil, "`ENTITLEMENT` allow RUN to use network.host, security.insecure or device[=NAME]; frontend allows the Dockerfile to name an image as its frontend")
+	flags.StringArrayVar(&f.allow, "allow", nil, "`ENTITLEMENT` allow RUN to use network.host, security.insecure or device[=NAME]; "+
+		"frontend allows the Dockerfile to name an image as its frontend")
 }
 
 // addKeys adds the flags for what servers ask for.
@@ -374,7 +375,8 @@ func (f *clientFlags) read() (c build.Client, err error) {
 		return c, err
 	}
 	if slices.Contains(f.entitlements, values.Frontend) {
-		return c, app.UsageErrorf("a file cannot allow frontends that are images: the command line does, by --allow %s, or kiln.toml", values.Frontend)
+		return c, app.UsageErrorf("a file cannot allow frontends that are images: the command line does, by --allow %s, or kiln.toml",
+			values.Frontend)
 	}
 	var frontends bool
 	c.Allow, frontends, err = values.Allow(slices.Concat(f.allow, f.entitlements))

@@ -1,8 +1,8 @@
-// Command frontendtool is a frontend for stories of builds: it makes a graph of a file in a language of its own, of a word and its arguments a
-// line. "base IMAGE" and "base context:NAME" say what the image begins with; "run COMMAND" runs a command; "copy SRC DEST" copies from the
-// build context without what .dockerignore excludes, and "copy SRC DEST NAME" from a named context that is a directory; "asked FILE" writes
-// what the frontend was asked, "network FILE" its network interfaces, and "secret ID FILE" a secret; "solve" does what there is so far;
-// "open NAME" opens a directory of the client; "warn TEXT" and "fail TEXT" are about their line.
+// Command frontendtool is a frontend for stories of builds: it makes a graph of a file in a language of its own, of a word and its
+// arguments a line. "base IMAGE" and "base context:NAME" say what the image begins with; "run COMMAND" runs a command; "copy SRC DEST"
+// copies from the build context without what .dockerignore excludes, and "copy SRC DEST NAME" from a named context that is a directory;
+// "asked FILE" writes what the frontend was asked, "network FILE" its network interfaces, and "secret ID FILE" a secret; "solve" does what
+// there is so far; "open NAME" opens a directory of the client; "warn TEXT" and "fail TEXT" are about their line.
 package main
 
 import (
@@ -138,7 +138,9 @@ func (f *file) change(line int, a *pb.FileAction, from ...output) {
 }
 
 func (f *file) write(line int, name, text string) {
-	f.change(line, &pb.FileAction{Action: &pb.FileAction_Mkfile{Mkfile: &pb.FileActionMkFile{Path: name, Mode: 0o644, Data: []byte(text), Timestamp: -1}}})
+	f.change(line, &pb.FileAction{Action: &pb.FileAction_Mkfile{
+		Mkfile: &pb.FileActionMkFile{Path: name, Mode: 0o644, Data: []byte(text), Timestamp: -1},
+	}})
 }
 
 func (f *file) run(line int, command string, mounts ...*pb.Mount) {
