@@ -8,6 +8,7 @@ import (
 	"github.com/kilnbuild/kiln/build/confine"
 	"github.com/kilnbuild/kiln/internal/cdi"
 	"github.com/kilnbuild/kiln/internal/config"
+	"github.com/kilnbuild/kiln/internal/resolved"
 	"github.com/kilnbuild/kiln/registry"
 	"github.com/kilnbuild/kiln/store"
 	"github.com/kilnbuild/kiln/store/images"
@@ -56,13 +57,13 @@ func New(root *store.Root, client *registry.Client, cfg *config.Config) (*Builde
 func (b *Builder) Devices() []*cdi.Device { return cdi.Load(b.cdiDirs...).All() }
 
 // as returns the Builder for a job of a client: one with the same root directory that reaches registries with the client's credentials, if
-// it has any. release is called when the job has ended.
-func (b *Builder) as(c *Client) (own *Builder, release func()) {
+// it has any, and has of their images what known says that they have shown to the client's user. release is called when the job has ended.
+func (b *Builder) as(c *Client, known *resolved.Names) (own *Builder, release func()) {
 	if c.Credentials == nil {
 		return b, func() {}
 	}
 	of := *b
-	of.client = b.client.WithCredentials(c.Credentials)
+	of.client = b.client.WithCredentials(c.Credentials, known.To(c.User))
 	of.images = images.New(b.root, of.client)
 	return &of, of.client.Close
 }

@@ -85,11 +85,12 @@ type Job struct {
 // Begin begins a build, after checking as much of the options as can be checked without reading anything: an error is an *input.Error if
 // they are invalid. Run or Close must be called. s may be nil.
 func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
-	b, release := b.as(&o.Client)
 	work, err := b.root.Work()
 	if err != nil {
 		return nil, err
 	}
+	known := resolved.In(b.root.Dir(), work.Scratch.Path())
+	b, release := b.as(&o.Client, known)
 	if s == nil {
 		s = events.New() // the history wants to know
 	}
@@ -156,7 +157,6 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	if o.Debug {
 		j.session.Note = s.Warn
 	}
-	known := resolved.In(b.root.Dir(), work.Scratch.Path())
 	j.bases = bases.New(j.store, b.client, known, j.sources.Pull(), j.sources, j.caches.Document, s)
 	j.bases.Stores = o.Client.Stores
 	j.onClose(func(context.Context) error { j.bases.Close(); return nil })

@@ -127,6 +127,8 @@ type Client struct {
 	Agents session.Agents
 	// Credentials are those for registries; nil for those of the user of this process.
 	Credentials auth.Source
+	// User is whose credentials they are: what a registry has shown to a user is for no other one.
+	User string
 	// Uploads are what a client elsewhere uploads; they may be nil.
 	Uploads session.Uploads
 	// Locals are the directories of a client elsewhere; nil for one whose directories are named in contexts.Source.

@@ -151,7 +151,7 @@ func (b *buildJob) options() (o build.Options, r *build.Request, err error) {
 	o.Cache.Pull, o.Cache.AskFirst = want.Pull == "pull", want.Pull == ""
 	o.Client.Secrets, o.Client.Agents, o.Client.Locals, o.Client.Stores = b.client, b.client, b.client, b.client
 	o.Client.Uploads = b.client
-	o.Client.Credentials = b.client
+	o.Client.Credentials, o.Client.User = b.client, b.user
 	if o.Pins.Policy, err = policies.Read(req.SourcePolicy); err != nil {
 		return o, nil, err
 	}

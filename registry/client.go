@@ -49,6 +49,8 @@ const parallel = 5
 type Client struct {
 	settings config.Registries
 	creds    *auth.Keychain
+	// shown decides which documents of a store count; nil for all. See WithCredentials.
+	shown    Shown
 	patience fetch.Patience
 	certs    string // certsDir, or another in tests
 	uploads  once.Group[sentBlob, struct{}]
@@ -88,11 +90,20 @@ func New(settings config.Registries) *Client {
 	}
 }
 
+// Shown are the manifests, indexes and configs that registries have shown to somebody. It is safe for concurrent use.
+type Shown interface {
+	// Has reports whether the document with a digest was had from a repository, "registry/repository".
+	Has(repository string, d digest.Digest) bool
+	// Add notes that it was.
+	Add(repository string, d digest.Digest) error
+}
+
 // WithCredentials returns a Client with the settings of c, but with the credentials of a source alone, and without any token or connection
-// of c. The Client is closed when it is no longer used.
-func (c *Client) WithCredentials(s auth.Source) *Client {
+// of c. A document that is in a store counts for it only if shown has it: otherwise whoever knows a digest could have what others were
+// shown with their credentials. With nil all do. The Client is closed when it is no longer used.
+func (c *Client) WithCredentials(s auth.Source, shown Shown) *Client {
 	other := New(c.settings)
-	other.patience, other.certs, other.creds = c.patience, c.certs, auth.From(s)
+	other.patience, other.certs, other.creds, other.shown = c.patience, c.certs, auth.From(s), shown
 	return other
 }
 
@@ -112,7 +123,7 @@ func (c *Client) Close() {
 // speak HTTPS. It has the credentials of c, but no connections or tokens of it.
 func (c *Client) Insecure(registry string) *Client {
 	other := New(c.settings.Insecure(registry))
-	other.creds, other.patience, other.certs = c.creds, c.patience, c.certs
+	other.creds, other.patience, other.certs, other.shown = c.creds, c.patience, c.certs, c.shown
 	return other
 }
 

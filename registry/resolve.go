@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -17,7 +18,7 @@ import (
 
 // Resolve finds the image that ref names, at the mirrors of its registry in their order, or at the registry: the first that answers
 // decides. Short names are completed as by Docker. An image with a digest that is in the store is not requested again, and of one with a
-// tag only the digest is. See image.Source.
+// tag only the digest is, unless the client is WithCredentials of somebody to whom it was not shown. See image.Source.
 func (c *Client) Resolve(ctx context.Context, ref string, platform ocispec.Platform, store *cas.Store) (*image.Image, error) {
 	return c.ResolveKnown(ctx, ref, platform, store, nil)
 }
@@ -57,16 +58,40 @@ type remote struct {
 	from   *host // the last that answered
 }
 
+// stored returns the document with a digest and a size if the store has it, and it may be used; else nil.
+func (s *remote) stored(desc ocispec.Descriptor) []byte {
+	if !s.store.Has(desc) {
+		return nil
+	}
+	if shown := s.client.shown; shown != nil && !shown.Has(s.ref.Name(), desc.Digest) {
+		return nil
+	}
+	data, err := s.store.ReadAll(desc, 0)
+	if err != nil {
+		return nil // it is fetched, then
+	}
+	return data
+}
+
+// got notes that the registry has sent a document, which has been verified.
+func (s *remote) got(d digest.Digest) error {
+	if s.client.shown == nil {
+		return nil
+	}
+	if err := s.client.shown.Add(s.ref.Name(), d); err != nil {
+		return fmt.Errorf("note that %s was sent: %w", d, err)
+	}
+	return nil
+}
+
 // local returns the document with a digest, and a size unless that is -1, if the store has it or somebody knows it; else nil.
 func (s *remote) local(ctx context.Context, desc ocispec.Descriptor) []byte {
 	stored := desc
 	if stored.Size < 0 {
 		stored.Size, _ = s.store.Stat(desc.Digest) // nothing is stored where that fails
 	}
-	if s.store.Has(stored) {
-		if data, err := s.store.ReadAll(stored, 0); err == nil {
-			return data
-		}
+	if data := s.stored(stored); data != nil {
+		return data
 	}
 	if s.known == nil {
 		return nil
@@ -125,7 +150,11 @@ func (s *remote) Blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, err
 	if data := s.local(ctx, desc); data != nil {
 		return data, nil
 	}
-	return image.ReadBlob(ctx, s.client, s.ref.String(), desc)
+	data, err := image.ReadBlob(ctx, s.client, s.ref.String(), desc)
+	if err == nil {
+		err = s.got(desc.Digest)
+	}
+	return data, err
 }
 
 // get gets a manifest or index, with the Content-Type that it came with, from the first endpoint that has it.
@@ -140,7 +169,7 @@ func (s *remote) get(ctx context.Context, id string, want ocispec.Descriptor) ([
 		if err == nil {
 			s.client.answered(s.ref.Registry, ep)
 			s.from = ep.host
-			return data, declared, nil
+			return data, declared, s.got(digest.FromBytes(data))
 		}
 		if ctx.Err() != nil {
 			return nil, "", context.Cause(ctx)
@@ -165,7 +194,7 @@ func (s *remote) getFrom(ctx context.Context, ep endpoint, id string, want ocisp
 			switch {
 			case err == nil:
 				resp.Body.Close()
-				if data, declared = s.stored(resp); data != nil {
+				if data, declared = s.described(resp); data != nil {
 					return nil
 				}
 			case !isStatus:
@@ -191,8 +220,8 @@ func (s *remote) getFrom(ctx context.Context, ep endpoint, id string, want ocisp
 	return data, declared, err
 }
 
-// stored returns the document that an answer to HEAD describes, if it is in the store, and its media type.
-func (s *remote) stored(resp *http.Response) ([]byte, string) {
+// described returns the document that an answer to HEAD describes, if it is in the store and may be used, and its media type.
+func (s *remote) described(resp *http.Response) ([]byte, string) {
 	d, err := cas.ParseDigest(resp.Header.Get("Docker-Content-Digest"))
 	if err != nil {
 		return nil, ""
@@ -201,15 +230,7 @@ func (s *remote) stored(resp *http.Response) ([]byte, string) {
 	if err != nil || size < 0 {
 		return nil, ""
 	}
-	desc := ocispec.Descriptor{Digest: d, Size: size}
-	if !s.store.Has(desc) {
-		return nil, ""
-	}
-	data, err := s.store.ReadAll(desc, 0)
-	if err != nil {
-		return nil, "" // it is fetched, then
-	}
-	return data, resp.Header.Get("Content-Type")
+	return s.stored(ocispec.Descriptor{Digest: d, Size: size}), resp.Header.Get("Content-Type")
 }
 
 // readDocument reads a manifest from an answer and verifies it: against want's digest, or without one that of the answer's header, and

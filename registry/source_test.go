@@ -72,7 +72,7 @@ func TestWithCredentials(t *testing.T) {
 			err: "sent no token"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := mine.WithCredentials(tc.source)
+			c := mine.WithCredentials(tc.source, nil)
 			defer c.Close()
 			_, err := Pull(t.Context(), c, ref, amd64, newStore(t))
 			if tc.err == "" && err != nil || tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)) {
@@ -94,7 +94,7 @@ func TestSourceEvilRealm(t *testing.T) {
 		t.Error("the source was asked")
 		return "", false, nil
 	}}
-	c := quick(nil).WithCredentials(source)
+	c := quick(nil).WithCredentials(source, nil)
 	defer c.Close()
 	if _, err := Pull(t.Context(), c, front.host+"/app", amd64, newStore(t)); err == nil {
 		t.Error("no error")

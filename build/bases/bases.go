@@ -222,12 +222,29 @@ func (b *Bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, 
 	}
 	img, err := b.ask(ctx, req.Ref, platform)
 	if failed, ok := errors.AsType[*registry.Error](err); ok && b.pull == sources.First && !failed.Down() {
-		if found, _ := b.local(ctx, req.Ref, platform); found != nil {
-			b.events.Warn(fmt.Sprintf("%s is taken as it is in kiln's store, where nobody else has it: %v", req.Ref, failed))
+		if found := b.insteadOf(ctx, req.Ref, platform, failed); found != nil {
 			return found, nil
 		}
 	}
 	return &base{image: img, source: b.client, ref: req.Ref}, err
+}
+
+// insteadOf returns the image that the store has under a name which its registry does not give, nil if it has none, and says so. If the name
+// has a digest, the image has it, and may be called by its tag alone.
+func (b *Bases) insteadOf(ctx context.Context, name string, platform ocispec.Platform, failed *registry.Error) *base {
+	found, _ := b.local(ctx, name, platform)
+	if ref, err := imagename.Parse(name); found == nil && err == nil && ref.Digest != "" {
+		want := ref.Digest
+		ref.Digest = ""
+		if found, _ = b.local(ctx, ref.String(), platform); found != nil && found.image.Target.Digest != want {
+			return nil
+		}
+	}
+	if found == nil {
+		return nil
+	}
+	b.events.Warn(fmt.Sprintf("%s is taken as it is in kiln's store, where nobody else has it: %v", name, failed))
+	return found
 }
 
 // stored resolves an image in an OCI layout of a client.
@@ -301,7 +318,8 @@ func (b *Bases) local(ctx context.Context, name string, platform ocispec.Platfor
 	return &base{image: img, source: l, ref: name}, nil
 }
 
-// pinned resolves an image whose digest is given: its tag has no part in it, and no registry is asked if the store has it.
+// pinned resolves an image whose digest is given: its tag has no part in it, and no registry is asked if the store has it, unless the build
+// is a client's to whom the registry has not shown it.
 func (b *Bases) pinned(ctx context.Context, req frontend.ImageRequest, platform ocispec.Platform) (*base, error) {
 	ref, err := imagename.Parse(req.Ref)
 	if err != nil {
@@ -310,7 +328,14 @@ func (b *Bases) pinned(ctx context.Context, req frontend.ImageRequest, platform 
 	ref.Digest = digest.Digest(req.Digest)
 	img, err := b.client.ResolveKnown(ctx, ref.String(), platform, b.store, b.docs)
 	if err != nil {
-		if failed, ok := errors.AsType[*registry.Error](err); ctx.Err() != nil || ok && failed.Down() {
+		failed, ok := errors.AsType[*registry.Error](err)
+		local := req.Pull == llb.PullLocal || b.pull == sources.Missing
+		if ctx.Err() == nil && ok && (local || b.pull == sources.First && !failed.Down()) && req.Pull != llb.PullAlways {
+			if found := b.insteadOf(ctx, ref.String(), platform, failed); found != nil {
+				return found, nil
+			}
+		}
+		if ctx.Err() != nil || ok && failed.Down() {
 			return nil, err
 		}
 		return nil, b.from.ImageGone(req.Ref, err)

@@ -11,11 +11,17 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +32,7 @@ import (
 	sessionauth "github.com/moby/buildkit/session/auth"
 	"github.com/moby/buildkit/session/secrets"
 	"github.com/moby/buildkit/solver/pb"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -284,6 +291,97 @@ func TestPrivateImage(t *testing.T) {
 	}
 	if err := build(bob, "allowed as well", &password{user: "alice", secret: "secret"}); err != nil {
 		t.Error(err)
+	}
+}
+
+// A digest is no secret: what the registry has shown to one user by it is for no other one, whichever registry they name. Whom the registry
+// has shown the image need not ask again.
+func TestPrivateDigest(t *testing.T) {
+	r := registrytest.StartWithUser(t, "alice", "secret")
+	u := startForUsers(t)
+	alice, bob, carol := u.user("alice"), u.user("bob"), u.user("carol")
+	known, unknown := &password{user: "alice", secret: "secret"}, &password{}
+	dir := dockerfile(t)
+	if err := os.WriteFile(filepath.Join(dir, "a"), []byte("a"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s := alice.session(dir, known)
+	defer s.Close()
+	pushed, err := alice.control.Solve(t.Context(), &controlapi.SolveRequest{
+		Ref: "push", Session: s.ID(), Frontend: "dockerfile.v0", Exporters: []*controlapi.Exporter{{
+			Type: "image", Attrs: map[string]string{"name": r.Host + "/private:v1", "push": "true", "store": "false"},
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := pushed.ExporterResponse["containerimage.digest"]
+	data, err := os.ReadFile(filepath.Join(r.Dir, "docker/registry/v2/blobs/sha256", sum[7:9], sum[7:], "data"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d,"platform":%s}]}`,
+		ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, sum, len(data), `{"os":"linux","architecture":"`+runtime.GOARCH+`"}`)
+	// A registry that says that it has the image, and cannot give it.
+	liar := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/v2/":
+		case path.Base(r.URL.Path) == "index":
+			w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
+			_, _ = io.WriteString(w, index)
+		case r.Method == http.MethodHead:
+			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+			w.Header().Set("Docker-Content-Digest", sum)
+			w.Header().Set("Content-Length", strconv.Itoa(len(data)))
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	defer liar.Close()
+	elsewhere := liar.Listener.Addr().String()
+	stored, err := alice.control.Solve(t.Context(), &controlapi.SolveRequest{
+		Ref: "store", Session: s.ID(), Frontend: "dockerfile.v0",
+		Exporters: []*controlapi.Exporter{{Type: "image", Attrs: map[string]string{"name": r.Host + "/stored:v1"}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := stored.ExporterResponse["containerimage.digest"]
+	private := r.Host + "/private@" + sum
+	for i, tc := range []struct {
+		user *instance
+		who  *password
+		name string
+		err  string // "" for none
+	}{
+		{alice, known, private, ""}, // from here on the store has it
+		{bob, unknown, private, "401"},
+		{bob, unknown, r.Host + "/private:v1@" + sum, "401"},
+		{alice, known, r.Host + "/other@" + sum, "not found"},
+		{bob, unknown, r.Host + "/stored:v2@" + kept, "401"},
+		{bob, unknown, r.Host + "/stored:v1@" + kept, ""}, // which is for all under that name
+		{bob, unknown, elsewhere + "/private@" + sum, "not found"},
+		{bob, unknown, elsewhere + "/private:v1", "not found"},
+		{bob, unknown, elsewhere + "/private:index", "not found"},
+		{alice, unknown, private, ""},
+		{bob, known, private, ""},
+		{bob, unknown, private, ""},
+		{carol, known, r.Host + "/private:v1", ""},
+		{carol, unknown, private, ""},
+	} {
+		dir := t.TempDir()
+		text := "FROM " + tc.name + " AS base\nFROM scratch\nCOPY --from=base / /\n"
+		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		s := tc.user.session(dir, tc.who)
+		_, err := tc.user.control.Solve(t.Context(), &controlapi.SolveRequest{
+			Ref: fmt.Sprintf("build%d", i), Session: s.ID(), Frontend: "dockerfile.v0",
+		})
+		s.Close()
+		if tc.err == "" && err != nil || tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)) {
+			t.Errorf("build %d, of %s: got %v, want %q", i, tc.name, err, tc.err)
+		}
 	}
 }
 

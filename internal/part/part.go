@@ -44,7 +44,7 @@ const (
 	Mount    Kind = "cache mount" //
 	Git      Kind = "git mirror"
 	HTTP     Kind = "http note"      // what a server said of a file
-	Resolved Kind = "image note"     // what the name of an image stood for
+	Resolved Kind = "image note"     // what a registry said of an image
 	Scan     Kind = "layer scan"     // which packages are in a layer
 	Context  Kind = "context"        // digests of the files of a build context
 	Received Kind = "client context" // files that a client sent

@@ -1,5 +1,6 @@
-// Package resolved remembers what the names of images stood for when their registries were asked last, so that an image that is in the
-// store can be used while its registry does not answer. Like the image store it is shared by all processes that use a root directory.
+// Package resolved remembers what registries said of images. What the names of images stood for when their registries were asked last is
+// for all, so that an image that is in the store can be used while its registry does not answer. Which manifests a registry has shown to a
+// client of a daemon is for that client's user. Like the image store it is shared by all processes that use a root directory.
 package resolved
 
 import (
@@ -19,7 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// maxNote bounds a note in bytes: it has a name and a digest.
+// maxNote bounds a note in bytes: it has a name and digests.
 const maxNote = 16 << 10
 
 // Names remembers names of images in a root directory. Its methods may be called from several goroutines.
@@ -27,10 +28,13 @@ type Names struct {
 	dir, tmp string
 }
 
-// note is the file of one name. Its mtime is when the registry was asked.
+// note is the file of one name, or of one document that a user has had. Its mtime is when the registry was asked, or when the user last
+// relied on it.
 type note struct {
 	Name   string
 	Digest digest.Digest
+	// User is the digest of the user's name; "" in the note of a name, which is for all.
+	User digest.Digest `json:",omitempty"`
 }
 
 // In returns the names of the root directory root. Files are made in tmp, a directory of this process on the same file system.
@@ -43,7 +47,7 @@ func Part(root, trash string) part.Part {
 	return &part.Files{
 		Root: root, Dir: rootdir.Resolved, Trash: trash, Kind: part.Resolved, Names: part.Hash,
 		Sound:  func(path string) error { _, err := read(path); return err },
-		Effect: "the image cannot be used while its registry does not answer",
+		Effect: "the image cannot be used before its registry has answered",
 	}
 }
 
@@ -55,11 +59,16 @@ func (n *Names) path(name string) string {
 // Remember notes that a name, in full and with a tag, stands for the manifest or index with a digest now.
 func (n *Names) Remember(name string, d digest.Digest) error {
 	path := n.path(name)
-	if old, err := read(path); err == nil && old == (note{name, d}) {
+	is := note{Name: name, Digest: d}
+	if old, err := read(path); err == nil && old == is {
 		now := time.Now()
 		return os.Chtimes(path, now, now)
 	}
-	data, err := json.Marshal(note{name, d})
+	return n.write(path, is)
+}
+
+func (n *Names) write(path string, is note) error {
+	data, err := json.Marshal(is)
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ const (
 	Mounts     = "mounts"     // cache mounts
 	Git        = "git"        // mirrors of repositories
 	HTTP       = "http"       // what servers said of files
-	Resolved   = "resolved"   // what names of base images stood for
+	Resolved   = "resolved"   // what registries said of base images
 	Scans      = "scans"      // what was found in layers for SBOMs
 	Lists      = "lists"      // of manifests, as kiln manifest makes them
 	Locks      = "locks"      // of keys and layers that are being made
