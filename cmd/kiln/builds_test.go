@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -96,6 +97,8 @@ func stories(t *testing.T, p testscript.Params, setup func(*testscript.Env) erro
 		"serve":   cmdServe,
 		"github":  cmdGitHub,
 	}
+	// kiln ignores SIGHUP where it is started with that ignored, as by nohup.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	testscript.Run(t, p)
 }
 
