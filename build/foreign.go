@@ -64,7 +64,10 @@ func (j *Job) foreign(ctx context.Context, r *Request, res *Result, refused erro
 	if err != nil || r.Call != CallBuild {
 		return nil, err
 	}
-	return p, nil
+	if len(p.Images) == 1 {
+		p.Given.ByPlatform = false // kiln build makes no index of one image, whichever frontend it is of
+	}
+	return p, j.complete(ctx, p)
 }
 
 // Contexts opens the contexts of the request once more, as its frontend gets them.

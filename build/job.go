@@ -290,6 +290,16 @@ func (j *Job) AddOutputs(all []Output) error {
 // Export makes the root file systems of a product, which need not have been solved, and does with the images what the job's options ask
 // for. It is called once, as the last.
 func (j *Job) Export(ctx context.Context, p *Product, res *Result) (err error) {
+	if err := j.complete(ctx, p); err != nil {
+		return err
+	}
+	ctx, end := j.ask(ctx)
+	defer func() { err = end(err) }()
+	return j.export(ctx, p, res)
+}
+
+// complete has the outputs get what the maker of a product says of it, and finds their engines. The error is an *input.Error.
+func (j *Job) complete(ctx context.Context, p *Product) error {
 	if err := outputs.Apply(j.plans, &p.Given); err != nil {
 		return &input.Error{Err: err}
 	}
@@ -303,12 +313,7 @@ func (j *Job) Export(ctx context.Context, p *Product, res *Result) (err error) {
 	if err := outputs.CheckPlatforms(j.plans, platforms); err != nil {
 		return &input.Error{Err: err}
 	}
-	if err := j.Prepare(ctx, len(platforms)); err != nil {
-		return err
-	}
-	ctx, end := j.ask(ctx)
-	defer func() { err = end(err) }()
-	return j.export(ctx, p, res)
+	return j.Prepare(ctx, len(platforms))
 }
 
 func (j *Job) export(ctx context.Context, p *Product, res *Result) error {

@@ -2,7 +2,8 @@
 // arguments a line. "base IMAGE" and "base context:NAME" say what the image begins with; "run COMMAND" runs a command; "copy SRC DEST"
 // copies from the build context without what .dockerignore excludes, and "copy SRC DEST NAME" from a named context that is a directory;
 // "asked FILE" writes what the frontend was asked, "network FILE" its network interfaces, and "secret ID FILE" a secret; "solve" does what
-// there is so far; "open NAME" opens a directory of the client; "warn TEXT" and "fail TEXT" are about their line.
+// there is so far; "open NAME" opens a directory of the client; "warn TEXT" and "fail TEXT" are about their line. "meta KEY VALUE" adds to
+// the metadata of the result; "attest TYPE FILE" has a file of it attested of it; "byplatform" returns it under its platform.
 package main
 
 import (
@@ -44,7 +45,7 @@ func main() {
 	if err != nil {
 		panic(err)
 	}
-	f := &file{client: gateway.NewLLBBridgeClient(conn), opts: map[string]string{}}
+	f := &file{client: gateway.NewLLBBridgeClient(conn), opts: map[string]string{}, metadata: map[string][]byte{}}
 	for _, v := range os.Environ() {
 		if name, option, _ := strings.Cut(v, "="); strings.HasPrefix(name, "BUILDKIT_FRONTEND_OPT_") {
 			name, value, _ := strings.Cut(option, "=")
@@ -77,6 +78,11 @@ type file struct {
 	ignore []string
 	state  output
 	config []byte
+
+	// What the result is besides.
+	metadata   map[string][]byte
+	attested   []*gateway.Attestation
+	byPlatform bool
 }
 
 func (f *file) info() *pb.SourceInfo {
@@ -199,11 +205,20 @@ func (f *file) build(ctx context.Context) (*gateway.Result, error) {
 			return nil, err
 		}
 	}
-	r, _, err := f.solve(ctx, f.state)
+	r, ref, err := f.solve(ctx, f.state)
 	if err != nil {
 		return nil, err
 	}
-	r.Metadata = map[string][]byte{"containerimage.config": f.config}
+	f.metadata["containerimage.config"] = f.config
+	r.Metadata = f.metadata
+	platform := "linux/" + runtime.GOARCH
+	if f.byPlatform {
+		r.Result = &gateway.Result_Refs{Refs: &gateway.RefMap{Refs: map[string]*gateway.Ref{platform: {Id: ref}}}}
+	}
+	for _, a := range f.attested {
+		a.Ref = &gateway.Ref{Id: ref}
+		r.Attestations = map[string]*gateway.Attestations{platform: {Attestation: f.attested}}
+	}
 	return r, nil
 }
 
@@ -248,6 +263,14 @@ func (f *file) do(ctx context.Context, line int, word, rest string) error {
 			text += l.Name + "\n"
 		}
 		f.write(line, rest, text)
+	case "meta":
+		f.metadata[args[0]] = []byte(args[1])
+	case "attest":
+		f.attested = append(f.attested, &gateway.Attestation{
+			Kind: gateway.AttestationKind_InToto, InTotoPredicateType: args[0], Path: args[1],
+		})
+	case "byplatform":
+		f.byPlatform = true
 	case "solve":
 		_, ref, err := f.solve(ctx, f.state)
 		if err == nil {
