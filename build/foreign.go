@@ -54,7 +54,8 @@ func (j *Job) foreign(ctx context.Context, r *Request, res *Result, refused erro
 		return nil, refused
 	}
 	f := &Foreign{
-		Job: j, Request: r, Result: res, Syntax: syntax, Line: line, Allow: j.options.Client.Allow, Pull: j.options.Cache.Pull, loader: j.loader(r),
+		Job: j, Request: r, Result: res, Syntax: syntax, Line: line, Allow: j.options.Client.Allow, Pull: j.options.Cache.Pull,
+		loader: j.loader(r),
 	}
 	f.Warn = func(w events.Warning) {
 		j.events.Emit(w)

@@ -229,8 +229,8 @@ func (b *Bases) resolve(ctx context.Context, req frontend.ImageRequest) (*base, 
 	return &base{image: img, source: b.client, ref: req.Ref}, err
 }
 
-// insteadOf returns the image that the store has under a name which its registry does not give, nil if it has none, and says so. If the name
-// has a digest, the image has it, and may be called by its tag alone.
+// insteadOf returns the image that the store has under a name which its registry does not give, nil if it has none, and says so. If the
+// name has a digest, the image has it, and may be called by its tag alone.
 func (b *Bases) insteadOf(ctx context.Context, name string, platform ocispec.Platform, failed *registry.Error) *base {
 	found, _ := b.local(ctx, name, platform)
 	if ref, err := imagename.Parse(name); found == nil && err == nil && ref.Digest != "" {

@@ -63,7 +63,9 @@ func (d *instance) exec(ctx context.Context, container, script, until string) *r
 		d.t.Fatal(err)
 	}
 	r := &running{t: d.t, stream: stream}
-	init := &gateway.InitMessage{ContainerID: container, Meta: &pb.Meta{Args: []string{"/bin/sh", "-c", script}, Cwd: "/"}, Fds: []uint32{1, 2}}
+	init := &gateway.InitMessage{
+		ContainerID: container, Meta: &pb.Meta{Args: []string{"/bin/sh", "-c", script}, Cwd: "/"}, Fds: []uint32{1, 2},
+	}
 	if err := stream.Send(&gateway.ExecMessage{ProcessID: "p", Input: &gateway.ExecMessage_Init{Init: init}}); err != nil {
 		d.t.Fatal(err)
 	}

@@ -5,8 +5,8 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 )
 
-// MaxQuoted is how many bytes the sources have that one error quotes, maxQuotes how many places it names, and maxName how long the name of a
-// file may be there.
+// MaxQuoted is how many bytes the sources have that one error quotes, maxQuotes how many places it names, and maxName how long the name of
+// a file may be there.
 const (
 	MaxQuoted = 1 << 20
 	maxQuotes = 100

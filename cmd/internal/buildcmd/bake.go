@@ -55,8 +55,9 @@ pattern of both; without any the target or group "default" is built.`,
 		"(default $BUILDX_BAKE_FILE, else the compose and bake files of the working directory)")
 	flags.StringArrayVar(&f.sets, "set", nil, "`PATTERN.KEY=VALUE` attribute of targets: KEY.NAME for one of a mapping, += to append to a list")
 	flags.StringArrayVar(&f.vars, "var", nil, "`NAME=VALUE` value of a variable")
-	flags.StringArrayVar(&f.allow, "allow", nil, "`PRIVILEGE` to grant to the definition: network.host, security.insecure, device[=NAME], frontend, ssh, "+
-		"fs=PATH, fs.read=PATH, fs.write=PATH")
+	flags.StringArrayVar(&f.allow, "allow", nil,
+		"`PRIVILEGE` to grant to the definition: network.host, security.insecure, device[=NAME], frontend, ssh, "+
+			"fs=PATH, fs.read=PATH, fs.write=PATH")
 	help.Group(flags, "Definition")
 	flags.StringVar(&f.list, "list", "", "`targets|variables` list them; type=TYPE,format=json lists them as JSON")
 	flags.BoolVar(&f.print, "print", false, "print the targets as JSON")
