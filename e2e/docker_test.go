@@ -169,6 +169,7 @@ func startDocker(t *testing.T) (host string) {
 			cmd.Process.Kill()
 			<-ended
 		}
+		exec.Command("umount", dir+"/exec/netns/default").Run() // dockerd leaves it mounted after containers on the host's network
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
 		}
