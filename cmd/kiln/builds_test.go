@@ -51,7 +51,9 @@ func stories(t *testing.T, p testscript.Params, setup func(*testscript.Env) erro
 		foreign = "amd64"
 	}
 	tools := map[string]string{}
-	for _, tool := range [][2]string{{"steptool", runtime.GOARCH}, {"frontendtool", runtime.GOARCH}, {"foreigntool", runtime.GOARCH}, {"foreigntool", foreign}} {
+	for _, tool := range [][2]string{
+		{"steptool", runtime.GOARCH}, {"frontendtool", runtime.GOARCH}, {"foreigntool", runtime.GOARCH}, {"foreigntool", foreign},
+	} {
 		name := filepath.Join(filepath.Dir(base), tool[0]+"-"+tool[1])
 		build := exec.Command("go", "build", "-o", name, "./testdata/"+tool[0])
 		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+tool[1])

@@ -136,8 +136,10 @@ func (b *Build) addSpan(resource *tracepb.ResourceSpans, scope *tracepb.ScopeSpa
 		Resource:               attributes(resource.GetResource().GetAttributes(), &size),
 		InstrumentationLibrary: spanScope{Name: scope.GetScope().GetName(), Version: scope.GetScope().GetVersion()},
 		Status:                 spanStatus{Code: "Unset", Description: termtext.Redact(s.GetStatus().GetMessage())},
-		SpanContext:            spanContext{TraceID: b.parent.TraceID, SpanID: hex.EncodeToString(s.GetSpanId()), TraceFlags: b.parent.TraceFlags},
-		Parent:                 noParent,
+		SpanContext: spanContext{
+			TraceID: b.parent.TraceID, SpanID: hex.EncodeToString(s.GetSpanId()), TraceFlags: b.parent.TraceFlags,
+		},
+		Parent: noParent,
 	}
 	size += len(out.InstrumentationLibrary.Name) + len(out.InstrumentationLibrary.Version)
 	if len(b.spans) == maxSpans || size > maxSpanSize || len(s.GetSpanId()) != spanIDSize {
