@@ -227,15 +227,14 @@ func prune(t *testing.T, r remote.Repository) {
 	f.Close()
 }
 
-// canceled: a blob whose writer is interrupted is not there.
+// canceled: a blob whose writer is interrupted before its last byte is read is not there.
 func canceled(t *testing.T, r remote.Repository) {
 	for _, size := range []int{1 << 20, 40 << 20} {
 		data := bytes.Repeat([]byte("canceled"), size/8)
 		desc, _ := BlobOf(data)
 		ctx, cancel := context.WithCancel(t.Context())
 		err := r.Put(ctx, desc, func() (io.ReadCloser, error) {
-			half := io.MultiReader(bytes.NewReader(data[:size/2]), call(cancel), bytes.NewReader(data[size/2:]))
-			return io.NopCloser(half), nil
+			return io.NopCloser(io.MultiReader(bytes.NewReader(data[:size/2]), interrupted{ctx, cancel})), nil
 		})
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("Put: %v", err)
@@ -246,10 +245,14 @@ func canceled(t *testing.T, r remote.Repository) {
 	}
 }
 
-// call is a reader of nothing that calls a function.
-type call func()
+// interrupted is a reader that cancels a context and has nothing more to give. The rest of the data may not follow: a writer
+// that has it at hand may be done before it sees that it is canceled.
+type interrupted struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+}
 
-func (c call) Read([]byte) (int, error) {
-	c()
-	return 0, io.EOF
+func (i interrupted) Read([]byte) (int, error) {
+	i.cancel()
+	return 0, i.ctx.Err()
 }
