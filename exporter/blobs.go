@@ -45,19 +45,6 @@ type Layers interface {
 	Repository(id layer.ID) string
 }
 
-// Here returns the Layers of what makes blobs in the store, such as a *snapshot.Job.
-func Here(m Maker) Layers { return here{m} }
-
-// Maker makes the blobs of layers.
-type Maker interface {
-	Blob(ctx context.Context, id layer.ID, f blob.Encoding) (blob.Blob, error)
-}
-
-type here struct{ Maker }
-
-func (here) Fetch(context.Context, layer.ID, ocispec.Descriptor) error { return nil }
-func (here) Repository(layer.ID) string                                { return "" }
-
 // Prepare makes the blob of a layer in the given form before an image is assembled from it, for example while later steps run.
 func (b *Blobs) Prepare(ctx context.Context, l Layer, f blob.Encoding) error {
 	_, err := b.get(ctx, l, f)

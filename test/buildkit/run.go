@@ -273,6 +273,9 @@ func (r request) surroundings(ctx context.Context, c cache) (e environment, err 
 	if len(e.tmp) > maxTmp {
 		return e, fmt.Errorf("%s: the path of $TMPDIR is too long by %d bytes for sockets below it", e.tmp, len(e.tmp)-maxTmp)
 	}
+	if err := removeOldLogs(c.top); err != nil {
+		return e, err
+	}
 	e.log = fmt.Sprintf("%s/log-%s-%s-%d", c.top, r.suite.name, r.against, os.Getpid())
 	for _, name := range []string{"bin", "home", "t"} {
 		if err := os.Mkdir(filepath.Join(e.tmp, name), 0o755); err != nil {
@@ -323,4 +326,19 @@ func moduleDir(ctx context.Context, dir string) (string, error) {
 		return "", fmt.Errorf("find BuildKit's module: %w", err)
 	}
 	return filepath.Join(strings.TrimSpace(string(out)), dir), nil
+}
+
+// removeOldLogs removes the logs of runs that ended more than a week ago.
+func removeOldLogs(dir string) error {
+	logs, err := filepath.Glob(filepath.Join(dir, "log-*"))
+	if err != nil {
+		return err
+	}
+	for _, name := range logs {
+		// Another run may remove it as well.
+		if info, err := os.Stat(name); err == nil && time.Since(info.ModTime()) > 7*24*time.Hour {
+			os.Remove(name)
+		}
+	}
+	return nil
 }
