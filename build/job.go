@@ -168,7 +168,7 @@ func (b *Builder) Begin(o Options, s *events.Stream) (_ *Job, err error) {
 	})
 	j.onClose(j.steps.end)
 	j.explain.Tree = j.steps.layer
-	j.caches.Bring, j.caches.Documents = j.steps.Bring, j.bases.Documents
+	j.caches.Bring, j.caches.Documents, j.caches.Bases = j.steps.Bring, j.bases.Documents, j.steps.ImageLayers
 	if o.Export.Attest.SBOM != nil {
 		j.attester.Scanning = j.scanner()
 	}

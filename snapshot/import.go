@@ -61,7 +61,7 @@ func (j *Job) Import(ctx context.Context, f Foreign) error {
 	if known, err := j.Manifest(ctx, f.ID); err == nil {
 		f.Manifest = func(context.Context) (io.ReadCloser, error) { return readManifest(known), nil } // it is here already
 	}
-	m, err := j.store.receive(ctx, f, filepath.Join(p.dir, "manifest"))
+	m, err := j.store.receiveOf(ctx, f, filepath.Join(p.dir, "manifest"))
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (j *Job) ImportEntries(ctx context.Context, f Foreign) error {
 	}
 	defer os.RemoveAll(tmp)
 	name := filepath.Join(tmp, "manifest")
-	m, err := s.receive(ctx, f, name)
+	m, err := s.receiveOf(ctx, f, name)
 	if err != nil {
 		return err
 	}
@@ -154,7 +154,33 @@ func (j *Job) read(ctx context.Context, f Foreign, store func(tarball io.Reader)
 	return err
 }
 
-// receive writes the manifest of a layer of another store to a file, and returns it if it is that layer's.
+// ReceiveManifest returns a manifest of another store, which may say anything that a manifest can say. The caller must close it. What is
+// none is a *ForeignError of the layer id, and errors of opening and reading are returned as they are, wrapped.
+func (j *Job) ReceiveManifest(
+	ctx context.Context, id layer.ID, open func(context.Context) (io.ReadCloser, error),
+) (*layer.Manifest, error) {
+	tmp, err := os.MkdirTemp(j.store.tmp, "index-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
+	return j.store.receive(ctx, Foreign{ID: id, Manifest: open}, filepath.Join(tmp, "manifest"))
+}
+
+// receiveOf writes the manifest of a layer of another store to a file, and returns it if it is that layer's.
+func (s *Store) receiveOf(ctx context.Context, f Foreign, name string) (*layer.Manifest, error) {
+	m, err := s.receive(ctx, f, name)
+	if err != nil {
+		return nil, err
+	}
+	if layer.ID(fmt.Sprintf("%x", m.Identity)) != f.ID || m.Content != f.Content {
+		m.Close()
+		return nil, &ForeignError{f.ID, errors.New("its manifest is that of another layer")}
+	}
+	return m, nil
+}
+
+// receive writes the manifest that another store has for a layer to a file, and returns it.
 func (s *Store) receive(ctx context.Context, f Foreign, name string) (*layer.Manifest, error) {
 	r, err := f.Manifest(ctx)
 	if err != nil {
@@ -172,10 +198,6 @@ func (s *Store) receive(ctx context.Context, f Foreign, name string) (*layer.Man
 	m, err := layer.ReceiveManifest(name, s.limit)
 	if err != nil {
 		return nil, &ForeignError{f.ID, err}
-	}
-	if layer.ID(fmt.Sprintf("%x", m.Identity)) != f.ID || m.Content != f.Content {
-		m.Close()
-		return nil, &ForeignError{f.ID, errors.New("its manifest is that of another layer")}
 	}
 	return m, nil
 }

@@ -84,6 +84,40 @@ func TestDamagedCache(t *testing.T) {
 	t.Logf("%d rounds; in %d of %d builds something was found in the cache", n, hits, 2*n)
 }
 
+// TestLyingBase has a cache say of a base image what is not so. That shows once its files are needed: then the build begins again without
+// the cache. Nothing that was made before is used by others.
+func TestLyingBase(t *testing.T) {
+	p := newProject(t, filepath.Join(t.TempDir(), "root"), map[string]string{"Dockerfile": "FROM base\nCOPY a /etc/new/\n", "a": "one"})
+	d := &damage{t: t, dir: filepath.Join(t.TempDir(), "cache")}
+	p.build("--cache-to", "type=local,mode=max,dest="+d.dir)
+	p.write("a", "two")
+	want := treeDigest(t, p.build())
+	d.poisonWith(func(cache *pack.Pack) {
+		if len(cache.Bases) == 0 {
+			t.Fatal("the cache does not say what is in the base image")
+		}
+		for id, base := range cache.Bases {
+			for _, other := range cache.Layers {
+				base.Manifest = other.Manifest
+			}
+			cache.Bases[id] = base
+		}
+	})
+	p.root = filepath.Join(t.TempDir(), "root")
+	dest := "type=oci,dest=" + filepath.Join(t.TempDir(), "image.tar")
+	log, err := p.kiln("--cache-from", "type=local,src="+d.dir, "-o", dest, "--sbom=true").CombinedOutput() // which is of the image's files
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	if !strings.Contains(string(log), "is not used any more") || !strings.Contains(string(log), "is not what the cache says") {
+		t.Errorf("nothing is said of the cache:\n%s", log)
+	}
+	if got := treeDigest(t, p.build()); got != want {
+		t.Errorf("the files are %s, want %s", got, want)
+	}
+	p.clean()
+}
+
 // keys writes a key to sign with, and the one to verify with.
 func keys(t *testing.T) (private, public string) {
 	t.Helper()
@@ -187,14 +221,29 @@ func (d *damage) spoil() string {
 	return "flipped bits in " + name
 }
 
-// poison writes a cache that is whole, and says what is wrong.
-func (d *damage) poison() string {
+// poisonWith changes what the cache says, so that it is whole.
+func (d *damage) poisonWith(change func(*pack.Pack)) {
 	ctx := d.t.Context()
 	old, err := remote.OpenDir(d.dir, "cache")
 	d.check(err)
 	head, err := remote.Read(ctx, old, "latest")
 	d.check(errors.Join(err, old.Close()))
-	p := head.Pack
+	change(head.Pack)
+	d.check(os.Remove(filepath.Join(d.dir, "index.json")))
+	poisoned, err := remote.CreateDir(d.dir, "cache")
+	d.check(err)
+	_, err = remote.Publish(context.WithoutCancel(ctx), poisoned, "latest", head.Pack, pack.Limit{})
+	d.check(errors.Join(err, poisoned.Close()))
+}
+
+// poison writes a cache that is whole, and says what is wrong.
+func (d *damage) poison() (what string) {
+	d.poisonWith(func(p *pack.Pack) { what = d.lie(p) })
+	return what
+}
+
+// lie changes something that a cache says, and says what.
+func (d *damage) lie(p *pack.Pack) string {
 	keys := slices.SortedFunc(maps.Keys(p.Records), func(a, b solver.Key) int { return slices.Compare(a[:], b[:]) })
 	ids := slices.Sorted(maps.Keys(p.Layers))
 	a, b := d.rnd.IntN(len(keys)), d.rnd.IntN(len(keys))
@@ -202,7 +251,7 @@ func (d *damage) poison() string {
 	from, to := ids[d.rnd.IntN(len(ids))], ids[d.rnd.IntN(len(ids))]
 	this, that := p.Layers[from], p.Layers[to]
 	what := ""
-	switch d.rnd.IntN(7) {
+	switch d.rnd.IntN(8) {
 	case 0: // only a signature says who made a record
 		d.verify = true
 		one.Outputs, other.Outputs = other.Outputs, one.Outputs
@@ -237,14 +286,15 @@ func (d *damage) poison() string {
 	case 6:
 		this.Content = that.Content
 		what = "with the content of one layer at another"
+	case 7:
+		for id, base := range p.Bases {
+			base.Manifest = this.Manifest
+			p.Bases[id] = base
+		}
+		what = "with the manifest of one layer as that of the base image"
 	}
 	p.Records[keys[a]], p.Records[keys[b]] = one, other
 	p.Layers[from], p.Layers[to] = this, that
-	d.check(os.Remove(filepath.Join(d.dir, "index.json")))
-	poisoned, err := remote.CreateDir(d.dir, "cache")
-	d.check(err)
-	_, err = remote.Publish(context.WithoutCancel(ctx), poisoned, "latest", p, pack.Limit{})
-	d.check(errors.Join(err, poisoned.Close()))
 	return fmt.Sprintf("%s (%s and %s, layers %.8s and %.8s)", what, one.Name, other.Name, layer.ID(from), layer.ID(to))
 }
 

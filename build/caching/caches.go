@@ -40,10 +40,11 @@ type Config struct {
 
 // Caches are all caches of one build. Where it imports and exports none, they are the local one alone, and cost nothing.
 type Caches struct {
-	// Bring makes sure that a layer is in the local store, and Documents returns what describes the images that the build starts from, each
-	// document that has at most limit bytes. Both are set before Build.
+	// Bring makes sure that a layer is in the local store. Documents returns what describes the images that the build starts from, each
+	// document that has at most limit bytes, and Bases the layers of images that steps lie on. All are set before Build.
 	Bring     func(ctx context.Context, id layer.ID) error
 	Documents func(limit int64) [][]byte
+	Bases     func() []layer.ID
 
 	config  Config
 	exports []Export

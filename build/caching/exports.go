@@ -350,6 +350,10 @@ func (x *Exporter) publish(ctx context.Context, export int) error {
 	if err != nil {
 		return err
 	}
+	bases, err := x.bases(ctx, export, own)
+	if err != nil {
+		return err
+	}
 	seen, _ := x.cache.imports.Published(ctx, e.Repository.String(), e.Tag)
 	warn := func() {}
 	if x.mounts != nil && !x.interrupted {
@@ -386,6 +390,11 @@ func (x *Exporter) publish(ctx context.Context, export int) error {
 			return nil
 		})
 		sends.Go(func() error { return x.send(sctx, exported{export, id}) })
+	}
+	for _, m := range bases {
+		for _, d := range m.blobs {
+			sends.Go(func() error { return x.put(sctx, e.Repository, m, d) })
+		}
 	}
 	if err := making.Wait(); err != nil {
 		return err

@@ -104,6 +104,17 @@ func (c *Cache) Layer(id layer.ID) (execute.CachedLayer, bool) {
 	return execute.CachedLayer{Hides: l.Opaque, Foreign: foreign}, true
 }
 
+// Base implements execute.Cached.
+func (c *Cache) Base(id layer.ID) bool {
+	_, ok := c.imports.Base(id)
+	return ok
+}
+
+// BaseManifest implements execute.Cached.
+func (c *Cache) BaseManifest(ctx context.Context, id layer.ID) (io.ReadCloser, error) {
+	return c.imports.BaseManifest(ctx, id)
+}
+
 // tarball opens the tar of a layer, whose blob goes into the store on the way.
 func (c *Cache) tarball(ctx context.Context, id layer.ID, b pack.Blob) (io.ReadCloser, error) {
 	packed, err := registry.Stream(ctx, fetcher{c.imports, id}, "", b.Desc, c.store)

@@ -55,6 +55,7 @@ type line struct {
 	Shortcut *shortcutLine `json:"shortcut,omitempty"`
 	Mount    *mountLine    `json:"mount,omitempty"`
 	Document *documentLine `json:"document,omitempty"`
+	Base     *baseLine     `json:"base,omitempty"`
 }
 
 type header struct {
@@ -219,6 +220,9 @@ func (p *Pack) encodeText(to io.Writer) (err error) {
 		d := p.Documents[name]
 		put(line{Document: &documentLine{d.Text, d.Used.Unix()}})
 	}
+	for _, id := range slices.Sorted(maps.Keys(p.Bases)) {
+		put(line{Base: encodeBase(p.Bases[id])})
+	}
 	return errors.Join(err, w.Flush())
 }
 
@@ -360,6 +364,10 @@ func (p *Pack) decode(l line) error {
 	case l.Document != nil:
 		if d, ok := decodeDocument(l.Document); ok {
 			p.AddDocument(d)
+		}
+	case l.Base != nil:
+		if b, ok := decodeBase(l.Base); ok {
+			p.AddBase(b)
 		}
 	}
 	return nil // a later version may add lines that this one can do without

@@ -30,6 +30,8 @@ type Pack struct {
 	Mounts map[string]Mount
 	// Documents describe images that builds start from, by their digests.
 	Documents map[digest.Digest]Document
+	// Bases are what layers of images that builds start from hold, by diff ID.
+	Bases map[layer.ID]Base
 
 	memory int
 }
@@ -244,6 +246,9 @@ func (p *Pack) Add(other *Pack) {
 	for _, d := range other.Documents {
 		p.AddDocument(d)
 	}
+	for _, b := range other.Bases {
+		p.AddBase(b)
+	}
 }
 
 // Has reports whether adding other would change nothing but times of use by less than slack.
@@ -295,7 +300,7 @@ func (p *Pack) Has(other *Pack, slack time.Duration) bool {
 			return false
 		}
 	}
-	return true
+	return p.hasBases(other, slack)
 }
 
 // Blobs returns the descriptors of everything that the pack refers to, each once, sorted by digest.
@@ -310,6 +315,9 @@ func (p *Pack) Blobs() []ocispec.Descriptor {
 		for _, d := range m.Descriptors() {
 			all[d.Digest] = d
 		}
+	}
+	for _, b := range p.Bases {
+		all[b.Manifest.Digest] = b.Manifest
 	}
 	return slices.SortedFunc(maps.Values(all), func(a, b ocispec.Descriptor) int { return cmp.Compare(a.Digest, b.Digest) })
 }
@@ -417,6 +425,7 @@ func (p *Pack) Trim(l Limit, now time.Time) {
 	}
 	if len(kept.Records)+len(kept.Foreign) > 0 {
 		p.trimDocuments(&kept, l, now)
+		p.trimBases(&kept, blobs, size, l, now)
 	}
 	*p = kept
 }

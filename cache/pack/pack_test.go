@@ -40,6 +40,9 @@ func add(p *Pack, name string, size int64, used int) (solver.Key, layer.ID) {
 		Blobs: map[string]Blob{"gzip": {Desc: desc(ocispec.MediaTypeImageLayerGzip, size), DiffID: digest.FromString("tar " + name), Members: desc(MembersType, 7)}},
 	})
 	p.AddShortcut(solver.KeyOf([]solver.Input{{Name: "shortcut", Value: name}}), Shortcut{Key: key})
+	base := desc(ManifestType, 5)
+	base.Digest = digest.FromString("base " + name)
+	p.AddBase(Base{ID: layer.ID(base.Digest.Encoded()), Manifest: base, Used: r.Used})
 	return key, id
 }
 
@@ -85,6 +88,11 @@ func TestEncodeDecode(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got.Layers[id], p.Layers[id]) {
 		t.Errorf("layer %+v, want %+v", got.Layers[id], p.Layers[id])
+	}
+	for id, b := range p.Bases {
+		if got := got.Bases[id]; got.ID != id || !reflect.DeepEqual(got.Manifest, b.Manifest) || !got.Used.Equal(b.Used) {
+			t.Errorf("base %+v, want %+v", got, b)
+		}
 	}
 	if d := got.Documents[digest.FromString(text)]; d.Text != text || !d.Used.Equal(epoch) {
 		t.Errorf("document %+v", d)
@@ -202,6 +210,39 @@ func TestTrim(t *testing.T) {
 		if key, _ := add(&Pack{}, "9", 0, 0); tc.want > 0 && len(p.Records[key].Inputs) == 0 {
 			t.Errorf("%s: the record that was used last is gone", tc.name)
 		}
+	}
+}
+
+// What is in layers of images stays as long as there is room beside the records, that which was used last first.
+func TestTrimBases(t *testing.T) {
+	now := epoch.Add(10 * time.Hour)
+	for _, tc := range []struct {
+		name  string
+		limit Limit
+		want  int
+	}{{"no limit", Limit{}, 11}, {"size", Limit{Size: 120}, 2}, {"blobs", Limit{Blobs: 6}, 3}, {"age", Limit{Age: 4 * time.Hour}, 5}} {
+		p := &Pack{}
+		add(p, "record", 100, 10)
+		for i := range 10 {
+			p.AddBase(Base{
+				ID: layer.ID(digest.FromString(fmt.Sprint("layer", i)).Encoded()), Used: epoch.Add(time.Duration(i) * time.Hour),
+				Manifest: ocispec.Descriptor{MediaType: ManifestType, Digest: digest.FromString(fmt.Sprint(i)), Size: 7},
+			})
+		}
+		whole := &Pack{}
+		whole.Add(p)
+		if p.Trim(tc.limit, now); len(p.Bases) != tc.want || len(p.Records) != 1 {
+			t.Errorf("%s: %d bases and %d records, want %d and 1", tc.name, len(p.Bases), len(p.Records), tc.want)
+		}
+		if !whole.Has(p, time.Nanosecond) || p.Has(whole, time.Hour) != (tc.want == 11) {
+			t.Errorf("%s: Has does not look at bases", tc.name)
+		}
+	}
+	alone := &Pack{}
+	add(alone, "x", 1, 1)
+	alone.Records = nil
+	if alone.Trim(Limit{}, now); len(alone.Bases) > 0 {
+		t.Error("bases stay without a record")
 	}
 }
 

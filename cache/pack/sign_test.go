@@ -69,6 +69,12 @@ func sign(t testing.TB, p *Pack, k *signing.PrivateKey) {
 		}
 		p.Shortcuts[from] = s
 	}
+	for id, b := range p.Bases {
+		if err := b.Sign(k); err != nil {
+			t.Fatal(err)
+		}
+		p.Bases[id] = b
+	}
 }
 
 // statements returns everything in a pack that counts by these keys.
@@ -90,6 +96,11 @@ func statements(p *Pack, k Keys) map[string]bool {
 	for from, s := range p.Shortcuts {
 		if k.Shortcut(from, s) {
 			all[string(s.statement(from))] = true
+		}
+	}
+	for _, b := range p.Bases {
+		if k.Base(b) {
+			all[string(b.statement())] = true
 		}
 	}
 	return all
@@ -116,8 +127,8 @@ func TestSigned(t *testing.T) {
 		k := newKey(t, elliptical)
 		sign(t, p, k)
 		got := decode(t, encode(t, p))
-		if n := len(statements(got, Keys{newKey(t, true).Public(), k.Public()})); n != 8 {
-			t.Errorf("%d of 8 statements count", n)
+		if n := len(statements(got, Keys{newKey(t, true).Public(), k.Public()})); n != 10 {
+			t.Errorf("%d of 10 statements count", n)
 		}
 		if n := len(statements(got, Keys{newKey(t, elliptical).Public()})); n != 0 {
 			t.Errorf("%d statements count by another key", n)
@@ -228,7 +239,8 @@ func TestTampering(t *testing.T) {
 			all[i+1] = string(data) + "\n"
 			n := check(path, strings.Join(all, ""))
 			// Nothing depends on the time of use, on a third string of two, and on a zero that is not there.
-			harmless := strings.HasPrefix(path, "/record/used") || strings.HasSuffix(path, " twice") ||
+			harmless := strings.HasPrefix(path, "/record/used") || strings.HasPrefix(path, "/base/used") ||
+				strings.HasSuffix(path, " twice") ||
 				strings.HasSuffix(path, "/output removed") || strings.HasSuffix(path, "/manifest/size removed")
 			if n == len(signed) && !harmless {
 				t.Errorf("line %d, %s: everything still counts", i+2, path)
@@ -259,7 +271,7 @@ func TestTampering(t *testing.T) {
 			swapped.Shortcuts[from] = s
 		}
 	}
-	if n := check("swapped", text(t, swapped)); n != 4 { // the other record and shortcut, and both layers without blobs
+	if n := check("swapped", text(t, swapped)); n != 6 { // the other record and shortcut, both layers without blobs, and what is in bases
 		t.Errorf("%d statements count of those that were swapped", n)
 	}
 	// A signature of one kind of statement is none of another.
@@ -312,8 +324,8 @@ func TestSignaturesStay(t *testing.T) {
 			t.Fatal("the sum depends on the order")
 		}
 		for name, k := range map[string]*signing.PrivateKey{"a": a, "b": b} {
-			if n := len(statements(sum, Keys{k.Public()})); n != 8 {
-				t.Fatalf("%d of 8 statements count by key %s", n, name)
+			if n := len(statements(sum, Keys{k.Public()})); n != 10 {
+				t.Fatalf("%d of 10 statements count by key %s", n, name)
 			}
 		}
 		if key, _ := add(&Pack{}, "same", 0, 0); !sum.Records[key].Used.Equal(epoch.Add(7 * time.Hour)) {
@@ -327,9 +339,10 @@ func TestSignaturesStay(t *testing.T) {
 	}
 	// A cache without a signature lacks it.
 	for _, what := range []func(with *Pack){
-		func(with *Pack) { with.Layers, with.Shortcuts = nil, nil },
-		func(with *Pack) { with.Records, with.Shortcuts = nil, nil },
-		func(with *Pack) { with.Layers, with.Records = nil, nil },
+		func(with *Pack) { with.Layers, with.Shortcuts, with.Bases = nil, nil, nil },
+		func(with *Pack) { with.Records, with.Shortcuts, with.Bases = nil, nil, nil },
+		func(with *Pack) { with.Layers, with.Records, with.Bases = nil, nil, nil },
+		func(with *Pack) { with.Layers, with.Records, with.Shortcuts = nil, nil, nil },
 	} {
 		without, with := &Pack{}, &Pack{}
 		add(without, "same", 10, 1)

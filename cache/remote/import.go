@@ -29,6 +29,7 @@ type Import struct {
 	// What was looked up in it by those keys, and is signed or not; guarded by signing.
 	signing sync.Mutex
 	signed  map[solver.Key]bool      // of records and shortcuts
+	bases   map[layer.ID]bool        // of what is said of layers of images
 	layers  map[layer.ID]signedLayer // with the blobs that are signed
 
 	// apart is closed when the manifest is read and more is asked for, and loaded when the cache is read.
@@ -91,7 +92,7 @@ func (im *Imports) Add(caches []*Import) {
 // begin begins to read a cache.
 func (im *Imports) begin(c *Import) {
 	c.apart, c.loaded = make(chan struct{}), make(chan struct{})
-	c.signed, c.layers = map[solver.Key]bool{}, map[layer.ID]signedLayer{}
+	c.signed, c.layers, c.bases = map[solver.Key]bool{}, map[layer.ID]signedLayer{}, map[layer.ID]bool{}
 	apart := sync.OnceFunc(func() { close(c.apart) })
 	go func() {
 		defer close(c.loaded)
@@ -332,7 +333,11 @@ func (im *Imports) Manifest(ctx context.Context, id layer.ID) (io.ReadCloser, er
 	if !ok {
 		return nil, &GoneError{id, "", fs.ErrNotExist}
 	}
-	blob, err := c.Repository.Open(ctx, l.Manifest)
+	return im.manifest(ctx, c, id, l.Manifest)
+}
+
+func (im *Imports) manifest(ctx context.Context, c *Import, id layer.ID, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	blob, err := c.Repository.Open(ctx, desc)
 	if err != nil {
 		return nil, im.failed(ctx, c, id, err)
 	}
@@ -365,9 +370,9 @@ func (im *Imports) Blob(id layer.ID, encoding string) (b pack.Blob, in string, o
 	return pack.Blob{}, "", false
 }
 
-// Open opens a blob of a layer. Errors of opening and reading are *GoneError, or those of ctx.
+// Open opens a blob of a layer, or the manifest of one of an image. Errors of opening and reading are *GoneError, or those of ctx.
 func (im *Imports) Open(ctx context.Context, id layer.ID, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	c, _, ok := im.find(id)
+	c, ok := im.cacheOf(id)
 	if !ok {
 		return nil, &GoneError{id, "", fs.ErrNotExist}
 	}
@@ -378,13 +383,58 @@ func (im *Imports) Open(ctx context.Context, id layer.ID, desc ocispec.Descripto
 	return &reading{im: im, ctx: ctx, cache: c, id: id, Reader: blob, close: blob.Close}, nil
 }
 
-// NameOf returns the name of the cache that has a layer; "" for none.
+// NameOf returns the name of the cache that has a layer, or says what is in it; "" for none.
 func (im *Imports) NameOf(id layer.ID) string {
+	if c, ok := im.cacheOf(id); ok {
+		return c.Repository.String()
+	}
+	return ""
+}
+
+func (im *Imports) cacheOf(id layer.ID) (*Import, bool) {
 	c, _, ok := im.find(id)
 	if !ok {
-		return ""
+		c, _, ok = im.findBase(id)
 	}
-	return c.Repository.String()
+	return c, ok
+}
+
+// Base returns what the caches say of a layer of an image, whose diff ID is id.
+func (im *Imports) Base(id layer.ID) (pack.Base, bool) {
+	_, b, ok := im.findBase(id)
+	return b, ok
+}
+
+func (im *Imports) findBase(id layer.ID) (*Import, pack.Base, bool) {
+	for _, c := range im.All() {
+		if !c.isLoaded() {
+			continue
+		}
+		b, ok := c.base(id)
+		im.mu.Lock()
+		there, known := im.there[id]
+		ok = ok && !c.bad && (there || !known)
+		im.mu.Unlock()
+		if ok {
+			return c, b, true
+		}
+	}
+	return nil, pack.Base{}, false
+}
+
+// BaseManifest returns the manifest of a layer of an image as a cache has it, in the form of package layer. Errors are those of Manifest.
+func (im *Imports) BaseManifest(ctx context.Context, id layer.ID) (io.ReadCloser, error) {
+	c, b, ok := im.findBase(id)
+	if !ok {
+		return nil, &GoneError{id, "", fs.ErrNotExist}
+	}
+	return im.manifest(ctx, c, id, b.Manifest)
+}
+
+// BaseFrom reports whether what is said of a layer of an image was found in the cache with these names.
+func (im *Imports) BaseFrom(id layer.ID, repository, tag string) bool {
+	c, _, ok := im.findBase(id)
+	return ok && c.Repository.String() == repository && c.Tag == tag
 }
 
 // MountableFrom returns the name of the registry's repository that has the blobs of a layer, or "".

@@ -42,6 +42,22 @@ func (c *Import) counts(key solver.Key, verify func() bool) bool {
 	return signed
 }
 
+// base returns what is said of a layer of an image, if it counts.
+func (c *Import) base(id layer.ID) (pack.Base, bool) {
+	b, ok := c.head.Pack.Bases[id]
+	if !ok || c.Keys == nil {
+		return b, ok
+	}
+	c.signing.Lock()
+	defer c.signing.Unlock()
+	signed, known := c.bases[id]
+	if !known {
+		signed = c.Keys.Base(b)
+		c.bases[id] = signed
+	}
+	return b, signed
+}
+
 // layer returns a layer with those of its blobs that count, if it does itself.
 func (c *Import) layer(id layer.ID) (pack.Layer, bool) {
 	l, ok := c.head.Pack.Layers[id]
@@ -65,6 +81,11 @@ func (im *Imports) WarnUnsigned() {
 		c.signing.Lock()
 		n := 0
 		for _, signed := range c.signed {
+			if !signed {
+				n++
+			}
+		}
+		for _, signed := range c.bases {
 			if !signed {
 				n++
 			}

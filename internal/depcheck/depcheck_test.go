@@ -168,12 +168,13 @@ var allowed = map[string][]string{
 
 	// What decides a step, and the doing of it: they share work and files, do not know each other, and only the second one runs processes.
 	"solver/explain": {"solver", "llb", "events", "internal"},
+	"solver/claims":  {"snapshot", "internal"},
 	"solver/session": {"llb", "internal"},
 	"solver/work":    {"solver", "llb"},
 	"solver/files":   {"llb", "snapshot", "snapshot/compose", "snapshot/dir", "internal"},
 	"solver/plan":    {"solver", "solver/files", "solver/session", "solver/work", "llb", "snapshot/compose", "internal"},
-	"solver/execute": {"solver", "solver/files", "solver/session", "solver/work", "llb", "events", "snapshot", "snapshot/blob", "snapshot/compose", "snapshot/diff", "snapshot/roots",
-		"sandbox", "sandbox/emulation", "internal"},
+	"solver/execute": {"solver", "solver/claims", "solver/files", "solver/session", "solver/work", "llb", "events", "snapshot",
+		"snapshot/blob", "snapshot/compose", "snapshot/diff", "snapshot/roots", "sandbox", "sandbox/emulation", "internal"},
 	// Processes that are no step.
 	"solver/container": {"solver/execute", "solver/work", "llb", "sandbox"},
 

@@ -29,6 +29,7 @@ import (
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/snapshot/blob"
 	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/claims"
 	"github.com/kilnbuild/kiln/solver/session"
 	"github.com/kilnbuild/kiln/solver/work"
 	digest "github.com/opencontainers/go-digest"
@@ -56,6 +57,7 @@ type Blobs interface {
 type Cached interface {
 	// Layer returns what is known of a layer, if it can be had.
 	Layer(id layer.ID) (CachedLayer, bool)
+	claims.Source
 }
 
 // CachedLayer is a layer that is kept elsewhere.
@@ -144,6 +146,7 @@ type Job struct {
 	files    map[string]string               // that were downloaded and are no layers yet, by address and digest
 
 	git         *git.Client
+	claims      *claims.Claims
 	failed      []*Failed
 	left        []*Left
 	emptied     cachemount.Emptied
@@ -184,8 +187,8 @@ func (x *Executor) Close(ctx context.Context) error {
 func (x *Executor) Job(s *session.Session, o Options) *Job {
 	j := &Job{
 		Executor: x, Options: o, Session: s, sources: map[string]source{}, demands: map[string]func() solver.Demand{},
-		files: map[string]string{},
-		git:   git.New(filepath.Join(x.Root, rootdir.Git), x.Tmp, s.Secret),
+		files: map[string]string{}, claims: claims.New(o.Cached, o.Snapshots),
+		git: git.New(filepath.Join(x.Root, rootdir.Git), x.Tmp, s.Secret),
 	}
 	j.git.Limit = o.Limit
 	return j
@@ -203,7 +206,7 @@ func (x *Job) Close() error {
 	for _, file := range x.files {
 		err = errors.Join(err, os.Remove(file))
 	}
-	return err
+	return errors.Join(err, x.claims.Close())
 }
 
 // Missing implements solver.Executor. A layer that can be had from elsewhere is not missing.
@@ -228,13 +231,16 @@ func (x *Job) manifest(ctx context.Context, l solver.Layer) (*layer.Manifest, er
 	if err != nil {
 		return nil, err
 	}
-	return m, is(l, m)
+	return m, x.is(l, m)
 }
 
-// is returns an error unless a layer is what a record says: the record may come from elsewhere, and keys of later steps depend on it. The
-// layers of images are known by their diff IDs alone, which have been verified.
-func is(l solver.Layer, m *layer.Manifest) error {
-	if m.Content == l.Content || l.Content == diffIDContent(digest.NewDigestFromEncoded(digest.SHA256, l.ID)) {
+// is returns an error unless a layer is what a record says, or a cache has said: either may come from elsewhere, and keys of later steps
+// depend on it. The layers of images are known by their diff IDs alone, which have been verified.
+func (x *Job) is(l solver.Layer, m *layer.Manifest) error {
+	if l.Content == diffIDContent(digest.NewDigestFromEncoded(digest.SHA256, l.ID)) {
+		return x.claims.Confirm(layer.ID(l.ID), m)
+	}
+	if m.Content == l.Content {
 		return nil
 	}
 	return &snapshot.ForeignError{ID: layer.ID(l.ID), Err: errors.New("its content is another than its record says")}

@@ -78,7 +78,7 @@ func (x *Job) input(ctx context.Context, r solver.Ref, open bool) (files.Input, 
 		t, err := x.Tree(ctx, r)
 		return files.Input{Tree: t}, err
 	}
-	layers, err := x.View(ctx, r)
+	layers, err := x.Entries(ctx, r)
 	return files.Input{Tree: layer.NewStack(layers)}, err
 }
 

@@ -48,22 +48,40 @@ func diffIDContent(d digest.Digest) solver.Content {
 	return sha256.Sum256([]byte("diff id " + d.String()))
 }
 
-// View implements plan.Layers. A layer of an image that is not there is read through for its entries; it is unpacked at once if its
-// files are expected to be needed.
-func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error) {
+// Entries implements plan.Layers. What a cache says of a layer of an image is enough for it, unless the layer is here, or its files are
+// expected to be needed. That is compared with what is in the layer once it is unpacked; until then nothing is made of it but Files whose
+// keys say what they have found, so that no record becomes wrong by it.
+func (x *Job) Entries(ctx context.Context, r solver.Ref) ([]layer.Part, error) {
+	return x.view(ctx, r, true)
+}
+
+// View returns the layers of a root file system as Entries does, and never what a cache says of a layer of an image: such a layer that is
+// not there is read through for its entries; it is unpacked at once if its files are expected to be needed.
+func (x *Job) View(ctx context.Context, r solver.Ref) ([]layer.Part, error) {
+	return x.view(ctx, r, false)
+}
+
+func (x *Job) view(ctx context.Context, r solver.Ref, asSaid bool) (_ []layer.Part, err error) {
 	refs := r.Changes()
 	layers := make([]layer.Part, len(refs))
-	var missing []int
+	var said, missing []int
 	for i, l := range refs {
-		m, err := x.Snapshots.Manifest(ctx, layer.ID(l.ID))
+		id := layer.ID(l.ID)
+		m, err := x.Snapshots.Manifest(ctx, id)
+		switch {
+		case err == nil:
+			err = x.is(l.Layer, m)
+		case asSaid && x.isSaid(id):
+			said, err = append(said, i), nil
+		default:
+			missing, err = append(missing, i), nil
+		}
 		if err != nil {
-			missing = append(missing, i)
-		} else if err := is(l.Layer, m); err != nil {
 			return nil, err
 		}
-		layers[i] = layer.Part{ID: layer.ID(l.ID), Manifest: m}
+		layers[i] = layer.Part{ID: id, Manifest: m}
 	}
-	if len(missing) == 0 {
+	if len(missing)+len(said) == 0 {
 		return layers, nil
 	}
 	f := x.fetch(ctx, missing, func(i int) layer.ID { return layer.ID(refs[i].ID) })
@@ -71,6 +89,12 @@ func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error
 	// Manifests that are elsewhere are small: many are fetched at once, so that latency counts little.
 	early, ectx := errgroup.WithContext(ctx)
 	early.SetLimit(manifestsAtOnce)
+	for _, i := range said {
+		early.Go(func() (err error) {
+			layers[i].Manifest, err = x.claims.Manifest(ectx, layers[i].ID)
+			return err
+		})
+	}
 	for _, i := range missing {
 		if elsewhere, ok := x.cached(layer.ID(refs[i].ID)); ok {
 			early.Go(func() error { return x.importEntries(ectx, elsewhere) })
@@ -93,6 +117,26 @@ func (x *Job) View(ctx context.Context, r solver.Ref) (_ []layer.Part, err error
 		})
 	}
 	return layers, g.Wait()
+}
+
+// isSaid reports whether what a cache says of a layer of an image is enough.
+func (x *Job) isSaid(id layer.ID) bool {
+	x.mu.Lock()
+	_, ofImage := x.sources[string(id)]
+	demand := x.demands[string(id)]
+	x.mu.Unlock()
+	return x.claims.Relied(id) || ofImage && (demand == nil || !demand().Files) && x.claims.Has(id)
+}
+
+// ImageLayers returns the layers of the images that steps lie on or read, by their diff IDs.
+func (x *Job) ImageLayers() []layer.ID {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var all []layer.ID
+	for id := range x.sources {
+		all = append(all, layer.ID(id))
+	}
+	return all
 }
 
 // Hides implements plan.Layers.

@@ -40,7 +40,7 @@ type fakeLayers struct {
 }
 
 func (f fakeLayers) Hides(ctx context.Context, r solver.Ref) ([]bool, error) {
-	parts, err := f.View(ctx, r)
+	parts, err := f.Entries(ctx, r)
 	var hides []bool
 	for _, p := range parts {
 		hides = append(hides, !p.Plain && p.Entries > 0)
@@ -48,7 +48,7 @@ func (f fakeLayers) Hides(ctx context.Context, r solver.Ref) ([]bool, error) {
 	return hides, err
 }
 
-func (f fakeLayers) View(_ context.Context, r solver.Ref) ([]layer.Part, error) {
+func (f fakeLayers) Entries(_ context.Context, r solver.Ref) ([]layer.Part, error) {
 	var layers []layer.Part
 	for _, l := range r.Layers() {
 		m := f.manifests[l.ID]

@@ -22,10 +22,10 @@ import (
 
 // Layers provides the manifests of layers. It is safe for concurrent use.
 type Layers interface {
-	// View returns the layers of a root file system that have entries, as solver.Ref.Changes, lowest first. They may be fetched from
-	// a registry.
-	View(ctx context.Context, r solver.Ref) ([]layer.Part, error)
-	// Hides reports, for each of the layers of View, whether it hides a directory of those below it.
+	// Entries returns the layers of a root file system that have entries, as solver.Ref.Changes, lowest first. They may be fetched from
+	// a registry, or be what a cache says of a layer: a key that depends on one of them has all that was found in it.
+	Entries(ctx context.Context, r solver.Ref) ([]layer.Part, error)
+	// Hides reports, for each of the layers of Entries, whether it hides a directory of those below it.
 	Hides(ctx context.Context, r solver.Ref) ([]bool, error)
 }
 
@@ -120,7 +120,7 @@ func (p *Planner) Uses(op llb.Op, inputs int) []solver.Use {
 
 // view returns the entries of a root file system.
 func (p *Planner) view(ctx context.Context, r solver.Ref) (*layer.Stack, error) {
-	layers, err := p.Layers.View(ctx, r)
+	layers, err := p.Layers.Entries(ctx, r)
 	return layer.NewStack(layers), err
 }
 

@@ -179,9 +179,13 @@ func inspect(a *app.App) *cobra.Command {
 					Size      int64      `json:"size"`
 					Shortcuts int        `json:"shortcuts"`
 					Mounts    int        `json:"mounts"`
+					Bases     int        `json:"baseLayers"`
 					Oldest    *time.Time `json:"leastRecentlyUsed,omitempty"`
 					Newest    *time.Time `json:"mostRecentlyUsed,omitempty"`
-				}{Steps: len(p.Records), Others: len(p.Foreign), Layers: len(p.Layers), Shortcuts: len(p.Shortcuts), Mounts: len(p.Mounts)}
+				}{
+					Steps: len(p.Records), Others: len(p.Foreign), Layers: len(p.Layers), Shortcuts: len(p.Shortcuts), Mounts: len(p.Mounts),
+					Bases: len(p.Bases),
+				}
 				for _, d := range p.Blobs() {
 					info.Blobs++
 					info.Size += d.Size
