@@ -146,7 +146,7 @@ func (c *caches) addPlace(dir string) error {
 	if err != nil {
 		return err
 	}
-	k, err := newKiln(c.e, "kiln", c.kiln)
+	k, err := newKiln(c.e, "kiln", c.kiln, c.wire.host)
 	if err != nil {
 		return err
 	}

@@ -147,13 +147,13 @@ func run() error {
 
 // comparePeers measures the workloads, or the growth.
 func comparePeers(e *env, kiln, before string, peers []string, wanted *regexp.Regexp, rounds int, growth bool, r *report) error {
-	k, err := newKiln(e, "kiln", kiln)
+	k, err := newKiln(e, "kiln", kiln, e.reg.host)
 	if err != nil {
 		return err
 	}
 	all := []peer{k}
 	if before != "" {
-		b, err := newKiln(e, beforeName, before)
+		b, err := newKiln(e, beforeName, before, e.reg.host)
 		if err != nil {
 			return err
 		}

@@ -71,9 +71,20 @@ type kilnPeer struct {
 	prefix  []string // the command that executes the program, if there is one
 }
 
-func newKiln(e *env, label, program string) (*kilnPeer, error) {
+// newKiln returns a kiln that reaches these registries without TLS.
+func newKiln(e *env, label, program string, registries ...string) (*kilnPeer, error) {
 	config := filepath.Join(e.tmp, "kiln.toml")
-	return &kilnPeer{e: e, label: label, program: program, root: filepath.Join(e.tmp, label+"-root")}, os.WriteFile(config, nil, 0o600)
+	err := os.WriteFile(config, []byte(withoutTLS(registries)), 0o600)
+	return &kilnPeer{e: e, label: label, program: program, root: filepath.Join(e.tmp, label+"-root")}, err
+}
+
+// withoutTLS returns the settings of registries, which are the same in kiln.toml and in buildkitd.toml.
+func withoutTLS(registries []string) string {
+	text := ""
+	for _, host := range registries {
+		text += fmt.Sprintf("[registry.%q]\nhttp = true\n", host)
+	}
+	return text
 }
 
 func (k *kilnPeer) name() string    { return k.label }
@@ -206,10 +217,7 @@ func newServer(e *env, label, dir string, registries []string, server ...string)
 	b := &buildkit{e: e, label: label, server: server, dir: dir, config: dir + ".toml", addr: "unix://" + dir + ".sock"}
 	// Nothing is collected while it is measured.
 	text := fmt.Sprintf("root = %q\n[grpc]\naddress = [%q]\n[worker.oci]\ngc = false\n[worker.containerd]\nenabled = false\n", dir, b.addr)
-	for _, host := range registries {
-		text += fmt.Sprintf("[registry.%q]\nhttp = true\n", host)
-	}
-	if err := os.WriteFile(b.config, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(b.config, []byte(text+withoutTLS(registries)), 0o600); err != nil {
 		return nil, err
 	}
 	return b, b.start()
