@@ -367,6 +367,9 @@ func (b *builder) need(first *stage) []*stage {
 // resolve finds the base images of the stages that target needs and the triggers in them, which may need more stages.
 func (b *builder) resolve(target *stage) error {
 	number := func(x, y *stage) int { return cmp.Compare(x.number, y.number) }
+	if err := b.checkNames(); err != nil {
+		return err
+	}
 	more := b.need(target)
 	if b.opts.AllStages {
 		for _, s := range b.stages {

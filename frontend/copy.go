@@ -75,7 +75,7 @@ func (b *builder) copiedFrom(s *stage, c *instructions.CopyCommand, sources []*s
 		return b.mainContext(), nil
 	}
 	from := sources[0]
-	if !from.lowered {
+	if !from.lowered && from != s { // a trigger may copy within the stage that it runs in
 		return llb.Output{}, fmt.Errorf("cannot copy from stage %q, it needs to be defined before current stage %q", c.From, s.name)
 	}
 	if dir, ok := from.directory(); ok {

@@ -73,7 +73,11 @@ func (b *builder) described() []outline.Stage {
 		}
 		seen[s] = true
 		if !s.isContext {
-			out = append(out, outline.Stage{Number: s.number, Args: s.args, Commands: s.src.Commands})
+			stage := outline.Stage{Number: s.number, Args: s.args}
+			for _, c := range s.commands {
+				stage.Commands = append(stage.Commands, c.Command)
+			}
+			out = append(out, stage)
 		}
 		for _, d := range slices.Backward(s.deps) {
 			todo = append(todo, d.stage)

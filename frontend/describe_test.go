@@ -15,9 +15,16 @@ func TestDescribeTarget(t *testing.T) {
 		o    Options
 		want string
 	}{
-		"COPY from an image":      {"FROM base AS app\nARG X=1\nCOPY --from=multi /t /t\n", Options{}, "app X=1:2"},
-		"a mount of an image":     {"FROM base AS app\nARG X=1\nRUN --mount=from=multi,target=/t true\n", Options{}, "app X=1:2"},
-		"a trigger of the base":   {"FROM onbuild AS app\nARG X=1\n", Options{NamedContexts: map[string]string{"tools": "docker-image://base"}}, "app X=1:2"},
+		"COPY from an image":  {"FROM base AS app\nARG X=1\nCOPY --from=multi /t /t\n", Options{}, "app X=1:2"},
+		"a mount of an image": {"FROM base AS app\nARG X=1\nRUN --mount=from=multi,target=/t true\n", Options{}, "app X=1:2"},
+		"a trigger of the base": {
+			"FROM onbuild AS app\nARG X=1\n", Options{NamedContexts: map[string]string{"tools": "docker-image://base"}},
+			"app WHO=nobody:1 X=1:2",
+		},
+		"several of a line": {"FROM base\nARG X=1 Y=2 \\\n Z=3\n", Options{}, " X=1:2-3 Y=2:2-3 Z=3:2-3"},
+		"a trigger of a stage": {
+			"FROM base AS a\nONBUILD ARG X=1\nFROM a AS b\nARG X=2 Y\nFROM a AS c\nCOPY --from=b / /\n", Options{}, "c Y=:4 X=1:5",
+		},
 		"several COPYs":           {"FROM base\nFROM base\nARG X=1\nCOPY --from=multi /t /t\nCOPY --from=empty / /\n", Options{}, " X=1:3"},
 		"an earlier target":       {"FROM base AS a\nARG X=1\nCOPY --from=multi /t /t\nFROM base AS b\n", Options{Target: "a"}, "a X=1:2"},
 		"of the target":           {"FROM base AS a\nARG X=1\nFROM a\nARG X=2\n", Options{}, " X=2:4"},
@@ -42,6 +49,9 @@ func TestDescribeTarget(t *testing.T) {
 			got := out.Name
 			for _, a := range out.Args {
 				got += fmt.Sprintf(" %s=%s:%d", a.Name, a.Value, a.Location.Ranges[0].Start.Line)
+				for _, r := range a.Location.Ranges[1:] { // one for each line, as BuildKit has them
+					got += fmt.Sprintf("-%d", r.End.Line)
+				}
 			}
 			if got != c.want {
 				t.Errorf("the outline is %q, want %q", got, c.want)

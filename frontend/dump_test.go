@@ -234,7 +234,7 @@ func checkAction(v *llb.Vertex, a llb.Action) error {
 			return fmt.Errorf("path %q, name %q", a.Mkfile.Path, a.Mkfile.Name)
 		}
 	case a.Mkdir != nil:
-		if !strings.HasPrefix(a.Mkdir.Path, "/") || a.Mkdir.Path == "/" {
+		if !strings.HasPrefix(a.Mkdir.Path, "/") {
 			return fmt.Errorf("path %q", a.Mkdir.Path)
 		}
 	default:

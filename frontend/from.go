@@ -194,6 +194,22 @@ func (m *images) resolve(b *builder, req ImageRequest) func() (*foundImage, erro
 	}
 }
 
+// checkNames checks the names of images of all stages, as BuildKit does, also of those that are not built.
+func (b *builder) checkNames() error {
+	for _, s := range b.stages {
+		if err := b.ended(); err != nil {
+			return err
+		}
+		if s.base != nil || s.context != nil || s.src.BaseName == "scratch" {
+			continue
+		}
+		if _, err := source.NormalizeRef(s.src.BaseName); err != nil {
+			return b.at(b.nameError(&nameError{name: s.src.BaseName, err: err}), s.src.Location)
+		}
+	}
+	return nil
+}
+
 // resolveBases finds the base images of stages, all at a time. The error is that of the first stage that has one.
 func (b *builder) resolveBases(stages []*stage) error {
 	waits := make([]func() error, len(stages))
@@ -324,7 +340,7 @@ func (b *builder) setImage(s *stage, asked string, req ImageRequest, image *foun
 	s.image = &stageImage{image, llb.Image{Ref: cmp.Or(image.Ref, req.Ref), Digest: image.Digest, Layout: req.Layout}}
 	s.ownPlatform = got
 	s.config = image.config.Fork(b.budget, s.exported)
-	if s.context == nil {
+	if s.context == nil && len(image.Config.RootFS.DiffIDs) > 0 { // without files an image is for any platform
 		lint.BasePlatform(b.check.WithMergedConfigFromComments(s.src.Comments), s.src.Location, asked, *s.platform, got)
 	}
 }

@@ -34,7 +34,7 @@ type fakeImages struct{}
 func (fakeImages) ResolveImage(_ context.Context, req ImageRequest) (*BaseImage, error) {
 	config := `{"Cmd":["sh"],"Env":["PATH=/usr/bin:/bin"]}`
 	layers := `"diff_ids":["sha256:1"]`
-	arch := "amd64"
+	system, arch := "linux", "amd64"
 	name, _, _ := strings.Cut(strings.TrimPrefix(req.Ref, "docker.io/library/"), "@")
 	switch name {
 	case "base:latest", "base:1":
@@ -55,11 +55,14 @@ func (fakeImages) ResolveImage(_ context.Context, req ImageRequest) (*BaseImage,
 		arch = req.Platform.Architecture
 	case "arm:latest":
 		arch = "arm64"
+	case "windows:latest":
+		system = "windows"
 	default:
 		return nil, fmt.Errorf("%s: not found", req.Ref)
 	}
-	data := fmt.Sprintf(`{"os":"linux","architecture":%q,"author":"someone","config":%s,"rootfs":{"type":"layers",%s},
-		"history":[{"created":"2020-01-02T03:04:05Z","created_by":"base layer"},{"created_by":"CMD","empty_layer":true}]}`, arch, config, layers)
+	data := fmt.Sprintf(`{"os":%q,"architecture":%q,"author":"someone","config":%s,"rootfs":{"type":"layers",%s},
+		"history":[{"created":"2020-01-02T03:04:05Z","created_by":"base layer"},{"created_by":"CMD","empty_layer":true}]}`,
+		system, arch, config, layers)
 	if strings.Contains(layers, "[]") {
 		data = fmt.Sprintf(`{"os":"linux","architecture":%q,"config":%s,"rootfs":{"type":"layers",%s}}`, arch, config, layers)
 	}
@@ -168,6 +171,9 @@ func TestErrors(t *testing.T) {
 		{"FROM base:$TAG\n", 1, "TAG has no value: declare it above the first FROM"},
 		{"FROM base\nRUN --mount=type=cache true\n", 2, "the mount has no target"},
 		{"FROM base\n\nFROM Base\n", 3, "lower case"},
+		{"FROM base\n\nFROM Base AS unused\nFROM base\n", 3, "lower case"},
+		{"FROM base\nCOPY --from=Base / /\nFROM base\n", 2, "lower case"},
+		{"FROM base\nRUN --mount=from=a:b:c,target=/x y\nFROM base\n", 2, "a:b:c"},
 		{"FROM --platform=$X base\n", 1, "empty platform value"},
 		{"FROM --platform=a/b/c/d base\n", 1, "is not a platform"},
 		{"FROM base\nCOPY --from=1 a b\n", 2, "invalid stage index 1"},

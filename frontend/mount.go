@@ -23,7 +23,7 @@ func (b *builder) mounts(
 			return nil, "", nil, err
 		}
 		if m.Type == instructions.MountTypeBind || m.Type == instructions.MountTypeCache && m.From != "" {
-			if sources[i] != nil && !sources[i].lowered {
+			if sources[i] != nil && !sources[i].lowered && sources[i] != s {
 				return nil, "", nil, fmt.Errorf("cannot mount from stage %q, it needs to be defined before the current stage", m.From)
 			}
 			input, source := b.mountSource(s, c, m, sources[i])

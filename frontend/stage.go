@@ -156,7 +156,7 @@ func (s *stage) shell() []string {
 	if shell := s.config.Shell(); len(shell) > 0 {
 		return shell
 	}
-	if s.isWindows() {
+	if s.ownPlatform.OS == "windows" { // what the image is, whatever platform it was asked for
 		return []string{"cmd", "/S", "/C"}
 	}
 	return []string{"/bin/sh", "-c"}

@@ -33,11 +33,11 @@ func (b *builder) workdir(s *stage, c *instructions.WorkdirCommand, check *linte
 	if err != nil {
 		return err
 	}
-	created := "WORKDIR " + dir
 	if s.isWindows() {
-		created = "WORKDIR " + cwd
+		dir = cwd
 	}
-	if cwd == "/" {
+	created := "WORKDIR " + dir
+	if dir == "/" { // as it is written: "//" makes a layer, if an empty one
 		s.config.Commit(created, nil)
 		return nil
 	}

@@ -81,12 +81,19 @@ type Position struct {
 	Line int `json:"line"`
 }
 
-// Lines returns the lines from start to end, nil for none.
+// maxRanges is how many lines of an instruction a Location has.
+const maxRanges = 1000
+
+// Lines returns the lines from start to end as BuildKit has them, one range for each; nil for none.
 func Lines(start, end int) *Location {
 	if start == 0 {
 		return nil
 	}
-	return &Location{[]Range{{Position{start}, Position{max(start, end)}}}}
+	l := &Location{}
+	for n := start; n <= min(max(start, end), start+maxRanges-1); n++ {
+		l.Ranges = append(l.Ranges, Range{Position{n}, Position{n}})
+	}
+	return l
 }
 
 // compare says which of two locations is first.
@@ -126,7 +133,7 @@ type Build struct {
 }
 
 // Stage is a stage that is built: Number is its place in the Dockerfile, Args are its arguments after its last instruction, and Commands
-// its instructions, whose words are expanded.
+// its instructions after the triggers of its base. Their words are expanded, but for those of ARG.
 type Stage struct {
 	Number   int
 	Args     *expand.Args
@@ -146,6 +153,7 @@ func Describe(ctx context.Context, text []byte, b Build) (*Outline, error) {
 		}
 	}
 	d.global()
+	slices.Reverse(d.out.Args) // those of one line were added from the last to the first
 	slices.SortStableFunc(d.out.Args, func(x, y Arg) int { return x.Location.compare(y.Location) })
 	for _, list := range [][]Mount{d.out.Secrets, d.out.SSH} {
 		slices.SortStableFunc(list, func(x, y Mount) int { return x.Location.compare(y.Location) })
@@ -174,7 +182,7 @@ func (d *describer) stage(ctx context.Context, s Stage) error {
 	d.use(src.BaseName)
 	d.use(src.Platform)
 	// Of arguments with one name the last of a stage counts.
-	for _, c := range slices.Backward(src.Commands) {
+	for _, c := range slices.Backward(s.Commands) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
