@@ -211,6 +211,8 @@ func TestErrors(t *testing.T) {
 		{"FROM base\nSTOPSIGNAL SIGNOTHING\n", 2, "invalid signal"},
 		{"FROM base\nVOLUME $X\n", 2, "empty string"},
 		{"FROM base\nRUN []\n", 2, "RUN has no command"},
+		{"FROM base\nRUN echo \uFFFD \xe9\n", 2, `it has the byte 0xe9 (save`},
+		{"FROM base\nRUN cat <<A\n\xe9\nA\n", 2, "the command is not text in UTF-8"},
 		{"FROM base\nARG A\nENV B=\"${A:?give A}\"\n", 3, "give A"},
 		{"ARG SOURCE_DATE_EPOCH=soon\nFROM base\n", 1, "invalid SOURCE_DATE_EPOCH"},
 		{"FROM base\n\nFROM badonbuild\n", 3, "unknown instruction: FETCH"},
@@ -265,6 +267,17 @@ COPY --from=c x x
 	}
 	if n := len(b.requests); n != 3 {
 		t.Errorf("%d requests, want 3", n)
+	}
+}
+
+// TestBuildArgsAreText: a value goes into digests and shortcuts as JSON, in which all bytes that are no UTF-8 would be the same.
+func TestBuildArgsAreText(t *testing.T) {
+	for _, args := range []map[string]string{{"A": "\xe9"}, {"\xe9": "a"}} {
+		o := Options{BuildPlatform: amd64, BuildArgs: args}
+		_, err := Build(t.Context(), []byte("FROM base\nARG A\nWORKDIR /$A\n"), o, fakeImages{})
+		if err == nil || !strings.Contains(err.Error(), "not text in UTF-8") {
+			t.Errorf("%q: error %v", args, err)
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/kilnbuild/kiln/frontend/fault"
 	"github.com/kilnbuild/kiln/frontend/lint"
+	"github.com/kilnbuild/kiln/frontend/source"
 	"github.com/kilnbuild/kiln/llb"
 	"github.com/kilnbuild/kiln/parser"
 )
@@ -124,7 +125,7 @@ func runArgs(s *stage, c *instructions.RunCommand) ([]string, *llb.Mkfile, error
 	if len(args) == 0 {
 		return nil, nil, errors.New("RUN has no command")
 	}
-	return args, script, nil
+	return args, script, source.CheckCommand(args)
 }
 
 // checkFileName refuses a heredoc's delimiter that cannot be the name of a file.

@@ -3,8 +3,11 @@ package source
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/kilnbuild/kiln/internal/imagename"
 	"github.com/kilnbuild/kiln/parser"
@@ -33,11 +36,33 @@ func GitAdvice(args map[string]string) bool {
 
 const argGitAdvice = "BUILDKIT_GIT_ADVICE"
 
-// CheckArgs refuses values that BuildKit's own build arguments cannot have.
+// CheckArgs refuses build arguments that are no text, and values that BuildKit's own build arguments cannot have.
 func CheckArgs(args map[string]string) error {
+	for _, name := range slices.Sorted(maps.Keys(args)) {
+		if !utf8.ValidString(name + args[name]) {
+			return &parser.Error{Msg: fmt.Sprintf("build argument %s: it is not text in UTF-8", strings.ToValidUTF8(name, "\uFFFD"))}
+		}
+	}
 	if v := args[argGitAdvice]; v != "" {
 		if _, err := strconv.ParseBool(v); err != nil {
 			return &parser.Error{Msg: fmt.Sprintf("build argument %s=%s: it has to be true or false", argGitAdvice, v)}
+		}
+	}
+	return nil
+}
+
+// CheckCommand refuses arguments of a RUN that are not UTF-8, as BuildKit does. Digests are made of the JSON of ops, which would have the
+// same U+FFFD for different bytes, and so would the history. In all other words of a Dockerfile the parser has put U+FFFD there.
+func CheckCommand(args []string) error {
+	for _, s := range args {
+		for i, r := range s {
+			if r != utf8.RuneError || strings.HasPrefix(s[i:], "\uFFFD") {
+				continue
+			}
+			return &parser.Error{
+				Msg:  fmt.Sprintf("the command is not text in UTF-8: it has the byte %#x", s[i]),
+				Hint: fmt.Sprintf(`save the Dockerfile in UTF-8; a command can make the byte itself, as with printf '\%03o'`, s[i]),
+			}
 		}
 	}
 	return nil
