@@ -77,15 +77,18 @@ type Exporter struct {
 	made map[exported]*made
 }
 
-// exported is a layer for one of the exports.
+// exported is a layer for one of the exports. With base it is one of an image, of which the export gets what is in it.
 type exported struct {
 	export int
 	id     layer.ID
+	base   bool
 }
 
 // made is what an export gets for a layer.
 type made struct {
 	layer pack.Layer
+	base  pack.Base
+	said  bool // base is what an import has said
 	blobs []ocispec.Descriptor
 	// open is nil for what the export has already, and keeps.
 	open func(context.Context, ocispec.Descriptor) (io.ReadCloser, error)
@@ -138,7 +141,8 @@ func (x *Exporter) Event(e events.Event) {
 				seen, _ := x.cache.imports.Published(x.ctx, export.Repository.String(), export.Tag)
 				if !x.there(x.ctx, i, id) {
 					x.begin(i, seen)
-					_ = x.send(x.ctx, exported{i, id}) // a failure shows again when the cache is published
+					_ = x.send(x.ctx, exported{export: i, id: id}) // a failure shows again when the cache is published
+					x.sendBases(x.ctx, i)
 				}
 			})
 		}
@@ -179,7 +183,11 @@ func (x *Exporter) layer(ctx context.Context, of exported) (*made, error) {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
-		m, err := x.makeLayer(ctx, x.exports[of.export], of.id)
+		makeIt := x.makeLayer
+		if of.base {
+			makeIt = x.makeBase
+		}
+		m, err := makeIt(ctx, x.exports[of.export], of.id)
 		<-x.packing
 		if err == nil {
 			x.mu.Lock()
@@ -350,7 +358,7 @@ func (x *Exporter) publish(ctx context.Context, export int) error {
 	if err != nil {
 		return err
 	}
-	bases, err := x.bases(ctx, export, own)
+	bases, err := x.addBases(ctx, export, own)
 	if err != nil {
 		return err
 	}
@@ -380,7 +388,7 @@ func (x *Exporter) publish(ctx context.Context, export int) error {
 	making, mctx := errgroup.WithContext(ctx)
 	for _, id := range ids {
 		making.Go(func() error {
-			m, err := x.layer(mctx, exported{export, id})
+			m, err := x.layer(mctx, exported{export: export, id: id})
 			if err != nil {
 				return err
 			}
@@ -389,12 +397,10 @@ func (x *Exporter) publish(ctx context.Context, export int) error {
 			own.AddLayer(m.layer)
 			return nil
 		})
-		sends.Go(func() error { return x.send(sctx, exported{export, id}) })
+		sends.Go(func() error { return x.send(sctx, exported{export: export, id: id}) })
 	}
-	for _, m := range bases {
-		for _, d := range m.blobs {
-			sends.Go(func() error { return x.put(sctx, e.Repository, m, d) })
-		}
+	for _, of := range bases {
+		sends.Go(func() error { return x.send(sctx, of) })
 	}
 	if err := making.Wait(); err != nil {
 		return err
