@@ -129,7 +129,7 @@ func (j *Job) lowering(r *Request, loader *contexts.Loader) frontend.Options {
 		Elsewhere: r.Elsewhere,
 		Network:   r.Network, RunOptions: r.RunOptions,
 		Allow: o.Client.Allow, Ignore: loader.Open.Ignore, Source: j.sources.Source,
-		AllStages: r.Call == CallCheck || r.Call == CallLock && r.Target.Stage == "",
+		AllStages: r.Call == CallCheck || r.Call == CallLock,
 	}
 	if !r.Source.Local() && loader.Session != "" {
 		f.Elsewhere.Local = func(name string) llb.Local {

@@ -371,7 +371,7 @@ func (b *builder) resolve(target *stage) error {
 		return err
 	}
 	more := b.need(target)
-	if b.opts.AllStages {
+	if b.opts.AllStages && b.opts.Target == "" {
 		for _, s := range b.stages {
 			more = append(more, b.need(s)...)
 		}

@@ -6,6 +6,8 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
+
 	"github.com/kilnbuild/kiln/frontend/lint"
 	"github.com/kilnbuild/kiln/frontend/mounts"
 	"github.com/kilnbuild/kiln/frontend/outline"
@@ -20,11 +22,7 @@ func ListTargets(ctx context.Context, dockerfile []byte, o Options) (*outline.Ta
 	if err := source.CheckSyntax(o.Filename, dockerfile, o.BuildArgs); err != nil {
 		return nil, err
 	}
-	check, _, err := lint.New(dockerfile, o.Filename, o.BuildArgs)
-	if err != nil {
-		return nil, err
-	}
-	df, err := parser.Parse(ctx, o.Filename, dockerfile, check)
+	df, err := parser.Parse(ctx, o.Filename, dockerfile, linter.New(&linter.Config{}))
 	if err != nil {
 		return nil, err
 	}

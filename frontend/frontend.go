@@ -25,7 +25,7 @@ type Options struct {
 	Project string
 	// Target is the stage to build, by name; "" is the last one.
 	Target string
-	// AllStages also lowers the stages that the target does not need, so that all of the Dockerfile is checked.
+	// AllStages says that no step will run, and without a Target also lowers the stages that the last one does not need: all is checked.
 	AllStages bool
 	// BuildArgs are the values of --build-arg. SOURCE_DATE_EPOCH of the client's environment belongs here as well.
 	BuildArgs map[string]string
