@@ -92,6 +92,9 @@ func At(err error, file string, location []moby.Range) error {
 		hint = suggestInstruction(unknown.Instruction)
 	case errors.As(err, &number) && hint == "":
 		msg = fmt.Sprintf("%q is not a number", number.Num)
+		if errors.Is(number, strconv.ErrRange) {
+			msg = number.Num + " is too large, or too small"
+		}
 	case hint == "":
 		hint = advice(msg)
 	}
@@ -103,6 +106,12 @@ func advice(msg string) string {
 	switch {
 	case strings.Contains(msg, "missing unit in duration"):
 		return "a duration has a unit, as 30s or 5m"
+	case strings.Contains(msg, "invalid duration"):
+		return "a duration is a number and its unit, as 30s or 5m; there are no variables in it"
+	case strings.Contains(msg, "csv mounts: EOF"):
+		return "a mount is written as --mount=type=cache,target=/path"
+	case msg == "unterminated heredoc":
+		return "a line with nothing but the word after << ends it"
 	case strings.Contains(msg, "requires the arguments to be in JSON form"):
 		return `a list whose strings are in double quotes, as ["/bin/sh", "-c"]`
 	case strings.Contains(msg, "no build stage in current context"):
@@ -122,7 +131,11 @@ func splitHint(msg string) (text, hint string) {
 	if i < 0 || !strings.HasSuffix(msg, "?)") {
 		return msg, ""
 	}
-	return msg[:i], msg[i+2 : len(msg)-1]
+	text, hint = msg[:i], msg[i+2:len(msg)-1]
+	if strings.HasPrefix(text, "unknown flag: --") {
+		hint = strings.Replace(hint, "mean ", "mean --", 1)
+	}
+	return text, hint
 }
 
 // suggestInstruction returns the hint for an unknown instruction, "" where none is near it. Letters that only changed
