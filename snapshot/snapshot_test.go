@@ -562,6 +562,7 @@ func TestUnpack(t *testing.T) {
 		"whiteout of a dir":    {[]member{file(".wh.d", "")}, "!d !d/f", ""},
 		"opaque":               {[]member{file("d/.wh..wh..opq", ""), file("d/new", "n")}, "!d/f !d/g d/new=n", ""},
 		"opaque last":          {[]member{file("d/new", "n"), file("d/.wh..wh..opq", "")}, "!d/f d/new=n", ""},
+		"opaque root":          {[]member{file(".wh..wh..opq", ""), file("new", "n")}, "d/f=f new=n", ""},
 		"whiteout, then dir":   {[]member{file(".wh.d", ""), directory("d"), file("d/new", "n")}, "!d/f d/new=n", ""},
 		"dir, then whiteout":   {[]member{directory("d"), file("d/new", "n"), file(".wh.d", "")}, "!d/f d/new=n", ""},
 		"file, then whiteout":  {[]member{file("d/f", "new"), file("d/.wh.f", "")}, "d/f=new", ""},

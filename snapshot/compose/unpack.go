@@ -96,6 +96,8 @@ func unpackEntry(b *Builder, e layer.Entry, body io.Reader) error {
 	}
 	if hidden, ok := strings.CutPrefix(base, layer.WhiteoutPrefix); ok {
 		switch {
+		case base == layer.OpaqueName && dir == "":
+			return nil // overlayfs does not look for the mark on a root, so it has no effect where the image runs or in a RUN
 		case base == layer.OpaqueName:
 			return b.Opaque(dir)
 		case strings.HasPrefix(hidden, layer.WhiteoutPrefix):
