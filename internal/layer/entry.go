@@ -83,6 +83,10 @@ const (
 	PathTooLong = "the path is longer than the 4095 bytes that Linux takes"
 )
 
+// Root returns the root directory of a tree in which no layer describes it. Like other directories that are only implied, it has
+// the time 0.
+func Root() Entry { return Entry{Type: Dir, Mode: 0o755, ModTime: time.Unix(0, 0)} }
+
 // Name returns the last component of the path.
 func (e *Entry) Name() string { return e.Path[strings.LastIndexByte(e.Path, '/')+1:] }
 

@@ -89,7 +89,7 @@ func (s *Stack) find(p string) (Entry, int, bool) {
 		return *implied, at, true
 	}
 	if p == "" {
-		return Entry{Type: Dir, Mode: 0o755}, -1, true
+		return Root(), -1, true
 	}
 	return Entry{}, 0, false
 }

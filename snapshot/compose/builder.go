@@ -339,7 +339,7 @@ func (b *Builder) top() (*dirNode, error) {
 	if top.mine || top.below {
 		return top, nil
 	}
-	e := layer.Entry{Type: layer.Dir, Mode: 0o755}
+	e := layer.Root()
 	if b.parent != nil {
 		lower, ok, err := b.parent.Lookup("")
 		if err != nil {
