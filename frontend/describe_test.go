@@ -33,6 +33,9 @@ func TestDescribeTarget(t *testing.T) {
 		"of a stage copied from":  {"FROM base AS a\nARG X=1\nFROM base\nARG X=2\nCOPY --from=a / /\n", Options{}, " X=2:4"},
 		"the last of a stage":     {"FROM base\nARG X=1\nARG X=2\n", Options{}, " X=2:3"},
 		"given":                   {"FROM base AS a\nARG X=1\nFROM a\nARG X=2\n", Options{BuildArgs: map[string]string{"X": "3"}}, " X=3:4"},
+		"a default that another replaced": {
+			"ARG A=1\nARG B=$A\nARG B=2\nARG C=$A\nARG C=$C-3\nFROM base\nARG B C\n", Options{}, " A=1:1 B=2:3 C=1-3:5",
+		},
 		"a stage that is not built": {
 			"FROM base AS a\nARG X=1\nFROM base\nARG Y=2\n", Options{}, " Y=2:4",
 		},

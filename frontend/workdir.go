@@ -1,6 +1,7 @@
 package frontend
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 
@@ -51,15 +52,14 @@ func (b *builder) workdir(s *stage, c *instructions.WorkdirCommand, check *linte
 // maxPath is how long a path can be: PATH_MAX of limits.h without the byte that ends it.
 const maxPath = 4095
 
-// joinWorkdir returns the working directory after WORKDIR dir. An absolute one stays as it is written.
+// joinWorkdir returns the working directory after WORKDIR dir. An absolute one stays as it is written. current is absolute or "".
 func joinWorkdir(current, dir string) string {
-	current = path.Join("/", current)
 	switch {
 	case dir == "":
-		return current
+		return cmp.Or(current, "/")
 	case path.IsAbs(dir):
 		return dir
 	default:
-		return path.Join(current, dir)
+		return path.Join("/", current, dir)
 	}
 }

@@ -221,7 +221,10 @@ func (d *describer) global() {
 			if !d.used[a.Key] {
 				continue
 			}
-			if _, given := d.Given[a.Key]; a.Value != nil && !given {
+			if _, given := d.Given[a.Key]; given {
+				d.used[a.Key] = false
+			} else if a.Value != nil {
+				d.used[a.Key] = false // unless the value has the one before in it
 				d.use(*a.Value)
 			}
 			value, _ := d.Global.Get(a.Key)
