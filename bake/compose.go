@@ -188,6 +188,9 @@ func (t *Target) addItems(name string, items []string) error {
 			*f = unique(slices.Concat(*f, items))
 		case *[]Entry:
 			for _, item := range items {
+				if item == "" {
+					continue
+				}
 				entries, err := a.entries(item)
 				if err != nil {
 					return fmt.Errorf("%s: %w", name, err)

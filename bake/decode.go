@@ -261,6 +261,9 @@ func (i *instance) set(name string, v cty.Value) error {
 			if err != nil {
 				return fmt.Errorf("an item is wrong: %w", err)
 			}
+			if text == "" && a.name != "inherits" && a.name != "targets" {
+				continue // of an expression that says that there is nothing
+			}
 			*f = append(*f, text)
 		}
 	case *[]Entry:
@@ -333,6 +336,9 @@ func (a *attribute) read(v cty.Value) ([]Entry, error) {
 		if err != nil {
 			return nil, fmt.Errorf("an item is wrong: %w", err)
 		}
+		if text == "" {
+			return nil, nil // of an expression that says that there is nothing
+		}
 		return a.entries(text)
 	}
 	e := Entry{}
@@ -382,6 +388,8 @@ func (a *attribute) check(e Entry) error {
 			e["id"] = "default"
 		}
 	case "policy":
+	case "output":
+		return e.Output()
 	default:
 		if e["type"] == "" {
 			return errors.New("an item has no type")

@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -47,7 +48,11 @@ func project(m object) (*Project, error) {
 	}
 	services, _ := m["services"].(object)
 	for _, name := range slices.Sorted(maps.Keys(services)) {
-		s, err := service(name, services[name].(object))
+		m := services[name].(object)
+		s, err := service(name, m)
+		if err == nil && s.Build == nil && s.Image == "" && m["provider"] == nil {
+			err = errors.New("it has neither an image nor a build section")
+		}
 		if err != nil {
 			return nil, fmt.Errorf("service %s: %w", name, err)
 		}
@@ -103,17 +108,19 @@ func (b *Build) set(key string, v any) (err error) {
 		return nil
 	case lists[key] != nil:
 		*lists[key], err = stringList(v)
+		*lists[key] = slices.DeleteFunc(*lists[key], func(item string) bool { return item == "" }) // of a variable, perhaps
 		return err
 	case truths[key] != nil:
 		if v != nil {
-			*truths[key], err = strconv.ParseBool(text(v))
+			*truths[key], err = truth(text(v))
 		}
 		return err
 	}
 	switch key {
 	case "dockerfile_inline":
-		s := text(v)
-		b.Inline = &s
+		if s := text(v); s != "" {
+			b.Inline = &s
+		}
 	case "args":
 		b.Args = map[string]*string{}
 		m, _ := v.(object)
@@ -164,6 +171,21 @@ func (b *Build) set(key string, v any) (err error) {
 		}
 	}
 	return nil
+}
+
+// truth returns a truth value, as YAML 1.1 has them, or strconv.ParseBool.
+func truth(s string) (bool, error) {
+	switch strings.ToLower(s) {
+	case "yes", "y", "on":
+		return true, nil
+	case "no", "n", "off":
+		return false, nil
+	}
+	b, err := strconv.ParseBool(s)
+	if err != nil {
+		return false, fmt.Errorf("%q is neither true nor false", s)
+	}
+	return b, nil
 }
 
 func (b *Build) ulimits(v any) error {

@@ -67,6 +67,8 @@ type Secret struct{ File, Env string }
 // reader reads the files of a project.
 type reader struct {
 	options Options
+	env     Lookup // of the file that is being read
+	found   bool   // something was in a file
 	files   int
 	// open are the files, and the services of files, that are being read.
 	open []string
@@ -93,7 +95,7 @@ func (r *reader) shown(file string) string {
 
 // Load reads a project. Errors name the file and, where it is known, the line or the attribute.
 func Load(o Options) (*Project, error) {
-	r := &reader{options: o}
+	r := &reader{options: o, env: o.Env}
 	all := object{}
 	for _, file := range o.Files {
 		m, err := r.file(file, "", all)
@@ -102,37 +104,65 @@ func Load(o Options) (*Project, error) {
 		}
 		all = m
 	}
+	if !r.found && len(o.Files) > 0 {
+		return nil, fmt.Errorf("%s: this is not a compose file: it is empty", r.shown(o.Files[0]))
+	}
 	return project(all)
 }
 
-// read returns the contents of a file after interpolation, and the paths of its values that are tagged !reset and !override.
-func (r *reader) read(path string) (object, map[string]string, error) {
+// document is one YAML document of a file after interpolation, with the paths of its values that are tagged !reset and !override. A file
+// has any number of them, which are read one on top of the other.
+type document struct {
+	object
+	tags map[string]string
+}
+
+// read returns the documents of a file.
+func (r *reader) read(path string) ([]document, error) {
 	if r.files++; r.files > maxFiles {
-		return nil, nil, fmt.Errorf("%s: there are more than %d files", r.shown(path), maxFiles)
+		return nil, fmt.Errorf("%s: there are more than %d files", r.shown(path), maxFiles)
 	}
 	data, err := r.data(path)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	var doc yaml.Node
-	if err := yaml.NewDecoder(bytes.NewReader(data)).Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
-		return nil, nil, fmt.Errorf("%s: %w", r.shown(path), err)
+	var all []document
+	for decoder := yaml.NewDecoder(bytes.NewReader(data)); ; {
+		var node yaml.Node
+		if err := decoder.Decode(&node); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return nil, fmt.Errorf("%s: %w", r.shown(path), err)
+		}
+		d, err := r.document(path, &node)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, d)
 	}
-	tags := map[string]string{}
-	if len(doc.Content) == 0 {
-		return object{}, tags, nil
+	return all, nil
+}
+
+func (r *reader) document(path string, node *yaml.Node) (document, error) {
+	d := document{tags: map[string]string{}}
+	if len(node.Content) == 0 {
+		return d, nil
 	}
-	if top := doc.Content[0]; top.Kind != yaml.MappingNode {
-		return nil, nil, fmt.Errorf("%s:%d: this is not a compose file: it is not a mapping, as services: begins one", r.shown(path), top.Line)
+	top := node.Content[0]
+	if top.ShortTag() == "!!null" && len(top.Value) == 0 {
+		return d, nil // a separator with nothing behind it
 	}
-	if err := r.prepare(doc.Content[0], "", tags, 0); err != nil {
-		return nil, nil, fmt.Errorf("%s:%w", r.shown(path), err)
+	if top.Kind != yaml.MappingNode {
+		return d, fmt.Errorf("%s:%d: this is not a compose file: it is not a mapping, as services: begins one", r.shown(path), top.Line)
 	}
-	var m object
-	if err := doc.Decode(&m); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", r.shown(path), err)
+	r.found = true
+	if err := r.prepare(top, "", d.tags, 0); err != nil {
+		return d, fmt.Errorf("%s:%w", r.shown(path), err)
 	}
-	return m, tags, nil
+	if err := node.Decode(&d.object); err != nil {
+		return d, fmt.Errorf("%s: %w", r.shown(path), err)
+	}
+	return d, nil
 }
 
 func (r *reader) data(path string) ([]byte, error) {
@@ -174,7 +204,7 @@ func (r *reader) prepare(n *yaml.Node, path string, tags map[string]string, dept
 		if !strings.Contains(n.Value, "$") {
 			return nil
 		}
-		value, err := interpolate(n.Value, r.options.Env)
+		value, err := interpolate(n.Value, r.env)
 		if err != nil {
 			return fmt.Errorf("%d: %w", n.Line, err)
 		}
@@ -202,16 +232,28 @@ func (r *reader) file(path, dir string, base object) (object, error) {
 	}
 	r.open = append(r.open, path)
 	defer func() { r.open = r.open[:len(r.open)-1] }()
-	m, tags, err := r.read(path)
+	docs, err := r.read(path)
 	if err != nil {
 		return nil, err
 	}
+	for _, d := range docs {
+		if base, err = r.on(base, d, path, dir); err != nil {
+			return nil, err
+		}
+	}
+	return base, nil
+}
+
+// on returns a document of a file on top of base.
+func (r *reader) on(base object, d document, path, dir string) (object, error) {
+	m := d.object
 	for key := range m {
 		if !slices.Contains(topLevel(), key) && !strings.HasPrefix(key, "x-") {
 			return nil, fmt.Errorf("%s: there is no attribute %q", r.shown(path), key)
 		}
 	}
-	if base, err = r.include(m, dir, base); err != nil {
+	base, err := r.include(m, dir, base)
+	if err != nil {
 		return nil, fmt.Errorf("%s: include: %w", r.shown(path), err)
 	}
 	services, err := r.services(m, path, dir)
@@ -231,7 +273,7 @@ func (r *reader) file(path, dir string, base object) (object, error) {
 			}
 		}
 	}
-	for path, tag := range tags {
+	for path, tag := range d.tags {
 		remove(base, strings.Split(path, "/")[1:])
 		if tag == "!reset" {
 			remove(out, strings.Split(path, "/")[1:])
@@ -262,29 +304,48 @@ func (r *reader) include(m object, dir string, base object) (object, error) {
 	}
 	for _, item := range list {
 		paths := []any{item}
-		inside := ""
-		if o, ok := item.(object); ok {
-			inside = text(o["project_directory"])
+		o, _ := item.(object)
+		if o != nil {
 			if paths, ok = o["path"].([]any); !ok {
 				paths = []any{o["path"]}
 			}
 		}
+		inside := text(o["project_directory"])
+		if inside == "" && len(paths) > 0 {
+			inside = filepath.Dir(text(paths[0]))
+		}
+		sub := within(dir, inside)
+		if sub == "." {
+			sub = ""
+		}
+		outer := r.env
+		env, err := r.included(o["env_file"], dir, sub)
+		if err != nil {
+			return nil, err
+		}
+		r.env = env
 		for _, p := range paths {
-			path := within(dir, text(p))
-			if inside == "" {
-				inside = filepath.Dir(text(p))
-			}
-			sub := within(dir, inside)
-			if sub == "." {
-				sub = ""
-			}
-			var err error
-			if base, err = r.file(path, sub, base); err != nil {
+			if base, err = r.file(within(dir, text(p)), sub, base); err != nil {
 				return nil, err
 			}
 		}
+		r.env = outer
 	}
 	return base, nil
+}
+
+// included returns the variables of an included project: those of the project that includes it and, below them, those of its env files;
+// with none, those of .env in its directory sub if it exists. Paths of env files are relative to dir.
+func (r *reader) included(envFiles any, dir, sub string) (Lookup, error) {
+	files, err := stringList(envFiles)
+	if err != nil {
+		return nil, fmt.Errorf("env_file: %w", err)
+	}
+	for i, file := range files {
+		files[i] = r.path(within(dir, file))
+	}
+	lookup, _, err := environment(r.path(sub), files, r.env)
+	return lookup, err
 }
 
 // services returns the services of a file, with those that they extend.
@@ -347,11 +408,17 @@ func (r *reader) extended(all object, name, file, dir string, path []string) (ob
 			if otherDir == "." {
 				otherDir = ""
 			}
-			m, _, err := r.read(otherFile)
+			docs, err := r.read(otherFile)
 			if err != nil {
 				return nil, fmt.Errorf("%s: extends: %w", id, err)
 			}
-			from, _ = m["services"].(object)
+			if len(docs) > 1 {
+				return nil, fmt.Errorf("%s: extends: %s has several YAML documents, and one is read: include it", id, r.shown(otherFile))
+			}
+			from = object{}
+			if len(docs) > 0 {
+				from, _ = docs[0].object["services"].(object)
+			}
 		}
 	}
 	base, err := r.extended(from, other, otherFile, otherDir, append(path, id))

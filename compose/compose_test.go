@@ -68,19 +68,65 @@ services:
 	}
 }
 
+// A file has any number of documents, of which each is on top of those before.
+func TestDocuments(t *testing.T) {
+	p, err := load(t, map[string]string{
+		"compose.yaml": "services: {a: {build: {context: c, args: {A: 1, B: 1}, tags: [x]}}}\n---\n" +
+			"services:\n  a: {build: {args: !reset null, tags: !override [y]}}\n" +
+			"  b: {build: {pull: yes, no_cache: off, cache_from: [\"\", z]}}\n---\n# none\n",
+		"over.yaml": "# none\n",
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := p.Services["a"].Build; a.Context != "c" || len(a.Args) > 0 || len(a.Tags) != 1 || a.Tags[0] != "y" {
+		t.Errorf("a is %+v", a)
+	}
+	if b := p.Services["b"].Build; !b.Pull || b.NoCache || len(b.CacheFrom) != 1 {
+		t.Errorf("b is %+v", b)
+	}
+}
+
+// Included projects have the variables of the project above and, below them, those of their own env files.
+func TestIncludedEnvironment(t *testing.T) {
+	const args = "services: {%: {build: {args: {A: $A, B: $B, C: $C}}}}"
+	p, err := load(t, map[string]string{
+		"compose.yaml": "include: [one/o.yaml, {path: two/o.yaml, env_file: [e, f]}, {path: two/p.yaml, project_directory: one}," +
+			"{path: two/q.yaml, env_file: /dev/null}]\n" + strings.ReplaceAll(args, "%", "main"),
+		"one/o.yaml": "include: [deep/o.yaml]\n" + strings.ReplaceAll(args, "%", "one"), "one/.env": "A=1\nB=1\n",
+		"one/deep/o.yaml": strings.ReplaceAll(args, "%", "deep"), "one/deep/.env": "B=2\nC=${A}3\n",
+		"two/o.yaml": strings.ReplaceAll(args, "%", "two"), "two/.env": "B=no\n", "e": "B=e\nC=e\n", "f": "C=f\n",
+		"two/p.yaml": strings.ReplaceAll(args, "%", "p"), "two/q.yaml": strings.ReplaceAll(args, "%", "q"),
+	}, map[string]string{"A": "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"main": "a,,", "one": "a,1,", "deep": "a,1,a3", "two": "a,e,f", "p": "a,1,", "q": "a,,"} {
+		b := p.Services[name].Build
+		if got := *b.Args["A"] + "," + *b.Args["B"] + "," + *b.Args["C"]; got != want {
+			t.Errorf("the arguments of %s are %s, want %s", name, got, want)
+		}
+	}
+}
+
 func TestErrors(t *testing.T) {
 	for text, want := range map[string]string{
-		"services: {a: {biuld: .}}":                            `services.a: there is no attribute "biuld"`,
-		"services: {a: {build: {contxt: .}}}":                  "build.contxt: there is no such attribute",
-		"servces: {}":                                          `no attribute "servces"`,
-		"services:\n  a:\n    image: ${X:?no X}":               "compose.yaml:3: ",
-		"services:\n  a: [":                                    "line 2",
-		"services: {a: {extends: a}}":                          "cycle",
-		"services: {a: {extends: b}}":                          "no such service",
-		"services: {a: {build: {args: x}}}":                    "build.args",
-		"include: [compose.yaml]":                              "cycle",
-		"services: {a: {build: {no_cache: perhaps}}}":          "no_cache",
-		"services: {a: {image: $}}":                            "$$",
+		"services: {a: {biuld: .}}":                       `services.a: there is no attribute "biuld"`,
+		"services: {a: {build: {contxt: .}}}":             "build.contxt: there is no such attribute",
+		"servces: {}":                                     `no attribute "servces"`,
+		"services:\n  a:\n    image: ${X:?no X}":          "compose.yaml:3: ",
+		"services:\n  a: [":                               "line 2",
+		"services: {a: {extends: a}}":                     "cycle",
+		"services: {a: {extends: b}}":                     "no such service",
+		"services: {a: {build: {args: x}}}":               "build.args",
+		"include: [compose.yaml]":                         "cycle",
+		"services: {a: {build: {no_cache: perhaps}}}":     "no_cache",
+		"services: {a: {build: {extra_hosts: [h]}}}":      "HOST=ADDRESS",
+		"services: {a: {command: x}}":                     "neither an image nor a build section",
+		"include: [{path: compose.yaml, env_file: none}]": "none: no such file",
+		"# none":                             "it is empty",
+		"services: {a: {image: x}}\n---\n[]": "it is not a mapping",
+		"services: {a: {image: $}}":          "$$",
 		strings.Repeat("{a: ", 200) + strings.Repeat("}", 200): "nested",
 	} {
 		if _, err := load(t, map[string]string{"compose.yaml": text}, nil); err == nil || !strings.Contains(err.Error(), want) {

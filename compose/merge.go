@@ -92,6 +92,9 @@ func pairs(v any, sep string) (any, error) {
 			out[key] = value
 			continue
 		}
+		if sep == hostSeparators {
+			return nil, fmt.Errorf("has the host %q without an address: write HOST=ADDRESS", s)
+		}
 		out[s] = nil
 	}
 	return out, nil

@@ -41,12 +41,20 @@ func existing(dir string, names []string) string {
 
 // Environment returns the variables of the process and, below them, those of env files; with none, those of .env in dir if it exists.
 func Environment(dir string, files []string) (Lookup, map[string]string, error) {
+	return environment(dir, files, os.LookupEnv)
+}
+
+// environment is Environment with other variables than those of the process.
+func environment(dir string, files []string, above Lookup) (Lookup, map[string]string, error) {
 	optional := len(files) == 0
 	if optional {
 		files = []string{filepath.Join(dir, ".env")}
 	}
 	all := map[string]string{}
 	for _, file := range files {
+		if file == os.DevNull {
+			continue
+		}
 		info, err := os.Stat(file)
 		if optional && (errors.Is(err, fs.ErrNotExist) || err == nil && info.IsDir()) {
 			continue
@@ -61,14 +69,14 @@ func Environment(dir string, files []string) (Lookup, map[string]string, error) 
 		if err != nil {
 			return nil, nil, fmt.Errorf("read the environment: %w", err)
 		}
-		env, err := parseEnv(file, string(data), os.LookupEnv)
+		env, err := parseEnv(file, string(data), above)
 		if err != nil {
 			return nil, nil, err
 		}
 		maps.Copy(all, env)
 	}
 	return func(name string) (string, bool) {
-		if value, ok := os.LookupEnv(name); ok {
+		if value, ok := above(name); ok {
 			return value, true
 		}
 		value, ok := all[name]

@@ -62,7 +62,26 @@ func OutputEntry(s string) ([]Entry, error) {
 	if err == nil && e["type"] == "" {
 		err = fmt.Errorf("%q has no type", s)
 	}
+	if err == nil {
+		err = e.Output()
+	}
 	return []Entry{e}, err
+}
+
+// Output says where an archive goes that names no file: to standard output.
+func (e Entry) Output() error {
+	switch e["type"] {
+	case "":
+		return errors.New("an item has no type")
+	case "tar", "oci":
+		if e["dest"] == "" && e["type"] == "oci" && e["tar"] == "false" {
+			return errors.New("type=oci,tar=false has no dest: name the directory of the layout")
+		}
+		if e["dest"] == "" {
+			e["dest"] = "-"
+		}
+	}
+	return nil
 }
 
 // AttestEntry reads an attestation.
