@@ -282,7 +282,7 @@ func (b *builder) resolveBase(s *stage) (func() error, error) {
 			return nil, &nameError{name: asked, err: err}
 		}
 		req.Ref = ref
-		if s.context, err = b.namedContext(asked, platform); err != nil {
+		if s.context, err = b.namedContext(ref, platform); err != nil {
 			return nil, err
 		}
 	}

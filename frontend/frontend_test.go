@@ -275,6 +275,22 @@ COPY --from=c x x
 	}
 }
 
+// TestContextNamedContext: a named context may have the name of the build context, as with BuildKit, if it is no directory.
+func TestContextNamedContext(t *testing.T) {
+	o := Options{BuildPlatform: amd64, NamedContexts: map[string]string{"context": "docker-image://configured"}}
+	for text, user := range map[string]string{"FROM context\n": "app:web", "FROM base AS context\nFROM context\n": ""} {
+		res, err := Build(t.Context(), []byte(text), o, fakeImages{})
+		if err != nil || res.Images[0].Config.User != user {
+			t.Errorf("%q: %v, want the user %q", text, err, user)
+		}
+	}
+	o.NamedContexts["context"] = "dir"
+	_, err := Build(t.Context(), []byte("FROM base\nCOPY --from=context / /\n"), o, fakeImages{})
+	if err == nil || !strings.Contains(err.Error(), "Dockerfile:2: the named context context=dir: give the directory another name") {
+		t.Errorf("a directory: error %v", err)
+	}
+}
+
 // TestBuildArgsAreText: a value goes into digests and shortcuts as JSON, in which all bytes that are no UTF-8 would be the same.
 func TestBuildArgsAreText(t *testing.T) {
 	for _, args := range []map[string]string{{"A": "\xe9"}, {"\xe9": "a"}} {

@@ -28,7 +28,7 @@ type Context struct {
 // FindContext returns the context for a stage or image name among values by name, as those of --build-context; nil for none. A
 // context "name::os/architecture" is for that platform alone; build completes such a platform.
 func FindContext(contexts map[string]string, name string, p, build llb.Platform) (*Context, error) {
-	if len(contexts) == 0 || strings.EqualFold(name, "scratch") || strings.EqualFold(name, "context") {
+	if len(contexts) == 0 || strings.EqualFold(name, "scratch") || strings.EqualFold(name, mainContext) {
 		return nil, nil
 	}
 	want := FamiliarName(name)
@@ -57,8 +57,15 @@ func FindContext(contexts map[string]string, name string, p, build llb.Platform)
 	if found == "" {
 		return nil, nil
 	}
-	return parseContext(found, value)
+	c, err := parseContext(found, value)
+	if err == nil && c.Dir && c.Name == mainContext {
+		return nil, fmt.Errorf("the named context %s=%s: give the directory another name, this one is the build context's", found, value)
+	}
+	return c, err
 }
+
+// mainContext is the name of the directory that is the build context. A stage of that name is never replaced.
+const mainContext = "context"
 
 // parseContext reads the value of a --build-context.
 func parseContext(name, value string) (*Context, error) {
