@@ -18,6 +18,10 @@ import (
 	"github.com/moby/patternmatcher/ignorefile"
 )
 
+// maxPattern is the length of a pattern in bytes. No layer has a longer path, and what a pattern costs when it is compiled grows with the
+// square of its wildcards: one of 150 KB took gigabytes.
+const maxPattern = 4096
+
 // Error is a pattern that cannot be read.
 type Error struct {
 	// Line is the pattern's line in its file, counted from 1; 0 where the patterns are from no file.
@@ -28,12 +32,16 @@ type Error struct {
 	Err error
 }
 
-// Error returns the line, where there is one, the pattern and what is wrong with it.
+// Error returns the line, where there is one, the pattern, or the beginning of a long one, and what is wrong with it.
 func (e *Error) Error() string {
-	if e.Line > 0 {
-		return fmt.Sprintf("line %d: pattern %q: %v", e.Line, e.Pattern, e.Err)
+	pattern := fmt.Sprintf("pattern %q", e.Pattern)
+	if len(e.Pattern) > maxPattern {
+		pattern = fmt.Sprintf("the pattern that begins with %.100q", e.Pattern)
 	}
-	return fmt.Sprintf("pattern %q: %v", e.Pattern, e.Err)
+	if e.Line > 0 {
+		pattern = fmt.Sprintf("line %d: %s", e.Line, pattern)
+	}
+	return fmt.Sprintf("%s: %v", pattern, e.Err)
 }
 
 // Unwrap returns what is wrong with the pattern.
@@ -138,6 +146,9 @@ func New(ctx context.Context, patterns []string) (*Matcher, error) {
 			continue
 		}
 		p = path.Clean(p)
+		if len(p) > maxPattern {
+			return nil, &Error{Pattern: p, Err: fmt.Errorf("it has %d bytes, and a pattern can have %d", len(p), maxPattern)}
+		}
 		compiled := pattern{text: p}
 		if rest, ok := strings.CutPrefix(p, "!"); ok {
 			if rest == "" {

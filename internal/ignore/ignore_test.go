@@ -80,6 +80,28 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// A pattern whose cost grows with the square of its length is refused before it is compiled, and a short error says where it is.
+func TestLongPattern(t *testing.T) {
+	m, err := New(context.Background(), []string{strings.Repeat("a/", maxPattern/2-1) + "*a"})
+	if err != nil || m == nil {
+		t.Errorf("a pattern of %d bytes: %v", maxPattern, err)
+	}
+	for _, text := range []string{"**/" + strings.Repeat("a", maxPattern), "!" + strings.Repeat("*/", maxPattern/2) + "a"} {
+		for from, read := range map[string]func() (*Matcher, error){
+			"": func() (*Matcher, error) { return New(context.Background(), []string{text}) },
+			"line 2: ": func() (*Matcher, error) {
+				return Parse(context.Background(), strings.NewReader("a\n"+text+"\n"))
+			},
+		} {
+			var e *Error
+			_, err := read()
+			if !errors.As(err, &e) || !strings.HasPrefix(err.Error(), from+"the pattern that begins with") || len(err.Error()) > 250 {
+				t.Errorf("%.10s…: %.300v", text, err)
+			}
+		}
+	}
+}
+
 func TestNothing(t *testing.T) {
 	m, err := Parse(context.Background(), strings.NewReader("# nothing\n"))
 	if m != nil || err != nil {
