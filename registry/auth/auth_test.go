@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -108,6 +109,44 @@ func TestHelpers(t *testing.T) {
 	for _, host := range []string{"absent.corp", "slash.corp", "other.corp"} {
 		if got, err := NewKeychain(nil).Lookup(t.Context(), host); err == nil {
 			t.Errorf("%s = %+v", host, got)
+		}
+	}
+}
+
+// TestOddHelpers has helpers that leave a program behind, fail after they printed a password, or print without end.
+func TestOddHelpers(t *testing.T) {
+	bin := t.TempDir()
+	answer := `printf '{"Username":"u","Secret":"` + canary + `"}'`
+	for name, script := range map[string]string{
+		"agent":  answer + "; sleep 5 &",
+		"failed": answer + "; echo no luck >&2; exit 1",
+		"silent": "exit 1",
+		"long":   "head -c 50000000 /dev/zero",
+	} {
+		if err := os.WriteFile(filepath.Join(bin, "docker-credential-"+name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	for name, want := range map[string]string{
+		"agent":  "",
+		"failed": "exit status 1: no luck",
+		"silent": "exit status 1",
+		"long":   "it printed no credentials",
+	} {
+		useDockerConfig(t, map[string]any{"credsStore": name})
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		got, err := NewKeychain(nil).Lookup(t.Context(), "reg.corp")
+		runtime.ReadMemStats(&after)
+		switch {
+		case want == "" && (err != nil || got != credential{username: "u", password: canary}):
+			t.Errorf("%s = %+v, %v", name, got, err)
+		case want != "" && (err == nil || !strings.HasSuffix(err.Error(), want) || strings.Contains(err.Error(), canary)):
+			t.Errorf("%s: %v, want %q", name, err, want)
+		}
+		if n := after.TotalAlloc - before.TotalAlloc; n > 8*maxCredentials {
+			t.Errorf("%s: %d bytes were allocated", name, n)
 		}
 	}
 }

@@ -264,6 +264,9 @@ func readConfigFile(path string) (*dockerConfig, error) {
 
 func parseDockerConfig(path string, data []byte) (*dockerConfig, error) {
 	c := &dockerConfig{path: path}
+	if len(bytes.TrimSpace(data)) == 0 {
+		return c, nil // docker too takes an empty file for one that says nothing
+	}
 	if err := json.Unmarshal(data, c); err != nil {
 		// The decoder's message could quote what is in the file.
 		return nil, fmt.Errorf("%s is not as Docker writes it", path)
@@ -352,7 +355,11 @@ type helperError struct {
 }
 
 func (e *helperError) Error() string {
-	return fmt.Sprintf("run %s: %v: %s", e.path, e.err, fetch.Quote(e.said))
+	s := fmt.Sprintf("run %s: %v", e.path, e.err)
+	if e.said != "" {
+		s += ": " + fetch.Quote(e.said)
+	}
+	return s
 }
 
 func (e *helperError) Unwrap() error { return e.err }
@@ -389,21 +396,27 @@ func runHelper(ctx context.Context, name, action, request string) ([]byte, error
 	cmd.WaitDelay = time.Second // for pipes that a helper's children hold open
 	out, complaint := &limitedBuffer{limit: maxCredentials}, &limitedBuffer{limit: maxHelperQuote}
 	cmd.Stdout, cmd.Stderr = out, complaint
-	if err := cmd.Run(); err != nil {
-		return nil, &helperError{path, strings.TrimSpace(out.String() + complaint.String()), err}
+	err = cmd.Run()
+	switch {
+	case err == nil, errors.Is(err, exec.ErrWaitDelay): // an agent that the helper has started may go on
+		return out.data, nil
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		err = fmt.Errorf("it has not ended after %v", helperTimeout)
 	}
-	return out.Bytes(), nil
+	said := strings.TrimSpace(string(out.data))
+	if strings.HasPrefix(said, "{") {
+		said = "" // it may be credentials
+	}
+	return nil, &helperError{path, strings.TrimSpace(said + "\n" + string(complaint.data)), err}
 }
 
-// limitedBuffer keeps the first limit bytes of what is written to it.
+// limitedBuffer keeps the first limit bytes of what is written to it. It has no other methods of a buffer: io.Copy would call ReadFrom.
 type limitedBuffer struct {
-	bytes.Buffer
+	data  []byte
 	limit int
 }
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
-	if room := b.limit - b.Len(); room > 0 {
-		b.Buffer.Write(p[:min(room, len(p))])
-	}
+	b.data = append(b.data, p[:min(b.limit-len(b.data), len(p))]...)
 	return len(p), nil
 }

@@ -214,6 +214,9 @@ func readMembers(path string) (map[string]json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(bytes.TrimSpace(data)) == 0 {
+		return map[string]json.RawMessage{}, nil
+	}
 	members, err := parseObject(data)
 	if err != nil {
 		return nil, errors.New("it is not a JSON object")

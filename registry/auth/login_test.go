@@ -62,9 +62,9 @@ func TestStoreRefuses(t *testing.T) {
 	}
 }
 
-// TestStoreNull shows that null is an object without members, as Docker takes it.
+// TestStoreNull shows that null and an empty file are objects without members, as Docker takes them.
 func TestStoreNull(t *testing.T) {
-	for _, text := range []string{"null", " null\n", `{"auths": null}`, `{"auths": null, "credHelpers": null}`} {
+	for _, text := range []string{"", "\n", "null", " null\n", `{"auths": null}`, `{"auths": null, "credHelpers": null}`} {
 		dir := t.TempDir()
 		t.Setenv("DOCKER_CONFIG", dir)
 		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(text), 0o600); err != nil {
