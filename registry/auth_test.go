@@ -128,6 +128,61 @@ func TestToken(t *testing.T) {
 	}
 }
 
+// TestTokenRedirect has the token server send kiln elsewhere: it goes where the password may go, and nowhere else.
+func TestTokenRedirect(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	desc := makeImage(t, from, amd64, 1000)
+	if err := quick(nil).Push(t.Context(), from, reg.Host+"/app", desc, PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	evil := newListener(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"token":"tok"}`) }))
+	for _, c := range []struct{ name, to, identity, want string }{
+		{"the same server", "/tokens?service=test", "", ""},
+		{"the same server, with an identity token", "/tokens", canary, ""},
+		{"another server", evil.URL + "/token", "", "realms = ["},
+		{"another server, with an identity token", evil.URL + "/token", canary, "realms = ["},
+		{"itself", "/token", "", "redirects more than 10 times"},
+		{"no address", "http://[::1", "", "Location"},
+		{"a file", "file:///etc/passwd", "", "invalid address"},
+		{"nowhere", "", "", "307"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			front := newFault(t, reg.Host, func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+				switch user, password, _ := r.BasicAuth(); {
+				case r.URL.Path == "/token":
+					w.Header().Set("Location", c.to)
+					w.WriteHeader(http.StatusTemporaryRedirect)
+				case r.URL.Path == "/tokens" && (user == "user" && password == canary || r.PostFormValue("refresh_token") == canary):
+					fmt.Fprint(w, `{"token":"tok"}`)
+				case r.Header.Get("Authorization") != "Bearer tok":
+					w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="test"`, r.Host))
+					w.WriteHeader(http.StatusUnauthorized)
+				default:
+					r.Header.Del("Authorization")
+					return false
+				}
+				return true
+			})
+			config := auths(front.host)
+			if c.identity != "" {
+				config = map[string]any{"auths": map[string]any{front.host: map[string]string{"identitytoken": c.identity}}}
+			}
+			useDockerConfig(t, config)
+			_, err := Pull(t.Context(), quick(nil), front.host+"/app", amd64, newStore(t))
+			switch {
+			case c.want == "" && err != nil:
+				t.Fatal(err)
+			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), canary)):
+				t.Fatalf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+	if len(evil.heard) != 0 {
+		t.Error("another server was asked")
+	}
+}
+
 // TestCheckPush asks whether a push would be taken, and gives the upload up that it began.
 func TestCheckPush(t *testing.T) {
 	reg := registrytest.Start(t)

@@ -265,7 +265,8 @@ func (a *Authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 		body := form.Encode()
 		r.Method = http.MethodPost
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
+		r.ContentLength = int64(len(body))
+		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(body)), nil }
 	} else {
 		query := u.Query()
 		for name, values := range form {
@@ -277,13 +278,9 @@ func (a *Authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 		}
 		u.RawQuery = query.Encode()
 	}
-	// Redirections are not followed here: the request may hold a password.
-	resp, err := a.host.Ask(r)
+	resp, err := a.askRealm(r, cred != credential{})
 	if err != nil {
 		return "", 0, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return "", 0, fetch.NewStatusError(resp)
 	}
 	fetch.Decode(resp)
 	defer resp.Body.Close()
@@ -311,6 +308,57 @@ func (a *Authorizer) fetch(ctx context.Context, ch challenge, scopes []string, c
 		life = time.Duration(answer.ExpiresIn) * time.Second
 	}
 	return value, life, nil
+}
+
+// askRealm makes the request for a token. Where the server redirects it to, it goes if that may be asked as the server was.
+func (a *Authorizer) askRealm(r *http.Request, secret bool) (*http.Response, error) {
+	first := r.URL.Host
+	for range fetch.MaxRedirects + 1 {
+		r.Host = r.URL.Host
+		if r.GetBody != nil {
+			var err error
+			if r.Body, err = r.GetBody(); err != nil {
+				return nil, err
+			}
+		}
+		resp, err := a.host.Ask(r)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode == http.StatusOK {
+			return resp, nil
+		}
+		location := resp.Header.Get("Location")
+		if location == "" || !repeats(resp.StatusCode, r.Method) {
+			return nil, fetch.NewStatusError(resp)
+		}
+		resp.Body.Close()
+		to, err := r.URL.Parse(location)
+		if err != nil {
+			return nil, fetch.Invalid("%s sent a Location that is no address", r.URL.Host)
+		}
+		next, err := a.realm(to.String(), secret)
+		if err != nil {
+			return nil, err
+		}
+		if r.URL.Scheme == "https" && next.Scheme == "http" {
+			return nil, &RealmError{a.host.Name(), next.Host, "over plain http"}
+		}
+		r = r.Clone(r.Context())
+		r.URL = next
+	}
+	return nil, fetch.Invalid("%s redirects more than %d times", first, fetch.MaxRedirects)
+}
+
+// repeats reports whether a status asks for the same request at another address (RFC 9110, 15.4).
+func repeats(status int, method string) bool {
+	switch status {
+	case http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return true
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther:
+		return method == http.MethodGet
+	}
+	return false
 }
 
 // realm returns the address of a token server if it may be asked, with the host's credentials or without. A password goes
