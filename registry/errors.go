@@ -137,6 +137,9 @@ func (c *Client) explainStatus(e *Error, h *host, status *fetch.StatusError) {
 	case http.StatusTooManyRequests:
 		e.Kind = RateLimited
 		e.Advice = "log in for a higher limit, use a mirror, or try again later"
+	case http.StatusRequestEntityTooLarge:
+		e.Kind = Refused
+		e.Advice = "the registry or a proxy before it limits the size of requests: have that limit raised, or make the layers smaller"
 	default:
 		e.Kind = Refused
 	}

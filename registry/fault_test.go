@@ -593,6 +593,25 @@ func TestPushFaults(t *testing.T) {
 	}
 }
 
+// TestTooLarge has a proxy refuse large requests: the error says what can be done.
+func TestTooLarge(t *testing.T) {
+	reg := registrytest.Start(t)
+	from := newStore(t)
+	desc := makeImage(t, from, amd64, 1<<20)
+	front := newFault(t, reg.Host, func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
+		if r.ContentLength < 100_000 {
+			return false
+		}
+		io.Copy(io.Discard, r.Body)
+		w.WriteHeader(http.StatusRequestEntityTooLarge)
+		return true
+	})
+	err := quick(nil).Push(t.Context(), from, front.host+"/app", desc, PushOptions{})
+	if e := wantKind(t, err, Refused); !strings.Contains(e.Error(), "have that limit raised") {
+		t.Errorf("%v", e)
+	}
+}
+
 func TestCancel(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

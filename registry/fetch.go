@@ -194,7 +194,7 @@ func (b *blobReader) request(ep endpoint) error {
 	}
 	begins := int64(0)
 	if resp.StatusCode == http.StatusPartialContent {
-		if !ranged || !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", b.offset)) {
+		if !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", b.offset)) {
 			resp.Body.Close()
 			b.noRange = true
 			return b.broken(errors.New("it sent another part of the blob than the requested one"))

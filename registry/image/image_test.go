@@ -67,3 +67,20 @@ func parse(s string) ocispec.Platform {
 	parts := append(strings.Split(s, "/"), "")
 	return ocispec.Platform{OS: parts[0], Architecture: parts[1], Variant: parts[2]}
 }
+
+// TestNotAnImage has an index whose only entry for the platform is something else.
+func TestNotAnImage(t *testing.T) {
+	amd64 := ocispec.Platform{OS: "linux", Architecture: "amd64"}
+	list := []ocispec.Descriptor{
+		{MediaType: "application/x-disk", Platform: &amd64},
+		{MediaType: ocispec.MediaTypeImageManifest, Platform: &ocispec.Platform{OS: "linux", Architecture: "arm64"}},
+	}
+	if fitting, _ := Choose(list, amd64); len(fitting) != 0 {
+		t.Errorf("Choose takes %v", fitting)
+	}
+	got := (&PlatformError{Ref: "app", Want: "linux/amd64", Have: DescribePlatforms(list)}).Error()
+	const want = `app has no image for linux/amd64; it has linux/amd64 (not an image: its media type is "application/x-disk"), linux/arm64`
+	if got != want {
+		t.Errorf("%s", got)
+	}
+}

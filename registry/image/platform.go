@@ -124,7 +124,7 @@ func fitVariant(want ocispec.Platform, have string) int {
 func Choose(descs []ocispec.Descriptor, want ocispec.Platform) (fitting, unsaid []ocispec.Descriptor) {
 	for _, d := range descs {
 		switch {
-		case !cas.IsManifest(d.MediaType) && !cas.IsIndex(d.MediaType) || !attestation.IsImage(d):
+		case !isDocument(d) || !attestation.IsImage(d):
 		case d.Platform == nil || d.Platform.OS == "" && d.Platform.Architecture == "":
 			unsaid = append(unsaid, d)
 		case Fit(want, *d.Platform) > 0:
@@ -135,7 +135,12 @@ func Choose(descs []ocispec.Descriptor, want ocispec.Platform) (fitting, unsaid 
 	return fitting, unsaid
 }
 
-// DescribePlatforms returns the names of platforms, each once.
+// isDocument reports whether an entry of an index is said to be a manifest or an index.
+func isDocument(d ocispec.Descriptor) bool {
+	return cas.IsManifest(d.MediaType) || cas.IsIndex(d.MediaType)
+}
+
+// DescribePlatforms returns the names of platforms, each once. One that an index has only as something else than an image says so.
 func DescribePlatforms(descs []ocispec.Descriptor) []string {
 	var names []string
 	seen := map[string]bool{}
@@ -143,7 +148,11 @@ func DescribePlatforms(descs []ocispec.Descriptor) []string {
 		if d.Platform == nil || !attestation.IsImage(d) {
 			continue
 		}
-		if name := PlatformName(*d.Platform); !seen[name] {
+		name := PlatformName(*d.Platform)
+		if !isDocument(d) {
+			name += fmt.Sprintf(" (not an image: its media type is %q)", d.MediaType)
+		}
+		if !seen[name] {
 			seen[name] = true
 			names = append(names, name)
 		}
