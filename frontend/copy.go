@@ -142,18 +142,20 @@ func (cp *copying) createdBy() string {
 func (cp *copying) op(root llb.Output, dest string, epoch *int64) (op llb.File, inputs []llb.Output) {
 	attributes := llb.Attributes{Chown: cp.chown, Chmod: cp.chmod, Epoch: epoch}
 	inputs = []llb.Output{root}
-	if len(cp.sources) > 0 {
-		files := llb.Copy{Dest: dest, Attributes: attributes, Exclude: cp.exclude, Parents: cp.parents, Link: cp.linked()}
-		number := map[llb.Output]int{} // of inputs that are sources
-		for _, src := range cp.sources {
-			if src.Input = number[src.from]; src.Input == 0 {
-				src.Input = len(inputs)
-				number[src.from] = src.Input
-				inputs = append(inputs, src.from)
-			}
-			files.Sources = append(files.Sources, src.CopySource)
+	var files *llb.Copy
+	number := map[llb.Output]int{} // of inputs that are sources
+	for i, src := range cp.sources {
+		if src.Input = number[src.from]; src.Input == 0 {
+			src.Input = len(inputs)
+			number[src.from] = src.Input
+			inputs = append(inputs, src.from)
 		}
-		op.Actions = append(op.Actions, llb.Action{Copy: &files})
+		// --chmod also applies to a directory that a repository becomes, as in BuildKit.
+		if asDir := remoteurl.IsGit(cp.SourcePaths[i]); files == nil || files.AsDir != asDir {
+			files = &llb.Copy{Dest: dest, Attributes: attributes, Exclude: cp.exclude, Parents: cp.parents, Link: cp.linked(), AsDir: asDir}
+			op.Actions = append(op.Actions, llb.Action{Copy: files})
+		}
+		files.Sources = append(files.Sources, src.CopySource)
 	}
 	for _, f := range cp.SourceContents {
 		file := llb.Mkfile{Path: dest, Name: f.Path, Link: cp.linked(), Content: []byte(f.Data), Attributes: attributes}
