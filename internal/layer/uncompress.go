@@ -29,10 +29,16 @@ func detect(r io.Reader) (*bufio.Reader, compression, error) {
 		return nil, uncompressed, err
 	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
 		return buf, gzipped, nil
-	case len(head) == 4 && string(head) == "\x28\xb5\x2f\xfd":
+	case IsZstd(string(head)):
 		return buf, zstandard, nil
 	}
 	return buf, uncompressed, nil
+}
+
+// IsZstd reports whether something that begins with these four bytes is compressed by zstd. Its first frame may be one that is skipped,
+// as pzstd writes it (RFC 8878, 3.1.2).
+func IsZstd(head string) bool {
+	return head == "\x28\xb5\x2f\xfd" || len(head) == 4 && head[0]&0xf0 == 0x50 && head[1:] == "\x2a\x4d\x18"
 }
 
 // Uncompress returns a reader of the uncompressed bytes of r, which may be gzip, zstd or uncompressed, depending on its first

@@ -513,7 +513,7 @@ func (a *archive) layerType(desc ocispec.Descriptor) (string, error) {
 	switch head := string(head[:n]); {
 	case strings.HasPrefix(head, "\x1f\x8b"):
 		return ocispec.MediaTypeImageLayerGzip, nil
-	case head == "\x28\xb5\x2f\xfd":
+	case layer.IsZstd(head):
 		return ocispec.MediaTypeImageLayerZstd, nil
 	}
 	return ocispec.MediaTypeImageLayer, nil
