@@ -42,15 +42,18 @@ func (b *Builder) Unpack(ctx context.Context, tarball io.Reader, limit layer.Lim
 	}
 }
 
-// pseudoLinks removes the bookkeeping files of AUFS from a layer: everything in its root whose name begins with .wh..wh., such as
-// .wh..wh.aufs and .wh..wh.orph/. Only the files in .wh..wh.plnk/ are needed until the layer is complete, since hard links refer
+// pseudoLinks removes the bookkeeping files of AUFS from a layer: everything whose name begins with .wh..wh., such as .wh..wh.aufs and
+// .wh..wh.orph/, and what is below it. Only the files in .wh..wh.plnk/ are needed until the layer is complete, since hard links refer
 // to them.
 type pseudoLinks struct {
 	b    *Builder
 	held string // temporary directory of the files in .wh..wh.plnk/; "" if there are none
 }
 
-const plnk = layer.WhiteoutPrefix + layer.WhiteoutPrefix + "plnk"
+const (
+	meta = layer.WhiteoutPrefix + layer.WhiteoutPrefix
+	plnk = meta + "plnk"
+)
 
 // keep reports whether an entry is unpacked, and redirects its path and link to the directory held.
 func (p *pseudoLinks) keep(e *layer.Entry) bool {
@@ -60,8 +63,8 @@ func (p *pseudoLinks) keep(e *layer.Entry) bool {
 		}
 	}
 	top, _, below := strings.Cut(e.Path, "/")
-	if !strings.HasPrefix(top, layer.WhiteoutPrefix+layer.WhiteoutPrefix) || top == layer.OpaqueName {
-		return true
+	if !strings.HasPrefix(top, meta) || top == layer.OpaqueName {
+		return !strings.Contains(layer.Parent(e.Path), "/"+meta) // AUFS also uses such names outside the root
 	}
 	if top != plnk || !below || e.Type != layer.File && e.Type != layer.Hardlink {
 		return false
@@ -100,8 +103,8 @@ func unpackEntry(b *Builder, e layer.Entry, body io.Reader) error {
 			return nil // overlayfs does not look for the mark on a root, so it has no effect where the image runs or in a RUN
 		case base == layer.OpaqueName:
 			return b.Opaque(dir)
-		case strings.HasPrefix(hidden, layer.WhiteoutPrefix):
-			return nil // AUFS also uses such names outside the root
+		case strings.HasPrefix(base, meta):
+			return nil // see pseudoLinks
 		case hidden == "" || hidden == "." || hidden == "..":
 			return &layer.HeaderError{Name: e.Path, Msg: "is a whiteout without a valid name"}
 		}
