@@ -211,7 +211,7 @@ func TestErrors(t *testing.T) {
 		{"FROM base\nSTOPSIGNAL SIGNOTHING\n", 2, "invalid signal"},
 		{"FROM base\nVOLUME $X\n", 2, "empty string"},
 		{"FROM base\nRUN []\n", 2, "RUN has no command"},
-		{"FROM base\nCOPY --form=base a b\n", 2, "unknown flag: --form (did you mean --from?)"},
+		{"FROM base\nCOPY --form=base a b\n", 2, "unknown flag: --form (did you mean from?)"},
 		{"FROM base\nHEALTHCHECK --retries=99999999999 CMD x\n", 2, "99999999999 is too large"},
 		{"FROM base\nHEALTHCHECK --interval=$A CMD x\n", 2, "there are no variables in it"},
 		{"FROM base\nRUN --mount= x\n", 2, "a mount is written as --mount=type=cache,target=/path"},

@@ -131,11 +131,7 @@ func splitHint(msg string) (text, hint string) {
 	if i < 0 || !strings.HasSuffix(msg, "?)") {
 		return msg, ""
 	}
-	text, hint = msg[:i], msg[i+2:len(msg)-1]
-	if strings.HasPrefix(text, "unknown flag: --") {
-		hint = strings.Replace(hint, "mean ", "mean --", 1)
-	}
-	return text, hint
+	return msg[:i], msg[i+2 : len(msg)-1] // as it is: BuildKit's clients are used to it
 }
 
 // suggestInstruction returns the hint for an unknown instruction, "" where none is near it. Letters that only changed

@@ -36,7 +36,7 @@ func TestParseErrors(t *testing.T) {
 		"FROM a\nCPOY a b\n":          "f:2: unknown instruction: CPOY (did you mean COPY?)",
 		"FROM a\nWRKDIR b\n":          "f:2: unknown instruction: WRKDIR (did you mean WORKDIR?)",
 		"FROM a\nNOTHINGLIKEIT b\n":   "f:2: unknown instruction: NOTHINGLIKEIT",
-		"FROM a\nCOPY --form=x a b\n": "f:2: unknown flag: --form (did you mean --from?)",
+		"FROM a\nCOPY --form=x a b\n": "f:2: unknown flag: --form (did you mean from?)",
 		"FROM a\nHEALTHCHECK --interval=5 CMD x\n": "f:2: time: missing unit in duration \"5\" (a duration has a unit, as 30s or 5m)",
 		"FROM a\nHEALTHCHECK --retries=x CMD x\n":  "f:2: \"x\" is not a number",
 		"FROM a\nSHELL ['sh', '-c']\n":             "f:2: SHELL requires the arguments to be in JSON form (a list whose strings are in double quotes, as [\"/bin/sh\", \"-c\"])",
