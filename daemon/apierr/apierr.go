@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
 
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kilnbuild/kiln/internal/input"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -174,6 +176,13 @@ func exitCode(err error) (uint32, bool) {
 	return 0, false
 }
 
+// The limits of a status, in bytes: clients take 16 MiB of headers, and a detail, such as the op of a step, is in one, in base64. One that
+// is larger has no details and a text that is cut.
+const (
+	maxStatus = 1 << 20
+	maxText   = 64 << 10
+)
+
 // Status returns an error as a gRPC status, with all its details.
 func Status(ctx context.Context, err error) *status.Status {
 	if err == nil {
@@ -181,9 +190,20 @@ func Status(ctx context.Context, err error) *status.Status {
 	}
 	st, ok := grpcerrors.AsGRPCStatus(grpcerrors.ToGRPC(ctx, err))
 	if !ok || st == nil {
-		return status.New(codes.Unknown, err.Error())
+		st = status.New(codes.Unknown, err.Error())
 	}
-	return st
+	return bounded(st)
+}
+
+func bounded(st *status.Status) *status.Status {
+	if proto.Size(st.Proto()) <= maxStatus {
+		return st
+	}
+	text := st.Message()
+	if len(text) > maxText {
+		text = strings.ToValidUTF8(text[:maxText], "") + "…"
+	}
+	return status.New(st.Code(), text)
 }
 
 // panicError is a panic in a call of the API.
@@ -236,8 +256,8 @@ func sent(ctx context.Context, err error) error {
 			err = (&Build{}).Error(err)
 		}
 	}
-	if _, ok := err.(statusError); ok && errors.Unwrap(err) == nil {
-		return err // ToGRPC would add the name of the status to the text, which clients add
+	if e, ok := err.(statusError); ok && errors.Unwrap(err) == nil {
+		return bounded(e.GRPCStatus()).Err() // ToGRPC would add the name of the status to the text, which clients add
 	}
-	return grpcerrors.ToGRPC(ctx, err)
+	return Status(ctx, err).Err()
 }

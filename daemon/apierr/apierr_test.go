@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/llb"
@@ -153,5 +154,24 @@ func TestPanics(t *testing.T) {
 	})
 	if status.Code(err) != codes.NotFound {
 		t.Errorf("the status of an error is lost: %v", err)
+	}
+}
+
+// An error crosses the socket however large what it is about is.
+func TestLargeErrors(t *testing.T) {
+	failed := func(string, *solver.VertexError) *errdefs.Solve {
+		return &errdefs.Solve{InputIDs: []string{strings.Repeat("x", 20<<20)}}
+	}
+	var g llb.Graph
+	v := g.Add(llb.Scratch{}, llb.Meta{})
+	for _, err := range []error{
+		errors.New(strings.Repeat("é", 10<<20)),
+		status.Error(codes.NotFound, strings.Repeat("x", 20<<20)),
+		(&Build{Failed: failed}).Error(&solver.VertexError{Vertex: v, Err: errors.New("failed")}),
+	} {
+		_, got := Unary(nil)(context.Background(), nil, &grpc.UnaryServerInfo{}, func(context.Context, any) (any, error) { return nil, err })
+		if n := proto.Size(status.Convert(got).Proto()); n > maxStatus || len(got.Error()) == 0 {
+			t.Errorf("a status of %d bytes", n)
+		}
 	}
 }
