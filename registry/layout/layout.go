@@ -181,6 +181,9 @@ func (l *Layout) target(ref string, platform ocispec.Platform) (ocispec.Descript
 			f.Close()
 			return ocispec.Descriptor{Digest: d, Size: fi.Size()}, nil
 		}
+		if len(all) == 0 {
+			return none, fetch.Invalid("it has no images")
+		}
 		if len(names) == 0 {
 			return none, fetch.Invalid("it has no image %q; its %d images have no names: give the digest of one", ref, len(all))
 		}

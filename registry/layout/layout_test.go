@@ -126,6 +126,20 @@ func TestManyNames(t *testing.T) {
 	}
 }
 
+// A layout without images is not said to have some without names.
+func TestNoImages(t *testing.T) {
+	s := registrytest.NewStore(t)
+	if err := os.WriteFile(s.Root()+"/index.json", []byte(`{"schemaVersion":2,"manifests":[]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range []string{"", "x:1"} {
+		_, err := openLayout(t, s.Root()).Resolve(t.Context(), ref, amd64, registrytest.NewStore(t))
+		if err == nil || !strings.Contains(err.Error(), "it has no images") {
+			t.Errorf("%q: %v", ref, err)
+		}
+	}
+}
+
 // TestHostile has blobs that are links out of the layout, fifos, wrong or too large.
 func TestHostile(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
