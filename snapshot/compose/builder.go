@@ -444,9 +444,13 @@ func (b *Builder) mkdir(up *dirNode, path string, made func(path string) layer.E
 
 // copyUp copies a directory of a lower layer into this layer. Its parents are already part of this layer.
 func (b *Builder) copyUp(n *dirNode, path string) error {
-	// The time was not set by this step, so it does not count as part of the layer's identity.
 	e := n.entry(path)
-	e.Clock, e.Opaque, e.Implied = true, false, false
+	e.Opaque, e.Implied = false, false
+	if !b.ownLinks {
+		// The time was not set by this step, so it does not count as part of the layer's identity. In the layer of an image it counts
+		// as it does in the layer below, with which steps were planned.
+		e.Clock = true
+	}
 	return b.add(&e, nil)
 }
 

@@ -241,7 +241,7 @@ func (x *Job) Realise(ctx context.Context, r solver.Ref) (_ []layer.ID, err erro
 		if !m.Implied || i == 0 {
 			continue
 		}
-		id := layer.ID(fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s unpacked over %s", layers[i].ID, layers[i].Below))))
+		id := layer.ID(fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s as it is over %s", layers[i].ID, layers[i].Below))))
 		exists, err := x.has(ctx, id)
 		if err == nil && !exists {
 			err = x.materialise(ctx, id, &variant{of: layers[i].ID, below: ids[:i]})
