@@ -160,7 +160,7 @@ func TestContainerSpies(t *testing.T) {
 		t.Fatal(err)
 	}
 	const spy = `b=busybox; echo ready; while [ ! -e /stop ]; do for p in /proc/[0-9]*; do
-		e=$($b readlink $p/exe) && case $e in /bin/sh) ;; *) echo "exe $e" ;; esac
+		e=$($b readlink $p/exe) && case $e in /bin/sh|/launcher) ;; *) echo "exe $e" ;; esac
 		r=$($b readlink $p/root) && [ "$r" = / ] || [ -z "$r" ] || echo "root $r"
 		for f in $p/fd/[3-9] $p/fd/[1-9][0-9]; do [ ! -L $f ] || { l=$($b readlink $f) && [ "${p##*/}" != 1 ] && echo "fd $f $l"; }; done
 		$b dd if=$p/mem of=/dev/null bs=1 count=1 skip=65536 2> /dev/null && echo "mem $p"
