@@ -29,7 +29,7 @@ type Claims struct {
 
 	mu       sync.Mutex
 	relied   map[layer.ID]*layer.Manifest
-	received []*layer.Manifest // all that were ever there
+	received []*layer.Manifest // all that were ever there, since a step may still read one that was wrong
 }
 
 // New returns the claims of a source, which may be nil. Close must be called.
@@ -47,7 +47,7 @@ func (c *Claims) Close() error {
 }
 
 // Has reports whether a cache says what is in a layer of an image.
-func (c *Claims) Has(id layer.ID) bool { return c.Relied(id) || c.source != nil && c.source.Base(id) }
+func (c *Claims) Has(id layer.ID) bool { return c.source != nil && c.source.Base(id) }
 
 // Relied reports whether the build has relied on what is said of a layer.
 func (c *Claims) Relied(id layer.ID) bool {
