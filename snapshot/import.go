@@ -61,7 +61,7 @@ func (j *Job) Import(ctx context.Context, f Foreign) error {
 	if known, err := j.Manifest(ctx, f.ID); err == nil {
 		f.Manifest = func(context.Context) (io.ReadCloser, error) { return readManifest(known), nil } // it is here already
 	}
-	m, err := j.store.receiveOf(ctx, f, filepath.Join(p.dir, "manifest"))
+	m, err := j.store.receiveChecked(ctx, f, filepath.Join(p.dir, "manifest"))
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (j *Job) ImportEntries(ctx context.Context, f Foreign) error {
 	}
 	defer os.RemoveAll(tmp)
 	name := filepath.Join(tmp, "manifest")
-	m, err := s.receiveOf(ctx, f, name)
+	m, err := s.receiveChecked(ctx, f, name)
 	if err != nil {
 		return err
 	}
@@ -167,8 +167,8 @@ func (j *Job) ReceiveManifest(
 	return j.store.receive(ctx, Foreign{ID: id, Manifest: open}, filepath.Join(tmp, "manifest"))
 }
 
-// receiveOf writes the manifest of a layer of another store to a file, and returns it if it is that layer's.
-func (s *Store) receiveOf(ctx context.Context, f Foreign, name string) (*layer.Manifest, error) {
+// receiveChecked writes the manifest of a layer of another store to a file, and returns it if it is that layer's.
+func (s *Store) receiveChecked(ctx context.Context, f Foreign, name string) (*layer.Manifest, error) {
 	m, err := s.receive(ctx, f, name)
 	if err != nil {
 		return nil, err

@@ -31,5 +31,5 @@ func (im *Imports) Mounts(ctx context.Context, key string) ([]FoundMount, error)
 // mount reports whether a mount is signed.
 func (c *Import) mount(key string, m pack.Mount) bool {
 	k, err := solver.ParseKey(key)
-	return err == nil && c.counts(k, func() bool { return c.Keys.Mount(m) })
+	return err == nil && counts(c, c.signed, k, func() bool { return c.Keys.Mount(m) })
 }

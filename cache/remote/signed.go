@@ -18,26 +18,26 @@ type signedLayer struct {
 // record returns the record of a key, if it counts.
 func (c *Import) record(key solver.Key) (pack.Record, bool) {
 	r, ok := c.head.Pack.Records[key]
-	return r, ok && c.counts(key, func() bool { return c.Keys.Record(key, r) })
+	return r, ok && counts(c, c.signed, key, func() bool { return c.Keys.Record(key, r) })
 }
 
 // shortcut returns the shortcut that leads from a key, if it counts.
 func (c *Import) shortcut(from solver.Key) (pack.Shortcut, bool) {
 	t, ok := c.head.Pack.Shortcuts[from]
-	return t, ok && c.counts(from, func() bool { return c.Keys.Shortcut(from, t) })
+	return t, ok && counts(c, c.signed, from, func() bool { return c.Keys.Shortcut(from, t) })
 }
 
-// counts reports whether something is signed, or need not be.
-func (c *Import) counts(key solver.Key, verify func() bool) bool {
+// counts reports whether something is signed, or need not be. seen are those that were looked up, by their keys.
+func counts[K comparable](c *Import, seen map[K]bool, key K, verify func() bool) bool {
 	if c.Keys == nil {
 		return true
 	}
 	c.signing.Lock()
 	defer c.signing.Unlock()
-	signed, known := c.signed[key]
+	signed, known := seen[key]
 	if !known {
 		signed = verify()
-		c.signed[key] = signed
+		seen[key] = signed
 	}
 	return signed
 }
@@ -45,17 +45,7 @@ func (c *Import) counts(key solver.Key, verify func() bool) bool {
 // base returns what is said of a layer of an image, if it counts.
 func (c *Import) base(id layer.ID) (pack.Base, bool) {
 	b, ok := c.head.Pack.Bases[id]
-	if !ok || c.Keys == nil {
-		return b, ok
-	}
-	c.signing.Lock()
-	defer c.signing.Unlock()
-	signed, known := c.bases[id]
-	if !known {
-		signed = c.Keys.Base(b)
-		c.bases[id] = signed
-	}
-	return b, signed
+	return b, ok && counts(c, c.bases, id, func() bool { return c.Keys.Base(b) })
 }
 
 // layer returns a layer with those of its blobs that count, if it does itself.

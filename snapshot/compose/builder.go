@@ -49,10 +49,11 @@ type Builder struct {
 	stream func(*layer.Entry) error
 	held   []heldDir
 	trim   bool // see Trim
-	// ownLinks makes path resolution follow only the layer's own symbolic links.
-	ownLinks bool
-	buf      []byte      // for reading files; allocated on first use
-	passed   layer.Entry // the entry passed to stream last, kept here to avoid an allocation for each
+	// ofImage says that the layer is one of an image: paths follow its own symbolic links alone, its directories replace what is below,
+	// and the times of those that it does not describe are known.
+	ofImage bool
+	buf     []byte      // for reading files; allocated on first use
+	passed  layer.Entry // the entry passed to stream last, kept here to avoid an allocation for each
 }
 
 // maxKept limits the total size in bytes of the extended attributes of an archive's directories, which stay in memory until the
@@ -420,7 +421,7 @@ func (b *Builder) Mkdirs(p string, made func(path string) layer.Entry) error {
 // blocks reports whether the existing entry at path, which is not a directory, prevents a directory from being created there. In
 // the layer of an image, a directory replaces what a lower layer contains.
 func (b *Builder) blocks(path string) (bool, error) {
-	if !b.ownLinks {
+	if !b.ofImage {
 		return true, nil
 	}
 	_, own, err := b.own(path)
@@ -446,7 +447,7 @@ func (b *Builder) mkdir(up *dirNode, path string, made func(path string) layer.E
 func (b *Builder) copyUp(n *dirNode, path string) error {
 	e := n.entry(path)
 	e.Opaque, e.Implied = false, false
-	if !b.ownLinks {
+	if !b.ofImage {
 		// The time was not set by this step, so it does not count as part of the layer's identity. In the layer of an image it counts
 		// as it does in the layer below, with which steps were planned.
 		e.Clock = true

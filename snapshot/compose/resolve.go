@@ -74,7 +74,7 @@ func (s *nodeSteps) down(name string, path []byte) (layer.Entry, bool, error) {
 	n, e, ok := s.b.dirs.child(s.at, name), layer.Entry{}, true
 	if n == nil {
 		var err error
-		if s.b.ownLinks {
+		if s.b.ofImage {
 			e, ok, err = s.b.leafIn(s.at, name)
 			ok = ok && e.Type != layer.Whiteout
 		} else {

@@ -16,7 +16,7 @@ import (
 // Links of lower layers are not followed, as an overlay does not follow them either when the image runs: an entry below such a
 // link creates a directory that replaces the link.
 func (b *Builder) Unpack(ctx context.Context, tarball io.Reader, limit layer.Limit) error {
-	b.ownLinks = true
+	b.ofImage = true
 	r := layer.NewReader(ctxio.Reader(ctx, tarball), limit)
 	r.Ahead()
 	defer r.Close()
