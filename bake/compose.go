@@ -6,7 +6,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/docker/go-units"
@@ -177,8 +176,9 @@ func composeEntries(t *Target, p *compose.Project, b *compose.Build, env compose
 	return nil
 }
 
-// addItems adds the items of a list attribute, as strings.
+// addItems adds the items of a list attribute, as strings. Empty ones are none, as in definitions.
 func (t *Target) addItems(name string, items []string) error {
+	items = slices.DeleteFunc(slices.Clone(items), func(item string) bool { return item == "" })
 	for _, a := range attributes() {
 		if a.name != name {
 			continue
@@ -188,9 +188,6 @@ func (t *Target) addItems(name string, items []string) error {
 			*f = unique(slices.Concat(*f, items))
 		case *[]Entry:
 			for _, item := range items {
-				if item == "" {
-					continue
-				}
 				entries, err := a.entries(item)
 				if err != nil {
 					return fmt.Errorf("%s: %w", name, err)
@@ -253,13 +250,7 @@ func truth(v any) (bool, error) {
 	case bool:
 		return v, nil
 	case string:
-		switch strings.ToLower(v) { // as YAML has them
-		case "yes", "y", "on":
-			return true, nil
-		case "no", "n", "off":
-			return false, nil
-		}
-		return strconv.ParseBool(v)
+		return compose.Truth(v)
 	}
 	return false, fmt.Errorf("it is neither true nor false")
 }

@@ -388,11 +388,12 @@ func (a *attribute) check(e Entry) error {
 			e["id"] = "default"
 		}
 	case "policy":
-	case "output":
-		return e.Output()
 	default:
 		if e["type"] == "" {
 			return errors.New("an item has no type")
+		}
+		if a.name == "output" {
+			return e.Output()
 		}
 	}
 	return nil

@@ -112,7 +112,7 @@ func (b *Build) set(key string, v any) (err error) {
 		return err
 	case truths[key] != nil:
 		if v != nil {
-			*truths[key], err = truth(text(v))
+			*truths[key], err = Truth(text(v))
 		}
 		return err
 	}
@@ -173,8 +173,8 @@ func (b *Build) set(key string, v any) (err error) {
 	return nil
 }
 
-// truth returns a truth value, as YAML 1.1 has them, or strconv.ParseBool.
-func truth(s string) (bool, error) {
+// Truth returns a truth value, as YAML 1.1 or strconv.ParseBool have them.
+func Truth(s string) (bool, error) {
 	switch strings.ToLower(s) {
 	case "yes", "y", "on":
 		return true, nil

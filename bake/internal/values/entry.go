@@ -70,17 +70,13 @@ func OutputEntry(s string) ([]Entry, error) {
 
 // Output says where an archive goes that names no file: to standard output.
 func (e Entry) Output() error {
-	switch e["type"] {
-	case "":
-		return errors.New("an item has no type")
-	case "tar", "oci":
-		if e["dest"] == "" && e["type"] == "oci" && e["tar"] == "false" {
-			return errors.New("type=oci,tar=false has no dest: name the directory of the layout")
-		}
-		if e["dest"] == "" {
-			e["dest"] = "-"
-		}
+	if e["type"] != "tar" && e["type"] != "oci" || e["dest"] != "" {
+		return nil
 	}
+	if e["type"] == "oci" && e["tar"] == "false" {
+		return errors.New("type=oci,tar=false has no dest: name the directory of the layout")
+	}
+	e["dest"] = "-"
 	return nil
 }
 
